@@ -1,0 +1,90 @@
+"""Values that have the right type and still cannot be: one line each, with the fix, before anything runs."""
+
+from __future__ import annotations
+
+from hubert_pretrain.config import FinetuneConfig, PretrainConfig, Recipe, TrainerConfig
+from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.frames import samples
+from hubert_pretrain.model.config import HubertConfig
+
+
+def check(recipe: Recipe) -> None:
+    """Raises ConfigError for the first value that cannot be."""
+    check_model(recipe.model)
+    if not recipe.iterations:
+        raise ConfigError("iterations: the recipe has none; give it at least it1 with features, clustering and pretrain")
+    for name, iteration in recipe.iterations.items():
+        _positive(f"iterations.{name}.clustering.n_clusters", iteration.clustering.n_clusters)
+        if iteration.clustering.n_clusters > 2**16:
+            raise ConfigError(f"iterations.{name}.clustering.n_clusters={iteration.clustering.n_clusters}: targets are 16-bit, so at most 65536")
+        _check_pretrain(f"iterations.{name}.pretrain", iteration.pretrain, recipe)
+    for name, task in recipe.finetune.items():
+        _check_batches(f"finetune.{name}", task, recipe.trainer)
+        if task.warmup_fraction + task.hold_fraction > 1:
+            raise ConfigError(f"finetune.{name}: warmup_fraction + hold_fraction is above 1; nothing is left for the decay")
+
+
+def check_model(model: HubertConfig) -> None:
+    """Shapes that fit each other."""
+    lengths = {len(model.conv_dim), len(model.conv_kernel), len(model.conv_stride)}
+    if len(lengths) != 1:
+        raise ConfigError(
+            f"model: conv_dim, conv_kernel and conv_stride have {len(model.conv_dim)}, {len(model.conv_kernel)} and "
+            f"{len(model.conv_stride)} entries; give one per layer in each"
+        )
+    if model.hidden_size % model.num_attention_heads:
+        raise ConfigError(
+            f"model.hidden_size={model.hidden_size} is not divisible by model.num_attention_heads={model.num_attention_heads}; "
+            f"choose a multiple of {model.num_attention_heads}"
+        )
+    if model.hidden_size % model.num_conv_pos_embedding_groups:
+        raise ConfigError(
+            f"model.hidden_size={model.hidden_size} is not divisible by "
+            f"model.num_conv_pos_embedding_groups={model.num_conv_pos_embedding_groups}"
+        )
+    if model.feat_extract_norm not in ("group", "layer"):
+        raise ConfigError(f"model.feat_extract_norm={model.feat_extract_norm}: expected group or layer")
+
+
+def _check_pretrain(key: str, config: PretrainConfig, recipe: Recipe) -> None:
+    _check_batches(key, config, recipe.trainer)
+    shortest = recipe.model.grid.num_frames(samples(config.min_seconds))
+    if shortest <= config.mask.span_frames:
+        raise ConfigError(
+            f"{key}.min_seconds={config.min_seconds} gives {shortest} frames, not more than one span of "
+            f"{key}.mask.span_frames={config.mask.span_frames}; raise one or lower the other"
+        )
+    if config.max_crop_seconds < config.min_seconds:
+        raise ConfigError(f"{key}.max_crop_seconds={config.max_crop_seconds} is below min_seconds={config.min_seconds}")
+    if config.max_crop_seconds > config.micro_batch_seconds:
+        raise ConfigError(
+            f"{key}.micro_batch_seconds={config.micro_batch_seconds} holds not even one crop of max_crop_seconds={config.max_crop_seconds}; "
+            "raise the first or lower the second"
+        )
+    if not 0 < config.mask.probability <= 1:
+        raise ConfigError(f"{key}.mask.probability={config.mask.probability}: expected a share above 0 and up to 1")
+
+
+def _check_batches(key: str, config: PretrainConfig | FinetuneConfig, trainer: TrainerConfig) -> None:
+    """A step is a whole number of micro-batches, and every device gets equally many of them."""
+    for name in ("steps", "batch_seconds", "micro_batch_seconds", "learning_rate"):
+        _positive(f"{key}.{name}", getattr(config, name))
+    micro_batches = config.batch_seconds / config.micro_batch_seconds
+    if abs(micro_batches - round(micro_batches)) > 1e-6:
+        raise ConfigError(
+            f"{key}: batch_seconds={config.batch_seconds} is {micro_batches:.3f} x micro_batch_seconds={config.micro_batch_seconds}; "
+            f"it must be a whole multiple, e.g. micro_batch_seconds={config.batch_seconds / max(1, round(micro_batches)):g}"
+        )
+    devices = trainer.devices * trainer.num_nodes
+    count = round(micro_batches)
+    if count % devices:
+        legal = [str(n) for n in range(1, count + 1) if count % n == 0]
+        raise ConfigError(
+            f"{key}: a step has {count} micro-batches, which {devices} devices cannot share equally; "
+            f"use {', '.join(legal)} devices, or another micro_batch_seconds"
+        )
+
+
+def _positive(key: str, value: float) -> None:
+    if value <= 0:
+        raise ConfigError(f"{key}={value}: expected a number above 0")

@@ -1,0 +1,173 @@
+"""The form of a recipe: every field once, with its unit. The values live in conf/ (what can be chosen) and recipes/ (what was chosen).
+
+Swappable parts (`Any` below) are `_target_` nodes: the class that does the work and its keyword arguments. A comment in brackets is
+fairseq's name of the field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from hubert_pretrain.model.config import HubertConfig
+
+
+@dataclass
+class DataConfig:
+    """Speech on disk -> a corpus."""
+
+    corpus: Any = MISSING  # `_target_` of a class in data/corpora/
+    root: str | None = None  # folder of the corpus on disk; null for a corpus that makes itself
+    valid_fraction: float = 0.05  # share of `train` held out as `valid`, by a hash of the id, where the corpus has no such split
+    max_bad_fraction: float = 0.001  # more unreadable files than this share is an error, fewer are quarantined
+    workers: int = 0  # processes that read audio in `prepare`; 0: one per core
+
+
+@dataclass
+class ClusteringConfig:
+    """Frames -> codebook (learn_kmeans.py). The defaults are the paper's MiniBatchKMeans settings."""
+
+    n_clusters: int = MISSING
+    fraction: float = 0.1  # share of the training utterances that the codebook is fitted on [percent]
+    max_hours: float = 100.0  # never more than this much audio, however large the share
+    batch_frames: int = 10_000  # [batch_size]
+    max_iterations: int = 100  # passes over the sample [max_iter]
+    max_no_improvement: int = 100
+    restarts: int = 20  # k-means++ starts, the best is kept [n_init]
+    tolerance: float = 0.0
+    reassignment_ratio: float = 0.0
+
+
+@dataclass
+class MaskConfig:
+    """Which frames are hidden (paper section 2.2)."""
+
+    probability: float = 0.8  # expected share of frames that start inside a span, before overlaps [mask_prob]
+    span_frames: int = 10  # [mask_length]
+    min_spans: int = 2
+
+
+@dataclass
+class LossConfig:
+    """Weights of the pretraining loss (paper section 2.3)."""
+
+    masked_weight: float = 1.0  # alpha [pred_masked_weight]
+    unmasked_weight: float = 0.0  # 1 - alpha [pred_nomask_weight]
+    feature_penalty: float = 10.0  # times the mean square of the conv encoder's output [loss_weights]
+    temperature: float = 0.1  # tau [logit_temp]
+
+
+@dataclass
+class PretrainConfig:
+    """Corpus + targets -> checkpoint: the science of one pretraining."""
+
+    steps: int = MISSING  # optimiser updates [max_update]
+    batch_seconds: float = MISSING  # audio per update, over all devices [max_tokens x GPUs x update_freq]
+    micro_batch_seconds: float = MISSING  # audio per forward pass; divides batch_seconds
+    learning_rate: float = 5e-4  # peak
+    warmup_fraction: float = 0.08  # of the steps, linear from 0; then linear to 0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    eps: float = 1e-6
+    weight_decay: float = 0.01  # on every parameter, as fairseq does
+    clip_norm: float = 10.0  # global gradient norm
+    min_seconds: float = 2.0  # shorter utterances are left out [min_sample_size]
+    max_crop_seconds: float = 15.625  # longer ones are cropped [max_sample_size]
+    max_shapes: int = 16  # number of crop lengths (buckets)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    log_every_steps: int = 50
+    valid_every_steps: int = 5000
+    checkpoint_every_steps: int = 1000
+
+
+@dataclass
+class IterationConfig:
+    """One round of HuBERT: features -> codebook -> targets -> checkpoint."""
+
+    features: Any = MISSING  # `_target_` of a class in features/
+    clustering: ClusteringConfig = field(default_factory=ClusteringConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+
+
+@dataclass
+class FinetuneConfig:
+    """Checkpoint + labels -> task model."""
+
+    task: Any = MISSING  # `_target_` of a class in finetune/ (ctc, classify) and its own values
+    checkpoint: str = MISSING  # a stage of this run ("it2/pretrain") or the folder of a checkpoint
+    train_split: str = "train"
+    valid_split: str = "valid"
+    test_split: str = "test"
+    steps: int = MISSING
+    batch_seconds: float = MISSING  # audio per update, padding included, over all devices
+    micro_batch_seconds: float = MISSING
+    learning_rate: float = 5e-5
+    warmup_fraction: float = 0.1  # tri-stage schedule: up from initial_lr_scale x peak,
+    hold_fraction: float = 0.4  # hold,
+    initial_lr_scale: float = 0.01
+    final_lr_scale: float = 0.05  # then exponentially down to this share of the peak
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 10.0
+    freeze_encoder_steps: int = 0  # only the new head learns until then [freeze_finetune_updates]
+    conv_gradient_scale: float = 0.0  # 0: the conv encoder is frozen throughout [feature_grad_mult]
+    hidden_dropout: float = 0.0  # dropouts replace those of pretraining
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.1
+    feat_proj_dropout: float = 0.0
+    layerdrop: float = 0.1
+    mask: MaskConfig = field(default_factory=lambda: MaskConfig(probability=0.65))  # time mask while training
+    channel_mask: MaskConfig = field(default_factory=lambda: MaskConfig(probability=0.5, span_frames=64, min_spans=0))
+    log_every_steps: int = 50
+    valid_every_steps: int = 1000
+    checkpoint_every_steps: int = 1000
+
+
+@dataclass
+class ExportConfig:
+    """Checkpoint -> what others load."""
+
+    format: str = "huggingface"
+    checkpoints: list[str] = field(default_factory=list)  # stages of this run; the first is the one that `summary.json` names
+
+
+@dataclass
+class TrainerConfig:
+    """The hardware. Nothing here changes what is computed, only where."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "auto"  # auto: bf16-mixed on a GPU, 32-true elsewhere; or any name Lightning knows
+    loader_workers: int = 2  # processes per device that decode audio
+    threads: int = 0  # CPU threads per process; 0: torch's choice
+    progress_bar: bool = True
+
+
+@dataclass
+class LaunchConfig:
+    """How a stage becomes processes."""
+
+    kind: str = "local"
+
+
+@dataclass
+class Recipe:
+    """All of a run. `name` is the recipe's folder."""
+
+    name: str = MISSING
+    work_dir: str = MISSING
+    stage: str = "all"  # all | list | the name of one stage
+    seed: int = 1
+    data: DataConfig = field(default_factory=DataConfig)
+    model: HubertConfig = field(default_factory=HubertConfig)
+    iterations: dict[str, IterationConfig] = field(default_factory=dict)  # it1, it2, ... in order
+    finetune: dict[str, FinetuneConfig] = field(default_factory=dict)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: Any = MISSING  # {name: `_target_` of a Lightning logger}
+    launch: LaunchConfig = field(default_factory=LaunchConfig)

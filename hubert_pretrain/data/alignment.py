@@ -1,0 +1,113 @@
+"""Phone alignments: which phone is spoken at which sample, for the rows of a manifest that have them.
+
+Stored beside the manifest as one memory-mapped table: row, phone numbers, starts and ends; the inventory is in its metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hubert_pretrain.data.tables import open_table, write_table
+from hubert_pretrain.errors import ArtefactError, DataError
+from hubert_pretrain.frames import MODEL_GRID, FrameGrid
+
+FORMAT = "hubert_pretrain.alignments.1"
+NO_PHONE = -1
+
+Phones = Sequence[tuple[str, int, int]]
+"""An alignment: (phone, start, end) in samples at 16 kHz, ordered, end exclusive, without overlaps."""
+
+
+class Alignments:
+    """Random access to the alignments of a manifest."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._batch, metadata = open_table(path, made_by="prepare")
+        if metadata.get("format") != FORMAT:
+            raise ArtefactError(f"{path}: is {metadata.get('format', 'no alignment table')}, expected {FORMAT}; run stage=prepare again")
+        self.phones: list[str] = json.loads(metadata["phones"])
+        """The inventory, sorted: `phones[i]` is the name of phone `i`."""
+
+    @staticmethod
+    def open(path: str | Path) -> Alignments:
+        """Opens `alignments.arrow` (the file, or the folder that holds it) in O(1)."""
+        path = Path(path).absolute()
+        return Alignments(path / "alignments.arrow" if path.is_dir() else path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Alignments, (self.path,)
+
+    def __len__(self) -> int:
+        return int(self._batch.num_rows)
+
+    def rows(self) -> NDArray[np.int64]:
+        """The manifest rows that have an alignment, ascending (N,). A read-only view of the file."""
+        return self._batch.column(0).to_numpy(zero_copy_only=True)
+
+    def has(self, row: int) -> bool:
+        """Whether a manifest row has an alignment."""
+        return self._place(row) is not None
+
+    def intervals(self, row: int) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+        """Phone numbers, starts and ends (each (P,), in samples of the utterance) of a row. Raises DataError when it has none."""
+        place = self._place(row)
+        if place is None:
+            raise DataError(f"{self.path}: row {row} has no alignment; ask has(row) first, or leave the row out")
+        phones, starts, ends = (self._batch.column(column)[place].values.to_numpy() for column in (1, 2, 3))
+        return phones, starts, ends
+
+    def frame_phone_ids(self, row: int, num_frames: int, grid: FrameGrid = MODEL_GRID) -> NDArray[np.int32]:
+        """The phone at the centre sample of each frame, as a number (T,); NO_PHONE (-1) in gaps and after the last phone."""
+        phones, starts, ends = self.intervals(row)
+        centres = np.arange(num_frames, dtype=np.int64) * grid.hop + grid.centre_sample(0)
+        # The last phone that starts at or before the centre; place -1 (none has started) is masked below.
+        place = np.searchsorted(starts, centres, side="right") - 1
+        inside = (place >= 0) & (centres < ends[place]) if len(ends) else np.zeros(num_frames, dtype=bool)
+        ids = np.full(num_frames, NO_PHONE, dtype=np.int32)
+        ids[inside] = phones[place[inside]]
+        return ids
+
+    def frame_phones(self, row: int, num_frames: int, grid: FrameGrid = MODEL_GRID) -> list[str]:
+        """The phone at the centre sample of each frame, by name (T); "" where there is none."""
+        names = [*self.phones, ""]
+        return [names[i] for i in self.frame_phone_ids(row, num_frames, grid)]
+
+    def _place(self, row: int) -> int | None:
+        rows = self.rows()
+        place = int(np.searchsorted(rows, row))
+        return place if place < len(rows) and rows[place] == row else None
+
+
+def write_alignments(path: Path, alignments: Iterable[tuple[int, Phones]]) -> None:
+    """Writes `alignments.arrow` atomically from (manifest row, phones) pairs in any order. Raises DataError for disordered phones."""
+    ordered = sorted(alignments, key=lambda pair: pair[0])
+    for row, phones in ordered:
+        _check(row, phones)
+    inventory = sorted({phone for _, phones in ordered for phone, _, _ in phones})
+    number = {phone: i for i, phone in enumerate(inventory)}
+    columns = {
+        "row": pa.array([row for row, _ in ordered], pa.int64()),
+        "phones": pa.array([[number[phone] for phone, _, _ in phones] for _, phones in ordered], pa.large_list(pa.int32())),
+        "starts": pa.array([[start for _, start, _ in phones] for _, phones in ordered], pa.large_list(pa.int64())),
+        "ends": pa.array([[end for _, _, end in phones] for _, phones in ordered], pa.large_list(pa.int64())),
+    }
+    write_table(path, columns, {"format": FORMAT, "phones": json.dumps(inventory, ensure_ascii=False)})
+
+
+def _check(row: int, phones: Phones) -> None:
+    previous = 0
+    for phone, start, end in phones:
+        if not phone or start < previous or end < start:
+            raise DataError(
+                f"alignment of row {row}: phone {phone!r} at samples {start}..{end} after {previous}; "
+                "expected named phones in order without overlaps, mend the corpus"
+            )
+        previous = end

@@ -1,0 +1,90 @@
+"""What a corpus says about its utterances (`Claim`), and the prepared corpus that the later stages read (`Corpus`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hubert_pretrain.data import audio
+from hubert_pretrain.data.alignment import Alignments, Phones
+from hubert_pretrain.data.manifest import Manifest
+from hubert_pretrain.errors import ArtefactError, DataError
+from hubert_pretrain.workspace import read_json
+
+MANIFEST = "manifest.arrow"
+ALIGNMENTS = "alignments.arrow"
+CARD = "card.json"
+QUARANTINE = "quarantine.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """An utterance as its corpus describes it, before anyone has opened the audio."""
+
+    id: str
+    path: Path
+    split: str
+    speaker: str = ""
+    text: str = ""
+    label: str = ""
+    phones: Phones | None = None
+    """(phone, start, end) in samples at 16 kHz, or None when the corpus has no alignment."""
+
+
+class CorpusSource(Protocol):
+    """A corpus: any class that can list its utterances. Its values are keyword arguments, its place in conf/data is a `_target_`."""
+
+    def utterances(self, folder: Path) -> Iterator[Claim]:
+        """Every utterance once, in any order.
+
+        Args:
+            folder: where a corpus that makes its own audio may write it; what lies there after a kill may be used again.
+
+        Raises:
+            DataError: the corpus is not where it should be; the message shows the expected layout.
+        """
+        ...
+
+
+class Corpus:
+    """A prepared corpus: manifest, alignments where there are any, audio, and the card."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = Manifest.open(folder / MANIFEST)
+        self.alignments = Alignments.open(folder / ALIGNMENTS) if (folder / ALIGNMENTS).is_file() else None
+
+    @staticmethod
+    def open(folder: str | Path) -> Corpus:
+        """Opens the output of stage `prepare` in O(1)."""
+        return Corpus(Path(folder).absolute())
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What `prepare` measured (card.json)."""
+        card = read_json(self.folder / CARD)
+        if card is None:
+            raise ArtefactError(f"{self.folder / CARD}: missing or damaged; run stage=prepare again")
+        return dict(card)
+
+    def read(self, row: int, start: int = 0, num_samples: int | None = None) -> NDArray[np.float32]:
+        """Waveform (S,) of a row, or of the crop [start, start + num_samples) of it, at 16 kHz, mono, in [-1, 1], not normalised.
+
+        Raises DataError when the file no longer holds what the manifest says.
+        """
+        utterance = self.manifest[row]
+        wanted = utterance.num_samples - start if num_samples is None else num_samples
+        if not 0 <= start <= start + wanted <= utterance.num_samples:
+            raise ValueError(f"{utterance.id}: samples {start}..{start + wanted} of an utterance of {utterance.num_samples}")
+        waveform = audio.read(utterance.path, utterance.start + start, wanted, source_rate=utterance.source_rate)
+        if len(waveform) != wanted:
+            raise DataError(
+                f"{utterance.path}: utterance {utterance.id!r} has {len(waveform)} samples at {start}, the manifest promises {wanted}; "
+                "the file changed since stage=prepare, restore it or prepare again"
+            )
+        return waveform

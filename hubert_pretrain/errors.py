@@ -1,0 +1,31 @@
+"""One family of errors: what was found, what was expected, and the fix, on one line that the command line prints as it is."""
+
+from __future__ import annotations
+
+
+class HubertPretrainError(Exception):
+    """Something a user can mend. `run.py` prints the message as one line and exits with `exit_code`; a traceback would not help."""
+
+    exit_code = 1
+
+
+class ConfigError(HubertPretrainError):
+    """The recipe or the command line asks for something that does not exist or cannot be."""
+
+    exit_code = 2
+
+
+class DataError(HubertPretrainError):
+    """Audio, a transcript or a manifest is missing, unreadable or does not fit."""
+
+
+class ArtefactError(HubertPretrainError):
+    """A stage's output is missing, damaged or was made from something else."""
+
+
+def nearest(word: str, choices: list[str]) -> str:
+    """``" (did you mean 'x'?)"`` for the closest of ``choices``, or an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,46 @@
+"""What clustering asks of a feature: a frame grid, a width, an identity, and waveforms -> frames."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from hubert_pretrain.frames import FrameGrid
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """Waveforms -> frames on a grid. Both of ours are `nn.Module`s, so `.to(device)` moves their tables or weights.
+
+    A new feature is a new file with a class of this shape and a `_target_` node in conf/features/ that names it.
+    """
+
+    @property
+    def grid(self) -> FrameGrid:
+        """Where the frames lie on the waveform."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Width D of a frame."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What determines the values, as plain JSON: `kind`, `dim` and parameters; weights by their hash, never by their path.
+
+        A codebook keeps it, and refuses frames of an extractor whose fingerprint differs.
+        """
+        ...
+
+    def __call__(self, waveform: Tensor) -> Tensor:
+        """(B, S) float32 at 16 kHz, rows equally long, whole utterances -> (B, T, D) float32 with T = `grid.num_frames(S)`."""
+        ...
+
+
+def describe(fingerprint: dict[str, Any]) -> str:
+    """A few words for error messages, e.g. ``"hubert_layer (dim 768, layer 6, weights 3f9a0c12)"``."""
+    facts = {name: value for name, value in fingerprint.items() if name in ("dim", "layer")}
+    if "weights_sha256" in fingerprint:
+        facts["weights"] = str(fingerprint["weights_sha256"])[:8]
+    return f"{fingerprint.get('kind', 'unknown features')} ({', '.join(f'{name} {value}' for name, value in facts.items())})"

@@ -1,0 +1,140 @@
+"""Speech recognition: a letter per frame, trained by CTC (Graves et al. 2006). B utterances, T frames, U letters, V vocabulary."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hubert_pretrain.data.manifest import Manifest
+from hubert_pretrain.errors import DataError
+from hubert_pretrain.finetune.decode import BLANK_ID, greedy
+from hubert_pretrain.finetune.metrics import letter_error_rate, word_error_rate
+from hubert_pretrain.finetune.task import Examples, strings, tab_separated
+from hubert_pretrain.finetune.text import Vocabulary, frames_needed, normalise
+from hubert_pretrain.frames import FrameGrid
+from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import LetterHead
+from hubert_pretrain.model.hubert import HubertOutput
+
+log = logging.getLogger(__name__)
+
+
+class CtcTask:
+    """Letters from speech. Decoded greedily, without a language model."""
+
+    kind = "ctc"
+    every_layer = False
+
+    def __init__(self, *, final_dropout: float = 0.0, max_dropped_fraction: float = 0.01) -> None:
+        """
+        Args:
+            final_dropout: before the output layer.
+            max_dropped_fraction: training utterances without a transcript, or with one that their frames cannot spell, are left out
+                and counted; a larger share of them is an error.
+        """
+        self.final_dropout = final_dropout
+        self.max_dropped_fraction = max_dropped_fraction
+        self.vocabulary: Vocabulary | None = None
+
+    def fit(self, manifest: Manifest, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
+        """Derives the vocabulary from the transcripts of the training rows, and leaves out what CTC cannot learn."""
+        texts = _transcripts(manifest, rows)
+        self.vocabulary = Vocabulary.of_texts(texts)
+        labels = [self.vocabulary.ids(text) for text in texts]
+        needed = np.array([frames_needed(ids) for ids in labels])
+        kept = (needed > 0) & (grid.num_frames(manifest.num_samples[rows]) >= needed)
+        self._check_dropped(manifest, rows, kept, needed, grid)
+        chosen = np.flatnonzero(kept)
+        return Examples(rows[chosen], [texts[i] for i in chosen], [labels[i] for i in chosen])
+
+    def examples(self, manifest: Manifest, rows: NDArray[np.int64]) -> Examples:
+        """All rows. A character that no training transcript has is counted, said, and can only be scored as an error."""
+        texts = _transcripts(manifest, rows)
+        if unknown := self._vocabulary.count_unknown(texts):
+            log.warning("%s: %d characters of these transcripts are in no training transcript; they count as errors", manifest.path, unknown)
+        return Examples(rows, texts, [self._vocabulary.ids(text) for text in texts])
+
+    def head(self, config: HubertConfig) -> nn.Module:
+        """Dropout and a linear layer D -> V."""
+        return LetterHead(config.hidden_size, len(self._vocabulary), dropout=self.final_dropout)
+
+    def logits(self, head: nn.Module, output: HubertOutput, valid: Tensor | None) -> Tensor:
+        """(B, T, V)."""
+        return head(output.last)
+
+    def loss(self, logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor) -> Tensor:
+        """See `ctc_loss`."""
+        return ctc_loss(logits, num_frames, labels, label_lengths)
+
+    def predict(self, logits: Tensor) -> str:
+        """The text of the best path of one utterance, ``logits`` (1, T, V)."""
+        return self._vocabulary.text(greedy(logits[0]))
+
+    def score(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+        """Word and letter error rates over all utterances."""
+        return {"wer": word_error_rate(references, predictions), "cer": letter_error_rate(references, predictions)}
+
+    def card(self) -> dict[str, Any]:
+        """The vocabulary; its first symbol is the blank."""
+        return {"vocabulary": list(self._vocabulary.symbols)}
+
+    def table(self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]) -> tuple[str, str]:
+        """hypotheses.tsv, with the word error rate of each utterance."""
+        lines = [(i, said, heard, f"{word_error_rate([said], [heard]):.4f}") for i, said, heard in zip(ids, references, predictions, strict=True)]
+        return "hypotheses.tsv", tab_separated(("id", "reference", "hypothesis", "wer"), lines)
+
+    @property
+    def _vocabulary(self) -> Vocabulary:
+        if self.vocabulary is None:
+            raise ValueError("this task has no vocabulary yet: call fit first")
+        return self.vocabulary
+
+    def _check_dropped(self, manifest: Manifest, rows: NDArray[np.int64], kept: NDArray[np.bool_], needed: NDArray[np.int64], grid: FrameGrid) -> None:
+        dropped = np.flatnonzero(~kept)
+        if len(dropped) == 0:
+            return
+        first = manifest[int(rows[dropped[0]])]
+        found = (
+            f"{len(dropped)} of {len(rows)} training utterances have no transcript or one longer than their frames can spell; the first is "
+            f"{first.id!r} with {grid.num_frames(first.num_samples)} frames for {int(needed[dropped[0]])} letters"
+        )
+        if len(dropped) > self.max_dropped_fraction * len(rows):
+            raise DataError(
+                f"{manifest.path}: {found}; expected at most {self.max_dropped_fraction:.1%}: check that transcripts belong to their audio, "
+                "or raise task.max_dropped_fraction"
+            )
+        log.warning("%s: %s; left out", manifest.path, found)
+
+
+def ctc_loss(logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor) -> Tensor:
+    """CTC loss in nats, in fp32, summed over utterances (fairseq's criterion, which then divides by the number of sentences).
+
+    Args:
+        logits: (B, T, V), blank first.
+        num_frames: (B,) real frames of each row; later ones are ignored.
+        labels: (B, U) ids, padded with anything.
+        label_lengths: (B,) labels of each row. A row whose labels do not fit its frames contributes 0.
+    """
+    log_probabilities = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)  # (T, B, V)
+    with torch.backends.cudnn.flags(enabled=False):  # cuDNN's CTC is not deterministic and has no zero_infinity
+        return F.ctc_loss(
+            log_probabilities, labels, num_frames, label_lengths, blank=BLANK_ID, reduction="sum", zero_infinity=True
+        )
+
+
+def _transcripts(manifest: Manifest, rows: NDArray[np.int64]) -> list[str]:
+    texts = [normalise(text) for text in strings(manifest, "text", rows)]
+    if not any(texts):
+        split = manifest[int(rows[0])].split
+        raise DataError(
+            f"{manifest.path}: none of the {len(rows)} utterances of split {split!r} has a transcript; letter CTC needs them: "
+            "give the corpus texts, choose another split, or fine-tune with finetune/classify"
+        )
+    return texts

@@ -1,0 +1,124 @@
+"""Padded micro-batches of whole utterances. B utterances, S samples, T frames, D width, U label tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hubert_pretrain.data.audio import normalize
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.finetune.batches import PaddedPlan
+from hubert_pretrain.finetune.task import Examples
+from hubert_pretrain.frames import FrameGrid
+from hubert_pretrain.model.masking import span_mask
+from hubert_pretrain.seeds import generator
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How a mask is drawn: `probability` 0 for none. See `model.masking.span_mask`."""
+
+    probability: float
+    span_frames: int
+    min_spans: int
+
+    def draw(self, length: int, source: np.random.Generator) -> NDArray[np.bool_]:
+        """(length,) bool, True = hidden."""
+        if self.probability == 0:
+            return np.zeros(length, dtype=np.bool_)
+        return span_mask(
+            length, probability=self.probability, span_frames=self.span_frames, min_spans=self.min_spans, generator=source
+        )
+
+
+class TrainingDataset(Dataset[Batch]):
+    """Item ``g`` is micro-batch ``g`` of the plan, a pure function of (seed, g). It has no end: a sampler asks for numbers.
+
+    A batch holds ``waveform`` (B, S) float32, zero behind the end; ``valid`` (B, T) bool, True for real frames; ``labels`` (B, U) int64,
+    padded with 0, and ``label_lengths`` (B,); ``mask`` (B, T) and ``channel_mask`` (B, D) bool, each seeded by (seed, step, row); and the
+    numbers ``step``, ``index`` and ``step_utterances``, by which the loss of the whole step is to be divided.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        examples: Examples,
+        plan: PaddedPlan,
+        *,
+        grid: FrameGrid,
+        hidden_size: int,
+        normalize_waveform: bool,
+        mask: Masking,
+        channel_mask: Masking,
+        seed: int,
+    ) -> None:
+        self.corpus, self.plan, self.grid, self.seed = corpus, plan, grid, seed
+        self.hidden_size, self.normalize_waveform = hidden_size, normalize_waveform
+        self.mask, self.channel_mask = mask, channel_mask
+        self.labels = dict(zip(examples.rows.tolist(), examples.labels, strict=True))
+
+    def __getitem__(self, index: int) -> Batch:
+        planned = self.plan.micro_batch(index)
+        rows = planned.rows.tolist()
+        waveforms = [read_whole(self.corpus, row, self.normalize_waveform) for row in rows]
+        num_frames = [int(self.grid.num_frames(len(waveform))) for waveform in waveforms]
+        longest = int(self.grid.num_frames(planned.num_samples))  # T
+        labels = [self.labels[row] for row in rows]
+        masks = [self.mask.draw(n, generator(self.seed, "mask", planned.step, row)) for n, row in zip(num_frames, rows, strict=True)]
+        channels = [self.channel_mask.draw(self.hidden_size, generator(self.seed, "channels", planned.step, row)) for row in rows]
+        return {
+            "waveform": _stack(waveforms, planned.num_samples),
+            "valid": torch.arange(longest) < torch.tensor(num_frames)[:, None],
+            "labels": _stack([np.array(ids, dtype=np.int64) for ids in labels], max(map(len, labels))),
+            "label_lengths": torch.tensor([len(ids) for ids in labels]),
+            "mask": _stack(masks, longest),
+            "channel_mask": torch.from_numpy(np.stack(channels)),
+            "step": planned.step,
+            "index": index,
+            "step_utterances": self.plan.utterances(planned.step),
+        }
+
+
+class WholeUtterances(Dataset[Batch]):
+    """Item ``i`` is example ``i`` alone, a batch of one without padding: what a model says of it depends on nothing else."""
+
+    def __init__(self, corpus: Corpus, examples: Examples, *, normalize_waveform: bool) -> None:
+        self.corpus, self.examples, self.normalize_waveform = corpus, examples, normalize_waveform
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Batch:
+        waveform = read_whole(self.corpus, int(self.examples.rows[index]), self.normalize_waveform)
+        labels = self.examples.labels[index]
+        return {
+            "waveform": torch.from_numpy(waveform)[None],
+            "labels": torch.tensor(labels, dtype=torch.int64)[None],
+            "label_lengths": torch.tensor([len(labels)]),
+            "reference": self.examples.references[index],
+        }
+
+
+def read_whole(corpus: Corpus, row: int, normalize_waveform: bool) -> NDArray[np.float32]:
+    """The waveform (S,) of an utterance as the network wants it."""
+    waveform = corpus.read(row)
+    if not normalize_waveform:
+        return waveform
+    utterance = corpus.manifest[row]
+    return normalize(waveform, utterance.mean, utterance.variance)
+
+
+def _stack(arrays: list[NDArray[Any]], length: int) -> Tensor:
+    """Arrays of different lengths as one tensor (B, length), zero (False) behind their ends."""
+    stacked = np.zeros((len(arrays), length), dtype=arrays[0].dtype)
+    for row, values in enumerate(arrays):
+        stacked[row, : len(values)] = values
+    return torch.from_numpy(stacked)

@@ -1,0 +1,72 @@
+"""Samples <-> frames: the one place that knows the numbers of the frame grid.
+
+A model frame is a window of 400 samples taken every 320 (reference: HuBERT's conv encoder, wav2vec 2.0 section 2). Kaldi's MFCC frame
+``2t`` is a window of 400 samples that starts at ``160 * 2t = 320t``: exactly the samples of model frame ``t``. So every target can live
+on the model's grid, and no other file needs 16000, 400, 320 or 160.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SAMPLE_RATE = 16_000
+"""Samples per second of every waveform in this project."""
+
+
+@dataclass(frozen=True)
+class FrameGrid:
+    """Where frames lie on a waveform: frame ``t`` sees the samples ``[t * hop, t * hop + window)``."""
+
+    window: int
+    """Samples that one frame sees."""
+    hop: int
+    """Samples from one frame to the next."""
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames that fit into ``num_samples`` samples (0 when it is shorter than one window). Works on arrays too."""
+        frames = (num_samples - self.window) // self.hop + 1
+        return frames * (frames > 0)
+
+    def num_samples(self, num_frames: int) -> int:
+        """The fewest samples that give ``num_frames`` frames (at least 1 frame)."""
+        return self.window + self.hop * (num_frames - 1)
+
+    def start_sample(self, frame: int) -> int:
+        """First sample of a frame. A crop that starts here keeps every later frame on the grid."""
+        return frame * self.hop
+
+    def centre_sample(self, frame: int) -> int:
+        """Middle sample of a frame, where an alignment is read."""
+        return frame * self.hop + self.window // 2
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frame rate, e.g. 50.0."""
+        return SAMPLE_RATE / self.hop
+
+    @staticmethod
+    def of_convolutions(kernels: Sequence[int], strides: Sequence[int]) -> FrameGrid:
+        """The grid of a stack of unpadded convolutions: hop is the product of strides, window the receptive field."""
+        window, hop = 1, 1
+        for kernel, stride in zip(kernels, strides, strict=True):
+            window += (kernel - 1) * hop
+            hop *= stride
+        return FrameGrid(window=window, hop=hop)
+
+
+MODEL_GRID = FrameGrid(window=400, hop=320)
+"""HuBERT's grid: 25 ms every 20 ms."""
+
+MFCC_GRID = FrameGrid(window=400, hop=160)
+"""Kaldi's grid: 25 ms every 10 ms. Every second frame is a model frame."""
+
+
+def seconds(num_samples: int) -> float:
+    """Length in seconds of ``num_samples`` samples."""
+    return num_samples / SAMPLE_RATE
+
+
+def samples(num_seconds: float) -> int:
+    """Whole samples in ``num_seconds`` seconds."""
+    return round(num_seconds * SAMPLE_RATE)

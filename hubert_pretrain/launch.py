@@ -1,0 +1,67 @@
+"""How pending stages become processes: one after the other in this shell, each in a process (group) of its own.
+
+One process per stage, because with plain DDP Lightning's children re-enter `main()` from the top: in a process that ran several stages
+every rank would run all of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import subprocess
+import sys
+import time
+
+from hubert_pretrain import pipeline, summary
+from hubert_pretrain.config import Recipe
+from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.workspace import Workspace
+
+
+class StageFailed(HubertPretrainError):
+    """A stage's process ended without finishing."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def run_pending(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None:
+    """Runs every stage that is not done, in order. `overrides` are the words of the command line, without `stage=`."""
+    stages = pipeline.stages(recipe)
+    for stage in stages:
+        pipeline.check_unchanged(stage, workspace)
+    for number, stage in enumerate(stages, start=1):
+        title = f"[{number}/{len(stages)}] {stage.name}"
+        if workspace.is_done(stage.name):
+            pipeline.check_unchanged(stage, workspace)
+            print(f"{title}: done before", flush=True)
+        else:
+            resumed = " (resumed)" if pipeline.state(stage, workspace) == "interrupted" else ""
+            print(f"{title}{resumed} ...", flush=True)
+            started = time.time()
+            _run_process(stage.name, overrides)
+            print(f"{title}: {time.time() - started:.0f} s", flush=True)
+        summary.write(recipe, workspace)
+
+
+def _run_process(stage: str, overrides: list[str]) -> None:
+    command = [sys.executable, "-m", "hubert_pretrain.run", *overrides, f"stage={stage}"]
+    process = subprocess.Popen(command, preexec_fn=_die_with_parent if sys.platform == "linux" else None)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        # The terminal sent the interrupt to the stage too: let it leave in its own way.
+        process.wait()
+        raise
+    if code == 0:
+        return
+    if code < 0:
+        how = f"was killed by {signal.Signals(-code).name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+        raise StageFailed(f"stage {stage} {how}; the same command resumes it", 128 - code)
+    raise StageFailed(f"stage {stage} failed (exit code {code}, its message is above); the same command resumes it", code)
+
+
+def _die_with_parent() -> None:
+    """Runs in the child: when the driver is killed, even with -9, no stage is left behind that writes beside its successor."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

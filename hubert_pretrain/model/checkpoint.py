@@ -1,0 +1,155 @@
+"""The weights of a network on disk: `model.safetensors` and a `config.json` that rebuilds it. Nothing in it can run code.
+
+The encoder's tensors are named `hubert.*` and the head's `head.*`, in fp32 unless saved otherwise. (What a training run needs to resume
+is something else: training/checkpoint_io.py.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from hubert_pretrain.errors import ArtefactError, ConfigError, nearest
+from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import HEADS, ClassificationHead, CodebookHead, LetterHead
+from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.workspace import read_json, sync_folder, write_json
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+@dataclass
+class LoadedModel:
+    """What a checkpoint folder holds, on the CPU and in eval mode."""
+
+    model: Hubert
+    kind: str
+    """"pretrain", "ctc" or "classify"."""
+    head_state: dict[str, Tensor] = field(default_factory=dict)
+    """The head's weights under the names of its module; empty for a bare encoder."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """All of config.json: "model", "kind", "head" (the settings that rebuild it) and "extra" (what its maker added)."""
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What its maker added, e.g. {"vocabulary": [...]}."""
+        return dict(self.config.get("extra", {}))
+
+    def build_head(self) -> CodebookHead | LetterHead | ClassificationHead:
+        """The head with its weights. Raises ArtefactError when the checkpoint has none."""
+        if not self.head_state:
+            raise ArtefactError(f"this {self.kind!r} checkpoint holds no head, only the encoder")
+        head = HEADS[self.kind](**self.config["head"])
+        head.load_state_dict(self.head_state)
+        return head.eval()
+
+
+def save_model(
+    folder: str | Path,
+    model: Hubert,
+    *,
+    head: CodebookHead | LetterHead | ClassificationHead | None = None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Writes `model.safetensors` and, last, `config.json` into `folder`; each appears whole or not at all.
+
+    `extra` must be plain JSON. The head decides the kind of the checkpoint; without one it is "pretrain".
+    """
+    folder = Path(folder)
+    tensors = {f"hubert.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()} if head else {}
+    save_tensors(folder / WEIGHTS, tensors)
+    config = {
+        "model": dataclasses.asdict(model.config),
+        "kind": head.kind if head else CodebookHead.kind,
+        "head": head.settings if head else None,
+        "extra": extra or {},
+    }
+    write_json(folder / CONFIG, config)
+
+
+def load_model(folder: str | Path, **overrides: Any) -> LoadedModel:
+    """Reads what `save_model` wrote. `overrides` replace values of its HubertConfig that change no shape, e.g. `layerdrop=0.0`.
+
+    Raises ArtefactError when a file is missing, damaged, or does not fit the other; ConfigError for an override that does not exist.
+    """
+    folder = Path(folder)
+    stored = read_json(folder / CONFIG)
+    if not isinstance(stored, dict) or "model" not in stored or stored.get("kind") not in HEADS:
+        raise ArtefactError(f"{folder / CONFIG}: missing or not the {CONFIG} of a checkpoint of this project; expected the folder of a stage")
+    model = Hubert(_config(stored["model"], overrides, folder))
+    tensors = load_tensors(folder / WEIGHTS)
+    states = {prefix: _strip(tensors, prefix) for prefix in ("hubert.", "head.")}
+    load_strictly(model, states["hubert."], folder / WEIGHTS)
+    return LoadedModel(model=model.eval(), kind=stored["kind"], head_state=states["head."], config=stored)
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Copies `state` into `module`. Raises ArtefactError naming the file and the first tensors that are missing, unknown or misshapen."""
+    wanted = module.state_dict()
+    problems = [f"{name} is missing" for name in wanted if name not in state]
+    problems += [f"{name} is unknown" for name in state if name not in wanted]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)} where {tuple(wanted[name].shape)} was expected"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    ]
+    if problems:
+        raise ArtefactError(f"{source}: does not fit the network: {'; '.join(problems[:3])} ({len(problems)} such tensors in all)")
+    module.load_state_dict(state)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file atomically, synced to disk, and with the permissions that the user's umask gives.
+
+    (safetensors itself makes files that only their owner can read, and does not sync.)
+    """
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata or {"format": "pt"})
+    publish(temporary, path)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Gives a finished temporary file in the same folder its final name: umask permissions, sync, rename, sync of the folder."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(temporary, 0o666 & ~umask)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises ArtefactError when it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"{path}: cannot be read as safetensors ({error}); copy it again or rerun the stage that makes it") from error
+
+
+def _config(stored: dict[str, Any], overrides: dict[str, Any], folder: Path) -> HubertConfig:
+    known = [f.name for f in dataclasses.fields(HubertConfig)]
+    for name in overrides:
+        if name not in known:
+            raise ConfigError(f"{name!r} is no field of the model{nearest(name, known)}")
+    unknown = [name for name in stored if name not in known]
+    if unknown:
+        raise ArtefactError(f"{folder / CONFIG}: unknown model fields {', '.join(unknown)}; it was written by a newer version of this project")
+    return HubertConfig(**{**stored, **overrides})
+
+
+def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

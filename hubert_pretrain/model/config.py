@@ -1,0 +1,90 @@
+"""The form of a network: a plain dataclass, free of torch so that the command line can check a recipe in no time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hubert_pretrain.errors import ConfigError, nearest
+from hubert_pretrain.frames import FrameGrid
+
+ACTIVATIONS = ["gelu", "relu", "selu", "gelu_new", "silu"]
+"""Names of `transformers`; "gelu" is the exact one (erf), "gelu_new" the tanh approximation."""
+
+
+@dataclass
+class HubertConfig:
+    """Everything that determines the weights' shapes and what the network computes.
+
+    Fields are named as in `transformers.HubertConfig`; fairseq's name stands behind where it differs. Defaults are HuBERT Base.
+    """
+
+    # -- conv encoder: waveform -> frames
+    conv_dim: list[int] = field(default_factory=lambda: [512] * 7)  # channels of each layer
+    conv_kernel: list[int] = field(default_factory=lambda: [10, 3, 3, 3, 3, 2, 2])
+    conv_stride: list[int] = field(default_factory=lambda: [5, 2, 2, 2, 2, 2, 2])
+    conv_bias: bool = False
+    feat_extract_norm: str = "group"  # "group": norm over time in layer 1 only; "layer": over channels in each (extractor_mode)
+    feat_extract_activation: str = "gelu"
+    conv_gradient_scale: float = 0.1  # gradient into the conv encoder times this; 0 freezes it (feature_grad_mult)
+    # -- frames -> context encoder
+    feat_proj_layer_norm: bool = True
+    feat_proj_dropout: float = 0.1  # dropout_input
+    # -- context encoder
+    hidden_size: int = 768  # encoder_embed_dim
+    num_hidden_layers: int = 12  # encoder_layers
+    num_attention_heads: int = 12  # encoder_attention_heads
+    intermediate_size: int = 3072  # encoder_ffn_embed_dim
+    hidden_act: str = "gelu"  # activation_fn
+    hidden_dropout: float = 0.1  # dropout
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.0
+    layerdrop: float = 0.05  # encoder_layerdrop
+    layer_norm_eps: float = 1e-5
+    do_stable_layer_norm: bool = False  # False: norm after each residual; True: before (layer_norm_first)
+    num_conv_pos_embeddings: int = 128  # conv_pos
+    num_conv_pos_embedding_groups: int = 16  # conv_pos_groups
+    # -- what it is fed and what it predicts
+    normalize_waveform: bool = False  # zero mean, unit variance per utterance before the network (task.normalize)
+    projection_size: int = 256  # width d of the unit embeddings (final_dim)
+
+    @property
+    def grid(self) -> FrameGrid:
+        """The frame grid that the conv encoder makes."""
+        return FrameGrid.of_convolutions(self.conv_kernel, self.conv_stride)
+
+    def validate(self) -> None:
+        """Raises ConfigError when no network has these values, naming the field, what was found and what would do."""
+        self._validate_conv_encoder()
+        self._validate_context_encoder()
+        for name in ("feat_extract_activation", "hidden_act"):
+            _one_of(name, getattr(self, name), ACTIVATIONS)
+        for name in ("feat_proj_dropout", "hidden_dropout", "attention_dropout", "activation_dropout", "layerdrop"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}, but a probability in [0, 1) was expected")
+
+    def _validate_conv_encoder(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in ("conv_dim", "conv_kernel", "conv_stride")}
+        if len(set(lengths.values())) != 1 or not self.conv_dim:
+            found = ", ".join(f"model.{name} has {length}" for name, length in lengths.items())
+            raise ConfigError(f"each conv layer needs a width, a kernel and a stride, but {found} values; give each the same number")
+        for name in lengths:
+            if min(getattr(self, name)) < 1:
+                raise ConfigError(f"model.{name} is {list(getattr(self, name))}, but every value must be at least 1")
+        _one_of("feat_extract_norm", self.feat_extract_norm, ["group", "layer"])
+        if self.conv_gradient_scale < 0:
+            raise ConfigError(f"model.conv_gradient_scale is {self.conv_gradient_scale}, but it must be 0 (frozen) or more")
+
+    def _validate_context_encoder(self) -> None:
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "projection_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}, but it must be at least 1")
+        for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
+            if self.hidden_size % getattr(self, name):
+                raise ConfigError(f"model.hidden_size {self.hidden_size} is not a multiple of model.{name} {getattr(self, name)}")
+        if self.num_conv_pos_embeddings < 1:
+            raise ConfigError(f"model.num_conv_pos_embeddings is {self.num_conv_pos_embeddings}, but it must be at least 1")
+
+
+def _one_of(name: str, value: str, choices: list[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"model.{name} is {value!r}, but one of {', '.join(choices)} was expected{nearest(value, choices)}")

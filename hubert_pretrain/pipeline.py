@@ -1,0 +1,185 @@
+"""Recipe -> ordered stages with their inputs; list them, run one.
+
+HuBERT's loop closes over artefacts: iteration 2 is the same three stages as iteration 1, with a checkpoint named in its features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import platform
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hubert_pretrain import distributed
+from hubert_pretrain.config import Recipe
+from hubert_pretrain.errors import ArtefactError, ConfigError, nearest
+from hubert_pretrain.workspace import Workspace, differing_fields
+
+PACKAGES = {
+    "prepare": "data",
+    "cluster": "clustering",
+    "label": "targets",
+    "pretrain": "pretrain",
+    "finetune": "finetune",
+    "export": "export",
+}
+"""The package whose `stage.py` does the work of each verb."""
+
+_NOT_SCIENCE = {"workers", "max_bad_fraction", "log_every_steps", "valid_every_steps", "checkpoint_every_steps"}
+"""Fields that change how or how often something is done, not what comes out: left out of fingerprints."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline: what it reads, and the part of the recipe that determines what it writes."""
+
+    name: str
+    verb: str
+    inputs: tuple[str, ...] = ()  # stages of this run, or folders of stages that other runs finished
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, recipe: Recipe, workspace: Workspace, folder: Path) -> dict[str, Any]:
+        """Calls the stage's own code. Returns the facts it measured."""
+        module = importlib.import_module(f"hubert_pretrain.{PACKAGES[self.verb]}.stage")
+        return dict(module.run(recipe, workspace, self.name, folder))
+
+
+def stages(recipe: Recipe) -> list[Stage]:
+    """All stages of a recipe in the order in which they run."""
+    found = [Stage("prepare", "prepare", (), {"data": _science(recipe.data), "seed": recipe.seed})]
+    for name, iteration in recipe.iterations.items():
+        source = iteration.features.get("checkpoint")
+        found += [
+            Stage(
+                f"{name}/cluster",
+                "cluster",
+                ("prepare", source) if source else ("prepare",),
+                {"features": iteration.features, "clustering": _science(iteration.clustering), "seed": recipe.seed},
+            ),
+            Stage(f"{name}/label", "label", ("prepare", f"{name}/cluster"), {"features": iteration.features}),
+            Stage(
+                f"{name}/pretrain",
+                "pretrain",
+                ("prepare", f"{name}/label"),
+                {"model": _science(recipe.model), "pretrain": _science(iteration.pretrain), "seed": recipe.seed},
+            ),
+        ]
+    for name, task in recipe.finetune.items():
+        found.append(Stage(f"finetune/{name}", "finetune", ("prepare", task.checkpoint), {"finetune": _science(task), "seed": recipe.seed}))
+    if recipe.export.checkpoints:
+        found.append(Stage("export", "export", tuple(recipe.export.checkpoints), {"export": _science(recipe.export)}))
+    _check_references(found)
+    return found
+
+
+def find(recipe: Recipe, name: str) -> Stage:
+    """The stage of that name. Raises ConfigError naming the nearest one."""
+    names = {stage.name: stage for stage in stages(recipe)}
+    if name not in names:
+        raise ConfigError(f"stage={name}: no such stage{nearest(name, list(names))}; the stages are all, list, {', '.join(names)}")
+    return names[name]
+
+
+def state(stage: Stage, workspace: Workspace) -> str:
+    """`done`, `changed` (done, but by another configuration), `interrupted` or `pending`."""
+    if workspace.is_done(stage.name):
+        fingerprint = fingerprint_of(stage, workspace)
+        return "done" if fingerprint in (None, workspace.artefact(stage.name).fingerprint) else "changed"
+    return "interrupted" if workspace.partial_folder(stage.name).exists() else "pending"
+
+
+def fingerprint_of(stage: Stage, workspace: Workspace) -> str | None:
+    """Hash of the stage's configuration and of the fingerprints of its inputs; None while an input is missing."""
+    try:
+        inputs = {name: workspace.resolve(name).fingerprint for name in stage.inputs}
+    except ArtefactError:
+        return None
+    text = json.dumps({"stage": stage.verb, "config": stage.config, "inputs": inputs}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_unchanged(stage: Stage, workspace: Workspace) -> None:
+    """Raises ArtefactError, naming what differs, when a finished stage was made by another configuration."""
+    if state(stage, workspace) != "changed":
+        return
+    made = workspace.artefact(stage.name)
+    inputs = {name: workspace.resolve(name).fingerprint for name in stage.inputs}
+    found = differing_fields({**made.meta["config"], "inputs": made.meta["inputs"]}, {**stage.config, "inputs": inputs})
+    raise ArtefactError(
+        f"{made.path}: made with another configuration ({'; '.join(found)}). Restore those values, choose another work_dir, "
+        f"or delete {made.path} and what was made from it"
+    )
+
+
+def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
+    """Runs one stage in this process, unless it is done. Only rank 0 touches the workspace's bookkeeping."""
+    for name in stage.inputs:
+        workspace.resolve(name)
+    if distributed.rank() > 0:
+        stage.run(recipe, workspace, workspace.partial_folder(stage.name))
+        return
+    check_unchanged(stage, workspace)
+    if workspace.is_done(stage.name):
+        return
+    fingerprint = fingerprint_of(stage, workspace)
+    assert fingerprint is not None  # every input was resolved above
+    with workspace.lock(stage.name):
+        folder = workspace.begin(stage.name, fingerprint, stage.config)
+        started = time.time()
+        facts = stage.run(recipe, workspace, folder)
+        workspace.finish(
+            stage.name,
+            {
+                "stage": stage.name,
+                "fingerprint": fingerprint,
+                "config": stage.config,
+                "inputs": {name: workspace.resolve(name).fingerprint for name in stage.inputs},
+                "facts": facts,
+                "seconds": round(time.time() - started, 1),
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "versions": _versions(),
+                "sha256": _hashes(folder),
+            },
+        )
+
+
+def _science(section: Any) -> dict[str, Any]:
+    """A part of the recipe as plain containers, without the fields that do not change the result."""
+    return {key: value for key, value in dataclasses.asdict(section).items() if key not in _NOT_SCIENCE}
+
+
+def _check_references(found: list[Stage]) -> None:
+    """Every input is an earlier stage, or a path to a folder outside."""
+    names = [stage.name for stage in found]
+    for index, stage in enumerate(found):
+        for name in stage.inputs:
+            if name in names[index:]:
+                raise ConfigError(f"{stage.name} reads {name!r}, which runs after it; name one of {', '.join(names[:index])}")
+            if name not in names and not Path(name).expanduser().exists():
+                raise ConfigError(
+                    f"{stage.name} reads {name!r}, which is neither an earlier stage{nearest(name, names[:index])} nor an existing folder"
+                )
+
+
+def _versions() -> dict[str, str]:
+    packages = ["hubert-pretrain", "torch", "lightning", "numpy", "scikit-learn", "transformers"]
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that lie directly in an artefact."""
+    hashes = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name != "partial.json":
+            digest = hashlib.sha256()
+            with open(path, "rb") as file:
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+            hashes[path.name] = digest.hexdigest()
+    return hashes

@@ -1,0 +1,69 @@
+"""`python -m hubert_pretrain.run +recipe=demo`: compose the configuration, validate it once, hand over to the pipeline.
+
+Imports no torch, so that --help, stage=list and a mistyped key answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from hubert_pretrain import compose, distributed, launch, pipeline, summary
+from hubert_pretrain.config import Recipe
+from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.workspace import Workspace, write_text
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 a stage failed, 2 the command line or the recipe is wrong, 130 interrupted."""
+    # Hydra prints its errors itself and exits, unless told to raise them: we want one line with the nearest valid name.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    compose.register_recipes()
+    try:
+        _main()
+    except HubertPretrainError as error:
+        sys.exit(_report(str(error), error.exit_code))
+    except KeyboardInterrupt:
+        sys.exit(_report("interrupted; the same command resumes", 130))
+    except Exception as error:
+        message = compose.explain(error)
+        if message is None:
+            raise
+        sys.exit(_report(message, 2))
+
+
+@hydra.main(version_base="1.3", config_path=str(compose.conf_folder()), config_name="config")
+def _main(config: DictConfig) -> None:
+    overrides = list(HydraConfig.get().overrides.task)
+    recipe = compose.validate(config, overrides)
+    workspace = Workspace(recipe.work_dir)
+    if recipe.stage == "list":
+        summary.print_stages(recipe, workspace)
+    elif recipe.stage == "all":
+        _keep_recipe(workspace, recipe)
+        launch.run_pending(recipe, workspace, [word for word in overrides if not word.startswith("stage=")])
+        summary.print_results(summary.collect(recipe, workspace))
+    else:
+        stage = pipeline.find(recipe, recipe.stage)
+        pipeline.run_stage(recipe, workspace, stage)
+        if distributed.rank() == 0:
+            _keep_recipe(workspace, recipe)
+            summary.write(recipe, workspace)
+
+
+def _keep_recipe(workspace: Workspace, recipe: Recipe) -> None:
+    """The whole configuration, beside what it makes."""
+    write_text(workspace.recipe_path, OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+
+
+def _report(message: str, exit_code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What a person sees while it trains: a live bar on a terminal, one plain line per logging step anywhere else, nothing on other ranks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+
+class Progress(L.Callback):
+    """Shows the values that `loggers.report` hands on. On a terminal the bar moves with every step without reading anything from the device."""
+
+    def __init__(self, steps: int, *, enabled: bool = True) -> None:
+        self.steps = steps
+        self.enabled = enabled
+        self._bar: Bar | None = None
+        self._task: Any = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Opens the bar, at the step that was reached before."""
+        if trainer.is_global_zero and self.enabled and sys.stdout.isatty():
+            self._bar = _bar()
+            self._task = self._bar.add_task("training", total=self.steps, completed=trainer.global_step, values="")
+            self._bar.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=trainer.global_step)
+
+    def show(self, step: int, values: dict[str, float], *, kind: str = "train") -> None:
+        """Shows the values of a logging step or of a validation."""
+        if not self.enabled:
+            return
+        text = describe(values)
+        if self._bar is None:
+            print(f"{kind} step {step}/{self.steps}  {text}", flush=True)
+        elif kind == "train":
+            self._bar.update(self._task, values=text)
+        else:
+            self._bar.console.print(f"{kind} step {step}/{self.steps}  {text}")
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Closes the bar."""
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """Closes the bar, so that the error is readable."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class Stopwatch:
+    """Seconds of work, without the pauses (validation, saving) that are not training."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._total = seconds
+        self._since: float | None = None
+
+    def start(self) -> None:
+        """Starts or goes on."""
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Pauses."""
+        self._total, self._since = self.seconds, None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self._total + (time.perf_counter() - self._since if self._since is not None else 0.0)
+
+
+def describe(values: dict[str, float]) -> str:
+    """`{"loss/masked": 3.21, "lr": 0.0005}` -> `loss/masked 3.21  lr 0.0005`."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def _bar() -> Bar:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"))

@@ -1,0 +1,146 @@
+"""Lightning, set up so that it trains and does nothing else: no banners, no `lightning_logs`, no requeueing, no silent endings."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from hubert_pretrain.errors import ConfigError, HubertPretrainError
+from hubert_pretrain.training import checkpoint_io
+from hubert_pretrain.training.checkpoint_io import Checkpoints, VerifiedCheckpointIO
+from hubert_pretrain.training.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+_NOISE = (
+    r".*does not have many workers.*",
+    r".*resuming from a checkpoint that ended before the epoch ended.*",
+    r".*module\(s\) in eval mode.*",
+    r".*`isinstance\(treespec, LeafSpec\)`.*",
+    r".*Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*GPU available but not used.*",
+    r".*`_get_vc_env_instance`.*",
+)
+
+
+def build_trainer(
+    folder: Path,
+    *,
+    steps: int,
+    accumulate: int,
+    valid_every_steps: int,
+    checkpoint_every_steps: int,
+    accelerator: str = "auto",
+    devices: int = 1,
+    num_nodes: int = 1,
+    strategy: str = "auto",
+    precision: str = "auto",
+    threads: int = 0,
+    progress_bar: bool = True,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[L.Callback] = (),
+) -> L.Trainer:
+    """A trainer for `steps` updates of `accumulate` micro-batches per device.
+
+    The loader it is given must be one endless epoch that begins at `trainer.global_step`. Gradient clipping belongs to the module,
+    which wants the norm. `folder` gets `checkpoints/`.
+    """
+    if threads > 0:
+        torch.set_num_threads(threads)
+    _silence(logging.getLogger("lightning.pytorch"), logging.getLogger("lightning.fabric"))
+    saver = Checkpoints(folder / checkpoint_io.FOLDER, every_steps=checkpoint_every_steps, last_step=steps)
+    plugins: list[Any] = [VerifiedCheckpointIO()]
+    if SLURMEnvironment.detect():
+        # Lightning's own requeueing saves inside a signal handler, where it can hang (Lightning#21406).
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    with _quiet():
+        return L.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=resolve_precision(precision, accelerator),  # type: ignore[arg-type]
+            max_steps=steps,
+            max_epochs=-1,
+            accumulate_grad_batches=accumulate,
+            val_check_interval=valid_every_steps * accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            logger=list(loggers) or False,
+            callbacks=[*callbacks, Progress(steps, enabled=progress_bar), saver],
+            plugins=plugins,
+            default_root_dir=folder,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+        )
+
+
+def fit(trainer: L.Trainer, module: L.LightningModule, train_loader: Any, valid_loader: Any, folder: Path) -> None:
+    """Trains to the last step from the newest checkpoint that verifies, or from the start when there is none.
+
+    Raises HubertPretrainError when it stops before the last step for any reason: Lightning would call that success.
+    """
+    checkpoint = checkpoint_io.newest(folder / checkpoint_io.FOLDER)
+    if checkpoint is None and checkpoint_io.checkpoints(folder / checkpoint_io.FOLDER):
+        raise HubertPretrainError(
+            f"{folder / checkpoint_io.FOLDER}: every checkpoint is damaged, so the run cannot be resumed; "
+            "restore one, or delete the folder to start anew"
+        )
+    with _quiet():
+        trainer.fit(module, train_loader, valid_loader, ckpt_path=checkpoint, weights_only=True)
+    if trainer.global_step < trainer.max_steps:
+        raise HubertPretrainError(
+            f"training stopped at step {trainer.global_step} of {trainer.max_steps} (a signal?); the same command resumes it"
+        )
+
+
+def validate(trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:
+    """Runs the module's validation once over the loader, without Lightning's table."""
+    with _quiet():
+        trainer.validate(module, loader, verbose=False)
+
+
+def resolve_precision(precision: str, accelerator: str = "auto") -> str:
+    """`auto` is bf16-mixed on a GPU that has it, else 32-true. bf16 needs no gradient scaler; only fp16 has one."""
+    if precision != "auto":
+        return precision
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def accumulation(micro_batches: int, world_size: int) -> int:
+    """Micro-batches per device and update. Raises ConfigError when the devices cannot share them equally."""
+    if micro_batches % world_size:
+        fitting = [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
+        raise ConfigError(
+            f"a step has {micro_batches} micro-batches, which {world_size} devices cannot share equally; "
+            f"use one of {fitting} devices, or change micro_batch_seconds"
+        )
+    return micro_batches // world_size
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides the warnings that are about a use of Lightning that is intended here."""
+    with warnings.catch_warnings():
+        for message in _NOISE:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def _silence(*loggers: logging.Logger) -> None:
+    for each in loggers:
+        each.setLevel(logging.WARNING)

@@ -1,0 +1,238 @@
+"""Every path of a run, and the life of an artefact: absent -> partial -> done.
+
+A stage works in `<work_dir>/<stage>.partial`, which survives a kill. When it has finished, the folder is synced to disk, renamed to
+`<work_dir>/<stage>`, and `meta.json` is written into it last: a folder without `meta.json` is never taken for done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from hubert_pretrain.errors import ArtefactError
+
+META = "meta.json"
+PARTIAL_META = "partial.json"
+LOCK_PATIENCE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """The finished output of a stage."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the configuration that made it and of the fingerprints of its inputs."""
+        return str(self.meta["fingerprint"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the stage measured."""
+        return dict(self.meta["facts"])
+
+
+class Workspace:
+    """The folder of one run. The only class that knows how a run is laid out on disk."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser().absolute()
+
+    @property
+    def summary_path(self) -> Path:
+        """`summary.json`, rewritten after each stage."""
+        return self.root / "summary.json"
+
+    @property
+    def recipe_path(self) -> Path:
+        """`recipe.yaml`, the whole configuration of the run."""
+        return self.root / "recipe.yaml"
+
+    def folder(self, stage: str) -> Path:
+        """Where the finished output of a stage lies."""
+        return self.root / stage
+
+    def partial_folder(self, stage: str) -> Path:
+        """Where a stage works until it is done; kept across kills so that the stage can resume."""
+        return self.root / f"{stage}.partial"
+
+    def is_done(self, stage: str) -> bool:
+        """Whether the stage has finished."""
+        return (self.folder(stage) / META).is_file()
+
+    def artefact(self, stage: str) -> Artefact:
+        """The finished output of a stage of this run.
+
+        Raises ArtefactError when the stage has not finished; the message says how to run it.
+        """
+        if not self.is_done(stage):
+            raise ArtefactError(f"{self.folder(stage)}: no finished output of stage {stage!r}; run it first with stage={stage}")
+        return open_artefact(self.folder(stage))
+
+    def resolve(self, reference: str) -> Artefact:
+        """The artefact a recipe refers to: a stage of this run ("it1/pretrain"), or the folder of one made elsewhere."""
+        if self.is_done(reference):
+            return self.artefact(reference)
+        path = Path(reference).expanduser().absolute()
+        if not (path / META).is_file():
+            raise ArtefactError(
+                f"{reference!r} is neither a finished stage of {self.root} nor a folder with a {META}; "
+                "name a stage such as 'it1/pretrain' or the folder of a finished one"
+            )
+        return open_artefact(path)
+
+    @contextlib.contextmanager
+    def lock(self, stage: str) -> Iterator[None]:
+        """Holds a stage for this process; the kernel lets go of it when the process dies, however it dies.
+
+        Raises ArtefactError when another process holds it (after a moment, in which a killed one may still be leaving).
+        """
+        path = self.root / ".locks" / stage.replace("/", "-")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+") as file:
+            deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
+            while not _try_lock(file):
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    raise ArtefactError(f"{path}: stage {stage!r} is being run by another process ({file.read().strip()}); wait for it or end it")
+                time.sleep(0.1)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
+
+    def begin(self, stage: str, fingerprint: str, config: dict[str, Any]) -> Path:
+        """Opens the partial folder of a stage, empty unless an interrupted run of the *same* configuration left one."""
+        folder, unsealed = self.partial_folder(stage), self.folder(stage)
+        if unsealed.exists() and not self.is_done(stage):
+            # Killed between the rename and meta.json: the work is whole, only the seal is missing.
+            shutil.rmtree(unsealed) if folder.exists() else unsealed.rename(folder)
+        left = read_json(folder / PARTIAL_META)
+        if left is not None and left.get("fingerprint") != fingerprint:
+            found = ", ".join(differing_fields(left.get("config", {}), config)) or "its inputs"
+            raise ArtefactError(
+                f"{folder}: an interrupted {stage!r} was started with another configuration ({found}). "
+                f"Restore those values to resume it, delete the folder to start it anew, or choose another work_dir"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        if read_json(folder / PARTIAL_META) is None:
+            empty(folder)
+            write_json(folder / PARTIAL_META, {"fingerprint": fingerprint, "config": config})
+        return folder
+
+    def finish(self, stage: str, meta: dict[str, Any]) -> Artefact:
+        """Publishes the partial folder of a stage: sync, rename, and `meta.json` last."""
+        partial, final = self.partial_folder(stage), self.folder(stage)
+        sync_tree(partial)
+        partial.rename(final)
+        sync_folder(final.parent)
+        write_json(final / META, meta)
+        (final / PARTIAL_META).unlink(missing_ok=True)
+        return open_artefact(final)
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def open_artefact(path: Path) -> Artefact:
+    """Reads the `meta.json` of a finished folder."""
+    meta = read_json(path / META)
+    if meta is None:
+        raise ArtefactError(f"{path}: has no readable {META}, so it was never finished; delete it and run its stage again")
+    return Artefact(path=path, meta=meta)
+
+
+def differing_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`["clustering.n_clusters: 100 -> 50", ...]` for every leaf that differs."""
+    flat_old, flat_new = flatten(old), flatten(new)
+    keys = [key for key in {**flat_old, **flat_new} if flat_old.get(key) != flat_new.get(key)]
+    return [f"{key}: {flat_old.get(key)} -> {flat_new.get(key)}" for key in keys]
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+# -- writing that survives a kill -------------------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically: readers see the old file or the new one, never half of either."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically (temporary file in the same folder, fsync, rename, fsync of the folder)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def read_json(path: Path) -> Any | None:
+    """The content of a JSON file, or None when there is none or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def sync_tree(folder: Path) -> None:
+    """Flushes every file below a folder to the disk."""
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file() and not path.is_symlink():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes a folder's list of names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def empty(folder: Path) -> None:
+    """Removes everything inside a folder."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def size_in_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def age_in_seconds(path: Path) -> float:
+    """Seconds since a file was written."""
+    return max(0.0, time.time() - path.stat().st_mtime)

@@ -1,0 +1,82 @@
+"""The command line as a user meets it: from any folder, fast where nothing is computed, one line for each mistake."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`python -m hubert_pretrain.run WORDS` in a folder that is not the repository."""
+    command = [sys.executable, "-m", "hubert_pretrain.run", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "COLUMNS": "160"}, check=False)
+
+
+def test_help_is_fast_and_lists_what_can_be_chosen(tmp_path: Path) -> None:
+    started = time.monotonic()
+    result = run("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "base_ls960" in result.stdout
+    assert "librispeech" in result.stdout
+    assert time.monotonic() - started < 10  # torch alone takes longer than this on a busy machine
+    assert not list(tmp_path.iterdir())
+
+
+def test_list_shows_every_stage(tmp_path: Path) -> None:
+    result = run("+recipe=smoke", "stage=list", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for stage in ("prepare", "it1/cluster", "it2/pretrain", "finetune/letters", "export"):
+        assert stage in result.stdout
+    assert "pending" in result.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+MISTAKES = [
+    ([], ["choose a recipe", "demo"]),
+    (["+recipe=dmo"], ["dmo", "did you mean 'demo'"]),
+    (["recipe=demo"], ["+recipe=<name>"]),
+    (["+recipe=demo", "data=librispech"], ["librispech", "did you mean 'librispeech'"]),
+    (["+recipe=demo", "iterations.it1.pretrain.stepz=3"], ["stepz", "did you mean 'iterations.it1.pretrain.steps'"]),
+    (["+recipe=demo", "trainer.device=2"], ["trainer.device", "did you mean 'trainer.devices'"]),
+    (["+recipe=demo", "iterations.it1.pretrain.steps=many"], ["iterations.it1.pretrain.steps", "many"]),
+    (["+recipe=demo", "stage=it1/clusterr"], ["did you mean 'it1/cluster'"]),
+    (["+recipe=demo", "data=librispeech"], ["data.root", "add data.root=..."]),
+    (["+recipe=demo", "+data.corpus.minuts=3"], ["minuts", "did you mean 'minutes'"]),
+    (["+recipe=demo", "iterations.it2.features.checkpoint=it1/pretrian"], ["it1/pretrian", "did you mean 'it1/pretrain'"]),
+    (["+recipe=demo", "model.hidden_size=130"], ["model.hidden_size=130", "not divisible"]),
+    (["+recipe=demo", "model.conv_kernel=[10,3]"], ["conv_kernel"]),
+    (["+recipe=demo", "iterations.it1.pretrain.micro_batch_seconds=7"], ["whole multiple"]),
+    (["+recipe=demo", "trainer.devices=7"], ["cannot share equally"]),
+    (["+recipe=demo", "iterations.it1.pretrain.min_seconds=0.1"], ["min_seconds", "one span"]),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), MISTAKES, ids=[" ".join(words) or "nothing" for words, _ in MISTAKES])
+def test_a_mistake_is_one_line(words: list[str], expected: list[str], tmp_path: Path) -> None:
+    result = run(*words, "stage=all" if not any(word.startswith("stage") for word in words) else "seed=1", cwd=tmp_path)
+    assert result.returncode == 2, result.stdout + result.stderr
+    message = result.stderr.strip()
+    assert message.startswith("error: ")
+    assert "\n" not in message, message
+    for part in expected:
+        assert part in message
+    assert not (tmp_path / "runs").exists(), "a refused command leaves nothing behind"
+
+
+def test_a_missing_corpus_is_one_line(tmp_path: Path) -> None:
+    result = run("+recipe=demo", "data=librispeech", f"data.root={tmp_path}/nowhere", cwd=tmp_path)
+    assert result.returncode == 1
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert f"{tmp_path}/nowhere" in lines[0]
+    assert not (tmp_path / "runs/demo-librispeech/prepare").exists()
+
+
+def test_a_stage_whose_input_is_missing_says_what_to_run(tmp_path: Path) -> None:
+    result = run("+recipe=smoke", "stage=it1/cluster", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "stage=prepare" in result.stderr or "'prepare'" in result.stderr
