@@ -31,12 +31,13 @@ def recipe_files() -> dict[str, Path]:
     return {path.parent.name: path for folder in folders for path in sorted(folder.glob("*/recipe.yaml"))}
 
 
-def register_recipes() -> None:
-    """Makes every recipe choosable as `+recipe=<folder>` from any working directory.
+def register() -> None:
+    """Gives Hydra the form of a recipe, and makes every recipe choosable as `+recipe=<folder>` from any working directory.
 
     A search path (`file://recipes`) would silently turn `+recipe=x` into a plain string outside the repository's root.
     """
     store = ConfigStore.instance()
+    store.store(name="schema", node=Recipe)
     for name, path in recipe_files().items():
         store.store(group="recipe", name=name, node=OmegaConf.load(path), package="_global_")
 
@@ -51,7 +52,7 @@ def validate(config: DictConfig, overrides: list[str]) -> Recipe:
     if missing:
         raise ConfigError(f"{missing[0]} has no value: add {missing[0]}=... to the command line or to the recipe")
     try:
-        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.to_container(config, resolve=True)))
+        recipe = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
     assert isinstance(recipe, Recipe)
@@ -75,7 +76,9 @@ def explain(error: Exception) -> str | None:
         key = getattr(error, "full_key", None) or match[1]
         return f"{key}: no such key{nearest(key, _known_keys())}"
     key = getattr(error, "full_key", None)
-    line = text.strip().splitlines()[0]
+    # Hydra wraps the error of OmegaConf under a first line that says only that composing failed.
+    lines = [line for line in text.strip().splitlines() if not line.endswith("while composing config:")]
+    line = lines[0]
     return f"{key}: {line}" if key and key not in line else line
 
 

@@ -15,6 +15,7 @@ import time
 from hubert_pretrain import pipeline, summary
 from hubert_pretrain.config import Recipe
 from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.pipeline import Stage
 from hubert_pretrain.workspace import Workspace
 
 
@@ -26,9 +27,8 @@ class StageFailed(HubertPretrainError):
         self.exit_code = exit_code
 
 
-def run_pending(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None:
+def run_pending(recipe: Recipe, workspace: Workspace, stages: list[Stage], overrides: list[str]) -> None:
     """Runs every stage that is not done, in order. `overrides` are the words of the command line, without `stage=`."""
-    stages = pipeline.stages(recipe)
     for stage in stages:
         pipeline.check_unchanged(stage, workspace)
     for number, stage in enumerate(stages, start=1):

@@ -60,9 +60,9 @@ def stages(recipe: Recipe) -> list[Stage]:
                 f"{name}/cluster",
                 "cluster",
                 ("prepare", source) if source else ("prepare",),
-                {"features": iteration.features, "clustering": _science(iteration.clustering), "seed": recipe.seed},
+                {"features": _science(iteration.features), "clustering": _science(iteration.clustering), "seed": recipe.seed},
             ),
-            Stage(f"{name}/label", "label", ("prepare", f"{name}/cluster"), {"features": iteration.features}),
+            Stage(f"{name}/label", "label", ("prepare", f"{name}/cluster"), {"features": _science(iteration.features)}),
             Stage(
                 f"{name}/pretrain",
                 "pretrain",
@@ -149,9 +149,12 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
         )
 
 
-def _science(section: Any) -> dict[str, Any]:
+def _science(section: Any) -> Any:
     """A part of the recipe as plain containers, without the fields that do not change the result."""
-    return {key: value for key, value in dataclasses.asdict(section).items() if key not in _NOT_SCIENCE}
+    tree = dataclasses.asdict(section) if dataclasses.is_dataclass(section) and not isinstance(section, type) else section
+    if isinstance(tree, dict):
+        return {key: _science(value) for key, value in tree.items() if key not in _NOT_SCIENCE}
+    return tree
 
 
 def _check_references(found: list[Stage]) -> None:

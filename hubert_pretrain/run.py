@@ -18,15 +18,16 @@ from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.workspace import Workspace, write_text
 
 
+_exit_codes: list[int] = []
+
+
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a stage failed, 2 the command line or the recipe is wrong, 130 interrupted."""
     # Hydra prints its errors itself and exits, unless told to raise them: we want one line with the nearest valid name.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    compose.register_recipes()
+    compose.register()
     try:
         _main()
-    except HubertPretrainError as error:
-        sys.exit(_report(str(error), error.exit_code))
     except KeyboardInterrupt:
         sys.exit(_report("interrupted; the same command resumes", 130))
     except Exception as error:
@@ -34,18 +35,26 @@ def main() -> None:
         if message is None:
             raise
         sys.exit(_report(message, 2))
+    sys.exit(max(_exit_codes, default=0))
 
 
 @hydra.main(version_base="1.3", config_path=str(compose.conf_folder()), config_name="config")
 def _main(config: DictConfig) -> None:
-    overrides = list(HydraConfig.get().overrides.task)
+    try:
+        _run(config, list(HydraConfig.get().overrides.task))
+    except HubertPretrainError as error:  # reported here: Hydra would print a line of its own before it
+        _exit_codes.append(_report(str(error), error.exit_code))
+
+
+def _run(config: DictConfig, overrides: list[str]) -> None:
     recipe = compose.validate(config, overrides)
     workspace = Workspace(recipe.work_dir)
     if recipe.stage == "list":
         summary.print_stages(recipe, workspace)
     elif recipe.stage == "all":
+        stages = pipeline.stages(recipe)  # refuses what cannot run before anything is written
         _keep_recipe(workspace, recipe)
-        launch.run_pending(recipe, workspace, [word for word in overrides if not word.startswith("stage=")])
+        launch.run_pending(recipe, workspace, stages, [word for word in overrides if not word.startswith("stage=")])
         summary.print_results(summary.collect(recipe, workspace))
     else:
         stage = pipeline.find(recipe, recipe.stage)

@@ -18,7 +18,7 @@ PARAMETERS = {"base_ls960": 94_370_944, "base_ls100": 94_370_944, "large_ll60k":
 
 def composed(name: str, *overrides: str) -> Recipe:
     """A recipe as the command line makes it."""
-    compose.register_recipes()
+    compose.register()
     words = [f"+recipe={name}", *overrides]
     with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
         return compose.validate(hydra_compose("config", overrides=words), words)

@@ -12,6 +12,10 @@ from hubert_pretrain.errors import ConfigError, DataError
 FRAMES_AT_ONCE = 1 << 16
 """Frames per pass of `inertia`: 65536 x 768 floats are 200 MB."""
 
+WORTH_THREADS = 10**9
+"""Multiplications per mini-batch from which threads pay. On smaller ones scikit-learn's threads mostly wait for each other, in busy loops:
+on a machine that others use, K=50 over 39 dimensions took 52 s with two threads and 11 s with one."""
+
 
 def fit(
     frames: NDArray[np.float32],
@@ -35,6 +39,7 @@ def fit(
         DataError: a frame holds NaN or infinity; the message names the first.
     """
     from sklearn.cluster import MiniBatchKMeans
+    from threadpoolctl import threadpool_limits
 
     check_frames(frames, n_clusters)
     estimator = MiniBatchKMeans(
@@ -49,7 +54,9 @@ def fit(
         compute_labels=False,
         random_state=seed % 2**32,
     )
-    return np.asarray(estimator.fit(frames).cluster_centers_, dtype=np.float32)
+    small = batch_frames * frames.shape[1] * n_clusters < WORTH_THREADS
+    with threadpool_limits(limits=1 if small else None, user_api="openmp"):
+        return np.asarray(estimator.fit(frames).cluster_centers_, dtype=np.float32)
 
 
 def check_frames(frames: NDArray[np.float32], n_clusters: int) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hubert_pretrain.data.manifest import split_order
 from hubert_pretrain.data.prepare import Measured, Quarantined
@@ -16,6 +18,7 @@ from hubert_pretrain.frames import seconds
 _CLIPPED_UTTERANCE = 1e-3
 """An utterance counts as clipped when more than this share of its samples is at full scale."""
 _EXAMPLES = 5
+_QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 
 def make_card(measured: Sequence[Measured], bad: Sequence[Quarantined]) -> dict[str, Any]:
@@ -39,9 +42,6 @@ def make_card(measured: Sequence[Measured], bad: Sequence[Quarantined]) -> dict[
         "duplicates": _duplicates(measured),
         "quarantined": _quarantined(bad),
     }
-
-
-_QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 
 def facts_of(card: dict[str, Any]) -> dict[str, Any]:
@@ -74,15 +74,15 @@ def _split(measured: Sequence[Measured]) -> dict[str, Any]:
     return {"utterances": len(measured), "hours": _hours(lengths), "speakers": _distinct(one.claim.speaker for one in measured)}
 
 
-def _hours(lengths: np.ndarray) -> float:
+def _hours(lengths: NDArray[np.float64]) -> float:
     return round(float(lengths.sum()) / 3600, 4)
 
 
-def _distinct(names: Any) -> int:
+def _distinct(names: Iterable[str]) -> int:
     return len(set(names) - {""})
 
 
-def _counts(values: Any) -> dict[str, int]:
+def _counts(values: Iterable[int]) -> dict[str, int]:
     return {str(value): count for value, count in sorted(Counter(values).items())}
 
 
@@ -100,7 +100,7 @@ def _duplicates(measured: Sequence[Measured]) -> dict[str, Any]:
 
 def _quarantined(bad: Sequence[Quarantined]) -> dict[str, Any]:
     """Reasons without their numbers, so that like counts with like."""
-    reasons = Counter("".join("#" if letter.isdigit() else letter for letter in one.reason.partition("; ")[0]) for one in bad)
+    reasons = Counter(re.sub(r"\d+", "#", one.reason.partition("; ")[0]) for one in bad)
     return {
         "utterances": len(bad),
         "reasons": dict(reasons.most_common()),

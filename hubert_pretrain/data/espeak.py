@@ -8,6 +8,7 @@ gives other samples than the same call in a fresh one. `render.py` forks a proce
 from __future__ import annotations
 
 import ctypes
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,9 @@ SILENCE = "sil"
 STOPS = ("p", "b", "t", "d", "k", "ɡ", "ʔ", "ɾ")
 """First letters of the phones that begin with a closure (plosives, and the affricates tʃ and dʒ)."""
 
+VOWELS = tuple("aeiouyæɐɑɒɔəɚɛɜɪɵʉʊʌ")
+"""First letters of the phones that are vowels."""
+
 SHORTEST_PAUSE_SECONDS = 0.02
 """A silent gap before a sound that is no stop counts as a pause from this length on (one hop of the model)."""
 
@@ -34,11 +38,11 @@ _NOISE_SEED = 1  # espeak_Initialize seeds its noise with the time of day
 
 
 class _Id(ctypes.Union):
-    _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
+    _fields_ = (("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8))
 
 
 class _Event(ctypes.Structure):
-    _fields_ = [
+    _fields_ = (
         ("type", ctypes.c_int),
         ("unique_identifier", ctypes.c_uint),
         ("text_position", ctypes.c_int),
@@ -47,7 +51,7 @@ class _Event(ctypes.Structure):
         ("sample", ctypes.c_int),
         ("user_data", ctypes.c_void_p),
         ("id", _Id),
-    ]
+    )
 
 
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
@@ -72,15 +76,19 @@ class Speech:
     def phones(self) -> list[Phone]:
         """The phones in order, without gaps or overlaps, from sample 0 to the end of the waveform.
 
+        A symbol without a name is a pause where its samples are zero; where they are not, it is one of espeak-ng's two nameless sounds:
+        a glide between vowels ("the air"), or a very short schwa ("cam-ra").
+
         An event stands where its sound begins, which for a stop is the release: the silence that espeak-ng inserts before it (its
         "prepause") would be counted to the phone before. So we look at the samples, which are exactly zero there, and let a stop
-        begin with its closure; before any other sound a gap of a hop or more is a pause. After a pause a stop has no audible closure
+        begin with its closure; before any other sound a gap of a hop or more is a pause, a
+        shorter one stays with the sound before it. After a pause a stop has no audible closure
         and begins at its release.
         """
         shortest_pause = round(SHORTEST_PAUSE_SECONDS * self.sample_rate)
         starts: list[tuple[str, int]] = [(SILENCE, 0)]
-        for symbol, sample in self.events:
-            name, before = phone_name(symbol), starts[-1][0]
+        for name, sample in self._named_events():
+            before = starts[-1][0]
             gap = silent_run(self.waveform, starts[-1][1], sample)
             if name.startswith(STOPS) and before != SILENCE:
                 sample -= gap
@@ -90,6 +98,15 @@ class Speech:
                 sample -= gap
             starts.append((name, sample))
         return segments(starts, len(self.waveform))
+
+    def _named_events(self) -> list[tuple[str, int]]:
+        names = [phone_name(symbol) for symbol, _ in self.events]
+        samples = [sample for _, sample in self.events]
+        for index, end in enumerate([*samples[1:], len(self.waveform)]):
+            if names[index] == SILENCE and self.waveform[samples[index] : end].any():
+                next_name = names[index + 1] if index + 1 < len(names) else SILENCE
+                names[index] = "j" if next_name.startswith(VOWELS) else "ə"
+        return list(zip(names, samples, strict=True))
 
 
 def segments(starts: list[tuple[str, int]], num_samples: int) -> list[Phone]:
@@ -123,7 +140,7 @@ def phone_name(symbol: str) -> str:
 
 
 def speak(text: str, *, voice: str, words_per_minute: int, pitch: int = 50, pitch_range: int = 50) -> Speech:
-    """Speaks `text` with a voice such as "gmw/en-US+f3" (a file of espeak-ng's `lang`, plus a file of its `voices/!v`).
+    """Speaks `text` with a voice such as "gmw/en-US+f1" (a file of espeak-ng's `lang`, plus a file of its `voices/!v`).
 
     `pitch` and `pitch_range` run from 0 to 99, 50 is the voice's own. Call it once per process (see the top of this file); raises
     HubertPretrainError on a second call, and DataError when espeak-ng is missing, has no such voice or makes no sound.
@@ -150,7 +167,7 @@ def speak(text: str, *, voice: str, words_per_minute: int, pitch: int = 50, pitc
     callback = _Callback(receive)
     espeak.espeak_SetSynthCallback(callback)
     if espeak.espeak_SetVoiceByName(voice.encode()) != 0:
-        raise DataError(f"espeak-ng refuses the voice {voice!r}; choose a file of {data / 'lang'}, such as 'gmw/en-US+f3'")
+        raise DataError(f"espeak-ng refuses the voice {voice!r}; choose a file of {data / 'lang'}, such as 'gmw/en-US+f1'")
     for parameter, value in ((_RATE, words_per_minute), (_VOLUME, _HEADROOM), (_PITCH, pitch), (_RANGE, pitch_range)):
         espeak.espeak_SetParameter(parameter, value, 0)
     content = text.encode()
@@ -181,9 +198,11 @@ def locate() -> tuple[Path, Path]:
 
 
 def check_voice(voice: str, data: Path) -> None:
-    """Refuses a voice or variant without a file: espeak-ng itself would silently speak without an unknown variant."""
+    """Refuses a voice without a file (espeak-ng itself would just leave out an unknown variant) or with an echo."""
     language, _, variant = voice.partition("+")
     for name, folder in ((language, data / "lang"), (variant, data / "voices" / "!v")):
         if name and not (folder / name).is_file():
             known = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
             raise DataError(f"voice {voice!r}: espeak-ng has no {name!r} among the files of {folder}{nearest(name, known)}")
+    if variant and re.search(r"^echo", (data / "voices" / "!v" / variant).read_text(errors="replace"), re.MULTILINE):
+        raise DataError(f"voice {voice!r}: its echo would sound on in the pauses; choose a variant without one, such as 'f1'")

@@ -75,9 +75,12 @@ class Manifest:
     def __init__(self, path: Path, root: Path | None = None) -> None:
         self.path = path
         self._root_override = root
-        self._batch, metadata = open_table(path, made_by="prepare")
+        batch, metadata = open_table(path, made_by="prepare")
         if metadata.get("format") != FORMAT:
             raise ArtefactError(f"{path}: is {metadata.get('format', 'not a manifest')}, expected {FORMAT}; run stage=prepare again")
+        self._num_rows = int(batch.num_rows)
+        # Kept, because making these views takes longer than reading a row.
+        self._columns: dict[str, pa.Array] = dict(zip(_TYPES, batch.columns, strict=True))
         self.root = root or Path(metadata["root"])
         self.fingerprint = metadata["fingerprint"]
         self._ranges: dict[str, list[int]] = json.loads(metadata["splits"])
@@ -97,12 +100,12 @@ class Manifest:
         return Manifest, (self.path, self._root_override)
 
     def __len__(self) -> int:
-        return int(self._batch.num_rows)
+        return self._num_rows
 
     def __getitem__(self, row: int) -> Utterance:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a manifest of {len(self)} rows")
-        values = {name: self._batch.column(place)[int(row)].as_py() for place, name in enumerate(_TYPES)}
+        values = {name: column[int(row)].as_py() for name, column in self._columns.items()}
         return Utterance(**values | {"path": self._locate(values["path"]), "row": int(row)})
 
     @property
@@ -135,7 +138,7 @@ class Manifest:
 
     def column(self, name: str) -> pa.Array:
         """A whole column as an Arrow array (names such as `speaker` are dictionary arrays: `.dictionary`, `.indices`)."""
-        return self._batch.column(list(_TYPES).index(name))
+        return self._columns[name]
 
     def _locate(self, stored: str) -> Path:
         if stored.startswith("./"):

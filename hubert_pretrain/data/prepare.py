@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hubert_pretrain import seeds
 from hubert_pretrain.data.corpus import Claim, CorpusSource
+from hubert_pretrain.data.journal import Journal
 from hubert_pretrain.data.manifest import Utterance
 from hubert_pretrain.data.probe import AudioFacts, probe_all
 from hubert_pretrain.data.progress import progress
@@ -46,14 +47,19 @@ def gather(source: CorpusSource, folder: Path) -> list[Claim]:
     return claims
 
 
-def measure(claims: list[Claim], workers: int = 0) -> tuple[list[Measured], list[Quarantined]]:
-    """Reads the audio of every claim; see `probe_all` for `workers`. Both results keep the order of the claims."""
+def measure(claims: list[Claim], journal: Journal, workers: int = 0) -> tuple[list[Measured], list[Quarantined]]:
+    """Reads the audio of every claim that the journal does not know; see `probe_all` for `workers`. Keeps the order of the claims."""
     sound, bad = [], []
+    known = [journal.find(str(claim.path)) for claim in claims]
+    unread = probe_all([str(claim.path) for claim, facts in zip(claims, known, strict=True) if facts is None], workers)
     with progress(len(claims), "reading audio") as advance:
-        for claim, facts in zip(claims, probe_all([str(claim.path) for claim in claims], workers), strict=True):
+        for claim, old in zip(claims, known, strict=True):
+            facts = next(unread) if old is None else old
+            if isinstance(facts, AudioFacts) and old is None:
+                journal.add(str(claim.path), facts)
             reason = facts if isinstance(facts, str) else _misfit(claim, facts)
             if isinstance(facts, str) or reason:
-                bad.append(Quarantined(claim.id, str(claim.path), str(reason)))
+                bad.append(Quarantined(claim.id, str(claim.path), reason))
             else:
                 sound.append(Measured(claim, facts))
             advance()
@@ -85,13 +91,14 @@ def refuse_too_bad(bad: list[Quarantined], total: int, max_bad_fraction: float, 
 def hold_out(measured: list[Measured], fraction: float) -> list[Measured]:
     """Moves a share of `train` to `valid` when a corpus brings no `valid` split.
 
-    Chosen by a hash of the id: an utterance stays where it is when others are added. At least one moves, for validation needs one.
+    Chosen by a hash of the id: an utterance stays where it is when others are added. At least one moves and at least one stays.
     """
     train = [i for i, one in enumerate(measured) if one.claim.split == "train"]
     if fraction <= 0 or len(train) < 2 or any(one.claim.split == "valid" for one in measured):
         return measured
     place = {i: share_of(measured[i].claim.id, "valid") for i in train}
-    chosen = {i for i in train if place[i] < fraction} or {min(train, key=place.__getitem__)}
+    count = sum(share < fraction for share in place.values())
+    chosen = set(sorted(train, key=place.__getitem__)[: min(max(count, 1), len(train) - 1)])
     return [replace(one, claim=replace(one.claim, split="valid")) if i in chosen else one for i, one in enumerate(measured)]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -84,12 +85,12 @@ def probe_all(paths: Sequence[str], workers: int = 0) -> Iterator[AudioFacts | s
         paths: the files.
         workers: processes; 0 is one per core this process may use.
     """
-    workers = min(workers or len(os.sched_getaffinity(0)), math.ceil(len(paths) / _CHUNK))
+    workers = min(workers or usable_cores(), math.ceil(len(paths) / _CHUNK))
     if workers <= 1 or len(paths) <= _FEW:
         yield from map(probe_or_reason, paths)
         return
     # spawn: a fork would copy the threads' locks of whatever library the caller has in use.
-    executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
     try:
         for facts in executor.map(_probe_chunk, [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]):
             yield from facts
@@ -97,6 +98,11 @@ def probe_all(paths: Sequence[str], workers: int = 0) -> Iterator[AudioFacts | s
         raise DataError("a process that reads audio died, killed or out of memory; run again with fewer, e.g. data.workers=1") from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use (on a cluster fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def probe_or_reason(path: str) -> AudioFacts | str:
@@ -107,6 +113,13 @@ def probe_or_reason(path: str) -> AudioFacts | str:
         return str(error).removeprefix(f"{path}: ")
     except (ValueError, RuntimeError, OSError) as error:  # e.g. a header with a rate that no resampler accepts
         return f"cannot be used ({type(error).__name__}: {one_line(error)}); replace the file"
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it was killed; it would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _probe_chunk(paths: Sequence[str]) -> list[AudioFacts | str]:
@@ -219,10 +232,13 @@ def _missing_wav_bytes(path: str | Path) -> int:
 
 
 def _has_ogg_end(path: str | Path) -> bool:
-    """Whether the last page of an Ogg file is marked as the last (RFC 3533 section 6, header type 0x04)."""
+    """Whether an Ogg file ends with a whole page that is marked as the last (RFC 3533 section 6: flag 0x04, then the segment sizes)."""
     longest_page = 65_307
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - longest_page))
         tail = file.read()
-    page = tail.rfind(b"OggS")
-    return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & 4)
+    page = tail[tail.rfind(b"OggS") :]
+    if len(page) < 27 or not page[5] & 4:
+        return False
+    sizes = page[27 : 27 + page[26]]
+    return len(page) >= 27 + page[26] + sum(sizes)

@@ -58,6 +58,8 @@ def render_all(jobs: list[Job], workers: int) -> None:
     pending = [job for job in jobs if read_phones(job) is None]
     for folder in {Path(job.path).parent for job in pending}:
         folder.mkdir(parents=True, exist_ok=True)
+        for half_written in folder.glob(".*.tmp"):
+            half_written.unlink(missing_ok=True)
     shares = [share for first in range(workers) if (share := pending[first::workers])]
     if shares:
         with ThreadPoolExecutor(len(shares)) as pool:
@@ -86,9 +88,7 @@ def read_phones(job: Job) -> list[Phone] | None:
 
 def render(job: Job) -> None:
     """Speaks one job and writes its WAV file and its phones. Once per process."""
-    speech = espeak.speak(
-        job.text, voice=job.voice, words_per_minute=job.words_per_minute, pitch=job.pitch, pitch_range=job.pitch_range
-    )
+    speech = espeak.speak(job.text, voice=job.voice, words_per_minute=job.words_per_minute, pitch=job.pitch, pitch_range=job.pitch_range)
     waveform, phones = at_our_rate(speech, lead=samples(job.lead_seconds), tail=samples(job.tail_seconds))
     _write_wav(Path(job.path), waveform)
     sidecar = {"recipe": job.recipe(), "num_samples": len(waveform), "phones": phones}

@@ -48,6 +48,7 @@ def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _check_labels(loaded)
+    _check_activations(loaded.model.config)
     write_json(folder / "config.json", _config(loaded))
     save_tensors(folder / WEIGHTS, _weights(loaded))
     extractor = _feature_extractor(loaded.model.config)
@@ -73,7 +74,7 @@ def import_transformers() -> Any:
         import transformers.utils.import_utils
 
         for module in (transformers.utils, transformers.utils.import_utils):
-            module.is_torchaudio_available = lambda: False
+            module.is_torchaudio_available = lambda: False  # type: ignore[attr-defined]
         sys.modules.pop("torchaudio", None)
     import transformers
 
@@ -155,4 +156,14 @@ def _check_labels(loaded: LoadedModel) -> None:
     labels, rows = loaded.extra.get(key), loaded.head_state["linear.weight"].shape[0] if loaded.head_state else 0
     if not isinstance(labels, list) or len(labels) != rows or len(set(map(str, labels))) != rows:
         found = f"{len(labels)} names" if isinstance(labels, list) else "none"
-        raise ArtefactError(f'a {loaded.kind!r} checkpoint must list one distinct name per row of its head in extra["{key}"]: {rows} rows, {found}')
+        raise ArtefactError(
+            f'a {loaded.kind!r} checkpoint must list one distinct name per row of its head in extra["{key}"]: {rows} rows, {found}'
+        )
+
+
+def _check_activations(config: HubertConfig) -> None:
+    known = import_transformers().activations.ACT2FN
+    for name in ("hidden_act", "feat_extract_activation"):
+        if getattr(config, name) not in known:
+            version = import_transformers().__version__
+            raise ArtefactError(f"transformers {version} has no {name} {getattr(config, name)!r}; a model with it cannot be exported to it")

@@ -74,8 +74,7 @@ def _our_outputs(loaded: LoadedModel, waveform: Tensor) -> dict[str, Tensor]:
 
 
 def _their_outputs(folder: str | Path, loaded: LoadedModel, waveform: Tensor) -> dict[str, Tensor]:
-    architecture: Any = getattr(import_transformers(), ARCHITECTURES[loaded.kind])
-    model = architecture.from_pretrained(folder).eval()
+    model = _load_quietly(getattr(import_transformers(), ARCHITECTURES[loaded.kind]), folder)
     encoder = getattr(model, "hubert", model)
     states: list[Tensor] = []
     # Hooks instead of `output_hidden_states`, whose last entry means different things in 4.57 and 5.x for pre-norm models.
@@ -85,6 +84,19 @@ def _their_outputs(folder: str | Path, loaded: LoadedModel, waveform: Tensor) ->
         hook.remove()
     named = {f"layer {layer}": state for layer, state in enumerate(states, start=1)} | {"last": last}
     return named if model is encoder else {**named, "logits": model(waveform).logits}
+
+
+def _load_quietly(architecture: Any, folder: str | Path) -> Any:
+    """The model in eval mode, without the library's progress bar."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return architecture.from_pretrained(folder).eval()
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hubert_pretrain.frames import samples
+from hubert_pretrain.frames import samples, seconds
 from hubert_pretrain.seeds import permute
 
 
@@ -52,15 +52,18 @@ class PaddedPlan:
         num_samples: NDArray[np.int64],
         *,
         seed: int,
+        batch_seconds: float,
         micro_batch_seconds: float,
-        micro_batches: int,
         max_padding: float = 0.15,
     ) -> None:
-        """``num_samples`` (N,) are the lengths of the utterances ``rows`` (N,); ``micro_batches`` make a step."""
-        if len(rows) == 0 or micro_batches < 1:
-            raise ValueError(f"found {len(rows)} utterances and {micro_batches} micro-batches per step; expected at least one of each")
-        self.seed, self.micro_batches = seed, micro_batches
+        """``num_samples`` (N,) are the lengths of the utterances ``rows`` (N,); seconds include padding."""
+        if len(rows) == 0:
+            raise ValueError("found no utterances, expected at least one")
+        self.seed = seed
+        self.micro_batches = max(1, round(batch_seconds / micro_batch_seconds))
         self.buckets = make_buckets(rows, num_samples, samples(micro_batch_seconds), max_padding)
+        self.padding = 1.0 - num_samples.sum() / sum(len(bucket.rows) * bucket.num_samples for bucket in self.buckets)
+        """Share of a pass over the utterances that is padding."""
         self._ends = np.cumsum([bucket.per_epoch for bucket in self.buckets])
 
     def micro_batch(self, index: int) -> MicroBatch:
@@ -75,6 +78,14 @@ class PaddedPlan:
         """Rows of all micro-batches of a step, what its loss is divided by."""
         numbers = range(step * self.micro_batches, (step + 1) * self.micro_batches)
         return sum(self.buckets[self._place(number)[0]].batch_rows for number in numbers)
+
+    def describe(self) -> str:
+        """One line: utterances, shapes, padding."""
+        shapes = ", ".join(f"{bucket.batch_rows}x{seconds(bucket.num_samples):.1f}s" for bucket in self.buckets)
+        return (
+            f"{sum(len(bucket.rows) for bucket in self.buckets)} utterances, {int(self._ends[-1])} micro-batches per epoch, "
+            f"{self.micro_batches} per step; shapes {shapes}; {self.padding:.1%} padding"
+        )
 
     def _place(self, index: int) -> tuple[int, int]:
         """The bucket of a micro-batch, and how many of that bucket came before."""

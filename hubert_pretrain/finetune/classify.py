@@ -35,9 +35,11 @@ class ClassifyTask:
             projection_size: width of the layer before the mean.
         """
         if label not in LABELS:
-            raise ConfigError(f"task.label={label!r} is not a column with classes; expected one of {', '.join(LABELS)}{nearest(label, list(LABELS))}")
+            raise ConfigError(
+                f"task.label={label!r} is not a column with classes; expected one of {', '.join(LABELS)}{nearest(label, list(LABELS))}"
+            )
         self.label = label
-        self.weighted_layers = weighted_layers
+        self.every_layer = weighted_layers
         self.projection_size = projection_size
         self.classes: list[str] = []
 
@@ -64,20 +66,15 @@ class ClassifyTask:
             )
         return self._examples(rows, names)
 
-    def head(self, config: HubertConfig) -> nn.Module:
+    def head(self, config: HubertConfig) -> ClassificationHead:
         """Optional layer weights, a projection, the mean over frames and a linear layer."""
         return ClassificationHead(
             config.hidden_size,
             len(self.classes),
             projection_size=self.projection_size,
             n_layers=config.num_hidden_layers,
-            weighted_layers=self.weighted_layers,
+            weighted_layers=self.every_layer,
         )
-
-    @property
-    def every_layer(self) -> bool:
-        """A weighted sum needs them all."""
-        return self.weighted_layers
 
     def logits(self, head: nn.Module, output: HubertOutput, valid: Tensor | None) -> Tensor:
         """(B, K)."""

@@ -23,6 +23,8 @@ from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import LetterHead
 from hubert_pretrain.model.hubert import HubertOutput
 
+Rows = NDArray[np.int64]
+
 log = logging.getLogger(__name__)
 
 
@@ -43,25 +45,27 @@ class CtcTask:
         self.max_dropped_fraction = max_dropped_fraction
         self.vocabulary: Vocabulary | None = None
 
-    def fit(self, manifest: Manifest, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
+    def fit(self, manifest: Manifest, rows: Rows, grid: FrameGrid) -> Examples:
         """Derives the vocabulary from the transcripts of the training rows, and leaves out what CTC cannot learn."""
         texts = _transcripts(manifest, rows)
         self.vocabulary = Vocabulary.of_texts(texts)
         labels = [self.vocabulary.ids(text) for text in texts]
         needed = np.array([frames_needed(ids) for ids in labels])
-        kept = (needed > 0) & (grid.num_frames(manifest.num_samples[rows]) >= needed)
-        self._check_dropped(manifest, rows, kept, needed, grid)
-        chosen = np.flatnonzero(kept)
+        available: Rows = grid.num_frames(manifest.num_samples[rows])  # type: ignore[assignment, arg-type]
+        self._check_dropped(manifest, rows, available, needed)
+        chosen = np.flatnonzero((needed > 0) & (needed <= available))
         return Examples(rows[chosen], [texts[i] for i in chosen], [labels[i] for i in chosen])
 
-    def examples(self, manifest: Manifest, rows: NDArray[np.int64]) -> Examples:
+    def examples(self, manifest: Manifest, rows: Rows) -> Examples:
         """All rows. A character that no training transcript has is counted, said, and can only be scored as an error."""
         texts = _transcripts(manifest, rows)
         if unknown := self._vocabulary.count_unknown(texts):
-            log.warning("%s: %d characters of these transcripts are in no training transcript; they count as errors", manifest.path, unknown)
+            log.warning(
+                "%s: %d characters of these transcripts are in no training transcript; they count as errors", manifest.path, unknown
+            )
         return Examples(rows, texts, [self._vocabulary.ids(text) for text in texts])
 
-    def head(self, config: HubertConfig) -> nn.Module:
+    def head(self, config: HubertConfig) -> LetterHead:
         """Dropout and a linear layer D -> V."""
         return LetterHead(config.hidden_size, len(self._vocabulary), dropout=self.final_dropout)
 
@@ -87,7 +91,9 @@ class CtcTask:
 
     def table(self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]) -> tuple[str, str]:
         """hypotheses.tsv, with the word error rate of each utterance."""
-        lines = [(i, said, heard, f"{word_error_rate([said], [heard]):.4f}") for i, said, heard in zip(ids, references, predictions, strict=True)]
+        lines = [
+            (i, said, heard, f"{word_error_rate([said], [heard]):.4f}") for i, said, heard in zip(ids, references, predictions, strict=True)
+        ]
         return "hypotheses.tsv", tab_separated(("id", "reference", "hypothesis", "wer"), lines)
 
     @property
@@ -96,18 +102,18 @@ class CtcTask:
             raise ValueError("this task has no vocabulary yet: call fit first")
         return self.vocabulary
 
-    def _check_dropped(self, manifest: Manifest, rows: NDArray[np.int64], kept: NDArray[np.bool_], needed: NDArray[np.int64], grid: FrameGrid) -> None:
-        dropped = np.flatnonzero(~kept)
+    def _check_dropped(self, manifest: Manifest, rows: Rows, available: Rows, needed: Rows) -> None:
+        dropped = np.flatnonzero((needed == 0) | (needed > available))
         if len(dropped) == 0:
             return
-        first = manifest[int(rows[dropped[0]])]
+        first = dropped[0]
         found = (
             f"{len(dropped)} of {len(rows)} training utterances have no transcript or one longer than their frames can spell; the first is "
-            f"{first.id!r} with {grid.num_frames(first.num_samples)} frames for {int(needed[dropped[0]])} letters"
+            f"{manifest[int(rows[first])].id!r} with {available[first]} frames where {needed[first]} are needed"
         )
         if len(dropped) > self.max_dropped_fraction * len(rows):
             raise DataError(
-                f"{manifest.path}: {found}; expected at most {self.max_dropped_fraction:.1%}: check that transcripts belong to their audio, "
+                f"{manifest.path}: {found}; expected at most {self.max_dropped_fraction:.1%}: check that texts belong to their audio, "
                 "or raise task.max_dropped_fraction"
             )
         log.warning("%s: %s; left out", manifest.path, found)
@@ -124,12 +130,10 @@ def ctc_loss(logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: 
     """
     log_probabilities = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)  # (T, B, V)
     with torch.backends.cudnn.flags(enabled=False):  # cuDNN's CTC is not deterministic and has no zero_infinity
-        return F.ctc_loss(
-            log_probabilities, labels, num_frames, label_lengths, blank=BLANK_ID, reduction="sum", zero_infinity=True
-        )
+        return F.ctc_loss(log_probabilities, labels, num_frames, label_lengths, blank=BLANK_ID, reduction="sum", zero_infinity=True)
 
 
-def _transcripts(manifest: Manifest, rows: NDArray[np.int64]) -> list[str]:
+def _transcripts(manifest: Manifest, rows: Rows) -> list[str]:
     texts = [normalise(text) for text in strings(manifest, "text", rows)]
     if not any(texts):
         split = manifest[int(rows[0])].split

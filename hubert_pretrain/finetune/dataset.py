@@ -5,19 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from hubert_pretrain.data.audio import normalize
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.distributed import share
 from hubert_pretrain.finetune.batches import PaddedPlan
-from hubert_pretrain.finetune.task import Examples
-from hubert_pretrain.frames import FrameGrid
+from hubert_pretrain.finetune.task import Examples, strings
+from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.masking import span_mask
 from hubert_pretrain.seeds import generator
+from hubert_pretrain.training.loading import FromStep, loader
 
 Batch = dict[str, Any]
 
@@ -34,9 +37,7 @@ class Masking:
         """(length,) bool, True = hidden."""
         if self.probability == 0:
             return np.zeros(length, dtype=np.bool_)
-        return span_mask(
-            length, probability=self.probability, span_frames=self.span_frames, min_spans=self.min_spans, generator=source
-        )
+        return span_mask(length, probability=self.probability, span_frames=self.span_frames, min_spans=self.min_spans, generator=source)
 
 
 class TrainingDataset(Dataset[Batch]):
@@ -48,32 +49,23 @@ class TrainingDataset(Dataset[Batch]):
     """
 
     def __init__(
-        self,
-        corpus: Corpus,
-        examples: Examples,
-        plan: PaddedPlan,
-        *,
-        grid: FrameGrid,
-        hidden_size: int,
-        normalize_waveform: bool,
-        mask: Masking,
-        channel_mask: Masking,
-        seed: int,
+        self, corpus: Corpus, examples: Examples, plan: PaddedPlan, model: Hubert, *, mask: Masking, channel_mask: Masking, seed: int
     ) -> None:
-        self.corpus, self.plan, self.grid, self.seed = corpus, plan, grid, seed
-        self.hidden_size, self.normalize_waveform = hidden_size, normalize_waveform
+        """``model`` says what it wants: frame grid, width, normalised waveforms or not."""
+        self.corpus, self.plan, self.seed = corpus, plan, seed
+        self.grid, self.width, self.normalize = model.grid, model.config.hidden_size, model.config.normalize_waveform
         self.mask, self.channel_mask = mask, channel_mask
         self.labels = dict(zip(examples.rows.tolist(), examples.labels, strict=True))
 
     def __getitem__(self, index: int) -> Batch:
         planned = self.plan.micro_batch(index)
         rows = planned.rows.tolist()
-        waveforms = [read_whole(self.corpus, row, self.normalize_waveform) for row in rows]
+        waveforms = [read_whole(self.corpus, row, self.normalize) for row in rows]
         num_frames = [int(self.grid.num_frames(len(waveform))) for waveform in waveforms]
         longest = int(self.grid.num_frames(planned.num_samples))  # T
         labels = [self.labels[row] for row in rows]
         masks = [self.mask.draw(n, generator(self.seed, "mask", planned.step, row)) for n, row in zip(num_frames, rows, strict=True)]
-        channels = [self.channel_mask.draw(self.hidden_size, generator(self.seed, "channels", planned.step, row)) for row in rows]
+        channels = [self.channel_mask.draw(self.width, generator(self.seed, "channels", planned.step, row)) for row in rows]
         return {
             "waveform": _stack(waveforms, planned.num_samples),
             "valid": torch.arange(longest) < torch.tensor(num_frames)[:, None],
@@ -86,18 +78,24 @@ class TrainingDataset(Dataset[Batch]):
             "step_utterances": self.plan.utterances(planned.step),
         }
 
+    def describe(self, index: int) -> str:
+        """A micro-batch for a person: its step and the ids of its utterances."""
+        planned = self.plan.micro_batch(index)
+        ids = strings(self.corpus.manifest, "id", planned.rows)
+        return f"step {planned.step} (micro-batch {index}: {', '.join(ids[:8])}{', ...' if len(ids) > 8 else ''})"
+
 
 class WholeUtterances(Dataset[Batch]):
     """Item ``i`` is example ``i`` alone, a batch of one without padding: what a model says of it depends on nothing else."""
 
-    def __init__(self, corpus: Corpus, examples: Examples, *, normalize_waveform: bool) -> None:
-        self.corpus, self.examples, self.normalize_waveform = corpus, examples, normalize_waveform
+    def __init__(self, corpus: Corpus, examples: Examples, model: Hubert) -> None:
+        self.corpus, self.examples, self.normalize = corpus, examples, model.config.normalize_waveform
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Batch:
-        waveform = read_whole(self.corpus, int(self.examples.rows[index]), self.normalize_waveform)
+        waveform = read_whole(self.corpus, int(self.examples.rows[index]), self.normalize)
         labels = self.examples.labels[index]
         return {
             "waveform": torch.from_numpy(waveform)[None],
@@ -107,10 +105,19 @@ class WholeUtterances(Dataset[Batch]):
         }
 
 
-def read_whole(corpus: Corpus, row: int, normalize_waveform: bool) -> NDArray[np.float32]:
+def loaders(
+    trainer: L.Trainer, train: TrainingDataset, valid: WholeUtterances, *, workers: int
+) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
+    """Training from the step that the trainer has reached to its last, and this rank's share of the validation."""
+    ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+    numbers = FromStep(lambda: trainer.global_step, steps=trainer.max_steps, micro_batches=train.plan.micro_batches, **ranks)
+    return loader(train, numbers, workers=workers), loader(valid, share(len(valid), **ranks), workers=workers)
+
+
+def read_whole(corpus: Corpus, row: int, normalized: bool) -> NDArray[np.float32]:
     """The waveform (S,) of an utterance as the network wants it."""
     waveform = corpus.read(row)
-    if not normalize_waveform:
+    if not normalized:
         return waveform
     utterance = corpus.manifest[row]
     return normalize(waveform, utterance.mean, utterance.variance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from hubert_pretrain import distributed
 from hubert_pretrain.finetune.dataset import Batch
 from hubert_pretrain.finetune.predict import gather, scores
 from hubert_pretrain.finetune.task import Task
-from hubert_pretrain.frames import seconds
+from hubert_pretrain.frames import seconds as in_seconds
+from hubert_pretrain.model.heads import ClassificationHead, LetterHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.seeds import derive, generator
 from hubert_pretrain.training.loggers import report
@@ -26,11 +28,23 @@ class FinetuneModule(TrainingModule):
     (seed, micro-batch), so the step number is all there is to resume.
     """
 
-    def __init__(self, model: Hubert, head: nn.Module, task: Task, *, freeze_encoder_steps: int, seed: int, **training: Any) -> None:
-        """``training`` are the keyword arguments of `TrainingModule`."""
+    def __init__(
+        self,
+        model: Hubert,
+        head: LetterHead | ClassificationHead,
+        task: Task,
+        *,
+        freeze_encoder_steps: int,
+        seed: int,
+        describe_micro_batch: Callable[[int], str] = "micro-batch {}".format,
+        **training: Any,
+    ) -> None:
+        """`describe_micro_batch` names the step and the utterances of a micro-batch; `training` goes to `TrainingModule`."""
         super().__init__(shown=("loss", "lr", "audio_seconds_per_second"), **training)
         self.model, self.head, self.task = model, head, task
         self.freeze_encoder_steps, self.seed = freeze_encoder_steps, seed
+        self.train()  # a loaded model is in eval mode, and Lightning leaves modes as they are
+        self.describe_batch = describe_micro_batch  # type: ignore[method-assign, assignment]
         self._heard: list[tuple[str, str]] = []  # (reference, prediction) of the validation that runs
         self._valid = Meter()
 
@@ -49,8 +63,9 @@ class FinetuneModule(TrainingModule):
             )
         logits = self.task.logits(self.head, output, valid)
         loss = self.task.loss(logits, valid.sum(dim=1), batch["labels"], batch["label_lengths"])
-        self.watch(batch["index"], loss)
-        self.meter.add(loss=loss, utterances=len(valid), audio=seconds(batch["waveform"].numel()))
+        audio_seconds = in_seconds(batch["waveform"].numel())
+        self.watch(batch["index"], loss, audio_seconds=audio_seconds)
+        self.meter.add(loss=loss, utterances=len(valid), audio=audio_seconds)
         if distributed.world_size() > 1:
             # DDP waits for a gradient of every parameter: those that have no part in this step get one of zero, removed below.
             loss = loss + sum(0.0 * parameter.sum() for parameter in self._idle(step))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,18 @@ from hubert_pretrain.finetune.dataset import WholeUtterances
 from hubert_pretrain.finetune.task import Task
 from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.model.checkpoint import load_model
+from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
 
 Item = TypeVar("Item")
+
+
+def pretrained(folder: Path, **overrides: Any) -> Hubert:
+    """The encoder of a pretrained checkpoint; ``overrides`` as in `load_model`. Raises ArtefactError when it is one of another kind."""
+    loaded = load_model(folder, **overrides)
+    if loaded.kind != CodebookHead.kind:
+        raise ArtefactError(f"{folder}: holds a {loaded.kind!r} checkpoint, expected a pretrained one; give a stage such as it2/pretrain")
+    return loaded.model
 
 
 @torch.inference_mode()
@@ -62,7 +71,7 @@ class Recogniser:
         """Opens the folder that a CTC fine-tuning wrote. Raises ArtefactError when it holds something else."""
         loaded = load_model(folder)
         if loaded.kind != CtcTask.kind:
-            raise ArtefactError(f"{folder}: holds a {loaded.kind!r} checkpoint, which cannot transcribe; give the folder of a CTC fine-tuning")
+            raise ArtefactError(f"{folder}: holds a {loaded.kind!r} checkpoint, which cannot transcribe; give the folder of a CTC model")
         return Recogniser(loaded.model, loaded.build_head(), Vocabulary(tuple(loaded.extra.get("vocabulary", ()))), device)
 
     def transcribe(self, speech: str | Path | Sequence[float] | Tensor) -> str:

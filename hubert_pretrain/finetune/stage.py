@@ -1,63 +1,101 @@
-"""finetune: checkpoint + labels -> task model, its predictions on the test split, and curves."""
+"""Stage `finetune/*`: checkpoint + labels -> task model, and what it says of the test split."""
 
 from __future__ import annotations
 
-import functools
-import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning import Trainer
-from numpy.typing import NDArray
-from torch import nn
 
 from hubert_pretrain.config import FinetuneConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.finetune.batches import PaddedPlan
 from hubert_pretrain.finetune.curves import draw
-from hubert_pretrain.finetune.dataset import Masking, TrainingDataset, WholeUtterances
+from hubert_pretrain.finetune.dataset import Masking, TrainingDataset, WholeUtterances, loaders
 from hubert_pretrain.finetune.module import FinetuneModule
-from hubert_pretrain.finetune.predict import predict
-from hubert_pretrain.finetune.task import Examples, Task, strings
-from hubert_pretrain.model.checkpoint import load_model, save_model
+from hubert_pretrain.finetune.predict import predict, pretrained
+from hubert_pretrain.finetune.task import Examples, Task, gather_examples, strings
+from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.pretrain.dataset import FromStep, loader
 from hubert_pretrain.seeds import derive
-from hubert_pretrain.training.loggers import close, logger_arguments
+from hubert_pretrain.training.loggers import close, logger_arguments, read_metrics
 from hubert_pretrain.training.module import Optimisation
 from hubert_pretrain.training.schedule import tri_stage
 from hubert_pretrain.training.trainer import accumulation, build_trainer, fit
 from hubert_pretrain.workspace import Workspace, write_text
 
-log = logging.getLogger(__name__)
-
-ENCODER_FIELDS = ("conv_gradient_scale", "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop")
-"""Values of the encoder that fine-tuning replaces."""
+REPLACED = ("conv_gradient_scale", "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop")
+"""Values of the encoder that fine-tuning has its own of."""
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
-    """Fine-tunes, then writes the model (model.safetensors, config.json), its predictions and curves.png into `folder`."""
-    config, seed = recipe.finetune[stage.split("/")[1]], derive(recipe.seed, stage)
+    """Trains from the newest checkpoint in `folder`, or from the start; writes weights, predictions on the test split and curves."""
+    name = stage.split("/")[1]
+    config, seed = recipe.finetune[name], derive(recipe.seed, stage)
     corpus = Corpus.open(workspace.artefact("prepare").path)
-    model = _pretrained(workspace.resolve(config.checkpoint).path, config)
+    model = pretrained(workspace.resolve(config.checkpoint).path, **{name: getattr(config, name) for name in REPLACED})
     task: Task = instantiate(config.task)
-    train = task.fit(corpus.manifest, _rows(corpus, stage, "train_split", config.train_split), model.grid)
-    valid, test = (
-        task.examples(corpus.manifest, _rows(corpus, stage, name, split))
-        for name, split in (("valid_split", config.valid_split), ("test_split", config.test_split))
-    )
-    torch.manual_seed(derive(seed, "head"))
-    head = task.head(model.config)
-    trainer = _train(recipe, config, stage, folder, corpus, task, model, head, train, valid, seed)
-    guesses = predict(model, head, task, _alone(corpus, test, model), trainer.strategy.root_device)
-    scores = task.score(test.references, guesses)
+    splits = {key: getattr(config, key) for key in ("train_split", "valid_split", "test_split")}
+    train, valid, test = gather_examples(task, corpus.manifest, model.grid, splits, f"finetune.{name}")
+    data = _training_data(config, corpus, model, train, seed)
+    module = _module(config, task, model, seed, data)
+    trainer = _trainer(recipe, config, data.plan, folder, stage)
+    loading = loaders(trainer, data, WholeUtterances(corpus, valid, model), workers=recipe.trainer.loader_workers)
     if trainer.is_global_zero:
-        save_model(folder, model, head=head, extra=task.card())
-        name, table = task.table(strings(corpus.manifest, "id", test.rows), test.references, guesses)
-        write_text(folder / name, table)
-        draw(folder / "logs" / "metrics.csv", folder / "curves.png", title=stage)
-    return {**scores, "steps": config.steps, "utterances": len(test)}
+        print(data.plan.describe(), flush=True)
+    fit(trainer, module, *loading, folder)
+    close(trainer.loggers)
+    guesses = predict(model, module.head, task, WholeUtterances(corpus, test, model), trainer.strategy.root_device)
+    if trainer.is_global_zero:
+        made_by = {"recipe": recipe.name, "stage": stage, "steps": config.steps}
+        save_model(folder, model, head=module.head, extra=made_by | task.card())
+        file_name, table = task.table(strings(corpus.manifest, "id", test.rows), test.references, guesses)
+        write_text(folder / file_name, table)
+        draw(read_metrics(folder / "logs" / "metrics.csv"), folder / "curves.png", title=f"{recipe.name} {stage}")
+    return {**task.score(test.references, guesses), "steps": config.steps, "utterances": len(test)}
+
+
+def _training_data(config: FinetuneConfig, corpus: Corpus, model: Hubert, train: Examples, seed: int) -> TrainingDataset:
+    lengths, seconds = corpus.manifest.num_samples[train.rows], (config.batch_seconds, config.micro_batch_seconds)
+    plan = PaddedPlan(train.rows, lengths, seed=seed, batch_seconds=seconds[0], micro_batch_seconds=seconds[1])
+    masks = {"mask": Masking(**vars(config.mask)), "channel_mask": Masking(**vars(config.channel_mask))}
+    return TrainingDataset(corpus, train, plan, model, seed=seed, **masks)
+
+
+def _module(config: FinetuneConfig, task: Task, model: Hubert, seed: int, data: TrainingDataset) -> FinetuneModule:
+    torch.manual_seed(derive(seed, "head"))
+    schedule = partial(
+        tri_stage,
+        steps=config.steps,
+        warmup_fraction=config.warmup_fraction,
+        hold_fraction=config.hold_fraction,
+        initial_scale=config.initial_lr_scale,
+        final_scale=config.final_lr_scale,
+    )
+    values = {name: getattr(config, name) for name in ("learning_rate", "betas", "eps", "weight_decay", "clip_norm")}
+    return FinetuneModule(
+        model,
+        task.head(model.config),
+        task,
+        freeze_encoder_steps=config.freeze_encoder_steps,
+        seed=seed,
+        describe_micro_batch=data.describe,
+        optimisation=Optimisation(factor=schedule, **values),
+        log_every_steps=config.log_every_steps,
+    )
+
+
+def _trainer(recipe: Recipe, config: FinetuneConfig, plan: PaddedPlan, folder: Path, stage: str) -> L.Trainer:
+    names = logger_arguments(folder, f"{recipe.name}/{stage}")
+    return build_trainer(
+        folder,
+        steps=config.steps,
+        accumulate=accumulation(plan.micro_batches, recipe.trainer.devices * recipe.trainer.num_nodes),
+        valid_every_steps=config.valid_every_steps,
+        checkpoint_every_steps=config.checkpoint_every_steps,
+        loggers=[instantiate(node, **names) for node in (recipe.logger or {}).values()],
+        **{name: value for name, value in vars(recipe.trainer).items() if name != "loader_workers"},
+    )

@@ -1,8 +1,8 @@
-"""What a task is: labels out of a manifest, a head on the encoder, a loss, a prediction and a score. A new task is a new file beside ctc.py."""
+"""What a task is: labels out of a manifest, a head on the encoder, a loss, predictions and scores. A new task is a file beside ctc.py."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hubert_pretrain.data.manifest import Manifest
+from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import FrameGrid
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hubert_pretrain.model.config import HubertConfig
+    from hubert_pretrain.model.heads import ClassificationHead, LetterHead
     from hubert_pretrain.model.hubert import HubertOutput
 
 
@@ -36,6 +38,8 @@ class Task(Protocol):
 
     kind: str
     """Kind of the checkpoints that hold its models: "ctc" or "classify"."""
+    every_layer: bool
+    """Whether the head needs the output of every layer, `Hubert.forward(hidden_states=True)`."""
 
     def fit(self, manifest: Manifest, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
         """Derives vocabulary or classes from the training rows; returns those that can be trained on (DataError when too few can)."""
@@ -45,13 +49,8 @@ class Task(Protocol):
         """The rows of another split, all of them. Raises DataError when the split cannot be scored with what `fit` learnt."""
         ...
 
-    def head(self, config: HubertConfig) -> nn.Module:
+    def head(self, config: HubertConfig) -> LetterHead | ClassificationHead:
         """A new head for an encoder of this form."""
-        ...
-
-    @property
-    def every_layer(self) -> bool:
-        """Whether the head needs the output of every layer, `Hubert.forward(hidden_states=True)`."""
         ...
 
     def logits(self, head: nn.Module, output: HubertOutput, valid: Tensor | None) -> Tensor:
@@ -77,6 +76,22 @@ class Task(Protocol):
     def table(self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]) -> tuple[str, str]:
         """File name and content of the table of predictions."""
         ...
+
+
+def gather_examples(task: Task, manifest: Manifest, grid: FrameGrid, splits: Mapping[str, str], where: str) -> list[Examples]:
+    """The examples of each split, the first of which is trained on. What can be wrong with them is found here, before training.
+
+    ``splits`` are names of splits by their key in the recipe, ``where`` is the place of those keys: both for error messages.
+    """
+    rows = []
+    for key, split in splits.items():
+        rows.append(manifest.rows(split))
+        if len(rows[-1]) == 0:
+            raise DataError(
+                f"{manifest.path}: split {split!r} has no utterances, only {', '.join(manifest.splits)} have; "
+                f"set {where}.{key} to one of them"
+            )
+    return [task.fit(manifest, rows[0], grid), *(task.examples(manifest, other) for other in rows[1:])]
 
 
 def strings(manifest: Manifest, column: str, rows: NDArray[np.int64]) -> list[str]:

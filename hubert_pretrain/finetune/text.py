@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from hubert_pretrain.errors import ArtefactError
 
@@ -39,7 +40,8 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if self.symbols[:1] != (BLANK,) or not {UNKNOWN, BOUNDARY} <= set(self.symbols) or len(set(self.symbols)) < len(self.symbols):
             raise ArtefactError(
-                f"not a letter vocabulary: {list(self.symbols)[:8]}...; expected distinct symbols, {BLANK!r} first, {UNKNOWN!r} and {BOUNDARY!r}"
+                f"not a letter vocabulary: {list(self.symbols)[:8]}...; expected distinct symbols, {BLANK!r} first, "
+                f"and among them {UNKNOWN!r} and {BOUNDARY!r}"
             )
         object.__setattr__(self, "_ids", {symbol: index for index, symbol in enumerate(self.symbols)})
 
@@ -69,4 +71,4 @@ class Vocabulary:
 
 def frames_needed(ids: Sequence[int]) -> int:
     """The fewest frames in which CTC can spell U ids: one each, and a blank between two equal neighbours (Graves et al. 2006, eq. 2)."""
-    return len(ids) + sum(left == right for left, right in zip(ids, ids[1:], strict=False))
+    return len(ids) + sum(left == right for left, right in pairwise(ids))

@@ -82,7 +82,9 @@ def load_model(folder: str | Path, **overrides: Any) -> LoadedModel:
     folder = Path(folder)
     stored = read_json(folder / CONFIG)
     if not isinstance(stored, dict) or "model" not in stored or stored.get("kind") not in HEADS:
-        raise ArtefactError(f"{folder / CONFIG}: missing or not the {CONFIG} of a checkpoint of this project; expected the folder of a stage")
+        raise ArtefactError(
+            f"{folder / CONFIG}: missing or not the {CONFIG} of a checkpoint of this project; expected the folder of a stage"
+        )
     model = Hubert(_config(stored["model"], overrides, folder))
     tensors = load_tensors(folder / WEIGHTS)
     states = {prefix: _strip(tensors, prefix) for prefix in ("hubert.", "head.")}
@@ -147,7 +149,9 @@ def _config(stored: dict[str, Any], overrides: dict[str, Any], folder: Path) -> 
             raise ConfigError(f"{name!r} is no field of the model{nearest(name, known)}")
     unknown = [name for name in stored if name not in known]
     if unknown:
-        raise ArtefactError(f"{folder / CONFIG}: unknown model fields {', '.join(unknown)}; it was written by a newer version of this project")
+        raise ArtefactError(
+            f"{folder / CONFIG}: unknown model fields {', '.join(unknown)}; it was written by a newer version of this project"
+        )
     return HubertConfig(**{**stored, **overrides})
 
 

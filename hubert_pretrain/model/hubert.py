@@ -74,6 +74,8 @@ class Hubert(nn.Module):
         if mask is not None:
             x = torch.where(self._frames_like(x, mask, "mask")[..., None], self.mask_embedding.to(x.dtype), x)
         if channel_mask is not None:
+            if channel_mask.shape != (x.shape[0], x.shape[2]):
+                raise DataError(f"channel_mask must have shape (B, D) = {(x.shape[0], x.shape[2])}, found {tuple(channel_mask.shape)}")
             x = x.masked_fill(channel_mask[:, None, :], 0.0)
         if valid is not None:
             self._frames_like(x, valid, "valid")
@@ -90,7 +92,9 @@ class Hubert(nn.Module):
         if waveform.ndim != 2 or not waveform.is_floating_point():
             raise DataError(f"expected a float waveform of shape (B, S), found {waveform.dtype} {tuple(waveform.shape)}; mix down to mono")
         if waveform.shape[1] < self.grid.window:
-            raise DataError(f"waveform of {waveform.shape[1]} samples is shorter than one window of {self.grid.window}; leave it out or pad it")
+            raise DataError(
+                f"waveform of {waveform.shape[1]} samples is shorter than one window of {self.grid.window}; leave it out or pad it"
+            )
         scale = self.config.conv_gradient_scale
         with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
             features = self.conv_encoder(waveform)
@@ -116,7 +120,8 @@ class FeatureProjection(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, D)."""
-        return self.dropout(self.linear(self.norm(features)))
+        x = self.linear(self.norm(features))
+        return self.dropout(x.to(self.linear.weight.dtype))  # fp32 under autocast: the residual stream of pre-norm models starts here
 
 
 class ContextEncoder(nn.Module):
@@ -135,6 +140,10 @@ class ContextEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Returns (last, what entered layer 1, the output of every layer that was asked for), each (B, T, D)."""
         depth = self._depth(layers)
+        if layer_keep is not None and len(layer_keep) < depth:
+            raise DataError(
+                f"layer_keep says of {len(layer_keep)} layers whether they run, but {depth} are to run; give one value per layer"
+            )
         attended = None
         if valid is not None:
             x = x.masked_fill(~valid[..., None], 0.0)  # the positional convolution would carry padding into real frames

@@ -53,9 +53,7 @@ def fixed_count(mask: Mask, count: int, *, span_frames: int, generator: np.rando
     return mask
 
 
-def expected_count(
-    num_frames: int, *, probability: float, span_frames: int, min_spans: int, rows: int = 8, trials: int = 200
-) -> int:
+def expected_count(num_frames: int, *, probability: float, span_frames: int, min_spans: int, rows: int = 8, trials: int = 200) -> int:
     """Hidden frames per row that the reference has on average after it cut every row of a batch to the smallest count.
 
     The mean over `trials` simulated batches of the minimum over `rows` rows: .530 of T = 781 for probability .8 and spans of 10. A pure

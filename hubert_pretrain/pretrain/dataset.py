@@ -5,21 +5,27 @@ Shapes: B utterances, S samples, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.batches import BatchPlan, MicroBatch
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.manifest import Manifest
+from hubert_pretrain.distributed import share
+from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.model.masking import fixed_count, span_mask
 from hubert_pretrain.seeds import generator
+from hubert_pretrain.training.loading import FromStep, loader
 
 CACHE_BYTES = 512 * 1024**2
 """A split whose decoded audio fits into this much memory (2.3 hours) is decoded once per process instead of once per epoch."""
@@ -46,27 +52,42 @@ class SpanMasking:
         return fixed_count(mask, shape.masked_frames, span_frames=self.span_frames, generator=draw)
 
 
-@dataclass
-class CropReader:
-    """Reads crops of a prepared corpus, normalised with the statistics of the whole utterance when the model wants that."""
+class CropSource:
+    """Turns micro-batches into tensors: reads the audio, looks up the targets, draws the masks."""
 
-    corpus: Corpus
-    grid: FrameGrid
-    normalize: bool
-    cached: bool
-    """Whether to keep decoded utterances in memory."""
-    _cache: dict[int, NDArray[np.float32]] = field(default_factory=dict, init=False, repr=False)
+    def __init__(
+        self,
+        corpus: Corpus,
+        targets: Callable[[int], NDArray[np.uint16]],
+        *,
+        rows: NDArray[np.int64],
+        grid: FrameGrid,
+        normalize: bool,
+        masking: SpanMasking,
+    ) -> None:
+        """`targets` gives the (T,) cluster ids of a manifest row; `rows` are those that will be asked for; `normalize`: see HubertConfig."""
+        self.corpus, self.targets, self.grid, self.normalize, self.masking = corpus, targets, grid, normalize, masking
+        self._cached = int(corpus.manifest.num_samples[rows].sum()) * np.float32().nbytes <= CACHE_BYTES
+        self._cache: dict[int, NDArray[np.float32]] = {}
 
-    @staticmethod
-    def over(corpus: Corpus, rows: NDArray[np.int64], grid: FrameGrid, *, normalize: bool) -> CropReader:
-        """A reader for these rows, which remembers what it has decoded if all of it fits into `CACHE_BYTES`."""
-        cached = int(corpus.manifest.num_samples[rows].sum()) * np.float32().nbytes <= CACHE_BYTES
-        return CropReader(corpus, grid, normalize, cached)
+    def tensors(self, micro_batch: MicroBatch, purpose: str) -> dict[str, Any]:
+        """{"waveform" (B, S) float32, "targets" (B, T) int64, "mask" (B, T) bool, "masked_frames" int in all, "index" int}."""
+        frames = micro_batch.shape.num_frames
+        crops = list(zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True))
+        waveform = np.stack([self.read(row, start, frames) for row, start in crops])
+        ids = np.stack([self.targets(row)[start : start + frames] for row, start in crops]).astype(np.int64)
+        return {
+            "waveform": torch.from_numpy(waveform),
+            "targets": torch.from_numpy(ids),
+            "mask": torch.from_numpy(self.masking.mask(micro_batch, purpose)),
+            "masked_frames": micro_batch.shape.masked_frames * len(crops),
+            "index": micro_batch.index,
+        }
 
     def read(self, row: int, start_frame: int, num_frames: int) -> NDArray[np.float32]:
-        """Waveform (S,) of exactly `num_frames` frames from `start_frame` on."""
+        """Waveform (S,) of exactly `num_frames` frames from `start_frame` on, normalised as a part of the whole utterance."""
         start, length = self.grid.start_sample(start_frame), self.grid.num_samples(num_frames)
-        if not self.cached:
+        if not self._cached:
             return self._normalised(row, self.corpus.read(row, start, length))
         if row not in self._cache:
             self._cache[row] = self._normalised(row, self.corpus.read(row))
@@ -82,71 +103,63 @@ class CropReader:
 class MicroBatches(Dataset[dict[str, Any]]):
     """Item g is micro-batch g of the training stream. Holds no position: any process may be asked for any item."""
 
-    def __init__(self, plan: BatchPlan, reader: CropReader, targets: Callable[[int], NDArray[np.uint16]], masking: SpanMasking) -> None:
-        self.plan, self.reader, self.targets, self.masking = plan, reader, targets, masking
+    def __init__(self, plan: BatchPlan, source: CropSource) -> None:
+        self.plan, self.source = plan, source
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """See `_tensors`; plus `step_frames`, the (hidden, all) frames of the whole step."""
-        item = _tensors(self.plan.micro_batch(index), self.reader, self.targets, self.masking, "mask")
+        """`CropSource.tensors`, and `step_frames`: the (hidden, all) frames of the whole step."""
+        item = self.source.tensors(self.plan.micro_batch(index), "mask")
         return item | {"step_frames": self.plan.step_frames(index // self.plan.micro_batches)}
 
 
 class ValidationBatches(Dataset[dict[str, Any]]):
     """The micro-batches of `BatchPlan.cover`, with masks that are the same at every validation."""
 
-    def __init__(
-        self, micro_batches: Sequence[MicroBatch], reader: CropReader, targets: Callable[[int], NDArray[np.uint16]], masking: SpanMasking
-    ) -> None:
-        self.micro_batches, self.reader, self.targets, self.masking = micro_batches, reader, targets, masking
+    def __init__(self, micro_batches: Sequence[MicroBatch], source: CropSource) -> None:
+        self.micro_batches, self.source = micro_batches, source
 
     def __len__(self) -> int:
         return len(self.micro_batches)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """See `_tensors`."""
-        return _tensors(self.micro_batches[index], self.reader, self.targets, self.masking, "valid mask")
+        """`CropSource.tensors`."""
+        return self.source.tensors(self.micro_batches[index], "valid mask")
 
 
-class FromStep(Sampler[int]):
-    """Numbers of this rank's micro-batches, from the first of the step that the trainer has reached to the end of training.
+def loaders(
+    trainer: L.Trainer,
+    plan: BatchPlan,
+    corpus: Corpus,
+    targets: Callable[[int], NDArray[np.uint16]],
+    *,
+    normalize: bool,
+    masking: SpanMasking,
+    workers: int,
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """This rank's training stream from the trainer's step on, and its share of the `valid` split.
 
-    The position is read when iteration starts: after a checkpoint was loaded, it is that of the checkpoint. It has no length on
-    purpose, so that Lightning sees one endless epoch and does not count batches that a resumed run skips.
+    Raises DataError when no utterance of `valid` is as long as the shortest crop.
     """
-
-    def __init__(self, reached: Callable[[], int], *, steps: int, micro_batches: int, rank: int, world_size: int) -> None:
-        self.reached, self.steps, self.micro_batches = reached, steps, micro_batches
-        self.rank, self.world_size = rank, world_size
-
-    def __iter__(self) -> Iterator[int]:
-        first, last = self.reached() * self.micro_batches, self.steps * self.micro_batches
-        return iter(range(first + self.rank, last, self.world_size))
-
-
-def loader(dataset: Dataset[dict[str, Any]], sampler: Any, *, workers: int) -> DataLoader[dict[str, Any]]:
-    """A stateless loader: the sampler says what comes, workers only decode ahead (0: in this process)."""
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=sampler,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if workers else None,
+    manifest = corpus.manifest
+    rows = manifest.rows("valid")
+    covered = plan.cover(rows, manifest.num_samples[rows])
+    if not covered:
+        raise DataError(
+            f"{manifest.path}: {len(rows)} utterances in split 'valid', none as long as the shortest crop "
+            f"({plan.shapes[0].num_frames} frames); raise data.valid_fraction, or give the corpus a 'valid' split"
+        )
+    source = partial(CropSource, corpus, targets, grid=plan.grid, normalize=normalize, masking=masking)
+    rank, world_size = trainer.global_rank, trainer.world_size
+    numbers = FromStep(
+        lambda: trainer.global_step, steps=trainer.max_steps, micro_batches=plan.micro_batches, rank=rank, world_size=world_size
+    )
+    return (
+        loader(MicroBatches(plan, source(rows=manifest.rows("train"))), numbers, workers=workers),
+        loader(ValidationBatches(covered, source(rows=rows)), share(len(covered), rank, world_size), workers=workers),
     )
 
 
-def _tensors(
-    micro_batch: MicroBatch, reader: CropReader, targets: Callable[[int], NDArray[np.uint16]], masking: SpanMasking, purpose: str
-) -> dict[str, Any]:
-    """{"waveform" (B, S) float32, "targets" (B, T) int64, "mask" (B, T) bool, "masked_frames" int in all, "index" int}."""
-    frames = micro_batch.shape.num_frames
-    crops = list(zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True))
-    waveform = np.stack([reader.read(row, start, frames) for row, start in crops])
-    ids = np.stack([targets(row)[start : start + frames] for row, start in crops]).astype(np.int64)
-    return {
-        "waveform": torch.from_numpy(waveform),
-        "targets": torch.from_numpy(ids),
-        "mask": torch.from_numpy(masking.mask(micro_batch, purpose)),
-        "masked_frames": micro_batch.shape.masked_frames * len(crops),
-        "index": micro_batch.index,
-    }
+def describe_micro_batch(index: int, *, plan: BatchPlan, manifest: Manifest) -> str:
+    """What a person needs to find a micro-batch: its step and the ids of its utterances."""
+    ids = ", ".join(manifest[row].id for row in plan.micro_batch(index).rows.tolist())
+    return f"step {index // plan.micro_batches + 1}, utterances {ids}"

@@ -36,6 +36,8 @@ class PretrainLoss:
     masked: Prediction
     unmasked: Prediction | None
     """None where nobody asked for it."""
+    feature_penalty: Tensor
+    """The unweighted penalty, as it was given."""
 
 
 def masked_prediction_loss(
@@ -84,7 +86,7 @@ def masked_prediction_loss(
         with torch.no_grad():
             unmasked = _predict(score, flat[rest], ids[rest])
     loss = loss + feature_penalty_weight * feature_penalty.float() * predicted
-    return PretrainLoss(loss=loss / normaliser, masked=masked, unmasked=unmasked)
+    return PretrainLoss(loss=loss / normaliser, masked=masked, unmasked=unmasked, feature_penalty=feature_penalty)
 
 
 def _predict(score: Callable[[Tensor], Tensor], frames: Tensor, ids: Tensor) -> Prediction:

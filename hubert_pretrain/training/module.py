@@ -66,6 +66,7 @@ class TrainingModule(L.LightningModule):
         self.stopwatch = Stopwatch()
         self._watched: list[tuple[int, Tensor]] = []
         self._clocked = 0.0
+        self._audio_seconds = 0.0
         self._grad_norm: Tensor | None = None
 
     # -- for subclasses -----------------------------------------------------------------------------------------------------------
@@ -83,9 +84,18 @@ class TrainingModule(L.LightningModule):
         """Whether the update that is being computed is one that will be logged."""
         return (self.trainer.global_step + 1) % self.log_every_steps == 0 or self.trainer.global_step + 1 == self.trainer.max_steps
 
-    def watch(self, index: int, loss: Tensor) -> None:
-        """Remembers the loss of a micro-batch on the device, to find out later whether and where it stopped being a number."""
+    def watch(self, index: int, loss: Tensor, *, audio_seconds: float = 0.0) -> None:
+        """Remembers the loss of a micro-batch on the device, to find out later whether and where it stopped being a number.
+
+        `audio_seconds` of the micro-batch count towards `audio_seconds_per_second`.
+        """
         self._watched.append((index, loss.detach()))
+        self._audio_seconds += audio_seconds * self.trainer.world_size
+
+    @property
+    def audio_seconds_per_second(self) -> float | None:
+        """Audio trained on per second of training, over the whole run and all ranks; None before the first step."""
+        return self._audio_seconds / self.stopwatch.seconds if self.stopwatch.seconds > 0 and self._audio_seconds > 0 else None
 
     def check_finite(self) -> None:
         """Raises HubertPretrainError naming the first micro-batch of this rank whose loss was NaN or infinite."""
@@ -165,7 +175,9 @@ class TrainingModule(L.LightningModule):
         """Never keeps weights that a NaN has reached."""
         self.check_finite()
         checkpoint["training_seconds"] = self.stopwatch.seconds
+        checkpoint["audio_seconds"] = self._audio_seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Training time counts over interruptions."""
-        self.stopwatch = Stopwatch(float(checkpoint.get("training_seconds", 0.0)))
+        self.stopwatch = Stopwatch(float(checkpoint["training_seconds"]))
+        self._audio_seconds = float(checkpoint["audio_seconds"])

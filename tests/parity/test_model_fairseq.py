@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.fairseq import conv_layers
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.naming import FAIRSEQ_HEAD, fairseq_rules, left_over, rename_in, rename_out
@@ -20,7 +21,7 @@ SPECIAL_SYMBOLS = 4  # rows that fairseq's dictionary puts before the clusters
 
 
 def config_of(theirs: dict[str, Any]) -> HubertConfig:
-    layers = eval(theirs["conv_feature_layers"])
+    layers = conv_layers(theirs["conv_feature_layers"], Path("config"))
     return HubertConfig(
         conv_dim=[layer[0] for layer in layers],
         conv_kernel=[layer[1] for layer in layers],

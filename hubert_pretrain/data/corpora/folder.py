@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -26,6 +27,12 @@ SPLIT_FOLDERS = {
 
 _LINE = "line"
 COLUMNS = ("path", "id", "speaker", "text", "label", "split")
+
+
+class _Tsv(csv.excel_tab):
+    """Tab-separated, and a quotation mark is part of the text (as in Common Voice)."""
+
+    quoting = csv.QUOTE_NONE
 
 
 class Folder:
@@ -80,8 +87,7 @@ class Folder:
 
     def _tree_rows(self) -> list[dict[str, str]]:
         """Paths below the root, relative to it and ordered."""
-        found = (path for path in self.root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        paths = sorted(path.relative_to(self.root).as_posix() for path in found if not path.name.startswith("."))
+        paths = sorted(path.relative_to(self.root).as_posix() for path in audio_below(self.root))
         if not paths:
             raise DataError(f"{self.root}: no audio files below it; expected {', '.join(SUFFIXES)}, set data.root to another folder")
         return [{"path": path} for path in paths]
@@ -90,7 +96,7 @@ class Folder:
         table = self._find_table()
         try:
             with open(table, encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ",")
+                reader = csv.DictReader(file, dialect=_Tsv if table.suffix == ".tsv" else csv.excel)
                 names = self._column_names(table, list(reader.fieldnames or []))
                 rows = [_values(row, names) | {_LINE: str(reader.line_num)} for row in reader]
         except (UnicodeDecodeError, csv.Error) as error:
@@ -168,6 +174,19 @@ class Folder:
                 "mend data.corpus.speaker_level / label_level, or give a table"
             )
         return parents[-level]
+
+
+def audio_below(root: Path) -> Iterator[Path]:
+    """Audio files below a folder, without hidden ones. Links to folders are followed, once each."""
+    seen: set[tuple[int, int]] = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()
+            continue
+        below.sort()  # so that of two links to one folder the same is followed everywhere
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(folder, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
 
 
 def _values(row: Mapping[str, str | None], names: Mapping[str, str]) -> dict[str, str]:

@@ -7,16 +7,17 @@ noise, no rooms. Speaking rate, pitch, melody and pauses vary, sentences come fr
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from hubert_pretrain import seeds
 from hubert_pretrain.data import espeak, render
 from hubert_pretrain.data.corpus import Claim
 from hubert_pretrain.data.render import Job
 from hubert_pretrain.data.sentences import sentences, transcript
-from hubert_pretrain.errors import ConfigError, DataError
+from hubert_pretrain.errors import ConfigError, DataError, nearest
 
 SHORTEST_SECONDS, LONGEST_SECONDS = 2.75, 6.0
 """Expected lengths of the sentences that are spoken (pretraining leaves out what is shorter than 2 s)."""
@@ -31,7 +32,7 @@ class Voice:
 
     name: str
     voice: str
-    """espeak-ng's accent and variant, e.g. "gmw/en-US+f3"."""
+    """espeak-ng's accent and variant, e.g. "gmw/en-US+f1"."""
     words_per_minute: int = 165
     pitch: int = 50
     """0 to 99, 50 is the variant's own."""
@@ -64,7 +65,7 @@ class Synthetic:
         self,
         *,
         minutes: float,
-        voices: Sequence[dict[str, str | int] | Voice],
+        voices: Sequence[Mapping[str, Any]],
         num_voices: int = 0,
         valid_fraction: float = 0.05,
         test_fraction: float = 0.10,
@@ -72,16 +73,21 @@ class Synthetic:
         seed: int = 0,
         workers: int = 0,
     ) -> None:
-        self.voices = [voice if isinstance(voice, Voice) else Voice(**voice) for voice in voices][: num_voices or None]  # type: ignore[arg-type]
+        check(minutes > 0, f"minutes={minutes}", "expected more than none")
+        check(valid_fraction > 0 and test_fraction > 0, "valid_fraction, test_fraction", "expected more than none")
+        check(
+            valid_fraction + test_fraction < 1, f"valid_fraction + test_fraction = {valid_fraction + test_fraction}", "expected less than 1"
+        )
+        check(0 <= variation < 1, f"variation={variation}", "expected at least 0 and less than 1")
+        check(0 <= num_voices <= len(voices), f"num_voices={num_voices}", f"data.corpus.voices lists {len(voices)}")
         self.minutes = minutes
+        self.voices = [as_voice(voice) for voice in voices][: num_voices or None]
         self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
         self.variation = variation
         self.seed = seed
-        self.workers = workers or len(os.sched_getaffinity(0))
-        if minutes <= 0 or not self.voices or len({voice.name for voice in self.voices}) < len(self.voices):
-            raise ConfigError(f"data.corpus: {minutes} minutes of {len(self.voices)} voices; expected some of each, with different names")
-        if num_voices > len(self.voices):
-            raise ConfigError(f"data.corpus.num_voices={num_voices}, but data.corpus.voices lists only {len(self.voices)}")
+        self.workers = workers or os.cpu_count() or 1
+        names = [voice.name for voice in self.voices]
+        check(0 < len(names) == len(set(names)), f"voices={names}", "expected at least one, and different names")
 
     def utterances(self, folder: Path) -> Iterator[Claim]:
         """Speaks what is not yet in `folder`/audio, then yields every utterance.
@@ -109,7 +115,7 @@ class Synthetic:
             )
 
     def script(self) -> list[Line]:
-        """Who says what: voices take turns on the stream of sentences until each has its share of the minutes."""
+        """Who says what: one voice after the other takes sentences until it has its share of the minutes, so none is said twice."""
         stream = sentences(self.seed)
         lines: list[Line] = []
         for voice in self.voices:
@@ -148,6 +154,21 @@ class Synthetic:
             lead_seconds=round(float(lead), 3),
             tail_seconds=round(float(tail), 3),
         )
+
+
+def as_voice(values: Mapping[str, Any]) -> Voice:
+    """A voice from the values of conf/data/synthetic.yaml; ConfigError for a field that is missing or that there is not."""
+    known = [field.name for field in fields(Voice)]
+    for key in values:
+        check(key in known, f"voices: {key!r}", f"a voice has {', '.join(known)}{nearest(str(key), known)}")
+    check("name" in values and "voice" in values, f"voices: {dict(values)}", "expected at least name and voice")
+    return Voice(**values)
+
+
+def check(fine: bool, found: str, expected: str) -> None:
+    """Raises ConfigError unless `fine`."""
+    if not fine:
+        raise ConfigError(f"data.corpus.{found}; {expected}")
 
 
 def expected_seconds(sentence: str, words_per_minute: int) -> float:

@@ -1,0 +1,153 @@
+"""Training of an encoder on masked prediction. B utterances, T frames, K clusters, L layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hubert_pretrain import distributed
+from hubert_pretrain.frames import seconds as in_seconds
+from hubert_pretrain.model.heads import CodebookHead
+from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.pretrain.loss import LN_2, PretrainLoss, masked_prediction_loss
+from hubert_pretrain.seeds import derive, generator
+from hubert_pretrain.training.loggers import report
+from hubert_pretrain.training.module import Meter, TrainingModule
+
+
+class PretrainModule(TrainingModule):
+    """Loss on hidden frames, and what a person wants to see of it. Everything random is seeded by (seed, step) or (seed, micro-batch)."""
+
+    def __init__(
+        self,
+        model: Hubert,
+        head: CodebookHead,
+        *,
+        seed: int,
+        masked_weight: float = 1.0,
+        unmasked_weight: float = 0.0,
+        feature_penalty: float = 10.0,
+        describe_micro_batch: Callable[[int], str] = "micro-batch {}".format,
+        **training: Any,
+    ) -> None:
+        """`describe_micro_batch` names the step and the utterances of a micro-batch; `training` goes to `TrainingModule`."""
+        super().__init__(shown=("loss/masked", "accuracy/masked", "accuracy/unmasked", "audio_seconds_per_second"), **training)
+        self.model, self.head, self.seed = model, head, seed
+        self.masked_weight, self.unmasked_weight, self.feature_penalty = masked_weight, unmasked_weight, feature_penalty
+        self.describe_batch = describe_micro_batch  # type: ignore[method-assign]
+        self.valid_values: dict[str, float] = {}
+        """What the last validation found: masked_loss_nats, masked_accuracy, unmasked_loss_nats, unmasked_accuracy."""
+        self.validated_step = -1
+        self._valid = Meter()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """This micro-batch's share of the loss of its step."""
+        step = self.trainer.global_step
+        torch.manual_seed(derive(self.seed, "dropout", batch["index"]))  # torch's dropout has no generator argument
+        masked_frames, all_frames = batch["step_frames"]
+        result = self._loss(
+            batch,
+            layer_keep=self.layer_keep(step),
+            normaliser=all_frames if self.unmasked_weight > 0 else masked_frames,
+            measure_unmasked=self.is_logging_step,
+        )
+        audio = in_seconds(batch["waveform"].numel())
+        self.watch(batch["index"], result.loss, audio_seconds=audio)
+        self.meter.add(loss=result.loss, audio=audio, **_sums(result))
+        loss = result.loss
+        if distributed.world_size() > 1:
+            # DDP waits for a gradient of every parameter: those of dropped layers get one of zero, removed again below.
+            loss = loss + sum(0.0 * parameter.sum() for parameter in self._idle(step))
+        # The wanted gradient is the sum over micro-batches. Lightning divides by their number per rank and DDP by the number of ranks.
+        return loss * (self.trainer.accumulate_grad_batches * distributed.world_size())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The layers that were dropped in this step do not move, on any number of ranks: not even by Adam's momentum."""
+        for parameter in self._idle(self.trainer.global_step):
+            parameter.grad = None
+
+    def layer_keep(self, step: int) -> list[bool] | None:
+        """Which layers run at a step: the same on every rank and in every micro-batch of it. None for all."""
+        config = self.model.config
+        if config.layerdrop == 0:
+            return None
+        return [bool(keep) for keep in generator(self.seed, "layerdrop", step).random(config.num_hidden_layers) >= config.layerdrop]
+
+    def summarise(self, sums: dict[str, float], steps: int, seconds: float) -> dict[str, float]:
+        """Means over the hidden frames since the last logging step; those of visible frames are of this step alone, unless they weigh."""
+        return {
+            "loss": sums["loss"] / max(1, steps),
+            **_means(sums),
+            "feature_penalty": sums["penalty"] / sums["micro_batches"],
+            "audio_seconds_per_second": sums["audio"] / max(seconds, 1e-9),
+        }
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Crops of utterances that are not trained on, with masks that never change."""
+        self._valid.add(**_sums(self._loss(batch, layer_keep=None, normaliser=1, measure_unmasked=True)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Means over every frame of the split, on all ranks."""
+        means = _means(self._valid.read(self.device))
+        report(self.trainer, self.trainer.global_step, {f"valid/{name}": value for name, value in means.items()}, kind="valid")
+        self.validated_step = self.trainer.global_step
+        self.valid_values = {
+            "masked_loss_nats": means["loss/masked"],
+            "masked_accuracy": means["accuracy/masked"],
+            "unmasked_loss_nats": means["loss/unmasked"],
+            "unmasked_accuracy": means["accuracy/unmasked"],
+        }
+
+    def _loss(
+        self, batch: dict[str, Any], *, layer_keep: list[bool] | None, normaliser: float, measure_unmasked: bool
+    ) -> PretrainLoss:
+        output = self.model(batch["waveform"], mask=batch["mask"], layer_keep=layer_keep)
+        return masked_prediction_loss(
+            self.head,
+            output.last,
+            batch["targets"],
+            batch["mask"],
+            output.feature_penalty,
+            masked_frames=batch["masked_frames"],
+            normaliser=normaliser,
+            masked_weight=self.masked_weight,
+            unmasked_weight=self.unmasked_weight,
+            feature_penalty_weight=self.feature_penalty,
+            measure_unmasked=measure_unmasked,
+        )
+
+    def _idle(self, step: int) -> list[nn.Parameter]:
+        keep = self.layer_keep(step) or []
+        return [parameter for layer, kept in zip(self.model.context_encoder.layers, keep, strict=False) if not kept for parameter in layer.parameters()]
+
+
+def _sums(result: PretrainLoss) -> dict[str, Tensor | float]:
+    """What the meter adds up."""
+    sums: dict[str, Tensor | float] = {
+        "masked_nll": result.masked.nll,
+        "masked_correct": result.masked.correct,
+        "masked_frames": result.masked.frames,
+        "penalty": result.feature_penalty,
+        "micro_batches": 1,
+    }
+    if result.unmasked is not None:
+        sums |= {
+            "unmasked_nll": result.unmasked.nll,
+            "unmasked_correct": result.unmasked.correct,
+            "unmasked_frames": result.unmasked.frames,
+        }
+    return sums
+
+
+def _means(sums: dict[str, float]) -> dict[str, float]:
+    """{"loss/masked" in nats, "loss/masked_bits", "accuracy/masked"}, and the same of visible frames where they were measured."""
+    means: dict[str, float] = {}
+    for kind in ("masked", "unmasked"):
+        if frames := sums.get(f"{kind}_frames"):
+            means[f"loss/{kind}"] = sums[f"{kind}_nll"] / frames
+            means[f"loss/{kind}_bits"] = means[f"loss/{kind}"] / LN_2
+            means[f"accuracy/{kind}"] = sums[f"{kind}_correct"] / frames
+    return means

@@ -1,0 +1,103 @@
+"""Stage `it*/pretrain`: corpus x targets -> checkpoint."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+
+from hubert_pretrain.config import PretrainConfig, Recipe
+from hubert_pretrain.data.batches import BatchPlan
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.model.checkpoint import save_model
+from hubert_pretrain.model.heads import CodebookHead
+from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.masking import expected_count
+from hubert_pretrain.pretrain.curves import draw
+from hubert_pretrain.pretrain.dataset import SpanMasking, describe_micro_batch, loaders
+from hubert_pretrain.pretrain.module import PretrainModule
+from hubert_pretrain.seeds import derive
+from hubert_pretrain.targets.store import TargetStore
+from hubert_pretrain.training import loggers as logs
+from hubert_pretrain.training.module import Optimisation
+from hubert_pretrain.training.schedule import linear
+from hubert_pretrain.training.trainer import accumulation, build_trainer, fit, validate
+from hubert_pretrain.workspace import Workspace
+
+
+def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
+    """Trains from the newest checkpoint in `folder`, or from the start; writes weights and curves.png, returns what validation found."""
+    iteration = stage.split("/")[0]
+    config, seed = recipe.iterations[iteration].pretrain, derive(recipe.seed, stage)
+    corpus, label = Corpus.open(workspace.artefact("prepare").path), workspace.artefact(f"{iteration}/label")
+    targets = TargetStore.open(label.path)
+    targets.check(corpus.manifest, recipe.model.grid)
+    plan = _plan(recipe, config, corpus, seed)
+    module = _module(recipe, config, targets.num_clusters, seed, partial(describe_micro_batch, plan=plan, manifest=corpus.manifest))
+    trainer = _trainer(recipe, config, plan, folder, stage)
+    masking = SpanMasking(seed=seed, **vars(config.mask))
+    normalize, workers = recipe.model.normalize_waveform, recipe.trainer.loader_workers
+    train, valid = loaders(trainer, plan, corpus, targets.targets, normalize=normalize, masking=masking, workers=workers)
+    if trainer.is_global_zero:
+        print(plan.describe(), flush=True)
+    fit(trainer, module, train, valid, folder)
+    if module.validated_step != trainer.global_step:
+        validate(trainer, module, valid)
+    logs.close(trainer.loggers)
+    if trainer.is_global_zero:
+        made_by = {"recipe": recipe.name, "stage": stage, "steps": config.steps, "codebook": targets.codebook}
+        save_model(folder, module.model, head=module.head, extra=made_by)
+        metrics, entropy = logs.read_metrics(folder / "logs" / "metrics.csv"), label.facts.get("unigram_entropy_nats")
+        draw(metrics, folder / "curves.png", title=f"{recipe.name} {stage}", unigram_entropy_nats=entropy)
+    return {"steps": config.steps, **module.valid_values, "audio_seconds_per_second": module.audio_seconds_per_second}
+
+
+def _plan(recipe: Recipe, config: PretrainConfig, corpus: Corpus, seed: int) -> BatchPlan:
+    rows = corpus.manifest.rows("train")
+    names = ("batch_seconds", "micro_batch_seconds", "max_crop_seconds", "min_seconds", "max_shapes")
+    values = {name: getattr(config, name) for name in names}
+    masked_frames = partial(expected_count, **vars(config.mask))
+    return BatchPlan(rows, corpus.manifest.num_samples[rows], grid=recipe.model.grid, seed=seed, masked_frames=masked_frames, **values)
+
+
+def _module(recipe: Recipe, config: PretrainConfig, n_clusters: int, seed: int, describe: Any) -> PretrainModule:
+    torch.manual_seed(derive(seed, "weights"))
+    model, loss = Hubert(recipe.model), config.loss
+    head = CodebookHead(recipe.model.hidden_size, recipe.model.projection_size, n_clusters, loss.temperature)
+    optimisation = Optimisation(
+        learning_rate=config.learning_rate,
+        factor=partial(linear, steps=config.steps, warmup_steps=round(config.steps * config.warmup_fraction)),
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+    return PretrainModule(
+        model,
+        head,
+        seed=seed,
+        masked_weight=loss.masked_weight,
+        unmasked_weight=loss.unmasked_weight,
+        feature_penalty=loss.feature_penalty,
+        describe_micro_batch=describe,
+        optimisation=optimisation,
+        log_every_steps=config.log_every_steps,
+    )
+
+
+def _trainer(recipe: Recipe, config: PretrainConfig, plan: BatchPlan, folder: Path, stage: str) -> L.Trainer:
+    hardware, names = dict(vars(recipe.trainer)), logs.logger_arguments(folder, f"{recipe.name}/{stage}")
+    del hardware["loader_workers"]
+    return build_trainer(
+        folder,
+        steps=config.steps,
+        accumulate=accumulation(plan.micro_batches, recipe.trainer.devices * recipe.trainer.num_nodes),
+        valid_every_steps=config.valid_every_steps,
+        checkpoint_every_steps=config.checkpoint_every_steps,
+        loggers=[instantiate(node, **names) for node in (recipe.logger or {}).values()],
+        **hardware,
+    )

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubert_pretrain.clustering.quality import count_pairs, entropy, perplexity, phone_quality
+
+
+def test_clusters_that_are_phones_are_perfect() -> None:
+    quality = phone_quality(np.diag([5, 3, 9]))
+    assert (quality.phone_purity, quality.cluster_purity, quality.frames) == (1.0, 1.0, 17)
+    assert quality.pnmi == pytest.approx(1.0)
+
+
+def test_clusters_that_know_nothing() -> None:
+    quality = phone_quality(np.outer([1, 2, 3], [10, 30]))
+    assert quality.pnmi == pytest.approx(0.0, abs=1e-12)
+    assert quality.phone_purity == pytest.approx(0.75)
+    assert quality.cluster_purity == pytest.approx(0.5)
+
+
+def test_the_definitions_of_the_paper_by_hand() -> None:
+    """Section 4.3, written out as sums over the joint distribution."""
+    joint = np.array([[4, 1, 0], [2, 2, 6]])
+    p = joint / joint.sum()
+    phone_purity = sum(p[z].sum() * max(p[z] / p[z].sum()) for z in range(2))
+    cluster_purity = sum(p[:, y].sum() * max(p[:, y] / p[:, y].sum()) for y in range(3))
+    information = sum(p[z, y] * math.log(p[z, y] / (p[z].sum() * p[:, y].sum())) for z in range(2) for y in range(3) if p[z, y] > 0)
+    phone_entropy = -sum(q * math.log(q) for q in p.sum(0))
+    quality = phone_quality(joint)
+    assert quality.phone_purity == pytest.approx(phone_purity)
+    assert quality.cluster_purity == pytest.approx(cluster_purity)
+    assert quality.pnmi == pytest.approx(information / phone_entropy)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 3)), min_size=1, max_size=60))
+def test_equals_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    from sklearn.metrics import mutual_info_score
+
+    ids, phones = np.array(pairs).T
+    joint = count_pairs(ids.astype(np.uint16), phones, 5, 4)
+    assert joint.sum() == (phones >= 0).sum()
+    quality = phone_quality(joint)
+    if entropy(joint.sum(0)) > 0:
+        information = mutual_info_score(phones[phones >= 0], ids[phones >= 0])
+        assert quality.pnmi == pytest.approx(information / entropy(joint.sum(0)), abs=1e-9)
+
+
+def test_nothing_to_measure_is_none() -> None:
+    empty = phone_quality(np.zeros((5, 3), dtype=np.int64))
+    assert (empty.phone_purity, empty.cluster_purity, empty.pnmi, empty.frames) == (None, None, None, 0)
+    assert phone_quality(np.array([[3], [4]])).pnmi is None, "a single phone has no uncertainty to remove"
+
+
+def test_entropy_and_perplexity() -> None:
+    assert entropy(np.full(8, 5)) == pytest.approx(math.log(8))
+    assert perplexity(np.full(8, 5)) == pytest.approx(8)
+    assert entropy(np.array([7, 0])) == 0.0
+    assert entropy(np.zeros(3, dtype=np.int64)) == 0.0

@@ -1,0 +1,117 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubert_pretrain.data import audio
+from hubert_pretrain.data.probe import probe
+from hubert_pretrain.errors import DataError
+from hubert_pretrain.frames import SAMPLE_RATE
+
+RATES = [8_000, 11_025, 16_000, 22_050, 44_100, 48_000]
+
+
+def noise(num_samples: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal((num_samples, channels))).astype(np.float32)
+
+
+def write(path: Path, samples: np.ndarray, rate: int = SAMPLE_RATE, **options: str) -> Path:
+    soundfile.write(path, samples, rate, **options)
+    return path
+
+
+@given(num_samples=st.integers(1, 10**9), rate=st.integers(1_000, 200_000))
+def test_resampled_length_rounds_half_up(num_samples: int, rate: int) -> None:
+    length = audio.resampled_length(num_samples, rate)
+    assert -rate < 2 * (num_samples * SAMPLE_RATE - length * rate) + 1 <= rate + 1
+    assert audio.resampled_length(num_samples, SAMPLE_RATE) == num_samples
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_resampled_length_is_what_soxr_gives(rate: int) -> None:
+    for num_samples in [*range(1, 120), 12_345, 100_001]:
+        assert len(soxr.resample(np.zeros(num_samples, np.float32), rate, SAMPLE_RATE)) == audio.resampled_length(num_samples, rate)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rate"),
+    [(suffix, rate) for suffix in ("wav", "flac", "ogg", "mp3") for rate in RATES] + [("opus", rate) for rate in (8_000, 16_000, 48_000)],
+)
+def test_probe_promises_what_read_gives_and_crops_are_slices(tmp_path: Path, suffix: str, rate: int) -> None:
+    options = {"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}
+    path = write(tmp_path / f"a.{suffix}", noise(2 * rate + 77, channels=2), rate, **options)
+    whole, facts = audio.read(path), probe(path)
+    assert (len(whole), rate, 2) == (facts.num_samples, facts.source_rate, facts.channels)
+    assert whole.dtype == np.float32
+    assert facts.mean == pytest.approx(whole.mean(dtype=np.float64), abs=1e-7)
+    assert facts.variance == pytest.approx(whole.var(dtype=np.float64), rel=1e-5)
+    end = len(whole)
+    for start, count in [(0, 400), (1, 5_000), (16_000, 12_345), (end - 400, 400), (end - 100, 300), (end + 5, 3), (0, end)]:
+        crop = audio.read(path, start, count, source_rate=rate)
+        assert len(crop) == len(whole[start : start + count])
+        np.testing.assert_allclose(crop, whole[start : start + count], atol=1e-6)
+    np.testing.assert_allclose(audio.read(path, 777), whole[777:], atol=1e-6)
+
+
+def test_16_khz_files_are_read_to_the_bit(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(-32768, 32768, 20_000).astype(np.int16)
+    for suffix in ("wav", "flac"):
+        path = write(tmp_path / f"a.{suffix}", samples)
+        assert np.array_equal(audio.read(path, 3, 5_000), samples[3:5_003].astype(np.float32) / 32768)
+
+
+def test_channels_are_averaged(tmp_path: Path) -> None:
+    left_right = noise(1_000, channels=2)
+    path = write(tmp_path / "a.wav", left_right, subtype="FLOAT")
+    np.testing.assert_allclose(audio.read(path), left_right.mean(axis=1), atol=1e-7)
+
+
+def test_resampling_keeps_a_tone(tmp_path: Path) -> None:
+    tone = np.sin(2 * np.pi * 440 * np.arange(44_100) / 44_100).astype(np.float32) * 0.5
+    waveform = audio.read(write(tmp_path / "a.wav", tone, 44_100, subtype="FLOAT"))
+    expected = np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE) * 0.5
+    np.testing.assert_allclose(waveform[500:-500], expected[500:-500], atol=1e-4)
+
+
+def test_a_crop_is_normalised_as_inside_the_whole() -> None:
+    whole = noise(5_000)[:, 0] * 3 + 0.2
+    mean, variance = float(whole.mean()), float(whole.var())
+    crop = audio.normalize(whole[100:900], mean, variance)
+    np.testing.assert_allclose(crop, audio.normalize(whole, mean, variance)[100:900])
+    np.testing.assert_allclose(crop, (whole[100:900] - mean) / np.sqrt(variance + 1e-5), atol=1e-5)
+    assert crop.dtype == np.float32
+
+
+def test_normalisation_is_layer_norm_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    whole = noise(5_000)[:, 0] * 1e-2 + 0.2
+    expected = torch.nn.functional.layer_norm(torch.from_numpy(whole), whole.shape).numpy()
+    np.testing.assert_allclose(audio.normalize(whole, float(whole.mean()), float(whole.var())), expected, atol=1e-4)
+
+
+def test_missing_garbage_and_changed_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.wav: no such file"):
+        audio.read(tmp_path / "none.wav")
+    garbage = tmp_path / "garbage.flac"
+    garbage.write_bytes(b"fLaC" + bytes(range(256)) * 8)
+    with pytest.raises(DataError, match=r"garbage\.flac: (not readable|cannot be decoded)"):
+        audio.read(garbage)
+    path = write(tmp_path / "a.wav", noise(9_000), 8_000)
+    with pytest.raises(DataError, match="has 8000 Hz, the manifest says 16000"):
+        audio.read(path, source_rate=16_000)
+    whole = path.with_suffix(".flac")
+    write(whole, noise(90_000))
+    whole.write_bytes(whole.read_bytes()[:60_000])
+    with pytest.raises(DataError, match=r"a\.flac: cannot be decoded"):
+        audio.read(whole)
+
+
+def test_real_telephone_speech(shared: Path) -> None:
+    for path in sorted((shared / "data/fsdd").glob("*_0.wav"))[:10]:
+        whole = audio.read(path)
+        assert len(whole) == 2 * soundfile.info(path).frames == probe(path).num_samples
+        np.testing.assert_allclose(audio.read(path, 320, 1_000), whole[320:1_320], atol=1e-6)

@@ -1,0 +1,232 @@
+"""The prepare stage and what it is made of, on small corpora of noise and on real speech."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from hubert_pretrain.config import DataConfig, Recipe
+from hubert_pretrain.data import prepare, stage
+from hubert_pretrain.data.card import describe
+from hubert_pretrain.data.corpora.librispeech import LibriSpeech
+from hubert_pretrain.data.corpus import Claim, Corpus
+from hubert_pretrain.data.prepare import Measured, hold_out
+from hubert_pretrain.data.probe import AudioFacts
+from hubert_pretrain.errors import ArtefactError, ConfigError, DataError
+from hubert_pretrain.workspace import Workspace
+
+FACTS = AudioFacts(
+    num_samples=16_000, source_rate=16_000, channels=1, mean=0.0, variance=0.1, peak=0.5, clipped=0.0, silence=0.0, content="0"
+)
+
+
+def noise(path: Path, num_samples: int = 8_000, rate: int = 16_000, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.1 * np.random.default_rng(seed).standard_normal(num_samples), rate)
+    return path
+
+
+def run_stage(folder: Path, target: str, root: Path, **values: object) -> dict:
+    """Runs stage prepare as the pipeline does, on a corpus class of this package or of this file."""
+    corpus = {"_target_": f"hubert_pretrain.data.corpora.{target}", "root": str(root)} | dict(values.pop("corpus", {}))  # type: ignore[call-overload]
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe(name="test", work_dir=str(folder.parent), data=DataConfig(corpus=corpus, root=str(root), workers=1, **values))
+    return stage.run(recipe, Workspace(folder.parent), "prepare", folder)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for speaker in ("anna", "bob"):
+        for number in range(10):
+            noise(tmp_path / f"audio/{speaker}/{number}.wav", 6_000 + number, rate=8_000, seed=hash_of(speaker, number))
+    return tmp_path / "audio"
+
+
+def hash_of(speaker: str, number: int) -> int:
+    return number + 100 * len(speaker)
+
+
+def folder_stage(tmp_path: Path, root: Path, **values: object) -> dict:
+    return run_stage(tmp_path / "prepare", "folder.Folder", root, **{"corpus": {"speaker_level": 1}} | values)
+
+
+def test_a_folder_becomes_a_corpus(tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = folder_stage(tmp_path, root)
+    assert list(facts) == ["utterances", "hours", "aligned_utterances", "speakers", "quarantined", "splits"]
+    assert (facts["utterances"], facts["speakers"], facts["quarantined"], facts["aligned_utterances"]) == (20, 2, 0, 0)
+    assert set(facts["splits"]) == {"train", "valid"}
+    assert "20 utterances" in capsys.readouterr().out
+
+    corpus = Corpus.open(tmp_path / "prepare")
+    assert corpus.alignments is None
+    assert corpus.card["source_rates"] == {"8000": 20}
+    for row in range(20):
+        utterance = corpus.manifest[row]
+        whole = corpus.read(row)
+        assert len(whole) == utterance.num_samples == 2 * soundfile.info(utterance.path).frames
+        assert (utterance.source_rate, utterance.corpus, utterance.speaker) == (8_000, "folder", utterance.path.parent.name)
+        assert utterance.variance == pytest.approx(whole.var(), rel=1e-4)
+        assert np.allclose(corpus.read(row, 320, 720), whole[320:1040], atol=1e-6)
+
+
+def test_a_rerun_gives_the_same_bytes_whatever_was_left(tmp_path: Path, root: Path) -> None:
+    folder_stage(tmp_path, root)
+    files = ["manifest.arrow", "card.json", "quarantine.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "prepare").iterdir()) == sorted(files)
+    before = [(tmp_path / "prepare" / name).read_bytes() for name in files]
+    for name in [*files, "alignments.arrow", "read.jsonl"]:
+        (tmp_path / "prepare" / name).write_bytes(b"half")
+    folder_stage(tmp_path, root)
+    assert [(tmp_path / "prepare" / name).read_bytes() for name in files] == before
+    assert Corpus.open(tmp_path / "prepare").alignments is None
+
+
+def test_bad_files_are_quarantined_with_their_reason(tmp_path: Path, root: Path) -> None:
+    (root / "anna/3.wav").write_bytes(b"")
+    noise(root / "bob/4.wav", 100)
+    facts = folder_stage(tmp_path, root, max_bad_fraction=0.1)
+    assert (facts["utterances"], facts["quarantined"]) == (18, 2)
+    lines = [json.loads(line) for line in (tmp_path / "prepare/quarantine.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["path"]) for line in lines] == [("anna/3", str(root / "anna/3.wav")), ("bob/4", str(root / "bob/4.wav"))]
+    assert lines[0]["reason"].startswith("not readable as audio")
+    assert lines[1]["reason"].startswith("100 samples at 16000 Hz, shorter than one model frame (400)")
+    card = Corpus.open(tmp_path / "prepare").card
+    assert card["quarantined"]["utterances"] == 2
+    assert "1 x # samples at # Hz, shorter than one model frame (#)" in describe(card)
+
+
+def test_too_many_bad_files_are_an_error(tmp_path: Path, root: Path) -> None:
+    (root / "anna/3.wav").write_bytes(b"")
+    with pytest.raises(DataError, match=r"^1 of 20 .*5\.00%.*0\.10%.*anna/3\.wav: not readable.*quarantine\.jsonl.*max_bad_fraction$"):
+        folder_stage(tmp_path, root)
+    assert "anna/3" in (tmp_path / "prepare/quarantine.jsonl").read_text()
+    assert not (tmp_path / "prepare/manifest.arrow").exists()
+
+
+def test_nothing_but_bad_files_is_an_error_whatever_is_allowed(tmp_path: Path) -> None:
+    noise(tmp_path / "audio/1.wav", 10)
+    with pytest.raises(DataError, match=r"1 of 1 utterances cannot be used"):
+        run_stage(tmp_path / "prepare", "folder.Folder", tmp_path / "audio", max_bad_fraction=1.0)
+
+
+def test_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
+    noise(tmp_path / "audio/test/1.wav")
+    with pytest.raises(DataError, match=r"audio: no utterances in split 'train', only in test"):
+        run_stage(tmp_path / "prepare", "folder.Folder", tmp_path / "audio")
+
+
+def test_a_value_that_cannot_be_is_one_line(tmp_path: Path, root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.corpus\.split_by='fold': expected auto, folders or hash \(did you mean 'folders'\?\)$"):
+        run_stage(tmp_path / "prepare", "folder.Folder", root, corpus={"split_by": "fold"})
+    with pytest.raises(ConfigError, match=r"^data\.root has no value: add data\.root="):
+        run_stage(tmp_path / "prepare", "folder.Folder", root, corpus={"root": None})
+
+
+def test_duplicate_ids_are_an_error(tmp_path: Path) -> None:
+    noise(tmp_path / "audio/1.wav")
+    noise(tmp_path / "audio/1.flac")
+    with pytest.raises(DataError, match=r"1\.wav: its id '1' is also the id of .*1\.flac"):
+        run_stage(tmp_path / "prepare", "folder.Folder", tmp_path / "audio")
+
+
+def test_a_corpus_without_utterances_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{tmp_path}: no utterances found"):
+        prepare.gather(LibriSpeech(root=str(tmp_path), train=[]), tmp_path)
+
+
+def test_duplicates_across_splits_are_on_the_card(tmp_path: Path, root: Path) -> None:
+    noise(root / "train/s/copy.wav")
+    noise(root / "train/s/original.flac")
+    noise(root / "test/s/leak.wav")
+    noise(root / "test/s/other.wav", seed=1)
+    run_stage(tmp_path / "prepare", "folder.Folder", root, corpus={"split_by": "hash"}, valid_fraction=0.0)
+    card = Corpus.open(tmp_path / "prepare").card
+    assert card["duplicates"]["utterances"] in (2, 3)  # a FLAC made from floats may differ from the WAV by rounding
+    assert card["duplicates"]["across_splits"] == 0
+    (root / "anna").rename(tmp_path / "anna")
+    (root / "bob").rename(tmp_path / "bob")
+    run_stage(tmp_path / "prepare", "folder.Folder", root, valid_fraction=0.0)
+    assert Corpus.open(tmp_path / "prepare").card["duplicates"]["across_splits"] in (2, 3)
+
+
+class Spoken:
+    """A corpus with alignments that writes its own audio, as the synthetic one does."""
+
+    def utterances(self, folder: Path) -> Iterator[Claim]:
+        for number, end in enumerate((8_000, 400, 9_000)):
+            path = noise(folder / f"audio/{number}.wav")
+            yield Claim(id=str(number), path=path, split="train", phones=[("a", 0, 200), ("b", 200, end)] if number else None)
+
+
+def test_alignments_follow_their_rows_and_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "instantiate", lambda _: Spoken())
+    (tmp_path / "prepare.partial").mkdir()
+    recipe = Recipe(name="test", work_dir=str(tmp_path), data=DataConfig(corpus={}, max_bad_fraction=0.5, workers=1, valid_fraction=0.0))
+    facts = stage.run(recipe, Workspace(tmp_path), "prepare", tmp_path / "prepare.partial")
+    assert (facts["aligned_utterances"], facts["quarantined"]) == (1, 1)
+    assert "alignment ends at sample 9000, the audio has 8000" in (tmp_path / "prepare.partial/quarantine.jsonl").read_text()
+    (tmp_path / "prepare.partial").rename(tmp_path / "prepare")
+    corpus = Corpus.open(tmp_path / "prepare")
+    assert corpus.alignments is not None
+    assert corpus.alignments.rows().tolist() == [1]
+    assert corpus.alignments.frame_phones(1, 2) == ["b", ""]
+    assert len(corpus.read(0)) == 8_000
+
+
+def measured(*ids: str, split: str = "train") -> list[Measured]:
+    return [Measured(Claim(id=id, path=Path(id), split=split), FACTS) for id in ids]
+
+
+def test_valid_is_held_out_by_hash() -> None:
+    train = measured(*map(str, range(1000)))
+    held = {one.claim.id for one in hold_out(train, 0.1) if one.claim.split == "valid"}
+    assert 70 <= len(held) <= 130
+    more = {one.claim.id for one in hold_out(train + measured(*map(str, range(1000, 1500))), 0.1) if one.claim.split == "valid"}
+    assert {id for id in more if int(id) < 1000} == held
+    assert [one.claim.id for one in hold_out(train, 0.1)] == [one.claim.id for one in train]
+
+
+def test_valid_gets_at_least_one_and_never_all() -> None:
+    assert sum(one.claim.split == "valid" for one in hold_out(measured("a", "b", "c"), 1e-9)) == 1
+    assert [one.claim.split for one in hold_out(measured("a"), 0.5)] == ["train"]
+    assert all(one.claim.split == "train" for one in hold_out(measured("a", "b"), 0.0))
+    assert sum(one.claim.split == "train" for one in hold_out(measured(*map(str, range(50))), 1.0)) >= 1
+
+
+def test_a_valid_split_of_the_corpus_stays() -> None:
+    both = measured("a", "b", "c") + measured("d", split="valid")
+    assert hold_out(both, 0.5) == both
+
+
+def test_a_file_changed_since_prepare_is_named(tmp_path: Path, root: Path) -> None:
+    folder_stage(tmp_path, root)
+    corpus = Corpus.open(tmp_path / "prepare")
+    utterance = corpus.manifest[0]
+    noise(utterance.path, 1_000, rate=8_000)
+    with pytest.raises(DataError, match=r"has 2000 samples at 0, the manifest promises 1200\d; the file changed since stage=prepare"):
+        corpus.read(0)
+    with pytest.raises(ValueError, match="of an utterance of"):
+        corpus.read(1, 100, 10**6)
+
+
+def test_a_missing_card_is_named(tmp_path: Path, root: Path) -> None:
+    folder_stage(tmp_path, root)
+    (tmp_path / "prepare/card.json").write_text("{")
+    with pytest.raises(ArtefactError, match=r"card\.json: missing or damaged"):
+        _ = Corpus.open(tmp_path / "prepare").card
+
+
+def test_real_speech(tmp_path: Path, shared: Path) -> None:
+    corpus = {"train": ["train-clean-100"], "test": ["test-other"]}
+    facts = run_stage(tmp_path / "prepare", "librispeech.LibriSpeech", shared / "data/librispeech", corpus=corpus)
+    assert facts["utterances"] == 217
+    assert facts["hours"] == pytest.approx(0.617, abs=1e-3)
+    assert set(facts["splits"]) == {"train", "valid", "test"}
+    found = Corpus.open(tmp_path / "prepare")
+    assert found.card["duplicates"]["utterances"] == 0
+    for row in (0, 150):
+        utterance = found.manifest[row]
+        assert soundfile.info(utterance.path).frames == utterance.num_samples == len(found.read(row))

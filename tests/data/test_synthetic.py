@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from hubert_pretrain.data.corpora.synthetic import Synthetic
+from hubert_pretrain.data.corpus import Claim
+from hubert_pretrain.data.espeak import SILENCE, VOWELS
+from hubert_pretrain.data.sentences import sentences, transcript
+from hubert_pretrain.errors import ConfigError, DataError
+from hubert_pretrain.frames import SAMPLE_RATE
+
+pytest.importorskip("espeakng_loader")
+
+VOICES = [
+    {"name": "amy", "voice": "gmw/en-US+f1"},
+    {"name": "ben", "voice": "gmw/en-GB-scotland+m3", "words_per_minute": 175, "pitch": 40},
+]
+SMALL: dict[str, Any] = {"minutes": 0.2, "voices": VOICES, "workers": 2}  # six utterances
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("synthetic")
+
+
+@pytest.fixture(scope="module")
+def claims(folder: Path) -> list[Claim]:
+    return list(Synthetic(**SMALL).utterances(folder))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_every_voice_is_in_every_split_and_no_sentence_twice(claims: list[Claim]) -> None:
+    assert len(claims) == len({claim.id for claim in claims}) == len({claim.text for claim in claims}) == 6
+    assert {(claim.speaker, claim.split) for claim in claims} == {(v, s) for v in ("amy", "ben") for s in ("train", "valid", "test")}
+    assert all(claim.label == claim.speaker for claim in claims)
+
+
+def test_transcripts_are_letters_apostrophes_and_single_spaces(claims: list[Claim]) -> None:
+    assert all(re.fullmatch(r"[A-Z']+( [A-Z']+)*", claim.text) for claim in claims)
+    assert transcript("It's two o'clock, isn't it?") == "IT'S TWO O'CLOCK ISN'T IT"
+
+
+def test_phones_tile_the_file_and_say_where_it_is_silent(claims: list[Claim]) -> None:
+    loudness: dict[str, list[float]] = {"silence": [], "vowel": []}
+    for claim in claims:
+        waveform, rate = soundfile.read(claim.path, dtype="float32")
+        assert rate == SAMPLE_RATE
+        assert waveform.ndim == 1
+        assert claim.phones is not None
+        assert claim.phones[0][:2] == (SILENCE, 0)
+        assert claim.phones[-1][0] == SILENCE
+        assert claim.phones[-1][2] == len(waveform)
+        for (_, _, end), (_, start, _) in zip(claim.phones[:-1], claim.phones[1:], strict=True):
+            assert end == start
+        for name, start, end in claim.phones:
+            kind = "silence" if name == SILENCE else "vowel" if name.startswith(VOWELS) else ""
+            loudness.setdefault(kind, []).append(float(np.sqrt(np.mean(waveform[start:end] ** 2))))
+    assert max(loudness["silence"]) < 0.01 * min(loudness["vowel"])  # 40 dB between the loudest pause and the faintest vowel
+    assert 0.25 < np.mean([len(claim.phones or []) / len(claim.text) for claim in claims]) < 1.2
+
+
+def test_boundaries_after_a_pause_are_exact(claims: list[Claim]) -> None:
+    """The first sound of a phone that follows a long pause lies within a few milliseconds of where the phone begins."""
+    for claim in claims:
+        waveform, _ = soundfile.read(claim.path, dtype="float32")
+        for (before, begin, start), (_, _, end) in zip(claim.phones or [], (claim.phones or [])[1:], strict=False):
+            if before == SILENCE and start - begin > 0.04 * SAMPLE_RATE:
+                loud = np.flatnonzero(np.abs(waveform[begin:end]) > 0.02 * np.abs(waveform[start:end]).max())
+                assert abs(begin + loud[0] - start) < 0.006 * SAMPLE_RATE
+
+
+def test_the_same_bytes_whatever_the_number_of_workers(folder: Path, claims: list[Claim], tmp_path: Path) -> None:
+    list(Synthetic(**SMALL | {"workers": 1}).utterances(tmp_path))
+    assert contents(tmp_path) == contents(folder)
+
+
+def test_what_is_whole_is_kept_and_the_rest_made_again(folder: Path, claims: list[Claim], tmp_path: Path) -> None:
+    list(Synthetic(**SMALL).utterances(tmp_path))
+    wavs = sorted(tmp_path.rglob("*.wav"))
+    kept = wavs[4].stat().st_mtime_ns
+    wavs[0].unlink()
+    wavs[1].write_bytes(wavs[1].read_bytes()[:1000])
+    wavs[2].with_suffix(".json").unlink()
+    wavs[3].with_suffix(".json").write_text('{"recipe": ')
+    wavs[0].with_name(f".{wavs[0].name}.1.tmp").write_bytes(b"half")
+    again = list(Synthetic(**SMALL).utterances(tmp_path))
+    assert contents(tmp_path) == contents(folder)
+    assert wavs[4].stat().st_mtime_ns == kept
+    assert [(one.id, one.text, one.phones) for one in again] == [(one.id, one.text, one.phones) for one in claims]
+
+
+def test_killed_in_the_middle_it_ends_as_if_nothing_had_happened(folder: Path, claims: list[Claim], tmp_path: Path) -> None:
+    code = "from pathlib import Path; from hubert_pretrain.data.corpora.synthetic import Synthetic; "
+    code += f"list(Synthetic(**{SMALL}).utterances(Path({str(tmp_path)!r})))"
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    while not list(tmp_path.rglob("*.wav")) and process.poll() is None:
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert list(tmp_path.rglob("*.wav"))
+    list(Synthetic(**SMALL).utterances(tmp_path))
+    assert contents(tmp_path) == contents(folder)
+
+
+def test_another_seed_says_other_sentences() -> None:
+    texts = [{line.sentence for line in Synthetic(**SMALL | {"seed": seed}).script()} for seed in (0, 1)]
+    assert not texts[0] & texts[1]
+
+
+def test_the_default_corpus_has_the_promised_size(repository: Path) -> None:
+    data = OmegaConf.load(repository / "conf" / "data" / "synthetic.yaml")
+    corpus = instantiate(OmegaConf.create({"data": {**data, "workers": 1}}).data.corpus)
+    lines = corpus.script()
+    assert len(corpus.voices) >= 8
+    assert len({line.sentence for line in lines}) == len(lines) >= 250
+    assert 0.8 < np.mean([line.split == "train" for line in lines]) < 0.9
+    assert {(line.voice.name, line.split) for line in lines} == {(v.name, s) for v in corpus.voices for s in ("train", "valid", "test")}
+
+
+def test_sentences_never_repeat_and_use_a_moderate_vocabulary() -> None:
+    some = list(islice(sentences(seed=3), 400))
+    words = {word for sentence in some for word in transcript(sentence).split()}
+    assert len(set(some)) == 400
+    assert 300 < len(words) < 600
+    assert not re.search(r"[{}]", " ".join(some))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"minutes": 0}, "minutes=0"),
+        ({"voices": []}, "at least one"),
+        ({"voices": [VOICES[0], VOICES[0]]}, "different names"),
+        ({"voices": [{"name": "amy", "voise": "gmw/en"}]}, "did you mean 'voice'"),
+        ({"voices": [{"name": "amy"}]}, "at least name and voice"),
+        ({"num_voices": 3}, "lists 2"),
+        ({"valid_fraction": 0.6, "test_fraction": 0.5}, "less than 1"),
+    ],
+)
+def test_an_impossible_configuration_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Synthetic(**SMALL | change)
+
+
+def test_an_unknown_voice_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    corpus = Synthetic(**SMALL | {"voices": [{"name": "amy", "voice": "gmw/en-UK"}]})
+    with pytest.raises(DataError, match="en-UK"):
+        list(corpus.utterances(tmp_path))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.features.extractor import Extractor
+from hubert_pretrain.features.hubert_layer import HubertLayer, chunks
+from hubert_pretrain.model.checkpoint import load_model, save_model
+from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.hubert import Hubert
+
+
+def tiny(**changes: object) -> HubertConfig:
+    sizes = {"conv_dim": [16] * 7, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    positions = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "projection_size": 16}
+    return HubertConfig(**{**sizes, **positions, **changes})  # type: ignore[arg-type]
+
+
+LARGE_LIKE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True, "normalize_waveform": True}
+
+
+@pytest.fixture(params=[{}, LARGE_LIKE], ids=["base", "large"])
+def checkpoint(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    torch.manual_seed(0)
+    save_model(tmp_path, Hubert(tiny(**request.param)))
+    return tmp_path
+
+
+def test_it_is_the_block_output_of_the_model(checkpoint: Path) -> None:
+    waveform = 0.1 * torch.randn(2, 16_000)
+    model = load_model(checkpoint).model.eval()
+    fed = waveform
+    if model.config.normalize_waveform:
+        fed = (waveform - waveform.mean(-1, keepdim=True)) / (waveform.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    with torch.no_grad():
+        states = model(fed, hidden_states=True).hidden_states
+    for layer in (1, 2, 3):
+        extractor = HubertLayer(checkpoint, layer)
+        frames = extractor(waveform)
+        assert frames.shape == (2, 49, 32)
+        torch.testing.assert_close(frames, states[layer - 1], atol=1e-5, rtol=1e-5)
+
+
+def test_long_recordings_in_chunks_equal_whole_ones_up_to_attention(checkpoint: Path) -> None:
+    waveform = 0.1 * torch.randn(1, 16_000 * 9 + 123) * torch.linspace(0.2, 2.0, 16_000 * 9 + 123)
+    whole, chunked = HubertLayer(checkpoint, 1), HubertLayer(checkpoint, 1, chunk_seconds=2.5, context_seconds=0.6)
+    expected, found = whole(waveform), chunked(waveform)
+    assert found.shape == expected.shape
+    # Attention of a random model is nearly uniform over the chunk, so a seam or a shift of one frame would show at once.
+    assert (found - expected).abs().mean() < 0.1 * (expected[:, 1:] - expected[:, :-1]).abs().mean()
+
+
+def test_the_conv_encoder_in_pieces_equals_the_whole(checkpoint: Path) -> None:
+    waveform = 0.1 * torch.randn(1, 16_000 * 5 + 77) * torch.linspace(0.2, 2.0, 16_000 * 5 + 77)
+    extractor = HubertLayer(checkpoint, 1, chunk_seconds=1.0, context_seconds=0.1)
+    with torch.inference_mode():
+        pieces = torch.cat(list(extractor._conv_frames(waveform)), dim=1)
+        torch.testing.assert_close(pieces, extractor.model.encode_frames(waveform), atol=1e-5, rtol=1e-4)
+
+
+@given(num_frames=st.integers(1, 2000), context=st.integers(0, 40), more=st.integers(1, 200))
+def test_chunks_keep_every_frame_once_with_its_context(num_frames: int, context: int, more: int) -> None:
+    length = 2 * context + more
+    plan = chunks(num_frames, length, context)
+    assert [frame for chunk in plan for frame in range(chunk.keep_start, chunk.keep_stop)] == list(range(num_frames))
+    for chunk in plan:
+        assert chunk.stop - chunk.start == min(length, num_frames)
+        assert chunk.start == 0 or chunk.keep_start - chunk.start >= context
+        assert chunk.stop == num_frames or chunk.stop - chunk.keep_stop >= context
+
+
+def test_the_identity_follows_the_weights_not_the_path(tmp_path: Path) -> None:
+    first, second = Hubert(tiny()), Hubert(tiny())
+    for folder, model in (("a", first), ("b", first), ("c", second)):
+        (tmp_path / folder).mkdir()
+        save_model(tmp_path / folder, model)
+    a, b, c = (HubertLayer(tmp_path / folder, 2).fingerprint() for folder in "abc")
+    assert a == b != c
+    assert isinstance(HubertLayer(tmp_path / "a", 2), Extractor)
+
+
+def test_a_layer_that_does_not_exist_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match=r"features\.layer=4, but the model has layers 1 to 3"):
+        HubertLayer(checkpoint, 4)
+    with pytest.raises(ConfigError, match="more than twice"):
+        HubertLayer(checkpoint, 1, chunk_seconds=1.0, context_seconds=1.0)

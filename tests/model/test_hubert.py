@@ -1,0 +1,219 @@
+"""The network: sizes, initialisation, what its inputs mean, what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from hubert_pretrain.errors import ConfigError, DataError
+from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.hubert import Hubert
+
+SMALL = HubertConfig(
+    conv_dim=[16] * 7,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=64,
+    num_conv_pos_embeddings=16,
+    num_conv_pos_embedding_groups=4,
+)
+LAYER = dataclasses.replace(SMALL, feat_extract_norm="layer", do_stable_layer_norm=True)
+
+
+def read_config(repository: Path, name: str) -> HubertConfig:
+    """conf/model/<name>.yaml without Hydra: a file, over the file it starts from."""
+    values = yaml.safe_load((repository / "conf" / "model" / f"{name}.yaml").read_text())
+    parents = [parent for parent in values.pop("defaults", []) if parent != "_self_"]
+    for parent in parents:
+        values = {**dataclasses.asdict(read_config(repository, parent)), **values}
+    return HubertConfig(**values)
+
+
+def model(config: HubertConfig = SMALL, **changes: object) -> Hubert:
+    torch.manual_seed(0)
+    return Hubert(dataclasses.replace(config, **changes)).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "count"), [("base", 94_370_944), ("large", 315_434_112), ("xlarge", 962_492_544)])
+def test_parameters_of_the_paper(repository: Path, name: str, count: int) -> None:
+    config = read_config(repository, name)
+    with torch.device("meta"):
+        network = Hubert(config)
+    assert sum(parameter.numel() for parameter in network.parameters()) == count + config.hidden_size  # and the mask embedding
+
+
+def test_conf_base_is_the_default(repository: Path) -> None:
+    assert read_config(repository, "base") == HubertConfig()
+
+
+@pytest.mark.parametrize("samples", [400, 719, 720, 16_000, 32_000])
+def test_frames(samples: int) -> None:
+    network = model()
+    assert network(torch.randn(2, samples)).last.shape == (2, network.grid.num_frames(samples), 32)
+
+
+def test_a_frame_depends_on_its_window_only() -> None:
+    network = model(LAYER)
+    waveform = torch.randn(1, 4000, requires_grad=True)
+    network.encode_frames(waveform)[0, 5].sum().backward()
+    seen = waveform.grad[0].nonzero().ravel()
+    assert (int(seen.min()), int(seen.max()) + 1) == (5 * 320, 5 * 320 + 400)
+
+
+def test_initialisation_matches_the_reference() -> None:
+    torch.manual_seed(0)
+    network = Hubert(HubertConfig(num_hidden_layers=1))
+    positions, block = network.context_encoder.positions, network.context_encoder.layers[0]
+    expected = {
+        network.conv_encoder.layers[0].conv.weight: (0.0, math.sqrt(2 / 10)),  # kaiming: 2 / fan in
+        network.conv_encoder.layers[3].conv.weight: (0.0, math.sqrt(2 / (512 * 3))),
+        network.projection.linear.weight: (0.0, 1 / math.sqrt(3 * 512)),  # PyTorch's default, uniform
+        network.mask_embedding: (0.5, math.sqrt(1 / 12)),
+        positions.weight_v: (0.0, math.sqrt(4 / (128 * 768))),
+        block.attention.qkv.weight: (0.0, 0.02),
+        block.attention.out.weight: (0.0, 0.02),
+        block.feed_forward.up.weight: (0.0, 0.02),
+        block.feed_forward.down.weight: (0.0, 0.02),
+    }
+    for tensor, (mean, std) in expected.items():
+        assert float(tensor.std()) == pytest.approx(std, rel=0.05)
+        assert float(tensor.mean()) == pytest.approx(mean, abs=5 * std / math.sqrt(tensor.numel()))
+    for zero in (
+        positions.bias,
+        block.attention.qkv.bias,
+        block.attention.out.bias,
+        block.feed_forward.up.bias,
+        block.feed_forward.down.bias,
+    ):
+        assert not zero.any()
+    torch.testing.assert_close(torch._weight_norm(positions.weight_v, positions.weight_g, 2), positions.weight_v)
+
+
+def test_masked_frames_are_the_mask_embedding_whatever_they_held() -> None:
+    network = model()
+    seen: list[Tensor] = []
+    network.context_encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    waveform, mask = torch.randn(1, 16_000), torch.arange(49)[None] % 3 == 0
+    network(waveform)
+    network(waveform, mask=mask)
+    plain, masked = seen
+    assert torch.equal(masked[mask], network.mask_embedding.expand(17, -1))
+    assert torch.equal(masked[~mask], plain[~mask])
+
+
+def test_channel_mask_sets_channels_to_zero_after_the_span_mask() -> None:
+    network = model()
+    seen: list[Tensor] = []
+    network.context_encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    network(torch.randn(1, 16_000), mask=torch.ones(1, 49, dtype=torch.bool), channel_mask=torch.arange(32)[None] < 8)
+    assert not seen[0][..., :8].any()
+    assert torch.equal(seen[0][0, 0, 8:], network.mask_embedding[8:])
+
+
+def test_padding_changes_nothing_in_a_layer_norm_model() -> None:
+    network = model(LAYER)
+    short = torch.randn(1, 9_000)
+    batch = torch.stack([torch.randn(16_000), torch.nn.functional.pad(short[0], (0, 7_000))])
+    frames = network.grid.num_frames(9_000)
+    valid = torch.arange(49) < torch.tensor([[49], [frames]])
+    with torch.no_grad():
+        alone, padded = network(short).last, network(batch, valid=valid).last
+    assert (alone[0] - padded[1, :frames]).abs().max() < 1e-5
+
+
+def test_layers_are_the_same_states_whether_or_not_the_rest_runs() -> None:
+    network, waveform = model(LAYER), torch.randn(1, 8_000)
+    everything = network(waveform, hidden_states=True)
+    for layer in (1, 2, 3):
+        part = network(waveform, layers=layer, hidden_states=True)
+        assert torch.equal(part.last, everything.hidden_states[layer - 1])
+        assert len(part.hidden_states) == layer
+    assert torch.equal(network.context_encoder.norm(everything.hidden_states[2]), everything.last)
+
+
+def test_dropped_layers_pass_their_input_on() -> None:
+    network, waveform = model(), torch.randn(1, 8_000)
+    output = network(waveform, layer_keep=[True, False, True], hidden_states=True)
+    assert torch.equal(output.hidden_states[0], output.hidden_states[1])
+    assert not torch.equal(output.hidden_states[1], output.hidden_states[2])
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0])
+def test_the_gradient_into_the_conv_encoder_is_scaled_and_the_penalty_with_it(scale: float) -> None:
+    waveform = torch.randn(1, 8_000)
+    gradients = []
+    for value in (1.0, scale):
+        network = model(conv_gradient_scale=value)
+        output = network(waveform)
+        (output.feature_penalty + output.last[..., 0].sum()).backward()
+        gradients.append(network.conv_encoder.layers[2].conv.weight.grad)
+    torch.testing.assert_close(gradients[1], gradients[0] * scale)
+
+
+def test_a_scale_of_zero_freezes_the_conv_encoder() -> None:
+    network = model(conv_gradient_scale=0.0).train()
+    network(torch.randn(1, 8_000)).last.sum().backward()
+    assert all(not p.requires_grad and p.grad is None for p in network.conv_encoder.parameters())
+    assert network.projection.linear.weight.grad is not None
+
+
+@pytest.mark.parametrize("config", [SMALL, LAYER])
+def test_autocast_keeps_the_residual_stream_in_fp32(config: HubertConfig) -> None:
+    network, waveform = model(config), torch.randn(2, 16_000)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        low = network(waveform, hidden_states=True)
+    exact = network(waveform)
+    assert {state.dtype for state in (*low.hidden_states, low.last, low.feature_penalty)} == {torch.float32}
+    assert (low.last - exact.last).norm() < 0.02 * exact.last.norm()
+
+
+def test_large_offsets_do_not_upset_the_norm_over_time() -> None:
+    norm = model().conv_encoder.layers[0].norm
+    x = torch.randn(1, 16, 50_000)
+    assert (norm((x + 8).to(torch.bfloat16)).float() - norm(x)).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("waveform", "arguments", "message"),
+    [
+        (torch.zeros(1, 399), {}, "399 samples is shorter than one window of 400"),
+        (torch.zeros(16_000), {}, r"shape \(B, S\), found torch.float32 \(16000,\)"),
+        (torch.zeros(1, 2, 16_000), {}, r"\(1, 2, 16000\)"),
+        (torch.zeros(1, 16_000, dtype=torch.int16), {}, "torch.int16"),
+        (torch.zeros(1, 16_000), {"mask": torch.zeros(1, 50, dtype=torch.bool)}, r"mask must be bool .* \(1, 49\), found .* \(1, 50\)"),
+        (torch.zeros(1, 16_000), {"valid": torch.ones(1, 49)}, "valid must be bool"),
+        (torch.zeros(1, 16_000), {"channel_mask": torch.zeros(1, 31, dtype=torch.bool)}, "channel_mask"),
+        (torch.zeros(1, 16_000), {"layers": 4}, "layer 4 .* layers 1 to 3"),
+        (torch.zeros(1, 16_000), {"layers": 0}, "layer 0"),
+        (torch.zeros(1, 16_000), {"layer_keep": [True]}, "layer_keep"),
+    ],
+)
+def test_bad_input(waveform: Tensor, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        model()(waveform, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conv_stride": [5, 2]}, "model.conv_stride has 2"),
+        ({"conv_dim": [0] * 7}, "model.conv_dim"),
+        ({"feat_extract_norm": "batch"}, "feat_extract_norm is 'batch'"),
+        ({"hidden_act": "gelo"}, "did you mean 'gelu'"),
+        ({"num_attention_heads": 5}, "32 is not a multiple of model.num_attention_heads 5"),
+        ({"num_conv_pos_embedding_groups": 3}, "num_conv_pos_embedding_groups"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"hidden_dropout": 1.0}, "hidden_dropout"),
+        ({"conv_gradient_scale": -1.0}, "conv_gradient_scale"),
+    ],
+)
+def test_impossible_shapes(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model(**changes)

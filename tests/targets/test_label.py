@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from sklearn.metrics import adjusted_mutual_info_score
+from torch import Tensor
+
+from hubert_pretrain.clustering import kmeans, sample
+from hubert_pretrain.clustering.codebook import Codebook
+from hubert_pretrain.clustering.quality import entropy
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.errors import ArtefactError, DataError
+from hubert_pretrain.features.mfcc import Mfcc
+from hubert_pretrain.features.stream import map_frames
+from hubert_pretrain.targets.label import count_ids, label, measure
+from hubert_pretrain.targets.store import TargetStore, TargetWriter
+
+
+def codebook_of(corpus: Corpus, n_clusters: int = 6) -> Codebook:
+    frames = sample.gather(corpus, corpus.manifest.rows("train"), Mfcc(), scratch=corpus.folder)
+    return Codebook(torch.from_numpy(kmeans.fit(frames, n_clusters=n_clusters)), Mfcc().fingerprint(), Mfcc().grid)
+
+
+def test_ids_are_those_of_each_utterance_by_itself(tmp_path: Path, corpus: Corpus) -> None:
+    codebook = codebook_of(corpus)
+    label(corpus, TargetWriter.create(tmp_path, corpus.manifest, codebook, block_rows=5), Mfcc(), codebook, workers=3)
+    store = TargetStore.open(tmp_path)
+    store.check(corpus.manifest, codebook.grid)
+    for row in range(len(store)):
+        frames = Mfcc()(torch.from_numpy(corpus.read(row))[None])[0]
+        np.testing.assert_array_equal(store.targets(row), codebook.assign(frames).numpy())
+
+
+class KilledAfter(Mfcc):
+    """Dies at the n-th utterance, as a process might."""
+
+    def __init__(self, utterances: int) -> None:
+        super().__init__()
+        self.left = utterances
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().forward(waveform)
+
+
+def test_killed_and_resumed_on_other_workers_the_bytes_are_the_same(tmp_path: Path, corpus: Corpus) -> None:
+    codebook = codebook_of(corpus)
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    label(corpus, TargetWriter.create(tmp_path / "whole", corpus.manifest, codebook, block_rows=2), Mfcc(), codebook)
+    with pytest.raises(KeyboardInterrupt):
+        label(corpus, TargetWriter.create(tmp_path / "killed", corpus.manifest, codebook, block_rows=2), KilledAfter(7), codebook)
+    writer = TargetWriter.create(tmp_path / "killed", corpus.manifest, codebook, block_rows=2)
+    assert 0 < len(writer.pending()) < 6, "some blocks were kept"
+    label(corpus, writer, Mfcc(), codebook, workers=4)
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes(), path.name
+
+
+def test_facts_are_those_of_the_ids(tmp_path: Path, corpus: Corpus) -> None:
+    codebook = codebook_of(corpus)
+    label(corpus, TargetWriter.create(tmp_path, corpus.manifest, codebook), Mfcc(), codebook)
+    store = TargetStore.open(tmp_path)
+    facts = measure(store, corpus)
+    ids = [store.targets(row) for row in range(len(store))]
+    train = np.concatenate([ids[row] for row in corpus.manifest.rows("train")])
+    assert facts["frames"] == sum(map(len, ids))
+    assert facts["unigram_entropy_nats"] == pytest.approx(entropy(np.bincount(train)))
+    assert facts["perplexity"] == pytest.approx(np.exp(facts["unigram_entropy_nats"]))
+    assert facts["used_clusters"] == len(np.unique(train)) <= facts["n_clusters"] == 6
+    assert facts["pnmi"] > 0.7, "each phone is a tone of its own"
+    assert facts["phone_purity"] > 0.8
+    assert corpus.alignments is not None
+    assert count_ids(store, corpus.manifest.rows("train")).sum() == len(train)
+    aligned = [row for row in range(len(store)) if corpus.alignments.has(row)]
+    phones = np.concatenate([corpus.alignments.frame_phone_ids(row, len(ids[row])) for row in aligned])
+    clusters = np.concatenate([ids[row] for row in aligned])
+    assert adjusted_mutual_info_score(phones[phones >= 0], clusters[phones >= 0]) > 0.5
+
+
+def test_without_alignments_there_is_nothing_to_compare_with(tmp_path: Path, corpus: Corpus) -> None:
+    (corpus.folder / "alignments.arrow").unlink()
+    bare = Corpus.open(corpus.folder)
+    codebook = codebook_of(bare)
+    (tmp_path / "store").mkdir()
+    label(bare, TargetWriter.create(tmp_path / "store", bare.manifest, codebook), Mfcc(), codebook)
+    facts = measure(TargetStore.open(tmp_path / "store"), bare)
+    assert (facts["pnmi"], facts["phone_purity"], facts["cluster_purity"]) == (None, None, None)
+    assert facts["unigram_entropy_nats"] > 0
+
+
+def test_another_codebook_than_the_features_is_refused_before_the_work(tmp_path: Path, corpus: Corpus) -> None:
+    foreign = Codebook(torch.zeros(5, 768), {"kind": "hubert_layer", "dim": 768, "layer": 6}, Mfcc().grid)
+    with pytest.raises(ArtefactError, match=r"dim 768, layer 6.*mfcc \(dim 39\)"):
+        label(corpus, TargetWriter.create(tmp_path, corpus.manifest, foreign), Mfcc(), foreign)
+
+
+def test_audio_that_is_not_a_number_is_an_error_with_the_utterance(corpus: Corpus) -> None:
+    utterance = corpus.manifest[4]
+    waveform, rate = soundfile.read(utterance.path, dtype="float32")
+    waveform[9000] = np.nan
+    soundfile.write(utterance.path, waveform, rate, subtype="FLOAT")
+    with pytest.raises(DataError, match=rf"frame 2\d of .* of utterance '{utterance.id}' holds NaN or infinity \(mfcc\)"):
+        sample.gather(corpus, corpus.manifest.rows(), Mfcc(), scratch=corpus.folder, workers=2)
+
+
+def test_a_large_sample_lies_on_disk(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = corpus.manifest.rows("train")
+    expected = sample.gather(corpus, rows, Mfcc(), scratch=corpus.folder)
+    monkeypatch.setattr(sample, "MEMORY_BYTES", 1000)
+    frames = sample.gather(corpus, rows, Mfcc(), scratch=corpus.folder)
+    assert isinstance(frames, np.memmap)
+    np.testing.assert_array_equal(frames, expected)
+
+
+@pytest.mark.parametrize("workers", [1, 3, 40])
+def test_results_come_in_the_order_of_the_rows(corpus: Corpus, workers: int) -> None:
+    rows = np.array([5, 0, 11, 3])
+    found = list(map_frames(corpus, rows, Mfcc(), len, workers=workers))
+    assert found == [Mfcc().grid.num_frames(corpus.manifest[int(row)].num_samples) for row in rows]

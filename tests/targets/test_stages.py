@@ -1,0 +1,116 @@
+"""The stages `it*/cluster` and `it*/label`, run by hand on the small corpus of conftest.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hubert_pretrain.clustering import stage as cluster_stage
+from hubert_pretrain.clustering.codebook import Codebook
+from hubert_pretrain.config import ClusteringConfig, IterationConfig, Recipe
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.model.checkpoint import save_model
+from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.targets import stage as label_stage
+from hubert_pretrain.targets.store import TargetStore
+from hubert_pretrain.workspace import Workspace, write_json
+
+MFCC = {"_target_": "hubert_pretrain.features.mfcc.Mfcc"}
+LAYER = {"_target_": "hubert_pretrain.features.hubert_layer.HubertLayer", "checkpoint": "it1/pretrain", "layer": 2}
+TINY = HubertConfig(
+    conv_dim=[8] * 7,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    num_conv_pos_embeddings=16,
+    num_conv_pos_embedding_groups=4,
+    projection_size=8,
+)
+
+
+def recipe(n_clusters: int = 6) -> Recipe:
+    clustering = ClusteringConfig(n_clusters=n_clusters, fraction=1.0, restarts=2)
+    return Recipe(name="test", iterations={name: IterationConfig(node, clustering) for name, node in (("it1", MFCC), ("it2", LAYER))})
+
+
+def seal(workspace: Workspace, stage: str, folder: Path, facts: dict[str, Any]) -> None:
+    """What the pipeline does when a stage has returned."""
+    workspace.folder(stage).parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(workspace.folder(stage))
+    write_json(workspace.folder(stage) / "meta.json", {"fingerprint": stage, "facts": facts})
+
+
+def run(module: Any, recipe: Recipe, workspace: Workspace, stage: str) -> dict[str, Any]:
+    folder = workspace.partial_folder(stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = module.run(recipe, workspace, stage, folder)
+    seal(workspace, stage, folder, facts)
+    return dict(facts)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, corpus: Corpus) -> Workspace:
+    workspace = Workspace(tmp_path / "run")
+    seal(workspace, "prepare", corpus.folder, {})
+    return workspace
+
+
+def test_mfcc_to_targets(workspace: Workspace) -> None:
+    threads = torch.get_num_threads()
+    fitted = run(cluster_stage, recipe(), workspace, "it1/cluster")
+    assert json.loads(json.dumps(fitted)) == fitted
+    assert (fitted["n_clusters"], fitted["dim"], fitted["features"]["kind"]) == (6, 39, "mfcc")
+    labelled = run(label_stage, recipe(), workspace, "it1/label")
+    assert json.loads(json.dumps(labelled)) == labelled
+    assert labelled["pnmi"] > 0.7
+    store = TargetStore.open(workspace.folder("it1/label"))
+    store.check(Corpus.open(workspace.folder("prepare")).manifest)
+    assert store.codebook["sha256"] == Codebook.load(workspace.folder("it1/cluster")).fingerprint
+    assert torch.get_num_threads() == threads
+    assert sorted(path.name for path in workspace.folder("it1/cluster").iterdir()) == ["codebook.json", "codebook.safetensors", "meta.json"]
+
+
+def test_a_layer_of_the_first_iteration_to_targets(workspace: Workspace) -> None:
+    torch.manual_seed(0)
+    folder = workspace.partial_folder("it1/pretrain")
+    folder.mkdir(parents=True)
+    save_model(folder, Hubert(TINY))
+    seal(workspace, "it1/pretrain", folder, {})
+    fitted = run(cluster_stage, recipe(), workspace, "it2/cluster")
+    assert (fitted["dim"], fitted["features"]["layer"]) == (16, 2)
+    labelled = run(label_stage, recipe(), workspace, "it2/label")
+    assert labelled["frames"] == int(TargetStore.open(workspace.folder("it2/label")).offsets[-1])
+
+
+def test_a_killed_cluster_leaves_nothing_behind(workspace: Workspace) -> None:
+    whole = run(cluster_stage, recipe(), workspace, "it1/cluster")
+    again = workspace.partial_folder("it1/cluster")
+    again.mkdir()
+    (again / "codebook.safetensors").write_bytes(b"half")
+    np.save(again / "frames.scratch", np.zeros(3))
+    assert cluster_stage.run(recipe(), workspace, "it1/cluster", again) == whole
+    first = workspace.folder("it1/cluster")
+    assert (again / "codebook.safetensors").read_bytes() == (first / "codebook.safetensors").read_bytes()
+    assert not (again / "frames.scratch").exists()
+
+
+def test_a_codebook_of_other_features_is_refused(workspace: Workspace) -> None:
+    run(cluster_stage, recipe(), workspace, "it1/cluster")
+    changed = workspace.folder("it1/cluster")
+    codebook = Codebook.load(changed)
+    Codebook(codebook.centroids, {**codebook.features, "mel_bins": 40}, codebook.grid).save(changed)
+    with pytest.raises(ArtefactError, match="mel_bins: 40 here, 23 there"):
+        run(label_stage, recipe(), workspace, "it1/label")
+
+
+def test_the_stage_before_must_have_finished(workspace: Workspace) -> None:
+    with pytest.raises(ArtefactError, match="stage=it1/cluster"):
+        run(label_stage, recipe(), workspace, "it1/label")

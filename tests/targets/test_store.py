@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hubert_pretrain.clustering.codebook import Codebook
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.manifest import Manifest, write_manifest
+from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, HubertPretrainError
+from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID
+from hubert_pretrain.targets import store as module
+from hubert_pretrain.targets.store import TargetStore, TargetWriter, check_ids
+
+CODEBOOK = Codebook(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), {"kind": "test", "dim": 4}, MODEL_GRID)
+
+
+def ids_of(manifest: Manifest, row: int) -> np.ndarray:
+    return np.random.default_rng(row).integers(0, 9, MODEL_GRID.num_frames(manifest[row].num_samples))
+
+
+def fill(folder: Path, manifest: Manifest, *, blocks: int | None = None, block_rows: int = 5) -> TargetWriter:
+    folder.mkdir(exist_ok=True)
+    writer = TargetWriter.create(folder, manifest, CODEBOOK, block_rows=block_rows)
+    for block in writer.pending()[:blocks]:
+        writer.write(int(block), [ids_of(manifest, int(row)) for row in writer.rows(int(block))])
+    return writer
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_was_written_is_read(tmp_path: Path, corpus: Corpus) -> None:
+    fill(tmp_path / "store", corpus.manifest)
+    store = TargetStore.open(tmp_path / "store")
+    assert (len(store), store.num_clusters, store.grid) == (12, 9, MODEL_GRID)
+    assert store.codebook == {"sha256": CODEBOOK.fingerprint, "features": CODEBOOK.features}
+    for row in range(len(store)):
+        assert store.targets(row).dtype == np.uint16
+        np.testing.assert_array_equal(store.targets(row), ids_of(corpus.manifest, row))
+    store.check(corpus.manifest, MODEL_GRID)
+    with pytest.raises(IndexError):
+        store.targets(12)
+
+
+def test_a_pickled_store_is_its_path(tmp_path: Path, corpus: Corpus) -> None:
+    fill(tmp_path / "store", corpus.manifest)
+    pickled = pickle.dumps(TargetStore.open(tmp_path / "store"))
+    assert len(pickled) < 1000
+    np.testing.assert_array_equal(pickle.loads(pickled).targets(3), ids_of(corpus.manifest, 3))
+
+
+def test_an_interrupted_store_is_not_finished_and_goes_on_byte_for_byte(tmp_path: Path, corpus: Corpus) -> None:
+    fill(tmp_path / "whole", corpus.manifest)
+    fill(tmp_path / "killed", corpus.manifest, blocks=1)
+    with pytest.raises(ArtefactError, match="2 blocks of targets were never written"):
+        TargetStore.open(tmp_path / "killed")
+    with open(tmp_path / "killed" / module.TARGETS, "r+b") as file:
+        file.seek(-100, 2)
+        file.write(b"\xff" * 100)  # a block of which a part was written
+    writer = fill(tmp_path / "killed", corpus.manifest)
+    assert writer.pending().size == 0
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+def test_blocks_may_be_written_in_any_order_by_anyone(tmp_path: Path, corpus: Corpus) -> None:
+    fill(tmp_path / "whole", corpus.manifest)
+    (tmp_path / "shared").mkdir()
+    writers = [TargetWriter.create(tmp_path / "shared", corpus.manifest, CODEBOOK, block_rows=5) for _ in range(2)]
+    for block in (2, 0, 1):
+        writers[block % 2].write(block, [ids_of(corpus.manifest, int(row)) for row in writers[0].rows(block)])
+    assert content(tmp_path / "shared") == content(tmp_path / "whole")
+
+
+def test_leftovers_of_other_work_are_not_gone_on_with(tmp_path: Path, corpus: Corpus) -> None:
+    fill(tmp_path / "store", corpus.manifest)
+    other = Codebook(CODEBOOK.centroids + 1, CODEBOOK.features, MODEL_GRID)
+    assert len(TargetWriter.create(tmp_path / "store", corpus.manifest, other, block_rows=5).pending()) == 3
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.zeros(20, dtype=np.int64), "20 ids, expected 10 frames; twice as many: are these 100 Hz"),
+        (np.zeros(19, dtype=np.int64), "twice as many: are these 100 Hz"),
+        (np.zeros(5, dtype=np.int64), "half as many: are these 25 Hz"),
+        (np.zeros(9, dtype=np.int64), "'u1': 9 ids, expected 10 frames; label again"),
+        (np.array([0] * 7 + [9] * 3), r"'u1': id 9 at frame 7, but the codebook has K=9 clusters \(0 to 8\)"),
+        (np.array([-1] + [0] * 9), "id -1 at frame 0"),
+        (np.zeros(10), "float64 of shape .* expected a row of whole numbers"),
+    ],
+)
+def test_ids_that_do_not_fit_are_refused(ids: np.ndarray, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check_ids(ids, num_frames=10, n_clusters=9, utterance="u1")
+
+
+def test_a_refused_block_stays_pending(tmp_path: Path, corpus: Corpus) -> None:
+    writer = fill(tmp_path / "store", corpus.manifest, blocks=0)
+    ids = [ids_of(corpus.manifest, int(row)) for row in writer.rows(0)]
+    ids[2] = ids[2][:-1]
+    with pytest.raises(DataError, match=corpus.manifest[2].id):
+        writer.write(0, ids)
+    assert writer.pending().tolist() == [0, 1, 2]
+
+
+def test_a_store_that_does_not_fit_the_manifest_is_refused(tmp_path: Path, corpus: Corpus) -> None:
+    fill(tmp_path / "store", corpus.manifest)
+    store = TargetStore.open(tmp_path / "store")
+    utterances = [corpus.manifest[row] for row in range(12)]
+
+    def manifest(name: str, changed: list) -> Manifest:  # type: ignore[type-arg]
+        write_manifest(tmp_path / name, changed)
+        return Manifest.open(tmp_path / name)
+
+    with pytest.raises(ArtefactError, match=r"targets of 12 utterances, but .* has 11; run the label stage again"):
+        store.check(manifest("fewer.arrow", utterances[:-1]))
+    halved = [replace(utterance, num_samples=utterance.num_samples // 2) for utterance in utterances]
+    with pytest.raises(ArtefactError, match=f"'{utterances[0].id}': .*twice as many: are these 100 Hz"):
+        store.check(manifest("halved.arrow", halved))
+    renamed = [replace(utterance, id=f"{utterance.id}-b") for utterance in utterances]
+    with pytest.raises(ArtefactError, match="made for other utterances"):
+        store.check(manifest("renamed.arrow", renamed))
+    with pytest.raises(ArtefactError, match=r"targets come 50 times a second .*, the model's frames 100 times"):
+        store.check(corpus.manifest, MFCC_GRID)
+
+
+def test_damage_is_noticed(tmp_path: Path, corpus: Corpus) -> None:
+    with pytest.raises(ArtefactError, match="missing, damaged"):
+        TargetStore.open(tmp_path)
+    fill(tmp_path / "store", corpus.manifest)
+    path = tmp_path / "store" / module.TARGETS
+    data = path.read_bytes()
+    path.write_bytes(b"\xff\xff" + data[2:])
+    with pytest.raises(ArtefactError, match="row 0 holds id 65535, but K=9"):
+        TargetStore.open(tmp_path / "store").targets(0)
+    path.write_bytes(data[:-2])
+    with pytest.raises(ArtefactError, match="it was cut"):
+        TargetStore.open(tmp_path / "store")
+
+
+def test_more_clusters_than_numbers_is_refused(tmp_path: Path, corpus: Corpus) -> None:
+    many = Codebook(torch.zeros((1 << 16) + 1, 1), {}, MODEL_GRID)
+    with pytest.raises(ConfigError, match="16-bit"):
+        TargetWriter.create(tmp_path, corpus.manifest, many)
+
+
+def test_a_full_disk_is_found_before_the_work(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "posix_fallocate", full)
+    with pytest.raises(HubertPretrainError, match=r"the disk has no room for .* bytes"):
+        fill(tmp_path / "store", corpus.manifest)
+    monkeypatch.undo()
+    fill(tmp_path / "store", corpus.manifest)
+    TargetStore.open(tmp_path / "store").check(corpus.manifest)
