@@ -48,10 +48,10 @@ def validate(config: DictConfig, overrides: list[str]) -> Recipe:
         raise ConfigError(f"choose a recipe: +recipe=<name> with one of {', '.join(sorted(recipe_files()))}")
     if OmegaConf.is_missing(config, "work_dir"):
         config.work_dir = _default_work_dir(config.name, overrides)
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise ConfigError(f"{missing[0]} has no value: add {missing[0]}=... to the command line or to the recipe")
     try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise ConfigError(_explain_missing(missing[0]))
         recipe = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
@@ -66,6 +66,8 @@ def explain(error: Exception) -> str | None:
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     text = str(error)
+    if match := re.search(r"Missing mandatory value: ([\w.]+)", text):
+        return _explain_missing(match[1])
     if match := re.search(r"Could not find '([\w/]+)/([^/']+)'", text):
         group, name = match.groups()
         options = _options(group)
@@ -80,6 +82,10 @@ def explain(error: Exception) -> str | None:
     lines = [line for line in text.strip().splitlines() if not line.endswith("while composing config:")]
     line = lines[0]
     return f"{key}: {line}" if key and key not in line else line
+
+
+def _explain_missing(key: str) -> str:
+    return f"{key} has no value: add {key}=... to the command line, or set it in the recipe"
 
 
 def _explain_override(key: str) -> str:

@@ -19,7 +19,7 @@ class DataConfig:
     """Speech on disk -> a corpus."""
 
     corpus: Any = MISSING  # `_target_` of a class in data/corpora/
-    root: str | None = None  # folder of the corpus on disk; null for a corpus that makes itself
+    root: str | None = MISSING  # folder of the corpus on disk; null for a corpus that makes itself
     valid_fraction: float = 0.05  # share of `train` held out as `valid`, by a hash of the id, where the corpus has no such split
     max_bad_fraction: float = 0.001  # more unreadable files than this share is an error, fewer are quarantined
     workers: int = 0  # processes that read audio in `prepare`; 0: one per core

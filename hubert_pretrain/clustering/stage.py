@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from hubert_pretrain.clustering import kmeans, sample
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.config import Recipe
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.probe import usable_cores
 from hubert_pretrain.features.extractor import Extractor
 from hubert_pretrain.workspace import Workspace
 
@@ -64,7 +64,7 @@ def extraction(recipe: Recipe, workspace: Workspace, iteration: str) -> Iterator
         node["checkpoint"] = str(workspace.resolve(node["checkpoint"]).path)
     on_gpu = recipe.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    workers = min(MAX_WORKERS, recipe.trainer.threads or len(os.sched_getaffinity(0)))
+    workers = min(MAX_WORKERS, recipe.trainer.threads or usable_cores())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

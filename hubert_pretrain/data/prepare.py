@@ -82,9 +82,11 @@ def write_quarantine(path: Path, bad: list[Quarantined]) -> None:
 def refuse_too_bad(bad: list[Quarantined], total: int, max_bad_fraction: float, listing: Path) -> None:
     """Raises DataError when more than `max_bad_fraction` of the utterances are bad, or all."""
     if len(bad) == total or len(bad) > max_bad_fraction * total:
+        more = "" if len(bad) == total else f" ({len(bad) / total:.2%}, data.max_bad_fraction is {max_bad_fraction:.2%})"
+        allow = "" if len(bad) == total else ", or raise data.max_bad_fraction"
         raise DataError(
-            f"{len(bad)} of {total} utterances cannot be used ({len(bad) / total:.2%}, data.max_bad_fraction is {max_bad_fraction:.2%}); "
-            f"the first: {bad[0].path}: {bad[0].reason}. All are listed in {listing}; mend or remove them, or raise data.max_bad_fraction"
+            f"{len(bad)} of {total} utterances cannot be used{more}; the first: {bad[0].path}: {bad[0].reason}. "
+            f"All are listed in {listing}; mend or remove them{allow}"
         )
 
 

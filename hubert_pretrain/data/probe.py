@@ -116,10 +116,15 @@ def probe_or_reason(path: str) -> AudioFacts | str:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that started it was killed; it would wait for work for ever."""
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    """Ends this process once the one that started it is gone: after a kill it would wait for work for ever."""
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _probe_chunk(paths: Sequence[str]) -> list[AudioFacts | str]:

@@ -8,6 +8,9 @@
 
 Every folder says the truth about normalisation. `transformers` normalises with (x - mean) / sqrt(variance + 1e-7), training here (and in
 fairseq) with 1e-5: from the same waveform the two differ by .05 % at an RMS of .1, and by more for very quiet recordings.
+
+A classifier over all layers of a pre-norm model follows 5.x; 4.57 puts the final norm on its last layer and gives other logits from the
+same file (tried: everything else is bit-equal in 4.57.1 and 5.23).
 """
 
 from __future__ import annotations

@@ -214,7 +214,9 @@ def _allocate(path: Path, size: int) -> None:
     """A file of `size` zero bytes whose place on disk is taken now, so that a full disk is found before the work and not after it."""
     try:
         with open(path, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

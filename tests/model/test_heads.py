@@ -39,7 +39,7 @@ def test_the_loss_starts_near_that_of_a_uniform_guess() -> None:
 def test_letter_head_initialisation() -> None:
     torch.manual_seed(0)
     linear = LetterHead(768, 32).linear
-    assert float(linear.weight.std()) == pytest.approx(math.sqrt(2 / (768 + 32)), rel=0.05)
+    assert linear.weight.std().item() == pytest.approx(math.sqrt(2 / (768 + 32)), rel=0.05)
     assert not linear.bias.any()
 
 

@@ -83,8 +83,8 @@ def test_initialisation_matches_the_reference() -> None:
         block.feed_forward.down.weight: (0.0, 0.02),
     }
     for tensor, (mean, std) in expected.items():
-        assert float(tensor.std()) == pytest.approx(std, rel=0.05)
-        assert float(tensor.mean()) == pytest.approx(mean, abs=5 * std / math.sqrt(tensor.numel()))
+        assert tensor.std().item() == pytest.approx(std, rel=0.05)
+        assert tensor.mean().item() == pytest.approx(mean, abs=5 * std / math.sqrt(tensor.numel()))
     for zero in (
         positions.bias,
         block.attention.qkv.bias,

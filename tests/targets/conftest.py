@@ -15,7 +15,7 @@ from hubert_pretrain.data.manifest import Utterance, write_manifest
 PHONE_SAMPLES = 3200
 
 
-def make_corpus(folder: Path, *, utterances: int = 12, aligned: bool = True) -> Corpus:
+def make_corpus(folder: Path, utterances: int = 12) -> Corpus:
     """Each phone is a tone of its own, so that MFCC clusters have something to find. The last utterance has no alignment."""
     folder.mkdir(parents=True, exist_ok=True)
     made, phones = [], {}
@@ -31,8 +31,7 @@ def make_corpus(folder: Path, *, utterances: int = 12, aligned: bool = True) -> 
         made.append(Utterance(id=f"utterance-{number:03}", path=path, num_samples=len(waveform), split=split))
         phones[made[-1].id] = [("abcd"[phone], i * PHONE_SAMPLES, (i + 1) * PHONE_SAMPLES) for i, phone in enumerate(spoken)]
     ordered = write_manifest(folder / "manifest.arrow", made)
-    if aligned:
-        write_alignments(folder / "alignments.arrow", [(one.row, phones[one.id]) for one in ordered[:-1]])
+    write_alignments(folder / "alignments.arrow", [(one.row, phones[one.id]) for one in ordered[:-1]])
     return Corpus.open(folder)
 
 

@@ -1,0 +1,101 @@
+"""Gradients and frozen parts of training, without a trainer: a stand-in gives the three numbers that the module asks for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hubert_pretrain.finetune.classify import ClassifyTask
+from hubert_pretrain.finetune.ctc import CtcTask
+from hubert_pretrain.finetune.module import FinetuneModule
+from hubert_pretrain.finetune.text import Vocabulary
+from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.training.module import Optimisation
+
+
+def _module(config: HubertConfig, *, accumulate: int = 1, step: int = 0, classify: bool = False, **settings: Any) -> FinetuneModule:
+    torch.manual_seed(0)
+    model = Hubert(config)
+    task: Any = CtcTask()
+    task.vocabulary = Vocabulary.of_texts(["ABCD"])
+    if classify:
+        task = ClassifyTask(weighted_layers=True)
+        task.classes = ["a", "b", "c"]
+    optimisation = Optimisation(learning_rate=1e-3, factor=lambda _: 1.0)
+    values = {"freeze_encoder_steps": 0, "seed": 1, "optimisation": optimisation, "log_every_steps": 10} | settings
+    module = FinetuneModule(model, task.head(config), task, **values)
+    module._trainer = SimpleNamespace(accumulate_grad_batches=accumulate, global_step=step, world_size=1)  # type: ignore[assignment]
+    return module
+
+
+def _batch(model: Hubert, rows: range, *, step: int = 0, index: int = 0, step_utterances: int = 4) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    waveform, labels = torch.randn(4, 8000, generator=generator), torch.randint(3, 7, (4, 3), generator=generator)
+    frames = model.grid.num_frames(8000)
+    valid = torch.arange(frames) < torch.tensor([frames, frames, frames - 3, frames - 5])[:, None]
+    whole = {"waveform": waveform, "valid": valid, "labels": labels, "label_lengths": torch.tensor([3, 2, 1, 3])}
+    whole |= {"mask": valid & (torch.arange(frames) % 5 == 0), "channel_mask": torch.zeros(4, model.config.hidden_size, dtype=torch.bool)}
+    numbers = {"step": step, "index": index, "step_utterances": step_utterances}
+    return {name: value[rows.start : rows.stop] for name, value in whole.items()} | numbers
+
+
+def _gradients(module: FinetuneModule, parts: list[range], step: int = 0) -> dict[str, Tensor]:
+    for rows in parts:
+        # Lightning divides the loss of each micro-batch by their number.
+        (module.training_step(_batch(module.model, rows, step=step), 0) / len(parts)).backward()
+    return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("classify", [False, True])
+def test_gradients_do_not_depend_on_how_a_step_is_split(tiny: HubertConfig, classify: bool) -> None:
+    # Equal parts, and parts of unequal size, where a mean of means would be wrong. No dropout: its draws depend on the shapes.
+    config = _without_dropout(tiny)
+    whole = _gradients(_module(config, classify=classify), [range(0, 4)])
+    for parts in ([range(0, 2), range(2, 4)], [range(0, 1), range(1, 4)], [range(n, n + 1) for n in range(4)]):
+        split = _gradients(_module(config, accumulate=len(parts), classify=classify), parts)
+        assert split.keys() == whole.keys()
+        for name, gradient in whole.items():
+            torch.testing.assert_close(split[name], gradient, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_conv_encoder_is_frozen_throughout(tiny: HubertConfig) -> None:
+    gradients = _gradients(_module(_without_dropout(tiny)), [range(0, 4)])
+    assert not [name for name in gradients if "conv_encoder" in name]
+    assert [name for name in gradients if "context_encoder" in name]
+
+
+def test_only_the_head_learns_at_first_but_in_training_mode(tiny: HubertConfig) -> None:
+    module = _module(_without_dropout(tiny), freeze_encoder_steps=5)
+    assert module.model.training
+    assert all(name.startswith("head.") for name in _gradients(module, [range(0, 4)], step=4))
+    module.zero_grad()
+    assert any(name.startswith("model.") for name in _gradients(module, [range(0, 4)], step=5))
+
+
+def test_a_dropped_layer_does_not_move(tiny: HubertConfig) -> None:
+    config = _without_dropout(tiny)
+    config.layerdrop = 0.5
+    module = _module(config)
+    step = next(step for step in range(100) if module.layer_keep(step) == [True, False])
+    assert module.layer_keep(step) == _module(config).layer_keep(step)
+    gradients = _gradients(module, [range(0, 4)], step=step)
+    assert any(".layers.0." in name for name in gradients)
+    assert not any(".layers.1." in name for name in gradients)
+
+
+def test_a_step_is_repeatable_with_dropout(tiny: HubertConfig) -> None:
+    module = _module(tiny)
+    first, again, other = (float(module.training_step(_batch(module.model, range(0, 4), index=index), 0)) for index in (7, 7, 8))
+    assert first == again != other
+
+
+def _without_dropout(config: HubertConfig) -> HubertConfig:
+    import dataclasses
+
+    zero = dict.fromkeys(("feat_proj_dropout", "hidden_dropout", "attention_dropout", "activation_dropout", "layerdrop"), 0.0)
+    return dataclasses.replace(config, conv_gradient_scale=0.0, **zero)

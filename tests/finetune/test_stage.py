@@ -1,0 +1,143 @@
+"""The whole stage on a corpus of tones: outputs, learning, resuming after a kill, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hubert_pretrain.config import FinetuneConfig, MaskConfig, Recipe, TrainerConfig
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.errors import ArtefactError, DataError
+from hubert_pretrain.finetune import module, stage
+from hubert_pretrain.finetune.predict import Recogniser
+from hubert_pretrain.model.checkpoint import load_model, save_model
+from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import CodebookHead, LetterHead
+from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.workspace import Workspace
+
+CTC = {"_target_": "hubert_pretrain.finetune.ctc.CtcTask"}
+VOICES = {"_target_": "hubert_pretrain.finetune.classify.ClassifyTask", "label": "speaker", "weighted_layers": True}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, corpus: Corpus, tiny: HubertConfig) -> Workspace:
+    """A run that has a corpus and a pretrained encoder."""
+    workspace = Workspace(tmp_path / "run")
+    corpus.folder.rename(workspace.begin("prepare", "p", {}).with_name("found"))
+    (workspace.root / "prepare.partial" / "partial.json").rename(workspace.root / "found" / "partial.json")
+    (workspace.root / "prepare.partial").rmdir()
+    (workspace.root / "found").rename(workspace.root / "prepare.partial")
+    workspace.finish("prepare", {"fingerprint": "p", "facts": {}})
+    torch.manual_seed(0)
+    save_model(workspace.begin("it2/pretrain", "q", {}), Hubert(tiny), head=CodebookHead(16, 8, 5))
+    workspace.finish("it2/pretrain", {"fingerprint": "q", "facts": {}})
+    return workspace
+
+
+def _run(workspace: Workspace, name: str, task: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "checkpoint": "it2/pretrain",
+        "steps": 6,
+        "batch_seconds": 6.0,
+        "micro_batch_seconds": 3.0,
+        "learning_rate": 0.01,
+        "freeze_encoder_steps": 2,
+        "mask": MaskConfig(probability=0.2, span_frames=2, min_spans=1),
+        "channel_mask": MaskConfig(probability=0.1, span_frames=2, min_spans=0),
+        "log_every_steps": 2,
+        "valid_every_steps": 3,
+        "checkpoint_every_steps": 2,
+    }
+    recipe = Recipe(
+        name="tones",
+        logger={"csv": {"_target_": "hubert_pretrain.training.loggers.CsvLogger"}},
+        finetune={name: FinetuneConfig(task=task, **values | changes)},
+        trainer=TrainerConfig(accelerator="cpu", loader_workers=0, progress_bar=False),
+    )
+    return stage.run(recipe, workspace, f"finetune/{name}", workspace.begin(f"finetune/{name}", "f", {}))
+
+
+def test_letters(workspace: Workspace) -> None:
+    facts = _run(workspace, "letters", CTC)
+    folder = workspace.partial_folder("finetune/letters")
+    assert set(facts) == {"wer", "cer", "steps", "utterances"}
+    assert facts["steps"] == 6
+    assert json.loads((folder / "config.json").read_text())["extra"]["vocabulary"][0] == "<pad>"
+    assert (folder / "curves.png").stat().st_size > 1000
+    lines = [line.split("\t") for line in (folder / "hypotheses.tsv").read_text().splitlines()]
+    assert len(lines) == facts["utterances"] + 1
+    # What the table says is what the saved model says of the file alone.
+    corpus, recogniser = Corpus.open(workspace.artefact("prepare").path), Recogniser.load(folder)
+    paths = {utterance.id: utterance.path for utterance in map(corpus.manifest.__getitem__, range(len(corpus.manifest)))}
+    for name, _, hypothesis, _ in lines[1:]:
+        assert recogniser.transcribe(paths[name]) == hypothesis
+
+
+def test_voices_are_learnt_and_valid_may_be_the_test(workspace: Workspace) -> None:
+    facts = _run(workspace, "voices", VOICES, steps=40, freeze_encoder_steps=0, test_split="valid", valid_every_steps=20)
+    assert facts["accuracy"] >= 0.75
+    folder = workspace.partial_folder("finetune/voices")
+    assert load_model(folder).kind == "classify"
+    assert load_model(folder).extra["classes"] == ["loud", "quiet"]
+    assert (folder / "predictions.tsv").read_text().startswith("id\treference\tprediction\tright\n")
+
+
+@pytest.mark.parametrize(("name", "task"), [("letters", CTC), ("voices", VOICES)])
+def test_a_killed_run_ends_as_if_nothing_had_happened(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, name: str, task: dict[str, Any]
+) -> None:
+    whole = _run(workspace, name, task)
+    workspace.partial_folder(f"finetune/{name}").rename(workspace.root / "whole")
+
+    step = module.FinetuneModule.training_step
+
+    def die_at_the_second_half_of_step_3(self: Any, batch: Any, batch_idx: int) -> Any:
+        if batch["index"] == 7:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(module.FinetuneModule, "training_step", die_at_the_second_half_of_step_3)
+    with pytest.raises((KeyboardInterrupt, SystemExit, Exception)):
+        _run(workspace, name, task)
+    monkeypatch.undo()
+    assert _run(workspace, name, task) == whole
+    for file in ("model.safetensors", "config.json", "hypotheses.tsv" if name == "letters" else "predictions.tsv"):
+        assert (workspace.partial_folder(f"finetune/{name}") / file).read_bytes() == (workspace.root / "whole" / file).read_bytes()
+
+
+def test_a_run_killed_after_training_only_tests_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _run(workspace, "letters", CTC)
+    monkeypatch.setattr(module.FinetuneModule, "training_step", None)
+    assert _run(workspace, "letters", CTC) == whole
+
+
+def test_another_kind_of_checkpoint_is_refused(workspace: Workspace, tiny: HubertConfig) -> None:
+    save_model(workspace.begin("finetune/other", "o", {}), Hubert(tiny), head=LetterHead(16, 5))
+    workspace.finish("finetune/other", {"fingerprint": "o", "facts": {}})
+    with pytest.raises(ArtefactError, match="holds a 'ctc' checkpoint, expected a pretrained one"):
+        _run(workspace, "letters", CTC, checkpoint="finetune/other")
+
+
+def test_bad_splits_stop_it_before_training(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "fit", None)
+    with pytest.raises(DataError, match="set finetune.letters.test_split to one of them"):
+        _run(workspace, "letters", CTC, test_split="dev")
+
+
+def test_no_transcripts_stop_it_before_training(
+    tmp_path: Path, corpus_with: Callable[..., Corpus], tiny: HubertConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "fit", None)
+    workspace = Workspace(tmp_path)
+    corpus_with(text="").folder.rename(tmp_path / "prepare")
+    (tmp_path / "prepare" / "meta.json").write_text('{"fingerprint": "p", "facts": {}}')
+    save_model(tmp_path / "pretrained", Hubert(tiny), head=CodebookHead(16, 8, 5))
+    (tmp_path / "pretrained" / "meta.json").write_text('{"fingerprint": "q", "facts": {}}')
+    with pytest.raises(DataError, match="has a transcript"):
+        _run(workspace, "letters", CTC, checkpoint=str(tmp_path / "pretrained"))

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+
+from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.finetune.decode import collapse, greedy
+from hubert_pretrain.finetune.text import BLANK, BOUNDARY, UNKNOWN, Vocabulary, frames_needed, normalise
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don\u2019t  stop -- now!", "DON'T STOP NOW"),
+        ("MISTER QUILTER IS", "MISTER QUILTER IS"),
+        ("e\u0301te\u0301, 1984", "ÉTÉ 1984"),
+        (" \t\n?! ", ""),
+        ("a|b <pad>", "A B PAD"),
+    ],
+)
+def test_normalise(text: str, expected: str) -> None:
+    assert normalise(text) == expected
+    assert normalise(expected) == expected
+
+
+def test_vocabulary_starts_with_the_blank_and_holds_the_letters_of_training_only() -> None:
+    vocabulary = Vocabulary.of_texts(["CAB A", "D'A"])
+    assert vocabulary.symbols == (BLANK, UNKNOWN, BOUNDARY, "'", "A", "B", "C", "D")
+    assert vocabulary.text(vocabulary.ids("CAB D'A")) == "CAB D'A"
+
+
+def test_unknown_characters_are_kept_apart_and_counted() -> None:
+    vocabulary = Vocabulary.of_texts(["AB"])
+    assert vocabulary.ids("A Z") == [3, 2, 1]
+    assert vocabulary.count_unknown(["A Z", "XY"]) == 3
+
+
+@pytest.mark.parametrize("symbols", [(), ("A", BLANK, UNKNOWN, BOUNDARY), (BLANK, "A"), (BLANK, UNKNOWN, BOUNDARY, "A", "A")])
+def test_a_vocabulary_without_what_decoding_needs_is_refused(symbols: tuple[str, ...]) -> None:
+    with pytest.raises(ArtefactError, match="not a letter vocabulary"):
+        Vocabulary(symbols)
+
+
+def test_equal_neighbours_need_a_blank_between() -> None:
+    assert [frames_needed(ids) for ids in ([], [3], [3, 4], [3, 3], [3, 3, 3, 4, 4])] == [0, 1, 2, 3, 8]
+
+
+def test_collapse_merges_repeats_before_it_removes_blanks() -> None:
+    assert collapse([0, 3, 3, 0, 3, 4, 4, 0, 0]) == [3, 3, 4]
+    assert collapse([0, 0]) == []
+
+
+def test_greedy_follows_the_best_symbol_of_each_frame() -> None:
+    import torch
+
+    path = torch.tensor([4, 4, 0, 2, 3, 0])
+    assert greedy(torch.nn.functional.one_hot(path, 5).float()) == [4, 2, 3]

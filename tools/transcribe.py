@@ -1,0 +1,37 @@
+"""Speech files -> text, with a model that stage finetune/* wrote: python tools/transcribe.py runs/demo/finetune/letters speech.wav."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from hubert_pretrain.errors import HubertPretrainError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints one line per file, `path<TAB>text`. A file that cannot be read is named on stderr and makes the exit code 1."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="folder of a letter fine-tuning, such as runs/demo/finetune/letters")
+    parser.add_argument("files", nargs="+", metavar="file", help="audio of any rate: wav, flac, ogg, opus, mp3")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    options = parser.parse_args(arguments)
+
+    from hubert_pretrain.finetune.predict import Recogniser
+
+    try:
+        recogniser = Recogniser.load(options.model, options.device)
+    except HubertPretrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    failures = 0
+    for file in options.files:
+        try:
+            print(f"{file}\t{recogniser.transcribe(file)}", flush=True)
+        except HubertPretrainError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failures += 1
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
