@@ -5,12 +5,13 @@ from __future__ import annotations
 from hubert_pretrain.config import FinetuneConfig, PretrainConfig, Recipe, TrainerConfig
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.frames import samples
-from hubert_pretrain.model.config import HubertConfig
 
 
 def check(recipe: Recipe) -> None:
     """Raises ConfigError for the first value that cannot be."""
-    check_model(recipe.model)
+    if recipe.data.corpus.get("root", "") is None:
+        raise ConfigError("data.root has no value: add data.root=<folder of the corpus>")
+    recipe.model.validate()
     if not recipe.iterations:
         raise ConfigError("iterations: the recipe has none; give it at least it1 with features, clustering and pretrain")
     for name, iteration in recipe.iterations.items():
@@ -22,28 +23,6 @@ def check(recipe: Recipe) -> None:
         _check_batches(f"finetune.{name}", task, recipe.trainer)
         if task.warmup_fraction + task.hold_fraction > 1:
             raise ConfigError(f"finetune.{name}: warmup_fraction + hold_fraction is above 1; nothing is left for the decay")
-
-
-def check_model(model: HubertConfig) -> None:
-    """Shapes that fit each other."""
-    lengths = {len(model.conv_dim), len(model.conv_kernel), len(model.conv_stride)}
-    if len(lengths) != 1:
-        raise ConfigError(
-            f"model: conv_dim, conv_kernel and conv_stride have {len(model.conv_dim)}, {len(model.conv_kernel)} and "
-            f"{len(model.conv_stride)} entries; give one per layer in each"
-        )
-    if model.hidden_size % model.num_attention_heads:
-        raise ConfigError(
-            f"model.hidden_size={model.hidden_size} is not divisible by model.num_attention_heads={model.num_attention_heads}; "
-            f"choose a multiple of {model.num_attention_heads}"
-        )
-    if model.hidden_size % model.num_conv_pos_embedding_groups:
-        raise ConfigError(
-            f"model.hidden_size={model.hidden_size} is not divisible by "
-            f"model.num_conv_pos_embedding_groups={model.num_conv_pos_embedding_groups}"
-        )
-    if model.feat_extract_norm not in ("group", "layer"):
-        raise ConfigError(f"model.feat_extract_norm={model.feat_extract_norm}: expected group or layer")
 
 
 def _check_pretrain(key: str, config: PretrainConfig, recipe: Recipe) -> None:

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hubert_pretrain import checks
 from hubert_pretrain.config import Recipe
-from hubert_pretrain.errors import ConfigError, nearest
+from hubert_pretrain.errors import ConfigError, HubertPretrainError, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -141,6 +141,17 @@ def _default_work_dir(name: str, overrides: list[str]) -> str:
 def _beside(name: str) -> Path:
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+def build(node: dict[str, Any], **more: Any) -> Any:
+    """What a `_target_` node describes, e.g. an extractor. An error of ours stays the one line it is: Hydra would wrap it in its own."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(node, **more)
+    except InstantiationException as error:
+        raise (error.__cause__ if isinstance(error.__cause__, HubertPretrainError) else error) from None
 
 
 # -- `_target_` nodes -------------------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def test_exported_model_transcribes_as_our_own_decoder(loop: tuple[Path, str, fl
 
     work_dir, _, _ = loop
     hypotheses = [line.split("\t") for line in (work_dir / "finetune/letters/hypotheses.tsv").read_text().splitlines()[1:]]
-    recogniser = pipeline("automatic-speech-recognition", model=str(work_dir / "export/letters"))
+    recogniser = pipeline("automatic-speech-recognition", model=str(work_dir / "export/finetune/letters"))
     from hubert_pretrain.data.corpus import Corpus
 
     corpus = Corpus.open(work_dir / "prepare")

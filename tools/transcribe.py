@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from hubert_pretrain.errors import HubertPretrainError
+
+if TYPE_CHECKING:
+    from hubert_pretrain.finetune.predict import Recogniser
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,14 +27,16 @@ def main(arguments: list[str] | None = None) -> int:
     except HubertPretrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    failures = 0
-    for file in options.files:
-        try:
-            print(f"{file}\t{recogniser.transcribe(file)}", flush=True)
-        except HubertPretrainError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failures += 1
-    return 1 if failures else 0
+    return max([_transcribe(recogniser, file) for file in options.files])
+
+
+def _transcribe(recogniser: Recogniser, file: str) -> int:
+    try:
+        print(f"{file}\t{recogniser.transcribe(file)}", flush=True)
+    except HubertPretrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":

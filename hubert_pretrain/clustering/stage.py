@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 
-from hubert_pretrain import seeds
+from hubert_pretrain import compose, seeds
 from hubert_pretrain.clustering import kmeans, sample
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.config import Recipe
@@ -68,6 +67,6 @@ def extraction(recipe: Recipe, workspace: Workspace, iteration: str) -> Iterator
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield Extraction(instantiate(node).to(device), device, workers)
+        yield Extraction(compose.build(node).to(device), device, workers)
     finally:
         torch.set_num_threads(threads)

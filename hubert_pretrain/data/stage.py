@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-
-from hubert_pretrain.config import DataConfig, Recipe
+from hubert_pretrain import compose
+from hubert_pretrain.config import Recipe
 from hubert_pretrain.data import card, prepare
 from hubert_pretrain.data.alignment import write_alignments
 from hubert_pretrain.data.corpus import ALIGNMENTS, CARD, MANIFEST, QUARANTINE, CorpusSource
 from hubert_pretrain.data.journal import Journal
 from hubert_pretrain.data.manifest import write_manifest
 from hubert_pretrain.data.prepare import Measured
-from hubert_pretrain.errors import ConfigError, HubertPretrainError
 from hubert_pretrain.workspace import Workspace, write_json
 
 JOURNAL = "read.jsonl"
@@ -29,7 +26,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         DataError: the corpus is missing or empty, too much of it is unreadable, ids are not unique, or nothing is left to train on.
     """
     data = recipe.data
-    source = _source(data)
+    source: CorpusSource = compose.build(data.corpus)
     corpus = type(source).__name__.lower()
 
     claims = prepare.gather(source, folder)
@@ -46,16 +43,6 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     (folder / JOURNAL).unlink()
     print(card.describe(summary), flush=True)
     return card.facts_of(summary)
-
-
-def _source(data: DataConfig) -> CorpusSource:
-    if "root" in data.corpus and not data.corpus["root"]:
-        raise ConfigError("data.root has no value: add data.root=<folder of the corpus>")
-    try:
-        source: CorpusSource = instantiate(data.corpus)
-    except InstantiationException as error:  # Hydra's wrapping would hide our line
-        raise error.__cause__ if isinstance(error.__cause__, HubertPretrainError) else error from None
-    return source
 
 
 def _write_tables(folder: Path, measured: list[Measured], corpus: str, root: Path) -> None:

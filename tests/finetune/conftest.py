@@ -1,4 +1,4 @@
-"""A small corpus of tones: each letter is a pitch and each speaker a loudness, so that both can be learnt."""
+"""A small corpus of tones: each letter is a pitch and each speaker a timbre, so that both can be learnt."""
 
 from __future__ import annotations
 
@@ -29,27 +29,28 @@ TINY = HubertConfig(
 )
 
 
-def _tones(text: str, loudness: float) -> np.ndarray:
+def _tones(text: str, buzz: bool) -> np.ndarray:
     time = np.arange(LETTER_SAMPLES) / SAMPLE_RATE
     pitches = {letter: 300 + 400 * number for number, letter in enumerate("ABCD")}
-    return np.concatenate([loudness * np.sin(2 * np.pi * pitches.get(letter, 0) * time) for letter in text]).astype(np.float32)
+    waves = np.concatenate([np.sin(2 * np.pi * pitches.get(letter, 0) * time) for letter in text])
+    return (0.1 * (np.sign(waves) if buzz else waves)).astype(np.float32)
 
 
 def make_corpus(folder: Path, *, utterances: int = 24, **changes: Callable[[int], str] | str) -> Corpus:
-    """A prepared corpus; every sixth utterance is for test, every eighth for valid. ``changes`` replace a column, by number of utterance."""
+    """A prepared corpus of all three splits. ``changes`` replace a column, by the number of the utterance."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for number in range(utterances):
         generator = np.random.default_rng(number)
         text = "".join("ABCD "[letter] for letter in generator.integers(0, 5, 5 + number % 4)).strip() + "A"
-        waveform = _tones(text, loudness=(0.1, 0.5)[number % 2])
+        waveform = _tones(text, buzz=number % 2 == 1)
         path = folder / f"{number}.wav"
         soundfile.write(path, waveform, SAMPLE_RATE, subtype="FLOAT")
         utterance = Utterance(
             id=f"utterance-{number:03}",
             path=path,
             num_samples=len(waveform),
-            speaker=("quiet", "loud")[number % 2],
+            speaker=("pure", "buzzing")[number % 2],
             text=text,
             split="test" if number % 6 < 2 else "valid" if number % 8 < 4 else "train",
             mean=float(waveform.mean()),

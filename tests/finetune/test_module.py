@@ -25,7 +25,7 @@ def _module(config: HubertConfig, *, accumulate: int = 1, step: int = 0, classif
     task.vocabulary = Vocabulary.of_texts(["ABCD"])
     if classify:
         task = ClassifyTask(weighted_layers=True)
-        task.classes = ["a", "b", "c"]
+        task.classes = list("abcdefg")
     optimisation = Optimisation(learning_rate=1e-3, factor=lambda _: 1.0)
     values = {"freeze_encoder_steps": 0, "seed": 1, "optimisation": optimisation, "log_every_steps": 10} | settings
     module = FinetuneModule(model, task.head(config), task, **values)
@@ -90,7 +90,7 @@ def test_a_dropped_layer_does_not_move(tiny: HubertConfig) -> None:
 
 def test_a_step_is_repeatable_with_dropout(tiny: HubertConfig) -> None:
     module = _module(tiny)
-    first, again, other = (float(module.training_step(_batch(module.model, range(0, 4), index=index), 0)) for index in (7, 7, 8))
+    first, again, other = (module.training_step(_batch(module.model, range(0, 4), index=index), 0).item() for index in (7, 7, 8))
     assert first == again != other
 
 

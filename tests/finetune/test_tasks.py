@@ -31,7 +31,7 @@ def test_letters_of_every_split(corpus: Corpus) -> None:
 def test_classes_are_those_of_training(corpus: Corpus) -> None:
     task = ClassifyTask(label="speaker")
     train, _, test = _examples(task, corpus)
-    assert task.classes == ["loud", "quiet"]
+    assert task.classes == ["buzzing", "pure"]
     assert {tuple(ids) for ids in train.labels} == {(0,), (1,)}
     assert test.references == [corpus.manifest[int(row)].speaker for row in test.rows]
 
@@ -41,9 +41,7 @@ def test_no_transcripts(corpus_with: Callable[..., Corpus]) -> None:
         _examples(CtcTask(), corpus_with(text=" ?! "))
 
 
-def test_a_few_transcripts_that_do_not_fit_are_left_out_and_said(
-    corpus_with: Callable[..., Corpus], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_few_transcripts_that_do_not_fit_are_left_out(corpus_with: Callable[..., Corpus], caplog: pytest.LogCaptureFixture) -> None:
     corpus = corpus_with(text=lambda number: "A" * 500 if number == 12 + 3 else "" if number == 20 + 2 else "AB A")
     splits = [corpus.manifest[row].split for row in range(len(corpus.manifest))]
     train, *_ = _examples(CtcTask(max_dropped_fraction=0.5), corpus)
@@ -66,7 +64,7 @@ def test_test_keeps_what_training_would_drop(corpus_with: Callable[..., Corpus],
 
 
 def test_unseen_class(corpus_with: Callable[..., Corpus]) -> None:
-    corpus = corpus_with(speaker=lambda number: f"speaker-{number}" if number % 6 < 2 else ("quiet", "loud")[number % 2])
+    corpus = corpus_with(speaker=lambda number: f"speaker-{number}" if number % 6 < 2 else ("pure", "buzzing")[number % 2])
     with pytest.raises(DataError, match=r"split 'test' has \d+ speaker values that training has not"):
         _examples(ClassifyTask(label="speaker"), corpus)
     assert len(_examples(ClassifyTask(label="speaker"), corpus, test_split="valid")[2]) == len(corpus.manifest.rows("valid"))
@@ -104,6 +102,6 @@ def test_prediction_of_a_class_and_of_text(corpus: Corpus) -> None:
     voices, letters = ClassifyTask(label="speaker"), CtcTask()
     _examples(voices, corpus)
     _examples(letters, corpus)
-    assert voices.predict(torch.tensor([[0.1, 0.9]])) == "quiet"
+    assert voices.predict(torch.tensor([[0.1, 0.9]])) == "pure"
     path = torch.tensor([[0, *letters.vocabulary.ids("AB A"), 0]])
     assert letters.predict(torch.nn.functional.one_hot(path, len(letters.vocabulary)).float()) == "AB A"
