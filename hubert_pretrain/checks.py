@@ -15,9 +15,10 @@ def check(recipe: Recipe) -> None:
     if not recipe.iterations:
         raise ConfigError("iterations: the recipe has none; give it at least it1 with features, clustering and pretrain")
     for name, iteration in recipe.iterations.items():
-        _positive(f"iterations.{name}.clustering.n_clusters", iteration.clustering.n_clusters)
-        if iteration.clustering.n_clusters > 2**16:
-            raise ConfigError(f"iterations.{name}.clustering.n_clusters={iteration.clustering.n_clusters}: targets are 16-bit, so at most 65536")
+        n_clusters, key = iteration.clustering.n_clusters, f"iterations.{name}.clustering.n_clusters"
+        _positive(key, n_clusters)
+        if n_clusters > 2**16:
+            raise ConfigError(f"{key}={n_clusters}: targets are 16-bit, so at most {2**16}")
         _check_pretrain(f"iterations.{name}.pretrain", iteration.pretrain, recipe)
     for name, task in recipe.finetune.items():
         _check_batches(f"finetune.{name}", task, recipe.trainer)
@@ -37,8 +38,8 @@ def _check_pretrain(key: str, config: PretrainConfig, recipe: Recipe) -> None:
         raise ConfigError(f"{key}.max_crop_seconds={config.max_crop_seconds} is below min_seconds={config.min_seconds}")
     if config.max_crop_seconds > config.micro_batch_seconds:
         raise ConfigError(
-            f"{key}.micro_batch_seconds={config.micro_batch_seconds} holds not even one crop of max_crop_seconds={config.max_crop_seconds}; "
-            "raise the first or lower the second"
+            f"{key}.micro_batch_seconds={config.micro_batch_seconds} holds not even one crop of "
+            f"max_crop_seconds={config.max_crop_seconds}; raise the first or lower the second"
         )
     if not 0 < config.mask.probability <= 1:
         raise ConfigError(f"{key}.mask.probability={config.mask.probability}: expected a share above 0 and up to 1")

@@ -17,7 +17,6 @@ from hubert_pretrain.config import Recipe
 from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.workspace import Workspace, write_text
 
-
 _exit_codes: list[int] = []
 
 

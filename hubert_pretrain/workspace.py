@@ -105,7 +105,8 @@ class Workspace:
             while not _try_lock(file):
                 if time.monotonic() > deadline:
                     file.seek(0)
-                    raise ArtefactError(f"{path}: stage {stage!r} is being run by another process ({file.read().strip()}); wait for it or end it")
+                    holder = file.read().strip()
+                    raise ArtefactError(f"{path}: stage {stage!r} is being run by another process ({holder}); wait for it or end it")
                 time.sleep(0.1)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")

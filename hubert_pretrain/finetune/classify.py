@@ -61,8 +61,8 @@ class ClassifyTask:
             split = manifest[int(rows[0])].split
             raise DataError(
                 f"{manifest.path}: split {split!r} has {len(unseen)} {self.label} values that training has not ({', '.join(unseen[:5])}"
-                f"{', ...' if len(unseen) > 5 else ''}); classes must be the same: choose a test_split with the speakers or labels of "
-                "training, such as valid"
+                f"{', ...' if len(unseen) > 5 else ''}); classes must be the same: choose a split with the speakers or labels of "
+                "training, such as test_split=valid"
             )
         return self._examples(rows, names)
 

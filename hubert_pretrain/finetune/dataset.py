@@ -111,7 +111,9 @@ def loaders(
     """Training from the step that the trainer has reached to its last, and this rank's share of the validation."""
     ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
     numbers = FromStep(lambda: trainer.global_step, steps=trainer.max_steps, micro_batches=train.plan.micro_batches, **ranks)
-    return loader(train, numbers, workers=workers), loader(valid, share(len(valid), **ranks), workers=workers)
+    # A rank without a share hears the first utterance too: Lightning would leave it out of the scoring, where the others wait for it.
+    mine = share(len(valid), **ranks) or range(1)
+    return loader(train, numbers, workers=workers), loader(valid, mine, workers=workers)
 
 
 def read_whole(corpus: Corpus, row: int, normalized: bool) -> NDArray[np.float32]:

@@ -86,8 +86,11 @@ class FinetuneModule(TrainingModule):
     def _idle(self, step: int) -> list[nn.Parameter]:
         if step < self.freeze_encoder_steps:
             return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        layers = zip(self.model.context_encoder.layers, self.layer_keep(step), strict=True)
-        return [parameter for layer, kept in layers if not kept for parameter in layer.parameters()]
+        encoder = self.model.context_encoder
+        idle = [layer for layer, kept in zip(encoder.layers, self.layer_keep(step), strict=True) if not kept]
+        if self.task.every_layer and encoder.pre_norm:
+            idle.append(encoder.norm)  # comes after the last layer, and a mixture of layers is taken before it
+        return [parameter for part in idle for parameter in part.parameters()]
 
     def summarise(self, sums: dict[str, float], steps: int, seconds: float) -> dict[str, float]:
         """Loss per utterance in nats, and speed."""

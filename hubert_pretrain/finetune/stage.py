@@ -8,8 +8,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 
+from hubert_pretrain import compose
 from hubert_pretrain.config import FinetuneConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.finetune.batches import PaddedPlan
@@ -27,19 +27,19 @@ from hubert_pretrain.training.schedule import tri_stage
 from hubert_pretrain.training.trainer import accumulation, build_trainer, fit
 from hubert_pretrain.workspace import Workspace, write_text
 
+# Values of the encoder that fine-tuning has its own of.
 REPLACED = ("conv_gradient_scale", "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop")
-"""Values of the encoder that fine-tuning has its own of."""
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
     """Trains from the newest checkpoint in `folder`, or from the start; writes weights, predictions on the test split and curves."""
-    name = stage.split("/")[1]
-    config, seed = recipe.finetune[name], derive(recipe.seed, stage)
+    task_name = stage.split("/")[1]
+    config, seed = recipe.finetune[task_name], derive(recipe.seed, stage)
     corpus = Corpus.open(workspace.artefact("prepare").path)
     model = pretrained(workspace.resolve(config.checkpoint).path, **{name: getattr(config, name) for name in REPLACED})
-    task: Task = instantiate(config.task)
+    task: Task = compose.build(config.task)
     splits = {key: getattr(config, key) for key in ("train_split", "valid_split", "test_split")}
-    train, valid, test = gather_examples(task, corpus.manifest, model.grid, splits, f"finetune.{name}")
+    train, valid, test = gather_examples(task, corpus.manifest, model.grid, splits, f"finetune.{task_name}")
     data = _training_data(config, corpus, model, train, seed)
     module = _module(config, task, model, seed, data)
     trainer = _trainer(recipe, config, data.plan, folder, stage)
@@ -50,8 +50,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     close(trainer.loggers)
     guesses = predict(model, module.head, task, WholeUtterances(corpus, test, model), trainer.strategy.root_device)
     if trainer.is_global_zero:
-        made_by = {"recipe": recipe.name, "stage": stage, "steps": config.steps}
-        save_model(folder, model, head=module.head, extra=made_by | task.card())
+        save_model(folder, model, head=module.head, extra={"recipe": recipe.name, "stage": stage, "steps": config.steps, **task.card()})
         file_name, table = task.table(strings(corpus.manifest, "id", test.rows), test.references, guesses)
         write_text(folder / file_name, table)
         draw(read_metrics(folder / "logs" / "metrics.csv"), folder / "curves.png", title=f"{recipe.name} {stage}")
@@ -59,8 +58,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
 
 
 def _training_data(config: FinetuneConfig, corpus: Corpus, model: Hubert, train: Examples, seed: int) -> TrainingDataset:
-    lengths, seconds = corpus.manifest.num_samples[train.rows], (config.batch_seconds, config.micro_batch_seconds)
-    plan = PaddedPlan(train.rows, lengths, seed=seed, batch_seconds=seconds[0], micro_batch_seconds=seconds[1])
+    seconds = {name: getattr(config, name) for name in ("batch_seconds", "micro_batch_seconds")}
+    plan = PaddedPlan(train.rows, corpus.manifest.num_samples[train.rows], seed=seed, **seconds)
     masks = {"mask": Masking(**vars(config.mask)), "channel_mask": Masking(**vars(config.channel_mask))}
     return TrainingDataset(corpus, train, plan, model, seed=seed, **masks)
 
@@ -96,6 +95,6 @@ def _trainer(recipe: Recipe, config: FinetuneConfig, plan: PaddedPlan, folder: P
         accumulate=accumulation(plan.micro_batches, recipe.trainer.devices * recipe.trainer.num_nodes),
         valid_every_steps=config.valid_every_steps,
         checkpoint_every_steps=config.checkpoint_every_steps,
-        loggers=[instantiate(node, **names) for node in (recipe.logger or {}).values()],
+        loggers=[compose.build(node, **names) for node in (recipe.logger or {}).values()],
         **{name: value for name, value in vars(recipe.trainer).items() if name != "loader_workers"},
     )

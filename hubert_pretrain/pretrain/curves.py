@@ -19,7 +19,7 @@ def draw(metrics: Sequence[dict[str, float]], path: Path, *, title: str, unigram
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     losses, accuracies = figure.subplots(1, 2)
     for kind, colour in (("masked", "tab:blue"), ("unmasked", "tab:orange")):
@@ -32,7 +32,7 @@ def draw(metrics: Sequence[dict[str, float]], path: Path, *, title: str, unigram
     accuracies.set(title=f"{title}: accuracy", xlabel="step", ylabel="share of frames", ylim=(0, None))
     for axes in (losses, accuracies):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+    figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
     figure.savefig(path, dpi=120, format="png")
 
 

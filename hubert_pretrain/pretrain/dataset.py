@@ -65,7 +65,7 @@ class CropSource:
         normalize: bool,
         masking: SpanMasking,
     ) -> None:
-        """`targets` gives the (T,) cluster ids of a manifest row; `rows` are those that will be asked for; `normalize`: see HubertConfig."""
+        """`targets` gives the (T,) cluster ids of a manifest row; `rows` are those to be asked for; `normalize`: see HubertConfig."""
         self.corpus, self.targets, self.grid, self.normalize, self.masking = corpus, targets, grid, normalize, masking
         self._cached = int(corpus.manifest.num_samples[rows].sum()) * np.float32().nbytes <= CACHE_BYTES
         self._cache: dict[int, NDArray[np.float32]] = {}

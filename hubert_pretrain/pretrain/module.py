@@ -37,7 +37,7 @@ class PretrainModule(TrainingModule):
         super().__init__(shown=("loss/masked", "accuracy/masked", "accuracy/unmasked", "audio_seconds_per_second"), **training)
         self.model, self.head, self.seed = model, head, seed
         self.masked_weight, self.unmasked_weight, self.feature_penalty = masked_weight, unmasked_weight, feature_penalty
-        self.describe_batch = describe_micro_batch  # type: ignore[method-assign]
+        self._describe = describe_micro_batch
         self.valid_values: dict[str, float] = {}
         """What the last validation found: masked_loss_nats, masked_accuracy, unmasked_loss_nats, unmasked_accuracy."""
         self.validated_step = -1
@@ -69,6 +69,10 @@ class PretrainModule(TrainingModule):
         for parameter in self._idle(self.trainer.global_step):
             parameter.grad = None
 
+    def describe_batch(self, index: int) -> str:
+        """Its step and the ids of its utterances."""
+        return self._describe(index)
+
     def layer_keep(self, step: int) -> list[bool] | None:
         """Which layers run at a step: the same on every rank and in every micro-batch of it. None for all."""
         config = self.model.config
@@ -92,7 +96,8 @@ class PretrainModule(TrainingModule):
     def on_validation_epoch_end(self) -> None:
         """Means over every frame of the split, on all ranks."""
         means = _means(self._valid.read(self.device))
-        report(self.trainer, self.trainer.global_step, {f"valid/{name}": value for name, value in means.items()}, kind="valid")
+        values = {f"valid/{name}": value for name, value in means.items()}
+        report(self.trainer, self.trainer.global_step, values, shown=[name for name in values if "_bits" not in name], kind="valid")
         self.validated_step = self.trainer.global_step
         self.valid_values = {
             "masked_loss_nats": means["loss/masked"],
@@ -101,9 +106,7 @@ class PretrainModule(TrainingModule):
             "unmasked_accuracy": means["accuracy/unmasked"],
         }
 
-    def _loss(
-        self, batch: dict[str, Any], *, layer_keep: list[bool] | None, normaliser: float, measure_unmasked: bool
-    ) -> PretrainLoss:
+    def _loss(self, batch: dict[str, Any], *, layer_keep: list[bool] | None, normaliser: float, measure_unmasked: bool) -> PretrainLoss:
         output = self.model(batch["waveform"], mask=batch["mask"], layer_keep=layer_keep)
         return masked_prediction_loss(
             self.head,
@@ -121,7 +124,12 @@ class PretrainModule(TrainingModule):
 
     def _idle(self, step: int) -> list[nn.Parameter]:
         keep = self.layer_keep(step) or []
-        return [parameter for layer, kept in zip(self.model.context_encoder.layers, keep, strict=False) if not kept for parameter in layer.parameters()]
+        return [
+            parameter
+            for layer, kept in zip(self.model.context_encoder.layers, keep, strict=False)
+            if not kept
+            for parameter in layer.parameters()
+        ]
 
 
 def _sums(result: PretrainLoss) -> dict[str, Tensor | float]:

@@ -76,17 +76,9 @@ def _module(recipe: Recipe, config: PretrainConfig, n_clusters: int, seed: int, 
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
     )
-    return PretrainModule(
-        model,
-        head,
-        seed=seed,
-        masked_weight=loss.masked_weight,
-        unmasked_weight=loss.unmasked_weight,
-        feature_penalty=loss.feature_penalty,
-        describe_micro_batch=describe,
-        optimisation=optimisation,
-        log_every_steps=config.log_every_steps,
-    )
+    weights: dict[str, Any] = {name: value for name, value in vars(loss).items() if name != "temperature"}  # that is the head's
+    training: dict[str, Any] = {"optimisation": optimisation, "log_every_steps": config.log_every_steps}
+    return PretrainModule(model, head, seed=seed, describe_micro_batch=describe, **weights, **training)
 
 
 def _trainer(recipe: Recipe, config: PretrainConfig, plan: BatchPlan, folder: Path, stage: str) -> L.Trainer:

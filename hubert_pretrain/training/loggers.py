@@ -58,7 +58,7 @@ def close(loggers: Sequence[Logger]) -> None:
     if any(type(each).__name__ == "WandbLogger" for each in loggers):
         import wandb
 
-        wandb.finish(quiet=True)
+        wandb.finish()
 
 
 class CsvLogger(Logger):

@@ -106,8 +106,8 @@ class TrainingModule(L.LightningModule):
         self._watched.clear()
         if not all(finite):
             raise HubertPretrainError(
-                f"the loss or its gradient is not a number in {self.describe_batch(indices[finite.index(False)])}; no later weights were saved. "
-                "Listen to those utterances; lower the learning rate or use trainer.precision=32-true if they are fine"
+                f"the loss or its gradient is not a number in {self.describe_batch(indices[finite.index(False)])}; no later weights were "
+                "saved. Listen to those utterances; lower the learning rate or use trainer.precision=32-true if they are fine"
             )
 
     # -- Lightning's hooks --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Progress(L.Callback):
-    """Shows the values that `loggers.report` hands on. On a terminal the bar moves with every step without reading anything from the device."""
+    """Shows the values that `loggers.report` hands on. The bar moves with every step, without reading anything from the device."""
 
     def __init__(self, steps: int, *, enabled: bool = True) -> None:
         self.steps = steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hubert_pretrain.errors import ConfigError, HubertPretrainError
 from hubert_pretrain.training import checkpoint_io
@@ -99,7 +100,7 @@ def fit(trainer: L.Trainer, module: L.LightningModule, train_loader: Any, valid_
             f"{folder / checkpoint_io.FOLDER}: every checkpoint is damaged, so the run cannot be resumed; "
             "restore one, or delete the folder to start anew"
         )
-    with _quiet():
+    with _quiet(), suppress(SIGTERMException):
         trainer.fit(module, train_loader, valid_loader, ckpt_path=checkpoint, weights_only=True)
     if trainer.global_step < trainer.max_steps:
         raise HubertPretrainError(

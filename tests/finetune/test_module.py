@@ -60,7 +60,7 @@ def test_gradients_do_not_depend_on_how_a_step_is_split(tiny: HubertConfig, clas
         split = _gradients(_module(config, accumulate=len(parts), classify=classify), parts)
         assert split.keys() == whole.keys()
         for name, gradient in whole.items():
-            torch.testing.assert_close(split[name], gradient, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+            assert (split[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7, name
 
 
 def test_the_conv_encoder_is_frozen_throughout(tiny: HubertConfig) -> None:
@@ -86,6 +86,21 @@ def test_a_dropped_layer_does_not_move(tiny: HubertConfig) -> None:
     gradients = _gradients(module, [range(0, 4)], step=step)
     assert any(".layers.0." in name for name in gradients)
     assert not any(".layers.1." in name for name in gradients)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("classify", [False, True])
+def test_what_has_no_gradient_is_what_is_called_idle(tiny: HubertConfig, classify: bool, pre_norm: bool) -> None:
+    # Under DDP those get a zero gradient; one that was forgotten would make every rank wait for ever.
+    config = _without_dropout(tiny)
+    config.layerdrop, config.do_stable_layer_norm = 0.5, pre_norm
+    module = _module(config, classify=classify, freeze_encoder_steps=2)
+    for step in range(8):
+        module.zero_grad()
+        gradients = _gradients(module, [range(0, 4)], step=step)
+        idle = {id(parameter) for parameter in module._idle(step)}
+        learning = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        assert {name for name, parameter in learning.items() if id(parameter) in idle} == learning.keys() - gradients.keys()
 
 
 def test_a_step_is_repeatable_with_dropout(tiny: HubertConfig) -> None:

@@ -1,0 +1,136 @@
+"""The batch plan: a pure function, covers the corpus, loses little, never pads."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubert_pretrain.data.batches import BatchPlan, choose_crops
+from hubert_pretrain.errors import DataError
+from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
+
+
+def lengths(count: int, low: float = 2.0, high: float = 16.0, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).uniform(low, high, count) * SAMPLE_RATE).astype(np.int64)
+
+
+def build(num_samples: np.ndarray, **changes: object) -> BatchPlan:
+    values = {
+        "grid": MODEL_GRID,
+        "seed": 1,
+        "batch_seconds": 240.0,
+        "micro_batch_seconds": 60.0,
+        "max_crop_seconds": 15.0,
+        "min_seconds": 2.0,
+        "max_shapes": 8,
+        "masked_frames": lambda frames: frames // 2,
+    }
+    return BatchPlan(np.arange(len(num_samples)) + 1000, num_samples, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_a_micro_batch_depends_on_seed_and_number_only() -> None:
+    num_samples = lengths(500)
+    first, second, other = build(num_samples), build(num_samples), build(num_samples, seed=2)
+    for index in (999, 3, 10**9):
+        a, b, c = (plan.micro_batch(index) for plan in (first, second, other))
+        assert np.array_equal(a.rows, b.rows)
+        assert np.array_equal(a.starts, b.starts)
+        assert a.shape == b.shape
+        assert not np.array_equal(a.rows, c.rows)
+
+
+def test_crops_lie_inside_their_utterances_and_keep_the_budget() -> None:
+    num_samples = lengths(500)
+    plan = build(num_samples)
+    for index in range(200):
+        batch = plan.micro_batch(index)
+        frames = MODEL_GRID.num_frames(num_samples[batch.rows - 1000])
+        assert (batch.starts >= 0).all()
+        assert (batch.starts + batch.shape.num_frames <= frames).all()
+        assert len(batch.rows) == batch.shape.batch_rows
+        assert len(batch.rows) * MODEL_GRID.num_samples(batch.shape.num_frames) <= 60 * SAMPLE_RATE
+    assert len(plan.shapes) <= 8
+
+
+def test_an_epoch_sees_no_utterance_twice_and_loses_few() -> None:
+    num_samples = lengths(2000)
+    plan = build(num_samples)
+    seen = np.concatenate([plan.micro_batch(index).rows for index in range(plan.epoch_micro_batches)])
+    assert len(np.unique(seen)) == len(seen) > 0.97 * len(num_samples)
+    later = np.concatenate([plan.micro_batch(plan.epoch_micro_batches + index).rows for index in range(plan.epoch_micro_batches)])
+    assert not np.array_equal(seen, later)
+    assert {shape.num_frames for shape in plan.shapes} == {plan.micro_batch(g).shape.num_frames for g in range(plan.epoch_micro_batches)}
+
+
+def test_the_frames_of_a_step_are_known_before_it_runs() -> None:
+    plan = build(lengths(60))  # an epoch is shorter than a few steps, so steps cross its end
+    for step in range(12):
+        batches = [plan.micro_batch(index) for index in range(step * plan.micro_batches, (step + 1) * plan.micro_batches)]
+        hidden = sum(len(batch.rows) * batch.shape.masked_frames for batch in batches)
+        total = sum(len(batch.rows) * batch.shape.num_frames for batch in batches)
+        assert plan.step_frames(step) == (hidden, total)
+
+
+def test_crop_starts_spread_over_the_utterance() -> None:
+    plan = build(np.full(40, 10 * SAMPLE_RATE), max_crop_seconds=3.0, micro_batch_seconds=12.0, batch_seconds=12.0)
+    starts = np.concatenate([plan.micro_batch(index).starts for index in range(300)])
+    room = MODEL_GRID.num_frames(10 * SAMPLE_RATE) - plan.shapes[0].num_frames
+    assert starts.min() < 0.05 * room
+    assert starts.max() > 0.95 * room
+    assert abs(starts.mean() / room - 0.5) < 0.05
+
+
+def test_librispeech_like_lengths_lose_less_than_six_percent() -> None:
+    # Most of train-*-360/500 lies between 12 and 17 s, with a flat tail of shorter ones.
+    draw = np.random.default_rng(3)
+    seconds = np.where(draw.random(50_000) < 0.7, draw.normal(14.3, 1.2, 50_000), draw.uniform(2, 14, 50_000)).clip(2, 17)
+    num_samples = (seconds * SAMPLE_RATE).astype(np.int64)
+    plan = build(num_samples, micro_batch_seconds=87.5, batch_seconds=2800, max_crop_seconds=15.625, max_shapes=16)
+    used = sum(len(b.rows) * b.shape.num_frames for b in map(plan.micro_batch, range(plan.epoch_micro_batches)))
+    assert used > 0.94 * MODEL_GRID.num_frames(num_samples).sum()
+    assert len(plan.shapes) <= 16
+
+
+def test_short_utterances_are_left_out() -> None:
+    num_samples = np.concatenate([lengths(100, 0.5, 1.9), lengths(100, 3, 5)])
+    plan = build(num_samples)
+    assert all((plan.micro_batch(index).rows >= 1100).all() for index in range(50))
+
+
+@pytest.mark.parametrize("num_samples", [lengths(3, 3, 4), lengths(100, 0.2, 1.0), np.array([], dtype=np.int64)])
+def test_too_little_audio_is_one_clear_error(num_samples: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"micro-batch of 60\.0 s"):
+        build(num_samples)
+
+
+def test_cover_takes_every_long_enough_utterance_once_in_the_same_shapes() -> None:
+    plan = build(lengths(500))
+    num_samples = lengths(77, 1.0, 20.0, seed=5)
+    batches = plan.cover(np.arange(77), num_samples)
+    rows = np.concatenate([batch.rows for batch in batches])
+    enough = np.flatnonzero(MODEL_GRID.num_frames(num_samples) >= plan.shapes[0].num_frames)
+    assert sorted(rows) == sorted(enough)
+    assert {batch.shape for batch in batches} <= set(plan.shapes)
+    assert all(len(batch.rows) <= batch.shape.batch_rows for batch in batches)
+    assert plan.cover(np.array([], dtype=np.int64), np.array([], dtype=np.int64)) == []
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 4), st.integers(9, 30))
+def test_crops_are_the_best_choice(frames: list[int], max_shapes: int, budget: int) -> None:
+    def used(crops: tuple[int, ...]) -> int | None:
+        total = 0
+        for low, high in itertools.pairwise([*crops, 10**6]):
+            micro_batches = sum(low <= t < high for t in frames) // (budget // low)
+            if micro_batches == 0:
+                return None
+            total += micro_batches * (budget // low) * low
+        return total
+
+    choices = [crops for k in range(1, max_shapes + 1) for crops in itertools.combinations(sorted(set(frames)), k)]
+    best = max((total for crops in choices if (total := used(crops)) is not None), default=None)
+    crops = choose_crops(np.bincount(frames), lambda t: budget // t, max_shapes, tolerance=0.0)
+    assert (used(tuple(crops)) if crops else None) == best

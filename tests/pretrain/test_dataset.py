@@ -1,0 +1,93 @@
+"""Micro-batches as tensors: audio, targets and masks belong to the same frames, and depend on nothing but the number."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hubert_pretrain.data.batches import BatchPlan
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.frames import MODEL_GRID
+from hubert_pretrain.pretrain import dataset
+from hubert_pretrain.pretrain.dataset import CropSource, MicroBatches, SpanMasking, ValidationBatches, describe_micro_batch
+from hubert_pretrain.targets.store import TargetStore
+from hubert_pretrain.workspace import Workspace
+
+
+@pytest.fixture
+def corpus(prepared: Workspace) -> Corpus:
+    return Corpus.open(prepared.folder("prepare"))
+
+
+@pytest.fixture
+def plan(corpus: Corpus) -> BatchPlan:
+    rows = corpus.manifest.rows("train")
+    sizes = {"batch_seconds": 8, "micro_batch_seconds": 4, "max_crop_seconds": 1.2, "min_seconds": 0.5, "max_shapes": 2}
+    return BatchPlan(rows, corpus.manifest.num_samples[rows], grid=MODEL_GRID, seed=3, masked_frames=lambda frames: frames // 2, **sizes)
+
+
+def source(prepared: Workspace, corpus: Corpus, *, normalize: bool = False, seed: int = 3) -> CropSource:
+    masking = SpanMasking(seed=seed, probability=0.8, span_frames=5, min_spans=2)
+    targets = TargetStore.open(prepared.folder("it1/label")).targets
+    return CropSource(corpus, targets, rows=corpus.manifest.rows("train"), grid=MODEL_GRID, normalize=normalize, masking=masking)
+
+
+def test_audio_targets_and_masks_are_of_the_same_frames(prepared: Workspace, corpus: Corpus, plan: BatchPlan) -> None:
+    store = TargetStore.open(prepared.folder("it1/label"))
+    items = MicroBatches(plan, source(prepared, corpus))
+    for index in range(10):
+        item, batch = items[index], plan.micro_batch(index)
+        frames = batch.shape.num_frames
+        assert item["waveform"].shape == (len(batch.rows), MODEL_GRID.num_samples(frames))
+        assert item["targets"].shape == item["mask"].shape == (len(batch.rows), frames)
+        for b, (row, start) in enumerate(zip(batch.rows.tolist(), batch.starts.tolist(), strict=True)):
+            whole = corpus.read(row)[MODEL_GRID.start_sample(start) :]
+            assert np.array_equal(item["waveform"][b].numpy(), whole[: MODEL_GRID.num_samples(frames)])
+            assert item["targets"][b].tolist() == store.targets(row)[start : start + frames].tolist()
+        assert (item["mask"].sum(dim=1) == batch.shape.masked_frames).all()
+        assert item["masked_frames"] == item["mask"].sum()
+        assert item["step_frames"] == plan.step_frames(index // plan.micro_batches)
+
+
+def test_items_depend_on_seed_and_number_only(prepared: Workspace, corpus: Corpus, plan: BatchPlan) -> None:
+    first, second = MicroBatches(plan, source(prepared, corpus)), MicroBatches(plan, source(prepared, corpus))
+    other = MicroBatches(plan, source(prepared, corpus, seed=4))
+    for index in (5, 1, 5, 123_456):
+        a, b, c = first[index], second[index], other[index]
+        assert all(torch.equal(a[name], b[name]) for name in ("waveform", "targets", "mask"))
+        assert not torch.equal(a["mask"], c["mask"])
+
+
+def test_a_corpus_too_large_for_memory_gives_the_same(
+    prepared: Workspace, corpus: Corpus, plan: BatchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = MicroBatches(plan, source(prepared, corpus, normalize=True))
+    monkeypatch.setattr(dataset, "CACHE_BYTES", 0)
+    streamed = MicroBatches(plan, source(prepared, corpus, normalize=True))
+    for index in range(5):
+        torch.testing.assert_close(cached[index]["waveform"], streamed[index]["waveform"])
+    assert not streamed.source._cache
+
+
+def test_crops_are_normalised_as_part_of_the_whole(prepared: Workspace, corpus: Corpus) -> None:
+    reader = source(prepared, corpus, normalize=True)
+    row = int(corpus.manifest.rows("train")[0])
+    whole = corpus.read(row)
+    expected = torch.nn.functional.layer_norm(torch.from_numpy(whole), whole.shape, eps=1e-5)
+    start, length = MODEL_GRID.start_sample(7), MODEL_GRID.num_samples(20)
+    np.testing.assert_allclose(reader.read(row, 7, 20), expected[start : start + length], rtol=1e-4, atol=1e-5)
+
+
+def test_validation_masks_never_change(prepared: Workspace, corpus: Corpus, plan: BatchPlan) -> None:
+    rows = corpus.manifest.rows("valid")
+    batches = plan.cover(rows, corpus.manifest.num_samples[rows])
+    first, second = (ValidationBatches(batches, source(prepared, corpus)) for _ in range(2))
+    assert len(first) == len(batches)
+    assert all(torch.equal(first[i]["mask"], second[i]["mask"]) for i in range(len(first)))
+
+
+def test_a_micro_batch_has_a_name_for_people(corpus: Corpus, plan: BatchPlan) -> None:
+    text = describe_micro_batch(5, plan=plan, manifest=corpus.manifest)
+    assert text.startswith("step 3, utterances u")
+    assert corpus.manifest[int(plan.micro_batch(5).rows[0])].id in text

@@ -1,0 +1,67 @@
+"""metrics.csv goes on after an interruption as if there had been none; a broken logger does not stop training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from hubert_pretrain.training.loggers import CsvLogger, logger_arguments, read_metrics, report
+from hubert_pretrain.training.progress import Progress, describe
+
+
+def write(folder: Path, steps: range, offset: float = 0.0) -> None:
+    log = CsvLogger(str(folder))
+    for step in steps:
+        log.log_metrics({"loss": step + offset}, step)
+        if step % 4 == 0:
+            log.log_metrics({"valid/loss": float(step)}, step)
+
+
+def test_a_resumed_log_reads_as_if_uninterrupted(tmp_path: Path) -> None:
+    write(tmp_path / "whole", range(1, 11))
+    write(tmp_path / "cut", range(1, 9), offset=0.5)  # killed after step 8, last checkpoint at step 2
+    write(tmp_path / "cut", range(3, 11))
+    whole, cut = read_metrics(tmp_path / "whole" / "metrics.csv"), read_metrics(tmp_path / "cut" / "metrics.csv")
+    assert cut[2:] == whole[2:]
+    assert [row["step"] for row in cut] == list(range(1, 11))
+    assert whole[3] == {"step": 4.0, "loss": 4.0, "valid/loss": 4.0}
+
+
+def test_a_row_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 6))
+    path = tmp_path / "metrics.csv"
+    path.write_text(path.read_text() + "6")
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_failing_logger_is_dropped_and_the_others_go_on(tmp_path: Path, capsys: Any) -> None:
+    class Broken:
+        calls = 0
+
+        def log_metrics(self, values: dict[str, float], step: int) -> None:
+            Broken.calls += 1
+            raise OSError("quota")
+
+    trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[Broken(), CsvLogger(str(tmp_path))], callbacks=[Progress(10)])
+    report(trainer, 1, {"loss": 1.0, "lr": 0.5}, shown=("loss",))
+    report(trainer, 2, {"loss": 2.0, "lr": 0.5}, shown=("loss",))
+    assert Broken.calls == 1
+    assert [row["loss"] for row in read_metrics(tmp_path / "metrics.csv")] == [1.0, 2.0]
+    assert capsys.readouterr().out == "train step 1/10  loss 1\ntrain step 2/10  loss 2\n"
+
+
+def test_only_the_first_rank_reports(tmp_path: Path) -> None:
+    report(SimpleNamespace(is_global_zero=False), 1, {"loss": 1.0})  # type: ignore[arg-type]
+
+
+def test_a_resumed_run_keeps_its_identity(tmp_path: Path) -> None:
+    first, second = logger_arguments(tmp_path, "demo/it1/pretrain"), logger_arguments(tmp_path, "demo/it1/pretrain")
+    assert first == second
+    assert first["name"] == "demo-it1-pretrain"
+    assert first["version"].startswith("demo-it1-pretrain-")
+    assert logger_arguments(tmp_path / "other", "demo/it1/pretrain")["version"] != first["version"]
+
+
+def test_describe() -> None:
+    assert describe({"loss/masked": 3.21049, "lr": 5e-4}) == "loss/masked 3.21  lr 0.0005"
