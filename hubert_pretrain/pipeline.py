@@ -34,6 +34,10 @@ PACKAGES = {
 _NOT_SCIENCE = {"workers", "max_bad_fraction", "log_every_steps", "valid_every_steps", "checkpoint_every_steps"}
 """Fields that change how or how often something is done, not what comes out: left out of fingerprints."""
 
+_ADDED_LATER = {"conv_pos_batch_norm": False, "adapter_attn_dim": None, "initializer_range": 0.02}
+"""Fields that earlier versions lacked, with the value that they had in effect: at that value they are left out of fingerprints, so that a
+run which an earlier version began can go on."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -153,7 +157,8 @@ def _science(section: Any) -> Any:
     """A part of the recipe as plain containers, without the fields that do not change the result."""
     tree = dataclasses.asdict(section) if dataclasses.is_dataclass(section) and not isinstance(section, type) else section
     if isinstance(tree, dict):
-        return {key: _science(value) for key, value in tree.items() if key not in _NOT_SCIENCE}
+        kept = {key: value for key, value in tree.items() if key not in _NOT_SCIENCE}
+        return {key: _science(value) for key, value in kept.items() if key not in _ADDED_LATER or value != _ADDED_LATER[key]}
     return tree
 
 

@@ -89,7 +89,7 @@ class HubertLayer(nn.Module):
         return torch.cat([self._context_frames(x, chunk) for chunk in chunks(num_frames, self.chunk_frames, self.context_frames)], dim=1)
 
     def _context_frames(self, x: Tensor, chunk: Chunk) -> Tensor:
-        last, _, _ = self.model.context_encoder(x[:, chunk.start : chunk.stop], valid=None, layers=self.layer, layer_keep=None)
+        last = self.model.context_encoder(x[:, chunk.start : chunk.stop], layers=self.layer).last
         return last[:, chunk.keep_start - chunk.start : chunk.keep_stop - chunk.start].float()
 
     def _conv_frames(self, waveform: Tensor) -> Iterator[Tensor]:

@@ -43,6 +43,9 @@ class HubertConfig:
     do_stable_layer_norm: bool = False  # False: norm after each residual; True: before (layer_norm_first)
     num_conv_pos_embeddings: int = 128  # conv_pos
     num_conv_pos_embedding_groups: int = 16  # conv_pos_groups
+    conv_pos_batch_norm: bool = False  # False: normalised weights in the positional convolution; True: batch norm before it
+    adapter_attn_dim: int | None = None  # width of an adapter after each layer, swapped per language; None: no adapters
+    initializer_range: float = 0.02  # standard deviation of the transformer layers' weights at the start
     # -- what it is fed and what it predicts
     normalize_waveform: bool = False  # zero mean, unit variance per utterance before the network (task.normalize)
     projection_size: int = 256  # width d of the unit embeddings (final_dim)
@@ -81,8 +84,12 @@ class HubertConfig:
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
             if self.hidden_size % getattr(self, name):
                 raise ConfigError(f"model.hidden_size {self.hidden_size} is not a multiple of model.{name} {getattr(self, name)}")
-        if self.num_conv_pos_embeddings < 1:
-            raise ConfigError(f"model.num_conv_pos_embeddings is {self.num_conv_pos_embeddings}, but it must be at least 1")
+        for name in ("num_conv_pos_embeddings", "adapter_attn_dim"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}, but it must be at least 1")
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}, but it must be more than 0")
 
 
 def _one_of(name: str, value: str, choices: list[str]) -> None:

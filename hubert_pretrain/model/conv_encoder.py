@@ -42,11 +42,12 @@ class ConvEncoder(nn.Module):
             for i in range(len(config.conv_dim))
         )
 
-    def forward(self, waveform: Tensor) -> Tensor:
-        """(B, S) -> (B, T, C)."""
+    def forward(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
+        """(B, S) -> (B, T, C). `num_samples`: (B,) real samples of each row, for norms over time that leave padding out."""
         x = waveform[:, None]  # (B, 1, S)
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, num_samples)
+            num_samples = None  # only layer 1 can have a norm over time
         return x.transpose(1, 2)  # (B, C, T) -> (B, T, C)
 
 
@@ -63,23 +64,38 @@ class ConvLayer(nn.Module):
         self.norm = norms[norm](channels_out) if norm else None
         self.activation = ACTIVATIONS[activation]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, S) -> (B, C_out, S')."""
+    def forward(self, x: Tensor, num_samples: Tensor | None = None) -> Tensor:
+        """(B, C_in, S) -> (B, C_out, S'). `num_samples`: (B,) real inputs of each row, None when all are."""
         x = self.conv(x)
-        if self.norm is not None:
+        if num_samples is not None and isinstance(self.norm, TimeNorm):
+            x = self.norm(x, (num_samples - self.conv.kernel_size[0]) // self.conv.stride[0] + 1)
+        elif self.norm is not None:
             x = self.norm(x)
         return self.activation(x)
 
 
 class TimeNorm(nn.GroupNorm):
-    """Each channel to zero mean and unit variance over time: a group norm with one channel per group. Padding is part of the statistics."""
+    """Each channel to zero mean and unit variance over time: a group norm with one channel per group.
+
+    Padding is part of the statistics, as in every other implementation, unless the real lengths are given.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(num_groups=channels, num_channels=channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, S) -> (B, C, S), in fp32 whatever the precision (a sum over 50,000 samples), returned in the dtype it came in."""
-        return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, C, S) -> (B, C, S), in fp32 whatever the precision (a sum over 50,000 samples), returned in the dtype it came in.
+
+        lengths: (B,) real positions of each row, at its beginning; None when all are.
+        """
+        weight, bias = self.weight.float(), self.bias.float()
+        if lengths is None:
+            return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+        real = torch.arange(x.shape[2], device=x.device) < lengths[:, None, None]  # (B, 1, S)
+        mean = x.float().mul(real).sum(2, keepdim=True) / lengths[:, None, None]  # (B, C, 1)
+        centred = x.float() - mean
+        variance = centred.square().mul(real).sum(2, keepdim=True) / lengths[:, None, None]
+        return (centred * torch.rsqrt(variance + self.eps) * weight[:, None] + bias[:, None]).to(x.dtype)
 
 
 class ChannelNorm(nn.LayerNorm):

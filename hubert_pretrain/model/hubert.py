@@ -6,17 +6,20 @@ Norms and residuals are fp32 under autocast; nothing here is random but dropout:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hubert_pretrain.errors import DataError
+from hubert_pretrain.model.attention import Attend, Attended, backend
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.conv_encoder import ACTIVATIONS, ConvEncoder, scale_gradient
+from hubert_pretrain.model.positions import BatchNormPositions, ConvPositions
 
 
 @dataclass
@@ -31,11 +34,18 @@ class HubertOutput:
     """(B, T, D) what enters layer 1: projected, masked, positions added, and for post-norm models normalised."""
     hidden_states: list[Tensor] | None = None
     """Output of layer 1 ... L after its residual (and its norm, for post-norm models), never after a final norm: "layer 6" is always
-    `hidden_states[5]`, as fairseq's `extract_features(output_layer=6)`."""
+    `hidden_states[5]`, as fairseq's `extract_features(output_layer=6)`. (`transformers` puts `embedded` before them; whether its last one
+    is after the final norm of a pre-norm model depends on its version: yes in 4.57, no in 5.x.)"""
+    attentions: list[Tensor | None] | None = None
+    """Attention weights (B, H, T, T) of layer 1 ... L; None for a layer that was dropped."""
 
 
 class Hubert(nn.Module):
-    """The network. `config` gives every size; `grid` says which samples each frame sees."""
+    """The network. `config` gives every size; `grid` says which samples each frame sees.
+
+    Two switches change how it is computed but not what: `attention`, the name of a back end (model/attention.py), and `recompute`, whether
+    layers are computed again for their gradients instead of being kept (gradient checkpointing: less memory, a third more time).
+    """
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
@@ -46,6 +56,7 @@ class Hubert(nn.Module):
         self.projection = FeatureProjection(config)
         self.mask_embedding = nn.Parameter(torch.empty(config.hidden_size).uniform_())
         self.context_encoder = ContextEncoder(config)
+        self.attention, self.recompute = "sdpa", False
         if config.conv_gradient_scale == 0:
             self.conv_encoder.requires_grad_(False)
 
@@ -59,17 +70,21 @@ class Hubert(nn.Module):
         layers: int | None = None,
         layer_keep: Sequence[bool] | None = None,
         hidden_states: bool = False,
+        attentions: bool = False,
+        num_samples: Tensor | None = None,
     ) -> HubertOutput:
         """Runs the network on (B, S) float waveforms at 16 kHz, normalised by the caller when `config.normalize_waveform`.
 
         valid: (B, T) bool, True for real frames; None when there is no padding, and then no attention mask is built (flash attention).
         mask: (B, T) bool, True for frames to hide. channel_mask: (B, D) bool, True for channels to set to zero.
         layers: run only the first so many. layer_keep: which layers run (layer drop); None for all.
-        hidden_states: whether to return the output of every layer.
+        hidden_states: whether to return the output of every layer. attentions: the attention weights too (then the back end is "eager").
+        num_samples: (B,) real samples of each row. Given, the norm over time of group-norm models leaves padding out, and a padded row
+            gives what it gives alone. No other implementation does so, hence it is not the default.
 
         Raises DataError for a waveform of another shape or shorter than one window.
         """
-        features = self.encode_frames(waveform)  # (B, T, C)
+        features = self.encode_frames(waveform, num_samples)  # (B, T, C)
         x = self.projection(features)  # (B, T, D)
         if mask is not None:
             x = torch.where(self._frames_like(x, mask, "mask")[..., None], self.mask_embedding.to(x.dtype), x)
@@ -79,15 +94,23 @@ class Hubert(nn.Module):
             x = x.masked_fill(channel_mask[:, None, :], 0.0)
         if valid is not None:
             self._frames_like(x, valid, "valid")
-        last, embedded, states = self.context_encoder(x, valid=valid, layers=layers, layer_keep=layer_keep)
+        context = self.context_encoder(
+            x,
+            valid=valid,
+            layers=layers,
+            layer_keep=layer_keep,
+            attention="eager" if attentions else self.attention,
+            recompute=self.recompute,
+        )
         return HubertOutput(
-            last=last,
+            last=context.last,
             feature_penalty=features.float().square().mean(),
-            embedded=embedded,
-            hidden_states=states if hidden_states else None,
+            embedded=context.embedded,
+            hidden_states=context.states if hidden_states else None,
+            attentions=context.attentions if attentions else None,
         )
 
-    def encode_frames(self, waveform: Tensor) -> Tensor:
+    def encode_frames(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
         """(B, S) -> (B, T, C): the conv encoder alone, its gradient scaled by `config.conv_gradient_scale` (0: none at all)."""
         if waveform.ndim != 2 or not waveform.is_floating_point():
             raise DataError(f"expected a float waveform of shape (B, S), found {waveform.dtype} {tuple(waveform.shape)}; mix down to mono")
@@ -97,7 +120,7 @@ class Hubert(nn.Module):
             )
         scale = self.config.conv_gradient_scale
         with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
-            features = self.conv_encoder(waveform)
+            features = self.conv_encoder(waveform, num_samples)
         return scale_gradient(features, scale) if scale > 0 else features
 
     @staticmethod
@@ -124,39 +147,67 @@ class FeatureProjection(nn.Module):
         return self.dropout(x.to(self.linear.weight.dtype))  # fp32 under autocast: the residual stream of pre-norm models starts here
 
 
+class ContextOutput(NamedTuple):
+    """What the context encoder makes: see HubertOutput."""
+
+    last: Tensor
+    embedded: Tensor
+    states: list[Tensor]
+    attentions: list[Tensor | None]
+
+
 class ContextEncoder(nn.Module):
     """Relative positions from a convolution, then transformer layers: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
         self.pre_norm = config.do_stable_layer_norm
-        self.positions = ConvPositions(config)
+        self.positions = BatchNormPositions(config) if config.conv_pos_batch_norm else ConvPositions(config)
         self.norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
 
     def forward(
-        self, x: Tensor, *, valid: Tensor | None, layers: int | None, layer_keep: Sequence[bool] | None
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Returns (last, what entered layer 1, the output of every layer that was asked for), each (B, T, D)."""
+        self,
+        x: Tensor,
+        *,
+        valid: Tensor | None = None,
+        layers: int | None = None,
+        layer_keep: Sequence[bool] | None = None,
+        attention: str = "sdpa",
+        recompute: bool = False,
+    ) -> ContextOutput:
+        """The arguments are those of Hubert.forward and its switches."""
+        keep = self._keep(layers, layer_keep)
+        prepare, attend = backend(attention)
+        if valid is not None:
+            x = x.masked_fill(~valid[..., None], 0.0)  # the positional convolution would carry padding into real frames
+        attended = None if valid is None else prepare(valid)
+        x = x + self.positions(x)
+        embedded = x = self.dropout(x if self.pre_norm else self.norm(x))
+        states: list[Tensor] = []
+        attentions: list[Tensor | None] = []
+        for layer, kept in zip(self.layers, keep, strict=False):
+            weights = None
+            if kept and recompute and torch.is_grad_enabled():
+                x, weights = checkpoint(layer, x, attended, attend, use_reentrant=False)
+            elif kept:
+                x, weights = layer(x, attended, attend)
+            states.append(x)
+            attentions.append(weights)
+        last = self.norm(x) if self.pre_norm and layers is None else x
+        return ContextOutput(last, embedded, states, attentions)
+
+    def _keep(self, layers: int | None, layer_keep: Sequence[bool] | None) -> Sequence[bool]:
+        """Which of the first `layers` layers run."""
         depth = self._depth(layers)
-        if layer_keep is not None and len(layer_keep) < depth:
+        if layer_keep is None:
+            return [True] * depth
+        if len(layer_keep) < depth:
             raise DataError(
                 f"layer_keep says of {len(layer_keep)} layers whether they run, but {depth} are to run; give one value per layer"
             )
-        attended = None
-        if valid is not None:
-            x = x.masked_fill(~valid[..., None], 0.0)  # the positional convolution would carry padding into real frames
-            attended = valid[:, None, None, :]  # (B, 1, 1, T): every query of every head sees the real frames
-        x = x + self.positions(x)
-        embedded = x = self.dropout(x if self.pre_norm else self.norm(x))
-        states = []
-        for index, layer in enumerate(self.layers[:depth]):
-            if layer_keep is None or layer_keep[index]:
-                x = layer(x, attended)
-            states.append(x)
-        last = self.norm(x) if self.pre_norm and layers is None else x
-        return last, embedded, states
+        return layer_keep[:depth]
 
     def _depth(self, layers: int | None) -> int:
         if layers is None:
@@ -166,30 +217,11 @@ class ContextEncoder(nn.Module):
         return layers
 
 
-class ConvPositions(nn.Module):
-    """GELU of a wide grouped convolution with normalised weights: (B, T, D) -> (B, T, D), to be added to its input.
-
-    The kernel is `g * v / |v|`, the norm taken per tap (weight_norm over dim 2), recomputed in fp32 in each forward.
-    """
-
-    def __init__(self, config: HubertConfig) -> None:
-        super().__init__()
-        width, self.taps, self.groups = config.hidden_size, config.num_conv_pos_embeddings, config.num_conv_pos_embedding_groups
-        self.weight_v = nn.Parameter(torch.empty(width, width // self.groups, self.taps))
-        nn.init.normal_(self.weight_v, std=math.sqrt(4.0 / (self.taps * width)))
-        self.weight_g = nn.Parameter(self.weight_v.detach().norm(dim=(0, 1), keepdim=True).clone())  # (1, 1, taps)
-        self.bias = nn.Parameter(torch.zeros(width))
-        self.activation = ACTIVATIONS[config.feat_extract_activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        weight = torch._weight_norm(self.weight_v, self.weight_g, 2)
-        y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=self.taps // 2, groups=self.groups)  # (B, D, T or T + 1)
-        return self.activation(y[..., : x.shape[1]]).transpose(1, 2)  # an even kernel makes one frame too many
-
-
 class Block(nn.Module):
-    """Self-attention and feed-forward, each with a residual; norms after them (Base) or before (Large): (B, T, D) -> (B, T, D)."""
+    """Self-attention and feed-forward, each with a residual; norms after them (Base) or before (Large): (B, T, D) -> (B, T, D).
+
+    With `adapter_attn_dim` an adapter follows, in its own residual.
+    """
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
@@ -199,14 +231,19 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
+        self.adapter = None if config.adapter_attn_dim is None else Adapter(config, config.adapter_attn_dim)
 
-    def forward(self, x: Tensor, attended: Tensor | None) -> Tensor:
-        """attended: (B, 1, 1, T) bool, True for frames that may be looked at; None for all."""
+    def forward(self, x: Tensor, attended: Attended, attend: Attend) -> tuple[Tensor, Tensor | None]:
+        """Returns (B, T, D) and, from back ends that have them, the attention weights (B, H, T, T)."""
         if self.pre_norm:
-            x = x + self.dropout(self.attention(self.attention_norm(x), attended))
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, attended)))
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+            y, weights = self.attention(self.attention_norm(x), attended, attend)
+            x = x + self.dropout(y)
+            x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        else:
+            y, weights = self.attention(x, attended, attend)
+            x = self.attention_norm(x + self.dropout(y))
+            x = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+        return (x if self.adapter is None else x + self.adapter(x)), weights
 
 
 class SelfAttention(nn.Module):
@@ -215,16 +252,16 @@ class SelfAttention(nn.Module):
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
         self.heads, self.dropout = config.num_attention_heads, config.attention_dropout
-        self.qkv = _linear(config.hidden_size, 3 * config.hidden_size)  # rows: queries, keys, values
-        self.out = _linear(config.hidden_size, config.hidden_size)
+        self.qkv = _linear(config.hidden_size, 3 * config.hidden_size, config.initializer_range)  # rows: queries, keys, values
+        self.out = _linear(config.hidden_size, config.hidden_size, config.initializer_range)
 
-    def forward(self, x: Tensor, attended: Tensor | None) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+    def forward(self, x: Tensor, attended: Attended, attend: Attend) -> tuple[Tensor, Tensor | None]:
+        """(B, T, D) -> (B, T, D) and the weights, if `attend` has them."""
         batch, frames, width = x.shape
         qkv = self.qkv(x).view(batch, frames, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attended, dropout_p=self.dropout if self.training else 0.0)
-        return self.out(y.transpose(1, 2).reshape(batch, frames, width))
+        y, weights = attend(q, k, v, attended, self.dropout if self.training else 0.0)
+        return self.out(y.transpose(1, 2).reshape(batch, frames, width)), weights
 
 
 class FeedForward(nn.Module):
@@ -232,14 +269,32 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
-        self.up = _linear(config.hidden_size, config.intermediate_size)
-        self.down = _linear(config.intermediate_size, config.hidden_size)
+        self.up = _linear(config.hidden_size, config.intermediate_size, config.initializer_range)
+        self.down = _linear(config.intermediate_size, config.hidden_size, config.initializer_range)
         self.activation = ACTIVATIONS[config.hidden_act]
         self.dropout = nn.Dropout(config.activation_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         return self.down(self.dropout(self.activation(self.up(x))))
+
+
+class Adapter(nn.Module):
+    """A small correction of a layer's output, to be added to it: (B, T, D) -> (B, T, D). One set per language: model/languages.py.
+
+    Norm, projection to a few channels, ReLU, projection back (arXiv:2305.13516, section 4.2; `transformers`' HubertAttnAdapterLayer). The
+    last projection starts at zero, so that a new adapter changes nothing.
+    """
+
+    def __init__(self, config: HubertConfig, width: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm(config.hidden_size)  # its eps is 1e-5 whatever the network's
+        self.down = _linear(config.hidden_size, width, config.initializer_range)
+        self.up = _linear(width, config.hidden_size, 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return self.up(F.relu(self.down(self.norm(x))))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -251,9 +306,9 @@ class LayerNorm(nn.LayerNorm):
         return y.to(self.weight.dtype)
 
 
-def _linear(inputs: int, outputs: int) -> nn.Linear:
-    """A projection of the transformer layers, initialised like BERT's: N(0, 0.02), bias 0."""
+def _linear(inputs: int, outputs: int, std: float) -> nn.Linear:
+    """A projection of the transformer layers, initialised like BERT's: N(0, std), bias 0."""
     linear = nn.Linear(inputs, outputs)
-    nn.init.normal_(linear.weight, std=0.02)
+    nn.init.normal_(linear.weight, std=std)
     nn.init.zeros_(linear.bias)
     return linear

@@ -1,4 +1,4 @@
-"""One network, three vocabularies: what each tensor is called here, in `transformers` and in fairseq.
+"""One network, four vocabularies: what each tensor is called here, in `transformers`, in fairseq and in torchaudio.
 
 Values never change on the way, except that our fused `qkv` (3D, D) is three tensors elsewhere.
 """
@@ -28,6 +28,7 @@ TRANSFORMERS: Rules = [
     (_POSITIONS + r"weight_g", r"encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
     (_POSITIONS + r"weight_v", r"encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
     (_POSITIONS + r"bias", r"encoder.pos_conv_embed.conv.bias"),
+    (_POSITIONS + r"(conv|batch_norm)\.(.+)", r"encoder.pos_conv_embed.\1.\2"),
     (r"context_encoder\.norm\.(.+)", r"encoder.layer_norm.\1"),
     (_LAYER + r"attention\.qkv\.(.+)", r"encoder.layers.\1.attention.{qkv}_proj.\2"),
     (_LAYER + r"attention\.out\.(.+)", r"encoder.layers.\1.attention.out_proj.\2"),
@@ -35,14 +36,19 @@ TRANSFORMERS: Rules = [
     (_LAYER + r"feed_forward\.up\.(.+)", r"encoder.layers.\1.feed_forward.intermediate_dense.\2"),
     (_LAYER + r"feed_forward\.down\.(.+)", r"encoder.layers.\1.feed_forward.output_dense.\2"),
     (_LAYER + r"feed_forward_norm\.(.+)", r"encoder.layers.\1.final_layer_norm.\2"),
+    (_LAYER + r"adapter\.norm\.(.+)", r"encoder.layers.\1.adapter_layer.norm.\2"),
+    (_LAYER + r"adapter\.down\.(.+)", r"encoder.layers.\1.adapter_layer.linear_1.\2"),
+    (_LAYER + r"adapter\.up\.(.+)", r"encoder.layers.\1.adapter_layer.linear_2.\2"),
 ]
-"""`transformers.HubertModel`, 4.57 and 5.x. Older files say `conv.weight_g`, `conv.weight_v`: read as well."""
+"""`transformers.HubertModel`, 4.57 and 5.x. Older files say `conv.weight_g`, `conv.weight_v`: both are read, from everyone."""
 
 _FAIRSEQ_SHARED: Rules = [
     (r"mask_embedding", r"mask_emb"),
     (r"conv_encoder\.layers\.(\d+)\.conv\.(.+)", r"feature_extractor.conv_layers.\1.0.\2"),
     (r"projection\.norm\.(.+)", r"layer_norm.\1"),
     (r"projection\.linear\.(.+)", r"post_extract_proj.\1"),
+    (_POSITIONS + r"batch_norm\.(.+)", r"encoder.pos_conv.0.\1"),
+    (_POSITIONS + r"conv\.(.+)", r"encoder.pos_conv.1.\1"),
     (_POSITIONS + r"(.+)", r"encoder.pos_conv.0.\1"),
     (r"context_encoder\.norm\.(.+)", r"encoder.layer_norm.\1"),
     (_LAYER + r"attention\.qkv\.(.+)", r"encoder.layers.\1.self_attn.{qkv}_proj.\2"),
@@ -72,10 +78,29 @@ TRANSFORMERS_CLASSES: Rules = [
 ]
 """ClassificationHead in `transformers.HubertForSequenceClassification`."""
 
-_OLD_NAMES: Rules = [
-    (r"(.+\.conv)\.weight_g", r"\1.parametrizations.weight.original0"),
-    (r"(.+\.conv)\.weight_v", r"\1.parametrizations.weight.original1"),
+FAIRSEQ_LETTERS: Rules = [(r"linear\.(.+)", r"w2v_encoder.proj.\1")]
+"""LetterHead in fairseq's HubertCtc, whose encoder stands under `w2v_encoder.w2v_model.`"""
+
+
+def _in_torchaudio(name: str) -> str:
+    if name == "masked_spec_embed":
+        return "mask_generator.mask_embedding"
+    if name.startswith("feature_projection."):
+        return f"wav2vec2.encoder.{name}"
+    return "wav2vec2." + name.replace("encoder.", "encoder.transformer.", 1 if name.startswith("encoder.") else 0)
+
+
+TORCHAUDIO: Rules = [(pattern, _in_torchaudio(name)) for pattern, name in TRANSFORMERS]
+"""`torchaudio.models.HuBERTPretrainModel`; a `Wav2Vec2Model` has the same names without `wav2vec2.`, and no mask embedding."""
+
+TORCHAUDIO_HEAD: Rules = [
+    (r"projection\.(.+)", r"logit_generator.final_proj.\1"),
+    (r"unit_embeddings", r"logit_generator.label_embeddings"),
 ]
+"""CodebookHead in `torchaudio.models.HuBERTPretrainModel`."""
+
+TORCHAUDIO_LETTERS: Rules = [(r"linear\.(.+)", r"aux.\1")]
+"""LetterHead in `torchaudio.models.Wav2Vec2Model`."""
 
 
 def fairseq_rules(feat_extract_norm: str) -> Rules:
@@ -96,7 +121,7 @@ def rename_out(state: dict[str, Tensor], rules: Rules) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         theirs = their_names(name, rules)
-        out |= zip(theirs, tensor.chunk(len(theirs)), strict=True)
+        out |= zip(theirs, tensor.chunk(len(theirs)) if len(theirs) > 1 else [tensor], strict=True)
     return out
 
 
@@ -106,8 +131,8 @@ def rename_in(state: dict[str, Tensor], wanted: Iterable[str], rules: Rules, sou
     Raises ArtefactError naming `source` and the first names that are missing. What is left over is the caller's to judge:
     see `left_over`.
     """
-    state = {_renamed(name, _OLD_NAMES) or name: tensor for name, tensor in state.items()}
-    names = {name: their_names(name, rules) for name in wanted}
+    state = {_any_age(name): tensor for name, tensor in state.items()}
+    names = {name: [_any_age(theirs) for theirs in their_names(name, rules)] for name in wanted}
     missing = [theirs for group in names.values() for theirs in group if theirs not in state]
     if missing:
         raise ArtefactError(f"{source}: {len(missing)} tensors are missing, first {', '.join(missing[:3])}; is it a HuBERT of this shape?")
@@ -116,8 +141,13 @@ def rename_in(state: dict[str, Tensor], wanted: Iterable[str], rules: Rules, sou
 
 def left_over(state: dict[str, Tensor], wanted: Iterable[str], rules: Rules) -> list[str]:
     """Names in `state` that no tensor of ours corresponds to."""
-    taken = {theirs for name in wanted for theirs in their_names(name, rules)}
-    return [name for name in state if (_renamed(name, _OLD_NAMES) or name) not in taken]
+    taken = {_any_age(theirs) for name in wanted for theirs in their_names(name, rules)}
+    return [name for name in state if _any_age(name) not in taken]
+
+
+def _any_age(name: str) -> str:
+    """One name for the two halves of a normalised weight, which PyTorch 2.1 renamed."""
+    return name.replace("parametrizations.weight.original0", "weight_g").replace("parametrizations.weight.original1", "weight_v")
 
 
 def _renamed(name: str, rules: Rules) -> str | None:
