@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,6 @@ PACKAGES = {
 _NOT_SCIENCE = {"workers", "max_bad_fraction", "log_every_steps", "valid_every_steps", "checkpoint_every_steps"}
 """Fields that change how or how often something is done, not what comes out: left out of fingerprints."""
 
-_ADDED_LATER = {"conv_pos_batch_norm": False, "adapter_attn_dim": None, "initializer_range": 0.02}
-"""Fields that earlier versions lacked, with the value that they had in effect: at that value they are left out of fingerprints, so that a
-run which an earlier version began can go on."""
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -46,7 +42,18 @@ class Stage:
     name: str
     verb: str
     inputs: tuple[str, ...] = ()  # stages of this run, or folders of stages that other runs finished
-    config: dict[str, Any] = field(default_factory=dict)
+    sections: dict[str, Any] = field(default_factory=dict)  # of the recipe
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every value that determines the result, for people to read."""
+        return {name: _science(section) for name, section in self.sections.items()}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The same without values at their default. Fingerprints are made of this, so that a run goes on under a later version of this
+        package that has more fields. (Hence: the default of a field in `config.py` never changes its meaning.)"""
+        return {name: _science(section, with_defaults=False) for name, section in self.sections.items()}
 
     def run(self, recipe: Recipe, workspace: Workspace, folder: Path) -> dict[str, Any]:
         """Calls the stage's own code. Returns the facts it measured."""
@@ -56,7 +63,7 @@ class Stage:
 
 def stages(recipe: Recipe) -> list[Stage]:
     """All stages of a recipe in the order in which they run."""
-    found = [Stage("prepare", "prepare", (), {"data": _science(recipe.data), "seed": recipe.seed})]
+    found = [Stage("prepare", "prepare", (), {"data": recipe.data, "seed": recipe.seed})]
     for name, iteration in recipe.iterations.items():
         source = iteration.features.get("checkpoint")
         found += [
@@ -64,20 +71,20 @@ def stages(recipe: Recipe) -> list[Stage]:
                 f"{name}/cluster",
                 "cluster",
                 ("prepare", source) if source else ("prepare",),
-                {"features": _science(iteration.features), "clustering": _science(iteration.clustering), "seed": recipe.seed},
+                {"features": iteration.features, "clustering": iteration.clustering, "seed": recipe.seed},
             ),
-            Stage(f"{name}/label", "label", ("prepare", f"{name}/cluster"), {"features": _science(iteration.features)}),
+            Stage(f"{name}/label", "label", ("prepare", f"{name}/cluster"), {"features": iteration.features}),
             Stage(
                 f"{name}/pretrain",
                 "pretrain",
                 ("prepare", f"{name}/label"),
-                {"model": _science(recipe.model), "pretrain": _science(iteration.pretrain), "seed": recipe.seed},
+                {"model": recipe.model, "pretrain": iteration.pretrain, "seed": recipe.seed},
             ),
         ]
     for name, task in recipe.finetune.items():
-        found.append(Stage(f"finetune/{name}", "finetune", ("prepare", task.checkpoint), {"finetune": _science(task), "seed": recipe.seed}))
+        found.append(Stage(f"finetune/{name}", "finetune", ("prepare", task.checkpoint), {"finetune": task, "seed": recipe.seed}))
     if recipe.export.checkpoints:
-        found.append(Stage("export", "export", tuple(recipe.export.checkpoints), {"export": _science(recipe.export)}))
+        found.append(Stage("export", "export", tuple(recipe.export.checkpoints), {"export": recipe.export}))
     _check_references(found)
     return found
 
@@ -104,7 +111,7 @@ def fingerprint_of(stage: Stage, workspace: Workspace) -> str | None:
         inputs = {name: workspace.resolve(name).fingerprint for name in stage.inputs}
     except ArtefactError:
         return None
-    text = json.dumps({"stage": stage.verb, "config": stage.config, "inputs": inputs}, sort_keys=True)
+    text = json.dumps({"stage": stage.verb, "config": stage.identity, "inputs": inputs}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -153,13 +160,14 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
         )
 
 
-def _science(section: Any) -> Any:
+def _science(section: Any, with_defaults: bool = True) -> Any:
     """A part of the recipe as plain containers, without the fields that do not change the result."""
-    tree = dataclasses.asdict(section) if dataclasses.is_dataclass(section) and not isinstance(section, type) else section
-    if isinstance(tree, dict):
-        kept = {key: value for key, value in tree.items() if key not in _NOT_SCIENCE}
-        return {key: _science(value) for key, value in kept.items() if key not in _ADDED_LATER or value != _ADDED_LATER[key]}
-    return tree
+    if dataclasses.is_dataclass(section):
+        defaults = {each.name: each.default_factory() if callable(each.default_factory) else each.default for each in fields(section)}
+        section = {name: getattr(section, name) for name in defaults if with_defaults or getattr(section, name) != defaults[name]}
+    if isinstance(section, dict):
+        return {key: _science(value, with_defaults) for key, value in section.items() if key not in _NOT_SCIENCE}
+    return section
 
 
 def _check_references(found: list[Stage]) -> None:
