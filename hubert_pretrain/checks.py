@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hubert_pretrain.config import FinetuneConfig, PretrainConfig, Recipe, TrainerConfig
-from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.config import FinetuneConfig, LossConfig, PretrainConfig, Recipe, TrainerConfig
+from hubert_pretrain.errors import ConfigError, nearest
 from hubert_pretrain.frames import samples
 
 
@@ -43,6 +43,27 @@ def _check_pretrain(key: str, config: PretrainConfig, recipe: Recipe) -> None:
         )
     if not 0 < config.mask.probability <= 1:
         raise ConfigError(f"{key}.mask.probability={config.mask.probability}: expected a share above 0 and up to 1")
+    _check_loss(f"{key}.loss", config.loss, recipe.model.num_hidden_layers)
+
+
+def _check_loss(key: str, config: LossConfig, depth: int) -> None:
+    heads, layers, weights = ["cosine", "softmax"], config.supervised_layers, config.layer_weights
+    if min(config.masked_weight, config.unmasked_weight) < 0 or config.masked_weight + config.unmasked_weight == 0:
+        raise ConfigError(
+            f"{key}: masked_weight={config.masked_weight} and unmasked_weight={config.unmasked_weight}; expected 0 or more, and not both 0"
+        )
+    if config.head not in heads:
+        raise ConfigError(f"{key}.head={config.head!r}: expected one of {', '.join(heads)}{nearest(config.head, heads)}")
+    if layers and (layers != sorted(set(layers)) or layers[0] < 1 or layers[-1] != depth):
+        raise ConfigError(
+            f"{key}.supervised_layers={list(layers)}: expected ascending numbers from 1 on that end with the last layer, {depth}: "
+            "its head is the one that the checkpoint keeps"
+        )
+    if weights and len(weights) != max(1, len(layers)):
+        raise ConfigError(f"{key}.layer_weights={list(weights)}: expected one for each of the {max(1, len(layers))} supervised layers")
+    for name, values in (("layer_weights", weights), ("temperature", [config.temperature])):
+        for value in values:
+            _positive(f"{key}.{name}", value)
 
 
 def _check_batches(key: str, config: PretrainConfig | FinetuneConfig, trainer: TrainerConfig) -> None:

@@ -51,12 +51,17 @@ class MaskConfig:
 
 @dataclass
 class LossConfig:
-    """Weights of the pretraining loss (paper section 2.3)."""
+    """The head and the loss of pretraining (paper section 2.3)."""
 
     masked_weight: float = 1.0  # alpha [pred_masked_weight]
     unmasked_weight: float = 0.0  # 1 - alpha [pred_nomask_weight]
     feature_penalty: float = 10.0  # times the mean square of the conv encoder's output [loss_weights]
+    head: str = "cosine"  # cosine: to unit embeddings (eq. 3); softmax: a linear classifier, which has no temperature
     temperature: float = 0.1  # tau [logit_temp]
+    tie_projections: bool = False  # several codebooks read one projection [not untie_final_proj]
+    supervised_layers: list[int] = field(default_factory=list)  # layers that predict, the last one among them; []: it alone
+    layer_weights: list[float] = field(default_factory=list)  # of their losses, one each; []: 1 each
+    separate_layer_heads: bool = False  # each supervised layer has a head of its own
 
 
 @dataclass

@@ -24,7 +24,7 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a stage failed, 2 the command line or the recipe is wrong, 130 interrupted."""
     # Hydra prints its errors itself and exits, unless told to raise them: we want one line with the nearest valid name.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # A waiting thread gives its core away. By default it spins, and on cores that are shared with others a step then takes ten times as long.
+    # A waiting thread gives its core away. By default it spins: where cores are shared with others, a step then takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     compose.register()
     try:

@@ -15,6 +15,7 @@ same file (tried: everything else is bit-equal in 4.57.1 and 5.23).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -26,20 +27,15 @@ from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.model.checkpoint import WEIGHTS, LoadedModel, save_tensors
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.huggingface import CARRIED_FILE, PRETRAINING_HEAD
 from hubert_pretrain.model.naming import FAIRSEQ_HEAD, TRANSFORMERS, TRANSFORMERS_CLASSES, TRANSFORMERS_LETTERS, rename_out
 from hubert_pretrain.workspace import write_json
 
-PRETRAINING_HEAD = "pretraining_head.safetensors"
 ARCHITECTURES = {"pretrain": "HubertModel", "ctc": "HubertForCTC", "classify": "HubertForSequenceClassification"}
 """The class of `transformers` for each kind of checkpoint."""
 _HEAD_RULES = {"ctc": TRANSFORMERS_LETTERS, "classify": TRANSFORMERS_CLASSES}
-_SHARED_FIELDS = [
-    *("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation"),
-    *("feat_proj_layer_norm", "feat_proj_dropout", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-    *("hidden_act", "hidden_dropout", "attention_dropout", "activation_dropout", "layerdrop", "layer_norm_eps"),
-    *("do_stable_layer_norm", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups"),
-]
-"""Fields of HubertConfig that `transformers.HubertConfig` has under the same name and with the same meaning."""
+_OURS_ALONE = {"conv_gradient_scale", "normalize_waveform", "projection_size"}
+"""Fields of HubertConfig that `transformers.HubertConfig` does not have; all others are the same there, in name and meaning."""
 
 
 def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
@@ -51,16 +47,17 @@ def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _check_labels(loaded)
-    _check_activations(loaded.model.config)
+    _check_variant(loaded.model.config)
     write_json(folder / "config.json", _config(loaded))
     save_tensors(folder / WEIGHTS, _weights(loaded))
+    write_json(folder / CARRIED_FILE, loaded.config)  # what `transformers` has no field for
     extractor = _feature_extractor(loaded.model.config)
     if loaded.kind == "ctc":
         _write_processor(folder, extractor, _vocabulary(loaded))
     extractor.save_pretrained(folder)  # preprocessor_config.json: for a processor 5.x no longer writes it, 4.x and others read it
     if loaded.kind == "pretrain" and loaded.head_state:
-        head = rename_out(loaded.head_state, FAIRSEQ_HEAD)
-        save_tensors(folder / PRETRAINING_HEAD, head, {"format": "pt", "temperature": str(loaded.config["head"]["temperature"])})
+        settings = {name: str(value) for name, value in loaded.config["head"].items() if name == "temperature"}
+        save_tensors(folder / PRETRAINING_HEAD, rename_out(loaded.head_state, FAIRSEQ_HEAD), {"format": "pt", **settings})
 
 
 @functools.cache
@@ -86,7 +83,7 @@ def import_transformers() -> Any:
 
 def _config(loaded: LoadedModel) -> dict[str, Any]:
     ours = loaded.model.config
-    fields: dict[str, Any] = {name: getattr(ours, name) for name in _SHARED_FIELDS}
+    fields: dict[str, Any] = {name: value for name, value in dataclasses.asdict(ours).items() if name not in _OURS_ALONE}
     fields |= {"architectures": [ARCHITECTURES[loaded.kind]], "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     if loaded.kind == "ctc":
         vocabulary = _vocabulary(loaded)
@@ -164,9 +161,11 @@ def _check_labels(loaded: LoadedModel) -> None:
         )
 
 
-def _check_activations(config: HubertConfig) -> None:
+def _check_variant(config: HubertConfig) -> None:
     known = import_transformers().activations.ACT2FN
     for name in ("hidden_act", "feat_extract_activation"):
         if getattr(config, name) not in known:
             version = import_transformers().__version__
             raise ArtefactError(f"transformers {version} has no {name} {getattr(config, name)!r}; a model with it cannot be exported to it")
+    if config.adapter_attn_dim is not None and not config.do_stable_layer_norm:
+        raise ArtefactError("transformers ignores adapters of a post-norm model (do_stable_layer_norm=False); it cannot be exported to it")

@@ -6,20 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from hubert_pretrain.config import Recipe
-from hubert_pretrain.errors import ConfigError, nearest
-from hubert_pretrain.export.huggingface import export_huggingface
-from hubert_pretrain.export.report import Report, compare
+from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.export.formats import format_named
+from hubert_pretrain.export.report import Report
 from hubert_pretrain.model.checkpoint import load_model
 from hubert_pretrain.workspace import Workspace, write_json
-
-FORMATS = {"huggingface": export_huggingface}
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
     """Writes each checkpoint of the recipe into a folder named like its stage, and `report.json` with all differences beside them."""
-    if recipe.export.format not in FORMATS:
-        hint = nearest(recipe.export.format, list(FORMATS))
-        raise ConfigError(f"export.format={recipe.export.format}: expected one of {', '.join(FORMATS)}{hint}")
+    form = format_named(recipe.export.format)
     reports: dict[str, Report] = {}
     names: dict[str, str] = {}
     for reference in recipe.export.checkpoints:
@@ -29,8 +25,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         if name in names.values():
             raise ConfigError(f"export.checkpoints names two folders that end in {name}; export one of them in a run of its own")
         names[reference] = name
-        FORMATS[recipe.export.format](folder / name, loaded)
-        reports[reference] = compare(folder / name, loaded)
+        form.export(folder / name / form.file, loaded)
+        reports[reference], _ = form.check(folder / name / form.file, loaded)
     write_json(folder / "report.json", {reference: report.differences for reference, report in reports.items()})
     final = workspace.folder(stage)
     folders = {reference: str(final / name) for reference, name in names.items()}

@@ -119,7 +119,9 @@ class CtcTask:
         log.warning("%s: %s; left out", manifest.path, found)
 
 
-def ctc_loss(logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor) -> Tensor:
+def ctc_loss(
+    logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor, *, reduction: str = "sum", zero_infinity: bool = True
+) -> Tensor:
     """CTC loss in nats, in fp32, summed over utterances (fairseq's criterion, which then divides by the number of sentences).
 
     Args:
@@ -127,10 +129,14 @@ def ctc_loss(logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: 
         num_frames: (B,) real frames of each row; later ones are ignored.
         labels: (B, U) ids, padded with anything.
         label_lengths: (B,) labels of each row. A row whose labels do not fit its frames contributes 0.
+        reduction: "mean" divides each row's loss by its labels and takes the mean over rows (`transformers`' ctc_loss_reduction).
+        zero_infinity: False lets such a row make the loss infinite (its ctc_zero_infinity).
     """
     log_probabilities = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)  # (T, B, V)
     with torch.backends.cudnn.flags(enabled=False):  # cuDNN's CTC is not deterministic and has no zero_infinity
-        return F.ctc_loss(log_probabilities, labels, num_frames, label_lengths, blank=BLANK_ID, reduction="sum", zero_infinity=True)
+        return F.ctc_loss(
+            log_probabilities, labels, num_frames, label_lengths, blank=BLANK_ID, reduction=reduction, zero_infinity=zero_infinity
+        )
 
 
 def _transcripts(manifest: Manifest, rows: Rows) -> list[str]:

@@ -86,7 +86,8 @@ def block_mask(valid: Tensor) -> Attended:
 def _flex_attention(device: str) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention) if device == "cuda" else flex_attention
+    attend: Callable[..., Tensor] = torch.compile(flex_attention) if device == "cuda" else flex_attention  # type: ignore[assignment]
+    return attend
 
 
 BACKENDS = {"sdpa": Backend(key_mask, sdpa), "eager": Backend(key_mask, eager), "flex": Backend(block_mask, flex)}

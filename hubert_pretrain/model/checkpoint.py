@@ -12,16 +12,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hubert_pretrain.errors import ArtefactError, ConfigError, nearest
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.heads import HEADS, ClassificationHead, CodebookHead, LetterHead
+from hubert_pretrain.model.heads import HEADS, CodebookHead, Head
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.waveform import network_input
 from hubert_pretrain.workspace import read_json, sync_folder, write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+
+
+@dataclass
+class LoadReport:
+    """What reading a checkpoint of another project made of its tensors, under its names. A tensor that is needed and missing, or that is
+    there and has no meaning here, is an error; what is listed as missing or unexpected was harmless, and `notes` say why."""
+
+    path: str
+    format: str
+    """Such as "fairseq pretraining" or "transformers HubertForCTC"."""
+    taken: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    """Not in the file, made anew."""
+    unexpected: list[str] = field(default_factory=list)
+    """In the file, left there."""
+    notes: list[str] = field(default_factory=list)
+    """What the file does not say and was taken for granted."""
 
 
 @dataclass
@@ -35,13 +54,24 @@ class LoadedModel:
     """The head's weights under the names of its module; empty for a bare encoder."""
     config: dict[str, Any] = field(default_factory=dict)
     """All of config.json: "model", "kind", "head" (the settings that rebuild it) and "extra" (what its maker added)."""
+    report: LoadReport | None = None
+    """How it was read, when it came from another project."""
 
     @property
     def extra(self) -> dict[str, Any]:
         """What its maker added, e.g. {"vocabulary": [...]}."""
         return dict(self.config.get("extra", {}))
 
-    def build_head(self) -> CodebookHead | LetterHead | ClassificationHead:
+    def features(self, waveform: Tensor, *, layer: int, sampling_rate: int, name: str = "waveform") -> Tensor:
+        """Output of a layer, (B, T, D), for one waveform (S,) or several of equal length (B, S), raw, as they were recorded.
+
+        Layers count from 1; each is taken after its residual and before a final norm (model/hubert.py). Raises DataError as
+        `network_input` does, and for a layer that does not exist.
+        """
+        with torch.inference_mode():
+            return self.model(network_input(waveform, sampling_rate=sampling_rate, config=self.model.config, name=name), layers=layer).last
+
+    def build_head(self) -> Head:
         """The head with its weights. Raises ArtefactError when the checkpoint has none."""
         if not self.head_state:
             raise ArtefactError(f"this {self.kind!r} checkpoint holds no head, only the encoder")
@@ -54,7 +84,7 @@ def save_model(
     folder: str | Path,
     model: Hubert,
     *,
-    head: CodebookHead | LetterHead | ClassificationHead | None = None,
+    head: Head | None = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
     """Writes `model.safetensors` and, last, `config.json` into `folder`; each appears whole or not at all.
@@ -92,8 +122,11 @@ def load_model(folder: str | Path, **overrides: Any) -> LoadedModel:
     return LoadedModel(model=model.eval(), kind=stored["kind"], head_state=states["head."], config=stored)
 
 
-def load_strictly(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Copies `state` into `module`. Raises ArtefactError naming the file and the first tensors that are missing, unknown or misshapen."""
+def load_strictly(module: nn.Module, state: dict[str, Tensor], source: Path, *, assign: bool = False) -> None:
+    """Copies `state` into `module`, or with `assign` makes its tensors the module's own (for a module on the meta device).
+
+    Raises ArtefactError naming the file and the first tensors that are missing, unknown or misshapen.
+    """
     wanted = module.state_dict()
     problems = [f"{name} is missing" for name in wanted if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in wanted]
@@ -104,7 +137,7 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: Path) -> 
     ]
     if problems:
         raise ArtefactError(f"{source}: does not fit the network: {'; '.join(problems[:3])} ({len(problems)} such tensors in all)")
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=assign)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -1,4 +1,16 @@
-"""The form of a network: a plain dataclass, free of torch so that the command line can check a recipe in no time."""
+"""The form of a network: a plain dataclass, free of torch so that the command line can check a recipe in no time.
+
+Fields of `transformers.HubertConfig` that are not of the network itself live with what they belong to:
+
+| field | here |
+|---|---|
+| vocab_size, final_dropout | heads.LetterHead(vocabulary_size, dropout) |
+| ctc_loss_reduction, ctc_zero_infinity | finetune.ctc.ctc_loss(reduction, zero_infinity) |
+| use_weighted_layer_sum, classifier_proj_size | heads.ClassificationHead(weighted_layers, projection_size) |
+| apply_spec_augment, mask_time_*, mask_feature_* | spec_augment.SpecAugment; the masks of recipes are masking.span_mask |
+| pad_token_id | the blank: always the first symbol of the vocabulary; bos and eos: where the vocabulary has them |
+| target_lang | languages.load_language |
+"""
 
 from __future__ import annotations
 

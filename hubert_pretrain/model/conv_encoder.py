@@ -91,10 +91,11 @@ class TimeNorm(nn.GroupNorm):
         weight, bias = self.weight.float(), self.bias.float()
         if lengths is None:
             return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
-        real = torch.arange(x.shape[2], device=x.device) < lengths[:, None, None]  # (B, 1, S)
-        mean = x.float().mul(real).sum(2, keepdim=True) / lengths[:, None, None]  # (B, C, 1)
+        count = lengths[:, None, None].clamp(min=1)  # an empty row must not become NaN
+        real = torch.arange(x.shape[2], device=x.device) < count  # (B, 1, S)
+        mean = x.float().mul(real).sum(2, keepdim=True) / count  # (B, C, 1)
         centred = x.float() - mean
-        variance = centred.square().mul(real).sum(2, keepdim=True) / lengths[:, None, None]
+        variance = centred.square().mul(real).sum(2, keepdim=True) / count
         return (centred * torch.rsqrt(variance + self.eps) * weight[:, None] + bias[:, None]).to(x.dtype)
 
 

@@ -1,52 +1,19 @@
-"""What is put on top of HuBERT: unit prediction (pretraining), letters (CTC), one class per utterance.
+"""What is put on top of HuBERT: letters (CTC), one class per utterance, and for pretraining model/pretraining_head.py.
 
-Shapes: B utterances, T frames, D width, M masked frames, K clusters, V vocabulary, d width of the unit embeddings.
+Shapes: B utterances, T frames, D width, V vocabulary, d width of a classifier's projection.
 Each head knows its `kind` and the `settings` that rebuild it, so that a checkpoint explains itself.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubert_pretrain.model.hubert import HubertOutput
-
-
-class CodebookHead(nn.Module):
-    """Scores of each frame against each cluster: cosine of a projection and a unit embedding, over a temperature (paper, eq. 3).
-
-    One matrix product of normalised vectors; the reference code's expanded (K + 1, M, d) tensor computes the same.
-    """
-
-    kind: ClassVar[str] = "pretrain"
-
-    def __init__(self, hidden_size: int, projection_size: int, n_clusters: int, temperature: float = 0.1) -> None:
-        super().__init__()
-        self.projection = nn.Linear(hidden_size, projection_size)
-        # U[0, 1) as in fairseq: all units start in nearly the same direction, so the loss starts at about log K.
-        self.unit_embeddings = nn.Parameter(torch.empty(n_clusters, projection_size).uniform_())
-        self.temperature = temperature
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Keyword arguments that rebuild this head."""
-        return {
-            "hidden_size": self.projection.in_features,
-            "projection_size": self.projection.out_features,
-            "n_clusters": self.unit_embeddings.shape[0],
-            "temperature": self.temperature,
-        }
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., K) logits, fp32 whatever the precision: bf16 would round cosines by .004, logits by .04."""
-        projected = self.projection(x)
-        with torch.autocast(x.device.type, enabled=False):
-            frames = F.normalize(projected.float(), dim=-1, eps=1e-8)
-            units = F.normalize(self.unit_embeddings.float(), dim=-1, eps=1e-8)
-            return frames @ units.T / self.temperature
+from hubert_pretrain.model.pretraining_head import CodebookHead, SoftmaxHead, pretraining_head
 
 
 class LetterHead(nn.Module):
@@ -121,7 +88,10 @@ class ClassificationHead(nn.Module):
         return torch.einsum("n,nbtd->btd", self.layer_weights.softmax(0), states)
 
 
-HEADS: dict[str, type[CodebookHead] | type[LetterHead] | type[ClassificationHead]] = {
-    head.kind: head for head in (CodebookHead, LetterHead, ClassificationHead)
+Head: TypeAlias = CodebookHead | SoftmaxHead | LetterHead | ClassificationHead
+HEADS: dict[str, Callable[..., Head]] = {
+    CodebookHead.kind: pretraining_head,
+    LetterHead.kind: LetterHead,
+    ClassificationHead.kind: ClassificationHead,
 }
-"""The head of each kind of checkpoint."""
+"""What makes the head of each kind of checkpoint from its settings."""

@@ -84,6 +84,8 @@ class Hubert(nn.Module):
 
         Raises DataError for a waveform of another shape or shorter than one window.
         """
+        if num_samples is not None and num_samples.shape != waveform.shape[:1]:
+            raise DataError(f"num_samples must have shape (B,) = {tuple(waveform.shape[:1])}, found {tuple(num_samples.shape)}")
         features = self.encode_frames(waveform, num_samples)  # (B, T, C)
         x = self.projection(features)  # (B, T, D)
         if mask is not None:

@@ -136,7 +136,14 @@ def rename_in(state: dict[str, Tensor], wanted: Iterable[str], rules: Rules, sou
     missing = [theirs for group in names.values() for theirs in group if theirs not in state]
     if missing:
         raise ArtefactError(f"{source}: {len(missing)} tensors are missing, first {', '.join(missing[:3])}; is it a HuBERT of this shape?")
-    return {name: state[group[0]] if len(group) == 1 else torch.cat([state[theirs] for theirs in group]) for name, group in names.items()}
+    return {name: state[group[0]] if len(group) == 1 else _fused(state, group, source) for name, group in names.items()}
+
+
+def _fused(state: dict[str, Tensor], group: list[str], source: str) -> Tensor:
+    shapes = {theirs: tuple(state[theirs].shape) for theirs in group}
+    if len(set(shapes.values())) > 1:
+        raise ArtefactError(f"{source}: does not fit the network: queries, keys and values have shape {shapes}, expected the same")
+    return torch.cat([state[theirs] for theirs in group])
 
 
 def left_over(state: dict[str, Tensor], wanted: Iterable[str], rules: Rules) -> list[str]:

@@ -58,27 +58,35 @@ class CropSource:
     def __init__(
         self,
         corpus: Corpus,
-        targets: Callable[[int], NDArray[np.uint16]],
+        targets: Callable[[int], NDArray[Any]],
         *,
         rows: NDArray[np.int64],
         grid: FrameGrid,
         normalize: bool,
         masking: SpanMasking,
     ) -> None:
-        """`targets` gives the (T,) cluster ids of a manifest row; `rows` are those to be asked for; `normalize`: see HubertConfig."""
+        """
+        Args:
+            targets: a manifest row's cluster ids (T,), or (T, N) for several codebooks; or soft targets (T, K) as floats.
+            rows: those that it will be asked for.
+            normalize: see HubertConfig.
+        """
         self.corpus, self.targets, self.grid, self.normalize, self.masking = corpus, targets, grid, normalize, masking
         self._cached = int(corpus.manifest.num_samples[rows].sum()) * np.float32().nbytes <= CACHE_BYTES
         self._cache: dict[int, NDArray[np.float32]] = {}
 
     def tensors(self, micro_batch: MicroBatch, purpose: str) -> dict[str, Any]:
-        """{"waveform" (B, S) float32, "targets" (B, T) int64, "mask" (B, T) bool, "masked_frames" int in all, "index" int}."""
+        """{"waveform" (B, S) float32, "targets" (B, T) int64, "mask" (B, T) bool, "masked_frames" int in all, "index" int}.
+
+        Targets of several codebooks are (B, T, N) int64, soft ones (B, T, K) float32.
+        """
         frames = micro_batch.shape.num_frames
         crops = list(zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True))
         waveform = np.stack([self.read(row, start, frames) for row, start in crops])
-        ids = np.stack([self.targets(row)[start : start + frames] for row, start in crops]).astype(np.int64)
+        targets = np.stack([self.targets(row)[start : start + frames] for row, start in crops])
         return {
             "waveform": torch.from_numpy(waveform),
-            "targets": torch.from_numpy(ids),
+            "targets": torch.from_numpy(targets.astype(np.float32 if np.issubdtype(targets.dtype, np.floating) else np.int64)),
             "mask": torch.from_numpy(self.masking.mask(micro_batch, purpose)),
             "masked_frames": micro_batch.shape.masked_frames * len(crops),
             "index": micro_batch.index,
@@ -130,7 +138,7 @@ def loaders(
     trainer: L.Trainer,
     plan: BatchPlan,
     corpus: Corpus,
-    targets: Callable[[int], NDArray[np.uint16]],
+    targets: Callable[[int], NDArray[Any]],
     *,
     normalize: bool,
     masking: SpanMasking,

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from hubert_pretrain import distributed
 from hubert_pretrain.frames import seconds as in_seconds
-from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.pretrain.loss import LN_2, PretrainLoss, masked_prediction_loss
+from hubert_pretrain.model.pretraining_head import CodebookHead, SoftmaxHead
+from hubert_pretrain.pretrain.loss import LN_2, Prediction, PretrainLoss, masked_prediction_loss
+from hubert_pretrain.pretrain.supervision import Supervision
 from hubert_pretrain.seeds import derive, generator
 from hubert_pretrain.training.loggers import report
 from hubert_pretrain.training.module import Meter, TrainingModule
@@ -24,19 +25,27 @@ class PretrainModule(TrainingModule):
     def __init__(
         self,
         model: Hubert,
-        head: CodebookHead,
+        head: CodebookHead | SoftmaxHead,
         *,
         seed: int,
+        supervision: Supervision | None = None,
         masked_weight: float = 1.0,
         unmasked_weight: float = 0.0,
         feature_penalty: float = 10.0,
         describe_micro_batch: Callable[[int], str] = "micro-batch {}".format,
         **training: Any,
     ) -> None:
-        """`describe_micro_batch` names the step and the utterances of a micro-batch; `training` goes to `TrainingModule`."""
+        """
+        Args:
+            head: of the last layer.
+            supervision: which layers predict; the last one alone when there is none.
+            describe_micro_batch: names the step and the utterances of a micro-batch.
+            training: goes to `TrainingModule`.
+        """
         super().__init__(shown=("loss/masked", "accuracy/masked", "accuracy/unmasked", "audio_seconds_per_second"), **training)
         self.model, self.head, self.seed = model, head, seed
         self.masked_weight, self.unmasked_weight, self.feature_penalty = masked_weight, unmasked_weight, feature_penalty
+        self.supervision = supervision or Supervision(model.config)
         self._describe = describe_micro_batch
         self.valid_values: dict[str, float] = {}
         """What the last validation found: masked_loss_nats, masked_accuracy, unmasked_loss_nats, unmasked_accuracy."""
@@ -51,12 +60,12 @@ class PretrainModule(TrainingModule):
         result = self._loss(
             batch,
             layer_keep=self.layer_keep(step),
-            normaliser=all_frames if self.unmasked_weight > 0 else masked_frames,
+            normaliser=(self.masked_weight > 0) * masked_frames + (self.unmasked_weight > 0) * (all_frames - masked_frames),
             measure_unmasked=self.is_logging_step,
         )
         audio = in_seconds(batch["waveform"].numel())
         self.watch(batch["index"], result.loss, audio_seconds=audio)
-        self.meter.add(loss=result.loss, audio=audio, **_sums(result))
+        self.meter.add(loss=result.loss, audio=audio, **self._sums(result))
         loss = result.loss
         if distributed.world_size() > 1:
             # DDP waits for a gradient of every parameter: those of dropped layers get one of zero, removed again below.
@@ -91,7 +100,7 @@ class PretrainModule(TrainingModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Crops of utterances that are not trained on, with masks that never change."""
-        self._valid.add(**_sums(self._loss(batch, layer_keep=None, normaliser=1, measure_unmasked=True)))
+        self._valid.add(**self._sums(self._loss(batch, layer_keep=None, normaliser=1, measure_unmasked=True)))
 
     def on_validation_epoch_end(self) -> None:
         """Means over every frame of the split, on all ranks."""
@@ -107,13 +116,14 @@ class PretrainModule(TrainingModule):
         }
 
     def _loss(self, batch: dict[str, Any], *, layer_keep: list[bool] | None, normaliser: float, measure_unmasked: bool) -> PretrainLoss:
-        output = self.model(batch["waveform"], mask=batch["mask"], layer_keep=layer_keep)
+        every_layer = bool(self.supervision.intermediate)
+        output = self.model(batch["waveform"], mask=batch["mask"], layer_keep=layer_keep, hidden_states=every_layer)
         return masked_prediction_loss(
-            self.head,
-            output.last,
+            self.supervision(output, self.head),
             batch["targets"],
             batch["mask"],
             output.feature_penalty,
+            n_clusters=self.head.n_clusters,
             masked_frames=batch["masked_frames"],
             normaliser=normaliser,
             masked_weight=self.masked_weight,
@@ -121,6 +131,16 @@ class PretrainModule(TrainingModule):
             feature_penalty_weight=self.feature_penalty,
             measure_unmasked=measure_unmasked,
         )
+
+    def _sums(self, result: PretrainLoss) -> dict[str, Tensor | float]:
+        """What the meter adds up."""
+        sums: dict[str, Tensor | float] = {"penalty": result.feature_penalty, "micro_batches": 1}
+        _add(sums, "masked", result.masked)
+        for layer, prediction in zip(self.supervision.intermediate, result.intermediate, strict=True):
+            _add(sums, f"masked/layer_{layer}", prediction)
+        if result.unmasked is not None:
+            _add(sums, "unmasked", result.unmasked)
+        return sums
 
     def _idle(self, step: int) -> list[nn.Parameter]:
         keep = self.layer_keep(step) or []
@@ -132,30 +152,21 @@ class PretrainModule(TrainingModule):
         ]
 
 
-def _sums(result: PretrainLoss) -> dict[str, Tensor | float]:
-    """What the meter adds up."""
-    sums: dict[str, Tensor | float] = {
-        "masked_nll": result.masked.nll,
-        "masked_correct": result.masked.correct,
-        "masked_frames": result.masked.frames,
-        "penalty": result.feature_penalty,
-        "micro_batches": 1,
-    }
-    if result.unmasked is not None:
-        sums |= {
-            "unmasked_nll": result.unmasked.nll,
-            "unmasked_correct": result.unmasked.correct,
-            "unmasked_frames": result.unmasked.frames,
-        }
-    return sums
+def _add(sums: dict[str, Tensor | float], name: str, prediction: Prediction) -> None:
+    """Adds what the meter is to sum up: of the prediction, and of each of several codebooks under `<name>/codebook_<n>`, from 1."""
+    sums |= {f"{name}_nll": prediction.nll, f"{name}_correct": prediction.correct, f"{name}_frames": prediction.frames}
+    for number, codebook in enumerate(prediction.codebooks, start=1):
+        _add(sums, f"{name}/codebook_{number}", codebook)
 
 
 def _means(sums: dict[str, float]) -> dict[str, float]:
-    """{"loss/masked" in nats, "loss/masked_bits", "accuracy/masked"}, and the same of visible frames where they were measured."""
+    """{"loss/masked" in nats, "loss/masked_bits", "accuracy/masked"}, the same of visible frames where they were measured, and loss and
+    accuracy of what else there is a sum of, such as "loss/masked/layer_6" or "accuracy/masked/codebook_1"."""
     means: dict[str, float] = {}
-    for kind in ("masked", "unmasked"):
-        if frames := sums.get(f"{kind}_frames"):
-            means[f"loss/{kind}"] = sums[f"{kind}_nll"] / frames
-            means[f"loss/{kind}_bits"] = means[f"loss/{kind}"] / LN_2
-            means[f"accuracy/{kind}"] = sums[f"{kind}_correct"] / frames
+    for name in [key.removesuffix("_frames") for key in sums if key.endswith("_frames")]:
+        if frames := sums[f"{name}_frames"]:
+            means[f"loss/{name}"] = sums[f"{name}_nll"] / frames
+            if "/" not in name:
+                means[f"loss/{name}_bits"] = means[f"loss/{name}"] / LN_2
+            means[f"accuracy/{name}"] = sums[f"{name}_correct"] / frames
     return means

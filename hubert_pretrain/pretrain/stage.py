@@ -14,12 +14,13 @@ from hubert_pretrain.config import PretrainConfig, Recipe
 from hubert_pretrain.data.batches import BatchPlan
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.model.checkpoint import save_model
-from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.masking import expected_count
+from hubert_pretrain.model.pretraining_head import pretraining_head
 from hubert_pretrain.pretrain.curves import draw
 from hubert_pretrain.pretrain.dataset import SpanMasking, describe_micro_batch, loaders
 from hubert_pretrain.pretrain.module import PretrainModule
+from hubert_pretrain.pretrain.supervision import Supervision
 from hubert_pretrain.seeds import derive
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.training import loggers as logs
@@ -67,7 +68,11 @@ def _plan(recipe: Recipe, config: PretrainConfig, corpus: Corpus, seed: int) -> 
 def _module(recipe: Recipe, config: PretrainConfig, n_clusters: int, seed: int, describe: Any) -> PretrainModule:
     torch.manual_seed(derive(seed, "weights"))
     model, loss = Hubert(recipe.model), config.loss
-    head = CodebookHead(recipe.model.hidden_size, recipe.model.projection_size, n_clusters, loss.temperature)
+    width, cosine = recipe.model.projection_size, {"temperature": loss.temperature, "tie_projections": loss.tie_projections}
+    settings: dict[str, Any] = {"projection_size": width, **cosine} if loss.head == "cosine" else {}
+    new_head = partial(pretraining_head, recipe.model.hidden_size, n_clusters, **settings)
+    head, own_head = new_head(), new_head if loss.separate_layer_heads else None
+    supervision = Supervision(recipe.model, layers=loss.supervised_layers, weights=loss.layer_weights, make_head=own_head)
     optimisation = Optimisation(
         learning_rate=config.learning_rate,
         factor=partial(linear, steps=config.steps, warmup_steps=round(config.steps * config.warmup_fraction)),
@@ -76,9 +81,9 @@ def _module(recipe: Recipe, config: PretrainConfig, n_clusters: int, seed: int, 
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
     )
-    weights: dict[str, Any] = {name: value for name, value in vars(loss).items() if name != "temperature"}  # that is the head's
+    terms = {name: getattr(loss, name) for name in ("masked_weight", "unmasked_weight", "feature_penalty")}
     training: dict[str, Any] = {"optimisation": optimisation, "log_every_steps": config.log_every_steps}
-    return PretrainModule(model, head, seed=seed, describe_micro_batch=describe, **weights, **training)
+    return PretrainModule(model, head, supervision=supervision, seed=seed, describe_micro_batch=describe, **terms, **training)
 
 
 def _trainer(recipe: Recipe, config: PretrainConfig, plan: BatchPlan, folder: Path, stage: str) -> L.Trainer:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,32 +69,60 @@ def test_a_frame_depends_on_its_window_only() -> None:
     assert (int(seen.min()), int(seen.max()) + 1) == (5 * 320, 5 * 320 + 400)
 
 
-def test_initialisation_matches_the_reference() -> None:
-    torch.manual_seed(0)
-    network = Hubert(HubertConfig(num_hidden_layers=1))
-    positions, block = network.context_encoder.positions, network.context_encoder.layers[0]
-    expected = {
-        network.conv_encoder.layers[0].conv.weight: (0.0, math.sqrt(2 / 10)),  # kaiming: 2 / fan in
-        network.conv_encoder.layers[3].conv.weight: (0.0, math.sqrt(2 / (512 * 3))),
-        network.projection.linear.weight: (0.0, 1 / math.sqrt(3 * 512)),  # PyTorch's default, uniform
-        network.mask_embedding: (0.5, math.sqrt(1 / 12)),
-        positions.weight_v: (0.0, math.sqrt(4 / (128 * 768))),
-        block.attention.qkv.weight: (0.0, 0.02),
-        block.attention.out.weight: (0.0, 0.02),
-        block.feed_forward.up.weight: (0.0, 0.02),
-        block.feed_forward.down.weight: (0.0, 0.02),
+DEFAULT = "as PyTorch"
+"""U(-1, 1) / sqrt(fan in), which the reference leaves as it is."""
+
+
+def reference_distribution(name: str, config: HubertConfig) -> tuple[float, float] | str:
+    """Mean and standard deviation of a tensor at the start (reference.md 2.2, 2.5, 2.7; fairseq's init_bert_params)."""
+    layer = int(name.split(".")[2]) if name.startswith("conv_encoder") else 0
+    fan_in = [1, *config.conv_dim][layer] * config.conv_kernel[layer]
+    rules: dict[str, tuple[float, float] | str] = {
+        r"mask_embedding": (0.5, math.sqrt(1 / 12)),
+        r"conv_encoder\..+\.conv\.weight": (0.0, math.sqrt(2 / fan_in)),
+        r"conv_encoder\..+\.conv\.bias": DEFAULT,
+        r".*norm\.(weight|running_var)": (1.0, 0.0),
+        r".*norm\.(bias|running_mean|num_batches_tracked)": (0.0, 0.0),
+        r"projection\.linear\..+": DEFAULT,
+        r"context_encoder\.positions\.(weight_v|conv\.weight)": (0.0, math.sqrt(4 / (config.num_conv_pos_embeddings * config.hidden_size))),
+        r"context_encoder\.positions\.weight_g": "norm of weight_v",
+        r"context_encoder\.layers\..+\.up\.weight": (0.0, 0.0 if "adapter" in name else config.initializer_range),
+        r"context_encoder\.layers\..+\.weight": (0.0, config.initializer_range),
+        r".+\.bias": (0.0, 0.0),
     }
-    for tensor, (mean, std) in expected.items():
-        assert tensor.std().item() == pytest.approx(std, rel=0.05)
-        assert tensor.mean().item() == pytest.approx(mean, abs=5 * std / math.sqrt(tensor.numel()))
-    for zero in (
-        positions.bias,
-        block.attention.qkv.bias,
-        block.attention.out.bias,
-        block.feed_forward.up.bias,
-        block.feed_forward.down.bias,
-    ):
-        assert not zero.any()
+    return next(value for rule, value in rules.items() if re.fullmatch(rule, name))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True, "initializer_range": 0.01},
+        {"conv_pos_batch_norm": True, "adapter_attn_dim": 16},
+    ],
+    ids=["base", "large", "others"],
+)
+def test_initialisation_of_every_tensor_matches_the_reference(changes: dict[str, Any]) -> None:
+    config = HubertConfig(num_hidden_layers=1, intermediate_size=1024, **changes)
+    torch.manual_seed(0)
+    network = Hubert(config)
+    state = network.state_dict()
+    for name, tensor in state.items():
+        expected = reference_distribution(name, config)
+        if expected == "norm of weight_v":
+            torch.testing.assert_close(tensor, state[name.replace("_g", "_v")].norm(dim=(0, 1), keepdim=True))
+            continue
+        if expected == DEFAULT:
+            weight = state[name.replace("bias", "weight")]
+            expected = (0.0, 1 / math.sqrt(3 * weight[0].numel()))
+        mean, std = expected
+        values, count = tensor.double(), tensor.numel()
+        assert values.std(correction=0).item() == pytest.approx(std, rel=3 / math.sqrt(count)), name
+        assert values.mean().item() == pytest.approx(mean, abs=4 * std / math.sqrt(count)), name
+
+
+def test_the_normalised_kernel_starts_as_it_was_drawn() -> None:
+    positions = model().context_encoder.positions
     torch.testing.assert_close(torch._weight_norm(positions.weight_v, positions.weight_g, 2), positions.weight_v)
 
 
@@ -126,6 +156,31 @@ def test_padding_changes_nothing_in_a_layer_norm_model() -> None:
     with torch.no_grad():
         alone, padded = network(short).last, network(batch, valid=valid).last
     assert (alone[0] - padded[1, :frames]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("config", [SMALL, dataclasses.replace(SMALL, do_stable_layer_norm=True)], ids=["post-norm", "pre-norm"])
+def test_padding_changes_nothing_in_a_group_norm_model_that_is_told_the_lengths(config: HubertConfig) -> None:
+    network = model(config)
+    short, long = torch.randn(1, 9_000) + 1, torch.randn(1, 16_000)
+    batch = torch.cat([long, torch.nn.functional.pad(short, (0, 7_000))])
+    frames = network.grid.num_frames(9_000)
+    valid = torch.arange(49) < torch.tensor([[49], [frames]])
+    with torch.no_grad():
+        expected = [network(waveform, hidden_states=True) for waveform in (long, short)]
+        told = network(batch, valid=valid, num_samples=torch.tensor([16_000, 9_000]), hidden_states=True)
+        untold = network(batch, valid=valid)
+    for row, alone in enumerate(expected):
+        for ours, theirs in zip([*told.hidden_states, told.last], [*alone.hidden_states, alone.last], strict=True):
+            assert (ours[row, : theirs.shape[1]] - theirs[0]).abs().max() < 1e-5
+    assert (untold.last[1, :frames] - expected[1].last[0]).abs().max() > 1e-2  # what transformers and fairseq make of padding
+
+
+def test_lengths_without_padding_change_nothing() -> None:
+    network, waveform = model(), torch.randn(2, 8_000)
+    told, untold = network(waveform, num_samples=torch.tensor([8_000, 8_000])), network(waveform)
+    assert (told.last - untold.last).abs().max() < 1e-5
+    layer_norm = model(LAYER)
+    assert torch.equal(layer_norm(waveform, num_samples=torch.tensor([8_000, 400])).last, layer_norm(waveform).last)
 
 
 def test_layers_are_the_same_states_whether_or_not_the_rest_runs() -> None:
@@ -190,6 +245,7 @@ def test_large_offsets_do_not_upset_the_norm_over_time() -> None:
         (torch.zeros(1, 16_000), {"mask": torch.zeros(1, 50, dtype=torch.bool)}, r"mask must be bool .* \(1, 49\), found .* \(1, 50\)"),
         (torch.zeros(1, 16_000), {"valid": torch.ones(1, 49)}, "valid must be bool"),
         (torch.zeros(1, 16_000), {"channel_mask": torch.zeros(1, 31, dtype=torch.bool)}, "channel_mask"),
+        (torch.zeros(2, 16_000), {"num_samples": torch.tensor([400])}, r"num_samples must have shape \(B,\) = \(2,\), found \(1,\)"),
         (torch.zeros(1, 16_000), {"layers": 4}, "layer 4 .* layers 1 to 3"),
         (torch.zeros(1, 16_000), {"layers": 0}, "layer 0"),
         (torch.zeros(1, 16_000), {"layer_keep": [True]}, "layer_keep"),
@@ -212,6 +268,8 @@ def test_bad_input(waveform: Tensor, arguments: dict[str, object], message: str)
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"hidden_dropout": 1.0}, "hidden_dropout"),
         ({"conv_gradient_scale": -1.0}, "conv_gradient_scale"),
+        ({"adapter_attn_dim": 0}, "adapter_attn_dim is 0"),
+        ({"initializer_range": 0.0}, "initializer_range is 0.0"),
     ],
 )
 def test_impossible_shapes(changes: dict[str, object], message: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hubert_pretrain.errors import DataError
-from hubert_pretrain.model.masking import expected_count, fixed_count, span_mask
+from hubert_pretrain.errors import ConfigError, DataError
+from hubert_pretrain.model.masking import Lengths, Mask, expected_count, fixed_count, span_mask
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -70,3 +70,77 @@ def test_fixed_count_is_exact_and_changes_as_little_as_it_can(count: int) -> Non
 def test_fixed_count_of_more_frames_than_there_are() -> None:
     with pytest.raises(DataError, match="11 of 10 frames"):
         fixed_count(np.zeros(10, dtype=np.bool_), 11, span_frames=3, generator=rng())
+
+
+SPANS = {"probability": 0.65, "span_frames": 10, "min_spans": 2}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "other", "mean", "shortest", "longest"),
+    [("static", 0, 10, 10, 10), ("uniform", 4, 12, 4, 20), ("normal", 3, 10, 1, 25), ("poisson", 0, 10, 0, 30)],
+)
+def test_lengths_of_spans(lengths: Lengths, other: float, mean: float, shortest: int, longest: int) -> None:
+    found = []
+    for seed in range(400):
+        mask = span_mask(
+            5000, probability=0.002, span_frames=10, min_spans=1, generator=rng(seed), lengths=lengths, length_other=other
+        )  # one span in most rows
+        found += runs(mask)
+    assert np.mean(found) == pytest.approx(mean, rel=0.05)
+    assert shortest <= min(found)
+    assert max(found) <= longest
+    assert len(set(found)) == 1 if lengths == "static" else len(set(found)) > 5
+
+
+@pytest.mark.parametrize(("lengths", "mean"), [("static", 10), ("uniform", 11.5), ("normal", 10), ("poisson", 10)])
+def test_expected_share_with_other_lengths(lengths: Lengths, mean: float) -> None:
+    """n spans of mean length m at random starts leave (1 - m / T)^n visible, a little less as no two start at the same frame."""
+    draw = rng()
+    shares = [span_mask(781, **SPANS, generator=draw, lengths=lengths, length_other=3).mean() for _ in range(1000)]
+    assert np.mean(shares) == pytest.approx(1 - (1 - mean / 781) ** (0.65 * 781 / 10), abs=0.012)
+
+
+@pytest.mark.parametrize("space", [0, 1, 5])
+@pytest.mark.parametrize("lengths", ["static", "poisson"])
+def test_spans_that_keep_apart(lengths: Lengths, space: int) -> None:
+    for seed in range(100):
+        mask = span_mask(200, **SPANS, generator=rng(seed), overlap=False, min_space=space, lengths=lengths)
+        gaps = runs(~mask)[int(not mask[0]) :][: -1 if not mask[-1] else None]  # between spans, not before and after
+        assert all(gap >= space for gap in gaps)
+        if lengths == "static" and space > 0:
+            assert set(runs(mask)) == {10}
+
+
+def test_spans_that_keep_apart_hide_all_that_was_asked_for() -> None:
+    draw = rng()
+    shares = [span_mask(781, **SPANS, generator=draw, overlap=False).mean() for _ in range(300)]
+    assert np.mean(shares) == pytest.approx(0.65, abs=0.01)
+
+
+def test_unequal_rows_before_equalising_and_after() -> None:
+    """Reference.md 2.5: .490 of the frames before, .456 after eight rows were cut to the shortest."""
+    draw = rng()
+    counts = np.array([[span_mask(781, **SPANS, generator=draw).sum() for _ in range(8)] for _ in range(300)])
+    assert counts.mean() / 781 == pytest.approx(0.490, abs=0.003)
+    assert counts.min(axis=1).mean() / 781 == pytest.approx(0.456, abs=0.004)
+
+
+def test_expected_count_of_channels() -> None:
+    count = expected_count(768, probability=0.5, span_frames=64, min_spans=0)
+    assert count / 768 == pytest.approx(0.325, abs=0.006)  # .404 before equalising
+
+
+def test_expected_count_of_other_lengths() -> None:
+    assert expected_count(781, **SPANS) == pytest.approx(0.456 * 781, abs=4)
+    assert expected_count(781, **SPANS, overlap=False) > expected_count(781, **SPANS, lengths="poisson") > 300
+
+
+def test_lengths_that_do_not_exist() -> None:
+    with pytest.raises(ConfigError, match=r"'poison'.*did you mean 'poisson'"):
+        span_mask(100, **SPANS, generator=rng(), lengths="poison")  # type: ignore[arg-type]
+
+
+def runs(mask: Mask) -> list[int]:
+    """Lengths of the stretches of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
+    return np.diff(edges)[::2].tolist()

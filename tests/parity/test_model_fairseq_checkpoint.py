@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.model.checkpoint import load_model, save_model
-from hubert_pretrain.model.fairseq import SPECIAL_SYMBOLS, Inert, conv_layers, load_fairseq, read_pickle
+from hubert_pretrain.model.dictionaries import SPECIAL_SYMBOLS
+from hubert_pretrain.model.fairseq import conv_layers, load_fairseq
+from hubert_pretrain.model.pickles import Inert, read_pickle
 
 
 @pytest.mark.parametrize("name", ["base", "large"])

@@ -91,3 +91,14 @@ def test_a_micro_batch_has_a_name_for_people(corpus: Corpus, plan: BatchPlan) ->
     text = describe_micro_batch(5, plan=plan, manifest=corpus.manifest)
     assert text.startswith("step 3, utterances u")
     assert corpus.manifest[int(plan.micro_batch(5).rows[0])].id in text
+
+
+def test_targets_of_several_codebooks_and_soft_ones(prepared: Workspace, corpus: Corpus, plan: BatchPlan) -> None:
+    store = TargetStore.open(prepared.folder("it1/label"))
+    plain, several, soft = source(prepared, corpus), source(prepared, corpus), source(prepared, corpus)
+    several.targets = lambda row: np.stack([store.targets(row), store.targets(row) + 1], axis=1)
+    soft.targets = lambda row: np.eye(5, dtype=np.float16)[store.targets(row)]
+    ids, both, shares = (each.tensors(plan.micro_batch(0), "mask")["targets"] for each in (plain, several, soft))
+    assert (both.dtype, shares.dtype) == (torch.int64, torch.float32)
+    assert torch.equal(both, torch.stack([ids, ids + 1], dim=2))
+    assert torch.equal(shares, torch.nn.functional.one_hot(ids, 5).float())

@@ -1,0 +1,63 @@
+"""What a checkpoint can be written as, and how each is compared with what it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubert_pretrain.errors import ConfigError, nearest
+from hubert_pretrain.export.fairseq import export_fairseq
+from hubert_pretrain.export.huggingface import export_huggingface
+from hubert_pretrain.export.onnx import compare_onnx, compare_torch, export_onnx, export_torch
+from hubert_pretrain.export.report import Report, bit_equal, compare, judged, our_outputs, probe
+from hubert_pretrain.export.s3prl import export_s3prl
+from hubert_pretrain.export.torchaudio import compare_torchaudio, export_torchaudio
+from hubert_pretrain.model.checkpoint import LoadedModel
+from hubert_pretrain.model.loader import load_checkpoint
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way out."""
+
+    file: str
+    """Name of its file in the folder of an export; empty when it is the folder itself."""
+    export: Callable[[Path, LoadedModel], None]
+    compare: Callable[[Path, LoadedModel], Report]
+    """With the library it is for, or where that cannot be installed (fairseq) with our own reading of the file."""
+    returns: bool = True
+    """Whether it can be read again."""
+
+    def check(self, path: Path, loaded: LoadedModel) -> tuple[Report, int]:
+        """The differences of every output, and the number of tensors that came back bit for bit (0 for formats that cannot be read).
+
+        Raises ArtefactError naming the first output or tensor that differs.
+        """
+        return self.compare(path, loaded), bit_equal(path, loaded, load_checkpoint(path)) if self.returns else 0
+
+
+def compare_with_itself(path: Path, loaded: LoadedModel) -> Report:
+    """The outputs of an export that was read again against those of what it was made from."""
+    import torch
+
+    back, waveform = load_checkpoint(path), probe(loaded)
+    with torch.inference_mode():
+        return judged(path, our_outputs(loaded, waveform), our_outputs(back, waveform), 0.0, "torch")
+
+
+FORMATS = {
+    "huggingface": Format("", export_huggingface, compare),
+    "fairseq": Format("checkpoint.pt", export_fairseq, compare_with_itself),
+    "s3prl": Format("converted.pt", export_s3prl, compare_with_itself),
+    "torchaudio": Format("hubert.pt", export_torchaudio, compare_torchaudio),
+    "onnx": Format("hubert.onnx", export_onnx, compare_onnx, returns=False),
+    "torch": Format("hubert.pt2", export_torch, compare_torch, returns=False),
+}
+
+
+def format_named(name: str) -> Format:
+    """Raises ConfigError naming the nearest when there is none."""
+    if name not in FORMATS:
+        raise ConfigError(f"export.format={name}: expected one of {', '.join(FORMATS)}{nearest(name, list(FORMATS))}")
+    return FORMATS[name]

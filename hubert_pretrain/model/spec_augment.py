@@ -1,0 +1,101 @@
+"""The masks that `transformers` draws when an exported model is trained there (`_compute_mask_indices`), seeded.
+
+Pretraining and fine-tuning here draw theirs with model/masking.py, the reference's sampler. This one is for continuing, or repeating,
+what `transformers` does: it differs in that all rows share one rounding, that spans lie wholly inside their row, that there are never
+more than fit side by side, and that rows are not made equal. NumPy only. B utterances, T frames, D width; True = hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hubert_pretrain.errors import ConfigError, DataError
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SpecAugment:
+    """The fields of `transformers.HubertConfig` of these names, with its defaults. Masks are drawn in training only."""
+
+    apply_spec_augment: bool = True
+    mask_time_prob: float = 0.05
+    mask_time_length: int = 10
+    mask_time_min_masks: int = 2
+    mask_feature_prob: float = 0.0
+    mask_feature_length: int = 10
+    mask_feature_min_masks: int = 0
+
+    def draw(
+        self, rows: int, num_frames: int, width: int, *, generator: np.random.Generator, valid_frames: Sequence[int] | None = None
+    ) -> tuple[Mask | None, Mask | None]:
+        """The arguments `mask` (B, T) and `channel_mask` (B, D) of Hubert.forward; None where a probability is 0.
+
+        `valid_frames`: real frames of each row, to keep spans out of padding. HubertModel does not do so, whatever its attention mask
+        says: leave it out to repeat what `transformers` does.
+        """
+        time, channels = None, None
+        if self.apply_spec_augment and self.mask_time_prob > 0:
+            time = span_masks(
+                (rows, num_frames),
+                probability=self.mask_time_prob,
+                span=self.mask_time_length,
+                min_spans=self.mask_time_min_masks,
+                generator=generator,
+                lengths=valid_frames,
+            )
+        if self.apply_spec_augment and self.mask_feature_prob > 0:
+            channels = span_masks(
+                (rows, width),
+                probability=self.mask_feature_prob,
+                span=self.mask_feature_length,
+                min_spans=self.mask_feature_min_masks,
+                generator=generator,
+            )
+        return time, channels
+
+
+def span_masks(
+    shape: tuple[int, int],
+    *,
+    probability: float,
+    span: int,
+    min_spans: int,
+    generator: np.random.Generator,
+    lengths: Sequence[int] | None = None,
+) -> Mask:
+    """(B, T) bool: spans at random starts, which may overlap. `lengths`: (B,) positions of each row that may be hidden.
+
+    Draws in the same order as `transformers`: with `np.random.RandomState(seed)` in place of the generator the masks are those that it
+    draws after `np.random.seed(seed)`. Raises ConfigError for a span of no length, DataError for rows shorter than one span.
+    """
+    rows, size = shape
+    if span < 1:
+        raise ConfigError(f"spans of {span} positions cannot be hidden; mask_time_length and mask_feature_length must be at least 1")
+    if span > size:
+        raise DataError(f"spans of {span} positions do not fit rows of {size}; leave shorter utterances out or choose shorter spans")
+    rounding = float(generator.random())  # one for all rows
+    mask = np.zeros(shape, dtype=np.bool_)
+    most = _count(size, size, probability, span, min_spans, rounding)
+    if most == 0:
+        return mask
+    for row, length in enumerate([size] * rows if lengths is None else lengths):
+        count = _count(length, size, probability, span, min_spans, rounding)
+        starts = generator.choice(np.arange(length - (span - 1)), count, replace=False) if length >= span else np.array([], dtype=int)
+        if count == 0:
+            starts = np.array([size - 1])  # their filling for a row with no span: the last position, which is padding then
+        hidden = starts[:, None] + np.arange(span)
+        mask[row, np.minimum(hidden, size - 1)] = True
+    return mask
+
+
+def _count(length: int, size: int, probability: float, span: int, min_spans: int, rounding: float) -> int:
+    """Spans in a row of `length` of `size` positions: no more than fit into `size` side by side, nor than there are starts."""
+    count = max(int(probability * length / span + rounding), min_spans)
+    if count * span > size:
+        count = size // span
+    return min(count, max(length - (span - 1), 0))

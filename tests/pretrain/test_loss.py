@@ -1,0 +1,80 @@
+"""What the loss costs: never more than the scores of the chosen frames, and no question that a device would have to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hubert_pretrain.model.pretraining_head import CodebookHead, SoftmaxHead
+from hubert_pretrain.pretrain.loss import PretrainLoss, Supervised, masked_prediction_loss
+
+B, T, D, HIDDEN = 4, 50, 16, 20
+CLUSTERS = [60, 40]
+
+
+def prepare(kind: str, device: str, **weights: Any) -> Callable[[], PretrainLoss]:
+    """Everything but the loss: two codebooks, two layers, their targets."""
+    with torch.device(device):
+        head = SoftmaxHead(D, CLUSTERS) if kind == "softmax" else CodebookHead(D, 8, CLUSTERS)
+    encoded = torch.randn(B, T, D, device=device, requires_grad=True)
+    layers = [Supervised(head, encoded, 0.5), Supervised(head, encoded * 2)]
+    mask = torch.zeros(B, T, dtype=torch.bool, device=device)
+    mask[:, :HIDDEN] = True
+    hard, soft = torch.zeros(B, T, 2, dtype=torch.long, device=device), torch.full((B, T, sum(CLUSTERS)), 0.01, device=device)
+    sizes = {"n_clusters": CLUSTERS, "masked_frames": B * HIDDEN, "normaliser": B * HIDDEN}
+    penalty = torch.zeros((), device=device)
+    return partial(masked_prediction_loss, layers, soft if kind == "soft" else hard, mask, penalty, **sizes, **weights)
+
+
+@pytest.mark.parametrize("weights", [{}, {"unmasked_weight": 0.5}, {"measure_unmasked": True}])
+@pytest.mark.parametrize("kind", ["hard", "soft", "softmax"])
+def test_a_gpu_is_never_waited_for(kind: str, weights: dict[str, Any]) -> None:
+    """Fake CUDA tensors have shapes and no values: anything whose size or branch depends on a value raises."""
+    with FakeTensorMode():
+        result = prepare(kind, "cuda", **weights)()
+    assert result.loss.shape == result.masked.correct.shape == ()
+    assert result.loss.device.type == "cuda"
+
+
+class Sizes(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation made, not counting views."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        known = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in known:
+                self.largest = max(self.largest, leaf.numel())
+        return made
+
+
+@pytest.mark.parametrize("kind", ["hard", "softmax"])
+def test_nothing_is_larger_than_the_scores_of_the_hidden_frames(kind: str) -> None:
+    loss = prepare(kind, "cpu")
+    with Sizes() as sizes:
+        loss().loss.backward()
+    assert sizes.largest == B * HIDDEN * sum(CLUSTERS)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_a_real_gpu_is_never_waited_for(kind: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    loss = prepare(kind, "cuda", unmasked_weight=0.5)
+    loss().loss.backward()  # the first time libraries are loaded
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss().loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

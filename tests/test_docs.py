@@ -1,0 +1,103 @@
+"""The Python in README.md runs as it stands, against a tiny run made on the spot."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from omegaconf import OmegaConf
+
+from hubert_pretrain.clustering.codebook import Codebook
+from hubert_pretrain.features.hubert_layer import HubertLayer
+from hubert_pretrain.finetune.text import Vocabulary
+from hubert_pretrain.frames import MODEL_GRID
+from hubert_pretrain.model.checkpoint import save_model
+from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import CodebookHead, LetterHead
+from hubert_pretrain.model.hubert import Hubert
+
+SECTIONS = ["Load any checkpoint", "Hidden states of a layer", "Units of a recording", "Transcription"]
+SAMPLES_AT_8_KHZ = 8000
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `speech.wav` and `runs/demo`, as the documents suppose."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("place")
+    run = folder / "runs" / "demo"
+    sizes = {"conv_dim": [8] * 7, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
+    config = HubertConfig(**sizes, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2)  # type: ignore[arg-type]
+    for stage in ("it1/pretrain", "it2/pretrain"):
+        save_model(run / stage, Hubert(config), head=CodebookHead(16, 8, 5))
+    letters = Vocabulary.of_texts(["ABC"])
+    save_model(run / "finetune/letters", Hubert(config), head=LetterHead(16, len(letters)), extra={"vocabulary": list(letters.symbols)})
+    Codebook(torch.randn(5, 16), HubertLayer(run / "it1/pretrain", 1).fingerprint(), MODEL_GRID).save(run / "it2/cluster")
+    soundfile.write(folder / "speech.wav", np.random.default_rng(0).normal(0, 0.1, SAMPLES_AT_8_KHZ), 8000)
+    return folder
+
+
+def snippets(document: Path) -> dict[str, str]:
+    """The Python under each heading."""
+    found: dict[str, str] = {}
+    for section in document.read_text().split("\n### ")[1:]:
+        heading = section.split("\n")[0]
+        for number, block in enumerate(re.findall(r"```python\n(.*?)```", section, re.DOTALL)):
+            found[heading + f" ({number})" * bool(number)] = block
+    return found
+
+
+@pytest.fixture
+def ran(place: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def run(section: str) -> dict[str, Any]:
+        monkeypatch.chdir(place)
+        variables: dict[str, Any] = {}
+        exec(snippets(repository / "README.md")[section], variables)
+        return variables
+
+    return run
+
+
+def test_there_are_no_others_and_each_is_short(repository: Path) -> None:
+    found = snippets(repository / "README.md")
+    assert list(found) == SECTIONS
+    for section, code in found.items():
+        assert len([line for line in code.splitlines() if line.strip()]) <= 6, section
+
+
+def test_load(ran: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    variables = ran("Load any checkpoint")
+    assert capsys.readouterr().out == "pretrain 3 layers\n"
+    assert variables["head"](torch.randn(2, 16)).shape == (2, 5)
+
+
+def test_hidden_states(ran: Any) -> None:
+    variables = ran("Hidden states of a layer")
+    states = variables["states"]
+    frames = MODEL_GRID.num_frames(2 * SAMPLES_AT_8_KHZ)
+    assert [tuple(state.shape) for state in states] == [(1, frames, 16)] * 3
+    assert torch.equal(variables["model"](variables["waveform"], layers=2).last, states[1])
+
+
+def test_units(ran: Any, place: Path) -> None:
+    variables = ran("Units of a recording")
+    assert len(variables["units"]) == MODEL_GRID.num_frames(2 * SAMPLES_AT_8_KHZ)
+    assert set(variables["units"]) <= set(range(5))
+    Codebook.load(place / "runs/demo/it2/cluster").check_features(HubertLayer(place / "runs/demo/it1/pretrain", 1))
+
+
+def test_transcription(ran: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    text = ran("Transcription")["recognise"].transcribe("speech.wav")
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_the_units_are_those_of_the_demo(repository: Path) -> None:
+    """A codebook read with another layer gives ids, but not of anything."""
+    features = OmegaConf.load(repository / "recipes" / "demo" / "recipe.yaml").iterations.it2.features
+    code = snippets(repository / "README.md")["Units of a recording"]
+    assert f'HubertLayer("runs/demo/{features.checkpoint}", layer={features.layer})' in code
