@@ -23,6 +23,15 @@ STAGES = [
     "finetune/voices",
     "export",
 ]
+UNDER_WAY = {
+    "prepare": "audio/**/*.wav",
+    "cluster": "partial.json",
+    "label": "targets.bin",
+    "pretrain": "checkpoints/*.sha256",
+    "finetune": "checkpoints/*.sha256",
+    "export": "finetune/*",
+}
+"""What a stage's partial folder holds when its work has begun but is far from over (k-means leaves nothing before its end)."""
 SAME_AFTER_A_KILL = ["manifest.arrow", "alignments.arrow", "codebook.safetensors", "targets.bin", "model.safetensors", "hypotheses.tsv"]
 
 
@@ -134,18 +143,16 @@ def test_exported_model_transcribes_as_our_own_decoder(loop: tuple[Path, str, fl
 @pytest.fixture(scope="module")
 def disturbed(loop: tuple[Path, str, float]) -> Path:
     """The same run, killed with -9 in the middle of every stage: the driver in odd stages, the stage's own process in even ones."""
-    undisturbed, _, _ = loop
-    work_dir = undisturbed.parent.parent / "disturbed" / "run"
+    work_dir = loop[0].parent.parent / "disturbed" / "run"
     work_dir.parent.mkdir(exist_ok=True)
     for number, stage in enumerate(STAGES):
         process = start(work_dir)
-        partial = work_dir / f"{stage}.partial" / "partial.json"
+        evidence = UNDER_WAY[next(verb for verb in UNDER_WAY if verb in stage)]
         deadline = time.monotonic() + 300
-        while not partial.exists():
+        while not any((work_dir / f"{stage}.partial").glob(evidence)):
             assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(0.6 * meta(undisturbed, stage)["seconds"])
+            assert time.monotonic() < deadline, f"{stage} never got so far as to leave {evidence}"
+            time.sleep(0.005)
         victim = process.pid if number % 2 else _child(process.pid)
         os.kill(victim, signal.SIGKILL)
         output, _ = process.communicate(timeout=60)

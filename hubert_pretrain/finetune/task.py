@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from hubert_pretrain.model.heads import ClassificationHead, LetterHead
     from hubert_pretrain.model.hubert import HubertOutput
 
+_BLANKS = str.maketrans("\t\r\n", "   ")
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -101,4 +103,4 @@ def strings(manifest: Manifest, column: str, rows: NDArray[np.int64]) -> list[st
 
 def tab_separated(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
     """A table as text, one line per row; tabs and line breaks inside a cell become spaces."""
-    return "".join("\t".join(" ".join(str(cell).split()) for cell in line) + "\n" for line in [header, *lines])
+    return "".join("\t".join(str(cell).translate(_BLANKS) for cell in line) + "\n" for line in [header, *lines])
