@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from hubert_pretrain.config import FinetuneConfig, LossConfig, PretrainConfig, Recipe, TrainerConfig
+from hubert_pretrain.config import FinetuneConfig, LossConfig, MaskConfig, PretrainConfig, Recipe, TrainerConfig
 from hubert_pretrain.errors import ConfigError, nearest
 from hubert_pretrain.frames import samples
+from hubert_pretrain.model.config import ATTENTIONS, SPAN_LENGTHS
 
 
 def check(recipe: Recipe) -> None:
@@ -20,8 +21,12 @@ def check(recipe: Recipe) -> None:
         if n_clusters > 2**16:
             raise ConfigError(f"{key}={n_clusters}: targets are 16-bit, so at most {2**16}")
         _check_pretrain(f"iterations.{name}.pretrain", iteration.pretrain, recipe)
+    _check_attention("model", recipe.model.attention_dropout, recipe.trainer)
     for name, task in recipe.finetune.items():
         _check_batches(f"finetune.{name}", task, recipe.trainer)
+        _check_attention(f"finetune.{name}", task.attention_dropout, recipe.trainer)
+        for mask in ("mask", "channel_mask"):
+            _check_spans(f"finetune.{name}.{mask}", getattr(task, mask))
         if task.warmup_fraction + task.hold_fraction > 1:
             raise ConfigError(f"finetune.{name}: warmup_fraction + hold_fraction is above 1; nothing is left for the decay")
 
@@ -43,6 +48,7 @@ def _check_pretrain(key: str, config: PretrainConfig, recipe: Recipe) -> None:
         )
     if not 0 < config.mask.probability <= 1:
         raise ConfigError(f"{key}.mask.probability={config.mask.probability}: expected a share above 0 and up to 1")
+    _check_spans(f"{key}.mask", config.mask)
     _check_loss(f"{key}.loss", config.loss, recipe.model.num_hidden_layers)
 
 
@@ -64,6 +70,29 @@ def _check_loss(key: str, config: LossConfig, depth: int) -> None:
     for name, values in (("layer_weights", weights), ("temperature", [config.temperature])):
         for value in values:
             _positive(f"{key}.{name}", value)
+
+
+def _check_spans(key: str, config: MaskConfig) -> None:
+    if config.lengths not in SPAN_LENGTHS:
+        found = f"{key}.lengths={config.lengths!r}"
+        raise ConfigError(f"{found}: expected one of {', '.join(SPAN_LENGTHS)}{nearest(config.lengths, SPAN_LENGTHS)}")
+    _positive(f"{key}.span_frames", config.span_frames)
+    for name in ("length_other", "min_space", "min_spans"):
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{key}.{name}={getattr(config, name)}: expected 0 or more")
+    if config.lengths == "uniform" and config.length_other > 2 * config.span_frames:
+        raise ConfigError(
+            f"{key}.length_other={config.length_other} is the shortest span of lengths=uniform, above the longest, "
+            f"2 x span_frames={2 * config.span_frames}; lower it"
+        )
+
+
+def _check_attention(key: str, dropout: float, trainer: TrainerConfig) -> None:
+    name = trainer.attention
+    if name not in ATTENTIONS:
+        raise ConfigError(f"trainer.attention={name!r}: expected one of {', '.join(ATTENTIONS)}{nearest(name, ATTENTIONS)}")
+    if name == "flex" and dropout > 0:
+        raise ConfigError(f"trainer.attention=flex has no dropout, but {key}.attention_dropout={dropout}; set that to 0 or choose sdpa")
 
 
 def _check_batches(key: str, config: PretrainConfig | FinetuneConfig, trainer: TrainerConfig) -> None:

@@ -47,6 +47,10 @@ class MaskConfig:
     probability: float = 0.8  # expected share of frames that start inside a span, before overlaps [mask_prob]
     span_frames: int = 10  # [mask_length]
     min_spans: int = 2
+    lengths: str = "static"  # of spans: static, uniform, normal or poisson, see model/masking.py [mask_selection]
+    length_other: float = 0.0  # the second number of uniform (shortest) and normal (standard deviation) [mask_other]
+    overlap: bool = True  # whether spans may overlap [not no_mask_overlap]
+    min_space: int = 1  # visible frames between spans that may not overlap [mask_min_space]
 
 
 @dataclass
@@ -101,7 +105,7 @@ class FinetuneConfig:
     """Checkpoint + labels -> task model."""
 
     task: Any = MISSING  # `_target_` of a class in finetune/ (ctc, classify) and its own values
-    checkpoint: str = MISSING  # a stage of this run ("it2/pretrain") or the folder of a checkpoint
+    checkpoint: str = MISSING  # a stage of this run ("it2/pretrain"), or any pretrained checkpoint (docs/checkpoints.md)
     train_split: str = "train"
     valid_split: str = "valid"
     test_split: str = "test"
@@ -119,6 +123,7 @@ class FinetuneConfig:
     clip_norm: float = 10.0
     freeze_encoder_steps: int = 0  # only the new head learns until then [freeze_finetune_updates]
     conv_gradient_scale: float = 0.0  # 0: the conv encoder is frozen throughout [feature_grad_mult]
+    norm_over_valid: bool = False  # a norm over time (Base) leaves padding out, as no other implementation does
     hidden_dropout: float = 0.0  # dropouts replace those of pretraining
     attention_dropout: float = 0.0
     activation_dropout: float = 0.1
@@ -136,7 +141,7 @@ class ExportConfig:
     """Checkpoint -> what others load."""
 
     format: str = "huggingface"
-    checkpoints: list[str] = field(default_factory=list)  # stages of this run; the first is the one that `summary.json` names
+    checkpoints: list[str] = field(default_factory=list)  # stages or other checkpoints; the first is what `summary.json` names
 
 
 @dataclass
@@ -150,6 +155,8 @@ class TrainerConfig:
     precision: str = "auto"  # auto: bf16-mixed on a GPU, 32-true elsewhere; or any name Lightning knows
     loader_workers: int = 2  # processes per device that decode audio
     threads: int = 0  # CPU threads per process; 0: torch's choice
+    attention: str = "sdpa"  # how attention is computed: sdpa, eager or (CUDA, without attention dropout) flex, see model/attention.py
+    recompute: bool = False  # gradient checkpointing: layers run again for their gradients, less memory for a third more time
     progress_bar: bool = True
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import hashlib
 import json
 import os
 import platform
@@ -81,16 +83,19 @@ class Workspace:
         return open_artefact(self.folder(stage))
 
     def resolve(self, reference: str) -> Artefact:
-        """The artefact a recipe refers to: a stage of this run ("it1/pretrain"), or the folder of one made elsewhere."""
+        """The artefact a recipe refers to: a stage of this run ("it1/pretrain"), the folder of one made elsewhere, or a checkpoint that no
+        stage made, a file or a folder with a config.json, whose fingerprint is a hash of its files."""
         if self.is_done(reference):
             return self.artefact(reference)
         path = Path(reference).expanduser().absolute()
-        if not (path / META).is_file():
-            raise ArtefactError(
-                f"{reference!r} is neither a finished stage of {self.root} nor a folder with a {META}; "
-                "name a stage such as 'it1/pretrain' or the folder of a finished one"
-            )
-        return open_artefact(path)
+        if (path / META).is_file():
+            return open_artefact(path)
+        if path.is_file() or ((path / "config.json").is_file() and not (path / PARTIAL_META).exists()):
+            return Artefact(path, {"fingerprint": external_fingerprint(path), "facts": {}})
+        raise ArtefactError(
+            f"{reference!r} is neither a finished stage of {self.root} nor a folder with a {META} nor a checkpoint of another project; "
+            "name a stage such as 'it1/pretrain', the folder of a finished one, or a checkpoint"
+        )
 
     @contextlib.contextmanager
     def lock(self, stage: str) -> Iterator[None]:
@@ -157,6 +162,23 @@ def open_artefact(path: Path) -> Artefact:
     if meta is None:
         raise ArtefactError(f"{path}: has no readable {META}, so it was never finished; delete it and run its stage again")
     return Artefact(path=path, meta=meta)
+
+
+def external_fingerprint(path: Path) -> str:
+    """SHA-256, shortened, of a file, or of the files that lie directly in a folder with their names."""
+    files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())
+    hashes = [(each.name if path.is_dir() else "", _sha256(each, each.stat().st_size, each.stat().st_mtime_ns)) for each in files]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(path: Path, size: int, modified: int) -> str:
+    """Of a file that had this size when it was modified then: a large checkpoint is read once per process."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def differing_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -96,6 +96,36 @@ def test_resolve_takes_stages_and_folders(workspace: Workspace, tmp_path: Path) 
         other.resolve("it9/pretrain")
 
 
+def test_resolve_takes_checkpoints_that_no_stage_made(workspace: Workspace, tmp_path: Path) -> None:
+    """A file, or a folder with a config.json: the fingerprint follows what is in them, not where they lie."""
+    folder, again = tmp_path / "hubert", tmp_path / "copy"
+    for place in (folder, again):
+        place.mkdir()
+        (place / "config.json").write_text("{}")
+        (place / "model.safetensors").write_bytes(b"weights")
+    found = workspace.resolve(str(folder))
+    assert (found.path, found.facts) == (folder, {})
+    assert found.fingerprint == workspace.resolve(str(again)).fingerprint
+    (again / "model.safetensors").write_bytes(b"others!")
+    assert found.fingerprint != workspace.resolve(str(again)).fingerprint
+    (again / "model.safetensors").rename(again / "model.bin")
+    file = folder / "model.safetensors"
+    before = workspace.resolve(str(file)).fingerprint
+    file.write_bytes(b"other weights")
+    assert before != workspace.resolve(str(file)).fingerprint
+
+
+def test_resolve_refuses_what_is_no_checkpoint_or_not_finished(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "music").mkdir()
+    with pytest.raises(ArtefactError, match="nor a checkpoint of another project"):
+        workspace.resolve(str(tmp_path / "music"))
+    folder = workspace.begin("it1/pretrain", "a", CONFIG)
+    (folder / "config.json").write_text("{}")
+    for place in (folder, folder.rename(workspace.folder("it1/pretrain"))):  # interrupted; killed before meta.json
+        with pytest.raises(ArtefactError, match="neither a finished stage"):
+            workspace.resolve(str(place))
+
+
 def _hold(root: Path, ready: multiprocessing.Event, release: multiprocessing.Event) -> None:  # type: ignore[valid-type]
     with Workspace(root).lock("prepare"):
         ready.set()

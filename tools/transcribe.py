@@ -1,4 +1,4 @@
-"""Speech files -> text, with a model that stage finetune/* wrote: python tools/transcribe.py runs/demo/finetune/letters speech.wav."""
+"""Speech files -> text: python tools/transcribe.py runs/demo/finetune/letters speech.wav, or with any letter model that can be read."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Prints one line per file, `path<TAB>text`. A file that cannot be read is named on stderr and makes the exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="folder of a letter fine-tuning, such as runs/demo/finetune/letters")
+    parser.add_argument("model", help="letter model, such as runs/demo/finetune/letters, a folder of transformers, a *.pt of fairseq")
     parser.add_argument("files", nargs="+", metavar="file", help="audio of any rate: wav, flac, ogg, opus, mp3")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument("--dictionary", help="dict.ltr.txt, for a model that does not say its letters")
     options = parser.parse_args(arguments)
 
     from hubert_pretrain.finetune.predict import Recogniser
 
     try:
-        recogniser = Recogniser.load(options.model, options.device)
+        recogniser = Recogniser.load(options.model, options.device, dictionary=options.dictionary)
     except HubertPretrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -81,7 +81,7 @@ class Manifest:
         self._num_rows = int(batch.num_rows)
         # Kept, because making these views takes longer than reading a row.
         self._columns: dict[str, pa.Array] = dict(zip(_TYPES, batch.columns, strict=True))
-        self.root = root or Path(metadata["root"])
+        self.root = root or path.parent / metadata["root"]
         self.fingerprint = metadata["fingerprint"]
         self._ranges: dict[str, list[int]] = json.loads(metadata["splits"])
 
@@ -167,7 +167,7 @@ def write_manifest(path: Path, utterances: Iterable[Utterance], root: str | Path
     columns = {name: _column(ordered, name, home, root) for name in _TYPES}
     metadata = {
         "format": FORMAT,
-        "root": str(root),
+        "root": "." if root == home else str(root),  # a corpus that lies beside its manifest moves with it
         "splits": json.dumps(_ranges([utterance.split for utterance in ordered])),
         "fingerprint": _fingerprint(columns),
     }

@@ -17,17 +17,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.model.checkpoint import WEIGHTS, LoadedModel, save_tensors
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.huggingface import CARRIED_FILE, PRETRAINING_HEAD
+from hubert_pretrain.model.huggingface import CARRIED_FILE, ELSEWHERE, KEPT, PRETRAINING_HEAD
+from hubert_pretrain.model.importing import new_mask_embedding
 from hubert_pretrain.model.naming import FAIRSEQ_HEAD, TRANSFORMERS, TRANSFORMERS_CLASSES, TRANSFORMERS_LETTERS, rename_out
 from hubert_pretrain.workspace import write_json
 
@@ -76,14 +79,23 @@ def import_transformers() -> Any:
         for module in (transformers.utils, transformers.utils.import_utils):
             module.is_torchaudio_available = lambda: False  # type: ignore[attr-defined]
         sys.modules.pop("torchaudio", None)
-    import transformers
+    # With torchao installed, loading the models imports it, and its import makes torch warn of what only its makers can change.
+    noisy = logging.getLogger("torch.utils._pytree")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        import transformers
 
+        assert transformers.HubertModel is not None  # loads the models now
+    finally:
+        noisy.setLevel(level)
     return transformers
 
 
 def _config(loaded: LoadedModel) -> dict[str, Any]:
     ours = loaded.model.config
     fields: dict[str, Any] = {name: value for name, value in dataclasses.asdict(ours).items() if name not in _OURS_ALONE}
+    fields |= {name: value for name, value in loaded.extra.get(ELSEWHERE, {}).items() if name in KEPT}
     fields |= {"architectures": [ARCHITECTURES[loaded.kind]], "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     if loaded.kind == "ctc":
         vocabulary = _vocabulary(loaded)
@@ -99,6 +111,9 @@ def _config(loaded: LoadedModel) -> dict[str, Any]:
 
 def _weights(loaded: LoadedModel) -> dict[str, Tensor]:
     encoder = rename_out(loaded.model.state_dict(), TRANSFORMERS)
+    kept, made_anew = loaded.extra.get(ELSEWHERE, {}), new_mask_embedding(loaded.model.config.hidden_size)
+    if kept.get("mask_time_prob") == kept.get("mask_feature_prob") == 0 and torch.equal(encoder["masked_spec_embed"], made_anew):
+        del encoder["masked_spec_embed"]  # it came without, and `transformers` has none with these values
     if loaded.kind == "pretrain":
         return encoder
     return {f"hubert.{name}": tensor for name, tensor in encoder.items()} | rename_out(loaded.head_state, _HEAD_RULES[loaded.kind])

@@ -113,7 +113,7 @@ def our_outputs(loaded: LoadedModel, waveform: Tensor) -> dict[str, Tensor]:
 
 
 def _their_outputs(folder: str | Path, loaded: LoadedModel, waveform: Tensor) -> dict[str, Tensor]:
-    model = _load_quietly(getattr(import_transformers(), ARCHITECTURES[loaded.kind]), folder)
+    model = load_quietly(getattr(import_transformers(), ARCHITECTURES[loaded.kind]), folder)
     encoder = getattr(model, "hubert", model)
     states: list[Tensor] = []
     # Hooks instead of `output_hidden_states`, whose last entry means different things in 4.57 and 5.x for pre-norm models.
@@ -125,7 +125,7 @@ def _their_outputs(folder: str | Path, loaded: LoadedModel, waveform: Tensor) ->
     return named if model is encoder else {**named, "logits": model(waveform).logits}
 
 
-def _load_quietly(architecture: Any, folder: str | Path) -> Any:
+def load_quietly(architecture: Any, folder: str | Path) -> Any:
     """The model in eval mode, without the library's progress bar."""
     from transformers.utils import logging
 

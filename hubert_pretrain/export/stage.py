@@ -9,7 +9,7 @@ from hubert_pretrain.config import Recipe
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.export.formats import format_named
 from hubert_pretrain.export.report import Report
-from hubert_pretrain.model.checkpoint import load_model
+from hubert_pretrain.model.loader import load_checkpoint
 from hubert_pretrain.workspace import Workspace, write_json
 
 
@@ -20,7 +20,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     names: dict[str, str] = {}
     for reference in recipe.export.checkpoints:
         source = workspace.resolve(reference).path
-        loaded = load_model(source)
+        loaded = load_checkpoint(source)
         name = "/".join(source.parts[-2:])  # it2/pretrain, finetune/letters, also of another run
         if name in names.values():
             raise ConfigError(f"export.checkpoints names two folders that end in {name}; export one of them in a run of its own")

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.frames import FrameGrid, samples
-from hubert_pretrain.model.checkpoint import WEIGHTS, load_model
+from hubert_pretrain.model.checkpoint import WEIGHTS
 from hubert_pretrain.model.conv_encoder import ConvLayer, TimeNorm
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.loader import load_checkpoint
 
 
 class HubertLayer(nn.Module):
@@ -33,7 +34,7 @@ class HubertLayer(nn.Module):
     def __init__(self, checkpoint: str | Path, layer: int, *, chunk_seconds: float = 60.0, context_seconds: float = 5.0) -> None:
         """
         Args:
-            checkpoint: folder of a checkpoint.
+            checkpoint: folder of a run, or any other checkpoint that model/loader.py reads.
             layer: which block, 1 to the number of layers.
             chunk_seconds: longest stretch that attention sees at once.
             context_seconds: what is thrown away at each inner end of a chunk.
@@ -42,7 +43,7 @@ class HubertLayer(nn.Module):
             ConfigError: the model has no such layer, or the context leaves nothing of a chunk.
         """
         super().__init__()
-        self.model: Hubert = load_model(Path(checkpoint)).model.eval().requires_grad_(False)
+        self.model: Hubert = load_checkpoint(checkpoint).model.eval().requires_grad_(False)
         depth = self.model.config.num_hidden_layers
         if not 1 <= layer <= depth:
             raise ConfigError(f"{checkpoint}: features.layer={layer}, but the model has layers 1 to {depth}; choose one of them")
@@ -51,7 +52,7 @@ class HubertLayer(nn.Module):
         self.context_frames = round(context_seconds * self.grid.frames_per_second)
         if self.chunk_frames <= 2 * self.context_frames:
             raise ConfigError(f"chunk_seconds={chunk_seconds} must be more than twice context_seconds={context_seconds}")
-        self._sha256 = file_sha256(Path(checkpoint) / WEIGHTS)
+        self._sha256 = weights_sha256(Path(checkpoint))
 
     @property
     def grid(self) -> FrameGrid:
@@ -160,6 +161,16 @@ def chunks(num_frames: int, chunk_frames: int, context_frames: int) -> list[Chun
         plan.append(Chunk(start, stop, kept, keep_stop))
         kept = keep_stop
     return plan
+
+
+def weights_sha256(checkpoint: Path) -> str:
+    """SHA-256 of the weights: of `model.safetensors` in a folder that has one, of a file itself, else of all files of a folder together."""
+    if checkpoint.is_file():
+        return file_sha256(checkpoint)
+    if (checkpoint / WEIGHTS).is_file():
+        return file_sha256(checkpoint / WEIGHTS)
+    listed = [f"{file_sha256(path)}  {path.name}\n" for path in sorted(checkpoint.iterdir()) if path.is_file()]
+    return hashlib.sha256("".join(listed).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hubert_pretrain.data.manifest import Manifest
-from hubert_pretrain.errors import DataError
+from hubert_pretrain.errors import ConfigError, DataError, nearest
 from hubert_pretrain.finetune.decode import BLANK_ID, greedy
 from hubert_pretrain.finetune.metrics import letter_error_rate, word_error_rate
 from hubert_pretrain.finetune.task import Examples, strings, tab_separated
@@ -22,8 +22,10 @@ from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import LetterHead
 from hubert_pretrain.model.hubert import HubertOutput
+from hubert_pretrain.model.huggingface import ELSEWHERE
 
 Rows = NDArray[np.int64]
+REDUCTIONS = ["sum", "mean"]
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +36,21 @@ class CtcTask:
     kind = "ctc"
     every_layer = False
 
-    def __init__(self, *, final_dropout: float = 0.0, max_dropped_fraction: float = 0.01) -> None:
+    def __init__(
+        self, *, final_dropout: float = 0.0, max_dropped_fraction: float = 0.01, reduction: str = "sum", zero_infinity: bool = True
+    ) -> None:
         """
         Args:
             final_dropout: before the output layer.
             max_dropped_fraction: training utterances without a transcript, or with one that their frames cannot spell, are left out
                 and counted; a larger share of them is an error.
+            reduction, zero_infinity: see `ctc_loss`; they go into the exported config.json as ctc_loss_reduction and ctc_zero_infinity.
         """
+        if reduction not in REDUCTIONS:
+            raise ConfigError(f"task.reduction={reduction!r}: expected one of {', '.join(REDUCTIONS)}{nearest(reduction, REDUCTIONS)}")
         self.final_dropout = final_dropout
         self.max_dropped_fraction = max_dropped_fraction
+        self.reduction, self.zero_infinity = reduction, zero_infinity
         self.vocabulary: Vocabulary | None = None
 
     def fit(self, manifest: Manifest, rows: Rows, grid: FrameGrid) -> Examples:
@@ -74,8 +82,9 @@ class CtcTask:
         return head(output.last)
 
     def loss(self, logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor) -> Tensor:
-        """See `ctc_loss`."""
-        return ctc_loss(logits, num_frames, labels, label_lengths)
+        """See `ctc_loss`. Summed over utterances either way."""
+        loss = ctc_loss(logits, num_frames, labels, label_lengths, reduction=self.reduction, zero_infinity=self.zero_infinity)
+        return loss * len(logits) if self.reduction == "mean" else loss
 
     def predict(self, logits: Tensor) -> str:
         """The text of the best path of one utterance, ``logits`` (1, T, V)."""
@@ -86,8 +95,9 @@ class CtcTask:
         return {"wer": word_error_rate(references, predictions), "cer": letter_error_rate(references, predictions)}
 
     def card(self) -> dict[str, Any]:
-        """The vocabulary; its first symbol is the blank."""
-        return {"vocabulary": list(self._vocabulary.symbols)}
+        """The vocabulary, its first symbol is the blank; and how the loss was reduced, under the names of `transformers`."""
+        loss = {"ctc_loss_reduction": self.reduction, "ctc_zero_infinity": self.zero_infinity}
+        return {"vocabulary": list(self._vocabulary.symbols), ELSEWHERE: loss}
 
     def table(self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]) -> tuple[str, str]:
         """hypotheses.tsv, with the word error rate of each utterance."""

@@ -18,7 +18,7 @@ from hubert_pretrain.distributed import share
 from hubert_pretrain.finetune.batches import PaddedPlan
 from hubert_pretrain.finetune.task import Examples, strings
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.masking import span_mask
+from hubert_pretrain.model.masking import Lengths, span_mask
 from hubert_pretrain.seeds import generator
 from hubert_pretrain.training.loading import FromStep, loader
 
@@ -32,20 +32,24 @@ class Masking:
     probability: float
     span_frames: int
     min_spans: int
+    lengths: Lengths = "static"
+    length_other: float = 0.0
+    overlap: bool = True
+    min_space: int = 1
 
     def draw(self, length: int, source: np.random.Generator) -> NDArray[np.bool_]:
         """(length,) bool, True = hidden."""
         if self.probability == 0:
             return np.zeros(length, dtype=np.bool_)
-        return span_mask(length, probability=self.probability, span_frames=self.span_frames, min_spans=self.min_spans, generator=source)
+        return span_mask(length, **vars(self), generator=source)
 
 
 class TrainingDataset(Dataset[Batch]):
     """Item ``g`` is micro-batch ``g`` of the plan, a pure function of (seed, g). It has no end: a sampler asks for numbers.
 
-    A batch holds ``waveform`` (B, S) float32, zero behind the end; ``valid`` (B, T) bool, True for real frames; ``labels`` (B, U) int64,
-    padded with 0, and ``label_lengths`` (B,); ``mask`` (B, T) and ``channel_mask`` (B, D) bool, each seeded by (seed, step, row); and the
-    numbers ``step``, ``index`` and ``step_utterances``, by which the loss of the whole step is to be divided.
+    A batch holds ``waveform`` (B, S) float32, zero behind the end, and ``num_samples`` (B,); ``valid`` (B, T) bool, True for real frames;
+    ``labels`` (B, U) int64, padded with 0, and ``label_lengths`` (B,); ``mask`` (B, T) and ``channel_mask`` (B, D) bool, each seeded by
+    (seed, step, row); and the numbers ``step``, ``index`` and ``step_utterances``, by which the loss of the whole step is to be divided.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class TrainingDataset(Dataset[Batch]):
         channels = [self.channel_mask.draw(self.width, generator(self.seed, "channels", planned.step, row)) for row in rows]
         return {
             "waveform": _stack(waveforms, planned.num_samples),
+            "num_samples": torch.tensor([len(waveform) for waveform in waveforms]),
             "valid": torch.arange(longest) < torch.tensor(num_frames)[:, None],
             "labels": _stack([np.array(ids, dtype=np.int64) for ids in labels], max(map(len, labels))),
             "label_lengths": torch.tensor([len(ids) for ids in labels]),

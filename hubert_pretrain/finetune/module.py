@@ -36,13 +36,20 @@ class FinetuneModule(TrainingModule):
         *,
         freeze_encoder_steps: int,
         seed: int,
+        norm_over_valid: bool = False,
         describe_micro_batch: Callable[[int], str] = "micro-batch {}".format,
         **training: Any,
     ) -> None:
-        """`describe_micro_batch` names the step and the utterances of a micro-batch; `training` goes to `TrainingModule`."""
+        """
+        Args:
+            norm_over_valid: a norm over time (group-norm models) leaves padding out, so that a padded row counts as it does alone, which is
+                how it is scored and exported. The reference's does not.
+            describe_micro_batch: names the step and the utterances of a micro-batch.
+            training: goes to `TrainingModule`.
+        """
         super().__init__(shown=("loss", "lr", "audio_seconds_per_second"), **training)
         self.model, self.head, self.task = model, head, task
-        self.freeze_encoder_steps, self.seed = freeze_encoder_steps, seed
+        self.freeze_encoder_steps, self.seed, self.norm_over_valid = freeze_encoder_steps, seed, norm_over_valid
         self.train()  # a loaded model is in eval mode, and Lightning leaves modes as they are
         self.describe_batch = describe_micro_batch  # type: ignore[method-assign, assignment]
         self._heard: list[tuple[str, str]] = []  # (reference, prediction) of the validation that runs
@@ -60,6 +67,7 @@ class FinetuneModule(TrainingModule):
                 channel_mask=batch["channel_mask"],
                 layer_keep=self.layer_keep(step),
                 hidden_states=self.task.every_layer,
+                num_samples=batch["num_samples"] if self.norm_over_valid else None,
             )
         logits = self.task.logits(self.head, output, valid)
         loss = self.task.loss(logits, valid.sum(dim=1), batch["labels"], batch["label_lengths"])

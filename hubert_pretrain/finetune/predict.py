@@ -14,23 +14,28 @@ from torch import Tensor, nn
 
 from hubert_pretrain import distributed
 from hubert_pretrain.data import audio
-from hubert_pretrain.errors import ArtefactError, DataError
+from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.dataset import WholeUtterances
 from hubert_pretrain.finetune.task import Task
 from hubert_pretrain.finetune.text import Vocabulary
-from hubert_pretrain.model.checkpoint import load_model
+from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.loader import load_checkpoint
+from hubert_pretrain.model.waveform import network_input
 
 Item = TypeVar("Item")
 
 
-def pretrained(folder: Path, **overrides: Any) -> Hubert:
-    """The encoder of a pretrained checkpoint; ``overrides`` as in `load_model`. Raises ArtefactError when it is one of another kind."""
-    loaded = load_model(folder, **overrides)
+def pretrained(path: Path, **overrides: Any) -> Hubert:
+    """The encoder of a pretrained checkpoint of any readable kind; ``overrides`` as in `load_checkpoint`.
+
+    Raises ArtefactError when it is one of another kind.
+    """
+    loaded = load_checkpoint(path, **overrides)
     if loaded.kind != CodebookHead.kind:
-        raise ArtefactError(f"{folder}: holds a {loaded.kind!r} checkpoint, expected a pretrained one; give a stage such as it2/pretrain")
+        raise ArtefactError(f"{path}: holds a {loaded.kind!r} checkpoint, expected a pretrained one; give a stage such as it2/pretrain")
     return loaded.model
 
 
@@ -67,25 +72,27 @@ class Recogniser:
         self._task.vocabulary = vocabulary
 
     @staticmethod
-    def load(folder: str | Path, device: str | torch.device = "cpu") -> Recogniser:
-        """Opens the folder that a CTC fine-tuning wrote. Raises ArtefactError when it holds something else."""
-        loaded = load_model(folder)
-        if loaded.kind != CtcTask.kind:
-            raise ArtefactError(f"{folder}: holds a {loaded.kind!r} checkpoint, which cannot transcribe; give the folder of a CTC model")
-        return Recogniser(loaded.model, loaded.build_head(), Vocabulary(tuple(loaded.extra.get("vocabulary", ()))), device)
+    def load(path: str | Path, device: str | torch.device = "cpu", **more: Any) -> Recogniser:
+        """Opens the folder that a CTC fine-tuning wrote, or any other letter model; ``more`` goes to `load_checkpoint`.
 
-    def transcribe(self, speech: str | Path | Sequence[float] | Tensor) -> str:
-        """The text of an audio file, or of a waveform (S,) at 16 kHz in [-1, 1].
-
-        Raises DataError when it cannot be read or is shorter than one window.
+        Raises ArtefactError when it holds something else, or does not say its letters.
         """
-        name = str(speech) if isinstance(speech, (str, Path)) else "waveform"
-        samples = audio.read(speech) if isinstance(speech, (str, Path)) else speech
-        waveform = torch.as_tensor(samples, dtype=torch.float32).to(self.device)
-        if len(waveform) < self.model.grid.window:
-            raise DataError(f"{name}: has {len(waveform)} samples at 16 kHz, expected at least {self.model.grid.window} (one window)")
-        if self.model.config.normalize_waveform:
-            deviation = (waveform.var(unbiased=False) + audio.VARIANCE_FLOOR).sqrt()
-            waveform = (waveform - waveform.mean()) / deviation
+        loaded = load_checkpoint(path, **more)
+        if loaded.kind != CtcTask.kind:
+            raise ArtefactError(f"{path}: holds a {loaded.kind!r} checkpoint, which cannot transcribe; give the folder of a CTC model")
+        if "vocabulary" not in loaded.extra:
+            raise ArtefactError(f"{path}: does not say which letters its rows stand for; give dictionary=, the path of its dict.ltr.txt")
+        return Recogniser(loaded.model, loaded.build_head(), Vocabulary(tuple(loaded.extra["vocabulary"])), device)
+
+    def transcribe(self, speech: str | Path | Sequence[float] | Tensor, *, sampling_rate: int = SAMPLE_RATE) -> str:
+        """The text of an audio file of any rate, or of a waveform (S,) in [-1, 1] at `sampling_rate`, which must be 16 kHz.
+
+        Raises DataError when it cannot be read, is shorter than one window, of another rate, or holds what is no number.
+        """
+        if isinstance(speech, (str, Path)):
+            name, speech = str(speech), torch.from_numpy(audio.read(speech))
+        else:
+            name, speech = "waveform", torch.as_tensor(speech)
+        waveform = network_input(speech, sampling_rate=sampling_rate, config=self.model.config, name=name)
         with torch.inference_mode():
-            return self._task.predict(scores(self.model, self.head, self._task, waveform[None]))
+            return self._task.predict(scores(self.model, self.head, self._task, waveform.to(self.device)))

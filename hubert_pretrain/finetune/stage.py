@@ -37,6 +37,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     config, seed = recipe.finetune[task_name], derive(recipe.seed, stage)
     corpus = Corpus.open(workspace.artefact("prepare").path)
     model = pretrained(workspace.resolve(config.checkpoint).path, **{name: getattr(config, name) for name in REPLACED})
+    model.computed(attention=recipe.trainer.attention, recompute=recipe.trainer.recompute)
     task: Task = compose.build(config.task)
     splits = {key: getattr(config, key) for key in ("train_split", "valid_split", "test_split")}
     train, valid, test = gather_examples(task, corpus.manifest, model.grid, splits, f"finetune.{task_name}")
@@ -79,7 +80,7 @@ def _module(config: FinetuneConfig, task: Task, model: Hubert, seed: int, data: 
         model,
         task.head(model.config),
         task,
-        freeze_encoder_steps=config.freeze_encoder_steps,
+        **{name: getattr(config, name) for name in ("freeze_encoder_steps", "norm_over_valid")},
         seed=seed,
         describe_micro_batch=data.describe,
         optimisation=Optimisation(factor=schedule, **values),
@@ -88,13 +89,12 @@ def _module(config: FinetuneConfig, task: Task, model: Hubert, seed: int, data: 
 
 
 def _trainer(recipe: Recipe, config: FinetuneConfig, plan: PaddedPlan, folder: Path, stage: str) -> L.Trainer:
-    names = logger_arguments(folder, f"{recipe.name}/{stage}")
     return build_trainer(
         folder,
         steps=config.steps,
         accumulate=accumulation(plan.micro_batches, recipe.trainer.devices * recipe.trainer.num_nodes),
         valid_every_steps=config.valid_every_steps,
         checkpoint_every_steps=config.checkpoint_every_steps,
-        loggers=[compose.build(node, **names) for node in (recipe.logger or {}).values()],
-        **{name: value for name, value in vars(recipe.trainer).items() if name != "loader_workers"},
+        loggers=[compose.build(node, **logger_arguments(folder, f"{recipe.name}/{stage}")) for node in (recipe.logger or {}).values()],
+        **{name: value for name, value in vars(recipe.trainer).items() if name not in ("loader_workers", "attention", "recompute")},
     )

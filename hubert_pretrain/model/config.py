@@ -5,11 +5,13 @@ Fields of `transformers.HubertConfig` that are not of the network itself live wi
 | field | here |
 |---|---|
 | vocab_size, final_dropout | heads.LetterHead(vocabulary_size, dropout) |
-| ctc_loss_reduction, ctc_zero_infinity | finetune.ctc.ctc_loss(reduction, zero_infinity) |
+| ctc_loss_reduction, ctc_zero_infinity | finetune.ctc.CtcTask(reduction, zero_infinity) |
 | use_weighted_layer_sum, classifier_proj_size | heads.ClassificationHead(weighted_layers, projection_size) |
 | apply_spec_augment, mask_time_*, mask_feature_* | spec_augment.SpecAugment; the masks of recipes are masking.span_mask |
 | pad_token_id | the blank: always the first symbol of the vocabulary; bos and eos: where the vocabulary has them |
 | target_lang | languages.load_language |
+
+Those of a checkpoint that comes from `transformers` are kept in its `extra["transformers"]`, and an export says them again.
 """
 
 from __future__ import annotations
@@ -21,6 +23,12 @@ from hubert_pretrain.frames import FrameGrid
 
 ACTIVATIONS = ["gelu", "relu", "selu", "gelu_new", "silu"]
 """Names of `transformers`; "gelu" is the exact one (erf), "gelu_new" the tanh approximation."""
+
+ATTENTIONS = ["sdpa", "eager", "flex"]
+"""Ways to compute attention (model/attention.py). No part of a network's form: they give the same numbers."""
+
+SPAN_LENGTHS = ["static", "uniform", "normal", "poisson"]
+"""How the lengths of masked spans are drawn (model/masking.py)."""
 
 
 @dataclass

@@ -60,6 +60,12 @@ class Hubert(nn.Module):
         if config.conv_gradient_scale == 0:
             self.conv_encoder.requires_grad_(False)
 
+    def computed(self, *, attention: str = "sdpa", recompute: bool = False) -> Hubert:
+        """Sets both switches, and returns itself. Raises ConfigError for a back end that does not exist."""
+        backend(attention)
+        self.attention, self.recompute = attention, recompute
+        return self
+
     def forward(
         self,
         waveform: Tensor,

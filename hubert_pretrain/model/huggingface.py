@@ -25,8 +25,16 @@ from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.importing import CARRIED, Source, assemble, build_config, carried_extra, fitting
 from hubert_pretrain.model.naming import FAIRSEQ_HEAD, TRANSFORMERS, TRANSFORMERS_CLASSES, TRANSFORMERS_LETTERS, rename_in
 from hubert_pretrain.model.pickles import read_pickle
+from hubert_pretrain.model.spec_augment import SpecAugment
 from hubert_pretrain.workspace import read_json
 
+ELSEWHERE = "transformers"
+"""Key of a checkpoint's "extra" under which fields of `transformers.HubertConfig` are kept that are no part of our network."""
+KEPT = [
+    *vars(SpecAugment()),
+    *("ctc_loss_reduction", "ctc_zero_infinity", "final_dropout", "use_weighted_layer_sum", "classifier_proj_size"),
+]
+"""Those fields. Where a head of ours has a setting of that meaning, the head's is what an export says."""
 PRETRAINING_HEAD = "pretraining_head.safetensors"
 CARRIED_FILE = f"{CARRIED}.json"
 _DEFAULTS: dict[str, Any] = {"feat_proj_dropout": 0.0, "activation_dropout": 0.1, "layerdrop": 0.1, "final_dropout": 0.1}
@@ -51,10 +59,16 @@ def load_huggingface(folder: str | Path, **overrides: Any) -> LoadedModel:
     head_weights = {name: tensor for name, tensor in everything.items() if not name.startswith(prefix)}
     notes: list[str] = []
     fields = _fields(stored) | {"normalize_waveform": _normalises(folder, stored, notes)}
+    post_norm, adapters = not fields.get("do_stable_layer_norm", False), any(".adapter_layer." in name for name in weights)
+    if fields.get("adapter_attn_dim") is not None and post_norm and not adapters:
+        notes.append(f"adapter_attn_dim is {fields['adapter_attn_dim']}, which transformers ignores in a post-norm model: no adapters")
+        fields["adapter_attn_dim"] = None
     carried = carried if isinstance(carried, dict) else None
     config = build_config(fields, carried=carried, overrides=overrides, path=folder / "config.json")
     source = Source(path, "transformers HubertModel", "pretrain", weights, TRANSFORMERS, config, notes=notes)
     source.extra = carried_extra(carried) or {}
+    kept = {name: stored[name] for name in KEPT if name in stored}
+    source.extra |= {ELSEWHERE: {**source.extra.get(ELSEWHERE, {}), **kept}} if kept and carried is None else {}
     if "lm_head.weight" in head_weights:
         _letters(source, folder, stored, head_weights)
     elif "classifier.weight" in head_weights:

@@ -61,7 +61,7 @@ def assemble(source: Source) -> LoadedModel:
     weights, missing = dict(source.weights), []
     mask_name = their_names("mask_embedding", source.rules)[0]
     if mask_name not in weights:  # fine-tuned without masks, or a format without it: drawn as a new one is, the same each time
-        weights[mask_name] = torch.rand(source.config.hidden_size, generator=torch.Generator().manual_seed(0))
+        weights[mask_name] = new_mask_embedding(source.config.hidden_size)
         missing.append(mask_name)
     _refuse_unknown(source, left_over(weights, wanted, source.rules))
     state = _clean(rename_in(weights, wanted, source.rules, str(source.path)), source)
@@ -103,6 +103,11 @@ def build_config(fields: dict[str, Any], *, carried: dict[str, Any] | None, over
     except (ConfigError, TypeError, ValueError) as error:
         raise ArtefactError(f"{path}: its configuration makes no network: {error}") from error
     return config
+
+
+def new_mask_embedding(width: int) -> Tensor:
+    """(D,), the same each time."""
+    return torch.rand(width, generator=torch.Generator().manual_seed(0))
 
 
 def carried_extra(carried: dict[str, Any] | None) -> dict[str, Any] | None:

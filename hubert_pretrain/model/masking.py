@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hubert_pretrain.errors import ConfigError, DataError, nearest
+from hubert_pretrain.model.config import SPAN_LENGTHS
 
 Mask = NDArray[np.bool_]
 Lengths = Literal["static", "uniform", "normal", "poisson"]
@@ -40,7 +41,9 @@ def span_mask(
     lengths, length_other: spans of other lengths, see `Lengths`. overlap: False keeps spans apart, with at least `min_space` visible
     frames between them (fairseq: no_overlap, mask_min_space); those that find no room are left out, so less is hidden.
 
-    Returns (T,) bool. At least one frame stays visible, however short the row. Raises ConfigError when `lengths` has no such value.
+    Returns (T,) bool. At least one frame stays visible, however short the row: where every frame came to be hidden, one drawn at random is
+    shown again, so that a short utterance ends no training. The reference stops there with an error ("the entire sequence is masked"); in
+    every row where it does not, this changes nothing. Raises ConfigError when `lengths` has no such value.
     """
     count = max(min_spans, int(probability * num_frames / span_frames + generator.random()))
     mask = np.zeros(num_frames, dtype=np.bool_)
@@ -56,7 +59,7 @@ def span_mask(
     offsets = np.arange(sizes.max(initial=0))
     hidden = (begin[:, None] + offsets)[offsets < sizes[:, None]]
     mask[hidden[hidden < num_frames]] = True
-    if mask.all():  # the reference stops here with an error: possible only for rows about as short as one span
+    if mask.all():
         mask[generator.integers(num_frames)] = False
     return mask
 
@@ -71,8 +74,8 @@ def _lengths(count: int, lengths: str, span: int, other: float, generator: np.ra
         return np.maximum(1, np.rint(generator.normal(span, other, size=count))).astype(np.int64)
     if lengths == "poisson":
         return generator.poisson(span, size=count)
-    known = ["static", "uniform", "normal", "poisson"]
-    raise ConfigError(f"lengths of spans is {lengths!r}, but one of {', '.join(known)} was expected{nearest(lengths, known)}")
+    expected = f"one of {', '.join(SPAN_LENGTHS)} was expected{nearest(lengths, SPAN_LENGTHS)}"
+    raise ConfigError(f"lengths of spans is {lengths!r}, but {expected}")
 
 
 def _apart(

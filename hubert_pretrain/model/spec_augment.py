@@ -7,8 +7,9 @@ more than fit side by side, and that rows are not made equal. NumPy only. B utte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,11 @@ class SpecAugment:
     mask_feature_prob: float = 0.0
     mask_feature_length: int = 10
     mask_feature_min_masks: int = 0
+
+    @staticmethod
+    def of(fields: Mapping[str, Any]) -> SpecAugment:
+        """From a `config.json` of `transformers`, or what `load_checkpoint` kept of one: `loaded.extra["transformers"]`."""
+        return SpecAugment(**{name: fields[name] for name in vars(SpecAugment()) if name in fields})
 
     def draw(
         self, rows: int, num_frames: int, width: int, *, generator: np.random.Generator, valid_frames: Sequence[int] | None = None

@@ -23,7 +23,7 @@ from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.distributed import share
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import FrameGrid
-from hubert_pretrain.model.masking import fixed_count, span_mask
+from hubert_pretrain.model.masking import Lengths, fixed_count, span_mask
 from hubert_pretrain.seeds import generator
 from hubert_pretrain.training.loading import FromStep, loader
 
@@ -39,6 +39,10 @@ class SpanMasking:
     probability: float
     span_frames: int
     min_spans: int
+    lengths: Lengths = "static"
+    length_other: float = 0.0
+    overlap: bool = True
+    min_space: int = 1
 
     def mask(self, micro_batch: MicroBatch, purpose: str) -> NDArray[np.bool_]:
         """(B, T), True = hidden: `masked_frames` in every row, a pure function of (seed, number of the micro-batch, manifest row)."""
@@ -46,9 +50,8 @@ class SpanMasking:
 
     def _row(self, micro_batch: MicroBatch, purpose: str, row: int) -> NDArray[np.bool_]:
         shape, draw = micro_batch.shape, generator(self.seed, purpose, micro_batch.index, row)
-        mask = span_mask(
-            shape.num_frames, probability=self.probability, span_frames=self.span_frames, min_spans=self.min_spans, generator=draw
-        )
+        sampler = {name: value for name, value in vars(self).items() if name != "seed"}
+        mask = span_mask(shape.num_frames, **sampler, generator=draw)
         return fixed_count(mask, shape.masked_frames, span_frames=self.span_frames, generator=draw)
 
 

@@ -67,7 +67,7 @@ def _plan(recipe: Recipe, config: PretrainConfig, corpus: Corpus, seed: int) -> 
 
 def _module(recipe: Recipe, config: PretrainConfig, n_clusters: int, seed: int, describe: Any) -> PretrainModule:
     torch.manual_seed(derive(seed, "weights"))
-    model, loss = Hubert(recipe.model), config.loss
+    model, loss = Hubert(recipe.model).computed(attention=recipe.trainer.attention, recompute=recipe.trainer.recompute), config.loss
     width, cosine = recipe.model.projection_size, {"temperature": loss.temperature, "tie_projections": loss.tie_projections}
     settings: dict[str, Any] = {"projection_size": width, **cosine} if loss.head == "cosine" else {}
     new_head = partial(pretraining_head, recipe.model.hidden_size, n_clusters, **settings)
@@ -87,8 +87,8 @@ def _module(recipe: Recipe, config: PretrainConfig, n_clusters: int, seed: int, 
 
 
 def _trainer(recipe: Recipe, config: PretrainConfig, plan: BatchPlan, folder: Path, stage: str) -> L.Trainer:
-    hardware, names = dict(vars(recipe.trainer)), logs.logger_arguments(folder, f"{recipe.name}/{stage}")
-    del hardware["loader_workers"]
+    hardware = {name: value for name, value in vars(recipe.trainer).items() if name not in ("loader_workers", "attention", "recompute")}
+    names = logs.logger_arguments(folder, f"{recipe.name}/{stage}")
     return build_trainer(
         folder,
         steps=config.steps,

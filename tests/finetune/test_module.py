@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.finetune.classify import ClassifyTask
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.module import FinetuneModule
@@ -38,7 +39,13 @@ def _batch(model: Hubert, rows: range, *, step: int = 0, index: int = 0, step_ut
     waveform, labels = torch.randn(4, 8000, generator=generator), torch.randint(3, 7, (4, 3), generator=generator)
     frames = model.grid.num_frames(8000)
     valid = torch.arange(frames) < torch.tensor([frames, frames, frames - 3, frames - 5])[:, None]
-    whole = {"waveform": waveform, "valid": valid, "labels": labels, "label_lengths": torch.tensor([3, 2, 1, 3])}
+    whole = {
+        "waveform": waveform,
+        "num_samples": torch.tensor([8000, 8000, 7040, 6400]),
+        "valid": valid,
+        "labels": labels,
+        "label_lengths": torch.tensor([3, 2, 1, 3]),
+    }
     whole |= {"mask": valid & (torch.arange(frames) % 5 == 0), "channel_mask": torch.zeros(4, model.config.hidden_size, dtype=torch.bool)}
     numbers = {"step": step, "index": index, "step_utterances": step_utterances}
     return {name: value[rows.start : rows.stop] for name, value in whole.items()} | numbers
@@ -61,6 +68,39 @@ def test_gradients_do_not_depend_on_how_a_step_is_split(tiny: HubertConfig, clas
         assert split.keys() == whole.keys()
         for name, gradient in whole.items():
             assert (split[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7, name
+
+
+@pytest.mark.parametrize("norm_over_valid", [True, False])
+def test_a_norm_over_valid_frames_makes_padding_count_for_nothing(tiny: HubertConfig, norm_over_valid: bool) -> None:
+    """The loss of a padded batch is then that of its utterances alone; otherwise the norm over time of Base sees the padding."""
+    module = _module(_without_dropout(tiny), norm_over_valid=norm_over_valid)
+    batch = _batch(module.model, range(0, 4))
+    lengths = batch["num_samples"].tolist()
+    batch["waveform"] = batch["waveform"] * (torch.arange(8000) < batch["num_samples"][:, None])
+    alone = []
+    for row, length in enumerate(lengths):
+        one = {name: value[row : row + 1] if isinstance(value, Tensor) else value for name, value in batch.items()}
+        frames = module.model.grid.num_frames(length)
+        one |= {"waveform": one["waveform"][:, :length], **{name: one[name][:, :frames] for name in ("valid", "mask")}}
+        alone.append(module.training_step(one, 0).item())
+    difference = abs(module.training_step(batch, 0).item() - sum(alone)) / sum(alone)
+    assert (difference < 1e-5) == norm_over_valid, difference
+
+
+def test_the_mean_of_letters_and_the_sum_do_not_depend_on_how_a_step_is_split(tiny: HubertConfig) -> None:
+    losses = {}
+    for reduction in ("sum", "mean"):
+        for parts in ([range(0, 4)], [range(0, 1), range(1, 4)]):
+            module = _module(_without_dropout(tiny), accumulate=len(parts))
+            module.task.reduction = reduction
+            loss = sum(module.training_step(_batch(module.model, rows), 0).item() / len(parts) for rows in parts)
+            assert losses.setdefault(reduction, loss) == pytest.approx(loss, rel=1e-5)
+    rows = [_module(_without_dropout(tiny)).training_step(_batch(Hubert(tiny), range(row, row + 1)), 0).item() for row in range(4)]
+    letters = [3, 2, 1, 3]
+    assert losses["mean"] == pytest.approx(sum(row / count for row, count in zip(rows, letters, strict=True)), rel=1e-5)
+    assert losses["sum"] == pytest.approx(sum(rows), rel=1e-5)
+    with pytest.raises(ConfigError, match="did you mean 'mean'"):
+        CtcTask(reduction="maen")
 
 
 def test_the_conv_encoder_is_frozen_throughout(tiny: HubertConfig) -> None:

@@ -13,6 +13,8 @@ import torch
 from hubert_pretrain.config import FinetuneConfig, MaskConfig, Recipe, TrainerConfig
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ArtefactError, DataError
+from hubert_pretrain.export.fairseq import export_fairseq
+from hubert_pretrain.export.huggingface import export_huggingface
 from hubert_pretrain.finetune import module, stage
 from hubert_pretrain.finetune.predict import Recogniser
 from hubert_pretrain.model.checkpoint import load_model, save_model
@@ -40,7 +42,7 @@ def workspace(tmp_path: Path, corpus: Corpus, tiny: HubertConfig) -> Workspace:
     return workspace
 
 
-def _run(workspace: Workspace, name: str, task: dict[str, Any], **changes: Any) -> dict[str, Any]:
+def _run(workspace: Workspace, name: str, task: dict[str, Any], trainer: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "checkpoint": "it2/pretrain",
         "steps": 6,
@@ -58,9 +60,21 @@ def _run(workspace: Workspace, name: str, task: dict[str, Any], **changes: Any) 
         name="tones",
         logger={"csv": {"_target_": "hubert_pretrain.training.loggers.CsvLogger"}},
         finetune={name: FinetuneConfig(task=task, **values | changes)},
-        trainer=TrainerConfig(accelerator="cpu", loader_workers=0, threads=1, progress_bar=False),
+        trainer=TrainerConfig(accelerator="cpu", loader_workers=0, threads=1, progress_bar=False, **(trainer or {})),
     )
     return stage.run(recipe, workspace, f"finetune/{name}", workspace.begin(f"finetune/{name}", "f", {}))
+
+
+def test_a_file_of_fairseq_is_fine_tuned_like_a_stage(workspace: Workspace, tmp_path: Path) -> None:
+    """Also with every choice that a recipe has of how the network is computed."""
+    export_fairseq(tmp_path / "hubert.pt", load_model(workspace.folder("it2/pretrain")))
+    changes = {"checkpoint": str(tmp_path / "hubert.pt"), "norm_over_valid": True, "steps": 4}
+    facts = _run(workspace, "letters", {**CTC, "reduction": "mean"}, **changes, trainer={"recompute": True, "attention": "eager"})
+    assert facts["steps"] == 4
+    folder = workspace.partial_folder("finetune/letters")
+    export_huggingface(tmp_path / "exported", load_model(folder))
+    stored = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert (stored["ctc_loss_reduction"], stored["ctc_zero_infinity"]) == ("mean", True)
 
 
 def test_letters(workspace: Workspace) -> None:

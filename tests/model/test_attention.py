@@ -78,6 +78,7 @@ def test_gradients_agree(config: HubertConfig, valid: Tensor | None) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention is for CUDA")
 @CONFIGS
 def test_flex_attention_on_cuda(config: HubertConfig) -> None:

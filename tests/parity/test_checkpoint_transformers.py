@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.export.formats import FORMATS
 from hubert_pretrain.export.huggingface import import_transformers
-from hubert_pretrain.model.checkpoint import load_tensors
+from hubert_pretrain.model.checkpoint import load_tensors, save_model
 from hubert_pretrain.model.loader import load_checkpoint
+from hubert_pretrain.model.spec_augment import SpecAugment
 
 SIZES: dict[str, Any] = {
     **{"conv_dim": [24] * 7, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64},
@@ -58,7 +60,47 @@ def test_encoder(tmp_path: Path, variant: str) -> None:
     assert loaded.report.missing == (["masked_spec_embed"] if variant == "no masks" else [])
     FORMATS["huggingface"].export(tmp_path / "again", loaded)
     before, after = load_tensors(tmp_path / "model.safetensors"), load_tensors(tmp_path / "again" / "model.safetensors")
+    assert before.keys() == after.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+FOREIGN = {
+    **{"apply_spec_augment": False, "mask_time_prob": 0.65, "mask_time_length": 7, "mask_time_min_masks": 3},
+    **{"mask_feature_prob": 0.2, "mask_feature_length": 5, "mask_feature_min_masks": 1},
+    **{"ctc_loss_reduction": "mean", "ctc_zero_infinity": True, "final_dropout": 0.3},
+}
+
+
+@pytest.mark.parametrize("architecture", ["HubertModel", "HubertForCTC"])
+def test_fields_that_are_not_of_the_network_come_out_as_they_came_in(tmp_path: Path, architecture: str) -> None:
+    written(tmp_path, architecture, pad_token_id=0, **FOREIGN)
+    (tmp_path / "vocab.json").write_text(json.dumps({symbol: row for row, symbol in enumerate(["<pad>", "<unk>", "|", *"ABC"])}))
+    loaded = load_checkpoint(tmp_path)
+    assert SpecAugment.of(loaded.extra["transformers"]) == SpecAugment(**{name: FOREIGN[name] for name in vars(SpecAugment())})
+    save_model(tmp_path / "ours", loaded.model, head=loaded.build_head() if loaded.head_state else None, extra=loaded.extra)
+    FORMATS["huggingface"].export(tmp_path / "again", load_checkpoint(tmp_path / "ours"))
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, tmp_path / "again"))
+    assert {name: after[name] for name in FOREIGN} == {name: before[name] for name in FOREIGN} == FOREIGN
+    assert load_checkpoint(tmp_path / "again").extra == loaded.extra
+
+
+def test_adapters_that_transformers_never_built_are_none_here(tmp_path: Path) -> None:
+    theirs = written(tmp_path, "HubertModel", adapter_attn_dim=6)  # post-norm: ignored without a word
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.model.config.adapter_attn_dim is None
+    assert loaded.report is not None
+    assert any("adapter_attn_dim is 6, which transformers ignores in a post-norm model" in note for note in loaded.report.notes)
+    waveform = 0.3 * torch.randn(1, 9_000)
+    with torch.no_grad():
+        assert (loaded.model(waveform).last - theirs(waveform).last_hidden_state).abs().max() < 1e-5
+
+
+def test_adapters_that_are_missing_are_an_error(tmp_path: Path) -> None:
+    written(tmp_path, "HubertModel", **LARGE)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**stored, "adapter_attn_dim": 6}))
+    with pytest.raises(ArtefactError, match=r"tensors are missing, first encoder\.layers\.0\.adapter_layer"):
+        load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin", "shards"])
