@@ -1,0 +1,61 @@
+"""tools/parity_table.py: every variant against transformers and torchaudio, and docs/parity.md, which holds its table."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOOL = runpy.run_path(str(REPOSITORY / "tools" / "parity_table.py"), run_name="parity_table")
+CANNOT = {
+    "transformers": {"adapters, base", "all selu"},
+    "torchaudio": {
+        *("no projection norm", "layer_norm_eps 1e-3", "conv_pos_batch_norm", "adapters, large", "adapters, base", "hidden_act relu"),
+        *("all relu", "all gelu_new", "all silu", "all selu"),
+    },
+}
+"""What a library has no network for. (selu: transformers 5.x; tests/parity/test_model_transformers.py adds it and compares.)"""
+
+
+@pytest.mark.parametrize("name", list(TOOL["VARIANTS"]))
+def test_every_difference_is_below_the_tolerance(name: str) -> None:
+    row = TOOL["against_libraries"](TOOL["VARIANTS"][name])
+    for number, column in enumerate(TOOL["COLUMNS"]):
+        library = "transformers" if number < 4 else "torchaudio"
+        if name in CANNOT[library]:
+            assert row[column] == TOOL["CANNOT"], column
+        else:
+            assert row[column] < 1e-5, column
+
+
+def test_differences_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table would show a network that is not the one that was exported."""
+    exported = TOOL["against_libraries"].__globals__["export_torchaudio"]
+
+    def spoilt(path: Path, loaded: Any) -> None:
+        bias = loaded.model.context_encoder.norm.bias.data
+        bias += 3e-5
+        exported(path, loaded)
+        bias -= 3e-5
+
+    monkeypatch.setitem(TOOL["against_libraries"].__globals__, "export_torchaudio", spoilt)
+    row = TOOL["against_libraries"](TOOL["VARIANTS"]["base"])
+    assert row["torchaudio: layers"] > 1e-5 > row["transformers: layers"]
+
+
+@pytest.mark.parametrize("name", ["base", "large"])
+def test_fairseq(name: str, shared: Path) -> None:
+    row = TOOL["against_fairseq"](shared / "reference", name)
+    assert row["hidden states"] < 1e-5
+    assert max(row["loss and its parts (relative)"], row["gradients (relative)"]) < 1e-4
+
+
+def test_the_document_holds_the_table() -> None:
+    text = (REPOSITORY / "docs" / "parity.md").read_text()
+    rows = dict(re.findall(r"^\| ([^|]+?) \| (.+) \|$", text, re.MULTILINE))
+    assert rows.keys() >= TOOL["VARIANTS"].keys()
+    assert "tools/parity_table.py" in text
