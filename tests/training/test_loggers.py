@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from hubert_pretrain.training.loggers import CsvLogger, logger_arguments, read_metrics, report
 from hubert_pretrain.training.progress import Progress, describe
 
@@ -51,8 +53,11 @@ def test_a_failing_logger_is_dropped_and_the_others_go_on(tmp_path: Path, capsys
     assert capsys.readouterr().out == "train step 1/10  loss 1\ntrain step 2/10  loss 2\n"
 
 
-def test_only_the_first_rank_reports(tmp_path: Path) -> None:
-    report(SimpleNamespace(is_global_zero=False), 1, {"loss": 1.0})  # type: ignore[arg-type]
+def test_only_the_first_rank_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer: Any = SimpleNamespace(is_global_zero=False, loggers=[CsvLogger(str(tmp_path))], callbacks=[Progress(10)])
+    report(trainer, 1, {"loss": 1.0}, shown=("loss",))
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "metrics.csv").exists()
 
 
 def test_a_resumed_run_keeps_its_identity(tmp_path: Path) -> None:
