@@ -75,6 +75,8 @@ def test_a_real_gpu_is_never_waited_for(kind: str) -> None:
     loss().loss.backward()  # the first time libraries are loaded
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loss().loss.backward()
+        result = loss()
+        result.loss.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(result.loss)
