@@ -22,7 +22,7 @@ from hubert_pretrain.data.tables import open_table, write_table
 from hubert_pretrain.errors import ArtefactError, DataError, nearest
 from hubert_pretrain.frames import SAMPLE_RATE
 
-FORMAT = "hubert_pretrain.manifest.1"
+FORMAT = "hubert_pretrain.manifest.2"
 SPLITS = ("train", "valid", "test")
 
 # large_string: 64-bit offsets, so a column may exceed 2 GB. A dictionary stores each speaker's name once.
@@ -31,6 +31,8 @@ _NAME = pa.dictionary(pa.int32(), pa.large_string())
 _TYPES: dict[str, pa.DataType] = {
     "id": _TEXT,
     "path": _TEXT,
+    "offset": pa.int64(),
+    "num_bytes": pa.int64(),
     "start": pa.int64(),
     "num_samples": pa.int64(),
     "source_rate": pa.int32(),
@@ -49,9 +51,13 @@ class Utterance:
     """One row of a manifest. Samples are counted at 16 kHz, after resampling."""
 
     id: str
-    path: Path
-    """Absolute path of the audio file."""
+    path: str
+    """Absolute path or URL of the audio file, or of the shard that holds it."""
     num_samples: int
+    offset: int = -1
+    """Where the bytes of the audio file begin in `path`, a shard; -1 when `path` is the audio file itself."""
+    num_bytes: int = -1
+    """How many bytes the audio file has in its shard; -1 when it is no part of one."""
     start: int = 0
     """First sample of the utterance in its file (0 unless the file is a longer recording)."""
     source_rate: int = SAMPLE_RATE
@@ -140,10 +146,10 @@ class Manifest:
         """A whole column as an Arrow array (names such as `speaker` are dictionary arrays: `.dictionary`, `.indices`)."""
         return self._columns[name]
 
-    def _locate(self, stored: str) -> Path:
+    def _locate(self, stored: str) -> str:
         if stored.startswith("./"):
-            return self.path.parent / stored
-        return self.root / stored
+            return str(self.path.parent / stored)
+        return stored if "://" in stored else str(self.root / stored)
 
 
 def write_manifest(path: Path, utterances: Iterable[Utterance], root: str | Path | None = None) -> list[Utterance]:
@@ -177,7 +183,7 @@ def write_manifest(path: Path, utterances: Iterable[Utterance], root: str | Path
 
 def _column(utterances: list[Utterance], name: str, home: Path, root: Path) -> pa.Array:
     if name == "path":
-        return pa.array([_store(str(utterance.path), f"{home}{os.sep}", f"{root}{os.sep}") for utterance in utterances], _TEXT)
+        return pa.array([_store(utterance.path, f"{home}{os.sep}", f"{root}{os.sep}") for utterance in utterances], _TEXT)
     return pa.array([getattr(utterance, name) for utterance in utterances], _TYPES[name])
 
 

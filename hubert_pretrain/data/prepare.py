@@ -121,7 +121,7 @@ def utterance_of(measured: Measured, corpus: str) -> Utterance:
     claim, facts = measured.claim, measured.facts
     return Utterance(
         id=claim.id,
-        path=claim.path.absolute(),
+        path=str(claim.path.absolute()),
         num_samples=facts.num_samples,
         source_rate=facts.source_rate,
         speaker=claim.speaker,

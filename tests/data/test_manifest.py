@@ -12,7 +12,7 @@ from hubert_pretrain.errors import ArtefactError, DataError
 
 
 def utterance(id: str, split: str = "train", **values: object) -> Utterance:
-    return Utterance(**({"id": id, "path": Path(f"/corpus/{id}.wav"), "num_samples": 16_000 + len(id), "split": split} | values))
+    return Utterance(**({"id": id, "path": f"/corpus/{id}.wav", "num_samples": 16_000 + len(id), "split": split} | values))
 
 
 @pytest.fixture
@@ -60,19 +60,19 @@ def test_paths_move_with_the_corpus_and_with_the_manifest(tmp_path: Path) -> Non
     home = tmp_path / "prepare.partial"
     home.mkdir()
     utterances = [
-        utterance("corpus", path=tmp_path / "corpus/x/a.wav"),
-        utterance("elsewhere", path=Path("/elsewhere/b.wav")),
-        utterance("made", path=home / "audio/c.wav"),
+        utterance("corpus", path=str(tmp_path / "corpus/x/a.wav")),
+        utterance("elsewhere", path="/elsewhere/b.wav"),
+        utterance("made", path=str(home / "audio/c.wav")),
     ]
     write_manifest(home / "manifest.arrow", utterances, root=tmp_path / "corpus")
     home.rename(tmp_path / "prepare")
     manifest = Manifest.open(tmp_path / "prepare")
     assert [manifest[row].path for row in range(3)] == [
-        tmp_path / "corpus/x/a.wav",
-        Path("/elsewhere/b.wav"),
-        tmp_path / "prepare/audio/c.wav",
+        str(tmp_path / "corpus/x/a.wav"),
+        "/elsewhere/b.wav",
+        str(tmp_path / "prepare/audio/c.wav"),
     ]
-    assert Manifest.open(tmp_path / "prepare", root="/moved")[0].path == Path("/moved/x/a.wav")
+    assert Manifest.open(tmp_path / "prepare", root="/moved")[0].path == "/moved/x/a.wav"
 
 
 def test_fingerprint_follows_ids_and_lengths_only(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_pickles_by_path(path: Path) -> None:
 
 def test_a_duplicate_id_names_both_files(path: Path) -> None:
     with pytest.raises(DataError, match=r"/two\.wav.*'a'.*/corpus/a\.wav"):
-        write_manifest(path, [utterance("a"), utterance("a", path=Path("/two.wav"))], root="/corpus")
+        write_manifest(path, [utterance("a"), utterance("a", path="/two.wav")], root="/corpus")
     assert not path.exists()
 
 

@@ -67,7 +67,7 @@ def test_a_folder_becomes_a_corpus(tmp_path: Path, root: Path, capsys: pytest.Ca
         utterance = corpus.manifest[row]
         whole = corpus.read(row)
         assert len(whole) == utterance.num_samples == 2 * soundfile.info(utterance.path).frames
-        assert (utterance.source_rate, utterance.corpus, utterance.speaker) == (8_000, "folder", utterance.path.parent.name)
+        assert (utterance.source_rate, utterance.corpus, utterance.speaker) == (8_000, "folder", Path(utterance.path).parent.name)
         assert utterance.variance == pytest.approx(whole.var(), rel=1e-4)
         assert np.allclose(corpus.read(row, 320, 720), whole[320:1040], atol=1e-6)
 
@@ -203,7 +203,7 @@ def test_a_file_changed_since_prepare_is_named(tmp_path: Path, root: Path) -> No
     folder_stage(tmp_path, root)
     corpus = Corpus.open(tmp_path / "prepare")
     utterance = corpus.manifest[0]
-    noise(utterance.path, 1_000, rate=8_000)
+    noise(Path(utterance.path), 1_000, rate=8_000)
     with pytest.raises(DataError, match=r"has 2000 samples at 0, the manifest promises 1200\d; the file changed since stage=prepare"):
         corpus.read(0)
     with pytest.raises(ValueError, match="of an utterance of"):

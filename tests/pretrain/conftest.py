@@ -32,7 +32,7 @@ def make_corpus(folder: Path) -> Manifest:
         soundfile.write(path, waveform, SAMPLE_RATE, subtype="FLOAT")
         split = "valid" if number % 7 == 0 else "train"
         mean, variance = float(waveform.mean()), float(waveform.var())
-        utterances.append(Utterance(id=f"u{number:02d}", path=path, num_samples=num_samples, split=split, mean=mean, variance=variance))
+        utterances.append(Utterance(id=f"u{number:02d}", path=str(path), num_samples=num_samples, split=split, mean=mean, variance=variance))
     write_manifest(folder / "manifest.arrow", utterances)
     return Manifest.open(folder)
 

@@ -28,7 +28,7 @@ def make_corpus(folder: Path, utterances: int = 12) -> Corpus:
         path = folder / f"{number}.wav"
         soundfile.write(path, waveform, 16_000, subtype="FLOAT")
         split = ("train", "train", "valid", "test")[number % 4]
-        made.append(Utterance(id=f"utterance-{number:03}", path=path, num_samples=len(waveform), split=split))
+        made.append(Utterance(id=f"utterance-{number:03}", path=str(path), num_samples=len(waveform), split=split))
         phones[made[-1].id] = [("abcd"[phone], i * PHONE_SAMPLES, (i + 1) * PHONE_SAMPLES) for i, phone in enumerate(spoken)]
     ordered = write_manifest(folder / "manifest.arrow", made)
     write_alignments(folder / "alignments.arrow", [(one.row, phones[one.id]) for one in ordered[:-1]])
