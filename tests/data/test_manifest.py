@@ -89,7 +89,7 @@ def test_fingerprint_follows_ids_and_lengths_only(tmp_path: Path) -> None:
 def test_pickles_by_path(path: Path) -> None:
     write_manifest(path, [utterance("a")], root="/corpus")
     copy = pickle.loads(pickle.dumps(Manifest.open(path, root="/moved")))
-    assert copy[0].path == Path("/moved/a.wav")
+    assert copy[0].path == "/moved/a.wav"
     assert len(pickle.dumps(Manifest.open(path))) < 500
 
 
