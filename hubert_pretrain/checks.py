@@ -5,7 +5,7 @@ from __future__ import annotations
 from hubert_pretrain.config import FinetuneConfig, LossConfig, MaskConfig, PretrainConfig, Recipe, TrainerConfig
 from hubert_pretrain.errors import ConfigError, nearest
 from hubert_pretrain.frames import samples
-from hubert_pretrain.model.config import ATTENTIONS, SPAN_LENGTHS
+from hubert_pretrain.model.config import ATTENTIONS, MASK_SAMPLERS, SPAN_LENGTHS
 
 
 def check(recipe: Recipe) -> None:
@@ -27,6 +27,7 @@ def check(recipe: Recipe) -> None:
         _check_attention(f"finetune.{name}", task.attention_dropout, recipe.trainer)
         for mask in ("mask", "channel_mask"):
             _check_spans(f"finetune.{name}.{mask}", getattr(task, mask))
+        _one_of(f"finetune.{name}.mask_sampler", task.mask_sampler, MASK_SAMPLERS)
         if task.warmup_fraction + task.hold_fraction > 1:
             raise ConfigError(f"finetune.{name}: warmup_fraction + hold_fraction is above 1; nothing is left for the decay")
 
@@ -58,8 +59,7 @@ def _check_loss(key: str, config: LossConfig, depth: int) -> None:
         raise ConfigError(
             f"{key}: masked_weight={config.masked_weight} and unmasked_weight={config.unmasked_weight}; expected 0 or more, and not both 0"
         )
-    if config.head not in heads:
-        raise ConfigError(f"{key}.head={config.head!r}: expected one of {', '.join(heads)}{nearest(config.head, heads)}")
+    _one_of(f"{key}.head", config.head, heads)
     if layers and (layers != sorted(set(layers)) or layers[0] < 1 or layers[-1] != depth):
         raise ConfigError(
             f"{key}.supervised_layers={list(layers)}: expected ascending numbers from 1 on that end with the last layer, {depth}: "
@@ -73,9 +73,7 @@ def _check_loss(key: str, config: LossConfig, depth: int) -> None:
 
 
 def _check_spans(key: str, config: MaskConfig) -> None:
-    if config.lengths not in SPAN_LENGTHS:
-        found = f"{key}.lengths={config.lengths!r}"
-        raise ConfigError(f"{found}: expected one of {', '.join(SPAN_LENGTHS)}{nearest(config.lengths, SPAN_LENGTHS)}")
+    _one_of(f"{key}.lengths", config.lengths, SPAN_LENGTHS)
     _positive(f"{key}.span_frames", config.span_frames)
     for name in ("length_other", "min_space", "min_spans"):
         if getattr(config, name) < 0:
@@ -89,8 +87,7 @@ def _check_spans(key: str, config: MaskConfig) -> None:
 
 def _check_attention(key: str, dropout: float, trainer: TrainerConfig) -> None:
     name = trainer.attention
-    if name not in ATTENTIONS:
-        raise ConfigError(f"trainer.attention={name!r}: expected one of {', '.join(ATTENTIONS)}{nearest(name, ATTENTIONS)}")
+    _one_of("trainer.attention", name, ATTENTIONS)
     if name == "flex" and dropout > 0:
         raise ConfigError(f"trainer.attention=flex has no dropout, but {key}.attention_dropout={dropout}; set that to 0 or choose sdpa")
 
@@ -118,3 +115,8 @@ def _check_batches(key: str, config: PretrainConfig | FinetuneConfig, trainer: T
 def _positive(key: str, value: float) -> None:
     if value <= 0:
         raise ConfigError(f"{key}={value}: expected a number above 0")
+
+
+def _one_of(key: str, value: str, choices: list[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key}={value!r}: expected one of {', '.join(choices)}{nearest(value, choices)}")

@@ -131,6 +131,7 @@ class FinetuneConfig:
     layerdrop: float = 0.1
     mask: MaskConfig = field(default_factory=lambda: MaskConfig(probability=0.65))  # time mask while training
     channel_mask: MaskConfig = field(default_factory=lambda: MaskConfig(probability=0.5, span_frames=64, min_spans=0))
+    mask_sampler: str = "reference"  # who draws both: reference (fairseq's) or transformers (mask_time_*, mask_feature_* mean the same)
     log_every_steps: int = 50
     valid_every_steps: int = 1000
     checkpoint_every_steps: int = 1000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -16,49 +15,26 @@ from hubert_pretrain.data.audio import normalize
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.distributed import share
 from hubert_pretrain.finetune.batches import PaddedPlan
+from hubert_pretrain.finetune.masks import Masks
 from hubert_pretrain.finetune.task import Examples, strings
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.masking import Lengths, span_mask
-from hubert_pretrain.seeds import generator
 from hubert_pretrain.training.loading import FromStep, loader
 
 Batch = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Masking:
-    """How a mask is drawn: `probability` 0 for none. See `model.masking.span_mask`."""
-
-    probability: float
-    span_frames: int
-    min_spans: int
-    lengths: Lengths = "static"
-    length_other: float = 0.0
-    overlap: bool = True
-    min_space: int = 1
-
-    def draw(self, length: int, source: np.random.Generator) -> NDArray[np.bool_]:
-        """(length,) bool, True = hidden."""
-        if self.probability == 0:
-            return np.zeros(length, dtype=np.bool_)
-        return span_mask(length, **vars(self), generator=source)
 
 
 class TrainingDataset(Dataset[Batch]):
     """Item ``g`` is micro-batch ``g`` of the plan, a pure function of (seed, g). It has no end: a sampler asks for numbers.
 
     A batch holds ``waveform`` (B, S) float32, zero behind the end, and ``num_samples`` (B,); ``valid`` (B, T) bool, True for real frames;
-    ``labels`` (B, U) int64, padded with 0, and ``label_lengths`` (B,); ``mask`` (B, T) and ``channel_mask`` (B, D) bool, each seeded by
-    (seed, step, row); and the numbers ``step``, ``index`` and ``step_utterances``, by which the loss of the whole step is to be divided.
+    ``labels`` (B, U) int64, padded with 0, and ``label_lengths`` (B,); ``mask`` (B, T) and ``channel_mask`` (B, D) bool; and the numbers
+    ``step``, ``index`` and ``step_utterances``, by which the loss of the whole step is to be divided.
     """
 
-    def __init__(
-        self, corpus: Corpus, examples: Examples, plan: PaddedPlan, model: Hubert, *, mask: Masking, channel_mask: Masking, seed: int
-    ) -> None:
+    def __init__(self, corpus: Corpus, examples: Examples, plan: PaddedPlan, model: Hubert, masks: Masks) -> None:
         """``model`` says what it wants: frame grid, width, normalised waveforms or not."""
-        self.corpus, self.plan, self.seed = corpus, plan, seed
+        self.corpus, self.plan, self.masks = corpus, plan, masks
         self.grid, self.width, self.normalize = model.grid, model.config.hidden_size, model.config.normalize_waveform
-        self.mask, self.channel_mask = mask, channel_mask
         self.labels = dict(zip(examples.rows.tolist(), examples.labels, strict=True))
 
     def __getitem__(self, index: int) -> Batch:
@@ -68,16 +44,15 @@ class TrainingDataset(Dataset[Batch]):
         num_frames = [int(self.grid.num_frames(len(waveform))) for waveform in waveforms]
         longest = int(self.grid.num_frames(planned.num_samples))  # T
         labels = [self.labels[row] for row in rows]
-        masks = [self.mask.draw(n, generator(self.seed, "mask", planned.step, row)) for n, row in zip(num_frames, rows, strict=True)]
-        channels = [self.channel_mask.draw(self.width, generator(self.seed, "channels", planned.step, row)) for row in rows]
+        mask, channel_mask = self.masks.draw(rows, num_frames, (longest, self.width), step=planned.step, index=index)
         return {
             "waveform": _stack(waveforms, planned.num_samples),
             "num_samples": torch.tensor([len(waveform) for waveform in waveforms]),
             "valid": torch.arange(longest) < torch.tensor(num_frames)[:, None],
             "labels": _stack([np.array(ids, dtype=np.int64) for ids in labels], max(map(len, labels))),
             "label_lengths": torch.tensor([len(ids) for ids in labels]),
-            "mask": _stack(masks, longest),
-            "channel_mask": torch.from_numpy(np.stack(channels)),
+            "mask": torch.from_numpy(mask),
+            "channel_mask": torch.from_numpy(channel_mask),
             "step": planned.step,
             "index": index,
             "step_utterances": self.plan.utterances(planned.step),

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 
 from hubert_pretrain import compose
@@ -14,17 +13,19 @@ from hubert_pretrain.config import FinetuneConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.finetune.batches import PaddedPlan
 from hubert_pretrain.finetune.curves import draw
-from hubert_pretrain.finetune.dataset import Masking, TrainingDataset, WholeUtterances, loaders
+from hubert_pretrain.finetune.dataset import TrainingDataset, WholeUtterances, loaders
+from hubert_pretrain.finetune.masks import Masking, make_masks
 from hubert_pretrain.finetune.module import FinetuneModule
 from hubert_pretrain.finetune.predict import predict, pretrained
 from hubert_pretrain.finetune.task import Examples, Task, gather_examples, strings
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.seeds import derive
-from hubert_pretrain.training.loggers import close, logger_arguments, read_metrics
+from hubert_pretrain.training.loggers import close, read_metrics
 from hubert_pretrain.training.module import Optimisation
 from hubert_pretrain.training.schedule import tri_stage
-from hubert_pretrain.training.trainer import accumulation, build_trainer, fit
+from hubert_pretrain.training.stage import trainer_of
+from hubert_pretrain.training.trainer import fit
 from hubert_pretrain.workspace import Workspace, write_text
 
 # Values of the encoder that fine-tuning has its own of.
@@ -43,7 +44,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     train, valid, test = gather_examples(task, corpus.manifest, model.grid, splits, f"finetune.{task_name}")
     data = _training_data(config, corpus, model, train, seed)
     module = _module(config, task, model, seed, data)
-    trainer = _trainer(recipe, config, data.plan, folder, stage)
+    trainer = trainer_of(recipe, config, folder, stage=stage, micro_batches=data.plan.micro_batches)
     loading = loaders(trainer, data, WholeUtterances(corpus, valid, model), workers=recipe.trainer.loader_workers)
     if trainer.is_global_zero:
         print(data.plan.describe(), flush=True)
@@ -61,8 +62,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
 def _training_data(config: FinetuneConfig, corpus: Corpus, model: Hubert, train: Examples, seed: int) -> TrainingDataset:
     seconds = {name: getattr(config, name) for name in ("batch_seconds", "micro_batch_seconds")}
     plan = PaddedPlan(train.rows, corpus.manifest.num_samples[train.rows], seed=seed, **seconds)
-    masks = {"mask": Masking(**vars(config.mask)), "channel_mask": Masking(**vars(config.channel_mask))}
-    return TrainingDataset(corpus, train, plan, model, seed=seed, **masks)
+    spans = Masking(**vars(config.mask)), Masking(**vars(config.channel_mask))
+    return TrainingDataset(corpus, train, plan, model, make_masks(config.mask_sampler, *spans, seed))
 
 
 def _module(config: FinetuneConfig, task: Task, model: Hubert, seed: int, data: TrainingDataset) -> FinetuneModule:
@@ -85,16 +86,4 @@ def _module(config: FinetuneConfig, task: Task, model: Hubert, seed: int, data: 
         describe_micro_batch=data.describe,
         optimisation=Optimisation(factor=schedule, **values),
         log_every_steps=config.log_every_steps,
-    )
-
-
-def _trainer(recipe: Recipe, config: FinetuneConfig, plan: PaddedPlan, folder: Path, stage: str) -> L.Trainer:
-    return build_trainer(
-        folder,
-        steps=config.steps,
-        accumulate=accumulation(plan.micro_batches, recipe.trainer.devices * recipe.trainer.num_nodes),
-        valid_every_steps=config.valid_every_steps,
-        checkpoint_every_steps=config.checkpoint_every_steps,
-        loggers=[compose.build(node, **logger_arguments(folder, f"{recipe.name}/{stage}")) for node in (recipe.logger or {}).values()],
-        **{name: value for name, value in vars(recipe.trainer).items() if name not in ("loader_workers", "attention", "recompute")},
     )

@@ -30,6 +30,9 @@ ATTENTIONS = ["sdpa", "eager", "flex"]
 SPAN_LENGTHS = ["static", "uniform", "normal", "poisson"]
 """How the lengths of masked spans are drawn (model/masking.py)."""
 
+MASK_SAMPLERS = ["reference", "transformers"]
+"""Who draws the masks of fine-tuning: fairseq's way (model/masking.py) or that of `transformers` (model/spec_augment.py)."""
+
 
 @dataclass
 class HubertConfig:

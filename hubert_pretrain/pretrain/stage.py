@@ -6,9 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from hydra.utils import instantiate
 
 from hubert_pretrain.config import PretrainConfig, Recipe
 from hubert_pretrain.data.batches import BatchPlan
@@ -26,7 +24,8 @@ from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.training import loggers as logs
 from hubert_pretrain.training.module import Optimisation
 from hubert_pretrain.training.schedule import linear
-from hubert_pretrain.training.trainer import accumulation, build_trainer, fit, validate
+from hubert_pretrain.training.stage import trainer_of
+from hubert_pretrain.training.trainer import fit, validate
 from hubert_pretrain.workspace import Workspace
 
 
@@ -39,7 +38,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     targets.check(corpus.manifest, recipe.model.grid)
     plan = _plan(recipe, config, corpus, seed)
     module = _module(recipe, config, targets.num_clusters, seed, partial(describe_micro_batch, plan=plan, manifest=corpus.manifest))
-    trainer = _trainer(recipe, config, plan, folder, stage)
+    trainer = trainer_of(recipe, config, folder, stage=stage, micro_batches=plan.micro_batches)
     masking = SpanMasking(seed=seed, **vars(config.mask))
     normalize, workers = recipe.model.normalize_waveform, recipe.trainer.loader_workers
     train, valid = loaders(trainer, plan, corpus, targets.targets, normalize=normalize, masking=masking, workers=workers)
@@ -84,17 +83,3 @@ def _module(recipe: Recipe, config: PretrainConfig, n_clusters: int, seed: int, 
     terms = {name: getattr(loss, name) for name in ("masked_weight", "unmasked_weight", "feature_penalty")}
     training: dict[str, Any] = {"optimisation": optimisation, "log_every_steps": config.log_every_steps}
     return PretrainModule(model, head, supervision=supervision, seed=seed, describe_micro_batch=describe, **terms, **training)
-
-
-def _trainer(recipe: Recipe, config: PretrainConfig, plan: BatchPlan, folder: Path, stage: str) -> L.Trainer:
-    hardware = {name: value for name, value in vars(recipe.trainer).items() if name not in ("loader_workers", "attention", "recompute")}
-    names = logs.logger_arguments(folder, f"{recipe.name}/{stage}")
-    return build_trainer(
-        folder,
-        steps=config.steps,
-        accumulate=accumulation(plan.micro_batches, recipe.trainer.devices * recipe.trainer.num_nodes),
-        valid_every_steps=config.valid_every_steps,
-        checkpoint_every_steps=config.checkpoint_every_steps,
-        loggers=[instantiate(node, **names) for node in (recipe.logger or {}).values()],
-        **hardware,
-    )

@@ -7,7 +7,8 @@ import torch
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.finetune.batches import PaddedPlan
 from hubert_pretrain.finetune.ctc import CtcTask
-from hubert_pretrain.finetune.dataset import Masking, TrainingDataset, WholeUtterances
+from hubert_pretrain.finetune.dataset import TrainingDataset, WholeUtterances
+from hubert_pretrain.finetune.masks import Masking, make_masks
 from hubert_pretrain.finetune.task import Examples
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
@@ -30,7 +31,7 @@ def examples(corpus: Corpus, model: Hubert) -> Examples:
 def _dataset(corpus: Corpus, examples: Examples, model: Hubert, mask: Masking = SPANS, seed: int = 3) -> TrainingDataset:
     lengths = corpus.manifest.num_samples[examples.rows]
     plan = PaddedPlan(examples.rows, lengths, seed=seed, batch_seconds=6, micro_batch_seconds=3, max_padding=0.5)
-    return TrainingDataset(corpus, examples, plan, model, mask=mask, channel_mask=mask, seed=seed)
+    return TrainingDataset(corpus, examples, plan, model, make_masks("reference", mask, mask, seed))
 
 
 def test_rows_are_whole_utterances_with_their_labels(corpus: Corpus, examples: Examples, model: Hubert) -> None:
