@@ -36,8 +36,11 @@ format: $(READY)
 clean:
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# The last two are for tests alone, which put them first for one network: they do not go together with the other packages.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev,demo,slurm]'
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/transformers4 --upgrade 'transformers==4.57.1' 'huggingface-hub<1' 'tokenizers<=0.23'
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/s3prl --upgrade s3prl==0.4.18
 	touch $(READY)
