@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hubert_pretrain.errors import ConfigError, nearest
+from hubert_pretrain.model.dropped_attention import dropped_attention
 
 Attended = Any
 """Which frames may be looked at, in the form of a back end; None for all of them."""
@@ -50,7 +51,9 @@ def key_mask(valid: Tensor) -> Tensor:
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None, dropout: float) -> tuple[Tensor, None]:
-    """PyTorch's fused attention: flash without a mask, memory-efficient or plain with one."""
+    """PyTorch's fused attention: flash without a mask, memory-efficient or plain with one. It has none for dropout on a CPU; we have."""
+    if dropout > 0 and q.device.type == "cpu" and q.dtype == torch.float32:
+        return dropped_attention(q, k, v, attended, dropout), None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attended, dropout_p=dropout), None
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.strided_matmul import Before, recomputed
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -29,30 +31,41 @@ class ConvEncoder(nn.Module):
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
         widths = [1, *config.conv_dim]
-        self.layers = nn.ModuleList(
-            ConvLayer(
-                widths[i],
-                widths[i + 1],
-                kernel=config.conv_kernel[i],
-                stride=config.conv_stride[i],
-                bias=config.conv_bias,
-                norm=config.feat_extract_norm if i == 0 or config.feat_extract_norm == "layer" else None,
-                activation=config.feat_extract_activation,
+        self.layers = nn.Sequential(
+            *(
+                ConvLayer(
+                    widths[i],
+                    widths[i + 1],
+                    kernel=config.conv_kernel[i],
+                    stride=config.conv_stride[i],
+                    bias=config.conv_bias,
+                    norm=config.feat_extract_norm if i == 0 or config.feat_extract_norm == "layer" else None,
+                    activation=config.feat_extract_activation,
+                )
+                for i in range(len(config.conv_dim))
             )
-            for i in range(len(config.conv_dim))
         )
 
     def forward(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
         """(B, S) -> (B, T, C). `num_samples`: (B,) real samples of each row, for norms over time that leave padding out."""
-        x = waveform[:, None]  # (B, 1, S)
-        for layer in self.layers:
-            x = layer(x, num_samples)
-            num_samples = None  # only layer 1 can have a norm over time
-        return x.transpose(1, 2)  # (B, C, T) -> (B, T, C)
+        first: ConvLayer = self.layers[0]  # type: ignore[assignment]
+        x, weights = waveform[..., None], (*first.weights, *first.finish_weights)  # (B, S, 1)
+        before: Before = partial(first.whole, num_samples=num_samples)
+        if torch.compiler.is_compiling():
+            # A compiler fuses norms and activations, and decides itself what to compute again for the gradients.
+            if isinstance(first.norm, TimeNorm):
+                return self.layers[1:](before(x, *weights).transpose(1, 2)).transpose(1, 2)  # type: ignore[operator]
+            return self.layers(x.transpose(1, 2)).transpose(1, 2)
+        # Norm and activation of a layer are left to the next one, which computes them again for its gradients.
+        for layer in self.layers[1:]:
+            assert isinstance(layer, ConvLayer)
+            x = recomputed(before, weights, x, *layer.weights, layer.stride)  # (B, T, C)
+            before, weights = layer.finish, layer.finish_weights
+        return before(x, *weights)
 
 
 class ConvLayer(nn.Module):
-    """Convolution, norm (over time per channel, over channels, or none), activation: (B, C_in, S) -> (B, C_out, S')."""
+    """Convolution, norm (over time per channel, over channels, or none) and activation."""
 
     def __init__(
         self, channels_in: int, channels_out: int, *, kernel: int, stride: int, bias: bool, norm: str | None, activation: str
@@ -62,16 +75,34 @@ class ConvLayer(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight)
         norms = {"group": TimeNorm, "layer": ChannelNorm}
         self.norm = norms[norm](channels_out) if norm else None
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.stride = ACTIVATIONS[activation], stride
 
-    def forward(self, x: Tensor, num_samples: Tensor | None = None) -> Tensor:
-        """(B, C_in, S) -> (B, C_out, S'). `num_samples`: (B,) real inputs of each row, None when all are."""
-        x = self.conv(x)
-        if num_samples is not None and isinstance(self.norm, TimeNorm):
-            x = self.norm(x, (num_samples - self.conv.kernel_size[0]) // self.conv.stride[0] + 1)
-        elif self.norm is not None:
-            x = self.norm(x)
-        return self.activation(x)
+    @property
+    def weights(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (C_out, C_in, k) and bias (C_out,) of the convolution."""
+        return self.conv.weight, self.conv.bias
+
+    @property
+    def finish_weights(self) -> tuple[Any, ...]:
+        """Weight and bias of the norm, if there is one."""
+        return () if self.norm is None else (self.norm.weight, self.norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, T) -> (B, C_out, U), by PyTorch's convolution. For layers without a norm over time."""
+        return self.finish(self.conv(x).transpose(1, 2), *self.finish_weights).transpose(1, 2)
+
+    def finish(self, y: Tensor, *norm: Tensor) -> Tensor:
+        """What follows the convolution, given the weights of the norm: (B, U, C_out) -> (B, U, C_out)."""
+        return self.activation(self.norm.normalise(y, *norm) if isinstance(self.norm, ChannelNorm) else y)
+
+    def whole(self, x: Tensor, weight: Tensor, bias: Tensor | None, *norm: Any, num_samples: Tensor | None = None) -> Tensor:
+        """The layer by matrix products, its weights given so that it can be computed again: (B, T, C_in) -> (B, U, C_out).
+
+        num_samples: (B,) real ones of the T positions, for a norm over time that leaves padding out.
+        """
+        if isinstance(self.norm, TimeNorm):  # which takes a bias away again
+            return self.activation(self.norm.convolve(x, weight, *norm, stride=self.stride, lengths=num_samples))
+        return self.finish(recomputed(torch.Tensor.contiguous, (), x, weight, bias, self.stride), *norm)
 
 
 class TimeNorm(nn.GroupNorm):
@@ -83,30 +114,39 @@ class TimeNorm(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(num_groups=channels, num_channels=channels)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, C, S) -> (B, C, S), in fp32 whatever the precision (a sum over 50,000 samples), returned in the dtype it came in.
+    def convolve(self, x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor, *, stride: int, lengths: Tensor | None = None) -> Tensor:
+        """The norm of a convolution of few taps, without a pass over its result: (B, T, C_in), (C, C_in, k) -> (B, U, C).
 
-        lengths: (B,) real positions of each row, at its beginning; None when all are.
+        A channel is w . window, so its mean over time is w . mean(windows) and its variance w' Cov(windows) w: the norm becomes a factor
+        on the kernel of each utterance. The statistics are float64 (sums over 50,000 positions, of which differences are taken).
+
+        lengths: (B,) real ones of the T positions, at the beginning; None when all are.
         """
-        weight, bias = self.weight.float(), self.bias.float()
-        if lengths is None:
-            return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
-        count = lengths[:, None, None].clamp(min=1)  # an empty row must not become NaN
-        real = torch.arange(x.shape[2], device=x.device) < count  # (B, 1, S)
-        mean = x.float().mul(real).sum(2, keepdim=True) / count  # (B, C, 1)
-        centred = x.float() - mean
-        variance = centred.square().mul(real).sum(2, keepdim=True) / count
-        return (centred * torch.rsqrt(variance + self.eps) * weight[:, None] + bias[:, None]).to(x.dtype)
+        windows = x.unfold(1, kernel.shape[2], stride).flatten(2)  # (B, T, C_in) -> (B, U, C_in k)
+        flat = kernel.flatten(1).float()  # (C, C_in k)
+        with torch.autocast(x.device.type, enabled=False):
+            wide = windows.double()
+            if lengths is None:
+                mean = wide.mean(1, keepdim=True)  # (B, 1, C_in k)
+                covariance = (wide - mean).mT @ (wide - mean) / wide.shape[1]
+            else:
+                count = ((lengths - kernel.shape[2]) // stride + 1)[:, None, None].clamp(min=1)  # an empty row must not become NaN
+                real = torch.arange(wide.shape[1], device=x.device)[:, None] < count  # (B, U, 1)
+                mean = (wide * real).sum(1, keepdim=True) / count
+                covariance = ((wide - mean) * real).mT @ (wide - mean) / count
+            variance = ((flat.double() @ covariance) * flat.double()).sum(2)  # (B, C)
+            scale = torch.rsqrt(variance.float() + self.eps) * weight.float()
+            shift = bias.float() - (mean.float() @ flat.T)[:, 0] * scale
+            scaled = flat * scale[..., None]  # (B, C, C_in k)
+        return torch.baddbmm(shift[:, None], windows, scaled.mT)
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of (B, C, S), in fp32, returned in the dtype it came in."""
+    """Layer norm over the channels of (B, U, C), in fp32, returned in the dtype it came in."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, S) -> (B, C, S)."""
-        y = x.float().transpose(1, 2)
-        y = F.layer_norm(y, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
-        return y.transpose(1, 2).to(x.dtype)
+    def normalise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """(B, U, C) -> (B, U, C), with this weight and bias."""
+        return F.layer_norm(x.float(), self.normalized_shape, weight.float(), bias.float(), self.eps).to(x.dtype)
 
 
 class GradientScale(torch.autograd.Function):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.model.pickles import Inert
+from hubert_pretrain.workspace import write_text
 
 SPECIAL_NAMES = ["<s>", "<pad>", "</s>", "<unk>"]
 SPECIAL_SYMBOLS = len(SPECIAL_NAMES)
@@ -32,6 +34,18 @@ def read_dictionary(path: str | Path) -> list[str]:
             raise ArtefactError(f"{path}: line {number} is {line[:40]!r}, expected a symbol and a count such as 'E 51860'")
         symbols.append(symbol)
     return symbols
+
+
+def write_dictionary(path: str | Path, counts: Mapping[str, int]) -> None:
+    """Writes a `dict.km.txt` or `dict.ltr.txt`, the most frequent symbol first as fairseq sorts them, equal counts by name.
+
+    Raises ArtefactError for a symbol with a blank in it, or one of the four special ones.
+    """
+    for symbol in counts:
+        if not symbol or symbol.split() != [symbol] or symbol in SPECIAL_NAMES:
+            raise ArtefactError(f"{path}: {symbol!r} cannot be a symbol of a dictionary (empty, with a blank, or special); rename it")
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    write_text(Path(path), "".join(f"{symbol} {count}\n" for symbol, count in ordered))
 
 
 def stored_dictionaries(content: dict[str, Any]) -> list[list[str]] | None:
