@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from hubert_pretrain.config import FinetuneConfig, LossConfig, MaskConfig, PretrainConfig, Recipe, TrainerConfig
+from hubert_pretrain.config import (
+    AugmentConfig,
+    ClusteringConfig,
+    FinetuneConfig,
+    LossConfig,
+    MaskConfig,
+    PretrainConfig,
+    Recipe,
+    TrainerConfig,
+)
 from hubert_pretrain.errors import ConfigError, nearest
 from hubert_pretrain.frames import samples
 from hubert_pretrain.model.config import ATTENTIONS, MASK_SAMPLERS, SPAN_LENGTHS
 
+ENGINES = ["minibatch", "torch", "faiss"]
+"""Of k-means (clustering/kmeans.py, which imports torch)."""
+
 
 def check(recipe: Recipe) -> None:
     """Raises ConfigError for the first value that cannot be."""
-    if recipe.data.corpus.get("root", "") is None:
+    if recipe.data.root is None and recipe.data.corpus.get("path", recipe.data.corpus.get("root", "")) is None:
         raise ConfigError("data.root has no value: add data.root=<folder of the corpus>")
     recipe.model.validate()
     if not recipe.iterations:
         raise ConfigError("iterations: the recipe has none; give it at least it1 with features, clustering and pretrain")
     for name, iteration in recipe.iterations.items():
-        n_clusters, key = iteration.clustering.n_clusters, f"iterations.{name}.clustering.n_clusters"
-        _positive(key, n_clusters)
-        if n_clusters > 2**16:
-            raise ConfigError(f"{key}={n_clusters}: targets are 16-bit, so at most {2**16}")
+        _check_clustering(f"iterations.{name}.clustering", iteration.clustering)
         _check_pretrain(f"iterations.{name}.pretrain", iteration.pretrain, recipe)
     _check_attention("model", recipe.model.attention_dropout, recipe.trainer)
     for name, task in recipe.finetune.items():
@@ -30,6 +39,31 @@ def check(recipe: Recipe) -> None:
         _one_of(f"finetune.{name}.mask_sampler", task.mask_sampler, MASK_SAMPLERS)
         if task.warmup_fraction + task.hold_fraction > 1:
             raise ConfigError(f"finetune.{name}: warmup_fraction + hold_fraction is above 1; nothing is left for the decay")
+
+
+def _check_clustering(key: str, config: ClusteringConfig) -> None:
+    if config.engine not in ENGINES:
+        raise ConfigError(f"{key}.engine={config.engine!r}: expected one of {', '.join(ENGINES)}{nearest(config.engine, ENGINES)}")
+    if config.spherical and config.engine == "minibatch":
+        raise ConfigError(f"{key}.spherical=true needs engine=torch or engine=faiss: scikit-learn's mini-batches know no cosines")
+    for name in ("max_memory_gb", "restarts", "max_iterations"):
+        _positive(f"{key}.{name}", getattr(config, name))
+    for name in ("max_frames", "pca_dims", "tolerance"):
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{key}.{name}={getattr(config, name)}: expected 0 or more")
+    sizes = {f"{key}.n_clusters": config.n_clusters}
+    for number, each in enumerate(config.codebooks):
+        where, known = f"{key}.codebooks[{number}]", ["name", "columns", "n_clusters", "residual"]
+        if not isinstance(each, dict) or not isinstance(each.get("name"), str):
+            raise ConfigError(f"{where}={each!r}: expected {{name: ..., columns: [start, stop], n_clusters: ..., residual: ...}}")
+        for name in each:
+            if name not in known:
+                raise ConfigError(f"{where}.{name}: no such key{nearest(name, known)}; the keys are {', '.join(known)}")
+        sizes[f"{where}.n_clusters"] = each.get("n_clusters", config.n_clusters)
+    for name, size in sizes.items():
+        _positive(name, size)
+        if size > 2**16:
+            raise ConfigError(f"{name}={size}: targets are 16-bit, so at most {2**16}")
 
 
 def _check_pretrain(key: str, config: PretrainConfig, recipe: Recipe) -> None:
@@ -51,6 +85,20 @@ def _check_pretrain(key: str, config: PretrainConfig, recipe: Recipe) -> None:
         raise ConfigError(f"{key}.mask.probability={config.mask.probability}: expected a share above 0 and up to 1")
     _check_spans(f"{key}.mask", config.mask)
     _check_loss(f"{key}.loss", config.loss, recipe.model.num_hidden_layers)
+    _check_augment(f"{key}.augment", config.augment)
+
+
+def _check_augment(key: str, config: AugmentConfig) -> None:
+    for name in ("mix_probability", "mix_noise_share", "noise_probability", "gain_probability"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ConfigError(f"{key}.{name}={getattr(config, name)}: expected a share from 0 to 1")
+    for name in ("mix_ratio_db", "mix_noise_ratio_db", "noise_ratio_db", "gain_db"):
+        limits = list(getattr(config, name))
+        if len(limits) != 2 or limits[0] > limits[1]:
+            raise ConfigError(f"{key}.{name}={limits}: expected a range in dB, the lower end first, e.g. [-5, 5]")
+    for name in ("mix_noise_share", "noise_probability"):
+        if getattr(config, name) > 0 and config.noise is None:
+            raise ConfigError(f"{key}.{name}={getattr(config, name)} needs noise: set {key}.noise to a folder of audio files")
 
 
 def _check_loss(key: str, config: LossConfig, depth: int) -> None:

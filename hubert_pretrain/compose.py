@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,24 @@ def _check_targets(recipe: Recipe) -> None:
     for key, node in nodes.items():
         if not isinstance(node, dict) or "_target_" not in node:
             raise ConfigError(f"{key}: expected a `_target_` and its arguments, found {node!r}")
-        arguments = _arguments(key, str(node["_target_"]))
-        for name in node:
-            if arguments is not None and name != "_target_" and name not in arguments:
-                raise ConfigError(f"{key}.{name}: {node['_target_']} has no such argument{nearest(name, arguments)}")
+        for inner_key, inner in _target_nodes(key, node):
+            _check_arguments(inner_key, inner)
+
+
+def _target_nodes(key: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every `_target_` node in a tree, with its dotted name."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield key, value
+        for name, inner in value.items():
+            yield from _target_nodes(f"{key}.{name}", inner)
+
+
+def _check_arguments(key: str, node: dict[str, Any]) -> None:
+    arguments = _arguments(key, str(node["_target_"]))
+    for name in node:
+        if arguments is not None and name != "_target_" and name not in arguments:
+            raise ConfigError(f"{key}.{name}: {node['_target_']} has no such argument{nearest(name, arguments)}")
 
 
 def _arguments(key: str, target: str) -> list[str] | None:

@@ -20,9 +20,16 @@ class DataConfig:
 
     corpus: Any = MISSING  # `_target_` of a class in data/corpora/
     root: str | None = MISSING  # folder of the corpus on disk; null for a corpus that makes itself
+    download: bool = False  # fetch what is missing of the corpus first, from its publisher, where the licence allows it (docs/corpora.md)
+    mirror: str | None = None  # URL of a folder with the same archives, to fetch them from in place of the publisher
+    alignments: Any = None  # phone alignments from elsewhere, joined by id: a folder or file, or its path, format, tier, silence, symbols
     valid_fraction: float = 0.05  # share of `train` held out as `valid`, by a hash of the id, where the corpus has no such split
     max_bad_fraction: float = 0.001  # more unreadable files than this share is an error, fewer are quarantined
     workers: int = 0  # processes that read audio in `prepare`; 0: one per core
+    shards: str = "none"  # pcm or flac: `prepare` also writes the audio into tar shards, 16 kHz mono, and training reads those
+    shard_megabytes: int = 512  # size of a shard, roughly
+    cache_dir: str | None = None  # folder on local disk for audio fetched from URLs; null: fetched anew each time
+    cache_gigabytes: float = 100.0  # how large it may grow; the longest unused goes first
 
 
 @dataclass
@@ -32,11 +39,18 @@ class ClusteringConfig:
     n_clusters: int = MISSING
     fraction: float = 0.1  # share of the training utterances that the codebook is fitted on [percent]
     max_hours: float = 100.0  # never more than this much audio, however large the share
+    max_frames: int = 0  # nor more than so many frames; 0: no limit
+    max_memory_gb: float = 4.0  # 10^9 bytes of the process, frames and all; what does not fit of the frames lies in a scratch file
+    engine: str = "minibatch"  # minibatch (the paper's), torch (full batch) or faiss, see clustering/kmeans.py
+    codebooks: list[Any] = field(default_factory=list)  # of {name, columns, n_clusters, residual}; []: one over all columns
+    pca_dims: int = 0  # principal components that frames are reduced to before; 0: none
+    whiten: bool = False  # principal components, all or pca_dims of them, scaled to variance 1
+    spherical: bool = False  # frames are scaled to length 1: clusters by cosine (torch, faiss)
     batch_frames: int = 10_000  # [batch_size]
     max_iterations: int = 100  # passes over the sample [max_iter]
     max_no_improvement: int = 100
     restarts: int = 20  # k-means++ starts, the best is kept [n_init]
-    tolerance: float = 0.0
+    tolerance: float = 0.0  # torch, faiss: stop below this relative gain of a pass; minibatch: when centroids move less
     reassignment_ratio: float = 0.0
 
 
@@ -69,6 +83,21 @@ class LossConfig:
 
 
 @dataclass
+class AugmentConfig:
+    """What is done to the audio of a crop in training, data/augment.py; nothing by default, as in the paper. Targets stay as they are."""
+
+    mix_probability: float = 0.0  # share of the rows that get a part of another row of the micro-batch [WavLM: 0.2]
+    mix_ratio_db: list[float] = field(default_factory=lambda: [-5.0, 5.0])  # energy of the row over that of the part: drawn from here
+    mix_noise_share: float = 0.0  # of those rows, how many get a part of the noise instead [WavLM: 0.1]
+    mix_noise_ratio_db: list[float] = field(default_factory=lambda: [-5.0, 20.0])
+    noise: str | None = None  # folder of audio files, or of a prepared corpus
+    noise_probability: float = 0.0  # share of the rows that get noise from beginning to end
+    noise_ratio_db: list[float] = field(default_factory=lambda: [5.0, 20.0])
+    gain_probability: float = 0.0  # share of the rows made louder or softer
+    gain_db: list[float] = field(default_factory=lambda: [-6.0, 6.0])
+
+
+@dataclass
 class PretrainConfig:
     """Corpus + targets -> checkpoint: the science of one pretraining."""
 
@@ -84,11 +113,24 @@ class PretrainConfig:
     min_seconds: float = 2.0  # shorter utterances are left out [min_sample_size]
     max_crop_seconds: float = 15.625  # longer ones are cropped [max_sample_size]
     max_shapes: int = 16  # number of crop lengths (buckets)
+    corpus_weights: dict[str, float] = field(default_factory=dict)  # of each corpus: in proportion to its audio drawn; {}: all there is, once
+    corpus_temperature: float = 1.0  # instead of weights: hours ** (1 / temperature), more than 1 brings out the small corpora
     mask: MaskConfig = field(default_factory=MaskConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     log_every_steps: int = 50
     valid_every_steps: int = 5000
     checkpoint_every_steps: int = 1000
+
+
+@dataclass
+class LayerChoiceConfig:
+    """How `features.layer=auto` becomes a layer: every layer is clustered on some speech and scored (clustering/layers.py)."""
+
+    criterion: str = "pnmi"  # pnmi, phone_purity (with alignments), abx (with them, or one word per utterance), stability (nothing needed)
+    split: str = "valid"  # the speech that layers are scored on
+    n_clusters: int = 100
+    max_hours: float = 0.5  # never more than this much of the split
 
 
 @dataclass
@@ -98,6 +140,8 @@ class IterationConfig:
     features: Any = MISSING  # `_target_` of a class in features/
     clustering: ClusteringConfig = field(default_factory=ClusteringConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    layer_choice: LayerChoiceConfig = field(default_factory=LayerChoiceConfig)  # only for features.layer=auto
+    targets: str | None = None  # instead of features and clustering: folder of fairseq's .tsv and .km, or of another run's label stage
 
 
 @dataclass
@@ -162,6 +206,14 @@ class TrainerConfig:
 
 
 @dataclass
+class CheckConfig:
+    """`stage=check`: what can be known before anything expensive runs."""
+
+    sample: int = 200  # utterances whose audio is read whole, chosen by the seed
+    all: bool = False  # read every utterance
+
+
+@dataclass
 class LaunchConfig:
     """How a stage becomes processes."""
 
@@ -174,7 +226,7 @@ class Recipe:
 
     name: str = MISSING
     work_dir: str = MISSING
-    stage: str = "all"  # all | list | the name of one stage
+    stage: str = "all"  # all | list | check | the name of one stage
     seed: int = 1
     data: DataConfig = field(default_factory=DataConfig)
     model: HubertConfig = field(default_factory=HubertConfig)
@@ -183,4 +235,5 @@ class Recipe:
     export: ExportConfig = field(default_factory=ExportConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: Any = MISSING  # {name: `_target_` of a Lightning logger}
+    check: CheckConfig = field(default_factory=CheckConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

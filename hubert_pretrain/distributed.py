@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from hubert_pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+PATIENCE = timedelta(days=1)
+"""How long a rank of `group` waits for another: one may read audio for hours."""
 
 
 def rank() -> int:
@@ -22,6 +30,12 @@ def world_size() -> int:
     return int(dist.get_world_size()) if (dist := _initialised()) is not None else 1
 
 
+def launched() -> int:
+    """How many processes the launcher says it starts (torchrun, srun, or WORLD_SIZE and RANK set by hand), whether they form a group or
+    not; 1 without a launcher."""
+    return max(world_size(), rank() + 1, int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1))
+
+
 def share(count: int, rank: int, world_size: int) -> range:
     """A rank's contiguous share of ``range(count)``: shares differ by at most one and cover the range once."""
     return range(count * rank // world_size, count * (rank + 1) // world_size)
@@ -32,6 +46,35 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     if (dist := _initialised()) is not None:
         dist.all_reduce(tensor)
     return tensor
+
+
+def from_first(value: Any) -> Any:
+    """What the first rank gives; the others' values are ignored."""
+    box = [value]
+    if (dist := _initialised()) is not None:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """The processes that a launcher started (torchrun, or what else sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) form a group for as
+    long as this is open. Nothing happens in one process, or when they are a group already.
+
+    Raises ConfigError when the launcher did not say where to meet.
+    """
+    if launched() == 1 or _initialised() is not None:
+        yield
+        return
+    if missing := [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ConfigError(f"{launched()} processes were started, but {', '.join(missing)} is not set; start them with torchrun")
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", rank=rank(), world_size=launched(), timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def barrier() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+EXIT_PREEMPTED = 75
+"""Saved and left because of a signal or a time limit (EX_TEMPFAIL of sysexits.h): run the same command again."""
+EXIT_HANG = 76
+"""Ended by the watchdog: no step for `trainer.hang_minutes`."""
 
 class HubertPretrainError(Exception):
     """Something a user can mend. `run.py` prints the message as one line and exits with `exit_code`; a traceback would not help."""
@@ -21,6 +25,12 @@ class DataError(HubertPretrainError):
 
 class ArtefactError(HubertPretrainError):
     """A stage's output is missing, damaged or was made from something else."""
+
+
+class Preempted(HubertPretrainError):
+    """Training left at a step boundary, everything saved, because it was asked to. No failure: the same command goes on."""
+
+    exit_code = EXIT_PREEMPTED
 
 
 def nearest(word: str, choices: list[str]) -> str:

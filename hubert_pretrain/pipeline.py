@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hubert_pretrain import distributed
-from hubert_pretrain.config import Recipe
+from hubert_pretrain.config import IterationConfig, Recipe
 from hubert_pretrain.errors import ArtefactError, ConfigError, nearest
 from hubert_pretrain.workspace import Workspace, differing_fields
 
@@ -31,7 +31,10 @@ PACKAGES = {
 }
 """The package whose `stage.py` does the work of each verb."""
 
-_NOT_SCIENCE = {"workers", "max_bad_fraction", "log_every_steps", "valid_every_steps", "checkpoint_every_steps"}
+_NOT_SCIENCE = {
+    *("workers", "max_bad_fraction", "download", "mirror", "cache_dir", "cache_gigabytes"),
+    *("log_every_steps", "valid_every_steps", "checkpoint_every_steps"),
+}
 """Fields that change how or how often something is done, not what comes out: left out of fingerprints."""
 
 
@@ -65,22 +68,9 @@ def stages(recipe: Recipe) -> list[Stage]:
     """All stages of a recipe in the order in which they run."""
     found = [Stage("prepare", "prepare", (), {"data": recipe.data, "seed": recipe.seed})]
     for name, iteration in recipe.iterations.items():
-        source = iteration.features.get("checkpoint")
-        found += [
-            Stage(
-                f"{name}/cluster",
-                "cluster",
-                ("prepare", source) if source else ("prepare",),
-                {"features": iteration.features, "clustering": iteration.clustering, "seed": recipe.seed},
-            ),
-            Stage(f"{name}/label", "label", ("prepare", f"{name}/cluster"), {"features": iteration.features}),
-            Stage(
-                f"{name}/pretrain",
-                "pretrain",
-                ("prepare", f"{name}/label"),
-                {"model": recipe.model, "pretrain": iteration.pretrain, "seed": recipe.seed},
-            ),
-        ]
+        found += _targets_of(name, iteration, recipe.seed)
+        pretraining = {"model": recipe.model, "pretrain": iteration.pretrain, "seed": recipe.seed}
+        found.append(Stage(f"{name}/pretrain", "pretrain", ("prepare", f"{name}/label"), pretraining))
     for name, task in recipe.finetune.items():
         found.append(Stage(f"finetune/{name}", "finetune", ("prepare", task.checkpoint), {"finetune": task, "seed": recipe.seed}))
     if recipe.export.checkpoints:
@@ -89,11 +79,35 @@ def stages(recipe: Recipe) -> list[Stage]:
     return found
 
 
+def _targets_of(name: str, iteration: IterationConfig, seed: int) -> list[Stage]:
+    """The stages that make the targets of an iteration: clustering and labelling, or only bringing in those of others."""
+    if iteration.targets:
+        return [Stage(f"{name}/label", "label", ("prepare", iteration.targets), {"targets": iteration.targets})]
+    clustering = {"features": iteration.features, "clustering": iteration.clustering, "seed": seed}
+    if iteration.features.get("layer") == "auto":
+        clustering["layer_choice"] = iteration.layer_choice
+    return [
+        Stage(f"{name}/cluster", "cluster", ("prepare", *_checkpoints(iteration.features)), clustering),
+        Stage(f"{name}/label", "label", ("prepare", f"{name}/cluster"), {"features": iteration.features}),
+    ]
+
+
+def _checkpoints(node: Any) -> list[str]:
+    """What features are made with: every `checkpoint` of a node, at any depth."""
+    if isinstance(node, dict):
+        own = [str(node["checkpoint"])] if node.get("checkpoint") else []
+        node = [value for key, value in node.items() if key != "checkpoint"]
+    else:
+        own = []
+    found = own + [name for value in node if isinstance(value, (dict, list)) for name in _checkpoints(value)]
+    return list(dict.fromkeys(found))
+
+
 def find(recipe: Recipe, name: str) -> Stage:
     """The stage of that name. Raises ConfigError naming the nearest one."""
     names = {stage.name: stage for stage in stages(recipe)}
     if name not in names:
-        raise ConfigError(f"stage={name}: no such stage{nearest(name, list(names))}; the stages are all, list, {', '.join(names)}")
+        raise ConfigError(f"stage={name}: no such stage{nearest(name, list(names))}; the stages are all, list, check, {', '.join(names)}")
     return names[name]
 
 
@@ -128,16 +142,27 @@ def check_unchanged(stage: Stage, workspace: Workspace) -> None:
     )
 
 
+def check(recipe: Recipe, workspace: Workspace) -> None:
+    """`stage=check`: everything that can be known before anything expensive runs. Raises HubertPretrainError for what cannot work."""
+    _doctor().run(recipe, workspace)
+
+
+def _doctor() -> Any:
+    return importlib.import_module("hubert_pretrain.doctor.stage")
+
+
 def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
     """Runs one stage in this process, unless it is done. Only rank 0 touches the workspace's bookkeeping."""
     for name in stage.inputs:
         workspace.resolve(name)
     if distributed.rank() > 0:
-        stage.run(recipe, workspace, workspace.partial_folder(stage.name))
+        if not workspace.is_done(stage.name):
+            stage.run(recipe, workspace, workspace.partial_folder(stage.name))
         return
     check_unchanged(stage, workspace)
     if workspace.is_done(stage.name):
         return
+    _doctor().before(recipe, workspace, stage)
     fingerprint = fingerprint_of(stage, workspace)
     assert fingerprint is not None  # every input was resolved above
     with workspace.lock(stage.name):

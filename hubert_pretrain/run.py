@@ -52,6 +52,8 @@ def _run(config: DictConfig, overrides: list[str]) -> None:
     workspace = Workspace(recipe.work_dir)
     if recipe.stage == "list":
         summary.print_stages(recipe, workspace)
+    elif recipe.stage == "check":
+        pipeline.check(recipe, workspace)
     elif recipe.stage == "all":
         stages = pipeline.stages(recipe)  # refuses what cannot run before anything is written
         _keep_recipe(workspace, recipe)

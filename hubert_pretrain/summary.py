@@ -6,7 +6,7 @@ from typing import Any
 
 from hubert_pretrain import pipeline
 from hubert_pretrain.config import Recipe
-from hubert_pretrain.workspace import Workspace, age_in_seconds, size_in_bytes, write_json
+from hubert_pretrain.workspace import Workspace, age_in_seconds, human_bytes, size_in_bytes, write_json
 
 ITERATION_FACTS = {
     "cluster": ["n_clusters", "inertia"],
@@ -36,7 +36,7 @@ def collect(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         ],
         "data": facts["prepare"] or None,
         "iterations": {
-            name: {key: facts[f"{name}/{verb}"].get(key) for verb, keys in ITERATION_FACTS.items() for key in keys}
+            name: {key: facts.get(f"{name}/{verb}", {}).get(key) for verb, keys in ITERATION_FACTS.items() for key in keys}
             for name in recipe.iterations
         },
         "finetune": {name: facts[f"finetune/{name}"] or None for name in recipe.finetune},
@@ -109,15 +109,6 @@ def _print(table: Any) -> None:
 
 def _number(value: Any) -> str:
     return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def human_bytes(count: float) -> str:
-    """`12.3 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def human_age(age_seconds: float) -> str:

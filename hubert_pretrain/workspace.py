@@ -57,6 +57,11 @@ class Workspace:
         return self.root / "summary.json"
 
     @property
+    def check_path(self) -> Path:
+        """`check.json`, what `stage=check` found last."""
+        return self.root / "check.json"
+
+    @property
     def recipe_path(self) -> Path:
         """`recipe.yaml`, the whole configuration of the run."""
         return self.root / "recipe.yaml"
@@ -83,18 +88,19 @@ class Workspace:
         return open_artefact(self.folder(stage))
 
     def resolve(self, reference: str) -> Artefact:
-        """The artefact a recipe refers to: a stage of this run ("it1/pretrain"), the folder of one made elsewhere, or a checkpoint that no
-        stage made, a file or a folder with a config.json, whose fingerprint is a hash of its files."""
+        """The artefact a recipe refers to: a stage of this run ("it1/pretrain"), the folder of one made elsewhere, or what no stage made, a
+        checkpoint (a file or a folder with a config.json) or a folder of targets, whose fingerprint is a hash of its files."""
         if self.is_done(reference):
             return self.artefact(reference)
         path = Path(reference).expanduser().absolute()
         if (path / META).is_file():
             return open_artefact(path)
-        if path.is_file() or ((path / "config.json").is_file() and not (path / PARTIAL_META).exists()):
+        readable = any((path / name).is_file() for name in ("config.json", "store.json")) or any(path.glob("*.km*"))
+        if path.is_file() or (readable and not (path / PARTIAL_META).exists()):
             return Artefact(path, {"fingerprint": external_fingerprint(path), "facts": {}})
         raise ArtefactError(
-            f"{reference!r} is neither a finished stage of {self.root} nor a folder with a {META} nor a checkpoint of another project; "
-            "name a stage such as 'it1/pretrain', the folder of a finished one, or a checkpoint"
+            f"{reference!r} is neither a finished stage of {self.root} nor a folder with a {META} nor targets nor a checkpoint of another "
+            "project; name a stage such as 'it1/pretrain', the folder of a finished one, or a checkpoint"
         )
 
     @contextlib.contextmanager
@@ -117,6 +123,14 @@ class Workspace:
             file.write(f"process {os.getpid()} on {platform.node()}")
             file.flush()
             yield
+
+    def holder(self, stage: str) -> str | None:
+        """Which process holds the lock of a stage, e.g. "process 123 on node7"; None when it is free."""
+        path = self.root / ".locks" / stage.replace("/", "-")
+        if not path.is_file():
+            return None
+        with open(path, encoding="utf-8") as file:
+            return None if _try_lock(file) else file.read().strip() or "another process"
 
     def begin(self, stage: str, fingerprint: str, config: dict[str, Any]) -> Path:
         """Opens the partial folder of a stage, empty unless an interrupted run of the *same* configuration left one."""
@@ -254,6 +268,15 @@ def empty(folder: Path) -> None:
 def size_in_bytes(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def human_bytes(count: float) -> str:
+    """`12.3 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
 
 
 def age_in_seconds(path: Path) -> float:

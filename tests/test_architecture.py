@@ -11,7 +11,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "hubert_pretrain"
 FILES = sorted(PACKAGE.rglob("*.py"))
-STREET = ["data", "model", "features", "clustering", "targets", "training", "pretrain", "finetune", "export"]
+STREET = ["data", "model", "features", "clustering", "targets", "training", "pretrain", "finetune", "export", "doctor"]
 """A package imports only from those before it, and from the base modules."""
 DOOR = {"run", "compose", "checks", "config", "pipeline", "launch", "summary"}
 """Base modules that know the configuration or the stages: only they and `*/stage.py` may import each other, Hydra and OmegaConf."""

@@ -1,31 +1,24 @@
 """A codebook: K centroids and what made them. Stored as safetensors + JSON, so it opens anywhere and runs no code.
 
-Tensor alphabet: K clusters, D width of a frame.
+Tensor alphabet: K clusters, D width of a frame, d width behind the codebook's transform (D without one).
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
+from hubert_pretrain.clustering import nearest, storage
+from hubert_pretrain.clustering.transform import Transform
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.features.extractor import Extractor, describe
 from hubert_pretrain.frames import FrameGrid
-from hubert_pretrain.workspace import read_json, write_json
-
-FORMAT = "hubert_pretrain.codebook.1"
-CENTROIDS = "codebook.safetensors"
-DESCRIPTION = "codebook.json"
-FRAMES_AT_ONCE = 1 << 15
-"""Frames per matrix product of `assign`: with K=500 their scores are 65 MB, however long the recording."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +26,7 @@ class Codebook:
     """Frames -> cluster ids. The same codebook labels every split and is named in every set of targets."""
 
     centroids: Tensor
-    """(K, D) float32."""
+    """(K, d) float32."""
     features: dict[str, Any]
     """Fingerprint of the extractor whose frames it was fitted on."""
     grid: FrameGrid
@@ -42,6 +35,10 @@ class Codebook:
     """How it was fitted: settings, frames, inertia. For people; nothing depends on it."""
     origin: str = "the codebook"
     """Where it came from, for error messages."""
+    transform: Transform | None = None
+    """What frames go through before they are compared with the centroids."""
+    spherical: bool = False
+    """Frames are scaled to length 1 too (cosine k-means); the centroids have that length."""
 
     @property
     def n_clusters(self) -> int:
@@ -50,17 +47,23 @@ class Codebook:
 
     @property
     def dim(self) -> int:
-        """D."""
-        return int(self.centroids.shape[1])
+        """D, the width of the frames that it takes."""
+        return int(self.centroids.shape[1] if self.transform is None else self.transform.matrix.shape[0])
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the centroids, whatever device they are on and wherever they were read from."""
-        return hashlib.sha256(self.centroids.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        """SHA-256 of the centroids and the transform, whatever device they are on and wherever they were read from."""
+        digest = hashlib.sha256()
+        for tensor in self.tensors().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        if self.spherical:
+            digest.update(b"spherical")
+        return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> Codebook:
-        """The same codebook with its centroids on a device."""
-        return Codebook(self.centroids.to(device), self.features, self.grid, self.fit, self.origin)
+        """The same codebook with its tensors on a device."""
+        transform = None if self.transform is None else self.transform.to(device)
+        return replace(self, centroids=self.centroids.to(device), transform=transform)
 
     def assign(self, frames: Tensor) -> Tensor:
         """Nearest centroid of each frame by Euclidean distance: (..., D) -> (...) int64.
@@ -73,16 +76,31 @@ class Codebook:
                 f"frames have dimension {frames.shape[-1]}; label with the features of the cluster stage, or cluster again"
             )
         weight, bias = self._tables
-        parts = frames.reshape(-1, self.dim).to(weight.dtype).split(FRAMES_AT_ONCE)
-        return torch.cat([torch.addmm(bias, part, weight).argmax(-1) for part in parts]).view(frames.shape[:-1])
+        return nearest.assign(frames.reshape(-1, self.dim).to(weight.dtype), weight, bias).view(frames.shape[:-1])
+
+    def project(self, frames: Tensor) -> Tensor:
+        """The space that the centroids live in: (..., D) -> (..., d)."""
+        projected = frames if self.transform is None else self.transform(frames)
+        return nn.functional.normalize(projected, dim=-1) if self.spherical else projected
+
+    def residual(self, frames: Tensor, ids: Tensor) -> Tensor:
+        """What the centroids leave of frames: (..., D) and their ids (...) -> (..., d)."""
+        return self.project(frames) - self.centroids[ids]
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:
-        """argmin |x - c|^2 = argmax x.(c - m) - (|c|^2 - |m|^2)/2 for any m; the mean centroid keeps the numbers, and rounding, small."""
-        centre = self.centroids.double().mean(0)
-        weight = (self.centroids.double() - centre).T.contiguous()  # (D, K)
-        bias = -(self.centroids.double().square().sum(-1) - centre.square().sum()) / 2
-        return weight.float(), bias.float()
+        """Weight (D, K) and bias (K,), see clustering/nearest.py.
+
+        The transform is folded in: with x = (y - mean) @ W the product x @ weight is y @ (W @ weight) - mean @ (W @ weight). And the length
+        that a spherical codebook would scale a frame to does not change which of its centroids, all of length 1, is the nearest.
+        """
+        weight, bias = nearest.tables(self.centroids)
+        if self.spherical:
+            bias = torch.zeros_like(bias)
+        if self.transform is not None:
+            weight = self.transform.matrix.double() @ weight  # (D, K)
+            bias = bias - self.transform.mean.double() @ weight
+        return weight.float().contiguous(), bias.float()
 
     def check_features(self, extractor: Extractor) -> None:
         """Raises ArtefactError naming each difference when the codebook was fitted on other features than the extractor's."""
@@ -97,28 +115,36 @@ class Codebook:
                 f"({'; '.join(differences)}); label with the features of the cluster stage, or cluster again"
             )
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What is stored of it as numbers, by name."""
+        named = {"centroids": self.centroids}
+        return named if self.transform is None else named | {"mean": self.transform.mean, "matrix": self.transform.matrix}
+
     def save(self, folder: Path) -> None:
-        """Writes `codebook.safetensors`, then `codebook.json` with its hash: after a kill between the two, `load` refuses them."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CENTROIDS).write_bytes(save({"centroids": self.centroids.detach().cpu().contiguous()}))
-        description = {"format": FORMAT, "n_clusters": self.n_clusters, "dim": self.dim, "sha256": self.fingerprint}
+        """Writes `codebook.safetensors` and `codebook.json`. Raises HubertPretrainError when the disk is full."""
+        description = {"n_clusters": self.n_clusters, "dim": self.dim, "sha256": self.fingerprint}
+        description |= {"spherical": True} if self.spherical else {}
         grid = {"window": self.grid.window, "hop": self.grid.hop}
-        write_json(folder / DESCRIPTION, description | {"grid": grid, "features": self.features, "fit": self.fit})
+        storage.write(folder, self.tensors(), description | {"grid": grid, "features": self.features, "fit": self.fit})
 
     @staticmethod
     def load(folder: str | Path) -> Codebook:
         """Reads what `save` wrote. Raises ArtefactError when a file is missing or damaged, or the two do not belong together."""
         folder = Path(folder).absolute()
-        description = read_json(folder / DESCRIPTION)
-        if not isinstance(description, dict) or description.get("format") != FORMAT:
-            raise ArtefactError(f"{folder / DESCRIPTION}: missing, damaged or not a {FORMAT}; run the cluster stage again")
-        try:
-            centroids = load_file(folder / CENTROIDS)["centroids"]
-        except (OSError, KeyError, SafetensorError) as error:
-            raise ArtefactError(f"{folder / CENTROIDS}: cannot be read ({error}); run the cluster stage again") from error
-        codebook = Codebook(
-            centroids.float(), description["features"], FrameGrid(**description["grid"]), description["fit"], origin=str(folder)
-        )
-        if codebook.fingerprint != description["sha256"]:
-            raise ArtefactError(f"{folder}: {CENTROIDS} is not the one that {DESCRIPTION} describes (other SHA-256); cluster again")
+        tensors, description = storage.read(folder)
+        if "parts" in description:
+            names = ", ".join(part["name"] for part in description["parts"])
+            raise ArtefactError(f"{folder}: holds several codebooks ({names}), one was expected; open it as a CodebookSet")
+        codebook = Codebook.of_tensors(tensors, description, FrameGrid(**description["grid"]), str(folder))
+        storage.check_hash(folder, codebook.fingerprint, description)
         return codebook
+
+    @staticmethod
+    def of_tensors(tensors: dict[str, Tensor], description: dict[str, Any], grid: FrameGrid, origin: str) -> Codebook:
+        """From `tensors()` and what a description says beside them. Raises ArtefactError when one is missing."""
+        try:
+            transform = Transform(tensors["mean"].float(), tensors["matrix"].float()) if "mean" in tensors else None
+            centroids, spherical = tensors["centroids"].float(), bool(description.get("spherical", False))
+        except KeyError as error:
+            raise ArtefactError(f"{origin}: {storage.CENTROIDS} cannot be read (no tensor {error}); run the cluster stage again") from error
+        return Codebook(centroids, description["features"], grid, description["fit"], origin, transform, spherical)

@@ -9,18 +9,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hubert_pretrain import distributed
+from hubert_pretrain.clustering.source import FrameFile, Shard, in_memory, share_of_frames
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.features.extractor import Extractor
-from hubert_pretrain.features.stream import map_frames
-from hubert_pretrain.frames import samples
+from hubert_pretrain.features.stream import map_groups
+from hubert_pretrain.frames import FrameGrid, samples, seconds
 from hubert_pretrain.seeds import permute
 
 MIN_HOURS = 1.0
 """A share of a small corpus is not taken below this: one hour gives a codebook within 0.012 PNMI of 100 hours, minutes do not."""
-MEMORY_BYTES = 4 << 30
-"""Larger samples lie in a memory-mapped scratch file: 100 hours of 768-dimensional frames are 55 GB."""
+MEMORY_BYTES = 4_000_000_000
+"""Larger samples lie in a scratch file: 100 hours of 768-dimensional frames are 55 GB."""
 SCRATCH = "frames.scratch"
+GROUP_ROWS = 16
+"""Utterances that are computed together (features/stream.py). They are the same whoever computes them, so a rank may compute up to so many
+at each end of its share for its neighbour's sake and throw them away."""
 
 
 def choose_rows(
@@ -51,22 +56,73 @@ def choose_rows(
     return np.sort(order[:count])
 
 
+def hours_of(num_frames: int, grid: FrameGrid) -> float:
+    """So many hours of audio hold no more than so many frames."""
+    return seconds(num_frames * grid.hop) / 3600
+
+
 def gather(
     corpus: Corpus, rows: NDArray[np.int64], extractor: Extractor, *, scratch: Path, device: torch.device | str = "cpu", workers: int = 1
 ) -> NDArray[np.float32]:
-    """Frames (N, D) float32 of utterances, in the order of `rows`; in memory, or as a memory map in folder `scratch` when they are many."""
+    """Frames (N, D) float32 of utterances, in the order of `rows`, in one process; a memory map in folder `scratch` when they are many."""
+    return in_memory(gather_share(corpus, rows, extractor, scratch=scratch, device=device, workers=workers).frames)
+
+
+def gather_share(
+    corpus: Corpus,
+    rows: NDArray[np.int64],
+    extractor: Extractor,
+    *,
+    scratch: Path,
+    memory_bytes: int = MEMORY_BYTES,
+    device: torch.device | str = "cpu",
+    workers: int = 1,
+) -> Shard:
+    """This rank's share of the frames (N, D) float32 of utterances, in the order of `rows`.
+
+    In memory when the share fits into `memory_bytes`, else in a file in folder `scratch`. A file that an interrupted run finished there is
+    used again. Raises HubertPretrainError when the disk cannot hold it.
+    """
     num_frames: NDArray[np.int64] = np.asarray(extractor.grid.num_frames(corpus.manifest.num_samples[rows]))  # type: ignore[arg-type]
-    shape = (int(num_frames.sum()), extractor.dim)
-    frames: NDArray[np.float32]
-    if 4 * shape[0] * shape[1] > MEMORY_BYTES:
-        frames = np.lib.format.open_memmap(scratch / SCRATCH, mode="w+", dtype=np.float32, shape=shape)
-    else:
+    ends = np.cumsum(num_frames)
+    total = int(ends[-1])
+    share = share_of_frames(total)
+    shape = (len(share), extractor.dim)
+    frames: NDArray[np.float32] | FrameFile = np.empty((0, extractor.dim), dtype=np.float32)
+    if 4 * shape[0] * shape[1] > memory_bytes:
+        frames = FrameFile(scratch / f"{SCRATCH}.{distributed.rank()}", shape)
+        if frames.is_complete:
+            return Shard(frames, share.start, total)
+    elif len(share):
         frames = np.empty(shape, dtype=np.float32)
-    position = 0
-    for part in map_frames(corpus, rows, extractor, _to_numpy, device=device, workers=workers, what="frames for k-means"):
-        frames[position : position + len(part)] = part
-        position += len(part)
-    return frames
+    if len(share):
+        # Whole groups that reach into the share; what lies outside it is another rank's.
+        first = int(np.searchsorted(ends, share.start, side="right")) // GROUP_ROWS * GROUP_ROWS
+        last = int(np.searchsorted(ends, share.stop, side="left")) + 1
+        groups = [rows[start : start + GROUP_ROWS] for start in range(first, last, GROUP_ROWS)]
+        position = int(ends[first] - num_frames[first])
+        for parts in map_groups(corpus, groups, extractor, _to_numpy, device=device, workers=workers, what="frames for k-means"):
+            for part in parts:
+                start, stop = max(position, share.start), min(position + len(part), share.stop)
+                if start < stop:
+                    _put(frames, start - share.start, part[start - position : stop - position])
+                position += len(part)
+    if isinstance(frames, FrameFile):
+        frames.complete()
+    return Shard(frames, share.start, total)
+
+
+def remove_scratch(folder: Path) -> None:
+    """Deletes what `gather_share` left of this rank's frames."""
+    for path in folder.glob(f"{SCRATCH}.{distributed.rank()}*"):
+        path.unlink()
+
+
+def _put(frames: NDArray[np.float32] | FrameFile, start: int, part: NDArray[np.float32]) -> None:
+    if isinstance(frames, FrameFile):
+        frames.write(start, part)
+    else:
+        frames[start : start + len(part)] = part
 
 
 def _to_numpy(frames: Tensor) -> NDArray[np.float32]:

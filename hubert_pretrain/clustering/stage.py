@@ -2,71 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import functools
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hubert_pretrain import compose, seeds
-from hubert_pretrain.clustering import kmeans, sample
-from hubert_pretrain.clustering.codebook import Codebook
+from hubert_pretrain import distributed, seeds
+from hubert_pretrain.clustering import layers, memory, sample
+from hubert_pretrain.clustering.codebooks import ALL, CodebookSet
+from hubert_pretrain.clustering.fitting import Fitting, measured, plans
+from hubert_pretrain.clustering.kmeans import KMeans
 from hubert_pretrain.config import Recipe
 from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.data.probe import usable_cores
-from hubert_pretrain.features.extractor import Extractor
+from hubert_pretrain.data.stage import open_corpus
+from hubert_pretrain.features.layer import ALL as ALL_LAYERS
+from hubert_pretrain.features.layer import LayerFeatures
+from hubert_pretrain.features.stage import AUTO, extraction
 from hubert_pretrain.workspace import Workspace
-
-MAX_WORKERS = 16
-"""Utterances in flight at once: each may need some 700 MB in the conv encoder of Base."""
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
-    """Fits the codebook of an iteration. A killed run is done again from the start, with the same outcome."""
+    """Fits the codebooks of an iteration. Started as several processes (torchrun) they share the frames.
+
+    A killed run computes its frames again (unless they were in a file already); engine `torch` then goes on after its last whole pass.
+    """
     iteration = stage.split("/")[0]
+    corpus = open_corpus(recipe, workspace)
+    chosen = choose_layer(recipe, workspace, iteration, corpus, folder) if distributed.rank() == 0 else None
+    with distributed.group():
+        layer, choice = distributed.from_first(chosen)
+        codebooks, facts = fit(recipe, workspace, stage, folder, corpus, layer)
+        if distributed.rank() == 0:
+            replace(codebooks, fit=facts | choice | {"seed": recipe.seed} | _settings(recipe, iteration)).save(folder)
+        distributed.barrier()
+    sample.remove_scratch(folder)
+    for path in folder.glob("*.state"):
+        path.unlink(missing_ok=True)
+    return {name: value for name, value in facts.items() if name != "utterances"} | choice | {"features": codebooks.features}
+
+
+def fit(
+    recipe: Recipe, workspace: Workspace, stage: str, folder: Path, corpus: Corpus, layer: int | None
+) -> tuple[CodebookSet, dict[str, Any]]:
+    """The codebooks, the same on every rank, and what was measured."""
+    iteration = stage.split("/")[0]
+    config = recipe.iterations[iteration].clustering
+    budget = int(config.max_memory_gb * 1e9)
+    with extraction(recipe, workspace, iteration, layer=layer) as at:
+        grid, dim, features = at.extractor.grid, at.extractor.dim, at.extractor.fingerprint()
+        wanted = plans(config.codebooks, dim=dim, n_clusters=config.n_clusters)
+        max_hours = min(config.max_hours, sample.hours_of(config.max_frames, grid) if config.max_frames else math.inf)
+        train = corpus.manifest.rows("train")
+        rows = sample.choose_rows(corpus.manifest.num_samples, train, fraction=config.fraction, max_hours=max_hours, seed=recipe.seed)
+        where: dict[str, Any] = {"scratch": folder, "device": at.device, "workers": at.workers}
+        shard = sample.gather_share(corpus, rows, at.extractor, memory_bytes=memory.frame_bytes(budget), **where)
+        device = str(at.device)
+    settings = {name: value for name, value in asdict(config).items() if name in KMeans().get_params()}
+    estimator = KMeans(**settings, device=device, max_sample_bytes=memory.sample_bytes(budget))
+    seed = functools.partial(_seed, recipe.seed, stage)
+    fitting = Fitting(estimator, seed, pca_dims=config.pca_dims, whiten=config.whiten, folder=folder)
+    codebooks = fitting.fit(shard, wanted, features=features, grid=grid)
+    return codebooks, {**measured(codebooks), "frames": shard.total, "dim": dim, "utterances": len(rows)}
+
+
+def _seed(seed: int, stage: str, name: str) -> int:
+    return seeds.derive(seed, stage, "k-means", *([] if name == ALL else [name]))
+
+
+def _settings(recipe: Recipe, iteration: str) -> dict[str, Any]:
     settings = asdict(recipe.iterations[iteration].clustering)
-    corpus = Corpus.open(workspace.artefact("prepare").path)
-    rows = sample.choose_rows(
-        corpus.manifest.num_samples,
-        corpus.manifest.rows("train"),
-        fraction=settings.pop("fraction"),
-        max_hours=settings.pop("max_hours"),
-        seed=recipe.seed,
-    )
-    with extraction(recipe, workspace, iteration) as at:
-        frames = sample.gather(corpus, rows, at.extractor, scratch=folder, device=at.device, workers=at.workers)
-        features, grid = at.extractor.fingerprint(), at.extractor.grid
-    centroids = kmeans.fit(frames, **settings, seed=seeds.derive(recipe.seed, stage, "k-means"))
-    codebook = Codebook(torch.from_numpy(centroids), features, grid)
-    facts = {"n_clusters": codebook.n_clusters, "inertia": kmeans.inertia(frames, codebook), "frames": len(frames), "dim": codebook.dim}
-    Codebook(codebook.centroids, features, grid, fit=facts | {"utterances": len(rows), "seed": recipe.seed} | settings).save(folder)
-    (folder / sample.SCRATCH).unlink(missing_ok=True)
-    return facts | {"features": features}
+    return {name: value for name, value in settings.items() if name not in ("n_clusters", "fraction", "max_hours")}
 
 
-@dataclass(frozen=True)
-class Extraction:
-    """What computes frames in this process, and where."""
-
-    extractor: Extractor
-    device: torch.device
-    workers: int
-
-
-@contextmanager
-def extraction(recipe: Recipe, workspace: Workspace, iteration: str) -> Iterator[Extraction]:
-    """The extractor of an iteration on its device. On a CPU each worker computes with one torch thread, for as long as this is open."""
-    node = dict(recipe.iterations[iteration].features)
-    if "checkpoint" in node:
-        node["checkpoint"] = str(workspace.resolve(node["checkpoint"]).path)
-    on_gpu = recipe.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    workers = min(MAX_WORKERS, recipe.trainer.threads or usable_cores())
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield Extraction(compose.build(node).to(device), device, workers)
-    finally:
-        torch.set_num_threads(threads)
+def choose_layer(recipe: Recipe, workspace: Workspace, iteration: str, corpus: Corpus, folder: Path) -> tuple[int | None, dict[str, Any]]:
+    """The layer that stands for `features.layer=auto`, and the facts of how it was chosen; (None, {}) where the recipe names a layer."""
+    if recipe.iterations[iteration].features.get("layer") != AUTO:
+        return None, {}
+    choice = recipe.iterations[iteration].layer_choice
+    rows = layers.choose_rows(corpus, choice.split, choice.criterion, max_hours=choice.max_hours, seed=recipe.seed)
+    with extraction(recipe, workspace, iteration, layer=ALL_LAYERS) as at:
+        assert isinstance(at.extractor, LayerFeatures)
+        where: dict[str, Any] = {"device": at.device, "workers": at.workers, "scratch": folder}
+        scores = layers.score_layers(corpus, rows, at.extractor, n_clusters=choice.n_clusters, seed=recipe.seed, **where)
+    layer = layers.best_layer(scores, choice.criterion)
+    return layer, {"layer_choice": asdict(choice) | {"layer": layer, "utterances": len(rows), "scores": layers.table(scores)}}

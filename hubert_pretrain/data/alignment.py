@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hubert_pretrain.data.tables import open_table, write_table
+from hubert_pretrain.data.tables import CHUNK, Spool, open_table, write_table
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid
 
@@ -30,7 +31,8 @@ class Alignments:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._batch, metadata = open_table(path, made_by="prepare")
+        table = open_table(path, made_by="prepare")
+        self._batch, metadata = table.batch, table.metadata
         if metadata.get("format") != FORMAT:
             raise ArtefactError(f"{path}: is {metadata.get('format', 'no alignment table')}, expected {FORMAT}; run stage=prepare again")
         self.phones: list[str] = json.loads(metadata["phones"])
@@ -87,19 +89,35 @@ class Alignments:
 
 
 def write_alignments(path: Path, alignments: Iterable[tuple[int, Phones]]) -> None:
-    """Writes `alignments.arrow` atomically from (manifest row, phones) pairs in any order. Raises DataError for disordered phones."""
-    ordered = sorted(alignments, key=lambda pair: pair[0])
-    for row, phones in ordered:
-        _check(row, phones)
-    inventory = sorted({phone for _, phones in ordered for phone, _, _ in phones})
-    number = {phone: i for i, phone in enumerate(inventory)}
-    columns = {
-        "row": pa.array([row for row, _ in ordered], pa.int64()),
-        "phones": pa.array([[number[phone] for phone, _, _ in phones] for _, phones in ordered], pa.large_list(pa.int32())),
-        "starts": pa.array([[start for _, start, _ in phones] for _, phones in ordered], pa.large_list(pa.int64())),
-        "ends": pa.array([[end for _, _, end in phones] for _, phones in ordered], pa.large_list(pa.int64())),
-    }
-    write_table(path, columns, {"format": FORMAT, "phones": json.dumps(inventory, ensure_ascii=False)})
+    """Writes `alignments.arrow` atomically from (manifest row, phones) pairs, one after the other: they may be any number.
+
+    Raises:
+        DataError: the phones of a row are not in order.
+        ValueError: the rows are not in ascending order.
+    """
+    pairs, number = iter(alignments), dict[str, int]()
+    types = {"row": pa.int64(), "phones": pa.large_list(pa.int32()), "starts": pa.large_list(pa.int64()), "ends": pa.large_list(pa.int64())}
+    with Spool(path.with_name(f".{path.name}.columns"), types) as spool:
+        last = -1
+        while chunk := list(islice(pairs, CHUNK)):
+            for row, phones in chunk:
+                if row <= last:
+                    raise ValueError(f"alignment of row {row} after that of row {last}, expected ascending rows")
+                _check(row, phones)
+                last = row
+            spool.append(
+                {
+                    "row": [row for row, _ in chunk],
+                    "phones": [[number.setdefault(phone, len(number)) for phone, _, _ in phones] for _, phones in chunk],
+                    "starts": [[start for _, start, _ in phones] for _, phones in chunk],
+                    "ends": [[end for _, _, end in phones] for _, phones in chunk],
+                }
+            )
+        inventory = sorted(number)
+        # Numbered as they came until now: only the end knows all of them.
+        numbers = np.array([inventory.index(phone) for phone in number], dtype=np.int32)
+        spool.replace("phones", lambda values: numbers[values])
+        write_table(path, spool.columns(), {"format": FORMAT, "phones": json.dumps(inventory, ensure_ascii=False)})
 
 
 def _check(row: int, phones: Phones) -> None:

@@ -4,24 +4,23 @@ Design ideas 4 to 6. Utterances are bucketed by length; a micro-batch of bucket 
 is one endless stream of micro-batches, of which step n takes a fixed stretch, so the only state to resume is the step number, and the
 batch of step n is the same on any number of workers and devices.
 
-Shapes: B utterances, T frames.
+Several corpora are drawn by their weights (data/mixing.py). Shapes: B utterances, T frames, C corpora, K buckets.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hubert_pretrain.data.lengths import Ints, Lengths
+from hubert_pretrain.data.mixing import corpus_shares, make_bucket, repeats
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import FrameGrid, samples, seconds
 from hubert_pretrain.seeds import derive, permute
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,13 @@ class BatchPlan:
     """The endless stream of micro-batches over the utterances of a split; step n is micro-batches [n * N, (n + 1) * N).
 
     An epoch of the stream holds as many micro-batches of each bucket as its utterances fill, in shuffled order; those left over
-    (fewer than a micro-batch per bucket) differ from epoch to epoch.
+    (fewer than a micro-batch per bucket) differ from epoch to epoch. Nothing is kept per utterance: a plan is a few numbers per bucket
+    and views of the manifest, made in milliseconds and pickled in kilobytes.
     """
 
     def __init__(
         self,
-        rows: Ints,
-        num_samples: Ints,
+        utterances: Sequence[Lengths],
         *,
         grid: FrameGrid,
         seed: int,
@@ -64,39 +63,43 @@ class BatchPlan:
         min_seconds: float,
         max_shapes: int,
         masked_frames: Callable[[int], int],
+        corpus_weights: Mapping[str, float] | None = None,
+        corpus_temperature: float = 1.0,
     ) -> None:
-        """`num_samples` (N,) are the lengths of manifest rows `rows` (N,); `masked_frames` says how many of T frames are hidden.
+        """`utterances` are those of each corpus; `masked_frames` says how many of T frames are hidden; for weights see `corpus_shares`.
 
         Raises DataError when the utterances that are long enough do not fill one micro-batch.
         """
-        self.grid, self.seed = grid, seed
+        self.grid, self.seed, self.utterances = grid, seed, list(utterances)
         self.micro_batches = max(1, round(batch_seconds / micro_batch_seconds))
-        cap = grid.num_frames(samples(min(max_crop_seconds, micro_batch_seconds)))
-        lengths, order = _usable_lengths(num_samples, grid, samples(min_seconds))
-        budget = micro_batch_seconds
+        cap, least = grid.num_frames(samples(min(max_crop_seconds, micro_batch_seconds))), samples(min_seconds)
+        shares = corpus_shares(self.utterances, corpus_weights or {}, corpus_temperature)
 
         def batch_rows(num_frames: int) -> int:
-            return max(1, int(budget / seconds(grid.num_samples(num_frames))))
+            return max(1, int(micro_batch_seconds / seconds(grid.num_samples(num_frames))))
 
-        counts = np.bincount(np.minimum(lengths, cap))
-        crops = choose_crops(counts, batch_rows, max_shapes) if cap > 0 and len(lengths) else []
+        counts = np.stack([one.frame_counts(grid, least, cap) for one in self.utterances])  # (C, cap + 1)
+        weighted = np.rint(repeats(counts @ np.arange(cap + 1), shares) @ counts).astype(np.int64)
+        crops = choose_crops(weighted, batch_rows, max_shapes)
         if not crops:
             raise DataError(
-                f"{len(lengths)} of {len(rows)} training utterances are at least {min_seconds} s long, which does not fill one "
-                f"micro-batch of {micro_batch_seconds} s; lower pretrain.micro_batch_seconds or pretrain.min_seconds, or add audio"
+                f"{counts.sum()} of {sum(map(len, self.utterances))} training utterances are at least {min_seconds} s long, which does not "
+                f"fill one micro-batch of {micro_batch_seconds} s; lower pretrain.micro_batch_seconds or pretrain.min_seconds, or add audio"
             )
         self.shapes = [Shape(t, batch_rows(t), masked_frames(t)) for t in crops]
-        self._rows, self._lengths = rows[order], lengths
-        # Bucket k holds the utterances [cuts[k], cuts[k + 1]) in order of length; micro-batches [firsts[k], firsts[k + 1]) of an epoch.
-        self._cuts = np.append(np.searchsorted(lengths, crops), len(lengths))
-        per_epoch = [int(n) // shape.batch_rows for n, shape in zip(np.diff(self._cuts), self.shapes, strict=True)]
+        cuts = _cuts(self.utterances, crops, grid, least)  # (C, K + 1)
+        self._repeats = repeats(np.diff(cuts) @ np.array(crops), shares)
+        self._buckets = [
+            make_bucket(cuts[:, k], cuts[:, k + 1] - cuts[:, k], self._repeats, shape.batch_rows) for k, shape in enumerate(self.shapes)
+        ]
+        # Micro-batches [firsts[k], firsts[k + 1]) of an epoch are those of bucket k, before they are shuffled.
+        per_epoch = [bucket.total // shape.batch_rows for bucket, shape in zip(self._buckets, self.shapes, strict=True)]
         self._firsts = np.concatenate([[0], np.cumsum(per_epoch)])
-        self._left_out = len(rows) - len(lengths) + int(self._cuts[0])
-        self._frames_of_step = lru_cache(maxsize=16)(self._count_frames)
+        self._left_out = int(cuts[:, 0].sum())
 
     @property
     def epoch_micro_batches(self) -> int:
-        """Micro-batches in which every utterance is seen at most once."""
+        """Micro-batches in which every utterance is seen at most once (or as often as the weight of its corpus says)."""
         return int(self._firsts[-1])
 
     def micro_batch(self, index: int) -> MicroBatch:
@@ -104,41 +107,39 @@ class BatchPlan:
         epoch, slot = divmod(index, self.epoch_micro_batches)
         bucket, number = self._place(np.array([slot]), epoch)
         k, shape = int(bucket[0]), self.shapes[int(bucket[0])]
-        size = int(self._cuts[k + 1] - self._cuts[k])
         within = np.arange(number[0] * shape.batch_rows, (number[0] + 1) * shape.batch_rows)
-        chosen = self._cuts[k] + permute(within, size, self.seed, "rows", epoch, k)
-        rows, slack = self._rows[chosen], self._lengths[chosen] - shape.num_frames
-        starts = [derive(self.seed, "crop", index, row) % (room + 1) for row, room in zip(rows.tolist(), slack.tolist(), strict=True)]
+        numbers = permute(within, self._buckets[k].total, self.seed, "rows", epoch, k)
+        corpora, places = self._buckets[k].draw(numbers, epoch, self.seed, k)
+        rows, frames = np.empty(len(within), dtype=np.int64), np.empty(len(within), dtype=np.int64)
+        for c in np.unique(corpora).tolist():
+            mine = corpora == c
+            rows[mine], frames[mine] = self.utterances[c].rows(places[mine]), _frames(self.utterances[c], places[mine], self.grid)
+        slack = (frames - shape.num_frames).tolist()
+        starts = [derive(self.seed, "crop", index, row) % (room + 1) for row, room in zip(rows.tolist(), slack, strict=True)]
         return MicroBatch(index, rows, np.array(starts, dtype=np.int64), shape)
 
     def step_frames(self, step: int) -> tuple[int, int]:
         """(hidden frames, all frames) of a whole step over all devices: what the loss is divided by, known before the step runs."""
-        return self._frames_of_step(step)
+        epochs, slots = np.divmod(np.arange(step * self.micro_batches, (step + 1) * self.micro_batches), self.epoch_micro_batches)
+        buckets = [self._place(slots[epochs == epoch], int(epoch))[0] for epoch in np.unique(epochs)]
+        shapes = [self.shapes[k] for k in np.concatenate(buckets)]
+        return sum(s.batch_rows * s.masked_frames for s in shapes), sum(s.batch_rows * s.num_frames for s in shapes)
 
-    def cover(self, rows: Ints, num_samples: Ints) -> list[MicroBatch]:
-        """Every utterance of another split once, in the middle and in the shapes of training, so that validation compiles nothing new.
-
-        Only the last micro-batch of a shape has fewer rows. Utterances shorter than the smallest shape are left out.
-        """
-        lengths, order = _usable_lengths(num_samples, self.grid, 0)
-        rows = rows[order]
-        cuts = np.append(np.searchsorted(lengths, [shape.num_frames for shape in self.shapes]), len(lengths))
-        found: list[MicroBatch] = []
-        for k, shape in enumerate(self.shapes):
-            for first in range(int(cuts[k]), int(cuts[k + 1]), shape.batch_rows):
-                part = slice(first, min(first + shape.batch_rows, int(cuts[k + 1])))
-                found.append(MicroBatch(len(found), rows[part], (lengths[part] - shape.num_frames) // 2, shape))
-        return found
+    def cover(self, utterances: Sequence[Lengths]) -> Cover:
+        """Every utterance of another split once, in the shapes of training, so that validation compiles nothing new."""
+        return Cover(utterances, self.shapes, self.grid)
 
     def describe(self) -> str:
         """One line: shapes, share of the audio that an epoch uses, what is left out."""
-        used = sum(
-            (int(self._firsts[k + 1] - self._firsts[k])) * shape.batch_rows * shape.num_frames for k, shape in enumerate(self.shapes)
-        )
+        used = int((np.diff(self._firsts) * [shape.batch_rows * shape.num_frames for shape in self.shapes]).sum())
+        whole = float(self._repeats @ [one.total_samples for one in self.utterances])
         shapes = ", ".join(f"{shape.batch_rows}x{shape.num_frames}" for shape in self.shapes)
+        drawn = ", ".join(f"{one.corpus} {times:.3g} times" for one, times in zip(self.utterances, self._repeats, strict=True))
+        count = sum(map(len, self.utterances))
         return (
-            f"{len(self._rows)} utterances, {self.epoch_micro_batches} micro-batches per epoch, {self.micro_batches} per step; "
-            f"shapes (rows x frames) {shapes}; {used / max(1, int(self._lengths.sum())):.1%} of the audio used; {self._left_out} left out"
+            f"{count} utterances, {self.epoch_micro_batches} micro-batches per epoch, {self.micro_batches} per step; "
+            f"shapes (rows x frames) {shapes}; {used * self.grid.hop / whole:.1%} of the audio used; {self._left_out} left out"
+            + ("" if (self._repeats == 1.0).all() else f"; an epoch draws {drawn}")
         )
 
     def _place(self, slots: Ints, epoch: int) -> tuple[Ints, Ints]:
@@ -147,11 +148,42 @@ class BatchPlan:
         buckets = np.searchsorted(self._firsts, places, side="right") - 1
         return buckets, places - self._firsts[buckets]
 
-    def _count_frames(self, step: int) -> tuple[int, int]:
-        epochs, slots = np.divmod(np.arange(step * self.micro_batches, (step + 1) * self.micro_batches), self.epoch_micro_batches)
-        buckets = [self._place(slots[epochs == epoch], int(epoch))[0] for epoch in np.unique(epochs)]
-        shapes = [self.shapes[k] for k in np.concatenate(buckets)]
-        return sum(s.batch_rows * s.masked_frames for s in shapes), sum(s.batch_rows * s.num_frames for s in shapes)
+
+class Cover(Sequence[MicroBatch]):
+    """Micro-batches that hold every utterance once, in the middle, each made when it is asked for.
+
+    Only the last micro-batch of a shape and corpus has fewer rows. Utterances shorter than the smallest shape are left out.
+    """
+
+    def __init__(self, utterances: Sequence[Lengths], shapes: Sequence[Shape], grid: FrameGrid) -> None:
+        self.utterances, self.shapes, self.grid = list(utterances), list(shapes), grid
+        self._cuts = _cuts(self.utterances, [shape.num_frames for shape in shapes], grid, 0)  # (C, K + 1)
+        self._counts = -(-np.diff(self._cuts) // np.array([shape.batch_rows for shape in shapes]))  # (C, K) micro-batches
+
+    def __len__(self) -> int:
+        return int(self._counts.sum())
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"micro-batch {index} of {len(self)}")
+        ends = np.cumsum(self._counts)
+        group = int(np.searchsorted(ends, index, side="right"))
+        c, k = divmod(group, len(self.shapes))
+        shape, number = self.shapes[k], index - int(ends[group] - self._counts[c, k])
+        first = int(self._cuts[c, k]) + number * shape.batch_rows
+        places = np.arange(first, min(first + shape.batch_rows, int(self._cuts[c, k + 1])))
+        starts = (_frames(self.utterances[c], places, self.grid) - shape.num_frames) // 2
+        return MicroBatch(int(index), self.utterances[c].rows(places), starts, shape)
+
+
+def _cuts(utterances: Sequence[Lengths], crops: Sequence[int], grid: FrameGrid, min_samples: int) -> Ints:
+    """(C, K + 1): in each corpus, the utterances [cuts[k], cuts[k + 1]) are cropped to `crops[k]` frames."""
+    bounds = np.array([max(grid.num_samples(t), min_samples) for t in crops], dtype=np.int64)
+    return np.array([[*one.shorter_than(bounds), len(one)] for one in utterances], dtype=np.int64).reshape(-1, len(crops) + 1)
+
+
+def _frames(utterances: Lengths, places: Ints, grid: FrameGrid) -> Ints:
+    return np.asarray(grid.num_frames(utterances.num_samples(places)))  # type: ignore[arg-type]
 
 
 def choose_crops(counts: Ints, batch_rows: Callable[[int], int], max_shapes: int, tolerance: float = 0.005) -> list[int]:
@@ -185,11 +217,3 @@ def choose_crops(counts: Ints, batch_rows: Callable[[int], int], max_shapes: int
         end = int(origin[end])
         crops.append(int(lengths[end]))
     return crops[::-1]
-
-
-def _usable_lengths(num_samples: Ints, grid: FrameGrid, min_samples: int) -> tuple[Ints, Ints]:
-    """Frames of the utterances of at least `min_samples` samples and one frame, ascending, and their places in `num_samples`."""
-    frames = grid.num_frames(num_samples)  # type: ignore[arg-type]
-    order = np.argsort(frames, kind="stable")
-    order = order[(num_samples[order] >= min_samples) & (frames[order] > 0)]  # type: ignore[index]
-    return frames[order], order  # type: ignore[index]

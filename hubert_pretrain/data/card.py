@@ -1,18 +1,19 @@
-"""The corpus card: what a corpus is, in numbers that show what is wrong with it before a GPU sees it."""
+"""The corpus card: what a corpus is, in numbers that show what is wrong with it before a GPU sees it. Computed from columns, in parts."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hubert_pretrain.data.manifest import split_order
-from hubert_pretrain.data.prepare import Measured, Quarantined
+from hubert_pretrain.data.claims import Ints
+from hubert_pretrain.data.manifest import Manifest
+from hubert_pretrain.data.prepare import Measured
+from hubert_pretrain.data.quarantine import Quarantine
+from hubert_pretrain.data.tables import chunks
 from hubert_pretrain.frames import seconds
 
 _CLIPPED_UTTERANCE = 1e-3
@@ -21,25 +22,22 @@ _EXAMPLES = 5
 _QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 
-def make_card(measured: Sequence[Measured], bad: Sequence[Quarantined]) -> dict[str, Any]:
-    """The card of a non-empty corpus, as plain JSON values."""
-    lengths = np.array([seconds(one.facts.num_samples) for one in measured])
-    splits = sorted({one.claim.split for one in measured}, key=split_order)
+def make_card(manifest: Manifest, measured: Measured, rows: Ints, bad: Quarantine) -> dict[str, Any]:
+    """The card of a non-empty corpus, as plain JSON values. Row r of the manifest is the claim at place `rows[r]`."""
+    text = manifest.column("text")
+    quantiles = np.quantile(seconds(manifest.num_samples), list(_QUANTILES.values()), overwrite_input=True)  # type: ignore[arg-type]
     return {
-        "utterances": len(measured),
-        "hours": _hours(lengths),
-        "speakers": _distinct(one.claim.speaker for one in measured),
-        "labels": _distinct(one.claim.label for one in measured),
-        "transcribed_utterances": sum(bool(one.claim.text) for one in measured),
-        "aligned_utterances": sum(one.claim.phones is not None for one in measured),
-        "splits": {split: _split([one for one in measured if one.claim.split == split]) for split in splits},
-        "length_seconds": {name: round(float(np.quantile(lengths, q)), 3) for name, q in _QUANTILES.items()},
-        "source_rates": _counts(one.facts.source_rate for one in measured),
-        "channels": _counts(one.facts.channels for one in measured),
-        "silence": round(float(np.average([one.facts.silence for one in measured], weights=lengths)), 4),
-        "clipped_utterances": sum(one.facts.clipped > _CLIPPED_UTTERANCE for one in measured),
-        "peak": round(max(one.facts.peak for one in measured), 4),
-        "duplicates": _duplicates(measured),
+        "utterances": len(manifest),
+        "hours": _hours(sum(group.total_samples for split in manifest.splits for group in manifest.by_length(split))),
+        "speakers": _distinct(manifest, "speaker", slice(None)),
+        "labels": _distinct(manifest, "label", slice(None)),
+        "transcribed_utterances": sum(pc.sum(pc.not_equal(text[part], "")).as_py() for part in chunks(len(text))),
+        "aligned_utterances": sum(int(measured.claims.take("aligned", rows[part]).to_numpy().sum()) for part in chunks(len(rows))),
+        "splits": {split: _split(manifest, split) for split in manifest.splits},
+        "corpora": _corpora(manifest),
+        "length_seconds": {name: round(float(value), 3) for name, value in zip(_QUANTILES, quantiles, strict=True)},
+        **_sound(measured, rows),
+        "duplicates": _duplicates(manifest, measured, rows),
         "quarantined": _quarantined(bad),
     }
 
@@ -53,11 +51,12 @@ def facts_of(card: dict[str, Any]) -> dict[str, Any]:
 
 def describe(card: dict[str, Any]) -> str:
     """A card as a few lines for the terminal."""
-    length, duplicates, bad = card["length_seconds"], card["duplicates"], card["quarantined"]
+    length, duplicates, bad, corpora = card["length_seconds"], card["duplicates"], card["quarantined"], card["corpora"]
     rates = ", ".join(f"{rate} Hz: {count}" for rate, count in card["source_rates"].items())
     lines = [
         f"corpus       {card['utterances']} utterances, {card['hours']:.2f} h, {card['speakers']} speakers, {card['labels']} labels",
         *(f"  {name:10} {s['utterances']} utterances, {s['hours']:.2f} h, {s['speakers']} speakers" for name, s in card["splits"].items()),
+        *(f"  from {name}: {c['utterances']} utterances, {c['hours']:.2f} h" for name, c in corpora.items() if len(corpora) > 1),
         f"text         {card['transcribed_utterances']} transcribed, {card['aligned_utterances']} with phone alignments",
         f"length       {length['min']:.2f} to {length['max']:.2f} s, median {length['median']:.2f} s",
         f"source       {rates}; channels: {', '.join(f'{name}: {count}' for name, count in card['channels'].items())}",
@@ -69,40 +68,84 @@ def describe(card: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _split(measured: Sequence[Measured]) -> dict[str, Any]:
-    lengths = np.array([seconds(one.facts.num_samples) for one in measured])
-    return {"utterances": len(measured), "hours": _hours(lengths), "speakers": _distinct(one.claim.speaker for one in measured)}
+def _split(manifest: Manifest, split: str) -> dict[str, Any]:
+    groups, rows = manifest.by_length(split), manifest.split_range(split)
+    hours = _hours(sum(group.total_samples for group in groups))
+    return {"utterances": len(rows), "hours": hours, "speakers": _distinct(manifest, "speaker", slice(rows.start, rows.stop))}
 
 
-def _hours(lengths: NDArray[np.float64]) -> float:
-    return round(float(lengths.sum()) / 3600, 4)
+def _corpora(manifest: Manifest) -> dict[str, Any]:
+    utterances: Counter[str] = Counter()
+    lengths: Counter[str] = Counter()
+    for split in manifest.splits:
+        for group in manifest.by_length(split):
+            utterances[group.corpus] += len(group)
+            lengths[group.corpus] += group.total_samples
+    return {name: {"utterances": utterances[name], "hours": _hours(lengths[name])} for name in sorted(utterances)}
 
 
-def _distinct(names: Iterable[str]) -> int:
-    return len(set(names) - {""})
+def _hours(num_samples: int) -> float:
+    return round(seconds(num_samples) / 3600, 4)
 
 
-def _counts(values: Iterable[int]) -> dict[str, int]:
-    return {str(value): count for value, count in sorted(Counter(values).items())}
+def _distinct(manifest: Manifest, name: str, rows: slice) -> int:
+    """How many names a column has in some rows, "" not counted."""
+    column = manifest.column(name)
+    numbers, seen = column.indices.to_numpy()[rows], np.zeros(len(column.dictionary), dtype=bool)
+    for part in chunks(len(numbers)):
+        seen[numbers[part]] = True
+    return int(seen.sum()) - sum(bool(seen[i]) for i in [column.dictionary.index("").as_py()] if i >= 0)
 
 
-def _duplicates(measured: Sequence[Measured]) -> dict[str, Any]:
-    """Utterances whose decoded audio is that of another one; those in several splits are a leak from training into the test."""
-    ordered = sorted(measured, key=lambda one: (one.facts.content, one.claim.id))
-    groups = [list(same) for _, same in groupby(ordered, key=lambda one: one.facts.content)]
-    groups = [group for group in groups if len(group) > 1]
+def _sound(measured: Measured, rows: Ints) -> dict[str, Any]:
+    """What was heard: rates, channels, silence, clipping, peak."""
+    records = measured.journal.records()
+    rates: Counter[int] = Counter()
+    channels: Counter[int] = Counter()
+    silence = total = 0.0
+    clipped, peak = 0, 0.0
+    for part in chunks(len(rows)):
+        facts = records[measured.record[rows[part]]]
+        rates.update(_counts(facts["source_rate"]))
+        channels.update(_counts(facts["channels"]))
+        silence, total = silence + float(facts["silence"] @ facts["num_samples"]), total + float(facts["num_samples"].sum())
+        clipped, peak = clipped + int((facts["clipped"] > _CLIPPED_UTTERANCE).sum()), max(peak, float(facts["peak"].max()))
     return {
-        "utterances": sum(map(len, groups)),
-        "across_splits": sum(len(group) for group in groups if len({one.claim.split for one in group}) > 1),
-        "examples": [[one.claim.id for one in group[:_EXAMPLES]] for group in groups[:_EXAMPLES]],
+        "source_rates": {str(rate): count for rate, count in sorted(rates.items())},
+        "channels": {str(number): count for number, count in sorted(channels.items())},
+        "silence": round(silence / total, 4),
+        "clipped_utterances": clipped,
+        "peak": round(peak, 4),
     }
 
 
-def _quarantined(bad: Sequence[Quarantined]) -> dict[str, Any]:
-    """Reasons without their numbers, so that like counts with like."""
-    reasons = Counter(re.sub(r"\d+", "#", one.reason.partition("; ")[0]) for one in bad)
+def _counts(values: NDArray[np.int64]) -> dict[int, int]:
+    names, counts = np.unique(values, return_counts=True)
+    return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+
+def _duplicates(manifest: Manifest, measured: Measured, rows: Ints) -> dict[str, Any]:
+    """Utterances whose decoded audio is that of another one; those in several splits are a leak from training into the test."""
+    records, content = measured.journal.records(), np.empty((2, len(rows)), dtype=np.uint64)
+    for part in chunks(len(rows)):
+        content[:, part] = records["content"][measured.record[rows[part]]].T
+    order = np.lexsort(content[::-1])
+    new = np.append(True, (content[:, order[1:]] != content[:, order[:-1]]).any(axis=0))
+    firsts = np.flatnonzero(new)
+    counts = np.diff(np.append(firsts, len(order)))
+    splits = measured.splits[rows[order]]
+    mixed = np.minimum.reduceat(splits, firsts) != np.maximum.reduceat(splits, firsts)
+    groups = [(firsts[i], firsts[i] + counts[i]) for i in np.flatnonzero(counts > 1)[:_EXAMPLES]]
+    return {
+        "utterances": int(counts[counts > 1].sum()),
+        "across_splits": int(counts[mixed].sum()),
+        "examples": [sorted(manifest[int(row)].id for row in order[first:stop])[:_EXAMPLES] for first, stop in groups],
+    }
+
+
+def _quarantined(bad: Quarantine) -> dict[str, Any]:
     return {
         "utterances": len(bad),
-        "reasons": dict(reasons.most_common()),
-        "examples": [{"id": one.id, "path": one.path, "reason": one.reason} for one in bad[:_EXAMPLES]],
+        "reasons": dict(bad.reasons.most_common()),
+        "examples": [{"id": one.id, "path": one.path, "reason": one.reason} for one in bad.examples],
     }

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.alignment import Alignments, Phones
 from hubert_pretrain.data.manifest import Manifest
+from hubert_pretrain.data.storage import Cache
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.workspace import read_json
 
@@ -27,13 +28,24 @@ class Claim:
     """An utterance as its corpus describes it, before anyone has opened the audio."""
 
     id: str
-    path: Path
+    path: str | Path
+    """The audio file, or the shard that holds it; a URL is a string."""
     split: str
     speaker: str = ""
     text: str = ""
     label: str = ""
     phones: Phones | None = None
-    """(phone, start, end) in samples at 16 kHz, or None when the corpus has no alignment."""
+    """(phone, start, end) in samples at 16 kHz from the utterance's beginning, or None when the corpus has no alignment."""
+    start: int = 0
+    """First sample in the audio file, at 16 kHz (0 unless the file is a longer recording)."""
+    num_samples: int | None = None
+    """Length of a segment of a longer recording, in samples at 16 kHz; None: to the end of the file."""
+    offset: int = -1
+    """Where the bytes of the audio file begin in the shard `path`; -1: `path` is the audio file."""
+    num_bytes: int = -1
+    """How many bytes the audio file has in its shard."""
+    corpus: str = ""
+    """Name of the corpus it comes from; "" for the name of the class that lists it."""
 
 
 class CorpusSource(Protocol):
@@ -54,15 +66,15 @@ class CorpusSource(Protocol):
 class Corpus:
     """A prepared corpus: manifest, alignments where there are any, audio, and the card."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, cache: Cache | None = None) -> None:
+        self.folder, self.cache = folder, cache
         self.manifest = Manifest.open(folder / MANIFEST)
         self.alignments = Alignments.open(folder / ALIGNMENTS) if (folder / ALIGNMENTS).is_file() else None
 
     @staticmethod
-    def open(folder: str | Path) -> Corpus:
-        """Opens the output of stage `prepare` in O(1)."""
-        return Corpus(Path(folder).absolute())
+    def open(folder: str | Path, cache: Cache | None = None) -> Corpus:
+        """Opens the output of stage `prepare` in O(1). The cache is for audio behind URLs."""
+        return Corpus(Path(folder).absolute(), cache)
 
     @property
     def card(self) -> dict[str, Any]:
@@ -77,12 +89,22 @@ class Corpus:
 
         Raises DataError when the file no longer holds what the manifest says.
         """
-        utterance = self.manifest[row]
-        wanted = utterance.num_samples - start if num_samples is None else num_samples
-        if not 0 <= start <= start + wanted <= utterance.num_samples:
-            raise ValueError(f"{utterance.id}: samples {start}..{start + wanted} of an utterance of {utterance.num_samples}")
-        waveform = audio.read(utterance.path, utterance.start + start, wanted, source_rate=utterance.source_rate)
+        number = self.manifest.number
+        length = number("num_samples", row)
+        wanted = length - start if num_samples is None else num_samples
+        if not 0 <= start <= start + wanted <= length:
+            raise ValueError(f"{self.manifest[row].id}: samples {start}..{start + wanted} of an utterance of {length}")
+        waveform = audio.read(
+            self.manifest.audio_path(row),
+            number("start", row) + start,
+            wanted,
+            source_rate=number("source_rate", row),
+            offset=number("offset", row),
+            num_bytes=number("num_bytes", row),
+            cache=self.cache,
+        )
         if len(waveform) != wanted:
+            utterance = self.manifest[row]
             raise DataError(
                 f"{utterance.path}: utterance {utterance.id!r} has {len(waveform)} samples at {start}, the manifest promises {wanted}; "
                 "the file changed since stage=prepare, restore it or prepare again"

@@ -1,7 +1,8 @@
 """The manifest: which utterances a corpus has, as a memory-mapped table with one row per utterance.
 
 Rows are ordered by split (train, valid, test, then others by name) and id, so a split is a range of rows and the order never depends
-on how files were found. Nothing is kept per utterance in Python: 200 million rows open as fast as ten.
+on how files were found. Nothing is kept per utterance in Python: 200 million rows open as fast as ten. One more column holds, for every
+split and corpus, its rows in order of length, which is all that training needs to know to choose its crops (data/lengths.py).
 """
 
 from __future__ import annotations
@@ -9,41 +10,46 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hubert_pretrain.data.tables import open_table, write_table
+from hubert_pretrain.data.lengths import Lengths
+from hubert_pretrain.data.tables import CHUNK, NAME, TEXT, Spool, chunks, open_table, write_table
 from hubert_pretrain.errors import ArtefactError, DataError, nearest
 from hubert_pretrain.frames import SAMPLE_RATE
 
-FORMAT = "hubert_pretrain.manifest.2"
+FORMAT = "hubert_pretrain.manifest.3"
 SPLITS = ("train", "valid", "test")
 
-# large_string: 64-bit offsets, so a column may exceed 2 GB. A dictionary stores each speaker's name once.
-_TEXT = pa.large_string()
-_NAME = pa.dictionary(pa.int32(), pa.large_string())
-_TYPES: dict[str, pa.DataType] = {
-    "id": _TEXT,
-    "path": _TEXT,
+TYPES: dict[str, pa.DataType] = {
+    "id": TEXT,
+    "path": TEXT,
     "offset": pa.int64(),
     "num_bytes": pa.int64(),
     "start": pa.int64(),
     "num_samples": pa.int64(),
     "source_rate": pa.int32(),
-    "speaker": _NAME,
-    "text": _TEXT,
-    "label": _NAME,
-    "split": _NAME,
-    "corpus": _NAME,
+    "speaker": NAME,
+    "text": TEXT,
+    "label": NAME,
+    "split": NAME,
+    "corpus": NAME,
     "mean": pa.float32(),
     "variance": pa.float32(),
 }
+"""The columns of a row, in the order of the table."""
+_PLAIN = [name for name, kind in TYPES.items() if kind not in (TEXT, NAME)]
+_BY_LENGTH = "by_length"
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,15 +87,19 @@ class Manifest:
     def __init__(self, path: Path, root: Path | None = None) -> None:
         self.path = path
         self._root_override = root
-        batch, metadata = open_table(path, made_by="prepare")
+        self._table = open_table(path, made_by="prepare")
+        batch, metadata = self._table.batch, self._table.metadata
         if metadata.get("format") != FORMAT:
             raise ArtefactError(f"{path}: is {metadata.get('format', 'not a manifest')}, expected {FORMAT}; run stage=prepare again")
         self._num_rows = int(batch.num_rows)
-        # Kept, because making these views takes longer than reading a row.
-        self._columns: dict[str, pa.Array] = dict(zip(_TYPES, batch.columns, strict=True))
+        self._texts = {name: self._table.text(name) for name, kind in TYPES.items() if kind == TEXT}
+        self._names = {name: batch.column(name).dictionary for name, kind in TYPES.items() if kind == NAME}
+        self._cells = {name: self._table.numbers(name) for name in [*TYPES, _BY_LENGTH] if name not in self._texts}
+        self._views: dict[str, NDArray[Any]] = {}
         self.root = root or path.parent / metadata["root"]
         self.fingerprint = metadata["fingerprint"]
         self._ranges: dict[str, list[int]] = json.loads(metadata["splits"])
+        self._groups: dict[str, list[tuple[str, int, int, int]]] = json.loads(metadata["groups"])
 
     @staticmethod
     def open(path: str | Path, root: str | Path | None = None) -> Manifest:
@@ -111,8 +121,11 @@ class Manifest:
     def __getitem__(self, row: int) -> Utterance:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a manifest of {len(self)} rows")
-        values = {name: column[int(row)].as_py() for name, column in self._columns.items()}
-        return Utterance(**values | {"path": self._locate(values["path"]), "row": int(row)})
+        row = int(row)
+        texts = {name: read(row) for name, read in self._texts.items()}
+        names = {name: known[self._cells[name][row]].as_py() for name, known in self._names.items()}
+        numbers = {name: self._cells[name][row] for name in _PLAIN}
+        return Utterance(**texts | names | numbers | {"path": self._locate(texts["path"]), "row": row})
 
     @property
     def splits(self) -> list[str]:
@@ -133,6 +146,14 @@ class Manifest:
         start, stop = (0, len(self)) if split is None else self._ranges.get(split, (0, 0))
         return np.arange(start, stop, dtype=np.int64)
 
+    def by_length(self, split: str) -> list[Lengths]:
+        """The utterances of a split in order of length, each corpus for itself, by name; none when the split has no rows. O(1)."""
+        order = self._cells[_BY_LENGTH]
+        return [
+            Lengths(order.part(start, stop), self._cells["num_samples"], corpus=corpus, total_samples=total, origin=(self, split, number))
+            for number, (corpus, start, stop, total) in enumerate(self._groups.get(split, []))
+        ]
+
     @property
     def num_samples(self) -> NDArray[np.int64]:
         """Length of every row, (N,) at 16 kHz. A read-only view of the file."""
@@ -140,20 +161,30 @@ class Manifest:
 
     def numbers(self, name: str) -> NDArray[Any]:
         """A column of numbers, (N,), as a read-only view of the file."""
-        return self.column(name).to_numpy(zero_copy_only=True)
+        if name not in self._views:
+            self._views[name] = self.column(name).to_numpy(zero_copy_only=True)
+        return self._views[name]
+
+    def audio_path(self, row: int) -> str:
+        """`self[row].path`, for those who read audio by the thousand."""
+        return self._locate(self._texts["path"](row))
 
     def column(self, name: str) -> pa.Array:
         """A whole column as an Arrow array (names such as `speaker` are dictionary arrays: `.dictionary`, `.indices`)."""
-        return self._columns[name]
+        return self._table.batch.column(name)
+
+    def number(self, name: str, row: int) -> Any:
+        """A cell of a column of numbers (of names: the number of the name), without mapping the pages around it."""
+        return self._cells[name][row]
 
     def _locate(self, stored: str) -> str:
         if stored.startswith("./"):
-            return str(self.path.parent / stored)
-        return stored if "://" in stored else str(self.root / stored)
+            return os.path.join(self.path.parent, stored[2:])
+        return stored if "://" in stored else os.path.join(self.root, stored)
 
 
-def write_manifest(path: Path, utterances: Iterable[Utterance], root: str | Path | None = None) -> list[Utterance]:
-    """Writes `manifest.arrow` atomically.
+def write_manifest(path: Path, utterances: Iterable[Utterance], root: str | Path | None = None) -> Manifest:
+    """Writes `manifest.arrow` atomically, in the memory of a few numbers per utterance, and opens it.
 
     Args:
         path: the file to write.
@@ -161,36 +192,61 @@ def write_manifest(path: Path, utterances: Iterable[Utterance], root: str | Path
         root: folder of the corpus. Paths below it are stored relative to it, so that it can move; paths below the manifest's own
             folder are stored relative to that.
 
-    Returns:
-        The utterances in the order of their rows, with `row` set.
+    Raises:
+        DataError: two utterances have one id.
     """
+    utterances = iter(utterances)
+    with Spool(path.with_name(f".{path.name}.rows"), TYPES) as spool:
+        while chunk := list(islice(utterances, CHUNK)):
+            spool.append({name: [getattr(utterance, name) for utterance in chunk] for name in TYPES})
+        columns = spool.columns()
+        by_id = order_by_id(columns["id"], columns["path"])
+        splits = columns["split"]
+        order = order_by_split(by_id, splits.indices.to_numpy(), splits.dictionary.to_pylist())
+        parts = ({name: column.take(pa.array(order[part])) for name, column in columns.items()} for part in chunks(len(order)))
+        return write_columns(path, parts, root)
+
+
+def write_columns(path: Path, parts: Iterable[Mapping[str, pa.Array]], root: str | Path | None = None) -> Manifest:
+    """`write_manifest` for those who have the columns (those of `TYPES`, as parts of the table) in the order of the rows."""
     home, root = path.absolute().parent, Path(root or path.parent).absolute()
-    ordered = [
-        replace(utterance, row=row)
-        for row, utterance in enumerate(sorted(utterances, key=lambda utterance: (split_order(utterance.split), utterance.id)))
-    ]
-    _refuse_duplicates(ordered)
-    columns = {name: _column(ordered, name, home, root) for name in _TYPES}
-    metadata = {
-        "format": FORMAT,
-        "root": "." if root == home else str(root),  # a corpus that lies beside its manifest moves with it
-        "splits": json.dumps(_ranges([utterance.split for utterance in ordered])),
-        "fingerprint": _fingerprint(columns),
-    }
-    write_table(path, columns, metadata)
-    return ordered
+    inside, below = f"{home}{os.sep}", f"{root}{os.sep}"
+    with Spool(path.with_name(f".{path.name}.columns"), TYPES) as spool:
+        for part in parts:
+            spool.append({**part, "path": _stored(part["path"], inside, below)})
+        columns = spool.columns()
+        ranges = _ranges(columns["split"])
+        by_length, groups = _order_by_length(columns, ranges)
+        metadata = {
+            "format": FORMAT,
+            "root": "." if root == home else str(root),  # a corpus that lies beside its manifest moves with it
+            "splits": json.dumps(ranges),
+            "groups": json.dumps(groups),
+            "fingerprint": _fingerprint(columns),
+        }
+        write_table(path, {**columns, _BY_LENGTH: pa.array(by_length)}, metadata)
+    return Manifest.open(path)
 
 
-def _column(utterances: list[Utterance], name: str, home: Path, root: Path) -> pa.Array:
-    if name == "path":
-        return pa.array([_store(utterance.path, f"{home}{os.sep}", f"{root}{os.sep}") for utterance in utterances], _TEXT)
-    return pa.array([getattr(utterance, name) for utterance in utterances], _TYPES[name])
+def order_by_id(ids: pa.Array, paths: pa.Array) -> Ints:
+    """The places of `ids` in their order. Raises DataError, with the paths of both, when two are the same."""
+    order: Ints = pc.sort_indices(ids).to_numpy().view(np.int64)
+    for part in chunks(len(order)):
+        part = slice(max(0, part.start - 1), part.stop)
+        ordered = ids.take(pa.array(order[part]))
+        same = pc.equal(ordered[:-1], ordered[1:])
+        if (place := pc.index(same, True).as_py()) >= 0:
+            one, other = (int(order[part.start + place + i]) for i in range(2))
+            id = ids[other].as_py()
+            raise DataError(f"{paths[other]}: its id {id!r} is also the id of {paths[one]}; ids must be unique, rename or remove one")
+    return order
 
 
-def _store(path: str, home: str, root: str) -> str:
-    if path.startswith(home):
-        return "./" + path[len(home) :]
-    return path[len(root) :] if path.startswith(root) else path
+def order_by_split(by_id: Ints, splits: NDArray[np.int32], names: list[str]) -> Ints:
+    """Places in the order of the manifest's rows, given those in order of ids, and the split of every place as a number into `names`."""
+    ranks = np.empty(len(names), dtype=np.int16)
+    ranks[sorted(range(len(names)), key=lambda number: split_order(names[number]))] = np.arange(len(names))
+    return by_id[np.argsort(ranks[splits[by_id]], kind="stable")]
 
 
 def split_order(split: str) -> tuple[int, str]:
@@ -198,18 +254,41 @@ def split_order(split: str) -> tuple[int, str]:
     return SPLITS.index(split) if split in SPLITS else len(SPLITS), split
 
 
-def _ranges(splits: list[str]) -> dict[str, list[int]]:
-    ranges: dict[str, list[int]] = {}
-    for row, split in enumerate(splits):
-        ranges.setdefault(split, [row, row])[1] = row + 1
-    return ranges
+def _stored(paths: pa.Array, home: str, root: str) -> pa.Array:
+    relative = pc.if_else(pc.starts_with(paths, root), pc.utf8_slice_codeunits(paths, len(root)), paths)
+    beside = pc.binary_join_element_wise(pa.scalar("./", TEXT), pc.utf8_slice_codeunits(paths, len(home)), pa.scalar("", TEXT))
+    return pc.if_else(pc.starts_with(paths, home), beside, relative)
 
 
-def _refuse_duplicates(utterances: list[Utterance]) -> None:
-    seen: dict[str, Utterance] = {}
-    for utterance in utterances:
-        if (first := seen.setdefault(utterance.id, utterance)) is not utterance:
-            raise DataError(f"{utterance.path}: id {utterance.id!r} is also the id of {first.path}; ids must be unique, rename one")
+def _ranges(splits: pa.DictionaryArray) -> dict[str, list[int]]:
+    numbers, names = splits.indices.to_numpy(), splits.dictionary.to_pylist()
+    # The rows of a split are together, and splits are numbered as they appear.
+    bounds = np.searchsorted(numbers, np.arange(len(names) + 1)).tolist()
+    return {name: [bounds[number], bounds[number + 1]] for number, name in enumerate(names)}
+
+
+def _order_by_length(
+    columns: dict[str, pa.Array], ranges: dict[str, list[int]]
+) -> tuple[NDArray[np.uint32], dict[str, list[tuple[str, int, int, int]]]]:
+    """Rows by (split, corpus, length), and for every split the (corpus, start, stop, samples) of its stretches of that order."""
+    lengths, corpora = columns["num_samples"].to_numpy(), columns["corpus"].indices.to_numpy()
+    names = columns["corpus"].dictionary.to_pylist()
+    order = np.empty(len(lengths), dtype=np.uint32)
+    groups: dict[str, list[tuple[str, int, int, int]]] = {}
+    for split, (first, stop) in ranges.items():
+        groups[split], begin = [], first
+        found = np.flatnonzero(np.bincount(corpora[first:stop])).tolist()
+        for number in sorted(found, key=names.__getitem__):
+            rows = np.arange(first, stop, dtype=np.uint32) if len(found) == 1 else _rows_of(corpora, number, first, stop)
+            end = begin + len(rows)
+            order[begin:end] = rows[np.argsort(lengths[rows], kind="stable")]
+            groups[split].append((names[number], begin, end, int(lengths[rows].sum())))
+            begin = end
+    return order, groups
+
+
+def _rows_of(corpora: NDArray[np.int32], number: int, first: int, stop: int) -> NDArray[np.uint32]:
+    return (np.flatnonzero(corpora[first:stop] == number) + first).astype(np.uint32)
 
 
 def _fingerprint(columns: dict[str, pa.Array]) -> str:

@@ -1,107 +1,135 @@
-"""What a corpus claims -> what is there: gather the claims, read the audio, quarantine the bad, hold out `valid`."""
+"""What a corpus claims -> what is there: read the audio, quarantine the bad, hold out `valid`. N claims."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from pathlib import Path
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from hubert_pretrain import seeds
-from hubert_pretrain.data.corpus import Claim, CorpusSource
-from hubert_pretrain.data.journal import Journal
-from hubert_pretrain.data.manifest import Utterance
-from hubert_pretrain.data.probe import AudioFacts, probe_all
+from hubert_pretrain.data.alignment import Phones
+from hubert_pretrain.data.claims import SAID, Claims, Ints
+from hubert_pretrain.data.journal import Journal, identity
+from hubert_pretrain.data.manifest import order_by_split
+from hubert_pretrain.data.probe import Recording, probe_all
 from hubert_pretrain.data.progress import progress
+from hubert_pretrain.data.quarantine import Quarantine, Quarantined
+from hubert_pretrain.data.storage import Cache
+from hubert_pretrain.data.tables import chunks
 from hubert_pretrain.errors import DataError
-from hubert_pretrain.workspace import write_text
+from hubert_pretrain.frames import MODEL_GRID
 
 
-@dataclass(frozen=True, slots=True)
-class Quarantined:
-    """An utterance that is left out, and why."""
-
-    id: str
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Measured:
-    """A claim whose audio was read and is sound."""
+    """Claims whose audio was read."""
 
-    claim: Claim
-    facts: AudioFacts
+    claims: Claims
+    journal: Journal
+    record: Ints
+    """(N,) the number of each claim's facts in the journal; -1: it cannot be used."""
+    splits: NDArray[np.int32]
+    """(N,) as numbers into `names`."""
+    names: list[str]
+
+    def rows(self) -> Ints:
+        """The places of the sound claims in the order of the manifest's rows."""
+        sound = self.claims.by_id[self.record[self.claims.by_id] >= 0]
+        return order_by_split(sound, self.splits, self.names)
+
+    def manifest(self, rows: Ints) -> Iterator[dict[str, pa.Array]]:
+        """The columns of the manifest, in parts."""
+        records = self.journal.records()
+        for part in chunks(len(rows)):
+            places = rows[part]
+            facts = records[self.record[places]]
+            measured = {name: facts[name].astype(kind) for name, kind in _MEASURED.items()}
+            split = pa.DictionaryArray.from_arrays(self.splits[places], pa.array(self.names, pa.large_string()))
+            said = {name: self.claims.take(name, places) for name in SAID}
+            yield said | {name: pa.array(values) for name, values in measured.items()} | {"split": split}
+
+    def alignments(self, rows: Ints) -> Iterator[tuple[int, Phones]]:
+        """(row, phones) of the rows that have them."""
+        for part in chunks(len(rows)):
+            aligned = self.claims.take("aligned", rows[part]).to_numpy()
+            for row in (np.flatnonzero(aligned) + part.start).tolist():
+                yield row, self.claims.phones(int(rows[row]))
 
 
-def gather(source: CorpusSource, folder: Path) -> list[Claim]:
-    """All claims of a corpus, ordered by id. Raises DataError when there are none or two share an id."""
-    claims = sorted(source.utterances(folder), key=lambda claim: claim.id)
-    if not claims:
-        where = getattr(source, "root", None) or type(source).__name__
-        raise DataError(f"{where}: no utterances found, expected at least one; check data.root and the names of the subsets")
-    for one, other in pairwise(claims):
-        if one.id == other.id:
-            raise DataError(f"{other.path}: its id {other.id!r} is also the id of {one.path}; ids must be unique, rename or remove one")
-    return claims
+_MEASURED = {"num_samples": np.int64, "source_rate": np.int32, "mean": np.float32, "variance": np.float32}
 
 
-def measure(claims: list[Claim], journal: Journal, workers: int = 0) -> tuple[list[Measured], list[Quarantined]]:
-    """Reads the audio of every claim that the journal does not know; see `probe_all` for `workers`. Keeps the order of the claims."""
-    sound, bad = [], []
-    known = [journal.find(str(claim.path)) for claim in claims]
-    unread = probe_all([str(claim.path) for claim, facts in zip(claims, known, strict=True) if facts is None], workers)
+def measure(claims: Claims, journal: Journal, bad: Quarantine, workers: int = 0, cache: Cache | None = None) -> Measured:
+    """Reads the audio of every claim that the journal does not know, each file once; see `probe_all` for `workers`."""
+    record = np.full(len(claims), -1, dtype=np.int64)
     with progress(len(claims), "reading audio") as advance:
-        for claim, old in zip(claims, known, strict=True):
-            facts = next(unread) if old is None else old
-            if isinstance(facts, AudioFacts) and old is None:
-                journal.add(str(claim.path), facts)
-            reason = facts if isinstance(facts, str) else _misfit(claim, facts)
-            if isinstance(facts, str) or reason:
-                bad.append(Quarantined(claim.id, str(claim.path), reason))
-            else:
-                sound.append(Measured(claim, facts))
-            advance()
-    return sound, bad
+        todo: deque[tuple[Recording, list[int]]] = deque()  # those that are being read
+
+        def unread() -> Iterator[Recording]:
+            for location, places, segments in claims.recordings():
+                now = identity(location)
+                found = [journal.find(location, segment, now) for segment in segments]
+                record[places] = found
+                left = [i for i, number in enumerate(found) if number < 0]
+                for _ in range(len(found) - len(left)):
+                    advance()
+                if left:
+                    todo.append((Recording(location, [segments[i] for i in left]), [places[i] for i in left]))
+                    yield todo[-1][0]
+
+        for results in probe_all(unread(), workers, cache):
+            recording, places = todo.popleft()
+            now = identity(recording.location)
+            for place, segment, facts in zip(places, recording.segments, results, strict=True):
+                if isinstance(facts, str):
+                    bad.add(Quarantined(claims.columns["id"][place].as_py(), recording.location.path, facts))
+                else:
+                    record[place] = journal.add(recording.location, segment, now, facts)
+                advance()
+    _quarantine_misfits(claims, journal, record, bad)
+    splits = claims.columns["split"]
+    return Measured(claims, journal, record, splits.indices.to_numpy().copy(), splits.dictionary.to_pylist())
 
 
-def _misfit(claim: Claim, facts: AudioFacts) -> str:
-    """Why what is said of an utterance does not fit its audio, or ""."""
-    if claim.phones and claim.phones[-1][2] > facts.num_samples:
-        return f"alignment ends at sample {claim.phones[-1][2]}, the audio has {facts.num_samples}; mend the alignment"
-    return ""
+def _quarantine_misfits(claims: Claims, journal: Journal, record: Ints, bad: Quarantine) -> None:
+    """Leaves out what is said of an utterance and does not fit its audio."""
+    records = journal.records()
+    for part in chunks(len(claims)):
+        places = claims.by_id[part]
+        places = places[record[places] >= 0]
+        ends, lengths = claims.phone_ends(places), records["num_samples"][record[places]]
+        # Times of alignments are rounded, to 10 ms at worst: what reaches less than a frame beyond the end holds no frame's centre.
+        for i in np.flatnonzero(ends >= lengths + MODEL_GRID.hop).tolist():
+            place, reason = int(places[i]), f"alignment ends at sample {ends[i]}, the audio has {lengths[i]}; mend the alignment"
+            bad.add(Quarantined(claims.columns["id"][place].as_py(), claims.columns["path"][place].as_py(), reason))
+            record[place] = -1
 
 
-def write_quarantine(path: Path, bad: list[Quarantined]) -> None:
-    """One JSON line for each utterance left out; the file is empty when there are none."""
-    lines = [json.dumps({"id": one.id, "path": one.path, "reason": one.reason}, ensure_ascii=False) for one in bad]
-    write_text(path, "".join(f"{line}\n" for line in lines))
-
-
-def refuse_too_bad(bad: list[Quarantined], total: int, max_bad_fraction: float, listing: Path) -> None:
-    """Raises DataError when more than `max_bad_fraction` of the utterances are bad, or all."""
-    if len(bad) == total or len(bad) > max_bad_fraction * total:
-        more = "" if len(bad) == total else f" ({len(bad) / total:.2%}, data.max_bad_fraction is {max_bad_fraction:.2%})"
-        allow = "" if len(bad) == total else ", or raise data.max_bad_fraction"
-        raise DataError(
-            f"{len(bad)} of {total} utterances cannot be used{more}; the first: {bad[0].path}: {bad[0].reason}. "
-            f"All are listed in {listing}; mend or remove them{allow}"
-        )
-
-
-def hold_out(measured: list[Measured], fraction: float) -> list[Measured]:
+def hold_out(measured: Measured, fraction: float) -> None:
     """Moves a share of `train` to `valid` when a corpus brings no `valid` split.
 
     Chosen by a hash of the id: an utterance stays where it is when others are added. At least one moves and at least one stays.
     """
-    train = [i for i, one in enumerate(measured) if one.claim.split == "train"]
-    if fraction <= 0 or len(train) < 2 or any(one.claim.split == "valid" for one in measured):
-        return measured
-    place = {i: share_of(measured[i].claim.id, "valid") for i in train}
-    count = sum(share < fraction for share in place.values())
-    chosen = set(sorted(train, key=place.__getitem__)[: min(max(count, 1), len(train) - 1)])
-    return [replace(one, claim=replace(one.claim, split="valid")) if i in chosen else one for i, one in enumerate(measured)]
+    sound, names = measured.record >= 0, measured.names
+    present = {names[number] for number in np.unique(measured.splits[sound]).tolist()}
+    if fraction <= 0 or "train" not in present or "valid" in present:
+        return
+    train = np.flatnonzero(sound & (measured.splits == names.index("train")))
+    if len(train) < 2:
+        return
+    shares = np.empty(len(train))
+    for part in chunks(len(train)):
+        shares[part] = [share_of(id, "valid") for id in measured.claims.take("id", train[part]).to_pylist()]
+    chosen = shares < fraction
+    chosen[shares.argmin()] = True
+    chosen[shares.argmax()] = False
+    if "valid" not in names:
+        names.append("valid")
+    measured.splits[train[chosen]] = names.index("valid")
 
 
 def share_of(id: str, purpose: str) -> float:
@@ -109,26 +137,8 @@ def share_of(id: str, purpose: str) -> float:
     return seeds.derive("split", purpose, id) / 2.0**63
 
 
-def refuse_no_train(measured: Iterable[Measured], where: str) -> None:
+def refuse_no_train(measured: Measured, where: str) -> None:
     """Raises DataError when nothing is left to train on."""
-    splits = sorted({one.claim.split for one in measured})
+    splits = sorted({measured.names[number] for number in np.unique(measured.splits[measured.record >= 0]).tolist()})
     if "train" not in splits:
         raise DataError(f"{where}: no utterances in split 'train', only in {', '.join(splits)}; give it some for training")
-
-
-def utterance_of(measured: Measured, corpus: str) -> Utterance:
-    """The manifest row of a measured claim."""
-    claim, facts = measured.claim, measured.facts
-    return Utterance(
-        id=claim.id,
-        path=str(claim.path.absolute()),
-        num_samples=facts.num_samples,
-        source_rate=facts.source_rate,
-        speaker=claim.speaker,
-        text=claim.text,
-        label=claim.label,
-        split=claim.split,
-        corpus=corpus,
-        mean=facts.mean,
-        variance=facts.variance,
-    )

@@ -9,13 +9,25 @@ from hubert_pretrain import compose
 from hubert_pretrain.config import Recipe
 from hubert_pretrain.data import card, prepare
 from hubert_pretrain.data.alignment import write_alignments
-from hubert_pretrain.data.corpus import ALIGNMENTS, CARD, MANIFEST, QUARANTINE, CorpusSource
+from hubert_pretrain.data.claims import COLUMNS, gather
+from hubert_pretrain.data.corpora.aligned import align
+from hubert_pretrain.data.corpus import ALIGNMENTS, CARD, MANIFEST, QUARANTINE, Corpus, CorpusSource
+from hubert_pretrain.data.download import download
 from hubert_pretrain.data.journal import Journal
-from hubert_pretrain.data.manifest import write_manifest
-from hubert_pretrain.data.prepare import Measured
+from hubert_pretrain.data.manifest import write_columns
+from hubert_pretrain.data.quarantine import Quarantine
+from hubert_pretrain.data.shards.writer import check_format, convert
+from hubert_pretrain.data.storage import Cache
+from hubert_pretrain.data.tables import Spool
 from hubert_pretrain.workspace import Workspace, write_json
 
-JOURNAL = "read.jsonl"
+JOURNAL = "read.journal"
+CLAIMS = ".claims"
+
+
+def open_corpus(recipe: Recipe, workspace: Workspace) -> Corpus:
+    """The output of this stage, for those that follow. Raises ArtefactError when there is none yet."""
+    return Corpus.open(workspace.artefact("prepare").path, Cache.of(recipe.data.cache_dir, recipe.data.cache_gigabytes))
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
@@ -27,27 +39,30 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     """
     data = recipe.data
     source: CorpusSource = compose.build(data.corpus)
-    corpus = type(source).__name__.lower()
+    cache = Cache.of(data.cache_dir, data.cache_gigabytes)
+    if data.shards != "none":
+        check_format(data.shards)
+    if data.download:
+        download(source, data.mirror)
+    if data.alignments:
+        source = align(source, data.alignments)
+    with Spool(folder / CLAIMS, COLUMNS) as spool, Journal(folder / JOURNAL) as journal:
+        claims = gather(source, folder, spool)
+        with Quarantine(folder / QUARANTINE) as bad:
+            measured = prepare.measure(claims, journal, bad, data.workers, cache)
+        bad.refuse_too_many(len(claims), data.max_bad_fraction)
+        prepare.hold_out(measured, data.valid_fraction)
+        prepare.refuse_no_train(measured, str(data.root or type(source).__name__.lower()))
 
-    claims = prepare.gather(source, folder)
-    with Journal(folder / JOURNAL) as journal:
-        measured, bad = prepare.measure(claims, journal, data.workers)
-    prepare.write_quarantine(folder / QUARANTINE, bad)
-    prepare.refuse_too_bad(bad, len(claims), data.max_bad_fraction, folder / QUARANTINE)
-    measured = prepare.hold_out(measured, data.valid_fraction)
-    prepare.refuse_no_train(measured, str(data.root or corpus))
-
-    _write_tables(folder, measured, corpus, Path(data.root or folder).expanduser())
-    summary = card.make_card(measured, bad)
+        rows = measured.rows()
+        manifest = write_columns(folder / MANIFEST, measured.manifest(rows), Path(data.root or folder).expanduser())
+        summary = card.make_card(manifest, measured, rows, bad)
+        (folder / ALIGNMENTS).unlink(missing_ok=True)
+        if summary["aligned_utterances"]:
+            write_alignments(folder / ALIGNMENTS, measured.alignments(rows))
     write_json(folder / CARD, summary)
+    if data.shards != "none":
+        convert(Corpus.open(folder, cache), folder, format=data.shards, megabytes=data.shard_megabytes, workers=data.workers)
     (folder / JOURNAL).unlink()
     print(card.describe(summary), flush=True)
     return card.facts_of(summary)
-
-
-def _write_tables(folder: Path, measured: list[Measured], corpus: str, root: Path) -> None:
-    utterances = write_manifest(folder / MANIFEST, (prepare.utterance_of(one, corpus) for one in measured), root)
-    phones = {one.claim.id: one.claim.phones for one in measured if one.claim.phones is not None}
-    (folder / ALIGNMENTS).unlink(missing_ok=True)
-    if phones:
-        write_alignments(folder / ALIGNMENTS, ((u.row, phones[u.id]) for u in utterances if u.id in phones))

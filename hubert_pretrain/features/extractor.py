@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from hubert_pretrain.features.batching import Batches
 from hubert_pretrain.frames import FrameGrid
 
 
 @runtime_checkable
 class Extractor(Protocol):
-    """Waveforms -> frames on a grid. Both of ours are `nn.Module`s, so `.to(device)` moves their tables or weights.
+    """Waveforms -> frames on a grid. All of ours are `nn.Module`s, so `.to(device)` moves their tables or weights.
 
     A new feature is a new file with a class of this shape and a `_target_` node in conf/features/ that names it.
     """
@@ -36,6 +41,33 @@ class Extractor(Protocol):
     def __call__(self, waveform: Tensor) -> Tensor:
         """(B, S) float32 at 16 kHz, rows equally long, whole utterances -> (B, T, D) float32 with T = `grid.num_frames(S)`."""
         ...
+
+
+@runtime_checkable
+class RaggedExtractor(Extractor, Protocol):
+    """An extractor that computes utterances of different lengths together, which is faster. Each is as if alone, up to rounding."""
+
+    def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
+        """Whole utterances (S_i,) -> their frames behind one another, (N, D) with N = the sum of `grid.num_frames(S_i)`."""
+        ...
+
+    def batches(self, num_samples: NDArray[np.int64]) -> Batches:
+        """Which utterances of a group to give to `ragged` together: a pure function of their lengths (and of the kind of device)."""
+        ...
+
+
+def extract(extractor: Extractor, waveforms: Sequence[Tensor]) -> Tensor:
+    """Frames (N, D) of utterances (S_i,) behind one another, with any extractor."""
+    if isinstance(extractor, RaggedExtractor):
+        return extractor.ragged(waveforms)
+    return torch.cat([extractor(waveform[None])[0] for waveform in waveforms])
+
+
+def plan(extractor: Extractor, num_samples: NDArray[np.int64]) -> Batches:
+    """Which utterances of a group to compute together: each by itself unless the extractor can do more."""
+    if isinstance(extractor, RaggedExtractor):
+        return extractor.batches(num_samples)
+    return [np.array([place]) for place in range(len(num_samples))]
 
 
 def describe(fingerprint: dict[str, Any]) -> str:

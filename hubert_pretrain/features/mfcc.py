@@ -1,30 +1,30 @@
 """Kaldi's MFCC with first and second derivatives: the features of HuBERT's first iteration (paper section 3.2, reference.md 2.1).
 
-Equal to `torchaudio.compliance.kaldi.mfcc(use_energy=False)` followed by two `compute_deltas` (tests/parity/test_mfcc.py), but batched
-and with its tables built once. Tensor alphabet: B utterances, S samples, T frames, D width; F frames on Kaldi's 100 Hz grid.
+Equal to `torchaudio.compliance.kaldi.mfcc(use_energy=False)` followed by two `compute_deltas` (tests/parity/test_mfcc.py), but for many
+utterances at once and with its tables built once. Tensor alphabet: B utterances, S samples, T frames, N frames of all utterances, D width;
+F frames on Kaldi's 100 Hz grid.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID, SAMPLE_RATE, FrameGrid
+from hubert_pretrain.features.batching import Batches, packed
+from hubert_pretrain.features.spectrum import MelEnergies, deltas, lay_out, spread
+from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID, FrameGrid, samples
 
 NUM_CEPSTRA = 13
 NUM_MEL_BINS = 23
-LOW_FREQUENCY = 20.0
-"""Hz; lower edge of the first mel filter. The upper edge of the last is the Nyquist frequency."""
-PRE_EMPHASIS = 0.97
 LIFTER = 22.0
-POVEY_POWER = 0.85
-"""Kaldi's Povey window is a Hann window to this power: it goes to zero at the edges."""
-FFT_SIZE = 1 << (MFCC_GRID.window - 1).bit_length()
-FRAMES_AT_ONCE = 1024
-"""Frames per pass through the spectrum: bounds the memory for hour-long recordings and stays in the processor's cache."""
+BATCH_SECONDS = 60.0
+"""Audio per batch: enough that the calls cost nothing beside the work, little enough for every worker to have some."""
 
 
 class Mfcc(nn.Module):
@@ -34,17 +34,11 @@ class Mfcc(nn.Module):
     The waveform is used as it is, in [-1, 1]: quiet frames hit the floor of the logarithm, and rescaling would change the clusters.
     """
 
-    window: Tensor
-    mel: Tensor
     cosine: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        # Tables are made in float32 as in Kaldi: the window's side lobes decide the empty mel bins next to a loud one, and a window that
-        # is better than Kaldi's by 2e-7 moves the cepstra there by 3e-3.
-        window = torch.hann_window(MFCC_GRID.window, periodic=False, dtype=torch.float32).pow(POVEY_POWER)
-        self.register_buffer("window", window, persistent=False)  # (window,)
-        self.register_buffer("mel", mel_filters(), persistent=False)  # (bins, NUM_MEL_BINS)
+        self.energies = MelEnergies(MFCC_GRID, NUM_MEL_BINS)
         self.register_buffer("cosine", cosine_transform(), persistent=False)  # (NUM_MEL_BINS, NUM_CEPSTRA)
 
     @property
@@ -61,45 +55,29 @@ class Mfcc(nn.Module):
         """The Kaldi recipe has no choices here, so the kind says it all."""
         return {"kind": "mfcc", "dim": self.dim, "cepstra": NUM_CEPSTRA, "mel_bins": NUM_MEL_BINS, "normalize_waveform": False}
 
-    @torch.inference_mode()
     def forward(self, waveform: Tensor) -> Tensor:
         """Frames of equally long waveforms; T = `MODEL_GRID.num_frames(S)`, 0 for less than one window."""
-        if waveform.shape[-1] < MFCC_GRID.window:
-            return waveform.new_zeros(waveform.shape[0], 0, self.dim)
-        static = self.cepstra(waveform)  # (B, F, 13)
-        first = deltas(static)
-        return torch.cat([static, first, deltas(first)], dim=-1)[:, ::2]  # (B, T, 39)
+        return self.ragged(list(waveform)).view(len(waveform), self.grid.num_frames(waveform.shape[-1]), self.dim)
 
+    @torch.inference_mode()
+    def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
+        """Frames (N, 39) of utterances (S_i,) of any lengths, behind one another."""
+        flat, firsts, counts = lay_out(waveforms, MFCC_GRID)
+        static = self.energies(flat) @ self.cosine  # (F, 13), with frames between the utterances
+        first = deltas(static, counts, firsts)  # (N at 100 Hz, 13)
+        second = deltas(first, counts)
+        even, static_even = spread(counts, step=2).to(flat.device), spread(counts, firsts, step=2).to(flat.device)
+        return torch.cat([static[static_even], first[even], second[even]], dim=-1)
+
+    def batches(self, num_samples: NDArray[np.int64]) -> Batches:
+        """A minute of neighbours at a time, whatever their lengths: nothing is padded."""
+        return packed(num_samples, samples(BATCH_SECONDS))
+
+    @torch.inference_mode()
     def cepstra(self, waveform: Tensor) -> Tensor:
-        """The static coefficients on Kaldi's grid: (B, S) -> (B, F, 13)."""
-        frames = waveform.unfold(-1, MFCC_GRID.window, MFCC_GRID.hop)  # (B, F, window), a view
-        return torch.cat([self._cepstra(part) for part in frames.split(FRAMES_AT_ONCE, dim=1)], dim=1)
-
-    def _cepstra(self, frames: Tensor) -> Tensor:
-        frames = frames - frames.mean(dim=-1, keepdim=True)
-        # The sample before the first is taken to be the first, as in Kaldi.
-        frames = torch.cat([(1 - PRE_EMPHASIS) * frames[..., :1], frames[..., 1:] - PRE_EMPHASIS * frames[..., :-1]], dim=-1)
-        spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window, n=FFT_SIZE))  # (B, F, bins, 2)
-        energies = spectrum.square().sum(-1) @ self.mel
-        return energies.clamp(min=torch.finfo(torch.float32).eps).log() @ self.cosine
-
-
-def deltas(frames: Tensor) -> Tensor:
-    """Slopes by regression over five frames, edges replicated (`compute_deltas(win_length=5)`): (B, F, D) -> (B, F, D)."""
-    first, last = frames[:, :1], frames[:, -1:]
-    padded = torch.cat([first, first, frames, last, last], dim=1)
-    return ((padded[:, 3:-1] - padded[:, 1:-3]) + 2 * (padded[:, 4:] - padded[:, :-4])) / 10
-
-
-def mel_filters() -> Tensor:
-    """Kaldi's triangles, equally wide on the mel scale; the Nyquist bin belongs to none. (bins, NUM_MEL_BINS) float32."""
-    frequencies = SAMPLE_RATE / FFT_SIZE * torch.arange(FFT_SIZE // 2, dtype=torch.float32)
-    low, high = (1127.0 * math.log1p(frequency / 700.0) for frequency in (LOW_FREQUENCY, SAMPLE_RATE / 2))
-    edges = low + (high - low) / (NUM_MEL_BINS + 1) * torch.arange(NUM_MEL_BINS + 2, dtype=torch.float32)
-    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
-    mel = 1127.0 * (1.0 + frequencies / 700.0).log()[:, None]
-    triangles = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0)
-    return nn.functional.pad(triangles, (0, 0, 0, 1))
+        """The static coefficients of one utterance on Kaldi's grid: (S,) -> (F, 13)."""
+        flat, _, (count,) = lay_out([waveform], MFCC_GRID)
+        return (self.energies(flat) @ self.cosine)[:count]
 
 
 def cosine_transform() -> Tensor:

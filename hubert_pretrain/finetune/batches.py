@@ -54,7 +54,7 @@ class PaddedPlan:
         seed: int,
         batch_seconds: float,
         micro_batch_seconds: float,
-        max_padding: float = 0.15,
+        max_padding: float = 0.09,
     ) -> None:
         """``num_samples`` (N,) are the lengths of the utterances ``rows`` (N,); seconds include padding."""
         if len(rows) == 0:
@@ -71,8 +71,8 @@ class PaddedPlan:
         number, occurrence = self._place(index)
         bucket = self.buckets[number]
         epochs, places = np.divmod(occurrence * bucket.batch_rows + np.arange(bucket.batch_rows), len(bucket.rows))
-        chosen = [int(permute(int(p), len(bucket.rows), self.seed, "rows", number, int(e))[0]) for e, p in zip(epochs, places, strict=True)]
-        return MicroBatch(index, index // self.micro_batches, bucket.rows[chosen], bucket.num_samples)
+        chosen = [permute(places[epochs == e], len(bucket.rows), self.seed, "rows", number, e) for e in np.unique(epochs).tolist()]
+        return MicroBatch(index, index // self.micro_batches, bucket.rows[np.concatenate(chosen)], bucket.num_samples)
 
     def utterances(self, step: int) -> int:
         """Rows of all micro-batches of a step, what its loss is divided by."""

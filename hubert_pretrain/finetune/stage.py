@@ -11,6 +11,7 @@ import torch
 from hubert_pretrain import compose
 from hubert_pretrain.config import FinetuneConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.stage import open_corpus
 from hubert_pretrain.finetune.batches import PaddedPlan
 from hubert_pretrain.finetune.curves import draw
 from hubert_pretrain.finetune.dataset import TrainingDataset, WholeUtterances, loaders
@@ -36,7 +37,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     """Trains from the newest checkpoint in `folder`, or from the start; writes weights, predictions on the test split and curves."""
     task_name = stage.split("/")[1]
     config, seed = recipe.finetune[task_name], derive(recipe.seed, stage)
-    corpus = Corpus.open(workspace.artefact("prepare").path)
+    corpus = open_corpus(recipe, workspace)
     model = pretrained(workspace.resolve(config.checkpoint).path, **{name: getattr(config, name) for name in REPLACED})
     model.computed(attention=recipe.trainer.attention, recompute=recipe.trainer.recompute)
     task: Task = compose.build(config.task)

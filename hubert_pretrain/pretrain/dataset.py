@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from hubert_pretrain.data import audio
+from hubert_pretrain.data.augment import Augmentation
 from hubert_pretrain.data.batches import BatchPlan, MicroBatch
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest
@@ -25,10 +26,8 @@ from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.model.masking import Lengths, fixed_count, span_mask
 from hubert_pretrain.seeds import generator
+from hubert_pretrain.training.limits import CACHE_BYTES
 from hubert_pretrain.training.loading import FromStep, loader
-
-CACHE_BYTES = 512 * 1024**2
-"""A split whose decoded audio fits into this much memory (2.3 hours) is decoded once per process instead of once per epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +62,25 @@ class CropSource:
         corpus: Corpus,
         targets: Callable[[int], NDArray[Any]],
         *,
-        rows: NDArray[np.int64],
+        split: str,
         grid: FrameGrid,
         normalize: bool,
         masking: SpanMasking,
+        augmentation: Augmentation | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         """
         Args:
             targets: a manifest row's cluster ids (T,), or (T, N) for several codebooks; or soft targets (T, K) as floats.
-            rows: those that it will be asked for.
+            split: of the rows that it will be asked for.
             normalize: see HubertConfig.
+            augmentation: what is done to the audio of a micro-batch; None: nothing.
+            cache_bytes: a split whose audio takes no more than this as float32 are kept in memory; None: CACHE_BYTES.
         """
         self.corpus, self.targets, self.grid, self.normalize, self.masking = corpus, targets, grid, normalize, masking
-        self._cached = int(corpus.manifest.num_samples[rows].sum()) * np.float32().nbytes <= CACHE_BYTES
+        self.augmentation = augmentation
+        num_samples = sum(group.total_samples for group in corpus.manifest.by_length(split))
+        self._cached = num_samples * np.float32().nbytes <= (CACHE_BYTES if cache_bytes is None else cache_bytes)
         self._cache: dict[int, NDArray[np.float32]] = {}
 
     def tensors(self, micro_batch: MicroBatch, purpose: str) -> dict[str, Any]:
@@ -85,30 +90,53 @@ class CropSource:
         """
         frames = micro_batch.shape.num_frames
         crops = list(zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True))
-        waveform = np.stack([self.read(row, start, frames) for row, start in crops])
         targets = np.stack([self.targets(row)[start : start + frames] for row, start in crops])
         return {
-            "waveform": torch.from_numpy(waveform),
+            "waveform": torch.from_numpy(self.waveform(micro_batch)),
             "targets": torch.from_numpy(targets.astype(np.float32 if np.issubdtype(targets.dtype, np.floating) else np.int64)),
             "mask": torch.from_numpy(self.masking.mask(micro_batch, purpose)),
             "masked_frames": micro_batch.shape.masked_frames * len(crops),
             "index": micro_batch.index,
         }
 
+    def waveform(self, micro_batch: MicroBatch) -> NDArray[np.float32]:
+        """The audio of a micro-batch, (B, S)."""
+        frames = micro_batch.shape.num_frames
+        waveform = np.empty((len(micro_batch.rows), self.grid.num_samples(frames)), dtype=np.float32)
+        for b, (row, start) in enumerate(zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True)):
+            waveform[b] = self.read(row, start, frames)
+        return waveform if self.augmentation is None else self._augmented(waveform, micro_batch, self.augmentation)
+
     def read(self, row: int, start_frame: int, num_frames: int) -> NDArray[np.float32]:
-        """Waveform (S,) of exactly `num_frames` frames from `start_frame` on, normalised as a part of the whole utterance."""
+        """Waveform (S,) of exactly `num_frames` frames from `start_frame` on, normalised as a part of the whole utterance.
+
+        With an augmentation it is not normalised yet: that comes after it.
+        """
         start, length = self.grid.start_sample(start_frame), self.grid.num_samples(num_frames)
         if not self._cached:
-            return self._normalised(row, self.corpus.read(row, start, length))
+            return self._kept(row, self.corpus.read(row, start, length))
         if row not in self._cache:
-            self._cache[row] = self._normalised(row, self.corpus.read(row))
+            self._cache[row] = self._kept(row, self.corpus.read(row))
         return self._cache[row][start : start + length]
+
+    def _augmented(self, waveform: NDArray[np.float32], micro_batch: MicroBatch, augment: Augmentation) -> NDArray[np.float32]:
+        """(B, S). A row that changed is normalised by its own mean and variance, noise included: at inference, too, a recording is
+        normalised with its noise in it, and of the whole utterance with noise nothing is known. The others are as without augmentation."""
+        rows = micro_batch.rows.tolist()
+        waveform, changed = augment(waveform, index=micro_batch.index, rows=rows)
+        for b, row in enumerate(rows if self.normalize else []):
+            own = changed[b]
+            waveform[b] = audio.normalize(waveform[b], waveform[b].mean(), waveform[b].var()) if own else self._normalised(row, waveform[b])
+        return waveform
+
+    def _kept(self, row: int, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+        return waveform if self.augmentation is not None else self._normalised(row, waveform)
 
     def _normalised(self, row: int, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
         if not self.normalize:
             return waveform
-        utterance = self.corpus.manifest[row]
-        return audio.normalize(waveform, utterance.mean, utterance.variance)
+        number = self.corpus.manifest.number
+        return audio.normalize(waveform, number("mean", row), number("variance", row), out=waveform)
 
 
 class MicroBatches(Dataset[dict[str, Any]]):
@@ -146,17 +174,18 @@ def loaders(
     normalize: bool,
     masking: SpanMasking,
     workers: int,
+    augmentation: Augmentation | None = None,
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """This rank's training stream from the trainer's step on, and its share of the `valid` split.
+    """This rank's training stream from the trainer's step on, and its share of the `valid` split, which is never augmented.
 
     Raises DataError when no utterance of `valid` is as long as the shortest crop.
     """
     manifest = corpus.manifest
-    rows = manifest.rows("valid")
-    covered = plan.cover(rows, manifest.num_samples[rows])
+    valid = manifest.by_length("valid")
+    covered = plan.cover(valid)
     if not covered:
         raise DataError(
-            f"{manifest.path}: {len(rows)} utterances in split 'valid', none as long as the shortest crop "
+            f"{manifest.path}: {sum(map(len, valid))} utterances in split 'valid', none as long as the shortest crop "
             f"({plan.shapes[0].num_frames} frames); raise data.valid_fraction, or give the corpus a 'valid' split"
         )
     source = partial(CropSource, corpus, targets, grid=plan.grid, normalize=normalize, masking=masking)
@@ -165,8 +194,8 @@ def loaders(
         lambda: trainer.global_step, steps=trainer.max_steps, micro_batches=plan.micro_batches, rank=rank, world_size=world_size
     )
     return (
-        loader(MicroBatches(plan, source(rows=manifest.rows("train"))), numbers, workers=workers),
-        loader(ValidationBatches(covered, source(rows=rows)), share(len(covered), rank, world_size), workers=workers),
+        loader(MicroBatches(plan, source(split="train", augmentation=augmentation)), numbers, workers=workers),
+        loader(ValidationBatches(covered, source(split="valid")), share(len(covered), rank, world_size), workers=workers),
     )
 
 

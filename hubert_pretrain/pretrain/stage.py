@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from hubert_pretrain.config import PretrainConfig, Recipe
+from hubert_pretrain.data.augment import make_augmentation
 from hubert_pretrain.data.batches import BatchPlan
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.stage import open_corpus
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.masking import expected_count
@@ -33,15 +35,16 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     """Trains from the newest checkpoint in `folder`, or from the start; writes weights and curves.png, returns what validation found."""
     iteration = stage.split("/")[0]
     config, seed = recipe.iterations[iteration].pretrain, derive(recipe.seed, stage)
-    corpus, label = Corpus.open(workspace.artefact("prepare").path), workspace.artefact(f"{iteration}/label")
+    corpus, label = open_corpus(recipe, workspace), workspace.artefact(f"{iteration}/label")
     targets = TargetStore.open(label.path)
     targets.check(corpus.manifest, recipe.model.grid)
     plan = _plan(recipe, config, corpus, seed)
-    module = _module(recipe, config, targets.num_clusters, seed, partial(describe_micro_batch, plan=plan, manifest=corpus.manifest))
+    module = _module(recipe, config, targets.sizes, seed, partial(describe_micro_batch, plan=plan, manifest=corpus.manifest))
     trainer = trainer_of(recipe, config, folder, stage=stage, micro_batches=plan.micro_batches)
     masking = SpanMasking(seed=seed, **vars(config.mask))
-    normalize, workers = recipe.model.normalize_waveform, recipe.trainer.loader_workers
-    train, valid = loaders(trainer, plan, corpus, targets.targets, normalize=normalize, masking=masking, workers=workers)
+    reading: dict[str, Any] = {"normalize": recipe.model.normalize_waveform, "workers": recipe.trainer.loader_workers}
+    reading["augmentation"] = make_augmentation(seed=seed, **vars(config.augment))
+    train, valid = loaders(trainer, plan, corpus, targets.targets, masking=masking, **reading)
     if trainer.is_global_zero:
         print(plan.describe(), flush=True)
     fit(trainer, module, train, valid, folder)
@@ -57,14 +60,13 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
 
 
 def _plan(recipe: Recipe, config: PretrainConfig, corpus: Corpus, seed: int) -> BatchPlan:
-    rows = corpus.manifest.rows("train")
-    names = ("batch_seconds", "micro_batch_seconds", "max_crop_seconds", "min_seconds", "max_shapes")
-    values = {name: getattr(config, name) for name in names}
+    lengths = ("batch_seconds", "micro_batch_seconds", "max_crop_seconds", "min_seconds", "max_shapes")
+    values = {name: getattr(config, name) for name in (*lengths, "corpus_weights", "corpus_temperature")}
     masked_frames = partial(expected_count, **vars(config.mask))
-    return BatchPlan(rows, corpus.manifest.num_samples[rows], grid=recipe.model.grid, seed=seed, masked_frames=masked_frames, **values)
+    return BatchPlan(corpus.manifest.by_length("train"), grid=recipe.model.grid, seed=seed, masked_frames=masked_frames, **values)
 
 
-def _module(recipe: Recipe, config: PretrainConfig, n_clusters: int, seed: int, describe: Any) -> PretrainModule:
+def _module(recipe: Recipe, config: PretrainConfig, n_clusters: list[int], seed: int, describe: Any) -> PretrainModule:
     torch.manual_seed(derive(seed, "weights"))
     model, loss = Hubert(recipe.model).computed(attention=recipe.trainer.attention, recompute=recipe.trainer.recompute), config.loss
     width, cosine = recipe.model.projection_size, {"temperature": loss.temperature, "tie_projections": loss.tie_projections}

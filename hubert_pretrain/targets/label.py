@@ -1,87 +1,63 @@
-"""Corpus x codebook -> targets, and what they are worth. T frames, D width, K clusters, P phones."""
+"""Corpus x codebook -> targets, on one process or several. T frames, D width, N codebooks."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.clustering.quality import count_pairs, entropy, perplexity, phone_quality
+from hubert_pretrain.clustering.codebooks import CodebookSet
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.distributed import share
 from hubert_pretrain.features.extractor import Extractor
-from hubert_pretrain.features.stream import map_frames
-from hubert_pretrain.targets.store import DTYPE, TargetStore, TargetWriter
+from hubert_pretrain.features.stream import map_groups
+from hubert_pretrain.targets.store import DTYPE
+from hubert_pretrain.targets.writer import TargetWriter
 
-IDS_AT_ONCE = 1 << 24
-"""Ids per pass of `count_ids`."""
+PARTS_OF_A_SHARE = 16
+"""With several processes, how often one looks at what the others have done meanwhile."""
 
 
 def label(
-    corpus: Corpus, writer: TargetWriter, extractor: Extractor, codebook: Codebook, *, device: torch.device | str = "cpu", workers: int = 1
+    corpus: Corpus,
+    writer: TargetWriter,
+    extractor: Extractor,
+    codebooks: CodebookSet,
+    *,
+    device: torch.device | str = "cpu",
+    workers: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> None:
     """Fills the blocks of a store that are not done: each utterance is read, made into frames, assigned and forgotten.
 
+    Process `rank` of `world_size` fills its own share of the blocks, then helps with what the others have left. So nobody waits for
+    anybody, all is done when the first process returns, and processes that died or never started only make it slower.
+
     Raises:
-        ArtefactError: the codebook was fitted on other features than the extractor's.
+        ArtefactError: the codebooks were fitted on other features than the extractor's.
         DataError: audio cannot be read or gives NaN; the message names the utterance. Blocks before it stay done.
+        HubertPretrainError: the disk is full.
     """
-    codebook.check_features(extractor)
-    codebook = codebook.to(device)
-    pending = writer.pending()
-    rows = np.concatenate([writer.rows(int(block)) for block in pending]) if len(pending) else np.empty(0, dtype=np.int64)
+    codebooks.check_features(extractor)
+    codebooks = codebooks.to(device)
 
     def assign(frames: Tensor) -> NDArray[np.uint16]:
-        return np.asarray(codebook.assign(frames).cpu().numpy(), dtype=DTYPE)
+        return np.asarray(codebooks.assign(frames).cpu().numpy(), dtype=DTYPE)  # (T,) or (T, N)
 
-    ids: Iterator[NDArray[np.uint16]] = map_frames(corpus, rows, extractor, assign, device=device, workers=workers, what="labelling")
-    for block in pending:
-        writer.write(int(block), list(islice(ids, len(writer.rows(int(block))))))
-
-
-def measure(store: TargetStore, corpus: Corpus) -> dict[str, Any]:
-    """The facts of a label stage, from the finished store (so that they do not depend on how often it was interrupted).
-
-    Phone measures are over all rows with an alignment, None without any; entropy and use of clusters are over split `train`, whose
-    entropy is what a masked loss must fall below to have learnt more than how frequent each cluster is.
-    """
-    train = count_ids(store, corpus.manifest.rows("train"))
-    quality = phone_quality(count_phones(store, corpus)) if corpus.alignments is not None else phone_quality(np.zeros((1, 1), np.int64))
-    return {
-        "n_clusters": store.num_clusters,
-        "pnmi": quality.pnmi,
-        "phone_purity": quality.phone_purity,
-        "cluster_purity": quality.cluster_purity,
-        "unigram_entropy_nats": entropy(train),
-        "frames": int(store.offsets[-1]),
-        "used_clusters": int((train > 0).sum()),
-        "perplexity": perplexity(train),
-    }
+    own = share(writer.num_blocks, rank, world_size)
+    at_once = writer.num_blocks if world_size == 1 else max(1, len(own) // PARTS_OF_A_SHARE)
+    while blocks := _next_blocks(writer.pending(), own, at_once, rank):
+        groups = [writer.rows(block) for block in blocks]
+        ids = map_groups(corpus, groups, extractor, assign, device=device, workers=workers, what="labelling", rowwise=True)
+        for block, of_block in zip(blocks, ids, strict=True):
+            writer.write(block, of_block)
 
 
-def count_ids(store: TargetStore, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each cluster occurs in a range of neighbouring rows (a split): (K,)."""
-    counts = np.zeros(store.num_clusters, dtype=np.int64)
-    if len(rows) == 0:
-        return counts
-    start, stop = int(store.offsets[rows[0]]), int(store.offsets[rows[-1] + 1])
-    for position in range(start, stop, IDS_AT_ONCE):
-        counts += np.bincount(store.ids[position : min(position + IDS_AT_ONCE, stop)], minlength=store.num_clusters)
-    return counts
-
-
-def count_phones(store: TargetStore, corpus: Corpus) -> NDArray[np.int64]:
-    """Joint counts (K, P) of ids and the phones at the frames' centres, over all aligned rows. P >= 1."""
-    alignments = corpus.alignments
-    assert alignments is not None
-    n_phones = max(1, len(alignments.phones))
-    joint = np.zeros((store.num_clusters, n_phones), dtype=np.int64)
-    for row in map(int, alignments.rows()):
-        ids = store.targets(row)
-        joint += count_pairs(ids, alignments.frame_phone_ids(row, len(ids), store.grid), store.num_clusters, n_phones)
-    return joint
+def _next_blocks(pending: NDArray[np.int64], own: range, at_once: int, rank: int) -> list[int]:
+    """Pending blocks of the own share; when there are none, a single one of another's, from the end, which that one comes to last."""
+    mine = [block for block in pending.tolist() if block in own]
+    if mine or len(pending) == 0:
+        return mine[:at_once]
+    return [int(pending[-1 - rank % len(pending)])]

@@ -1,25 +1,46 @@
-"""Stage `it*/label`: corpus x codebook -> the target store, and its quality."""
+"""Stage `it*/label`: corpus x codebook -> the target store, and its quality; or targets of another project, brought in."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.clustering.stage import extraction
+from hubert_pretrain import distributed
+from hubert_pretrain.clustering.codebooks import CodebookSet
 from hubert_pretrain.config import Recipe
-from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.targets.label import label, measure
-from hubert_pretrain.targets.store import TargetStore, TargetWriter
+from hubert_pretrain.data.stage import open_corpus
+from hubert_pretrain.features.stage import extraction
+from hubert_pretrain.targets.bring_in import bring_in
+from hubert_pretrain.targets.label import label
+from hubert_pretrain.targets.measure import measure
+from hubert_pretrain.targets.picture import draw
+from hubert_pretrain.targets.store import TargetStore
+from hubert_pretrain.targets.writer import TargetWriter
 from hubert_pretrain.workspace import Workspace
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
-    """Labels every utterance of the corpus with the codebook of the iteration. A killed run goes on at its first unfinished block."""
-    iteration = stage.split("/")[0]
-    corpus = Corpus.open(workspace.artefact("prepare").path)
-    codebook = Codebook.load(workspace.artefact(f"{iteration}/cluster").path)
-    writer = TargetWriter.create(folder, corpus.manifest, codebook)
-    with extraction(recipe, workspace, iteration) as at:
-        label(corpus, writer, at.extractor, codebook, device=at.device, workers=at.workers)
-    return measure(TargetStore.open(folder), corpus)
+    """Labels every utterance of the corpus with the codebooks of the iteration. A killed run goes on at its first unfinished block.
+
+    Started as several processes (torchrun, srun, or RANK and WORLD_SIZE by hand) they share the blocks; rank 0 measures.
+    """
+    iteration, rank = stage.split("/")[0], distributed.rank()
+    corpus = open_corpus(recipe, workspace)
+    if source := recipe.iterations[iteration].targets:
+        if rank == 0:
+            print(bring_in(workspace.resolve(source).path, folder, corpus.manifest, grid=recipe.model.grid), flush=True)
+    else:
+        codebooks = CodebookSet.load(workspace.artefact(f"{iteration}/cluster").path)
+        if rank == 0:
+            writer: TargetWriter | None = TargetWriter.create(folder, corpus.manifest, codebooks)
+        else:
+            writer = TargetWriter.join(folder, corpus.manifest, codebooks, is_done=lambda: workspace.is_done(stage))
+        if writer is not None:
+            with extraction(recipe, workspace, iteration, layer=codebooks.features.get("layer")) as at:
+                ranks = {"rank": rank, "world_size": distributed.launched()}
+                label(corpus, writer, at.extractor, codebooks, device=at.device, workers=at.workers, **ranks)
+    if rank > 0:
+        return {}
+    store = TargetStore.open(folder)
+    draw(store, corpus, folder / "quality.png")
+    return measure(store, corpus)

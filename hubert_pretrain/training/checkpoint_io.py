@@ -7,24 +7,26 @@ renamed, and described by a sha256 sidecar; older files go only when the new one
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.workspace import sync_folder, write_text
+from hubert_pretrain.workspace import human_bytes, sync_folder, write_text
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step=(\d+)\.ckpt")
+_FAILED_WRITE = re.compile("PytorchStreamWriter failed|unexpected pos")
 
 
 class VerifiedCheckpointIO(CheckpointIO):
@@ -36,18 +38,25 @@ class VerifiedCheckpointIO(CheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
+            _check_space(checkpoint, path)
             with open(temporary, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             checksum = sha256(temporary)
             os.replace(temporary, path)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            # torch's zip writer turns a write that failed into "PytorchStreamWriter failed" or "unexpected pos".
+            if not isinstance(error, OSError) and not _FAILED_WRITE.search(str(error)):
+                raise
             raise ArtefactError(f"{path}: the checkpoint could not be written ({error}); the previous one is intact") from error
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
-        write_text(_sidecar(path), checksum + "\n")
+        try:
+            write_text(_sidecar(path), checksum + "\n")
+        except OSError as error:
+            raise ArtefactError(f"{path}: its checksum could not be written ({error}); the previous checkpoint is intact") from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a checkpoint onto the CPU, always with `weights_only=True` whatever the caller asks for."""
@@ -60,64 +69,6 @@ class VerifiedCheckpointIO(CheckpointIO):
         """Removes a checkpoint: the sidecar first, so that a half-removed one no longer verifies."""
         _sidecar(Path(path)).unlink(missing_ok=True)
         Path(path).unlink(missing_ok=True)
-
-
-class Checkpoints(L.Callback):
-    """Saves every `every_steps` updates and after the last one, keeps the newest `keep` verified files, and resumes at the exact step.
-
-    The position of a run is its step number and nothing else (design idea 4), so Lightning's loop counters are left out of the file and
-    rebuilt on load. That also frees a resumed run to use another number of devices, hence another accumulation.
-    """
-
-    def __init__(self, folder: Path, *, every_steps: int, last_step: int, keep: int = 2) -> None:
-        self.folder = folder
-        self.every_steps = every_steps
-        self.last_step = last_step
-        self.keep = keep
-        self._saved = -1
-
-    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Fails now, not an hour later, when the folder cannot be written; sweeps up what killed writers left."""
-        if trainer.is_global_zero:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / ".probe").write_bytes(b"")
-                (self.folder / ".probe").unlink()
-            except OSError as error:
-                raise ArtefactError(f"{self.folder}: checkpoints cannot be written here ({error}); mend the permissions") from error
-            for stale in self.folder.glob(".*.tmp"):
-                stale.unlink(missing_ok=True)
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Runs after every micro-batch; acts after the update that reaches a multiple of `every_steps`."""
-        step = trainer.global_step
-        due = step % self.every_steps == 0 or step == self.last_step
-        if due and step > 0 and step != self._saved and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self._saved = step
-            trainer.save_checkpoint(self.folder / f"step={step:08d}.ckpt")
-            if trainer.is_global_zero:
-                self._prune()
-
-    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The step number says it all."""
-        checkpoint.pop("loops", None)
-
-    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Sets Lightning's counters to "`step` updates done, nothing begun"."""
-        step = self._saved = int(checkpoint["global_step"])
-        state = trainer.fit_loop.state_dict()
-        batches = step * trainer.accumulate_grad_batches
-        state["epoch_loop.batch_progress"]["total"] = dict.fromkeys(("ready", "started", "processed", "completed"), batches)
-        updates = state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
-        updates["ready"] = updates["completed"] = step
-        checkpoint["loops"] = {"fit_loop": state}
-
-    def _prune(self) -> None:
-        files = checkpoints(self.folder)
-        if not verified(files[-1]):
-            raise ArtefactError(f"{files[-1]}: reads back differently from what was written; the disk is failing. Older ones are kept")
-        for old in files[: -self.keep]:
-            VerifiedCheckpointIO().remove_checkpoint(old)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -158,6 +109,22 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def size_of(content: Any) -> int:
+    """Bytes of the tensors in nested containers."""
+    if isinstance(content, torch.Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, dict):
+        return sum(size_of(value) for value in content.values())
+    return sum(map(size_of, content)) if isinstance(content, (list, tuple)) else 0
+
+
+def _check_space(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raises OSError now, not after half of the file."""
+    needed, free = size_of(checkpoint), shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{human_bytes(needed)} needed, {human_bytes(free)} free on its disk")
 
 
 def _sidecar(path: Path) -> Path:

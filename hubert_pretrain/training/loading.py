@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hubert_pretrain.training.preemption import ignore_in_worker
+
 
 class FromStep(Sampler[int]):
     """Numbers of this rank's micro-batches, from the first of the step that training has reached to the last.
@@ -34,4 +36,5 @@ def loader(dataset: Dataset[Any], numbers: Iterable[int], *, workers: int) -> Da
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
+        worker_init_fn=ignore_in_worker,
     )

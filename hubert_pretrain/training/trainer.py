@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hubert_pretrain.errors import ConfigError, HubertPretrainError
 from hubert_pretrain.training import checkpoint_io
-from hubert_pretrain.training.checkpoint_io import Checkpoints, VerifiedCheckpointIO
+from hubert_pretrain.training.explain import LastBatch, explained
+from hubert_pretrain.training.limits import SIGNALS
+from hubert_pretrain.training.preemption import Preemption, Request
 from hubert_pretrain.training.progress import Progress
+from hubert_pretrain.training.saving import Checkpoints, Policy, Writer
+from hubert_pretrain.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+_Callback = TypeVar("_Callback", bound=L.Callback)
+
+_NO_WATCHDOG_MINUTES = 24 * 60
+"""How long a rank waits for another where there is no watchdog."""
 
 _NOISE = (
     r".*does not have many workers.*",
@@ -48,6 +56,11 @@ def build_trainer(
     precision: str = "auto",
     threads: int = 0,
     progress_bar: bool = True,
+    signals: Sequence[str] = SIGNALS,
+    time_limit_minutes: float = 0.0,
+    hang_minutes: float = 30.0,
+    saving: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[L.Callback] = (),
 ) -> L.Trainer:
@@ -55,12 +68,21 @@ def build_trainer(
 
     The loader it is given must be one endless epoch that begins at `trainer.global_step`. Gradient clipping belongs to the module,
     which wants the norm. `folder` gets `checkpoints/`.
+
+    Args:
+        signals: names of what makes it save and leave (preemption.py).
+        saving: the rest of `saving.Policy`.
+        about: what each checkpoint says of the run, as plain containers.
     """
     if threads > 0:
         torch.set_num_threads(threads)
     _silence(logging.getLogger("lightning.pytorch"), logging.getLogger("lightning.fabric"))
-    saver = Checkpoints(folder / checkpoint_io.FOLDER, every_steps=checkpoint_every_steps, last_step=steps)
-    plugins: list[Any] = [VerifiedCheckpointIO()]
+    policy = Policy(every_steps=checkpoint_every_steps, **(saving or {}))
+    writer = Writer(asynchronous=policy.asynchronous)
+    saver = Checkpoints(folder / checkpoint_io.FOLDER, writer, policy, last_step=steps, about=about)
+    watchdog, patience = Watchdog(folder, minutes=hang_minutes), timedelta(minutes=hang_minutes or _NO_WATCHDOG_MINUTES)
+    preemption = Preemption(Request(signals, time_limit_minutes=time_limit_minutes), saver.save_and_wait, patience=patience)
+    plugins: list[Any] = [writer]
     if SLURMEnvironment.detect():
         # Lightning's own requeueing saves inside a signal handler, where it can hang (Lightning#21406).
         plugins.append(SLURMEnvironment(auto_requeue=False))
@@ -78,7 +100,7 @@ def build_trainer(
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             logger=list(loggers) or False,
-            callbacks=[*callbacks, Progress(steps, enabled=progress_bar), saver],
+            callbacks=[watchdog, LastBatch(), *callbacks, Progress(steps, enabled=progress_bar), saver, preemption],
             plugins=plugins,
             default_root_dir=folder,
             use_distributed_sampler=False,
@@ -100,11 +122,13 @@ def fit(trainer: L.Trainer, module: L.LightningModule, train_loader: Any, valid_
             f"{folder / checkpoint_io.FOLDER}: every checkpoint is damaged, so the run cannot be resumed; "
             "restore one, or delete the folder to start anew"
         )
-    with _quiet(), suppress(SIGTERMException):
+    # Lightning's handlers save, and talk to other ranks, inside the signal handler, where both can hang.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    with _quiet(), _part(trainer, Preemption).request.listening(), explained(trainer):
         trainer.fit(module, train_loader, valid_loader, ckpt_path=checkpoint, weights_only=True)
     if trainer.global_step < trainer.max_steps:
         raise HubertPretrainError(
-            f"training stopped at step {trainer.global_step} of {trainer.max_steps} (a signal?); the same command resumes it"
+            f"training stopped at step {trainer.global_step} of {trainer.max_steps}; the same command resumes it"
         )
 
 
@@ -131,6 +155,11 @@ def accumulation(micro_batches: int, world_size: int) -> int:
             f"use one of {fitting} devices, or change micro_batch_seconds"
         )
     return micro_batches // world_size
+
+
+def _part(trainer: L.Trainer, kind: type[_Callback]) -> _Callback:
+    """The callback of a kind."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hubert_pretrain.clustering.codebook import CENTROIDS, DESCRIPTION, Codebook
+from hubert_pretrain.clustering.codebook import Codebook
+from hubert_pretrain.clustering.storage import CENTROIDS, DESCRIPTION
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubert_pretrain.clustering.quality import count_pairs, entropy, perplexity, phone_quality
+from hubert_pretrain.clustering.quality import (
+    adjusted_mutual_information,
+    count_pairs,
+    entropy,
+    perplexity,
+    phone_quality,
+    run_lengths,
+)
 
 
 def test_clusters_that_are_phones_are_perfect() -> None:
@@ -61,3 +69,36 @@ def test_entropy_and_perplexity() -> None:
     assert perplexity(np.full(8, 5)) == pytest.approx(8)
     assert entropy(np.array([7, 0])) == 0.0
     assert entropy(np.zeros(3, dtype=np.int64)) == 0.0
+
+
+@given(st.integers(2, 9), st.integers(2, 9), st.integers(1, 400), st.floats(0, 1), st.integers(0, 99))
+def test_adjusted_mutual_information_equals_scikit_learn(rows: int, columns: int, frames: int, noise: float, seed: int) -> None:
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    draw = np.random.default_rng(seed)
+    one = draw.integers(rows, size=frames)
+    other = np.where(draw.random(frames) < noise, draw.integers(columns, size=frames), one % columns)
+    joint = count_pairs(one, other, rows, columns)
+    assert adjusted_mutual_information(joint) == pytest.approx(adjusted_mutual_info_score(one, other), abs=1e-9)
+
+
+def test_adjusted_mutual_information_of_many_clusters_and_frames() -> None:
+    """Where the terms that are left out are most: against the sum over all of them."""
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    draw = np.random.default_rng(0)
+    one = np.minimum(draw.geometric(0.05, size=60_000), 60) - 1
+    other = np.where(draw.random(60_000) < 0.7, draw.integers(40, size=60_000), one % 40)
+    joint = count_pairs(one, other, 60, 40)
+    assert adjusted_mutual_information(joint) == pytest.approx(adjusted_mutual_info_score(one, other), abs=1e-9)
+    unrelated = count_pairs(one, draw.permutation(other), 60, 40)
+    assert adjusted_mutual_information(unrelated) == pytest.approx(0, abs=2e-3)
+
+
+@given(st.lists(st.integers(0, 2), max_size=30))
+def test_runs_of_equal_ids(ids: list[int]) -> None:
+    starts, lengths = run_lengths(np.array(ids, dtype=np.uint16))
+    expected = [(value, len(list(group))) for value, group in itertools.groupby(ids)]
+    assert [(ids[start], length) for start, length in zip(starts, lengths, strict=True)] == expected
+    pairs = np.stack([np.array(ids, dtype=np.uint16), np.zeros(len(ids), dtype=np.uint16)], axis=1)
+    assert run_lengths(pairs)[1].tolist() == lengths.tolist()

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
-from hubert_pretrain.clustering.sample import choose_rows
-from hubert_pretrain.errors import DataError
-from hubert_pretrain.frames import samples, seconds
+from hubert_pretrain.clustering.sample import SCRATCH, choose_rows, gather_share, hours_of, remove_scratch
+from hubert_pretrain.clustering.source import in_memory
+from hubert_pretrain.errors import DataError, HubertPretrainError
+from hubert_pretrain.features.mfcc import Mfcc
+from hubert_pretrain.frames import MODEL_GRID, samples, seconds
+from tests.targets.conftest import make_corpus
 
 LENGTHS = np.random.default_rng(0).integers(32_000, 400_000, 5000)
 TRAIN = np.arange(1000, 4000)
@@ -45,3 +53,36 @@ def test_never_less_than_an_hour_so_small_corpora_are_used_whole() -> None:
 def test_no_training_utterances_is_refused() -> None:
     with pytest.raises(DataError, match="none in split 'train'"):
         choose(rows=TRAIN[:0])
+
+
+def test_a_limit_of_frames_is_a_limit_of_hours() -> None:
+    rows = choose(fraction=1.0, max_hours=hours_of(1_000_000, MODEL_GRID))
+    assert 0.95e6 < MODEL_GRID.num_frames(LENGTHS[rows]).sum() <= 1e6  # type: ignore[arg-type, attr-defined]
+
+
+@pytest.mark.parametrize("memory_bytes", [10**9, 0])
+def test_frames_are_those_of_each_utterance_in_memory_or_in_a_file(tmp_path: Path, memory_bytes: int) -> None:
+    corpus = make_corpus(tmp_path / "corpus")
+    rows = np.array([0, 3, 4, 9])
+    expected = torch.cat([Mfcc()(torch.from_numpy(corpus.read(int(row)))[None])[0] for row in rows]).numpy()
+    shard = gather_share(corpus, rows, Mfcc(), scratch=tmp_path, memory_bytes=memory_bytes)
+    assert (shard.start, shard.total, shard.dim) == (0, len(expected), 39)
+    np.testing.assert_allclose(shard.frames[: len(expected)], expected, atol=1e-3)
+    np.testing.assert_array_equal(in_memory(shard.frames)[5:7], shard.frames[5:7])
+    assert bool(list(tmp_path.glob(f"{SCRATCH}*"))) == (memory_bytes == 0)
+    if memory_bytes == 0:
+        before = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob(f"{SCRATCH}*"))]
+        again = gather_share(corpus, rows, Mfcc(), scratch=tmp_path, memory_bytes=0)
+        assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob(f"{SCRATCH}*"))] == before, "a finished file is used again"
+        np.testing.assert_array_equal(again.frames[0:9], shard.frames[0:9])
+    remove_scratch(tmp_path)
+    assert not list(tmp_path.glob(f"{SCRATCH}*"))
+
+
+def test_a_full_disk_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(HubertPretrainError, match=r"frames.scratch.0: the disk has no room for \d+ bytes; free some and run"):
+        gather_share(make_corpus(tmp_path / "corpus"), np.arange(3), Mfcc(), scratch=tmp_path, memory_bytes=0)

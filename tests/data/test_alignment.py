@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hubert_pretrain.data import alignment
 from hubert_pretrain.data.alignment import NO_PHONE, Alignments, write_alignments
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid
@@ -12,7 +13,7 @@ from hubert_pretrain.frames import MODEL_GRID, FrameGrid
 @pytest.fixture
 def alignments(tmp_path: Path) -> Alignments:
     phones = [("b", 320, 600), ("a", 600, 1000), ("b", 1400, 1500)]
-    write_alignments(tmp_path / "alignments.arrow", [(7, [("ʃ", 0, 500)]), (2, phones), (9, [])])
+    write_alignments(tmp_path / "alignments.arrow", [(2, phones), (7, [("ʃ", 0, 500)]), (9, [])])
     return Alignments.open(tmp_path)
 
 
@@ -62,6 +63,24 @@ def test_a_row_without_alignment_is_named(alignments: Alignments) -> None:
 def test_disordered_phones_are_refused(tmp_path: Path, phones: list[tuple[str, int, int]]) -> None:
     with pytest.raises(DataError, match="alignment of row 4"):
         write_alignments(tmp_path / "a.arrow", [(4, phones)])
+
+
+def test_rows_must_ascend(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="row 4 after that of row 4"):
+        write_alignments(tmp_path / "a.arrow", [(4, []), (4, [])])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_a_long_table_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(3 * i, [(f"p{7 * i % 11}", 0, 5 + i), (f"p{i % 11}", 10 + i, 20 + i)][: i % 3]) for i in range(50)]
+    write_alignments(tmp_path / "one.arrow", pairs)
+    monkeypatch.setattr(alignment, "CHUNK", 7)
+    write_alignments(tmp_path / "parts.arrow", iter(pairs))
+    assert (tmp_path / "one.arrow").read_bytes() == (tmp_path / "parts.arrow").read_bytes()
+    found = Alignments.open(tmp_path / "parts.arrow")
+    for row, phones in pairs:
+        ids, starts, ends = found.intervals(row)
+        assert [(found.phones[i], start, end) for i, start, end in zip(ids, starts, ends, strict=True)] == phones
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.probe import probe
+from hubert_pretrain.data.storage import Part
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import SAMPLE_RATE
 
@@ -64,6 +66,84 @@ def test_16_khz_files_are_read_to_the_bit(tmp_path: Path) -> None:
         assert np.array_equal(audio.read(path, 3, 5_000), samples[3:5_003].astype(np.float32) / 32768)
 
 
+@given(
+    seed=st.integers(0, 2**32),
+    num_samples=st.integers(1, 20_000),
+    share=st.tuples(st.floats(0, 1.1), st.floats(0, 1.1)),
+    loudness=st.sampled_from([0, 1, 300, 32_767]),
+)
+def test_the_short_ways_give_what_libsndfile_gives(seed: int, num_samples: int, share: tuple[float, float], loudness: int) -> None:
+    samples = np.random.default_rng(seed).integers(-loudness - 1, loudness + 1, num_samples).astype(np.int16)
+    start, count = int(share[0] * num_samples), int(share[1] * num_samples)
+    for format in ("WAV", "FLAC"):
+        file = io.BytesIO()
+        soundfile.write(file, samples, SAMPLE_RATE, format=format, subtype="PCM_16")
+        expected = soundfile.read(io.BytesIO(file.getvalue()), dtype="float32")[0]
+        part = Part.of(file.getvalue())
+        assert np.array_equal(audio.decode("a", part), expected)
+        assert np.array_equal(audio.decode("a", part, start, count), expected[start : start + count])
+        assert np.array_equal(audio.decode("a", part, start), expected[start:])
+
+
+def test_other_headers_take_the_long_way(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(-999, 999, (4_000, 2)).astype(np.int16)
+    for name, values, rate, options in [
+        ("stereo.wav", samples, SAMPLE_RATE, {}),
+        ("stereo.flac", samples, SAMPLE_RATE, {}),
+        ("deep.wav", samples[:, 0], SAMPLE_RATE, {"subtype": "PCM_24"}),
+        ("deep.flac", samples[:, 0], SAMPLE_RATE, {"subtype": "PCM_24"}),
+        ("wide.wav", samples[:, 0], SAMPLE_RATE, {"format": "WAVEX"}),
+        ("law.wav", samples[:, 0], SAMPLE_RATE, {"subtype": "ULAW"}),
+        ("aiff.wav", samples[:, 0], SAMPLE_RATE, {"format": "AIFF"}),
+    ]:
+        path = write(tmp_path / name, values, rate, **options)
+        expected = soundfile.read(path, dtype="float32", always_2d=True)[0].mean(axis=1, dtype=np.float32)
+        assert np.array_equal(audio.read(path), expected)
+        assert np.array_equal(audio.read(path, 100, 3_500), expected[100:3_600])
+
+
+def test_chunks_before_and_after_the_samples_are_no_samples(tmp_path: Path) -> None:
+    samples = np.arange(1_000, dtype=np.int16)
+    plain = audio.wav_header(1_000) + samples.tobytes()
+    (tmp_path / "after.wav").write_bytes(plain + b"LIST" + (4).to_bytes(4, "little") + b"abcd")
+    (tmp_path / "before.wav").write_bytes(plain[:36] + b"LIST" + (4).to_bytes(4, "little") + b"abcd" + plain[36:])
+    for name in ("after", "before"):
+        assert np.array_equal(audio.read(tmp_path / f"{name}.wav") * 2**15, samples)
+
+
+def test_a_damaged_flac_is_never_shifted(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(-9_000, 9_000, 60_000).astype(np.int16)
+    path = write(tmp_path / "a.flac", samples)
+    content = path.read_bytes()
+    for place in (len(content) // 3, len(content) // 2, len(content) - 50):
+        for damage in (bytes([content[place] ^ 255]), b"\0" * 2_000):
+            damaged = content[:place] + damage + content[place + len(damage) :]
+            path.write_bytes(damaged[: len(content)])
+            for start, count in [(0, 60_000), (1_000, 58_000), (59_000, 1_000)]:
+                crop = crop_or_reason(path, start, count)
+                if isinstance(crop, str):
+                    assert "a.flac: cannot be decoded" in crop
+                else:
+                    assert np.array_equal(crop, samples[start : start + count] / np.float32(2**15)), "a crop before the damage"
+                    assert count < 58_000
+
+
+def test_a_header_that_promises_too_much_reserves_no_memory(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.flac", noise(20_000))
+    content = bytearray(path.read_bytes())
+    content[21] |= 15  # the 36-bit number of samples: nearly 2**36
+    path.write_bytes(content)
+    crop = crop_or_reason(path, 0, 10_000)
+    assert "a.flac" in crop if isinstance(crop, str) else len(crop) == 10_000
+
+
+def crop_or_reason(path: Path, start: int, count: int) -> np.ndarray | str:
+    try:
+        return audio.read(path, start, count)
+    except DataError as error:
+        return str(error)
+
+
 def test_channels_are_averaged(tmp_path: Path) -> None:
     left_right = noise(1_000, channels=2)
     path = write(tmp_path / "a.wav", left_right, subtype="FLOAT")
@@ -108,6 +188,14 @@ def test_missing_garbage_and_changed_files_are_named(tmp_path: Path) -> None:
     whole.write_bytes(whole.read_bytes()[:60_000])
     with pytest.raises(DataError, match=r"a\.flac: cannot be decoded"):
         audio.read(whole)
+
+
+def test_real_flac_speech(shared: Path) -> None:
+    for path in sorted((shared / "data/librispeech").rglob("*.flac"))[::20]:
+        expected = soundfile.read(path, dtype="float32")[0]
+        assert np.array_equal(audio.read(path), expected)
+        assert np.array_equal(audio.read(path, 999, len(expected) - 2_000), expected[999:-1_001])
+        assert np.array_equal(audio.read(path, 5_000, 2_000), expected[5_000:7_000])
 
 
 def test_real_telephone_speech(shared: Path) -> None:

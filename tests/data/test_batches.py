@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hubert_pretrain.data.batches import BatchPlan, choose_crops
+from hubert_pretrain.data.lengths import Lengths
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
 
@@ -29,7 +33,7 @@ def build(num_samples: np.ndarray, **changes: object) -> BatchPlan:
         "max_shapes": 8,
         "masked_frames": lambda frames: frames // 2,
     }
-    return BatchPlan(np.arange(len(num_samples)) + 1000, num_samples, **{**values, **changes})  # type: ignore[arg-type]
+    return BatchPlan([Lengths.of(num_samples)], **{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_a_micro_batch_depends_on_seed_and_number_only() -> None:
@@ -48,7 +52,7 @@ def test_crops_lie_inside_their_utterances_and_keep_the_budget() -> None:
     plan = build(num_samples)
     for index in range(200):
         batch = plan.micro_batch(index)
-        frames = MODEL_GRID.num_frames(num_samples[batch.rows - 1000])
+        frames = MODEL_GRID.num_frames(num_samples[batch.rows])
         assert (batch.starts >= 0).all()
         assert (batch.starts + batch.shape.num_frames <= frames).all()
         assert len(batch.rows) == batch.shape.batch_rows
@@ -84,21 +88,51 @@ def test_crop_starts_spread_over_the_utterance() -> None:
     assert abs(starts.mean() / room - 0.5) < 0.05
 
 
-def test_librispeech_like_lengths_lose_less_than_six_percent() -> None:
-    # Most of train-*-360/500 lies between 12 and 17 s, with a flat tail of shorter ones.
-    draw = np.random.default_rng(3)
-    seconds = np.where(draw.random(50_000) < 0.7, draw.normal(14.3, 1.2, 50_000), draw.uniform(2, 14, 50_000)).clip(2, 17)
-    num_samples = (seconds * SAMPLE_RATE).astype(np.int64)
-    plan = build(num_samples, micro_batch_seconds=87.5, batch_seconds=2800, max_crop_seconds=15.625, max_shapes=16)
-    used = sum(len(b.rows) * b.shape.num_frames for b in map(plan.micro_batch, range(plan.epoch_micro_batches)))
-    assert used > 0.94 * MODEL_GRID.num_frames(num_samples).sum()
+def librispeech(count: int, seed: int = 3) -> np.ndarray:
+    """Lengths as those of train-960 (281,241 utterances, 960 h): most between 13 and 16 s, some shorter, a few up to 24.5."""
+    draw = np.random.default_rng(seed)
+    choice = draw.random(count)
+    most = np.where(choice < 0.65, draw.normal(14.6, 1.0, count), draw.uniform(1.4, 14.6, count)).clip(1.4, 17.0)
+    return (np.where(choice > 0.9995, draw.uniform(17.0, 24.5, count), most) * SAMPLE_RATE).astype(np.int64)
+
+
+@pytest.mark.parametrize("micro_batch_seconds", [87.5, 175.0])
+def test_librispeech_loses_less_than_six_percent(micro_batch_seconds: float) -> None:
+    num_samples = librispeech(281_241)
+    assert num_samples.sum() / SAMPLE_RATE / 3600 == pytest.approx(960, abs=5)
+    plan = build(num_samples, micro_batch_seconds=micro_batch_seconds, batch_seconds=2800, max_crop_seconds=15.625, max_shapes=16)
+    # All of an epoch is of full shapes, so the shares of the shapes say what is used; some micro-batches are looked at.
+    share = float(re.search(r"([\d.]+)% of the audio used", plan.describe())[1])  # type: ignore[index]
+    assert share > 94.0
     assert len(plan.shapes) <= 16
+    chosen = np.random.default_rng(0).integers(0, plan.epoch_micro_batches, 200)
+    batches = [plan.micro_batch(int(index)) for index in chosen]
+    used = sum(len(batch.rows) * MODEL_GRID.num_samples(batch.shape.num_frames) for batch in batches)
+    whole = sum(int(num_samples[batch.rows].sum()) for batch in batches)
+    assert used / whole > 0.94
+    assert all((MODEL_GRID.num_frames(num_samples[batch.rows]) >= batch.starts + batch.shape.num_frames).all() for batch in batches)
+
+
+def test_real_lengths_lose_less_than_six_percent(shared: Path) -> None:
+    files = sorted((shared / "data/librispeech/train-clean-100").rglob("*.flac"))
+    draw = np.random.default_rng(0)
+    real = np.array([soundfile.info(path).frames for path in files])
+    num_samples = (draw.choice(real, 28_539) * draw.uniform(0.98, 1.02, 28_539)).astype(np.int64)
+    plan = build(num_samples, micro_batch_seconds=87.5, batch_seconds=2800, max_crop_seconds=15.625, max_shapes=16)
+    assert float(re.search(r"([\d.]+)% of the audio used", plan.describe())[1]) > 94.0  # type: ignore[index]
+
+
+def test_the_share_that_is_said_to_be_used_is_used() -> None:
+    num_samples = librispeech(3_000)
+    plan = build(num_samples)
+    used = sum(len(b.rows) * b.shape.num_frames for b in map(plan.micro_batch, range(plan.epoch_micro_batches)))
+    assert f"{used * MODEL_GRID.hop / num_samples.sum():.1%} of the audio used" in plan.describe()
 
 
 def test_short_utterances_are_left_out() -> None:
     num_samples = np.concatenate([lengths(100, 0.5, 1.9), lengths(100, 3, 5)])
     plan = build(num_samples)
-    assert all((plan.micro_batch(index).rows >= 1100).all() for index in range(50))
+    assert all((plan.micro_batch(index).rows >= 100).all() for index in range(50))
 
 
 @pytest.mark.parametrize("num_samples", [lengths(3, 3, 4), lengths(100, 0.2, 1.0), np.array([], dtype=np.int64)])
@@ -110,13 +144,17 @@ def test_too_little_audio_is_one_clear_error(num_samples: np.ndarray) -> None:
 def test_cover_takes_every_long_enough_utterance_once_in_the_same_shapes() -> None:
     plan = build(lengths(500))
     num_samples = lengths(77, 1.0, 20.0, seed=5)
-    batches = plan.cover(np.arange(77), num_samples)
+    batches = plan.cover([Lengths.of(num_samples[:50]), Lengths(50 + np.argsort(num_samples[50:]), num_samples)])
     rows = np.concatenate([batch.rows for batch in batches])
     enough = np.flatnonzero(MODEL_GRID.num_frames(num_samples) >= plan.shapes[0].num_frames)
     assert sorted(rows) == sorted(enough)
     assert {batch.shape for batch in batches} <= set(plan.shapes)
     assert all(len(batch.rows) <= batch.shape.batch_rows for batch in batches)
-    assert plan.cover(np.array([], dtype=np.int64), np.array([], dtype=np.int64)) == []
+    assert all((batch.starts >= 0).all() for batch in batches)
+    assert [batch.index for batch in batches] == list(range(len(batches)))
+    assert len(plan.cover([])) == len(plan.cover([Lengths.of(np.array([], dtype=np.int64))])) == 0
+    with pytest.raises(IndexError, match=f"micro-batch {len(batches)} of {len(batches)}"):
+        batches[len(batches)]
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 4), st.integers(9, 30))

@@ -7,8 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from hubert_pretrain.data import manifest as manifest_module
+from hubert_pretrain.data import tables
+from hubert_pretrain.data.lengths import Lengths
 from hubert_pretrain.data.manifest import Manifest, Utterance, write_manifest
 from hubert_pretrain.errors import ArtefactError, DataError
+from hubert_pretrain.frames import MODEL_GRID, FrameGrid
 
 
 def utterance(id: str, split: str = "train", **values: object) -> Utterance:
@@ -22,8 +26,8 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_row_comes_back_as_it_was(path: Path) -> None:
     one = utterance("a", start=320, source_rate=8000, speaker="s", text="HELLO\tÄ", label="yes", corpus="folder", mean=0.25, variance=0.5)
-    assert write_manifest(path, [one], root="/corpus") == [Manifest.open(path)[0]]
-    found = Manifest.open(path)[0]
+    found = write_manifest(path, [one], root="/corpus")[0]
+    assert found == Manifest.open(path)[0]
     assert (found.path, found.start, found.source_rate, found.text, found.label) == (one.path, 320, 8000, "HELLO\tÄ", "yes")
     assert (found.mean, found.variance, found.row) == (0.25, 0.5, 0)
 
@@ -145,3 +149,57 @@ def test_opening_and_reading_do_not_depend_on_the_number_of_rows(path: Path) -> 
     assert opened < 0.1  # measured on one loaded core: 0.6 ms
     assert each < 1e-3  # measured there: 50 us
     assert os.path.getsize(path) < 150 * count
+
+
+def test_the_order_of_length_is_of_each_split_and_corpus(path: Path) -> None:
+    draw = np.random.default_rng(0)
+    given = [
+        utterance(
+            f"{i:03d}",
+            str(draw.choice(["train", "valid"])),
+            num_samples=int(draw.integers(400, 900)),
+            corpus=str(draw.choice(["b", "a", ""])),
+        )
+        for i in range(300)
+    ]
+    manifest = write_manifest(path, given, root="/corpus")
+    rows = [manifest[row] for row in range(300)]
+    for split in ("train", "valid"):
+        groups = manifest.by_length(split)
+        assert [group.corpus for group in groups] == ["", "a", "b"]
+        for group in groups:
+            mine = [row for row in rows if (row.split, row.corpus) == (split, group.corpus)]
+            expected = sorted(mine, key=lambda row: (row.num_samples, row.row))
+            assert group.rows(np.arange(len(group))).tolist() == [row.row for row in expected]
+            assert group.total_samples == sum(row.num_samples for row in mine)
+            bounds = np.arange(380, 920)
+            assert group.shorter_than(bounds).tolist() == [sum(row.num_samples < bound for row in mine) for bound in bounds.tolist()]
+            copy = pickle.loads(pickle.dumps(group))
+            assert (len(copy), copy.corpus, copy.total_samples) == (len(group), group.corpus, group.total_samples)
+            assert len(pickle.dumps(group)) < 600
+    assert manifest.by_length("test") == []
+
+
+@pytest.mark.parametrize("grid", [MODEL_GRID, FrameGrid(window=400, hop=160), FrameGrid(window=1000, hop=700)])
+def test_frames_are_counted_on_any_grid(grid: FrameGrid) -> None:
+    num_samples = np.random.default_rng(1).integers(100, 60_000, 500)
+    counts = Lengths.of(num_samples).frame_counts(grid, 5_000, 40)
+    frames = np.minimum(grid.num_frames(num_samples[num_samples >= 5_000]), 40)
+    expected = np.bincount(frames, minlength=41)
+    expected[0] = 0
+    assert counts.tolist() == expected.tolist()
+
+
+def test_many_parts_are_as_one(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [utterance(f"é{i}", ("train", "test")[i % 2], speaker=f"s{i % 7}", text="x" * (i % 5), start=i) for i in range(100)]
+    write_manifest(path, given, root="/corpus")
+    monkeypatch.setattr(manifest_module, "CHUNK", 9)
+    monkeypatch.setattr(manifest_module, "chunks", lambda count: tables.chunks(count, 7))
+    write_manifest(tmp_path / "parts.arrow", given[::-1], root="/corpus")
+    assert path.read_bytes() == (tmp_path / "parts.arrow").read_bytes()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["manifest.arrow", "parts.arrow"]
+
+
+def test_an_empty_manifest_opens(path: Path) -> None:
+    manifest = write_manifest(path, [])
+    assert (len(manifest), manifest.splits, manifest.by_length("train")) == (0, [], [])

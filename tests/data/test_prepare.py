@@ -11,16 +11,12 @@ import soundfile
 from hubert_pretrain.config import DataConfig, Recipe
 from hubert_pretrain.data import prepare, stage
 from hubert_pretrain.data.card import describe
+from hubert_pretrain.data.claims import COLUMNS, Claims, gather
 from hubert_pretrain.data.corpora.librispeech import LibriSpeech
 from hubert_pretrain.data.corpus import Claim, Corpus
-from hubert_pretrain.data.prepare import Measured, hold_out
-from hubert_pretrain.data.probe import AudioFacts
+from hubert_pretrain.data.tables import Spool
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError
 from hubert_pretrain.workspace import Workspace
-
-FACTS = AudioFacts(
-    num_samples=16_000, source_rate=16_000, channels=1, mean=0.0, variance=0.1, peak=0.5, clipped=0.0, silence=0.0, content="0"
-)
 
 
 def noise(path: Path, num_samples: int = 8_000, rate: int = 16_000, seed: int = 0) -> Path:
@@ -77,7 +73,7 @@ def test_a_rerun_gives_the_same_bytes_whatever_was_left(tmp_path: Path, root: Pa
     files = ["manifest.arrow", "card.json", "quarantine.jsonl"]
     assert sorted(path.name for path in (tmp_path / "prepare").iterdir()) == sorted(files)
     before = [(tmp_path / "prepare" / name).read_bytes() for name in files]
-    for name in [*files, "alignments.arrow", "read.jsonl"]:
+    for name in [*files, "alignments.arrow", "read.journal"]:
         (tmp_path / "prepare" / name).write_bytes(b"half")
     folder_stage(tmp_path, root)
     assert [(tmp_path / "prepare" / name).read_bytes() for name in files] == before
@@ -131,8 +127,8 @@ def test_duplicate_ids_are_an_error(tmp_path: Path) -> None:
 
 
 def test_a_corpus_without_utterances_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"{tmp_path}: no utterances found"):
-        prepare.gather(LibriSpeech(root=str(tmp_path), train=[]), tmp_path)
+    with pytest.raises(DataError, match=rf"{tmp_path}: no utterances found"), Spool(tmp_path / "claims", COLUMNS) as spool:
+        gather(LibriSpeech(root=str(tmp_path), train=[]), tmp_path, spool)
 
 
 def test_duplicates_across_splits_are_on_the_card(tmp_path: Path, root: Path) -> None:
@@ -174,29 +170,57 @@ def test_alignments_follow_their_rows_and_must_fit(tmp_path: Path, monkeypatch: 
     assert len(corpus.read(0)) == 8_000
 
 
-def measured(*ids: str, split: str = "train") -> list[Measured]:
-    return [Measured(Claim(id=id, path=Path(id), split=split), FACTS) for id in ids]
+class Named:
+    """Ids in splits, and audio that nobody reads."""
+
+    def __init__(self, splits: dict[str, str]) -> None:
+        self.splits = splits
+
+    def utterances(self, folder: Path) -> Iterator[Claim]:
+        return (Claim(id=id, path="/none.wav", split=split) for id, split in self.splits.items())
 
 
-def test_valid_is_held_out_by_hash() -> None:
-    train = measured(*map(str, range(1000)))
-    held = {one.claim.id for one in hold_out(train, 0.1) if one.claim.split == "valid"}
-    assert 70 <= len(held) <= 130
-    more = {one.claim.id for one in hold_out(train + measured(*map(str, range(1000, 1500))), 0.1) if one.claim.split == "valid"}
-    assert {id for id in more if int(id) < 1000} == held
-    assert [one.claim.id for one in hold_out(train, 0.1)] == [one.claim.id for one in train]
+def held_out(folder: Path, splits: dict[str, str], fraction: float, bad: set[str] = frozenset()) -> dict[str, str]:  # type: ignore[assignment]
+    """The splits of the sound ones after `hold_out`, in the order of the manifest."""
+    with Spool(folder / "claims", COLUMNS) as spool:
+        claims: Claims = gather(Named(splits), folder, spool)
+        record = np.array([-1 if id in bad else 0 for id in claims.columns["id"].to_pylist()])
+        column = claims.columns["split"]
+        measured = prepare.Measured(claims, None, record, column.indices.to_numpy().copy(), column.dictionary.to_pylist())  # type: ignore[arg-type]
+        prepare.hold_out(measured, fraction)
+        return {claims.columns["id"][place].as_py(): measured.names[measured.splits[place]] for place in measured.rows().tolist()}
 
 
-def test_valid_gets_at_least_one_and_never_all() -> None:
-    assert sum(one.claim.split == "valid" for one in hold_out(measured("a", "b", "c"), 1e-9)) == 1
-    assert [one.claim.split for one in hold_out(measured("a"), 0.5)] == ["train"]
-    assert all(one.claim.split == "train" for one in hold_out(measured("a", "b"), 0.0))
-    assert sum(one.claim.split == "train" for one in hold_out(measured(*map(str, range(50))), 1.0)) >= 1
+def train(*ids: str) -> dict[str, str]:
+    return dict.fromkeys(ids, "train")
 
 
-def test_a_valid_split_of_the_corpus_stays() -> None:
-    both = measured("a", "b", "c") + measured("d", split="valid")
-    assert hold_out(both, 0.5) == both
+def test_valid_is_held_out_by_hash(tmp_path: Path) -> None:
+    def held(splits: dict[str, str]) -> set[str]:
+        return {id for id, split in held_out(tmp_path, splits, 0.1).items() if split == "valid"}
+
+    before, more = held(train(*map(str, range(1000)))), held(train(*map(str, range(1500))))
+    assert 70 <= len(before) <= 130
+    assert {id for id in more if int(id) < 1000} == before
+    assert before == {str(i) for i in range(1000) if prepare.share_of(str(i), "valid") < 0.1}
+
+
+def test_valid_gets_at_least_one_and_never_all(tmp_path: Path) -> None:
+    assert sorted(held_out(tmp_path, train("a", "b", "c"), 1e-9).values()) == ["train", "train", "valid"]
+    assert held_out(tmp_path, train("a"), 0.5) == train("a")
+    assert held_out(tmp_path, train("a", "b"), 0.0) == train("a", "b")
+    assert list(held_out(tmp_path, train(*map(str, range(50))), 1.0).values()).count("train") == 1
+
+
+def test_a_valid_split_of_the_corpus_stays_unless_all_of_it_is_bad(tmp_path: Path) -> None:
+    both = train("a", "b", "c") | {"d": "valid"}
+    assert held_out(tmp_path, both, 0.5) == both
+    assert list(held_out(tmp_path, both, 0.5, bad={"d"}).values()).count("valid") >= 1
+
+
+def test_rows_are_ordered_by_split_and_id_without_the_bad(tmp_path: Path) -> None:
+    splits = {"z": "train", "b": "other", "a": "test", "c": "train", "y": "valid", "x": "train"}
+    assert list(held_out(tmp_path, splits, 0.0, bad={"c"})) == ["x", "z", "y", "a", "b"]
 
 
 def test_a_file_changed_since_prepare_is_named(tmp_path: Path, root: Path) -> None:
@@ -208,6 +232,64 @@ def test_a_file_changed_since_prepare_is_named(tmp_path: Path, root: Path) -> No
         corpus.read(0)
     with pytest.raises(ValueError, match="of an utterance of"):
         corpus.read(1, 100, 10**6)
+
+
+class Meeting:
+    """Segments of one long recording at 8 kHz: one reaches beyond its end, one is silent."""
+
+    def utterances(self, folder: Path) -> Iterator[Claim]:
+        path = folder / "audio/long.wav"
+        if not path.exists():
+            noise(path, 40_000, rate=8_000)
+            samples = soundfile.read(path)[0]
+            samples[30_000:] = 0.0
+            soundfile.write(path, samples, 8_000)
+        for number, start in enumerate(range(0, 80_000, 8_000)):
+            length = 8_001 if start == 72_000 else 8_000
+            yield Claim(id=f"meeting-{number}", path=path, split="train", start=start, num_samples=length, speaker=str(number % 3))
+
+
+def test_segments_of_a_recording_become_utterances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage.compose, "build", lambda _: Meeting())
+    folder = tmp_path / "prepare"
+    folder.mkdir()
+    recipe = Recipe(name="test", work_dir=str(tmp_path), data=DataConfig(corpus={}, max_bad_fraction=0.5, workers=1, valid_fraction=0.0))
+    facts = stage.run(recipe, Workspace(tmp_path), "prepare", folder)
+    assert (facts["utterances"], facts["quarantined"], facts["speakers"]) == (8, 2, 3)
+    reasons = {line["id"]: line["reason"] for line in map(json.loads, (folder / "quarantine.jsonl").read_text().splitlines())}
+    assert reasons["meeting-9"].startswith("segment ends at sample 80001, the recording has 80000")
+    assert reasons["meeting-8"].startswith("no sound")
+    corpus = Corpus.open(folder)
+    whole = np.concatenate([corpus.read(row) for row in range(8)])
+    assert len(whole) == 64_000
+    for row in range(8):
+        utterance, waveform = corpus.manifest[row], corpus.read(row)
+        assert (utterance.start, utterance.num_samples) == (8_000 * row, 8_000)
+        assert utterance.variance == pytest.approx(waveform.var(), rel=1e-3)
+        assert np.allclose(corpus.read(row, 320, 400), waveform[320:720], atol=1e-5)
+
+
+def test_what_was_heard_is_on_the_card(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "audio").mkdir()
+    soundfile.write(tmp_path / "audio/stereo.wav", 0.1 * rng.standard_normal((8_000, 2)), 8_000)
+    soundfile.write(tmp_path / "audio/clipped.wav", np.clip(4 * rng.standard_normal(16_000), -1, 1), 16_000)
+    soundfile.write(tmp_path / "audio/nan.wav", np.full(16_000, np.nan), 16_000, subtype="FLOAT")
+    whole = noise(tmp_path / "audio/cut.wav", 16_000)
+    whole.write_bytes(whole.read_bytes()[:16_000])
+    run_stage(tmp_path / "prepare", "folder.Folder", tmp_path / "audio", max_bad_fraction=0.5)
+    card = Corpus.open(tmp_path / "prepare").card
+    assert (card["channels"], card["source_rates"]) == ({"1": 1, "2": 1}, {"8000": 1, "16000": 1})
+    assert (card["clipped_utterances"], card["peak"]) == (1, 1.0)
+    assert set(card["quarantined"]["reasons"]) == {
+        "NaN or infinity among samples #..#",
+        "truncated or damaged, holds # samples, # bytes fewer than its header says",
+    }
+
+
+def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
+    with Spool(tmp_path / "claims", COLUMNS) as spool, pytest.raises(DataError, match=r"a\\udcff.*not UTF-8; rename"):
+        gather(Named({"a\udcff": "train"}), tmp_path, spool)
 
 
 def test_a_missing_card_is_named(tmp_path: Path, root: Path) -> None:

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from hubert_pretrain.data.probe import AudioFacts, probe, probe_all, probe_or_reason
+from hubert_pretrain.data.audio import read
+from hubert_pretrain.data.probe import Recording, probe, probe_all, probe_or_reason, probe_segments
+from hubert_pretrain.data.storage import Location
+from hubert_pretrain.data.tally import AudioFacts
 from hubert_pretrain.errors import DataError
 
 
@@ -123,15 +126,70 @@ def test_content_is_that_of_the_sound_not_of_the_file(tmp_path: Path) -> None:
     assert wav.content == flac.content != other.content
 
 
+@pytest.mark.parametrize("rate", [16_000, 8_000, 22_050])
+def test_segments_have_the_facts_of_their_own_audio(tmp_path: Path, rate: int) -> None:
+    samples = speech(40 * rate, seed=3)
+    samples[: 10 * rate] *= 0.2
+    path = str(write(tmp_path / "long.wav", samples, rate, subtype="FLOAT"))
+    segments = [(0, None), (16_000, 32_000), (40_000, 400), (17_000, 400_000), (600_000, None), (16_000, 32_000)]
+    facts = probe_segments(Recording(Location(path), segments))
+    for (start, num_samples), one in zip(segments, facts, strict=True):
+        assert isinstance(one, AudioFacts)
+        crop = read(path, start, num_samples)
+        assert one.num_samples == len(crop)
+        assert one.mean == pytest.approx(crop.mean(dtype=np.float64), abs=1e-6)
+        assert one.variance == pytest.approx(crop.var(dtype=np.float64), rel=1e-4)
+    whole, quiet, _, _, _, again = facts
+    assert whole == probe(path)
+    assert quiet == again
+    assert quiet.peak < 0.5 * whole.peak  # type: ignore[union-attr]
+
+
+def test_a_bad_segment_leaves_the_others(tmp_path: Path) -> None:
+    samples = speech(32_000)
+    samples[8_000:16_000] = 0.0
+    path = str(write(tmp_path / "a.wav", samples))
+    segments = [(0, 8_000), (31_000, 1_001), (8_000, 8_000), (20_000, 399), (32_000, None), (31_000, 1_000)]
+    facts = probe_segments(Recording(Location(path), segments))
+    assert [isinstance(one, AudioFacts) for one in facts] == [True, False, False, False, False, True]
+    assert str(facts[1]).startswith("segment ends at sample 32001, the recording has 32000; mend the segment")
+    assert str(facts[2]).startswith("no sound")
+    assert str(facts[3]).startswith("399 samples at 16000 Hz, shorter")
+    assert str(facts[4]).startswith("0 samples at 16000 Hz, shorter")
+
+
+def test_a_thousand_segments_cost_one_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(write(tmp_path / "a.wav", speech(1_000 * 400)))
+    opened = []
+    from hubert_pretrain.data import probe as module
+
+    original = module.sound_file
+    monkeypatch.setattr(module, "sound_file", lambda *args: opened.append(args) or original(*args))
+    facts = probe_segments(Recording(Location(path), [(400 * i, 400) for i in range(1_000)]))
+    assert len(opened) == 1
+    assert all(isinstance(one, AudioFacts) and one.num_samples == 400 for one in facts)
+    assert len({one.content for one in facts if isinstance(one, AudioFacts)}) == 1_000
+
+
+def test_stereo_and_eight_kilohertz_are_recorded(tmp_path: Path) -> None:
+    left = speech(8_000)
+    facts = probe(write(tmp_path / "a.wav", np.stack([left, -0.5 * left], axis=1), 8_000, subtype="FLOAT"))
+    assert (facts.channels, facts.source_rate, facts.num_samples) == (2, 8_000, 16_000)
+    assert facts.peak == np.abs(left).max()
+    assert facts.variance == pytest.approx((0.25 * left).var(), rel=0.1)  # the mean of the channels, without the uppermost band
+
+
 def test_a_missing_file_and_a_folder_are_reasons(tmp_path: Path) -> None:
-    assert "no such file" in str(probe_or_reason(str(tmp_path / "none.wav")))
-    assert "no such file" in str(probe_or_reason(str(tmp_path)))
+    for path in (tmp_path / "none.wav", tmp_path):
+        recording = Recording(Location(str(path)), [(0, 400), (400, None)])
+        assert [str(reason).startswith("no such file") for reason in probe_or_reason(recording)] == [True, True]
 
 
 def test_processes_change_neither_order_nor_result(tmp_path: Path) -> None:
     paths = [str(write(tmp_path / f"{i:03d}.wav", speech(500 + i, seed=i))) for i in range(130)]
     Path(paths[77]).write_bytes(b"")
-    serial, parallel = list(probe_all(paths, workers=1)), list(probe_all(paths, workers=2))
+    recordings = [Recording(Location(path)) for path in paths]
+    serial, parallel = ([facts for [facts] in probe_all(iter(recordings), workers=workers)] for workers in (1, 2))
     assert serial == parallel
     assert isinstance(serial[77], str)
     assert [facts.num_samples for facts in serial if isinstance(facts, AudioFacts)] == [500 + i for i in range(130) if i != 77]
@@ -142,9 +200,10 @@ def test_no_process_outlives_a_killed_run(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import multiprocessing, sys, time\n"
-        "from hubert_pretrain.data.probe import probe_all\n"
+        "from hubert_pretrain.data.probe import Recording, probe_all\n"
+        "from hubert_pretrain.data.storage import Location\n"
         "if __name__ == '__main__':\n"
-        "    results = probe_all([sys.argv[1]] * 200, workers=1 + 1)\n"
+        "    results = probe_all([Recording(Location(sys.argv[1]))] * 200, workers=1 + 1)\n"
         "    next(results)\n"
         "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
         "    time.sleep(60)\n"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.features.chunks import chunks
 from hubert_pretrain.features.extractor import Extractor
-from hubert_pretrain.features.hubert_layer import HubertLayer, chunks
+from hubert_pretrain.features.hubert_layer import HubertLayer
 from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
@@ -59,7 +62,7 @@ def test_the_conv_encoder_in_pieces_equals_the_whole(checkpoint: Path) -> None:
     waveform = 0.1 * torch.randn(1, 16_000 * 5 + 77) * torch.linspace(0.2, 2.0, 16_000 * 5 + 77)
     extractor = HubertLayer(checkpoint, 1, chunk_seconds=1.0, context_seconds=0.1)
     with torch.inference_mode():
-        pieces = torch.cat(list(extractor._conv_frames(waveform)), dim=1)
+        pieces = torch.cat(list(extractor.conv_stack().frames(waveform, 16_000)), dim=1)
         torch.testing.assert_close(pieces, extractor.model.encode_frames(waveform), atol=1e-5, rtol=1e-4)
 
 
@@ -89,3 +92,45 @@ def test_a_layer_that_does_not_exist_is_refused(checkpoint: Path) -> None:
         HubertLayer(checkpoint, 4)
     with pytest.raises(ConfigError, match="more than twice"):
         HubertLayer(checkpoint, 1, chunk_seconds=1.0, context_seconds=1.0)
+
+
+def test_a_batch_of_any_lengths_equals_its_utterances(checkpoint: Path) -> None:
+    waveforms = [0.1 * torch.randn(length) for length in (16_000, 15_500, 399, 12_345, 16_000, 16_000 * 4)]
+    extractor = HubertLayer(checkpoint, 3, chunk_seconds=2.0, context_seconds=0.5)  # the last one is long
+    alone = torch.cat([extractor(waveform[None])[0] for waveform in waveforms])
+    torch.testing.assert_close(extractor.ragged(waveforms), alone, atol=1e-5, rtol=1e-4)
+
+
+def test_several_layers_are_side_by_side(checkpoint: Path) -> None:
+    waveform = 0.1 * torch.randn(2, 16_000)
+    several = HubertLayer(checkpoint, [3, 1])
+    assert several.dim == 64
+    assert several.fingerprint()["layer"] == [3, 1]
+    expected = torch.cat([HubertLayer(checkpoint, 3)(waveform), HubertLayer(checkpoint, 1)(waveform)], dim=-1)
+    torch.testing.assert_close(several(waveform), expected)
+
+
+def test_bfloat16_is_close_and_has_another_identity(checkpoint: Path) -> None:
+    waveform = 0.1 * torch.randn(1, 16_000)
+    exact, fast = HubertLayer(checkpoint, 2), HubertLayer(checkpoint, 2, precision="bfloat16")
+    expected, found = exact(waveform), fast(waveform)
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).abs().mean() < 0.02 * expected.std()
+    assert "precision" not in exact.fingerprint()
+    assert fast.fingerprint()["precision"] == "bfloat16"
+
+
+def test_an_hour_needs_little_more_memory_than_its_frames(tmp_path: Path) -> None:
+    """Measured in a process of its own, because a peak is of a whole process."""
+    torch.manual_seed(0)
+    save_model(tmp_path, Hubert(tiny(conv_dim=[8] * 7)))
+    code = (
+        "import sys, resource, torch; from hubert_pretrain.features.hubert_layer import HubertLayer; torch.set_num_threads(1);"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
+        "features = HubertLayer(sys.argv[1], 1, chunk_seconds=20, context_seconds=2); features(torch.randn(1, 16000 * 20));"
+        "waveform = torch.randn(3600 * 16000); before = peak(); frames = features.ragged([waveform]);"
+        "assert len(frames) == features.grid.num_frames(len(waveform)); print(peak() - before)"
+    )
+    megabytes = float(subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout)
+    # Frames: 180,000 x 32 floats = 23 MB; conv features: 6 MB, twice while pieces are joined. Whole, the first conv layer needs 368 MB.
+    assert megabytes < 150

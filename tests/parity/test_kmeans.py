@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from sklearn.cluster import MiniBatchKMeans
 
-from hubert_pretrain.clustering import kmeans
 from hubert_pretrain.clustering.codebook import Codebook
+from hubert_pretrain.clustering.kmeans import KMeans
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.frames import MODEL_GRID
 
@@ -33,11 +33,12 @@ def test_codebook_inertia_and_ids_equal_those_of_learn_kmeans() -> None:
         reassignment_ratio=0.0,
         random_state=5,
     ).fit(frames)
-    centroids = kmeans.fit(frames, n_clusters=50, seed=5)
+    estimator = KMeans(n_clusters=50, seed=5).fit(frames)
+    centroids = estimator.cluster_centers_
     np.testing.assert_array_equal(centroids, reference.cluster_centers_.astype(np.float32))
 
     codebook = Codebook(torch.from_numpy(centroids), {}, MODEL_GRID)
-    np.testing.assert_allclose(kmeans.inertia(frames, codebook), -reference.score(frames) / len(frames), rtol=1e-4)
+    np.testing.assert_allclose(estimator.inertia_, -reference.score(frames), rtol=1e-4)
     ours, theirs = codebook.assign(torch.from_numpy(frames)).numpy(), reference.predict(frames)
     differing = np.flatnonzero(ours != theirs)
     assert len(differing) <= len(frames) // 1000

@@ -12,11 +12,12 @@ import soundfile
 import torch
 
 from hubert_pretrain.clustering.codebook import Codebook
+from hubert_pretrain.clustering.codebooks import CodebookSet
 from hubert_pretrain.config import IterationConfig, LossConfig, PretrainConfig, Recipe, TrainerConfig
 from hubert_pretrain.data.manifest import Manifest, Utterance, write_manifest
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.targets.store import TargetWriter
+from hubert_pretrain.targets.writer import TargetWriter
 from hubert_pretrain.workspace import META, Workspace, write_json
 
 CLUSTERS = 5
@@ -32,14 +33,17 @@ def make_corpus(folder: Path) -> Manifest:
         soundfile.write(path, waveform, SAMPLE_RATE, subtype="FLOAT")
         split = "valid" if number % 7 == 0 else "train"
         mean, variance = float(waveform.mean()), float(waveform.var())
-        utterances.append(Utterance(id=f"u{number:02d}", path=str(path), num_samples=num_samples, split=split, mean=mean, variance=variance))
+        utterances.append(
+            Utterance(id=f"u{number:02d}", path=str(path), num_samples=num_samples, split=split, mean=mean, variance=variance)
+        )
     write_manifest(folder / "manifest.arrow", utterances)
     return Manifest.open(folder)
 
 
 def make_targets(folder: Path, manifest: Manifest) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    writer = TargetWriter.create(folder, manifest, Codebook(torch.eye(CLUSTERS), {"kind": "test"}, MODEL_GRID))
+    codebook = CodebookSet.of(Codebook(torch.eye(CLUSTERS), {"kind": "test"}, MODEL_GRID))
+    writer = TargetWriter.create(folder, manifest, codebook)
     draw = np.random.default_rng(1)
     for block in writer.pending():
         frames = MODEL_GRID.num_frames(manifest.num_samples[writer.rows(int(block))])

@@ -22,15 +22,14 @@ def corpus(prepared: Workspace) -> Corpus:
 
 @pytest.fixture
 def plan(corpus: Corpus) -> BatchPlan:
-    rows = corpus.manifest.rows("train")
     sizes = {"batch_seconds": 8, "micro_batch_seconds": 4, "max_crop_seconds": 1.2, "min_seconds": 0.5, "max_shapes": 2}
-    return BatchPlan(rows, corpus.manifest.num_samples[rows], grid=MODEL_GRID, seed=3, masked_frames=lambda frames: frames // 2, **sizes)
+    return BatchPlan(corpus.manifest.by_length("train"), grid=MODEL_GRID, seed=3, masked_frames=lambda frames: frames // 2, **sizes)
 
 
 def source(prepared: Workspace, corpus: Corpus, *, normalize: bool = False, seed: int = 3) -> CropSource:
     masking = SpanMasking(seed=seed, probability=0.8, span_frames=5, min_spans=2)
     targets = TargetStore.open(prepared.folder("it1/label")).targets
-    return CropSource(corpus, targets, rows=corpus.manifest.rows("train"), grid=MODEL_GRID, normalize=normalize, masking=masking)
+    return CropSource(corpus, targets, split="train", grid=MODEL_GRID, normalize=normalize, masking=masking)
 
 
 def test_audio_targets_and_masks_are_of_the_same_frames(prepared: Workspace, corpus: Corpus, plan: BatchPlan) -> None:
@@ -80,8 +79,7 @@ def test_crops_are_normalised_as_part_of_the_whole(prepared: Workspace, corpus: 
 
 
 def test_validation_masks_never_change(prepared: Workspace, corpus: Corpus, plan: BatchPlan) -> None:
-    rows = corpus.manifest.rows("valid")
-    batches = plan.cover(rows, corpus.manifest.num_samples[rows])
+    batches = plan.cover(corpus.manifest.by_length("valid"))
     first, second = (ValidationBatches(batches, source(prepared, corpus)) for _ in range(2))
     assert len(first) == len(batches)
     assert all(torch.equal(first[i]["mask"], second[i]["mask"]) for i in range(len(first)))

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from hubert_pretrain.checks import check
+from hubert_pretrain.clustering.codebook import Codebook
+from hubert_pretrain.clustering.codebooks import CodebookPart, CodebookSet
 from hubert_pretrain.config import LossConfig, Recipe
+from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.frames import MODEL_GRID
 from hubert_pretrain.model.checkpoint import load_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
@@ -24,8 +27,9 @@ from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.pretrain.stage import run
 from hubert_pretrain.pretrain.supervision import Supervision
 from hubert_pretrain.targets.store import TargetStore
+from hubert_pretrain.targets.writer import TargetWriter
 from hubert_pretrain.training.loggers import read_metrics
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.workspace import META, Workspace, write_json
 
 Recipes = Callable[..., Recipe]
 
@@ -62,19 +66,24 @@ def test_layers_predict_with_their_weight_norm_and_head(pre_norm: bool, own_head
 
 
 @pytest.fixture
-def two_codebooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that gives each id twice: as it is, and modulo 3."""
+def two_codebooks(prepared: Workspace, tmp_path: Path) -> Workspace:
+    """A run whose store has each id twice: as it is, and modulo 3."""
+    workspace, single = Workspace(tmp_path / "run"), TargetStore.open(prepared.folder("it1/label"))
+    workspace.root.mkdir()
+    workspace.folder("prepare").symlink_to(prepared.folder("prepare"))
+    parts = [CodebookPart(str(k), (0, k), Codebook(torch.eye(k), {"kind": "test"}, MODEL_GRID)) for k in (5, 3)]
+    workspace.folder("it1/label").mkdir(parents=True)
+    manifest = Manifest.open(prepared.folder("prepare"))
+    writer = TargetWriter.create(workspace.folder("it1/label"), manifest, CodebookSet(tuple(parts), 5))
+    for block in writer.pending().tolist():
+        ids = [single.targets(row) for row in writer.rows(block).tolist()]
+        writer.write(block, [np.stack([each, each % 3], axis=1) for each in ids])
+    write_json(workspace.folder("it1/label") / META, {"fingerprint": "label", "facts": {}})
+    return workspace
 
-    def two(self: TargetStore, row: int) -> NDArray[np.uint16]:
-        ids = self.ids[int(self.offsets[row]) : int(self.offsets[row + 1])]
-        return np.stack([ids, ids % 3], axis=1)
 
-    monkeypatch.setattr(TargetStore, "targets", two)
-    monkeypatch.setattr(TargetStore, "num_clusters", [5, 3])
-
-
-def test_several_codebooks_through_the_stage(two_codebooks: None, recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
-    facts = run(recipe(), prepared, "it1/pretrain", tmp_path)
+def test_several_codebooks_through_the_stage(two_codebooks: Workspace, recipe: Recipes, tmp_path: Path) -> None:
+    facts = run(recipe(), two_codebooks, "it1/pretrain", tmp_path)
     assert 0 <= facts["masked_accuracy"] <= 1
     row = read_metrics(tmp_path / "logs" / "metrics.csv")[-1]
     for split in ("", "valid/"):

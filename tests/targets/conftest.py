@@ -31,7 +31,7 @@ def make_corpus(folder: Path, utterances: int = 12) -> Corpus:
         made.append(Utterance(id=f"utterance-{number:03}", path=str(path), num_samples=len(waveform), split=split))
         phones[made[-1].id] = [("abcd"[phone], i * PHONE_SAMPLES, (i + 1) * PHONE_SAMPLES) for i, phone in enumerate(spoken)]
     ordered = write_manifest(folder / "manifest.arrow", made)
-    write_alignments(folder / "alignments.arrow", [(one.row, phones[one.id]) for one in ordered[:-1]])
+    write_alignments(folder / "alignments.arrow", [(row, phones[ordered[row].id]) for row in range(len(ordered) - 1)])
     return Corpus.open(folder)
 
 

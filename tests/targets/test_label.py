@@ -1,28 +1,36 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import adjusted_mutual_info_score
-from torch import Tensor
 
-from hubert_pretrain.clustering import kmeans, sample
+from hubert_pretrain.clustering import sample
 from hubert_pretrain.clustering.codebook import Codebook
+from hubert_pretrain.clustering.codebooks import CodebookSet
+from hubert_pretrain.clustering.kmeans import KMeans
 from hubert_pretrain.clustering.quality import entropy
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.manifest import Utterance, write_manifest
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.features.stream import map_frames
-from hubert_pretrain.targets.label import count_ids, label, measure
-from hubert_pretrain.targets.store import TargetStore, TargetWriter
+from hubert_pretrain.targets.label import label
+from hubert_pretrain.targets.measure import count_ids, measure, stability
+from hubert_pretrain.targets.store import TargetStore
+from hubert_pretrain.targets.writer import TargetWriter
+from tests.targets.conftest import make_corpus
 
 
-def codebook_of(corpus: Corpus, n_clusters: int = 6) -> Codebook:
+def codebook_of(corpus: Corpus, n_clusters: int = 6) -> CodebookSet:
     frames = sample.gather(corpus, corpus.manifest.rows("train"), Mfcc(), scratch=corpus.folder)
-    return Codebook(torch.from_numpy(kmeans.fit(frames, n_clusters=n_clusters)), Mfcc().fingerprint(), Mfcc().grid)
+    centroids = KMeans(n_clusters=n_clusters).fit(frames).cluster_centers_
+    return CodebookSet.of(Codebook(torch.from_numpy(centroids), Mfcc().fingerprint(), Mfcc().grid))
 
 
 def test_ids_are_those_of_each_utterance_by_itself(tmp_path: Path, corpus: Corpus) -> None:
@@ -35,18 +43,18 @@ def test_ids_are_those_of_each_utterance_by_itself(tmp_path: Path, corpus: Corpu
         np.testing.assert_array_equal(store.targets(row), codebook.assign(frames).numpy())
 
 
-class KilledAfter(Mfcc):
+class KilledAfter(Corpus):
     """Dies at the n-th utterance, as a process might."""
 
-    def __init__(self, utterances: int) -> None:
-        super().__init__()
+    def __init__(self, folder: Path, utterances: int) -> None:
+        super().__init__(folder)
         self.left = utterances
 
-    def forward(self, waveform: Tensor) -> Tensor:
+    def read(self, row: int, start: int = 0, num_samples: int | None = None) -> NDArray[np.float32]:
         self.left -= 1
         if self.left < 0:
             raise KeyboardInterrupt
-        return super().forward(waveform)
+        return super().read(row, start, num_samples)
 
 
 def test_killed_and_resumed_on_other_workers_the_bytes_are_the_same(tmp_path: Path, corpus: Corpus) -> None:
@@ -55,7 +63,12 @@ def test_killed_and_resumed_on_other_workers_the_bytes_are_the_same(tmp_path: Pa
         (tmp_path / name).mkdir()
     label(corpus, TargetWriter.create(tmp_path / "whole", corpus.manifest, codebook, block_rows=2), Mfcc(), codebook)
     with pytest.raises(KeyboardInterrupt):
-        label(corpus, TargetWriter.create(tmp_path / "killed", corpus.manifest, codebook, block_rows=2), KilledAfter(7), codebook)
+        label(
+            KilledAfter(corpus.folder, 7),
+            TargetWriter.create(tmp_path / "killed", corpus.manifest, codebook, block_rows=2),
+            Mfcc(),
+            codebook,
+        )
     writer = TargetWriter.create(tmp_path / "killed", corpus.manifest, codebook, block_rows=2)
     assert 0 < len(writer.pending()) < 6, "some blocks were kept"
     label(corpus, writer, Mfcc(), codebook, workers=4)
@@ -96,7 +109,7 @@ def test_without_alignments_there_is_nothing_to_compare_with(tmp_path: Path, cor
 
 
 def test_another_codebook_than_the_features_is_refused_before_the_work(tmp_path: Path, corpus: Corpus) -> None:
-    foreign = Codebook(torch.zeros(5, 768), {"kind": "hubert_layer", "dim": 768, "layer": 6}, Mfcc().grid)
+    foreign = CodebookSet.of(Codebook(torch.zeros(5, 768), {"kind": "hubert_layer", "dim": 768, "layer": 6}, Mfcc().grid))
     with pytest.raises(ArtefactError, match=r"dim 768, layer 6.*mfcc \(dim 39\)"):
         label(corpus, TargetWriter.create(tmp_path, corpus.manifest, foreign), Mfcc(), foreign)
 
@@ -110,13 +123,12 @@ def test_audio_that_is_not_a_number_is_an_error_with_the_utterance(corpus: Corpu
         sample.gather(corpus, corpus.manifest.rows(), Mfcc(), scratch=corpus.folder, workers=2)
 
 
-def test_a_large_sample_lies_on_disk(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_sample_lies_on_disk(corpus: Corpus) -> None:
     rows = corpus.manifest.rows("train")
     expected = sample.gather(corpus, rows, Mfcc(), scratch=corpus.folder)
-    monkeypatch.setattr(sample, "MEMORY_BYTES", 1000)
-    frames = sample.gather(corpus, rows, Mfcc(), scratch=corpus.folder)
-    assert isinstance(frames, np.memmap)
-    np.testing.assert_array_equal(frames, expected)
+    shard = sample.gather_share(corpus, rows, Mfcc(), scratch=corpus.folder, memory_bytes=1000)
+    assert not isinstance(shard.frames, np.ndarray)
+    np.testing.assert_array_equal(shard.frames[: shard.total], expected)
 
 
 @pytest.mark.parametrize("workers", [1, 3, 40])
@@ -124,3 +136,50 @@ def test_results_come_in_the_order_of_the_rows(corpus: Corpus, workers: int) -> 
     rows = np.array([5, 0, 11, 3])
     found = list(map_frames(corpus, rows, Mfcc(), len, workers=workers))
     assert found == [Mfcc().grid.num_frames(corpus.manifest[int(row)].num_samples) for row in rows]
+
+
+def test_stability_of_two_stores(tmp_path: Path, corpus: Corpus) -> None:
+    """The same ids but for their numbers agree wholly; and as much as scikit-learn says, when half of the clusters are one."""
+    codebook = codebook_of(corpus)
+    stores = {}
+    for name, change in (("made", lambda ids: ids), ("renumbered", lambda ids: 5 - ids), ("coarse", lambda ids: ids // 2)):
+        (tmp_path / name).mkdir()
+        writer = TargetWriter.create(tmp_path / name, corpus.manifest, codebook)
+        if name == "made":
+            label(corpus, writer, Mfcc(), codebook)
+        for block in writer.pending().tolist():
+            writer.write(block, [change(stores["made"].targets(row)) for row in writer.rows(block).tolist()])
+        stores[name] = TargetStore.open(tmp_path / name)
+    assert stability(stores["made"], stores["renumbered"]) == [1.0]
+    expected = adjusted_mutual_info_score(stores["made"].ids[:, 0], stores["coarse"].ids[:, 0])
+    assert stability(stores["made"], stores["coarse"]) == [pytest.approx(expected)]
+    other = make_corpus(tmp_path / "other", 8)
+    (tmp_path / "fewer").mkdir()
+    label(other, TargetWriter.create(tmp_path / "fewer", other.manifest, codebook), Mfcc(), codebook)
+    with pytest.raises(ArtefactError, match="targets of other utterances"):
+        stability(stores["made"], TargetStore.open(tmp_path / "fewer"))
+
+
+def test_speakers_runs_and_words(tmp_path: Path, corpus: Corpus) -> None:
+    """Speakers that follow the ids, ids of known lengths, utterances of one word: a corpus without alignments."""
+    rows = [corpus.manifest[row] for row in range(12)]
+    named = [replace(one, speaker=f"s{one.row % 2}", text=("yes", "no")[one.row // 2 % 2], split="train") for one in rows]
+    (tmp_path / "prepare").mkdir()
+    write_manifest(tmp_path / "prepare" / "manifest.arrow", named)
+    words, codebook = Corpus.open(tmp_path / "prepare"), codebook_of(corpus)
+
+    def ids_of(one: Utterance) -> NDArray[np.int64]:
+        """Five frames of who speaks, five of what is said, and again."""
+        pattern = [int(one.speaker[1])] * 5 + [2 + (one.text == "yes")] * 5
+        return np.resize(pattern, int(Mfcc().grid.num_frames(one.num_samples)))
+
+    writer = TargetWriter.create(tmp_path, words.manifest, codebook)
+    for block in writer.pending().tolist():
+        writer.write(block, [ids_of(words.manifest[row]) for row in writer.rows(block).tolist()])
+    facts = measure(TargetStore.open(tmp_path), words)
+    assert facts["speaker_purity"] == pytest.approx(0.75, abs=0.02), "of half of the frames, and guessed of the others"
+    assert facts["speaker_nmi"] == pytest.approx(0.5, abs=0.03)
+    assert facts["mean_run_ms"] == pytest.approx(100, rel=0.05)
+    assert (facts["pnmi"], facts["mean_phone_ms"]) == (None, None)
+    assert facts["abx_within"] == 0.0
+    assert 0 <= facts["abx_across"] < 0.1

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from hubert_pretrain import pipeline
 from hubert_pretrain.clustering import stage as cluster_stage
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.config import ClusteringConfig, IterationConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.errors import ArtefactError, ConfigError
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.targets import stage as label_stage
+from hubert_pretrain.targets.artefact import load_units
+from hubert_pretrain.targets.km import write_km
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.workspace import Workspace, write_json
 
@@ -38,7 +41,10 @@ TINY = HubertConfig(
 
 def recipe(n_clusters: int = 6) -> Recipe:
     clustering = ClusteringConfig(n_clusters=n_clusters, fraction=1.0, restarts=2)
-    return Recipe(name="test", iterations={name: IterationConfig(node, clustering) for name, node in (("it1", MFCC), ("it2", LAYER))})
+    return Recipe(
+        name="test",
+        iterations={name: IterationConfig(features=node, clustering=clustering) for name, node in (("it1", MFCC), ("it2", LAYER))},
+    )
 
 
 def seal(workspace: Workspace, stage: str, folder: Path, facts: dict[str, Any]) -> None:
@@ -114,3 +120,68 @@ def test_a_codebook_of_other_features_is_refused(workspace: Workspace) -> None:
 def test_the_stage_before_must_have_finished(workspace: Workspace) -> None:
     with pytest.raises(ArtefactError, match="stage=it1/cluster"):
         run(label_stage, recipe(), workspace, "it1/label")
+
+
+def test_targets_of_others_in_place_of_clustering(workspace: Workspace, tmp_path: Path) -> None:
+    """What `iterations.it1.targets` is for: fairseq's files in, no cluster stage, the same store out."""
+    run(cluster_stage, recipe(), workspace, "it1/cluster")
+    made = run(label_stage, recipe(), workspace, "it1/label")
+    corpus = Corpus.open(workspace.folder("prepare"))
+    write_km(tmp_path / "km", corpus, TargetStore.open(workspace.folder("it1/label")))
+    values = recipe()
+    values.iterations["it2"].targets = str(tmp_path / "km")
+    values.data.corpus = {}
+    names = [stage.name for stage in pipeline.stages(values)]
+    assert names == ["prepare", "it1/cluster", "it1/label", "it1/pretrain", "it2/label", "it2/pretrain"]
+    label = pipeline.find(values, "it2/label")
+    assert label.inputs == ("prepare", str(tmp_path / "km"))
+    before = pipeline.fingerprint_of(label, workspace)
+    brought = run(label_stage, values, workspace, "it2/label")
+    assert brought == made
+    (tmp_path / "km" / "train.km").write_text((tmp_path / "km" / "train.km").read_text()[:-1])
+    assert pipeline.fingerprint_of(label, workspace) != before, "other labels are other targets"
+    values.iterations["it2"].targets = "nowhere"
+    with pytest.raises(ConfigError, match="nor an existing folder"):
+        pipeline.stages(values)
+
+
+def test_a_recipe_without_them_is_what_it_was() -> None:
+    """A field that came later does not make finished stages stale."""
+    values = recipe()
+    values.data.corpus = {}
+    assert "targets" not in json.dumps(pipeline.find(values, "it1/label").config)
+
+
+def test_units_of_a_run_from_its_cluster_stage_alone(workspace: Workspace, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    folder = workspace.partial_folder("it1/pretrain")
+    folder.mkdir(parents=True)
+    save_model(folder, Hubert(TINY))
+    seal(workspace, "it1/pretrain", folder, {})
+    corpus = Corpus.open(workspace.folder("prepare"))
+    for iteration, node in (("it1", MFCC), ("it2", LAYER)):
+        run(cluster_stage, recipe(), workspace, f"{iteration}/cluster")
+        run(label_stage, recipe(), workspace, f"{iteration}/label")
+        meta = {"fingerprint": "x", "facts": {}, "config": {"features": node}}
+        write_json(workspace.folder(f"{iteration}/cluster") / "meta.json", meta)
+        units = load_units(workspace.folder(f"{iteration}/cluster"))
+        store = TargetStore.open(workspace.folder(f"{iteration}/label"))
+        for row in (0, 5):
+            assert (units(corpus.read(row)) == store.targets(row)).mean() > 0.98, "ties apart"
+    moved = tmp_path / "moved"
+    workspace.folder("it1/pretrain").rename(moved)
+    with pytest.raises(ArtefactError, match=r"come from 'it1/pretrain', which is not beside it any more; say where it is \(--checkpoint\)"):
+        load_units(workspace.folder("it2/cluster"))
+    load_units(workspace.folder("it2/cluster"), checkpoint=moved)
+    save_model(moved, Hubert(TINY))
+    with pytest.raises(ArtefactError, match=r"weights_sha256: .* here, .* there"):
+        load_units(workspace.folder("it2/cluster"), checkpoint=moved)
+
+
+def test_an_artefact_decides_nothing_but_features(workspace: Workspace) -> None:
+    run(cluster_stage, recipe(), workspace, "it1/cluster")
+    meta = {"fingerprint": "x", "facts": {}, "config": {"features": {"_target_": "os.system", "command": "touch executed"}}}
+    write_json(workspace.folder("it1/cluster") / "meta.json", meta)
+    with pytest.raises(ArtefactError, match=r"its features are os\.system, not a class of hubert_pretrain\.features"):
+        load_units(workspace.folder("it1/cluster"))
+    assert not Path("executed").exists()

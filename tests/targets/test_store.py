@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +10,22 @@ import pytest
 import torch
 
 from hubert_pretrain.clustering.codebook import Codebook
+from hubert_pretrain.clustering.codebooks import CodebookSet
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest, write_manifest
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, HubertPretrainError
 from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID
 from hubert_pretrain.targets import store as module
-from hubert_pretrain.targets.store import TargetStore, TargetWriter, check_ids
+from hubert_pretrain.targets import writer as writing
+from hubert_pretrain.targets.store import TargetStore, check_ids
+from hubert_pretrain.targets.writer import TargetWriter
 
-CODEBOOK = Codebook(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), {"kind": "test", "dim": 4}, MODEL_GRID)
+
+def one_codebook(centroids: torch.Tensor) -> CodebookSet:
+    return CodebookSet.of(Codebook(centroids, {"kind": "test", "dim": 4}, MODEL_GRID))
+
+
+CODEBOOK = one_codebook(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)))
 
 
 def ids_of(manifest: Manifest, row: int) -> np.ndarray:
@@ -38,7 +47,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_what_was_written_is_read(tmp_path: Path, corpus: Corpus) -> None:
     fill(tmp_path / "store", corpus.manifest)
     store = TargetStore.open(tmp_path / "store")
-    assert (len(store), store.num_clusters, store.grid) == (12, 9, MODEL_GRID)
+    assert (len(store), store.sizes, store.grid) == (12, [9], MODEL_GRID)
     assert store.codebook == {"sha256": CODEBOOK.fingerprint, "features": CODEBOOK.features}
     for row in range(len(store)):
         assert store.targets(row).dtype == np.uint16
@@ -79,7 +88,7 @@ def test_blocks_may_be_written_in_any_order_by_anyone(tmp_path: Path, corpus: Co
 
 def test_leftovers_of_other_work_are_not_gone_on_with(tmp_path: Path, corpus: Corpus) -> None:
     fill(tmp_path / "store", corpus.manifest)
-    other = Codebook(CODEBOOK.centroids + 1, CODEBOOK.features, MODEL_GRID)
+    other = one_codebook(torch.ones(9, 4))
     assert len(TargetWriter.create(tmp_path / "store", corpus.manifest, other, block_rows=5).pending()) == 3
 
 
@@ -145,7 +154,7 @@ def test_damage_is_noticed(tmp_path: Path, corpus: Corpus) -> None:
 
 
 def test_more_clusters_than_numbers_is_refused(tmp_path: Path, corpus: Corpus) -> None:
-    many = Codebook(torch.zeros((1 << 16) + 1, 1), {}, MODEL_GRID)
+    many = one_codebook(torch.zeros((1 << 16) + 1, 4))
     with pytest.raises(ConfigError, match="16-bit"):
         TargetWriter.create(tmp_path, corpus.manifest, many)
 
@@ -154,9 +163,112 @@ def test_a_full_disk_is_found_before_the_work(tmp_path: Path, corpus: Corpus, mo
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "posix_fallocate", full)
+    monkeypatch.setattr(writing.os, "posix_fallocate", full)
     with pytest.raises(HubertPretrainError, match=r"the disk has no room for .* bytes"):
         fill(tmp_path / "store", corpus.manifest)
     monkeypatch.undo()
     fill(tmp_path / "store", corpus.manifest)
     TargetStore.open(tmp_path / "store").check(corpus.manifest)
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1]) and None  # type: ignore[func-returns-value]
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut(module.TARGETS), r"targets.bin: has \d+ bytes, expected \d+; it was cut, label again"),
+        (cut(module.MARKS), r"blocks.done: has 2 marks, expected one for each of 3 blocks; it was cut"),
+        (cut(module.OFFSETS), r"offsets.npy: missing or damaged"),
+        (lambda folder: np.save(folder / module.OFFSETS, np.zeros(5, np.int64)), r"offsets.npy: has 5 numbers, expected 13"),
+        (cut(module.DESCRIPTION), None),
+        (remove(module.TARGETS), r"targets.bin: cannot be read \(No such file"),
+        (remove(module.OFFSETS), r"offsets.npy: missing or damaged"),
+        (remove(module.MARKS), r"blocks.done: cannot be read \(No such file"),
+        (remove(module.DESCRIPTION), r"store.json: missing, damaged or not a"),
+    ],
+)
+def test_any_file_missing_or_cut_is_named(damage: Callable[[Path], None], message: str | None, tmp_path: Path, corpus: Corpus) -> None:
+    fill(tmp_path / "store", corpus.manifest)
+    damage(tmp_path / "store")
+    if message is None:  # only the newline was lost
+        TargetStore.open(tmp_path / "store")
+    else:
+        with pytest.raises(ArtefactError, match=message):
+            TargetStore.open(tmp_path / "store")
+
+
+def test_a_disk_that_fills_up_costs_one_block(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the place could not be taken beforehand, as on network file systems: half of a block is written, then nothing more."""
+    writer, real = fill(tmp_path / "store", corpus.manifest, blocks=1), writing.os.pwrite
+
+    def full(descriptor: int, data: bytes, position: int) -> int:
+        if len(data) > 200:
+            return real(descriptor, data[: len(data) // 2], position)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writing.os, "pwrite", full)
+    with pytest.raises(HubertPretrainError, match=r"targets.bin: the disk has no room for \d+ bytes.*run the stage again"):
+        writer.write(1, [ids_of(corpus.manifest, int(row)) for row in writer.rows(1)])
+    monkeypatch.undo()
+    assert writer.pending().tolist() == [1, 2]
+    fill(tmp_path / "store", corpus.manifest)
+    fill(tmp_path / "whole", corpus.manifest)
+    assert content(tmp_path / "store") == content(tmp_path / "whole")
+
+
+class Three:
+    """Three codebooks, as an origin."""
+
+    sizes, grid, features, fingerprint = [9, 300, 2], MODEL_GRID, {"kind": "test"}, "three"
+
+
+def three_ids(manifest: Manifest, row: int) -> np.ndarray:
+    frames = MODEL_GRID.num_frames(manifest[row].num_samples)
+    return np.stack([np.random.default_rng((row, k)).integers(size, size=frames) for k, size in enumerate(Three.sizes)], axis=1)
+
+
+def test_several_codebooks_lie_side_by_side(tmp_path: Path, corpus: Corpus) -> None:
+    writer = TargetWriter.create(tmp_path, corpus.manifest, Three(), block_rows=5)
+    for block in (1, 2, 0):
+        writer.write(block, [three_ids(corpus.manifest, row) for row in writer.rows(block).tolist()])
+    store = pickle.loads(pickle.dumps(TargetStore.open(tmp_path)))
+    store.check(corpus.manifest, MODEL_GRID)
+    assert store.sizes == [9, 300, 2]
+    for row in range(12):
+        np.testing.assert_array_equal(store.targets(row), three_ids(corpus.manifest, row))
+    assert (tmp_path / module.TARGETS).stat().st_size == 2 * 3 * int(store.offsets[-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ids: ids[:, :2], r"int64 of shape \(\d+, 2\), expected whole numbers \(frames, 3 codebooks\)"),
+        (lambda ids: ids[:, 0], r"int64 of shape \(\d+,\), expected whole numbers \(frames, 3 codebooks\)"),
+        (lambda ids: ids[:-1], r"\d+ ids, expected \d+ frames"),
+        (lambda ids: ids + np.array([0, 0, 2]), r"id [23] at frame 0, but the codebook 3 has K=2 clusters \(0 to 1\)"),
+    ],
+)
+def test_ids_of_several_codebooks_that_do_not_fit(
+    change: Callable[[np.ndarray], np.ndarray], message: str, tmp_path: Path, corpus: Corpus
+) -> None:
+    writer = TargetWriter.create(tmp_path, corpus.manifest, Three(), block_rows=5)
+    ids = [three_ids(corpus.manifest, row) for row in writer.rows(0).tolist()]
+    with pytest.raises(DataError, match=f"'{corpus.manifest[3].id}'.*{message}"):
+        writer.write(0, [*ids[:3], change(ids[3]), ids[4]])
+    assert 0 in writer.pending()
+
+
+def test_an_id_beyond_its_codebook_is_noticed(tmp_path: Path, corpus: Corpus) -> None:
+    writer = TargetWriter.create(tmp_path, corpus.manifest, Three(), block_rows=50)
+    writer.write(0, [three_ids(corpus.manifest, row) for row in range(12)])
+    data = bytearray((tmp_path / module.TARGETS).read_bytes())
+    data[4:6] = b"\x07\x00"  # the third codebook, of two clusters, at the first frame
+    (tmp_path / module.TARGETS).write_bytes(data)
+    with pytest.raises(ArtefactError, match="row 0 holds id 7 of codebook 3, but K=2"):
+        TargetStore.open(tmp_path).targets(0)

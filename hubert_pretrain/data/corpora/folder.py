@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from hubert_pretrain.data.audio import SUFFIXES
+from hubert_pretrain.data.corpora import common
 from hubert_pretrain.data.corpus import Claim
+from hubert_pretrain.data.formats.record import SPLIT_NAMES
+from hubert_pretrain.data.formats.table import rows, text_of
 from hubert_pretrain.data.prepare import share_of
 from hubert_pretrain.errors import ConfigError, DataError, nearest
 
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "val": "valid",
-    "dev": "valid",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-}
-"""Names of folders directly below the root, or values of a csv's split column -> split."""
-
-_LINE = "line"
+_PLACE = "place"
 COLUMNS = ("path", "id", "speaker", "text", "label", "split")
-
-
-class _Tsv(csv.excel_tab):
-    """Tab-separated, and a quotation mark is part of the text (as in Common Voice)."""
-
-    quoting = csv.QUOTE_NONE
 
 
 class Folder:
@@ -62,10 +44,7 @@ class Folder:
                 folders when their names are such. A table's split column comes first.
             test_fraction: share of all that "hash" gives to test. (`valid` is then held out of train by the stage.)
         """
-        if split_by not in ("auto", "folders", "hash"):
-            raise ConfigError(
-                f"data.corpus.split_by={split_by!r}: expected auto, folders or hash{nearest(split_by, ['auto', 'folders', 'hash'])}"
-            )
+        common.check_choice("split_by", split_by, ("auto", "folders", "hash"))
         if unknown := sorted(set(columns or {}) - set(COLUMNS)):
             raise ConfigError(f"data.corpus.columns: {unknown[0]!r} is not one of {', '.join(COLUMNS)}{nearest(unknown[0], list(COLUMNS))}")
         self.root = Path(root).expanduser().absolute()
@@ -80,31 +59,29 @@ class Folder:
         """Every utterance. Raises DataError when the folder or table is missing, empty, or names audio that is not there."""
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder; expected a folder with audio files ({', '.join(SUFFIXES)}), set data.root")
-        rows = self._table_rows() if self.table else self._tree_rows()
-        by_folders = self._splits_by_folders([row["path"] for row in rows])
-        for row in rows:
+        if self.table:
+            table = self._find_table()
+            self._refuse_missing(table)
+            by_folders = self._splits_by_folders(row["path"] for row in self._table_rows(table))
+            found = self._table_rows(table)
+        else:
+            by_folders = self._splits_by_folders(self._first_paths())
+            found = ({"path": path.relative_to(self.root).as_posix()} for path in common.audio_below(self.root))
+        for row in found:
             yield self._claim(row, by_folders)
 
-    def _tree_rows(self) -> list[dict[str, str]]:
-        """Paths below the root, relative to it and ordered."""
-        paths = sorted(path.relative_to(self.root).as_posix() for path in audio_below(self.root))
-        if not paths:
+    def _first_paths(self) -> Iterator[str]:
+        """The path of one audio file directly below the root, and of one in each folder there: they tell how the tree is laid out."""
+        places = [iter(common.audio_in(self.root)), *(common.audio_below(folder) for folder in common.folders_in(self.root))]
+        found = [path.relative_to(self.root).as_posix() for path in (next(place, None) for place in places) if path is not None]
+        if not found:
             raise DataError(f"{self.root}: no audio files below it; expected {', '.join(SUFFIXES)}, set data.root to another folder")
-        return [{"path": path} for path in paths]
+        yield from found
 
-    def _table_rows(self) -> list[dict[str, str]]:
-        table = self._find_table()
-        try:
-            with open(table, encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file, dialect=_Tsv if table.suffix == ".tsv" else csv.excel)
-                names = self._column_names(table, list(reader.fieldnames or []))
-                rows = [_values(row, names) | {_LINE: str(reader.line_num)} for row in reader]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{table}: not a csv in UTF-8 ({error}); save it as one") from error
-        if not rows:
-            raise DataError(f"{table}: has no lines below its header; add one for each utterance")
-        self._refuse_missing(table, rows)
-        return rows
+    def _table_rows(self, table: Path) -> Iterator[dict[str, str]]:
+        """The table's rows under our names of columns. It is read again each time: it may be larger than memory."""
+        for place, row in rows(table, self.columns, COLUMNS):
+            yield {name: text_of(value, place, name) for name, value in row.items()} | {_PLACE: place}
 
     def _find_table(self) -> Path:
         given = Path(str(self.table)).expanduser()
@@ -113,36 +90,32 @@ class Folder:
                 return path
         raise DataError(f"{self.root / given}: no such file; data.corpus.table names a csv below data.root or anywhere else")
 
-    def _column_names(self, table: Path, header: list[str]) -> dict[str, str]:
-        """Our name -> the header's name of every column that is there."""
-        names = {ours: self.columns.get(ours, ours) for ours in COLUMNS}
-        for ours, theirs in names.items():
-            if theirs not in header and (ours == "path" or ours in self.columns):
-                raise DataError(
-                    f"{table}: no column {theirs!r}{nearest(theirs, header)}, it has {', '.join(header) or 'no header'}; "
-                    f"add it, or name another with data.corpus.columns.{ours}"
-                )
-        return {ours: theirs for ours, theirs in names.items() if theirs in header}
-
-    def _refuse_missing(self, table: Path, rows: list[dict[str, str]]) -> None:
-        missing = [row for row in rows if not row["path"] or not (self.root / row["path"]).is_file()]
-        if missing:
-            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    def _refuse_missing(self, table: Path) -> None:
+        first, count = None, 0
+        for row in self._table_rows(table):
+            if not row["path"] or not (self.root / row["path"]).is_file():
+                first, count = first or row, count + 1
+        if first is not None:
+            more = f" (and {count - 1} more)" if count > 1 else ""
             raise DataError(
-                f"{table}: line {missing[0][_LINE]} names {str(self.root / missing[0]['path'])!r}, which is not there{more}; "
+                f"{first[_PLACE]} names {str(self.root / first['path'])!r}, which is not there{more}; "
                 "paths are relative to data.root: restore the audio or remove the lines"
             )
 
-    def _splits_by_folders(self, paths: list[str]) -> bool:
+    def _splits_by_folders(self, paths: Iterable[str]) -> bool:
         if self.split_by == "hash":
             return False
-        known = [first_folder(path) in SPLIT_FOLDERS for path in paths]
-        if all(known) or (self.split_by == "auto" and not any(known)):
-            return all(known)
-        other = paths[known.index(False)]
+        known, other = False, None
+        for path in paths:
+            if first_folder(path) in SPLIT_NAMES:
+                known = True
+            else:
+                other = other or path
+        if other is None or (self.split_by == "auto" and not known):
+            return other is None
         raise DataError(
-            f"{self.root / other}: its first folder below {self.root} names no split ({', '.join(SPLIT_FOLDERS)})"
-            f"{', but that of other files does' if any(known) else ''}; move it, or split by data.corpus.split_by=hash"
+            f"{self.root / other}: its first folder below {self.root} names no split ({', '.join(SPLIT_NAMES)})"
+            f"{', but that of other files does' if known else ''}; move it, or split by data.corpus.split_by=hash"
         )
 
     def _claim(self, row: dict[str, str], by_folders: bool) -> Claim:
@@ -159,9 +132,9 @@ class Folder:
 
     def _split(self, row: dict[str, str], id: str, by_folders: bool) -> str:
         if named := row.get("split"):
-            return SPLIT_FOLDERS.get(named.lower(), named)
+            return SPLIT_NAMES.get(named.lower(), named)
         if by_folders:
-            return SPLIT_FOLDERS[str(first_folder(row["path"]))]
+            return SPLIT_NAMES[str(first_folder(row["path"]))]
         return "test" if share_of(id, "test") < self.test_fraction else "train"
 
     def _folder_name(self, path: str, level: int | None) -> str:
@@ -174,23 +147,6 @@ class Folder:
                 "mend data.corpus.speaker_level / label_level, or give a table"
             )
         return parents[-level]
-
-
-def audio_below(root: Path) -> Iterator[Path]:
-    """Audio files below a folder, without hidden ones. Links to folders are followed, once each."""
-    seen: set[tuple[int, int]] = set()
-    for folder, below, names in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            below.clear()
-            continue
-        below.sort()  # so that of two links to one folder the same is followed everywhere
-        seen.add((status.st_dev, status.st_ino))
-        yield from (Path(folder, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
-
-
-def _values(row: Mapping[str, str | None], names: Mapping[str, str]) -> dict[str, str]:
-    return {ours: (row[theirs] or "").strip() for ours, theirs in names.items()}
 
 
 def first_folder(path: str) -> str | None:

@@ -100,7 +100,7 @@ def test_a_bad_table_is_named(tmp_path: Path, content: str, message: str) -> Non
 
 def test_a_table_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(b"path\n\xff\xfe\n")
-    with pytest.raises(DataError, match=r"list\.csv: not a csv in UTF-8"):
+    with pytest.raises(DataError, match=r"list\.csv: line 2, byte 5 is not UTF-8 text"):
         claims(tmp_path, table="list.csv")
 
 

@@ -85,7 +85,7 @@ def test_bom_windows_lines_and_empty_lines_do_not_matter(root: Path) -> None:
     [
         (b"19-198-0000\n", "line 1 is '19-198-0000', expected '<utterance> <TEXT>'"),
         (b"19-198-0000 A\n19-198-0000 B\n", "line 2 repeats utterance '19-198-0000'"),
-        (b"19-198-0000 \xff\xfe\n", "not UTF-8"),
+        (b"19-198-0000 \xff\xfe\n", "line 1, byte 12 is not UTF-8"),
     ],
 )
 def test_a_bad_transcript_names_its_line(root: Path, content: bytes, message: str) -> None:

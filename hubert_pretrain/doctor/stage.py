@@ -1,0 +1,100 @@
+"""`stage=check`: what can be known before anything expensive runs, and the part of it that every stage asks when it starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from hubert_pretrain import compose, pipeline
+from hubert_pretrain.config import Recipe
+from hubert_pretrain.data.stage import open_corpus
+from hubert_pretrain.doctor import cost, machine, needs, table
+from hubert_pretrain.doctor.row import ERROR, WARNING, Row, later
+from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.pipeline import Stage
+from hubert_pretrain.workspace import Workspace, write_json
+
+PLAN = "batch_seconds", "micro_batch_seconds", "max_crop_seconds", "min_seconds", "max_shapes"
+SPLITS = ("train_split", "valid_split", "test_split")
+
+
+def run(recipe: Recipe, workspace: Workspace) -> None:
+    """Prints one table and writes check.json. Raises HubertPretrainError when a row of it is an error."""
+    stages = pipeline.stages(recipe)
+    rows = [machine.locks(workspace, [stage.name for stage in stages]), *_machine(recipe, workspace, stages)]
+    rows += [*_checkpoints(recipe, workspace), *_artefacts(recipe, workspace)]
+    table.show(rows, f"{recipe.name} in {workspace.root}")
+    write_json(workspace.check_path, {"recipe": recipe.name, **table.as_json(rows)})
+    if failed := ", ".join(row.name for row in rows if row.state == ERROR):
+        raise HubertPretrainError(f"the check found errors in {failed}; the table says how to mend them")
+
+
+def before(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
+    """The rows about the machine, for one stage that is about to run: a line for each that is not well; an error ends the stage here."""
+    for row in _machine(recipe, workspace, [stage]):
+        if row.state == ERROR:
+            raise HubertPretrainError(table.line(row))
+        if row.state == WARNING:
+            print(table.line(row), flush=True)
+
+
+def _machine(recipe: Recipe, workspace: Workspace, stages: Sequence[Stage]) -> Iterator[Row]:
+    pending = [stage for stage in stages if not workspace.is_done(stage.name)]
+    verbs, hardware, audio = {stage.verb for stage in pending}, recipe.trainer, needs.audio_of(workspace)
+    works = [needs.work_of(stage.name, stage.verb, recipe.model, workspace, stage.sections) for stage in pending]
+    yield machine.work_dir(workspace.root)
+    yield machine.packages(_chosen(recipe, verbs))
+    yield machine.disk(needs.disk(works, audio), workspace.root, audio.unknown)
+    if verbs <= {"prepare", "export"}:
+        return  # they compute little, and to ask more would load torch
+    yield machine.device(accelerator=hardware.accelerator, devices=hardware.devices, precision=hardware.precision)
+    on_gpu = (size := machine.device_memory(hardware.accelerator)) is not None
+    precision = hardware.precision if hardware.precision != "auto" else "bf16-mixed" if on_gpu else "32-true"
+    held = needs.memory(works, audio, processes=hardware.devices * hardware.loader_workers, on_cpu=None if on_gpu else precision)
+    yield machine.memory(held, machine.available_memory(), audio.unknown)
+    form = {"recompute": hardware.recompute, "eager": hardware.attention == "eager"}
+    devices, trainings = hardware.devices * hardware.num_nodes, [work.training for work in works if work.training is not None]
+    yield from cost.rows(trainings, devices=devices, device_bytes=size, precision=precision, **form)
+
+
+def _chosen(recipe: Recipe, verbs: set[str]) -> list[str]:
+    """Words that say which packages these stages need."""
+    features, loggers = [iteration.features for iteration in recipe.iterations.values()], list((recipe.logger or {}).values())
+    nodes = {"prepare": [recipe.data.corpus], "cluster": features, "label": features, "pretrain": loggers, "finetune": loggers}
+    words = re.findall(r"'_target_': '([\w.]+)'", str([nodes.get(verb) for verb in sorted(verbs)]))
+    return [*words, f"launch.kind={recipe.launch.kind}", *([f"export.format={recipe.export.format}"] if "export" in verbs else [])]
+
+
+def _checkpoints(recipe: Recipe, workspace: Workspace) -> list[Row]:
+    from hubert_pretrain.doctor import checkpoints, corpus
+
+    sources = {name: one.features.get("checkpoint") for name, one in recipe.iterations.items()}
+    named = {str(source): f"{name}/cluster" for name, source in sources.items() if source}
+    named |= {task.checkpoint: f"finetune/{name}" for name, task in recipe.finetune.items()}
+    for stage in pipeline.stages(recipe):
+        named.pop(stage.name, None)
+    row, models = checkpoints.read(workspace, named)
+    noises = {str(one.pretrain.augment.noise) for one in recipe.iterations.values() if one.pretrain.augment.noise}
+    return [row, checkpoints.normalisation({"the model": recipe.model, **models}), corpus.noise(sorted(noises))]
+
+
+def _artefacts(recipe: Recipe, workspace: Workspace) -> Iterator[Row]:
+    from hubert_pretrain.doctor import corpus as about
+    from hubert_pretrain.doctor import labels, targets
+
+    corpus, grid = open_corpus(recipe, workspace) if workspace.is_done("prepare") else None, recipe.model.grid
+    yield about.root(recipe.data.root)
+    amount = {"sample": recipe.check.sample, "seed": recipe.seed, "workers": recipe.data.workers}
+    yield from about.rows(corpus, grid=grid, everything=recipe.check.all, **amount)
+    for name, iteration in recipe.iterations.items():
+        values = {key: getattr(iteration.pretrain, key) for key in PLAN}
+        yield about.crops(corpus, f"crops {name}", grid=grid, seed=recipe.seed, **values) if corpus else later(f"crops {name}", "prepare")
+        if corpus is None or not workspace.is_done(label := f"{name}/label"):
+            yield later(f"targets {name}", f"{name}/label")
+            continue
+        cluster = workspace.folder(f"{name}/cluster") if workspace.is_done(f"{name}/cluster") else None
+        yield targets.joined(f"targets {name}", workspace.folder(label), corpus, grid, cluster)
+        yield targets.worth(f"clusters {name}", workspace.artefact(label).facts)
+    for name, task in recipe.finetune.items():
+        splits, row = {key: getattr(task, key) for key in SPLITS}, f"finetune/{name}"
+        yield labels.labels(row, compose.build(task.task), corpus.manifest, grid, splits) if corpus else later(row, "prepare")

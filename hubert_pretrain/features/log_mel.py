@@ -1,0 +1,69 @@
+"""Kaldi's log-mel energies (filter bank features) on any frame grid. B utterances, S samples, T frames, D width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.features.batching import Batches, packed
+from hubert_pretrain.features.mfcc import BATCH_SECONDS
+from hubert_pretrain.features.spectrum import MelEnergies, lay_out, spread
+from hubert_pretrain.frames import MODEL_GRID, FrameGrid, samples, seconds
+
+
+class LogMel(nn.Module):
+    """Logarithms of the energies in mel bands, as Kaldi's `fbank` without dither: (B, S) -> (B, T, num_mel_bins).
+
+    The waveform is used as it is, in [-1, 1]. With the defaults the frames lie on the model's grid, one every 20 ms. For a model whose
+    front end makes a frame every 40 ms, `hop_seconds=0.04` (and its window) gives that model's grid.
+    """
+
+    def __init__(
+        self, num_mel_bins: int = 80, *, hop_seconds: float = seconds(MODEL_GRID.hop), window_seconds: float = seconds(MODEL_GRID.window)
+    ) -> None:
+        super().__init__()
+        if num_mel_bins < 1 or samples(hop_seconds) < 1 or samples(window_seconds) < 2:
+            found = f"num_mel_bins={num_mel_bins}, hop_seconds={hop_seconds}, window_seconds={window_seconds}"
+            raise ConfigError(f"log-mel features: {found}; expected a positive number of bins, and times of at least a few samples")
+        self._grid = FrameGrid(window=samples(window_seconds), hop=samples(hop_seconds))
+        self.energies = MelEnergies(self._grid, num_mel_bins)
+        if bool((self.energies.mel.sum(0) == 0).any()):
+            raise ConfigError(
+                f"log-mel features: some of num_mel_bins={num_mel_bins} lie between two bins of a spectrum of {self.energies.fft_size} "
+                "points and would always be empty; choose fewer, or a longer window_seconds"
+            )
+
+    @property
+    def grid(self) -> FrameGrid:
+        """The grid of the window and hop that were asked for."""
+        return self._grid
+
+    @property
+    def dim(self) -> int:
+        """One energy per mel band."""
+        return self.energies.num_bands
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Window and hop are the grid's, which every codebook keeps."""
+        grid = {"window_samples": self.grid.window, "hop_samples": self.grid.hop}
+        return {"kind": "log_mel", "dim": self.dim, **grid, "normalize_waveform": False}
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Frames of equally long waveforms; T = `grid.num_frames(S)`."""
+        return self.ragged(list(waveform)).view(len(waveform), self.grid.num_frames(waveform.shape[-1]), self.dim)
+
+    @torch.inference_mode()
+    def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
+        """Frames (N, D) of utterances (S_i,) of any lengths, behind one another."""
+        flat, firsts, counts = lay_out(waveforms, self.grid)
+        return self.energies(flat).index_select(0, spread(counts, firsts).to(flat.device))
+
+    def batches(self, num_samples: NDArray[np.int64]) -> Batches:
+        """A minute of neighbours at a time, whatever their lengths: nothing is padded."""
+        return packed(num_samples, samples(BATCH_SECONDS))

@@ -1,0 +1,103 @@
+"""What ended a training, in one line: out of memory, a loader's worker that was killed, a rank that is gone."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+
+from hubert_pretrain import distributed
+from hubert_pretrain.errors import HubertPretrainError, Preempted
+from hubert_pretrain.frames import seconds
+
+ROLL_CALL_SECONDS = 10.0
+"""How long survivors wait for each other before they name who is gone."""
+_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)(.*)", re.DOTALL)
+
+
+class LastBatch(L.Callback):
+    """Remembers the shape of what was computed last."""
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = ()
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """The micro-batch that comes now."""
+        self.note(batch)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """The micro-batch that comes now."""
+        self.note(batch)
+
+    def note(self, batch: Any) -> None:
+        """(B, S) of a dict with a "waveform"."""
+        if isinstance(batch, dict) and "waveform" in batch:
+            self.shape = tuple(batch["waveform"].shape)
+
+
+@contextmanager
+def explained(trainer: L.Trainer) -> Iterator[None]:
+    """Turns the errors that a user can do something about into a HubertPretrainError."""
+    try:
+        yield
+    except Preempted as preempted:
+        if distributed.rank() > 0 and type(trainer.strategy.cluster_environment).__name__ == "LightningEnvironment":  # type: ignore[attr-defined]
+            # Lightning kills the first rank when a process that it started ends with anything but 0 before it.
+            preempted.exit_code = 0
+        raise
+    except torch.OutOfMemoryError as error:
+        raise HubertPretrainError(out_of_memory(trainer, error)) from error
+    except RuntimeError as error:
+        if worker := _WORKER.search(str(error)):
+            how = " ".join(worker[2].split()).split(". ")[0] or "ended"
+            raise HubertPretrainError(
+                f"a loader's worker (process {worker[1].strip()}) {how}; a kill means that memory ran out: use fewer trainer.loader_workers. "
+                "The same command resumes from the last checkpoint"
+            ) from error
+        if gone := missing_ranks():
+            raise HubertPretrainError(
+                f"rank {', '.join(map(str, gone))} is gone (killed, or its machine is), noticed at step {trainer.global_step}; "
+                "the same command resumes from the last checkpoint"
+            ) from error
+        raise
+
+
+def out_of_memory(trainer: L.Trainer, error: BaseException) -> str:
+    """Which shape was too much for which memory, and half of it as advice."""
+    last = next((each for each in trainer.callbacks if isinstance(each, LastBatch)), None)  # type: ignore[attr-defined]
+    where = f"out of memory at step {trainer.global_step + 1}"
+    first_line = str(error).split(". ")[0].strip()
+    if last is None or len(last.shape) != 2:
+        return f"{where} ({first_line}); halve micro_batch_seconds"
+    rows, samples = last.shape
+    audio = rows * seconds(samples)
+    return (
+        f"{where} in a micro-batch of {rows} x {samples} samples ({audio:.1f} s of audio): {first_line}. Try micro_batch_seconds={audio / 2:.4g} "
+        "(any that divides batch_seconds: the run stays the same), or trainer.recompute=true; the same command resumes"
+    )
+
+
+def missing_ranks() -> list[int]:
+    """Which ranks do not answer a roll call; none when there is but one, or all are here."""
+    if distributed.world_size() == 1:
+        return []
+    import torch.distributed as dist
+
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"here/{rank}", "yes")
+        missing, end = set(range(world_size)), time.monotonic() + ROLL_CALL_SECONDS
+        while missing and time.monotonic() < end:
+            missing = {other for other in missing if not store.check([f"here/{other}"])}
+            time.sleep(0.1)
+    except RuntimeError:
+        return [0]  # the first rank keeps the store
+    return sorted(missing)

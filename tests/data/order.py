@@ -1,0 +1,68 @@
+"""What a loader must deliver: the steps of a stream, whoever delivers them. For any corpus: of files, of shards, mixed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from hubert_pretrain.data.batches import BatchPlan
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.frames import MODEL_GRID
+from hubert_pretrain.pretrain.dataset import CropSource, MicroBatches, SpanMasking
+from hubert_pretrain.training.loading import FromStep, loader
+
+Steps = dict[int, list[tuple[int, str]]]
+"""step -> (number of the micro-batch, hash of its ids, crops, audio, targets and masks), in order of numbers."""
+
+
+def stream(corpus: Corpus, *, micro_batches: int = 4, seed: int = 3, cache_bytes: int = 0) -> MicroBatches:
+    """The training stream over a corpus whose utterances are a second or longer; step n is `micro_batches` micro-batches of 4 s."""
+    plan = BatchPlan(
+        corpus.manifest.by_length("train"),
+        grid=MODEL_GRID,
+        seed=seed,
+        batch_seconds=4.0 * micro_batches,
+        micro_batch_seconds=4.0,
+        max_crop_seconds=1.2,
+        min_seconds=0.5,
+        max_shapes=3,
+        masked_frames=lambda frames: frames // 2,
+    )
+    masking = SpanMasking(seed=seed, probability=0.8, span_frames=5, min_spans=2)
+
+    def targets(row: int) -> np.ndarray[Any, Any]:
+        return (np.arange(MODEL_GRID.num_frames(corpus.manifest[row].num_samples)) * 7 + row) % 11
+
+    source = CropSource(corpus, targets, split="train", grid=MODEL_GRID, normalize=True, masking=masking, cache_bytes=cache_bytes)
+    return MicroBatches(plan, source)
+
+
+def expected(items: MicroBatches, steps: int) -> Steps:
+    """By asking for each micro-batch, one after the other."""
+    return by_step(items, ((index, digest(items, items[index])) for index in range(steps * items.plan.micro_batches)))
+
+
+def delivered(items: MicroBatches, *, first: int, stop: int, workers: int, rank: int, world_size: int) -> list[tuple[int, str]]:
+    """What a rank's loader gives a training that goes on from step `first`, up to step `stop`."""
+    numbers = FromStep(lambda: first, steps=stop, micro_batches=items.plan.micro_batches, rank=rank, world_size=world_size)
+    return [(item["index"], digest(items, item)) for item in loader(items, numbers, workers=workers)]
+
+
+def by_step(items: MicroBatches, found: Iterable[tuple[int, str]]) -> Steps:
+    """Micro-batches of all ranks as steps."""
+    steps: Steps = {}
+    for index, content in sorted(found):
+        steps.setdefault(index // items.plan.micro_batches, []).append((index, content))
+    return steps
+
+
+def digest(items: MicroBatches, item: dict[str, Any]) -> str:
+    """Hash of all that a micro-batch holds, and of the ids and crops that the plan says it holds."""
+    batch, manifest = items.plan.micro_batch(item["index"]), items.source.corpus.manifest
+    ids = [manifest[row].id for row in batch.rows.tolist()]
+    parts = [repr((ids, batch.starts.tolist(), tuple(item["step_frames"]))).encode()]  # a loader makes a list of a tuple
+    parts += [item[name].numpy().tobytes() for name in ("waveform", "targets", "mask")]
+    return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()

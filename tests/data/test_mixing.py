@@ -1,0 +1,212 @@
+"""Corpora in one manifest: drawn as often as they should be, exactly."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubert_pretrain import compose
+from hubert_pretrain.config import DataConfig, Recipe
+from hubert_pretrain.data import stage
+from hubert_pretrain.data.batches import BatchPlan
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.lengths import Lengths
+from hubert_pretrain.data.manifest import Manifest, Utterance, write_manifest
+from hubert_pretrain.data.mixing import corpus_shares, make_bucket
+from hubert_pretrain.errors import ConfigError, DataError
+from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
+from hubert_pretrain.workspace import Workspace
+
+NAMES = ("large", "middle", "small")
+
+
+def manifest_of(folder: Path, counts: tuple[int, ...] = (400, 100, 20), seed: int = 0) -> Manifest:
+    draw = np.random.default_rng(seed)
+    rows = [
+        Utterance(id=f"{i:03d}-{name}", path="/none", num_samples=int(draw.uniform(2.0, 9.0) * SAMPLE_RATE), corpus=name)
+        for name, count in zip(NAMES, counts, strict=True)
+        for i in range(count)
+    ]
+    return write_manifest(folder / "manifest.arrow", rows)
+
+
+def build(manifest: Manifest, **changes: object) -> BatchPlan:
+    values = {
+        "grid": MODEL_GRID,
+        "seed": 1,
+        "batch_seconds": 40.0,
+        "micro_batch_seconds": 20.0,
+        "max_crop_seconds": 8.0,
+        "min_seconds": 2.0,
+        "max_shapes": 4,
+        "masked_frames": lambda frames: frames // 2,
+    }
+    return BatchPlan(manifest.by_length("train"), **{**values, **changes})  # type: ignore[arg-type]
+
+
+def drawn(plan: BatchPlan, first: int, stop: int) -> tuple[Counter[int], Counter[int]]:
+    """How often each row was drawn, and how many frames of it."""
+    rows: Counter[int] = Counter()
+    frames: Counter[int] = Counter()
+    for index in range(first, stop):
+        batch = plan.micro_batch(index)
+        rows.update(batch.rows.tolist())
+        for row in batch.rows.tolist():
+            frames[row] += batch.shape.num_frames
+    return rows, frames
+
+
+def by_corpus(manifest: Manifest, counts: Counter[int]) -> dict[str, list[int]]:
+    return {group.corpus: [counts[row] for row in group.rows(np.arange(len(group))).tolist()] for group in manifest.by_length("train")}
+
+
+def test_without_weights_several_corpora_are_as_one(tmp_path: Path) -> None:
+    plan = build(manifest_of(tmp_path))
+    rows, _ = drawn(plan, 0, plan.epoch_micro_batches)
+    assert set(rows.values()) == {1}
+    assert len(rows) > 0.93 * 520
+    same = build(Manifest.open(tmp_path), corpus_weights={}, corpus_temperature=1.0)
+    assert np.array_equal(plan.micro_batch(7).rows, same.micro_batch(7).rows)
+
+
+@pytest.mark.parametrize(
+    "weights", [{"large": 1, "middle": 1, "small": 1}, {"large": 5, "middle": 0, "small": 1}, {"large": 0, "middle": 1, "small": 3}]
+)
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_weights_are_shares_of_the_audio_and_repeats_differ_by_one(tmp_path: Path, weights: dict[str, float], epochs: int) -> None:
+    manifest = manifest_of(tmp_path)
+    plan = build(manifest, corpus_weights=weights)
+    rows, frames = drawn(plan, 0, epochs * plan.epoch_micro_batches)
+    total = sum(frames.values())
+    heard = {name: sum(counts) / total for name, counts in by_corpus(manifest, frames).items()}
+    for name, weight in weights.items():
+        assert heard[name] == pytest.approx(weight / sum(weights.values()), abs=0.02)
+    crops = [shape.num_frames for shape in plan.shapes]
+    bounds = [MODEL_GRID.num_samples(t) for t in crops] + [10**9]
+    lengths = manifest.num_samples
+    for group in manifest.by_length("train"):
+        every = group.rows(np.arange(len(group)))
+        for low, high in itertools.pairwise(bounds):
+            counts = [rows[row] for row in every.tolist() if low <= lengths[row] < high]
+            assert max(counts, default=0) - min(counts, default=0) <= 1
+
+
+def test_temperature_brings_out_the_small(tmp_path: Path) -> None:
+    manifest = manifest_of(tmp_path)
+    plan = build(manifest, corpus_temperature=2.0)
+    _, frames = drawn(plan, 0, 3 * plan.epoch_micro_batches)
+    heard = {name: sum(counts) for name, counts in by_corpus(manifest, frames).items()}
+    roots = {group.corpus: group.total_samples**0.5 for group in manifest.by_length("train")}
+    for name in NAMES:
+        assert heard[name] / sum(heard.values()) == pytest.approx(roots[name] / sum(roots.values()), abs=0.02)
+    assert "an epoch draws large 0." in plan.describe()
+
+
+def test_any_micro_batch_is_known_without_those_before_it(tmp_path: Path) -> None:
+    manifest = manifest_of(tmp_path)
+    first, second = build(manifest, corpus_temperature=3.0), build(manifest, corpus_temperature=3.0)
+    for index in (0, 10**9, 12_345):
+        one, other = first.micro_batch(index), pickle.loads(pickle.dumps(second)).micro_batch(index)
+        assert np.array_equal(one.rows, other.rows)
+        assert np.array_equal(one.starts, other.starts)
+    assert len(pickle.dumps(first)) < 10_000
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.floats(0, 5)), min_size=1, max_size=4).filter(lambda some: sum(n * r for n, r in some) > 8),
+    st.integers(1, 8),
+    st.integers(0, 3),
+)
+def test_a_bucket_repeats_evenly(corpora: list[tuple[int, float]], batch_rows: int, seed: int) -> None:
+    sizes, repeat = np.array([n for n, _ in corpora]), np.array([r for _, r in corpora])
+    firsts = np.arange(len(sizes)) * 100
+    bucket = make_bucket(firsts, sizes, repeat, batch_rows)
+    if not (repeat == 1.0).all():
+        assert bucket.total % batch_rows == 0
+        assert (bucket.quotas <= np.ceil(repeat * sizes + 1e-9)).all()
+        assert (np.abs(bucket.quotas - repeat * sizes) < batch_rows + 1).all()
+    seen: Counter[tuple[int, int]] = Counter()
+    for epoch in range(4):
+        found, places = bucket.draw(np.arange(bucket.total), epoch, seed)
+        seen.update(zip(found.tolist(), places.tolist(), strict=True))
+        for c, size in enumerate(sizes.tolist()):
+            counts = [seen[c, int(firsts[c]) + i] for i in range(size)]
+            assert max(counts, default=0) - min(counts, default=0) <= 1
+            assert sum(counts) == (epoch + 1) * bucket.quotas[c]
+
+
+@pytest.mark.parametrize(
+    ("weights", "temperature", "error", "message"),
+    [
+        ({"large": 1, "midle": 1, "small": 1}, 1.0, DataError, r"no corpus 'midle' \(did you mean 'middle'\?\)"),
+        ({"large": 1, "small": 1}, 1.0, DataError, "no weight for corpus 'middle'"),
+        ({"large": -1.0, "middle": 1, "small": 1}, 1.0, ConfigError, "expected positive"),
+        ({"large": 0, "middle": 0, "small": 0}, 1.0, ConfigError, "expected positive"),
+        ({}, 0.0, ConfigError, "expected positive"),
+        ({"large": 1, "middle": 1, "small": 1}, 2.0, ConfigError, "set one of them"),
+    ],
+)
+def test_weights_that_cannot_be(
+    tmp_path: Path, weights: dict[str, float], temperature: float, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        build(manifest_of(tmp_path), corpus_weights=weights, corpus_temperature=temperature)
+
+
+def test_temperature_one_and_equal_weights() -> None:
+    utterances = [Lengths.of(np.full(count, SAMPLE_RATE), name) for name, count in (("a", 90), ("b", 10))]
+    assert corpus_shares(utterances, {}, 1.0) is None
+    shares = corpus_shares(utterances, {}, 1e9)
+    assert shares is not None
+    np.testing.assert_allclose(shares, [0.5, 0.5], atol=1e-6)
+
+
+def mixture(tmp_path: Path, *more: str) -> Recipe:
+    words = ["+recipe=smoke", "data=mixture", f"data.corpus.corpora.librispeech.root={tmp_path}/ls", *more]
+    compose.register()
+    with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
+        return compose.validate(hydra_compose("config", overrides=words), words)
+
+
+def test_a_mixture_is_prepared_with_names_and_splits(tmp_path: Path, shared: Path) -> None:
+    (tmp_path / "ls").symlink_to(shared / "data/librispeech")
+    own = f"{shared}/data/librispeech/test-other"
+    key = "data.corpus.corpora.librispeech"
+    words = [f"{key}.train=[train-clean-100]", f"{key}.valid=[]", f"+{key}.test=[test-other]"]
+    recipe = mixture(tmp_path, f"data.corpus.corpora.own.root={own}", "data.workers=1", *words)
+    folder = tmp_path / "prepare"
+    folder.mkdir()
+    stage.run(recipe, Workspace(tmp_path), "prepare", folder)
+    corpus = Corpus.open(folder)
+    assert set(corpus.card["corpora"]) == {"librispeech", "own"}
+    assert corpus.card["duplicates"]["across_splits"] > 0  # test-other is in both, and the card says so
+    for row in range(len(corpus.manifest)):
+        utterance = corpus.manifest[row]
+        assert utterance.id.startswith(f"{utterance.corpus}/")
+    assert {group.corpus for group in corpus.manifest.by_length("train")} == {"librispeech", "own"}
+    assert {group.corpus for group in corpus.manifest.by_length("test")} == {"librispeech"}
+
+
+def test_a_wrong_argument_inside_a_mixture_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.corpus\.corpora\.own\.rot: .*Folder has no such argument \(did you mean 'root'\?\)"):
+        mixture(tmp_path, "data.corpus.corpora.own.root=/x", "+data.corpus.corpora.own.rot=1")
+    with pytest.raises(ConfigError, match=r"data\.corpus\.corpora\.own\.root has no value"):
+        mixture(tmp_path)
+
+
+def test_an_error_inside_a_mixture_is_one_line(tmp_path: Path) -> None:
+    recipe = mixture(tmp_path, "data.corpus.corpora.own.root=/x", "+data.corpus.corpora.own.split_by=fold")
+    with pytest.raises(ConfigError, match=r"^data\.corpus\.split_by='fold': expected auto"):
+        stage.run(recipe, Workspace(tmp_path), "prepare", tmp_path)
+    bad = Recipe(name="x", data=DataConfig(corpus={"_target_": "hubert_pretrain.data.corpora.mixture.Mixture", "corpora": {}}, root=None))
+    with pytest.raises(ConfigError, match="corpora: is empty"):
+        stage.run(bad, Workspace(tmp_path), "prepare", tmp_path)

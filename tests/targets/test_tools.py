@@ -1,0 +1,141 @@
+"""The tools of this room, as a person runs them."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hubert_pretrain.clustering.codebook import Codebook
+from hubert_pretrain.clustering.codebooks import CodebookSet
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.features.mfcc import Mfcc
+from hubert_pretrain.targets.label import label
+from hubert_pretrain.targets.store import TargetStore
+from hubert_pretrain.targets.writer import TargetWriter
+from hubert_pretrain.workspace import write_json
+from tests.targets.conftest import make_corpus
+
+Tool = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`prepare` and `it1/{cluster,label}` of a run."""
+    root = tmp_path_factory.mktemp("run")
+    corpus = make_corpus(root / "prepare")
+    frames = torch.cat([Mfcc()(torch.from_numpy(corpus.read(row))[None])[0] for row in range(6)])
+    codebooks = CodebookSet.of(Codebook(frames[::40].clone(), Mfcc().fingerprint(), Mfcc().grid))
+    codebooks.save(root / "it1/cluster")
+    features = {"_target_": "hubert_pretrain.features.mfcc.Mfcc"}
+    write_json(root / "it1/cluster/meta.json", {"fingerprint": "x", "facts": {}, "config": {"features": features}})
+    (root / "it1/label").mkdir()
+    label(corpus, TargetWriter.create(root / "it1/label", corpus.manifest, codebooks), Mfcc(), codebooks)
+    return root
+
+
+@pytest.fixture
+def tool(repository: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> Tool:
+    """Runs tools/<name>.py: exit code, stdout, stderr."""
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        spec = importlib.util.spec_from_file_location(name, repository / "tools" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module: Any = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        code = module.main(list(map(str, arguments)))
+        found = capsysbinary.readouterr()
+        return code, found.out.decode(), found.err.decode()
+
+    return run
+
+
+def test_score(tool: Tool, run: Path, tmp_path: Path) -> None:
+    arguments = [run / "it1/label", "--corpus", run / "prepare"]
+    code, out, _ = tool("score_targets", *arguments, "--against", run / "it1/label", "--picture", tmp_path / "x.png")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["adjusted_mutual_information"] == [pytest.approx(1.0)]
+    assert 0.3 < facts["pnmi"] <= 1
+    assert facts["speaker_nmi"] is None, "nobody is named"
+    assert facts["mean_phone_ms"] == pytest.approx(200, rel=0.1)
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_convert_there_and_back(tool: Tool, run: Path, tmp_path: Path) -> None:
+    corpus = ["--corpus", run / "prepare"]
+    code, out, _ = tool("convert_targets", "export", run / "it1/label", *corpus, "--out", tmp_path / "km")
+    assert code == 0
+    assert "train.km" in out
+    code, out, _ = tool("convert_targets", "import", tmp_path / "km", *corpus, "--out", tmp_path / "store")
+    assert code == 0
+    assert "targets of 12 utterances" in out
+    np.testing.assert_array_equal(TargetStore.open(tmp_path / "store").ids, TargetStore.open(run / "it1/label").ids)
+    code, out, err = tool("convert_targets", "import", run / "prepare", *corpus, "--out", tmp_path / "other")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_inspect(tool: Tool, run: Path) -> None:
+    arguments = [run / "it1/label", "--corpus", run / "prepare"]
+    code, out, _ = tool("inspect_targets", *arguments)
+    assert code == 0
+    assert "mfcc (dim 39)" in out
+    code, out, _ = tool("inspect_targets", *arguments, "utterance-000")
+    store = TargetStore.open(run / "it1/label")
+    runs = out.splitlines()[1:]
+    assert len(runs) == 1 + int((store.targets(0)[1:] != store.targets(0)[:-1]).sum())
+    code, _, err = tool("inspect_targets", *arguments, "utterance-999")
+    assert code == 1
+    assert "no utterance 'utterance-999'" in err
+
+
+def test_units_of_files_folders_and_a_corpus(tool: Tool, run: Path) -> None:
+    store, corpus = TargetStore.open(run / "it1/label"), Corpus.open(run / "prepare")
+    cluster, audio = run / "it1/cluster", Path(corpus.manifest[0].path)
+    code, out, _ = tool("extract_units", cluster, run / "prepare")
+    assert code == 0
+    for row, line in enumerate(map(json.loads, out.splitlines())):
+        assert line["id"] == corpus.manifest[row].id
+        assert np.repeat(line["units"], line["frames"]).tolist() == store.targets(row).tolist()
+        assert line["start_seconds"][0] == 0.0
+    expected = " ".join(map(str, store.targets(0).tolist())) + "\n"
+    assert tool("extract_units", cluster, audio, "--format", "km")[1] == expected
+    assert tool("extract_units", cluster, audio, "--format", "km", "--stream", "--chunk-frames", 3)[1] == expected
+    assert len(tool("extract_units", cluster, audio.parent)[1].splitlines()) == 12
+
+
+def test_units_of_a_microphone(tool: Tool, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus.open(run / "prepare")
+    pcm = np.round(corpus.read(2) * 32768).clip(-32768, 32767).astype("<i2").tobytes()
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(pcm)))
+    code, out, err = tool("extract_units", run / "it1/cluster", "-")
+    assert code == 0
+    assert "0.145 s" in err
+    lines = [json.loads(line) for line in out.splitlines()]
+    units = np.repeat([line["unit"] for line in lines], [line["frames"] for line in lines])
+    assert len(units) == len(TargetStore.open(run / "it1/label").targets(2))
+    assert (units == TargetStore.open(run / "it1/label").targets(2)).mean() > 0.95, "16 bits instead of floats"
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_done(tool: Tool, run: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"no audio")
+    good = Corpus.open(run / "prepare").manifest[0].path
+    code, out, err = tool("extract_units", run / "it1/cluster", bad, good)
+    assert code == 1
+    assert len(out.splitlines()) == 1
+    assert "bad.wav" in err
+    code, _, err = tool("extract_units", tmp_path, good)
+    assert code == 1
+    assert "codebook.json" in err
