@@ -137,8 +137,8 @@ class TimeNorm(nn.GroupNorm):
             variance = ((flat.double() @ covariance) * flat.double()).sum(2)  # (B, C)
             scale = torch.rsqrt(variance.float() + self.eps) * weight.float()
             shift = bias.float() - (mean.float() @ flat.T)[:, 0] * scale
-            scaled = flat * scale[..., None]  # (B, C, C_in k)
-        return torch.baddbmm(shift[:, None], windows, scaled.mT)
+            scaled = torch.cat([flat * scale[..., None], shift[..., None]], dim=2)  # (B, C, C_in k + 1)
+        return torch.bmm(F.pad(windows, (0, 1), value=1.0), scaled.mT)
 
 
 class ChannelNorm(nn.LayerNorm):

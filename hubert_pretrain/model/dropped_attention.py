@@ -29,9 +29,9 @@ class _DroppedAttention(torch.autograd.Function):
         # Seeds a generator of its own, so that the draws can be repeated: the seed is drawn as every other random number here is.
         ctx.seed, ctx.probability = int(torch.empty((), dtype=torch.int64).random_()), probability
         out = torch.empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3], dtype=q.dtype).transpose(1, 2)  # as the next projection reads it
-        for (b, h), dropped, factor in _draws(q, probability, ctx.seed):
+        for (b, h), kept, factor in _draws(q, probability, ctx.seed):
             weights = _weights(q[b, h], k[b, h], None if attended is None else attended[b, 0])
-            torch.mm(weights.masked_fill_(dropped, 0.0), v[b, h], out=out[b, h]).mul_(factor)
+            torch.mm(weights.mul_(kept), v[b, h], out=out[b, h]).mul_(factor)
         ctx.save_for_backward(q, k, v, out, attended)
         return out
 
@@ -39,13 +39,13 @@ class _DroppedAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, out, attended = ctx.saved_tensors
         by_q, by_k, by_v = _together(q)
-        for (b, h), dropped, factor in _draws(q, ctx.probability, ctx.seed):
+        for (b, h), kept, factor in _draws(q, ctx.probability, ctx.seed):
             weights = _weights(q[b, h], k[b, h], None if attended is None else attended[b, 0])
             arriving = gradient[b, h] * factor
-            by_weights = (arriving @ v[b, h].T).masked_fill_(dropped, 0.0)
+            by_weights = (arriving @ v[b, h].T).mul_(kept)
             # The sum over keys of weight x its gradient, by way of the result.
             by_weights.sub_((gradient[b, h] * out[b, h]).sum(1, keepdim=True)).mul_(weights).mul_(q.shape[3] ** -0.5)
-            torch.mm(weights.masked_fill_(dropped, 0.0).T, arriving, out=by_v[b, h])
+            torch.mm(weights.mul_(kept).T, arriving, out=by_v[b, h])
             torch.mm(by_weights, k[b, h], out=by_q[b, h])
             torch.mm(by_weights.T, q[b, h], out=by_k[b, h])
         return by_q, by_k, by_v, None, None
@@ -60,14 +60,14 @@ def _weights(q: Tensor, k: Tensor, attended: Tensor | None) -> Tensor:
 
 
 def _draws(q: Tensor, probability: float, seed: int) -> Iterator[tuple[tuple[int, int], Tensor, float]]:
-    """For every row and head: which of its (T, T) weights are dropped, and the factor on the others."""
+    """For every row and head: 1 for those of its (T, T) weights that stay and 0 for the others, and the factor on what stays."""
     batch, heads, frames, _ = q.shape
     source, dropped = torch.Generator().manual_seed(seed), round(probability * LEVELS)
     for b in range(batch):
         for h in range(heads):
             numbers = torch.empty(-(-frames * frames // 4), dtype=torch.int64).random_(-(1 << 63), None, generator=source)
             bits = numbers.view(torch.int16)[: frames * frames].view(frames, frames)
-            yield (b, h), bits < dropped - LEVELS // 2, LEVELS / (LEVELS - dropped)
+            yield (b, h), (bits >= dropped - LEVELS // 2).to(q.dtype), LEVELS / (LEVELS - dropped)
 
 
 def _together(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -37,10 +37,11 @@ def convolve_backward(
     out, kernel, taps = gradient.shape[1], weight.shape[2], _taps(weight)
     by_x = by_weight = None
     if into_x:
-        by_x = x.new_zeros(x.shape) if out * stride < x.shape[1] or kernel < stride else torch.empty_like(x)
         if _narrow(weight):
             by_x = _scatter(gradient @ taps.T, x, kernel, stride)
         else:
+            by_x = torch.zeros_like(x) if kernel < stride else torch.empty_like(x)
+            by_x[:, out * stride :] = 0.0  # the first product writes all that is before
             for number, (rows, columns) in enumerate(_views(by_x, out, kernel, stride)):
                 _multiply(rows, gradient, taps[columns].T, add=number > 0)
     if into_weight:
