@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hubert_pretrain.config import (
     AugmentConfig,
     ClusteringConfig,
@@ -13,11 +15,16 @@ from hubert_pretrain.config import (
     TrainerConfig,
 )
 from hubert_pretrain.errors import ConfigError, nearest
-from hubert_pretrain.frames import samples
-from hubert_pretrain.model.config import ATTENTIONS, MASK_SAMPLERS, SPAN_LENGTHS
+from hubert_pretrain.frames import MODEL_GRID, FrameGrid, samples, seconds
+from hubert_pretrain.model.config import ATTENTIONS, COMPILE_MODES, COMPILED, MASK_SAMPLERS, SPAN_LENGTHS
 
 ENGINES = ["minibatch", "torch", "faiss"]
 """Of k-means (clustering/kmeans.py, which imports torch)."""
+
+
+LAUNCHES = ["local", "slurm"]
+STRATEGIES = ["auto", "ddp", "fsdp"]
+"""How processes share a training (training/strategies.py, which imports torch)."""
 
 
 def check(recipe: Recipe) -> None:
@@ -30,15 +37,30 @@ def check(recipe: Recipe) -> None:
     for name, iteration in recipe.iterations.items():
         _check_clustering(f"iterations.{name}.clustering", iteration.clustering)
         _check_pretrain(f"iterations.{name}.pretrain", iteration.pretrain, recipe)
+        _check_grid(f"iterations.{name}.features", iteration.features, recipe.model.grid)
+    _check_compile(recipe.trainer, recipe.model.layerdrop)
+    _check_strategy(recipe.trainer)
     _check_attention("model", recipe.model.attention_dropout, recipe.trainer)
     for name, task in recipe.finetune.items():
-        _check_batches(f"finetune.{name}", task, recipe.trainer)
+        _check_batches(f"finetune.{name}", task)
         _check_attention(f"finetune.{name}", task.attention_dropout, recipe.trainer)
         for mask in ("mask", "channel_mask"):
             _check_spans(f"finetune.{name}.{mask}", getattr(task, mask))
         _one_of(f"finetune.{name}.mask_sampler", task.mask_sampler, MASK_SAMPLERS)
         if task.warmup_fraction + task.hold_fraction > 1:
             raise ConfigError(f"finetune.{name}: warmup_fraction + hold_fraction is above 1; nothing is left for the decay")
+    _check_launch(recipe)
+
+
+def _check_launch(recipe: Recipe) -> None:
+    """Which processes share which work. With launch=slurm every stage has its own number of them: launch/resources.py."""
+    _one_of("launch.kind", recipe.launch.kind, LAUNCHES)
+    trainings = [*[f"{name}/pretrain" for name in recipe.iterations], *[f"finetune/{name}" for name in recipe.finetune]]
+    if recipe.launch.kind == "slurm":
+        return
+    for stage in trainings:
+        if recipe.stage in ("all", "list", "check", stage):
+            check_shares(recipe, stage, recipe.trainer.devices * recipe.trainer.num_nodes)
 
 
 def _check_clustering(key: str, config: ClusteringConfig) -> None:
@@ -67,7 +89,7 @@ def _check_clustering(key: str, config: ClusteringConfig) -> None:
 
 
 def _check_pretrain(key: str, config: PretrainConfig, recipe: Recipe) -> None:
-    _check_batches(key, config, recipe.trainer)
+    _check_batches(key, config)
     shortest = recipe.model.grid.num_frames(samples(config.min_seconds))
     if shortest <= config.mask.span_frames:
         raise ConfigError(
@@ -81,11 +103,32 @@ def _check_pretrain(key: str, config: PretrainConfig, recipe: Recipe) -> None:
             f"{key}.micro_batch_seconds={config.micro_batch_seconds} holds not even one crop of "
             f"max_crop_seconds={config.max_crop_seconds}; raise the first or lower the second"
         )
+    _one_of(f"{key}.start_head", config.start_head, ["auto", "keep", "new", "warm"])
+    if config.start_head != "auto" and config.start_from is None:
+        raise ConfigError(f"{key}.start_head={config.start_head} needs {key}.start_from: a stage such as it1/pretrain, or a checkpoint")
     if not 0 < config.mask.probability <= 1:
         raise ConfigError(f"{key}.mask.probability={config.mask.probability}: expected a share above 0 and up to 1")
+    if config.freeze_conv_after_steps is not None and (config.freeze_conv_after_steps < 0 or recipe.model.front_end != "conv"):
+        raise ConfigError(
+            f"{key}.freeze_conv_after_steps={config.freeze_conv_after_steps} with model.front_end={recipe.model.front_end}: expected 0 or "
+            "more steps and a conv encoder, or null"
+        )
     _check_spans(f"{key}.mask", config.mask)
     _check_loss(f"{key}.loss", config.loss, recipe.model.num_hidden_layers)
     _check_augment(f"{key}.augment", config.augment)
+    _check_mixing(key, config, recipe.data.corpus.get("corpora"))
+
+
+def _check_grid(key: str, features: Any, grid: FrameGrid) -> None:
+    """Targets lie on the model's frames. (What other features lie on is known when their checkpoint is opened.)"""
+    if not isinstance(features, dict) or str(features.get("_target_", "")).split(".")[-1] not in ("Mfcc", "LogMel"):
+        return
+    hop, window = features.get("hop_seconds", seconds(MODEL_GRID.hop)), features.get("window_seconds", seconds(MODEL_GRID.window))
+    if FrameGrid(window=samples(window), hop=samples(hop)) != grid:
+        raise ConfigError(
+            f"{key}: hop_seconds={hop:g}, window_seconds={window:g}, but the model's frames are {seconds(grid.hop):g} s apart and "
+            f"{seconds(grid.window):g} s long; set {key}.hop_seconds={seconds(grid.hop):g} and {key}.window_seconds={seconds(grid.window):g}"
+        )
 
 
 def _check_augment(key: str, config: AugmentConfig) -> None:
@@ -99,6 +142,22 @@ def _check_augment(key: str, config: AugmentConfig) -> None:
     for name in ("mix_noise_share", "noise_probability"):
         if getattr(config, name) > 0 and config.noise is None:
             raise ConfigError(f"{key}.{name}={getattr(config, name)} needs noise: set {key}.noise to a folder of audio files")
+
+
+def _check_mixing(key: str, config: PretrainConfig, corpora: Any) -> None:
+    """`corpora` are those of a mixture by name; of another corpus the manifest tells the names."""
+    weights = dict(config.corpus_weights)
+    _positive(f"{key}.corpus_temperature", config.corpus_temperature)
+    if weights and config.corpus_temperature != 1.0:
+        raise ConfigError(f"{key}.corpus_temperature: has no meaning beside {key}.corpus_weights; set one of them")
+    if weights and (min(weights.values()) < 0 or not sum(weights.values())):
+        raise ConfigError(f"{key}.corpus_weights={weights}: expected numbers from 0 up, and not all 0")
+    names = list(corpora) if isinstance(corpora, dict) else list(weights)
+    for name in [*weights, *names] if weights else []:
+        if name not in names:
+            raise ConfigError(f"{key}.corpus_weights: no corpus {name!r} in the mixture{nearest(name, names)}; it has {', '.join(names)}")
+        if name not in weights:
+            raise ConfigError(f"{key}.corpus_weights: has no weight for corpus {name!r}; give it one, 0 leaves it out")
 
 
 def _check_loss(key: str, config: LossConfig, depth: int) -> None:
@@ -133,6 +192,27 @@ def _check_spans(key: str, config: MaskConfig) -> None:
         )
 
 
+def _check_strategy(trainer: TrainerConfig) -> None:
+    _one_of("trainer.strategy", trainer.strategy, STRATEGIES)
+    _one_of("trainer.gradient_compression", trainer.gradient_compression, ["none", "bf16"])
+    if trainer.strategy == "fsdp" and trainer.precision == "16-mixed":
+        raise ConfigError("trainer.strategy=fsdp has no loss scaler for trainer.precision=16-mixed; use bf16-mixed or 32-true")
+    if trainer.strategy == "fsdp" and trainer.gradient_compression != "none":
+        raise ConfigError(f"trainer.gradient_compression={trainer.gradient_compression} is for ddp; remove it, or use trainer.strategy=ddp")
+
+
+def _check_compile(trainer: TrainerConfig, layerdrop: float) -> None:
+    _one_of("trainer.compile", trainer.compile, COMPILED)
+    _one_of("trainer.compile_mode", trainer.compile_mode, COMPILE_MODES)
+    if trainer.compile == "model" and layerdrop > 0:
+        raise ConfigError(
+            f"trainer.compile=model makes a graph of every choice of layers, but model.layerdrop={layerdrop}; set that to 0, or "
+            "trainer.compile=layers"
+        )
+    if trainer.compile != "none" and trainer.strategy == "fsdp":
+        raise ConfigError(f"trainer.compile={trainer.compile} does not go with trainer.strategy=fsdp; use ddp, or trainer.compile=none")
+
+
 def _check_attention(key: str, dropout: float, trainer: TrainerConfig) -> None:
     name = trainer.attention
     _one_of("trainer.attention", name, ATTENTIONS)
@@ -140,8 +220,22 @@ def _check_attention(key: str, dropout: float, trainer: TrainerConfig) -> None:
         raise ConfigError(f"trainer.attention=flex has no dropout, but {key}.attention_dropout={dropout}; set that to 0 or choose sdpa")
 
 
-def _check_batches(key: str, config: PretrainConfig | FinetuneConfig, trainer: TrainerConfig) -> None:
-    """A step is a whole number of micro-batches, and every device gets equally many of them."""
+def check_shares(recipe: Recipe, stage: str, devices: int) -> None:
+    """Raises ConfigError when so many devices cannot share the micro-batches of a step of this training stage equally."""
+    first, second = stage.split("/")
+    config = recipe.finetune[second] if first == "finetune" else recipe.iterations[first].pretrain
+    count = round(config.batch_seconds / config.micro_batch_seconds)
+    if count % devices:
+        key = f"finetune.{second}" if first == "finetune" else f"iterations.{first}.pretrain"
+        legal = [str(n) for n in range(1, count + 1) if count % n == 0]
+        raise ConfigError(
+            f"{key}: a step has {count} micro-batches, which {devices} devices cannot share equally; "
+            f"use {', '.join(legal)} devices, or another micro_batch_seconds"
+        )
+
+
+def _check_batches(key: str, config: PretrainConfig | FinetuneConfig) -> None:
+    """A step is a whole number of micro-batches."""
     for name in ("steps", "batch_seconds", "micro_batch_seconds", "learning_rate"):
         _positive(f"{key}.{name}", getattr(config, name))
     micro_batches = config.batch_seconds / config.micro_batch_seconds
@@ -149,14 +243,6 @@ def _check_batches(key: str, config: PretrainConfig | FinetuneConfig, trainer: T
         raise ConfigError(
             f"{key}: batch_seconds={config.batch_seconds} is {micro_batches:.3f} x micro_batch_seconds={config.micro_batch_seconds}; "
             f"it must be a whole multiple, e.g. micro_batch_seconds={config.batch_seconds / max(1, round(micro_batches)):g}"
-        )
-    devices = trainer.devices * trainer.num_nodes
-    count = round(micro_batches)
-    if count % devices:
-        legal = [str(n) for n in range(1, count + 1) if count % n == 0]
-        raise ConfigError(
-            f"{key}: a step has {count} micro-batches, which {devices} devices cannot share equally; "
-            f"use {', '.join(legal)} devices, or another micro_batch_seconds"
         )
 
 

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hubert_pretrain import checks
+from hubert_pretrain import checks, distributed
 from hubert_pretrain.config import Recipe
 from hubert_pretrain.errors import ConfigError, HubertPretrainError, nearest
 
@@ -30,6 +30,11 @@ def recipe_files() -> dict[str, Path]:
     """Recipes by name: those that travel with the package, then those in ./recipes of the folder the command is run in."""
     folders = [_beside("recipes"), Path.cwd() / "recipes"]
     return {path.parent.name: path for folder in folders for path in sorted(folder.glob("*/recipe.yaml"))}
+
+
+def job_script() -> Path:
+    """What a SLURM job of a stage runs: `job.sh`, beside the recipes."""
+    return _beside("recipes") / "job.sh"
 
 
 def register() -> None:
@@ -57,6 +62,8 @@ def validate(config: DictConfig, overrides: list[str]) -> Recipe:
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
     assert isinstance(recipe, Recipe)
+    if launched := distributed.launcher():
+        recipe.trainer.devices, recipe.trainer.num_nodes = launched
     _check_targets(recipe)
     checks.check(recipe)
     return recipe

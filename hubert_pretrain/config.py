@@ -88,7 +88,7 @@ class AugmentConfig:
 
     mix_probability: float = 0.0  # share of the rows that get a part of another row of the micro-batch [WavLM: 0.2]
     mix_ratio_db: list[float] = field(default_factory=lambda: [-5.0, 5.0])  # energy of the row over that of the part: drawn from here
-    mix_noise_share: float = 0.0  # of those rows, how many get a part of the noise instead [WavLM: 0.1]
+    mix_noise_share: float = 0.0  # of those rows, how many get a part of the noise instead [WavLM: 0.1, see conf/augment]
     mix_noise_ratio_db: list[float] = field(default_factory=lambda: [-5.0, 20.0])
     noise: str | None = None  # folder of audio files, or of a prepared corpus
     noise_probability: float = 0.0  # share of the rows that get noise from beginning to end
@@ -101,6 +101,8 @@ class AugmentConfig:
 class PretrainConfig:
     """Corpus + targets -> checkpoint: the science of one pretraining."""
 
+    start_from: str | None = None  # continued pretraining: a stage ("it1/pretrain") or any checkpoint (docs/checkpoints.md); null: anew
+    start_head: str = "auto"  # keep, new, warm (units of matching clusters), auto: keep if K and codebook are the same, else new
     steps: int = MISSING  # optimiser updates [max_update]
     batch_seconds: float = MISSING  # audio per update, over all devices [max_tokens x GPUs x update_freq]
     micro_batch_seconds: float = MISSING  # audio per forward pass; divides batch_seconds
@@ -113,11 +115,15 @@ class PretrainConfig:
     min_seconds: float = 2.0  # shorter utterances are left out [min_sample_size]
     max_crop_seconds: float = 15.625  # longer ones are cropped [max_sample_size]
     max_shapes: int = 16  # number of crop lengths (buckets)
-    corpus_weights: dict[str, float] = field(default_factory=dict)  # of each corpus: in proportion to its audio drawn; {}: all there is, once
+    corpus_weights: dict[str, float] = field(
+        default_factory=dict
+    )  # of each corpus: in proportion to its audio drawn; {}: all there is, once
     corpus_temperature: float = 1.0  # instead of weights: hours ** (1 / temperature), more than 1 brings out the small corpora
     mask: MaskConfig = field(default_factory=MaskConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    ema_decay: float = 0.0  # what is validated and exported is an average of the weights over about 1 / (1 - this) updates; 0: no average
+    freeze_conv_after_steps: int | None = None  # from this step on the conv encoder learns no more: a fifth of the work of Base saved
     log_every_steps: int = 50
     valid_every_steps: int = 5000
     checkpoint_every_steps: int = 1000
@@ -176,6 +182,7 @@ class FinetuneConfig:
     mask: MaskConfig = field(default_factory=lambda: MaskConfig(probability=0.65))  # time mask while training
     channel_mask: MaskConfig = field(default_factory=lambda: MaskConfig(probability=0.5, span_frames=64, min_spans=0))
     mask_sampler: str = "reference"  # who draws both: reference (fairseq's) or transformers (mask_time_*, mask_feature_* mean the same)
+    ema_decay: float = 0.0  # what is validated and exported is an average of the weights over about 1 / (1 - this) updates; 0: no average
     log_every_steps: int = 50
     valid_every_steps: int = 1000
     checkpoint_every_steps: int = 1000
@@ -196,13 +203,26 @@ class TrainerConfig:
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
-    strategy: str = "auto"
+    strategy: str = "auto"  # of several processes: ddp (auto) or fsdp, which cuts the weights over them (docs/distributed.md)
+    gradient_compression: str = "none"  # bf16: ddp sends half as much, gradients are rounded
     precision: str = "auto"  # auto: bf16-mixed on a GPU, 32-true elsewhere; or any name Lightning knows
     loader_workers: int = 2  # processes per device that decode audio
     threads: int = 0  # CPU threads per process; 0: torch's choice
     attention: str = "sdpa"  # how attention is computed: sdpa, eager or (CUDA, without attention dropout) flex, see model/attention.py
     recompute: bool = False  # gradient checkpointing: layers run again for their gradients, less memory for a third more time
+    compile: str = "none"  # of pretraining: none, layers (each transformer layer) or model (all as one graph, without layer drop)
+    compile_mode: str = "default"  # of torch.compile; reduce-overhead replays CUDA graphs, max-autotune tries kernels for minutes
     progress_bar: bool = True
+    signals: list[str] = field(default_factory=lambda: ["SIGTERM", "SIGUSR2"])  # save at the next step boundary and leave with code 75
+    time_limit_minutes: float = 0.0  # the same after this long; 0: never (the end of a SLURM job counts in any case)
+    hang_minutes: float = 30.0  # without a step: stacks of all threads, exit code 76; 0: no watchdog. Ranks wait for each other as long
+    max_skipped_steps: int = 10  # in a row whose loss or gradient is no number, ten times as many in all; then it ends
+    keep_checkpoints: int = 2  # the newest so many
+    keep_every_steps: int = 0  # and those of multiples of this step; 0: none
+    keep_best: str = ""  # and the best by this value of the valid split: valid/loss/masked, valid/wer ...; "": none
+    async_checkpoints: bool = False  # copied to CPU memory, then written while training goes on
+    max_failed_checkpoints: int = 3  # in a row that could not be written (full disk) before training ends
+    log_artefacts: bool = False  # loggers that keep files (W&B) get the codebook, the card of the targets and the weights
 
 
 @dataclass
@@ -214,10 +234,38 @@ class CheckConfig:
 
 
 @dataclass
+class ResourcesConfig:
+    """What the SLURM job of a stage asks for. Null: what `launch.resources` says; null there: the cluster's own default."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time_minutes: int | None = None  # a stage that needs longer saves, and the job is requeued
+    memory_gb: float | None = None  # per node
+    cpus: int | None = None  # cores per process
+    gpus: int | None = None  # per process; null: 1 where trainer.accelerator is gpu and the stage computes
+    nodes: int | None = None  # null: trainer.num_nodes where it trains, else 1
+    tasks: int | None = None  # processes per node; null: trainer.devices where it trains, else 1
+    array: int | None = None  # label only: so many independent jobs share the work, each started when there is room
+    options: dict[str, Any] = field(default_factory=dict)  # any other option of sbatch: {reservation: winter, exclusive: true}
+
+
+@dataclass
 class LaunchConfig:
     """How a stage becomes processes."""
 
-    kind: str = "local"
+    kind: str = "local"  # local: here, one after the other; slurm: jobs with dependencies (docs/cluster.md)
+    dry_run: bool = False  # slurm: print the jobs instead of submitting them
+    wait: bool = False  # slurm: stay, and report every change, until all jobs have ended
+    poll_seconds: float = 30.0  # how often `wait` asks
+    signal_seconds: int = 300  # before its time is over, a job is told to save (SIGUSR2)
+    max_requeues: int = 100  # of a job that saved and was not done
+    python: str | None = None  # interpreter on the nodes; null: this one
+    setup: list[str] = field(default_factory=list)  # lines of shell before the stage: module load, export NCCL_...
+    srun: list[str] = field(default_factory=list)  # more options of srun, e.g. --mpi=pmix, --container-image=...
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)  # of every stage
+    stages: dict[str, ResourcesConfig] = field(default_factory=dict)  # what differs for a verb (pretrain) or one stage (it2/pretrain)
 
 
 @dataclass

@@ -17,6 +17,10 @@ PATIENCE = timedelta(days=1)
 """How long a rank of `group` waits for another: one may read audio for hours."""
 
 
+_SRUN = "SLURM_STEP_NUM_TASKS"
+"""Set by srun for its tasks. SLURM_NTASKS is also there in a batch script or a shell of salloc, which are one process."""
+
+
 def rank() -> int:
     """This process's number among all, from torch.distributed or, before it is set up, from the launcher's environment."""
     if (dist := _initialised()) is not None:
@@ -33,7 +37,19 @@ def world_size() -> int:
 def launched() -> int:
     """How many processes the launcher says it starts (torchrun, srun, or WORLD_SIZE and RANK set by hand), whether they form a group or
     not; 1 without a launcher."""
-    return max(world_size(), rank() + 1, int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1))
+    return max(world_size(), rank() + 1, int(os.environ.get("WORLD_SIZE") or os.environ.get(_SRUN) or 1))
+
+
+def launcher() -> tuple[int, int] | None:
+    """Processes per node and nodes, when torchrun or srun started this process as one of several; None otherwise."""
+    environment = os.environ
+    if "TORCHELASTIC_RUN_ID" in environment:
+        processes, per_node = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
+        return per_node, processes // per_node
+    if int(environment.get(_SRUN, 1)) > 1:
+        nodes = int(environment["SLURM_STEP_NUM_NODES"])
+        return int(environment[_SRUN]) // nodes, nodes
+    return None
 
 
 def share(count: int, rank: int, world_size: int) -> range:
@@ -67,7 +83,10 @@ def group() -> Iterator[None]:
         yield
         return
     if missing := [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-        raise ConfigError(f"{launched()} processes were started, but {', '.join(missing)} is not set; start them with torchrun")
+        raise ConfigError(
+            f"{launched()} processes were started, but {', '.join(missing)} is not set; "
+            "start them with torchrun, or with srun by recipes/job.sh"
+        )
     import torch.distributed as dist
 
     dist.init_process_group("gloo", rank=rank(), world_size=launched(), timeout=PATIENCE)

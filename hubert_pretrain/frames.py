@@ -45,6 +45,10 @@ class FrameGrid:
         """Frame rate, e.g. 50.0."""
         return SAMPLE_RATE / self.hop
 
+    def every(self, count: int) -> FrameGrid:
+        """The grid of every `count` frames of this one taken together."""
+        return FrameGrid(window=self.num_samples(count), hop=count * self.hop)
+
     @staticmethod
     def of_convolutions(kernels: Sequence[int], strides: Sequence[int]) -> FrameGrid:
         """The grid of a stack of unpadded convolutions: hop is the product of strides, window the receptive field."""

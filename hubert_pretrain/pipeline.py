@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+import os
 import platform
 import time
 from dataclasses import dataclass, field, fields
@@ -18,7 +19,7 @@ from typing import Any
 
 from hubert_pretrain import distributed
 from hubert_pretrain.config import IterationConfig, Recipe
-from hubert_pretrain.errors import ArtefactError, ConfigError, nearest
+from hubert_pretrain.errors import ArtefactError, ConfigError, Preempted, nearest
 from hubert_pretrain.workspace import Workspace, differing_fields
 
 PACKAGES = {
@@ -30,6 +31,11 @@ PACKAGES = {
     "export": "export",
 }
 """The package whose `stage.py` does the work of each verb."""
+
+SHARED = ("cluster", "label", "pretrain", "finetune")
+"""Verbs whose work several processes share; the others are one process."""
+FOLLOW_SECONDS = 600.0
+"""How long the other ranks wait for rank 0 to begin."""
 
 _NOT_SCIENCE = {
     *("workers", "max_bad_fraction", "download", "mirror", "cache_dir", "cache_gigabytes"),
@@ -70,7 +76,8 @@ def stages(recipe: Recipe) -> list[Stage]:
     for name, iteration in recipe.iterations.items():
         found += _targets_of(name, iteration, recipe.seed)
         pretraining = {"model": recipe.model, "pretrain": iteration.pretrain, "seed": recipe.seed}
-        found.append(Stage(f"{name}/pretrain", "pretrain", ("prepare", f"{name}/label"), pretraining))
+        begun = (iteration.pretrain.start_from,) if iteration.pretrain.start_from else ()
+        found.append(Stage(f"{name}/pretrain", "pretrain", ("prepare", f"{name}/label", *begun), pretraining))
     for name, task in recipe.finetune.items():
         found.append(Stage(f"finetune/{name}", "finetune", ("prepare", task.checkpoint), {"finetune": task, "seed": recipe.seed}))
     if recipe.export.checkpoints:
@@ -155,12 +162,11 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
     """Runs one stage in this process, unless it is done. Only rank 0 touches the workspace's bookkeeping."""
     for name in stage.inputs:
         workspace.resolve(name)
-    if distributed.rank() > 0:
-        if not workspace.is_done(stage.name):
-            stage.run(recipe, workspace, workspace.partial_folder(stage.name))
-        return
     check_unchanged(stage, workspace)
     if workspace.is_done(stage.name):
+        return
+    if distributed.rank() > 0:
+        _follow(recipe, workspace, stage)
         return
     _doctor().before(recipe, workspace, stage)
     fingerprint = fingerprint_of(stage, workspace)
@@ -183,6 +189,28 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
                 "sha256": _hashes(folder),
             },
         )
+
+
+def _follow(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
+    """What the other ranks do: wait until rank 0 holds the stage and has opened its folder, then work in there with it.
+
+    Stages that one process does are none of their business.
+    """
+    if stage.verb not in SHARED:
+        return
+    fingerprint = fingerprint_of(stage, workspace)
+    assert fingerprint is not None  # every input was resolved by run_stage
+    deadline = time.monotonic() + FOLLOW_SECONDS
+    while not workspace.has_begun(stage.name, fingerprint):
+        if workspace.is_done(stage.name):
+            return
+        if time.monotonic() > deadline:
+            message = f"{stage.name}: rank 0 has not begun after {FOLLOW_SECONDS:g} seconds"
+            if "SLURM_ARRAY_TASK_ID" in os.environ:  # it may still be waiting for a node
+                raise Preempted(f"{message}; trying again later")
+            raise ArtefactError(f"{message}; see what it says, and that all ranks have the same work_dir")
+        time.sleep(0.1)
+    stage.run(recipe, workspace, workspace.partial_folder(stage.name))
 
 
 def _science(section: Any, with_defaults: bool = True) -> Any:

@@ -12,9 +12,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from hubert_pretrain import compose, distributed, launch, pipeline, summary
+from hubert_pretrain import compose, distributed, pipeline, summary
 from hubert_pretrain.config import Recipe
-from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.errors import ConfigError, HubertPretrainError
+from hubert_pretrain.launch import local, slurm
+from hubert_pretrain.launch.leaving import exit_code_for_scheduler, leaving_on, not_a_task_of_srun
 from hubert_pretrain.workspace import Workspace, write_text
 
 _exit_codes: list[int] = []
@@ -26,6 +28,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # A waiting thread gives its core away. By default it spins: where cores are shared with others, a step then takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    not_a_task_of_srun()
     compose.register()
     try:
         _main()
@@ -36,7 +39,7 @@ def main() -> None:
         if message is None:
             raise
         sys.exit(_report(message, 2))
-    sys.exit(max(_exit_codes, default=0))
+    sys.exit(exit_code_for_scheduler(max(_exit_codes, default=0)))
 
 
 @hydra.main(version_base="1.3", config_path=str(compose.conf_folder()), config_name="config")
@@ -55,13 +58,22 @@ def _run(config: DictConfig, overrides: list[str]) -> None:
     elif recipe.stage == "check":
         pipeline.check(recipe, workspace)
     elif recipe.stage == "all":
+        if distributed.launcher() and recipe.launch.kind == "local":
+            raise ConfigError("torchrun and srun start the processes of one stage; add stage=<its name>, stage=list shows them")
         stages = pipeline.stages(recipe)  # refuses what cannot run before anything is written
+        if recipe.launch.kind == "slurm":
+            slurm.run_pending(recipe, workspace, stages, overrides)
+            return
         _keep_recipe(workspace, recipe)
-        launch.run_pending(recipe, workspace, stages, [word for word in overrides if not word.startswith("stage=")])
+        local.run_pending(recipe, workspace, stages, [word for word in overrides if not word.startswith("stage=")])
         summary.print_results(summary.collect(recipe, workspace))
     else:
         stage = pipeline.find(recipe, recipe.stage)
-        pipeline.run_stage(recipe, workspace, stage)
+        if recipe.launch.kind == "slurm":
+            slurm.run_pending(recipe, workspace, [stage], overrides)
+            return
+        with leaving_on(recipe.trainer.signals):
+            pipeline.run_stage(recipe, workspace, stage)
         if distributed.rank() == 0:
             _keep_recipe(workspace, recipe)
             summary.write(recipe, workspace)

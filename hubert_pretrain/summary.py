@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from hubert_pretrain import pipeline
 from hubert_pretrain.config import Recipe
+from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.launch import jobs
 from hubert_pretrain.workspace import Workspace, age_in_seconds, human_bytes, size_in_bytes, write_json
 
 ITERATION_FACTS = {
@@ -60,7 +63,8 @@ def print_stages(recipe: Recipe, workspace: Workspace) -> None:
     from rich.table import Table
 
     table = Table(title=f"{recipe.name} in {workspace.root}")
-    for column in ("stage", "state", "artefact", "size", "age"):
+    of_jobs = _states_of_jobs(workspace)
+    for column in ("stage", "state", "artefact", "size", "age", *(["job"] if of_jobs else [])):
         table.add_column(column, overflow="fold")
     for stage in pipeline.stages(recipe):
         state = pipeline.state(stage, workspace)
@@ -72,8 +76,20 @@ def print_stages(recipe: Recipe, workspace: Workspace) -> None:
             str(folder.relative_to(workspace.root)) if exists else "",
             human_bytes(size_in_bytes(folder)) if exists else "",
             human_age(age_in_seconds(folder)) if exists else "",
+            *([of_jobs.get(stage.name, "")] if of_jobs else []),
         )
     _print(table)
+
+
+def _states_of_jobs(workspace: Workspace) -> dict[str, str]:
+    """`123 RUNNING (3:20 on n[1-2])` for each stage that was submitted to SLURM."""
+    recorded = jobs.recorded(workspace)
+    try:
+        states = jobs.states(job.id for job in recorded.values())
+    except HubertPretrainError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return {stage: f"{job.id} ?" for stage, job in recorded.items()}
+    return {stage: f"{job.id} {states[job.id]}" for stage, job in recorded.items()}
 
 
 def print_results(summary: dict[str, Any]) -> None:

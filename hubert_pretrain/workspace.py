@@ -7,24 +7,21 @@ A stage works in `<work_dir>/<stage>.partial`, which survives a kill. When it ha
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
 import os
-import platform
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from hubert_pretrain import locks
 from hubert_pretrain.errors import ArtefactError
 
 META = "meta.json"
 PARTIAL_META = "partial.json"
-LOCK_PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +63,15 @@ class Workspace:
         """`recipe.yaml`, the whole configuration of the run."""
         return self.root / "recipe.yaml"
 
+    @property
+    def jobs_path(self) -> Path:
+        """`slurm/jobs.json`, which job runs which stage."""
+        return self.root / "slurm" / "jobs.json"
+
+    def jobs_folder(self, stage: str) -> Path:
+        """Scripts and logs of the SLURM jobs of a stage."""
+        return self.root / "slurm" / stage.replace("/", "-")
+
     def folder(self, stage: str) -> Path:
         """Where the finished output of a stage lies."""
         return self.root / stage
@@ -103,50 +109,45 @@ class Workspace:
             "project; name a stage such as 'it1/pretrain', the folder of a finished one, or a checkpoint"
         )
 
-    @contextlib.contextmanager
-    def lock(self, stage: str) -> Iterator[None]:
-        """Holds a stage for this process; the kernel lets go of it when the process dies, however it dies.
-
-        Raises ArtefactError when another process holds it (after a moment, in which a killed one may still be leaving).
-        """
-        path = self.root / ".locks" / stage.replace("/", "-")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a+") as file:
-            deadline = time.monotonic() + LOCK_PATIENCE_SECONDS
-            while not _try_lock(file):
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    holder = file.read().strip()
-                    raise ArtefactError(f"{path}: stage {stage!r} is being run by another process ({holder}); wait for it or end it")
-                time.sleep(0.1)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
-            yield
+    def lock(self, stage: str) -> contextlib.AbstractContextManager[None]:
+        """Holds a stage for this process (see locks.py). Raises ArtefactError when another process holds it."""
+        return locks.hold(self._lock_path(stage), f"stage {stage!r}")
 
     def holder(self, stage: str) -> str | None:
         """Which process holds the lock of a stage, e.g. "process 123 on node7"; None when it is free."""
-        path = self.root / ".locks" / stage.replace("/", "-")
-        if not path.is_file():
-            return None
-        with open(path, encoding="utf-8") as file:
-            return None if _try_lock(file) else file.read().strip() or "another process"
+        return locks.holder(self._lock_path(stage))
+
+    def lock_submission(self) -> contextlib.AbstractContextManager[None]:
+        """Only one process at a time looks what is queued and submits the rest."""
+        return locks.hold(self._lock_path("submission"), "launch=slurm")
+
+    def _lock_path(self, name: str) -> Path:
+        return self.root / ".locks" / name.replace("/", "-")
+
+    def has_begun(self, stage: str, fingerprint: str) -> bool:
+        """Whether a process holds the stage and has opened its partial folder, which is then of this configuration."""
+        left = read_json(self.partial_folder(stage) / PARTIAL_META)
+        return left is not None and left.get("fingerprint") == fingerprint and self.holder(stage) is not None
 
     def begin(self, stage: str, fingerprint: str, config: dict[str, Any]) -> Path:
-        """Opens the partial folder of a stage, empty unless an interrupted run of the *same* configuration left one."""
+        """Opens the partial folder of a stage, empty unless an interrupted run of the *same* configuration left one.
+
+        What another configuration left is refused, unless there is nothing in it: a run that failed at once is no work to be lost.
+        """
         folder, unsealed = self.partial_folder(stage), self.folder(stage)
         if unsealed.exists() and not self.is_done(stage):
             # Killed between the rename and meta.json: the work is whole, only the seal is missing.
             shutil.rmtree(unsealed) if folder.exists() else unsealed.rename(folder)
         left = read_json(folder / PARTIAL_META)
-        if left is not None and left.get("fingerprint") != fingerprint:
+        same = left is not None and left.get("fingerprint") == fingerprint
+        if left is not None and not same and size_in_bytes(folder) > (folder / PARTIAL_META).stat().st_size:
             found = ", ".join(differing_fields(left.get("config", {}), config)) or "its inputs"
             raise ArtefactError(
                 f"{folder}: an interrupted {stage!r} was started with another configuration ({found}). "
                 f"Restore those values to resume it, delete the folder to start it anew, or choose another work_dir"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        if read_json(folder / PARTIAL_META) is None:
+        if not same:
             empty(folder)
             write_json(folder / PARTIAL_META, {"fingerprint": fingerprint, "config": config})
         return folder
@@ -160,14 +161,6 @@ class Workspace:
         write_json(final / META, meta)
         (final / PARTIAL_META).unlink(missing_ok=True)
         return open_artefact(final)
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def open_artefact(path: Path) -> Artefact:

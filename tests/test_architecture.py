@@ -15,7 +15,7 @@ STREET = ["data", "model", "features", "clustering", "targets", "training", "pre
 """A package imports only from those before it, and from the base modules."""
 DOOR = {"run", "compose", "checks", "config", "pipeline", "launch", "summary"}
 """Base modules that know the configuration or the stages: only they and `*/stage.py` may import each other, Hydra and OmegaConf."""
-BASE = {"frames", "errors", "seeds", "distributed", "workspace"}
+BASE = {"benchmark", "frames", "errors", "seeds", "distributed", "workspace", "locks"}
 HEAVY = {"wandb", "faiss", "transformers", "matplotlib", "torchaudio", "sklearn", "webdataset", "tensorboard"}
 FRAME_NUMBERS = {"16000", "400", "320", "160"}
 

@@ -47,7 +47,7 @@ def test_partial_work_survives_a_kill(workspace: Workspace) -> None:
 
 
 def test_partial_work_of_another_configuration_is_refused(workspace: Workspace) -> None:
-    workspace.begin("it1/cluster", "a", CONFIG)
+    (workspace.begin("it1/cluster", "a", CONFIG) / "frames.scratch").write_bytes(b"work")
     with pytest.raises(ArtefactError, match=r"clustering.n_clusters: 50 -> 60"):
         workspace.begin("it1/cluster", "b", {"clustering": {"n_clusters": 60}})
 
@@ -115,6 +115,17 @@ def test_resolve_takes_checkpoints_that_no_stage_made(workspace: Workspace, tmp_
     assert before != workspace.resolve(str(file)).fingerprint
 
 
+def test_a_run_that_failed_at_once_stands_in_nobodys_way(workspace: Workspace) -> None:
+    """A wrong path was corrected: what was begun with the wrong one holds nothing that could be lost."""
+    folder = workspace.begin("prepare", "a", CONFIG)
+    (folder / "read.journal").touch()
+    (folder / "empty").mkdir()
+    assert list(workspace.begin("prepare", "b", CONFIG).iterdir()) == [folder / ws.PARTIAL_META]
+    (folder / "read.journal").write_bytes(b"facts")
+    with pytest.raises(ArtefactError, match="was started with another configuration"):
+        workspace.begin("prepare", "c", CONFIG)
+
+
 def test_resolve_refuses_what_is_no_checkpoint_or_not_finished(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "music").mkdir()
     with pytest.raises(ArtefactError, match="nor a checkpoint of another project"):
@@ -133,7 +144,7 @@ def _hold(root: Path, ready: multiprocessing.Event, release: multiprocessing.Eve
 
 
 def test_two_processes_cannot_run_one_stage(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ws, "LOCK_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(ws.locks, "PATIENCE_SECONDS", 0.2)
     context = multiprocessing.get_context("spawn")
     ready, release = context.Event(), context.Event()
     holder = context.Process(target=_hold, args=(workspace.root, ready, release))

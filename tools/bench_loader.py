@@ -15,10 +15,7 @@ and `wav_files_for_scale`: 16-bit WAV files on both sides.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +28,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from hubert_pretrain import benchmark
 from hubert_pretrain.data.batches import BatchPlan
 from hubert_pretrain.data.corpora.common import audio_below
 from hubert_pretrain.data.corpus import MANIFEST, Corpus
@@ -44,9 +42,6 @@ from hubert_pretrain.pretrain.dataset import CropSource, SpanMasking
 
 MAX_CROP = 250_000
 """fairseq's max_sample_size."""
-
-LENGTHS = np.array([1.4, 3.3, 6.4, 10.8, 12.9, 13.9, 14.5, 15.0, 15.5, 16.0, 24.5])
-"""Deciles of the seconds per utterance of LibriSpeech's train subsets, roughly."""
 
 
 class WholeFiles(Dataset[torch.Tensor]):
@@ -134,7 +129,7 @@ def make_files(folder: Path, minutes: float) -> list[str]:
     draw, paths, total = np.random.default_rng(0), [], 0.0
     folder.mkdir(parents=True)
     while total < minutes * 60:
-        length = float(np.interp(draw.random(), np.linspace(0, 1, len(LENGTHS)), LENGTHS))
+        length = benchmark.librispeech_seconds(draw.random())
         total += length
         paths.append(str(folder / f"{len(paths):05d}.flac"))
         soundfile.write(paths[-1], speech_like(samples(length), draw), SAMPLE_RATE)
@@ -185,19 +180,11 @@ def our_loader(corpus: Corpus, args: argparse.Namespace) -> Callable[[], Iterabl
 
 
 def compare(rows: dict[str, tuple[str, str]], loaders: dict[str, Callable[[], Iterable[torch.Tensor]]], pairs: int) -> dict[str, Any]:
-    """Runs all loaders in turns and gives each row's figures; the first turn warms the page cache and does not count."""
-    measured: dict[str, list[float]] = {name: [] for name in loaders}
-    for turn in range(pairs + 1):
-        for name, epoch in loaders.items():
-            measured[name] += [speed(epoch())] if turn else [speed(epoch())][:0]
-    found = {}
-    for row, (our, peer) in rows.items():
-        ratios = sorted(a / b for a, b in zip(measured[our], measured[peer], strict=True))
-        figures = {"ours": round(statistics.median(measured[our])), "peer": round(statistics.median(measured[peer]))}
-        low, middle, high = ratios[0], statistics.median(ratios), ratios[-1]
-        found[row] = {**figures, "ratio": round(middle, 2), "ratio_min": round(low, 2), "ratio_max": round(high, 2)}
-        found[row]["fed_by_16_cores"] = 16 * figures["ours"]
-    return found
+    """Runs all loaders in turns and gives each row's figures; the first turn warms the page cache."""
+    sides = {name: functools.partial(lambda epoch: speed(epoch()), epoch) for name, epoch in loaders.items()}
+    measured = benchmark.in_turns(sides, pairs)
+    found = {row: benchmark.compared(measured[our], measured[peer]) for row, (our, peer) in rows.items()}
+    return {row: figures | {"fed_by_16_cores": 16 * figures["ours"]} for row, figures in found.items()}
 
 
 def main() -> None:
@@ -225,10 +212,10 @@ def main() -> None:
         print(f"{len(flac.manifest)} utterances, {hours:.2f} h, normalised: {args.normalize}; audio-seconds per second on one core")
         found = compare(rows, loaders, args.pairs)
     for row, figures in found.items():
-        spread = f"{figures['ratio']}x ({figures['ratio_min']}..{figures['ratio_max']})"
-        print(f"{row:20s} ours {figures['ours']:7d}  plain {figures['peer']:6d}  {spread}; 16 cores feed {figures['fed_by_16_cores']}")
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
-    print(json.dumps({"bench": "loader", "machine": machine, "rows": found}))
+        spread = f"{figures['ratio']:.2f}x ({figures['ratio_min']:.2f}..{figures['ratio_max']:.2f})"
+        speeds = f"ours {figures['ours']:7.0f}  plain {figures['peer']:6.0f}"
+        print(f"{row:20s} {speeds}  {spread}; 16 cores feed {figures['fed_by_16_cores']:.0f}")
+    benchmark.print_json("loader", found)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ page cache had lost them). Ends with one JSON line, where the peer is what is as
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import shutil
 import tempfile
 import time
@@ -27,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hubert_pretrain import benchmark
 from hubert_pretrain.data.batches import BatchPlan
 from hubert_pretrain.data.manifest import TYPES, Manifest, write_columns
 from hubert_pretrain.data.tables import TEXT, chunks
@@ -61,11 +60,11 @@ def main() -> None:
         read = f"{values['row_us']:7.1f} {values['cold_row_us']:9.1f} {values['growth_mb']:9.1f} {values['own_mb']:7.1f}"
         print(written, read, f"{values['first_batch_seconds']:8.3f} {values['resume_ms']:9.2f}", flush=True)
     lines = {
-        f"{rows}/{name}": {"ours": round(values[name], 5), "peer": limit, "ratio": round(limit / max(values[name], 1e-9), 2)}
+        f"{rows}/{name}": {"ours": values[name], "peer": limit, "ratio": limit / max(values[name], 1e-9)}
         for rows, values in found.items()
         for name, limit in LIMITS.items()
     }
-    print(json.dumps({"bench": "manifest", "machine": f"{platform.machine()} {platform.system()}", "rows": lines}))
+    benchmark.print_json("manifest", lines)
 
 
 def measure(rows: int, folder: Path) -> dict[str, float]:
@@ -150,10 +149,12 @@ def use(folder: Path) -> dict[str, float]:
 
 def seconds_for(manifest: Manifest, rows: list[int]) -> float:
     """How long reading some rows takes."""
-    begin = time.perf_counter()
-    for row in rows:
-        assert manifest[row].row == row
-    return time.perf_counter() - begin
+
+    def read() -> None:
+        for row in rows:
+            assert manifest[row].row == row
+
+    return benchmark.seconds_of(read)
 
 
 def private_megabytes() -> tuple[float, float]:

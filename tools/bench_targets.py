@@ -1,42 +1,45 @@
 """Clustering and labelling against the usual ways, both sides in one run and in turns.
 
-    python tools/bench_targets.py mfcc_to_targets --audio /corpora/LibriSpeech/dev-clean --minutes 60
-    python tools/bench_targets.py layer_features --audio /corpora/LibriSpeech/dev-clean --minutes 60     # hours on a CPU: --minutes 5
+    python tools/bench_targets.py mfcc_to_targets --audio /corpora/LibriSpeech/dev-clean
+    python tools/bench_targets.py kmeans_layer --audio /corpora/LibriSpeech/dev-clean --minutes 20
 
 | row | work | against |
 |---|---|---|
-| mfcc_to_targets | audio files -> codebook of 100 -> targets | kaldi.mfcc of torchaudio per file, MiniBatchKMeans, NumPy argmin |
+| mfcc_to_targets | cluster and label, K=100 | the usual way: kaldi.mfcc of torchaudio per file, MiniBatchKMeans(n_init=20), NumPy argmin |
+| labelling | its second half: files -> targets, one codebook for both | kaldi.mfcc per file and NumPy argmin |
 | kmeans_mfcc | k-means of MFCC, K=100, engines torch and faiss | MiniBatchKMeans(n_init=20) of scikit-learn, on the same frames |
 | kmeans_layer | k-means of layer 6 of a Base network, K=500 | the same |
 | layer_features | layer 6 of a Base network, mixed lengths | HubertModel of transformers with the same weights, one file at a time |
 
-Both sides have all cores; the peer, one process, gets one torch thread or one per core, whichever is faster here. `labelling_*` is the row
-without k-means: features and argmin with one codebook for both sides. Figures are audio-seconds per second. Without --audio the speech is
-noise with LibriSpeech's lengths.
+The usual way is fairseq's simple_kmeans: features of all files in a file, labels as lines of text, one process; it gets one torch thread or
+one per core, whichever is faster here. Ours is what conf/clustering/full_100 says. Figures are audio-seconds per second; `cpu_ratio` is by
+processor time, which other jobs on the machine change less. Each row has a size that takes some minutes on two cores (--minutes for
+another). Without --audio the speech is noise with LibriSpeech's lengths.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
-import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as run.py has it, and before torch is imported
 
 import numpy as np
 import soundfile
 import torch
 
+from hubert_pretrain import benchmark
 from hubert_pretrain.clustering import sample
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.clustering.codebooks import CodebookSet
+from hubert_pretrain.clustering.engines.statistics import measure
 from hubert_pretrain.clustering.kmeans import KMeans
+from hubert_pretrain.clustering.source import Shard
 from hubert_pretrain.data.audio import SUFFIXES
 from hubert_pretrain.data.corpus import MANIFEST, Corpus
 from hubert_pretrain.data.manifest import Utterance, write_manifest
@@ -54,27 +57,25 @@ from hubert_pretrain.targets.label import label
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
 
-LENGTHS = np.array([1.4, 3.3, 6.4, 10.8, 12.9, 13.9, 14.5, 15.0, 15.5, 16.0, 24.5])
-"""Deciles of the seconds per utterance of LibriSpeech's train subsets, roughly."""
+MINUTES = {"mfcc_to_targets": 60.0, "labelling": 60.0, "kmeans_mfcc": 60.0, "kmeans_layer": 10.0, "layer_features": 2.0}
+"""Audio of each row."""
 TIE = 1e-4
 """Two centroids whose squared distances differ by less than this share are equally near."""
 
 Figures = dict[str, Any]
 
 
-# -- speech -----------------------------------------------------------------------------------------------------------------------
-
-
-def speech(options: argparse.Namespace, folder: Path) -> Corpus:
-    """A corpus of `--minutes` of the files below `--audio`, or of noise; with `--wav` its files are 16-bit WAV."""
+def speech(options: argparse.Namespace, row: str, folder: Path) -> Corpus:
+    """A corpus of so many minutes of the files below `--audio`, or of noise; with `--wav` its files are 16-bit WAV."""
+    wanted = samples(60 * (options.minutes or MINUTES[row]))
     found = (
         sorted(path for path in Path(options.audio).absolute().rglob("*") if path.suffix in SUFFIXES)
         if options.audio
-        else _noise(options, folder)
+        else _noise(wanted, folder)
     )
     utterances, total = [], 0
     for path in found:
-        if total >= samples(60 * options.minutes):
+        if total >= wanted:
             break
         info = soundfile.info(path)
         if info.samplerate != SAMPLE_RATE or info.channels != 1:
@@ -89,18 +90,15 @@ def speech(options: argparse.Namespace, folder: Path) -> Corpus:
     return Corpus.open(folder)
 
 
-def _noise(options: argparse.Namespace, folder: Path) -> list[Path]:
+def _noise(wanted: int, folder: Path) -> list[Path]:
     draw, paths, total = np.random.default_rng(0), [], 0
-    while total < samples(60 * options.minutes):
-        length = samples(float(np.interp(draw.random(), np.linspace(0, 1, len(LENGTHS)), LENGTHS)))
+    while total < wanted:
+        length = samples(benchmark.librispeech_seconds(draw.random()))
         loudness = np.repeat(draw.uniform(0.001, 0.1, length // 1_600 + 1), 1_600)[:length]
         paths.append(folder / f"{len(paths):05}.flac")
         soundfile.write(paths[-1], draw.normal(size=length) * loudness, SAMPLE_RATE)
         total += length
     return paths
-
-
-# -- mfcc_to_targets --------------------------------------------------------------------------------------------------------------
 
 
 def kaldi_frames(path: str) -> np.ndarray:
@@ -119,35 +117,69 @@ def squared_distances(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return (frames**2).sum(1, keepdims=True) - 2 * frames @ centroids.T + (centroids**2).sum(1)[None]
 
 
-def usual_targets(paths: list[str], n_clusters: int, centroids: np.ndarray | None, threads: int) -> list[np.ndarray]:
-    """Features of every file, a codebook unless there is one, and the nearest centroid of every frame, in memory throughout."""
+def write_km(path: Path, all_ids: Iterable[np.ndarray]) -> None:
+    """A line of labels per file."""
+    with open(path, "w") as lines:
+        lines.writelines(" ".join(map(str, ids.tolist())) + "\n" for ids in all_ids)
+
+
+def usual_labels(paths: list[str], centroids: np.ndarray, folder: Path, threads: int) -> None:
+    """The nearest centroid of every frame."""
     torch.set_num_threads(threads)
-    if centroids is None:
-        from sklearn.cluster import MiniBatchKMeans
-        from threadpoolctl import threadpool_limits
-
-        dumped = [kaldi_frames(path) for path in paths]
-        settings = {"init": "k-means++", "max_iter": 100, "batch_size": 10_000, "tol": 0.0, "max_no_improvement": 100, "n_init": 20}
-        estimator = MiniBatchKMeans(n_clusters, **settings, reassignment_ratio=0.0, compute_labels=False, random_state=0)
-        with threadpool_limits(threads, user_api="openmp"):
-            centroids = estimator.fit(np.concatenate(dumped)).cluster_centers_.astype(np.float32)
-        return [squared_distances(frames, centroids).argmin(1) for frames in dumped]
-    return [squared_distances(kaldi_frames(path), centroids).argmin(1) for path in paths]
+    write_km(folder / "train.km", (squared_distances(kaldi_frames(path), centroids).argmin(1) for path in paths))
 
 
-def our_targets(corpus: Corpus, n_clusters: int, codebook: Codebook | None, folder: Path) -> tuple[Codebook, TargetStore]:
-    """What the stages cluster and label do."""
+def usual_targets(paths: list[str], n_clusters: int, folder: Path, threads: int) -> np.ndarray:
+    """Dumps the features, fits a codebook, and reads them again for the nearest centroid of every frame. Returns the centroids."""
+    torch.set_num_threads(threads)
+    lengths, dump = [], folder / "train.f32"
+    with open(dump, "wb") as file:
+        for path in paths:
+            frames = kaldi_frames(path)
+            lengths.append(len(frames))
+            file.write(frames.tobytes())
+    frames = np.memmap(dump, dtype=np.float32, mode="r", shape=(sum(lengths), 39))
+    centroids = fit_usual(np.array(frames), n_clusters, threads).cluster_centers_.astype(np.float32)
+    parts = (frames[end - length : end] for end, length in zip(np.cumsum(lengths), lengths, strict=True))
+    write_km(folder / "train.km", (squared_distances(part, centroids).argmin(1) for part in parts))
+    return centroids
+
+
+def fit_usual(frames: np.ndarray, n_clusters: int, threads: int, starts: int = 20) -> Any:
+    """scikit-learn's mini-batches with the settings of fairseq's learn_kmeans, which are those of conf/clustering/kmeans_100."""
+    from sklearn.cluster import MiniBatchKMeans
+    from threadpoolctl import threadpool_limits
+
+    settings: dict[str, Any] = {"batch_size": 10_000, "max_iter": 100, "max_no_improvement": 100, "n_init": starts, "tol": 0.0}
+    with threadpool_limits(threads):
+        return MiniBatchKMeans(n_clusters, **settings, reassignment_ratio=0.0, compute_labels=False, random_state=0).fit(frames)
+
+
+def our_codebook(corpus: Corpus, n_clusters: int, folder: Path) -> Codebook:
+    """What the stage cluster does."""
+    estimator = full_batch("torch", n_clusters).fit(frames_of(corpus, Mfcc(), folder))
+    return Codebook(torch.from_numpy(estimator.cluster_centers_), Mfcc().fingerprint(), Mfcc().grid)
+
+
+def frames_of(corpus: Corpus, extractor: Extractor, folder: Path) -> np.ndarray:
+    """All frames (N, D), by as many threads as there are cores; torch may use them all again afterwards."""
     torch.set_num_threads(1)
-    extractor, workers = Mfcc(), usable_cores()
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        if codebook is None:
-            frames = sample.gather(corpus, corpus.manifest.rows(), extractor, scratch=Path(scratch), workers=workers)
-            estimator = KMeans(engine="torch", n_clusters=n_clusters).fit(frames)
-            codebook = Codebook(torch.from_numpy(estimator.cluster_centers_), extractor.fingerprint(), extractor.grid)
-    store = Path(tempfile.mkdtemp(dir=folder))
-    codebooks = CodebookSet.of(codebook)
-    label(corpus, TargetWriter.create(store, corpus.manifest, codebooks), extractor, codebooks, workers=workers)
-    return codebook, TargetStore.open(store)
+    frames = sample.gather(corpus, corpus.manifest.rows(), extractor, scratch=folder, workers=usable_cores())
+    torch.set_num_threads(usable_cores())
+    return frames
+
+
+def full_batch(engine: str, n_clusters: int) -> KMeans:
+    """conf/clustering/full_100."""
+    return KMeans(engine, n_clusters, max_iterations=30, tolerance=5e-4, restarts=2)
+
+
+def our_labels(corpus: Corpus, codebook: Codebook, folder: Path) -> TargetStore:
+    """What the stage label does."""
+    torch.set_num_threads(1)
+    store, codebooks = Path(tempfile.mkdtemp(dir=folder)), CodebookSet.of(codebook)
+    label(corpus, TargetWriter.create(store, corpus.manifest, codebooks), Mfcc(), codebooks, workers=usable_cores())
+    return TargetStore.open(store)
 
 
 def agreement(corpus: Corpus, store: TargetStore, codebook: Codebook) -> Figures:
@@ -165,31 +197,55 @@ def agreement(corpus: Corpus, store: TargetStore, codebook: Codebook) -> Figures
 
 
 def mfcc_to_targets(options: argparse.Namespace, folder: Path) -> Figures:
-    """Cluster and label as a whole, and labelling alone with the same codebook on both sides."""
-    corpus = speech(options, folder)
+    """Cluster and label as a whole. `inertia_ratio` is that of both sides' centroids on our frames, < 1 when ours is better."""
+    corpus = speech(options, "mfcc_to_targets", folder)
+    paths, k = paths_of(corpus), options.n_clusters
+    found: dict[str, np.ndarray] = {}
+
+    def ours() -> None:
+        codebook = our_codebook(corpus, k, folder)
+        our_labels(corpus, codebook, folder)
+        found["ours"] = codebook.centroids.numpy()
+
+    def usual(threads: int) -> None:
+        found["peer"] = usual_targets(paths, k, folder, threads)
+
+    threads = benchmark.faster_threads(lambda threads: usual_targets(paths[: len(paths) // 4], k, folder, threads))
+    figures = speeds(options, corpus, ours, lambda: usual(threads))
+    frames = frames_of(corpus, Mfcc(), folder)
+    inertia = {name: measure(Shard.whole(frames), torch.from_numpy(centroids)).inertia for name, centroids in found.items()}
+    return figures | {"peer_threads": threads, "inertia_ratio": inertia["ours"] / inertia["peer"]}
+
+
+def labelling(options: argparse.Namespace, folder: Path) -> Figures:
+    """Features and the nearest centroid with the same codebook on both sides, and how often they agree."""
+    corpus = speech(options, "labelling", folder)
+    codebook, paths = our_codebook(corpus, options.n_clusters, folder), paths_of(corpus)
+    centroids = codebook.centroids.numpy()
+    threads = benchmark.faster_threads(lambda threads: usual_labels(paths[: len(paths) // 4], centroids, folder, threads))
+    found = speeds(options, corpus, lambda: our_labels(corpus, codebook, folder), lambda: usual_labels(paths, centroids, folder, threads))
+    return found | {"peer_threads": threads} | agreement(corpus, our_labels(corpus, codebook, folder), codebook)
+
+
+def speeds(options: argparse.Namespace, corpus: Corpus, ours: Callable[[], Any], usual: Callable[[], Any]) -> Figures:
+    """Audio-seconds per second of both sides."""
     audio = seconds(int(corpus.manifest.num_samples.sum()))
-    codebook, store = our_targets(corpus, options.n_clusters, None, folder)
-    k, centroids = options.n_clusters, codebook.centroids.numpy()
-    paths = [corpus.manifest[row].path for row in range(len(corpus.manifest))]
-    threads = faster_threads(lambda threads: usual_targets(paths[:20], k, centroids, threads))
-    usual = functools.partial(usual_targets, paths, k, threads=threads)
-    whole = in_turns(lambda: our_targets(corpus, k, None, folder), lambda: usual(centroids=None), options.pairs)
-    labelling = in_turns(lambda: our_targets(corpus, k, codebook, folder), lambda: usual(centroids=centroids), options.pairs)
-    figures = rates(whole, audio) | {f"labelling_{name}": value for name, value in rates(labelling, audio).items()}
-    return figures | agreement(corpus, store, codebook)
+    return {"audio_seconds": audio, "files": len(corpus.manifest)} | benchmark.speeds(audio, ours, usual, options.pairs)
 
 
-# -- kmeans_mfcc, kmeans_layer ----------------------------------------------------------------------------------------------------
+def paths_of(corpus: Corpus) -> list[str]:
+    """Its audio files."""
+    return [corpus.manifest[row].path for row in range(len(corpus.manifest))]
 
 
 def kmeans_mfcc(options: argparse.Namespace, folder: Path) -> Figures:
     """Codebooks of MFCC."""
-    return kmeans(options, speech(options, folder), Mfcc(), 100, folder)
+    return kmeans(options, speech(options, "kmeans_mfcc", folder), Mfcc(), 100, folder)
 
 
 def kmeans_layer(options: argparse.Namespace, folder: Path) -> Figures:
     """Codebooks of layer 6 of --checkpoint, or of a Base network with random weights."""
-    corpus, checkpoint = speech(options, folder), Path(options.checkpoint or folder / "base")
+    corpus, checkpoint = speech(options, "kmeans_layer", folder), Path(options.checkpoint or folder / "base")
     if not options.checkpoint:
         torch.manual_seed(0)
         save_model(checkpoint, Hubert(HubertConfig()))
@@ -198,41 +254,30 @@ def kmeans_layer(options: argparse.Namespace, folder: Path) -> Figures:
 
 
 def kmeans(options: argparse.Namespace, corpus: Corpus, extractor: Extractor, n_clusters: int, folder: Path) -> Figures:
-    """Seconds of `fit` and the inertia, which both sides compute; the settings are those of conf/clustering/full_100 and kmeans_100."""
-    from sklearn.cluster import MiniBatchKMeans
-    from threadpoolctl import threadpool_limits
-
-    torch.set_num_threads(1)
-    frames = sample.gather(corpus, corpus.manifest.rows(), extractor, scratch=folder, workers=usable_cores())
-    torch.set_num_threads(usable_cores())
+    """`fit` of both engines, and the inertia, which both sides compute; `inertia_ratio` < 1: ours is better."""
+    frames = frames_of(corpus, extractor, folder)
     inertia: dict[str, float] = {}
 
     def usual(threads: int = 1, starts: int = 20, some: int = len(frames)) -> None:
-        settings: dict[str, Any] = {"batch_size": 10_000, "max_iter": 100, "max_no_improvement": 100, "n_init": starts, "tol": 0.0}
-        with threadpool_limits(threads):
-            estimator = MiniBatchKMeans(n_clusters, **settings, reassignment_ratio=0.0, compute_labels=False, random_state=0)
-            inertia["peer"] = -estimator.fit(frames[:some]).score(frames[:some])
+        inertia["peer"] = -float(fit_usual(frames[:some], n_clusters, threads, starts).score(frames[:some]))
 
     def ours(engine: str) -> None:
-        inertia[engine] = KMeans(engine, n_clusters, max_iterations=30, tolerance=5e-4, restarts=2).fit(frames).inertia_
+        inertia[engine] = full_batch(engine, n_clusters).fit(frames).inertia_
 
-    threads = faster_threads(lambda threads: usual(threads, 1, 10 * n_clusters))
+    threads = benchmark.faster_threads(lambda threads: usual(threads, 1, 10 * n_clusters))
     found: Figures = {"frames": len(frames), "dim": frames.shape[1], "peer_threads": threads}
     for engine in ("torch", "faiss"):
-        turns = in_turns(functools.partial(ours, engine), functools.partial(usual, threads), options.pairs)
-        figures = rates(turns, len(frames) / extractor.grid.frames_per_second) | {"inertia_ratio": inertia[engine] / inertia["peer"]}
+        figures = speeds(options, corpus, functools.partial(ours, engine), functools.partial(usual, threads))
+        figures |= {"inertia_ratio": inertia[engine] / inertia["peer"]}
         found |= figures if engine == "torch" else {f"{engine}_{name}": value for name, value in figures.items()}
     return found
-
-
-# -- layer_features ---------------------------------------------------------------------------------------------------------------
 
 
 def layer_features(options: argparse.Namespace, folder: Path) -> Figures:
     """Layer 6 of every file: read, computed, brought back as an array."""
     from transformers import HubertConfig, HubertModel
 
-    corpus = speech(options, folder)
+    corpus = speech(options, "layer_features", folder)
     torch.manual_seed(0)
     peer = HubertModel(HubertConfig()).eval()
     peer.save_pretrained(folder / "base")
@@ -255,11 +300,11 @@ def layer_features(options: argparse.Namespace, folder: Path) -> Figures:
         frames = map_frames(corpus, rows, ours, to_numpy, device=options.device, workers=usable_cores(), what="ours", rowwise=True)
         found["ours"] = list(frames)
 
-    threads = faster_threads(lambda threads: usual(threads, rows=2))
-    turns = in_turns(batched, lambda: usual(threads), options.pairs)
+    threads = benchmark.faster_threads(lambda threads: usual(threads, rows=2))
+    figures = speeds(options, corpus, batched, lambda: usual(threads))
     largest = max(float(np.abs(a - b).max()) for a, b in zip(found["ours"], found["theirs"], strict=True))
     scale = float(np.concatenate(found["theirs"]).std())
-    return rates(turns, seconds(int(corpus.manifest.num_samples.sum()))) | {"largest_difference_in_stds": largest / scale}
+    return figures | {"largest_difference_in_stds": largest / scale}
 
 
 def to_numpy(frames: torch.Tensor) -> np.ndarray:
@@ -267,42 +312,9 @@ def to_numpy(frames: torch.Tensor) -> np.ndarray:
     return frames.cpu().numpy()
 
 
-# -- measuring --------------------------------------------------------------------------------------------------------------------
-
-
-def in_turns(ours: Callable[[], Any], usual: Callable[[], Any], pairs: int) -> list[tuple[float, float]]:
-    """Seconds of both sides, one after the other, so often; the first pair of calls only warms up when there are several."""
-    turns = [(_seconds(ours), _seconds(usual)) for _ in range(pairs)]
-    return turns[1:] or turns
-
-
-def faster_threads(work: Callable[[int], Any]) -> int:
-    """With how many torch threads a single process does some work in less time: one, or one per core."""
-    times = {threads: min(_seconds(lambda: work(threads)) for _ in range(2)) for threads in (1, usable_cores())}  # noqa: B023
-    return min(times, key=lambda threads: times[threads])
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
-def rates(turns: list[tuple[float, float]], audio: float) -> Figures:
-    """Audio-seconds per second, and the ratio of each pair."""
-    ratios = [usual / ours for ours, usual in turns]
-    return {
-        "ours": audio / statistics.median(ours for ours, _ in turns),
-        "peer": audio / statistics.median(usual for _, usual in turns),
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "audio_seconds": audio,
-    }
-
-
 ROWS: dict[str, Callable[[argparse.Namespace, Path], Figures]] = {
     "mfcc_to_targets": mfcc_to_targets,
+    "labelling": labelling,
     "layer_features": layer_features,
     "kmeans_mfcc": kmeans_mfcc,
     "kmeans_layer": kmeans_layer,
@@ -314,28 +326,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help=f"any of {', '.join(ROWS)} (default: all)")
     parser.add_argument("--audio", help="folder with 16 kHz mono audio files; generated noise without it")
-    parser.add_argument("--minutes", type=float, default=60.0, help="how much of it")
-    parser.add_argument(
-        "--wav", action="store_true", help="as 16-bit WAV files: decoding FLAC is most of the work otherwise, on both sides"
-    )
+    parser.add_argument("--minutes", type=float, help=f"how much of it; without it {MINUTES}")
+    parser.add_argument("--wav", action="store_true", help="as 16-bit WAV files: decoding FLAC is half of the work otherwise")
     parser.add_argument("--n-clusters", type=int, default=100)
-    parser.add_argument("--pairs", type=int, default=4, help="turns; the first is for warming up when there are several")
+    parser.add_argument("--pairs", type=int, default=3, help="turns, after one for warming up when there are several")
     parser.add_argument("--checkpoint", help="kmeans_layer: whose layer 6 (or last); random weights without it")
     parser.add_argument("--device", default="cpu", help="layer_features: cpu or cuda")
     parser.add_argument("--precision", default="float32", help="layer_features: float32 or bfloat16, ours only")
     options = parser.parse_args()
-    unknown = [name for name in options.rows if name not in ROWS]
-    if unknown:
+    if unknown := [name for name in options.rows if name not in ROWS]:
         parser.error(f"no row {unknown[0]!r}; choose from {', '.join(ROWS)}")
     found = {}
     for name in options.rows or ROWS:
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = {key: float(f"{value:.6g}") for key, value in ROWS[name](options, Path(folder)).items()}
-        print(f"{name}: " + ", ".join(f"{key} {value:g}" for key, value in found[name].items()), flush=True)
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    if options.device != "cpu":
-        machine += f", {torch.cuda.get_device_name()}"
-    print(json.dumps({"bench": "targets", "machine": machine, "rows": found}))
+            found[name] = ROWS[name](options, Path(folder))
+        print(f"{name}: " + ", ".join(f"{key} {value:.5g}" for key, value in found[name].items()), flush=True)
+    benchmark.print_json("targets", found, gpu=options.device != "cpu")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ so that every step does the same work. Peak memory is that of a process of its o
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hubert_pretrain import benchmark
 from hubert_pretrain.export.huggingface import import_transformers
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.model.config import HubertConfig
@@ -239,30 +240,21 @@ def compare(name: str, work: Work, pairs: int) -> dict[str, Any]:
     """All contenders in turn, `pairs` rounds; ours against the faster peer of each round."""
     batch = Batch.of(work)
     steps = {contender: make(work, batch) for contender, make in CONTENDERS.items()}
-    for step in steps.values():
-        for _ in range(2):
-            step()
-    times: dict[str, list[float]] = {contender: [] for contender in steps}
-    for _ in range(pairs):
-        for contender, step in steps.items():
-            times[contender].append(seconds_of(step, work.device))
+    sides = {contender: functools.partial(seconds_of, step, work.device) for contender, step in steps.items()}
+    times = benchmark.in_turns(sides, pairs, warm_up=2)
     peak_flops = matmul_flops(work.device)
     steps.clear()
-    audio = work.rows * work.seconds
-    fastest = min((contender for contender in times if contender != "ours"), key=lambda contender: statistics.median(times[contender]))
-    ratios = sorted(peer / mine for peer, mine in zip(times[fastest], times["ours"], strict=True))
-    rate = {contender: audio / statistics.median(found) for contender, found in times.items()}
+    sides.clear()
+    rates = {contender: [work.rows * work.seconds / spent for spent in found] for contender, found in times.items()}
+    rate = {contender: statistics.median(found) for contender, found in rates.items()}
+    fastest = max((contender for contender in rates if contender != "ours"), key=lambda contender: rate[contender])
     memory = {contender: peak_megabytes(name, contender, work) for contender in CONTENDERS}
     flops = rate["ours"] * training_flops_per_second(work.config, clip_seconds=work.seconds, n_clusters=K)
     return {
         "unit": "audio-seconds per second",
-        "ours": round(rate["ours"], 2),
-        "peer": round(rate[fastest], 2),
+        **benchmark.compared(rates["ours"], rates[fastest]),
         "fastest_peer": fastest,
         "peers": {contender: round(value, 2) for contender, value in rate.items() if contender != "ours"},
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_min": round(ratios[0], 3),
-        "ratio_max": round(ratios[-1], 3),
         "pairs": pairs,
         "megabytes": {contender: round(value) for contender, value in memory.items()},
         "memory_ratio": round(memory["ours"] / memory[fastest], 3),
@@ -272,13 +264,6 @@ def compare(name: str, work: Work, pairs: int) -> dict[str, Any]:
         "seconds": work.seconds,
         "precision": "bf16" if work.device == "cuda" else "fp32",
     }
-
-
-def machine() -> str:
-    """What it was measured on."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def main() -> None:
@@ -302,7 +287,7 @@ def main() -> None:
             sys.exit(f"{name}: no NVIDIA GPU here")
         rows[name] = compare(name, work, arguments.pairs)
         print(f"{name}: {json.dumps(rows[name])}", flush=True)
-    print(json.dumps({"bench": "train", "machine": machine(), "rows": rows}))
+    benchmark.print_json("train", rows, gpu=torch.cuda.is_available())
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def _convert(options: argparse.Namespace) -> int:
     from hubert_pretrain.export.onnx import quantise_onnx
 
     form = format_named(options.to)
-    form.export(target, loaded)
+    form.write(target, loaded)
     print(f"wrote     {target}")
     if options.check:
         report, tensors = form.check(target, loaded)

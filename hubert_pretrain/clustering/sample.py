@@ -12,6 +12,7 @@ from torch import Tensor
 from hubert_pretrain import distributed
 from hubert_pretrain.clustering.source import FrameFile, Shard, in_memory, share_of_frames
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.tables import chunks
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.features.extractor import Extractor
 from hubert_pretrain.features.stream import map_groups
@@ -29,31 +30,43 @@ at each end of its share for its neighbour's sake and throw them away."""
 
 
 def choose_rows(
-    num_samples: NDArray[np.int64], rows: NDArray[np.int64], *, fraction: float, max_hours: float, seed: int
+    num_samples: NDArray[np.int64], rows: NDArray[np.int64] | range, *, fraction: float, max_hours: float, seed: int
 ) -> NDArray[np.int64]:
-    """A random subset of whole utterances, in ascending order; a pure function of its arguments.
+    """A random subset of whole utterances, in ascending order; a pure function of its arguments. In memory are only those that are chosen.
 
     Utterances are taken in the order of a seeded hash of their place, until they hold `fraction` of the audio, but at least an hour
     (or everything) and at most `max_hours` (or a single utterance).
 
     Args:
         num_samples: length of every utterance of the manifest, in samples.
-        rows: the rows to choose from.
+        rows: the rows to choose from, in ascending order; as a range they take no memory either.
         fraction: share of their audio, in (0, 1].
         max_hours: never more than this.
         seed: of the run.
     """
     if len(rows) == 0:
         raise DataError("no utterances to cluster: the corpus has none in split 'train'; give it some and run stage=prepare again")
-    order = rows[permute(np.arange(len(rows)), len(rows), seed, "codebook sample")]
-    lengths = num_samples[order]
-    wanted = min(max(fraction * int(lengths.sum()), samples(MIN_HOURS * 3600)), samples(max_hours * 3600))
-    total = np.cumsum(lengths)
-    # The utterance that reaches what is wanted is taken, unless it passes max_hours.
-    count = int(np.searchsorted(total, wanted, side="left")) + 1
-    if count > 1 and total[min(count, len(rows)) - 1] > samples(max_hours * 3600):
-        count -= 1
-    return np.sort(order[:count])
+    limit = samples(max_hours * 3600)
+    total = sum(int(num_samples[_take(rows, np.arange(part.start, part.stop))].sum()) for part in chunks(len(rows)))
+    wanted = min(max(fraction * total, samples(MIN_HOURS * 3600)), limit)
+    chosen, held = [], 0
+    for part in chunks(len(rows)):
+        found = _take(rows, permute(np.arange(part.start, part.stop), len(rows), seed, "codebook sample"))
+        ends = held + np.cumsum(num_samples[found])
+        last = int(np.searchsorted(ends, wanted, side="left"))
+        if last == len(found):
+            chosen.append(found)
+            held = int(ends[-1])
+            continue
+        # The utterance that reaches what is wanted is taken, unless it passes max_hours.
+        too_much = ends[last] > limit and (held > 0 or last > 0)
+        chosen.append(found[: last + (0 if too_much else 1)])
+        break
+    return np.sort(np.concatenate(chosen))
+
+
+def _take(rows: NDArray[np.int64] | range, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    return places + rows.start if isinstance(rows, range) else rows[places]
 
 
 def hours_of(num_frames: int, grid: FrameGrid) -> float:

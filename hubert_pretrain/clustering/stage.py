@@ -53,7 +53,7 @@ def fit(
         grid, dim, features = at.extractor.grid, at.extractor.dim, at.extractor.fingerprint()
         wanted = plans(config.codebooks, dim=dim, n_clusters=config.n_clusters)
         max_hours = min(config.max_hours, sample.hours_of(config.max_frames, grid) if config.max_frames else math.inf)
-        train = corpus.manifest.rows("train")
+        train = corpus.manifest.split_range("train")
         rows = sample.choose_rows(corpus.manifest.num_samples, train, fraction=config.fraction, max_hours=max_hours, seed=recipe.seed)
         where: dict[str, Any] = {"scratch": folder, "device": at.device, "workers": at.workers}
         shard = sample.gather_share(corpus, rows, at.extractor, memory_bytes=memory.frame_bytes(budget), **where)

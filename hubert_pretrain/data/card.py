@@ -54,9 +54,9 @@ def describe(card: dict[str, Any]) -> str:
     length, duplicates, bad, corpora = card["length_seconds"], card["duplicates"], card["quarantined"], card["corpora"]
     rates = ", ".join(f"{rate} Hz: {count}" for rate, count in card["source_rates"].items())
     lines = [
-        f"corpus       {card['utterances']} utterances, {card['hours']:.2f} h, {card['speakers']} speakers, {card['labels']} labels",
-        *(f"  {name:10} {s['utterances']} utterances, {s['hours']:.2f} h, {s['speakers']} speakers" for name, s in card["splits"].items()),
-        *(f"  from {name}: {c['utterances']} utterances, {c['hours']:.2f} h" for name, c in corpora.items() if len(corpora) > 1),
+        f"corpus       {card['utterances']} utterances, {_long(card['hours'])}, {card['speakers']} speakers, {card['labels']} labels",
+        *(f"  {name:10} {s['utterances']} utterances, {_long(s['hours'])}, {s['speakers']} speakers" for name, s in card["splits"].items()),
+        *(f"  from {name}: {c['utterances']} utterances, {_long(c['hours'])}" for name, c in corpora.items() if len(corpora) > 1),
         f"text         {card['transcribed_utterances']} transcribed, {card['aligned_utterances']} with phone alignments",
         f"length       {length['min']:.2f} to {length['max']:.2f} s, median {length['median']:.2f} s",
         f"source       {rates}; channels: {', '.join(f'{name}: {count}' for name, count in card['channels'].items())}",
@@ -66,6 +66,10 @@ def describe(card: dict[str, Any]) -> str:
         *(f"  {count} x {reason}" for reason, count in bad["reasons"].items()),
     ]
     return "\n".join(lines)
+
+
+def _long(hours: float) -> str:
+    return f"{hours:.2f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def _split(manifest: Manifest, split: str) -> dict[str, Any]:

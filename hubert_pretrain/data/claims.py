@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hubert_pretrain.data.alignment import Phones
-from hubert_pretrain.data.corpus import Claim, CorpusSource
+from hubert_pretrain.data.corpus import Claim, CorpusSource, corpus_name
 from hubert_pretrain.data.manifest import TYPES, order_by_id
 from hubert_pretrain.data.storage import Location, is_url
 from hubert_pretrain.data.tables import CHUNK, Spool, chunks
@@ -25,6 +25,8 @@ Ints = NDArray[np.int64]
 SAID = ("id", "path", "offset", "num_bytes", "start", "speaker", "text", "label", "corpus")
 """Columns of the manifest that come from the corpus as they are."""
 COLUMNS: dict[str, pa.DataType] = {name: TYPES[name] for name in (*SAID, "split", "num_samples")} | {
+    "expected_samples": pa.int64(),
+    "expected_within": pa.int32(),
     "aligned": pa.int8(),
     "phones": pa.large_list(pa.int32()),
     "starts": pa.large_list(pa.int64()),
@@ -93,11 +95,11 @@ def gather(source: CorpusSource, folder: Path, spool: Spool) -> Claims:
     claims = iter(source.utterances(folder))
     while chunk := list(islice(claims, CHUNK)):
         try:
-            spool.append(_columns(chunk, type(source).__name__.lower(), inventory))
+            spool.append(_columns(chunk, corpus_name(source), inventory))
         except UnicodeEncodeError as error:
             raise DataError(f"{error.object!r}: a name or text that is not UTF-8; rename the file, or save its list as UTF-8") from error
     if not spool.num_rows:
-        where = getattr(source, "root", None) or type(source).__name__
+        where = getattr(source, "root", None) or corpus_name(source)
         raise DataError(f"{where}: no utterances found, expected at least one; check data.root and the names of the subsets")
     return Claims(spool.columns(), list(inventory))
 
@@ -105,13 +107,14 @@ def gather(source: CorpusSource, folder: Path, spool: Spool) -> Claims:
 def _columns(claims: Sequence[Claim], corpus: str, inventory: dict[str, int]) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {
         name: [getattr(claim, name) for claim in claims]
-        for name in ("id", "offset", "num_bytes", "start", "speaker", "text", "label", "split")
+        for name in ("id", "offset", "num_bytes", "start", "speaker", "text", "label", "split", "expected_within")
     }
     phones = [claim.phones or () for claim in claims]
     return columns | {
         "path": [_whole(str(claim.path)) for claim in claims],
         "corpus": [claim.corpus or corpus for claim in claims],
         "num_samples": [-1 if claim.num_samples is None else claim.num_samples for claim in claims],
+        "expected_samples": [-1 if claim.expected_samples is None else claim.expected_samples for claim in claims],
         "aligned": [int(claim.phones is not None) for claim in claims],
         "phones": [[inventory.setdefault(phone, len(inventory)) for phone, _, _ in one] for one in phones],
         "starts": [[start for _, start, _ in one] for one in phones],

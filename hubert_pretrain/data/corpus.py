@@ -15,6 +15,7 @@ from hubert_pretrain.data.alignment import Alignments, Phones
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.data.storage import Cache
 from hubert_pretrain.errors import ArtefactError, DataError
+from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.workspace import read_json
 
 MANIFEST = "manifest.arrow"
@@ -40,12 +41,28 @@ class Claim:
     """First sample in the audio file, at 16 kHz (0 unless the file is a longer recording)."""
     num_samples: int | None = None
     """Length of a segment of a longer recording, in samples at 16 kHz; None: to the end of the file."""
+    expected_samples: int | None = None
+    """Length that a list states for a whole file (`num_samples` is None), at 16 kHz; `prepare` puts a file of another length aside."""
+    expected_within: int = 1
+    """By how many samples it may differ: what the list rounds away."""
     offset: int = -1
     """Where the bytes of the audio file begin in the shard `path`; -1: `path` is the audio file."""
     num_bytes: int = -1
     """How many bytes the audio file has in its shard."""
     corpus: str = ""
-    """Name of the corpus it comes from; "" for the name of the class that lists it."""
+    """Name of the corpus it comes from; "" for `corpus_name` of what lists it."""
+
+
+def refuse_other_length(claim: Claim, num_samples: int) -> None:
+    """Raises DataError unless a file of so many samples at 16 kHz is as long as its list states, if it does."""
+    if claim.expected_samples is not None and abs(num_samples - claim.expected_samples) > claim.expected_within:
+        raise DataError(f"{claim.path}: {other_length(num_samples, claim.expected_samples)}")
+
+
+def other_length(num_samples: int, expected: int) -> str:
+    """Why a file cannot be used that has another length than its list states."""
+    fix = "it is truncated: copy it again" if num_samples < expected else "the list is of other audio, or of a part of it: mend the list"
+    return f"has {num_samples} samples at {SAMPLE_RATE} Hz, its list says {expected}; {fix}"
 
 
 class CorpusSource(Protocol):
@@ -61,6 +78,11 @@ class CorpusSource(Protocol):
             DataError: the corpus is not where it should be; the message shows the expected layout.
         """
         ...
+
+
+def corpus_name(source: CorpusSource) -> str:
+    """What a corpus is called in the manifest: its `name` where it has one, else its class."""
+    return str(getattr(source, "name", type(source).__name__.lower()))
 
 
 class Corpus:

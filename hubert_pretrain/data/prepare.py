@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hubert_pretrain import seeds
 from hubert_pretrain.data.alignment import Phones
 from hubert_pretrain.data.claims import SAID, Claims, Ints
+from hubert_pretrain.data.corpus import other_length
 from hubert_pretrain.data.journal import Journal, identity
 from hubert_pretrain.data.manifest import order_by_split
 from hubert_pretrain.data.probe import Recording, probe_all
@@ -101,24 +102,43 @@ def _quarantine_misfits(claims: Claims, journal: Journal, record: Ints, bad: Qua
     for part in chunks(len(claims)):
         places = claims.by_id[part]
         places = places[record[places] >= 0]
-        ends, lengths = claims.phone_ends(places), records["num_samples"][record[places]]
-        # Times of alignments are rounded, to 10 ms at worst: what reaches less than a frame beyond the end holds no frame's centre.
-        for i in np.flatnonzero(ends >= lengths + MODEL_GRID.hop).tolist():
-            place, reason = int(places[i]), f"alignment ends at sample {ends[i]}, the audio has {lengths[i]}; mend the alignment"
+        lengths = records["num_samples"][record[places]]
+        for i, reason in (_other_lengths(claims, places, lengths) | _long_alignments(claims, places, lengths)).items():
+            place = int(places[i])
             bad.add(Quarantined(claims.columns["id"][place].as_py(), claims.columns["path"][place].as_py(), reason))
             record[place] = -1
 
 
+def _other_lengths(claims: Claims, places: Ints, lengths: Ints) -> dict[int, str]:
+    """Files that are longer or shorter than their list states: where they stand in `places` -> why they cannot be used."""
+    stated, within = (claims.take(name, places).to_numpy() for name in ("expected_samples", "expected_within"))
+    differ = np.flatnonzero((stated >= 0) & (np.abs(lengths - stated) > within)).tolist()
+    return {i: other_length(int(lengths[i]), int(stated[i])) for i in differ}
+
+
+def _long_alignments(claims: Claims, places: Ints, lengths: Ints) -> dict[int, str]:
+    ends = claims.phone_ends(places)
+    # Times of alignments are rounded, to 10 ms at worst: what reaches less than a frame beyond the end holds no frame's centre.
+    beyond = np.flatnonzero(ends >= lengths + MODEL_GRID.hop).tolist()
+    return {i: f"alignment ends at sample {ends[i]}, the audio has {lengths[i]}; mend the alignment" for i in beyond}
+
+
 def hold_out(measured: Measured, fraction: float) -> None:
-    """Moves a share of `train` to `valid` when a corpus brings no `valid` split.
+    """Moves a share of `train` to `valid`, for each corpus that brings no `valid` split.
 
     Chosen by a hash of the id: an utterance stays where it is when others are added. At least one moves and at least one stays.
     """
-    sound, names = measured.record >= 0, measured.names
-    present = {names[number] for number in np.unique(measured.splits[sound]).tolist()}
-    if fraction <= 0 or "train" not in present or "valid" in present:
-        return
-    train = np.flatnonzero(sound & (measured.splits == names.index("train")))
+    corpora = measured.claims.columns["corpus"].indices.to_numpy()
+    sound = measured.record >= 0
+    for number in np.unique(corpora[sound]).tolist() if fraction > 0 else []:
+        mine = np.flatnonzero(sound & (corpora == number))
+        present = {measured.names[split] for split in np.unique(measured.splits[mine]).tolist()}
+        if "train" in present and "valid" not in present:
+            _hold_out_of(measured, mine[measured.splits[mine] == measured.names.index("train")], fraction)
+
+
+def _hold_out_of(measured: Measured, train: Ints, fraction: float) -> None:
+    """Moves a share of these places to `valid`."""
     if len(train) < 2:
         return
     shares = np.empty(len(train))
@@ -127,9 +147,9 @@ def hold_out(measured: Measured, fraction: float) -> None:
     chosen = shares < fraction
     chosen[shares.argmin()] = True
     chosen[shares.argmax()] = False
-    if "valid" not in names:
-        names.append("valid")
-    measured.splits[train[chosen]] = names.index("valid")
+    if "valid" not in measured.names:
+        measured.names.append("valid")
+    measured.splits[train[chosen]] = measured.names.index("valid")
 
 
 def share_of(id: str, purpose: str) -> float:

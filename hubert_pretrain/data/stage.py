@@ -11,7 +11,7 @@ from hubert_pretrain.data import card, prepare
 from hubert_pretrain.data.alignment import write_alignments
 from hubert_pretrain.data.claims import COLUMNS, gather
 from hubert_pretrain.data.corpora.aligned import align
-from hubert_pretrain.data.corpus import ALIGNMENTS, CARD, MANIFEST, QUARANTINE, Corpus, CorpusSource
+from hubert_pretrain.data.corpus import ALIGNMENTS, CARD, MANIFEST, QUARANTINE, Corpus, CorpusSource, corpus_name
 from hubert_pretrain.data.download import download
 from hubert_pretrain.data.journal import Journal
 from hubert_pretrain.data.manifest import write_columns
@@ -52,7 +52,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
             measured = prepare.measure(claims, journal, bad, data.workers, cache)
         bad.refuse_too_many(len(claims), data.max_bad_fraction)
         prepare.hold_out(measured, data.valid_fraction)
-        prepare.refuse_no_train(measured, str(data.root or type(source).__name__.lower()))
+        prepare.refuse_no_train(measured, str(data.root or corpus_name(source)))
 
         rows = measured.rows()
         manifest = write_columns(folder / MANIFEST, measured.manifest(rows), Path(data.root or folder).expanduser())

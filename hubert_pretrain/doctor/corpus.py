@@ -17,7 +17,7 @@ from hubert_pretrain.data.probe import usable_cores
 from hubert_pretrain.data.progress import progress
 from hubert_pretrain.doctor.row import Row, error, later, of_error, ok, warning
 from hubert_pretrain.errors import DataError, HubertPretrainError
-from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE, FrameGrid, samples, seconds
+from hubert_pretrain.frames import SAMPLE_RATE, FrameGrid, samples, seconds
 from hubert_pretrain.seeds import permute
 
 MUCH_LEFT_OUT = 0.2
@@ -175,8 +175,6 @@ def frames(corpus: Corpus, grid: FrameGrid) -> Row:
     if least < 1:
         what = f"{corpus.manifest[row].id!r} is {seconds(int(lengths[row])):.3f} s long"
         return error("frames", f"{found}; {what}", f"leave out what is shorter than {grid.window} samples, and prepare again")
-    if grid != MODEL_GRID:
-        return warning("frames", f"{found}; not HuBERT's grid", "MFCC targets lie on HuBERT's: cluster another model's features instead")
     return ok("frames", found)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hubert_pretrain.doctor import cost
 from hubert_pretrain.doctor.cost import FLOAT, Training
-from hubert_pretrain.frames import FrameGrid, samples
+from hubert_pretrain.frames import FrameGrid, samples, seconds
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.training.limits import CACHE_BYTES, KEPT
 from hubert_pretrain.workspace import Workspace, size_in_bytes
@@ -31,6 +31,8 @@ class Work:
     """D of the frames that it clusters; 0: it clusters none."""
     fraction: float = 0.0
     max_hours: float = 0.0
+    memory_bytes: int = 0
+    """What the process that clusters may hold (`clustering.max_memory_gb`)."""
     labels: bool = False
     """Whether it writes targets."""
     training: Training | None = None
@@ -66,7 +68,9 @@ def work_of(stage: str, verb: str, model: HubertConfig, workspace: Workspace, se
     if verb == "cluster":
         clustering = sections["clustering"]
         dim = model.hidden_size if sections["features"].get("checkpoint") else WIDEST
-        return replace(work, dim=dim, fraction=clustering.fraction, max_hours=clustering.max_hours)
+        budget, frames = int(clustering.max_memory_gb * 1e9), clustering.max_frames
+        max_hours = min(clustering.max_hours, seconds(frames * model.grid.hop) / 3600) if frames else clustering.max_hours
+        return replace(work, dim=dim, fraction=clustering.fraction, max_hours=max_hours, memory_bytes=budget)
     if verb not in ("pretrain", "finetune"):
         return work
     config = sections[verb]
@@ -93,9 +97,7 @@ def memory(works: Sequence[Work], audio: Audio, *, processes: int, on_cpu: str |
     needs = {}
     for work in works:
         if work.dim:
-            from hubert_pretrain.clustering.sample import MEMORY_BYTES
-
-            needs[work.stage] = min(_sample(work, audio), MEMORY_BYTES)
+            needs[work.stage] = min(_sample(work, audio), work.memory_bytes)
         if work.training is not None:
             kept = [FLOAT * part for part in (audio.train, audio.valid) if FLOAT * part <= CACHE_BYTES]
             network = 0 if on_cpu is None else cost.training_bytes(work.training, precision=on_cpu)
@@ -105,10 +107,10 @@ def memory(works: Sequence[Work], audio: Audio, *, processes: int, on_cpu: str |
 
 def _disk(work: Work, audio: Audio) -> int:
     if work.dim:
-        from hubert_pretrain.clustering.sample import MEMORY_BYTES
+        from hubert_pretrain.clustering.memory import frame_bytes
 
         size = _sample(work, audio)
-        return size if size > MEMORY_BYTES else 0  # it lies in memory otherwise
+        return size if size > frame_bytes(work.memory_bytes) else 0  # it lies in memory otherwise
     if work.labels:
         return TARGET_BYTES * (audio.all // work.grid.hop)
     if work.training is not None:

@@ -42,8 +42,7 @@ def _machine(recipe: Recipe, workspace: Workspace, stages: Sequence[Stage]) -> I
     pending = [stage for stage in stages if not workspace.is_done(stage.name)]
     verbs, hardware, audio = {stage.verb for stage in pending}, recipe.trainer, needs.audio_of(workspace)
     works = [needs.work_of(stage.name, stage.verb, recipe.model, workspace, stage.sections) for stage in pending]
-    yield machine.work_dir(workspace.root)
-    yield machine.packages(_chosen(recipe, verbs))
+    yield from (machine.work_dir(workspace.root), machine.packages(_chosen(recipe, verbs)))
     yield machine.disk(needs.disk(works, audio), workspace.root, audio.unknown)
     if verbs <= {"prepare", "export"}:
         return  # they compute little, and to ask more would load torch
@@ -80,12 +79,13 @@ def _checkpoints(recipe: Recipe, workspace: Workspace) -> list[Row]:
 
 def _artefacts(recipe: Recipe, workspace: Workspace) -> Iterator[Row]:
     from hubert_pretrain.doctor import corpus as about
-    from hubert_pretrain.doctor import labels, targets
+    from hubert_pretrain.doctor import labels, shards, targets
 
     corpus, grid = open_corpus(recipe, workspace) if workspace.is_done("prepare") else None, recipe.model.grid
-    yield about.root(recipe.data.root)
-    amount = {"sample": recipe.check.sample, "seed": recipe.seed, "workers": recipe.data.workers}
-    yield from about.rows(corpus, grid=grid, everything=recipe.check.all, **amount)
+    yield from [about.root(recipe.data.root), shards.cache(recipe.data.cache_dir, recipe.data.cache_gigabytes)]
+    asked = {"sample": recipe.check.sample, "seed": recipe.seed, "workers": recipe.data.workers}
+    yield from about.rows(corpus, grid=grid, everything=recipe.check.all, **asked)
+    yield shards.shards(corpus, everything=recipe.check.all, **asked)
     for name, iteration in recipe.iterations.items():
         values = {key: getattr(iteration.pretrain, key) for key in PLAN}
         yield about.crops(corpus, f"crops {name}", grid=grid, seed=recipe.seed, **values) if corpus else later(f"crops {name}", "prepare")

@@ -28,6 +28,22 @@ class Format:
     """With the library it is for, or where that cannot be installed (fairseq) with our own reading of the file."""
     returns: bool = True
     """Whether it can be read again."""
+    any_front_end: bool = False
+    """Whether it can hold a network without a conv encoder."""
+
+    def write(self, path: Path, loaded: LoadedModel) -> None:
+        """Raises ConfigError for a network that the format has no place for."""
+        front_end = loaded.model.config.front_end
+        if front_end != "conv" and not self.any_front_end:
+            name, able = (
+                next(key for key, form in FORMATS.items() if form is self),
+                [key for key, form in FORMATS.items() if form.any_front_end],
+            )
+            raise ConfigError(
+                f"export.format={name} has no place for model.front_end={front_end}: its HuBERT begins with convolutions; "
+                f"choose {' or '.join(able)}, or load the checkpoint's own folder with this package"
+            )
+        self.export(path, loaded)
 
     def check(self, path: Path, loaded: LoadedModel) -> tuple[Report, int]:
         """The differences of every output, and the number of tensors that came back bit for bit (0 for formats that cannot be read).
@@ -51,7 +67,7 @@ FORMATS = {
     "fairseq": Format("checkpoint.pt", export_fairseq, compare_with_itself),
     "s3prl": Format("converted.pt", export_s3prl, compare_with_itself),
     "torchaudio": Format("hubert.pt", export_torchaudio, compare_torchaudio),
-    "onnx": Format("hubert.onnx", export_onnx, compare_onnx, returns=False),
+    "onnx": Format("hubert.onnx", export_onnx, compare_onnx, returns=False, any_front_end=True),
     "torch": Format("hubert.pt2", export_torch, compare_torch, returns=False),
 }
 

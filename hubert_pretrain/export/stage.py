@@ -25,7 +25,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         if name in names.values():
             raise ConfigError(f"export.checkpoints names two folders that end in {name}; export one of them in a run of its own")
         names[reference] = name
-        form.export(folder / name / form.file, loaded)
+        form.write(folder / name / form.file, loaded)
         reports[reference], _ = form.check(folder / name / form.file, loaded)
     write_json(folder / "report.json", {reference: report.differences for reference, report in reports.items()})
     final = workspace.folder(stage)

@@ -50,8 +50,8 @@ class ConvStack:
 
     layers: Sequence[Callable[[Tensor], Tensor]]
     """Each (B, C, S') -> (B, C', S'')."""
-    conv: nn.Conv1d
-    """The convolution of the first layer,"""
+    conv: nn.Conv1d | None
+    """The convolution of the first layer, None where there is none,"""
     time_norm: nn.GroupNorm | None
     """its norm where that is one over time, one group per channel,"""
     activation: Callable[[Tensor], Tensor]
@@ -69,21 +69,22 @@ class ConvStack:
 
     def _normed(self, waveform: Tensor, piece_samples: int) -> Callable[[Tensor], Tensor]:
         """The first layer with the norm's mean and variance of the whole waveform."""
-        norm = self.time_norm
+        norm, conv = self.time_norm, self.conv
         assert norm is not None
-        grid = FrameGrid(window=self.conv.kernel_size[0], hop=self.conv.stride[0])
-        zero = waveform.new_zeros(len(waveform), self.conv.out_channels, 1, dtype=torch.float64)
+        assert conv is not None
+        grid = FrameGrid(window=conv.kernel_size[0], hop=conv.stride[0])
+        zero = waveform.new_zeros(len(waveform), conv.out_channels, 1, dtype=torch.float64)
         count, mean, squares = 0, zero, zero
         for piece in _pieces(waveform, grid, piece_samples):
             # Means and variances of pieces are joined in float64 (Chan et al. 1979): float32 sums over hours of audio lose digits.
-            x = self.conv(piece[:, None])
+            x = conv(piece[:, None])
             variance, piece_mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
             total, delta = count + x.shape[-1], piece_mean.double() - mean
             squares = squares + variance.double() * x.shape[-1] + delta.square() * (count * x.shape[-1] / total)
             mean, count = mean + delta * (x.shape[-1] / total), total
         scale = norm.weight[:, None] / (squares / count + norm.eps).sqrt()  # (B, C, 1)
         shift = norm.bias[:, None] - mean * scale
-        return lambda x: self.activation(torch.addcmul(shift.float(), self.conv(x), scale.float()))
+        return lambda x: self.activation(torch.addcmul(shift.float(), conv(x), scale.float()))
 
 
 def _pieces(waveform: Tensor, grid: FrameGrid, piece_samples: int) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hubert_pretrain.features.chunks import ConvStack
 from hubert_pretrain.features.hashes import weights_sha256
@@ -17,6 +17,7 @@ from hubert_pretrain.features.layer import LayerFeatures, Layers
 from hubert_pretrain.model.conv_encoder import ConvLayer, TimeNorm
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.loader import load_checkpoint
+from hubert_pretrain.model.log_mel_encoder import LogMelEncoder
 
 
 class HubertLayer(LayerFeatures):
@@ -76,8 +77,11 @@ class HubertLayer(LayerFeatures):
         return output.last if len(self.layers) == 1 else torch.cat([output.states[layer - 1] for layer in self.layers], dim=-1)
 
     def conv_stack(self) -> ConvStack:
-        """The model's conv encoder."""
-        layers = list(self.model.conv_encoder.layers)
+        """The model's front end: one of log-mel frames is a single layer."""
+        encoder = self.model.conv_encoder
+        if isinstance(encoder, LogMelEncoder):
+            return ConvStack([lambda piece: encoder(piece[:, 0]).transpose(1, 2)], None, None, nn.Identity(), self.grid)
+        layers = list(encoder.layers)
         first = layers[0]
         assert isinstance(first, ConvLayer)
         norm = first.norm if isinstance(first.norm, TimeNorm) else None

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features.batching import Batches, packed
 from hubert_pretrain.features.mfcc import BATCH_SECONDS
-from hubert_pretrain.features.spectrum import MelEnergies, lay_out, spread
+from hubert_pretrain.features.spectrum import lay_out, spread
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid, samples, seconds
+from hubert_pretrain.model.mel import MelEnergies
 
 
 class LogMel(nn.Module):

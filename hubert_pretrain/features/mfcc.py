@@ -16,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features.batching import Batches, packed
-from hubert_pretrain.features.spectrum import MelEnergies, deltas, lay_out, spread
-from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID, FrameGrid, samples
+from hubert_pretrain.features.spectrum import deltas, lay_out, spread
+from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID, FrameGrid, samples, seconds
+from hubert_pretrain.model.mel import MelEnergies
 
 NUM_CEPSTRA = 13
 NUM_MEL_BINS = 23
@@ -30,21 +32,31 @@ BATCH_SECONDS = 60.0
 class Mfcc(nn.Module):
     """13 cepstra (C0 kept, no energy, no mean subtraction) with deltas and delta-deltas: (B, S) -> (B, T, 39).
 
-    Derivatives are taken on the 100 Hz grid, as in the reference; then every second frame is kept, which is the model's grid.
+    Derivatives are taken on the 100 Hz grid, as in the reference; then every second frame is kept, which is the model's grid. On the grid
+    of another model, the frame in the middle of each of its windows is kept.
     The waveform is used as it is, in [-1, 1]: quiet frames hit the floor of the logarithm, and rescaling would change the clusters.
     """
 
     cosine: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, *, hop_seconds: float = seconds(MODEL_GRID.hop), window_seconds: float = seconds(MODEL_GRID.window)) -> None:
         super().__init__()
+        self._grid = FrameGrid(window=samples(window_seconds), hop=samples(hop_seconds))
+        self._step, odd = divmod(self._grid.hop, MFCC_GRID.hop)
+        margin = self._grid.window - MFCC_GRID.window
+        if odd or self._step < 1 or margin < 0:
+            raise ConfigError(
+                f"MFCC: hop_seconds={hop_seconds}, window_seconds={window_seconds}; Kaldi's frames lie {seconds(MFCC_GRID.hop)} s apart and "
+                f"are {seconds(MFCC_GRID.window)} s long: expected a multiple of the first, and no less than the second"
+            )
+        self._first = margin // 2 // MFCC_GRID.hop  # of Kaldi's frames in each window, the one in the middle
         self.energies = MelEnergies(MFCC_GRID, NUM_MEL_BINS)
         self.register_buffer("cosine", cosine_transform(), persistent=False)  # (NUM_MEL_BINS, NUM_CEPSTRA)
 
     @property
     def grid(self) -> FrameGrid:
-        """The model's grid."""
-        return MODEL_GRID
+        """The model's grid, unless another was asked for."""
+        return self._grid
 
     @property
     def dim(self) -> int:
@@ -52,11 +64,11 @@ class Mfcc(nn.Module):
         return 3 * NUM_CEPSTRA
 
     def fingerprint(self) -> dict[str, Any]:
-        """The Kaldi recipe has no choices here, so the kind says it all."""
+        """The Kaldi recipe has no choices here, so the kind says it all, but for the grid, which every codebook keeps."""
         return {"kind": "mfcc", "dim": self.dim, "cepstra": NUM_CEPSTRA, "mel_bins": NUM_MEL_BINS, "normalize_waveform": False}
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Frames of equally long waveforms; T = `MODEL_GRID.num_frames(S)`, 0 for less than one window."""
+        """Frames of equally long waveforms; T = `grid.num_frames(S)`, 0 for less than one window."""
         return self.ragged(list(waveform)).view(len(waveform), self.grid.num_frames(waveform.shape[-1]), self.dim)
 
     @torch.inference_mode()
@@ -66,8 +78,10 @@ class Mfcc(nn.Module):
         static = self.energies(flat) @ self.cosine  # (F, 13), with frames between the utterances
         first = deltas(static, counts, firsts)  # (N at 100 Hz, 13)
         second = deltas(first, counts)
-        even, static_even = spread(counts, step=2).to(flat.device), spread(counts, firsts, step=2).to(flat.device)
-        return torch.cat([static[static_even], first[even], second[even]], dim=-1)
+        every: dict[str, Any] = {"step": self._step, "offset": self._first}
+        every["rows"] = [self.grid.num_frames(len(waveform)) for waveform in waveforms]
+        kept, static_kept = spread(counts, **every).to(flat.device), spread(counts, firsts, **every).to(flat.device)
+        return torch.cat([static[static_kept], first[kept], second[kept]], dim=-1)
 
     def batches(self, num_samples: NDArray[np.int64]) -> Batches:
         """A minute of neighbours at a time, whatever their lengths: nothing is padded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import lightning as L
@@ -35,7 +36,11 @@ class TrainingDataset(Dataset[Batch]):
         """``model`` says what it wants: frame grid, width, normalised waveforms or not."""
         self.corpus, self.plan, self.masks = corpus, plan, masks
         self.grid, self.width, self.normalize = model.grid, model.config.hidden_size, model.config.normalize_waveform
-        self.labels = dict(zip(examples.rows.tolist(), examples.labels, strict=True))
+        # Two arrays, not a list for each utterance: lists would be copied into every worker as soon as they are looked at.
+        order = np.argsort(examples.rows)
+        self._rows, labels = examples.rows[order], [examples.labels[i] for i in order.tolist()]
+        self._ends = np.cumsum([len(ids) for ids in labels])
+        self._ids = np.fromiter(chain.from_iterable(labels), dtype=np.int64, count=sum(map(len, labels)))
 
     def __getitem__(self, index: int) -> Batch:
         planned = self.plan.micro_batch(index)
@@ -43,13 +48,13 @@ class TrainingDataset(Dataset[Batch]):
         waveforms = [read_whole(self.corpus, row, self.normalize) for row in rows]
         num_frames = [int(self.grid.num_frames(len(waveform))) for waveform in waveforms]
         longest = int(self.grid.num_frames(planned.num_samples))  # T
-        labels = [self.labels[row] for row in rows]
+        labels = [self._labels(row) for row in rows]
         mask, channel_mask = self.masks.draw(rows, num_frames, (longest, self.width), step=planned.step, index=index)
         return {
             "waveform": _stack(waveforms, planned.num_samples),
             "num_samples": torch.tensor([len(waveform) for waveform in waveforms]),
             "valid": torch.arange(longest) < torch.tensor(num_frames)[:, None],
-            "labels": _stack([np.array(ids, dtype=np.int64) for ids in labels], max(map(len, labels))),
+            "labels": _stack(labels, max(map(len, labels))),
             "label_lengths": torch.tensor([len(ids) for ids in labels]),
             "mask": torch.from_numpy(mask),
             "channel_mask": torch.from_numpy(channel_mask),
@@ -57,6 +62,10 @@ class TrainingDataset(Dataset[Batch]):
             "index": index,
             "step_utterances": self.plan.utterances(planned.step),
         }
+
+    def _labels(self, row: int) -> NDArray[np.int64]:
+        place = int(np.searchsorted(self._rows, row))
+        return self._ids[self._ends[place - 1] if place else 0 : self._ends[place]]
 
     def describe(self, index: int) -> str:
         """A micro-batch for a person: its step and the ids of its utterances."""

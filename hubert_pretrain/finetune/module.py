@@ -18,6 +18,7 @@ from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.seeds import derive, generator
 from hubert_pretrain.training.loggers import report
 from hubert_pretrain.training.module import Meter, TrainingModule
+from hubert_pretrain.training.strategies import zero_term
 
 
 class FinetuneModule(TrainingModule):
@@ -74,9 +75,7 @@ class FinetuneModule(TrainingModule):
         audio_seconds = in_seconds(batch["waveform"].numel())
         self.watch(batch["index"], loss, audio_seconds=audio_seconds)
         self.meter.add(loss=loss, utterances=len(valid), audio=audio_seconds)
-        if distributed.world_size() > 1:
-            # DDP waits for a gradient of every parameter: those that have no part in this step get one of zero, removed below.
-            loss = loss + sum(0.0 * parameter.sum() for parameter in self._idle(step))
+        loss = loss + zero_term(self, self._idle(step))
         # The gradient wanted is d(sum over all micro-batches of the step) / utterances of the step. Lightning divides by the number of
         # accumulated micro-batches and DDP by the number of ranks, so both are multiplied back.
         return loss * (self.trainer.accumulate_grad_batches * distributed.world_size() / batch["step_utterances"])
@@ -117,4 +116,5 @@ class FinetuneModule(TrainingModule):
         self._heard = []
         scored = self.task.score([said for said, _ in heard], [guess for _, guess in heard])
         values = {"loss": sums["loss"] / sums["utterances"], **scored}
-        report(self.trainer, self.trainer.global_step, {f"valid/{name}": value for name, value in values.items()}, kind="valid")
+        self.validated = {f"valid/{name}": value for name, value in values.items()}
+        report(self.trainer, self.trainer.global_step, self.validated, kind="valid")

@@ -22,7 +22,7 @@ from hubert_pretrain.finetune.task import Examples, Task, gather_examples, strin
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.seeds import derive
-from hubert_pretrain.training.loggers import close, read_metrics
+from hubert_pretrain.training.loggers import close, keep_table, read_metrics
 from hubert_pretrain.training.module import Optimisation
 from hubert_pretrain.training.schedule import tri_stage
 from hubert_pretrain.training.stage import trainer_of
@@ -44,19 +44,21 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     splits = {key: getattr(config, key) for key in ("train_split", "valid_split", "test_split")}
     train, valid, test = gather_examples(task, corpus.manifest, model.grid, splits, f"finetune.{task_name}")
     data = _training_data(config, corpus, model, train, seed)
-    module = _module(config, task, model, seed, data)
+    module = _module(config, task, model, seed, data, recipe.trainer.max_skipped_steps)
     trainer = trainer_of(recipe, config, folder, stage=stage, micro_batches=data.plan.micro_batches)
     loading = loaders(trainer, data, WholeUtterances(corpus, valid, model), workers=recipe.trainer.loader_workers)
     if trainer.is_global_zero:
         print(data.plan.describe(), flush=True)
     fit(trainer, module, *loading, folder)
-    close(trainer.loggers)
     guesses = predict(model, module.head, task, WholeUtterances(corpus, test, model), trainer.strategy.root_device)
     if trainer.is_global_zero:
         save_model(folder, model, head=module.head, extra={"recipe": recipe.name, "stage": stage, "steps": config.steps, **task.card()})
         file_name, table = task.table(strings(corpus.manifest, "id", test.rows), test.references, guesses)
         write_text(folder / file_name, table)
         draw(read_metrics(folder / "logs" / "metrics.csv"), folder / "curves.png", title=f"{recipe.name} {stage}")
+        header, *rows = [line.split("\t") for line in table.splitlines()]
+        keep_table(trainer.loggers, file_name.removesuffix(".tsv"), header, rows)
+    close(trainer.loggers)
     return {**task.score(test.references, guesses), "steps": config.steps, "utterances": len(test)}
 
 
@@ -67,7 +69,7 @@ def _training_data(config: FinetuneConfig, corpus: Corpus, model: Hubert, train:
     return TrainingDataset(corpus, train, plan, model, make_masks(config.mask_sampler, *spans, seed))
 
 
-def _module(config: FinetuneConfig, task: Task, model: Hubert, seed: int, data: TrainingDataset) -> FinetuneModule:
+def _module(config: FinetuneConfig, task: Task, model: Hubert, seed: int, data: TrainingDataset, max_skipped_steps: int) -> FinetuneModule:
     torch.manual_seed(derive(seed, "head"))
     schedule = partial(
         tri_stage,
@@ -87,4 +89,5 @@ def _module(config: FinetuneConfig, task: Task, model: Hubert, seed: int, data: 
         describe_micro_batch=data.describe,
         optimisation=Optimisation(factor=schedule, **values),
         log_every_steps=config.log_every_steps,
+        max_skipped_steps=max_skipped_steps,
     )

@@ -52,7 +52,7 @@ def key_mask(valid: Tensor) -> Tensor:
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None, dropout: float) -> tuple[Tensor, None]:
     """PyTorch's fused attention: flash without a mask, memory-efficient or plain with one. It has none for dropout on a CPU; we have."""
-    if dropout > 0 and q.device.type == "cpu" and q.dtype == torch.float32:
+    if dropout > 0 and q.device.type == "cpu" and q.dtype == torch.float32 and not torch.compiler.is_compiling():
         return dropped_attention(q, k, v, attended, dropout), None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attended, dropout_p=dropout), None
 

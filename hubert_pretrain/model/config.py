@@ -19,13 +19,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hubert_pretrain.errors import ConfigError, nearest
-from hubert_pretrain.frames import FrameGrid
+from hubert_pretrain.frames import FrameGrid, samples
 
 ACTIVATIONS = ["gelu", "relu", "selu", "gelu_new", "silu"]
 """Names of `transformers`; "gelu" is the exact one (erf), "gelu_new" the tanh approximation."""
 
+FRONT_ENDS = ["conv", "log_mel"]
+"""What makes frames of a waveform: the conv encoder, or mel energies, which cost nothing (model/log_mel_encoder.py)."""
+
 ATTENTIONS = ["sdpa", "eager", "flex"]
 """Ways to compute attention (model/attention.py). No part of a network's form: they give the same numbers."""
+
+COMPILED = ["none", "layers", "model"]
+COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+"""What is compiled, and how (model/compiling.py)."""
 
 SPAN_LENGTHS = ["static", "uniform", "normal", "poisson"]
 """How the lengths of masked spans are drawn (model/masking.py)."""
@@ -41,6 +48,12 @@ class HubertConfig:
     Fields are named as in `transformers.HubertConfig`; fairseq's name stands behind where it differs. Defaults are HuBERT Base.
     """
 
+    front_end: str = "conv"  # conv, or log_mel: then the fields of the conv encoder are not read, but for feat_extract_activation
+    # -- log-mel front end: waveform -> frames
+    mel_bins: int = 80  # mel bands
+    mel_hop_seconds: float = 0.01  # from one mel frame to the next
+    mel_window_seconds: float = 0.025  # that one mel frame sees
+    mel_stack: int = 2  # mel frames side by side in one frame: 2 make a frame every 20 ms, 4 every 40 ms
     # -- conv encoder: waveform -> frames
     conv_dim: list[int] = field(default_factory=lambda: [512] * 7)  # channels of each layer
     conv_kernel: list[int] = field(default_factory=lambda: [10, 3, 3, 3, 3, 2, 2])
@@ -75,12 +88,28 @@ class HubertConfig:
 
     @property
     def grid(self) -> FrameGrid:
-        """The frame grid that the conv encoder makes."""
-        return FrameGrid.of_convolutions(self.conv_kernel, self.conv_stride)
+        """The frame grid that the front end makes."""
+        if self.front_end == "conv":
+            return FrameGrid.of_convolutions(self.conv_kernel, self.conv_stride)
+        return self.mel_grid.every(self.mel_stack)
+
+    @property
+    def mel_grid(self) -> FrameGrid:
+        """Where the mel frames of a log-mel front end lie."""
+        return FrameGrid(window=samples(self.mel_window_seconds), hop=samples(self.mel_hop_seconds))
+
+    @property
+    def frame_channels(self) -> int:
+        """C, the width of a frame of the front end."""
+        return self.conv_dim[-1] if self.front_end == "conv" else self.mel_stack * self.mel_bins
 
     def validate(self) -> None:
         """Raises ConfigError when no network has these values, naming the field, what was found and what would do."""
-        self._validate_conv_encoder()
+        _one_of("front_end", self.front_end, FRONT_ENDS)
+        if self.front_end == "conv":
+            self._validate_conv_encoder()
+        else:
+            self._validate_log_mel()
         self._validate_context_encoder()
         for name in ("feat_extract_activation", "hidden_act"):
             _one_of(name, getattr(self, name), ACTIVATIONS)
@@ -99,6 +128,14 @@ class HubertConfig:
         _one_of("feat_extract_norm", self.feat_extract_norm, ["group", "layer"])
         if self.conv_gradient_scale < 0:
             raise ConfigError(f"model.conv_gradient_scale is {self.conv_gradient_scale}, but it must be 0 (frozen) or more")
+
+    def _validate_log_mel(self) -> None:
+        for name in ("mel_bins", "mel_stack"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}, but it must be at least 1")
+        for name, least in (("mel_hop_seconds", 1), ("mel_window_seconds", 2)):
+            if samples(getattr(self, name)) < least:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}, but it must be at least {least} samples, e.g. 0.01")
 
     def _validate_context_encoder(self) -> None:
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "projection_size"):

@@ -76,7 +76,7 @@ def _views(x: Tensor, out: int, kernel: int, stride: int) -> Iterator[tuple[Tens
 
 def _multiply(y: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
     """y (+)= a @ b, (B, U, m) (+)= (B, U, n) @ (n, m), in place of a strided y."""
-    if y.is_cuda:
+    if y.device.type != "cpu":
         torch.baddbmm(y, a, b.expand(len(a), -1, -1), beta=int(add), out=y)
         return
     for row, left in zip(y, a, strict=True):  # a batched product of such strides has no fast form on a CPU

@@ -21,13 +21,12 @@ from hubert_pretrain.data.augment import Augmentation
 from hubert_pretrain.data.batches import BatchPlan, MicroBatch
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest
-from hubert_pretrain.distributed import share
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.model.masking import Lengths, fixed_count, span_mask
 from hubert_pretrain.seeds import generator
 from hubert_pretrain.training.limits import CACHE_BYTES
-from hubert_pretrain.training.loading import FromStep, loader
+from hubert_pretrain.training.loading import FromStep, even_share, loader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +151,10 @@ class MicroBatches(Dataset[dict[str, Any]]):
 
 
 class ValidationBatches(Dataset[dict[str, Any]]):
-    """The micro-batches of `BatchPlan.cover`, with masks that are the same at every validation."""
+    """The micro-batches of `BatchPlan.cover`, with masks that are the same at every validation.
+
+    Beyond the last one they come again and count nothing: every rank has equally many, see `even_share`.
+    """
 
     def __init__(self, micro_batches: Sequence[MicroBatch], source: CropSource) -> None:
         self.micro_batches, self.source = micro_batches, source
@@ -161,8 +163,9 @@ class ValidationBatches(Dataset[dict[str, Any]]):
         return len(self.micro_batches)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`CropSource.tensors`."""
-        return self.source.tensors(self.micro_batches[index], "valid mask")
+        """`CropSource.tensors`, and `counts`: 1, or 0 for one that is only there to keep a rank in step."""
+        item = self.source.tensors(self.micro_batches[index % len(self)], "valid mask")
+        return item | {"counts": int(index < len(self))}
 
 
 def loaders(
@@ -195,7 +198,7 @@ def loaders(
     )
     return (
         loader(MicroBatches(plan, source(split="train", augmentation=augmentation)), numbers, workers=workers),
-        loader(ValidationBatches(covered, source(split="valid")), share(len(covered), rank, world_size), workers=workers),
+        loader(ValidationBatches(covered, source(split="valid")), even_share(len(covered), rank, world_size), workers=workers),
     )
 
 

@@ -41,6 +41,10 @@ class Prediction:
     frames: int
     codebooks: tuple[Prediction, ...] = ()
     """Each of several codebooks alone; empty for one."""
+    wanted: Tensor | None = None
+    """(M,) target of each frame, the likeliest of a soft one; None for several codebooks together."""
+    guessed: Tensor | None = None
+    """(M,) cluster with the highest score."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ def _split(mask: Tensor, masked_frames: int) -> tuple[Tensor, Tensor]:
     """Positions of the hidden and of the visible frames in the flattened (B, T)."""
     hidden = mask.flatten()
     # A stable sort puts the hidden frames first: `flat[hidden]` would ask the device how many there are, and wait for the answer.
-    order = torch.argsort(~hidden, stable=True) if hidden.is_cuda else torch.cat([hidden.nonzero()[:, 0], (~hidden).nonzero()[:, 0]])
+    waits = hidden.device.type != "cpu" or torch.compiler.is_compiling()
+    order = torch.argsort(~hidden, stable=True) if waits else torch.cat([hidden.nonzero()[:, 0], (~hidden).nonzero()[:, 0]])
     return order[:masked_frames], order[masked_frames:]
 
 
@@ -147,6 +152,6 @@ def _predict(layer: Supervised, chosen: Tensor, targets: Sequence[Tensor], n_clu
 def _score(logits: Tensor, targets: Tensor) -> Prediction:
     """(M, K_n) logits of one codebook against (M,) ids or (M, K_n) distributions."""
     soft = targets.is_floating_point()
-    correct = (logits.detach().argmax(dim=-1) == (targets.argmax(dim=-1) if soft else targets)).sum()
+    guessed, wanted = logits.detach().argmax(dim=-1), targets.argmax(dim=-1) if soft else targets
     nll = F.cross_entropy(logits, targets.float() if soft else targets, reduction="sum")
-    return Prediction(nll=nll, correct=correct, frames=len(targets))
+    return Prediction(nll=nll, correct=(guessed == wanted).sum(), frames=len(targets), wanted=wanted, guessed=guessed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +11,19 @@ from torch import Tensor, nn
 
 from hubert_pretrain import distributed
 from hubert_pretrain.frames import seconds as in_seconds
+from hubert_pretrain.model.compiling import CompileClock
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.pretraining_head import CodebookHead, SoftmaxHead
+from hubert_pretrain.pretrain.alarms import Alarms
+from hubert_pretrain.pretrain.health import Health, embedding_norms, training_flops
 from hubert_pretrain.pretrain.loss import LN_2, Prediction, PretrainLoss, masked_prediction_loss
 from hubert_pretrain.pretrain.supervision import Supervision
 from hubert_pretrain.seeds import derive, generator
 from hubert_pretrain.training.loggers import report
 from hubert_pretrain.training.module import Meter, TrainingModule
+from hubert_pretrain.training.strategies import zero_term
+
+logger = logging.getLogger(__name__)
 
 
 class PretrainModule(TrainingModule):
@@ -33,54 +40,89 @@ class PretrainModule(TrainingModule):
         unmasked_weight: float = 0.0,
         feature_penalty: float = 10.0,
         describe_micro_batch: Callable[[int], str] = "micro-batch {}".format,
+        freeze_conv_after_steps: int | None = None,
+        compile_clock: CompileClock | None = None,
+        warmup_steps: int = 0,
         **training: Any,
     ) -> None:
         """
         Args:
             head: of the last layer.
             supervision: which layers predict; the last one alone when there is none.
+            freeze_conv_after_steps: updates after which the conv encoder does not learn any more; None: it always does.
+            compile_clock: of a network whose parts are compiled.
+            warmup_steps: before them nobody is alarmed that the network knows nothing.
             describe_micro_batch: names the step and the utterances of a micro-batch.
             training: goes to `TrainingModule`.
         """
         super().__init__(shown=("loss/masked", "accuracy/masked", "accuracy/unmasked", "audio_seconds_per_second"), **training)
         self.model, self.head, self.seed = model, head, seed
         self.masked_weight, self.unmasked_weight, self.feature_penalty = masked_weight, unmasked_weight, feature_penalty
+        self.freeze_conv_after_steps = freeze_conv_after_steps
         self.supervision = supervision or Supervision(model.config)
         self._describe = describe_micro_batch
         self.valid_values: dict[str, float] = {}
         """What the last validation found: masked_loss_nats, masked_accuracy, unmasked_loss_nats, unmasked_accuracy."""
         self.validated_step = -1
         self._valid = Meter()
+        self._health = Health(model.context_encoder.layers, head.n_clusters)
+        self._alarms = Alarms(warmup_steps=warmup_steps)
+        self.compile_clock = compile_clock
+        self._flops_by_shape: dict[tuple[int, int, bool], float] = {}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """This micro-batch's share of the loss of its step."""
         step = self.trainer.global_step
         torch.manual_seed(derive(self.seed, "dropout", batch["index"]))  # torch's dropout has no generator argument
         masked_frames, all_frames = batch["step_frames"]
-        result = self._loss(
-            batch,
-            layer_keep=self.layer_keep(step),
-            normaliser=(self.masked_weight > 0) * masked_frames + (self.unmasked_weight > 0) * (all_frames - masked_frames),
-            measure_unmasked=self.is_logging_step,
-        )
+        with self._health.watching(self.is_logging_step):
+            result = self._loss(
+                batch,
+                layer_keep=self.layer_keep(step),
+                frozen=self.is_frozen(step),
+                normaliser=(self.masked_weight > 0) * masked_frames + (self.unmasked_weight > 0) * (all_frames - masked_frames),
+                measure_unmasked=self.is_logging_step,
+            )
         audio = in_seconds(batch["waveform"].numel())
-        self.watch(batch["index"], result.loss, audio_seconds=audio)
-        self.meter.add(loss=result.loss, audio=audio, **self._sums(result))
-        loss = result.loss
-        if distributed.world_size() > 1:
-            # DDP waits for a gradient of every parameter: those of dropped layers get one of zero, removed again below.
-            loss = loss + sum(0.0 * parameter.sum() for parameter in self._idle(step))
-        # The wanted gradient is the sum over micro-batches. Lightning divides by their number per rank and DDP by the number of ranks.
+        self.watch(batch["index"], result.loss, audio_seconds=audio, flops=self._flops_of(batch))
+        self.meter.add(torch.isfinite(result.loss), **{**self._sums(result), "loss": result.loss})
+        self.meter.add(audio=audio)
+        if self.is_logging_step:
+            self._health.add(result.masked)
+        loss = result.loss + zero_term(self, self._idle(step))
+        # The wanted gradient is the sum over micro-batches. Lightning divides by their number per rank, DDP (and FSDP) by that of ranks.
         return loss * (self.trainer.accumulate_grad_batches * distributed.world_size())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The layers that were dropped in this step do not move, on any number of ranks: not even by Adam's momentum."""
+        """What had no part in this step (dropped layers, a frozen conv encoder) does not move, on any number of ranks: not even by Adam's
+        momentum."""
         for parameter in self._idle(self.trainer.global_step):
             parameter.grad = None
+
+    def health(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """Codebook use, scales, norms (pretrain/health.py); alarms are logged, and counted in `health/alarms`."""
+        measured = {**self._health.read(), **embedding_norms(self.head)}
+        for advice in self._alarms.check(step, {**values, **measured}).values():
+            if self.trainer.is_global_zero:
+                logger.warning("step %d: %s", step, advice)
+        return {**measured, "health/alarms": float(len(self._alarms.raised))}
+
+    def _flops_of(self, batch: dict[str, Any]) -> float:
+        (rows, samples), frozen = batch["waveform"].shape, self.is_frozen(self.trainer.global_step)
+        if (rows, samples, frozen) not in self._flops_by_shape:
+            share, head = batch["masked_frames"] / batch["mask"].numel(), "softmax" if isinstance(self.head, SoftmaxHead) else "cosine"
+            form: dict[str, Any] = {"head": head, "supervised_layers": 1 + len(self.supervision.intermediate), "frozen": frozen}
+            flops = training_flops(self.model.config, rows, samples, sum(self.head.n_clusters), share, **form)
+            self._flops_by_shape[rows, samples, frozen] = flops
+        return self._flops_by_shape[rows, samples, frozen]
 
     def describe_batch(self, index: int) -> str:
         """Its step and the ids of its utterances."""
         return self._describe(index)
+
+    def is_frozen(self, step: int) -> bool:
+        """Whether the conv encoder does not learn any more."""
+        return self.freeze_conv_after_steps is not None and step >= self.freeze_conv_after_steps
 
     def layer_keep(self, step: int) -> list[bool] | None:
         """Which layers run at a step: the same on every rank and in every micro-batch of it. None for all."""
@@ -94,13 +136,15 @@ class PretrainModule(TrainingModule):
         return {
             "loss": sums["loss"] / max(1, steps),
             **_means(sums),
-            "feature_penalty": sums["penalty"] / sums["micro_batches"],
+            "feature_penalty": sums["penalty"] / max(1, sums["micro_batches"]),
             "audio_seconds_per_second": sums["audio"] / max(seconds, 1e-9),
+            **({} if self.compile_clock is None else {"compile_seconds": self.compile_clock.seconds}),
         }
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Crops of utterances that are not trained on, with masks that never change."""
-        self._valid.add(**self._sums(self._loss(batch, layer_keep=None, normaliser=1, measure_unmasked=True)))
+        sums = self._sums(self._loss(batch, layer_keep=None, frozen=False, normaliser=1, measure_unmasked=True))
+        self._valid.add(**{name: value * batch["counts"] for name, value in sums.items()})
 
     def on_validation_epoch_end(self) -> None:
         """Means over every frame of the split, on all ranks."""
@@ -108,6 +152,7 @@ class PretrainModule(TrainingModule):
         values = {f"valid/{name}": value for name, value in means.items()}
         report(self.trainer, self.trainer.global_step, values, shown=[name for name in values if "_bits" not in name], kind="valid")
         self.validated_step = self.trainer.global_step
+        self.validated = values
         self.valid_values = {
             "masked_loss_nats": means["loss/masked"],
             "masked_accuracy": means["accuracy/masked"],
@@ -115,9 +160,11 @@ class PretrainModule(TrainingModule):
             "unmasked_accuracy": means["accuracy/unmasked"],
         }
 
-    def _loss(self, batch: dict[str, Any], *, layer_keep: list[bool] | None, normaliser: float, measure_unmasked: bool) -> PretrainLoss:
-        every_layer = bool(self.supervision.intermediate)
-        output = self.model(batch["waveform"], mask=batch["mask"], layer_keep=layer_keep, hidden_states=every_layer)
+    def _loss(
+        self, batch: dict[str, Any], *, layer_keep: list[bool] | None, normaliser: float, measure_unmasked: bool, frozen: bool
+    ) -> PretrainLoss:
+        shown: dict[str, Any] = {"hidden_states": bool(self.supervision.intermediate), "freeze_front_end": frozen}
+        output = self.model(batch["waveform"], mask=batch["mask"], layer_keep=layer_keep, **shown)
         return masked_prediction_loss(
             self.supervision(output, self.head),
             batch["targets"],
@@ -144,7 +191,8 @@ class PretrainModule(TrainingModule):
 
     def _idle(self, step: int) -> list[nn.Parameter]:
         keep = self.layer_keep(step) or []
-        return [
+        frozen = list(self.model.conv_encoder.parameters()) if self.is_frozen(step) else []
+        return frozen + [
             parameter
             for layer, kept in zip(self.model.context_encoder.layers, keep, strict=False)
             if not kept

@@ -14,9 +14,11 @@ from hubert_pretrain.data.batches import BatchPlan
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.stage import open_corpus
 from hubert_pretrain.model.checkpoint import save_model
+from hubert_pretrain.model.compiling import compile_network
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.masking import expected_count
 from hubert_pretrain.model.pretraining_head import pretraining_head
+from hubert_pretrain.pretrain.continued import start
 from hubert_pretrain.pretrain.curves import draw
 from hubert_pretrain.pretrain.dataset import SpanMasking, describe_micro_batch, loaders
 from hubert_pretrain.pretrain.module import PretrainModule
@@ -27,6 +29,7 @@ from hubert_pretrain.training import loggers as logs
 from hubert_pretrain.training.module import Optimisation
 from hubert_pretrain.training.schedule import linear
 from hubert_pretrain.training.stage import trainer_of
+from hubert_pretrain.training.strategies import whole
 from hubert_pretrain.training.trainer import fit, validate
 from hubert_pretrain.workspace import Workspace
 
@@ -40,7 +43,10 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     targets.check(corpus.manifest, recipe.model.grid)
     plan = _plan(recipe, config, corpus, seed)
     module = _module(recipe, config, targets.sizes, seed, partial(describe_micro_batch, plan=plan, manifest=corpus.manifest))
-    trainer = trainer_of(recipe, config, folder, stage=stage, micro_batches=plan.micro_batches)
+    if config.start_from:
+        print(start(module.model, module.head, workspace.resolve(config.start_from).path, targets, choice=config.start_head, seed=seed))
+    inputs = {"targets": label.fingerprint, "codebook": targets.codebook}
+    trainer = trainer_of(recipe, config, folder, stage=stage, micro_batches=plan.micro_batches, inputs=inputs)
     masking = SpanMasking(seed=seed, **vars(config.mask))
     reading: dict[str, Any] = {"normalize": recipe.model.normalize_waveform, "workers": recipe.trainer.loader_workers}
     reading["augmentation"] = make_augmentation(seed=seed, **vars(config.augment))
@@ -50,12 +56,18 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     fit(trainer, module, train, valid, folder)
     if module.validated_step != trainer.global_step:
         validate(trainer, module, valid)
-    logs.close(trainer.loggers)
+    model, head = whole(module.model, lambda: Hubert(recipe.model)), whole(module.head, lambda: type(module.head)(**module.head.settings))
     if trainer.is_global_zero:
         made_by = {"recipe": recipe.name, "stage": stage, "steps": config.steps, "codebook": targets.codebook}
-        save_model(folder, module.model, head=module.head, extra=made_by)
+        save_model(folder, model, head=head, extra=made_by)
         metrics, entropy = logs.read_metrics(folder / "logs" / "metrics.csv"), label.facts.get("unigram_entropy_nats")
-        draw(metrics, folder / "curves.png", title=f"{recipe.name} {stage}", unigram_entropy_nats=entropy)
+        draw(metrics, folder / "curves.png", title=f"{recipe.name} {stage}", unigram_entropy_nats=entropy, published=iteration)
+        if recipe.trainer.log_artefacts:
+            logs.keep_files(
+                trainer.loggers, f"{stage}-targets", "targets", [path for path in label.path.iterdir() if path.suffix != ".npy"]
+            )
+            logs.keep_files(trainer.loggers, f"{stage}-weights", "model", [*folder.glob("*.safetensors"), folder / "config.json"])
+    logs.close(trainer.loggers)
     return {"steps": config.steps, **module.valid_values, "audio_seconds_per_second": module.audio_seconds_per_second}
 
 
@@ -69,19 +81,16 @@ def _plan(recipe: Recipe, config: PretrainConfig, corpus: Corpus, seed: int) -> 
 def _module(recipe: Recipe, config: PretrainConfig, n_clusters: list[int], seed: int, describe: Any) -> PretrainModule:
     torch.manual_seed(derive(seed, "weights"))
     model, loss = Hubert(recipe.model).computed(attention=recipe.trainer.attention, recompute=recipe.trainer.recompute), config.loss
+    clock = compile_network(model, recipe.trainer.compile, mode=recipe.trainer.compile_mode, shapes=config.max_shapes)
     width, cosine = recipe.model.projection_size, {"temperature": loss.temperature, "tie_projections": loss.tie_projections}
     settings: dict[str, Any] = {"projection_size": width, **cosine} if loss.head == "cosine" else {}
     new_head = partial(pretraining_head, recipe.model.hidden_size, n_clusters, **settings)
     head, own_head = new_head(), new_head if loss.separate_layer_heads else None
     supervision = Supervision(recipe.model, layers=loss.supervised_layers, weights=loss.layer_weights, make_head=own_head)
-    optimisation = Optimisation(
-        learning_rate=config.learning_rate,
-        factor=partial(linear, steps=config.steps, warmup_steps=round(config.steps * config.warmup_fraction)),
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-    )
+    values = {name: getattr(config, name) for name in ("learning_rate", "betas", "eps", "weight_decay", "clip_norm")}
+    factor = partial(linear, steps=config.steps, warmup_steps=round(config.steps * config.warmup_fraction))
     terms = {name: getattr(loss, name) for name in ("masked_weight", "unmasked_weight", "feature_penalty")}
-    training: dict[str, Any] = {"optimisation": optimisation, "log_every_steps": config.log_every_steps}
+    training: dict[str, Any] = {"optimisation": Optimisation(factor=factor, **values), "log_every_steps": config.log_every_steps}
+    training |= {"freeze_conv_after_steps": config.freeze_conv_after_steps, "compile_clock": clock}
+    training |= {"max_skipped_steps": recipe.trainer.max_skipped_steps, "warmup_steps": round(config.steps * config.warmup_fraction)}
     return PretrainModule(model, head, supervision=supervision, seed=seed, describe_micro_batch=describe, **terms, **training)

@@ -8,7 +8,6 @@ renamed, and described by a sha256 sidecar; older files go only when the new one
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import re
@@ -20,6 +19,8 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.training import sharded_io
+from hubert_pretrain.training.hashing import sha256
 from hubert_pretrain.workspace import human_bytes, sync_folder, write_text
 
 logger = logging.getLogger(__name__)
@@ -32,9 +33,15 @@ _FAILED_WRITE = re.compile("PytorchStreamWriter failed|unexpected pos")
 class VerifiedCheckpointIO(CheckpointIO):
     """Lightning plugin: atomic and checksummed writing, `weights_only` reading (a checkpoint is data: opening one runs no code)."""
 
+    group: Any = None
+    """Of the ranks that write a checkpoint together, when weights are cut over them (sharded_io.py)."""
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Writes the file and its `.sha256` sidecar, both synced. On failure nothing but a temporary file is left, which is removed."""
         path = Path(path)
+        if sharded_io.is_cut(checkpoint):
+            sharded_io.save(checkpoint, path, self.group)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -60,6 +67,8 @@ class VerifiedCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a checkpoint onto the CPU, always with `weights_only=True` whatever the caller asks for."""
+        if Path(path).is_dir():
+            return sharded_io.load_whole(Path(path))
         try:
             return dict(torch.load(path, map_location=map_location or "cpu", weights_only=True))
         except Exception as error:
@@ -67,6 +76,8 @@ class VerifiedCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Removes a checkpoint: the sidecar first, so that a half-removed one no longer verifies."""
+        if Path(path).is_dir():
+            return sharded_io.remove(Path(path))
         _sidecar(Path(path)).unlink(missing_ok=True)
         Path(path).unlink(missing_ok=True)
 
@@ -97,18 +108,12 @@ def newest(folder: Path) -> Path | None:
 def verified(path: Path) -> bool:
     """Whether a checkpoint is byte for byte what was written."""
     try:
+        if path.is_dir():
+            listed = sharded_io.digests(path)
+            return listed is not None and all(sha256(path / name) == digest for name, digest in listed.items())
         return _sidecar(path).read_text(encoding="utf-8").strip() == sha256(path)
     except OSError:
         return False
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def size_of(content: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.process
 import re
 import time
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from hubert_pretrain.frames import seconds
 
 ROLL_CALL_SECONDS = 10.0
 """How long survivors wait for each other before they name who is gone."""
-_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)(.*)", re.DOTALL)
+_LOST = re.compile(r"gloo|nccl|connection|peer|socket|store|timed? ?out|broken pipe", re.IGNORECASE)
+_WORKER = re.compile(r"DataLoader worker \(pid")
 
 
 class LastBatch(L.Callback):
@@ -54,14 +56,15 @@ def explained(trainer: L.Trainer) -> Iterator[None]:
         raise
     except torch.OutOfMemoryError as error:
         raise HubertPretrainError(out_of_memory(trainer, error)) from error
-    except RuntimeError as error:
-        if worker := _WORKER.search(str(error)):
-            how = " ".join(worker[2].split()).split(". ")[0] or "ended"
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # A killed worker shows as torch's own message, or as a pipe that broke while something was read from it.
+        if _WORKER.search(str(error)) or not isinstance(error, RuntimeError):
+            pids = ", ".join(map(str, dead_children())) or "?"
             raise HubertPretrainError(
-                f"a loader's worker (process {worker[1].strip()}) {how}; a kill means that memory ran out: use fewer trainer.loader_workers. "
-                "The same command resumes from the last checkpoint"
+                f"a loader's worker (process {pids}) died: {' '.join((str(error) or repr(error)).split())}. When nobody killed it, memory "
+                "ran out: use fewer trainer.loader_workers. The same command resumes from the last checkpoint"
             ) from error
-        if gone := missing_ranks():
+        if _LOST.search(str(error)) and (gone := missing_ranks()):
             raise HubertPretrainError(
                 f"rank {', '.join(map(str, gone))} is gone (killed, or its machine is), noticed at step {trainer.global_step}; "
                 "the same command resumes from the last checkpoint"
@@ -79,9 +82,15 @@ def out_of_memory(trainer: L.Trainer, error: BaseException) -> str:
     rows, samples = last.shape
     audio = rows * seconds(samples)
     return (
-        f"{where} in a micro-batch of {rows} x {samples} samples ({audio:.1f} s of audio): {first_line}. Try micro_batch_seconds={audio / 2:.4g} "
-        "(any that divides batch_seconds: the run stays the same), or trainer.recompute=true; the same command resumes"
+        f"{where} in a micro-batch of {rows} x {samples} samples ({audio:.1f} s of audio): {first_line}. "
+        f"Try micro_batch_seconds={audio / 2:.4g} (any that divides batch_seconds: the run stays the same), or "
+        "trainer.recompute=true; the same command resumes"
     )
+
+
+def dead_children() -> list[int]:
+    """Processes that this one started through multiprocessing and that did not end well."""
+    return sorted(child.pid for child in getattr(multiprocessing.process, "_children", ()) if child.exitcode)
 
 
 def missing_ranks() -> list[int]:

@@ -10,3 +10,6 @@ CACHE_BYTES = 512 * 1024**2
 
 SIGNALS = ("SIGTERM", "SIGUSR2")
 """What makes a training save and leave: what a scheduler sends before it kills, and submitit's warning."""
+
+MAX_SKIPPED_STEPS = 10
+"""Steps in a row whose loss or gradient may be no number before a training ends."""

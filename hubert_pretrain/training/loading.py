@@ -27,6 +27,15 @@ class FromStep(Sampler[int]):
         return iter(range(first + self.rank, last, self.world_size))
 
 
+def even_share(count: int, rank: int, world_size: int) -> range:
+    """A rank's stretch of `count` batches to validate on, as long as that of every other rank: numbers from `count` on are filling.
+
+    A rank with fewer would leave the validation earlier, or skip it, while others wait for it to sum up or to gather weights.
+    """
+    each = -(-count // world_size)
+    return range(rank * each, (rank + 1) * each)
+
+
 def loader(dataset: Dataset[Any], numbers: Iterable[int], *, workers: int) -> DataLoader[Any]:
     """Items of `dataset` in the order of `numbers`, each of them already a batch. Workers only work ahead (0: in this process)."""
     return DataLoader(

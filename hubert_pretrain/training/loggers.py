@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,7 @@ def report(trainer: L.Trainer, step: int, values: dict[str, float], *, shown: Se
     if not trainer.is_global_zero:
         return
     for each in trainer.loggers:
-        try:
-            each.log_metrics(values, step)
-        except Exception as error:
-            logger.warning("%s failed (%s) and gets nothing more; training goes on", type(each).__name__, error)
-            trainer.loggers = [other for other in trainer.loggers if other is not each]
+        each.log_metrics(values, step)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Progress):
             callback.show(step, {name: values[name] for name in shown or values if name in values}, kind=kind)
@@ -51,14 +47,108 @@ def logger_arguments(folder: Path, run_name: str) -> dict[str, str]:
 def close(loggers: Sequence[Logger]) -> None:
     """Ends every logger's writing, so that the folder can be renamed."""
     for each in loggers:
-        try:
-            each.finalize("success")
-        except Exception as error:
-            logger.warning("%s could not be closed (%s)", type(each).__name__, error)
-    if any(type(each).__name__ == "WandbLogger" for each in loggers):
+        each.finalize("success")
+    if any(kind_of(each) == "WandbLogger" for each in loggers):
         import wandb
 
         wandb.finish()
+
+
+def kind_of(each: Logger) -> str:
+    """Name of a logger's class, without its guard."""
+    return type(each.inner if isinstance(each, Guarded) else each).__name__
+
+
+def keep_files(loggers: Sequence[Logger], name: str, kind: str, paths: Sequence[Path]) -> None:
+    """Hands files to the loggers that keep files (W&B, as an artefact). Call it on the first rank."""
+    for each in loggers:
+        if kind_of(each) == "WandbLogger" and isinstance(each, Guarded):
+            each.attempt(_wandb_artefact, name.replace("/", "-"), kind, [path for path in paths if path.is_file()])
+
+
+def keep_table(loggers: Sequence[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Hands a table to the loggers that show tables (W&B, TensorBoard). Call it on the first rank."""
+    for each in loggers:
+        show = {"WandbLogger": _wandb_table, "TensorBoardLogger": _tensorboard_table}.get(kind_of(each))
+        if show is not None and isinstance(each, Guarded):
+            each.attempt(show, name, columns, rows)
+
+
+def _wandb_artefact(inner: Any, name: str, kind: str, paths: Sequence[Path]) -> None:
+    import wandb
+
+    artefact = wandb.Artifact(name, type=kind)
+    for path in paths:
+        artefact.add_file(str(path))
+    inner.experiment.log_artifact(artefact)
+
+
+def _wandb_table(inner: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    inner.log_table(key=name, columns=list(columns), data=[list(row) for row in rows])
+
+
+def _tensorboard_table(inner: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    lines = ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in [columns, ["---"] * len(columns), *rows]]
+    inner.experiment.add_text(name, "\n".join(lines))
+
+
+class Guarded(Logger):
+    """A logger that may fail without anyone noticing but a reader of the warnings: after its first error it gets nothing more."""
+
+    def __init__(self, inner: Logger) -> None:
+        super().__init__()
+        self.inner = inner
+        self.failed = False
+
+    def attempt(self, action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`action(inner, ...)`; None when that fails, or anything failed before."""
+        if self.failed:
+            return None
+        try:
+            return action(self.inner, *args, **kwargs)
+        except Exception as error:
+            self.failed = True
+            logger.warning("%s failed (%s) and gets nothing more; training goes on", type(self.inner).__name__, error)
+            return None
+
+    @property
+    def name(self) -> str | None:
+        """The run's name."""
+        return self._text("name")
+
+    @property
+    def version(self) -> str | None:
+        """The run's identity."""
+        return self._text("version")
+
+    @property
+    def experiment(self) -> Any:
+        """What the logger writes with; Lightning opens it before training."""
+        return self.attempt(lambda inner: getattr(inner, "experiment", None))
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Values of a step."""
+        self.attempt(lambda inner: inner.log_metrics(metrics, step))
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The recipe."""
+        self.attempt(lambda inner: inner.log_hyperparams(params, *args, **kwargs))
+
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        """The network."""
+        self.attempt(lambda inner: inner.log_graph(model, input_array))
+
+    def save(self) -> None:
+        """Writes what is pending."""
+        self.attempt(lambda inner: inner.save())
+
+    def finalize(self, status: str) -> None:
+        """The end."""
+        self.attempt(lambda inner: inner.finalize(status))
+
+    def _text(self, name: str) -> str | None:
+        value = self.attempt(lambda inner: getattr(inner, name))
+        return None if value is None else str(value)
 
 
 class CsvLogger(Logger):

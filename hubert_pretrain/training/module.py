@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor
 
 from hubert_pretrain import distributed
-from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.training.limits import MAX_SKIPPED_STEPS
 from hubert_pretrain.training.loggers import report
-from hubert_pretrain.training.optimizer import adamw, with_schedule
+from hubert_pretrain.training.optimizer import adamw, update_norm, with_schedule
 from hubert_pretrain.training.progress import Stopwatch
+from hubert_pretrain.training.skipping import Skipping
+from hubert_pretrain.training.speed import memory_gb, peak_flops
+from hubert_pretrain.training.strategies import plain, shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +39,12 @@ class Meter:
 
     sums: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, **values: Tensor | float) -> None:
-        """Adds detached scalars to their sums."""
+    def add(self, where: Tensor | None = None, /, **values: Tensor | float) -> None:
+        """Adds detached scalars to their sums; only if `where` is true, which stays on its device."""
         for name, value in values.items():
             value = value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
+            if where is not None:
+                value = torch.where(where, value, 0.0)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def read(self, device: torch.device | None = None) -> dict[str, float]:
@@ -52,28 +58,39 @@ class Meter:
 
 
 class TrainingModule(L.LightningModule):
-    """Optimiser, schedule, clipping, the log every `log_every_steps` updates, and the stop at a loss that is not a number.
+    """Optimiser, schedule, clipping, the log every `log_every_steps` updates, and no update by a loss that is not a number.
 
     A subclass writes `training_step`, in which it calls `self.watch(...)` once per micro-batch, and `summarise`.
     """
 
-    def __init__(self, *, optimisation: Optimisation, log_every_steps: int, shown: Sequence[str] = ()) -> None:
+    def __init__(
+        self, *, optimisation: Optimisation, log_every_steps: int, shown: Sequence[str] = (), max_skipped_steps: int = MAX_SKIPPED_STEPS
+    ) -> None:
         super().__init__()
         self.optimisation = optimisation
         self.log_every_steps = log_every_steps
         self.shown = shown
         self.meter = Meter()
         self.stopwatch = Stopwatch()
-        self._watched: list[tuple[int, Tensor]] = []
+        self.skipping = Skipping(max_skipped_steps, lambda index: self.describe_batch(index))
+        self.validated: dict[str, float] = {}
+        """What the last validation found, as it was logged."""
         self._clocked = 0.0
         self._audio_seconds = 0.0
         self._grad_norm: Tensor | None = None
+        self._rate = 0.0  # of the last update
+        self._waited, self._left = 0.0, 0.0  # seconds without a micro-batch since the last log; when the last one was done
+        self._flops = 0.0  # of this rank, since the last log
 
     # -- for subclasses -----------------------------------------------------------------------------------------------------------
 
     def summarise(self, sums: dict[str, float], steps: int, seconds: float) -> dict[str, float]:
         """Sums of the meter over the last `steps` updates, which took `seconds` -> the values to log."""
         raise NotImplementedError
+
+    def health(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """What else there is to log, once `values` are known. Runs on every rank."""
+        return {}
 
     def describe_batch(self, index: int) -> str:
         """What to tell a person about the micro-batch `index` whose loss was not a number: step and utterance ids."""
@@ -84,12 +101,13 @@ class TrainingModule(L.LightningModule):
         """Whether the update that is being computed is one that will be logged."""
         return (self.trainer.global_step + 1) % self.log_every_steps == 0 or self.trainer.global_step + 1 == self.trainer.max_steps
 
-    def watch(self, index: int, loss: Tensor, *, audio_seconds: float = 0.0) -> None:
+    def watch(self, index: int, loss: Tensor, *, audio_seconds: float = 0.0, flops: float = 0.0) -> None:
         """Remembers the loss of a micro-batch on the device, to find out later whether and where it stopped being a number.
 
-        `audio_seconds` of the micro-batch count towards `audio_seconds_per_second`.
+        `audio_seconds` of the micro-batch count towards `audio_seconds_per_second`, its operations towards the share of the peak.
         """
-        self._watched.append((index, loss.detach()))
+        self.skipping.note(index, loss)
+        self._flops += flops
         self._audio_seconds += audio_seconds * self.trainer.world_size
 
     @property
@@ -97,20 +115,11 @@ class TrainingModule(L.LightningModule):
         """Audio trained on per second of training, over the whole run and all ranks; None before the first step."""
         return self._audio_seconds / self.stopwatch.seconds if self.stopwatch.seconds > 0 and self._audio_seconds > 0 else None
 
-    def check_finite(self) -> None:
-        """Raises HubertPretrainError naming the first micro-batch of this rank whose loss was NaN or infinite."""
-        if not self._watched:
-            return
-        finite = torch.isfinite(torch.stack([loss for _, loss in self._watched])).tolist()
-        indices = [index for index, _ in self._watched]
-        self._watched.clear()
-        if not all(finite):
-            raise HubertPretrainError(
-                f"the loss or its gradient is not a number in {self.describe_batch(indices[finite.index(False)])}; no later weights were "
-                "saved. Listen to those utterances; lower the learning rate or use trainer.precision=32-true if they are fine"
-            )
-
     # -- Lightning's hooks --------------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Under FSDP each rank keeps a part of the weights."""
+        shard(self)
 
     def configure_optimizers(self) -> Any:
         """AdamW with the schedule, stepped after every update."""
@@ -130,20 +139,20 @@ class TrainingModule(L.LightningModule):
         """Clips by the global norm and keeps the norm, on the device, for the log."""
         limit = self.optimisation.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit if limit > 0 else float("inf"), foreach=True)
-        self._grad_norm = norm.detach()
-        if self._watched and self.trainer.precision != "16-mixed":
-            # Under fp16 an infinite gradient only makes the scaler skip this update; anywhere else it would spoil the weights.
-            self.watch(self._watched[-1][0], norm)
+        self._grad_norm = plain(norm.detach())
+        self._rate = float(optimizer.param_groups[0]["lr"])
+        self.skipping.judge(self.trainer.optimizers[0], self.trainer.global_step, self._grad_norm)
 
     def on_train_start(self) -> None:
         """The clock runs while it trains."""
+        self.skipping.scaled, self.skipping.folder = self.trainer.precision == "16-mixed", Path(self.trainer.default_root_dir)
         self.stopwatch.start()
-        self._clocked = self.stopwatch.seconds
+        self._clocked = self._left = self.stopwatch.seconds
         self._first_step = self.trainer.global_step
 
     def on_validation_start(self) -> None:
-        """Validation is not training time. A run whose loss is not a number ends here at the latest."""
-        self.check_finite()
+        """Validation is not training time."""
+        self.skipping.read()
         self.stopwatch.stop()
 
     def on_validation_end(self) -> None:
@@ -153,31 +162,57 @@ class TrainingModule(L.LightningModule):
 
     def on_train_end(self) -> None:
         """Stops the clock."""
-        self.check_finite()
+        self.skipping.read()
         self.stopwatch.stop()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """The wait for this micro-batch is over."""
+        self._waited += self.stopwatch.seconds - self._left
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs after the updates that are multiples of `log_every_steps`, and after the last."""
         step = self.trainer.global_step
-        stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        if not stepped or (step % self.log_every_steps and step != self.trainer.max_steps):
-            return
-        self.check_finite()
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 and (
+            step % self.log_every_steps == 0 or step == self.trainer.max_steps
+        ):
+            self._log(step)
+        self._left = self.stopwatch.seconds
+
+    def _log(self, step: int) -> None:
+        self.skipping.read()
         seconds, self._clocked = self.stopwatch.seconds - self._clocked, self.stopwatch.seconds
         steps, self._first_step = step - self._first_step, step
         values = self.summarise(self.meter.read(self.device), steps, seconds)
         values["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         if self._grad_norm is not None:
             values["gradient_norm"] = float(self._grad_norm)
+        if self.skipping.total:
+            values["skipped_steps"] = self.skipping.total
+        if self.skipping.scaled:
+            values["scaler_skipped_steps"] = self.skipping.by_scaler
+            values["loss_scale"] = float(self.trainer.scaler.get_scale())  # type: ignore[union-attr]
+        values |= {"health/update_norm": update_norm(self.trainer.optimizers[0], self._rate), **self._usage(seconds)}
+        values |= self.health(step, values)
         report(self.trainer, step, values, shown=self.shown)
 
+    def _usage(self, seconds: float) -> dict[str, float]:
+        """How well this rank's hardware was used since the last log."""
+        waited, flops, self._waited, self._flops = self._waited, self._flops, 0.0, 0.0
+        values = {"health/data_wait": waited / max(seconds, 1e-9), "health/memory_gb": memory_gb(self.device)}
+        if flops:
+            values["health/mfu"] = flops / max(seconds, 1e-9) / peak_flops(self.device, str(self.trainer.precision))
+        return values
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Never keeps weights that a NaN has reached."""
-        self.check_finite()
+        """What a resumed run goes on counting."""
+        self.skipping.read()
+        checkpoint["skipped"] = self.skipping.state()
         checkpoint["training_seconds"] = self.stopwatch.seconds
         checkpoint["audio_seconds"] = self._audio_seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Training time counts over interruptions."""
+        """Training time and skipped steps count over interruptions."""
+        for name, value in checkpoint.get("skipped", {}).items():
+            setattr(self.skipping, name, int(value))
         self.stopwatch = Stopwatch(float(checkpoint["training_seconds"]))
         self._audio_seconds = float(checkpoint["audio_seconds"])

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hubert_pretrain.training.strategies import plain
+
 
 def adamw(
     parameters: Iterable[nn.Parameter], *, learning_rate: float, betas: Sequence[float], eps: float, weight_decay: float, fused: bool = True
@@ -23,3 +25,26 @@ def with_schedule(optimizer: torch.optim.Optimizer, factor: Callable[[int], floa
     """What `configure_optimizers` returns: the peak rate times `factor(updates done)`, stepped after each update."""
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def update_norm(optimizer: torch.optim.Optimizer, rate: float) -> float:
+    """Length of the last update of all weights, rate x (m / (sqrt(v) + eps) + decay x weight) with Adam's moments.
+
+    Args:
+        rate: the learning rate of that update (the schedule has moved on since).
+
+    Waits for the device. Every rank must call it.
+    """
+    total: torch.Tensor | None = None
+    for group in optimizer.param_groups:
+        first, second = group["betas"]
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter)
+            if not state:
+                continue
+            step = state["step"].to(parameter.device)
+            mean, square = state["exp_avg"] / (1 - first**step), state["exp_avg_sq"] / (1 - second**step)
+            update = rate * (mean / (square.sqrt() + group["eps"]) + group["weight_decay"] * parameter.detach())
+            length = torch.nan_to_num(update).float().square().sum()
+            total = length if total is None else total + length
+    return float(plain(total).sqrt()) if total is not None else 0.0

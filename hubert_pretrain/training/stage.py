@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 
 from hubert_pretrain import compose
 from hubert_pretrain.config import FinetuneConfig, PretrainConfig, Recipe
-from hubert_pretrain.training.loggers import logger_arguments
+from hubert_pretrain.training.averaging import Averaging
+from hubert_pretrain.training.loggers import Guarded, logger_arguments
 from hubert_pretrain.training.trainer import accumulation, build_trainer
 
-_NOT_LIGHTNINGS = ("loader_workers", "attention", "recompute")
-"""Fields of TrainerConfig that others read: the loader and the network."""
+_LIGHTNINGS = ("accelerator", "devices", "num_nodes", "gradient_compression", "precision", "threads", "progress_bar")
+_RELIABILITY = ("signals", "time_limit_minutes", "hang_minutes")
+"""Fields of TrainerConfig that `build_trainer` takes as they are; others are for the loader, the network, the module."""
+_SAVING = {
+    "keep_checkpoints": "keep",
+    "keep_every_steps": "keep_every_steps",
+    "keep_best": "keep_best",
+    "async_checkpoints": "asynchronous",
+    "max_failed_checkpoints": "max_failures",
+}
+"""Fields of TrainerConfig, and what `saving.Policy` calls them."""
 
 
 def trainer_of(
@@ -23,16 +37,34 @@ def trainer_of(
     *,
     stage: str,
     micro_batches: int,
+    inputs: Mapping[str, Any] | None = None,
     callbacks: Sequence[L.Callback] = (),
 ) -> L.Trainer:
-    """The trainer of a stage, whose steps are `micro_batches` micro-batches over all devices; checkpoints and logs lie in `folder`."""
+    """The trainer of a stage, whose steps are `micro_batches` micro-batches over all devices; checkpoints and logs lie in `folder`.
+
+    Each checkpoint says which recipe, versions and `inputs` (plain values: fingerprints of codebook and targets) it comes from.
+    """
+    trainer = vars(recipe.trainer)
+    about = {"recipe": dataclasses.asdict(recipe), "stage": stage, "inputs": dict(inputs or {}), "versions": versions()}
     return build_trainer(
         folder,
         steps=config.steps,
         accumulate=accumulation(micro_batches, recipe.trainer.devices * recipe.trainer.num_nodes),
         valid_every_steps=config.valid_every_steps,
         checkpoint_every_steps=config.checkpoint_every_steps,
-        loggers=[compose.build(node, **logger_arguments(folder, f"{recipe.name}/{stage}")) for node in (recipe.logger or {}).values()],
-        callbacks=callbacks,
-        **{name: value for name, value in vars(recipe.trainer).items() if name not in _NOT_LIGHTNINGS},
+        loggers=[
+            Guarded(compose.build(node, **logger_arguments(folder, f"{recipe.name}/{stage}"))) for node in (recipe.logger or {}).values()
+        ],
+        callbacks=[*callbacks, *([Averaging(config.ema_decay)] if config.ema_decay > 0 else [])],
+        saving={ours: trainer[name] for name, ours in _SAVING.items()},
+        about=about,
+        # A network that is fine-tuned fits on one device, and predicts on each without the others.
+        strategy="ddp" if isinstance(config, FinetuneConfig) and recipe.trainer.strategy == "fsdp" else recipe.trainer.strategy,
+        **{name: trainer[name] for name in (*_LIGHTNINGS, *_RELIABILITY)},
     )
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what computes."""
+    packages = ("hubert-pretrain", "torch", "lightning", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

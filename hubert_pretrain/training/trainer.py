@@ -22,6 +22,7 @@ from hubert_pretrain.training.limits import SIGNALS
 from hubert_pretrain.training.preemption import Preemption, Request
 from hubert_pretrain.training.progress import Progress
 from hubert_pretrain.training.saving import Checkpoints, Policy, Writer
+from hubert_pretrain.training.strategies import Sharded, make_strategy
 from hubert_pretrain.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ def build_trainer(
     devices: int = 1,
     num_nodes: int = 1,
     strategy: str = "auto",
+    gradient_compression: str = "none",
     precision: str = "auto",
     threads: int = 0,
     progress_bar: bool = True,
@@ -82,6 +84,7 @@ def build_trainer(
     saver = Checkpoints(folder / checkpoint_io.FOLDER, writer, policy, last_step=steps, about=about)
     watchdog, patience = Watchdog(folder, minutes=hang_minutes), timedelta(minutes=hang_minutes or _NO_WATCHDOG_MINUTES)
     preemption = Preemption(Request(signals, time_limit_minutes=time_limit_minutes), saver.save_and_wait, patience=patience)
+    sharing = make_strategy(strategy, world_size=devices * num_nodes, timeout=patience, gradient_compression=gradient_compression)
     plugins: list[Any] = [writer]
     if SLURMEnvironment.detect():
         # Lightning's own requeueing saves inside a signal handler, where it can hang (Lightning#21406).
@@ -91,7 +94,9 @@ def build_trainer(
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
-            strategy=strategy,
+            strategy=sharing,
+            # FSDP gathers weights while it validates, which torch's inference mode forbids.
+            inference_mode=not isinstance(sharing, Sharded),
             precision=resolve_precision(precision, accelerator),  # type: ignore[arg-type]
             max_steps=steps,
             max_epochs=-1,
@@ -127,9 +132,7 @@ def fit(trainer: L.Trainer, module: L.LightningModule, train_loader: Any, valid_
     with _quiet(), _part(trainer, Preemption).request.listening(), explained(trainer):
         trainer.fit(module, train_loader, valid_loader, ckpt_path=checkpoint, weights_only=True)
     if trainer.global_step < trainer.max_steps:
-        raise HubertPretrainError(
-            f"training stopped at step {trainer.global_step} of {trainer.max_steps}; the same command resumes it"
-        )
+        raise HubertPretrainError(f"training stopped at step {trainer.global_step} of {trainer.max_steps}; the same command resumes it")
 
 
 def validate(trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:

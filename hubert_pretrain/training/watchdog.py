@@ -73,7 +73,7 @@ class Watchdog(L.Callback):
 
     def _watch(self) -> None:
         while not self._stop.wait(min(10.0, self.seconds / 10)):
-            faulthandler.dump_traceback_later(1.25 * self.seconds, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(1.25 * self.seconds, exit=True, file=sys.__stderr__ or 2)
             if time.monotonic() - self._beat > self.seconds:
                 self._end()
 

@@ -10,9 +10,11 @@ import torch
 
 from hubert_pretrain.clustering.sample import SCRATCH, choose_rows, gather_share, hours_of, remove_scratch
 from hubert_pretrain.clustering.source import in_memory
+from hubert_pretrain.data.tables import CHUNK
 from hubert_pretrain.errors import DataError, HubertPretrainError
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.frames import MODEL_GRID, samples, seconds
+from hubert_pretrain.seeds import permute
 from tests.targets.conftest import make_corpus
 
 LENGTHS = np.random.default_rng(0).integers(32_000, 400_000, 5000)
@@ -58,6 +60,19 @@ def test_no_training_utterances_is_refused() -> None:
 def test_a_limit_of_frames_is_a_limit_of_hours() -> None:
     rows = choose(fraction=1.0, max_hours=hours_of(1_000_000, MODEL_GRID))
     assert 0.95e6 < MODEL_GRID.num_frames(LENGTHS[rows]).sum() <= 1e6  # type: ignore[arg-type, attr-defined]
+
+
+def test_many_utterances_are_chosen_part_by_part_as_at_once() -> None:
+    """The plain way over all of them, and ours over more than a part; a range of rows is as the rows themselves."""
+    size = CHUNK + 5_000
+    lengths, rows = np.random.default_rng(3).integers(16_000, 300_000, size + 7), np.arange(7, size + 7)
+    order = rows[permute(np.arange(size), size, 5, "codebook sample")]
+    ends = np.cumsum(lengths[order])
+    for fraction in (0.05, 0.97):
+        expected = np.sort(order[: np.searchsorted(ends, fraction * ends[-1]) + 1])
+        for given in (rows, range(7, size + 7)):
+            found = choose_rows(lengths, given, fraction=fraction, max_hours=1e6, seed=5)
+            np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("memory_bytes", [10**9, 0])

@@ -177,6 +177,22 @@ def mixture(tmp_path: Path, *more: str) -> Recipe:
         return compose.validate(hydra_compose("config", overrides=words), words)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"weights": "{librispeech: 1, onw: 1}"}, r"corpus_weights: no corpus 'onw' in the mixture \(did you mean 'own'\?\)"),
+        ({"weights": "{own: 1}"}, r"corpus_weights: has no weight for corpus 'librispeech'; give it one"),
+        ({"weights": "{own: -1, librispeech: 1}"}, r"corpus_weights=.*: expected numbers from 0 up"),
+        ({"weights": "{own: 1, librispeech: 1}", "temperature": "2"}, r"corpus_temperature: has no meaning beside"),
+        ({"temperature": "0"}, r"it1\.pretrain\.corpus_temperature=0\.0: expected a number above 0"),
+    ],
+)
+def test_weights_that_cannot_be_are_found_before_anything_runs(tmp_path: Path, values: dict[str, str], message: str) -> None:
+    words = [f"++iterations.it1.pretrain.corpus_{name}={value}" for name, value in values.items()]
+    with pytest.raises(ConfigError, match=message):
+        mixture(tmp_path, "data.corpus.corpora.own.root=/own", *words)
+
+
 def test_a_mixture_is_prepared_with_names_and_splits(tmp_path: Path, shared: Path) -> None:
     (tmp_path / "ls").symlink_to(shared / "data/librispeech")
     own = f"{shared}/data/librispeech/test-other"

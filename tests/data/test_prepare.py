@@ -177,7 +177,9 @@ class Named:
         self.splits = splits
 
     def utterances(self, folder: Path) -> Iterator[Claim]:
-        return (Claim(id=id, path="/none.wav", split=split) for id, split in self.splits.items())
+        """The corpus is what stands before a dash."""
+        named = {id: id.rpartition("-")[0] for id in self.splits}
+        return (Claim(id=id, path="/none.wav", split=split, corpus=named[id]) for id, split in self.splits.items())
 
 
 def held_out(folder: Path, splits: dict[str, str], fraction: float, bad: set[str] = frozenset()) -> dict[str, str]:  # type: ignore[assignment]
@@ -216,6 +218,16 @@ def test_a_valid_split_of_the_corpus_stays_unless_all_of_it_is_bad(tmp_path: Pat
     both = train("a", "b", "c") | {"d": "valid"}
     assert held_out(tmp_path, both, 0.5) == both
     assert list(held_out(tmp_path, both, 0.5, bad={"d"}).values()).count("valid") >= 1
+
+
+def test_each_corpus_of_several_has_something_to_validate_on(tmp_path: Path) -> None:
+    """One brings its own `valid`, two do not: of these it is held out, of that one nothing."""
+    splits = train(*(f"{name}{i}" for name in ("own-", "b-", "c-") for i in range(40))) | {"own-v": "valid"}
+    found = held_out(tmp_path, splits, 0.1)
+    valid = {name: {id for id, split in found.items() if split == "valid" and id.startswith(name)} for name in ("own-", "b-", "c-")}
+    assert valid["own-"] == {"own-v"}
+    for name in ("b-", "c-"):
+        assert valid[name] == {f"{name}{i}" for i in range(40) if prepare.share_of(f"{name}{i}", "valid") < 0.1} != set()
 
 
 def test_rows_are_ordered_by_split_and_id_without_the_bad(tmp_path: Path) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,12 @@ import torch.distributed as dist
 
 from hubert_pretrain import distributed
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.shards.writer import convert
 from tests.data.order import Steps, by_step, delivered, expected, stream
 from tests.pretrain.conftest import make_corpus
 
 STEPS = 12
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +47,16 @@ def test_interrupted_and_resumed_is_uninterrupted(corpus: Corpus, reference: Ste
     assert by_step(stream(corpus), found) == reference
 
 
-def test_another_number_of_devices_and_workers_after_each_stop(corpus: Corpus, reference: Steps) -> None:
+@pytest.mark.parametrize("kind", ["files", "shards"])
+def test_another_number_of_devices_and_workers_after_each_stop(corpus: Corpus, kind: str, tmp_path: Path) -> None:
+    if kind == "shards":
+        convert(corpus, tmp_path, format="pcm", megabytes=1, workers=1)
+        corpus = Corpus.open(tmp_path)
     found = []
     for first, stop, workers, world_size in ((0, 3, 2, 4), (3, 4, 0, 1), (4, 9, 1, 2), (9, STEPS, 0, 4)):
         for rank in range(world_size):
             found += delivered(stream(corpus), first=first, stop=stop, workers=workers, rank=rank, world_size=world_size)
-    assert by_step(stream(corpus), found) == reference
+    assert by_step(stream(corpus), found) == expected(stream(corpus), STEPS)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
@@ -73,16 +78,21 @@ def test_a_seed_or_a_step_more_is_another_order(corpus: Corpus, reference: Steps
 
 
 def test_processes_of_a_group_deliver_the_steps(corpus: Corpus, reference: Steps, tmp_path: Path) -> None:
-    command, home = [sys.executable, "-m", "tests.data.test_resume", str(corpus.folder), str(tmp_path)], Path(__file__).parents[2]
-    ranks = [subprocess.Popen([*command, str(rank)], cwd=home) for rank in range(4)]
-    assert [rank.wait(timeout=240) for rank in ranks] == [0] * 4
+    # fork: they need not load torch again, which would take longer than all the rest.
+    ranks = [get_context("fork").Process(target=of_a_group, args=(corpus.folder, tmp_path, rank)) for rank in range(4)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=240)
+    assert [process.exitcode for process in ranks] == [0] * 4
     for world_size in (4, 2):
         found = json.loads((tmp_path / f"{world_size}.json").read_text())
         assert by_step(stream(corpus), [(index, content) for index, content in found]) == reference
 
 
-def of_a_group(folder: str, results: Path, rank: int) -> None:
+def of_a_group(folder: Path, results: Path, rank: int) -> None:
     """One of four gloo processes: delivers its share as a rank of four, then of two; the first of them notes what all have."""
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{results}/group", rank=rank, world_size=4)
     pair = dist.new_group([0, 1])
     items = stream(Corpus.open(folder))
@@ -98,8 +108,3 @@ def of_a_group(folder: str, results: Path, rank: int) -> None:
             (results / f"{world_size}.json").write_text(json.dumps([one for part in parts for one in part]))
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    of_a_group(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import torch
 
-from hubert_pretrain.features import spectrum as module
 from hubert_pretrain.features.extractor import Extractor
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.frames import MODEL_GRID
+from hubert_pretrain.model import mel as module
 
 
 def test_every_length_gives_the_frames_of_the_model_grid() -> None:

@@ -75,33 +75,34 @@ def model_config(**changes: object) -> HubertConfig:
     return HubertConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 
+def make_recipe(*, trainer: dict[str, object] | None = None, logger: object = None, **changes: object) -> Recipe:
+    """A recipe of eight steps; keyword arguments change its `PretrainConfig`."""
+    pretrain = PretrainConfig(
+        steps=8,
+        batch_seconds=8,
+        micro_batch_seconds=4,
+        learning_rate=3e-3,
+        min_seconds=0.5,
+        max_crop_seconds=1.2,
+        max_shapes=2,
+        loss=LossConfig(unmasked_weight=0.5),
+        log_every_steps=2,
+        valid_every_steps=100,
+        checkpoint_every_steps=3,
+    )
+    hardware = TrainerConfig(accelerator="cpu", precision="32-true", loader_workers=0, threads=1)
+    csv = {"csv": {"_target_": "hubert_pretrain.training.loggers.CsvLogger"}}
+    return Recipe(
+        name="test",
+        work_dir="unused",
+        model=model_config(),
+        iterations={"it1": IterationConfig(pretrain=dataclasses.replace(pretrain, **changes))},  # type: ignore[arg-type]
+        trainer=dataclasses.replace(hardware, **(trainer or {})),  # type: ignore[arg-type]
+        logger=csv if logger is None else logger,
+    )
+
+
 @pytest.fixture
 def recipe() -> Callable[..., Recipe]:
-    """A recipe of eight steps; keyword arguments change its `PretrainConfig`."""
-
-    def make(*, trainer: dict[str, object] | None = None, logger: object = None, **changes: object) -> Recipe:
-        pretrain = PretrainConfig(
-            steps=8,
-            batch_seconds=8,
-            micro_batch_seconds=4,
-            learning_rate=3e-3,
-            min_seconds=0.5,
-            max_crop_seconds=1.2,
-            max_shapes=2,
-            loss=LossConfig(unmasked_weight=0.5),
-            log_every_steps=2,
-            valid_every_steps=100,
-            checkpoint_every_steps=3,
-        )
-        hardware = TrainerConfig(accelerator="cpu", precision="32-true", loader_workers=0, threads=1)
-        csv = {"csv": {"_target_": "hubert_pretrain.training.loggers.CsvLogger"}}
-        return Recipe(
-            name="test",
-            work_dir="unused",
-            model=model_config(),
-            iterations={"it1": IterationConfig(pretrain=dataclasses.replace(pretrain, **changes))},  # type: ignore[arg-type]
-            trainer=dataclasses.replace(hardware, **(trainer or {})),  # type: ignore[arg-type]
-            logger=csv if logger is None else logger,
-        )
-
-    return make
+    """`make_recipe`."""
+    return make_recipe

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from hubert_pretrain.config import MaskConfig, Recipe
-from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, HubertPretrainError
+from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, HubertPretrainError, Preempted
 from hubert_pretrain.model.checkpoint import load_model
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.pretrain.stage import run
@@ -184,7 +184,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_utterances(
 
     monkeypatch.setattr(PretrainModule, "training_step", poisoned)
     with pytest.raises(HubertPretrainError, match=r"not a number in step 5, utterances u\d\d, u\d\d"):
-        run(recipe(), prepared, "it1/pretrain", tmp_path)
+        run(recipe(trainer={"max_skipped_steps": 0}), prepared, "it1/pretrain", tmp_path)
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step=00000003.ckpt"]
     assert not (tmp_path / "model.safetensors").exists()
 
@@ -204,8 +204,11 @@ def test_a_termination_signal_is_no_success(recipe: Recipes, prepared: Workspace
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(PretrainModule, "training_step", signalled)
-    with pytest.raises(HubertPretrainError, match=r"stopped at step [0-9] of 8.*same command resumes"):
+    with pytest.raises(Preempted, match=r"left at step 5 of 8 \(SIGTERM\).*same command resumes") as left:
         run(recipe(), prepared, "it1/pretrain", tmp_path)
+    assert left.value.exit_code == 75
+    assert newest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step=00000005.ckpt"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_tensorboard_and_offline_wandb(recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,8 +237,8 @@ def test_no_valid_split_is_one_clear_error_before_training(
 ) -> None:
     from hubert_pretrain.data.manifest import Manifest
 
-    rows = Manifest.rows
-    monkeypatch.setattr(Manifest, "rows", lambda self, split=None: rows(self, split)[:0] if split == "valid" else rows(self, split))
+    by_length = Manifest.by_length
+    monkeypatch.setattr(Manifest, "by_length", lambda self, split: [] if split == "valid" else by_length(self, split))
     with pytest.raises(DataError, match=r"split 'valid'.*valid_fraction"):
         run(recipe(), prepared, "it1/pretrain", tmp_path)
     assert not list(tmp_path.iterdir())

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.loggers import Logger
 
-from hubert_pretrain.training.loggers import CsvLogger, logger_arguments, read_metrics, report
+from hubert_pretrain.training.loggers import CsvLogger, Guarded, keep_files, keep_table, logger_arguments, read_metrics, report
 from hubert_pretrain.training.progress import Progress, describe
 
 
@@ -37,20 +38,51 @@ def test_a_row_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5]
 
 
-def test_a_failing_logger_is_dropped_and_the_others_go_on(tmp_path: Path, capsys: Any) -> None:
-    class Broken:
-        calls = 0
+class Broken(Logger):
+    """Fails in everything that it is asked."""
 
-        def log_metrics(self, values: dict[str, float], step: int) -> None:
-            Broken.calls += 1
-            raise OSError("quota")
+    calls = 0
 
-    trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[Broken(), CsvLogger(str(tmp_path))], callbacks=[Progress(10)])
+    def fail(self, *args: Any, **kwargs: Any) -> Any:
+        Broken.calls += 1
+        raise OSError("quota")
+
+    name = version = experiment = save_dir = property(fail)  # type: ignore[assignment]
+    log_metrics = log_hyperparams = log_graph = save = finalize = fail  # type: ignore[assignment]
+
+
+def test_a_failing_logger_gets_nothing_more_and_the_others_go_on(tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture) -> None:
+    Broken.calls = 0
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True, loggers=[Guarded(Broken()), Guarded(CsvLogger(str(tmp_path)))], callbacks=[Progress(10)]
+    )
     report(trainer, 1, {"loss": 1.0, "lr": 0.5}, shown=("loss",))
     report(trainer, 2, {"loss": 2.0, "lr": 0.5}, shown=("loss",))
     assert Broken.calls == 1
+    assert "Broken failed (quota)" in caplog.text
     assert [row["loss"] for row in read_metrics(tmp_path / "metrics.csv")] == [1.0, 2.0]
     assert capsys.readouterr().out == "train step 1/10  loss 1\ntrain step 2/10  loss 2\n"
+
+
+@pytest.mark.parametrize("name", ["name", "version", "experiment", "log_metrics", "log_hyperparams", "log_graph", "save", "finalize"])
+def test_no_call_of_a_broken_logger_gets_through(name: str) -> None:
+    guarded = Guarded(Broken())
+    value = getattr(guarded, name)
+    if callable(value):
+        value({}) if name.startswith("log") else value(*(["failed"] if name == "finalize" else []))
+    assert guarded.failed
+
+
+def test_a_table_and_files_for_those_who_keep_them(tmp_path: Path) -> None:
+    kept: list[Any] = []
+
+    class TensorBoardLogger(Broken):
+        experiment = SimpleNamespace(add_text=lambda name, text: kept.append((name, text)))  # type: ignore[assignment]
+
+    loggers = [Guarded(TensorBoardLogger()), Guarded(CsvLogger(str(tmp_path)))]
+    keep_table(loggers, "hypotheses", ["id", "text"], [["u1", "a|b"]])
+    keep_files(loggers, "weights", "model", [tmp_path / "absent"])
+    assert kept == [("hypotheses", "| id | text |\n| --- | --- |\n| u1 | a/b |")]
 
 
 def test_only_the_first_rank_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

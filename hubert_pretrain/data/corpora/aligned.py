@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from hubert_pretrain.data.corpus import Claim, CorpusSource
+from hubert_pretrain.data.corpus import Claim, CorpusSource, corpus_name
 from hubert_pretrain.data.formats.alignments import AlignmentFiles
 from hubert_pretrain.errors import ConfigError, DataError
 
@@ -46,7 +46,7 @@ class Aligned:
         Raises DataError when none did, with a name of each side, and for an alignment that is none.
         """
         files = AlignmentFiles(self.alignments, symbols=self._symbols, **self._options)
-        name = type(self.corpus).__name__.lower()
+        name = corpus_name(self.corpus)
         total = matched = 0
         other = ""
         for claim in self.corpus.utterances(folder):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hubert_pretrain.data.audio import SUFFIXES
-from hubert_pretrain.data.formats.table import Tsv
+from hubert_pretrain.data.formats.table import rows
 from hubert_pretrain.data.formats.text import filled_lines
 from hubert_pretrain.errors import ConfigError, DataError, nearest
 
@@ -89,25 +88,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     return ((number, line.strip()) for number, line in filled_lines(path))
 
 
-def read_table(path: Path, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, {column: value}) of every row of a csv, or of a tab-separated .tsv, with a header line.
-
-    Values have no spaces around them; a value that is not there is "".
+def read_table(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """(its place, {column: value}) of every row of a csv or tsv with a header line, gzipped or not; only the needed columns.
 
     Raises:
-        DataError: not a table in UTF-8, or it lacks a needed column.
+        DataError: not a table in UTF-8, it has no rows or lacks a needed column, or a row has other fields than the header.
     """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, dialect=Tsv if path.suffix == ".tsv" else csv.excel, restval="")
-            header = list(reader.fieldnames or [])
-            for column in needed:
-                if column not in header:
-                    raise DataError(
-                        f"{path}: no column {column!r}{nearest(column, header)}, it has {', '.join(header) or 'no header'}; "
-                        "is it a table of this corpus?"
-                    )
-            for row in reader:
-                yield reader.line_num, {key: (value or "").strip() for key, value in row.items() if key is not None}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a table in UTF-8 ({error}); replace the file") from error
+    columns = {name: name for name in needed}
+    yield from rows(path, columns, tuple(columns), fix="is it a table of this corpus?")

@@ -79,9 +79,9 @@ class CommonVoice:
 
     def _table(self, home: Path, table: str, split: str) -> Iterator[Claim]:
         path = common.existing(home / f"{table}.tsv", _LAYOUT)
-        for line, row in common.read_table(path, [*_COLUMNS, *([self.label] if self.label else [])]):
+        for place, row in common.read_table(path, [*_COLUMNS, *([self.label] if self.label else [])]):
             name = row["path"] if common.is_audio(row["path"]) else f"{row['path']}.mp3"  # releases of 2019 leave the suffix out
-            clip = common.existing_audio(home / "clips" / name, f"{path}, line {line},")
+            clip = common.existing_audio(home / "clips" / name, place)
             yield Claim(
                 id=f"{home.name}/{clip.stem}",
                 path=clip,

@@ -33,8 +33,8 @@ class FluentSpeechCommands:
         home = common.existing_root(self.root, _LAYOUT, self.OBTAIN, inside=["fluent_speech_commands_dataset"])
         for split in common.SPLITS:
             table = common.existing(home / "data" / f"{split}_data.csv", _LAYOUT)
-            for line, row in common.read_table(table, ["path", "speakerId", "transcription", *_SLOTS]):
-                path = common.existing_audio(home / row["path"], f"{table}, line {line},")
+            for place, row in common.read_table(table, ["path", "speakerId", "transcription", *_SLOTS]):
+                path = common.existing_audio(home / row["path"], place)
                 yield Claim(
                     id=path.stem,
                     path=path,

@@ -26,6 +26,7 @@ class ManifestFile:
         columns: Mapping[str, str] | None = None,
         rate: int = SAMPLE_RATE,
         ids: str = "path",
+        name: str = "manifest",
     ) -> None:
         """Nothing is read until `utterances`.
 
@@ -37,6 +38,7 @@ class ManifestFile:
             columns: our name -> the manifest's name of a column, e.g. {"path": "audio_filepath", "text": "sentence"}.
             rate: samples per second in which a manifest counts that does not say (fairseq, columns start and num_samples).
             ids: of rows without one: "path", relative and without its suffix, or "name", the file's without its suffix.
+            name: what the corpus is called, where rows do not say.
         """
         formats.check_format(format)
         if ids not in ("path", "name"):
@@ -51,6 +53,7 @@ class ManifestFile:
         self.columns = dict(columns or {})
         self.rate = rate
         self.ids = ids
+        self.name = name
 
     def utterances(self, folder: Path) -> Iterator[Claim]:
         """Every row, one after the other. Audio that a manifest holds inside itself is written below `folder`, once.

@@ -22,7 +22,7 @@ import soxr
 
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.audio import Waveform, fit_length, resampled_length
-from hubert_pretrain.data.corpus import Claim, CorpusSource
+from hubert_pretrain.data.corpus import Claim, CorpusSource, corpus_name, refuse_other_length
 from hubert_pretrain.data.download import download
 from hubert_pretrain.data.prepare import share_of
 from hubert_pretrain.data.probe import probe, usable_cores
@@ -98,7 +98,7 @@ class Speed:
         return max(self.valid_fraction, math.nextafter(least, 1.0))
 
     def _copies(self, folder: Path, claim: Claim, held_out: float) -> list[Claim]:
-        claim = replace(claim, corpus=claim.corpus or type(self.corpus).__name__.lower())
+        claim = replace(claim, corpus=claim.corpus or corpus_name(self.corpus))
         if claim.split == "train" and share_of(claim.id, "valid") < held_out:
             claim = replace(claim, split="valid")
         if claim.split != "train":
@@ -120,7 +120,7 @@ class Speed:
             (phone, resampled_length(start, rate), resampled_length(end, rate)) for phone, start, end in claim.phones
         ]
         speaker = f"{claim.speaker}-{name}" if claim.speaker and self.speakers == "suffix" else claim.speaker
-        place = {"path": str(path), "start": 0, "num_samples": None, "offset": -1, "num_bytes": -1}
+        place = {"path": str(path), "start": 0, "num_samples": None, "expected_samples": None, "offset": -1, "num_bytes": -1}
         return replace(claim, id=f"{claim.id}-{name}", speaker=speaker, phones=phones, **place)  # type: ignore[arg-type]
 
 
@@ -138,7 +138,7 @@ def rate_of(factor: float) -> int:
 def _whole(claim: Claim) -> Waveform:
     """The audio of a claim. Raises DataError when it is not there in full."""
     if claim.num_samples is None:  # of a segment there is a length to compare with; a long recording is not probed for each of its own
-        probe(claim.path, offset=claim.offset, num_bytes=claim.num_bytes)
+        refuse_other_length(claim, probe(claim.path, offset=claim.offset, num_bytes=claim.num_bytes).num_samples)
     waveform = audio.read(claim.path, claim.start, claim.num_samples, offset=claim.offset, num_bytes=claim.num_bytes)
     if (claim.num_samples is not None and len(waveform) < claim.num_samples) or not np.isfinite(waveform).all():
         raise DataError(f"{claim.path}: segment {claim.id!r} ends behind its recording, or holds NaN; mend the segments")

@@ -11,6 +11,8 @@ from pathlib import Path
 from hubert_pretrain.data.alignment import Phones
 from hubert_pretrain.data.corpora import common
 from hubert_pretrain.data.corpus import Claim
+from hubert_pretrain.data.formats import timit
+from hubert_pretrain.data.formats.intervals import phones_of
 from hubert_pretrain.errors import ConfigError, DataError
 
 _LAYOUT = "<root>/{TRAIN,TEST}/DR{1..8}/<speaker>/<sentence>.{WAV,PHN,TXT}, in capitals or not"
@@ -121,19 +123,8 @@ class Timit:
             )
 
     def _read_phones(self, path: Path) -> Phones:
-        phones: list[tuple[str, int, int]] = []
-        previous = 0
-        for number, line in common.read_lines(path):
-            match line.split():
-                case [start, end, phone] if start.isdigit() and end.isdigit() and previous <= int(start) <= int(end):
-                    previous = int(end)
-                    if folded := self.fold.get(phone, phone):
-                        phones.append((folded, int(start), int(end)))
-                case _:
-                    raise DataError(
-                        f"{path}: line {number} is {line!r}, expected '<start> <end> <phone>' in samples, in order; copy it again"
-                    )
-        return phones
+        folded = ((self.fold.get(phone, phone), start, end) for phone, start, end in timit.read(path))
+        return phones_of(folded, "keep", str(path))
 
 
 def _child(home: Path, name: str) -> Path:

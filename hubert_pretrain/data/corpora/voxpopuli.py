@@ -6,17 +6,14 @@ Its own scripts cut the raw recordings into `unlabelled_data/<language>/<year>/*
 
 from __future__ import annotations
 
-import csv
-import gzip
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hubert_pretrain.data.corpora import common
 from hubert_pretrain.data.corpus import Claim
 from hubert_pretrain.data.download import Archive, fetch_all
-from hubert_pretrain.data.formats.table import Tsv
-from hubert_pretrain.errors import ConfigError, DataError
-from hubert_pretrain.frames import samples
+from hubert_pretrain.data.formats.text import number_of, seconds_to_samples
+from hubert_pretrain.errors import ConfigError
 
 _CUT = "<root>/unlabelled_data/<language>/<year>/*.ogg"
 _RAW = "<root>/raw_audios/<language>/<year>/<event>.ogg and <root>/unlabelled_v2.tsv.gz"
@@ -28,7 +25,9 @@ LANGUAGES = (
 )
 YEARS = tuple(range(2009, 2021))
 SEGMENTS = "unlabelled_v2.tsv.gz"
-"""The publisher's table of all segments: event_id, segment_no, start and end in seconds."""
+"""The publisher's table of all segments."""
+_SEGMENT = ("event_id", "segment_no", "start", "end")
+"""Its columns; times in seconds."""
 
 
 class VoxPopuli:
@@ -95,8 +94,8 @@ class VoxPopuli:
         home = common.existing(self.root / "transcribed_data" / language, _TRANSCRIBED)
         for name, split in (("train", "train"), ("dev", "valid"), ("test", "test")):
             table = common.existing(home / f"asr_{name}.tsv", _TRANSCRIBED)
-            for line, row in common.read_table(table, ["id", self.text, "speaker_id"]):
-                path = common.existing_audio(home / row["id"][:4] / f"{row['id']}.ogg", f"{table}, line {line},")
+            for place, row in common.read_table(table, ["id", self.text, "speaker_id"]):
+                path = common.existing_audio(home / row["id"][:4] / f"{row['id']}.ogg", place)
                 yield Claim(id=row["id"], path=path, split=split, speaker=row["speaker_id"], text=row[self.text], label=language)
 
     def _raw(self) -> Iterator[Claim]:
@@ -104,24 +103,12 @@ class VoxPopuli:
         wanted = {(language, str(year)) for language in self.languages for year in self.years}
         for language, year in sorted(wanted):
             common.existing(self.root / "raw_audios" / language / year, _RAW)
-        for line, event, number, start, end in _segments(table):
-            language, year = event.rpartition("_")[2], event[:4]
+        for place, row in common.read_table(table, _SEGMENT):
+            language, year = row["event_id"].rpartition("_")[2], row["event_id"][:4]
             if (language, year) not in wanted:
                 continue
-            path = common.existing_audio(self.root / "raw_audios" / language / year / f"{event}.ogg", f"{table}, line {line},")
-            first, last = samples(start), samples(end)
-            yield Claim(id=f"{event}_{number}", path=path, split="train", label=language, start=first, num_samples=last - first)
-
-
-def _segments(table: Path) -> Iterator[tuple[int, str, str, float, float]]:
-    """(line, event, number, start, end) of every segment, read as a stream: the table has tens of millions of lines."""
-    try:
-        with gzip.open(table, "rt", encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, dialect=Tsv)
-            for row in reader:
-                yield reader.line_num, row["event_id"], row["segment_no"], float(row["start"]), float(row["end"])
-    except (OSError, EOFError, KeyError, ValueError, TypeError, csv.Error) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(
-            f"{table}: not the table of segments ({reason}); expected gzip with columns event_id, segment_no, start, end; fetch it again"
-        ) from error
+            path = common.existing_audio(self.root / "raw_audios" / language / year / f"{row['event_id']}.ogg", place)
+            first, last = (seconds_to_samples(number_of(row[name], place, name)) for name in ("start", "end"))
+            yield Claim(
+                id=f"{row['event_id']}_{row['segment_no']}", path=path, split="train", label=language, start=first, num_samples=last - first
+            )

@@ -15,15 +15,12 @@ from pathlib import Path
 from hubert_pretrain.data.corpora.common import check_choice
 from hubert_pretrain.data.corpus import Claim
 from hubert_pretrain.data.probe import usable_cores
-from hubert_pretrain.data.shards.index import SUFFIX, Entry, ShardIndex
+from hubert_pretrain.data.shards.index import INDEX_FOLDER, SUFFIX, Entry, ShardIndex, kept
 from hubert_pretrain.data.shards.names import expand
 from hubert_pretrain.data.shards.stream import audio_of, contents, fields_of, text_of
 from hubert_pretrain.data.shards.tar import Member, Shard, open_shard
 from hubert_pretrain.data.storage import is_url, read_json_at
 from hubert_pretrain.errors import DataError
-
-INDEX_FOLDER = "shards"
-"""Below the folder of `prepare`: what was found in each shard."""
 
 _SAID = ("speaker", "label")
 
@@ -84,11 +81,11 @@ class WebDataset:
                 f"{shard}: is compressed as a whole, so nothing in it can be read alone; unpack it to a .tar (audio hardly shrinks)"
             )
         made_of = self._identity(shard)
-        kept = folder / (hashlib.blake2b(shard.encode(), digest_size=8).hexdigest() + SUFFIX)
-        index = ShardIndex.load(kept)
+        place = kept(folder, shard)
+        index = ShardIndex.load(place)
         if index is None or index.made_of != made_of:
             index = self._read(shard, made_of)
-            index.save(kept)
+            index.save(place)
         return index
 
     def _identity(self, shard: str) -> str:

@@ -17,7 +17,7 @@ from typing import IO
 
 from hubert_pretrain.data.audio import SUFFIXES, resampled_length
 from hubert_pretrain.data.corpus import Claim
-from hubert_pretrain.data.formats.measure import Header, header_of
+from hubert_pretrain.data.formats.measure import Header, header_of, read_header
 from hubert_pretrain.data.formats.record import Reading, Record
 from hubert_pretrain.data.formats.text import filled_lines, lines, whole_number_of, writing
 from hubert_pretrain.errors import DataError
@@ -44,8 +44,8 @@ def read(path: Path, reading: Reading) -> Iterator[Record]:
     Rows without a number of samples are taken as they are: `prepare` measures every file anyway.
 
     Raises:
-        DataError: no root line or no rows, a line with other fields, other line counts in the texts, lengths that are not those of the
-            files (a sample of the rows is compared with the headers).
+        DataError: no root line or no rows, a line with other fields, other line counts in the texts, samples counted at another
+            rate (a sample of the rows is compared with the headers; `prepare` compares the lengths of all files).
     """
     rows = filled_lines(path)
     _, root = next(rows, (0, ""))
@@ -57,7 +57,7 @@ def read(path: Path, reading: Reading) -> Iterator[Record]:
         count += 1
         claim = _claim(line, f"{path}: line {number}", text, reading, home)
         if count <= _LOOKED_AT or count % _LOOKED_AT == 0:
-            _refuse_other_lengths(claim, line, f"{path}: line {number}", reading)
+            _refuse_other_rate(claim, line, f"{path}: line {number}", reading)
         yield f"{path}: line {number}", claim
     if not count:
         raise DataError(f"{path}: has no lines below its root; add one for each utterance")
@@ -76,27 +76,22 @@ def _claim(line: str, place: str, text: str, reading: Reading, home: Path) -> Cl
         path=reading.locate(shard["path"] if shard else name, home),
         offset=int(shard["offset"]) if shard else -1,
         num_bytes=int(shard["num_bytes"]) if shard else -1,
-        num_samples=None if samples is None else resampled_length(samples, reading.rate),
+        expected_samples=None if samples is None else resampled_length(samples, reading.rate),
         split=reading.split,
         text=text,
     )
 
 
-def _refuse_other_lengths(claim: Claim, line: str, place: str, reading: Reading) -> None:
-    """A number of samples that is not the file's: counted at another rate, or of other audio. Shorter files are left to `prepare`."""
-    if claim.num_samples is None or "://" in str(claim.path):
+def _refuse_other_rate(claim: Claim, line: str, place: str, reading: Reading) -> None:
+    """The one mistake of which every length is a sign: samples counted at the rate of the files, which nobody has named."""
+    if claim.expected_samples is None or "://" in str(claim.path):
         return
     try:
-        header = header_of(claim)
+        header = read_header(claim)
     except DataError:
         return  # `prepare` puts it aside with the reason
-    samples = int(line.rpartition("\t")[2])
-    if header.rate != reading.rate and header.num_samples == samples:
+    if header.rate != reading.rate and header.num_samples == int(line.rpartition("\t")[2]):
         raise DataError(f"{place}: counts samples at the {header.rate} Hz of the file; say so with data.corpus.rate={header.rate}")
-    if header.resampled > claim.num_samples:
-        raise DataError(
-            f"{place}: says {samples} samples, {claim.path} has {header.num_samples}; the manifest is of other audio, make it anew"
-        )
 
 
 def _with_texts(path: Path, rows: Iterator[tuple[int, str]]) -> Iterator[tuple[tuple[int, str], str]]:

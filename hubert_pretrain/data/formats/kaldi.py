@@ -1,4 +1,4 @@
-"""Data directories of Kaldi: wav.scp, and as there are any segments, text, utt2spk or spk2utt.
+"""Data directories of Kaldi: wav.scp, and as there are any segments, text, utt2spk or spk2utt, and utt2dur (lengths of whole files).
 
 A line of wav.scp may be a command; see commands.py. Labels and corpus names have no place here. An utterance whose speaker is called as
 itself has none, which is Kaldi's way to say so. Words of a text are separated by single blanks.
@@ -15,12 +15,12 @@ from hubert_pretrain.data.corpus import Claim
 from hubert_pretrain.data.formats.commands import command_for, path_of_command
 from hubert_pretrain.data.formats.measure import Header, header_of
 from hubert_pretrain.data.formats.record import Reading, Record
-from hubert_pretrain.data.formats.text import filled_lines, number_of, safe_name, seconds_to_samples, writing
+from hubert_pretrain.data.formats.text import filled_lines, number_of, rounding_of, safe_name, seconds_to_samples, writing
 from hubert_pretrain.errors import DataError, nearest
 from hubert_pretrain.frames import SAMPLE_RATE
 
 WAVES, SEGMENTS, TEXT = "wav.scp", "segments", "text"
-SPEAKERS, UTTERANCES = "utt2spk", "spk2utt"
+SPEAKERS, UTTERANCES, DURATIONS = "utt2spk", "spk2utt", "utt2dur"
 
 _TO_THE_END = "-1"
 _ARCHIVE = re.compile(r".*\.(ark|scp)(\.gz)?:\d+(\[.*\])?")
@@ -35,7 +35,7 @@ def read(folder: Path, reading: Reading) -> Iterator[Record]:
     """
     texts, speakers = _table(folder / TEXT, texts=True), _speakers(folder)
     used = 0
-    for place, id, path, start, num_samples in _segments(folder, reading) if (folder / SEGMENTS).is_file() else _waves(folder, reading):
+    for place, id, path, length in _segments(folder, reading) if (folder / SEGMENTS).is_file() else _waves(folder, reading):
         used += 1
         speaker = _of(speakers, id, place, folder / SPEAKERS)
         yield (
@@ -43,8 +43,7 @@ def read(folder: Path, reading: Reading) -> Iterator[Record]:
             Claim(
                 id=id,
                 path=path,
-                start=start,
-                num_samples=num_samples,
+                **length,  # type: ignore[arg-type]
                 split=reading.split,
                 speaker="" if speaker == id else speaker,
                 text=_of(texts, id, place, folder / TEXT),
@@ -62,13 +61,21 @@ def read(folder: Path, reading: Reading) -> Iterator[Record]:
         )
 
 
-_Part = tuple[str, str, str, int, "int | None"]
-"""(place, id, path, start, number of samples)"""
+_Part = tuple[str, str, str, dict[str, "int | None"]]
+"""(place, id, path, what is known of its length: fields of a claim)"""
 
 
 def _waves(folder: Path, reading: Reading) -> Iterator[_Part]:
+    durations = _table(folder / DURATIONS)
     for place, id, value in _pairs(folder / WAVES):
-        yield place, id, _path(value, place, reading, folder), 0, None
+        stated: dict[str, int | None] = {}
+        if durations is not None:
+            seconds, where = _of(durations, id, place, folder / DURATIONS), f"{folder / DURATIONS}: utterance {id!r}"
+            stated = {
+                "expected_samples": seconds_to_samples(number_of(seconds, where, "duration")),
+                "expected_within": rounding_of(seconds),
+            }
+        yield place, id, _path(value, place, reading, folder), stated
 
 
 def _segments(folder: Path, reading: Reading) -> Iterator[_Part]:
@@ -90,7 +97,7 @@ def _segments(folder: Path, reading: Reading) -> Iterator[_Part]:
         if last is not None and last <= first:
             raise DataError(f"{place}: ends at {end} s, which is not after its start at {start} s; mend the line")
         where, wave = recordings[recording]
-        yield place, id, _path(wave, where, reading, folder), first, None if last is None else last - first
+        yield place, id, _path(wave, where, reading, folder), {"start": first, "num_samples": None if last is None else last - first}
 
 
 def _float_or_none(text: str) -> float | None:
@@ -174,7 +181,7 @@ def _write_folder(folder: Path, claims: list[Claim]) -> None:
     recordings = {str(claim.path): claim.id if whole else safe_name(str(claim.path)) for claim in claims}
     _put(folder / WAVES, {id: command_for(path) for path, id in recordings.items()})
     lengths = {claim.id: headers[str(claim.path)].length_of(claim) for claim in claims}
-    _put(folder / "utt2dur", {id: f"{length / SAMPLE_RATE:.6f}" for id, length in lengths.items()})
+    _put(folder / DURATIONS, {id: f"{length / SAMPLE_RATE:.6f}" for id, length in lengths.items()})
     (folder / SEGMENTS).unlink(missing_ok=True)
     if not whole:
         _put(folder / SEGMENTS, {claim.id: _segment(claim, recordings, headers) for claim in claims})

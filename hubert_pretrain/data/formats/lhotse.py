@@ -64,8 +64,7 @@ def _claim(cut: dict[str, Any], place: str, reading: Reading, home: Path) -> Cla
     return Claim(
         id=text_of(cut["id"], place, "id"),
         path=reading.locate(_source(recording, place), home),
-        start=start,
-        num_samples=length if whole else num_samples,
+        **({"expected_samples": length, "expected_within": SAMPLE_RATE // 40} if whole else {"start": start, "num_samples": num_samples}),
         split=split_named(split) if split else reading.split,
         speaker=speakers.pop() if len(speakers) == 1 else "",
         text=" ".join(filter(None, (text_of(one.get("text"), place, "text") for one in supervisions))),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hubert_pretrain.data.audio import one_line, resampled_length
-from hubert_pretrain.data.corpus import Claim
+from hubert_pretrain.data.corpus import Claim, refuse_other_length
 from hubert_pretrain.data.storage import Part, open_part
 from hubert_pretrain.errors import DataError
 
@@ -39,6 +39,13 @@ class Header:
 
 
 def header_of(claim: Claim) -> Header:
+    """Raises DataError when the audio is missing, not audio, or not as long as its list states."""
+    header = read_header(claim)
+    refuse_other_length(claim, header.resampled)
+    return header
+
+
+def read_header(claim: Claim) -> Header:
     """Raises DataError when the audio is missing or not audio."""
     import soundfile
 

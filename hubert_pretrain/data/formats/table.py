@@ -1,7 +1,8 @@
 """Tables with named columns: csv, tsv and jsonl (a JSON object in each line).
 
 Columns: path (the only one needed), id, start and num_samples (at 16 kHz, or at `Reading.rate`) or start_seconds and duration_seconds (a
-part of a longer recording), offset and num_bytes (where in a shard the audio file lies), speaker, text, label, split, corpus.
+part of a longer recording; without a start the length of the whole file, which `prepare` compares), offset and num_bytes (where in a shard
+the audio file lies), speaker, text, label, split, corpus.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import IO, Any
 from hubert_pretrain.data.audio import resampled_length
 from hubert_pretrain.data.corpus import Claim
 from hubert_pretrain.data.formats.record import Reading, Record, split_named
-from hubert_pretrain.data.formats.text import filled_lines, lines, number_of, seconds_to_samples, whole_number_of, writing
+from hubert_pretrain.data.formats.text import filled_lines, lines, number_of, rounding_of, seconds_to_samples, whole_number_of, writing
 from hubert_pretrain.errors import DataError, nearest
 
 TEXTS = ("id", "path", "speaker", "text", "label", "split", "corpus")
@@ -46,13 +47,14 @@ class Csv(csv.excel):
     strict = True
 
 
-def rows(path: Path, columns: Mapping[str, str], names: tuple[str, ...] = COLUMNS) -> Iterator[tuple[str, Row]]:
+def rows(path: Path, columns: Mapping[str, str], names: tuple[str, ...] = COLUMNS, fix: str = "") -> Iterator[tuple[str, Row]]:
     """(place, row) of a table, one after the other: only the present line is in memory.
 
     Args:
         path: the file; a first line that begins with { makes it a jsonl, else its header tells commas from tabs.
         columns: our name -> the table's.
         names: the columns to take.
+        fix: what to do about a column that is not there; by default to name another.
 
     Raises:
         DataError: no header, no column `path`, a column of `columns` that is not there, a line with too many or too few fields, broken
@@ -61,7 +63,7 @@ def rows(path: Path, columns: Mapping[str, str], names: tuple[str, ...] = COLUMN
     first = next(filled_lines(path), None)
     if first is None:
         raise DataError(f"{path}: no column {columns.get('path', 'path')!r}, it has no header; the file is empty")
-    found = _json_rows(path, columns, names) if first[1].startswith("{") else _csv_rows(path, first, columns, names)
+    found = _json_rows(path, columns, names, fix) if first[1].startswith("{") else _csv_rows(path, first, columns, names, fix)
     empty = True
     for empty, each in ((False, each) for each in found):  # noqa: B007
         yield each
@@ -74,7 +76,9 @@ def dialect_of(path: Path, header: str) -> type[csv.Dialect]:
     return Tsv if "\t" in header or (".tsv" in path.suffixes and "," not in header) else Csv
 
 
-def _csv_rows(path: Path, first: tuple[int, str], columns: Mapping[str, str], names: tuple[str, ...]) -> Iterator[tuple[str, Row]]:
+def _csv_rows(
+    path: Path, first: tuple[int, str], columns: Mapping[str, str], names: tuple[str, ...], fix: str
+) -> Iterator[tuple[str, Row]]:
     dialect = dialect_of(path, first[1])
     reader = csv.reader((f"{line}\n" for _, line in lines(path)), dialect)
     header: list[str] | None = None
@@ -87,7 +91,7 @@ def _csv_rows(path: Path, first: tuple[int, str], columns: Mapping[str, str], na
                 continue
             if header is None:
                 header = [field.strip() for field in fields]
-                wanted = [(ours, header.index(theirs)) for ours, theirs in _present(path, columns, names, header).items()]
+                wanted = [(ours, header.index(theirs)) for ours, theirs in _present(path, columns, names, header, fix).items()]
                 continue
             if len(fields) != len(header):
                 raise DataError(
@@ -99,13 +103,13 @@ def _csv_rows(path: Path, first: tuple[int, str], columns: Mapping[str, str], na
         raise DataError(f"{path}: line {reader.line_num} is not of a csv ({error}); save it as one, in UTF-8") from error
 
 
-def _json_rows(path: Path, columns: Mapping[str, str], names: tuple[str, ...]) -> Iterator[tuple[str, Row]]:
+def _json_rows(path: Path, columns: Mapping[str, str], names: tuple[str, ...], fix: str) -> Iterator[tuple[str, Row]]:
     present: dict[str, str] = {}
     for number, line in filled_lines(path):
         place = f"{path}: line {number}"
         row = json_object(line, place)
         if not present:
-            _present(path, columns, names, list(row))
+            _present(path, columns, names, list(row), fix)
             present = _wanted(columns, names)
         yield place, {ours: row[theirs] for ours, theirs in present.items() if theirs in row}
 
@@ -126,7 +130,7 @@ def _wanted(columns: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str
     return {ours: columns.get(ours, ours) for ours in names if ours in columns or ours not in columns.values()}
 
 
-def _present(path: Path, columns: Mapping[str, str], names: tuple[str, ...], header: list[str]) -> dict[str, str]:
+def _present(path: Path, columns: Mapping[str, str], names: tuple[str, ...], header: list[str], fix: str) -> dict[str, str]:
     """Our name -> the header's name of every column that is there."""
     wanted = _wanted(columns, names)
     if twice := [name for name in wanted.values() if header.count(name) > 1]:
@@ -135,7 +139,7 @@ def _present(path: Path, columns: Mapping[str, str], names: tuple[str, ...], hea
         if theirs not in header and (ours == "path" or ours in columns):
             raise DataError(
                 f"{path}: no column {theirs!r}{nearest(theirs, header)}, it has {', '.join(header) or 'no header'}; "
-                f"add it, or name another with data.corpus.columns.{ours}"
+                + (fix or f"add it, or name another with data.corpus.columns.{ours}")
             )
     return {ours: theirs for ours, theirs in wanted.items() if theirs in header}
 
@@ -155,11 +159,12 @@ def claim_of(row: Row, place: str, reading: Reading, home: Path) -> Claim:
     num_samples = _samples(row, place, reading, "num_samples", "duration_seconds")
     if num_samples == 0:
         raise DataError(f"{place}: has no samples; remove the line")
+    rounding = 1 if _filled(row, "num_samples") else rounding_of(row.get("duration_seconds", ""))
+    whole = {"expected_samples": num_samples, "expected_within": rounding} if num_samples is not None else {}
     return Claim(
         id=texts["id"] or reading.id_of(texts["path"]),
         path=reading.locate(texts["path"], home),
-        start=start or 0,
-        num_samples=num_samples,
+        **(whole if start is None else {"start": start, "num_samples": num_samples}),  # type: ignore[arg-type]
         offset=_bytes(row, place, "offset"),
         num_bytes=_bytes(row, place, "num_bytes"),
         speaker=texts["speaker"],
@@ -214,7 +219,9 @@ def row_of(claim: Claim, home: Path) -> Row:
     """A claim as a row of a table in the folder `home`."""
     path, inside = str(claim.path), f"{home}{os.sep}"
     values = {name: getattr(claim, name) for name in _WRITTEN}
-    unset = {"start": 0, "offset": -1, "num_bytes": -1}
+    if claim.num_samples is None:  # a whole file, or one from `start` to its end
+        values |= {"start": claim.start or None, "num_samples": claim.expected_samples if claim.expected_within <= 1 else None}
+    unset = {"offset": -1, "num_bytes": -1}
     values |= {"path": path.removeprefix(inside)} | {name: None for name, none in unset.items() if values[name] == none}
     return values
 

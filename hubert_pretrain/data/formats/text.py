@@ -92,6 +92,15 @@ def seconds_to_samples(seconds: float) -> int:
     return round(seconds * SAMPLE_RATE)
 
 
+def rounding_of(seconds: object) -> int:
+    """By how many samples at 16 kHz a stated length in seconds may be off: half its last digit, and 25 ms in any case.
+
+    Other decoders and counts of frames differ by as much (lhotse tolerates the same).
+    """
+    decimals = len(str(seconds).partition(".")[2])
+    return max(SAMPLE_RATE // 40, math.ceil(0.5 * SAMPLE_RATE / 10**decimals))
+
+
 def number_of(value: object, place: str, name: str) -> float:
     """A finite number that is not negative. Raises DataError naming the place, the column and what stands there."""
     try:

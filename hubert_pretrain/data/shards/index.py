@@ -14,6 +14,8 @@ from hubert_pretrain.workspace import read_json, write_text
 
 FORMAT = "hubert_pretrain.shard.1"
 SUFFIX = ".index.json"
+INDEX_FOLDER = "shards"
+"""Below the folder of `prepare`: the indexes of shards that others wrote."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,17 +78,23 @@ def sidecar(shard: Path) -> Path:
     return shard.with_name(shard.name + SUFFIX)
 
 
-def verify(shard: Path, *, content: bool = False) -> ShardIndex:
+def kept(folder: Path, shard: str) -> Path:
+    """Where the index of somebody else's shard is kept, in a folder of ours."""
+    return folder / (hashlib.blake2b(shard.encode(), digest_size=8).hexdigest() + SUFFIX)
+
+
+def verify(shard: Path, *, content: bool = False, otherwise: Path | None = None) -> ShardIndex:
     """The index of a shard on disk, once the shard was found to be what it says.
 
     Args:
         shard: the tar.
         content: read it all and compare its sha256 too.
+        otherwise: where its index lies when it has none beside it.
 
     Raises:
         DataError: the shard or its index is missing, or they differ.
     """
-    index = ShardIndex.load(sidecar(shard))
+    index = ShardIndex.load(sidecar(shard)) or (ShardIndex.load(otherwise) if otherwise is not None else None)
     if index is None:
         raise DataError(f"{sidecar(shard)}: missing or damaged; copy it again with its shard, or write the shards anew")
     size = os.path.getsize(shard) if shard.is_file() else -1

@@ -33,7 +33,7 @@ from hubert_pretrain.data.shards.index import Entry, ShardIndex, sidecar, verify
 from hubert_pretrain.data.shards.names import key_of, shard_name
 from hubert_pretrain.errors import ConfigError, DataError, nearest
 from hubert_pretrain.frames import SAMPLE_RATE
-from hubert_pretrain.workspace import sync_folder
+from hubert_pretrain.workspace import human_bytes, sync_folder
 
 FORMATS = {"pcm": "wav", "flac": "flac"}
 """Name of a format -> extension of its members."""
@@ -68,7 +68,7 @@ def assign(manifest: Manifest, format: str, megabytes: int) -> list[Assignment]:
     shards = []
     for split in manifest.splits:
         rows = manifest.split_range(split)
-        sizes = manifest.num_samples[rows.start : rows.stop] * (2 * _SHARE_OF_PCM[format]) + _OVERHEAD
+        sizes = _sizes(manifest, rows, format)
         number = (np.cumsum(sizes) - sizes) // (megabytes * 1e6)
         starts = [rows.start + int(i) for i in np.flatnonzero(np.diff(number, prepend=-1))]
         shards += [
@@ -76,6 +76,11 @@ def assign(manifest: Manifest, format: str, megabytes: int) -> list[Assignment]:
             for i, (first, last) in enumerate(zip(starts, [*starts[1:], rows.stop], strict=True))
         ]
     return shards
+
+
+def _sizes(manifest: Manifest, rows: range, format: str) -> NDArray[np.float64]:
+    """Bytes that each of these rows will take, roughly."""
+    return np.asarray(manifest.num_samples[rows.start : rows.stop] * (2 * _SHARE_OF_PCM[format]) + _OVERHEAD, dtype=np.float64)
 
 
 def write_shards(corpus: Corpus, folder: Path, *, format: str, megabytes: int = 512, workers: int = 0) -> Iterator[Utterance]:
@@ -93,11 +98,12 @@ def write_shards(corpus: Corpus, folder: Path, *, format: str, megabytes: int = 
 
     Raises:
         ConfigError: `format` is none.
-        DataError: audio cannot be read any more, the folder holds other shards, or a process died.
+        DataError: the disk has no room, audio cannot be read any more, the folder holds other shards, or a process died.
     """
     assignments = assign(corpus.manifest, format, megabytes)
     folder.mkdir(parents=True, exist_ok=True)
     _refuse_others(folder, {assignment.name for assignment in assignments})
+    _refuse_full_disk(corpus.manifest, folder, assignments, format)
     with progress(len(assignments), "writing shards") as advance:
         for _ in _each(corpus, assignments, folder, format, workers):
             advance()
@@ -235,6 +241,17 @@ def _each(corpus: Corpus, assignments: list[Assignment], folder: Path, format: s
         raise DataError("a process that writes shards died, killed or out of memory; run again with fewer, e.g. data.workers=1") from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _refuse_full_disk(manifest: Manifest, folder: Path, assignments: list[Assignment], format: str) -> None:
+    """Before the first byte, from the lengths of what is still to be written."""
+    left = [range(each.first, each.last) for each in assignments if not (folder / each.name).exists()]
+    needed, free = sum(float(_sizes(manifest, rows, format).sum()) for rows in left), shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"{folder}: about {human_bytes(int(needed))} are needed for shards in {format}, {human_bytes(free)} are free; "
+            "make room, or write them elsewhere with tools/make_shards.py"
+        )
 
 
 def _refuse_others(folder: Path, names: set[str]) -> None:

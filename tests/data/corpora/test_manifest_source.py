@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import tracemalloc
 from pathlib import Path
 from types import ModuleType
@@ -141,7 +142,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def prepared(corpus: Path) -> Path:
-    node = {"_target_": "hubert_pretrain.data.corpora.manifest.ManifestFile", "path": str(corpus / "data")}
+    node = {"_target_": "hubert_pretrain.data.corpora.manifest.ManifestFile", "path": str(corpus / "data"), "name": "lectures"}
     data = DataConfig(corpus=node, root=str(corpus), alignments=str(corpus / "ali.ctm"), valid_fraction=0.0)
     folder = corpus / "run" / "prepare"
     folder.mkdir(parents=True)
@@ -156,10 +157,53 @@ def test_prepare_reads_a_manifest_with_alignments(prepared: Path) -> None:
     by_id = {row.id: row for row in rows}
     assert (by_id["r1"].start, by_id["r1"].num_samples, by_id["r1"].text, by_id["r1"].speaker) == (16_000, 16_000, "HI R1", "r")
     assert {row.id: row.split for row in rows if row.split == "test"} == {f"s{i}": "test" for i in range(3)}
-    assert {row.corpus for row in rows} == {"manifestfile"}
+    assert {row.corpus for row in rows} == {"lectures"}
     assert corpus.alignments is not None
     assert [corpus.alignments.has(row) for row in range(6)] == [True] * 6
     assert set(corpus.alignments.frame_phones(0, 49)) == {"HH", "AY"}
+
+
+LISTS = {
+    "fairseq": ("train.tsv", ".\n{}", "{name}.wav\t{samples}\n"),
+    "csv": ("train.csv", "path,num_samples\n{}", "{name}.wav,{samples}\n"),
+    "csv of seconds": ("train.csv", "path,duration_seconds\n{}", "{name}.wav,{seconds:.2f}\n"),
+    "kaldi": ("utt2dur", "{}", "{name} {seconds:.2f}\n"),
+    "lhotse": (
+        "cuts.jsonl",
+        "{}",
+        '{{"id": "{name}", "type": "MonoCut", "start": 0, "duration": {seconds}, "recording": {{"sampling_rate": 16000, '
+        '"num_samples": {samples}, "sources": [{{"type": "file", "source": "{name}.wav"}}]}}}}\n',
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_file_of_another_length_than_its_list_states_is_put_aside(tmp_path: Path, kind: str) -> None:
+    """A WAV that was cut and whose header was mended is whole for every decoder; only the list knows."""
+    names, (name, whole, line) = [f"u{i}" for i in range(5)], LISTS[kind]
+    for each in names:
+        write_audio(tmp_path / f"data/{each}.wav", {"u3": 9_000, "u4": 21_000}.get(each, 16_000))
+    write(tmp_path / "data" / name, whole.format("".join(line.format(name=each, samples=16_000, seconds=1.0) for each in names)))
+    if kind == "kaldi":
+        write(tmp_path / "data/wav.scp", "".join(f"{each} {each}.wav\n" for each in names))
+    node = {"_target_": "hubert_pretrain.data.corpora.manifest.ManifestFile", "path": str(tmp_path / "data")}
+    data = DataConfig(corpus=node, root=str(tmp_path / "data"), max_bad_fraction=0.5, workers=1)
+    (tmp_path / "prepare").mkdir()
+    stage.run(Recipe(name="test", work_dir=str(tmp_path), data=data), Workspace(tmp_path), "prepare", tmp_path / "prepare")
+    reasons = {bad["id"]: bad["reason"] for bad in map(json.loads, (tmp_path / "prepare/quarantine.jsonl").read_text().splitlines())}
+    assert reasons == {
+        "u3": "has 9000 samples at 16000 Hz, its list says 16000; it is truncated: copy it again",
+        "u4": "has 21000 samples at 16000 Hz, its list says 16000; the list is of other audio, or of a part of it: mend the list",
+    }
+    assert sorted(Corpus.open(tmp_path / "prepare").manifest.column("id").to_pylist()) == ["u0", "u1", "u2"]
+
+
+def test_a_start_makes_a_part_of_a_length(tmp_path: Path) -> None:
+    """In a table, a length beside a start, 0 as well, is that of a part; alone it is that of the whole file."""
+    write_audio(tmp_path / "a.wav")
+    table = write(tmp_path / "x.csv", "id,path,start,num_samples\none,a.wav,0,500\ntwo,a.wav,,8000\nthree,a.wav,7000,\n")
+    found = [(claim.start, claim.num_samples, claim.expected_samples) for claim in claims(str(table))]
+    assert found == [(0, 500, None), (0, None, 8000), (7000, None, None)]
 
 
 @pytest.fixture

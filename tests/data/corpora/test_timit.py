@@ -98,10 +98,17 @@ def test_sphere_and_riff(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "phones", ["0 10\n", "10 5 sh\n", "0 10 sh\n5 20 ix\n", "a b sh\n"], ids=["two columns", "backwards", "overlap", "no numbers"]
+    ("phones", "message"),
+    [
+        ("0 10\n", "line 1 is '0 10', expected 'start end label' in samples"),
+        ("10 5 sh\n", "line 1: 'sh' ends at 5, before its start 10"),
+        ("0 1000 sh\n500 2000 ix\n", r"'ix' begins at 0\.031 s, before 'sh' ends at 0\.062 s"),
+        ("a b sh\n", "line 1: start is 'a', expected a whole number"),
+    ],
+    ids=["two columns", "backwards", "overlap", "no numbers"],
 )
-def test_bad_phones_name_their_line(tree: Any, phones: str) -> None:
-    with pytest.raises(DataError, match=r"SX37\.PHN: line \d is .*expected '<start> <end> <phone>' in samples, in order"):
+def test_bad_phones_are_named(tree: Any, phones: str, message: str) -> None:
+    with pytest.raises(DataError, match=rf"SX37\.PHN: .*{message}"):
         claims(tree(disc() | {"TRAIN/DR1/FCJF0/SX37.PHN": phones}))
 
 

@@ -36,9 +36,12 @@ def claims(draw: st.DrawFn, files: list[Path], parts: bool, distinct: bool = Fal
             id=id, path=path, split=draw(SPLITS), speaker=draw(NAMES | st.just("")), text=draw(TEXTS), label=draw(NAMES), corpus="c"
         )
         length = header_of(claim).resampled
-        start = draw(st.integers(0, length - 1)) if parts else 0
-        num_samples = draw(st.integers(1, length - start)) if parts else length
-        found.append(replace(claim, start=start, num_samples=num_samples, phones=draw(phones(num_samples)) if parts else None))
+        if not parts:
+            found.append(replace(claim, expected_samples=length))
+            continue
+        start = draw(st.integers(0, length - 1))
+        num_samples = draw(st.integers(1, length - start))
+        found.append(replace(claim, start=start, num_samples=num_samples, phones=draw(phones(num_samples))))
     return found
 
 
@@ -167,7 +170,7 @@ def shard(audio_files: list[Path], tmp_path: Path) -> list[Claim]:
     for i, file in enumerate(audio_files[:2]):
         data = file.read_bytes()
         place = {"path": str(path), "offset": len(content), "num_bytes": len(data)}
-        found.append(Claim(id=f"u{i}", split="train", text="HI", num_samples=1000 + 100 * i, **place))  # type: ignore[arg-type]
+        found.append(Claim(id=f"u{i}", split="train", text="HI", expected_samples=1000 + 100 * i, **place))  # type: ignore[arg-type]
         content += data + b"y" * 100
     path.parent.mkdir()
     path.write_bytes(content)

@@ -139,6 +139,13 @@ def test_shards_are_dealt_within_splits_and_near_their_size(corpus: Corpus) -> N
     assert len(writer.assign(corpus.manifest, "pcm", 512)) == 2
 
 
+def test_a_disk_without_room_is_found_before_the_first_byte(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: type("usage", (), {"free": 100_000})())
+    with pytest.raises(DataError, match=r"shards: about \d{3}\.\d kB are needed for shards in pcm, 100\.0 kB are free; make room"):
+        writer.convert(corpus, tmp_path / "out", format="pcm", workers=1)
+    assert not list((tmp_path / "out/shards").iterdir())
+
+
 def test_an_index_knows_a_shard_that_was_cut(corpus: Corpus, tmp_path: Path) -> None:
     list(writer.write_shards(corpus, tmp_path / "s", format="pcm", workers=1))
     shard = tmp_path / "s" / "train-000000.tar"

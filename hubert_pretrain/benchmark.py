@@ -1,0 +1,101 @@
+"""What the benchmarks in tools/ share: sides in turns, a ratio for every turn, and one line of JSON at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+LIBRISPEECH_SECONDS = (1.4, 3.3, 6.4, 10.8, 12.9, 13.9, 14.5, 15.0, 15.5, 16.0, 24.5)
+"""Deciles of the seconds per utterance of LibriSpeech's train subsets, roughly."""
+
+
+def librispeech_seconds(uniform: float) -> float:
+    """A length as LibriSpeech has them, from a random number in [0, 1)."""
+    place = uniform * (len(LIBRISPEECH_SECONDS) - 1)
+    low, high = LIBRISPEECH_SECONDS[int(place) : int(place) + 2]
+    return low + (high - low) * (place - int(place))
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Wall time of one call."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def in_turns(sides: Mapping[str, Callable[[], float]], turns: int, *, warm_up: int = 1) -> dict[str, list[float]]:
+    """What each side returns, turn by turn: a machine that slows down meanwhile slows all of them down. `warm_up` turns do not count."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(warm_up + turns):
+        for name, side in sides.items():
+            value = side()
+            if turn >= warm_up:
+                found[name].append(value)
+    return found
+
+
+def compared(ours: Sequence[float], peer: Sequence[float]) -> dict[str, float]:
+    """Medians of two sides' rates (larger is better), and of the ratio of each turn with its smallest and largest."""
+    ratios = [mine / theirs for mine, theirs in zip(ours, peer, strict=True)]
+    return {
+        "ours": statistics.median(ours),
+        "peer": statistics.median(peer),
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+    }
+
+
+def speeds(amount: float, ours: Callable[[], Any], peer: Callable[[], Any], turns: int) -> dict[str, float]:
+    """How much of something both sides do in a second, in turns after one that warms up (when there are several).
+
+    `cpu_ratio` is the ratio by processor time of all threads of this process: it is what other jobs on the machine change least, and it
+    leaves out what more cores bring.
+    """
+    spent: dict[str, list[float]] = {"ours": [], "peer": []}
+
+    def timed(name: str, work: Callable[[], Any]) -> float:
+        begin = time.process_time()
+        elapsed = seconds_of(work)
+        spent[name].append(time.process_time() - begin)
+        return amount / elapsed
+
+    sides = {"ours": lambda: timed("ours", ours), "peer": lambda: timed("peer", peer)}
+    found = in_turns(sides, turns, warm_up=1 if turns > 1 else 0)
+    cpu = [theirs / mine for mine, theirs in zip(spent["ours"][-turns:], spent["peer"][-turns:], strict=True)]
+    return compared(found["ours"], found["peer"]) | {"cpu_ratio": statistics.median(cpu)}
+
+
+def faster_threads(work: Callable[[int], Any]) -> int:
+    """With how many threads, an argument of `work`, a single process does it in less time: one, or one per core."""
+    counts = (1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(counts, key=lambda threads: min(seconds_of(lambda: work(threads)) for _ in range(2)))
+
+
+def machine(*, gpu: bool = False) -> str:
+    """What it is measured on: the processor or, with `gpu`, the GPU; cores that this process may use; versions."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processor = torch.cuda.get_device_name() if gpu else f"{_processor()}, {cores} cores"
+    return f"{processor}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    return platform.processor() or platform.machine()
+
+
+def print_json(bench: str, rows: Mapping[str, Any], *, gpu: bool = False) -> None:
+    """The last line of every benchmark: `ratio` > 1 means that ours is better. Numbers have four digits."""
+    print(json.dumps({"bench": bench, "machine": machine(gpu=gpu), "rows": _rounded(rows)}), flush=True)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _rounded(each) for name, each in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value

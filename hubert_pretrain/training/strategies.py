@@ -1,0 +1,185 @@
+"""How the processes of a training share its work: each with the whole network (DDP), or each with a part of it (FSDP2).
+
+Both compute the same run: the module scales each micro-batch's loss so that the mean over the ranks is the gradient of the whole step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from hubert_pretrain.errors import ConfigError, nearest
+from hubert_pretrain.model.hubert import Block, Hubert
+from hubert_pretrain.model.pretraining_head import CodebookHead, SoftmaxHead
+from hubert_pretrain.training import sharded_io
+
+Module = TypeVar("Module", bound=nn.Module)
+STRATEGIES = ["auto", "ddp", "fsdp"]
+
+
+def make_strategy(name: str, *, world_size: int, timeout: timedelta, gradient_compression: str = "none") -> str | Strategy:
+    """What Lightning's trainer takes.
+
+    Args:
+        name: auto (ddp where there is more than one process), ddp or fsdp.
+        world_size: processes in all.
+        timeout: how long a rank waits for another.
+        gradient_compression: bf16 halves what ddp sends, none sends fp32.
+
+    Raises ConfigError for a name that does not exist.
+    """
+    if name not in STRATEGIES:
+        raise ConfigError(f"trainer.strategy={name!r}: expected one of {', '.join(STRATEGIES)}{nearest(name, STRATEGIES)}")
+    if name == "fsdp":
+        return Sharded(world_size=world_size, timeout=timeout)
+    if name == "ddp" or world_size > 1:
+        return Replicated(compressed=gradient_compression == "bf16", timeout=timeout)
+    return "auto"
+
+
+class Replicated(DDPStrategy):
+    """DDP with a static graph: gradients lie in the buckets that are sent, and nobody searches for parameters without one.
+
+    The graph is static because every parameter has a gradient in every step: see `zero_term`.
+    """
+
+    def __init__(self, *, compressed: bool, timeout: timedelta) -> None:
+        super().__init__(static_graph=True, gradient_as_bucket_view=True, timeout=timeout)
+        self.compressed = compressed
+
+    def configure_ddp(self) -> None:
+        """Also learns the graph, from a loss of zero of every parameter: torch 2.14 fails when it would have to in a backward pass that
+        is not sent (`no_sync`), and the first micro-batches of a step are such. (To send those of the first step only would round
+        differently after a resume.)"""
+        super().configure_ddp()
+        module = self.lightning_module
+        assert module is not None
+
+        def nothing(zero: Tensor) -> Tensor:
+            return sum((0.0 * parameter.sum() for parameter in module.parameters() if parameter.requires_grad), start=zero)
+
+        module.forward = nothing  # type: ignore[method-assign]
+        try:
+            self.model(torch.zeros((), device=self.root_device)).backward()  # type: ignore[misc]
+        finally:
+            del module.forward
+        for parameter in module.parameters():
+            parameter.grad = None
+
+    def _register_ddp_hooks(self) -> None:
+        """Lightning registers hooks on GPUs only."""
+        if self.compressed:
+            from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+            assert isinstance(self.model, nn.parallel.DistributedDataParallel)
+            self.model.register_comm_hook(None, bf16_compress_hook)
+
+
+class Sharded(ModelParallelStrategy):
+    """FSDP2: weights, gradients and the optimiser's state are cut over all ranks; a layer's weights come together while it runs.
+
+    Checkpoints are folders to which each rank writes its part (sharded_io.py); any number of ranks, or another strategy, reads them, and
+    this strategy reads the files of the others.
+    """
+
+    def __init__(self, *, world_size: int, timeout: timedelta) -> None:
+        super().__init__(data_parallel_size=world_size, tensor_parallel_size=1, timeout=timeout)
+
+    def setup_environment(self) -> None:
+        """Once the processes have met, those that write a checkpoint together form a group, on the CPU."""
+        super().setup_environment()
+        self.ranks = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
+        self.checkpoint_io.group = self.ranks  # type: ignore[attr-defined]
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """This rank's part of the weights, by reference."""
+        assert self.lightning_module is not None
+        return self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """This rank's part, by the names of parameters, because their numbers mean nothing to another world size."""
+        return sharded_io.optimizer_state(self._module, getattr(optimizer, "_optimizer", optimizer))
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Every rank writes."""
+        self.checkpoint_io.save_checkpoint(checkpoint, filepath)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Fills weights and optimisers; returns the rest."""
+        path, optimizers = Path(checkpoint_path), [getattr(each, "_optimizer", each) for each in self.optimizers]
+        if path.is_dir():
+            return sharded_io.load(path, self._module, optimizers, self.ranks)
+        content = self.checkpoint_io.load_checkpoint(path)
+        return sharded_io.distribute(content, path, self._module, optimizers)
+
+    @property
+    def _module(self) -> nn.Module:
+        assert self.lightning_module is not None
+        return self.lightning_module
+
+
+def shard(module: L.LightningModule) -> None:
+    """Under FSDP cuts the parts of a training module over the ranks, once; under any other strategy does nothing.
+
+    The matrices of each transformer layer are one group, the conv encoder another, everything else of the network the last. In bf16-mixed
+    the matrices travel as bf16, which is what autocast makes of them anyway; norms and the residual stream stay fp32.
+    """
+    strategy = module.trainer.strategy
+    if not isinstance(strategy, Sharded):
+        return
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    # Whoever reads weights between two forward passes (checkpoints, averages, norms) always finds them cut.
+    cut = partial(fully_shard, mesh=strategy.device_mesh["data_parallel"], reshard_after_forward=True)
+    bf16 = str(module.trainer.precision).startswith("bf16")
+    matrices = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
+    for part in module.children():
+        if isinstance(part, FSDPModule) or not any(True for _ in part.parameters()):
+            continue
+        if isinstance(part, Hubert):
+            for layer in part.context_encoder.layers:
+                assert isinstance(layer, Block)
+                cut([layer.attention, layer.feed_forward], mp_policy=matrices)
+            cut(part.conv_encoder)
+        for inner in part.modules():
+            if isinstance(inner, (CodebookHead, SoftmaxHead)) and inner is not part:
+                cut(inner)  # of an intermediate layer: runs outside of what owns it
+        cut(part)
+
+
+def zero_term(module: L.LightningModule, parameters: Iterable[nn.Parameter]) -> Tensor | float:
+    """To be added to a loss that `parameters` have no part in: DDP waits for a gradient of every parameter, so these get one of zero.
+
+    0 under any other strategy. Which parameters are idle must be the same on every rank and in every micro-batch of a step; their
+    gradients are removed before the optimiser steps, so that one process and many compute the same.
+    """
+    if not isinstance(module.trainer.strategy, DDPStrategy):
+        return 0.0
+    return sum((0.0 * parameter.sum() for parameter in parameters), start=torch.zeros((), device=module.device))
+
+
+def plain(value: Tensor) -> Tensor:
+    """A tensor that is cut over the ranks as one that is not. Every rank must call it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def whole(module: Module, make: Callable[[], Module]) -> Module:
+    """A module with all of its weights, on the CPU where they were cut over the ranks: then in a new one from `make`.
+
+    Every rank must call it. Only one tensor at a time is whole on a device.
+    """
+    state: Mapping[str, Tensor] = module.state_dict()
+    if not any(isinstance(tensor, DTensor) for tensor in state.values()):
+        return module
+    fresh = make()
+    fresh.load_state_dict({name: plain(tensor).cpu() for name, tensor in state.items()})
+    return fresh.eval()

@@ -1,0 +1,167 @@
+"""What a run says of itself is right, is measured where it is logged and nowhere else, and raises the alarm once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hubert_pretrain.config import Recipe
+from hubert_pretrain.pretrain.alarms import Alarms
+from hubert_pretrain.pretrain.curves import draw
+from hubert_pretrain.pretrain.health import Health, embedding_norms, usage
+from hubert_pretrain.pretrain.loss import Prediction
+from hubert_pretrain.pretrain.module import PretrainModule
+from hubert_pretrain.pretrain.stage import run
+from hubert_pretrain.training.loggers import read_metrics
+from hubert_pretrain.workspace import Workspace
+
+Recipes = Callable[..., Recipe]
+
+
+def prediction(wanted: list[int], guessed: list[int]) -> Prediction:
+    zero = torch.zeros(())
+    return Prediction(nll=zero, correct=zero, frames=len(wanted), wanted=torch.tensor(wanted), guessed=torch.tensor(guessed))
+
+
+def test_use_of_a_codebook() -> None:
+    found = usage(torch.tensor([4, 4, 0, 0, 8, 0]).numpy())
+    entropy = 0.25 * math.log(4) * 2 + 0.5 * math.log(2)
+    assert found == pytest.approx({"codebook_use": 0.5, "entropy": entropy, "perplexity": math.exp(entropy), "largest_share": 0.5})
+
+
+def test_counts_add_up_over_micro_batches_and_are_forgotten_when_read() -> None:
+    health = Health([], [3])
+    health.add(prediction([0, 1, 2, 2], [2, 2, 2, 2]))
+    health.add(prediction([2, 2, 2, 2], [2, 2, 1, 2]))
+    values = health.read()
+    assert values["health/largest_share/targets"] == 6 / 8
+    assert values["health/largest_share/predictions"] == 7 / 8
+    assert values["health/codebook_use/predictions"] == 2 / 3
+    assert values["health/unigram_entropy"] == values["health/entropy/targets"]
+    assert health.read() == {}
+
+
+def test_several_codebooks_are_told_apart() -> None:
+    health, zero = Health([], [2, 4]), torch.zeros(())
+    parts = prediction([0, 1], [0, 0]), prediction([3, 3], [0, 1])
+    health.add(Prediction(nll=zero, correct=zero, frames=2, codebooks=parts))
+    values = health.read()
+    assert values["health/perplexity/targets/codebook_1"] == pytest.approx(2)
+    assert values["health/perplexity/targets/codebook_2"] == pytest.approx(1)
+    assert values["health/unigram_entropy"] == pytest.approx(math.log(2))
+
+
+def test_layers_are_measured_only_while_someone_watches() -> None:
+    layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
+    health, x = Health(layers, [2]), torch.randn(3, 4)
+    layers[0](x)
+    with health.watching(True):
+        first, second = layers[0](x), layers[1](x)
+    layers[1](100 * x)
+    health.add(prediction([0], [0]))
+    values = health.read()
+    assert values["health/layer_scale/01"] == pytest.approx(float(first.detach().square().mean().sqrt()))
+    assert values["health/layer_scale/02"] == pytest.approx(float(second.detach().square().mean().sqrt()))
+
+
+def test_norms_of_embeddings() -> None:
+    head = nn.Module()
+    assert embedding_norms(head) == {}
+    head.unit_embeddings = nn.Parameter(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+    assert embedding_norms(head) == {"health/embedding_norm/min": 1, "health/embedding_norm/mean": 3, "health/embedding_norm/max": 5}
+
+
+HEALTHY = {"loss/masked": 3.0, "health/unigram_entropy": 4.0, "health/largest_share/targets": 0.05, "health/largest_share/predictions": 0.1}
+SICK = {
+    "collapse": ({"health/largest_share/predictions": 0.95}, "collapsed"),
+    "nothing_learnt": ({"loss/masked": 4.1}, "below the unigram entropy"),
+    "unknown_unit": ({"health/largest_share/targets": 0.4}, "40% of the frames have one cluster"),
+    "starved": ({"health/data_wait": 0.2}, "loader_workers"),
+    "loss_scale": ({"loss_scale": 0.5}, "bf16-mixed"),
+    "faded": ({"health/layer_scale/03": 0.01}, "layer 3 has shrunk"),
+}
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_every_alarm_is_raised_once_with_advice(name: str) -> None:
+    change, advice = SICK[name]
+    alarms = Alarms(warmup_steps=100)
+    healthy = HEALTHY | {"health/layer_scale/03": 1.0}
+    assert not any(alarms.check(step, healthy) for step in range(100, 200, 10))
+    raised = [alarms.check(step, healthy | change) for step in range(200, 300, 10)]
+    said = {key: text for row in raised for key, text in row.items()}
+    assert list(said) == [name]
+    assert advice in said[name]
+    assert sum(map(len, raised)) == 1
+
+
+def test_before_the_warm_up_ends_nobody_expects_anything() -> None:
+    alarms = Alarms(warmup_steps=100)
+    sick = HEALTHY | {"loss/masked": 5.0, "health/largest_share/predictions": 1.0}
+    assert not any(alarms.check(step, sick) for step in range(0, 100, 10))
+
+
+def test_one_slow_log_is_no_starvation() -> None:
+    alarms = Alarms(warmup_steps=0)
+    waits = [0.5, 0.5, 0.0, 0.5, 0.5, 0.0]
+    assert not any(alarms.check(step, HEALTHY | {"health/data_wait": wait}) for step, wait in enumerate(waits))
+
+
+def test_a_run_logs_its_health(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
+    run(recipe(), prepared, "it1/pretrain", tmp_path)
+    rows = read_metrics(tmp_path / "logs" / "metrics.csv")
+    for row in rows:
+        assert 0 <= row["health/data_wait"] < 1
+        assert 0 < row["health/mfu"] < 1
+        assert row["health/memory_gb"] > 0.01
+        assert row["health/update_norm"] > 0
+        assert 1 <= row["health/perplexity/predictions"] <= 5
+        assert row["health/unigram_entropy"] <= math.log(5)
+        assert row["health/embedding_norm/mean"] > 0
+    assert any("health/layer_scale/02" in row for row in rows)
+
+
+class Questions(TorchDispatchMode):
+    """Notes the step at which the host asks a tensor for its value: on a GPU it would wait there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = 0
+        self.asked: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.asked.add(self.step)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_device_is_asked_only_where_something_is_logged(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions, original = Questions(), PretrainModule.training_step
+
+    def noting(self: PretrainModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        questions.step = self.trainer.global_step + 1
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(PretrainModule, "training_step", noting)
+    values = recipe(steps=12, log_every_steps=4, checkpoint_every_steps=100)
+    values.model.attention_dropout = 0.0  # on a CPU it is computed head by head, from a number that is asked for
+    with questions:
+        run(values, prepared, "it1/pretrain", tmp_path)
+    assert questions.asked - {0} == {4, 8, 12}  # 0: before the first step
+
+
+@pytest.mark.parametrize("published", ["it1", "it2", "it3"])
+def test_the_picture_is_drawn_from_any_rows(tmp_path: Path, published: str) -> None:
+    rows = [{"step": float(step), "loss/masked": 4.0, "health/layer_scale/01": 1.0, "gradient_norm": 2.0} for step in (1, 200_000)]
+    for number, metrics in enumerate(([], rows[:1], rows)):
+        draw(metrics, tmp_path / f"{number}.png", title="x", published=published)
+        assert (tmp_path / f"{number}.png").stat().st_size > 10_000

@@ -1,0 +1,80 @@
+"""A flag is set by signals and clocks, and by nothing else; handlers go as they came."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from datetime import timedelta
+
+import pytest
+
+from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.training.preemption import MARGIN_SECONDS, Agreement, Request, ignore_in_worker, signal_number
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2", "USR1"])
+def test_a_signal_sets_the_flag_twice_is_once(name: str) -> None:
+    request, number = Request([name]), signal_number(name)
+    before = signal.getsignal(number)
+    with request.listening():
+        assert not request.made
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert request.made
+    assert request.reason == number.name
+    assert signal.getsignal(number) == before
+
+
+def test_the_first_reason_stays() -> None:
+    request = Request(["SIGTERM", "SIGUSR2"])
+    with request.listening():
+        os.kill(os.getpid(), signal.SIGUSR2)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert request.reason == "SIGUSR2"
+
+
+def test_a_name_that_is_no_signal() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.signals=SIGTREM.*did you mean 'SIGTERM'"):
+        Request(["SIGTREM"])
+
+
+def test_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    request = Request(time_limit_minutes=10)
+    assert not request.made
+    monkeypatch.setattr(time, "time", lambda: now + 601)
+    assert request.made
+    assert request.reason == "the time limit of 10 minutes"
+
+
+def test_the_end_of_a_slurm_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(now) + 3600))
+    request = Request(time_limit_minutes=500)
+    assert not request.made
+    monkeypatch.setattr(time, "time", lambda: now + 3600 - MARGIN_SECONDS + 1)
+    assert request.made
+    assert request.reason == "the end of the SLURM job"
+
+
+def test_without_a_limit_time_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    request = Request()
+    monkeypatch.setattr(time, "time", lambda: 1e12)
+    assert not request.made
+
+
+def test_alone_there_is_nobody_to_ask() -> None:
+    agreement = Agreement(timedelta(minutes=1))
+    assert [agreement.next(flag) for flag in (False, True, False)] == [False, True, False]
+
+
+def test_a_loaders_worker_outlives_the_signals_of_a_scheduler() -> None:
+    child = os.fork()
+    if child == 0:
+        ignore_in_worker(0)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(os.getpid(), number)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
