@@ -126,8 +126,9 @@ def _check_grid(key: str, features: Any, grid: FrameGrid) -> None:
     hop, window = features.get("hop_seconds", seconds(MODEL_GRID.hop)), features.get("window_seconds", seconds(MODEL_GRID.window))
     if FrameGrid(window=samples(window), hop=samples(hop)) != grid:
         raise ConfigError(
-            f"{key}: hop_seconds={hop:g}, window_seconds={window:g}, but the model's frames are {seconds(grid.hop):g} s apart and "
-            f"{seconds(grid.window):g} s long; set {key}.hop_seconds={seconds(grid.hop):g} and {key}.window_seconds={seconds(grid.window):g}"
+            f"{key}: hop_seconds={hop:g}, window_seconds={window:g}, but the model's are {seconds(grid.hop):g} s apart and "
+            f"{seconds(grid.window):g} s long; set {key}.hop_seconds={seconds(grid.hop):g} and "
+            f"{key}.window_seconds={seconds(grid.window):g}"
         )
 
 

@@ -74,7 +74,7 @@ def activation_bytes(training: Training, *, number_bytes: int, recompute: bool, 
     layer += 5 * model.num_attention_heads * crop * frames // 2 if eager else 0
     layers = model.num_hidden_layers * (model.hidden_size * frames if recompute else layer) + (layer if recompute else 0)
     conv, length = 0, num_samples
-    for channels, stride in zip(model.conv_dim, model.conv_stride, strict=True):
+    for channels, stride in zip(model.conv_dim, model.conv_stride, strict=True) if model.front_end == "conv" else ():
         length //= stride
         conv += channels * length
     return int(number_bytes * (layers + (conv // 2 if training.freezes_encoder else conv)))
@@ -86,7 +86,11 @@ def training_bytes(training: Training, *, precision: str, recompute: bool = Fals
     weights = parameters(training.model) * (4 * FLOAT + (2 if mixed else 0))
     activations = activation_bytes(training, number_bytes=2 if mixed else FLOAT, recompute=recompute, eager=eager)
     # The first conv layer is the widest moment: its output, that of its norm and a gradient, in fp32.
-    moment = 3 * FLOAT * training.model.conv_dim[0] * samples(training.micro_batch_seconds) // training.model.conv_stride[0]
+    moment = (
+        0
+        if training.model.front_end != "conv"
+        else 3 * FLOAT * training.model.conv_dim[0] * samples(training.micro_batch_seconds) // training.model.conv_stride[0]
+    )
     return int(_RESERVE * (weights + activations + moment))
 
 
@@ -97,8 +101,10 @@ def step_operations(training: Training) -> float:
     width = model.hidden_size
     forward = 2.0 * frames * model.num_hidden_layers * (4 * width**2 + 2 * width * model.intermediate_size + 2 * crop * width)
     position = width * width // model.num_conv_pos_embedding_groups * model.num_conv_pos_embeddings
-    forward += 2.0 * frames * (model.conv_dim[-1] * width + position)
+    forward += 2.0 * frames * (model.frame_channels * width + position)
     length = num_samples
+    if model.front_end != "conv":
+        return _BACKWARD * forward
     for (before, after), kernel, stride in zip(pairwise([1, *model.conv_dim]), model.conv_kernel, model.conv_stride, strict=True):
         length //= stride
         forward += 2.0 * length * kernel * before * after

@@ -46,8 +46,9 @@ class Mfcc(nn.Module):
         margin = self._grid.window - MFCC_GRID.window
         if odd or self._step < 1 or margin < 0:
             raise ConfigError(
-                f"MFCC: hop_seconds={hop_seconds}, window_seconds={window_seconds}; Kaldi's frames lie {seconds(MFCC_GRID.hop)} s apart and "
-                f"are {seconds(MFCC_GRID.window)} s long: expected a multiple of the first, and no less than the second"
+                f"MFCC: hop_seconds={hop_seconds}, window_seconds={window_seconds}; Kaldi's lie {seconds(MFCC_GRID.hop)} s apart and "
+                f"are {seconds(MFCC_GRID.window)} s long: expected a multiple of the first, "
+                "and no less than the second"
             )
         self._first = margin // 2 // MFCC_GRID.hop  # of Kaldi's frames in each window, the one in the middle
         self.energies = MelEnergies(MFCC_GRID, NUM_MEL_BINS)

@@ -66,8 +66,8 @@ def draw(
     for axes in (losses, accuracies, scales, *below):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-    _legend(losses)
-    _legend(accuracies)
+    for axes in (losses, accuracies):  # outside: the entropy and the published lines may lie anywhere
+        axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     figure.savefig(path, dpi=110, format="png")
 
 

@@ -21,7 +21,8 @@ def draw(store: TargetStore, corpus: Corpus, path: Path, codebook: int = 0) -> N
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 7), layout="constrained")
+    phones = 0 if corpus.alignments is None else len(corpus.alignments.phones)
+    figure = Figure(figsize=(12, max(7.0, 0.13 * phones)), layout="constrained")  # so that every phone can be read
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 2, width_ratios=[1.7, 1])
     _phones(figure.add_subplot(grid[:, 0]), figure, store, corpus, codebook)
@@ -48,7 +49,7 @@ def _phones(axes: Any, figure: Any, store: TargetStore, corpus: Corpus, codebook
         return
     shares, phones = sorted_shares(joint)
     image = axes.imshow(shares, aspect="auto", interpolation="nearest", cmap="magma", vmin=0, vmax=1)
-    axes.set_yticks(range(len(phones)), [corpus.alignments.phones[phone] for phone in phones], fontsize=max(4, min(9, 300 / len(phones))))
+    axes.set_yticks(range(len(phones)), [corpus.alignments.phones[phone] for phone in phones], fontsize=max(6, min(9, 450 / len(phones))))
     axes.set_title("P(phone | unit)", fontsize=10)
     figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01)
 

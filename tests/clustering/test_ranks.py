@@ -110,7 +110,7 @@ def test_a_bad_frame_of_one_rank_is_named_by_all() -> None:
 
 
 def test_a_launcher_that_names_no_meeting_point_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(ConfigError, match="4 processes were started, but WORLD_SIZE, MASTER_ADDR"), group():
         pass

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,9 +24,9 @@ BATCH_SCRIPT = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "run
 @pytest.mark.parametrize("name", ["SIGTERM", "USR2"])
 def test_a_signal_ends_a_stage_with_the_code_for_again(name: str) -> None:
     before = signal.getsignal(signal.SIGUSR2)
+    number = signal.SIGTERM if name == "SIGTERM" else signal.SIGUSR2
     with pytest.raises(Preempted) as left, leaving_on([name]):
-        os.kill(os.getpid(), signal.SIGTERM if name == "SIGTERM" else signal.SIGUSR2)
-        time.sleep(5)
+        signal.raise_signal(number)
     assert left.value.exit_code == EXIT_PREEMPTED
     assert signal.getsignal(signal.SIGUSR2) == before
 
@@ -62,7 +61,11 @@ def test_under_the_job_script_again_is_a_file(tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_who_started_this_process(
-    environment: dict[str, str], processes: int, per_node_and_nodes: tuple[int, int] | None, job_name: str | None, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str],
+    processes: int,
+    per_node_and_nodes: tuple[int, int] | None,
+    job_name: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)

@@ -181,7 +181,7 @@ def test_too_many_poisoned_steps_end_it_and_spoil_nothing(
     recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, *range(6, 100))
-    with pytest.raises(HubertPretrainError, match=r"not a number in step 4, utterances .*3 steps in a row"):
+    with pytest.raises(HubertPretrainError, match=r"not a number in step 5, utterances .*3 steps in a row"):
         run(recipe(trainer={"max_skipped_steps": 2}), prepared, "it1/pretrain", tmp_path)
     for path in checkpoints(tmp_path / "checkpoints"):
         state = VerifiedCheckpointIO().load_checkpoint(path)["state_dict"]

@@ -1,4 +1,4 @@
-"""A real SLURM cluster of two nodes on this machine: munged, slurmctld and two slurmd, of this user, in one folder, with nothing outside it."""
+"""A real SLURM cluster of two nodes on this machine: munged, slurmctld and two slurmd of this user, all of it in one folder."""
 
 from __future__ import annotations
 
@@ -119,5 +119,7 @@ class Cluster:
         deadline = time.monotonic() + seconds
         while not condition():  # type: ignore[operator]
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{what}: not after {seconds:g} s; {self.ask('squeue')} {(self.folder / 'daemons.log').read_text()[-2000:]}")
+                raise TimeoutError(
+                    f"{what}: not after {seconds:g} s; {self.ask('squeue')} {(self.folder / 'daemons.log').read_text()[-2000:]}"
+                )
             time.sleep(0.1)

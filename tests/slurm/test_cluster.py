@@ -73,7 +73,12 @@ def seen(starts: Path) -> int:
 
 def test_the_loop_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     work_dir = tmp_path / "the whole loop ü"
-    short = ["~finetune.voices", "export.checkpoints=[finetune/letters]", "iterations.it1.pretrain.steps=10", "iterations.it2.pretrain.steps=10"]
+    short = [
+        "~finetune.voices",
+        "export.checkpoints=[finetune/letters]",
+        "iterations.it1.pretrain.steps=10",
+        "iterations.it2.pretrain.steps=10",
+    ]
     words = [*short, *TWO_NODES, "launch.stages.label.array=2"]
     printed = submit(cluster, work_dir, *words)
     assert "[2/9] it1/cluster: job" in printed
@@ -124,13 +129,13 @@ def test_a_partition_that_is_not_there_is_refused_in_the_words_of_sbatch(cluster
     assert "invalid partition" in printed
 
 
-@pytest.mark.parametrize("whom", ["--signal=USR2", "--batch", "--full"])
-def test_a_signal_requeues_whoever_gets_it(cluster: Cluster, tmp_path: Path, whom: str) -> None:
+@pytest.mark.parametrize("whom", [[], ["--batch"], ["--full"]], ids=["the processes", "the script", "both"])
+def test_a_signal_requeues_whoever_gets_it(cluster: Cluster, tmp_path: Path, whom: list[str]) -> None:
     job, starts = stub(cluster, tmp_path, "1", "on a signal", options=("--nodes=2", "--ntasks-per-node=1"))
     cluster.wait_for(job, "RUNNING")
     wait_for(starts / "start 1 of rank 0")
     wait_for(starts / "start 1 of rank 1")
-    subprocess.run(["scancel", "--signal=USR2", *([whom] if whom.startswith(("--b", "--f")) else []), job], env=cluster.environment, check=True)
+    subprocess.run(["scancel", "--signal=USR2", *whom, job], env=cluster.environment, check=True)
     cluster.wait_for(job, "COMPLETED")
     assert "requeued (1 of at most 100 times)" in (tmp_path / "log").read_text()
 

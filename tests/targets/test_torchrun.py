@@ -14,7 +14,7 @@ import pytest
 
 from hubert_pretrain.clustering.codebook import Codebook
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes to kill in /proc")]
 
 FILES = {"cluster": "codebook.safetensors", "label": "targets.bin"}
 RECIPE = ["+recipe=smoke", "clustering@iterations.it1.clustering=full_100", "iterations.it1.clustering.n_clusters=30"]
@@ -35,6 +35,13 @@ def finish(work_dir: Path, stage: str, processes: int) -> None:
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert (work_dir / stage / "meta.json").is_file(), output
+
+
+def descendants(process: int) -> list[int]:
+    """Its children, and theirs."""
+    lists = [Path(f"/proc/{process}/task/{thread}/children").read_text() for thread in os.listdir(f"/proc/{process}/task")]
+    children = [int(number) for found in lists for number in found.split()]
+    return [number for child in children for number in [child, *descendants(child)]]
 
 
 def copy_of(run: Path, name: str) -> Path:
@@ -78,7 +85,8 @@ def test_killed_at_any_moment_and_run_again(run: Path, processes: int) -> None:
                 time.sleep(0.01)
             time.sleep(delay)
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                for number in [process.pid, *descendants(process.pid)]:  # torchrun gives its processes sessions of their own
+                    os.kill(number, signal.SIGKILL)
                 killed += 1
             process.communicate()
         finish(work_dir, f"it1/{verb}", processes)

@@ -132,8 +132,21 @@ def open_shard(path: str) -> Iterator[IO[bytes]]:
         file = opened()
     except (OSError, ImportError, ValueError) as error:
         raise DataError(f"{path}: cannot be opened ({error}); restore the shard or mend its name") from error
-    with file:
+    with file, _byte_ranges(path):
         yield gzip.GzipFile(fileobj=file) if path.endswith(("gz", "tgz")) else file  # type: ignore[misc]
+
+
+@contextmanager
+def _byte_ranges(url: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "range requests" not in str(error):
+            raise
+        raise DataError(
+            f"{url}: its server sends whole files only, and audio is read from places inside; use one that answers byte ranges (nginx, "
+            "caddy, s3), or copy the shards to a disk"
+        ) from error
 
 
 class _Tap(io.RawIOBase):

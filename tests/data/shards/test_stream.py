@@ -4,7 +4,10 @@ import json
 import os
 import pickle
 import tarfile
+import threading
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +84,22 @@ def test_compressed_and_remote_shards_stream(make_tar: MakeTar, tmp_path: Path) 
     (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "s.tar.gz").read_bytes()[:-3_000])
     with pytest.raises(DataError, match=r"cut\.tar\.gz: not readable as a tar"):
         read(tmp_path / "cut.tar.gz")
+
+
+def test_a_server_without_byte_ranges_is_named(make_tar: MakeTar) -> None:
+    """Python's own http.server sends whole files only."""
+    path = make_tar([(f"{i}.wav", np.random.default_rng(i).bytes(600_000)) for i in range(20)])  # more than is read ahead at first
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SilentHandler, directory=str(path.parent)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with pytest.raises(DataError, match=r"s\.tar: its server sends whole files only.*or copy the shards to a disk"):
+        read(f"http://127.0.0.1:{server.server_port}/s.tar")
+    server.shutdown()
+    server.server_close()
+
+
+class SilentHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
 
 
 def test_long_names_and_folders_are_no_hindrance(make_tar: MakeTar) -> None:
