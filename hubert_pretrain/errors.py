@@ -7,6 +7,7 @@ EXIT_PREEMPTED = 75
 EXIT_HANG = 76
 """Ended by the watchdog: no step for `trainer.hang_minutes`."""
 
+
 class HubertPretrainError(Exception):
     """Something a user can mend. `run.py` prints the message as one line and exits with `exit_code`; a traceback would not help."""
 

@@ -71,6 +71,12 @@ def seen(starts: Path) -> int:
     return len(list(starts.glob("start * of rank 0")))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def timed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A job whose time will be over in a minute, which is the shortest there is: it begins before the other tests."""
+    return stub(cluster, tmp_path_factory.mktemp("timed"), "1", "on a signal", options=("--time=1", "--signal=USR2@20"))
+
+
 def test_the_loop_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     work_dir = tmp_path / "the whole loop ü"
     short = [
@@ -140,8 +146,8 @@ def test_a_signal_requeues_whoever_gets_it(cluster: Cluster, tmp_path: Path, who
     assert "requeued (1 of at most 100 times)" in (tmp_path / "log").read_text()
 
 
-def test_the_end_of_the_time_requeues(cluster: Cluster, tmp_path: Path) -> None:
-    job, starts = stub(cluster, tmp_path, "1", "on a signal", options=("--time=1", "--signal=USR2@20"))
+def test_the_end_of_the_time_requeues(cluster: Cluster, timed: tuple[str, Path]) -> None:
+    job, starts = timed
     cluster.wait_for(job, "COMPLETED", seconds=100)
     assert seen(starts) == 2
 
