@@ -1,4 +1,4 @@
-"""nn.Linear that trains faster on a CPU: two of its three products by oneDNN, which beats MKL by 5 to 25 % on AMD and ties on Intel.
+"""nn.Linear that trains faster on a CPU: two of its three products by oneDNN, which on the AMD core we measured beats MKL by 5 to 25 %.
 
 (docs/benchmarks.md has the figures; the gradient of the weight is not faster that way.) Elsewhere, in other precisions, in inference and
 in compiled graphs it is nn.Linear. Shapes: N inputs, M outputs.

@@ -19,7 +19,7 @@ from hubert_pretrain.frames import seconds
 ROLL_CALL_SECONDS = 10.0
 """How long survivors wait for each other before they name who is gone."""
 _LOST = re.compile(r"gloo|nccl|connection|peer|socket|store|timed? ?out|broken pipe", re.IGNORECASE)
-_WORKER = re.compile(r"DataLoader worker \(pid")
+_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
 
 class LastBatch(L.Callback):
@@ -58,11 +58,13 @@ def explained(trainer: L.Trainer) -> Iterator[None]:
         raise HubertPretrainError(out_of_memory(trainer, error)) from error
     except (RuntimeError, ConnectionError, EOFError) as error:
         # A killed worker shows as torch's own message, or as a pipe that broke while something was read from it.
-        if _WORKER.search(str(error)) or not isinstance(error, RuntimeError):
-            pids = ", ".join(map(str, dead_children())) or "?"
+        reported = error if isinstance(error, RuntimeError) else _as_torch_says(error)
+        named = _WORKER.search(str(reported))
+        if named or not isinstance(error, RuntimeError):
+            processes = named[1] if named else ", ".join(map(str, dead_children())) or "?"
             raise HubertPretrainError(
-                f"a loader's worker (process {pids}) died: {' '.join((str(error) or repr(error)).split())}. When nobody killed it, memory "
-                "ran out: use fewer trainer.loader_workers. The same command resumes from the last checkpoint"
+                f"a loader's worker (process {processes}) died: {' '.join((str(reported) or repr(reported)).split()).rstrip('. ')}. When nobody "
+                "killed it, memory ran out: use fewer trainer.loader_workers. The same command resumes from the last checkpoint"
             ) from error
         if _LOST.search(str(error)) and (gone := missing_ranks()):
             raise HubertPretrainError(
@@ -86,6 +88,15 @@ def out_of_memory(trainer: L.Trainer, error: BaseException) -> str:
         f"Try micro_batch_seconds={audio / 2:.4g} (any that divides batch_seconds: the run stays the same), or "
         "trainer.recompute=true; the same command resumes"
     )
+
+
+def _as_torch_says(error: Exception) -> Exception:
+    """torch learns of a dead worker from the kernel, and raises wherever the process then is: better here than in the middle of a message."""
+    try:
+        time.sleep(1.0)
+    except RuntimeError as reported:
+        return reported
+    return error
 
 
 def dead_children() -> list[int]:

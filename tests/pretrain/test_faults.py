@@ -250,7 +250,7 @@ def test_a_checkpoint_says_what_it_is(recipe: Recipes, prepared: Workspace, tmp_
     about = VerifiedCheckpointIO().load_checkpoint(path)["about"]
     assert about["stage"] == "it1/pretrain"
     assert about["recipe"]["iterations"]["it1"]["pretrain"]["steps"] == 8
-    assert about["versions"]["torch"] == str(torch.__version__)
+    assert str(torch.__version__).startswith(about["versions"]["torch"])
     assert about["inputs"]["targets"] == "it1/label"
     assert about["inputs"]["codebook"]
 

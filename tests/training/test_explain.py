@@ -33,7 +33,8 @@ def test_out_of_memory_elsewhere() -> None:
 def test_a_killed_worker_is_named() -> None:
     with (
         pytest.raises(
-            HubertPretrainError, match=r"worker .* died: DataLoader worker \(pid 4711\) is killed by signal: Killed.*loader_workers"
+            HubertPretrainError,
+            match=r"worker \(process 4711\) died: DataLoader worker \(pid 4711\) is killed by signal: Killed.*loader_workers",
         ),
         explained(trainer()),
     ):
