@@ -111,11 +111,13 @@ def trial(folder: Path, words: list[str], row: Row, draw: random.Random, *, what
     kept = folder / f"{STAGE}.partial" / "checkpoints"
     for _ in range(draw.randint(1, 3)):
         processes = run(folder, STAGE, words, ranks=ranks)
-        time.sleep(draw.uniform(0.1, 1.0) * duration)
+        time.sleep(draw.uniform(0.1, 0.9) * duration)
         before = newest(kept)
         victims = [draw.choice(processes).pid] if whom == "one rank" else [process.pid for process in processes]
         if whom == "loader worker":
             victims = [pid for process in processes for pid in children(process.pid)][-1:]
+        if all(process.poll() is not None for process in processes):
+            victims = []  # it had finished before: no fault (a process that ended but was not waited for would still take a signal)
         for pid in victims:
             try:
                 os.kill(pid, getattr(signal, f"SIG{what}"))

@@ -62,8 +62,9 @@ def explained(trainer: L.Trainer) -> Iterator[None]:
         named = _WORKER.search(str(reported))
         if named or not isinstance(error, RuntimeError):
             processes = named[1] if named else ", ".join(map(str, dead_children())) or "?"
+            what = " ".join((str(reported) or repr(reported)).split()).rstrip(". ")
             raise HubertPretrainError(
-                f"a loader's worker (process {processes}) died: {' '.join((str(reported) or repr(reported)).split()).rstrip('. ')}. When nobody "
+                f"a loader's worker (process {processes}) died: {what}. When nobody "
                 "killed it, memory ran out: use fewer trainer.loader_workers. The same command resumes from the last checkpoint"
             ) from error
         if _LOST.search(str(error)) and (gone := missing_ranks()):
@@ -91,7 +92,7 @@ def out_of_memory(trainer: L.Trainer, error: BaseException) -> str:
 
 
 def _as_torch_says(error: Exception) -> Exception:
-    """torch learns of a dead worker from the kernel, and raises wherever the process then is: better here than in the middle of a message."""
+    """torch learns of a dead worker from the kernel, and raises wherever the process then is: better here than in a message."""
     try:
         time.sleep(1.0)
     except RuntimeError as reported:
