@@ -30,7 +30,7 @@ def _module(config: HubertConfig, *, accumulate: int = 1, step: int = 0, classif
     optimisation = Optimisation(learning_rate=1e-3, factor=lambda _: 1.0)
     values = {"freeze_encoder_steps": 0, "seed": 1, "optimisation": optimisation, "log_every_steps": 10} | settings
     module = FinetuneModule(model, task.head(config), task, **values)
-    module._trainer = SimpleNamespace(accumulate_grad_batches=accumulate, global_step=step, world_size=1)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(accumulate_grad_batches=accumulate, global_step=step, world_size=1, strategy=None)  # type: ignore[assignment]
     return module
 
 
