@@ -190,7 +190,7 @@ def compare(rows: dict[str, tuple[str, str]], loaders: dict[str, Callable[[], It
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", help="a folder tree of 16 kHz mono FLAC files; generated audio without it")
+    parser.add_argument("--corpus", type=os.path.abspath, help="a folder tree of 16 kHz mono FLAC files; generated audio without it")
     parser.add_argument("--minutes", type=float, default=60, help="of generated audio")
     parser.add_argument("--batch-seconds", type=float, default=87.5, help="audio per micro-batch (fairseq: max_tokens)")
     parser.add_argument("--pairs", type=int, default=5, help="turns that count")
