@@ -106,8 +106,10 @@ def test_a_requeued_job_takes_over_from_itself_at_once(path: Path, monkeypatch: 
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setattr(locks, "STALE_SECONDS", 1000)
     left_by(path, host="node7", job="77")
+    started = time.monotonic()
     with locks.hold(path, "it1/cluster"):
-        pass
+        assert json.loads(path.read_text())["host"] == platform.node()
+    assert time.monotonic() - started < 10
 
 
 def test_it_beats_while_it_is_held(path: Path) -> None:
