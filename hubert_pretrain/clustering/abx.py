@@ -3,8 +3,8 @@
 The measure of the ZeroSpeech challenges and of Libri-light (arXiv:1912.07315, section 4.1): A and X are one phone, B is another, in the
 same context (the phones before and after). Within speakers all three are of one speaker, across speakers X is of another. The score is
 the share of triplets that go wrong, 0.5 for features that know nothing: averaged over the triplets of a cell (pair of phones, context,
-speaker, and for X across its speaker), then over the cells of a pair of phones and context, of a pair, and over pairs, so that frequent
-phones do not decide alone.
+speaker, and for X across its speaker), then over the cells of a pair of phones and a speaker, over the speakers of a pair, and over pairs,
+in the order of Libri-light's program, so that neither frequent phones nor talkative speakers decide alone.
 
 B pairs of a batch, T frames, D width, N codebooks.
 """
@@ -59,8 +59,8 @@ class AbxScore:
 class Cell:
     """Tokens to compare: each triplet (a, b, x) with a of `a`, b of `b` and x of `x`; where `a` is `x`, a and x are different tokens."""
 
-    key: tuple[str, str, tuple[str, ...]]
-    """A's phone, B's phone, context."""
+    key: tuple[str, str, str]
+    """A's phone, B's phone, their speaker."""
     a: list[int]
     b: list[int]
     x: list[int]
@@ -117,22 +117,22 @@ def _groups(items: Sequence[Item], max_tokens: int, seed: int) -> Groups:
 
 def _cells_within(groups: Groups) -> Iterator[Cell]:
     """A and X are two tokens of a phone, B one of another; all of one speaker."""
-    for context, speakers in groups.items():
-        for phones in speakers.values():
+    for speakers in groups.values():
+        for speaker, phones in speakers.items():
             for one, tokens in phones.items():
                 if len(tokens) > 1:
-                    yield from (Cell((one, other, context), tokens, phones[other], tokens) for other in phones if other != one)
+                    yield from (Cell((one, other, speaker), tokens, phones[other], tokens) for other in phones if other != one)
 
 
 def _cells_across(groups: Groups) -> Iterator[Cell]:
     """A and B of one speaker, X of another."""
-    for context, speakers in groups.items():
+    for speakers in groups.values():
         for speaker, phones in speakers.items():
             for one, tokens in phones.items():
                 sources = [others[one] for name, others in speakers.items() if name != speaker and one in others]
                 for other in phones:
                     if other != one:
-                        yield from (Cell((one, other, context), tokens, phones[other], x) for x in sources)
+                        yield from (Cell((one, other, speaker), tokens, phones[other], x) for x in sources)
 
 
 def _sample(cells: Iterator[Cell], count: int, seed: int, kind: str) -> list[Cell]:
@@ -157,11 +157,11 @@ def _score(cells: Sequence[Cell], values: Sequence[NDArray[np.generic] | None], 
         return None
     pairs = sorted({tuple(sorted((token, x))) for cell in cells for x in cell.x for token in (*cell.a, *cell.b) if token != x})
     found = dict(zip(pairs, pair_distances([(values[i], values[j]) for i, j in pairs], distance).tolist(), strict=True))  # type: ignore[misc]
-    contexts: dict[tuple[str, str], dict[tuple[str, ...], list[float]]] = defaultdict(lambda: defaultdict(list))
+    speakers: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
-        one, other, context = cell.key
-        contexts[one, other][context].append(_cell_error(cell, found))
-    return float(np.mean([np.mean([np.mean(errors) for errors in of_pair.values()]) for of_pair in contexts.values()]))
+        one, other, speaker = cell.key
+        speakers[one, other][speaker].append(_cell_error(cell, found))
+    return float(np.mean([np.mean([np.mean(errors) for errors in of_pair.values()]) for of_pair in speakers.values()]))
 
 
 def _cell_error(cell: Cell, found: dict[tuple[int, ...], float]) -> float:

@@ -40,9 +40,9 @@ def naive_edit(one: list[int], other: list[int]) -> float:
 
 
 def naive_score(items: list[Item], distances: np.ndarray, *, across: bool) -> float | None:
-    """Every cell (phones a and b, context, speaker, speaker of x) and every triplet of it."""
+    """Every cell (phones a and b, context, speaker, speaker of x) and every triplet of it; a mean per speaker, pair, and over pairs."""
     numbers = range(len(items))
-    by_pair: dict[tuple[str, str], dict[tuple[str, ...], list[float]]] = {}
+    by_pair: dict[tuple[str, str], dict[str, list[float]]] = {}
     speakers = sorted({item.speaker for item in items})
     for one, other in itertools.permutations(sorted({item.what for item in items}), 2):
         for context in sorted({item.context for item in items}):
@@ -59,8 +59,8 @@ def naive_score(items: list[Item], distances: np.ndarray, *, across: bool) -> fl
                     if a != x
                 ]
                 if wrong:
-                    by_pair.setdefault((one, other), {}).setdefault(context, []).append(float(np.mean(wrong)))
-    scores = [np.mean([np.mean(cells) for cells in contexts.values()]) for contexts in by_pair.values()]
+                    by_pair.setdefault((one, other), {}).setdefault(speaker, []).append(float(np.mean(wrong)))
+    scores = [np.mean([np.mean(cells) for cells in by_speaker.values()]) for by_speaker in by_pair.values()]
     return float(np.mean(scores)) if scores else None
 
 
