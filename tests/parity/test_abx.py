@@ -18,7 +18,7 @@ RECORDED = {0: (0.15537423, 0.20401558), 1: (0.16056056, 0.23000605), 2: (0.2065
 
 
 def speech(seed: int) -> tuple[list[Item], list[np.ndarray]]:
-    """Items of 3 speakers, 5 phones, 3 contexts, unevenly many of each; the frames (T, D) around each, one more on each side than it has."""
+    """Items of 3 speakers, 5 phones, 3 contexts, unevenly many of each; the frames (T, D) around each, one more on each side."""
     draw = np.random.default_rng(seed)
     centres, voices = draw.normal(size=(5, 8)), draw.normal(size=(3, 8))
     items, frames = [], []
