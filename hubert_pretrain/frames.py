@@ -74,3 +74,12 @@ def seconds(num_samples: int) -> float:
 def samples(num_seconds: float) -> int:
     """Whole samples in ``num_seconds`` seconds."""
     return round(num_seconds * SAMPLE_RATE)
+
+
+def rate_hint(found: int, expected: int) -> str:
+    """Which mistake makes `found` frames or labels where `expected` belong, in words; "" when it is none of the usual ones."""
+    if abs(found - 2 * expected) <= 1:
+        return "twice as many: are these 100 Hz? Take every second one ([::2])"
+    if abs(2 * found - expected) <= 1:
+        return "half as many: are these 25 Hz? Make them again on the model's grid"
+    return ""

@@ -18,7 +18,7 @@ from hubert_pretrain.clustering import nearest, storage
 from hubert_pretrain.clustering.transform import Transform
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.features.extractor import Extractor, describe
-from hubert_pretrain.frames import FrameGrid
+from hubert_pretrain.frames import FrameGrid, rate_hint
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,8 @@ class Codebook:
         names = [name for name in {**self.features, **other} if self.features.get(name) != other.get(name)]
         differences = [f"{name}: {self.features.get(name)} here, {other.get(name)} there" for name in names]
         if self.grid != extractor.grid:
-            differences.append(f"grid: {self.grid} here, {extractor.grid} there")
+            hint = rate_hint(round(extractor.grid.frames_per_second), round(self.grid.frames_per_second))
+            differences.append(f"grid: {self.grid} here, {extractor.grid} there{', ' if hint else ''}{hint}")
         if differences:
             raise ArtefactError(
                 f"{self.origin} was fitted on {describe(self.features)} but the frames come from {describe(other)} "

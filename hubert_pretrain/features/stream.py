@@ -23,6 +23,7 @@ from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.progress import progress
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.features.extractor import Extractor, extract, plan
+from hubert_pretrain.frames import rate_hint
 
 Result = TypeVar("Result")
 Rows = NDArray[np.int64]
@@ -133,9 +134,10 @@ class _Stream:
         with torch.inference_mode():
             frames = extract(self.extractor, [waveform.to(self.device, non_blocking=True) for waveform in waveforms])
             if tuple(frames.shape) != (sum(counts), self.extractor.dim):
+                hint = rate_hint(len(frames), sum(counts))
                 raise ValueError(
                     f"{type(self.extractor).__name__} made frames of shape {tuple(frames.shape)} of {lengths} samples, not "
-                    f"{(sum(counts), self.extractor.dim)}"
+                    f"{(sum(counts), self.extractor.dim)}{'; ' if hint else ''}{hint}"
                 )
             stretches = [slice(*ends) for ends in pairwise([0, *accumulate(counts)])]
             if not bool(frames.sum().isfinite()):  # a sum, because it needs no second copy of the frames; it is finite when they all are

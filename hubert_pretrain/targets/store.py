@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ArtefactError, DataError
-from hubert_pretrain.frames import FrameGrid
+from hubert_pretrain.frames import FrameGrid, rate_hint
 from hubert_pretrain.workspace import read_json
 
 FORMAT = "hubert_pretrain.targets.1"
@@ -165,12 +165,7 @@ def frames_of(manifest: Manifest, grid: FrameGrid) -> NDArray[np.int64]:
 
 def length_message(utterance: str, found: int, expected: int) -> str:
     """What to say of ids that are not one per frame."""
-    if abs(found - 2 * expected) <= 1:
-        hint = "twice as many: are these 100 Hz? Take every second one ([::2])"
-    elif abs(2 * found - expected) <= 1:
-        hint = "half as many: are these 25 Hz? Label again on the model's grid"
-    else:
-        hint = "label again from the audio of this manifest"
+    hint = rate_hint(found, expected) or "label again from the audio of this manifest"
     return f"targets of {utterance!r}: {found} ids, expected {expected} frames; {hint}"
 
 

@@ -55,6 +55,8 @@ def test_other_features_are_refused_naming_the_difference() -> None:
         codebook(dim=768, features=LAYER).check_features(Mfcc())
     with pytest.raises(ArtefactError, match=r"grid: .*hop=160"):
         codebook(grid=MFCC_GRID).check_features(Mfcc())
+    with pytest.raises(ArtefactError, match=r"hop=160\) there, twice as many: are these 100 Hz\?"):
+        codebook().check_features(Mfcc(hop_seconds=0.01))
 
 
 def test_damaged_or_mixed_files_are_refused(tmp_path: Path) -> None:

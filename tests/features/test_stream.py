@@ -16,7 +16,7 @@ from hubert_pretrain.errors import DataError
 from hubert_pretrain.features.hubert_layer import HubertLayer
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.features.stream import GROUP_ROWS, map_frames, map_groups
-from hubert_pretrain.frames import MODEL_GRID, FrameGrid
+from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID, FrameGrid
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
@@ -115,6 +115,20 @@ def test_an_extractor_that_miscounts_is_a_mistake_of_ours(corpus: Any) -> None:
 
     with pytest.raises(ValueError, match=r"Short made frames of shape \(3, 1\)"):
         list(map_frames(corpus, np.arange(1), Short(), numbers))
+
+
+def test_an_extractor_of_100_hz_is_diagnosed(corpus: Any) -> None:
+    class Kaldi:
+        grid, dim = MODEL_GRID, 1
+
+        def fingerprint(self) -> dict[str, Any]:
+            return {"kind": "kaldi"}
+
+        def __call__(self, waveform: Tensor) -> Tensor:
+            return torch.zeros(1, MFCC_GRID.num_frames(waveform.shape[-1]), 1)
+
+    with pytest.raises(ValueError, match=r"twice as many: are these 100 Hz\?"):
+        list(map_frames(corpus, np.arange(1), Kaldi(), numbers))
 
 
 def test_an_extractor_without_batches_works_too(corpus: Any) -> None:
