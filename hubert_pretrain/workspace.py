@@ -225,9 +225,14 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
-def read_json(path: Path) -> Any | None:
-    """The content of a JSON file, or None when there is none or it is damaged."""
+def read_json(path: Path, *, max_bytes: int | None = None) -> Any | None:
+    """The content of a JSON file, or None when there is none or it is damaged.
+
+    Raises ArtefactError for one of more than `max_bytes`, without reading it.
+    """
     try:
+        if max_bytes is not None and (size := path.stat().st_size) > max_bytes:
+            raise ArtefactError(f"{path}: has {human_bytes(size)}, but at most {human_bytes(max_bytes)} were expected")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

@@ -7,7 +7,9 @@ is something else: training/checkpoint_io.py.)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from hubert_pretrain.workspace import read_json, sync_folder, write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+MAX_JSON_BYTES = 16 << 20
+"""Of a JSON file beside weights, vocabularies included: those of real models have kilobytes."""
 
 
 @dataclass
@@ -72,10 +76,12 @@ class LoadedModel:
             return self.model(network_input(waveform, sampling_rate=sampling_rate, config=self.model.config, name=name), layers=layer).last
 
     def build_head(self) -> Head:
-        """The head with its weights. Raises ArtefactError when the checkpoint has none."""
+        """The head with its weights. Raises ArtefactError when the checkpoint has none, or says another size of it."""
         if not self.head_state:
             raise ArtefactError(f"this {self.kind!r} checkpoint holds no head, only the encoder")
-        head = HEADS[self.kind](**self.config["head"])
+        form = functools.partial(HEADS[self.kind], **self.config["head"])
+        refuse_misfits(form, self.head_state, CONFIG)
+        head = form()
         head.load_state_dict(self.head_state)
         return head.eval()
 
@@ -107,18 +113,21 @@ def save_model(
 def load_model(folder: str | Path, **overrides: Any) -> LoadedModel:
     """Reads what `save_model` wrote. `overrides` replace values of its HubertConfig that change no shape, e.g. `layerdrop=0.0`.
 
-    Raises ArtefactError when a file is missing, damaged, or does not fit the other; ConfigError for an override that does not exist.
+    Raises ArtefactError when a file is missing, damaged, or does not fit the other, before anything of the size that the configuration
+    says is in memory; ConfigError for an override that does not exist.
     """
     folder = Path(folder)
-    stored = read_json(folder / CONFIG)
+    stored = read_small_json(folder / CONFIG)
     if not isinstance(stored, dict) or "model" not in stored or stored.get("kind") not in HEADS:
         raise ArtefactError(
             f"{folder / CONFIG}: missing or not the {CONFIG} of a checkpoint of this project; expected the folder of a stage"
         )
-    model = Hubert(_config(stored["model"], overrides, folder))
+    form = functools.partial(Hubert, _config(stored["model"], overrides, folder))
     tensors = load_tensors(folder / WEIGHTS)
     states = {prefix: _strip(tensors, prefix) for prefix in ("hubert.", "head.")}
-    load_strictly(model, states["hubert."], folder / WEIGHTS)
+    refuse_misfits(form, states["hubert."], folder / WEIGHTS)
+    model = form()
+    model.load_state_dict(states["hubert."])
     return LoadedModel(model=model.eval(), kind=stored["kind"], head_state=states["head."], config=stored)
 
 
@@ -127,7 +136,18 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: Path, *, 
 
     Raises ArtefactError naming the file and the first tensors that are missing, unknown or misshapen.
     """
-    wanted = module.state_dict()
+    _refuse_misfits(module.state_dict(), state, source)
+    module.load_state_dict(state, assign=assign)
+
+
+def refuse_misfits(form: Callable[[], nn.Module], state: dict[str, Tensor], source: Path | str) -> None:
+    """Raises ArtefactError, as `load_strictly`, for a state that a module which is yet to be made would not take. Takes no memory."""
+    with torch.device("meta"):
+        wanted = form().state_dict()
+    _refuse_misfits(wanted, state, source)
+
+
+def _refuse_misfits(wanted: Mapping[str, Tensor], state: dict[str, Tensor], source: Path | str) -> None:
     problems = [f"{name} is missing" for name in wanted if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in wanted]
     problems += [
@@ -137,7 +157,6 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: Path, *, 
     ]
     if problems:
         raise ArtefactError(f"{source}: does not fit the network: {'; '.join(problems[:3])} ({len(problems)} such tensors in all)")
-    module.load_state_dict(state, assign=assign)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -185,7 +204,16 @@ def _config(stored: dict[str, Any], overrides: dict[str, Any], folder: Path) -> 
         raise ArtefactError(
             f"{folder / CONFIG}: unknown model fields {', '.join(unknown)}; it was written by a newer version of this project"
         )
+    try:
+        HubertConfig(**stored).validate()
+    except (ConfigError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{folder / CONFIG}: its configuration makes no network: {error}") from error
     return HubertConfig(**{**stored, **overrides})
+
+
+def read_small_json(path: Path) -> Any | None:
+    """The content of a JSON file beside weights, None when there is none or it is damaged. Raises ArtefactError for a huge one, unread."""
+    return read_json(path, max_bytes=MAX_JSON_BYTES)
 
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

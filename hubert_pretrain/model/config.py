@@ -40,6 +40,16 @@ SPAN_LENGTHS = ["static", "uniform", "normal", "poisson"]
 MASK_SAMPLERS = ["reference", "transformers"]
 """Who draws the masks of fine-tuning: fairseq's way (model/masking.py) or that of `transformers` (model/spec_augment.py)."""
 
+LARGEST: dict[str, float] = {
+    **{"mel_bins": 1024, "mel_hop_seconds": 10, "mel_window_seconds": 10, "mel_stack": 64},
+    **{"conv_dim": 16_384, "conv_kernel": 4096, "conv_stride": 4096},
+    **{"hidden_size": 32_768, "num_hidden_layers": 1024, "num_attention_heads": 1024, "intermediate_size": 262_144},
+    **{"num_conv_pos_embeddings": 4096, "num_conv_pos_embedding_groups": 32_768, "adapter_attn_dim": 32_768, "projection_size": 32_768},
+}
+"""What no network exceeds: some ten times the largest that was ever trained on speech. A file that asks for more is damaged, or wants to
+fill the memory."""
+MAX_CONV_LAYERS = 64
+
 
 @dataclass
 class HubertConfig:
@@ -105,6 +115,7 @@ class HubertConfig:
 
     def validate(self) -> None:
         """Raises ConfigError when no network has these values, naming the field, what was found and what would do."""
+        self._validate_sizes()
         _one_of("front_end", self.front_end, FRONT_ENDS)
         if self.front_end == "conv":
             self._validate_conv_encoder()
@@ -116,6 +127,16 @@ class HubertConfig:
         for name in ("feat_proj_dropout", "hidden_dropout", "attention_dropout", "activation_dropout", "layerdrop"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}, but a probability in [0, 1) was expected")
+
+    def _validate_sizes(self) -> None:
+        """Before anything is built of them."""
+        for name, most in LARGEST.items():
+            value = getattr(self, name)
+            largest = max(value, default=0) if isinstance(value, list) else value
+            if largest is not None and not largest <= most:
+                raise ConfigError(f"model.{name} is {largest}, but at most {most} is allowed; no network is so large")
+        if len(self.conv_dim) > MAX_CONV_LAYERS:
+            raise ConfigError(f"model.conv_dim has {len(self.conv_dim)} layers, but at most {MAX_CONV_LAYERS} are allowed")
 
     def _validate_conv_encoder(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in ("conv_dim", "conv_kernel", "conv_stride")}

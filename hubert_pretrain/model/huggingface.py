@@ -20,13 +20,12 @@ from torch import Tensor
 
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.frames import SAMPLE_RATE
-from hubert_pretrain.model.checkpoint import WEIGHTS, LoadedModel, load_tensors
+from hubert_pretrain.model.checkpoint import WEIGHTS, LoadedModel, load_tensors, read_small_json
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.importing import CARRIED, Source, assemble, build_config, carried_extra, fitting
 from hubert_pretrain.model.naming import FAIRSEQ_HEAD, TRANSFORMERS, TRANSFORMERS_CLASSES, TRANSFORMERS_LETTERS, rename_in
 from hubert_pretrain.model.pickles import read_pickle
 from hubert_pretrain.model.spec_augment import SpecAugment
-from hubert_pretrain.workspace import read_json
 
 ELSEWHERE = "transformers"
 """Key of a checkpoint's "extra" under which fields of `transformers.HubertConfig` are kept that are no part of our network."""
@@ -49,7 +48,7 @@ def load_huggingface(folder: str | Path, **overrides: Any) -> LoadedModel:
     Raises ArtefactError when it is damaged, no HuBERT, or its vocabulary does not fit its head.
     """
     folder = Path(folder)
-    stored, carried = read_json(folder / "config.json"), read_json(folder / CARRIED_FILE)
+    stored, carried = read_small_json(folder / "config.json"), read_small_json(folder / CARRIED_FILE)
     if not isinstance(stored, dict) or stored.get("model_type") != "hubert":
         found = stored.get("model_type") if isinstance(stored, dict) else type(stored).__name__
         raise ArtefactError(f"{folder / 'config.json'}: model_type is {found!r}, expected 'hubert'; its architecture is another")
@@ -92,7 +91,7 @@ def _weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
     if (folder / WEIGHTS).is_file():
         return load_tensors(folder / WEIGHTS), folder / WEIGHTS
     if index.is_file():
-        listed = read_json(index)
+        listed = read_small_json(index)
         shards = sorted(set(listed.get("weight_map", {}).values())) if isinstance(listed, dict) else []
         if not shards or any(Path(shard).name != shard for shard in shards):
             raise ArtefactError(
@@ -109,7 +108,7 @@ def _weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
 
 
 def _normalises(folder: Path, stored: dict[str, Any], notes: list[str]) -> bool:
-    processor, extractor = read_json(folder / "processor_config.json"), read_json(folder / "preprocessor_config.json")
+    processor, extractor = read_small_json(folder / "processor_config.json"), read_small_json(folder / "preprocessor_config.json")
     nested = processor.get("feature_extractor") if isinstance(processor, dict) else None
     for found in (nested, extractor):
         if isinstance(found, dict) and isinstance(found.get("do_normalize"), bool):
@@ -163,7 +162,7 @@ def _letters(source: Source, folder: Path, stored: dict[str, Any], weights: dict
 
 def _vocabulary(folder: Path, rows: int) -> list[str] | None:
     """The symbol of each row, under our names for the blank, the unknown symbol and the gap between words."""
-    stored, added, tokenizer = (read_json(folder / name) for name in ("vocab.json", "added_tokens.json", "tokenizer_config.json"))
+    stored, added, tokenizer = (read_small_json(folder / name) for name in ("vocab.json", "added_tokens.json", "tokenizer_config.json"))
     if not isinstance(stored, dict):
         return None
     tokenizer = tokenizer if isinstance(tokenizer, dict) else {}

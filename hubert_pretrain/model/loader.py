@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.model.checkpoint import CONFIG, LoadedModel, load_model, load_tensors
+from hubert_pretrain.model.checkpoint import CONFIG, LoadedModel, load_model, load_tensors, read_small_json
 from hubert_pretrain.model.fairseq import is_fairseq, load_fairseq
 from hubert_pretrain.model.huggingface import load_huggingface
 from hubert_pretrain.model.pickles import read_pickle
 from hubert_pretrain.model.torchaudio import load_torchaudio, torchaudio_weights
-from hubert_pretrain.workspace import read_json
 
 READABLE = "fairseq or s3prl *.pt, a folder of transformers, a state dict of torchaudio, or a folder of this project"
 
@@ -49,7 +48,7 @@ def _load(path: Path, dictionary: str | Path | None, overrides: dict[str, Any]) 
 
 
 def _load_folder(folder: Path, overrides: dict[str, Any]) -> LoadedModel:
-    stored = read_json(folder / CONFIG)
+    stored = read_small_json(folder / CONFIG)
     if isinstance(stored, dict) and "model" in stored and "kind" in stored:
         return load_model(folder, **overrides)
     if isinstance(stored, dict) and "model_type" in stored:
