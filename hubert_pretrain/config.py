@@ -98,6 +98,17 @@ class AugmentConfig:
 
 
 @dataclass
+class ProbeConfig:
+    """How much a layer says about phones while it learns (pretrain/probe.py): PNMI of its clusters, `health/pnmi`. Needs alignments."""
+
+    every_steps: int = 0  # 0: not measured
+    layer: int = 0  # 1-based; 0: the middle one, rounded up
+    split: str = "valid"
+    seconds: float = 120.0  # of aligned speech, at most
+    n_clusters: int = 100
+
+
+@dataclass
 class PretrainConfig:
     """Corpus + targets -> checkpoint: the science of one pretraining."""
 
@@ -122,6 +133,7 @@ class PretrainConfig:
     mask: MaskConfig = field(default_factory=MaskConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     ema_decay: float = 0.0  # what is validated and exported is an average of the weights over about 1 / (1 - this) updates; 0: no average
     freeze_conv_after_steps: int | None = None  # from this step on the conv encoder learns no more: a fifth of the work of Base saved
     log_every_steps: int = 50

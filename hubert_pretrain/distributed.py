@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 PATIENCE = timedelta(days=1)
 """How long a rank of `group` waits for another: one may read audio for hours."""
 
+_ALONE = ContextVar("alone", default=False)
 
 _SRUN = "SLURM_STEP_NUM_TASKS"
 """Set by srun for its tasks. SLURM_NTASKS is also there in a batch script or a shell of salloc, which are one process."""
@@ -23,6 +25,8 @@ _SRUN = "SLURM_STEP_NUM_TASKS"
 
 def rank() -> int:
     """This process's number among all, from torch.distributed or, before it is set up, from the launcher's environment."""
+    if _ALONE.get():
+        return 0
     if (dist := _initialised()) is not None:
         return int(dist.get_rank())
     # Lightning's own launcher sets only LOCAL_RANK (and NODE_RANK) for the children it starts on one node.
@@ -96,6 +100,16 @@ def group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is the only one for this module, whatever group it belongs to: what others may do or not do meanwhile."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 def barrier() -> None:
     """Waits until every rank is here."""
     if (dist := _initialised()) is not None:
@@ -106,7 +120,7 @@ def _initialised():  # type: ignore[no-untyped-def]
     """torch.distributed when it is in use, else None. Does not import torch when nothing else did."""
     import sys
 
-    if "torch" not in sys.modules:
+    if "torch" not in sys.modules or _ALONE.get():
         return None
     import torch.distributed as dist
 

@@ -39,7 +39,7 @@ FOLLOW_SECONDS = 600.0
 
 _NOT_SCIENCE = {
     *("workers", "max_bad_fraction", "download", "mirror", "cache_dir", "cache_gigabytes"),
-    *("log_every_steps", "valid_every_steps", "checkpoint_every_steps"),
+    *("log_every_steps", "valid_every_steps", "checkpoint_every_steps", "probe"),
 }
 """Fields that change how or how often something is done, not what comes out: left out of fingerprints."""
 

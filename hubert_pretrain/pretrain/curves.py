@@ -47,6 +47,7 @@ def draw(
         for axes, name in ((losses, f"loss/{kind}"), (accuracies, f"accuracy/{kind}")):
             _line(axes, metrics, name, color=colour, label=f"{kind} frames, train")
             _line(axes, metrics, f"valid/{name}", color=colour, linestyle="none", marker="o", label=f"{kind} frames, valid")
+    _line(accuracies, metrics, "health/pnmi", color="tab:green", marker="o", markersize=3, label="PNMI of a layer (pretrain.probe)")
     if unigram_entropy_nats is not None:
         losses.axhline(unigram_entropy_nats, color="black", linestyle="--", linewidth=1, label="unigram entropy of the targets")
     if published in PUBLISHED:

@@ -20,8 +20,9 @@ from hubert_pretrain.model.masking import expected_count
 from hubert_pretrain.model.pretraining_head import pretraining_head
 from hubert_pretrain.pretrain.continued import start
 from hubert_pretrain.pretrain.curves import draw
-from hubert_pretrain.pretrain.dataset import SpanMasking, describe_micro_batch, loaders
+from hubert_pretrain.pretrain.dataset import CropSource, SpanMasking, describe_micro_batch, loaders
 from hubert_pretrain.pretrain.module import PretrainModule
+from hubert_pretrain.pretrain.probe import make_probe
 from hubert_pretrain.pretrain.supervision import Supervision
 from hubert_pretrain.seeds import derive
 from hubert_pretrain.targets.store import TargetStore
@@ -46,11 +47,13 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     if config.start_from:
         print(start(module.model, module.head, workspace.resolve(config.start_from).path, targets, choice=config.start_head, seed=seed))
     inputs = {"targets": label.fingerprint, "codebook": targets.codebook}
-    trainer = trainer_of(recipe, config, folder, stage=stage, micro_batches=plan.micro_batches, inputs=inputs)
-    masking = SpanMasking(seed=seed, **vars(config.mask))
-    reading: dict[str, Any] = {"normalize": recipe.model.normalize_waveform, "workers": recipe.trainer.loader_workers}
-    reading["augmentation"] = make_augmentation(seed=seed, **vars(config.augment))
-    train, valid = loaders(trainer, plan, corpus, targets.targets, masking=masking, **reading)
+    reading: dict[str, Any] = {"normalize": recipe.model.normalize_waveform, "masking": SpanMasking(seed=seed, **vars(config.mask))}
+    probed = CropSource(corpus, targets.targets, split=config.probe.split, grid=plan.grid, **reading)
+    probe = make_probe(config.probe, plan, corpus, probed, layers=recipe.model.num_hidden_layers, seed=seed)
+    trainer = trainer_of(recipe, config, folder, stage=stage, micro_batches=plan.micro_batches, inputs=inputs, callbacks=probe)
+    augmentation = make_augmentation(seed=seed, **vars(config.augment))
+    workers = recipe.trainer.loader_workers
+    train, valid = loaders(trainer, plan, corpus, targets.targets, augmentation=augmentation, workers=workers, **reading)
     if trainer.is_global_zero:
         print(plan.describe(), flush=True)
     fit(trainer, module, train, valid, folder)

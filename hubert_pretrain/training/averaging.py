@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import lightning as L
@@ -23,7 +25,7 @@ class Averaging(L.Callback):
         """
         self.decay = decay
         self._average: dict[str, Tensor] = {}
-        self._own: dict[str, Tensor] = {}  # the weights, while the average stands in for them
+        self._validation = ExitStack()  # gives the weights back
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Begins with the weights as they are, unless a checkpoint had the average."""
@@ -41,15 +43,22 @@ class Averaging(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The average stands in for the weights."""
-        if trainer.state.fn == "fit" and not self._own:
-            self._own = {name: weight.detach().clone() for name, weight in _learning(module)}
-            _set(module, self._average)
+        if trainer.state.fn == "fit":
+            self._validation.enter_context(self.standing_in(module))
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The weights are back, before a checkpoint is written."""
-        if self._own:
-            _set(module, self._own)
-            self._own = {}
+        self._validation.close()
+
+    @contextmanager
+    def standing_in(self, module: L.LightningModule) -> Iterator[None]:
+        """While this is open, the average stands in for the weights, which come back to the bit."""
+        own = {name: weight.detach().clone() for name, weight in _learning(module)}
+        _set(module, self._average)
+        try:
+            yield
+        finally:
+            _set(module, own)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The average is what training has made."""
@@ -62,6 +71,17 @@ class Averaging(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """After a checkpoint without an average, it begins at the weights."""
         self._average = dict(checkpoint.get("average", {}))
+
+
+@contextmanager
+def averaged(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
+    """While this is open, a module that trains has the weights that are validated: their average where there is one."""
+    average = next((each for each in trainer.callbacks if isinstance(each, Averaging)), None)  # type: ignore[attr-defined]
+    if average is None:
+        yield
+        return
+    with average.standing_in(module):
+        yield
 
 
 def _learning(module: L.LightningModule) -> list[tuple[str, Tensor]]:

@@ -55,7 +55,7 @@ def trainer_of(
         loggers=[
             Guarded(compose.build(node, **logger_arguments(folder, f"{recipe.name}/{stage}"))) for node in (recipe.logger or {}).values()
         ],
-        callbacks=[*callbacks, *([Averaging(config.ema_decay)] if config.ema_decay > 0 else [])],
+        callbacks=[*([Averaging(config.ema_decay)] if config.ema_decay > 0 else []), *callbacks],
         saving={ours: trainer[name] for name, ours in _SAVING.items()},
         about=about,
         # A network that is fine-tuned fits on one device, and predicts on each without the others.

@@ -1,0 +1,158 @@
+"""How much a layer says about phones while it learns: its frames of a little aligned speech, clustered, every so many steps.
+
+Loss and accuracy say how well targets are predicted, not whether the layer that the next iteration will cluster becomes better.
+B utterances, S samples, T frames, N frames of all utterances, D width, K clusters, L layer (1-based).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hubert_pretrain import distributed
+from hubert_pretrain.clustering.kmeans import KMeans
+from hubert_pretrain.clustering.quality import count_pairs, phone_quality
+from hubert_pretrain.clustering.sample import choose_rows
+from hubert_pretrain.config import ProbeConfig
+from hubert_pretrain.data.batches import BatchPlan, MicroBatch
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.lengths import Lengths
+from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.pretrain.dataset import CropSource
+from hubert_pretrain.seeds import derive
+from hubert_pretrain.training.averaging import averaged
+from hubert_pretrain.training.loading import even_share
+from hubert_pretrain.training.loggers import report
+from hubert_pretrain.training.strategies import plain
+
+logger = logging.getLogger(__name__)
+
+RESTARTS = 3
+MAX_ITERATIONS = 30
+FRAMES_PER_CLUSTER = 5
+"""Fewer would be told apart one by one, and every layer would look good."""
+
+
+class PhoneProbe(L.Callback):
+    """Logs `health/pnmi` at multiples of `every_steps`.
+
+    Changes nothing: no random number is drawn from torch, modes and weights are as before, and the time counts as no training. The crops
+    have shapes that training has compiled. Ranks share the utterances, equally many each; the first one clusters.
+    """
+
+    def __init__(
+        self,
+        micro_batches: list[MicroBatch],
+        phones: list[NDArray[np.int32]],
+        source: CropSource,
+        *,
+        config: ProbeConfig,
+        layer: int,
+        seed: int,
+    ) -> None:
+        """
+        Args:
+            micro_batches: crops of aligned utterances.
+            phones: of each micro-batch, (B, T), -1 where there is none.
+            source: reads the crops.
+            layer: L.
+        """
+        self.micro_batches, self.source, self.config, self.layer, self.seed = micro_batches, source, config, layer, seed
+        self.phones = np.concatenate([each.ravel() for each in phones])  # (N,)
+        self._waveforms: dict[int, Tensor] = {}
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After the updates that are due."""
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not whole or trainer.global_step % self.config.every_steps:
+            return
+        clock: Any = module.stopwatch
+        clock.stop()
+        frames = self._frames(trainer, module)
+        if trainer.is_global_zero:
+            with distributed.alone():
+                value = self._pnmi(frames.cpu().numpy())
+            report(trainer, trainer.global_step, {"health/pnmi": value}, kind=f"layer {self.layer}")
+        clock.start()
+
+    def _frames(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor:
+        """(N, D): each rank fills in its share, so that adding up rounds nothing."""
+        model: Any = module.model
+        modes = [(part, part.training) for part in model.modules()]
+        sizes = [len(each.rows) * each.shape.num_frames for each in self.micro_batches]
+        ends = np.cumsum(sizes)
+        frames = torch.zeros(len(self.phones), model.config.hidden_size, device=module.device)
+        model.eval()
+        with torch.no_grad(), averaged(trainer, module), trainer.precision_plugin.forward_context():
+            for number in even_share(len(sizes), trainer.global_rank, trainer.world_size):
+                index = number % len(sizes)
+                state = plain(model(self._waveform(index).to(module.device), layers=self.layer).last)  # (B, T, D)
+                if number == index:  # beyond the last one they come again, to keep the ranks in step
+                    frames[ends[index] - sizes[index] : ends[index]] = state.flatten(0, 1).float()
+        for part, mode in modes:
+            part.training = mode
+        return distributed.sum_over_ranks(frames)
+
+    def _waveform(self, index: int) -> Tensor:
+        """(B, S), read once: a few megabytes."""
+        if index not in self._waveforms:
+            self._waveforms[index] = torch.from_numpy(self.source.waveform(self.micro_batches[index]))
+        return self._waveforms[index]
+
+    def _pnmi(self, frames: NDArray[np.float32]) -> float:
+        """Of frames (N, D); those without a phone take part in the clustering only. NaN while the weights are no numbers."""
+        if not np.isfinite(frames).all():
+            return float("nan")
+        settings: dict[str, Any] = {"n_clusters": self.config.n_clusters, "max_iterations": MAX_ITERATIONS, "restarts": RESTARTS}
+        ids = KMeans(engine="torch", seed=self.seed, **settings).fit(frames).predict(frames)
+        quality = phone_quality(count_pairs(ids, self.phones, self.config.n_clusters, int(self.phones.max()) + 1))
+        return float("nan") if quality.pnmi is None else quality.pnmi
+
+
+def make_probe(config: ProbeConfig, plan: BatchPlan, corpus: Corpus, source: CropSource, *, layers: int, seed: int) -> list[PhoneProbe]:
+    """The callback, or none where none is wanted or, with a warning, the corpus has no phones to measure with.
+
+    Raises ConfigError for a layer that does not exist, and for more clusters than the speech has frames for.
+    """
+    if config.every_steps <= 0:
+        return []
+    layer = config.layer or (layers + 1) // 2
+    if not 1 <= layer <= layers:
+        raise ConfigError(f"pretrain.probe.layer={config.layer}: the network has layers 1 to {layers}; 0 is the middle one")
+    micro_batches = _aligned(config, plan, corpus, seed)
+    phones = [_phones(each, plan, corpus) for each in micro_batches]
+    spoken = sum(int((each >= 0).sum()) for each in phones)
+    if not spoken:
+        logger.warning("pretrain.probe: split %r has no alignments, so PNMI is not measured (data.alignments brings them in)", config.split)
+        return []
+    if spoken < FRAMES_PER_CLUSTER * config.n_clusters:
+        raise ConfigError(
+            f"pretrain.probe.n_clusters={config.n_clusters} needs {FRAMES_PER_CLUSTER} aligned frames per cluster, there are {spoken}; "
+            "raise pretrain.probe.seconds or lower n_clusters"
+        )
+    return [PhoneProbe(micro_batches, phones, source, config=config, layer=layer, seed=derive(seed, "probe"))]
+
+
+def _aligned(config: ProbeConfig, plan: BatchPlan, corpus: Corpus, seed: int) -> list[MicroBatch]:
+    """Aligned utterances of the split, a random choice of at most so many seconds, in the shapes of training."""
+    lengths = corpus.manifest.num_samples
+    rows = corpus.manifest.rows(config.split)
+    rows = np.intersect1d(rows, corpus.alignments.rows()) if corpus.alignments is not None else rows[:0]
+    if not len(rows):
+        return []
+    rows = choose_rows(lengths, rows, fraction=1.0, max_hours=config.seconds / 3600, seed=derive(seed, "probe"))
+    return list(plan.cover([Lengths(rows[np.argsort(lengths[rows], kind="stable")], lengths)]))
+
+
+def _phones(micro_batch: MicroBatch, plan: BatchPlan, corpus: Corpus) -> NDArray[np.int32]:
+    """(B, T) of its crops."""
+    assert corpus.alignments is not None
+    frames = micro_batch.shape.num_frames
+    crops = zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True)
+    return np.stack([corpus.alignments.frame_phone_ids(row, start + frames, plan.grid)[start:] for row, start in crops])
