@@ -2,35 +2,53 @@
 
     python tools/fault_campaign.py --trials 100 --out /tmp/campaign
 
-The run is `it1/pretrain` of the recipe `smoke` on the CPU in fp32, in real processes, with TMPDIR on another file system. Every trial draws
-what happens (kill -9, TERM, USR2; to one rank, all ranks, a loader's worker), how often (one to three times before it may finish) and when.
-Prints a row per kind of fault; the exit code is 1 when anything was lost.
+The run is `it1/pretrain` of the recipe `smoke` on the CPU in fp32, with TMPDIR on another file system. Every trial draws what happens (kill
+-9, TERM, USR2), to whom (one rank, all ranks, a loader's worker), when (at any moment, while a checkpoint is written, while it validates)
+and how often (once or twice before it may finish). Prints a row per kind of fault; the exit code is 1 when anything was lost.
+
+Processes are forked from this one, which has imported everything: importing would take longer than training. What they mark (a save or a
+validation begins, a checkpoint is done) comes through a pipe, so that a fault can hit it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+import matplotlib.backends.backend_agg  # noqa: F401 (the processes need it at their end)
+
+import hubert_pretrain.doctor.stage
+import hubert_pretrain.pretrain.stage  # noqa: F401
+from hubert_pretrain import run as program
 from hubert_pretrain.errors import EXIT_PREEMPTED
 from hubert_pretrain.model.checkpoint import load_model
+from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.training.checkpoint_io import checkpoints, newest, step_of, verified
+from hubert_pretrain.training.saving import Writer
 
 STAGE = "it1/pretrain"
 SIGNALS = ("KILL", "TERM", "USR2")
-VICTIMS = ("one rank", "all ranks", "loader worker")
-PATIENCE_SECONDS = 300.0
+VICTIMS = ("all ranks", "one rank", "loader worker")
+MOMENTS = ("any moment", "during a save", "during validation")
+MARKS = {"during a save": "save", "during validation": "validate"}
+PATIENCE_SECONDS = 240.0
+HUNG = "hung"
 
 
 @dataclass
@@ -41,32 +59,139 @@ class Row:
     faults: int = 0
     equal: int = 0
     checkpoints_lost: int = 0
-    codes: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    codes: dict[int | str, int] = field(default_factory=lambda: defaultdict(int))
+
+
+class Run:
+    """The processes of one start of the stage, and what the first of them has marked."""
+
+    def __init__(self, work_dir: Path, words: list[str], *, stage: str = STAGE, ranks: int = 1) -> None:
+        reading, writing = os.pipe()
+        arguments = [*words, f"work_dir={work_dir}", f"stage={stage}"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.marks: list[str] = []
+        self._pipe, self._text, self._log = reading, "", work_dir.parent / "log.txt"
+        fork = get_context("fork").Process
+        everyone = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        self.processes: list[BaseProcess] = []
+        for rank in range(ranks):
+            own = {**everyone, "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "campaign"}
+            process = fork(target=child, args=(arguments, own if ranks > 1 else {}, writing if rank == 0 else None, self._log))
+            process.start()
+            self.processes.append(process)
+        os.close(writing)
+
+    @property
+    def alive(self) -> bool:
+        """Whether any process is."""
+        return any(process.exitcode is None for process in self.processes)
+
+    def listen(self, seconds: float) -> None:
+        """Reads marks for up to so long."""
+        if select.select([self._pipe], [], [], seconds)[0]:
+            data = os.read(self._pipe, 1 << 16).decode()
+            if not data:
+                time.sleep(min(seconds, 0.05))  # it has ended: the pipe is always readable
+            *lines, self._text = (self._text + data).split("\n")
+            self.marks += lines
+
+    def reaches(self, mark: str, times: int) -> bool:
+        """Waits until it was marked so often; False when it ends before."""
+        while self.marks.count(mark) < times and self.alive:
+            self.listen(0.5)
+        return self.marks.count(mark) >= times and self.alive
+
+    def finish(self) -> list[int | str]:
+        """Exit codes; a process that does not end in time is ended, and hung."""
+        end, codes = time.monotonic() + PATIENCE_SECONDS, []
+        for process in self.processes:
+            process.join(max(0.0, end - time.monotonic()))
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+                codes.append(HUNG)
+            else:
+                codes.append(process.exitcode)
+        while True:
+            before = len(self.marks)
+            self.listen(0)
+            if len(self.marks) == before:
+                break
+        os.close(self._pipe)
+        return codes
+
+    @property
+    def saved(self) -> int:
+        """The last step whose checkpoint was said to be on disk; -1: none was."""
+        return max((int(mark.split()[1]) for mark in self.marks if mark.startswith("saved ")), default=-1)
+
+
+def child(arguments: list[str], env: dict[str, str], pipe: int | None, log: Path) -> None:
+    """One process: what `python -m hubert_pretrain.run` does, with marks."""
+    os.environ |= env
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    if pipe is not None:
+        mark_calls(pipe)
+    sys.argv = ["hubert_pretrain.run", *arguments]
+    program.main()
+
+
+def mark_calls(pipe: int) -> None:
+    """Every save and validation says so when it begins and ends."""
+
+    def around(owner: Any, name: str, before: str, after: Callable[..., str]) -> None:
+        original = getattr(owner, name)
+
+        def marked(self: Any, *args: Any, **more: Any) -> Any:
+            os.write(pipe, f"{before}\n".encode() if before else b"")
+            result = original(self, *args, **more)
+            os.write(pipe, f"{after(self, *args)}\n".encode())
+            return result
+
+        setattr(owner, name, marked)
+
+    def outcome(writer: Writer, checkpoint: Any, path: Any, *rest: Any) -> str:
+        return f"saved {step_of(Path(path))}" if writer.failure is None else "failed"
+
+    around(Writer, "save_checkpoint", "save", outcome)
+    around(PretrainModule, "on_validation_start", "", lambda *_: "validate")
+    around(PretrainModule, "on_validation_epoch_end", "", lambda *_: "validated")
 
 
 def main() -> None:
     """Trials, then the table."""
     options = parse()
-    base = options.out / "base"
+    base, ranks = options.out / "base", options.ranks
     options.out.mkdir(parents=True, exist_ok=True)
-    words = ["+recipe=smoke", "trainer.threads=1", "trainer.loader_workers=1", f"trainer.devices={options.ranks}", *options.override]
-    words += [f"iterations.it1.pretrain.{key}={value}" for key, value in (("steps", options.steps), ("checkpoint_every_steps", 3))]
+    os.environ |= {"OMP_NUM_THREADS": "1"} | ({"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {})
+    words = ["+recipe=smoke", "trainer.threads=1", "trainer.loader_workers=1", f"trainer.devices={ranks}", *options.override]
     # Two micro-batches per step, so that two ranks can share them.
-    words += ["iterations.it1.pretrain.micro_batch_seconds=8", "iterations.it1.pretrain.log_every_steps=1"]
+    pretrain = {"steps": options.steps, "checkpoint_every_steps": 3, "valid_every_steps": 4, "log_every_steps": 1}
+    pretrain |= {"batch_seconds": 8, "micro_batch_seconds": 4}
+    words += [f"iterations.it1.pretrain.{key}={value}" for key, value in pretrain.items()]
     for stage in ("prepare", "it1/cluster", "it1/label"):
-        finish(run(base, stage, words, ranks=1), options.out / "log.txt")
+        well(Run(base, words, stage=stage), options.out)
     undisturbed, started = copy(base, options.out / "undisturbed"), time.monotonic()
-    finish(run(undisturbed, STAGE, words, ranks=options.ranks), options.out / "log.txt")
+    well(Run(undisturbed, words, ranks=ranks), options.out)
     duration = time.monotonic() - started
+    kinds = [kind for kind in itertools.product(SIGNALS, MOMENTS, VICTIMS) if ranks > 1 or kind[2] != "one rank"]
     draw, rows = random.Random(options.seed), defaultdict(Row)
     for number in range(options.trials):
-        what, whom = SIGNALS[number % 3], VICTIMS[number // 3 % 3]
-        row = rows[f"{what} to {whom}"]
-        folder = copy(base, options.out / "trial")
-        trial(folder, words, row, draw, what=what, whom=whom, duration=duration, ranks=options.ranks)
-        row.equal += same(folder / STAGE, undisturbed / STAGE)
-        shutil.rmtree(folder)
-        print(f"{number + 1}/{options.trials} {what} to {whom}", flush=True)
+        what, when, whom = kinds[number % len(kinds)]
+        name = f"{what} to {whom}, {when}"
+        row, folder = rows[name], copy(base, options.out / "trial")
+        trial(folder, words, row, draw, what=what, when=when, whom=whom, duration=duration, ranks=ranks)
+        equal = same(folder / STAGE, undisturbed / STAGE)
+        row.equal += equal
+        print(f"{number + 1}/{options.trials} {name}: {'equal' if equal else 'NOT EQUAL'}", flush=True)
+        if equal:
+            shutil.rmtree(folder)
+        else:
+            folder.rename(options.out / f"trial-{number + 1}")
     report(rows, duration)
 
 
@@ -75,64 +200,70 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--ranks", type=int, default=1, help="processes of the training")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="an empty folder for runs")
     parser.add_argument("override", nargs="*", help="more words for the command line of the run")
     return parser.parse_args()
 
 
-def run(work_dir: Path, stage: str, words: list[str], *, ranks: int) -> list[subprocess.Popen[str]]:
-    """The processes of a stage, as torchrun would start them."""
-    command = [sys.executable, "-m", "hubert_pretrain.run", *words, f"work_dir={work_dir}", f"stage={stage}"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(ranks):
-        env = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {})
-        if ranks > 1:
-            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-            env |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "campaign"}
-        with open(work_dir.parent / "log.txt", "a") as log:
-            processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=env, text=True))
-    return processes
-
-
-def finish(processes: list[subprocess.Popen[str]], log: Path) -> None:
+def well(run: Run, out: Path) -> None:
     """Waits for the end, which has to be a good one."""
-    if any(process.wait(PATIENCE_SECONDS) for process in processes):
-        raise SystemExit(f"a run without faults failed; see {log}")
+    if any(run.finish()):
+        raise SystemExit(f"a run without faults failed; see {out / 'log.txt'}")
 
 
-def trial(folder: Path, words: list[str], row: Row, draw: random.Random, *, what: str, whom: str, duration: float, ranks: int) -> None:
-    """Up to three faults, then to the end. No checkpoint that was whole before a fault may be gone or damaged after it."""
+def trial(
+    folder: Path, words: list[str], row: Row, draw: random.Random, *, what: str, when: str, whom: str, duration: float, ranks: int
+) -> None:
+    """Up to two faults, then to the end. No checkpoint that was said to be on disk before a fault may be gone or damaged after it."""
     row.trials += 1
-    kept = folder / f"{STAGE}.partial" / "checkpoints"
-    for _ in range(draw.randint(1, 3)):
-        processes = run(folder, STAGE, words, ranks=ranks)
-        time.sleep(draw.uniform(0.1, 0.9) * duration)
-        before = newest(kept)
-        victims = [draw.choice(processes).pid] if whom == "one rank" else [process.pid for process in processes]
-        if whom == "loader worker":
-            victims = [pid for process in processes for pid in children(process.pid)][-1:]
-        if all(process.poll() is not None for process in processes):
-            victims = []  # it had finished before: no fault (a process that ended but was not waited for would still take a signal)
-        for pid in victims:
-            try:
-                os.kill(pid, getattr(signal, f"SIG{what}"))
-            except ProcessLookupError:
-                continue
-            row.faults += 1
-        for process in processes:
-            row.codes[process.wait(PATIENCE_SECONDS)] += 1
-        after = newest(kept)
-        if before is not None and kept.is_dir() and (after is None or step_of(after) < step_of(before)):
-            row.checkpoints_lost += 1
-    for process in run(folder, STAGE, words, ranks=ranks):
-        row.codes[process.wait(PATIENCE_SECONDS)] += 1
-    finished = folder / STAGE / "checkpoints"
+    kept, done = folder / f"{STAGE}.partial" / "checkpoints", folder / STAGE
+    for _ in range(draw.randint(1, 2)):
+        run = Run(folder, words, ranks=ranks)
+        if come(run, when, draw, duration):
+            row.faults += strike(victims(run, whom, draw), what)
+        for code in run.finish():
+            row.codes[code] += 1
+        after = newest(done / "checkpoints" if done.is_dir() else kept)
+        row.checkpoints_lost += run.saved > (-1 if after is None else step_of(after))
+    for code in Run(folder, words, ranks=ranks).finish():
+        row.codes[code] += 1
+    finished = done / "checkpoints"
     row.checkpoints_lost += sum(not verified(path) for path in checkpoints(finished)) if finished.is_dir() else 1
+
+
+def come(run: Run, when: str, draw: random.Random, duration: float) -> bool:
+    """Waits for the moment; False when the run has ended before it."""
+    if when not in MARKS:
+        end = time.monotonic() + draw.uniform(0.05, 0.95) * duration
+        while (left := end - time.monotonic()) > 0 and run.alive:
+            run.listen(min(left, 0.2))
+        return run.alive
+    if not run.reaches(MARKS[when], draw.randint(1, 3)):
+        return False
+    time.sleep(draw.uniform(0, 0.03))  # saves take some 30 ms here, validations longer
+    return run.alive
+
+
+def victims(run: Run, whom: str, draw: random.Random) -> list[int]:
+    """Process ids."""
+    everyone = [process.pid for process in run.processes if process.exitcode is None and process.pid is not None]
+    if whom == "loader worker":
+        return [draw.choice(found)] if (found := [pid for process in everyone for pid in children(process)]) else []
+    return [draw.choice(everyone)] if whom == "one rank" and everyone else everyone
+
+
+def strike(pids: list[int], what: str) -> int:
+    """Sends the signal. Returns to how many."""
+    hit = 0
+    for pid in pids:
+        try:
+            os.kill(pid, getattr(signal, f"SIG{what}"))
+            hit += 1
+        except ProcessLookupError:
+            continue
+    return hit
 
 
 def children(pid: int) -> list[int]:
@@ -161,15 +292,15 @@ def same(first: Path, second: Path) -> bool:
 
 def report(rows: dict[str, Row], duration: float) -> None:
     """The table, and one line of JSON."""
-    print("\n| fault | trials | faults | exit codes | checkpoints lost | equal to undisturbed |\n|---|---|---|---|---|---|")
+    print("\n| fault | trials | signals sent | exit codes | checkpoints lost | equal to undisturbed |\n|---|---|---|---|---|---|")
     for name, row in sorted(rows.items()):
-        codes = ", ".join(f"{code}: {count}" for code, count in sorted(row.codes.items()))
+        codes = ", ".join(f"{code}: {count}" for code, count in sorted(row.codes.items(), key=str))
         print(f"| {name} | {row.trials} | {row.faults} | {codes} | {row.checkpoints_lost} | {row.equal} |")
-    preempted = sum(row.codes[EXIT_PREEMPTED] for row in rows.values())
-    total = {"trials": sum(row.trials for row in rows.values()), "equal": sum(row.equal for row in rows.values()), "preempted": preempted}
-    lost = sum(row.checkpoints_lost for row in rows.values())
-    print(json.dumps({"campaign": "faults", "seconds_undisturbed": round(duration, 1), **total, "checkpoints_lost": lost}))
-    sys.exit(int(lost > 0 or total["equal"] < total["trials"]))
+    names = ("trials", "faults", "equal", "checkpoints_lost")
+    total = {name: sum(getattr(row, name) for row in rows.values()) for name in names}
+    total |= {name: sum(row.codes[code] for row in rows.values()) for name, code in (("preempted", EXIT_PREEMPTED), ("hung", HUNG))}
+    print(json.dumps({"campaign": "faults", "seconds_undisturbed": round(duration, 1), **total}))
+    sys.exit(int(total["checkpoints_lost"] > 0 or total["hung"] > 0 or total["equal"] < total["trials"]))
 
 
 if __name__ == "__main__":
