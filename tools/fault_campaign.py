@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.backends.backend_agg  # noqa: F401 (the processes need it at their end)
+import torch
 
 import hubert_pretrain.doctor.stage
 import hubert_pretrain.pretrain.stage  # noqa: F401
@@ -167,6 +168,7 @@ def main() -> None:
     options = parse()
     base, ranks = options.out / "base", options.ranks
     options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # a process forked from one with several may wait for them for ever
     os.environ |= {"OMP_NUM_THREADS": "1"} | ({"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {})
     words = ["+recipe=smoke", "trainer.threads=1", "trainer.loader_workers=1", f"trainer.devices={ranks}", *options.override]
     # Two micro-batches per step, so that two ranks can share them.
