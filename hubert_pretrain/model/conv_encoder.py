@@ -26,7 +26,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class ConvEncoder(nn.Module):
-    """A stack of unpadded convolutions: (B, S) -> (B, T, C), with `T = config.grid.num_frames(S)`."""
+    """A stack of unpadded convolutions: (B, S) -> (B, T, C), with `T = config.grid.num_frames(S)`.
+
+    With gradients it is computed as matrix products of strided views (model/strided_matmul.py). Without them PyTorch's own convolution and
+    norm run, so that every bit is that of other libraries; `by_products` chooses the products there, too.
+    """
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
@@ -45,18 +49,28 @@ class ConvEncoder(nn.Module):
                 for i in range(len(config.conv_dim))
             )
         )
+        self.by_products = False
 
     def forward(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
         """(B, S) -> (B, T, C). `num_samples`: (B,) real samples of each row, for norms over time that leave padding out."""
+        if self.by_products or torch.is_grad_enabled():
+            return self._by_products(waveform[..., None], num_samples)
+        first, *others = self.layers
+        x = first(waveform[:, None], num_samples)  # (B, C, U)
+        for layer in others:
+            x = layer(x)
+        return x.transpose(1, 2)  # (B, C, T) -> (B, T, C)
+
+    def _by_products(self, x: Tensor, num_samples: Tensor | None) -> Tensor:
+        """(B, S, 1) -> (B, T, C). Norm and activation of a layer are left to the next one, which computes them again for its gradients."""
         first: ConvLayer = self.layers[0]  # type: ignore[assignment]
-        x, weights = waveform[..., None], (*first.weights, *first.finish_weights)  # (B, S, 1)
+        weights = (*first.weights, *first.finish_weights)
         before: Before = partial(first.whole, num_samples=num_samples)
         if torch.compiler.is_compiling():
             # A compiler fuses norms and activations, and decides itself what to compute again for the gradients.
             if isinstance(first.norm, TimeNorm):
                 return self.layers[1:](before(x, *weights).transpose(1, 2)).transpose(1, 2)  # type: ignore[operator]
             return self.layers(x.transpose(1, 2)).transpose(1, 2)
-        # Norm and activation of a layer are left to the next one, which computes them again for its gradients.
         for layer in self.layers[1:]:
             assert isinstance(layer, ConvLayer)
             x = recomputed(before, weights, x, *layer.weights, layer.stride)  # (B, T, C)
@@ -87,9 +101,15 @@ class ConvLayer(nn.Module):
         """Weight and bias of the norm, if there is one."""
         return () if self.norm is None else (self.norm.weight, self.norm.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, T) -> (B, C_out, U), by PyTorch's convolution. For layers without a norm over time."""
-        return self.finish(self.conv(x).transpose(1, 2), *self.finish_weights).transpose(1, 2)
+    def forward(self, x: Tensor, num_samples: Tensor | None = None) -> Tensor:
+        """(B, C_in, T) -> (B, C_out, U), by PyTorch's convolution. `num_samples`: as in `whole`."""
+        y = self.conv(x)
+        if isinstance(self.norm, TimeNorm):
+            real = None if num_samples is None else (num_samples - self.conv.kernel_size[0]) // self.stride + 1
+            return self.activation(self.norm(y, real))
+        if isinstance(self.norm, ChannelNorm):
+            y = self.norm.normalise(y.transpose(1, 2), self.norm.weight, self.norm.bias).transpose(1, 2)
+        return self.activation(y)
 
     def finish(self, y: Tensor, *norm: Tensor) -> Tensor:
         """What follows the convolution, given the weights of the norm: (B, U, C_out) -> (B, U, C_out)."""
@@ -113,6 +133,21 @@ class TimeNorm(nn.GroupNorm):
 
     def __init__(self, channels: int) -> None:
         super().__init__(num_groups=channels, num_channels=channels)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, C, T) -> (B, C, T), in fp32 whatever the precision (a sum over 50,000 samples), returned in the dtype it came in.
+
+        lengths: (B,) real positions of each row, at its beginning; None when all are.
+        """
+        weight, bias = self.weight.float(), self.bias.float()
+        if lengths is None:
+            return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+        count = lengths[:, None, None].clamp(min=1)  # an empty row must not become NaN
+        real = torch.arange(x.shape[2], device=x.device) < count  # (B, 1, T)
+        mean = x.float().mul(real).sum(2, keepdim=True) / count  # (B, C, 1)
+        centred = x.float() - mean
+        variance = centred.square().mul(real).sum(2, keepdim=True) / count
+        return (centred * torch.rsqrt(variance + self.eps) * weight[:, None] + bias[:, None]).to(x.dtype)
 
     def convolve(self, x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor, *, stride: int, lengths: Tensor | None = None) -> Tensor:
         """The norm of a convolution of few taps, without a pass over its result: (B, T, C_in), (C, C_in, k) -> (B, U, C).
