@@ -22,7 +22,7 @@ from hubert_pretrain.finetune.task import Examples, Task, gather_examples, strin
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.seeds import derive
-from hubert_pretrain.training.loggers import close, keep_table, read_metrics
+from hubert_pretrain.training.loggers import close, keep_folder, keep_table, read_metrics
 from hubert_pretrain.training.module import Optimisation
 from hubert_pretrain.training.schedule import tri_stage
 from hubert_pretrain.training.stage import trainer_of
@@ -58,6 +58,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         draw(read_metrics(folder / "logs" / "metrics.csv"), folder / "curves.png", title=f"{recipe.name} {stage}")
         header, *rows = [line.split("\t") for line in table.splitlines()]
         keep_table(trainer.loggers, file_name.removesuffix(".tsv"), header, rows)
+        if recipe.trainer.log_artefacts:
+            keep_folder(trainer.loggers, f"{stage}-model", "model", folder)
     close(trainer.loggers)
     return {**task.score(test.references, guesses), "steps": config.steps, "utterances": len(test)}
 

@@ -29,7 +29,6 @@ from hubert_pretrain.seeds import derive
 from hubert_pretrain.training.averaging import averaged
 from hubert_pretrain.training.loading import even_share
 from hubert_pretrain.training.loggers import report
-from hubert_pretrain.training.strategies import plain
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class PhoneProbe(L.Callback):
         with torch.no_grad(), averaged(trainer, module), trainer.precision_plugin.forward_context():
             for number in even_share(len(sizes), trainer.global_rank, trainer.world_size):
                 index = number % len(sizes)
-                state = plain(model(self._waveform(index).to(module.device), layers=self.layer).last)  # (B, T, D)
+                state = model(self._waveform(index).to(module.device), layers=self.layer).last  # (B, T, D)
                 if number == index:  # beyond the last one they come again, to keep the ranks in step
                     frames[ends[index] - sizes[index] : ends[index]] = state.flatten(0, 1).float()
         for part, mode in modes:

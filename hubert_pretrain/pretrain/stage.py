@@ -66,10 +66,9 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         metrics, entropy = logs.read_metrics(folder / "logs" / "metrics.csv"), label.facts.get("unigram_entropy_nats")
         draw(metrics, folder / "curves.png", title=f"{recipe.name} {stage}", unigram_entropy_nats=entropy, published=iteration)
         if recipe.trainer.log_artefacts:
-            logs.keep_files(
-                trainer.loggers, f"{stage}-targets", "targets", [path for path in label.path.iterdir() if path.suffix != ".npy"]
-            )
-            logs.keep_files(trainer.loggers, f"{stage}-weights", "model", [*folder.glob("*.safetensors"), folder / "config.json"])
+            parts = {"codebook": workspace.folder(f"{iteration}/cluster"), "targets": label.path, "model": folder}
+            for kind, part in parts.items():
+                logs.keep_folder(trainer.loggers, f"{stage}-{kind}", kind, part)
     logs.close(trainer.loggers)
     return {"steps": config.steps, **module.valid_values, "audio_seconds_per_second": module.audio_seconds_per_second}
 

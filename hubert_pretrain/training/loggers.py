@@ -19,6 +19,9 @@ from hubert_pretrain.workspace import write_text
 
 logger = logging.getLogger(__name__)
 
+_KEPT = {".json", ".png", ".safetensors", ".tsv"}
+"""Files of an artefact that go to W&B."""
+
 
 def report(trainer: L.Trainer, step: int, values: dict[str, float], *, shown: Sequence[str] = (), kind: str = "train") -> None:
     """Sends the values of a step to every logger, and those named in `shown` (all, when empty) to the progress display.
@@ -59,11 +62,13 @@ def kind_of(each: Logger) -> str:
     return type(each.inner if isinstance(each, Guarded) else each).__name__
 
 
-def keep_files(loggers: Sequence[Logger], name: str, kind: str, paths: Sequence[Path]) -> None:
-    """Hands files to the loggers that keep files (W&B, as an artefact). Call it on the first rank."""
+def keep_folder(loggers: Sequence[Logger], name: str, kind: str, folder: Path) -> None:
+    """Hands what an artefact consists of to the loggers that keep files (W&B): its descriptions, weights and pictures, of targets the card
+    alone. Does nothing for one that does not exist. Call it on the first rank."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix in _KEPT) if folder.is_dir() else []
     for each in loggers:
-        if kind_of(each) == "WandbLogger" and isinstance(each, Guarded):
-            each.attempt(_wandb_artefact, name.replace("/", "-"), kind, [path for path in paths if path.is_file()])
+        if paths and kind_of(each) == "WandbLogger" and isinstance(each, Guarded):
+            each.attempt(_wandb_artefact, name.replace("/", "-"), kind, paths)
 
 
 def keep_table(loggers: Sequence[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

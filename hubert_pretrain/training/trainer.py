@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 from hubert_pretrain.errors import ConfigError, HubertPretrainError
 from hubert_pretrain.training import checkpoint_io
@@ -85,7 +86,10 @@ def build_trainer(
     watchdog, patience = Watchdog(folder, minutes=hang_minutes), timedelta(minutes=hang_minutes or _NO_WATCHDOG_MINUTES)
     preemption = Preemption(Request(signals, time_limit_minutes=time_limit_minutes), saver.save_and_wait, patience=patience)
     sharing = make_strategy(strategy, world_size=devices * num_nodes, timeout=patience, gradient_compression=gradient_compression)
-    plugins: list[Any] = [writer]
+    precision, plugins = resolve_precision(precision, accelerator), list[Any]([writer])
+    if precision == "16-mixed" and not _on_gpu(accelerator):
+        # By name, Lightning would make bf16 of it on a CPU, and say so in a warning.
+        plugins.append(MixedPrecision("16-mixed", "cpu"))
     if SLURMEnvironment.detect():
         # Lightning's own requeueing saves inside a signal handler, where it can hang (Lightning#21406).
         plugins.append(SLURMEnvironment(auto_requeue=False))
@@ -97,7 +101,7 @@ def build_trainer(
             strategy=sharing,
             # FSDP gathers weights while it validates, which torch's inference mode forbids.
             inference_mode=not isinstance(sharing, Sharded),
-            precision=resolve_precision(precision, accelerator),  # type: ignore[arg-type]
+            precision=None if any(isinstance(each, MixedPrecision) for each in plugins) else precision,  # type: ignore[arg-type]
             max_steps=steps,
             max_epochs=-1,
             accumulate_grad_batches=accumulate,
@@ -145,8 +149,11 @@ def resolve_precision(precision: str, accelerator: str = "auto") -> str:
     """`auto` is bf16-mixed on a GPU that has it, else 32-true. bf16 needs no gradient scaler; only fp16 has one."""
     if precision != "auto":
         return precision
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if _on_gpu(accelerator) and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _on_gpu(accelerator: str) -> bool:
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def accumulation(micro_batches: int, world_size: int) -> int:

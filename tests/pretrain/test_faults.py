@@ -255,7 +255,7 @@ def test_a_checkpoint_says_what_it_is(recipe: Recipes, prepared: Workspace, tmp_
     assert about["inputs"]["codebook"]
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_losses_and_norms_are_fp32_in_every_precision(
     precision: str, recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +270,8 @@ def test_losses_and_norms_are_fp32_in_every_precision(
     monkeypatch.setattr(pretrain_module, "masked_prediction_loss", watching)
     run(recipe(steps=2, trainer={"precision": precision}), prepared, "it1/pretrain", tmp_path)
     assert seen == {torch.float32}
+    scales = [row.get("loss_scale") for row in read_metrics(tmp_path / "logs" / "metrics.csv")]
+    assert all(scale is None if precision != "16-mixed" else scale > 0 for scale in scales)
     assert all(value.dtype == torch.float32 for value in weights(tmp_path).values())
 
 

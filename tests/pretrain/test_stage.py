@@ -189,6 +189,20 @@ def test_a_loss_that_is_no_number_stops_and_names_the_utterances(
     assert not (tmp_path / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_interruptions_in_other_precisions(
+    precision: str, recipe: Recipes, prepared: Workspace, tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scale of fp16's losses is in the checkpoint too."""
+    values = recipe(trainer={"precision": precision})
+    undisturbed, _ = whole(values)
+    interrupt(monkeypatch, 9)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(values, prepared, "it1/pretrain", tmp_path)
+    run(values, prepared, "it1/pretrain", tmp_path)
+    assert equal(undisturbed, tmp_path)
+
+
 def test_bf16_stays_close(recipe: Recipes, prepared: Workspace, tmp_path: Path, whole: Any) -> None:
     _, exact = whole(recipe())
     facts = run(recipe(trainer={"precision": "bf16-mixed"}), prepared, "it1/pretrain", tmp_path)
@@ -219,7 +233,10 @@ def test_tensorboard_and_offline_wandb(recipe: Recipes, prepared: Workspace, tmp
         "tensorboard": {"_target_": "lightning.pytorch.loggers.TensorBoardLogger"},
         "wandb": {"_target_": "lightning.pytorch.loggers.WandbLogger", "project": "hubert_pretrain", "log_model": False},
     }
-    run(recipe(logger=loggers, steps=2), prepared, "it1/pretrain", tmp_path)
+    kept: list[tuple[str, str]] = []
+    monkeypatch.setattr("hubert_pretrain.training.loggers._wandb_artefact", lambda inner, name, kind, paths: kept.append((name, kind)))
+    run(recipe(logger=loggers, steps=2, trainer={"log_artefacts": True}), prepared, "it1/pretrain", tmp_path)
+    assert kept == [("it1-pretrain-targets", "targets"), ("it1-pretrain-model", "model")]  # there is no folder of a codebook here
     assert list((tmp_path / "logs").rglob("events.out.tfevents*"))
     assert list((tmp_path / "logs" / "wandb").glob("offline-run-*-test-it1-pretrain-*"))
     assert read_metrics(tmp_path / "logs" / "metrics.csv")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import Logger
 
-from hubert_pretrain.training.loggers import CsvLogger, Guarded, keep_files, keep_table, logger_arguments, read_metrics, report
+from hubert_pretrain.training.loggers import CsvLogger, Guarded, keep_folder, keep_table, logger_arguments, read_metrics, report
 from hubert_pretrain.training.progress import Progress, describe
 
 
@@ -81,8 +81,26 @@ def test_a_table_and_files_for_those_who_keep_them(tmp_path: Path) -> None:
 
     loggers = [Guarded(TensorBoardLogger()), Guarded(CsvLogger(str(tmp_path)))]
     keep_table(loggers, "hypotheses", ["id", "text"], [["u1", "a|b"]])
-    keep_files(loggers, "weights", "model", [tmp_path / "absent"])
+    keep_folder(loggers, "weights", "model", tmp_path)
     assert kept == [("hypotheses", "| id | text |\n| --- | --- |\n| u1 | a/b |")]
+
+
+def test_wandb_keeps_what_artefacts_consist_of(tmp_path: Path) -> None:
+    """Codebook, card of the targets and weights; not 350 MB of targets, nor checkpoints to resume from."""
+    kept: dict[str, tuple[str, list[str]]] = {}
+
+    class WandbLogger(Broken):
+        experiment = SimpleNamespace(  # type: ignore[assignment]
+            log_artifact=lambda artefact: kept.update({artefact.name: (artefact.type, sorted(artefact.manifest.entries))})
+        )
+
+    for name in ("meta.json", "store.json", "quality.png", "targets.bin", "offsets.npy"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "checkpoints").mkdir()
+    loggers = [Guarded(WandbLogger()), Guarded(CsvLogger(str(tmp_path)))]
+    keep_folder(loggers, "it1/pretrain-targets", "targets", tmp_path)
+    keep_folder(loggers, "it1/pretrain-codebook", "codebook", tmp_path / "absent")
+    assert kept == {"it1-pretrain-targets": ("targets", ["meta.json", "quality.png", "store.json"])}
 
 
 def test_only_the_first_rank_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
