@@ -1,0 +1,183 @@
+"""Decoding, of audio and of letters: ours against what everybody uses, both sides in one run and in turns.
+
+    python tools/bench_decode.py                                            # generated audio, a letter model of Base's size
+    python tools/bench_decode.py transcribe --audio /corpora/LibriSpeech/dev-clean --checkpoint runs/base_ls960/finetune/letters
+
+| row | work | against |
+|---|---|---|
+| read_flac, read_wav, read_ogg | a file -> (S,) float32 | soundfile.read |
+| greedy | frame-wise scores (T, 32) -> text | batch_decode of transformers' processor, one utterance at a time |
+| transcribe | a file -> text, greedily | soundfile.read and transformers' pipeline with the same weights, one file at a time |
+
+Figures are audio-seconds per second; `cpu_ratio` is by processor time. `equal` is the share of files where both sides find the same samples
+or text. Without --checkpoint the letters are those of random weights: the work is the same, the texts are nonsense.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as run.py has it, and before torch is imported
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from hubert_pretrain import benchmark
+from hubert_pretrain.data import audio
+from hubert_pretrain.data.corpora.common import audio_below
+from hubert_pretrain.export.huggingface import export_huggingface, import_transformers
+from hubert_pretrain.finetune.ctc import CtcTask
+from hubert_pretrain.finetune.predict import Recogniser
+from hubert_pretrain.finetune.text import Vocabulary
+from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE, samples, seconds
+from hubert_pretrain.model.checkpoint import save_model
+from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import LetterHead
+from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.loader import load_checkpoint
+
+MINUTES = {"read_flac": 30.0, "read_wav": 30.0, "read_ogg": 10.0, "greedy": 60.0, "transcribe": 1.5}
+"""Audio of each row."""
+SUBTYPES = {"flac": "PCM_16", "wav": "PCM_16", "ogg": "VORBIS"}
+TINY: dict[str, Any] = {
+    **{"conv_dim": [16] * 7, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+    **{"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2},
+}
+LETTERS = Vocabulary.of_texts(["ABCDEFGHIJKLMNOPQRSTUVWXYZ' A"])
+
+Figures = dict[str, Any]
+
+
+def waveforms(options: argparse.Namespace, row: str) -> list[np.ndarray]:
+    """So many minutes of the files below `--audio`, or of noise whose loudness changes ten times a second: (S,) each."""
+    wanted, draw, found = samples(60 * (options.minutes or MINUTES[row])), np.random.default_rng(0), []
+    files = iter(sorted(audio_below(Path(options.audio).expanduser()))) if options.audio else None
+    while sum(map(len, found)) < wanted:
+        if files is None:
+            length = samples(benchmark.librispeech_seconds(draw.random()))
+            loudness = np.repeat(draw.uniform(0.001, 0.1, length // 1_600 + 1), 1_600)[:length]
+            found.append((draw.normal(size=length) * loudness).astype(np.float32))
+        elif (path := next(files, None)) is not None:
+            found.append(audio.read(path))
+        else:
+            break
+    return found
+
+
+def written(speech: list[np.ndarray], folder: Path, suffix: str) -> list[Path]:
+    """As files."""
+    paths = [folder / f"{number:05}.{suffix}" for number in range(len(speech))]
+    for path, waveform in zip(paths, speech, strict=True):
+        soundfile.write(path, waveform, SAMPLE_RATE, subtype=SUBTYPES[suffix])
+    return paths
+
+
+def compared(speech: list[np.ndarray], ours: Callable[[], list[Any]], peer: Callable[[], list[Any]], pairs: int) -> Figures:
+    """Speeds of both sides and how often they agree."""
+    found: dict[str, list[Any]] = {}
+
+    def keep(name: str, work: Callable[[], list[Any]]) -> None:
+        found[name] = work()
+
+    audio_seconds = seconds(sum(map(len, speech)))
+    figures = benchmark.speeds(audio_seconds, lambda: keep("ours", ours), lambda: keep("peer", peer), pairs)
+    equal = np.mean([np.array_equal(a, b) for a, b in zip(found["ours"], found["peer"], strict=True)])
+    return {"audio_seconds": audio_seconds, "files": len(speech), **figures, "equal": float(equal)}
+
+
+def read_files(options: argparse.Namespace, folder: Path, suffix: str) -> Figures:
+    """Whole files of one format, from a warm page cache."""
+    speech = waveforms(options, f"read_{suffix}")
+    paths = written(speech, folder, suffix)
+    return compared(
+        speech,
+        lambda: [audio.read(path) for path in paths],
+        lambda: [soundfile.read(path, dtype="float32")[0] for path in paths],
+        options.pairs,
+    )
+
+
+def letter_model(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
+    """The folder of --checkpoint, or of random letters; and the same written for transformers."""
+    ours, theirs = Path(options.checkpoint or folder / "letters"), folder / "transformers"
+    if not options.checkpoint:
+        torch.manual_seed(0)
+        model = Hubert(HubertConfig(**({} if options.size == "base" else TINY)))
+        save_model(ours, model, head=LetterHead(model.config.hidden_size, len(LETTERS)), extra={"vocabulary": list(LETTERS.symbols)})
+    export_huggingface(theirs, load_checkpoint(ours))
+    return ours, theirs
+
+
+def greedy(options: argparse.Namespace, folder: Path) -> Figures:
+    """Scores as a trained letter model has them: a letter in one of four frames, the blank in the others."""
+    _, theirs = letter_model(options, folder)
+    processor = import_transformers().AutoProcessor.from_pretrained(theirs)
+    task, draw = CtcTask(), np.random.default_rng(0)
+    task.vocabulary = Vocabulary(tuple(load_checkpoint(theirs).extra["vocabulary"]))
+    speech, scores = waveforms(options, "greedy"), []
+    for waveform in speech:
+        frames = int(MODEL_GRID.num_frames(len(waveform)))
+        ids = np.where(draw.random(frames) < 0.25, draw.integers(2, len(task.vocabulary), frames), 0)
+        logits = draw.normal(size=(1, frames, len(task.vocabulary))).astype(np.float32)
+        logits[0, np.arange(frames), ids] += 10
+        scores.append(torch.from_numpy(logits))
+
+    def usual(logits: Tensor) -> str:
+        return processor.batch_decode(logits.argmax(-1))[0]
+
+    return compared(speech, lambda: [task.predict(one) for one in scores], lambda: [usual(one) for one in scores], options.pairs)
+
+
+def transcribe(options: argparse.Namespace, folder: Path) -> Figures:
+    """FLAC files, from disk to text, one at a time, with a thread per core."""
+    speech = waveforms(options, "transcribe")
+    paths = written(speech, folder, "flac")
+    ours_at, theirs_at = letter_model(options, folder)
+    recogniser = Recogniser.load(ours_at, options.device)
+    pipeline = import_transformers().pipeline("automatic-speech-recognition", model=str(theirs_at), device=options.device)
+
+    def usual(path: Path) -> str:
+        return pipeline({"raw": soundfile.read(path, dtype="float32")[0], "sampling_rate": SAMPLE_RATE})["text"]
+
+    return compared(speech, lambda: [recogniser.transcribe(path) for path in paths], lambda: [usual(path) for path in paths], options.pairs)
+
+
+ROWS: dict[str, Callable[[argparse.Namespace, Path], Figures]] = {
+    "read_flac": lambda options, folder: read_files(options, folder, "flac"),
+    "read_wav": lambda options, folder: read_files(options, folder, "wav"),
+    "read_ogg": lambda options, folder: read_files(options, folder, "ogg"),
+    "greedy": greedy,
+    "transcribe": transcribe,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the figures of each row, and all of them as one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", help=f"any of {', '.join(ROWS)} (default: all)")
+    parser.add_argument("--audio", help="folder with audio files; generated noise without it")
+    parser.add_argument("--minutes", type=float, help=f"how much of it; without it {MINUTES}")
+    parser.add_argument("--checkpoint", help="a letter model, such as runs/demo/finetune/letters; random weights without it")
+    parser.add_argument("--size", choices=["base", "tiny"], default="base", help="of the random weights")
+    parser.add_argument("--device", default="cpu", help="transcribe: cpu or cuda")
+    parser.add_argument("--pairs", type=int, default=5, help="turns, after one for warming up when there are several")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.rows if name not in ROWS]:
+        parser.error(f"no row {unknown[0]!r}; choose from {', '.join(ROWS)}")
+    found = {}
+    for name in options.rows or ROWS:
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = ROWS[name](options, Path(folder))
+        print(f"{name}: " + ", ".join(f"{key} {value:.5g}" for key, value in found[name].items()), flush=True)
+    benchmark.print_json("decode", found, gpu=options.device != "cpu")
+
+
+if __name__ == "__main__":
+    main()
