@@ -1,11 +1,12 @@
-"""What it costs a pretraining to say how it feels: steps that are logged, steps that are not, and steps without any measuring, in turns.
+"""What it costs a pretraining to say how it feels: steps that are logged and steps that are not, in turns.
 
     python tools/bench_health.py                    # tiny and Base on this machine's CPU, or Base on its GPU where there is one
     python tools/bench_health.py --works tiny --turns 60
 
 The steps are those of the trainer and the module that recipes use, of one batch of noise. A logged step measures everything of
-pretrain/health.py, raises alarms and writes a row of metrics.csv; any other only adds to sums. Time is that of the process on a CPU, which
-other jobs change least, and of the clock on a GPU. The share is of the time of `log_every_steps` steps, of which one is logged.
+pretrain/health.py, raises alarms and writes a row of metrics.csv; every step adds to sums, which is timed by itself, because it is less than
+two steps differ by. Time is that of the process on a CPU, which other jobs change least, and of the clock on a GPU. The share is of the time
+of `log_every_steps` steps, of which one is logged.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from hubert_pretrain.training.trainer import build_trainer
 
 TINY = {"conv_dim": [32, 32, 64, 64, 64, 128, 128], "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
 TINY_MORE = {"intermediate_size": 512, "num_conv_pos_embeddings": 32, "num_conv_pos_embedding_groups": 8, "projection_size": 64}
-KINDS = ("plain", "unmeasured", "logged")
+KINDS = ("plain", "logged")
 """Of the steps of a turn, in order."""
 WARM_UP_TURNS = 2
 ALLOWED = 0.01
@@ -62,22 +63,32 @@ WORKS = {
 
 
 class Turns(L.Callback):
-    """Times each step, from its beginning to that of the next."""
+    """Times each step, from its beginning to that of the next, and what of it goes into sums."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        self._begun = 0.0
+        self.sums: list[float] = []
+        self._begun = self._adding = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Every addition is timed from now on."""
+        meter: Any = module.meter
+        add = meter.add
+
+        def timed(*args: Any, **values: Any) -> None:
+            begin = _now(module.device)
+            add(*args, **values)
+            self._adding += _now(module.device) - begin
+
+        meter.add = timed
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Ends one step and begins the next."""
         now = _now(module.device)
         if batch_idx > WARM_UP_TURNS * len(KINDS):
             self.seconds[KINDS[(batch_idx - 1) % len(KINDS)]].append(now - self._begun)
-        meter: Any = module.meter
-        if KINDS[batch_idx % len(KINDS)] == "unmeasured":
-            meter.add = lambda *args, **values: None
-        else:
-            vars(meter).pop("add", None)
+            self.sums.append(self._adding)
+        self._adding = 0.0
         self._begun = _now(module.device)
 
 
@@ -86,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--works", nargs="+", choices=WORKS, default=["base_gpu"] if on_gpu else ["tiny", "base"])
-    parser.add_argument("--turns", type=int, default=20, help="of three steps each, after two that warm up")
+    parser.add_argument("--turns", type=int, default=30, help="of two steps each, after two that warm up")
     parser.add_argument("--threads", type=int, default=1, help="of the processor; 0: torch's choice")
     options = parser.parse_args()
     rows = {name: measured(WORKS[name], options.turns, options.threads) for name in options.works}
@@ -100,17 +111,16 @@ def main() -> None:
 
 def measured(work: Work, turns: int, threads: int) -> dict[str, float]:
     """Seconds, and `ours`, the share of the time; `ratio` is what is allowed over it. Differences are medians over the turns."""
-    found = times(work, turns, threads)
-    pairs = list(zip(*(found[kind] for kind in KINDS), strict=False))
-    step = statistics.median(plain for plain, _, _ in pairs)
-    sums = statistics.median(plain - unmeasured for plain, unmeasured, _ in pairs)
-    log = statistics.median(logged - plain for plain, _, logged in pairs)
+    clock = timed_steps(work, turns, threads)
+    pairs = list(zip(*(clock.seconds[kind] for kind in KINDS), strict=True))
+    step, sums = statistics.median(plain for plain, _ in pairs), statistics.median(clock.sums)
+    log = statistics.median(logged - plain for plain, logged in pairs)
     share = (sums + log / work.log_every_steps) / step
     return {"ours": share, "peer": ALLOWED, "ratio": ALLOWED / max(share, 1e-9), "step": step, "sums": sums, "log": log}
 
 
-def times(work: Work, turns: int, threads: int) -> dict[str, list[float]]:
-    """Seconds of the steps of each kind."""
+def timed_steps(work: Work, turns: int, threads: int) -> Turns:
+    """Trains for so many turns."""
     steps, clock = (WARM_UP_TURNS + turns) * len(KINDS) + 1, Turns()
     torch.manual_seed(0)
     rate = Optimisation(learning_rate=1e-4, factor=lambda done: 1.0)
@@ -131,7 +141,7 @@ def times(work: Work, turns: int, threads: int) -> dict[str, list[float]]:
             callbacks=[clock],
         )
         trainer.fit(module, DataLoader(Endless(work), batch_size=None))
-    return clock.seconds
+    return clock
 
 
 class Endless(IterableDataset[dict[str, Any]]):

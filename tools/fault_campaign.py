@@ -50,6 +50,8 @@ MOMENTS = ("any moment", "during a save", "during validation")
 MARKS = {"during a save": "save", "during validation": "validate"}
 PATIENCE_SECONDS = 240.0
 HUNG = "hung"
+KINDS_PER_SEED = 7
+"""Another seed begins with other kinds of faults, for campaigns in parts."""
 
 
 @dataclass
@@ -182,8 +184,11 @@ def main() -> None:
     duration = time.monotonic() - started
     kinds = [kind for kind in itertools.product(SIGNALS, MOMENTS, VICTIMS) if ranks > 1 or kind[2] != "one rank"]
     draw, rows = random.Random(options.seed), defaultdict(Row)
+    last_start = time.monotonic() + 60 * options.minutes
     for number in range(options.trials):
-        what, when, whom = kinds[number % len(kinds)]
+        if time.monotonic() > last_start:
+            break
+        what, when, whom = kinds[(number + options.seed * KINDS_PER_SEED) % len(kinds)]
         name = f"{what} to {whom}, {when}"
         row, folder = rows[name], copy(base, options.out / "trial")
         trial(folder, words, row, draw, what=what, when=when, whom=whom, duration=duration, ranks=ranks)
@@ -204,6 +209,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=1, help="processes of the training")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no trial begins after so long")
     parser.add_argument("--out", type=Path, required=True, help="an empty folder for runs")
     parser.add_argument("override", nargs="*", help="more words for the command line of the run")
     return parser.parse_args()
