@@ -4,9 +4,9 @@
     python tools/bench_health.py --works tiny --turns 60
 
 The steps are those of the trainer and the module that recipes use, of one batch of noise. A logged step measures everything of
-pretrain/health.py, raises alarms and writes a row of metrics.csv; every step adds to sums, which is timed by itself, because it is less than
-two steps differ by. Time is that of the process on a CPU, which other jobs change least, and of the clock on a GPU. The share is of the time
-of `log_every_steps` steps, of which one is logged.
+pretrain/health.py, raises alarms and writes a row of metrics.csv; every step adds to sums, which is timed by itself, being less than two
+steps differ by. Time is that of the process on a CPU, which other jobs change least, and of the clock on a GPU. The share is of the time of
+`log_every_steps` steps, of which one is logged.
 """
 
 from __future__ import annotations
