@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,15 @@ _QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 def make_card(manifest: Manifest, measured: Measured, rows: Ints, bad: Quarantine) -> dict[str, Any]:
     """The card of a non-empty corpus, as plain JSON values. Row r of the manifest is the claim at place `rows[r]`."""
-    text = manifest.column("text")
     quantiles = np.quantile(seconds(manifest.num_samples), list(_QUANTILES.values()), overwrite_input=True)  # type: ignore[arg-type]
     return {
         "utterances": len(manifest),
         "hours": _hours(sum(group.total_samples for split in manifest.splits for group in manifest.by_length(split))),
-        "speakers": _distinct(manifest, "speaker", slice(None)),
-        "labels": _distinct(manifest, "label", slice(None)),
-        "transcribed_utterances": sum(pc.sum(pc.not_equal(text[part], "")).as_py() for part in chunks(len(text))),
+        "speakers": _distinct(manifest, "speaker", range(len(manifest))),
+        "labels": _distinct(manifest, "label", range(len(manifest))),
+        "transcribed_utterances": sum(
+            pc.sum(pc.not_equal(manifest.take("text", part), "")).as_py() for part in _parts(range(len(manifest)))
+        ),
         "aligned_utterances": sum(int(measured.claims.take("aligned", rows[part]).to_numpy().sum()) for part in chunks(len(rows))),
         "splits": {split: _split(manifest, split) for split in manifest.splits},
         "corpora": _corpora(manifest),
@@ -75,7 +77,7 @@ def _long(hours: float) -> str:
 def _split(manifest: Manifest, split: str) -> dict[str, Any]:
     groups, rows = manifest.by_length(split), manifest.split_range(split)
     hours = _hours(sum(group.total_samples for group in groups))
-    return {"utterances": len(rows), "hours": hours, "speakers": _distinct(manifest, "speaker", slice(rows.start, rows.stop))}
+    return {"utterances": len(rows), "hours": hours, "speakers": _distinct(manifest, "speaker", rows)}
 
 
 def _corpora(manifest: Manifest) -> dict[str, Any]:
@@ -92,13 +94,17 @@ def _hours(num_samples: int) -> float:
     return round(seconds(num_samples) / 3600, 4)
 
 
-def _distinct(manifest: Manifest, name: str, rows: slice) -> int:
+def _parts(rows: range) -> Iterator[Ints]:
+    return (np.arange(rows.start + part.start, rows.start + part.stop) for part in chunks(len(rows)))
+
+
+def _distinct(manifest: Manifest, name: str, rows: range) -> int:
     """How many names a column has in some rows, "" not counted."""
-    column = manifest.column(name)
-    numbers, seen = column.indices.to_numpy()[rows], np.zeros(len(column.dictionary), dtype=bool)
-    for part in chunks(len(numbers)):
-        seen[numbers[part]] = True
-    return int(seen.sum()) - sum(bool(seen[i]) for i in [column.dictionary.index("").as_py()] if i >= 0)
+    names = manifest.take(name, np.arange(0)).dictionary
+    seen = np.zeros(len(names), dtype=bool)
+    for part in _parts(rows):
+        seen[manifest.take(name, part).indices.to_numpy()] = True
+    return int(seen.sum()) - sum(bool(seen[i]) for i in [names.index("").as_py()] if i >= 0)
 
 
 def _sound(measured: Measured, rows: Ints) -> dict[str, Any]:

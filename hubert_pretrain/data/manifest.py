@@ -1,8 +1,9 @@
 """The manifest: which utterances a corpus has, as a memory-mapped table with one row per utterance.
 
 Rows are ordered by split (train, valid, test, then others by name) and id, so a split is a range of rows and the order never depends
-on how files were found. Nothing is kept per utterance in Python: 200 million rows open as fast as ten. One more column holds, for every
-split and corpus, its rows in order of length, which is all that training needs to know to choose its crops (data/lengths.py).
+on how files were found. Nothing is kept per utterance in Python: 200 million rows open as fast as ten. Columns that repeat themselves
+(paths of shards, speakers, sample rates) are stored by their runs, which leaves some 65 bytes for a row in a shard. One more column holds,
+for every split and corpus, its rows in order of length, which is all that training needs to know to choose its crops (data/lengths.py).
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from hubert_pretrain.data import runs
 from hubert_pretrain.data.lengths import Lengths
 from hubert_pretrain.data.tables import CHUNK, NAME, TEXT, Spool, chunks, open_table, write_table
 from hubert_pretrain.errors import ArtefactError, DataError, nearest
 from hubert_pretrain.frames import SAMPLE_RATE
 
-FORMAT = "hubert_pretrain.manifest.3"
+FORMAT = "hubert_pretrain.manifest.4"
+READABLE = (FORMAT, "hubert_pretrain.manifest.3")
+"""Format 3 stored every column row by row."""
 SPLITS = ("train", "valid", "test")
 
 TYPES: dict[str, pa.DataType] = {
@@ -89,12 +93,13 @@ class Manifest:
         self._root_override = root
         self._table = open_table(path, made_by="prepare")
         batch, metadata = self._table.batch, self._table.metadata
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") not in READABLE:
             raise ArtefactError(f"{path}: is {metadata.get('format', 'not a manifest')}, expected {FORMAT}; run stage=prepare again")
         self._num_rows = int(batch.num_rows)
         self._texts = {name: self._table.text(name) for name, kind in TYPES.items() if kind == TEXT}
-        self._names = {name: batch.column(name).dictionary for name, kind in TYPES.items() if kind == NAME}
-        self._cells = {name: self._table.numbers(name) for name in [*TYPES, _BY_LENGTH] if name not in self._texts}
+        self._names = {name: runs.values(batch.column(name)).dictionary for name, kind in TYPES.items() if kind == NAME}
+        self._cells = {name: self._table.numbers(name) for name in TYPES if name not in self._texts}
+        self._by_length = self._table.cells(_BY_LENGTH)
         self._views: dict[str, NDArray[Any]] = {}
         self.root = root or path.parent / metadata["root"]
         self.fingerprint = metadata["fingerprint"]
@@ -148,9 +153,14 @@ class Manifest:
 
     def by_length(self, split: str) -> list[Lengths]:
         """The utterances of a split in order of length, each corpus for itself, by name; none when the split has no rows. O(1)."""
-        order = self._cells[_BY_LENGTH]
         return [
-            Lengths(order.part(start, stop), self._cells["num_samples"], corpus=corpus, total_samples=total, origin=(self, split, number))
+            Lengths(
+                self._by_length.part(start, stop),
+                self._cells["num_samples"],
+                corpus=corpus,
+                total_samples=total,
+                origin=(self, split, number),
+            )
             for number, (corpus, start, stop, total) in enumerate(self._groups.get(split, []))
         ]
 
@@ -160,9 +170,9 @@ class Manifest:
         return self.numbers("num_samples")
 
     def numbers(self, name: str) -> NDArray[Any]:
-        """A column of numbers, (N,), as a read-only view of the file."""
+        """A column of numbers, (N,), read-only: a view of the file, unless the column is stored by its runs."""
         if name not in self._views:
-            self._views[name] = self.column(name).to_numpy(zero_copy_only=True)
+            self._views[name] = runs.as_numpy(self._table.batch.column(name))
         return self._views[name]
 
     def audio_path(self, row: int) -> str:
@@ -170,8 +180,13 @@ class Manifest:
         return self._locate(self._texts["path"](row))
 
     def column(self, name: str) -> pa.Array:
-        """A whole column as an Arrow array (names such as `speaker` are dictionary arrays: `.dictionary`, `.indices`)."""
-        return self._table.batch.column(name)
+        """A whole column, see `take`. In the memory of a number for each row when it is stored by its runs."""
+        stored = self._table.batch.column(name)
+        return runs.take(stored, self.rows()) if runs.is_by_runs(stored) else stored
+
+    def take(self, name: str, rows: Ints) -> pa.Array:
+        """A column at some rows (N,), as an Arrow array (names such as `speaker` are dictionary arrays: `.dictionary`, `.indices`)."""
+        return runs.take(self._table.batch.column(name), rows)
 
     def number(self, name: str, row: int) -> Any:
         """A cell of a column of numbers (of names: the number of the name), without mapping the pages around it."""
@@ -224,7 +239,8 @@ def write_columns(path: Path, parts: Iterable[Mapping[str, pa.Array]], root: str
             "groups": json.dumps(groups),
             "fingerprint": _fingerprint(columns),
         }
-        write_table(path, {**columns, _BY_LENGTH: pa.array(by_length)}, metadata)
+        stored = {name: runs.by_runs(column) for name, column in columns.items()}
+        write_table(path, {**stored, _BY_LENGTH: pa.array(by_length)}, metadata)
     return Manifest.open(path)
 
 

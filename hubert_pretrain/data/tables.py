@@ -1,7 +1,8 @@
 """Arrow tables on disk as this project uses them: one record batch, uncompressed, memory-mapped.
 
 One batch keeps every column contiguous, so a column of numbers is a numpy view of the file: opening costs the same for a hundred rows
-and for 200 million, and all processes of a machine share one copy in the page cache. `Spool` makes such a table in the memory of a
+and for 200 million, and all processes of a machine share one copy in the page cache. A column that repeats itself may be stored by its
+runs (data/runs.py): it then takes neither room nor a read of the disk for a row. `Spool` makes such a table in the memory of a
 chunk: each buffer of each column grows in a file of its own.
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hubert_pretrain.data.runs import RunCells, is_by_runs, run_text
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.workspace import sync_folder
 
@@ -51,7 +53,7 @@ class Table:
     """A table on disk: `batch` is all of it as views of the file, `metadata` what was written with it.
 
     Single cells are read by position (`numbers`, `text`) and not through the memory map, where each would bring in the 64 KB around it:
-    reading rows here and there would fill a process with the pages of the file.
+    reading rows here and there would fill a process with the pages of the file. Columns stored by runs are small, and read through it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,24 +66,33 @@ class Table:
         self.file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.file)
 
-    def numbers(self, name: str) -> Cells:
+    def numbers(self, name: str) -> Cells | RunCells:
         """A column of numbers, or the numbers of a column of names."""
         column = self.batch.column(name)
+        return RunCells(column) if is_by_runs(column) else self.cells(name)
+
+    def cells(self, name: str) -> Cells:
+        """`numbers` of a column that is stored row by row."""
+        column = self.batch.column(name)
         column = column.indices if pa.types.is_dictionary(column.type) else column
-        return self._cells(column.buffers()[1], column.type, len(column))
+        return self._stretch(column.buffers()[1], column.type, len(column))
 
     def text(self, name: str) -> Callable[[int], str]:
         """Gives the text of a row."""
-        _, offsets, data = self.batch.column(name).buffers()
-        bounds, begin, table = self._cells(offsets, pa.int64(), self.batch.num_rows + 1), data.address - self._base if data else 0, self
+        column = self.batch.column(name)
+        return run_text(column) if is_by_runs(column) else self._text(column)
 
-        def read(row: int) -> str:
-            first, stop = bounds.pair(row)
+    def _text(self, column: pa.Array) -> Callable[[int], str]:
+        _, offsets, data = column.buffers()
+        bounds, begin, table = self._stretch(offsets, pa.int64(), len(column) + 1), data.address - self._base if data else 0, self
+
+        def read(place: int) -> str:
+            first, stop = bounds.pair(place)
             return os.pread(table.file, stop - first, begin + first).decode() if stop > first else ""
 
         return read
 
-    def _cells(self, buffer: pa.Buffer, kind: pa.DataType, count: int) -> Cells:
+    def _stretch(self, buffer: pa.Buffer, kind: pa.DataType, count: int) -> Cells:
         return Cells(self, buffer.address - self._base, np.dtype(kind.to_pandas_dtype()), count)
 
 

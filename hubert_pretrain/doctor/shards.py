@@ -50,7 +50,7 @@ def _shards_of(corpus: Corpus, rows: NDArray[np.int64]) -> Iterator[str]:
     manifest, offsets = corpus.manifest, corpus.manifest.numbers("offset")
     for part in chunks(len(rows)):
         inside = rows[part][offsets[rows[part]] >= 0]
-        numbers = manifest.column("path").take(inside).dictionary_encode().indices.to_numpy()
+        numbers = manifest.take("path", inside).dictionary_encode().indices.to_numpy()
         yield from (manifest.audio_path(int(inside[first])) for first in np.unique(numbers, return_index=True)[1])
 
 

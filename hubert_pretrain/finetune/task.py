@@ -98,7 +98,7 @@ def gather_examples(task: Task, manifest: Manifest, grid: FrameGrid, splits: Map
 
 def strings(manifest: Manifest, column: str, rows: NDArray[np.int64]) -> list[str]:
     """A text column at some rows."""
-    return [str(value or "") for value in manifest.column(column).take(rows).to_pylist()]
+    return [str(value or "") for value in manifest.take(column, rows).to_pylist()]
 
 
 def tab_separated(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:

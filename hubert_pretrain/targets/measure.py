@@ -106,11 +106,12 @@ def count_phones(store: TargetStore, corpus: Corpus, codebook: int = 0) -> NDArr
 
 def count_speakers(store: TargetStore, corpus: Corpus, codebook: int = 0) -> NDArray[np.int64]:
     """Joint counts (K, speakers) of ids and who speaks, over `train`; of at most SPEAKERS_TO_LOOK_AT speakers. One column without names."""
-    column = corpus.manifest.column("speaker")
-    numbers, names = column.indices.to_numpy(zero_copy_only=False), column.dictionary.to_pylist()
+    rows = spread(corpus.manifest.rows("train"), ROWS_TO_LOOK_AT)
+    speakers = corpus.manifest.take("speaker", rows)
+    numbers, names = speakers.indices.to_numpy(), speakers.dictionary.to_pylist()
     joint = np.zeros((store.sizes[codebook], max(1, min(len(names), SPEAKERS_TO_LOOK_AT))), dtype=np.int64)
-    for row in map(int, spread(corpus.manifest.rows("train"), ROWS_TO_LOOK_AT)):
-        if names[number := int(numbers[row])] and number < joint.shape[1]:
+    for row, number in zip(rows.tolist(), numbers.tolist(), strict=True):
+        if names[number] and number < joint.shape[1]:
             joint[:, number] += np.bincount(store.frames(row)[:, codebook], minlength=len(joint))
     return joint
 
