@@ -1,7 +1,8 @@
 """Augmentation of micro-batches: parts of other utterances, noise, gain. The targets stay those of the clean audio.
 
 Everything drawn is a pure function of (seed, number of the micro-batch, manifest row), so it survives a kill and does not depend on
-workers or devices. Mixing is algorithm 1 of WavLM (arXiv 2110.13900, section "masked speech denoising and prediction").
+workers or devices. Mixing is algorithm 1 of WavLM (arXiv 2110.13900, section "masked speech denoising and prediction"; its probabilities
+are in conf/augment/wavlm.yaml).
 
 Shapes: B utterances, S samples.
 """
