@@ -6,9 +6,14 @@ Nothing here keeps state, so there is no state to save: to resume at step n is t
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+_WORD = (1 << 64) - 1
+_FEW = 64
+"""So many numbers are shuffled sooner one by one, as Python's, than as an array."""
 
 
 def derive(*parts: int | str) -> int:
@@ -32,27 +37,35 @@ def permute(index: NDArray[np.int64] | int, size: int, *key: int | str) -> NDArr
     if size <= 0:
         raise ValueError(f"cannot shuffle {size} things")
     bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    low = np.uint64((1 << bits) - 1)
-    keys = [np.uint64(derive(*key, "round", r)) for r in range(4)]
+    keys = [derive(*key, "round", r) for r in range(4)]
     value = np.atleast_1d(np.asarray(index, dtype=np.uint64))
     if value.size and int(value.max()) >= size:
         raise ValueError(f"index {int(value.max())} is outside a shuffle of {size}")
-    value = _feistel(value, keys, bits, low)
-    while (outside := value >= np.uint64(size)).any():
-        value[outside] = _feistel(value[outside], keys, bits, low)
+    if value.size <= _FEW:
+        return np.array([_walk(number, size, keys, bits) for number in value.ravel().tolist()], dtype=np.int64).reshape(value.shape)
+    value = _feistel(value, keys, bits)
+    while (outside := value >= size).any():
+        value[outside] = _feistel(value[outside], keys, bits)
     return value.astype(np.int64)
 
 
-def _feistel(value: NDArray[np.uint64], keys: list[np.uint64], bits: int, low: np.uint64) -> NDArray[np.uint64]:
-    left, right = value >> np.uint64(bits), value & low
+def _walk(number: int, size: int, keys: list[int], bits: int) -> int:
+    number = _feistel(number, keys, bits)
+    while number >= size:
+        number = _feistel(number, keys, bits)
+    return number
+
+
+def _feistel(value: Any, keys: list[int], bits: int) -> Any:
+    """Of a Python number, or of each of an array of uint64."""
+    left, right, low = value >> bits, value & (1 << bits) - 1, (1 << bits) - 1
     for key in keys:
         left, right = right, left ^ (_mix(right ^ key) & low)
-    return (left << np.uint64(bits)) | right
+    return (left << bits) | right
 
 
-def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mix(value: Any) -> Any:
     """The finaliser of SplitMix64 (Steele et al. 2014): every output bit depends on every input bit. Wraps around on purpose."""
-    with np.errstate(over="ignore"):
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _WORD
+    return value ^ (value >> 31)

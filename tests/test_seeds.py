@@ -43,8 +43,20 @@ def test_permute_refuses_what_is_outside() -> None:
 
 def test_derive_separates_its_parts() -> None:
     assert len({seeds.derive(1, 23), seeds.derive(12, 3), seeds.derive("1", "2", "3"), seeds.derive(123)}) == 4
-    # A fixed value: the same on every machine and Python, or a resumed run would draw other masks.
-    assert seeds.derive(1, "mask", 2) == seeds.derive(1, "mask", 2) < 2**63
+
+
+def test_draws_are_the_same_on_every_machine_and_python() -> None:
+    """Or a resumed run would draw other masks and another order."""
+    assert seeds.derive(1, "mask", 2) == 1488096746212027389
+    assert seeds.permute(np.array([0, 1, 199_999_999, 12_345_678]), 200_000_000, 1).tolist() == [55991905, 115345410, 42056966, 57362842]
+    assert seeds.permute(np.arange(10), 10, 7, "x").tolist() == [8, 5, 9, 6, 2, 7, 3, 0, 4, 1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 65, 1_000, 10**9])
+def test_a_few_are_shuffled_as_many_are(size: int) -> None:
+    index = np.arange(0, size, max(1, size // 400))
+    one_by_one = [int(seeds.permute(number, size, 3, "x")[0]) for number in index.tolist()]
+    assert seeds.permute(index, size, 3, "x").tolist() == one_by_one
 
 
 def test_generator_repeats() -> None:

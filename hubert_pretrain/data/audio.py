@@ -4,7 +4,7 @@ The contract that everything else rests on: `probe(path).num_samples` is exactly
 exactly as long as was asked for. A file, the same file inside a shard and the same behind a URL give the same samples to the last bit.
 
 Two formats have a faster way to the same samples, since training waits for them: plain 16-bit WAV at 16 kHz is a stretch of bytes, and
-most of a 16-bit FLAC file is decoded whole by dr_flac (miniaudio), which needs 0.6 of libsndfile's time.
+most of a 16-bit FLAC file is decoded from its beginning by dr_flac (miniaudio), which needs 0.6 of libsndfile's time.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ STREAMED = 0x7FFFF000
 """WAV lengths from here on, and 0, mean that the writer could not know the length: it wrote into a pipe."""
 
 _MOST = 0.6
-"""When more than this share of a FLAC file is wanted, decoding all of it in the fast way is faster than seeking."""
+"""When more than this share of a FLAC file is wanted, decoding from its beginning in the fast way is faster than seeking."""
 
 _LONGEST = 1 << 28
-"""Samples of the longest file decoded whole (4.7 hours): no header makes us reserve more memory than this."""
+"""Samples of the longest file decoded in that way (4.7 hours): no header makes us reserve more memory than this."""
 
 _MARGIN = SAMPLE_RATE // 10
 """Samples decoded on each side of a crop before resampling: several times the length of soxr's filter."""
@@ -63,6 +63,7 @@ def read(
     offset: int = -1,
     num_bytes: int = -1,
     cache: Cache | None = None,
+    out: Waveform | None = None,
 ) -> Waveform:
     """The samples [start, start + num_samples) of a file at 16 kHz, mono, in [-1, 1]: (S,). Only what is needed is decoded.
 
@@ -73,14 +74,22 @@ def read(
         source_rate: the file's sample rate as the manifest has it; a file with another rate is an error.
         offset, num_bytes: where the file lies in its shard; -1: `path` is the file.
         cache: for what lies behind URLs.
+        out: (num_samples,) to read into. What is returned is the part of it that was filled.
 
     Raises:
         DataError: the file is missing or unreadable, or has another rate.
     """
-    return decode(path, open_part(str(path), offset, num_bytes, cache), start, num_samples, source_rate)
+    return decode(path, open_part(str(path), offset, num_bytes, cache), start, num_samples, source_rate, out)
 
 
-def decode(path: str | Path, part: Part, start: int = 0, num_samples: int | None = None, source_rate: int | None = None) -> Waveform:
+def decode(
+    path: str | Path,
+    part: Part,
+    start: int = 0,
+    num_samples: int | None = None,
+    source_rate: int | None = None,
+    out: Waveform | None = None,
+) -> Waveform:
     """`read` of the audio file whose bytes are `part`; messages call it `path`."""
     stop = None if num_samples is None else start + num_samples
     if source_rate in (None, SAMPLE_RATE):
@@ -91,14 +100,18 @@ def decode(path: str | Path, part: Part, start: int = 0, num_samples: int | None
             and (size := int.from_bytes(head[40:], "little")) % 2 == 0
             and 0 < size < STREAMED
         ):
-            return _plain_crop(part, start, stop, size // 2)
-        if head[:4] == b"fLaC" and (total := _plain_flac(head)) and (min(total, stop or total) - start) > _MOST * total:
-            return _whole_flac(path, part, total)[start:stop]
+            return _plain_crop(part, start, stop, size // 2, out)
+        if (
+            head[:4] == b"fLaC"
+            and (total := _plain_flac(head))
+            and (end := total if stop is None else min(total, stop)) - start > _MOST * total
+        ):
+            return _put(_flac_until(path, part, end)[start:], out)
     with sound_file(path, part) as file:
         if source_rate not in (None, file.samplerate):
             raise DataError(f"{path}: has {file.samplerate} Hz, the manifest says {source_rate}; the file changed, run stage=prepare again")
         try:
-            return _crop(file, start, stop) if file.samplerate == SAMPLE_RATE else _resampled_crop(file, start, stop)
+            return _put(_crop(file, start, stop) if file.samplerate == SAMPLE_RATE else _resampled_crop(file, start, stop), out)
         except soundfile.SoundFileError as error:
             raise DataError(f"{path}: cannot be decoded ({one_line(error)}); replace the file") from error
 
@@ -141,11 +154,21 @@ def wav_header(num_samples: int) -> bytes:
     return b"RIFF" + (_HEAD - 8 + size).to_bytes(4, "little") + _PLAIN_WAV + size.to_bytes(4, "little")
 
 
-def _plain_crop(part: Part, start: int, stop: int | None, total: int) -> Waveform:
+def _put(waveform: Waveform, out: Waveform | None) -> Waveform:
+    if out is None:
+        return waveform
+    filled = out[: len(waveform)]
+    filled[:] = waveform
+    return filled
+
+
+def _plain_crop(part: Part, start: int, stop: int | None, total: int, out: Waveform | None) -> Waveform:
     """Samples [start, stop) of a plain 16-bit WAV file of `total` samples."""
     count = max(0, min(total, total if stop is None else stop) - start)
     data = part.read(_HEAD + 2 * start, 2 * count)
-    return _from_int16(np.frombuffer(data, dtype="<i2", count=len(data) // 2))
+    values = np.frombuffer(data, dtype="<i2", count=len(data) // 2)
+    # As libsndfile does it: exact, because the divisor is a power of two.
+    return np.multiply(values, np.float32(2.0**-15), out=None if out is None else out[: len(values)], dtype=np.float32)
 
 
 def _plain_flac(head: bytes) -> int:
@@ -155,23 +178,18 @@ def _plain_flac(head: bytes) -> int:
     return total if (rate, channels, bits) == (SAMPLE_RATE, 1, 16) and total <= _LONGEST else 0
 
 
-def _whole_flac(path: str | Path, part: Part, total: int) -> Waveform:
-    """All samples of a 16-bit mono FLAC file."""
+def _flac_until(path: str | Path, part: Part, stop: int) -> Waveform:
+    """The samples [0, stop) of a 16-bit mono FLAC file that has so many."""
     from miniaudio import ffi, lib  # its Python functions would copy the samples twice
 
-    data, waveform = part.read(0, part.size), np.empty(total, dtype=np.float32)
+    data, waveform = part.read(0, part.size), np.empty(stop, dtype=np.float32)
     decoder, decoded = lib.ma_dr_flac_open_memory(ffi.from_buffer(data), len(data), ffi.NULL), 0
     if decoder != ffi.NULL:
-        decoded = lib.ma_dr_flac_read_pcm_frames_f32(decoder, total, ffi.cast("float *", waveform.ctypes.data))
+        decoded = lib.ma_dr_flac_read_pcm_frames_f32(decoder, stop, ffi.cast("float *", waveform.ctypes.data))
         lib.ma_dr_flac_close(decoder)
-    if decoded != total:  # dr_flac leaves a damaged frame out, and all that follow would come too early
-        raise DataError(f"{path}: cannot be decoded ({total - decoded} of {total} samples are damaged); replace the file")
+    if decoded != stop:  # dr_flac leaves a damaged frame out, and all that follow would come too early
+        raise DataError(f"{path}: cannot be decoded ({stop - decoded} of {stop} samples are damaged); replace the file")
     return waveform
-
-
-def _from_int16(values: NDArray[np.int16]) -> Waveform:
-    """As libsndfile does it: exact, because the divisor is a power of two."""
-    return np.multiply(values, np.float32(2.0**-15), dtype=np.float32)
 
 
 def _crop(file: soundfile.SoundFile, start: int, stop: int | None) -> Waveform:

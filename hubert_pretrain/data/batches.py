@@ -113,7 +113,8 @@ class BatchPlan:
         rows, frames = np.empty(len(within), dtype=np.int64), np.empty(len(within), dtype=np.int64)
         for c in np.unique(corpora).tolist():
             mine = corpora == c
-            rows[mine], frames[mine] = self.utterances[c].rows(places[mine]), _frames(self.utterances[c], places[mine], self.grid)
+            rows[mine] = self.utterances[c].rows(places[mine])
+            frames[mine] = self.grid.num_frames(self.utterances[c].num_samples_of(rows[mine]))  # type: ignore[arg-type]
         slack = (frames - shape.num_frames).tolist()
         starts = [derive(self.seed, "crop", index, row) % (room + 1) for row, room in zip(rows.tolist(), slack, strict=True)]
         return MicroBatch(index, rows, np.array(starts, dtype=np.int64), shape)

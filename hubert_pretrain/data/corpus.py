@@ -106,8 +106,10 @@ class Corpus:
             raise ArtefactError(f"{self.folder / CARD}: missing or damaged; run stage=prepare again")
         return dict(card)
 
-    def read(self, row: int, start: int = 0, num_samples: int | None = None) -> NDArray[np.float32]:
+    def read(self, row: int, start: int = 0, num_samples: int | None = None, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Waveform (S,) of a row, or of the crop [start, start + num_samples) of it, at 16 kHz, mono, in [-1, 1], not normalised.
+
+        It is read into `out` (S,) where that is given, which saves a copy.
 
         Raises DataError when the file no longer holds what the manifest says.
         """
@@ -124,6 +126,7 @@ class Corpus:
             offset=number("offset", row),
             num_bytes=number("num_bytes", row),
             cache=self.cache,
+            out=out,
         )
         if len(waveform) != wanted:
             utterance = self.manifest[row]

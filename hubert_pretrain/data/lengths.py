@@ -72,7 +72,11 @@ class Lengths:
 
     def num_samples(self, places: Ints) -> Ints:
         """Lengths of places in the order, in samples."""
-        return self._num_samples.take(self._rows.take(places))
+        return self.num_samples_of(self._rows.take(places))
+
+    def num_samples_of(self, rows: Ints) -> Ints:
+        """Lengths of manifest rows, in samples."""
+        return self._num_samples.take(rows)
 
     def shorter_than(self, num_samples: Ints) -> Ints:
         """How many utterances are shorter than each of these lengths, by bisection: O(log N) reads each."""

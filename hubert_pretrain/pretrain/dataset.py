@@ -103,20 +103,21 @@ class CropSource:
         frames = micro_batch.shape.num_frames
         waveform = np.empty((len(micro_batch.rows), self.grid.num_samples(frames)), dtype=np.float32)
         for b, (row, start) in enumerate(zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True)):
-            waveform[b] = self.read(row, start, frames)
+            self.read(row, start, frames, out=waveform[b])
         return waveform if self.augmentation is None else self._augmented(waveform, micro_batch, self.augmentation)
 
-    def read(self, row: int, start_frame: int, num_frames: int) -> NDArray[np.float32]:
-        """Waveform (S,) of exactly `num_frames` frames from `start_frame` on, normalised as a part of the whole utterance.
+    def read(self, row: int, start_frame: int, num_frames: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Waveform (S,) of exactly `num_frames` frames from `start_frame` on, in `out`, normalised as a part of the whole utterance.
 
         With an augmentation it is not normalised yet: that comes after it.
         """
         start, length = self.grid.start_sample(start_frame), self.grid.num_samples(num_frames)
         if not self._cached:
-            return self._kept(row, self.corpus.read(row, start, length))
+            return self._kept(row, self.corpus.read(row, start, length, out))
         if row not in self._cache:
             self._cache[row] = self._kept(row, self.corpus.read(row))
-        return self._cache[row][start : start + length]
+        out[:] = self._cache[row][start : start + length]
+        return out
 
     def _augmented(self, waveform: NDArray[np.float32], micro_batch: MicroBatch, augment: Augmentation) -> NDArray[np.float32]:
         """(B, S). A row that changed is normalised by its own mean and variance, noise included: at inference, too, a recording is

@@ -56,6 +56,10 @@ def test_probe_promises_what_read_gives_and_crops_are_slices(tmp_path: Path, suf
         crop = audio.read(path, start, count, source_rate=rate)
         assert len(crop) == len(whole[start : start + count])
         np.testing.assert_allclose(crop, whole[start : start + count], atol=1e-6)
+        out = np.full(count + 2, 7, dtype=np.float32)
+        filled = audio.read(path, start, count, source_rate=rate, out=out[1:-1])
+        assert np.array_equal(filled, crop)
+        assert np.array_equal(out, [7, *crop, *[7] * (count - len(crop)), 7]), "what was not read is left as it was"
     np.testing.assert_allclose(audio.read(path, 777), whole[777:], atol=1e-6)
 
 
