@@ -1,13 +1,14 @@
 """What a manifest costs by its size: opening, a random row, a worker's memory, the first batch of a plan, resuming.
 
     python tools/bench_manifest.py --rows 10_000 1_000_000 100_000_000
-    python tools/bench_manifest.py --rows 200_000_000 --folder /scratch   # 25 GB there while it runs, twice that while it is written
+    python tools/bench_manifest.py --rows 200_000_000 --folder /scratch   # 13 GB there while it runs, three times that while it is written
 
 The manifests are generated (utterances in tar shards, lengths like those of LibriSpeech's train-960), measured in a process of their own
-that is started for it, and removed. `growth` is what opening the manifest and the plan, reading 1,000 random rows and planning 200
-micro-batches adds to the private memory of that process, with the pages of the file that it alone has mapped (USS) and without those
-(`own`). `row us` is the best of five passes over rows that were read once before (`cold us`: that first time, from the disk where the
-page cache had lost them). Ends with one JSON line, where the peer is what is asked for; ratio > 1 means better than that.
+that is started for it, and removed; with `--keep` they stay, and the next run measures them without writing. `growth` is what opening the
+manifest and the plan, reading 1,000 random rows and planning 200 micro-batches adds to the private memory of that process, with the pages
+of the file that it alone has mapped (USS) and without those (`own`). `row us` is the best of five passes over rows that were read once
+before (`cold us`: that first time, from the disk where the page cache had lost them). Ends with one JSON line, where the peer is what is
+asked for; ratio > 1 means better than that.
 """
 
 from __future__ import annotations
@@ -49,12 +50,13 @@ def main() -> None:
     """Measures every size in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000, 100_000_000])
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the manifests are written meanwhile")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the manifests are written")
+    parser.add_argument("--keep", action="store_true", help="leave them there for the next run")
     options = parser.parse_args()
     found = {}
     print("        rows  write s     GB   open s  row us   cold us growth MB  own MB  first s resume ms")
     for rows in options.rows:
-        values = measure(rows, Path(tempfile.mkdtemp(prefix="bench_manifest.", dir=options.folder)))
+        values = measure(rows, options.folder / f"bench_manifest.{rows}", keep=options.keep)
         found[rows] = values
         written = f"{rows:12} {values['write_seconds']:8.1f} {values['gigabytes']:6.2f} {values['open_seconds']:8.4f}"
         read = f"{values['row_us']:7.1f} {values['cold_row_us']:9.1f} {values['growth_mb']:9.1f} {values['own_mb']:7.1f}"
@@ -67,17 +69,20 @@ def main() -> None:
     benchmark.print_json("manifest", lines)
 
 
-def measure(rows: int, folder: Path) -> dict[str, float]:
-    """Writes a manifest of so many rows, measures it in a new process, and removes it."""
+def measure(rows: int, folder: Path, *, keep: bool) -> dict[str, float]:
+    """Writes a manifest of so many rows unless it is there, measures it in a new process, and removes it unless `keep`."""
     try:
         begin = time.perf_counter()
-        write_columns(folder / "manifest.arrow", columns(rows))
+        if not (folder / "manifest.arrow").exists():
+            folder.mkdir(exist_ok=True)
+            write_columns(folder / "manifest.arrow", columns(rows))
         written = time.perf_counter() - begin
         with get_context("spawn").Pool(1) as pool:
             values = pool.apply(use, (folder,))
         return values | {"write_seconds": written, "gigabytes": (folder / "manifest.arrow").stat().st_size / 1e9}
     finally:
-        shutil.rmtree(folder)
+        if not keep:
+            shutil.rmtree(folder)
 
 
 def columns(rows: int) -> Iterator[dict[str, pa.Array]]:
@@ -102,7 +107,7 @@ def columns(rows: int) -> Iterator[dict[str, pa.Array]]:
             "label": named(np.zeros(count), [""]),
             "split": named(np.where(is_train, 0, 1), ["train", "valid"]),
             "corpus": named(np.zeros(count), ["generated"]),
-            "mean": pa.array(np.zeros(count, dtype=np.float32)),
+            "mean": pa.array(draw.normal(0, 1e-4, count).astype(np.float32)),
             "variance": pa.array(draw.random(count, dtype=np.float32)),
         }
 
