@@ -1,7 +1,7 @@
 """Clustering and labelling against the usual ways, both sides in one run and in turns.
 
     python tools/bench_targets.py mfcc_to_targets --audio /corpora/LibriSpeech/dev-clean
-    python tools/bench_targets.py kmeans_layer --audio /corpora/LibriSpeech/dev-clean --minutes 20
+    python tools/bench_targets.py kmeans_layer --audio /corpora/LibriSpeech/dev-clean --minutes 20 --pairs 5
 
 | row | work | against |
 |---|---|---|
@@ -12,17 +12,19 @@
 | layer_features | layer 6 of a Base network, mixed lengths | HubertModel of transformers with the same weights, one file at a time |
 
 The usual way is fairseq's simple_kmeans: features of all files in a file, labels as lines of text, one process; it gets one torch thread or
-one per core, whichever is faster here. Ours is what conf/clustering/full_100 says. Figures are audio-seconds per second; `cpu_ratio` is by
-processor time, which other jobs on the machine change less. Each row has a size that takes some minutes on two cores (--minutes for
-another). Without --audio the speech is noise with LibriSpeech's lengths.
+one per core, whichever is faster here. Ours is what conf/clustering/full_100 says. Both cluster the same utterances: a tenth of the audio,
+at least an hour. Figures are audio-seconds per second; `cpu_ratio` is by processor time, which other jobs on the machine change less. Each
+turn of the k-means rows has a seed of its own. Each row has a size that takes some minutes on two cores (--minutes for another; files are
+taken again when there are not so many). Without --audio the speech is noise with LibriSpeech's lengths.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import itertools
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -66,26 +68,17 @@ Figures = dict[str, Any]
 
 
 def speech(options: argparse.Namespace, row: str, folder: Path) -> Corpus:
-    """A corpus of so many minutes of the files below `--audio`, or of noise; with `--wav` its files are 16-bit WAV."""
+    """A corpus of so many minutes of the files below `--audio` (again and again, if need be), or of noise."""
     wanted = samples(60 * (options.minutes or MINUTES[row]))
-    found = (
-        sorted(path for path in Path(options.audio).absolute().rglob("*") if path.suffix in SUFFIXES)
-        if options.audio
-        else _noise(wanted, folder)
-    )
+    below = sorted(path for path in Path(options.audio).absolute().rglob("*") if path.suffix in SUFFIXES) if options.audio else []
+    found = below or _noise(wanted, folder)
+    files = [(path, info.frames) for path in found if (info := soundfile.info(path)).samplerate == SAMPLE_RATE and info.channels == 1]
     utterances, total = [], 0
-    for path in found:
+    for path, length in itertools.cycle(files):
         if total >= wanted:
             break
-        info = soundfile.info(path)
-        if info.samplerate != SAMPLE_RATE or info.channels != 1:
-            continue
-        if options.wav and path.suffix != ".wav":
-            wav = folder / f"{len(utterances)}.wav"
-            soundfile.write(wav, soundfile.read(path, dtype="int16")[0], SAMPLE_RATE)
-            path = wav
-        utterances.append(Utterance(id=f"{len(utterances):06}", path=str(path), num_samples=info.frames))
-        total += info.frames
+        utterances.append(Utterance(id=f"{len(utterances):06}", path=str(path), num_samples=length))
+        total += length
     write_manifest(folder / MANIFEST, utterances)
     return Corpus.open(folder)
 
@@ -129,8 +122,8 @@ def usual_labels(paths: list[str], centroids: np.ndarray, folder: Path, threads:
     write_km(folder / "train.km", (squared_distances(kaldi_frames(path), centroids).argmin(1) for path in paths))
 
 
-def usual_targets(paths: list[str], n_clusters: int, folder: Path, threads: int) -> np.ndarray:
-    """Dumps the features, fits a codebook, and reads them again for the nearest centroid of every frame. Returns the centroids."""
+def usual_targets(paths: list[str], rows: np.ndarray, n_clusters: int, folder: Path, threads: int) -> np.ndarray:
+    """Dumps the features, fits a codebook on those of some files, and reads all again for the nearest centroids. Returns the centroids."""
     torch.set_num_threads(threads)
     lengths, dump = [], folder / "train.f32"
     with open(dump, "wb") as file:
@@ -139,39 +132,44 @@ def usual_targets(paths: list[str], n_clusters: int, folder: Path, threads: int)
             lengths.append(len(frames))
             file.write(frames.tobytes())
     frames = np.memmap(dump, dtype=np.float32, mode="r", shape=(sum(lengths), 39))
-    centroids = fit_usual(np.array(frames), n_clusters, threads).cluster_centers_.astype(np.float32)
-    parts = (frames[end - length : end] for end, length in zip(np.cumsum(lengths), lengths, strict=True))
+    parts = [frames[end - length : end] for end, length in zip(np.cumsum(lengths), lengths, strict=True)]
+    centroids = fit_usual(np.concatenate([parts[row] for row in rows]), n_clusters, threads).cluster_centers_.astype(np.float32)
     write_km(folder / "train.km", (squared_distances(part, centroids).argmin(1) for part in parts))
     return centroids
 
 
-def fit_usual(frames: np.ndarray, n_clusters: int, threads: int, starts: int = 20) -> Any:
+def fit_usual(frames: np.ndarray, n_clusters: int, threads: int, starts: int = 20, seed: int = 0) -> Any:
     """scikit-learn's mini-batches with the settings of fairseq's learn_kmeans, which are those of conf/clustering/kmeans_100."""
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
     settings: dict[str, Any] = {"batch_size": 10_000, "max_iter": 100, "max_no_improvement": 100, "n_init": starts, "tol": 0.0}
     with threadpool_limits(threads):
-        return MiniBatchKMeans(n_clusters, **settings, reassignment_ratio=0.0, compute_labels=False, random_state=0).fit(frames)
+        return MiniBatchKMeans(n_clusters, **settings, reassignment_ratio=0.0, compute_labels=False, random_state=seed).fit(frames)
 
 
-def our_codebook(corpus: Corpus, n_clusters: int, folder: Path) -> Codebook:
+def our_codebook(corpus: Corpus, rows: np.ndarray, n_clusters: int, folder: Path) -> Codebook:
     """What the stage cluster does."""
-    estimator = full_batch("torch", n_clusters).fit(frames_of(corpus, Mfcc(), folder))
+    estimator = full_batch("torch", n_clusters).fit(frames_of(corpus, rows, Mfcc(), folder))
     return Codebook(torch.from_numpy(estimator.cluster_centers_), Mfcc().fingerprint(), Mfcc().grid)
 
 
-def frames_of(corpus: Corpus, extractor: Extractor, folder: Path) -> np.ndarray:
-    """All frames (N, D), by as many threads as there are cores; torch may use them all again afterwards."""
+def frames_of(corpus: Corpus, rows: np.ndarray, extractor: Extractor, folder: Path) -> np.ndarray:
+    """Frames (N, D) of some utterances, by as many threads as there are cores; torch may use them all again afterwards."""
     torch.set_num_threads(1)
-    frames = sample.gather(corpus, corpus.manifest.rows(), extractor, scratch=folder, workers=usable_cores())
+    frames = sample.gather(corpus, rows, extractor, scratch=folder, workers=usable_cores())
     torch.set_num_threads(usable_cores())
     return frames
 
 
-def full_batch(engine: str, n_clusters: int) -> KMeans:
+def sampled(corpus: Corpus) -> np.ndarray:
+    """The utterances that conf/clustering/full_100, as kmeans_100, clusters: a tenth of the audio, at least an hour."""
+    return sample.choose_rows(corpus.manifest.num_samples, corpus.manifest.rows(), fraction=0.1, max_hours=100.0, seed=0)
+
+
+def full_batch(engine: str, n_clusters: int, seed: int = 0) -> KMeans:
     """conf/clustering/full_100."""
-    return KMeans(engine, n_clusters, max_iterations=30, tolerance=5e-4, restarts=2)
+    return KMeans(engine, n_clusters, max_iterations=30, tolerance=5e-4, restarts=2, seed=seed)
 
 
 def our_labels(corpus: Corpus, codebook: Codebook, folder: Path) -> TargetStore:
@@ -183,11 +181,11 @@ def our_labels(corpus: Corpus, codebook: Codebook, folder: Path) -> TargetStore:
 
 
 def agreement(corpus: Corpus, store: TargetStore, codebook: Codebook) -> Figures:
-    """How many labels are those of the usual way with our codebook, and how many of the others are ties."""
+    """How many labels are those of the usual way with our codebook, and how many of the others are ties. Each file counts once."""
     same, ties, total = 0, 0, 0
     centroids = codebook.centroids.double().numpy()
-    for row in range(len(corpus.manifest)):
-        ours, distances = store.targets(row), squared_distances(kaldi_frames(corpus.manifest[row].path)[::2].astype(np.float64), centroids)
+    for path, row in {path: row for row, path in enumerate(paths_of(corpus))}.items():
+        ours, distances = store.targets(row), squared_distances(kaldi_frames(path)[::2].astype(np.float64), centroids)
         theirs, frames = distances.argmin(1), np.arange(len(ours))
         different = ours != theirs
         nearest = distances[frames, theirs]
@@ -199,30 +197,31 @@ def agreement(corpus: Corpus, store: TargetStore, codebook: Codebook) -> Figures
 def mfcc_to_targets(options: argparse.Namespace, folder: Path) -> Figures:
     """Cluster and label as a whole. `inertia_ratio` is that of both sides' centroids on our frames, < 1 when ours is better."""
     corpus = speech(options, "mfcc_to_targets", folder)
-    paths, k = paths_of(corpus), options.n_clusters
-    found: dict[str, np.ndarray] = {}
+    paths, rows, k = paths_of(corpus), sampled(corpus), options.n_clusters
+    codebooks: dict[str, Codebook] = {}
 
     def ours() -> None:
-        codebook = our_codebook(corpus, k, folder)
-        our_labels(corpus, codebook, folder)
-        found["ours"] = codebook.centroids.numpy()
+        codebooks["ours"] = our_codebook(corpus, rows, k, folder)
+        our_labels(corpus, codebooks["ours"], folder)
 
     def usual(threads: int) -> None:
-        found["peer"] = usual_targets(paths, k, folder, threads)
+        centroids = usual_targets(paths, rows, k, folder, threads)
+        codebooks["peer"] = Codebook(torch.from_numpy(centroids), Mfcc().fingerprint(), Mfcc().grid)
 
-    threads = benchmark.faster_threads(lambda threads: usual_targets(paths[: len(paths) // 4], k, folder, threads))
+    threads = benchmark.faster_threads(lambda threads: usual_targets(paths[:50], np.arange(50), k, folder, threads))
     figures = speeds(options, corpus, ours, lambda: usual(threads))
-    frames = frames_of(corpus, Mfcc(), folder)
-    inertia = {name: measure(Shard.whole(frames), torch.from_numpy(centroids)).inertia for name, centroids in found.items()}
-    return figures | {"peer_threads": threads, "inertia_ratio": inertia["ours"] / inertia["peer"]}
+    frames = Shard.whole(frames_of(corpus, rows, Mfcc(), folder))
+    inertia = {name: measure(frames, codebook.centroids).inertia for name, codebook in codebooks.items()}
+    figures |= {"peer_threads": threads, "clustered": len(rows), "inertia_ratio": inertia["ours"] / inertia["peer"]}
+    return figures | agreement(corpus, our_labels(corpus, codebooks["ours"], folder), codebooks["ours"])
 
 
 def labelling(options: argparse.Namespace, folder: Path) -> Figures:
     """Features and the nearest centroid with the same codebook on both sides, and how often they agree."""
     corpus = speech(options, "labelling", folder)
-    codebook, paths = our_codebook(corpus, options.n_clusters, folder), paths_of(corpus)
+    codebook, paths = our_codebook(corpus, sampled(corpus), options.n_clusters, folder), paths_of(corpus)
     centroids = codebook.centroids.numpy()
-    threads = benchmark.faster_threads(lambda threads: usual_labels(paths[: len(paths) // 4], centroids, folder, threads))
+    threads = benchmark.faster_threads(lambda threads: usual_labels(paths[:50], centroids, folder, threads))
     found = speeds(options, corpus, lambda: our_labels(corpus, codebook, folder), lambda: usual_labels(paths, centroids, folder, threads))
     return found | {"peer_threads": threads} | agreement(corpus, our_labels(corpus, codebook, folder), codebook)
 
@@ -254,22 +253,31 @@ def kmeans_layer(options: argparse.Namespace, folder: Path) -> Figures:
 
 
 def kmeans(options: argparse.Namespace, corpus: Corpus, extractor: Extractor, n_clusters: int, folder: Path) -> Figures:
-    """`fit` of both engines, and the inertia, which both sides compute; `inertia_ratio` < 1: ours is better."""
-    frames = frames_of(corpus, extractor, folder)
-    inertia: dict[str, float] = {}
+    """`fit` of both engines, a seed a turn, and the inertia, which each side computes; `inertia_ratio` < 1: ours is better."""
+    frames = frames_of(corpus, corpus.manifest.rows(), extractor, folder)
+    threads = benchmark.faster_threads(lambda threads: fit_usual(frames[: 10 * n_clusters], n_clusters, threads, 1))
+    audio = seconds(int(corpus.manifest.num_samples.sum()))
 
-    def usual(threads: int = 1, starts: int = 20, some: int = len(frames)) -> None:
-        inertia["peer"] = -float(fit_usual(frames[:some], n_clusters, threads, starts).score(frames[:some]))
+    def fit(side: str, some: np.ndarray, seed: int) -> tuple[float, float, float]:
+        wall, processor = time.perf_counter(), time.process_time()
+        if side == "peer":
+            inertia = -float(fit_usual(some, n_clusters, threads, seed=seed).score(some))
+        else:
+            inertia = full_batch(side, n_clusters, seed).fit(some).inertia_
+        return time.perf_counter() - wall, time.process_time() - processor, inertia
 
-    def ours(engine: str) -> None:
-        inertia[engine] = full_batch(engine, n_clusters).fit(frames).inertia_
-
-    threads = benchmark.faster_threads(lambda threads: usual(threads, 1, 10 * n_clusters))
-    found: Figures = {"frames": len(frames), "dim": frames.shape[1], "peer_threads": threads}
-    for engine in ("torch", "faiss"):
-        figures = speeds(options, corpus, functools.partial(ours, engine), functools.partial(usual, threads))
-        figures |= {"inertia_ratio": inertia[engine] / inertia["peer"]}
-        found |= figures if engine == "torch" else {f"{engine}_{name}": value for name, value in figures.items()}
+    for engine in ("torch", "faiss"):  # libraries are loaded, threads started
+        fit(engine, frames[: 10 * n_clusters], 0)
+    runs = [[fit(side, frames, seed) for side in ("peer", "torch", "faiss")] for seed in range(options.pairs)]
+    peer, *ours = np.array(runs).transpose(1, 2, 0)  # (side, measure, seed)
+    found: Figures = {"frames": len(frames), "dim": frames.shape[1], "seeds": options.pairs, "peer_threads": threads}
+    for engine, (wall, processor, inertia) in zip(("torch", "faiss"), ours, strict=True):
+        figures = benchmark.compared((audio / wall).tolist(), (audio / peer[0]).tolist())
+        figures |= {"cpu_ratio": float(np.median(peer[1] / processor))}
+        figures |= {
+            f"inertia_ratio{name}": float(of(inertia / peer[2])) for name, of in {"": np.median, "_min": np.min, "_max": np.max}.items()
+        }
+        found |= {name if engine == "torch" else f"{engine}_{name}": value for name, value in figures.items()}
     return found
 
 
@@ -296,8 +304,8 @@ def layer_features(options: argparse.Namespace, folder: Path) -> Figures:
     def batched() -> None:
         on_cpu = options.device == "cpu"
         torch.set_num_threads(1 if on_cpu else usable_cores())
-        rows = corpus.manifest.rows()
-        frames = map_frames(corpus, rows, ours, to_numpy, device=options.device, workers=usable_cores(), what="ours", rowwise=True)
+        rows, bring = corpus.manifest.rows(), (lambda frames: frames.cpu().numpy())
+        frames = map_frames(corpus, rows, ours, bring, device=options.device, workers=usable_cores(), what="ours", rowwise=True)
         found["ours"] = list(frames)
 
     threads = benchmark.faster_threads(lambda threads: usual(threads, rows=2))
@@ -305,11 +313,6 @@ def layer_features(options: argparse.Namespace, folder: Path) -> Figures:
     largest = max(float(np.abs(a - b).max()) for a, b in zip(found["ours"], found["theirs"], strict=True))
     scale = float(np.concatenate(found["theirs"]).std())
     return figures | {"largest_difference_in_stds": largest / scale}
-
-
-def to_numpy(frames: torch.Tensor) -> np.ndarray:
-    """(N, D) on any device -> an array."""
-    return frames.cpu().numpy()
 
 
 ROWS: dict[str, Callable[[argparse.Namespace, Path], Figures]] = {
@@ -325,9 +328,8 @@ def main() -> None:
     """Prints the figures of each row, and all of them as one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help=f"any of {', '.join(ROWS)} (default: all)")
-    parser.add_argument("--audio", help="folder with 16 kHz mono audio files; generated noise without it")
+    parser.add_argument("--audio", help="folder with 16 kHz mono audio files; generated noise without it, or where there are none")
     parser.add_argument("--minutes", type=float, help=f"how much of it; without it {MINUTES}")
-    parser.add_argument("--wav", action="store_true", help="as 16-bit WAV files: decoding FLAC is half of the work otherwise")
     parser.add_argument("--n-clusters", type=int, default=100)
     parser.add_argument("--pairs", type=int, default=3, help="turns, after one for warming up when there are several")
     parser.add_argument("--checkpoint", help="kmeans_layer: whose layer 6 (or last); random weights without it")
