@@ -31,7 +31,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import matplotlib.backends.backend_agg  # noqa: F401 (the processes need it at their end)
 import torch
 
 import hubert_pretrain.doctor.stage
@@ -39,6 +38,7 @@ import hubert_pretrain.pretrain.stage  # noqa: F401
 from hubert_pretrain import run as program
 from hubert_pretrain.errors import EXIT_PREEMPTED
 from hubert_pretrain.model.checkpoint import load_model
+from hubert_pretrain.pretrain import stage as pretrain_stage
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.training.checkpoint_io import checkpoints, newest, step_of, verified
 from hubert_pretrain.training.saving import Writer
@@ -49,6 +49,11 @@ VICTIMS = ("all ranks", "one rank", "loader worker")
 MOMENTS = ("any moment", "during a save", "during validation")
 MARKS = {"during a save": "save", "during validation": "validate"}
 PATIENCE_SECONDS = 240.0
+SMALL: dict[str, Any] = {
+    **{"conv_dim": "[8,8,8,8,8,8,8]", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+    **{"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "projection_size": 16, "layerdrop": 0.3},
+}
+"""A network for which most of the time goes into what faults can hit: starting, saving, validating, logging."""
 HUNG = "hung"
 KINDS_PER_SEED = 7
 """Another seed begins with other kinds of faults, for campaigns in parts."""
@@ -108,7 +113,7 @@ class Run:
 
     def finish(self) -> list[int | str]:
         """Exit codes; a process that does not end in time is ended, and hung."""
-        end, codes = time.monotonic() + PATIENCE_SECONDS, []
+        end, codes = time.monotonic() + PATIENCE_SECONDS, list[int | str]()
         for process in self.processes:
             process.join(max(0.0, end - time.monotonic()))
             if process.exitcode is None:
@@ -132,13 +137,14 @@ class Run:
 
 
 def child(arguments: list[str], env: dict[str, str], pipe: int | None, log: Path) -> None:
-    """One process: what `python -m hubert_pretrain.run` does, with marks."""
+    """One process: what `python -m hubert_pretrain.run` does, with marks, and without curves.png, which takes longer than the rest."""
     os.environ |= env
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
     if pipe is not None:
         mark_calls(pipe)
+    pretrain_stage.draw = lambda *args, **values: None
     sys.argv = ["hubert_pretrain.run", *arguments]
     program.main()
 
@@ -173,9 +179,10 @@ def main() -> None:
     torch.set_num_threads(1)  # a process forked from one with several may wait for them for ever
     os.environ |= {"OMP_NUM_THREADS": "1"} | ({"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {})
     words = ["+recipe=smoke", "trainer.threads=1", "trainer.loader_workers=1", f"trainer.devices={ranks}", *options.override]
+    words += [f"model.{name}={value}" for name, value in SMALL.items()]
     # Two micro-batches per step, so that two ranks can share them.
-    pretrain = {"steps": options.steps, "checkpoint_every_steps": 3, "valid_every_steps": 4, "log_every_steps": 1}
-    pretrain |= {"batch_seconds": 8, "micro_batch_seconds": 4}
+    pretrain = {"steps": options.steps, "checkpoint_every_steps": 3, "valid_every_steps": 4, "log_every_steps": 1, "ema_decay": 0.9}
+    pretrain |= {"batch_seconds": 8, "micro_batch_seconds": 4, "probe.every_steps": 0}
     words += [f"iterations.it1.pretrain.{key}={value}" for key, value in pretrain.items()]
     for stage in ("prepare", "it1/cluster", "it1/label"):
         well(Run(base, words, stage=stage), options.out)
@@ -183,7 +190,7 @@ def main() -> None:
     well(Run(undisturbed, words, ranks=ranks), options.out)
     duration = time.monotonic() - started
     kinds = [kind for kind in itertools.product(SIGNALS, MOMENTS, VICTIMS) if ranks > 1 or kind[2] != "one rank"]
-    draw, rows = random.Random(options.seed), defaultdict(Row)
+    draw, rows = random.Random(options.seed), defaultdict[str, Row](Row)
     last_start = time.monotonic() + 60 * options.minutes
     for number in range(options.trials):
         if time.monotonic() > last_start:
