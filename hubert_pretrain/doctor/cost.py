@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from hubert_pretrain.doctor.row import Row, error, ok, warning
 from hubert_pretrain.frames import samples
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.flops import training_flops_per_second
 from hubert_pretrain.workspace import human_bytes
 
 FLOAT = 4
@@ -21,8 +21,6 @@ MANY_DAYS = 2.0
 """A CPU that would take longer is a warning."""
 _CPU_EFFICIENCY = 0.3
 """Share of the speed of a large matrix product that training reaches on a CPU (measured on the demo)."""
-_BACKWARD = 3
-"""A step computes about three times what a forward pass does."""
 _RESERVE = 1.15
 """Buffers of the allocator and of the libraries."""
 
@@ -96,19 +94,8 @@ def training_bytes(training: Training, *, precision: str, recompute: bool = Fals
 
 def step_operations(training: Training) -> float:
     """Floating point operations of an update, over all devices."""
-    model, num_samples = training.model, samples(training.batch_seconds)
-    frames, crop = num_samples // model.grid.hop, model.grid.num_frames(samples(training.crop_seconds))
-    width = model.hidden_size
-    forward = 2.0 * frames * model.num_hidden_layers * (4 * width**2 + 2 * width * model.intermediate_size + 2 * crop * width)
-    position = width * width // model.num_conv_pos_embedding_groups * model.num_conv_pos_embeddings
-    forward += 2.0 * frames * (model.frame_channels * width + position)
-    length = num_samples
-    if model.front_end != "conv":
-        return _BACKWARD * forward
-    for (before, after), kernel, stride in zip(pairwise([1, *model.conv_dim]), model.conv_kernel, model.conv_stride, strict=True):
-        length //= stride
-        forward += 2.0 * length * kernel * before * after
-    return _BACKWARD * forward
+    per_second = training_flops_per_second(training.model, clip_seconds=training.crop_seconds, frozen=training.freezes_encoder)
+    return training.batch_seconds * per_second
 
 
 def cpu_speed(seconds: float = 0.2) -> float:

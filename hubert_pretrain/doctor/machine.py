@@ -130,6 +130,13 @@ def device_memory(accelerator: str) -> int | None:
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
+def gpu_precision(accelerator: str, precision: str) -> str | None:
+    """In which precision a GPU trains, `auto` resolved as training does it (training/trainer.py); None on the CPU."""
+    if device_memory(accelerator) is None:
+        return None
+    return "bf16-mixed" if precision == "auto" else precision
+
+
 def packages(chosen: Iterable[str]) -> Row:
     """Can everything be imported that the recipe chooses? `chosen` are `_target_`s and `key=value` words."""
     chosen = list(chosen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from hubert_pretrain import compose, pipeline
@@ -42,26 +41,18 @@ def _machine(recipe: Recipe, workspace: Workspace, stages: Sequence[Stage]) -> I
     pending = [stage for stage in stages if not workspace.is_done(stage.name)]
     verbs, hardware, audio = {stage.verb for stage in pending}, recipe.trainer, needs.audio_of(workspace)
     works = [needs.work_of(stage.name, stage.verb, recipe.model, workspace, stage.sections) for stage in pending]
-    yield from (machine.work_dir(workspace.root), machine.packages(_chosen(recipe, verbs)))
+    yield from (machine.work_dir(workspace.root), machine.packages(needs.packages(recipe, verbs)))
     yield machine.disk(needs.disk(works, audio), workspace.root, audio.unknown)
     if verbs <= {"prepare", "export"}:
         return  # they compute little, and to ask more would load torch
     yield machine.device(accelerator=hardware.accelerator, devices=hardware.devices, precision=hardware.precision)
-    on_gpu = (size := machine.device_memory(hardware.accelerator)) is not None
-    precision = hardware.precision if hardware.precision != "auto" else "bf16-mixed" if on_gpu else "32-true"
-    held = needs.memory(works, audio, processes=hardware.devices * hardware.loader_workers, on_cpu=None if on_gpu else precision)
+    size, gpu = machine.device_memory(hardware.accelerator), machine.gpu_precision(hardware.accelerator, hardware.precision)
+    precision = gpu or ("32-true" if hardware.precision == "auto" else hardware.precision)
+    held = needs.memory(works, audio, processes=hardware.devices * hardware.loader_workers, on_cpu=None if gpu else precision)
     yield machine.memory(held, machine.available_memory(), audio.unknown)
     form = {"recompute": hardware.recompute, "eager": hardware.attention == "eager"}
     devices, trainings = hardware.devices * hardware.num_nodes, [work.training for work in works if work.training is not None]
     yield from cost.rows(trainings, devices=devices, device_bytes=size, precision=precision, **form)
-
-
-def _chosen(recipe: Recipe, verbs: set[str]) -> list[str]:
-    """Words that say which packages these stages need."""
-    features, loggers = [iteration.features for iteration in recipe.iterations.values()], list((recipe.logger or {}).values())
-    nodes = {"prepare": [recipe.data.corpus], "cluster": features, "label": features, "pretrain": loggers, "finetune": loggers}
-    words = re.findall(r"'_target_': '([\w.]+)'", str([nodes.get(verb) for verb in sorted(verbs)]))
-    return [*words, f"launch.kind={recipe.launch.kind}", *([f"export.format={recipe.export.format}"] if "export" in verbs else [])]
 
 
 def _checkpoints(recipe: Recipe, workspace: Workspace) -> list[Row]:
@@ -79,9 +70,11 @@ def _checkpoints(recipe: Recipe, workspace: Workspace) -> list[Row]:
 
 def _artefacts(recipe: Recipe, workspace: Workspace) -> Iterator[Row]:
     from hubert_pretrain.doctor import corpus as about
-    from hubert_pretrain.doctor import labels, shards, targets
+    from hubert_pretrain.doctor import feeding, labels, shards, targets
 
     corpus, grid = open_corpus(recipe, workspace) if workspace.is_done("prepare") else None, recipe.model.grid
+    loading = {"seed": recipe.seed, "readers": recipe.trainer.loader_workers, "devices": recipe.trainer.devices}
+    precision = machine.gpu_precision(recipe.trainer.accelerator, recipe.trainer.precision)
     yield from [about.root(recipe.data.root), shards.cache(recipe.data.cache_dir, recipe.data.cache_gigabytes)]
     asked = {"sample": recipe.check.sample, "seed": recipe.seed, "workers": recipe.data.workers}
     yield from about.rows(corpus, grid=grid, everything=recipe.check.all, **asked)
@@ -89,6 +82,7 @@ def _artefacts(recipe: Recipe, workspace: Workspace) -> Iterator[Row]:
     for name, iteration in recipe.iterations.items():
         values = {key: getattr(iteration.pretrain, key) for key in PLAN}
         yield about.crops(corpus, f"crops {name}", grid=grid, seed=recipe.seed, **values) if corpus else later(f"crops {name}", "prepare")
+        yield feeding.feeding(f"loader {name}", corpus, model=recipe.model, precision=precision, **loading, **values)
         if corpus is None or not workspace.is_done(label := f"{name}/label"):
             yield later(f"targets {name}", f"{name}/label")
             continue

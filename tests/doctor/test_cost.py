@@ -78,7 +78,7 @@ def test_operations_are_those_that_torch_counts(model: HubertConfig) -> None:
         network, waveform = Hubert(dataclasses.replace(model, layerdrop=0.0, attention_dropout=0.0)), torch.empty(8, samples(4.0))
         with FlopCounterMode(display=False) as counter:
             network(waveform)
-    estimate = cost.step_operations(training(model)) / cost._BACKWARD
+    estimate = cost.step_operations(training(model)) / 3  # the backward pass costs twice the forward pass
     assert estimate == pytest.approx(counter.get_total_flops(), rel=0.15)
 
 

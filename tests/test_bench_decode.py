@@ -1,0 +1,32 @@
+"""tools/bench_decode.py: each row runs in small, and both sides find the same."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def main(repository: Path) -> Any:
+    return runpy.run_path(str(repository / "tools" / "bench_decode.py"))["main"]
+
+
+def test_both_sides_read_the_same_samples_and_write_the_same_text(main: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--size", "tiny", "--minutes", "0.1", "--pairs", "1"])
+    *lines, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
+    assert found["bench"] == "decode"
+    assert list(found["rows"]) == ["read_flac", "read_wav", "read_ogg", "greedy", "transcribe"] == [line.split(":")[0] for line in lines]
+    for name, row in found["rows"].items():
+        assert row["equal"] == 1.0, name
+        assert row["ratio"] == pytest.approx(row["ours"] / row["peer"], rel=0.01)
+
+
+def test_a_row_that_does_not_exist(main: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["read_aiff"])
+    assert "no row 'read_aiff'; choose from read_flac" in capsys.readouterr().err
