@@ -1,4 +1,4 @@
-"""fast_base_ls960 in small: every stage of it, on generated speech, with a log-mel front end and a frame every 40 ms. It learns."""
+"""fast_base_ls960 and its sister in small: every stage, on generated speech, with log-mel front ends and frames every 40 and 20 ms."""
 
 from __future__ import annotations
 
@@ -28,9 +28,12 @@ SMALL = [
 ]
 
 
-def composed(*overrides: str) -> Recipe:
+RECIPES = {"fast_base_ls960": FrameGrid(window=880, hop=640), "fast_base_20ms_ls960": FrameGrid(window=560, hop=320)}
+
+
+def composed(*overrides: str, name: str = "fast_base_ls960") -> Recipe:
     compose.register()
-    words = ["+recipe=fast_base_ls960", *overrides]
+    words = [f"+recipe={name}", *overrides]
     with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
         return compose.validate(hydra_compose("config", overrides=words), words)
 
@@ -51,15 +54,16 @@ def iteration(name: str) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_every_stage_runs_and_the_loss_falls(tmp_path: Path) -> None:
-    recipe = composed(*SMALL, *iteration("it1"), *iteration("it2"), "iterations.it2.features.layer=2", f"work_dir={tmp_path}")
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_stage_runs_and_the_loss_falls(name: str, tmp_path: Path) -> None:
+    words = [*SMALL, *iteration("it1"), *iteration("it2"), "iterations.it2.features.layer=2", f"work_dir={tmp_path}"]
+    recipe, grid = composed(*words, name=name), RECIPES[name]
     workspace = Workspace(tmp_path)
     for stage in pipeline.stages(recipe):
         pipeline.run_stage(recipe, workspace, stage)
-    grid = FrameGrid(window=880, hop=640)
-    for name in ("it1", "it2"):
-        assert TargetStore.open(workspace.folder(f"{name}/label")).grid == grid
-        rows = read_metrics(workspace.folder(f"{name}/pretrain") / "logs" / "metrics.csv")
+    for number in ("it1", "it2"):
+        assert TargetStore.open(workspace.folder(f"{number}/label")).grid == grid
+        rows = read_metrics(workspace.folder(f"{number}/pretrain") / "logs" / "metrics.csv")
         losses = [float(row["loss/masked"]) for row in rows if row.get("loss/masked")]
         early = [float(row["loss/masked/layer_2"]) for row in rows if row.get("loss/masked/layer_2")]
         assert losses[-1] < 0.9 * losses[0]
@@ -71,11 +75,21 @@ def test_every_stage_runs_and_the_loss_falls(tmp_path: Path) -> None:
     assert max(report["it2/pretrain"].values()) < 1e-4
 
 
-def test_work_of_the_recipe(tmp_path: Path) -> None:
-    fast, base = composed(f"data.root={tmp_path}").model, Recipe().model
-    work = training_flops_per_second(fast, head="softmax", supervised_layers=2)
-    assert training_flops_per_second(base) / work > 3.06
-    assert fast.grid == FrameGrid(window=880, hop=640)
+@pytest.mark.parametrize(("name", "gflop"), [("fast_base_ls960", 14.2), ("fast_base_20ms_ls960", 31.2)])
+def test_work_of_the_recipes_is_what_their_readmes_say(name: str, gflop: float, tmp_path: Path) -> None:
+    model = composed(f"data.root={tmp_path}", name=name).model
+    assert training_flops_per_second(model, head="softmax", supervised_layers=2) == pytest.approx(gflop * 1e9, rel=0.01)
+    assert f"{gflop} GFLOP" in (compose.recipe_files()[name].parent / "README.md").read_text()
+    assert model.grid == RECIPES[name]
+
+
+def test_a_second_of_context_is_a_second_at_both_rates(tmp_path: Path) -> None:
+    """Spans of 200 ms and a positional convolution of 2.56 s, whatever a frame is."""
+    for name, grid in RECIPES.items():
+        recipe = composed(f"data.root={tmp_path}", name=name)
+        masks = [recipe.iterations[number].pretrain.mask for number in ("it1", "it2")] + [recipe.finetune["letters"].mask]
+        assert [mask.span_frames * grid.hop for mask in masks] == [3200] * 3
+        assert recipe.model.num_conv_pos_embeddings * grid.hop == 40_960
 
 
 def test_features_on_another_grid_than_the_model_are_refused_before_anything_runs(tmp_path: Path) -> None:
