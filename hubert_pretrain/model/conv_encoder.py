@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.strided_matmul import Before, recomputed
+from hubert_pretrain.model.tiled_convolution import Before, convolve_after
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -54,28 +54,25 @@ class ConvEncoder(nn.Module):
     def forward(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
         """(B, S) -> (B, T, C). `num_samples`: (B,) real samples of each row, for norms over time that leave padding out."""
         if self.by_products or torch.is_grad_enabled():
-            return self._by_products(waveform[..., None], num_samples)
+            return self._by_products(waveform, num_samples)
         first, *others = self.layers
         x = first(waveform[:, None], num_samples)  # (B, C, U)
         for layer in others:
             x = layer(x)
         return x.transpose(1, 2)  # (B, C, T) -> (B, T, C)
 
-    def _by_products(self, x: Tensor, num_samples: Tensor | None) -> Tensor:
-        """(B, S, 1) -> (B, T, C). Norm and activation of a layer are left to the next one, which computes them again for its gradients."""
-        first: ConvLayer = self.layers[0]  # type: ignore[assignment]
-        weights = (*first.weights, *first.finish_weights)
-        before: Before = partial(first.whole, num_samples=num_samples)
+    def _by_products(self, waveform: Tensor, num_samples: Tensor | None) -> Tensor:
+        """(B, S) -> (B, T, C). Norm and activation of a layer are left to the next one, which computes them again for its gradients."""
+        first, *others = cast("list[ConvLayer]", list(self.layers))
+        x, before = waveform[..., None], first.as_before(waveform[..., None], num_samples)  # (B, S, 1)
         if torch.compiler.is_compiling():
             # A compiler fuses norms and activations, and decides itself what to compute again for the gradients.
-            if isinstance(first.norm, TimeNorm):
-                return self.layers[1:](before(x, *weights).transpose(1, 2)).transpose(1, 2)  # type: ignore[operator]
-            return self.layers(x.transpose(1, 2)).transpose(1, 2)
-        for layer in self.layers[1:]:
-            assert isinstance(layer, ConvLayer)
-            x = recomputed(before, weights, x, *layer.weights, layer.stride)  # (B, T, C)
-            before, weights = layer.finish, layer.finish_weights
-        return before(x, *weights)
+            y = before.function(x, *before.tensors).transpose(1, 2)  # (B, C, U)
+            return self.layers[1:](y).transpose(1, 2)
+        for layer in others:
+            x = convolve_after(before, x, layer.conv.weight, layer.conv.bias, layer.stride)  # (B, T, C)
+            before = Before(layer.finish, layer.finish_weights)
+        return before.function(x, *before.tensors)
 
 
 class ConvLayer(nn.Module):
@@ -92,17 +89,12 @@ class ConvLayer(nn.Module):
         self.activation, self.stride = ACTIVATIONS[activation], stride
 
     @property
-    def weights(self) -> tuple[Tensor, Tensor | None]:
-        """Weight (C_out, C_in, k) and bias (C_out,) of the convolution."""
-        return self.conv.weight, self.conv.bias
-
-    @property
     def finish_weights(self) -> tuple[Any, ...]:
         """Weight and bias of the norm, if there is one."""
         return () if self.norm is None else (self.norm.weight, self.norm.bias)
 
     def forward(self, x: Tensor, num_samples: Tensor | None = None) -> Tensor:
-        """(B, C_in, T) -> (B, C_out, U), by PyTorch's convolution. `num_samples`: as in `whole`."""
+        """(B, C_in, T) -> (B, C_out, U), by PyTorch's convolution. `num_samples`: as in ConvEncoder.forward."""
         y = self.conv(x)
         if isinstance(self.norm, TimeNorm):
             real = None if num_samples is None else (num_samples - self.conv.kernel_size[0]) // self.stride + 1
@@ -115,14 +107,22 @@ class ConvLayer(nn.Module):
         """What follows the convolution, given the weights of the norm: (B, U, C_out) -> (B, U, C_out)."""
         return self.activation(self.norm.normalise(y, *norm) if isinstance(self.norm, ChannelNorm) else y)
 
-    def whole(self, x: Tensor, weight: Tensor, bias: Tensor | None, *norm: Any, num_samples: Tensor | None = None) -> Tensor:
-        """The layer by matrix products, its weights given so that it can be computed again: (B, T, C_in) -> (B, U, C_out).
-
-        num_samples: (B,) real ones of the T positions, for a norm over time that leaves padding out.
-        """
+    def as_before(self, x: Tensor, num_samples: Tensor | None) -> Before:
+        """The layer as what comes before the next one, for narrow inputs (B, S, C_in): its windows times its kernel, norm, activation."""
+        flat, kernel = self.conv.weight.flatten(1), self.conv.kernel_size[0]  # (C_out, C_in k)
         if isinstance(self.norm, TimeNorm):  # which takes a bias away again
-            return self.activation(self.norm.convolve(x, weight, *norm, stride=self.stride, lengths=num_samples))
-        return self.finish(recomputed(torch.Tensor.contiguous, (), x, weight, bias, self.stride), *norm)
+            folded = self.norm.folded_into(self.conv.weight, x, self.stride, num_samples)
+        else:
+            bias = flat.new_zeros(len(flat)) if self.conv.bias is None else self.conv.bias
+            folded = torch.cat([flat, bias[:, None]], dim=1).expand(len(x), -1, -1)
+
+        def function(piece: Tensor, *tensors: Tensor) -> Tensor:
+            *norm, weight = tensors
+            windows = piece.unfold(1, kernel, self.stride).flatten(2)  # (B, U, C_in k)
+            return self.finish(torch.bmm(F.pad(windows, (0, 1), value=1.0), weight.mT), *norm)
+
+        shared = self.finish_weights if isinstance(self.norm, ChannelNorm) else ()
+        return Before(function, shared, per_row=(folded,), kernel=kernel, stride=self.stride)
 
 
 class TimeNorm(nn.GroupNorm):
@@ -149,11 +149,12 @@ class TimeNorm(nn.GroupNorm):
         variance = centred.square().mul(real).sum(2, keepdim=True) / count
         return (centred * torch.rsqrt(variance + self.eps) * weight[:, None] + bias[:, None]).to(x.dtype)
 
-    def convolve(self, x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor, *, stride: int, lengths: Tensor | None = None) -> Tensor:
-        """The norm of a convolution of few taps, without a pass over its result: (B, T, C_in), (C, C_in, k) -> (B, U, C).
+    def folded_into(self, kernel: Tensor, x: Tensor, stride: int, lengths: Tensor | None = None) -> Tensor:
+        """The norm of a convolution of few taps, without a pass over its result: (C, C_in, k), (B, T, C_in) -> (B, C, C_in k + 1).
 
         A channel is w . window, so its mean over time is w . mean(windows) and its variance w' Cov(windows) w: the norm becomes a factor
-        on the kernel of each utterance. The statistics are float64 (sums over 50,000 positions, of which differences are taken).
+        on the kernel of each utterance, and an offset (the last column). The statistics are float64 (sums over 50,000 positions, of which
+        differences are taken).
 
         lengths: (B,) real ones of the T positions, at the beginning; None when all are.
         """
@@ -170,10 +171,9 @@ class TimeNorm(nn.GroupNorm):
                 mean = (wide * real).sum(1, keepdim=True) / count
                 covariance = ((wide - mean) * real).mT @ (wide - mean) / count
             variance = ((flat.double() @ covariance) * flat.double()).sum(2)  # (B, C)
-            scale = torch.rsqrt(variance.float() + self.eps) * weight.float()
-            shift = bias.float() - (mean.float() @ flat.T)[:, 0] * scale
-            scaled = torch.cat([flat * scale[..., None], shift[..., None]], dim=2)  # (B, C, C_in k + 1)
-        return torch.bmm(F.pad(windows, (0, 1), value=1.0), scaled.mT)
+            scale = torch.rsqrt(variance.float() + self.eps) * self.weight.float()
+            shift = self.bias.float() - (mean.float() @ flat.T)[:, 0] * scale
+            return torch.cat([flat * scale[..., None], shift[..., None]], dim=2)
 
 
 class ChannelNorm(nn.LayerNorm):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.conv_encoder import ACTIVATIONS
+from hubert_pretrain.model.long_convolution import long_convolution
 
 
 class ConvPositions(nn.Module):
@@ -30,7 +30,7 @@ class ConvPositions(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         weight = torch._weight_norm(self.weight_v, self.weight_g, 2)
-        y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=self.taps // 2, groups=self.groups)  # (B, D, T or T + 1)
+        y = long_convolution(x.transpose(1, 2), weight, self.bias, padding=self.taps // 2, groups=self.groups)  # (B, D, T or T + 1)
         return self.activation(y[..., : x.shape[1]]).transpose(1, 2)  # an even kernel makes one frame too many
 
 
