@@ -19,7 +19,6 @@ from hubert_pretrain.errors import DataError
 from hubert_pretrain.model.attention import Attend, Attended, backend
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.conv_encoder import ACTIVATIONS, ConvEncoder, scale_gradient
-from hubert_pretrain.model.linear import Linear
 from hubert_pretrain.model.log_mel_encoder import LogMelEncoder
 from hubert_pretrain.model.positions import BatchNormPositions, ConvPositions
 
@@ -150,7 +149,7 @@ class FeatureProjection(nn.Module):
         channels = config.frame_channels
         self.norm = LayerNorm(channels, eps=config.layer_norm_eps) if config.feat_proj_layer_norm else nn.Identity()
         # PyTorch's default initialisation, as in fairseq. (fairseq leaves the layer out where C = D; its importer must insert identity.)
-        self.linear = Linear(channels, config.hidden_size)
+        self.linear = nn.Linear(channels, config.hidden_size)
         self.dropout = nn.Dropout(config.feat_proj_dropout)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -318,9 +317,9 @@ class LayerNorm(nn.LayerNorm):
         return y.to(self.weight.dtype)
 
 
-def _linear(inputs: int, outputs: int, std: float) -> Linear:
+def _linear(inputs: int, outputs: int, std: float) -> nn.Linear:
     """A projection of the transformer layers, initialised like BERT's: N(0, std), bias 0."""
-    linear = Linear(inputs, outputs)
+    linear = nn.Linear(inputs, outputs)
     nn.init.normal_(linear.weight, std=std)
     nn.init.zeros_(linear.bias)
     return linear
