@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hubert_pretrain.config import Recipe
 from hubert_pretrain.doctor import cost
 from hubert_pretrain.doctor.cost import FLOAT, Training
 from hubert_pretrain.frames import FrameGrid, samples, seconds
@@ -126,9 +125,6 @@ def _sample(work: Work, audio: Audio) -> int:
     return FLOAT * work.dim * (heard // work.grid.hop)
 
 
-def packages(recipe: Recipe, verbs: set[str]) -> list[str]:
-    """Words that say which packages the stages of these verbs need, for `machine.packages`."""
-    features, loggers = [iteration.features for iteration in recipe.iterations.values()], list((recipe.logger or {}).values())
-    nodes = {"prepare": [recipe.data.corpus], "cluster": features, "label": features, "pretrain": loggers, "finetune": loggers}
-    words = re.findall(r"'_target_': '([\w.]+)'", str([nodes.get(verb) for verb in sorted(verbs)]))
-    return [*words, f"launch.kind={recipe.launch.kind}", *([f"export.format={recipe.export.format}"] if "export" in verbs else [])]
+def targets(nodes: Mapping[str, Any], verbs: set[str]) -> list[str]:
+    """The `_target_`s in what the stages of these verbs build. `nodes`: verb -> parts of the recipe."""
+    return re.findall(r"'_target_': '([\w.]+)'", str([nodes.get(verb) for verb in sorted(verbs)]))

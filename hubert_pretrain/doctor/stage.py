@@ -41,7 +41,10 @@ def _machine(recipe: Recipe, workspace: Workspace, stages: Sequence[Stage]) -> I
     pending = [stage for stage in stages if not workspace.is_done(stage.name)]
     verbs, hardware, audio = {stage.verb for stage in pending}, recipe.trainer, needs.audio_of(workspace)
     works = [needs.work_of(stage.name, stage.verb, recipe.model, workspace, stage.sections) for stage in pending]
-    yield from (machine.work_dir(workspace.root), machine.packages(needs.packages(recipe, verbs)))
+    features, loggers = [iteration.features for iteration in recipe.iterations.values()], list((recipe.logger or {}).values())
+    nodes = {"prepare": [recipe.data.corpus], "cluster": features, "label": features, "pretrain": loggers, "finetune": loggers}
+    more = [f"launch.kind={recipe.launch.kind}", *([f"export.format={recipe.export.format}"] if "export" in verbs else [])]
+    yield from (machine.work_dir(workspace.root), machine.packages([*needs.targets(nodes, verbs), *more]))
     yield machine.disk(needs.disk(works, audio), workspace.root, audio.unknown)
     if verbs <= {"prepare", "export"}:
         return  # they compute little, and to ask more would load torch
