@@ -28,8 +28,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class ConvEncoder(nn.Module):
     """A stack of unpadded convolutions: (B, S) -> (B, T, C), with `T = config.grid.num_frames(S)`.
 
-    With gradients it is computed as matrix products of strided views (model/strided_matmul.py). Without them PyTorch's own convolution and
-    norm run, so that every bit is that of other libraries; `by_products` chooses the products there, too.
+    With gradients it is computed as matrix products of strided views (model/tiled_convolution.py). Without them PyTorch's own convolution
+    and norm run: as fast there, and every bit is that of other libraries.
     """
 
     def __init__(self, config: HubertConfig) -> None:
@@ -49,11 +49,10 @@ class ConvEncoder(nn.Module):
                 for i in range(len(config.conv_dim))
             )
         )
-        self.by_products = False
 
     def forward(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
         """(B, S) -> (B, T, C). `num_samples`: (B,) real samples of each row, for norms over time that leave padding out."""
-        if self.by_products or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             return self._by_products(waveform, num_samples)
         first, *others = self.layers
         x = first(waveform[:, None], num_samples)  # (B, C, U)
