@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -14,12 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from hubert_pretrain.data.audio import normalize
 from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.distributed import share
 from hubert_pretrain.finetune.batches import PaddedPlan
 from hubert_pretrain.finetune.masks import Masks
 from hubert_pretrain.finetune.task import Examples, strings
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.training.loading import FromStep, loader
+from hubert_pretrain.training.loading import FromStep, even_share, fed_to, loader
 
 Batch = dict[str, Any]
 
@@ -75,7 +75,10 @@ class TrainingDataset(Dataset[Batch]):
 
 
 class WholeUtterances(Dataset[Batch]):
-    """Item ``i`` is example ``i`` alone, a batch of one without padding: what a model says of it depends on nothing else."""
+    """Item ``i`` is example ``i`` alone, a batch of one without padding: what a model says of it depends on nothing else.
+
+    Beyond the last one they come again, with ``counts`` False: every rank has equally many, see `even_share`.
+    """
 
     def __init__(self, corpus: Corpus, examples: Examples, model: Hubert) -> None:
         self.corpus, self.examples, self.normalize = corpus, examples, model.config.normalize_waveform
@@ -84,25 +87,26 @@ class WholeUtterances(Dataset[Batch]):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Batch:
-        waveform = read_whole(self.corpus, int(self.examples.rows[index]), self.normalize)
-        labels = self.examples.labels[index]
+        example = index % len(self)
+        waveform = read_whole(self.corpus, int(self.examples.rows[example]), self.normalize)
+        labels = self.examples.labels[example]
         return {
             "waveform": torch.from_numpy(waveform)[None],
             "labels": torch.tensor(labels, dtype=torch.int64)[None],
             "label_lengths": torch.tensor([len(labels)]),
-            "reference": self.examples.references[index],
+            "reference": self.examples.references[example],
+            "counts": index < len(self),
         }
 
 
 def loaders(
     trainer: L.Trainer, train: TrainingDataset, valid: WholeUtterances, *, workers: int
-) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
+) -> tuple[Iterable[Batch], DataLoader[Batch]]:
     """Training from the step that the trainer has reached to its last, and this rank's share of the validation."""
     ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
     numbers = FromStep(lambda: trainer.global_step, steps=trainer.max_steps, micro_batches=train.plan.micro_batches, **ranks)
-    # A rank without a share hears the first utterance too: Lightning would leave it out of the scoring, where the others wait for it.
-    mine = share(len(valid), **ranks) or range(1)
-    return loader(train, numbers, workers=workers), loader(valid, mine, workers=workers)
+    mine = even_share(len(valid), **ranks)
+    return fed_to(trainer.strategy.root_device, loader(train, numbers, workers=workers)), loader(valid, mine, workers=workers)
 
 
 def read_whole(corpus: Corpus, row: int, normalized: bool) -> NDArray[np.float32]:

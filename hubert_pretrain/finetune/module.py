@@ -104,7 +104,10 @@ class FinetuneModule(TrainingModule):
         return {"loss": sums["loss"] / sums["utterances"], "audio_seconds_per_second": sums["audio"] / max(seconds, 1e-9)}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """One utterance, without padding or masks."""
+        """One utterance, without padding or masks; one that only keeps this rank in step with the others is not heard."""
+        if not batch["counts"]:
+            self._valid.add(loss=0.0, utterances=0.0)
+            return
         logits = scores(self.model, self.head, self.task, batch["waveform"])
         num_frames = torch.tensor([self.model.grid.num_frames(batch["waveform"].shape[1])], device=logits.device)
         self._valid.add(loss=self.task.loss(logits, num_frames, batch["labels"], batch["label_lengths"]), utterances=1.0)

@@ -33,14 +33,13 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
 
 SCRIPT = """
-import errno, pickle, sys
+import errno, importlib, pickle, sys
 from pathlib import Path
 
 import torch
 
 from hubert_pretrain import distributed
 from hubert_pretrain.pretrain.module import PretrainModule
-from hubert_pretrain.pretrain.stage import run
 from hubert_pretrain.training.strategies import plain
 from hubert_pretrain.workspace import Workspace
 
@@ -68,9 +67,10 @@ def full_disk_on_the_last_rank():
     return lambda: setattr(HuggingFaceStorageWriter, "write_data", write)
 
 jobs, root = pickle.loads(Path(sys.argv[1]).read_bytes())
-for recipe, folder, full in jobs:
+for recipe, folder, full, stage in jobs:
     undo = full_disk_on_the_last_rank() if full else lambda: None
-    run(recipe, Workspace(root), "it1/pretrain", folder)
+    package = "finetune" if stage.startswith("finetune/") else "pretrain"
+    importlib.import_module(f"hubert_pretrain.{package}.stage").run(recipe, Workspace(root), stage, folder)
     undo()
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()
@@ -81,6 +81,7 @@ class Job(NamedTuple):
     recipe: Recipe
     folder: Path
     full_disk: bool = False
+    stage: str = "it1/pretrain"
 
 
 class Processes:
