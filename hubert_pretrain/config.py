@@ -88,7 +88,7 @@ class AugmentConfig:
 
     mix_probability: float = 0.0  # share of the rows that get a part of another row of the micro-batch [WavLM: 0.2]
     mix_ratio_db: list[float] = field(default_factory=lambda: [-5.0, 5.0])  # energy of the row over that of the part: drawn from here
-    mix_noise_share: float = 0.0  # of those rows, how many get a part of the noise instead [WavLM: 0.1, see conf/augment]
+    mix_noise_share: float = 0.0  # of those rows, how many get a part of the noise instead [WavLM Base+, Large: 0.1, Base: 0]
     mix_noise_ratio_db: list[float] = field(default_factory=lambda: [-5.0, 20.0])
     noise: str | None = None  # folder of audio files, or of a prepared corpus
     noise_probability: float = 0.0  # share of the rows that get noise from beginning to end
@@ -221,6 +221,7 @@ class TrainerConfig:
     loader_workers: int = 2  # processes per device that decode audio
     threads: int = 0  # CPU threads per process; 0: torch's choice
     attention: str = "sdpa"  # how attention is computed: sdpa, eager or (CUDA, without attention dropout) flex, see model/attention.py
+    tf32: bool = False  # on a GPU fp32 products and convolutions take factors of ten bits (model/kernels.py); False: fp32 is fp32
     recompute: bool = False  # gradient checkpointing: layers run again for their gradients, less memory for a third more time
     compile: str = "none"  # of pretraining: none, layers (each transformer layer) or model (all as one graph, without layer drop)
     compile_mode: str = "default"  # of torch.compile; reduce-overhead replays CUDA graphs, max-autotune tries kernels for minutes

@@ -66,6 +66,10 @@ class Stage:
 
     def run(self, recipe: Recipe, workspace: Workspace, folder: Path) -> dict[str, Any]:
         """Calls the stage's own code. Returns the facts it measured."""
+        if self.verb in SHARED:
+            from hubert_pretrain.model.kernels import choose_kernels
+
+            choose_kernels(tf32=recipe.trainer.tf32)
         module = importlib.import_module(f"hubert_pretrain.{PACKAGES[self.verb]}.stage")
         return dict(module.run(recipe, workspace, self.name, folder))
 

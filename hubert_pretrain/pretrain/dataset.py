@@ -5,7 +5,7 @@ Shapes: B utterances, S samples, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.model.masking import Lengths, fixed_count, span_mask
 from hubert_pretrain.seeds import generator
 from hubert_pretrain.training.limits import CACHE_BYTES
-from hubert_pretrain.training.loading import FromStep, even_share, loader
+from hubert_pretrain.training.loading import FromStep, even_share, fed_to, loader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ def loaders(
     masking: SpanMasking,
     workers: int,
     augmentation: Augmentation | None = None,
-) -> tuple[DataLoader[Any], DataLoader[Any]]:
+) -> tuple[Iterable[Any], DataLoader[Any]]:
     """This rank's training stream from the trainer's step on, and its share of the `valid` split, which is never augmented.
 
     Raises DataError when no utterance of `valid` is as long as the shortest crop.
@@ -197,8 +197,9 @@ def loaders(
     numbers = FromStep(
         lambda: trainer.global_step, steps=trainer.max_steps, micro_batches=plan.micro_batches, rank=rank, world_size=world_size
     )
+    stream = loader(MicroBatches(plan, source(split="train", augmentation=augmentation)), numbers, workers=workers)
     return (
-        loader(MicroBatches(plan, source(split="train", augmentation=augmentation)), numbers, workers=workers),
+        fed_to(trainer.strategy.root_device, stream),
         loader(ValidationBatches(covered, source(split="valid")), even_share(len(covered), rank, world_size), workers=workers),
     )
 
