@@ -12,8 +12,8 @@ from typing import Any
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.model.hubert import Hubert
 
-_VARIANTS = 4
-"""Compilations per shape at most: training, validation, a frozen front end, and a layer whose input wants no gradient."""
+_VARIANTS = 6
+"""Compilations per shape at most: training, its logged steps, both again with a frozen front end, validation in training and after it."""
 
 
 def compile_network(model: Hubert, what: str, *, mode: str = "default", shapes: int = 1, backend: str = "inductor") -> CompileClock | None:

@@ -5,9 +5,7 @@ Shapes: M hidden frames, K clusters, N codebooks, L layer.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,28 +24,26 @@ from hubert_pretrain.training.strategies import plain
 class Health:
     """Collects on the device what one logging step shows: which clusters are asked for and predicted, and how large layers' outputs are."""
 
-    def __init__(self, layers: Iterable[nn.Module], n_clusters: Sequence[int]) -> None:
+    def __init__(self, n_clusters: Sequence[int]) -> None:
         """
         Args:
-            layers: of the context encoder, in order.
             n_clusters: K_1 ... K_N.
         """
         self.n_clusters = n_clusters
-        self._watching = False
         self._counts: list[tuple[Tensor, Tensor]] = []  # per codebook: of targets (K,) and of predictions (K,)
         self._scales: dict[int, Tensor] = {}  # L -> sum over micro-batches of the rms of its output
-        self._passes: dict[int, int] = {}
-        for number, layer in enumerate(layers, start=1):
-            layer.register_forward_hook(functools.partial(self._measure, number))
+        self._passes = 0
 
-    @contextmanager
-    def watching(self, on: bool) -> Iterator[None]:
-        """Layers are measured while this is open."""
-        self._watching = on
-        try:
-            yield
-        finally:
-            self._watching = False
+    def measure(self, states: Sequence[Tensor], keep: Sequence[bool] | None) -> None:
+        """How large the outputs of the layers are (B, T, D) that ran in a micro-batch; all did when `keep` is None.
+
+        Not by hooks on the layers: inside a compiled network each would be a graph of its own for every number of micro-batches.
+        """
+        self._passes += 1
+        for layer, state in enumerate(states, start=1):
+            if keep is None or keep[layer - 1]:
+                scale = state.detach().float().square().mean().sqrt()
+                self._scales[layer] = self._scales[layer] + scale if layer in self._scales else scale
 
     def add(self, masked: Prediction) -> None:
         """The hidden frames of a micro-batch."""
@@ -65,7 +61,7 @@ class Health:
         if not self._counts:
             return {}
         sums = [each for pair in self._counts for each in pair]
-        scales = [self._scales[layer] / self._passes[layer] for layer in sorted(self._scales)]
+        scales = [self._scales[layer] / self._passes for layer in sorted(self._scales)]
         vector = torch.cat([*sums, *([torch.stack(scales).float()] if scales else [])]).double()
         vector = distributed.sum_over_ranks(vector)
         numbers = vector.cpu().numpy()
@@ -80,16 +76,8 @@ class Health:
         # A layer that is dropped in this step is so on every rank.
         for layer, scale in zip(sorted(self._scales), numbers[at:].tolist(), strict=True):
             values[f"health/layer_scale/{layer:02d}"] = scale / distributed.world_size()
-        self._counts, self._scales, self._passes = [], {}, {}
+        self._counts, self._scales, self._passes = [], {}, 0
         return values
-
-    def _measure(self, number: int, layer: nn.Module, inputs: Any, output: Any) -> None:
-        if not self._watching or not torch.is_grad_enabled():
-            return
-        state = output[0] if isinstance(output, tuple) else output
-        scale = state.detach().float().square().mean().sqrt()
-        self._scales[number] = self._scales[number] + scale if number in self._scales else scale
-        self._passes[number] = self._passes.get(number, 0) + 1
 
 
 def usage(counts: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, float]:

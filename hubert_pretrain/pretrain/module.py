@@ -65,7 +65,7 @@ class PretrainModule(TrainingModule):
         """What the last validation found: masked_loss_nats, masked_accuracy, unmasked_loss_nats, unmasked_accuracy."""
         self.validated_step = -1
         self._valid = Meter()
-        self._health = Health(model.context_encoder.layers, head.n_clusters)
+        self._health = Health(head.n_clusters)
         self._alarms = Alarms(warmup_steps=warmup_steps)
         self.compile_clock = compile_clock
         self._flops_by_shape: dict[tuple[int, int, bool], float] = {}
@@ -74,15 +74,17 @@ class PretrainModule(TrainingModule):
         """This micro-batch's share of the loss of its step."""
         step = self.trainer.global_step
         torch.manual_seed(derive(self.seed, "dropout", batch["index"]))  # torch's dropout has no generator argument
+        if batch["waveform"].is_cuda and self.compile_clock is not None:
+            torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may now write over what the last micro-batch left behind
         masked_frames, all_frames = batch["step_frames"]
-        with self._health.watching(self.is_logging_step):
-            result = self._loss(
-                batch,
-                layer_keep=self.layer_keep(step),
-                frozen=self.is_frozen(step),
-                normaliser=(self.masked_weight > 0) * masked_frames + (self.unmasked_weight > 0) * (all_frames - masked_frames),
-                measure_unmasked=self.is_logging_step,
-            )
+        result = self._loss(
+            batch,
+            layer_keep=self.layer_keep(step),
+            frozen=self.is_frozen(step),
+            normaliser=(self.masked_weight > 0) * masked_frames + (self.unmasked_weight > 0) * (all_frames - masked_frames),
+            measure_unmasked=self.is_logging_step,
+            measure_layers=self.is_logging_step,
+        )
         audio = in_seconds(batch["waveform"].numel())
         self.watch(batch["index"], result.loss, audio_seconds=audio, flops=self._flops_of(batch))
         self.meter.add(torch.isfinite(result.loss), **{**self._sums(result), "loss": result.loss})
@@ -143,7 +145,7 @@ class PretrainModule(TrainingModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Crops of utterances that are not trained on, with masks that never change."""
-        sums = self._sums(self._loss(batch, layer_keep=None, frozen=False, normaliser=1, measure_unmasked=True))
+        sums = self._sums(self._loss(batch, layer_keep=None, frozen=False, normaliser=1, measure_unmasked=True, measure_layers=False))
         self._valid.add(**{name: value * batch["counts"] for name, value in sums.items()})
 
     def on_validation_epoch_end(self) -> None:
@@ -161,10 +163,19 @@ class PretrainModule(TrainingModule):
         }
 
     def _loss(
-        self, batch: dict[str, Any], *, layer_keep: list[bool] | None, normaliser: float, measure_unmasked: bool, frozen: bool
+        self,
+        batch: dict[str, Any],
+        *,
+        layer_keep: list[bool] | None,
+        normaliser: float,
+        measure_unmasked: bool,
+        measure_layers: bool,
+        frozen: bool,
     ) -> PretrainLoss:
-        shown: dict[str, Any] = {"hidden_states": bool(self.supervision.intermediate), "freeze_front_end": frozen}
+        shown: dict[str, Any] = {"hidden_states": measure_layers or bool(self.supervision.intermediate), "freeze_front_end": frozen}
         output = self.model(batch["waveform"], mask=batch["mask"], layer_keep=layer_keep, **shown)
+        if measure_layers:
+            self._health.measure(output.hidden_states, layer_keep)
         return masked_prediction_loss(
             self.supervision(output, self.head),
             batch["targets"],

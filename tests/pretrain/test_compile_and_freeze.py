@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from hubert_pretrain.model.checkpoint import load_model
 from hubert_pretrain.model.compiling import compile_network
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.pretrain import stage
 from hubert_pretrain.pretrain.stage import run
 from hubert_pretrain.training.checkpoint_io import FOLDER, checkpoints
 from hubert_pretrain.training.loggers import read_metrics
@@ -88,6 +91,35 @@ def test_inductor_trains(recipe: Callable[..., Recipe], prepared: Workspace, tmp
     # Dropout draws other numbers, so eight steps end near each other.
     assert found["masked_loss_nats"] == pytest.approx(plain["masked_loss_nats"], rel=0.05)
     assert float(read_metrics(tmp_path / "compiled" / "logs" / "metrics.csv")[0]["compile_seconds"]) > 0
+
+
+QUIET = {"layerdrop": 0.0, "hidden_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0}
+"""Nothing random."""
+
+
+@pytest.mark.parametrize(("what", "graphs"), [("layers", 2), ("model", 5)])
+def test_a_compiled_run_is_the_run(
+    what: str, graphs: int, recipe: Callable[..., Recipe], prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logged steps, a conv encoder that is frozen on the way, and validation: each is a graph of its own, and none has a break."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+    def rows(name: str, **trainer: str) -> list[dict[str, float]]:
+        values = recipe(trainer=trainer, steps=8, log_every_steps=4, freeze_conv_after_steps=4, valid_every_steps=4, max_shapes=1)
+        values.model = dataclasses.replace(values.model, **QUIET)
+        run(values, prepared, "it1/pretrain", tmp_path / name)
+        return read_metrics(tmp_path / name / "logs" / "metrics.csv")
+
+    plain = rows("plain")
+    monkeypatch.setattr(stage, "compile_network", partial(compile_network, backend="aot_eager"))
+    compiled = rows("compiled", compile=what)
+    assert len(compiled) == len(plain)
+    for expected, found in zip(plain, compiled, strict=True):
+        same = [key for key in expected if key.startswith(("loss", "accuracy", "valid", "health/layer_scale", "gradient_norm"))]
+        assert {key: found[key] for key in same} == pytest.approx({key: expected[key] for key in same}, rel=1e-3)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # of one shape
 
 
 def test_a_graph_of_every_choice_of_layers_is_refused() -> None:

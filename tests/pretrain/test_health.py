@@ -37,7 +37,7 @@ def test_use_of_a_codebook() -> None:
 
 
 def test_counts_add_up_over_micro_batches_and_are_forgotten_when_read() -> None:
-    health = Health([], [3])
+    health = Health([3])
     health.add(prediction([0, 1, 2, 2], [2, 2, 2, 2]))
     health.add(prediction([2, 2, 2, 2], [2, 2, 1, 2]))
     values = health.read()
@@ -49,7 +49,7 @@ def test_counts_add_up_over_micro_batches_and_are_forgotten_when_read() -> None:
 
 
 def test_several_codebooks_are_told_apart() -> None:
-    health, zero = Health([], [2, 4]), torch.zeros(())
+    health, zero = Health([2, 4]), torch.zeros(())
     parts = prediction([0, 1], [0, 0]), prediction([3, 3], [0, 1])
     health.add(Prediction(nll=zero, correct=zero, frames=2, codebooks=parts))
     values = health.read()
@@ -58,17 +58,19 @@ def test_several_codebooks_are_told_apart() -> None:
     assert values["health/unigram_entropy"] == pytest.approx(math.log(2))
 
 
-def test_layers_are_measured_only_while_someone_watches() -> None:
-    layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
-    health, x = Health(layers, [2]), torch.randn(3, 4)
-    layers[0](x)
-    with health.watching(True):
-        first, second = layers[0](x), layers[1](x)
-    layers[1](100 * x)
+def test_layers_are_measured_where_they_ran() -> None:
+    health, states = Health([2]), [torch.randn(2, 3, 4), torch.randn(2, 3, 4)]
+    for factor in (1, 3):
+        health.measure([factor * states[0], factor * states[1]], None)
     health.add(prediction([0], [0]))
     values = health.read()
-    assert values["health/layer_scale/01"] == pytest.approx(float(first.detach().square().mean().sqrt()))
-    assert values["health/layer_scale/02"] == pytest.approx(float(second.detach().square().mean().sqrt()))
+    for layer, state in enumerate(states, start=1):
+        assert values[f"health/layer_scale/{layer:02d}"] == pytest.approx(2 * float(state.square().mean().sqrt()))
+    health.measure(states, [False, True])
+    health.add(prediction([0], [0]))
+    found = health.read()
+    assert "health/layer_scale/01" not in found
+    assert found["health/layer_scale/02"] == pytest.approx(float(states[1].square().mean().sqrt()))
 
 
 def test_norms_of_embeddings() -> None:
