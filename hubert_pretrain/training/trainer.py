@@ -77,8 +77,7 @@ def build_trainer(
         saving: the rest of `saving.Policy`.
         about: what each checkpoint says of the run, as plain containers.
     """
-    if threads > 0:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or torch.get_num_threads())
     _silence(logging.getLogger("lightning.pytorch"), logging.getLogger("lightning.fabric"))
     policy = Policy(every_steps=checkpoint_every_steps, **(saving or {}))
     writer = Writer(asynchronous=policy.asynchronous)
