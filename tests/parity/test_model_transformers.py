@@ -96,7 +96,8 @@ def assert_equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-def test_hidden_states_of_every_layer(name: str, padded: bool) -> None:
+@pytest.mark.parametrize("gradients", [False, True], ids=["without gradients", "with gradients"])  # which are computed in other ways
+def test_hidden_states_of_every_layer(name: str, padded: bool, gradients: bool) -> None:
     config = VARIANTS[name]
     ours, theirs = pair(config)
     lengths = torch.tensor([16_000, 9_321 if padded else 16_000])
@@ -104,7 +105,7 @@ def test_hidden_states_of_every_layer(name: str, padded: bool) -> None:
     frames = config.grid.num_frames(16_000)
     valid = torch.arange(frames) < config.grid.num_frames(lengths)[:, None] if padded else None
     attention_mask = (torch.arange(16_000) < lengths[:, None]).long() if padded else None
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradients):
         output = ours(waveform, valid=valid, hidden_states=True)
         states, last = layer_outputs(theirs, waveform, attention_mask=attention_mask)
     assert_equal([*output.hidden_states, output.last], [*states, last])
