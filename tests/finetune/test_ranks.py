@@ -98,7 +98,10 @@ def test_ranks_are_accumulation(runs: Path, task: str, ranks: int) -> None:
     assert all(math.isfinite(values["loss"]) for values in one.values())
     weights = [load_model(runs / name).model.state_dict() for name in (f"{task}1", f"{task}{ranks}")]
     for key, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][key], tensor, rtol=1e-3, atol=1e-5)
+        same = weights[1][key]
+        if key.endswith("qkv.bias"):  # without that of the keys: softmax does not see it, so Adam makes steps of what rounding leaves
+            tensor, same = (torch.stack(each.chunk(3))[[0, 2]] for each in (tensor, same))
+        torch.testing.assert_close(same, tensor, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("task", TASKS)
