@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=float, nargs="+", default=[1e6, 1e7, 1e8])
     parser.add_argument("--budget-gb", type=float, default=1.0, help="of the whole process, as clustering.max_memory_gb")
-    parser.add_argument("--passes", type=int, default=4, help="over all frames, the same for every size so that times compare")
+    parser.add_argument("--passes", type=int, default=2, help="over all frames, the same for every size so that times compare")
     parser.add_argument("--disk", type=Path, help="folder for a scratch file of frames that do not fit")
     options = parser.parse_args()
     rows, context = {}, multiprocessing.get_context("spawn")
