@@ -19,7 +19,6 @@ from hubert_pretrain import distributed
 from hubert_pretrain.clustering.kmeans import KMeans
 from hubert_pretrain.clustering.quality import count_pairs, phone_quality
 from hubert_pretrain.clustering.sample import choose_rows
-from hubert_pretrain.config import ProbeConfig
 from hubert_pretrain.data.batches import BatchPlan, MicroBatch
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.lengths import Lengths
@@ -51,8 +50,9 @@ class PhoneProbe(L.Callback):
         phones: list[NDArray[np.int32]],
         source: CropSource,
         *,
-        config: ProbeConfig,
         layer: int,
+        n_clusters: int,
+        every_steps: int,
         seed: int,
     ) -> None:
         """
@@ -61,15 +61,17 @@ class PhoneProbe(L.Callback):
             phones: of each micro-batch, (B, T), -1 where there is none.
             source: reads the crops.
             layer: L.
+            n_clusters: K.
         """
-        self.micro_batches, self.source, self.config, self.layer, self.seed = micro_batches, source, config, layer, seed
+        self.micro_batches, self.source, self.layer, self.seed = micro_batches, source, layer, seed
+        self.n_clusters, self.every_steps = n_clusters, every_steps
         self.phones = np.concatenate([each.ravel() for each in phones])  # (N,)
         self._waveforms: dict[int, Tensor] = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After the updates that are due."""
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not whole or trainer.global_step % self.config.every_steps:
+        if not whole or trainer.global_step % self.every_steps:
             return
         clock: Any = module.stopwatch
         clock.stop()
@@ -108,44 +110,63 @@ class PhoneProbe(L.Callback):
         """Of frames (N, D); those without a phone take part in the clustering only. NaN while the weights are no numbers."""
         if not np.isfinite(frames).all():
             return float("nan")
-        settings: dict[str, Any] = {"n_clusters": self.config.n_clusters, "max_iterations": MAX_ITERATIONS, "restarts": RESTARTS}
+        settings: dict[str, Any] = {"n_clusters": self.n_clusters, "max_iterations": MAX_ITERATIONS, "restarts": RESTARTS}
         ids = KMeans(engine="torch", seed=self.seed, **settings).fit(frames).predict(frames)
-        quality = phone_quality(count_pairs(ids, self.phones, self.config.n_clusters, int(self.phones.max()) + 1))
+        quality = phone_quality(count_pairs(ids, self.phones, self.n_clusters, int(self.phones.max()) + 1))
         return float("nan") if quality.pnmi is None else quality.pnmi
 
 
-def make_probe(config: ProbeConfig, plan: BatchPlan, corpus: Corpus, source: CropSource, *, layers: int, seed: int) -> list[PhoneProbe]:
-    """The callback, or none where none is wanted or, with a warning, the corpus has no phones to measure with.
+def make_probe(
+    plan: BatchPlan,
+    corpus: Corpus,
+    source: CropSource,
+    *,
+    every_steps: int,
+    layer: int,
+    split: str,
+    seconds: float,
+    n_clusters: int,
+    depth: int,
+    seed: int,
+) -> list[PhoneProbe]:
+    """The callback, or none where none is wanted (`every_steps` 0) or, with a warning, the corpus has no phones to measure with.
+
+    Args:
+        plan: whose shapes the crops have.
+        source: reads crops of `split`.
+        layer: L; 0 for the middle one of the network's `depth`.
+        seconds: of aligned speech, at most.
+        n_clusters: K.
 
     Raises ConfigError for a layer that does not exist, and for more clusters than the speech has frames for.
     """
-    if config.every_steps <= 0:
+    if every_steps <= 0:
         return []
-    layer = config.layer or (layers + 1) // 2
-    if not 1 <= layer <= layers:
-        raise ConfigError(f"pretrain.probe.layer={config.layer}: the network has layers 1 to {layers}; 0 is the middle one")
-    micro_batches = _aligned(config, plan, corpus, seed)
+    if not 0 <= layer <= depth:
+        raise ConfigError(f"pretrain.probe.layer={layer}: the network has layers 1 to {depth}; 0 is the middle one")
+    micro_batches = _aligned(plan, corpus, split, seconds, seed)
     phones = [_phones(each, plan, corpus) for each in micro_batches]
     spoken = sum(int((each >= 0).sum()) for each in phones)
     if not spoken:
-        logger.warning("pretrain.probe: split %r has no alignments, so PNMI is not measured (data.alignments brings them in)", config.split)
+        logger.warning("pretrain.probe: split %r has no alignments, so PNMI is not measured (data.alignments brings them in)", split)
         return []
-    if spoken < FRAMES_PER_CLUSTER * config.n_clusters:
+    if spoken < FRAMES_PER_CLUSTER * n_clusters:
         raise ConfigError(
-            f"pretrain.probe.n_clusters={config.n_clusters} needs {FRAMES_PER_CLUSTER} aligned frames per cluster, there are {spoken}; "
+            f"pretrain.probe.n_clusters={n_clusters} needs {FRAMES_PER_CLUSTER} aligned frames per cluster, there are {spoken}; "
             "raise pretrain.probe.seconds or lower n_clusters"
         )
-    return [PhoneProbe(micro_batches, phones, source, config=config, layer=layer, seed=derive(seed, "probe"))]
+    settings: dict[str, int] = {"layer": layer or (depth + 1) // 2, "n_clusters": n_clusters, "every_steps": every_steps}
+    return [PhoneProbe(micro_batches, phones, source, **settings, seed=derive(seed, "probe"))]
 
 
-def _aligned(config: ProbeConfig, plan: BatchPlan, corpus: Corpus, seed: int) -> list[MicroBatch]:
+def _aligned(plan: BatchPlan, corpus: Corpus, split: str, seconds: float, seed: int) -> list[MicroBatch]:
     """Aligned utterances of the split, a random choice of at most so many seconds, in the shapes of training."""
     lengths = corpus.manifest.num_samples
-    rows = corpus.manifest.rows(config.split)
+    rows = corpus.manifest.rows(split)
     rows = np.intersect1d(rows, corpus.alignments.rows()) if corpus.alignments is not None else rows[:0]
     if not len(rows):
         return []
-    rows = choose_rows(lengths, rows, fraction=1.0, max_hours=config.seconds / 3600, seed=derive(seed, "probe"))
+    rows = choose_rows(lengths, rows, fraction=1.0, max_hours=seconds / 3600, seed=derive(seed, "probe"))
     return list(plan.cover([Lengths(rows[np.argsort(lengths[rows], kind="stable")], lengths)]))
 
 

@@ -49,7 +49,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     inputs = {"targets": label.fingerprint, "codebook": targets.codebook}
     reading: dict[str, Any] = {"normalize": recipe.model.normalize_waveform, "masking": SpanMasking(seed=seed, **vars(config.mask))}
     probed = CropSource(corpus, targets.targets, split=config.probe.split, grid=plan.grid, **reading)
-    probe = make_probe(config.probe, plan, corpus, probed, layers=recipe.model.num_hidden_layers, seed=seed)
+    probe = make_probe(plan, corpus, probed, **vars(config.probe), depth=recipe.model.num_hidden_layers, seed=seed)
     trainer = trainer_of(recipe, config, folder, stage=stage, micro_batches=plan.micro_batches, inputs=inputs, callbacks=probe)
     augmentation = make_augmentation(seed=seed, **vars(config.augment))
     workers = recipe.trainer.loader_workers

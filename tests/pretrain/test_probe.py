@@ -103,7 +103,7 @@ def test_what_it_measures() -> None:
     """1 where clusters are phones, nearly 0 where they have nothing to do with them, whatever lies in frames without a phone."""
     draw_numbers = np.random.default_rng(0)
     phones = draw_numbers.integers(-1, 3, size=600).astype(np.int32)
-    of = PhoneProbe([], [phones], None, config=ProbeConfig(n_clusters=4), layer=1, seed=1)  # type: ignore[arg-type]
+    of = PhoneProbe([], [phones], None, layer=1, n_clusters=4, every_steps=1, seed=1)  # type: ignore[arg-type]
     telling = np.eye(4, dtype=np.float32)[phones]
     assert of._pnmi(telling) == pytest.approx(1.0)
     assert of._pnmi(draw_numbers.standard_normal((600, 4)).astype(np.float32)) < 0.05
