@@ -3,9 +3,11 @@
     python tools/bench_train.py                     # what this machine can do: CPU rows, or all GPU rows where there is one
     python tools/bench_train.py --rows tiny_step --pairs 15
 
-Each step is forward, loss on the hidden frames, backward, clipping and AdamW. Peers get what their users give them: torchaudio its own
-pretraining model and loss (arXiv:2106.07447 as in its recipe), transformers its encoder with a linear head. Layer drop is off on all sides,
-so that every step does the same work. Peak memory is that of a process of its own.
+Each step is forward, loss on the hidden frames, backward, clipping and AdamW, after two that do not count (in which a GPU compiles our
+layers, as `trainer.compile=layers` does; fp32 products and cuDNN's attention are off or on for all as `trainer.tf32=false` has them).
+Peers get what their users give them: torchaudio its own pretraining model and loss (arXiv:2106.07447 as in its recipe), transformers its
+encoder with a linear head. Layer drop is off on all sides, so that every step does the same work. Peak memory is that of a process of its
+own.
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ from torch import Tensor, nn
 from hubert_pretrain import benchmark
 from hubert_pretrain.export.huggingface import import_transformers
 from hubert_pretrain.frames import SAMPLE_RATE
+from hubert_pretrain.model.compiling import compile_network
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.flops import training_flops_per_second
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.kernels import choose_kernels
 from hubert_pretrain.model.pretraining_head import CodebookHead
 from hubert_pretrain.pretrain.loss import Supervised, masked_prediction_loss
 
@@ -86,9 +90,11 @@ class Batch:
 
 
 def ours(work: Work, batch: Batch) -> Step:
-    """`hubert_pretrain`, as its training module runs it."""
+    """`hubert_pretrain`, as its training module runs it; on a GPU with `trainer.compile=layers`."""
     model, head = Hubert(work.config).to(work.device).train(), CodebookHead(work.config.hidden_size, work.config.projection_size, K)
     head.to(work.device)
+    if work.device == "cuda":
+        compile_network(model, "layers")
 
     def loss() -> Tensor:
         output = model(batch.waveform, mask=batch.mask)
@@ -275,6 +281,7 @@ def main() -> None:
     parser.add_argument("--batch-rows", type=int, help="utterances per step, where the default does not fit")
     parser.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    choose_kernels(tf32=False)
     works = {name: WORKS[name] for name in arguments.rows}
     if arguments.batch_rows:
         works = {name: replace(work, rows=arguments.batch_rows) for name, work in works.items()}
