@@ -63,9 +63,11 @@ class ConvEncoder(nn.Module):
     def _by_products(self, waveform: Tensor, num_samples: Tensor | None) -> Tensor:
         """(B, S) -> (B, T, C). Norm and activation of a layer are left to the next one, which computes them again for its gradients."""
         first, *others = cast("list[ConvLayer]", list(self.layers))
+        if torch.compiler.is_compiling() and not isinstance(first.norm, TimeNorm):
+            # A compiler fuses norms and activations, and decides itself what to compute again for the gradients.
+            return self.layers(waveform[:, None]).transpose(1, 2)
         x, before = waveform[..., None], first.as_before(waveform[..., None], num_samples)  # (B, S, 1)
         if torch.compiler.is_compiling():
-            # A compiler fuses norms and activations, and decides itself what to compute again for the gradients.
             y = before.function(x, *before.tensors).transpose(1, 2)  # (B, C, U)
             return self.layers[1:](y).transpose(1, 2)
         for layer in others:
@@ -113,7 +115,7 @@ class ConvLayer(nn.Module):
             folded = self.norm.folded_into(self.conv.weight, x, self.stride, num_samples)
         else:
             bias = flat.new_zeros(len(flat)) if self.conv.bias is None else self.conv.bias
-            folded = torch.cat([flat, bias[:, None]], dim=1).expand(len(x), -1, -1)
+            folded = torch.cat([flat, bias[:, None]], dim=1).expand(x.shape[0], -1, -1)
 
         def function(piece: Tensor, *tensors: Tensor) -> Tensor:
             *norm, weight = tensors

@@ -37,4 +37,5 @@ class LogMelEncoder(nn.Module):
         """(B, S) -> (B, T, C). `num_samples` is not needed: no frame hears of another."""
         with torch.no_grad(), torch.autocast(waveform.device.type, enabled=False):
             x = (self.energies.of(waveform.float()) - MEAN) / DEVIATION  # (B, F, bands)
-            return x.unfold(1, self.stack, self.stack).transpose(2, 3).flatten(2)  # (B, T, bands, stack) -> (B, T, C)
+            # Not a transposed flatten: torch.export cannot reason about its strides when the length is dynamic.
+            return torch.cat(x.unfold(1, self.stack, self.stack).unbind(3), dim=2)  # (B, T, bands, stack) -> (B, T, C)
