@@ -6,8 +6,10 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 LIBRISPEECH_SECONDS = (1.4, 3.3, 6.4, 10.8, 12.9, 13.9, 14.5, 15.0, 15.5, 16.0, 24.5)
@@ -89,6 +91,16 @@ def machine(*, gpu: bool = False) -> str:
 
 def _processor() -> str:
     return platform.processor() or platform.machine()
+
+
+def print_rows(bench: str, works: Mapping[str, Callable[[Path], Mapping[str, float]]], *, gpu: bool = False) -> None:
+    """Runs each work in a scratch folder of its own, prints its figures, and at the end all of them as JSON."""
+    found = {}
+    for name, work in works.items():
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = work(Path(folder))
+        print(f"{name}: " + ", ".join(f"{key} {value:.5g}" for key, value in found[name].items()), flush=True)
+    print_json(bench, found, gpu=gpu)
 
 
 def print_json(bench: str, rows: Mapping[str, Any], *, gpu: bool = False) -> None:

@@ -16,8 +16,8 @@ or text. Without --checkpoint the letters are those of random weights: the work 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,12 +171,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.rows if name not in ROWS]:
         parser.error(f"no row {unknown[0]!r}; choose from {', '.join(ROWS)}")
-    found = {}
-    for name in options.rows or ROWS:
-        with tempfile.TemporaryDirectory() as folder:
-            found[name] = ROWS[name](options, Path(folder))
-        print(f"{name}: " + ", ".join(f"{key} {value:.5g}" for key, value in found[name].items()), flush=True)
-    benchmark.print_json("decode", found, gpu=options.device != "cpu")
+    works = {name: functools.partial(ROWS[name], options) for name in options.rows or ROWS}
+    benchmark.print_rows("decode", works, gpu=options.device != "cpu")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ taken again when there are not so many). Without --audio the speech is noise wit
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import os
 import tempfile
@@ -338,12 +339,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := [name for name in options.rows if name not in ROWS]:
         parser.error(f"no row {unknown[0]!r}; choose from {', '.join(ROWS)}")
-    found = {}
-    for name in options.rows or ROWS:
-        with tempfile.TemporaryDirectory() as folder:
-            found[name] = ROWS[name](options, Path(folder))
-        print(f"{name}: " + ", ".join(f"{key} {value:.5g}" for key, value in found[name].items()), flush=True)
-    benchmark.print_json("targets", found, gpu=options.device != "cpu")
+    works = {name: functools.partial(ROWS[name], options) for name in options.rows or ROWS}
+    benchmark.print_rows("targets", works, gpu=options.device != "cpu")
 
 
 if __name__ == "__main__":
