@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK_FRAMES = 1 << 10
-"""Frames per matrix product on a CPU: with K=500 their scores are 2 MB and stay in the cache."""
+BLOCK_BYTES = 2 << 20
+"""Of the scores of a matrix product on a CPU: they stay in the cache, and there are few calls, for which threads wait on each other."""
 DEVICE_FRAMES = 1 << 15
 """Frames per matrix product on a GPU."""
+
+
+def block_frames(n_clusters: int) -> int:
+    """Frames per matrix product on a CPU, a power of two: 4,096 with K=100, 1,024 with K=500."""
+    return 1 << max(6, (BLOCK_BYTES // (4 * n_clusters)).bit_length() - 1)
 
 
 def tables(centroids: Tensor, centre: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -31,5 +36,5 @@ def nearest(frames: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tenso
 
 def assign(frames: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Ids (N,) int64 of frames (N, D), however many they are."""
-    block = BLOCK_FRAMES if frames.device.type == "cpu" else DEVICE_FRAMES
+    block = block_frames(len(bias)) if frames.device.type == "cpu" else DEVICE_FRAMES
     return torch.cat([nearest(part, weight, bias)[0] for part in frames.split(block)])

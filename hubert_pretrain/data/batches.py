@@ -84,7 +84,8 @@ class BatchPlan:
         if not crops:
             raise DataError(
                 f"{counts.sum()} of {sum(map(len, self.utterances))} training utterances are at least {min_seconds} s long, which does not "
-                f"fill one micro-batch of {micro_batch_seconds} s; lower pretrain.micro_batch_seconds or pretrain.min_seconds, or add audio"
+                f"fill one micro-batch of {micro_batch_seconds} s; lower iterations.NAME.pretrain.micro_batch_seconds or its min_seconds, "
+                "or add audio"
             )
         self.shapes = [Shape(t, batch_rows(t), masked_frames(t)) for t in crops]
         cuts = _cuts(self.utterances, crops, grid, least)  # (C, K + 1)

@@ -114,9 +114,9 @@ class Location(NamedTuple):
 class Part:
     """The bytes of one audio file, wherever they lie. Reading is by position, so a part has no state and may be shared."""
 
-    def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
+    def __init__(self, size: int, read: Callable[[int, int], bytes], path: str | None = None) -> None:
         self.size = size
-        self._read = read
+        self._read, self._path = read, path
 
     @staticmethod
     def of(data: bytes) -> Part:
@@ -127,9 +127,9 @@ class Part:
         """The bytes [start, start + length), fewer where the part ends before."""
         return self._read(start, max(0, min(length, self.size - start)))
 
-    def file(self) -> io.BufferedIOBase:
-        """The part as a file for those that want one."""
-        return io.BufferedReader(_PartFile(self), buffer_size=1 << 16)
+    def file(self) -> str | io.BufferedIOBase:
+        """The part for those that want a file: its path where it is a file of this machine, which libraries read faster."""
+        return self._path or io.BufferedReader(_PartFile(self), buffer_size=1 << 16)
 
 
 def is_url(path: str) -> bool:
@@ -155,7 +155,7 @@ def open_part(path: str, offset: int = -1, num_bytes: int = -1, cache: Cache | N
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path}: no such file, it is a folder or a device; name a file")
     if offset < 0:
-        return Part(status.st_size, lambda start, length: shard.read(start, length))
+        return Part(status.st_size, lambda start, length: shard.read(start, length), path)
     if offset + num_bytes > status.st_size:
         raise DataError(
             f"{path}: has {status.st_size} bytes, expected at least {offset + num_bytes}; the shard was cut, copy it again or write it anew"

@@ -161,7 +161,7 @@ def crops(corpus: Corpus, name: str, *, grid: FrameGrid, seed: int, **values: fl
     shapes = f"{len(plan.shapes)} shape{'s' * (len(plan.shapes) > 1)}"
     found = f"{shapes}, {plan.epoch_micro_batches} micro-batches an epoch; {short} of {count} are too short"
     if short > MUCH_LEFT_OUT * count:
-        return warning(name, found, f"lower pretrain.min_seconds={values['min_seconds']}")
+        return warning(name, found, f"lower iterations.NAME.pretrain.min_seconds={values['min_seconds']}")
     return ok(name, found)
 
 

@@ -1,7 +1,7 @@
 """Attention with dropout on a CPU, head by head, so that the scores of one head stay in the cache and none are kept.
 
 PyTorch's own flash attention has no dropout on a CPU: it falls back to three (B, H, T, T) tensors per layer that pass through memory a
-dozen times, and draws each number with a Mersenne twister of its own. Here the backward pass computes the scores and the draws again.
+dozen times. Here the backward pass computes the scores and the draws again.
 
 Shapes: B utterances, H heads, T frames, d width of a head.
 """
@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LEVELS = 1 << 16
-"""Dropout is drawn with 16 bits: a probability is right to 1/131072, and the factor on what stays is that of the rounded one."""
+from hubert_pretrain.model.dropout import Draws, draw_seed
 
 
 def dropped_attention(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None, probability: float) -> Tensor:
@@ -26,12 +25,11 @@ def dropped_attention(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None, 
 class _DroppedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None, probability: float) -> Tensor:
-        # Seeds a generator of its own, so that the draws can be repeated: the seed is drawn as every other random number here is.
-        ctx.seed, ctx.probability = int(torch.empty((), dtype=torch.int64).random_()), probability
+        ctx.seed, ctx.probability = draw_seed(), probability
         out = torch.empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3], dtype=q.dtype).transpose(1, 2)  # as the next projection reads it
-        for (b, h), kept, factor in _draws(q, probability, ctx.seed):
+        for (b, h), dropped, factor in _draws(q, probability, ctx.seed):
             weights = _weights(q[b, h], k[b, h], None if attended is None else attended[b, 0])
-            torch.mm(weights.mul_(kept), v[b, h], out=out[b, h]).mul_(factor)
+            torch.mm(weights.masked_fill_(dropped, 0.0), v[b, h], out=out[b, h]).mul_(factor)
         ctx.save_for_backward(q, k, v, out, attended)
         return out
 
@@ -39,13 +37,13 @@ class _DroppedAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, out, attended = ctx.saved_tensors
         by_q, by_k, by_v = _together(q)
-        for (b, h), kept, factor in _draws(q, ctx.probability, ctx.seed):
+        for (b, h), dropped, factor in _draws(q, ctx.probability, ctx.seed):
             weights = _weights(q[b, h], k[b, h], None if attended is None else attended[b, 0])
             arriving = gradient[b, h] * factor
-            by_weights = (arriving @ v[b, h].T).mul_(kept)
+            by_weights = (arriving @ v[b, h].T).masked_fill_(dropped, 0.0)
             # The sum over keys of weight x its gradient, by way of the result.
             by_weights.sub_((gradient[b, h] * out[b, h]).sum(1, keepdim=True)).mul_(weights).mul_(q.shape[3] ** -0.5)
-            torch.mm(weights.mul_(kept).T, arriving, out=by_v[b, h])
+            torch.mm(weights.masked_fill_(dropped, 0.0).T, arriving, out=by_v[b, h])
             torch.mm(by_weights, k[b, h], out=by_q[b, h])
             torch.mm(by_weights.T, q[b, h], out=by_k[b, h])
         return by_q, by_k, by_v, None, None
@@ -60,14 +58,12 @@ def _weights(q: Tensor, k: Tensor, attended: Tensor | None) -> Tensor:
 
 
 def _draws(q: Tensor, probability: float, seed: int) -> Iterator[tuple[tuple[int, int], Tensor, float]]:
-    """For every row and head: 1 for those of its (T, T) weights that stay and 0 for the others, and the factor on what stays."""
+    """For every row and head: which of its (T, T) weights are dropped, and the factor on the others."""
     batch, heads, frames, _ = q.shape
-    source, dropped = torch.Generator().manual_seed(seed), round(probability * LEVELS)
+    draws = Draws(seed, probability)
     for b in range(batch):
         for h in range(heads):
-            numbers = torch.empty(-(-frames * frames // 4), dtype=torch.int64).random_(-(1 << 63), None, generator=source)
-            bits = numbers.view(torch.int16)[: frames * frames].view(frames, frames)
-            yield (b, h), (bits >= dropped - LEVELS // 2).to(q.dtype), LEVELS / (LEVELS - dropped)
+            yield (b, h), draws.dropped((frames, frames)), draws.factor
 
 
 def _together(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:

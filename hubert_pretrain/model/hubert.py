@@ -19,6 +19,7 @@ from hubert_pretrain.errors import DataError
 from hubert_pretrain.model.attention import Attend, Attended, backend
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.conv_encoder import ACTIVATIONS, ConvEncoder, scale_gradient
+from hubert_pretrain.model.dropout import Dropout
 from hubert_pretrain.model.log_mel_encoder import LogMelEncoder
 from hubert_pretrain.model.positions import BatchNormPositions, ConvPositions
 
@@ -150,7 +151,7 @@ class FeatureProjection(nn.Module):
         self.norm = LayerNorm(channels, eps=config.layer_norm_eps) if config.feat_proj_layer_norm else nn.Identity()
         # PyTorch's default initialisation, as in fairseq. (fairseq leaves the layer out where C = D; its importer must insert identity.)
         self.linear = nn.Linear(channels, config.hidden_size)
-        self.dropout = nn.Dropout(config.feat_proj_dropout)
+        self.dropout = Dropout(config.feat_proj_dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, D)."""
@@ -175,7 +176,7 @@ class ContextEncoder(nn.Module):
         self.pre_norm = config.do_stable_layer_norm
         self.positions = BatchNormPositions(config) if config.conv_pos_batch_norm else ConvPositions(config)
         self.norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
 
     def forward(
@@ -241,7 +242,7 @@ class Block(nn.Module):
         self.attention_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self.adapter = None if config.adapter_attn_dim is None else Adapter(config, config.adapter_attn_dim)
 
     def forward(self, x: Tensor, attended: Attended, attend: Attend) -> tuple[Tensor, Tensor | None]:
@@ -283,7 +284,7 @@ class FeedForward(nn.Module):
         self.up = _linear(config.hidden_size, config.intermediate_size, config.initializer_range)
         self.down = _linear(config.intermediate_size, config.hidden_size, config.initializer_range)
         self.activation = ACTIVATIONS[config.hidden_act]
-        self.dropout = nn.Dropout(config.activation_dropout)
+        self.dropout = Dropout(config.activation_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""

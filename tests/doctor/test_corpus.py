@@ -174,12 +174,12 @@ def test_crops(make_corpus: Make) -> None:
     assert row.state == "ok"
     assert "0 of 9 are too short" in row.found
     row = about.crops(corpus, "crops it1", grid=MODEL_GRID, seed=1, **LENGTHS | {"min_seconds": 1.02, "micro_batch_seconds": 1.1})
-    assert (row.state, row.fix) == ("warning", "lower pretrain.min_seconds=1.02")
+    assert (row.state, row.fix) == ("warning", "lower iterations.NAME.pretrain.min_seconds=1.02")
     assert "4 of 9 are too short" in row.found
     row = about.crops(corpus, "crops it1", grid=MODEL_GRID, seed=1, **LENGTHS | {"micro_batch_seconds": 100.0})
     assert row.state == "error"
     assert "does not fill one micro-batch of 100.0 s" in row.found
-    assert row.fix.startswith("lower pretrain.micro_batch_seconds")
+    assert row.fix.startswith("lower iterations.NAME.pretrain.micro_batch_seconds")
 
 
 def test_noise(tmp_path: Path, make_corpus: Make) -> None:

@@ -95,6 +95,14 @@ def test_a_run_under_way(prepared: Workspace, capsys: pytest.CaptureFixture[str]
     assert "12 utterances, 612 frames, codebook " in printed
 
 
+def test_crops_that_cannot_be_cut_are_one_error(prepared: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(HubertPretrainError, match=r"the check found errors in .*crops it1"):
+        stage.run(composed(prepared.root, "iterations.it1.pretrain.min_seconds=50", "iterations.it1.pretrain.max_crop_seconds=60"), prepared)
+    found = states(prepared)
+    assert (found["crops it1"], found["loader it1"]) == ("error", "later")
+    assert " ".join(capsys.readouterr().out.split()).count("does not fill one") == 1
+
+
 def test_damage_is_listed_in_full_in_the_json(prepared: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     for number in (1, 4, 7):
         (prepared.root / "audio" / f"u{number:02d}.wav").write_bytes(b"no audio")

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from hubert_pretrain.model.attention import eager, key_mask
+from hubert_pretrain.model.dropout import draw_seed
 from hubert_pretrain.model.dropped_attention import _draws, dropped_attention
 
 
@@ -36,12 +37,12 @@ def test_equal_to_autograd_with_the_same_draws() -> None:
     torch.manual_seed(4)
     found = dropped_attention(*inputs, None, 0.3)
     torch.manual_seed(4)
-    seed = int(torch.empty((), dtype=torch.int64).random_())
+    seed = draw_seed()
     q, k, v = inputs
     weights = (q @ k.mT * 8**-0.5).softmax(-1)
     factors = torch.zeros_like(weights)
-    for place, kept, factor in _draws(q, 0.3, seed):
-        factors[place] = factor * kept
+    for place, dropped, factor in _draws(q, 0.3, seed):
+        factors[place] = factor * ~dropped
     expected = (weights * factors) @ v
     torch.testing.assert_close(found, expected)
     for ours, theirs in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
@@ -51,7 +52,7 @@ def test_equal_to_autograd_with_the_same_draws() -> None:
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
 def test_as_many_are_dropped_as_said_and_the_mean_stays(probability: float) -> None:
     q = torch.zeros(3, 4, 300, 8)
-    drawn = [(1 - kept.double().mean(), factor) for _, kept, factor in _draws(q, probability, seed=1)]
+    drawn = [(dropped.double().mean(), factor) for _, dropped, factor in _draws(q, probability, seed=1)]
     share = torch.stack([mean for mean, _ in drawn]).mean()
     assert abs(float(share) - probability) < 5 * (probability * (1 - probability) / (12 * 300 * 300)) ** 0.5
     assert drawn[0][1] == pytest.approx(1 / (1 - probability), rel=1e-4)
@@ -65,5 +66,5 @@ def test_draws_follow_the_seed_of_the_step_and_differ_between_heads() -> None:
         results.append(dropped_attention(*inputs, None, 0.3))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
-    masks = [kept for _, kept, _ in _draws(inputs[0], 0.3, seed=1)]
+    masks = [dropped for _, dropped, _ in _draws(inputs[0], 0.3, seed=1)]
     assert not any(torch.equal(masks[0], other) for other in masks[1:])

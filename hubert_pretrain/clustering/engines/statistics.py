@@ -73,7 +73,7 @@ class Accumulator:
     def _on_cpu(self, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sums = torch.zeros(self._totals.shape, dtype=torch.float64)
         counts, gain = torch.zeros_like(self._counts), torch.zeros(1, dtype=torch.float64)
-        for block in chunk.split(nearest.BLOCK_FRAMES):  # so many are added up in float32
+        for block in chunk.split(nearest.block_frames(len(counts))):  # so many are added up in float32
             ids, scores = nearest.nearest(block, self._weight, self._bias)
             gain += scores.gather(1, ids[:, None]).sum(dtype=torch.float64)
             counts += torch.bincount(ids, minlength=len(counts))
@@ -116,7 +116,7 @@ def measure(shard: Shard, centroids: Tensor) -> Fit:
 
     def add(start: int, stop: int, part: NDArray[np.float32]) -> None:
         inertia, found = torch.zeros(1, dtype=torch.float64), torch.zeros_like(counts)
-        for block in torch.from_numpy(part).split(nearest.BLOCK_FRAMES):
+        for block in torch.from_numpy(part).split(nearest.block_frames(len(counts))):
             ids, _ = nearest.nearest(block, weight, bias)
             inertia += (block - centroids[ids]).square_().sum(dim=1).sum(dtype=torch.float64)
             found += torch.bincount(ids, minlength=len(counts))
