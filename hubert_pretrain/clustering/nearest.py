@@ -12,8 +12,8 @@ DEVICE_FRAMES = 1 << 15
 
 
 def block_frames(n_clusters: int) -> int:
-    """Frames per matrix product on a CPU, a power of two: 4,096 with K=100, 1,024 with K=500."""
-    return 1 << max(6, (BLOCK_BYTES // (4 * n_clusters)).bit_length() - 1)
+    """Frames per matrix product on a CPU, a power of two: 4,096 up to K=100, 1,024 with K=500."""
+    return 1 << min(max(6, (BLOCK_BYTES // (4 * n_clusters)).bit_length() - 1), 12)
 
 
 def tables(centroids: Tensor, centre: Tensor | None = None) -> tuple[Tensor, Tensor]:

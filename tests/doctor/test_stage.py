@@ -95,12 +95,12 @@ def test_a_run_under_way(prepared: Workspace, capsys: pytest.CaptureFixture[str]
     assert "12 utterances, 612 frames, codebook " in printed
 
 
-def test_crops_that_cannot_be_cut_are_one_error(prepared: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(HubertPretrainError, match=r"the check found errors in .*crops it1"):
-        stage.run(composed(prepared.root, "iterations.it1.pretrain.min_seconds=50", "iterations.it1.pretrain.max_crop_seconds=60"), prepared)
+def test_crops_that_cannot_be_cut_are_one_error_of_each_iteration(prepared: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(HubertPretrainError, match=r"the check found errors in crops it1, crops it2"):
+        stage.run(composed(prepared.root, *(f"iterations.{name}.pretrain.min_seconds=1.9" for name in ("it1", "it2"))), prepared)
     found = states(prepared)
-    assert (found["crops it1"], found["loader it1"]) == ("error", "later")
-    assert " ".join(capsys.readouterr().out.split()).count("does not fill one") == 1
+    assert [found[f"{row} {name}"] for name in ("it1", "it2") for row in ("crops", "loader")] == ["error", "later"] * 2
+    assert " ".join(capsys.readouterr().out.split()).count("training utterances are at least 1.9 s long") == 2
 
 
 def test_damage_is_listed_in_full_in_the_json(prepared: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
