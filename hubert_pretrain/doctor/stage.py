@@ -85,10 +85,12 @@ def _artefacts(recipe: Recipe, workspace: Workspace) -> Iterator[Row]:
     for name, iteration in recipe.iterations.items():
         values = {key: getattr(iteration.pretrain, key) for key in PLAN}
         crops, loader = f"crops {name}", f"loader {name}"
-        row = about.crops(corpus, crops, grid=grid, seed=recipe.seed, **values) if corpus else later(crops, "prepare")
-        yield row
-        fed = feeding.feeding(loader, corpus, model=recipe.model, precision=precision, **loading, **values) if row.state != ERROR else None
-        yield fed or later(loader, f"the error of {crops!r} is mended")
+        found = about.crops(corpus, crops, grid=grid, seed=recipe.seed, **values) if corpus else later(crops, "prepare")
+        yield found
+        if found.state == ERROR:
+            yield later(loader, crops)
+        else:
+            yield feeding.feeding(loader, corpus, model=recipe.model, precision=precision, **loading, **values)
         if corpus is None or not workspace.is_done(label := f"{name}/label"):
             yield later(f"targets {name}", f"{name}/label")
             continue
