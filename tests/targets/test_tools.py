@@ -71,6 +71,16 @@ def test_score(tool: Tool, run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_score_against_scikit_learn(tool: Tool, run: Path) -> None:
+    arguments = [run / "it1/label", "--corpus", run / "prepare", "--codebook", run / "it1/cluster"]
+    code, out, _ = tool("score_targets", *arguments, "--hours", 0.002)
+    found = json.loads(out)["against_scikit_learn"]
+    assert code == 0
+    assert found["frames"] > 100
+    assert found["inertia_ratio"] == pytest.approx(found["inertia"] / found["inertia_of_scikit_learn"])
+    assert 1.0 < found["inertia_ratio"] < 10, "its centroids are frames taken evenly, not fitted"
+
+
 def test_convert_there_and_back(tool: Tool, run: Path, tmp_path: Path) -> None:
     corpus = ["--corpus", run / "prepare"]
     code, out, _ = tool("convert_targets", "export", run / "it1/label", *corpus, "--out", tmp_path / "km")
