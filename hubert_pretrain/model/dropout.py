@@ -42,7 +42,7 @@ class Draws:
 
 def draw_seed() -> int:
     """From PyTorch's generator, as every random number of a step, so that seeds and resumed runs mean what they say."""
-    return int(torch.empty((), dtype=torch.int64).random_())
+    return int(torch.empty(1, dtype=torch.int64).random_().numpy()[0])
 
 
 class _Dropout(torch.autograd.Function):
