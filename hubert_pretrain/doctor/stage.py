@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from hubert_pretrain import compose, pipeline
 from hubert_pretrain.config import Recipe
@@ -76,7 +77,7 @@ def _artefacts(recipe: Recipe, workspace: Workspace) -> Iterator[Row]:
     from hubert_pretrain.doctor import feeding, labels, shards, targets
 
     corpus, grid = open_corpus(recipe, workspace) if workspace.is_done("prepare") else None, recipe.model.grid
-    loading = {"seed": recipe.seed, "readers": recipe.trainer.loader_workers, "devices": recipe.trainer.devices}
+    loading: dict[str, Any] = {"seed": recipe.seed, "readers": recipe.trainer.loader_workers, "devices": recipe.trainer.devices}
     precision = machine.gpu_precision(recipe.trainer.accelerator, recipe.trainer.precision)
     yield from [about.root(recipe.data.root), shards.cache(recipe.data.cache_dir, recipe.data.cache_gigabytes)]
     asked = {"sample": recipe.check.sample, "seed": recipe.seed, "workers": recipe.data.workers}
@@ -84,13 +85,9 @@ def _artefacts(recipe: Recipe, workspace: Workspace) -> Iterator[Row]:
     yield shards.shards(corpus, everything=recipe.check.all, **asked)
     for name, iteration in recipe.iterations.items():
         values = {key: getattr(iteration.pretrain, key) for key in PLAN}
-        crops, loader = f"crops {name}", f"loader {name}"
-        found = about.crops(corpus, crops, grid=grid, seed=recipe.seed, **values) if corpus else later(crops, "prepare")
-        yield found
-        if found.state == ERROR:
-            yield later(loader, crops)
-        else:
-            yield feeding.feeding(loader, corpus, model=recipe.model, precision=precision, **loading, **values)
+        cut = about.crops(corpus, f"crops {name}", grid=grid, seed=recipe.seed, **values) if corpus else later(f"crops {name}", "prepare")
+        asking = {} if cut.state == ERROR else {"model": recipe.model, "precision": precision, **loading, **values}
+        yield from (cut, feeding.feeding(f"loader {name}", corpus, **asking) if asking else later(f"loader {name}", cut.name))
         if corpus is None or not workspace.is_done(label := f"{name}/label"):
             yield later(f"targets {name}", f"{name}/label")
             continue
