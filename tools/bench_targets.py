@@ -256,7 +256,7 @@ def kmeans_layer(options: argparse.Namespace, folder: Path) -> Figures:
 def kmeans(options: argparse.Namespace, corpus: Corpus, extractor: Extractor, n_clusters: int, folder: Path) -> Figures:
     """`fit` of both engines, a seed a turn, and the inertia, which each side computes; `inertia_ratio` < 1: ours is better."""
     frames = frames_of(corpus, corpus.manifest.rows(), extractor, folder)
-    threads = benchmark.faster_threads(lambda threads: fit_usual(frames[: 2 * n_clusters], n_clusters, threads, 1))
+    threads = benchmark.faster_threads(lambda threads: fit_usual(frames[: 10 * n_clusters], n_clusters, threads, 1))
     audio = seconds(int(corpus.manifest.num_samples.sum()))
 
     def fit(side: str, some: np.ndarray, seed: int) -> tuple[float, float, float]:
