@@ -9,6 +9,8 @@ import sys
 import tokenize
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).resolve().parent.parent / "hubert_pretrain"
 FILES = sorted(PACKAGE.rglob("*.py"))
 STREET = ["data", "model", "features", "clustering", "targets", "training", "pretrain", "finetune", "export", "doctor"]
@@ -129,3 +131,11 @@ def dotted(path: Path) -> str:
 def test_the_command_line_imports_no_torch() -> None:
     code = "import sys, hubert_pretrain.run; print([name for name in ('torch', 'lightning', 'sklearn') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.xdist_group("together")
+def test_tests_of_a_group_stay_in_one_process(request: pytest.FixtureRequest) -> None:
+    """Otherwise each process runs the loop, and starts a SLURM cluster, for itself: pytest 9.2 did that without a word."""
+    if not request.config.getoption("loadgroup", default=False):
+        pytest.skip("one process, or tests are not grouped")
+    assert request.node.nodeid.endswith("@together")
