@@ -39,6 +39,7 @@ SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0,batch_sc
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=10
+MinJobAge=7200
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 RealMemory=16000
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 RealMemory=16000
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
