@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,12 +24,14 @@ def lay_out(waveforms: Sequence[Tensor], grid: FrameGrid) -> tuple[Tensor, Tenso
     """
     counts = [grid.num_frames(len(waveform)) for waveform in waveforms]
     hops = [max(1, -(-len(waveform) // grid.hop)) for waveform in waveforms]
-    flat = waveforms[0].new_zeros(sum(hops) * grid.hop + grid.window)
+    flat = waveforms[0].new_empty(sum(hops) * grid.hop + grid.window)
     position, firsts = 0, []
     for waveform, taken in zip(waveforms, hops, strict=True):
-        flat[position * grid.hop : position * grid.hop + len(waveform)] = waveform
-        firsts.append(position)
-        position += taken
+        begin, position = position * grid.hop, position + taken
+        flat[begin : begin + len(waveform)] = waveform
+        flat[begin + len(waveform) : position * grid.hop] = 0
+        firsts.append(position - taken)
+    flat[position * grid.hop :] = 0
     return flat, torch.tensor(firsts, dtype=torch.int64), counts
 
 
@@ -51,14 +54,13 @@ def spread(
         offset: the first one that is taken.
         rows: how many of each utterance are taken; None for as many as there are.
     """
-    taken = torch.tensor([len(range(offset, count, step)) for count in counts] if rows is None else list(rows))
-    wide = torch.where(taken > 0, taken + 2 * context, 0)
-    ends = torch.cumsum(wide, 0)
-    numbers = torch.arange(int(wide.sum())) - torch.repeat_interleave(ends - wide, wide) - context
-    numbers = torch.minimum(numbers.clamp(min=0), torch.repeat_interleave(taken - 1, wide)) * step + offset
-    all_counts = torch.tensor(list(counts))
-    begin = torch.cumsum(all_counts, 0) - all_counts if firsts is None else firsts
-    return numbers + torch.repeat_interleave(begin, wide)
+    taken = np.array([len(range(offset, count, step)) for count in counts] if rows is None else rows, dtype=np.int64)
+    wide = np.where(taken > 0, taken + 2 * context, 0)
+    numbers = np.arange(wide.sum()) - np.repeat(np.cumsum(wide) - wide, wide)  # 0, 1, 2, ... of each utterance
+    if context:
+        numbers = np.clip(numbers - context, 0, np.repeat(taken - 1, wide))
+    begin = np.cumsum(counts) - np.asarray(counts) if firsts is None else firsts.numpy()
+    return torch.from_numpy(numbers * step + np.repeat(begin + offset, wide))
 
 
 def deltas(frames: Tensor, counts: Sequence[int], firsts: Tensor | None = None) -> Tensor:
@@ -74,13 +76,5 @@ def deltas(frames: Tensor, counts: Sequence[int], firsts: Tensor | None = None) 
     slopes = torch.sub(padded[4:], padded[:-4]).mul_(2).add_(padded[3:-1]).sub_(padded[1:-3]).div_(10)
     # Slopes exist from the third row of an utterance to its third from last; those between two utterances mean nothing.
     wide = [count + 4 if count else 0 for count in counts]
-    keep = [torch.arange(end - width, end - 4) for end, width in zip(_ends(wide), wide, strict=True) if width]
-    return slopes.index_select(0, torch.cat(keep).to(frames.device)) if keep else frames.new_zeros(0, frames.shape[-1])
-
-
-def _ends(counts: Sequence[int]) -> list[int]:
-    total, ends = 0, []
-    for count in counts:
-        total += count
-        ends.append(total)
-    return ends
+    kept = spread(counts, torch.from_numpy(np.cumsum(wide) - wide))
+    return slopes.index_select(0, kept.to(frames.device)) if len(kept) else frames.new_zeros(0, frames.shape[-1])

@@ -18,7 +18,7 @@ PRE_EMPHASIS = 0.97
 POVEY_POWER = 0.85
 """Kaldi's Povey window is a Hann window to this power: it goes to zero at the edges."""
 FRAMES_AT_ONCE = {"cpu": 512, "cuda": 1 << 17}
-"""Frames per pass. On a CPU a pass stays in the second-level cache (1 MB); on a GPU it bounds the memory for hour-long recordings."""
+"""Frames per pass. On a CPU a pass stays in the cache; on a GPU it bounds the memory for hour-long recordings."""
 
 
 class MelEnergies(nn.Module):
@@ -47,12 +47,18 @@ class MelEnergies(nn.Module):
         at_once = FRAMES_AT_ONCE[flat.device.type]
         mel = nn.functional.pad(self.mel, (0, -self.num_bands % 8))  # 24 columns take little more than half the time of 23
         energies = flat.new_empty(len(frames), mel.shape[1])
-        # Only [:, 1:window] of it is written: the rest is the padding, and the window's first value is 0.
-        padded = flat.new_zeros(min(at_once, len(frames)), self.fft_size)
+        scratch = self._scratch(flat, min(at_once, len(frames)))
         for start in range(0, len(frames), at_once):
             part = frames[start : start + at_once]
-            torch.mm(self._power(part, padded[: len(part)]), mel, out=energies[start : start + at_once])
+            power = self._power(part, *(each[: len(part)] for each in scratch))
+            torch.mm(power, mel, out=energies[start : start + at_once])
         return self._logarithm(energies)[:, : self.num_bands]
+
+    def _scratch(self, like: Tensor, frames: int) -> list[Tensor]:
+        """What `_power` writes to. Arrays of its own in every pass would take half as long again: the system has to clear their pages."""
+        bins = self.fft_size // 2 + 1
+        padded, centred = like.new_zeros(frames, self.fft_size), like.new_empty(frames, self.grid.window)
+        return [padded, centred, like.new_empty(frames, bins, dtype=torch.complex64), like.new_empty(frames, bins)]
 
     @staticmethod
     def _logarithm(energies: Tensor) -> Tensor:
@@ -63,14 +69,17 @@ class MelEnergies(nn.Module):
         frames = waveform.unfold(1, self.grid.window, self.grid.hop)  # (B, F, window), a view
         return self._logarithm(self._power(frames, frames.new_zeros(*frames.shape[:2], self.fft_size)) @ self.mel)
 
-    def _power(self, frames: Tensor, padded: Tensor) -> Tensor:
-        """(..., window) -> power spectrum (..., bins), by way of `padded` (..., fft_size)."""
-        centred = frames - frames.mean(dim=-1, keepdim=True)
+    def _power(
+        self, frames: Tensor, padded: Tensor, centred: Tensor | None = None, spectrum: Tensor | None = None, power: Tensor | None = None
+    ) -> Tensor:
+        """(..., window) -> power spectrum (..., bins), by way of `padded` (..., fft_size), zeros, and of more such arrays, if given."""
+        centred = torch.sub(frames, frames.mean(dim=-1, keepdim=True), out=centred)
+        # Only this part is written: the rest is the padding, and the window's first value is 0.
         weighted = padded[..., 1 : self.grid.window]
         # In two steps, rounded as Kaldi rounds: with a fused multiply-add, empty mel bins next to loud ones differ by 1e-2.
-        weighted.copy_(centred[..., :-1]).mul_(-PRE_EMPHASIS).add_(centred[..., 1:]).mul_(self.window[1:])
-        squares = torch.view_as_real(torch.fft.rfft(padded)).square()
-        return squares[..., 0] + squares[..., 1]  # not sum(-1), which takes five times as long: sums over two neighbours do not vectorise
+        torch.mul(centred[..., :-1], -PRE_EMPHASIS, out=weighted).add_(centred[..., 1:]).mul_(self.window[1:])
+        squares = torch.view_as_real(torch.fft.rfft(padded, out=spectrum)).square_()
+        return torch.add(squares[..., 0], squares[..., 1], out=power)  # not sum(-1): sums over two neighbours do not vectorise
 
 
 def mel_filters(fft_size: int, num_bands: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hubert_pretrain import seeds
+from hubert_pretrain.clustering.engines.threads import at_once
 from hubert_pretrain.clustering.nearest import assign, tables
 
 NOTHING = 1e-6
@@ -22,11 +23,13 @@ def plus_plus(frames: Tensor, n_clusters: int, *, restarts: int, seed: int) -> T
     it, as the best of 2 + ln K candidates; the start with the smallest inertia is kept. A pure function of its arguments."""
     centred = frames - frames.double().mean(0).float()
     lengths = centred.square().sum(1)  # (n,)
-    best, chosen = math.inf, torch.empty(0, dtype=torch.long)
-    for restart in range(restarts):
-        rows, inertia = _start(centred, lengths, n_clusters, seeds.derive(seed, "k-means++", restart))
-        if inertia < best:
-            best, chosen = inertia, rows
+
+    def start(restart: int) -> tuple[Tensor, float]:
+        return _start(centred, lengths, n_clusters, seeds.derive(seed, "k-means++", restart))
+
+    # Starts side by side: each is a chain of small steps, in which threads would mostly wait for each other.
+    found = at_once(start, range(restarts)) if frames.device.type == "cpu" else map(start, range(restarts))
+    chosen, _ = min(found, key=lambda one: one[1])
     return frames[chosen]
 
 

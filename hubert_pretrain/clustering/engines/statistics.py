@@ -73,15 +73,14 @@ class Accumulator:
     def _on_cpu(self, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sums = torch.zeros(self._totals.shape, dtype=torch.float64)
         counts, gain = torch.zeros_like(self._counts), torch.zeros(1, dtype=torch.float64)
-        for block in chunk.split(nearest.block_frames(len(counts))):  # so many are added up in float32
-            ids, scores = nearest.nearest(block, self._weight, self._bias)
+        for block, ids, scores in nearest.blocks(chunk, self._weight, self._bias):  # so many are added up in float32
             gain += scores.gather(1, ids[:, None]).sum(dtype=torch.float64)
             counts += torch.bincount(ids, minlength=len(counts))
             sums += torch.zeros(sums.shape).index_add_(0, ids, block)
         return sums, counts, gain
 
     def _on_device(self, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ids, scores = nearest.nearest(chunk, self._weight, self._bias)
+        ((_, ids, scores),) = nearest.blocks(chunk, self._weight, self._bias)
         # A product with ones and zeros: `index_add_` would add in another order each time.
         members = torch.nn.functional.one_hot(ids, len(self._counts)).to(chunk.dtype)  # (n, K)
         return (members.T @ chunk).double(), members.sum(0).long(), scores.amax(1).sum(dtype=torch.float64)
@@ -116,8 +115,7 @@ def measure(shard: Shard, centroids: Tensor) -> Fit:
 
     def add(start: int, stop: int, part: NDArray[np.float32]) -> None:
         inertia, found = torch.zeros(1, dtype=torch.float64), torch.zeros_like(counts)
-        for block in torch.from_numpy(part).split(nearest.block_frames(len(counts))):
-            ids, _ = nearest.nearest(block, weight, bias)
+        for block, ids, _ in nearest.blocks(torch.from_numpy(part), weight, bias):
             inertia += (block - centroids[ids]).square_().sum(dim=1).sum(dtype=torch.float64)
             found += torch.bincount(ids, minlength=len(counts))
         with lock:

@@ -1,10 +1,11 @@
-"""Chunks of frames on all cores: each thread takes the next chunk and computes it with one thread of torch."""
+"""Work on all cores, each item or chunk of frames in one thread that computes it with one thread of torch."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from hubert_pretrain.clustering.source import Shard
 
 Work = Callable[[int, int, NDArray[np.float32]], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def over_chunks(shard: Shard, work: Work) -> None:
@@ -32,13 +35,17 @@ def over_chunks(shard: Shard, work: Work) -> None:
             # Of a read-only memory map this is a copy: torch wants arrays that could be written.
             work(*chunk, np.require(shard.frames[chunk[0] : chunk[1]], np.float32, ["C_CONTIGUOUS", "WRITEABLE"]))
 
+    at_once(lambda _: serve(), range(threads))
+
+
+def at_once(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`function` of every item, as many at a time as torch uses threads, each with one thread: numbers do not depend on how many there are."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        if threads == 1:
-            serve()
-            return
-        with ThreadPoolExecutor(threads, thread_name_prefix="k-means") as pool:
-            for future in [pool.submit(serve) for _ in range(threads)]:
-                future.result()
+        if min(threads, len(items)) <= 1:
+            return [function(item) for item in items]
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,), thread_name_prefix="k-means") as pool:
+            return list(pool.map(function, items))
     finally:
         torch.set_num_threads(threads)
