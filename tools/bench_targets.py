@@ -12,10 +12,10 @@
 | layer_features | layer 6 of a Base network, mixed lengths | HubertModel of transformers with the same weights, one file at a time |
 
 The usual way is fairseq's simple_kmeans: features of all files in a file, labels as lines of text, one process; it gets one torch thread or
-one per core, whichever is faster here. Ours is what conf/clustering/full_100 says. Both cluster the same utterances: a tenth of the audio,
-at least an hour. Figures are audio-seconds per second; `cpu_ratio` is by processor time, which other jobs on the machine change less. Each
-turn of the k-means rows has a seed of its own. Each row has a size that takes some minutes on two cores (--minutes for another; files are
-taken again when there are not so many). Without --audio the speech is noise with LibriSpeech's lengths.
+one per core, whichever is faster here. Ours is what conf/clustering/full_100 (K=500: full_500) says. Both cluster the same utterances:
+a tenth of the audio, at least an hour. Figures are audio-seconds per second; `cpu_ratio` is by processor time, which other jobs on the
+machine change less. Each turn of the k-means rows has a seed of its own. Each row has a size that takes some minutes on two cores
+(--minutes for another; files are taken again when there are not so many). Without --audio the speech is noise with LibriSpeech's lengths.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as run.py has it, and bef
 import numpy as np
 import soundfile
 import torch
+from omegaconf import OmegaConf
 
 from hubert_pretrain import benchmark
 from hubert_pretrain.clustering import sample
@@ -169,8 +170,10 @@ def sampled(corpus: Corpus) -> np.ndarray:
 
 
 def full_batch(engine: str, n_clusters: int, seed: int = 0) -> KMeans:
-    """conf/clustering/full_100."""
-    return KMeans(engine, n_clusters, max_iterations=30, tolerance=5e-4, restarts=2, seed=seed)
+    """conf/clustering/full_100 or full_500."""
+    settings = OmegaConf.load(Path(__file__).parents[1] / f"conf/clustering/full_{500 if n_clusters >= 500 else 100}.yaml")
+    taken = {name: settings[name] for name in ("max_iterations", "tolerance", "restarts")}
+    return KMeans(engine, n_clusters, seed=seed, **taken)
 
 
 def our_labels(corpus: Corpus, codebook: Codebook, folder: Path) -> TargetStore:

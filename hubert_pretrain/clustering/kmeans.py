@@ -45,7 +45,8 @@ class KMeans:
     max_iterations: int = 100
     """Passes over the frames at most."""
     tolerance: float = 0.0
-    """torch, faiss: stop when a pass improves the inertia by no more than this share of it. minibatch: when centroids move less."""
+    """torch, faiss: stop when a pass improves the inertia by no more than this share of it; 0: when no centroid moves (torch). minibatch:
+    when centroids move less."""
     restarts: int = 20
     """k-means++ starts on a sample, of which the best is kept."""
     spherical: bool = False

@@ -56,9 +56,8 @@ class MelEnergies(nn.Module):
 
     def _scratch(self, like: Tensor, frames: int) -> list[Tensor]:
         """What `_power` writes to. Arrays of its own in every pass would take half as long again: the system has to clear their pages."""
-        bins = self.fft_size // 2 + 1
-        padded, centred = like.new_zeros(frames, self.fft_size), like.new_empty(frames, self.grid.window)
-        return [padded, centred, like.new_empty(frames, bins, dtype=torch.complex64), like.new_empty(frames, bins)]
+        widths = self.fft_size, self.grid.window, self.fft_size // 2 + 1
+        return [like.new_zeros(frames, width) for width in widths]
 
     @staticmethod
     def _logarithm(energies: Tensor) -> Tensor:
@@ -69,16 +68,14 @@ class MelEnergies(nn.Module):
         frames = waveform.unfold(1, self.grid.window, self.grid.hop)  # (B, F, window), a view
         return self._logarithm(self._power(frames, frames.new_zeros(*frames.shape[:2], self.fft_size)) @ self.mel)
 
-    def _power(
-        self, frames: Tensor, padded: Tensor, centred: Tensor | None = None, spectrum: Tensor | None = None, power: Tensor | None = None
-    ) -> Tensor:
-        """(..., window) -> power spectrum (..., bins), by way of `padded` (..., fft_size), zeros, and of more such arrays, if given."""
+    def _power(self, frames: Tensor, padded: Tensor, centred: Tensor | None = None, power: Tensor | None = None) -> Tensor:
+        """(..., window) -> power spectrum (..., bins), by way of `padded` (..., fft_size), zeros, and of the other arrays, if given."""
         centred = torch.sub(frames, frames.mean(dim=-1, keepdim=True), out=centred)
         # Only this part is written: the rest is the padding, and the window's first value is 0.
         weighted = padded[..., 1 : self.grid.window]
         # In two steps, rounded as Kaldi rounds: with a fused multiply-add, empty mel bins next to loud ones differ by 1e-2.
         torch.mul(centred[..., :-1], -PRE_EMPHASIS, out=weighted).add_(centred[..., 1:]).mul_(self.window[1:])
-        squares = torch.view_as_real(torch.fft.rfft(padded, out=spectrum)).square_()
+        squares = torch.view_as_real(torch.fft.rfft(padded)).square_()
         return torch.add(squares[..., 0], squares[..., 1], out=power)  # not sum(-1): sums over two neighbours do not vectorise
 
 

@@ -138,9 +138,9 @@ def check_ids(ids: NDArray[np.integer], *, num_frames: int, n_clusters: int | Se
     if len(ids) != num_frames:
         raise DataError(length_message(utterance, len(ids), num_frames))
     columns = ids.reshape(len(ids), len(sizes))
-    outside = np.argwhere((columns < 0) | (columns >= np.array(sizes)))
-    if len(outside):
-        frame, codebook = map(int, outside[0])
+    outside = (columns < 0) | (columns >= np.array(sizes))
+    if outside.any():
+        frame, codebook = map(int, np.argwhere(outside)[0])
         which, size = f" {codebook + 1}" if len(sizes) > 1 else "", sizes[codebook]
         raise DataError(
             f"targets of {utterance!r}: id {int(columns[frame, codebook])} at frame {frame}, but the codebook{which} has K={size} clusters "

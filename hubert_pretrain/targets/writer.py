@@ -145,9 +145,9 @@ class TargetWriter:
         the block then stays pending.
         """
         rows, n_clusters = self.rows(block), self._description["n_clusters"]
-        for row, part in zip(rows, ids, strict=True):
-            num_frames = int(self._offsets[row + 1] - self._offsets[row])
-            check_ids(part, num_frames=num_frames, n_clusters=n_clusters, utterance=self._manifest[int(row)].id)
+        num_frames = np.diff(self._offsets[rows[0] : rows[-1] + 2]).tolist()
+        for part, length, utterance in zip(ids, num_frames, self._manifest.take("id", rows).to_pylist(), strict=True):
+            check_ids(part, num_frames=length, n_clusters=n_clusters, utterance=utterance)
         data = np.concatenate(ids).astype(DTYPE).tobytes()
         frame_bytes = DTYPE.itemsize * (1 if isinstance(n_clusters, int) else len(n_clusters))
         with room_for(self.folder / TARGETS, len(data)):

@@ -18,8 +18,10 @@ from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
 
-FULL_100 = {"max_iterations": 30, "tolerance": 5e-4, "restarts": 2}
-"""conf/clustering/full_100.yaml and full_500.yaml."""
+FULL_100 = {"max_iterations": 30, "tolerance": 1e-3, "restarts": 2}
+"""conf/clustering/full_100.yaml."""
+FULL_500 = {"max_iterations": 30, "tolerance": 5e-4, "restarts": 2}
+"""conf/clustering/full_500.yaml."""
 
 
 def frames_of(shared: Path, extractor: Extractor, files: int) -> np.ndarray:
@@ -51,4 +53,4 @@ def test_a_layer(shared: Path, tmp_path: Path, seed: int) -> None:
     frames = frames_of(shared, HubertLayer(tmp_path, 2), 80)
     usual = usual_inertia(frames, 500, seed)
     for engine in ("torch", "faiss"):
-        assert KMeans(engine, 500, seed=seed, **FULL_100).fit(frames).inertia_ <= 0.995 * usual, engine  # type: ignore[arg-type]
+        assert KMeans(engine, 500, seed=seed, **FULL_500).fit(frames).inertia_ <= 0.995 * usual, engine  # type: ignore[arg-type]

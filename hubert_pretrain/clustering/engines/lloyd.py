@@ -29,6 +29,11 @@ SAMPLE_TOLERANCE = 5e-3
 """A sample is doubled when an iteration improves its inertia by less than this share."""
 SAMPLE_ITERATIONS = 10
 """Or after so many."""
+LAST_TOLERANCE = 5e-4
+"""The same for the whole sample: what it settles need not be settled by passes over all frames, of which there may be thousands of times
+as many."""
+LAST_ITERATIONS = 30
+"""Or after so many."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Lloyd:
         key = f"{self} {survey.total} {survey.squares!r}"
         now = load_state(state, key) or State(self.start(survey, device), 0, 0, math.inf)
         while not now.finished and now.iteration < self.max_iterations:
-            now = self._step(shard, survey, now, device)
+            now = self._step(shard, survey, now, device, self.tolerance)
             save_state(state, key, now)
         return Fitted(now.centroids, now.iteration, now.reseeded)
 
@@ -74,18 +79,19 @@ class Lloyd:
         now = State(self._unit_length(centroids), 0, 0, math.inf)
         while size < len(sample):
             size = min(2 * size, len(sample))
-            part = _all_ranks_hold(sample[:size])
+            last = size == len(sample)
+            part, level = _all_ranks_hold(sample[:size]), _of_sample(sample[:size], survey)
             now = State(now.centroids, 0, 0, math.inf)
-            level = _of_sample(sample[:size], survey)
-            while not now.finished and now.iteration < SAMPLE_ITERATIONS:
-                now = self._step(part, level, now, device, max(SAMPLE_TOLERANCE, self.tolerance))
+            while not now.finished and now.iteration < (LAST_ITERATIONS if last else SAMPLE_ITERATIONS):
+                now = self._step(part, level, now, device, LAST_TOLERANCE if last else SAMPLE_TOLERANCE)
         return now.centroids
 
-    def _step(self, shard: Shard, survey: Survey, now: State, device: torch.device, tolerance: float | None = None) -> State:
+    def _step(self, shard: Shard, survey: Survey, now: State, device: torch.device, tolerance: float) -> State:
         found = statistics(shard, now.centroids, survey, device)
-        tolerance = self.tolerance if tolerance is None else tolerance
         centroids, drawn = self._update(now, found, survey)
-        finished = drawn == 0 and now.inertia - found.inertia <= tolerance * found.inertia
+        # Inertias are known to float32's precision: without a tolerance the centroids themselves have to stand still.
+        gained = now.inertia - found.inertia > tolerance * found.inertia if tolerance else not torch.equal(centroids, now.centroids)
+        finished = drawn == 0 and not gained
         return State(centroids, now.iteration + 1, now.reseeded + drawn, found.inertia, finished)
 
     def _update(self, now: State, found: Statistics, survey: Survey) -> tuple[Tensor, int]:

@@ -39,7 +39,7 @@ def over_chunks(shard: Shard, work: Work) -> None:
 
 
 def at_once(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """`function` of every item, as many at a time as torch uses threads, each with one thread: numbers do not depend on how many there are."""
+    """`function` of every item, as many at a time as torch uses threads, each with one thread of it: numbers depend on no thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
