@@ -61,7 +61,7 @@ from hubert_pretrain.targets.label import label
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
 
-MINUTES = {"mfcc_to_targets": 60.0, "labelling": 60.0, "kmeans_mfcc": 60.0, "kmeans_layer": 10.0, "layer_features": 2.0}
+MINUTES = {"mfcc_to_targets": 60.0, "labelling": 60.0, "kmeans_mfcc": 60.0, "kmeans_layer": 4.0, "layer_features": 2.0}
 """Audio of each row."""
 TIE = 1e-4
 """Two centroids whose squared distances differ by less than this share are equally near."""

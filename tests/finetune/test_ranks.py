@@ -20,6 +20,8 @@ from tests.finetune.conftest import TINY, make_corpus
 from tests.finetune.test_stage import CTC, VOICES
 from tests.pretrain.test_world_sizes import Job, Processes
 
+pytestmark = pytest.mark.xdist_group("ranks of fine-tuning")  # one process makes the fixture for all of them
+
 TASKS = {"letters": CTC, "voices": VOICES}
 RATES = {"letters": 1e-3, "voices": 1e-2}
 """Of letters so low that the head still says letters at the end: at higher ones it says nothing at first."""

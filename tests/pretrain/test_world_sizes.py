@@ -29,6 +29,8 @@ from hubert_pretrain.training.loggers import read_metrics
 from hubert_pretrain.workspace import Workspace
 from tests.pretrain.conftest import make_recipe
 
+pytestmark = pytest.mark.xdist_group("world sizes")  # one process makes the fixture for all of them
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
 
