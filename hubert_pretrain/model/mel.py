@@ -74,7 +74,7 @@ class MelEnergies(nn.Module):
         # Only this part is written: the rest is the padding, and the window's first value is 0.
         weighted = padded[..., 1 : self.grid.window]
         # In two steps, rounded as Kaldi rounds: with a fused multiply-add, empty mel bins next to loud ones differ by 1e-2.
-        torch.mul(centred[..., :-1], -PRE_EMPHASIS, out=weighted).add_(centred[..., 1:]).mul_(self.window[1:])
+        weighted.copy_(centred[..., :-1]).mul_(-PRE_EMPHASIS).add_(centred[..., 1:]).mul_(self.window[1:])
         squares = torch.view_as_real(torch.fft.rfft(padded)).square_()
         return torch.add(squares[..., 0], squares[..., 1], out=power)  # not sum(-1): sums over two neighbours do not vectorise
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 NARROW = 256
-"""Up to so many numbers per window copying the windows is cheaper than several products of few columns."""
+"""Up to so many numbers per window, the gradient by the taps is cheaper as one product with a copy of the windows."""
 
 
 def as_taps(weight: Tensor) -> Tensor:
@@ -38,8 +38,6 @@ def convolve(x: Tensor, taps: Tensor, kernel: int, stride: int, out: Tensor) -> 
 def gradient_by_x(gradient: Tensor, x: Tensor, taps: Tensor, kernel: int, stride: int) -> Tensor:
     """Of `convolve` by its x (B, T, C), given that by its result (B, U, O)."""
     out = gradient.shape[1]
-    if _narrow(x, kernel):
-        return _scatter(gradient @ taps.T, x, kernel, stride)
     by_x = torch.zeros_like(x) if kernel < stride else torch.empty_like(x)
     by_x[:, out * stride :] = 0.0  # the first product writes all that is before
     for number, (rows, columns) in enumerate(_views(by_x, out, kernel, stride)):
@@ -49,29 +47,24 @@ def gradient_by_x(gradient: Tensor, x: Tensor, taps: Tensor, kernel: int, stride
 
 def add_gradient_by_taps(by_taps: Tensor, gradient: Tensor, x: Tensor, kernel: int, stride: int) -> None:
     """Adds that of `convolve` by its taps to `by_taps` (kC, O)."""
-    for rows, columns in _views(x, gradient.shape[1], kernel, stride):
+    out, width = gradient.shape[1], kernel * x.shape[2]
+    views = _views(x, out, kernel, stride) if width > NARROW else [(_view(x, out, stride, 0, width).contiguous(), slice(None))]
+    for rows, columns in views:
         for left, right in zip(rows, gradient, strict=True):
             by_taps[columns].addmm_(left.T, right)
 
 
-def _narrow(x: Tensor, kernel: int) -> bool:
-    return x.shape[2] * kernel <= NARROW
-
-
 def _views(x: Tensor, out: int, kernel: int, stride: int) -> Iterator[tuple[Tensor, slice]]:
     """The matrices (B, U, n) whose rows together are the windows of x (B, T, C), and the columns of the window that each holds."""
-    batch, frames, channels = x.shape
-    if _narrow(x, kernel):
-        yield (
-            x.as_strided((batch, out, kernel * channels), (frames * channels, stride * channels, 1), x.storage_offset()).contiguous(),
-            slice(None),
-        )
-        return
     for first in range(0, kernel, stride):
-        width = min(stride, kernel - first) * channels
-        strides = (frames * channels, stride * channels, 1)
-        offset = x.storage_offset() + first * channels
-        yield x.as_strided((batch, out, width), strides, offset), slice(first * channels, first * channels + width)
+        start, width = first * x.shape[2], min(stride, kernel - first) * x.shape[2]
+        yield _view(x, out, stride, start, width), slice(start, start + width)
+
+
+def _view(x: Tensor, out: int, stride: int, start: int, width: int) -> Tensor:
+    """(B, U, width): so many numbers of every window of x (B, T, C), from one of them on."""
+    batch, frames, channels = x.shape
+    return x.as_strided((batch, out, width), (frames * channels, stride * channels, 1), x.storage_offset() + start)
 
 
 def _multiply(y: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
@@ -84,11 +77,3 @@ def _multiply(y: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
             row.addmm_(left, b)
         else:
             torch.mm(left, b, out=row)
-
-
-def _scatter(windows: Tensor, x: Tensor, kernel: int, stride: int) -> Tensor:
-    """(B, U, kC) -> (B, T, C): each number added where its window had it."""
-    by_x = torch.zeros_like(x)
-    for tap, part in enumerate(windows.unflatten(2, (kernel, -1)).unbind(2)):
-        by_x[:, tap : tap + part.shape[1] * stride : stride][:, : part.shape[1]] += part
-    return by_x

@@ -33,9 +33,9 @@ def test_as_many_go_as_with_pytorch(probability: float) -> None:
 
 def test_neighbours_are_independent() -> None:
     """The four draws of one 64-bit number, and those of the next: no correlation beyond chance at any of sixteen distances."""
-    dropped = Draws(3, 0.5).dropped((1_000_000,)).double() - 0.5
+    kept = Draws(3, 0.5).kept((1_000_000,)).double() - 0.5
     for distance in range(1, 17):
-        assert abs(float((dropped[:-distance] * dropped[distance:]).mean() / 0.25)) < 5e-3
+        assert abs(float((kept[:-distance] * kept[distance:]).mean() / 0.25)) < 5e-3
 
 
 def test_seeds_decide_and_each_layer_draws_anew() -> None:

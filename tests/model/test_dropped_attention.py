@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hubert_pretrain.model.attention import eager, key_mask
 from hubert_pretrain.model.dropout import draw_seed
-from hubert_pretrain.model.dropped_attention import _draws, dropped_attention
+from hubert_pretrain.model.dropped_attention import _pieces, dropped_attention
 
 
 def heads(batch: int, frames: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,8 +41,8 @@ def test_equal_to_autograd_with_the_same_draws() -> None:
     q, k, v = inputs
     weights = (q @ k.mT * 8**-0.5).softmax(-1)
     factors = torch.zeros_like(weights)
-    for place, dropped, factor in _draws(q, 0.3, seed):
-        factors[place] = factor * ~dropped
+    for heads_of, kept, factor in _pieces(q, 0.3, seed):
+        factors[heads_of] = factor * kept
     expected = (weights * factors) @ v
     torch.testing.assert_close(found, expected)
     for ours, theirs in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
@@ -52,8 +52,8 @@ def test_equal_to_autograd_with_the_same_draws() -> None:
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
 def test_as_many_are_dropped_as_said_and_the_mean_stays(probability: float) -> None:
     q = torch.zeros(3, 4, 300, 8)
-    drawn = [(dropped.double().mean(), factor) for _, dropped, factor in _draws(q, probability, seed=1)]
-    share = torch.stack([mean for mean, _ in drawn]).mean()
+    drawn = [(1 - kept.double().mean((1, 2)), factor) for _, kept, factor in _pieces(q, probability, seed=1)]
+    share = torch.cat([means for means, _ in drawn]).mean()
     assert abs(float(share) - probability) < 5 * (probability * (1 - probability) / (12 * 300 * 300)) ** 0.5
     assert drawn[0][1] == pytest.approx(1 / (1 - probability), rel=1e-4)
 
@@ -66,5 +66,6 @@ def test_draws_follow_the_seed_of_the_step_and_differ_between_heads() -> None:
         results.append(dropped_attention(*inputs, None, 0.3))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
-    masks = [dropped for _, dropped, _ in _draws(inputs[0], 0.3, seed=1)]
+    masks = [head for _, kept, _ in _pieces(inputs[0], 0.3, seed=1) for head in kept]
+    assert len(masks) == 6
     assert not any(torch.equal(masks[0], other) for other in masks[1:])
