@@ -8,7 +8,7 @@ JOBS   ?= auto
 .PHONY: help demo smoke test lint format clean
 
 help:
-	@echo "make demo    the whole HuBERT loop on generated speech, on a CPU, in about ten minutes"
+	@echo "make demo    the whole HuBERT loop on generated speech, on a CPU, in ten to seventeen minutes"
 	@echo "make smoke   the same in under two minutes, learning nothing"
 	@echo "make test    all tests"
 	@echo "make lint    ruff and mypy"
