@@ -39,7 +39,7 @@ def over_chunks(shard: Shard, work: Work) -> None:
 
 
 def at_once(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """`function` of every item, as many at a time as torch uses threads, each with one thread of it: numbers depend on no thread."""
+    """`function` of every item, as many at a time as torch uses threads, each with one thread of it: any number of them gives the same."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
