@@ -31,7 +31,9 @@ def seconds_of(work: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def in_turns(sides: Mapping[str, Callable[[], float]], turns: int, *, warm_up: int = 1) -> dict[str, list[float]]:
+def in_turns(
+    sides: Mapping[str, Callable[[], float]], turns: int, *, warm_up: int = 1
+) -> dict[str, list[float]]:
     """What each side returns, turn by turn: a machine that slows down meanwhile slows all of them down. `warm_up` turns do not count."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(warm_up + turns):
@@ -54,7 +56,9 @@ def compared(ours: Sequence[float], peer: Sequence[float]) -> dict[str, float]:
     }
 
 
-def speeds(amount: float, ours: Callable[[], Any], peer: Callable[[], Any], turns: int) -> dict[str, float]:
+def speeds(
+    amount: float, ours: Callable[[], Any], peer: Callable[[], Any], turns: int
+) -> dict[str, float]:
     """How much of something both sides do in a second, in turns after one that warms up (when there are several).
 
     `cpu_ratio` is the ratio by processor time of all threads of this process: it is what other jobs on the machine change least, and it
@@ -70,13 +74,19 @@ def speeds(amount: float, ours: Callable[[], Any], peer: Callable[[], Any], turn
 
     sides = {"ours": lambda: timed("ours", ours), "peer": lambda: timed("peer", peer)}
     found = in_turns(sides, turns, warm_up=1 if turns > 1 else 0)
-    cpu = [theirs / mine for mine, theirs in zip(spent["ours"][-turns:], spent["peer"][-turns:], strict=True)]
+    cpu = [
+        theirs / mine
+        for mine, theirs in zip(spent["ours"][-turns:], spent["peer"][-turns:], strict=True)
+    ]
     return compared(found["ours"], found["peer"]) | {"cpu_ratio": statistics.median(cpu)}
 
 
 def faster_threads(work: Callable[[int], Any]) -> int:
     """With how many threads, an argument of `work`, a single process does it in less time: one, or one per core."""
-    counts = (1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    counts = (
+        1,
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+    )
     return min(counts, key=lambda threads: min(seconds_of(lambda: work(threads)) for _ in range(2)))
 
 
@@ -93,19 +103,27 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def print_rows(bench: str, works: Mapping[str, Callable[[Path], Mapping[str, float]]], *, gpu: bool = False) -> None:
+def print_rows(
+    bench: str, works: Mapping[str, Callable[[Path], Mapping[str, float]]], *, gpu: bool = False
+) -> None:
     """Runs each work in a scratch folder of its own, prints its figures, and at the end all of them as JSON."""
     found = {}
     for name, work in works.items():
         with tempfile.TemporaryDirectory() as folder:
             found[name] = work(Path(folder))
-        print(f"{name}: " + ", ".join(f"{key} {value:.5g}" for key, value in found[name].items()), flush=True)
+        print(
+            f"{name}: " + ", ".join(f"{key} {value:.5g}" for key, value in found[name].items()),
+            flush=True,
+        )
     print_json(bench, found, gpu=gpu)
 
 
 def print_json(bench: str, rows: Mapping[str, Any], *, gpu: bool = False) -> None:
     """The last line of every benchmark: `ratio` > 1 means that ours is better. Numbers have four digits."""
-    print(json.dumps({"bench": bench, "machine": machine(gpu=gpu), "rows": _rounded(rows)}), flush=True)
+    print(
+        json.dumps({"bench": bench, "machine": machine(gpu=gpu), "rows": _rounded(rows)}),
+        flush=True,
+    )
 
 
 def _rounded(value: Any) -> Any:

@@ -30,7 +30,12 @@ def rank() -> int:
     if (dist := _initialised()) is not None:
         return int(dist.get_rank())
     # Lightning's own launcher sets only LOCAL_RANK (and NODE_RANK) for the children it starts on one node.
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or 0)
+    return int(
+        os.environ.get("RANK")
+        or os.environ.get("SLURM_PROCID")
+        or os.environ.get("LOCAL_RANK")
+        or 0
+    )
 
 
 def world_size() -> int:
@@ -41,7 +46,9 @@ def world_size() -> int:
 def launched() -> int:
     """How many processes the launcher says it starts (torchrun, srun, or WORLD_SIZE and RANK set by hand), whether they form a group or
     not; 1 without a launcher."""
-    return max(world_size(), rank() + 1, int(os.environ.get("WORLD_SIZE") or os.environ.get(_SRUN) or 1))
+    return max(
+        world_size(), rank() + 1, int(os.environ.get("WORLD_SIZE") or os.environ.get(_SRUN) or 1)
+    )
 
 
 def launcher() -> tuple[int, int] | None:
@@ -86,7 +93,9 @@ def group() -> Iterator[None]:
     if launched() == 1 or _initialised() is not None:
         yield
         return
-    if missing := [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+    if missing := [
+        name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
+    ]:
         raise ConfigError(
             f"{launched()} processes were started, but {', '.join(missing)} is not set; "
             "start them with torchrun, or with srun by recipes/job.sh"
@@ -125,3 +134,8 @@ def _initialised():  # type: ignore[no-untyped-def]
     import torch.distributed as dist
 
     return dist if dist.is_available() and dist.is_initialized() else None
+
+
+def usable_cores() -> int:
+    """Cores that this process may use (on a cluster fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

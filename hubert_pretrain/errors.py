@@ -34,7 +34,7 @@ class Preempted(HubertPretrainError):
     exit_code = EXIT_PREEMPTED
 
 
-def nearest(word: str, choices: list[str]) -> str:
+def did_you_mean(word: str, choices: list[str]) -> str:
     """``" (did you mean 'x'?)"`` for the closest of ``choices``, or an empty string."""
     import difflib
 

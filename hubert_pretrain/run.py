@@ -12,12 +12,19 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from hubert_pretrain import compose, distributed, pipeline, summary
-from hubert_pretrain.config import Recipe
+from hubert_pretrain import distributed
+from hubert_pretrain.config import compose
+from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import ConfigError, HubertPretrainError
-from hubert_pretrain.launch import local, slurm
-from hubert_pretrain.launch.leaving import exit_code_for_scheduler, leaving_on, not_a_task_of_srun
-from hubert_pretrain.workspace import Workspace, write_text
+from hubert_pretrain.files import write_text
+from hubert_pretrain.launch import jobs, local, slurm
+from hubert_pretrain.launch.signals import (
+    exit_code_for_scheduler,
+    exit_on_signals,
+    hide_srun_from_lightning,
+)
+from hubert_pretrain.pipeline import plan, summary
+from hubert_pretrain.pipeline.workspace import Workspace
 
 _exit_codes: list[int] = []
 
@@ -28,7 +35,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # A waiting thread gives its core away. By default it spins: where cores are shared with others, a step then takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    not_a_task_of_srun()
+    hide_srun_from_lightning()
     compose.register()
     try:
         _main()
@@ -46,34 +53,44 @@ def main() -> None:
 def _main(config: DictConfig) -> None:
     try:
         _run(config, list(HydraConfig.get().overrides.task))
-    except HubertPretrainError as error:  # reported here: Hydra would print a line of its own before it
+    except (
+        HubertPretrainError
+    ) as error:  # reported here: Hydra would print a line of its own before it
         _exit_codes.append(_report(str(error), error.exit_code))
 
 
 def _run(config: DictConfig, overrides: list[str]) -> None:
-    recipe = compose.validate(config, overrides)
+    recipe = compose.to_recipe(config, overrides)
     workspace = Workspace(recipe.work_dir)
     if recipe.stage == "list":
-        summary.print_stages(recipe, workspace)
+        summary.print_stages(recipe, workspace, jobs.states_by_stage(workspace))
     elif recipe.stage == "check":
-        pipeline.check(recipe, workspace)
+        from hubert_pretrain.preflight.check import run
+
+        run(recipe, workspace)
     elif recipe.stage == "all":
         if distributed.launcher() and recipe.launch.kind == "local":
-            raise ConfigError("torchrun and srun start the processes of one stage; add stage=<its name>, stage=list shows them")
-        stages = pipeline.stages(recipe)  # refuses what cannot run before anything is written
+            raise ConfigError(
+                "torchrun and srun start the processes of one stage; add stage=<its name>, stage=list shows them"
+            )
+        stages = plan.stages(recipe)  # refuses what cannot run before anything is written
         if recipe.launch.kind == "slurm":
             slurm.run_pending(recipe, workspace, stages, overrides)
             return
         _keep_recipe(workspace, recipe)
-        local.run_pending(recipe, workspace, stages, [word for word in overrides if not word.startswith("stage=")])
+        local.run_pending(
+            recipe, workspace, stages, [word for word in overrides if not word.startswith("stage=")]
+        )
         summary.print_results(summary.collect(recipe, workspace))
     else:
-        stage = pipeline.find(recipe, recipe.stage)
+        stage = plan.find(recipe, recipe.stage)
         if recipe.launch.kind == "slurm":
             slurm.run_pending(recipe, workspace, [stage], overrides)
             return
-        with leaving_on(recipe.trainer.signals):
-            pipeline.run_stage(recipe, workspace, stage)
+        from hubert_pretrain.stages.runner import run_stage
+
+        with exit_on_signals(recipe.trainer.signals):
+            run_stage(recipe, workspace, stage)
         if distributed.rank() == 0:
             _keep_recipe(workspace, recipe)
             summary.write(recipe, workspace)

@@ -13,12 +13,32 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "hubert_pretrain"
 FILES = sorted(PACKAGE.rglob("*.py"))
-STREET = ["data", "model", "features", "clustering", "targets", "training", "pretrain", "finetune", "export", "doctor"]
+STREET = [
+    "data",
+    "model",
+    "features",
+    "clustering",
+    "targets",
+    "training",
+    "pretrain",
+    "finetune",
+    "export",
+    "doctor",
+]
 """A package imports only from those before it, and from the base modules."""
 DOOR = {"run", "compose", "checks", "config", "pipeline", "launch", "summary"}
 """Base modules that know the configuration or the stages: only they and `*/stage.py` may import each other, Hydra and OmegaConf."""
 BASE = {"benchmark", "frames", "errors", "seeds", "distributed", "workspace", "locks"}
-HEAVY = {"wandb", "faiss", "transformers", "matplotlib", "torchaudio", "sklearn", "webdataset", "tensorboard"}
+HEAVY = {
+    "wandb",
+    "faiss",
+    "transformers",
+    "matplotlib",
+    "torchaudio",
+    "sklearn",
+    "webdataset",
+    "tensorboard",
+}
 FRAME_NUMBERS = {"16000", "400", "320", "160"}
 
 
@@ -58,33 +78,61 @@ def test_the_street_is_one_way() -> None:
     for path in FILES:
         here = room(path)
         # The base modules know no room; the door knows the form of a network, which is a plain dataclass.
-        allowed = set(STREET[: STREET.index(here) + 1]) if here in STREET else {"model"} if here in DOOR else set()
-        breaches += [f"{path} imports {there}" for there in our_imports(path) & set(STREET) - allowed]
+        allowed = (
+            set(STREET[: STREET.index(here) + 1])
+            if here in STREET
+            else {"model"}
+            if here in DOOR
+            else set()
+        )
+        breaches += [
+            f"{path} imports {there}" for there in our_imports(path) & set(STREET) - allowed
+        ]
     assert not breaches
 
 
 def test_configuration_stops_at_the_stage_door() -> None:
     inside = [path for path in FILES if not is_door(path)]
     assert not [f"{path} imports {there}" for path in inside for there in our_imports(path) & DOOR]
-    assert not [path for path in inside if {name.split(".")[0] for name in imports(path)} & {"hydra", "omegaconf"}]
+    assert not [
+        path
+        for path in inside
+        if {name.split(".")[0] for name in imports(path)} & {"hydra", "omegaconf"}
+    ]
 
 
 def test_the_model_is_pure_torch() -> None:
     files = [path for path in FILES if room(path) == "model"]
     assert files
-    assert not [path for path in files if not our_imports(path) <= {"model", "frames", "errors", "workspace"}]
-    assert not [path for path in files if {name.split(".")[0] for name in imports(path)} & {"lightning", *HEAVY}]
+    assert not [
+        path
+        for path in files
+        if not our_imports(path) <= {"model", "frames", "errors", "workspace"}
+    ]
+    assert not [
+        path
+        for path in files
+        if {name.split(".")[0] for name in imports(path)} & {"lightning", *HEAVY}
+    ]
 
 
 def test_heavy_imports_stay_where_they_are_used() -> None:
-    assert not [path for path in FILES if {name.split(".")[0] for name in imports(path, top_level_only=True)} & HEAVY]
+    assert not [
+        path
+        for path in FILES
+        if {name.split(".")[0] for name in imports(path, top_level_only=True)} & HEAVY
+    ]
 
 
 def test_numbers_of_the_grid_live_in_frames() -> None:
     breaches = []
     for path in FILES:
         with open(path, "rb") as file:
-            numbers = {token.string.replace("_", "") for token in tokenize.tokenize(file.readline) if token.type == tokenize.NUMBER}
+            numbers = {
+                token.string.replace("_", "")
+                for token in tokenize.tokenize(file.readline)
+                if token.type == tokenize.NUMBER
+            }
         if path.name != "frames.py" and numbers & FRAME_NUMBERS:
             breaches.append(f"{path}: {numbers & FRAME_NUMBERS}")
     assert not breaches
@@ -104,11 +152,18 @@ def test_files_and_functions_are_small() -> None:
 
 
 def test_every_module_says_what_it_is() -> None:
-    assert not [path for path in FILES if path.read_text() and not ast.get_docstring(ast.parse(path.read_text()))]
+    assert not [
+        path
+        for path in FILES
+        if path.read_text() and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
 
 
 def test_no_import_cycle() -> None:
-    graph = {path: {other for other in FILES if dotted(other) in imports(path, top_level_only=True)} for path in FILES}
+    graph = {
+        path: {other for other in FILES if dotted(other) in imports(path, top_level_only=True)}
+        for path in FILES
+    }
 
     def reachable(path: Path) -> set[Path]:
         seen: set[Path] = set()
@@ -130,7 +185,12 @@ def dotted(path: Path) -> str:
 
 def test_the_command_line_imports_no_torch() -> None:
     code = "import sys, hubert_pretrain.run; print([name for name in ('torch', 'lightning', 'sklearn') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
 
 
 @pytest.mark.xdist_group("together")

@@ -15,12 +15,18 @@ def main(repository: Path) -> Any:
     return runpy.run_path(str(repository / "tools" / "bench_decode.py"))["main"]
 
 
-def test_both_sides_read_the_same_samples_and_write_the_same_text(main: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_sides_read_the_same_samples_and_write_the_same_text(
+    main: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(["--size", "tiny", "--minutes", "0.1", "--pairs", "1"])
     *lines, last = capsys.readouterr().out.splitlines()
     found = json.loads(last)
     assert found["bench"] == "decode"
-    assert list(found["rows"]) == ["read_flac", "read_wav", "read_ogg", "greedy", "transcribe"] == [line.split(":")[0] for line in lines]
+    assert (
+        list(found["rows"])
+        == ["read_flac", "read_wav", "read_ogg", "greedy", "transcribe"]
+        == [line.split(":")[0] for line in lines]
+    )
     for name, row in found["rows"].items():
         assert row["equal"] == 1.0, name
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"], rel=0.01)

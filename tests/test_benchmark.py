@@ -35,7 +35,9 @@ def test_lengths_follow_the_deciles(uniform: float) -> None:
 
 
 def test_the_line_of_json_has_short_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark.print_json("none", {"row": {"ours": 1.23456789, "frames": 123456789, "peers": {"a": 2 / 3}}})
+    benchmark.print_json(
+        "none", {"row": {"ours": 1.23456789, "frames": 123456789, "peers": {"a": 2 / 3}}}
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["rows"] == {"row": {"ours": 1.235, "frames": 123456789, "peers": {"a": 0.6667}}}
     assert found["bench"] == "none"

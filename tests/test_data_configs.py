@@ -11,16 +11,31 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from hubert_pretrain import compose
-from hubert_pretrain.config import Recipe
+from hubert_pretrain.config import compose
+from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import DataError
 
 FILES = sorted((compose.conf_folder() / "data").glob("*.yaml"))
 OURS = {
     *("librispeech", "librispeech_100", "librispeech_960", "librispeech_mini"),
     *("librilight", "librilight_60k", "librilight_10h", "librilight_1h", "librilight_10min"),
-    *("common_voice", "voxpopuli", "voxpopuli_asr", "timit", "speech_commands", "speech_commands_12"),
-    *("fluent_speech_commands", "voxceleb1", "iemocap", "fsdd", "folder", "synthetic", "synthetic_small"),
+    *(
+        "common_voice",
+        "voxpopuli",
+        "voxpopuli_asr",
+        "timit",
+        "speech_commands",
+        "speech_commands_12",
+    ),
+    *(
+        "fluent_speech_commands",
+        "voxceleb1",
+        "iemocap",
+        "fsdd",
+        "folder",
+        "synthetic",
+        "synthetic_small",
+    ),
 }
 
 
@@ -32,13 +47,15 @@ def composed(name: str, *overrides: str) -> Recipe:
         config = hydra_compose("config", overrides=words)
     for key in missing_keys(OmegaConf.to_container(config.data), "data"):
         OmegaConf.update(config, key, "/nowhere")
-    return compose.validate(config, words)
+    return compose.to_recipe(config, words)
 
 
 def missing_keys(tree: Any, name: str) -> list[str]:
     """Dotted names of the values that are `???`."""
     if isinstance(tree, dict):
-        return [key for child, value in tree.items() for key in missing_keys(value, f"{name}.{child}")]
+        return [
+            key for child, value in tree.items() for key in missing_keys(value, f"{name}.{child}")
+        ]
     return [name] if tree == "???" else []
 
 
@@ -47,7 +64,9 @@ def test_there_are_all_corpora() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_corpus_is_chosen_by_its_name(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_is_chosen_by_its_name(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And one that is not there is an error that says so, and never a download that nobody asked for."""
     recipe = composed(path.stem)
     assert not recipe.data.download

@@ -18,10 +18,15 @@ from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.frames import MODEL_GRID
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.heads import CodebookHead, LetterHead
+from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
 
-SECTIONS = ["Load any checkpoint", "Hidden states of a layer", "Units of a recording", "Transcription"]
+SECTIONS = [
+    "Load any checkpoint",
+    "Hidden states of a layer",
+    "Units of a recording",
+    "Transcription",
+]
 SAMPLES_AT_8_KHZ = 8000
 
 
@@ -31,14 +36,29 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("place")
     run = folder / "runs" / "demo"
-    sizes = {"conv_dim": [8] * 7, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {
+        "conv_dim": [8] * 7,
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     config = HubertConfig(**sizes, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2)  # type: ignore[arg-type]
     for stage in ("it1/pretrain", "it2/pretrain"):
         save_model(run / stage, Hubert(config), head=CodebookHead(16, 8, 5))
     letters = Vocabulary.of_texts(["ABC"])
-    save_model(run / "finetune/letters", Hubert(config), head=LetterHead(16, len(letters)), extra={"vocabulary": list(letters.symbols)})
-    Codebook(torch.randn(5, 16), HubertLayer(run / "it1/pretrain", 1).fingerprint(), MODEL_GRID).save(run / "it2/cluster")
-    soundfile.write(folder / "speech.wav", np.random.default_rng(0).normal(0, 0.1, SAMPLES_AT_8_KHZ), 8000)
+    save_model(
+        run / "finetune/letters",
+        Hubert(config),
+        head=CTCHead(16, len(letters)),
+        extra={"vocabulary": list(letters.symbols)},
+    )
+    Codebook(
+        torch.randn(5, 16), HubertLayer(run / "it1/pretrain", 1).fingerprint(), MODEL_GRID
+    ).save(run / "it2/cluster")
+    soundfile.write(
+        folder / "speech.wav", np.random.default_rng(0).normal(0, 0.1, SAMPLES_AT_8_KHZ), 8000
+    )
     return folder
 
 
@@ -88,7 +108,9 @@ def test_units(ran: Any, place: Path) -> None:
     variables = ran("Units of a recording")
     assert len(variables["units"]) == MODEL_GRID.num_frames(2 * SAMPLES_AT_8_KHZ)
     assert set(variables["units"]) <= set(range(5))
-    Codebook.load(place / "runs/demo/it2/cluster").check_features(HubertLayer(place / "runs/demo/it1/pretrain", 1))
+    Codebook.load(place / "runs/demo/it2/cluster").check_features(
+        HubertLayer(place / "runs/demo/it1/pretrain", 1)
+    )
 
 
 def test_transcription(ran: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +120,8 @@ def test_transcription(ran: Any, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_units_are_those_of_the_demo(repository: Path) -> None:
     """A codebook read with another layer gives ids, but not of anything."""
-    features = OmegaConf.load(repository / "recipes" / "demo" / "recipe.yaml").iterations.it2.features
+    features = OmegaConf.load(
+        repository / "recipes" / "demo" / "recipe.yaml"
+    ).iterations.it2.features
     code = snippets(repository / "README.md")["Units of a recording"]
     assert f'HubertLayer("runs/demo/{features.checkpoint}", layer={features.layer})' in code

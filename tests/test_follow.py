@@ -8,11 +8,16 @@ import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from hubert_pretrain import compose, distributed, pipeline
-from hubert_pretrain.config import Recipe
+from hubert_pretrain import distributed
+from hubert_pretrain.config import compose
+from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import ArtefactError, Preempted
-from hubert_pretrain.pipeline import Stage
-from hubert_pretrain.workspace import META, Workspace, write_json
+from hubert_pretrain.files import write_json
+from hubert_pretrain.pipeline import plan
+from hubert_pretrain.pipeline.plan import Stage
+from hubert_pretrain.pipeline.workspace import META, Workspace
+from hubert_pretrain.stages import runner
+from hubert_pretrain.stages.runner import run_stage
 
 
 @pytest.fixture
@@ -21,31 +26,49 @@ def second_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Recipe
     compose.register()
     words = ["+recipe=smoke", f"work_dir={tmp_path}"]
     with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        recipe = compose.validate(hydra_compose("config", overrides=words), words)
-    workspace, stages = Workspace(tmp_path), {stage.name: stage for stage in pipeline.stages(recipe)}
-    made = {"fingerprint": pipeline.fingerprint_of(stages["prepare"], workspace), "config": stages["prepare"].config, "inputs": {}}
+        recipe = compose.to_recipe(hydra_compose("config", overrides=words), words)
+    workspace, stages = Workspace(tmp_path), {stage.name: stage for stage in plan.stages(recipe)}
+    made = {
+        "fingerprint": plan.fingerprint_of(stages["prepare"], workspace),
+        "config": stages["prepare"].config,
+        "inputs": {},
+    }
     write_json(workspace.folder("prepare") / META, {**made, "facts": {}})
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    monkeypatch.setattr(pipeline, "FOLLOW_SECONDS", 0.3)
+    monkeypatch.setattr(runner, "FOLLOW_SECONDS", 0.3)
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
     return recipe, workspace, stages["it1/cluster"]
 
 
 def test_it_does_not_wait_for_ever(second_rank: tuple[Recipe, Workspace, Stage]) -> None:
-    with pytest.raises(ArtefactError, match=r"^it1/cluster: rank 0 has not begun after 0\.3 seconds; see what it says"):
-        pipeline.run_stage(*second_rank)
+    with pytest.raises(
+        ArtefactError,
+        match=r"^it1/cluster: rank 0 has not begun after 0\.3 seconds; see what it says",
+    ):
+        run_stage(*second_rank)
 
 
-def test_in_a_job_array_it_tries_again_later(second_rank: tuple[Recipe, Workspace, Stage], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_job_array_it_tries_again_later(
+    second_rank: tuple[Recipe, Workspace, Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
-    with pytest.raises(Preempted, match=r"rank 0 has not begun after 0\.3 seconds; trying again later"):
-        pipeline.run_stage(*second_rank)
+    with pytest.raises(
+        Preempted, match=r"rank 0 has not begun after 0\.3 seconds; trying again later"
+    ):
+        run_stage(*second_rank)
 
 
-def test_it_leaves_when_the_stage_is_done_meanwhile(second_rank: tuple[Recipe, Workspace, Stage], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_leaves_when_the_stage_is_done_meanwhile(
+    second_rank: tuple[Recipe, Workspace, Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe, workspace, stage = second_rank
-    answers, really = iter([False, False, True]), workspace.is_done  # before it follows, and twice while it waits
-    monkeypatch.setattr(workspace, "is_done", lambda name: next(answers) if name == stage.name else really(name))
-    monkeypatch.setattr(pipeline, "FOLLOW_SECONDS", 30.0)
-    assert pipeline.run_stage(recipe, workspace, stage) is None
+    answers, really = (
+        iter([False, False, True]),
+        workspace.is_done,
+    )  # before it follows, and twice while it waits
+    monkeypatch.setattr(
+        workspace, "is_done", lambda name: next(answers) if name == stage.name else really(name)
+    )
+    monkeypatch.setattr(runner, "FOLLOW_SECONDS", 30.0)
+    assert run_stage(recipe, workspace, stage) is None
     assert next(answers, None) is None

@@ -15,15 +15,20 @@ from typing import Any
 
 import pytest
 
-from hubert_pretrain import locks
 from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.pipeline import locks
 
 CONTEXT = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"PATIENCE_SECONDS": 0.2, "BEAT_SECONDS": 0.05, "STALE_SECONDS": 0.5, "SETTLE_SECONDS": 0.05}.items():
+    for name, seconds in {
+        "PATIENCE_SECONDS": 0.2,
+        "HEARTBEAT_SECONDS": 0.05,
+        "STALE_SECONDS": 0.5,
+        "SETTLE_SECONDS": 0.05,
+    }.items():
         monkeypatch.setattr(locks, name, seconds)
 
 
@@ -38,24 +43,30 @@ def left_by(path: Path, **who: Any) -> None:
 
 
 def test_it_is_free_again_afterwards_and_after_an_error(path: Path) -> None:
-    with locks.hold(path, "it1/cluster"):
+    with locks.acquire(path, "it1/cluster"):
         assert locks.holder(path) == f"process {os.getpid()} on {platform.node()}"
-    with pytest.raises(ZeroDivisionError), locks.hold(path, "it1/cluster"):
+    with pytest.raises(ZeroDivisionError), locks.acquire(path, "it1/cluster"):
         1 / 0  # noqa: B018
     assert locks.holder(path) is None
-    with locks.hold(path, "it1/cluster"):
+    with locks.acquire(path, "it1/cluster"):
         pass
 
 
-def test_the_message_names_process_machine_and_job(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_names_process_machine_and_job(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     who = rf"it1/cluster is being run by another process \(process {os.getpid()} on .*, SLURM job 77\); wait for it or end it"
-    with locks.hold(path, "it1/cluster"), pytest.raises(ArtefactError, match=who), locks.hold(path, "it1/cluster"):
+    with (
+        locks.acquire(path, "it1/cluster"),
+        pytest.raises(ArtefactError, match=who),
+        locks.acquire(path, "it1/cluster"),
+    ):
         pass
 
 
 def _hold_and_die(path: Path, ready: Any) -> None:
-    with locks.hold(path, "it1/cluster"):
+    with locks.acquire(path, "it1/cluster"):
         ready.set()
         time.sleep(60)
 
@@ -69,7 +80,7 @@ def test_a_killed_holder_on_this_machine_is_no_obstacle(path: Path) -> None:
     process.join()
     assert json.loads(path.read_text())["process"] == process.pid
     started = time.monotonic()
-    with locks.hold(path, "it1/cluster"):
+    with locks.acquire(path, "it1/cluster"):
         assert time.monotonic() - started < locks.STALE_SECONDS
 
 
@@ -87,52 +98,64 @@ def test_a_holder_elsewhere_that_lives_is_respected(path: Path) -> None:
     beating = threading.Thread(target=touch)
     beating.start()
     try:
-        with pytest.raises(ArtefactError, match="process 1 on node7"), locks.hold(path, "it1/cluster"):
+        with (
+            pytest.raises(ArtefactError, match="process 1 on node7"),
+            locks.acquire(path, "it1/cluster"),
+        ):
             pass
     finally:
         stop.set()
         beating.join()
 
 
-def test_a_holder_elsewhere_that_is_silent_is_given_up(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_holder_elsewhere_that_is_silent_is_given_up(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     left_by(path, host="node7")
     assert locks.holder(path) == "process 1 on node7"
-    with locks.hold(path, "it1/cluster"):
+    with locks.acquire(path, "it1/cluster"):
         assert json.loads(path.read_text())["host"] == platform.node()
     assert "left by process 1 on node7; waiting" in capsys.readouterr().out
 
 
-def test_a_requeued_job_takes_over_from_itself_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requeued_job_takes_over_from_itself_at_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setattr(locks, "STALE_SECONDS", 1000)
     left_by(path, host="node7", job="77")
     started = time.monotonic()
-    with locks.hold(path, "it1/cluster"):
+    with locks.acquire(path, "it1/cluster"):
         assert json.loads(path.read_text())["host"] == platform.node()
     assert time.monotonic() - started < 10
 
 
 def test_it_beats_while_it_is_held(path: Path) -> None:
-    with locks.hold(path, "it1/cluster"):
+    with locks.acquire(path, "it1/cluster"):
         before = path.stat().st_mtime_ns
         time.sleep(0.3)
         assert path.stat().st_mtime_ns > before
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_where_the_kernel_locks_nothing(path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool) -> None:
+def test_where_the_kernel_locks_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, alive: bool
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with locks.hold(path, "it1/cluster"):
+    with locks.acquire(path, "it1/cluster"):
         assert json.loads(path.read_text())["kernel"] is False
         if alive:
-            with pytest.raises(ArtefactError, match=f"process {os.getpid()}"), locks.hold(path, "it1/cluster"):
+            with (
+                pytest.raises(ArtefactError, match=f"process {os.getpid()}"),
+                locks.acquire(path, "it1/cluster"),
+            ):
                 pass
     gone = CONTEXT.Process(target=print)
     gone.start()
     gone.join()
     left_by(path, process=gone.pid, kernel=False)
-    with locks.hold(path, "it1/cluster"):
+    with locks.acquire(path, "it1/cluster"):
         pass

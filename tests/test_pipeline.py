@@ -18,7 +18,11 @@ pytestmark = pytest.mark.xdist_group("loop")
 
 STAGES = [
     "prepare",
-    *[f"{iteration}/{stage}" for iteration in ("it1", "it2") for stage in ("cluster", "label", "pretrain")],
+    *[
+        f"{iteration}/{stage}"
+        for iteration in ("it1", "it2")
+        for stage in ("cluster", "label", "pretrain")
+    ],
     "finetune/letters",
     "finetune/voices",
     "export",
@@ -32,14 +36,33 @@ UNDER_WAY = {
     "export": "finetune/*",
 }
 """What a stage's partial folder holds when its work has begun but is far from over (k-means leaves nothing before its end)."""
-SAME_AFTER_A_KILL = ["manifest.arrow", "alignments.arrow", "codebook.safetensors", "targets.bin", "model.safetensors", "hypotheses.tsv"]
+SAME_AFTER_A_KILL = [
+    "manifest.arrow",
+    "alignments.arrow",
+    "codebook.safetensors",
+    "targets.bin",
+    "model.safetensors",
+    "hypotheses.tsv",
+]
 
 
 def start(work_dir: Path, *words: str) -> subprocess.Popen[str]:
     """The user's command, in a process group of its own."""
-    command = [sys.executable, "-m", "hubert_pretrain.run", "+recipe=smoke", f"work_dir={work_dir}", *words]
+    command = [
+        sys.executable,
+        "-m",
+        "hubert_pretrain.run",
+        "+recipe=smoke",
+        f"work_dir={work_dir}",
+        *words,
+    ]
     return subprocess.Popen(
-        command, cwd=work_dir.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=work_dir.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -83,7 +106,9 @@ def test_summary_holds_what_was_measured(loop: tuple[Path, str, float]) -> None:
     work_dir, _, _ = loop
     summary = json.loads((work_dir / "summary.json").read_text())
     assert summary["recipe"] == "smoke"
-    assert [(stage["name"], stage["state"]) for stage in summary["stages"]] == [(name, "done") for name in STAGES]
+    assert [(stage["name"], stage["state"]) for stage in summary["stages"]] == [
+        (name, "done") for name in STAGES
+    ]
     assert all(stage["seconds"] >= 0 for stage in summary["stages"])
     for name in ("it1", "it2"):
         facts = summary["iterations"][name]
@@ -106,7 +131,9 @@ def test_rerun_skips_everything(loop: tuple[Path, str, float]) -> None:
     before = {stage: (work_dir / stage / "meta.json").stat().st_mtime_ns for stage in STAGES}
     output = finish(work_dir)
     assert output.count("done before") == len(STAGES)
-    assert before == {stage: (work_dir / stage / "meta.json").stat().st_mtime_ns for stage in STAGES}
+    assert before == {
+        stage: (work_dir / stage / "meta.json").stat().st_mtime_ns for stage in STAGES
+    }
 
 
 def test_another_configuration_is_refused_by_name(loop: tuple[Path, str, float]) -> None:
@@ -118,9 +145,16 @@ def test_another_configuration_is_refused_by_name(loop: tuple[Path, str, float])
     assert (work_dir / "it1/cluster/meta.json").is_file()
 
 
-def test_hardware_and_frequency_of_logging_are_no_other_configuration(loop: tuple[Path, str, float]) -> None:
+def test_hardware_and_frequency_of_logging_are_no_other_configuration(
+    loop: tuple[Path, str, float],
+) -> None:
     work_dir, _, _ = loop
-    output = finish(work_dir, "trainer.loader_workers=1", "iterations.it1.pretrain.log_every_steps=3", "data.workers=1")
+    output = finish(
+        work_dir,
+        "trainer.loader_workers=1",
+        "iterations.it1.pretrain.log_every_steps=3",
+        "data.workers=1",
+    )
     assert output.count("done before") == len(STAGES)
 
 
@@ -129,12 +163,20 @@ def test_exported_model_transcribes_as_our_own_decoder(loop: tuple[Path, str, fl
     from transformers import pipeline
 
     work_dir, _, _ = loop
-    hypotheses = [line.split("\t") for line in (work_dir / "finetune/letters/hypotheses.tsv").read_text().splitlines()[1:]]
-    recogniser = pipeline("automatic-speech-recognition", model=str(work_dir / "export/finetune/letters"))
+    hypotheses = [
+        line.split("\t")
+        for line in (work_dir / "finetune/letters/hypotheses.tsv").read_text().splitlines()[1:]
+    ]
+    recogniser = pipeline(
+        "automatic-speech-recognition", model=str(work_dir / "export/finetune/letters")
+    )
     from hubert_pretrain.data.corpus import Corpus
 
     corpus = Corpus.open(work_dir / "prepare")
-    paths = {corpus.manifest[int(row)].id: corpus.manifest[int(row)].path for row in corpus.manifest.rows("test")}
+    paths = {
+        corpus.manifest[int(row)].id: corpus.manifest[int(row)].path
+        for row in corpus.manifest.rows("test")
+    }
     for utterance, _, hypothesis, *_ in hypotheses[:5]:
         audio, rate = soundfile.read(paths[utterance], dtype="float32")
         assert recogniser({"raw": audio, "sampling_rate": rate})["text"] == hypothesis
@@ -157,19 +199,29 @@ def disturbed(loop: tuple[Path, str, float]) -> Path:
         os.kill(victim, signal.SIGKILL)
         output, _ = process.communicate(timeout=60)
         assert process.returncode != 0, output
-        assert not (work_dir / stage / "meta.json").exists(), f"{stage} was over before it was killed"
+        assert not (work_dir / stage / "meta.json").exists(), (
+            f"{stage} was over before it was killed"
+        )
         assert number % 2 or "the same command resumes it" in output
     finish(work_dir)
     return work_dir
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_and_resumed_equals_undisturbed(stage: str, loop: tuple[Path, str, float], disturbed: Path) -> None:
+def test_killed_and_resumed_equals_undisturbed(
+    stage: str, loop: tuple[Path, str, float], disturbed: Path
+) -> None:
     before, after = meta(loop[0], stage), meta(disturbed, stage)
-    timeless = [{key: value for key, value in facts.items() if "second" not in key} for facts in (before["facts"], after["facts"])]
+    timeless = [
+        {key: value for key, value in facts.items() if "second" not in key}
+        for facts in (before["facts"], after["facts"])
+    ]
     if stage != "export":  # its facts are paths
         assert timeless[0] == timeless[1]
-    hashes = [{name: value for name, value in made["sha256"].items() if name in SAME_AFTER_A_KILL} for made in (before, after)]
+    hashes = [
+        {name: value for name, value in made["sha256"].items() if name in SAME_AFTER_A_KILL}
+        for made in (before, after)
+    ]
     assert hashes[0] == hashes[1]
     assert hashes[0] or stage == "export" or stage == "finetune/voices"
 

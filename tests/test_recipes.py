@@ -9,11 +9,17 @@ import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from hubert_pretrain import compose, pipeline
-from hubert_pretrain.config import Recipe
+from hubert_pretrain.config import compose
+from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.pipeline import plan
 
 NAMES = sorted(compose.recipe_files())
-PARAMETERS = {"base_ls960": 94_370_944, "base_ls100": 94_370_944, "large_ll60k": 315_434_112, "xlarge_ll60k": 962_492_544}
+PARAMETERS = {
+    "base_ls960": 94_370_944,
+    "base_ls100": 94_370_944,
+    "large_ll60k": 315_434_112,
+    "xlarge_ll60k": 962_492_544,
+}
 
 
 def composed(name: str, *overrides: str) -> Recipe:
@@ -21,7 +27,7 @@ def composed(name: str, *overrides: str) -> Recipe:
     compose.register()
     words = [f"+recipe={name}", *overrides]
     with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        return compose.validate(hydra_compose("config", overrides=words), words)
+        return compose.to_recipe(hydra_compose("config", overrides=words), words)
 
 
 def overrides_of(name: str, tmp_path: Path) -> list[str]:
@@ -31,7 +37,14 @@ def overrides_of(name: str, tmp_path: Path) -> list[str]:
 
 
 def test_there_are_all_recipes() -> None:
-    assert set(NAMES) >= {"demo", "smoke", "base_ls960", "large_ll60k", "xlarge_ll60k", "base_ls100"}
+    assert set(NAMES) >= {
+        "demo",
+        "smoke",
+        "base_ls960",
+        "large_ll60k",
+        "xlarge_ll60k",
+        "base_ls100",
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -49,28 +62,48 @@ def test_recipe_composes_and_builds_its_network(name: str, tmp_path: Path) -> No
 
     recipe = composed(name, *overrides_of(name, tmp_path))
     assert recipe.name == name
-    names = [stage.name for stage in pipeline.stages(recipe)]
+    names = [stage.name for stage in plan.stages(recipe)]
     assert names[0] == "prepare"
     assert names[1:4] == ["it1/cluster", "it1/label", "it1/pretrain"]
     with torch.device("meta"):
         model = Hubert(recipe.model)
     count = sum(parameter.numel() for parameter in model.parameters())
-    assert count - recipe.model.hidden_size == PARAMETERS.get(name, count - recipe.model.hidden_size)
+    assert count - recipe.model.hidden_size == PARAMETERS.get(
+        name, count - recipe.model.hidden_size
+    )
 
 
 def test_numbers_of_the_paper(tmp_path: Path) -> None:
     base = composed("base_ls960", *overrides_of("base_ls960", tmp_path))
     first, second = base.iterations["it1"], base.iterations["it2"]
     assert (first.clustering.n_clusters, first.pretrain.steps) == (100, 250_000)
-    assert (second.clustering.n_clusters, second.pretrain.steps, second.features["layer"]) == (500, 400_000, 6)
+    assert (second.clustering.n_clusters, second.pretrain.steps, second.features["layer"]) == (
+        500,
+        400_000,
+        6,
+    )
     for iteration in (first, second):
         run = iteration.pretrain
-        assert (run.batch_seconds, run.micro_batch_seconds, run.learning_rate, run.clip_norm) == (2800, 87.5, 5e-4, 10)
+        assert (run.batch_seconds, run.micro_batch_seconds, run.learning_rate, run.clip_norm) == (
+            2800,
+            87.5,
+            5e-4,
+            10,
+        )
         assert (run.mask.probability, run.mask.span_frames, run.warmup_fraction) == (0.8, 10, 0.08)
-        assert (run.loss.masked_weight, run.loss.unmasked_weight, run.loss.feature_penalty, run.loss.temperature) == (1, 0, 10, 0.1)
+        assert (
+            run.loss.masked_weight,
+            run.loss.unmasked_weight,
+            run.loss.feature_penalty,
+            run.loss.temperature,
+        ) == (1, 0, 10, 0.1)
     large = composed("large_ll60k", *overrides_of("large_ll60k", tmp_path)).iterations["it1"]
     assert (large.pretrain.batch_seconds, large.pretrain.micro_batch_seconds) == (7200, 56.25)
-    assert (large.pretrain.learning_rate, large.pretrain.clip_norm, large.features["layer"]) == (1.5e-3, 1, 9)
+    assert (large.pretrain.learning_rate, large.pretrain.clip_norm, large.features["layer"]) == (
+        1.5e-3,
+        1,
+        9,
+    )
     xlarge = composed("xlarge_ll60k", *overrides_of("xlarge_ll60k", tmp_path)).iterations["it1"]
     assert (xlarge.pretrain.batch_seconds, xlarge.pretrain.learning_rate) == (5760, 3e-3)
 

@@ -14,11 +14,15 @@ def test_every_fault_has_its_row_and_its_tests(repository: Path) -> None:
 
 
 def test_every_test_that_is_named_exists(repository: Path) -> None:
-    named = re.findall(r"`(tests/[\w/.]+)::(\w+)`", (repository / "docs" / "reliability.md").read_text())
+    named = re.findall(
+        r"`(tests/[\w/.]+)::(\w+)`", (repository / "docs" / "reliability.md").read_text()
+    )
     assert named
     missing = [f"{path}::{name}" for path, name in named if not _has(repository / path, name)]
     assert not missing
 
 
 def _has(path: Path, name: str) -> bool:
-    return path.is_file() and re.search(rf"^def {name}\(", path.read_text(), re.MULTILINE) is not None
+    return (
+        path.is_file() and re.search(rf"^def {name}\(", path.read_text(), re.MULTILINE) is not None
+    )

@@ -14,7 +14,14 @@ import pytest
 def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """`python -m hubert_pretrain.run WORDS` in a folder that is not the repository."""
     command = [sys.executable, "-m", "hubert_pretrain.run", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "COLUMNS": "160"}, check=False)
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "160"},
+        check=False,
+    )
 
 
 def test_help_is_fast_and_lists_what_can_be_chosen(tmp_path: Path) -> None:
@@ -41,14 +48,23 @@ MISTAKES = [
     (["+recipe=dmo"], ["dmo", "did you mean 'demo'"]),
     (["recipe=demo"], ["+recipe=<name>"]),
     (["+recipe=demo", "data=librispech"], ["librispech", "did you mean 'librispeech'"]),
-    (["+recipe=demo", "iterations.it1.pretrain.stepz=3"], ["stepz", "did you mean 'iterations.it1.pretrain.steps'"]),
+    (
+        ["+recipe=demo", "iterations.it1.pretrain.stepz=3"],
+        ["stepz", "did you mean 'iterations.it1.pretrain.steps'"],
+    ),
     (["+recipe=demo", "trainer.device=2"], ["trainer.device", "did you mean 'trainer.devices'"]),
-    (["+recipe=demo", "iterations.it1.pretrain.steps=many"], ["iterations.it1.pretrain.steps", "many"]),
+    (
+        ["+recipe=demo", "iterations.it1.pretrain.steps=many"],
+        ["iterations.it1.pretrain.steps", "many"],
+    ),
     (["+recipe=demo", "stage=it1/clusterr"], ["did you mean 'it1/cluster'"]),
     (["+recipe=demo", "data=librispeech"], ["data.root", "add data.root=..."]),
     (["+recipe=demo", "data=folder", "data.root=null"], ["data.root", "add data.root="]),
     (["+recipe=demo", "+data.corpus.minuts=3"], ["minuts", "did you mean 'minutes'"]),
-    (["+recipe=demo", "iterations.it2.features.checkpoint=it1/pretrian"], ["it1/pretrian", "did you mean 'it1/pretrain'"]),
+    (
+        ["+recipe=demo", "iterations.it2.features.checkpoint=it1/pretrian"],
+        ["it1/pretrian", "did you mean 'it1/pretrain'"],
+    ),
     (["+recipe=demo", "model.hidden_size=130"], ["model.hidden_size 130", "not a multiple"]),
     (["+recipe=demo", "model.conv_kernel=[10,3]"], ["conv_kernel"]),
     (["+recipe=demo", "iterations.it1.pretrain.micro_batch_seconds=7"], ["whole multiple"]),
@@ -57,9 +73,15 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "expected"), MISTAKES, ids=[" ".join(words) or "nothing" for words, _ in MISTAKES])
+@pytest.mark.parametrize(
+    ("words", "expected"), MISTAKES, ids=[" ".join(words) or "nothing" for words, _ in MISTAKES]
+)
 def test_a_mistake_is_one_line(words: list[str], expected: list[str], tmp_path: Path) -> None:
-    result = run(*words, "stage=all" if not any(word.startswith("stage") for word in words) else "seed=1", cwd=tmp_path)
+    result = run(
+        *words,
+        "stage=all" if not any(word.startswith("stage") for word in words) else "seed=1",
+        cwd=tmp_path,
+    )
     assert result.returncode == 2, result.stdout + result.stderr
     message = result.stderr.strip()
     assert message.startswith("error: ")

@@ -33,7 +33,9 @@ def test_permute_mixes() -> None:
 
 
 def test_permute_depends_on_the_key() -> None:
-    assert (seeds.permute(np.arange(1000), 1000, 1) != seeds.permute(np.arange(1000), 1000, 2)).mean() > 0.9
+    assert (
+        seeds.permute(np.arange(1000), 1000, 1) != seeds.permute(np.arange(1000), 1000, 2)
+    ).mean() > 0.9
 
 
 def test_permute_refuses_what_is_outside() -> None:
@@ -42,13 +44,28 @@ def test_permute_refuses_what_is_outside() -> None:
 
 
 def test_derive_separates_its_parts() -> None:
-    assert len({seeds.derive(1, 23), seeds.derive(12, 3), seeds.derive("1", "2", "3"), seeds.derive(123)}) == 4
+    assert (
+        len(
+            {
+                seeds.derive(1, 23),
+                seeds.derive(12, 3),
+                seeds.derive("1", "2", "3"),
+                seeds.derive(123),
+            }
+        )
+        == 4
+    )
 
 
 def test_draws_are_the_same_on_every_machine_and_python() -> None:
     """Or a resumed run would draw other masks and another order."""
     assert seeds.derive(1, "mask", 2) == 1488096746212027389
-    assert seeds.permute(np.array([0, 1, 199_999_999, 12_345_678]), 200_000_000, 1).tolist() == [55991905, 115345410, 42056966, 57362842]
+    assert seeds.permute(np.array([0, 1, 199_999_999, 12_345_678]), 200_000_000, 1).tolist() == [
+        55991905,
+        115345410,
+        42056966,
+        57362842,
+    ]
     assert seeds.permute(np.arange(10), 10, 7, "x").tolist() == [8, 5, 9, 6, 2, 7, 3, 0, 4, 1]
 
 
@@ -60,5 +77,8 @@ def test_a_few_are_shuffled_as_many_are(size: int) -> None:
 
 
 def test_generator_repeats() -> None:
-    assert seeds.generator(1, "crop", 5).random(4).tolist() == seeds.generator(1, "crop", 5).random(4).tolist()
+    assert (
+        seeds.generator(1, "crop", 5).random(4).tolist()
+        == seeds.generator(1, "crop", 5).random(4).tolist()
+    )
     assert seeds.generator(1, "crop", 5).random() != seeds.generator(1, "crop", 6).random()

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hubert_pretrain import workspace as ws
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.workspace import Workspace, differing_fields, write_json
+from hubert_pretrain.files import read_json, write_json
+from hubert_pretrain.pipeline import workspace as ws
+from hubert_pretrain.pipeline.workspace import Workspace, differing_fields
 
 CONFIG = {"clustering": {"n_clusters": 50}}
 
@@ -22,7 +23,16 @@ def workspace(tmp_path: Path) -> Workspace:
 def made(workspace: Workspace, fingerprint: str = "a", content: str = "codebook") -> None:
     folder = workspace.begin("it1/cluster", fingerprint, CONFIG)
     (folder / "codebook").write_text(content)
-    workspace.finish("it1/cluster", {"fingerprint": fingerprint, "config": CONFIG, "inputs": {}, "facts": {"n": 1}, "seconds": 1.0})
+    workspace.finish(
+        "it1/cluster",
+        {
+            "fingerprint": fingerprint,
+            "config": CONFIG,
+            "inputs": {},
+            "facts": {"n": 1},
+            "seconds": 1.0,
+        },
+    )
 
 
 def test_done_only_after_meta(workspace: Workspace) -> None:
@@ -33,7 +43,10 @@ def test_done_only_after_meta(workspace: Workspace) -> None:
     assert workspace.is_done("it1/cluster")
     assert not workspace.partial_folder("it1/cluster").exists()
     assert workspace.artefact("it1/cluster").facts == {"n": 1}
-    assert sorted(path.name for path in workspace.folder("it1/cluster").iterdir()) == ["codebook", "meta.json"]
+    assert sorted(path.name for path in workspace.folder("it1/cluster").iterdir()) == [
+        "codebook",
+        "meta.json",
+    ]
 
 
 def test_a_missing_artefact_says_how_to_make_it(workspace: Workspace) -> None:
@@ -56,10 +69,14 @@ def test_killed_between_folder_and_its_note(workspace: Workspace) -> None:
     folder = workspace.partial_folder("it1/cluster")
     folder.mkdir(parents=True)
     (folder / "of unknown origin").write_text("x")
-    assert [path.name for path in workspace.begin("it1/cluster", "a", CONFIG).iterdir()] == [ws.PARTIAL_META]
+    assert [path.name for path in workspace.begin("it1/cluster", "a", CONFIG).iterdir()] == [
+        ws.PARTIAL_META
+    ]
 
 
-def test_killed_between_rename_and_meta(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_between_rename_and_meta(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -78,13 +95,13 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
-    assert ws.read_json(path) == {"a": 1}
+    assert read_json(path) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
 
 
 def test_damaged_json_is_none(tmp_path: Path) -> None:
     (tmp_path / "meta.json").write_text('{"half": ')
-    assert ws.read_json(tmp_path / "meta.json") is None
+    assert read_json(tmp_path / "meta.json") is None
 
 
 def test_resolve_takes_stages_and_folders(workspace: Workspace, tmp_path: Path) -> None:
@@ -126,13 +143,18 @@ def test_a_run_that_failed_at_once_stands_in_nobodys_way(workspace: Workspace) -
         workspace.begin("prepare", "c", CONFIG)
 
 
-def test_resolve_refuses_what_is_no_checkpoint_or_not_finished(workspace: Workspace, tmp_path: Path) -> None:
+def test_resolve_refuses_what_is_no_checkpoint_or_not_finished(
+    workspace: Workspace, tmp_path: Path
+) -> None:
     (tmp_path / "music").mkdir()
     with pytest.raises(ArtefactError, match="nor a checkpoint of another project"):
         workspace.resolve(str(tmp_path / "music"))
     folder = workspace.begin("it1/pretrain", "a", CONFIG)
     (folder / "config.json").write_text("{}")
-    for place in (folder, folder.rename(workspace.folder("it1/pretrain"))):  # interrupted; killed before meta.json
+    for place in (
+        folder,
+        folder.rename(workspace.folder("it1/pretrain")),
+    ):  # interrupted; killed before meta.json
         with pytest.raises(ArtefactError, match="neither a finished stage"):
             workspace.resolve(str(place))
 
@@ -143,14 +165,19 @@ def _hold(root: Path, ready: multiprocessing.Event, release: multiprocessing.Eve
         release.wait(20)
 
 
-def test_two_processes_cannot_run_one_stage(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_cannot_run_one_stage(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ws.locks, "PATIENCE_SECONDS", 0.2)
     context = multiprocessing.get_context("spawn")
     ready, release = context.Event(), context.Event()
     holder = context.Process(target=_hold, args=(workspace.root, ready, release))
     holder.start()
     assert ready.wait(20)
-    with pytest.raises(ArtefactError, match=rf"run by another process \(process {holder.pid} on"), workspace.lock("prepare"):
+    with (
+        pytest.raises(ArtefactError, match=rf"run by another process \(process {holder.pid} on"),
+        workspace.lock("prepare"),
+    ):
         pass
     holder.kill()
     holder.join()
@@ -159,4 +186,7 @@ def test_two_processes_cannot_run_one_stage(workspace: Workspace, monkeypatch: p
 
 
 def test_differing_fields() -> None:
-    assert differing_fields({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == ["a.c: 2 -> 3", "d: None -> 4"]
+    assert differing_fields({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == [
+        "a.c: 2 -> 3",
+        "d: None -> 4",
+    ]

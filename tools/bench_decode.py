@@ -22,7 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as run.py has it, and before torch is imported
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # as run.py has it, and before torch is imported
 
 import numpy as np
 import soundfile
@@ -31,23 +33,29 @@ from torch import Tensor
 
 from hubert_pretrain import benchmark
 from hubert_pretrain.data import audio
-from hubert_pretrain.data.corpora.common import audio_below
-from hubert_pretrain.export.huggingface import export_huggingface, import_transformers
+from hubert_pretrain.data.audio import audio_below
 from hubert_pretrain.finetune.ctc import CtcTask
-from hubert_pretrain.finetune.predict import Recogniser
+from hubert_pretrain.finetune.inference import SpeechRecognizer
 from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE, samples, seconds
+from hubert_pretrain.interop.load import load_checkpoint
+from hubert_pretrain.interop.transformers_writer import export_huggingface, import_transformers
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.heads import LetterHead
+from hubert_pretrain.model.heads import CTCHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.loader import load_checkpoint
 
 MINUTES = {"read_flac": 30.0, "read_wav": 30.0, "read_ogg": 10.0, "greedy": 60.0, "transcribe": 1.5}
 """Audio of each row."""
 SUBTYPES = {"flac": "PCM_16", "wav": "PCM_16", "ogg": "VORBIS"}
 TINY: dict[str, Any] = {
-    **{"conv_dim": [16] * 7, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+    **{
+        "conv_dim": [16] * 7,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    },
     **{"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2},
 }
 LETTERS = Vocabulary.of_texts(["ABCDEFGHIJKLMNOPQRSTUVWXYZ' A"])
@@ -57,7 +65,11 @@ Figures = dict[str, Any]
 
 def waveforms(options: argparse.Namespace, row: str) -> list[np.ndarray]:
     """So many minutes of the files below `--audio`, or of noise whose loudness changes ten times a second: (S,) each."""
-    wanted, draw, found = samples(60 * (options.minutes or MINUTES[row])), np.random.default_rng(0), []
+    wanted, draw, found = (
+        samples(60 * (options.minutes or MINUTES[row])),
+        np.random.default_rng(0),
+        [],
+    )
     files = iter(sorted(audio_below(Path(options.audio).expanduser()))) if options.audio else None
     while sum(map(len, found)) < wanted:
         if files is None:
@@ -79,7 +91,12 @@ def written(speech: list[np.ndarray], folder: Path, suffix: str) -> list[Path]:
     return paths
 
 
-def compared(speech: list[np.ndarray], ours: Callable[[], list[Any]], peer: Callable[[], list[Any]], pairs: int) -> Figures:
+def compared(
+    speech: list[np.ndarray],
+    ours: Callable[[], list[Any]],
+    peer: Callable[[], list[Any]],
+    pairs: int,
+) -> Figures:
     """Speeds of both sides and how often they agree."""
     found: dict[str, list[Any]] = {}
 
@@ -87,8 +104,12 @@ def compared(speech: list[np.ndarray], ours: Callable[[], list[Any]], peer: Call
         found[name] = work()
 
     audio_seconds = seconds(sum(map(len, speech)))
-    figures = benchmark.speeds(audio_seconds, lambda: keep("ours", ours), lambda: keep("peer", peer), pairs)
-    equal = np.mean([np.array_equal(a, b) for a, b in zip(found["ours"], found["peer"], strict=True)])
+    figures = benchmark.speeds(
+        audio_seconds, lambda: keep("ours", ours), lambda: keep("peer", peer), pairs
+    )
+    equal = np.mean(
+        [np.array_equal(a, b) for a, b in zip(found["ours"], found["peer"], strict=True)]
+    )
     return {"audio_seconds": audio_seconds, "files": len(speech), **figures, "equal": float(equal)}
 
 
@@ -110,7 +131,12 @@ def letter_model(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]
     if not options.checkpoint:
         torch.manual_seed(0)
         model = Hubert(HubertConfig(**({} if options.size == "base" else TINY)))
-        save_model(ours, model, head=LetterHead(model.config.hidden_size, len(LETTERS)), extra={"vocabulary": list(LETTERS.symbols)})
+        save_model(
+            ours,
+            model,
+            head=CTCHead(model.config.hidden_size, len(LETTERS)),
+            extra={"vocabulary": list(LETTERS.symbols)},
+        )
     export_huggingface(theirs, load_checkpoint(ours))
     return ours, theirs
 
@@ -124,7 +150,9 @@ def greedy(options: argparse.Namespace, folder: Path) -> Figures:
     speech, scores = waveforms(options, "greedy"), []
     for waveform in speech:
         frames = int(MODEL_GRID.num_frames(len(waveform)))
-        ids = np.where(draw.random(frames) < 0.25, draw.integers(2, len(task.vocabulary), frames), 0)
+        ids = np.where(
+            draw.random(frames) < 0.25, draw.integers(2, len(task.vocabulary), frames), 0
+        )
         logits = draw.normal(size=(1, frames, len(task.vocabulary))).astype(np.float32)
         logits[0, np.arange(frames), ids] += 10
         scores.append(torch.from_numpy(logits))
@@ -132,7 +160,12 @@ def greedy(options: argparse.Namespace, folder: Path) -> Figures:
     def usual(logits: Tensor) -> str:
         return processor.batch_decode(logits.argmax(-1))[0]
 
-    return compared(speech, lambda: [task.predict(one) for one in scores], lambda: [usual(one) for one in scores], options.pairs)
+    return compared(
+        speech,
+        lambda: [task.predict(one) for one in scores],
+        lambda: [usual(one) for one in scores],
+        options.pairs,
+    )
 
 
 def transcribe(options: argparse.Namespace, folder: Path) -> Figures:
@@ -140,13 +173,22 @@ def transcribe(options: argparse.Namespace, folder: Path) -> Figures:
     speech = waveforms(options, "transcribe")
     paths = written(speech, folder, "flac")
     ours_at, theirs_at = letter_model(options, folder)
-    recogniser = Recogniser.load(ours_at, options.device)
-    pipeline = import_transformers().pipeline("automatic-speech-recognition", model=str(theirs_at), device=options.device)
+    recogniser = SpeechRecognizer.load(ours_at, options.device)
+    pipeline = import_transformers().pipeline(
+        "automatic-speech-recognition", model=str(theirs_at), device=options.device
+    )
 
     def usual(path: Path) -> str:
-        return pipeline({"raw": soundfile.read(path, dtype="float32")[0], "sampling_rate": SAMPLE_RATE})["text"]
+        return pipeline(
+            {"raw": soundfile.read(path, dtype="float32")[0], "sampling_rate": SAMPLE_RATE}
+        )["text"]
 
-    return compared(speech, lambda: [recogniser.transcribe(path) for path in paths], lambda: [usual(path) for path in paths], options.pairs)
+    return compared(
+        speech,
+        lambda: [recogniser.transcribe(path) for path in paths],
+        lambda: [usual(path) for path in paths],
+        options.pairs,
+    )
 
 
 ROWS: dict[str, Callable[[argparse.Namespace, Path], Figures]] = {
@@ -160,14 +202,26 @@ ROWS: dict[str, Callable[[argparse.Namespace, Path], Figures]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Prints the figures of each row, and all of them as one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("rows", nargs="*", help=f"any of {', '.join(ROWS)} (default: all)")
     parser.add_argument("--audio", help="folder with audio files; generated noise without it")
     parser.add_argument("--minutes", type=float, help=f"how much of it; without it {MINUTES}")
-    parser.add_argument("--checkpoint", help="a letter model, such as runs/demo/finetune/letters; random weights without it")
-    parser.add_argument("--size", choices=["base", "tiny"], default="base", help="of the random weights")
+    parser.add_argument(
+        "--checkpoint",
+        help="a letter model, such as runs/demo/finetune/letters; random weights without it",
+    )
+    parser.add_argument(
+        "--size", choices=["base", "tiny"], default="base", help="of the random weights"
+    )
     parser.add_argument("--device", default="cpu", help="transcribe: cpu or cuda")
-    parser.add_argument("--pairs", type=int, default=5, help="turns, after one for warming up when there are several")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=5,
+        help="turns, after one for warming up when there are several",
+    )
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.rows if name not in ROWS]:
         parser.error(f"no row {unknown[0]!r}; choose from {', '.join(ROWS)}")

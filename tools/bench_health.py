@@ -28,15 +28,25 @@ from torch.utils.data import DataLoader, IterableDataset
 from hubert_pretrain import benchmark
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.pretraining_head import CodebookHead
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.training.loggers import CsvLogger, Guarded
 from hubert_pretrain.training.module import Optimisation
 from hubert_pretrain.training.trainer import build_trainer
 
-TINY = {"conv_dim": [32, 32, 64, 64, 64, 128, 128], "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
-TINY_MORE = {"intermediate_size": 512, "num_conv_pos_embeddings": 32, "num_conv_pos_embedding_groups": 8, "projection_size": 64}
+TINY = {
+    "conv_dim": [32, 32, 64, 64, 64, 128, 128],
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+TINY_MORE = {
+    "intermediate_size": 512,
+    "num_conv_pos_embeddings": 32,
+    "num_conv_pos_embedding_groups": 8,
+    "projection_size": 64,
+}
 KINDS = ("plain", "logged")
 """Of the steps of a turn, in order."""
 WARM_UP_TURNS = 2
@@ -82,7 +92,9 @@ class Turns(L.Callback):
 
         meter.add = timed
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Ends one step and begins the next."""
         now = _now(module.device)
         if batch_idx > WARM_UP_TURNS * len(KINDS):
@@ -94,11 +106,19 @@ class Turns(L.Callback):
 
 def main() -> None:
     """A row per work, and the line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     on_gpu = torch.cuda.is_available()
-    parser.add_argument("--works", nargs="+", choices=WORKS, default=["base_gpu"] if on_gpu else ["tiny", "base"])
-    parser.add_argument("--turns", type=int, default=30, help="of two steps each, after two that warm up")
-    parser.add_argument("--threads", type=int, default=1, help="of the processor; 0: torch's choice")
+    parser.add_argument(
+        "--works", nargs="+", choices=WORKS, default=["base_gpu"] if on_gpu else ["tiny", "base"]
+    )
+    parser.add_argument(
+        "--turns", type=int, default=30, help="of two steps each, after two that warm up"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of the processor; 0: torch's choice"
+    )
     options = parser.parse_args()
     rows = {name: measured(WORKS[name], options.turns, options.threads) for name in options.works}
     for name, row in rows.items():
@@ -116,7 +136,14 @@ def measured(work: Work, turns: int, threads: int) -> dict[str, float]:
     step, sums = statistics.median(plain for plain, _ in pairs), statistics.median(clock.sums)
     log = statistics.median(logged - plain for plain, logged in pairs)
     share = (sums + log / work.log_every_steps) / step
-    return {"ours": share, "peer": ALLOWED, "ratio": ALLOWED / max(share, 1e-9), "step": step, "sums": sums, "log": log}
+    return {
+        "ours": share,
+        "peer": ALLOWED,
+        "ratio": ALLOWED / max(share, 1e-9),
+        "step": step,
+        "sums": sums,
+        "log": log,
+    }
 
 
 def timed_steps(work: Work, turns: int, threads: int) -> Turns:
@@ -124,7 +151,10 @@ def timed_steps(work: Work, turns: int, threads: int) -> Turns:
     steps, clock = (WARM_UP_TURNS + turns) * len(KINDS) + 1, Turns()
     torch.manual_seed(0)
     rate = Optimisation(learning_rate=1e-4, factor=lambda done: 1.0)
-    model, head = Hubert(work.config), CodebookHead(work.config.hidden_size, work.config.projection_size, work.n_clusters)
+    model, head = (
+        Hubert(work.config),
+        CodebookHead(work.config.hidden_size, work.config.projection_size, work.n_clusters),
+    )
     module = PretrainModule(model, head, seed=1, optimisation=rate, log_every_steps=len(KINDS))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -153,7 +183,12 @@ class Endless(IterableDataset[dict[str, Any]]):
         hidden = round(0.53 * frames)
         mask = torch.stack([torch.randperm(frames) < hidden for _ in range(work.rows)])
         targets = torch.randint(0, work.n_clusters, (work.rows, frames))
-        self.batch = {"waveform": torch.randn(work.rows, samples), "targets": targets, "mask": mask, "masked_frames": hidden * work.rows}
+        self.batch = {
+            "waveform": torch.randn(work.rows, samples),
+            "targets": targets,
+            "mask": mask,
+            "masked_frames": hidden * work.rows,
+        }
         self.batch |= {"step_frames": (hidden * work.rows, frames * work.rows)}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

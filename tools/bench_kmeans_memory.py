@@ -34,7 +34,9 @@ class Generated:
         self.shape = (count, DIM)
         draw = np.random.default_rng(0)
         centres = draw.normal(size=(300, DIM)) * np.geomspace(30, 3, DIM)
-        self._base = (centres[draw.integers(0, 300, BASE_FRAMES)] + 3 * draw.normal(size=(BASE_FRAMES, DIM))).astype(np.float32)
+        self._base = (
+            centres[draw.integers(0, 300, BASE_FRAMES)] + 3 * draw.normal(size=(BASE_FRAMES, DIM))
+        ).astype(np.float32)
 
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
         start, stop, _ = rows.indices(self.shape[0])
@@ -47,15 +49,19 @@ class Generated:
 
 def measure(answer: Connection, count: int, budget: int, disk: Path | None, passes: int) -> None:
     """Fits in this process and sends its figures."""
-    from hubert_pretrain.clustering import memory
+    from hubert_pretrain.clustering import sample
+    from hubert_pretrain.clustering.frame_source import CHUNK_FRAMES, FrameFile, Frames
     from hubert_pretrain.clustering.kmeans import KMeans
-    from hubert_pretrain.clustering.source import CHUNK_FRAMES, FrameFile, Frames
 
     frames: Frames = Generated(count)
-    in_memory = 4 * count * DIM <= memory.frame_bytes(budget)
+    in_memory = 4 * count * DIM <= sample.frame_bytes(budget)
     held: FrameFile | NDArray[np.float32]
     if in_memory or disk:
-        held = np.empty(frames.shape, dtype=np.float32) if in_memory or disk is None else FrameFile(disk / "frames", (count, DIM))
+        held = (
+            np.empty(frames.shape, dtype=np.float32)
+            if in_memory or disk is None
+            else FrameFile(disk / "frames", (count, DIM))
+        )
         for start in range(0, count, CHUNK_FRAMES):
             part = frames[start : start + CHUNK_FRAMES]
             if isinstance(held, FrameFile):
@@ -63,36 +69,74 @@ def measure(answer: Connection, count: int, budget: int, disk: Path | None, pass
             else:
                 held[start : start + len(part)] = part
         frames = held
-    settings = {"restarts": 3, "max_iterations": passes, "max_sample_bytes": memory.sample_bytes(budget)}
+    settings = {
+        "restarts": 3,
+        "max_iterations": passes,
+        "max_sample_bytes": sample.sample_bytes(budget),
+    }
     start = benchmark.seconds_of(lambda: KMeans("torch", K, **settings).fit(frames[0:SAMPLE]))
     estimator = KMeans("torch", K, **settings)
     seconds = benchmark.seconds_of(lambda: estimator.fit(frames))
-    found: dict[str, Any] = {"seconds": seconds, "start_seconds": start, "passes": estimator.n_iter_, "in_memory": int(in_memory)}
-    answer.send(found | {"peak_gb": memory.peak_bytes() / 1e9, "inertia": estimator.inertia_ / count})
+    found: dict[str, Any] = {
+        "seconds": seconds,
+        "start_seconds": start,
+        "passes": estimator.n_iter_,
+        "in_memory": int(in_memory),
+    }
+    answer.send(
+        found | {"peak_gb": sample.peak_bytes() / 1e9, "inertia": estimator.inertia_ / count}
+    )
 
 
 def main() -> None:
     """Prints a line per size, and all of them as one line of JSON. `ratio` is the budget over the peak."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--frames", type=float, nargs="+", default=[1e6, 1e7, 1e8])
-    parser.add_argument("--budget-gb", type=float, default=1.0, help="of the whole process, as clustering.max_memory_gb")
-    parser.add_argument("--passes", type=int, default=2, help="over all frames, the same for every size so that times compare")
-    parser.add_argument("--disk", type=Path, help="folder for a scratch file of frames that do not fit")
+    parser.add_argument(
+        "--budget-gb",
+        type=float,
+        default=1.0,
+        help="of the whole process, as clustering.max_memory_gb",
+    )
+    parser.add_argument(
+        "--passes",
+        type=int,
+        default=2,
+        help="over all frames, the same for every size so that times compare",
+    )
+    parser.add_argument(
+        "--disk", type=Path, help="folder for a scratch file of frames that do not fit"
+    )
     options = parser.parse_args()
     rows, context = {}, multiprocessing.get_context("spawn")
     for count in map(int, options.frames):
         with tempfile.TemporaryDirectory(dir=options.disk) as folder:
             receive, send = context.Pipe(duplex=False)
             disk = Path(folder) if options.disk else None
-            process = context.Process(target=measure, args=(send, count, int(options.budget_gb * 1e9), disk, options.passes))
+            process = context.Process(
+                target=measure,
+                args=(send, count, int(options.budget_gb * 1e9), disk, options.passes),
+            )
             process.start()
             send.close()
             found = receive.recv()
             process.join()
-        found |= {"ours": found["peak_gb"], "peer": options.budget_gb, "ratio": options.budget_gb / found["peak_gb"]}
-        found["ns_per_frame_and_pass"] = 1e9 * (found["seconds"] - found["start_seconds"]) / count / (found["passes"] + 2)
+        found |= {
+            "ours": found["peak_gb"],
+            "peer": options.budget_gb,
+            "ratio": options.budget_gb / found["peak_gb"],
+        }
+        found["ns_per_frame_and_pass"] = (
+            1e9 * (found["seconds"] - found["start_seconds"]) / count / (found["passes"] + 2)
+        )
         rows[f"{count:.0e}_frames"] = {name: float(f"{value:.4g}") for name, value in found.items()}
-        print(f"{count:.0e} frames: " + ", ".join(f"{name} {value:g}" for name, value in rows[f"{count:.0e}_frames"].items()), flush=True)
+        print(
+            f"{count:.0e} frames: "
+            + ", ".join(f"{name} {value:g}" for name, value in rows[f"{count:.0e}_frames"].items()),
+            flush=True,
+        )
     benchmark.print_json("kmeans_memory", rows)
 
 

@@ -30,14 +30,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hubert_pretrain import benchmark
-from hubert_pretrain.data.batches import BatchPlan
-from hubert_pretrain.data.corpora.common import audio_below
+from hubert_pretrain.data.audio import audio_below
+from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import MANIFEST, Corpus
 from hubert_pretrain.data.manifest import Utterance, write_manifest
-from hubert_pretrain.data.probe import Recording, probe_all
+from hubert_pretrain.data.preparation.audio_stats import AudioFacts
+from hubert_pretrain.data.preparation.scan import Recording, scan_all
 from hubert_pretrain.data.shards.writer import write_shards
 from hubert_pretrain.data.storage import Location
-from hubert_pretrain.data.tally import AudioFacts
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE, samples, seconds
 from hubert_pretrain.pretrain.dataset import CropSource, SpanMasking
 
@@ -53,10 +53,14 @@ class WholeFiles(Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         waveform = torch.from_numpy(soundfile.read(self.paths[index], dtype="float32")[0])
-        return torch.nn.functional.layer_norm(waveform, waveform.shape) if self.normalize else waveform
+        return (
+            torch.nn.functional.layer_norm(waveform, waveform.shape) if self.normalize else waveform
+        )
 
 
-def plain_batches(lengths: np.ndarray, max_tokens: int, draw: np.random.Generator) -> list[list[int]]:
+def plain_batches(
+    lengths: np.ndarray, max_tokens: int, draw: np.random.Generator
+) -> list[list[int]]:
     """Files of like length, as many as fit into `max_tokens` samples; the batches in random order (fairseq's batch_by_size)."""
     batches: list[list[int]] = [[]]
     for index in np.lexsort((draw.permutation(len(lengths)), lengths)).tolist():
@@ -79,17 +83,19 @@ def plain_collate(waveforms: list[torch.Tensor]) -> torch.Tensor:
 class Crops(Dataset[torch.Tensor]):
     """Our way: item g is the audio of micro-batch g of the training stream."""
 
-    def __init__(self, plan: BatchPlan, source: CropSource) -> None:
+    def __init__(self, plan: BucketSampler, source: CropSource) -> None:
         self.plan, self.source = plan, source
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return torch.from_numpy(self.source.waveform(self.plan.micro_batch(index)))
 
 
-def ours(corpus: Corpus, batch_seconds: float, normalize: bool) -> tuple[Dataset[torch.Tensor], int]:
+def ours(
+    corpus: Corpus, batch_seconds: float, normalize: bool
+) -> tuple[Dataset[torch.Tensor], int]:
     """Our loader's items, and how many make an epoch."""
     manifest = corpus.manifest
-    plan = BatchPlan(
+    plan = BucketSampler(
         [utterances for split in manifest.splits for utterances in manifest.by_length(split)],
         grid=MODEL_GRID,
         seed=1,
@@ -102,7 +108,15 @@ def ours(corpus: Corpus, batch_seconds: float, normalize: bool) -> tuple[Dataset
     )
     masking = SpanMasking(seed=1, probability=0.8, span_frames=10, min_spans=2)
     nothing: Callable[[int], Any] = lambda row: None  # noqa: E731
-    source = CropSource(corpus, nothing, split="train", grid=MODEL_GRID, normalize=normalize, masking=masking, cache_bytes=0)
+    source = CropSource(
+        corpus,
+        nothing,
+        split="train",
+        grid=MODEL_GRID,
+        normalize=normalize,
+        masking=masking,
+        cache_bytes=0,
+    )
     return Crops(plan, source), plan.epoch_micro_batches
 
 
@@ -120,7 +134,9 @@ def speech_like(num_samples: int, draw: np.random.Generator) -> np.ndarray:
     pieces, state = [], np.zeros(2)
     for _ in range(num_samples // 3_200 + 1):
         angle = 2 * np.pi * draw.uniform(200, 900) / SAMPLE_RATE
-        piece, state = lfilter([1.0], [1.0, -2 * 0.97 * np.cos(angle), 0.97**2], draw.standard_normal(3_200), zi=state)
+        piece, state = lfilter(
+            [1.0], [1.0, -2 * 0.97 * np.cos(angle), 0.97**2], draw.standard_normal(3_200), zi=state
+        )
         pieces.append(piece * draw.uniform(0.1, 1.0) * np.hanning(3_200))
     return (np.concatenate(pieces)[:num_samples] * 250).clip(-32_000, 32_000).astype(np.int16)
 
@@ -142,9 +158,17 @@ def prepared(folder: Path, paths: list[str]) -> Corpus:
     folder.mkdir(parents=True)
     utterances = []
     recordings = [Recording(Location(path)) for path in paths]
-    for number, (path, (facts,)) in enumerate(zip(paths, probe_all(recordings), strict=True)):
-        if isinstance(facts, AudioFacts) and facts.source_rate == SAMPLE_RATE and facts.channels == 1:
-            values = {"num_samples": facts.num_samples, "mean": facts.mean, "variance": facts.variance}
+    for number, (path, (facts,)) in enumerate(zip(paths, scan_all(recordings), strict=True)):
+        if (
+            isinstance(facts, AudioFacts)
+            and facts.source_rate == SAMPLE_RATE
+            and facts.channels == 1
+        ):
+            values = {
+                "num_samples": facts.num_samples,
+                "mean": facts.mean,
+                "variance": facts.variance,
+            }
             utterances.append(Utterance(id=f"{number:06d}", path=path, **values))
     write_manifest(folder / MANIFEST, utterances)
     return Corpus.open(folder)
@@ -155,17 +179,26 @@ def as_wav(corpus: Corpus, folder: Path) -> Corpus:
     folder.mkdir(parents=True)
     rows = [corpus.manifest[row] for row in range(len(corpus.manifest))]
     for row in rows:
-        soundfile.write(folder / f"{row.id}.wav", corpus.read(row.row), SAMPLE_RATE, subtype="PCM_16")
-    write_manifest(folder / MANIFEST, [replace(row, path=str(folder / f"{row.id}.wav")) for row in rows])
+        soundfile.write(
+            folder / f"{row.id}.wav", corpus.read(row.row), SAMPLE_RATE, subtype="PCM_16"
+        )
+    write_manifest(
+        folder / MANIFEST, [replace(row, path=str(folder / f"{row.id}.wav")) for row in rows]
+    )
     return Corpus.open(folder)
 
 
 def plain_loader(corpus: Corpus, args: argparse.Namespace) -> Callable[[], Iterable[torch.Tensor]]:
     """The plain loader over a corpus's files; each call is one epoch."""
     rows = range(len(corpus.manifest))
-    dataset, draw = WholeFiles([corpus.manifest[row].path for row in rows], args.normalize), np.random.default_rng(0)
+    dataset, draw = (
+        WholeFiles([corpus.manifest[row].path for row in rows], args.normalize),
+        np.random.default_rng(0),
+    )
     lengths, max_tokens = np.asarray(corpus.manifest.num_samples), samples(args.batch_seconds)
-    return lambda: DataLoader(dataset, batch_sampler=plain_batches(lengths, max_tokens, draw), collate_fn=plain_collate)
+    return lambda: DataLoader(
+        dataset, batch_sampler=plain_batches(lengths, max_tokens, draw), collate_fn=plain_collate
+    )
 
 
 def our_loader(corpus: Corpus, args: argparse.Namespace) -> Callable[[], Iterable[torch.Tensor]]:
@@ -180,37 +213,83 @@ def our_loader(corpus: Corpus, args: argparse.Namespace) -> Callable[[], Iterabl
     return epoch
 
 
-def compare(rows: dict[str, tuple[str, str]], loaders: dict[str, Callable[[], Iterable[torch.Tensor]]], pairs: int) -> dict[str, Any]:
+def compare(
+    rows: dict[str, tuple[str, str]],
+    loaders: dict[str, Callable[[], Iterable[torch.Tensor]]],
+    pairs: int,
+) -> dict[str, Any]:
     """Runs all loaders in turns and gives each row's figures; the first turn warms the page cache."""
-    sides = {name: functools.partial(lambda epoch: speed(epoch()), epoch) for name, epoch in loaders.items()}
+    sides = {
+        name: functools.partial(lambda epoch: speed(epoch()), epoch)
+        for name, epoch in loaders.items()
+    }
     measured = benchmark.in_turns(sides, pairs)
-    found = {row: benchmark.compared(measured[our], measured[peer]) for row, (our, peer) in rows.items()}
-    return {row: figures | {"fed_by_16_cores": 16 * figures["ours"]} for row, figures in found.items()}
+    found = {
+        row: benchmark.compared(measured[our], measured[peer]) for row, (our, peer) in rows.items()
+    }
+    return {
+        row: figures | {"fed_by_16_cores": 16 * figures["ours"]} for row, figures in found.items()
+    }
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=os.path.abspath, help="a folder tree of 16 kHz mono FLAC files; generated audio without it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--corpus",
+        type=os.path.abspath,
+        help="a folder tree of 16 kHz mono FLAC files; generated audio without it",
+    )
     parser.add_argument("--minutes", type=float, default=60, help="of generated audio")
-    parser.add_argument("--batch-seconds", type=float, default=87.5, help="audio per micro-batch (fairseq: max_tokens)")
+    parser.add_argument(
+        "--batch-seconds",
+        type=float,
+        default=87.5,
+        help="audio per micro-batch (fairseq: max_tokens)",
+    )
     parser.add_argument("--pairs", type=int, default=5, help="turns that count")
-    parser.add_argument("--no-normalize", dest="normalize", action="store_false", help="leave out the normalisation, on both sides")
-    parser.add_argument("--scratch", help="where the data of the run goes, removed afterwards; the system's temporary folder without it")
+    parser.add_argument(
+        "--no-normalize",
+        dest="normalize",
+        action="store_false",
+        help="leave out the normalisation, on both sides",
+    )
+    parser.add_argument(
+        "--scratch",
+        help="where the data of the run goes, removed afterwards; the system's temporary folder without it",
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         folder = Path(scratch)
-        paths = sorted(map(str, audio_below(Path(args.corpus).expanduser()))) if args.corpus else make_files(folder / "audio", args.minutes)
+        paths = (
+            sorted(map(str, audio_below(Path(args.corpus).expanduser())))
+            if args.corpus
+            else make_files(folder / "audio", args.minutes)
+        )
         flac = prepared(folder / "flac", paths)
         (folder / "pcm").mkdir()
-        write_manifest(folder / "pcm" / MANIFEST, write_shards(flac, folder / "pcm", format="pcm", megabytes=256))
+        write_manifest(
+            folder / "pcm" / MANIFEST,
+            write_shards(flac, folder / "pcm", format="pcm", megabytes=256),
+        )
         wav, pcm = as_wav(flac, folder / "wav"), Corpus.open(folder / "pcm")
-        rows = {"pcm_shards": ("pcm", "plain"), "flac_files": ("flac", "plain"), "wav_files_for_scale": ("wav", "plain_wav")}
-        loaders = {name: our_loader(corpus, args) for name, corpus in {"flac": flac, "pcm": pcm, "wav": wav}.items()}
+        rows = {
+            "pcm_shards": ("pcm", "plain"),
+            "flac_files": ("flac", "plain"),
+            "wav_files_for_scale": ("wav", "plain_wav"),
+        }
+        loaders = {
+            name: our_loader(corpus, args)
+            for name, corpus in {"flac": flac, "pcm": pcm, "wav": wav}.items()
+        }
         loaders |= {"plain": plain_loader(flac, args), "plain_wav": plain_loader(wav, args)}
         hours = seconds(int(flac.manifest.num_samples.sum())) / 3600
-        print(f"{len(flac.manifest)} utterances, {hours:.2f} h, normalised: {args.normalize}; audio-seconds per second on one core")
+        print(
+            f"{len(flac.manifest)} utterances, {hours:.2f} h, normalised: {args.normalize}; audio-seconds per second on one core"
+        )
         found = compare(rows, loaders, args.pairs)
     for row, figures in found.items():
         spread = f"{figures['ratio']:.2f}x ({figures['ratio_min']:.2f}..{figures['ratio_max']:.2f})"

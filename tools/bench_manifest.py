@@ -27,12 +27,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hubert_pretrain import benchmark
-from hubert_pretrain.data.batches import BatchPlan
+from hubert_pretrain.data.arrow_table import TEXT, chunks
+from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.manifest import TYPES, Manifest, write_columns
-from hubert_pretrain.data.tables import TEXT, chunks
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
 
-LIMITS = {"open_seconds": 1.0, "row_us": 100.0, "growth_mb": 200.0, "own_mb": 200.0, "first_batch_seconds": 60.0, "resume_ms": 1000.0}
+LIMITS = {
+    "open_seconds": 1.0,
+    "row_us": 100.0,
+    "growth_mb": 200.0,
+    "own_mb": 200.0,
+    "first_batch_seconds": 60.0,
+    "resume_ms": 1000.0,
+}
 PER_SHARD = 500
 VALID_SHARE = 0.001
 PLAN: dict[str, Any] = {
@@ -48,21 +55,39 @@ PLAN: dict[str, Any] = {
 
 def main() -> None:
     """Measures every size in turn."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000, 100_000_000])
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the manifests are written")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()),
+        help="where the manifests are written",
+    )
     parser.add_argument("--keep", action="store_true", help="leave them there for the next run")
     options = parser.parse_args()
     found = {}
-    print("        rows  write s     GB   open s  row us   cold us growth MB  own MB  first s resume ms")
+    print(
+        "        rows  write s     GB   open s  row us   cold us growth MB  own MB  first s resume ms"
+    )
     for rows in options.rows:
         values = measure(rows, options.folder / f"bench_manifest.{rows}", keep=options.keep)
         found[rows] = values
         written = f"{rows:12} {values['write_seconds']:8.1f} {values['gigabytes']:6.2f} {values['open_seconds']:8.4f}"
         read = f"{values['row_us']:7.1f} {values['cold_row_us']:9.1f} {values['growth_mb']:9.1f} {values['own_mb']:7.1f}"
-        print(written, read, f"{values['first_batch_seconds']:8.3f} {values['resume_ms']:9.2f}", flush=True)
+        print(
+            written,
+            read,
+            f"{values['first_batch_seconds']:8.3f} {values['resume_ms']:9.2f}",
+            flush=True,
+        )
     lines = {
-        f"{rows}/{name}": {"ours": values[name], "peer": limit, "ratio": limit / max(values[name], 1e-9)}
+        f"{rows}/{name}": {
+            "ours": values[name],
+            "peer": limit,
+            "ratio": limit / max(values[name], 1e-9),
+        }
         for rows, values in found.items()
         for name, limit in LIMITS.items()
     }
@@ -79,7 +104,10 @@ def measure(rows: int, folder: Path, *, keep: bool) -> dict[str, float]:
         written = time.perf_counter() - begin
         with get_context("spawn").Pool(1) as pool:
             values = pool.apply(use, (folder,))
-        return values | {"write_seconds": written, "gigabytes": (folder / "manifest.arrow").stat().st_size / 1e9}
+        return values | {
+            "write_seconds": written,
+            "gigabytes": (folder / "manifest.arrow").stat().st_size / 1e9,
+        }
     finally:
         if not keep:
             shutil.rmtree(folder)
@@ -91,11 +119,15 @@ def columns(rows: int) -> Iterator[dict[str, pa.Array]]:
     for part in chunks(rows, 1 << 20):
         number = np.arange(part.start, part.stop)
         count, is_train = len(number), number < rows - valid
-        seconds = np.where(draw.random(count) < 0.75, draw.normal(14.6, 1.1, count), draw.uniform(1.4, 14.5, count)).clip(1.4, 24.5)
+        seconds = np.where(
+            draw.random(count) < 0.75, draw.normal(14.6, 1.1, count), draw.uniform(1.4, 14.5, count)
+        ).clip(1.4, 24.5)
         yield {
             "id": numbered("utterance-", number, 9),
             "path": pc.binary_join_element_wise(
-                numbered("/corpora/shards/", number // PER_SHARD, 7), pa.scalar(".tar", TEXT), pa.scalar("", TEXT)
+                numbered("/corpora/shards/", number // PER_SHARD, 7),
+                pa.scalar(".tar", TEXT),
+                pa.scalar("", TEXT),
             ),
             "offset": pa.array(number % PER_SHARD * 250_000),
             "num_bytes": pa.array((seconds * 17_000).astype(np.int64)),
@@ -120,7 +152,9 @@ def numbered(prefix: str, numbers: np.ndarray[Any, Any], digits: int) -> pa.Arra
 
 def named(numbers: np.ndarray[Any, Any], names: list[str]) -> pa.Array:
     """A column of names."""
-    return pa.DictionaryArray.from_arrays(pa.array(numbers.astype(np.int32)), pa.array(names, TYPES["speaker"].value_type))
+    return pa.DictionaryArray.from_arrays(
+        pa.array(numbers.astype(np.int32)), pa.array(names, TYPES["speaker"].value_type)
+    )
 
 
 def use(folder: Path) -> dict[str, float]:
@@ -132,7 +166,9 @@ def use(folder: Path) -> dict[str, float]:
     chosen = np.random.default_rng(7).integers(0, len(manifest), 1_000).tolist()
     passes = [seconds_for(manifest, chosen) / len(chosen) for _ in range(6)]
     begin = time.perf_counter()
-    plan = BatchPlan(manifest.by_length("train"), masked_frames=lambda frames: frames // 2, **PLAN)
+    plan = BucketSampler(
+        manifest.by_length("train"), masked_frames=lambda frames: frames // 2, **PLAN
+    )
     plan.micro_batch(0)
     first = time.perf_counter() - begin
     begin = time.perf_counter()
@@ -165,8 +201,14 @@ def seconds_for(manifest: Manifest, rows: list[int]) -> float:
 def private_megabytes() -> tuple[float, float]:
     """(USS, the part of it that is not pages of files) of this process."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("Private", "Anonymous"))}
-    return (kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]) / 1000, kilobytes["Anonymous"] / 1000
+    kilobytes = {
+        line.split(":")[0]: int(line.split()[1])
+        for line in lines
+        if line.startswith(("Private", "Anonymous"))
+    }
+    return (kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]) / 1000, kilobytes[
+        "Anonymous"
+    ] / 1000
 
 
 if __name__ == "__main__":

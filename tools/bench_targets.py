@@ -30,7 +30,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as run.py has it, and before torch is imported
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # as run.py has it, and before torch is imported
 
 import numpy as np
 import soundfile
@@ -40,28 +42,34 @@ from omegaconf import OmegaConf
 from hubert_pretrain import benchmark
 from hubert_pretrain.clustering import sample
 from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.clustering.codebooks import CodebookSet
+from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.clustering.engines.statistics import measure
+from hubert_pretrain.clustering.frame_source import RankFrames
 from hubert_pretrain.clustering.kmeans import KMeans
-from hubert_pretrain.clustering.source import Shard
 from hubert_pretrain.data.audio import SUFFIXES
 from hubert_pretrain.data.corpus import MANIFEST, Corpus
 from hubert_pretrain.data.manifest import Utterance, write_manifest
-from hubert_pretrain.data.probe import usable_cores
+from hubert_pretrain.distributed import usable_cores
+from hubert_pretrain.features.corpus_frames import map_frames
 from hubert_pretrain.features.extractor import Extractor
 from hubert_pretrain.features.hubert_layer import HubertLayer
 from hubert_pretrain.features.mfcc import Mfcc
-from hubert_pretrain.features.stream import map_frames
 from hubert_pretrain.frames import SAMPLE_RATE, samples, seconds
+from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.loader import load_checkpoint
-from hubert_pretrain.targets.label import label
+from hubert_pretrain.targets.labelling import label_corpus
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
 
-MINUTES = {"mfcc_to_targets": 60.0, "labelling": 60.0, "kmeans_mfcc": 60.0, "kmeans_layer": 4.0, "layer_features": 2.0}
+MINUTES = {
+    "mfcc_to_targets": 60.0,
+    "labelling": 60.0,
+    "kmeans_mfcc": 60.0,
+    "kmeans_layer": 4.0,
+    "layer_features": 2.0,
+}
 """Audio of each row."""
 TIE = 1e-4
 """Two centroids whose squared distances differ by less than this share are equally near."""
@@ -72,9 +80,19 @@ Figures = dict[str, Any]
 def speech(options: argparse.Namespace, row: str, folder: Path) -> Corpus:
     """A corpus of so many minutes of the files below `--audio` (again and again, if need be), or of noise."""
     wanted = samples(60 * (options.minutes or MINUTES[row]))
-    below = sorted(path for path in Path(options.audio).absolute().rglob("*") if path.suffix in SUFFIXES) if options.audio else []
+    below = (
+        sorted(
+            path for path in Path(options.audio).absolute().rglob("*") if path.suffix in SUFFIXES
+        )
+        if options.audio
+        else []
+    )
     found = below or _noise(wanted, folder)
-    files = [(path, info.frames) for path in found if (info := soundfile.info(path)).samplerate == SAMPLE_RATE and info.channels == 1]
+    files = [
+        (path, info.frames)
+        for path in found
+        if (info := soundfile.info(path)).samplerate == SAMPLE_RATE and info.channels == 1
+    ]
     utterances, total = [], 0
     for path, length in itertools.cycle(files):
         if total >= wanted:
@@ -109,7 +127,9 @@ def kaldi_frames(path: str) -> np.ndarray:
 
 def squared_distances(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """The full matrix (F, K), as fairseq's dump_km_label makes it."""
-    return (frames**2).sum(1, keepdims=True) - 2 * frames @ centroids.T + (centroids**2).sum(1)[None]
+    return (
+        (frames**2).sum(1, keepdims=True) - 2 * frames @ centroids.T + (centroids**2).sum(1)[None]
+    )
 
 
 def write_km(path: Path, all_ids: Iterable[np.ndarray]) -> None:
@@ -121,10 +141,15 @@ def write_km(path: Path, all_ids: Iterable[np.ndarray]) -> None:
 def usual_labels(paths: list[str], centroids: np.ndarray, folder: Path, threads: int) -> None:
     """The nearest centroid of every frame."""
     torch.set_num_threads(threads)
-    write_km(folder / "train.km", (squared_distances(kaldi_frames(path), centroids).argmin(1) for path in paths))
+    write_km(
+        folder / "train.km",
+        (squared_distances(kaldi_frames(path), centroids).argmin(1) for path in paths),
+    )
 
 
-def usual_targets(paths: list[str], rows: np.ndarray, n_clusters: int, folder: Path, threads: int) -> np.ndarray:
+def usual_targets(
+    paths: list[str], rows: np.ndarray, n_clusters: int, folder: Path, threads: int
+) -> np.ndarray:
     """Dumps the features, fits a codebook on those of some files, and reads all again for the nearest centroids. Returns the centroids."""
     torch.set_num_threads(threads)
     lengths, dump = [], folder / "train.f32"
@@ -134,20 +159,34 @@ def usual_targets(paths: list[str], rows: np.ndarray, n_clusters: int, folder: P
             lengths.append(len(frames))
             file.write(frames.tobytes())
     frames = np.memmap(dump, dtype=np.float32, mode="r", shape=(sum(lengths), 39))
-    parts = [frames[end - length : end] for end, length in zip(np.cumsum(lengths), lengths, strict=True)]
-    centroids = fit_usual(np.concatenate([parts[row] for row in rows]), n_clusters, threads).cluster_centers_.astype(np.float32)
+    parts = [
+        frames[end - length : end] for end, length in zip(np.cumsum(lengths), lengths, strict=True)
+    ]
+    centroids = fit_usual(
+        np.concatenate([parts[row] for row in rows]), n_clusters, threads
+    ).cluster_centers_.astype(np.float32)
     write_km(folder / "train.km", (squared_distances(part, centroids).argmin(1) for part in parts))
     return centroids
 
 
-def fit_usual(frames: np.ndarray, n_clusters: int, threads: int, starts: int = 20, seed: int = 0) -> Any:
+def fit_usual(
+    frames: np.ndarray, n_clusters: int, threads: int, starts: int = 20, seed: int = 0
+) -> Any:
     """scikit-learn's mini-batches with the settings of fairseq's learn_kmeans, which are those of conf/clustering/kmeans_100."""
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
-    settings: dict[str, Any] = {"batch_size": 10_000, "max_iter": 100, "max_no_improvement": 100, "n_init": starts, "tol": 0.0}
+    settings: dict[str, Any] = {
+        "batch_size": 10_000,
+        "max_iter": 100,
+        "max_no_improvement": 100,
+        "n_init": starts,
+        "tol": 0.0,
+    }
     with threadpool_limits(threads):
-        return MiniBatchKMeans(n_clusters, **settings, reassignment_ratio=0.0, compute_labels=False, random_state=seed).fit(frames)
+        return MiniBatchKMeans(
+            n_clusters, **settings, reassignment_ratio=0.0, compute_labels=False, random_state=seed
+        ).fit(frames)
 
 
 def our_codebook(corpus: Corpus, rows: np.ndarray, n_clusters: int, folder: Path) -> Codebook:
@@ -166,12 +205,16 @@ def frames_of(corpus: Corpus, rows: np.ndarray, extractor: Extractor, folder: Pa
 
 def sampled(corpus: Corpus) -> np.ndarray:
     """The utterances that conf/clustering/full_100, as kmeans_100, clusters: a tenth of the audio, at least an hour."""
-    return sample.choose_rows(corpus.manifest.num_samples, corpus.manifest.rows(), fraction=0.1, max_hours=100.0, seed=0)
+    return sample.choose_rows(
+        corpus.manifest.num_samples, corpus.manifest.rows(), fraction=0.1, max_hours=100.0, seed=0
+    )
 
 
 def full_batch(engine: str, n_clusters: int, seed: int = 0) -> KMeans:
     """conf/clustering/full_100 or full_500."""
-    settings = OmegaConf.load(Path(__file__).parents[1] / f"conf/clustering/full_{500 if n_clusters >= 500 else 100}.yaml")
+    settings = OmegaConf.load(
+        Path(__file__).parents[1] / f"conf/clustering/full_{500 if n_clusters >= 500 else 100}.yaml"
+    )
     taken = {name: settings[name] for name in ("max_iterations", "tolerance", "restarts")}
     return KMeans(engine, n_clusters, seed=seed, **taken)
 
@@ -180,7 +223,13 @@ def our_labels(corpus: Corpus, codebook: Codebook, folder: Path) -> TargetStore:
     """What the stage label does."""
     torch.set_num_threads(1)
     store, codebooks = Path(tempfile.mkdtemp(dir=folder)), CodebookSet.of(codebook)
-    label(corpus, TargetWriter.create(store, corpus.manifest, codebooks), Mfcc(), codebooks, workers=usable_cores())
+    label_corpus(
+        corpus,
+        TargetWriter.create(store, corpus.manifest, codebooks),
+        Mfcc(),
+        codebooks,
+        workers=usable_cores(),
+    )
     return TargetStore.open(store)
 
 
@@ -189,13 +238,21 @@ def agreement(corpus: Corpus, store: TargetStore, codebook: Codebook) -> Figures
     same, ties, total = 0, 0, 0
     centroids = codebook.centroids.double().numpy()
     for path, row in {path: row for row, path in enumerate(paths_of(corpus))}.items():
-        ours, distances = store.targets(row), squared_distances(kaldi_frames(path)[::2].astype(np.float64), centroids)
+        ours, distances = (
+            store.targets(row),
+            squared_distances(kaldi_frames(path)[::2].astype(np.float64), centroids),
+        )
         theirs, frames = distances.argmin(1), np.arange(len(ours))
         different = ours != theirs
         nearest = distances[frames, theirs]
         ties += int((different & (distances[frames, ours] - nearest <= TIE * nearest)).sum())
         same, total = same + int((~different).sum()), total + len(ours)
-    return {"frames": total, "equal_labels": same / total, "different": total - same, "of_those_ties": ties}
+    return {
+        "frames": total,
+        "equal_labels": same / total,
+        "different": total - same,
+        "of_those_ties": ties,
+    }
 
 
 def mfcc_to_targets(options: argparse.Namespace, folder: Path) -> Figures:
@@ -212,28 +269,56 @@ def mfcc_to_targets(options: argparse.Namespace, folder: Path) -> Figures:
         centroids = usual_targets(paths, rows, k, folder, threads)
         codebooks["peer"] = Codebook(torch.from_numpy(centroids), Mfcc().fingerprint(), Mfcc().grid)
 
-    threads = benchmark.faster_threads(lambda threads: usual_targets(paths[:50], np.arange(50), k, folder, threads))
+    threads = benchmark.faster_threads(
+        lambda threads: usual_targets(paths[:50], np.arange(50), k, folder, threads)
+    )
     figures = speeds(options, corpus, ours, lambda: usual(threads))
-    frames = Shard.whole(frames_of(corpus, rows, Mfcc(), folder))
-    inertia = {name: measure(frames, codebook.centroids).inertia for name, codebook in codebooks.items()}
-    figures |= {"peer_threads": threads, "clustered": len(rows), "inertia_ratio": inertia["ours"] / inertia["peer"]}
-    return figures | agreement(corpus, our_labels(corpus, codebooks["ours"], folder), codebooks["ours"])
+    frames = RankFrames.whole(frames_of(corpus, rows, Mfcc(), folder))
+    inertia = {
+        name: measure(frames, codebook.centroids).inertia for name, codebook in codebooks.items()
+    }
+    figures |= {
+        "peer_threads": threads,
+        "clustered": len(rows),
+        "inertia_ratio": inertia["ours"] / inertia["peer"],
+    }
+    return figures | agreement(
+        corpus, our_labels(corpus, codebooks["ours"], folder), codebooks["ours"]
+    )
 
 
 def labelling(options: argparse.Namespace, folder: Path) -> Figures:
     """Features and the nearest centroid with the same codebook on both sides, and how often they agree."""
     corpus = speech(options, "labelling", folder)
-    codebook, paths = our_codebook(corpus, sampled(corpus), options.n_clusters, folder), paths_of(corpus)
+    codebook, paths = (
+        our_codebook(corpus, sampled(corpus), options.n_clusters, folder),
+        paths_of(corpus),
+    )
     centroids = codebook.centroids.numpy()
-    threads = benchmark.faster_threads(lambda threads: usual_labels(paths[:50], centroids, folder, threads))
-    found = speeds(options, corpus, lambda: our_labels(corpus, codebook, folder), lambda: usual_labels(paths, centroids, folder, threads))
-    return found | {"peer_threads": threads} | agreement(corpus, our_labels(corpus, codebook, folder), codebook)
+    threads = benchmark.faster_threads(
+        lambda threads: usual_labels(paths[:50], centroids, folder, threads)
+    )
+    found = speeds(
+        options,
+        corpus,
+        lambda: our_labels(corpus, codebook, folder),
+        lambda: usual_labels(paths, centroids, folder, threads),
+    )
+    return (
+        found
+        | {"peer_threads": threads}
+        | agreement(corpus, our_labels(corpus, codebook, folder), codebook)
+    )
 
 
-def speeds(options: argparse.Namespace, corpus: Corpus, ours: Callable[[], Any], usual: Callable[[], Any]) -> Figures:
+def speeds(
+    options: argparse.Namespace, corpus: Corpus, ours: Callable[[], Any], usual: Callable[[], Any]
+) -> Figures:
     """Audio-seconds per second of both sides."""
     audio = seconds(int(corpus.manifest.num_samples.sum()))
-    return {"audio_seconds": audio, "files": len(corpus.manifest)} | benchmark.speeds(audio, ours, usual, options.pairs)
+    return {"audio_seconds": audio, "files": len(corpus.manifest)} | benchmark.speeds(
+        audio, ours, usual, options.pairs
+    )
 
 
 def paths_of(corpus: Corpus) -> list[str]:
@@ -248,18 +333,27 @@ def kmeans_mfcc(options: argparse.Namespace, folder: Path) -> Figures:
 
 def kmeans_layer(options: argparse.Namespace, folder: Path) -> Figures:
     """Codebooks of layer 6 of --checkpoint, or of a Base network with random weights."""
-    corpus, checkpoint = speech(options, "kmeans_layer", folder), Path(options.checkpoint or folder / "base")
+    corpus, checkpoint = (
+        speech(options, "kmeans_layer", folder),
+        Path(options.checkpoint or folder / "base"),
+    )
     if not options.checkpoint:
         torch.manual_seed(0)
         save_model(checkpoint, Hubert(HubertConfig()))
-    extractor = HubertLayer(checkpoint, min(6, len(load_checkpoint(checkpoint).model.context_encoder.layers)))
+    extractor = HubertLayer(
+        checkpoint, min(6, len(load_checkpoint(checkpoint).model.context_encoder.layers))
+    )
     return kmeans(options, corpus, extractor, 500, folder)
 
 
-def kmeans(options: argparse.Namespace, corpus: Corpus, extractor: Extractor, n_clusters: int, folder: Path) -> Figures:
+def kmeans(
+    options: argparse.Namespace, corpus: Corpus, extractor: Extractor, n_clusters: int, folder: Path
+) -> Figures:
     """`fit` of both engines, a seed a turn, and the inertia, which each side computes; `inertia_ratio` < 1: ours is better."""
     frames = frames_of(corpus, corpus.manifest.rows(), extractor, folder)
-    threads = benchmark.faster_threads(lambda threads: fit_usual(frames[: 10 * n_clusters], n_clusters, threads, 1))
+    threads = benchmark.faster_threads(
+        lambda threads: fit_usual(frames[: 10 * n_clusters], n_clusters, threads, 1)
+    )
     audio = seconds(int(corpus.manifest.num_samples.sum()))
 
     def fit(side: str, some: np.ndarray, seed: int) -> tuple[float, float, float]:
@@ -272,16 +366,28 @@ def kmeans(options: argparse.Namespace, corpus: Corpus, extractor: Extractor, n_
 
     for engine in ("torch", "faiss"):  # libraries are loaded, threads started
         fit(engine, frames[: 10 * n_clusters], 0)
-    runs = [[fit(side, frames, seed) for side in ("peer", "torch", "faiss")] for seed in range(options.pairs)]
+    runs = [
+        [fit(side, frames, seed) for side in ("peer", "torch", "faiss")]
+        for seed in range(options.pairs)
+    ]
     peer, *ours = np.array(runs).transpose(1, 2, 0)  # (side, measure, seed)
-    found: Figures = {"frames": len(frames), "dim": frames.shape[1], "seeds": options.pairs, "peer_threads": threads}
+    found: Figures = {
+        "frames": len(frames),
+        "dim": frames.shape[1],
+        "seeds": options.pairs,
+        "peer_threads": threads,
+    }
     for engine, (wall, processor, inertia) in zip(("torch", "faiss"), ours, strict=True):
         figures = benchmark.compared((audio / wall).tolist(), (audio / peer[0]).tolist())
         figures |= {"cpu_ratio": float(np.median(peer[1] / processor))}
         figures |= {
-            f"inertia_ratio{name}": float(of(inertia / peer[2])) for name, of in {"": np.median, "_min": np.min, "_max": np.max}.items()
+            f"inertia_ratio{name}": float(of(inertia / peer[2]))
+            for name, of in {"": np.median, "_min": np.min, "_max": np.max}.items()
         }
-        found |= {name if engine == "torch" else f"{engine}_{name}": value for name, value in figures.items()}
+        found |= {
+            name if engine == "torch" else f"{engine}_{name}": value
+            for name, value in figures.items()
+        }
     return found
 
 
@@ -294,7 +400,10 @@ def layer_features(options: argparse.Namespace, folder: Path) -> Figures:
     peer = HubertModel(HubertConfig()).eval()
     peer.save_pretrained(folder / "base")
     (folder / "base" / "preprocessor_config.json").write_text('{"do_normalize": false}')
-    peer, ours = peer.to(options.device), HubertLayer(folder / "base", 6, precision=options.precision).to(options.device)
+    peer, ours = (
+        peer.to(options.device),
+        HubertLayer(folder / "base", 6, precision=options.precision).to(options.device),
+    )
     found: dict[str, list[np.ndarray]] = {}
 
     @torch.inference_mode()
@@ -302,19 +411,34 @@ def layer_features(options: argparse.Namespace, folder: Path) -> Figures:
         torch.set_num_threads(threads)
         found["theirs"] = []
         for row in range(rows):
-            waveform = torch.from_numpy(soundfile.read(corpus.manifest[row].path, dtype="float32")[0])[None].to(options.device)
-            found["theirs"].append(peer(waveform, output_hidden_states=True).hidden_states[6][0].cpu().numpy())
+            waveform = torch.from_numpy(
+                soundfile.read(corpus.manifest[row].path, dtype="float32")[0]
+            )[None].to(options.device)
+            found["theirs"].append(
+                peer(waveform, output_hidden_states=True).hidden_states[6][0].cpu().numpy()
+            )
 
     def batched() -> None:
         on_cpu = options.device == "cpu"
         torch.set_num_threads(1 if on_cpu else usable_cores())
         rows, bring = corpus.manifest.rows(), (lambda frames: frames.cpu().numpy())
-        frames = map_frames(corpus, rows, ours, bring, device=options.device, workers=usable_cores(), what="ours", rowwise=True)
+        frames = map_frames(
+            corpus,
+            rows,
+            ours,
+            bring,
+            device=options.device,
+            workers=usable_cores(),
+            what="ours",
+            rowwise=True,
+        )
         found["ours"] = list(frames)
 
     threads = benchmark.faster_threads(lambda threads: usual(threads, rows=2))
     figures = speeds(options, corpus, batched, lambda: usual(threads))
-    largest = max(float(np.abs(a - b).max()) for a, b in zip(found["ours"], found["theirs"], strict=True))
+    largest = max(
+        float(np.abs(a - b).max()) for a, b in zip(found["ours"], found["theirs"], strict=True)
+    )
     scale = float(np.concatenate(found["theirs"]).std())
     return figures | {"largest_difference_in_stds": largest / scale}
 
@@ -330,15 +454,29 @@ ROWS: dict[str, Callable[[argparse.Namespace, Path], Figures]] = {
 
 def main() -> None:
     """Prints the figures of each row, and all of them as one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("rows", nargs="*", help=f"any of {', '.join(ROWS)} (default: all)")
-    parser.add_argument("--audio", help="folder with 16 kHz mono audio files; generated noise without it, or where there are none")
+    parser.add_argument(
+        "--audio",
+        help="folder with 16 kHz mono audio files; generated noise without it, or where there are none",
+    )
     parser.add_argument("--minutes", type=float, help=f"how much of it; without it {MINUTES}")
     parser.add_argument("--n-clusters", type=int, default=100)
-    parser.add_argument("--pairs", type=int, default=3, help="turns, after one for warming up when there are several")
-    parser.add_argument("--checkpoint", help="kmeans_layer: whose layer 6 (or last); random weights without it")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=3,
+        help="turns, after one for warming up when there are several",
+    )
+    parser.add_argument(
+        "--checkpoint", help="kmeans_layer: whose layer 6 (or last); random weights without it"
+    )
     parser.add_argument("--device", default="cpu", help="layer_features: cpu or cuda")
-    parser.add_argument("--precision", default="float32", help="layer_features: float32 or bfloat16, ours only")
+    parser.add_argument(
+        "--precision", default="float32", help="layer_features: float32 or bfloat16, ours only"
+    )
     options = parser.parse_args()
     if unknown := [name for name in options.rows if name not in ROWS]:
         parser.error(f"no row {unknown[0]!r}; choose from {', '.join(ROWS)}")

@@ -29,23 +29,44 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubert_pretrain import benchmark
-from hubert_pretrain.export.huggingface import import_transformers
 from hubert_pretrain.frames import SAMPLE_RATE
-from hubert_pretrain.model.compiling import compile_network
+from hubert_pretrain.interop.transformers_writer import import_transformers
+from hubert_pretrain.model.compile import compile_network
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.flops import training_flops_per_second
+from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.kernels import choose_kernels
-from hubert_pretrain.model.pretraining_head import CodebookHead
-from hubert_pretrain.pretrain.loss import Supervised, masked_prediction_loss
+from hubert_pretrain.model.precision import set_matmul_precision
+from hubert_pretrain.pretrain.loss import SupervisedLayer, masked_prediction_loss
 
 K = 500
-LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "projection_size": 768}
+LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "projection_size": 768,
+}
 LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 QUIET = {"layerdrop": 0.0}
-NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "feat_proj_dropout": 0.0}
-TINY = {"conv_dim": [64] * 7, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512}
-TINY_MORE = {"num_conv_pos_embeddings": 32, "num_conv_pos_embedding_groups": 8, "projection_size": 64}
+NO_DROPOUT = {
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+}
+TINY = {
+    "conv_dim": [64] * 7,
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+}
+TINY_MORE = {
+    "num_conv_pos_embeddings": 32,
+    "num_conv_pos_embedding_groups": 8,
+    "projection_size": 64,
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +84,9 @@ WORKS = {
     "base_step": Work(HubertConfig(**QUIET), 4, 10.0, "cpu"),
     "tiny_step": Work(HubertConfig(**QUIET, **TINY, **TINY_MORE), 8, 4.0, "cpu"),
     "base_step_gpu": Work(HubertConfig(**QUIET), 64, 15.0, "cuda"),
-    "large_step": Work(HubertConfig(**QUIET, **LARGE, **LAYER_NORM, **NO_DROPOUT), 24, 15.0, "cuda", large=True),
+    "large_step": Work(
+        HubertConfig(**QUIET, **LARGE, **LAYER_NORM, **NO_DROPOUT), 24, 15.0, "cuda", large=True
+    ),
 }
 Step = Callable[[], Tensor]
 
@@ -85,13 +108,24 @@ class Batch:
         frames = work.config.grid.num_frames(samples)
         hidden = round(0.53 * frames)
         mask = torch.stack([torch.randperm(frames) < hidden for _ in range(work.rows)])
-        waveform, targets = torch.randn(work.rows, samples), torch.randint(0, K, (work.rows, frames))
-        return Batch(waveform.to(work.device), targets.to(work.device), mask.to(work.device), hidden * work.rows)
+        waveform, targets = (
+            torch.randn(work.rows, samples),
+            torch.randint(0, K, (work.rows, frames)),
+        )
+        return Batch(
+            waveform.to(work.device),
+            targets.to(work.device),
+            mask.to(work.device),
+            hidden * work.rows,
+        )
 
 
 def ours(work: Work, batch: Batch) -> Step:
     """`hubert_pretrain`, as its training module runs it; on a GPU with `trainer.compile=layers`."""
-    model, head = Hubert(work.config).to(work.device).train(), CodebookHead(work.config.hidden_size, work.config.projection_size, K)
+    model, head = (
+        Hubert(work.config).to(work.device).train(),
+        CodebookHead(work.config.hidden_size, work.config.projection_size, K),
+    )
     head.to(work.device)
     if work.device == "cuda":
         compile_network(model, "layers")
@@ -99,7 +133,7 @@ def ours(work: Work, batch: Batch) -> Step:
     def loss() -> Tensor:
         output = model(batch.waveform, mask=batch.mask)
         return masked_prediction_loss(
-            [Supervised(head, output.last)],
+            [SupervisedLayer(head, output.last)],
             batch.targets,
             batch.mask,
             output.feature_penalty,
@@ -115,7 +149,9 @@ def peer_transformers(work: Work, batch: Batch) -> Step:
     """`transformers.HubertModel` with a linear layer over the clusters."""
     transformers = import_transformers()
     theirs = transformers.HubertConfig()
-    fields = {name: value for name, value in vars(work.config).items() if hasattr(theirs, name)}  # they are named as there
+    fields = {
+        name: value for name, value in vars(work.config).items() if hasattr(theirs, name)
+    }  # they are named as there
     model = transformers.HubertModel(transformers.HubertConfig(**fields)).to(work.device).train()
     head = nn.Linear(work.config.hidden_size, K).to(work.device)
 
@@ -170,18 +206,27 @@ def peer_torchaudio(work: Work, batch: Batch) -> Step:
 
     def loss() -> Tensor:
         logits, _, penalty = model(batch.waveform, batch.targets)
-        return F.cross_entropy(logits.float(), logits.new_zeros(len(logits), dtype=torch.long)) + 10 * penalty
+        return (
+            F.cross_entropy(logits.float(), logits.new_zeros(len(logits), dtype=torch.long))
+            + 10 * penalty
+        )
 
     return optimised(loss, model, work)
 
 
-CONTENDERS: dict[str, Callable[[Work, Batch], Step]] = {"ours": ours, "torchaudio": peer_torchaudio, "transformers": peer_transformers}
+CONTENDERS: dict[str, Callable[[Work, Batch], Step]] = {
+    "ours": ours,
+    "torchaudio": peer_torchaudio,
+    "transformers": peer_transformers,
+}
 
 
 def optimised(loss: Callable[[], Tensor], modules: nn.Module, work: Work) -> Step:
     """Forward, backward, clipping and update; bf16 on a GPU."""
     parameters = list(modules.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, fused=True
+    )
 
     def step() -> Tensor:
         with torch.autocast(work.device, torch.bfloat16, enabled=work.device == "cuda"):
@@ -208,7 +253,16 @@ def seconds_of(step: Step, device: str) -> float:
 
 def peak_megabytes(name: str, contender: str, work: Work) -> float:
     """Peak memory of two steps in a process of its own, beyond what the imports take."""
-    command = [sys.executable, __file__, "--memory-of", contender, "--rows", name, "--batch-rows", str(work.rows)]
+    command = [
+        sys.executable,
+        __file__,
+        "--memory-of",
+        contender,
+        "--rows",
+        name,
+        "--batch-rows",
+        str(work.rows),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
 
@@ -216,12 +270,18 @@ def peak_megabytes(name: str, contender: str, work: Work) -> float:
 def measure_memory(contender: str, work: Work) -> float:
     """In that process."""
     batch = Batch.of(work)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here: imports have one of their own
+    Path("/proc/self/clear_refs").write_text(
+        "5"
+    )  # the peak counts from here: imports have one of their own
     before = status_megabytes("VmRSS")
     step = CONTENDERS[contender](work, batch)
     for _ in range(2):
         step()
-    return torch.cuda.max_memory_allocated() / 2**20 if work.device == "cuda" else status_megabytes("VmHWM") - before
+    return (
+        torch.cuda.max_memory_allocated() / 2**20
+        if work.device == "cuda"
+        else status_megabytes("VmHWM") - before
+    )
 
 
 def status_megabytes(field: str) -> float:
@@ -246,21 +306,34 @@ def compare(name: str, work: Work, pairs: int) -> dict[str, Any]:
     """All contenders in turn, `pairs` rounds; ours against the faster peer of each round."""
     batch = Batch.of(work)
     steps = {contender: make(work, batch) for contender, make in CONTENDERS.items()}
-    sides = {contender: functools.partial(seconds_of, step, work.device) for contender, step in steps.items()}
+    sides = {
+        contender: functools.partial(seconds_of, step, work.device)
+        for contender, step in steps.items()
+    }
     times = benchmark.in_turns(sides, pairs, warm_up=2)
     peak_flops = matmul_flops(work.device)
     steps.clear()
     sides.clear()
-    rates = {contender: [work.rows * work.seconds / spent for spent in found] for contender, found in times.items()}
+    rates = {
+        contender: [work.rows * work.seconds / spent for spent in found]
+        for contender, found in times.items()
+    }
     rate = {contender: statistics.median(found) for contender, found in rates.items()}
-    fastest = max((contender for contender in rates if contender != "ours"), key=lambda contender: rate[contender])
+    fastest = max(
+        (contender for contender in rates if contender != "ours"),
+        key=lambda contender: rate[contender],
+    )
     memory = {contender: peak_megabytes(name, contender, work) for contender in CONTENDERS}
-    flops = rate["ours"] * training_flops_per_second(work.config, clip_seconds=work.seconds, n_clusters=K)
+    flops = rate["ours"] * training_flops_per_second(
+        work.config, clip_seconds=work.seconds, n_clusters=K
+    )
     return {
         "unit": "audio-seconds per second",
         **benchmark.compared(rates["ours"], rates[fastest]),
         "fastest_peer": fastest,
-        "peers": {contender: round(value, 2) for contender, value in rate.items() if contender != "ours"},
+        "peers": {
+            contender: round(value, 2) for contender, value in rate.items() if contender != "ours"
+        },
         "pairs": pairs,
         "megabytes": {contender: round(value) for contender, value in memory.items()},
         "memory_ratio": round(memory["ours"] / memory[fastest], 3),
@@ -274,14 +347,22 @@ def compare(name: str, work: Work, pairs: int) -> dict[str, Any]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    here = [name for name, work in WORKS.items() if work.device == ("cuda" if torch.cuda.is_available() else "cpu")]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    here = [
+        name
+        for name, work in WORKS.items()
+        if work.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    ]
     parser.add_argument("--rows", nargs="+", choices=list(WORKS), default=here, help="what to time")
     parser.add_argument("--pairs", type=int, default=7, help="rounds of one step each")
-    parser.add_argument("--batch-rows", type=int, help="utterances per step, where the default does not fit")
+    parser.add_argument(
+        "--batch-rows", type=int, help="utterances per step, where the default does not fit"
+    )
     parser.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    choose_kernels(tf32=False)
+    set_matmul_precision(tf32=False)
     works = {name: WORKS[name] for name in arguments.rows}
     if arguments.batch_rows:
         works = {name: replace(work, rows=arguments.batch_rows) for name, work in works.items()}

@@ -12,24 +12,46 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hubert_pretrain.data.formats import fairseq, formats
-from hubert_pretrain.data.formats.record import Reading
 from hubert_pretrain.errors import ConfigError, HubertPretrainError
-from hubert_pretrain.model.dictionaries import write_dictionary
+from hubert_pretrain.formats import fairseq, registry
+from hubert_pretrain.formats.record import Reading
+from hubert_pretrain.interop.fairseq_dictionary import write_dictionary
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Converts, and prints how many utterances each split has. Exit code 0; not 0 when IN cannot be read or does not fit into OUT."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", metavar="IN", help="file or folder of any readable kind")
     parser.add_argument("target", metavar="OUT", help="where to write")
-    parser.add_argument("--to", required=True, choices=formats.WRITTEN, help="format of OUT")
-    parser.add_argument("--from", dest="format", default="auto", help=f"format of IN: auto or {', '.join(formats.FORMATS)}")
-    parser.add_argument("--split", action="append", default=[], help="only this split; may be given several times")
+    parser.add_argument("--to", required=True, choices=registry.WRITTEN, help="format of OUT")
+    parser.add_argument(
+        "--from",
+        dest="format",
+        default="auto",
+        help=f"format of IN: auto or {', '.join(registry.FORMATS)}",
+    )
+    parser.add_argument(
+        "--split", action="append", default=[], help="only this split; may be given several times"
+    )
     parser.add_argument("--root", type=Path, help="what relative paths in IN are relative to")
-    parser.add_argument("--rate", type=int, default=16_000, help="samples per second in which IN counts, where it does not say")
-    parser.add_argument("--ids", choices=["path", "name"], default="path", help="ids of rows without one")
-    parser.add_argument("--column", action="append", default=[], metavar="OURS=THEIRS", help="e.g. --column path=audio_filepath")
+    parser.add_argument(
+        "--rate",
+        type=int,
+        default=16_000,
+        help="samples per second in which IN counts, where it does not say",
+    )
+    parser.add_argument(
+        "--ids", choices=["path", "name"], default="path", help="ids of rows without one"
+    )
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="e.g. --column path=audio_filepath",
+    )
     options = parser.parse_args(arguments)
     try:
         return _convert(options)
@@ -44,9 +66,19 @@ def _convert(options: argparse.Namespace) -> int:
         raise ConfigError(f"{target}: OUT is IN; give another place, so that nothing is lost")
     with tempfile.TemporaryDirectory() as passing:
         # Audio inside a table becomes files beside what names them; huggingface copies all audio anyway.
-        home = {"huggingface": Path(passing), "fairseq": target, "kaldi": target}.get(options.to, target.parent)
-        reading = Reading(root=options.root, rate=options.rate, ids=options.ids, columns=_columns(options.column), folder=home)
-        counts = formats.convert(source, target, options.to, format=options.format, reading=reading, splits=options.split)
+        home = {"huggingface": Path(passing), "fairseq": target, "kaldi": target}.get(
+            options.to, target.parent
+        )
+        reading = Reading(
+            root=options.root,
+            rate=options.rate,
+            ids=options.ids,
+            columns=_columns(options.column),
+            folder=home,
+        )
+        counts = registry.convert(
+            source, target, options.to, format=options.format, reading=reading, splits=options.split
+        )
     for split, count in counts.items():
         print(f"{split:<12} {count} utterances")
     print(f"wrote        {target}")

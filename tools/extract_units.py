@@ -32,23 +32,43 @@ PIECE_BYTES = 3200
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes units to stdout. A file that cannot be read is named on stderr and makes the exit code 1; the others are done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("codebook", help="folder of a cluster stage, such as runs/demo/it2/cluster")
-    parser.add_argument("inputs", nargs="+", metavar="input", help="audio file, folder of audio files, prepared corpus, or -")
-    parser.add_argument("--checkpoint", help="where the features' checkpoint lies, when it is no longer beside the codebook")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="input",
+        help="audio file, folder of audio files, prepared corpus, or -",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        help="where the features' checkpoint lies, when it is no longer beside the codebook",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--format", choices=["jsonl", "km"], default="jsonl")
-    parser.add_argument("--stream", action="store_true", help="files: the units that they would have if they arrived in pieces, as from -")
-    parser.add_argument("--chunk-frames", type=int, help="frames that are computed at a time when streaming: less is sooner, and slower")
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="files: the units that they would have if they arrived in pieces, as from -",
+    )
+    parser.add_argument(
+        "--chunk-frames",
+        type=int,
+        help="frames that are computed at a time when streaming: less is sooner, and slower",
+    )
     options = parser.parse_args(arguments)
 
-    from hubert_pretrain.targets.artefact import load_units
+    from hubert_pretrain.stages.units import load_units
 
     try:
         extract = load_units(options.codebook, checkpoint=options.checkpoint, device=options.device)
         if "-" in options.inputs:
             return _listen(extract, options)
-        return max([_write(extract, options, *found) for found in _recordings(options.inputs)], default=0)
+        return max(
+            [_write(extract, options, *found) for found in _recordings(options.inputs)], default=0
+        )
     except HubertPretrainError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -67,11 +87,16 @@ def _recordings(inputs: list[str]) -> Iterator[tuple[str, Any]]:
     for path in map(Path, inputs):
         if (path / MANIFEST).is_file():
             corpus = Corpus.open(path)
-            yield from ((corpus.manifest[row].id, partial(corpus.read, row)) for row in range(len(corpus.manifest)))
+            yield from (
+                (corpus.manifest[row].id, partial(corpus.read, row))
+                for row in range(len(corpus.manifest))
+            )
         elif path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
             if not files:
-                raise DataError(f"{path}: no audio in it; expected files ending in {', '.join(sorted(SUFFIXES))}, or a prepared corpus")
+                raise DataError(
+                    f"{path}: no audio in it; expected files ending in {', '.join(sorted(SUFFIXES))}, or a prepared corpus"
+                )
             yield from ((str(file), partial(audio.read, str(file))) for file in files)
         else:
             yield str(path), partial(audio.read, str(path))
@@ -86,16 +111,31 @@ def _write(extract: UnitExtractor, options: argparse.Namespace, name: str, read:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if options.format == "km":
-        print(" ".join(map(str, units.tolist())) if units.ndim == 1 else " ".join("-".join(map(str, each)) for each in units.tolist()))
+        print(
+            " ".join(map(str, units.tolist()))
+            if units.ndim == 1
+            else " ".join("-".join(map(str, each)) for each in units.tolist())
+        )
     else:
         found = runs(units)
         frames = [run.num_frames for run in found]
         starts = [round(run.start_seconds(extract.grid), 3) for run in found]
-        print(json.dumps({"id": name, "units": [run.unit for run in found], "frames": frames, "start_seconds": starts}))
+        print(
+            json.dumps(
+                {
+                    "id": name,
+                    "units": [run.unit for run in found],
+                    "frames": frames,
+                    "start_seconds": starts,
+                }
+            )
+        )
     return 0
 
 
-def _streamed(extract: UnitExtractor, options: argparse.Namespace, waveform: NDArray[np.float32]) -> NDArray[np.int64]:
+def _streamed(
+    extract: UnitExtractor, options: argparse.Namespace, waveform: NDArray[np.float32]
+) -> NDArray[np.int64]:
     import numpy as np
 
     stream = _stream(extract, options)
@@ -105,7 +145,9 @@ def _streamed(extract: UnitExtractor, options: argparse.Namespace, waveform: NDA
 def _stream(extract: UnitExtractor, options: argparse.Namespace) -> Any:
     from hubert_pretrain.targets.units import StreamPolicy, UnitStream
 
-    return UnitStream(extract, StreamPolicy.of(extract.extractor, chunk_frames=options.chunk_frames))
+    return UnitStream(
+        extract, StreamPolicy.of(extract.extractor, chunk_frames=options.chunk_frames)
+    )
 
 
 def _listen(extract: UnitExtractor, options: argparse.Namespace) -> int:
@@ -114,12 +156,19 @@ def _listen(extract: UnitExtractor, options: argparse.Namespace) -> int:
     from hubert_pretrain.targets.units import RunStream
 
     stream, runs, left = _stream(extract, options), RunStream(), b""
-    print(f"a unit comes at most {stream.latency_seconds:.3f} s after the first sample of its frame", file=sys.stderr)
+    print(
+        f"a unit comes at most {stream.latency_seconds:.3f} s after the first sample of its frame",
+        file=sys.stderr,
+    )
     while piece := sys.stdin.buffer.read1(PIECE_BYTES):  # type: ignore[attr-defined]
         data, left = left + piece, b""
         if len(data) % 2:
             data, left = data[:-1], data[-1:]
-        _say(runs.push(stream.push(np.frombuffer(data, dtype="<i2").astype(np.float32) / 32768)), extract, options)
+        _say(
+            runs.push(stream.push(np.frombuffer(data, dtype="<i2").astype(np.float32) / 32768)),
+            extract,
+            options,
+        )
     _say([*runs.push(stream.finish()), *runs.finish()], extract, options)
     return 0
 
@@ -130,7 +179,10 @@ def _say(found: list[Run], extract: UnitExtractor, options: argparse.Namespace) 
             print(" ".join([str(run.unit)] * run.num_frames), flush=True)
         else:
             start = round(run.start_seconds(extract.grid), 3)
-            print(json.dumps({"unit": run.unit, "frames": run.num_frames, "start_seconds": start}), flush=True)
+            print(
+                json.dumps({"unit": run.unit, "frames": run.num_frames, "start_seconds": start}),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

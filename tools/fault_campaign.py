@@ -33,15 +33,15 @@ from typing import Any
 
 import torch
 
-import hubert_pretrain.doctor.stage
-import hubert_pretrain.pretrain.stage  # noqa: F401
+import hubert_pretrain.preflight.check
+import hubert_pretrain.stages.pretrain  # noqa: F401
 from hubert_pretrain import run as program
 from hubert_pretrain.errors import EXIT_PREEMPTED
 from hubert_pretrain.model.checkpoint import load_model
-from hubert_pretrain.pretrain import stage as pretrain_stage
 from hubert_pretrain.pretrain.module import PretrainModule
-from hubert_pretrain.training.checkpoint_io import checkpoints, newest, step_of, verified
-from hubert_pretrain.training.saving import Writer
+from hubert_pretrain.stages import pretrain as pretrain_stage
+from hubert_pretrain.training.resilience.checkpoint_callback import CheckpointWriter
+from hubert_pretrain.training.resilience.checkpoint_io import checkpoints, newest, step_of, verified
 
 STAGE = "it1/pretrain"
 SIGNALS = ("KILL", "TERM", "USR2")
@@ -50,8 +50,19 @@ MOMENTS = ("any moment", "during a save", "during validation")
 MARKS = {"during a save": "save", "during validation": "validate"}
 PATIENCE_SECONDS = 240.0
 SMALL: dict[str, Any] = {
-    **{"conv_dim": "[8,8,8,8,8,8,8]", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
-    **{"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "projection_size": 16, "layerdrop": 0.3},
+    **{
+        "conv_dim": "[8,8,8,8,8,8,8]",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    },
+    **{
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 2,
+        "projection_size": 16,
+        "layerdrop": 0.3,
+    },
 }
 """A network for which most of the time goes into what faults can hit: starting, saving, validating, logging."""
 HUNG = "hung"
@@ -73,7 +84,9 @@ class Row:
 class Run:
     """The processes of one start of the stage, and what the first of them has marked."""
 
-    def __init__(self, work_dir: Path, words: list[str], *, stage: str = STAGE, ranks: int = 1) -> None:
+    def __init__(
+        self, work_dir: Path, words: list[str], *, stage: str = STAGE, ranks: int = 1
+    ) -> None:
         reading, writing = os.pipe()
         arguments = [*words, f"work_dir={work_dir}", f"stage={stage}"]
         with socket.socket() as free:
@@ -82,11 +95,30 @@ class Run:
         self.marks: list[str] = []
         self._pipe, self._text, self._log = reading, "", work_dir.parent / "log.txt"
         fork = get_context("fork").Process
-        everyone = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        everyone = {
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
         self.processes: list[BaseProcess] = []
         for rank in range(ranks):
-            own = {**everyone, "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "campaign"}
-            process = fork(target=child, args=(arguments, own if ranks > 1 else {}, writing if rank == 0 else None, self._log))
+            own = {
+                **everyone,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "GROUP_RANK": "0",
+                "TORCHELASTIC_RUN_ID": "campaign",
+            }
+            process = fork(
+                target=child,
+                args=(
+                    arguments,
+                    own if ranks > 1 else {},
+                    writing if rank == 0 else None,
+                    self._log,
+                ),
+            )
             process.start()
             self.processes.append(process)
         os.close(writing)
@@ -133,7 +165,9 @@ class Run:
     @property
     def saved(self) -> int:
         """The last step whose checkpoint was said to be on disk; -1: none was."""
-        return max((int(mark.split()[1]) for mark in self.marks if mark.startswith("saved ")), default=-1)
+        return max(
+            (int(mark.split()[1]) for mark in self.marks if mark.startswith("saved ")), default=-1
+        )
 
 
 def child(arguments: list[str], env: dict[str, str], pipe: int | None, log: Path) -> None:
@@ -163,10 +197,10 @@ def mark_calls(pipe: int) -> None:
 
         setattr(owner, name, marked)
 
-    def outcome(writer: Writer, checkpoint: Any, path: Any, *rest: Any) -> str:
+    def outcome(writer: CheckpointWriter, checkpoint: Any, path: Any, *rest: Any) -> str:
         return f"saved {step_of(Path(path))}" if writer.failure is None else "failed"
 
-    around(Writer, "save_checkpoint", "save", outcome)
+    around(CheckpointWriter, "save_checkpoint", "save", outcome)
     around(PretrainModule, "on_validation_start", "", lambda *_: "validate")
     around(PretrainModule, "on_validation_epoch_end", "", lambda *_: "validated")
 
@@ -177,11 +211,25 @@ def main() -> None:
     base, ranks = options.out / "base", options.ranks
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # a process forked from one with several may wait for them for ever
-    os.environ |= {"OMP_NUM_THREADS": "1"} | ({"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {})
-    words = ["+recipe=smoke", "trainer.threads=1", "trainer.loader_workers=1", f"trainer.devices={ranks}", *options.override]
+    os.environ |= {"OMP_NUM_THREADS": "1"} | (
+        {"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {}
+    )
+    words = [
+        "+recipe=smoke",
+        "trainer.threads=1",
+        "trainer.loader_workers=1",
+        f"trainer.devices={ranks}",
+        *options.override,
+    ]
     words += [f"model.{name}={value}" for name, value in SMALL.items()]
     # Two micro-batches per step, so that two ranks can share them.
-    pretrain = {"steps": options.steps, "checkpoint_every_steps": 3, "valid_every_steps": 4, "log_every_steps": 1, "ema_decay": 0.9}
+    pretrain = {
+        "steps": options.steps,
+        "checkpoint_every_steps": 3,
+        "valid_every_steps": 4,
+        "log_every_steps": 1,
+        "ema_decay": 0.9,
+    }
     pretrain |= {"batch_seconds": 8, "micro_batch_seconds": 4, "probe.every_steps": 0}
     words += [f"iterations.it1.pretrain.{key}={value}" for key, value in pretrain.items()]
     for stage in ("prepare", "it1/cluster", "it1/label"):
@@ -189,7 +237,11 @@ def main() -> None:
     undisturbed, started = copy(base, options.out / "undisturbed"), time.monotonic()
     well(Run(undisturbed, words, ranks=ranks), options.out)
     duration = time.monotonic() - started
-    kinds = [kind for kind in itertools.product(SIGNALS, MOMENTS, VICTIMS) if ranks > 1 or kind[2] != "one rank"]
+    kinds = [
+        kind
+        for kind in itertools.product(SIGNALS, MOMENTS, VICTIMS)
+        if ranks > 1 or kind[2] != "one rank"
+    ]
     draw, rows = random.Random(options.seed), defaultdict[str, Row](Row)
     last_start = time.monotonic() + 60 * options.minutes
     for number in range(options.trials):
@@ -198,10 +250,22 @@ def main() -> None:
         what, when, whom = kinds[(number + options.seed * KINDS_PER_SEED) % len(kinds)]
         name = f"{what} to {whom}, {when}"
         row, folder = rows[name], copy(base, options.out / "trial")
-        trial(folder, words, row, draw, what=what, when=when, whom=whom, duration=duration, ranks=ranks)
+        trial(
+            folder,
+            words,
+            row,
+            draw,
+            what=what,
+            when=when,
+            whom=whom,
+            duration=duration,
+            ranks=ranks,
+        )
         equal = same(folder / STAGE, undisturbed / STAGE)
         row.equal += equal
-        print(f"{number + 1}/{options.trials} {name}: {'equal' if equal else 'NOT EQUAL'}", flush=True)
+        print(
+            f"{number + 1}/{options.trials} {name}: {'equal' if equal else 'NOT EQUAL'}", flush=True
+        )
         if equal:
             shutil.rmtree(folder)
         else:
@@ -211,12 +275,16 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--ranks", type=int, default=1, help="processes of the training")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="no trial begins after so long")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="no trial begins after so long"
+    )
     parser.add_argument("--out", type=Path, required=True, help="an empty folder for runs")
     parser.add_argument("override", nargs="*", help="more words for the command line of the run")
     return parser.parse_args()
@@ -229,7 +297,16 @@ def well(run: Run, out: Path) -> None:
 
 
 def trial(
-    folder: Path, words: list[str], row: Row, draw: random.Random, *, what: str, when: str, whom: str, duration: float, ranks: int
+    folder: Path,
+    words: list[str],
+    row: Row,
+    draw: random.Random,
+    *,
+    what: str,
+    when: str,
+    whom: str,
+    duration: float,
+    ranks: int,
 ) -> None:
     """Up to two faults, then to the end. No checkpoint that was said to be on disk before a fault may be gone or damaged after it."""
     row.trials += 1
@@ -245,7 +322,9 @@ def trial(
     for code in Run(folder, words, ranks=ranks).finish():
         row.codes[code] += 1
     finished = done / "checkpoints"
-    row.checkpoints_lost += sum(not verified(path) for path in checkpoints(finished)) if finished.is_dir() else 1
+    row.checkpoints_lost += (
+        sum(not verified(path) for path in checkpoints(finished)) if finished.is_dir() else 1
+    )
 
 
 def come(run: Run, when: str, draw: random.Random, duration: float) -> bool:
@@ -263,9 +342,17 @@ def come(run: Run, when: str, draw: random.Random, duration: float) -> bool:
 
 def victims(run: Run, whom: str, draw: random.Random) -> list[int]:
     """Process ids."""
-    everyone = [process.pid for process in run.processes if process.exitcode is None and process.pid is not None]
+    everyone = [
+        process.pid
+        for process in run.processes
+        if process.exitcode is None and process.pid is not None
+    ]
     if whom == "loader worker":
-        return [draw.choice(found)] if (found := [pid for process in everyone for pid in children(process)]) else []
+        return (
+            [draw.choice(found)]
+            if (found := [pid for process in everyone for pid in children(process)])
+            else []
+        )
     return [draw.choice(everyone)] if whom == "one rank" and everyone else everyone
 
 
@@ -284,7 +371,11 @@ def strike(pids: list[int], what: str) -> int:
 def children(pid: int) -> list[int]:
     """Processes that a process started."""
     try:
-        return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+        return [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
     except OSError:
         return []
 
@@ -307,15 +398,24 @@ def same(first: Path, second: Path) -> bool:
 
 def report(rows: dict[str, Row], duration: float) -> None:
     """The table, and one line of JSON."""
-    print("\n| fault | trials | signals sent | exit codes | checkpoints lost | equal to undisturbed |\n|---|---|---|---|---|---|")
+    print(
+        "\n| fault | trials | signals sent | exit codes | checkpoints lost | equal to undisturbed |\n|---|---|---|---|---|---|"
+    )
     for name, row in sorted(rows.items()):
         codes = ", ".join(f"{code}: {count}" for code, count in sorted(row.codes.items(), key=str))
-        print(f"| {name} | {row.trials} | {row.faults} | {codes} | {row.checkpoints_lost} | {row.equal} |")
+        print(
+            f"| {name} | {row.trials} | {row.faults} | {codes} | {row.checkpoints_lost} | {row.equal} |"
+        )
     names = ("trials", "faults", "equal", "checkpoints_lost")
     total = {name: sum(getattr(row, name) for row in rows.values()) for name in names}
-    total |= {name: sum(row.codes[code] for row in rows.values()) for name, code in (("preempted", EXIT_PREEMPTED), ("hung", HUNG))}
+    total |= {
+        name: sum(row.codes[code] for row in rows.values())
+        for name, code in (("preempted", EXIT_PREEMPTED), ("hung", HUNG))
+    }
     print(json.dumps({"campaign": "faults", "seconds_undisturbed": round(duration, 1), **total}))
-    sys.exit(int(total["checkpoints_lost"] > 0 or total["hung"] > 0 or total["equal"] < total["trials"]))
+    sys.exit(
+        int(total["checkpoints_lost"] > 0 or total["hung"] > 0 or total["equal"] < total["trials"])
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from hubert_pretrain.errors import DataError, HubertPretrainError, nearest
+from hubert_pretrain.errors import DataError, HubertPretrainError, did_you_mean
 
 if TYPE_CHECKING:
     from hubert_pretrain.data.corpus import Corpus
@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints text for people."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("store", help="folder of a label stage")
-    parser.add_argument("--corpus", required=True, help="the prepared corpus that the targets are of")
+    parser.add_argument(
+        "--corpus", required=True, help="the prepared corpus that the targets are of"
+    )
     parser.add_argument("utterances", nargs="*", metavar="UTTERANCE", help="ids")
     options = parser.parse_intermixed_args(arguments)
 
@@ -46,11 +50,17 @@ def _describe(store: TargetStore, corpus: Corpus) -> None:
 
     frames = int(store.offsets[-1])
     sizes = ", ".join(map(str, store.sizes))
-    print(f"{store.folder}: {len(store)} utterances, {frames} frames at {store.grid.frames_per_second:g} Hz, K={sizes}")
-    print(f"features: {describe(store.codebook['features'])}; codebook {store.codebook['sha256'][:12]}")
+    print(
+        f"{store.folder}: {len(store)} utterances, {frames} frames at {store.grid.frames_per_second:g} Hz, K={sizes}"
+    )
+    print(
+        f"features: {describe(store.codebook['features'])}; codebook {store.codebook['sha256'][:12]}"
+    )
     for split in corpus.manifest.splits:
         rows = corpus.manifest.split_range(split)
-        print(f"{split}: {len(rows)} utterances, {int(store.offsets[rows.stop] - store.offsets[rows.start])} frames")
+        print(
+            f"{split}: {len(rows)} utterances, {int(store.offsets[rows.stop] - store.offsets[rows.start])} frames"
+        )
 
 
 def _show(store: TargetStore, corpus: Corpus, utterance: str) -> None:
@@ -58,15 +68,23 @@ def _show(store: TargetStore, corpus: Corpus, utterance: str) -> None:
 
     ids = corpus.manifest.column("id").to_pylist()
     if utterance not in ids:
-        raise DataError(f"{corpus.manifest.path}: no utterance {utterance!r}{nearest(utterance, ids)}")
+        raise DataError(
+            f"{corpus.manifest.path}: no utterance {utterance!r}{did_you_mean(utterance, ids)}"
+        )
     row = ids.index(utterance)
     targets = store.targets(row)
     aligned = corpus.alignments is not None and corpus.alignments.has(row)
-    phones = corpus.alignments.frame_phones(row, len(targets), store.grid) if aligned and corpus.alignments else [""] * len(targets)
+    phones = (
+        corpus.alignments.frame_phones(row, len(targets), store.grid)
+        if aligned and corpus.alignments
+        else [""] * len(targets)
+    )
     print(f"{utterance}: {len(targets)} frames  {corpus.manifest[row].text}")
     for run in runs(targets):
         under = dict.fromkeys(phones[run.start_frame : run.start_frame + run.num_frames])
-        print(f"{run.start_seconds(store.grid):8.2f} s  {1000 * run.num_seconds(store.grid):5.0f} ms  {run.unit!s:>6}  {' '.join(under)}")
+        print(
+            f"{run.start_seconds(store.grid):8.2f} s  {1000 * run.num_seconds(store.grid):5.0f} ms  {run.unit!s:>6}  {' '.join(under)}"
+        )
 
 
 if __name__ == "__main__":

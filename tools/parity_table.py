@@ -20,17 +20,17 @@ from typing import Any
 import torch
 
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.export.huggingface import export_huggingface, import_transformers
-from hubert_pretrain.export.report import Report, compare, load_quietly, probe
-from hubert_pretrain.export.torchaudio import compare_torchaudio, export_torchaudio
 from hubert_pretrain.finetune.ctc import ctc_loss
+from hubert_pretrain.interop.compare import Report, compare, load_quietly, probe
+from hubert_pretrain.interop.load import load_checkpoint
+from hubert_pretrain.interop.tensor_names import FAIRSEQ_HEAD, fairseq_rules, to_theirs
+from hubert_pretrain.interop.torchaudio_writer import compare_torchaudio, export_torchaudio
+from hubert_pretrain.interop.transformers_writer import export_huggingface, import_transformers
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.heads import ClassificationHead, CodebookHead, LetterHead
+from hubert_pretrain.model.heads import ClassificationHead, CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.loader import load_checkpoint
-from hubert_pretrain.model.naming import FAIRSEQ_HEAD, fairseq_rules, rename_out
-from hubert_pretrain.pretrain.loss import Supervised, masked_prediction_loss
+from hubert_pretrain.pretrain.loss import SupervisedLayer, masked_prediction_loss
 
 TOLERANCE, RELATIVE_TOLERANCE = 1e-5, 1e-4
 LETTERS = ["<pad>", "<unk>", "|", *"ABCD"]
@@ -43,7 +43,13 @@ BASE = HubertConfig(
     num_conv_pos_embeddings=16,
     num_conv_pos_embedding_groups=4,
 )
-LARGE = dataclasses.replace(BASE, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True, normalize_waveform=True)
+LARGE = dataclasses.replace(
+    BASE,
+    feat_extract_norm="layer",
+    do_stable_layer_norm=True,
+    conv_bias=True,
+    normalize_waveform=True,
+)
 VARIANTS = {
     "base": BASE,
     "large": LARGE,
@@ -52,18 +58,29 @@ VARIANTS = {
     "conv bias": dataclasses.replace(BASE, conv_bias=True),
     "no projection norm": dataclasses.replace(BASE, feat_proj_layer_norm=False),
     "odd positional kernel": dataclasses.replace(BASE, num_conv_pos_embeddings=15),
-    "another grid": dataclasses.replace(BASE, conv_dim=[24, 32, 40], conv_kernel=[16, 5, 3], conv_stride=[8, 5, 2]),
+    "another grid": dataclasses.replace(
+        BASE, conv_dim=[24, 32, 40], conv_kernel=[16, 5, 3], conv_stride=[8, 5, 2]
+    ),
     "layer_norm_eps 1e-3": dataclasses.replace(BASE, layer_norm_eps=1e-3),
     "conv_pos_batch_norm": dataclasses.replace(BASE, conv_pos_batch_norm=True),
     "adapters, large": dataclasses.replace(LARGE, adapter_attn_dim=12),
     "adapters, base": dataclasses.replace(BASE, adapter_attn_dim=12),
     "hidden_act relu": dataclasses.replace(BASE, hidden_act="relu"),
     "all relu": dataclasses.replace(BASE, hidden_act="relu", feat_extract_activation="relu"),
-    "all gelu_new": dataclasses.replace(BASE, hidden_act="gelu_new", feat_extract_activation="gelu_new"),
+    "all gelu_new": dataclasses.replace(
+        BASE, hidden_act="gelu_new", feat_extract_activation="gelu_new"
+    ),
     "all silu": dataclasses.replace(BASE, hidden_act="silu", feat_extract_activation="silu"),
     "all selu": dataclasses.replace(BASE, hidden_act="selu", feat_extract_activation="selu"),
 }
-COLUMNS = ["transformers: layers", "CTC logits", "CTC loss", "class logits", "torchaudio: layers", "CTC logits "]
+COLUMNS = [
+    "transformers: layers",
+    "CTC logits",
+    "CTC loss",
+    "class logits",
+    "torchaudio: layers",
+    "CTC logits ",
+]
 CANNOT = "cannot"
 """The library has no such network: our export refuses, naming the field."""
 Row = dict[str, float | str]
@@ -71,26 +88,49 @@ Row = dict[str, float | str]
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the tables as Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", type=Path, help="folder with fairseq's own outputs (base.safetensors, base_checkpoint.pt, ...)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        help="folder with fairseq's own outputs (base.safetensors, base_checkpoint.pt, ...)",
+    )
     options = parser.parse_args(arguments)
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "torchaudio")}
+    versions = {
+        name: importlib.metadata.version(name) for name in ("torch", "transformers", "torchaudio")
+    }
     rows = {name: against_libraries(config) for name, config in VARIANTS.items()}
     print(", ".join(f"{name} {version}" for name, version in versions.items()) + "\n")
     print(markdown(rows, COLUMNS))
-    good = all(value < TOLERANCE for row in rows.values() for value in row.values() if isinstance(value, float))
+    good = all(
+        value < TOLERANCE
+        for row in rows.values()
+        for value in row.values()
+        if isinstance(value, float)
+    )
     if options.reference:
         found = {name: against_fairseq(options.reference, name) for name in ("base", "large")}
         print("\n" + markdown(found, list(found["base"])))
-        good &= all(value < (TOLERANCE if "hidden" in key else RELATIVE_TOLERANCE) for row in found.values() for key, value in row.items())
+        good &= all(
+            value < (TOLERANCE if "hidden" in key else RELATIVE_TOLERANCE)
+            for row in found.values()
+            for key, value in row.items()
+        )
     return 0 if good else 1
 
 
 def markdown(rows: dict[str, Row], columns: list[str]) -> str:
     """A table with a line per row."""
-    lines = ["| variant | " + " | ".join(column.strip() for column in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = [
+        "| variant | " + " | ".join(column.strip() for column in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
     for name, row in rows.items():
-        cells = [f"{row[column]:.1e}" if isinstance(row[column], float) else str(row[column]) for column in columns]
+        cells = [
+            f"{row[column]:.1e}" if isinstance(row[column], float) else str(row[column])
+            for column in columns
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -100,12 +140,20 @@ def markdown(rows: dict[str, Row], columns: list[str]) -> str:
 
 def against_libraries(config: HubertConfig) -> Row:
     """The largest difference in every column, or `CANNOT`."""
-    letters = LetterHead(config.hidden_size, len(LETTERS))
-    classes = ClassificationHead(config.hidden_size, 5, 20, n_layers=config.num_hidden_layers, weighted_layers=True)
+    letters = CTCHead(config.hidden_size, len(LETTERS))
+    classes = ClassificationHead(
+        config.hidden_size, 5, 20, n_layers=config.num_hidden_layers, weighted_layers=True
+    )
     row: Row = dict.fromkeys(COLUMNS, CANNOT)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        spoken = random_model(folder / "letters", config, letters, vocabulary=LETTERS, transformers={"ctc_loss_reduction": "mean"})
+        spoken = random_model(
+            folder / "letters",
+            config,
+            letters,
+            vocabulary=LETTERS,
+            transformers={"ctc_loss_reduction": "mean"},
+        )
         sorted_ = random_model(folder / "classes", config, classes, classes=list("abcde"))
         if report := attempt(export_huggingface, compare, folder / "hf", spoken):
             row |= {
@@ -121,7 +169,10 @@ def against_libraries(config: HubertConfig) -> Row:
 
 
 def attempt(
-    export: Callable[[Path, LoadedModel], None], compare: Callable[[Path, LoadedModel], Report], path: Path, loaded: LoadedModel
+    export: Callable[[Path, LoadedModel], None],
+    compare: Callable[[Path, LoadedModel], Report],
+    path: Path,
+    loaded: LoadedModel,
 ) -> Report | None:
     """The differences after an export; None where the format cannot hold the network."""
     try:
@@ -131,14 +182,23 @@ def attempt(
     return compare(path, loaded)
 
 
-def random_model(folder: Path, config: HubertConfig, head: LetterHead | ClassificationHead, **extra: Any) -> LoadedModel:
+def random_model(
+    folder: Path, config: HubertConfig, head: CTCHead | ClassificationHead, **extra: Any
+) -> LoadedModel:
     """A checkpoint in which no tensor is as it was initialised: norms and biases are random too."""
     torch.manual_seed(0)
     model = Hubert(config)
     with torch.no_grad():
         for module in (model, head):
-            for tensor in [*module.parameters(), *(buffer for buffer in module.buffers() if buffer.is_floating_point())]:
-                tensor.add_(torch.rand_like(tensor) * 0.05 if tensor.ndim == 1 else torch.randn_like(tensor) * 0.05)
+            for tensor in [
+                *module.parameters(),
+                *(buffer for buffer in module.buffers() if buffer.is_floating_point()),
+            ]:
+                tensor.add_(
+                    torch.rand_like(tensor) * 0.05
+                    if tensor.ndim == 1
+                    else torch.randn_like(tensor) * 0.05
+                )
     save_model(folder, model, head=head, extra=extra)
     return load_model(folder)
 
@@ -149,7 +209,11 @@ def _hidden(report: Report) -> float:
 
 def _loss_difference(folder: Path, loaded: LoadedModel) -> float:
     """Of the CTC loss per letter, mean over two utterances of which one is padded with labels."""
-    waveform, labels, lengths = probe(loaded, batch=2), torch.tensor([[3, 4, 4, 5], [6, 3, -100, -100]]), torch.tensor([4, 2])
+    waveform, labels, lengths = (
+        probe(loaded, batch=2),
+        torch.tensor([[3, 4, 4, 5], [6, 3, -100, -100]]),
+        torch.tensor([4, 2]),
+    )
     theirs = load_quietly(import_transformers().HubertForCTC, folder)
     with torch.inference_mode():
         logits = loaded.build_head()(loaded.model(waveform).last)  # type: ignore[arg-type]
@@ -165,19 +229,32 @@ def against_fairseq(folder: Path, name: str) -> dict[str, float]:
     """Its checkpoint, read without it, against what it computed: hidden states, the parts of the loss, every gradient."""
     from safetensors.torch import load_file
 
-    tensors, facts = load_file(folder / f"{name}.safetensors"), json.loads((folder / f"{name}.json").read_text())
+    tensors, facts = (
+        load_file(folder / f"{name}.safetensors"),
+        json.loads((folder / f"{name}.json").read_text()),
+    )
     model = load_checkpoint(folder / f"{name}_checkpoint.pt").model
     with torch.no_grad():
         states = model(tensors["waveform"], hidden_states=True).hidden_states
-    hidden = max(float((state - tensors[f"hidden.{layer}"]).abs().max()) for layer, state in enumerate(states, start=1))
-    units = tensors["model.label_embs_concat"]  # with the rows of special symbols, over which its softmax runs too
+    hidden = max(
+        float((state - tensors[f"hidden.{layer}"]).abs().max())
+        for layer, state in enumerate(states, start=1)
+    )
+    units = tensors[
+        "model.label_embs_concat"
+    ]  # with the rows of special symbols, over which its softmax runs too
     head = CodebookHead(model.config.hidden_size, units.shape[1], len(units))
-    projection = {f"projection.{part}": tensors[f"model.final_proj.{part}"] for part in ("weight", "bias")}
+    projection = {
+        f"projection.{part}": tensors[f"model.final_proj.{part}"] for part in ("weight", "bias")
+    }
     head.load_state_dict({"unit_embeddings": units, **projection})
-    output, frames = model.train()(tensors["waveform"], mask=tensors["mask"]), int(tensors["mask"].sum())
+    output, frames = (
+        model.train()(tensors["waveform"], mask=tensors["mask"]),
+        int(tensors["mask"].sum()),
+    )
     weights = {f"{kind}_weight": facts["weights"][kind] for kind in ("masked", "unmasked")}
     result = masked_prediction_loss(
-        [Supervised(head, output.last)],
+        [SupervisedLayer(head, output.last)],
         tensors["target"] + 4,
         tensors["mask"],
         output.feature_penalty,
@@ -193,20 +270,40 @@ def against_fairseq(folder: Path, name: str) -> dict[str, float]:
         "loss": result.loss.item() * facts["sample_size"],
         "loss_m_0": result.masked.nll.item(),
         "loss_u_0": result.unmasked.nll.item(),
-        "loss_features_pen": result.feature_penalty.item() * facts["weights"]["feature_penalty"] * facts["sample_size"],
+        "loss_features_pen": result.feature_penalty.item()
+        * facts["weights"]["feature_penalty"]
+        * facts["sample_size"],
     }
     worst = max(abs(value / facts["log"][key] - 1) for key, value in parts.items())
-    return {"hidden states": hidden, "loss and its parts (relative)": worst, "gradients (relative)": _gradients(model, head, tensors)}
+    return {
+        "hidden states": hidden,
+        "loss and its parts (relative)": worst,
+        "gradients (relative)": _gradients(model, head, tensors),
+    }
 
 
 def _gradients(model: Hubert, head: CodebookHead, tensors: dict[str, torch.Tensor]) -> float:
     """The largest |ours - theirs| / |theirs| of any tensor. (Biases of keys have no gradient but rounding: softmax ignores them.)"""
     ours: dict[str, torch.Tensor] = {}
-    for module, rules in ((model, fairseq_rules(model.config.feat_extract_norm)), (head, FAIRSEQ_HEAD)):
-        ours |= rename_out({key: value.grad for key, value in module.named_parameters() if value.grad is not None}, rules)
-    theirs = {key.removeprefix("grad."): value for key, value in tensors.items() if key.startswith("grad.")}
+    for module, rules in (
+        (model, fairseq_rules(model.config.feat_extract_norm)),
+        (head, FAIRSEQ_HEAD),
+    ):
+        ours |= to_theirs(
+            {key: value.grad for key, value in module.named_parameters() if value.grad is not None},
+            rules,
+        )
+    theirs = {
+        key.removeprefix("grad."): value
+        for key, value in tensors.items()
+        if key.startswith("grad.")
+    }
     assert ours.keys() == theirs.keys()
-    return max(float((ours[key] - value).norm() / value.norm()) for key, value in theirs.items() if not key.endswith("k_proj.bias"))
+    return max(
+        float((ours[key] - value).norm() / value.norm())
+        for key, value in theirs.items()
+        if not key.endswith("k_proj.bias")
+    )
 
 
 if __name__ == "__main__":

@@ -27,13 +27,31 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("store", help="folder of a label stage, or of imported targets")
-    parser.add_argument("--corpus", required=True, help="the prepared corpus that they were made for, such as runs/demo/prepare")
-    parser.add_argument("--against", metavar="STORE", help="other targets of the same corpus, such as those of the iteration before")
-    parser.add_argument("--codebook", metavar="DIR", help="folder of a cluster stage with one codebook: its inertia against scikit-learn's")
-    parser.add_argument("--hours", type=float, default=1.0, help="of audio for --codebook (default: 1)")
-    parser.add_argument("--picture", metavar="PNG", help="draw P(phone | unit), use of units and lengths of runs")
+    parser.add_argument(
+        "--corpus",
+        required=True,
+        help="the prepared corpus that they were made for, such as runs/demo/prepare",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="STORE",
+        help="other targets of the same corpus, such as those of the iteration before",
+    )
+    parser.add_argument(
+        "--codebook",
+        metavar="DIR",
+        help="folder of a cluster stage with one codebook: its inertia against scikit-learn's",
+    )
+    parser.add_argument(
+        "--hours", type=float, default=1.0, help="of audio for --codebook (default: 1)"
+    )
+    parser.add_argument(
+        "--picture", metavar="PNG", help="draw P(phone | unit), use of units and lengths of runs"
+    )
     options = parser.parse_args(arguments)
     try:
         print(json.dumps(_score(options), indent=2))
@@ -45,19 +63,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _score(options: argparse.Namespace) -> dict[str, Any]:
     from hubert_pretrain.data.corpus import Corpus
-    from hubert_pretrain.targets.measure import measure, stability
-    from hubert_pretrain.targets.picture import draw
+    from hubert_pretrain.targets.plots import plot_targets
+    from hubert_pretrain.targets.quality import measure_targets, stability
     from hubert_pretrain.targets.store import TargetStore
 
     corpus, store = Corpus.open(options.corpus), TargetStore.open(options.store)
     store.check(corpus.manifest)
-    facts = measure(store, corpus)
+    facts = measure_targets(store, corpus)
     if options.against:
         facts["adjusted_mutual_information"] = stability(store, TargetStore.open(options.against))
     if options.codebook:
         facts["against_scikit_learn"] = _inertia(options.codebook, corpus, options.hours)
     if options.picture:
-        draw(store, corpus, Path(options.picture))
+        plot_targets(store, corpus, Path(options.picture))
     return facts
 
 
@@ -67,13 +85,17 @@ def _inertia(folder: str, corpus: Corpus, hours: float) -> dict[str, float]:
     from hubert_pretrain.clustering import sample
     from hubert_pretrain.clustering.reference import against_scikit_learn
     from hubert_pretrain.errors import ArtefactError
-    from hubert_pretrain.targets.artefact import load_units
+    from hubert_pretrain.stages.units import load_units
 
     units = load_units(folder)
     if not units.codebooks.is_plain:
-        raise ArtefactError(f"{folder}: holds {units.codebooks.num_codebooks} codebooks; --codebook compares one over all columns")
+        raise ArtefactError(
+            f"{folder}: holds {units.codebooks.num_codebooks} codebooks; --codebook compares one over all columns"
+        )
     train = corpus.manifest.split_range("train")
-    rows = sample.choose_rows(corpus.manifest.num_samples, train, fraction=1.0, max_hours=hours, seed=0)
+    rows = sample.choose_rows(
+        corpus.manifest.num_samples, train, fraction=1.0, max_hours=hours, seed=0
+    )
     with tempfile.TemporaryDirectory() as scratch:
         frames = sample.gather(corpus, rows, units.extractor, scratch=Path(scratch))
     return against_scikit_learn(units.codebooks.parts[0].codebook, frames)

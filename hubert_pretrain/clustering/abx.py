@@ -92,7 +92,14 @@ def abx(
     for kind, cells in (("within", _cells_within(groups)), ("across", _cells_across(groups))):
         chosen = _sample(cells, max_cells, seed, kind)
         scores.append(
-            _score(chosen, [values(item) if used else None for item, used in zip(items, _used(chosen, len(items)), strict=True)], distance)
+            _score(
+                chosen,
+                [
+                    values(item) if used else None
+                    for item, used in zip(items, _used(chosen, len(items)), strict=True)
+                ],
+                distance,
+            )
         )
         counts.append(len(chosen))
     return AbxScore(scores[0], scores[1], counts[0], counts[1])
@@ -111,7 +118,9 @@ def _groups(items: Sequence[Item], max_tokens: int, seed: int) -> Groups:
             for phone, tokens in phones.items():
                 if len(tokens) > max_tokens:
                     draw = generator(seed, "abx", *context, speaker, phone)
-                    phones[phone] = sorted(int(tokens[i]) for i in draw.choice(len(tokens), max_tokens, replace=False))
+                    phones[phone] = sorted(
+                        int(tokens[i]) for i in draw.choice(len(tokens), max_tokens, replace=False)
+                    )
     return groups
 
 
@@ -121,7 +130,11 @@ def _cells_within(groups: Groups) -> Iterator[Cell]:
         for speaker, phones in speakers.items():
             for one, tokens in phones.items():
                 if len(tokens) > 1:
-                    yield from (Cell((one, other, speaker), tokens, phones[other], tokens) for other in phones if other != one)
+                    yield from (
+                        Cell((one, other, speaker), tokens, phones[other], tokens)
+                        for other in phones
+                        if other != one
+                    )
 
 
 def _cells_across(groups: Groups) -> Iterator[Cell]:
@@ -129,10 +142,16 @@ def _cells_across(groups: Groups) -> Iterator[Cell]:
     for speakers in groups.values():
         for speaker, phones in speakers.items():
             for one, tokens in phones.items():
-                sources = [others[one] for name, others in speakers.items() if name != speaker and one in others]
+                sources = [
+                    others[one]
+                    for name, others in speakers.items()
+                    if name != speaker and one in others
+                ]
                 for other in phones:
                     if other != one:
-                        yield from (Cell((one, other, speaker), tokens, phones[other], x) for x in sources)
+                        yield from (
+                            Cell((one, other, speaker), tokens, phones[other], x) for x in sources
+                        )
 
 
 def _sample(cells: Iterator[Cell], count: int, seed: int, kind: str) -> list[Cell]:
@@ -152,16 +171,39 @@ def _used(cells: Sequence[Cell], count: int) -> NDArray[np.bool_]:
     return used
 
 
-def _score(cells: Sequence[Cell], values: Sequence[NDArray[np.generic] | None], distance: Distance) -> float | None:
+def _score(
+    cells: Sequence[Cell], values: Sequence[NDArray[np.generic] | None], distance: Distance
+) -> float | None:
     if not cells:
         return None
-    pairs = sorted({tuple(sorted((token, x))) for cell in cells for x in cell.x for token in (*cell.a, *cell.b) if token != x})
-    found = dict(zip(pairs, pair_distances([(values[i], values[j]) for i, j in pairs], distance).tolist(), strict=True))  # type: ignore[misc]
+    pairs = sorted(
+        {
+            tuple(sorted((token, x)))
+            for cell in cells
+            for x in cell.x
+            for token in (*cell.a, *cell.b)
+            if token != x
+        }
+    )
+    found = dict(
+        zip(
+            pairs,
+            pair_distances([(values[i], values[j]) for i, j in pairs], distance).tolist(),
+            strict=True,
+        )
+    )  # type: ignore[misc]
     speakers: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         one, other, speaker = cell.key
         speakers[one, other][speaker].append(_cell_error(cell, found))
-    return float(np.mean([np.mean([np.mean(errors) for errors in of_pair.values()]) for of_pair in speakers.values()]))
+    return float(
+        np.mean(
+            [
+                np.mean([np.mean(errors) for errors in of_pair.values()])
+                for of_pair in speakers.values()
+            ]
+        )
+    )
 
 
 def _cell_error(cell: Cell, found: dict[tuple[int, ...], float]) -> float:
@@ -182,7 +224,9 @@ def _cell_error(cell: Cell, found: dict[tuple[int, ...], float]) -> float:
 # -- distances --------------------------------------------------------------------------------------------------------------------
 
 
-def pair_distances(pairs: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]], distance: Distance) -> NDArray[np.float64]:
+def pair_distances(
+    pairs: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]], distance: Distance
+) -> NDArray[np.float64]:
     """The distance of each pair of items, (pairs,)."""
     order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), len(pairs[i][1])))
     result = np.empty(len(pairs))
@@ -190,14 +234,20 @@ def pair_distances(pairs: Sequence[tuple[NDArray[np.generic], NDArray[np.generic
         numbers = order[begin : begin + PAIRS_AT_ONCE]
         batch = [pairs[i] for i in numbers]
         if distance == "edit":
-            batch = [(_without_repetitions(one), _without_repetitions(other)) for one, other in batch]
+            batch = [
+                (_without_repetitions(one), _without_repetitions(other)) for one, other in batch
+            ]
         lengths = np.array([(len(one), len(other)) for one, other in batch])
         costs = _stack([_costs(one, other, distance) for one, other in batch])
-        result[numbers] = edit_distances(costs, lengths) if distance == "edit" else warped_means(costs, lengths)
+        result[numbers] = (
+            edit_distances(costs, lengths) if distance == "edit" else warped_means(costs, lengths)
+        )
     return result
 
 
-def _costs(one: NDArray[np.generic], other: NDArray[np.generic], distance: Distance) -> NDArray[np.generic]:
+def _costs(
+    one: NDArray[np.generic], other: NDArray[np.generic], distance: Distance
+) -> NDArray[np.generic]:
     if distance == "angular":
         return angles(one, other)
     different = one[:, None] != other[None]  # (T, T', N)
@@ -207,7 +257,8 @@ def _costs(one: NDArray[np.generic], other: NDArray[np.generic], distance: Dista
 def angles(one: NDArray[np.generic], other: NDArray[np.generic]) -> NDArray[np.float64]:
     """Angle between frames (T, D) and (T', D), over pi: (T, T') in [0, 1]."""
     first, second = (
-        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (one.astype(np.float64), other.astype(np.float64))
+        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        for x in (one.astype(np.float64), other.astype(np.float64))
     )
     return np.arccos(np.clip(first @ second.T, -1, 1)) / np.pi
 
@@ -223,16 +274,22 @@ def warped_means(costs: NDArray[np.float64], lengths: NDArray[np.int64]) -> NDAr
     total[:, 0, 0] = 0
     for i in range(1, rows + 1):
         for j in range(1, columns + 1):
-            ways = np.stack([total[:, i - 1, j - 1], total[:, i - 1, j], total[:, i, j - 1]], axis=1)  # (B, 3)
+            ways = np.stack(
+                [total[:, i - 1, j - 1], total[:, i - 1, j], total[:, i, j - 1]], axis=1
+            )  # (B, 3)
             best = ways.argmin(axis=1)[:, None]
-            lengths_so_far = np.stack([steps[:, i - 1, j - 1], steps[:, i - 1, j], steps[:, i, j - 1]], axis=1)
+            lengths_so_far = np.stack(
+                [steps[:, i - 1, j - 1], steps[:, i - 1, j], steps[:, i, j - 1]], axis=1
+            )
             total[:, i, j] = np.take_along_axis(ways, best, 1)[:, 0] + costs[:, i - 1, j - 1]
             steps[:, i, j] = np.take_along_axis(lengths_so_far, best, 1)[:, 0] + 1
     ends = np.arange(batch), lengths[:, 0], lengths[:, 1]
     return np.asarray(total[ends] / steps[ends])
 
 
-def edit_distances(different: NDArray[np.float64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+def edit_distances(
+    different: NDArray[np.float64], lengths: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """Levenshtein's distance over the length of the longer one: 0 or 1 (B, T, T') and `lengths` (B, 2) -> (B,)."""
     batch, rows, columns = different.shape
     total = np.zeros((batch, rows + 1, columns + 1))
@@ -240,7 +297,9 @@ def edit_distances(different: NDArray[np.float64], lengths: NDArray[np.int64]) -
     for i in range(1, rows + 1):
         for j in range(1, columns + 1):
             changed = np.minimum(total[:, i - 1, j], total[:, i, j - 1]) + 1
-            total[:, i, j] = np.minimum(total[:, i - 1, j - 1] + different[:, i - 1, j - 1], changed)
+            total[:, i, j] = np.minimum(
+                total[:, i - 1, j - 1] + different[:, i - 1, j - 1], changed
+            )
     return np.asarray(total[np.arange(batch), lengths[:, 0], lengths[:, 1]] / lengths.max(axis=1))
 
 

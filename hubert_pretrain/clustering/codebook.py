@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hubert_pretrain.clustering import nearest, storage
-from hubert_pretrain.clustering.transform import Transform
+from hubert_pretrain.clustering import assign, codebook_io
+from hubert_pretrain.clustering.pca import Transform
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.features.extractor import Extractor, describe
 from hubert_pretrain.frames import FrameGrid, rate_hint
@@ -48,7 +48,9 @@ class Codebook:
     @property
     def dim(self) -> int:
         """D, the width of the frames that it takes."""
-        return int(self.centroids.shape[1] if self.transform is None else self.transform.matrix.shape[0])
+        return int(
+            self.centroids.shape[1] if self.transform is None else self.transform.matrix.shape[0]
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -76,7 +78,9 @@ class Codebook:
                 f"frames have dimension {frames.shape[-1]}; label with the features of the cluster stage, or cluster again"
             )
         weight, bias = self._tables
-        return nearest.assign(frames.reshape(-1, self.dim).to(weight.dtype), weight, bias).view(frames.shape[:-1])
+        return assign.assign(frames.reshape(-1, self.dim).to(weight.dtype), weight, bias).view(
+            frames.shape[:-1]
+        )
 
     def project(self, frames: Tensor) -> Tensor:
         """The space that the centroids live in: (..., D) -> (..., d)."""
@@ -89,12 +93,12 @@ class Codebook:
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor]:
-        """Weight (D, K) and bias (K,), see clustering/nearest.py.
+        """Weight (D, K) and bias (K,), see clustering/assign.py.
 
         The transform is folded in: with x = (y - mean) @ W the product x @ weight is y @ (W @ weight) - mean @ (W @ weight). And the length
         that a spherical codebook would scale a frame to does not change which of its centroids, all of length 1, is the nearest.
         """
-        weight, bias = nearest.tables(self.centroids)
+        weight, bias = assign.score_weights(self.centroids)
         if self.spherical:
             bias = torch.zeros_like(bias)
         if self.transform is not None:
@@ -105,11 +109,21 @@ class Codebook:
     def check_features(self, extractor: Extractor) -> None:
         """Raises ArtefactError naming each difference when the codebook was fitted on other features than the extractor's."""
         other = extractor.fingerprint()
-        names = [name for name in {**self.features, **other} if self.features.get(name) != other.get(name)]
-        differences = [f"{name}: {self.features.get(name)} here, {other.get(name)} there" for name in names]
+        names = [
+            name
+            for name in {**self.features, **other}
+            if self.features.get(name) != other.get(name)
+        ]
+        differences = [
+            f"{name}: {self.features.get(name)} here, {other.get(name)} there" for name in names
+        ]
         if self.grid != extractor.grid:
-            hint = rate_hint(round(extractor.grid.frames_per_second), round(self.grid.frames_per_second))
-            differences.append(f"grid: {self.grid} here, {extractor.grid} there{', ' if hint else ''}{hint}")
+            hint = rate_hint(
+                round(extractor.grid.frames_per_second), round(self.grid.frames_per_second)
+            )
+            differences.append(
+                f"grid: {self.grid} here, {extractor.grid} there{', ' if hint else ''}{hint}"
+            )
         if differences:
             raise ArtefactError(
                 f"{self.origin} was fitted on {describe(self.features)} but the frames come from {describe(other)} "
@@ -119,33 +133,64 @@ class Codebook:
     def tensors(self) -> dict[str, Tensor]:
         """What is stored of it as numbers, by name."""
         named = {"centroids": self.centroids}
-        return named if self.transform is None else named | {"mean": self.transform.mean, "matrix": self.transform.matrix}
+        return (
+            named
+            if self.transform is None
+            else named | {"mean": self.transform.mean, "matrix": self.transform.matrix}
+        )
 
     def save(self, folder: Path) -> None:
         """Writes `codebook.safetensors` and `codebook.json`. Raises HubertPretrainError when the disk is full."""
         description = {"n_clusters": self.n_clusters, "dim": self.dim, "sha256": self.fingerprint}
         description |= {"spherical": True} if self.spherical else {}
         grid = {"window": self.grid.window, "hop": self.grid.hop}
-        storage.write(folder, self.tensors(), description | {"grid": grid, "features": self.features, "fit": self.fit})
+        codebook_io.write_codebook(
+            folder,
+            self.tensors(),
+            description | {"grid": grid, "features": self.features, "fit": self.fit},
+        )
 
     @staticmethod
     def load(folder: str | Path) -> Codebook:
         """Reads what `save` wrote. Raises ArtefactError when a file is missing or damaged, or the two do not belong together."""
         folder = Path(folder).absolute()
-        tensors, description = storage.read(folder)
+        tensors, description = codebook_io.read_codebook(folder)
         if "parts" in description:
             names = ", ".join(part["name"] for part in description["parts"])
-            raise ArtefactError(f"{folder}: holds several codebooks ({names}), one was expected; open it as a CodebookSet")
-        codebook = Codebook.of_tensors(tensors, description, FrameGrid(**description["grid"]), str(folder))
-        storage.check_hash(folder, codebook.fingerprint, description)
+            raise ArtefactError(
+                f"{folder}: holds several codebooks ({names}), one was expected; open it as a CodebookSet"
+            )
+        codebook = Codebook.of_tensors(
+            tensors, description, FrameGrid(**description["grid"]), str(folder)
+        )
+        codebook_io.check_hash(folder, codebook.fingerprint, description)
         return codebook
 
     @staticmethod
-    def of_tensors(tensors: dict[str, Tensor], description: dict[str, Any], grid: FrameGrid, origin: str) -> Codebook:
+    def of_tensors(
+        tensors: dict[str, Tensor], description: dict[str, Any], grid: FrameGrid, origin: str
+    ) -> Codebook:
         """From `tensors()` and what a description says beside them. Raises ArtefactError when one is missing."""
         try:
-            transform = Transform(tensors["mean"].float(), tensors["matrix"].float()) if "mean" in tensors else None
-            centroids, spherical = tensors["centroids"].float(), bool(description.get("spherical", False))
+            transform = (
+                Transform(tensors["mean"].float(), tensors["matrix"].float())
+                if "mean" in tensors
+                else None
+            )
+            centroids, spherical = (
+                tensors["centroids"].float(),
+                bool(description.get("spherical", False)),
+            )
         except KeyError as error:
-            raise ArtefactError(f"{origin}: {storage.CENTROIDS} cannot be read (no tensor {error}); run the cluster stage again") from error
-        return Codebook(centroids, description["features"], grid, description["fit"], origin, transform, spherical)
+            raise ArtefactError(
+                f"{origin}: {codebook_io.CENTROIDS} cannot be read (no tensor {error}); run the cluster stage again"
+            ) from error
+        return Codebook(
+            centroids,
+            description["features"],
+            grid,
+            description["fit"],
+            origin,
+            transform,
+            spherical,
+        )

@@ -18,14 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from hubert_pretrain import distributed
-from hubert_pretrain.clustering import nearest
+from hubert_pretrain.clustering import assign
 from hubert_pretrain.clustering.engines.faiss import Faiss
 from hubert_pretrain.clustering.engines.lloyd import Lloyd
 from hubert_pretrain.clustering.engines.minibatch import MiniBatch
 from hubert_pretrain.clustering.engines.statistics import measure
-from hubert_pretrain.clustering.source import Frames, Shard
+from hubert_pretrain.clustering.frame_source import Frames, RankFrames
 from hubert_pretrain.errors import ConfigError
-from hubert_pretrain.errors import nearest as nearest_name
+from hubert_pretrain.errors import did_you_mean as nearest_name
 
 ENGINES: dict[str, Any] = {"minibatch": MiniBatch, "torch": Lloyd, "faiss": Faiss}
 
@@ -77,15 +77,19 @@ class KMeans:
         """Changes settings. Raises ConfigError for one that does not exist."""
         for name, value in values.items():
             if name not in self.get_params():
-                raise ConfigError(f"KMeans has no setting {name!r}{nearest_name(name, list(self.get_params()))}")
+                raise ConfigError(
+                    f"KMeans has no setting {name!r}{nearest_name(name, list(self.get_params()))}"
+                )
             setattr(self, name, value)
         return self
 
-    def fit(self, frames: Frames | Shard, y: None = None, *, state: Path | None = None) -> KMeans:
+    def fit(
+        self, frames: Frames | RankFrames, y: None = None, *, state: Path | None = None
+    ) -> KMeans:
         """Finds the centroids of frames (N, D) float32.
 
         Args:
-            frames: an array, a memory map, or anything with a shape and ranges of rows (clustering/source.py); a `Shard` when every rank
+            frames: an array, a memory map, or anything with a shape and ranges of rows (clustering/frame_source.py); a `Shard` when every rank
                 holds a part of them.
             y: nothing; scikit-learn passes it.
             state: engine torch: a file where each pass leaves what it found, and from which an interrupted fit goes on.
@@ -94,22 +98,30 @@ class KMeans:
             ConfigError: more clusters than frames, an engine that does not exist or cannot do what is asked of it.
             DataError: a frame holds NaN or infinity; the message names the first.
         """
-        shard = frames if isinstance(frames, Shard) else Shard.whole(frames)
+        shard = frames if isinstance(frames, RankFrames) else RankFrames.whole(frames)
         if self.engine not in ENGINES:
             names = list(ENGINES)
-            raise ConfigError(f"clustering.engine={self.engine!r}: expected one of {', '.join(names)}{nearest_name(self.engine, names)}")
+            raise ConfigError(
+                f"clustering.engine={self.engine!r}: expected one of {', '.join(names)}{nearest_name(self.engine, names)}"
+            )
         if shard.total < self.n_clusters:
             raise ConfigError(
                 f"clustering.n_clusters={self.n_clusters} needs at least as many frames, the sample has {shard.total}; "
                 "lower n_clusters, raise clustering.fraction or clustering.max_hours, or add audio"
             )
         if self.engine != "torch" and distributed.world_size() > 1:
-            raise ConfigError(f"clustering.engine={self.engine} works in one process; run this stage in one, or use engine=torch")
+            raise ConfigError(
+                f"clustering.engine={self.engine} works in one process; run this stage in one, or use engine=torch"
+            )
         if self.engine == "minibatch" and self.spherical:
-            raise ConfigError("clustering.spherical needs clustering.engine=torch or faiss: mini-batches of scikit-learn know no cosines")
+            raise ConfigError(
+                "clustering.spherical needs clustering.engine=torch or faiss: mini-batches of scikit-learn know no cosines"
+            )
         form = ENGINES[self.engine]
         known = {each.name for each in fields(form)}
-        found = form(**{name: value for name, value in self.get_params().items() if name in known}).fit(shard, state)
+        found = form(
+            **{name: value for name, value in self.get_params().items() if name in known}
+        ).fit(shard, state)
         fit = measure(shard, found.centroids)
         self.cluster_centers_ = found.centroids.numpy()
         self.inertia_, self.counts_ = fit.inertia, fit.counts
@@ -118,10 +130,17 @@ class KMeans:
 
     def predict(self, frames: NDArray[np.float32]) -> NDArray[np.int64]:
         """Ids of the nearest centroids: (N, D) -> (N,)."""
-        weight, bias = (each.float().contiguous() for each in nearest.tables(torch.from_numpy(self.cluster_centers_)))
-        return np.asarray(nearest.assign(torch.from_numpy(np.ascontiguousarray(frames, dtype=np.float32)), weight, bias).numpy())
+        weight, bias = (
+            each.float().contiguous()
+            for each in assign.score_weights(torch.from_numpy(self.cluster_centers_))
+        )
+        return np.asarray(
+            assign.assign(
+                torch.from_numpy(np.ascontiguousarray(frames, dtype=np.float32)), weight, bias
+            ).numpy()
+        )
 
-    def score(self, frames: Frames | Shard, y: None = None) -> float:
+    def score(self, frames: Frames | RankFrames, y: None = None) -> float:
         """Minus the inertia of frames, as scikit-learn has it."""
-        shard = frames if isinstance(frames, Shard) else Shard.whole(frames)
+        shard = frames if isinstance(frames, RankFrames) else RankFrames.whole(frames)
         return -measure(shard, torch.from_numpy(self.cluster_centers_)).inertia

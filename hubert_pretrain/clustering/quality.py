@@ -29,7 +29,9 @@ class PhoneQuality:
     """Frames that were counted."""
 
 
-def count_pairs(ids: NDArray[np.integer], phones: NDArray[np.integer], n_clusters: int, n_phones: int) -> NDArray[np.int64]:
+def count_pairs(
+    ids: NDArray[np.integer], phones: NDArray[np.integer], n_clusters: int, n_phones: int
+) -> NDArray[np.int64]:
     """Joint counts (K, P) of cluster ids (T,) and phone numbers (T,); frames with a negative phone (none is aligned) are left out."""
     spoken = phones >= 0
     pairs = ids[spoken].astype(np.int64) * n_phones + phones[spoken]
@@ -67,7 +69,9 @@ def perplexity(counts: NDArray[np.integer]) -> float:
 def run_lengths(ids: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where the runs of equal ids (T,), or of equal rows of ids (T, N), begin, and how many frames each has: (R,) and (R,)."""
     changed = ids[1:] != ids[:-1] if ids.ndim == 1 else (ids[1:] != ids[:-1]).any(axis=1)
-    starts = np.concatenate([np.zeros(min(1, len(ids)), dtype=np.int64), np.flatnonzero(changed) + 1])
+    starts = np.concatenate(
+        [np.zeros(min(1, len(ids)), dtype=np.int64), np.flatnonzero(changed) + 1]
+    )
     return starts, np.diff(np.append(starts, len(ids)))
 
 
@@ -102,15 +106,31 @@ def expected_information(rows: NDArray[np.int64], columns: NDArray[np.int64]) ->
     for size in rows.tolist():
         mean = size * columns / total
         spread = WIDTHS * (np.sqrt(mean) + 1)
-        low = np.maximum(np.maximum(1, size + columns - total), np.floor(mean - spread)).astype(np.int64)
+        low = np.maximum(np.maximum(1, size + columns - total), np.floor(mean - spread)).astype(
+            np.int64
+        )
         high = np.minimum(np.minimum(size, columns), np.ceil(mean + spread)).astype(np.int64)
         counts = low[:, None] + np.arange(int((high - low).max(initial=-1)) + 1)  # (Y, terms)
         inside = counts <= high[:, None]
         n, other = np.where(inside, counts, 1), np.broadcast_to(columns[:, None], counts.shape)
         rest = np.where(inside, total - size - other + n, 0)
-        log_probability = gammaln(size + 1) + gammaln(other + 1) + gammaln(total - size + 1) + gammaln(total - other + 1)
+        log_probability = (
+            gammaln(size + 1)
+            + gammaln(other + 1)
+            + gammaln(total - size + 1)
+            + gammaln(total - other + 1)
+        )
         log_probability = log_probability - gammaln(total + 1) - gammaln(n + 1) - gammaln(rest + 1)
-        log_probability = log_probability - gammaln(np.maximum(size - n, 0) + 1) - gammaln(np.maximum(other - n, 0) + 1)
-        terms = n / total * np.log(total * n / (size * other)) * np.exp(np.where(inside, log_probability, -np.inf))
+        log_probability = (
+            log_probability
+            - gammaln(np.maximum(size - n, 0) + 1)
+            - gammaln(np.maximum(other - n, 0) + 1)
+        )
+        terms = (
+            n
+            / total
+            * np.log(total * n / (size * other))
+            * np.exp(np.where(inside, log_probability, -np.inf))
+        )
         expected += float(terms.sum())
     return expected

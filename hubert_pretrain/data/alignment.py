@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hubert_pretrain.data.tables import CHUNK, Spool, open_table, write_table
+from hubert_pretrain.data.arrow_table import CHUNK, ColumnSpool, open_table, write_table
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid
 
@@ -34,7 +34,9 @@ class Alignments:
         table = open_table(path, made_by="prepare")
         self._batch, metadata = table.batch, table.metadata
         if metadata.get("format") != FORMAT:
-            raise ArtefactError(f"{path}: is {metadata.get('format', 'no alignment table')}, expected {FORMAT}; run stage=prepare again")
+            raise ArtefactError(
+                f"{path}: is {metadata.get('format', 'no alignment table')}, expected {FORMAT}; run stage=prepare again"
+            )
         self.phones: list[str] = json.loads(metadata["phones"])
         """The inventory, sorted: `phones[i]` is the name of phone `i`."""
 
@@ -62,17 +64,27 @@ class Alignments:
         """Phone numbers, starts and ends (each (P,), in samples of the utterance) of a row. Raises DataError when it has none."""
         place = self._place(row)
         if place is None:
-            raise DataError(f"{self.path}: row {row} has no alignment; ask has(row) first, or leave the row out")
-        phones, starts, ends = (self._batch.column(column)[place].values.to_numpy() for column in (1, 2, 3))
+            raise DataError(
+                f"{self.path}: row {row} has no alignment; ask has(row) first, or leave the row out"
+            )
+        phones, starts, ends = (
+            self._batch.column(column)[place].values.to_numpy() for column in (1, 2, 3)
+        )
         return phones, starts, ends
 
-    def frame_phone_ids(self, row: int, num_frames: int, grid: FrameGrid = MODEL_GRID) -> NDArray[np.int32]:
+    def frame_phone_ids(
+        self, row: int, num_frames: int, grid: FrameGrid = MODEL_GRID
+    ) -> NDArray[np.int32]:
         """The phone at the centre sample of each frame, as a number (T,); NO_PHONE (-1) in gaps and after the last phone."""
         phones, starts, ends = self.intervals(row)
         centres = np.arange(num_frames, dtype=np.int64) * grid.hop + grid.centre_sample(0)
         # The last phone that starts at or before the centre; place -1 (none has started) is masked below.
         place = np.searchsorted(starts, centres, side="right") - 1
-        inside = (place >= 0) & (centres < ends[place]) if len(ends) else np.zeros(num_frames, dtype=bool)
+        inside = (
+            (place >= 0) & (centres < ends[place])
+            if len(ends)
+            else np.zeros(num_frames, dtype=bool)
+        )
         ids = np.full(num_frames, NO_PHONE, dtype=np.int32)
         ids[inside] = phones[place[inside]]
         return ids
@@ -96,19 +108,29 @@ def write_alignments(path: Path, alignments: Iterable[tuple[int, Phones]]) -> No
         ValueError: the rows are not in ascending order.
     """
     pairs, number = iter(alignments), dict[str, int]()
-    types = {"row": pa.int64(), "phones": pa.large_list(pa.int32()), "starts": pa.large_list(pa.int64()), "ends": pa.large_list(pa.int64())}
-    with Spool(path.with_name(f".{path.name}.columns"), types) as spool:
+    types = {
+        "row": pa.int64(),
+        "phones": pa.large_list(pa.int32()),
+        "starts": pa.large_list(pa.int64()),
+        "ends": pa.large_list(pa.int64()),
+    }
+    with ColumnSpool(path.with_name(f".{path.name}.columns"), types) as spool:
         last = -1
         while chunk := list(islice(pairs, CHUNK)):
             for row, phones in chunk:
                 if row <= last:
-                    raise ValueError(f"alignment of row {row} after that of row {last}, expected ascending rows")
+                    raise ValueError(
+                        f"alignment of row {row} after that of row {last}, expected ascending rows"
+                    )
                 _check(row, phones)
                 last = row
             spool.append(
                 {
                     "row": [row for row, _ in chunk],
-                    "phones": [[number.setdefault(phone, len(number)) for phone, _, _ in phones] for _, phones in chunk],
+                    "phones": [
+                        [number.setdefault(phone, len(number)) for phone, _, _ in phones]
+                        for _, phones in chunk
+                    ],
                     "starts": [[start for _, start, _ in phones] for _, phones in chunk],
                     "ends": [[end for _, _, end in phones] for _, phones in chunk],
                 }
@@ -117,7 +139,11 @@ def write_alignments(path: Path, alignments: Iterable[tuple[int, Phones]]) -> No
         # Numbered as they came until now: only the end knows all of them.
         numbers = np.array([inventory.index(phone) for phone in number], dtype=np.int32)
         spool.replace("phones", lambda values: numbers[values])
-        write_table(path, spool.columns(), {"format": FORMAT, "phones": json.dumps(inventory, ensure_ascii=False)})
+        write_table(
+            path,
+            spool.columns(),
+            {"format": FORMAT, "phones": json.dumps(inventory, ensure_ascii=False)},
+        )
 
 
 def _check(row: int, phones: Phones) -> None:

@@ -10,7 +10,9 @@ most of a 16-bit FLAC file is decoded from its beginning by dr_flac (miniaudio),
 from __future__ import annotations
 
 import math
+import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from hubert_pretrain.data.storage import Cache, Part, open_part
+from hubert_pretrain.data.storage import ByteRange, Cache, open_bytes
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import SAMPLE_RATE
 
@@ -30,7 +32,9 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 _EXACT_SEEK = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF"}
 """Formats where libsndfile seeks to the very sample. In Ogg and MP3 it lands near it, so those are decoded from their beginning."""
 
-_PLAIN_WAV = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16) + b"data"
+_PLAIN_WAV = (
+    b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16) + b"data"
+)
 """Bytes 8 to 40 of a WAV file that holds 16-bit mono at 16 kHz and nothing before its samples."""
 _HEAD = 44
 STREAMED = 0x7FFFF000
@@ -79,12 +83,14 @@ def read(
     Raises:
         DataError: the file is missing or unreadable, or has another rate.
     """
-    return decode(path, open_part(str(path), offset, num_bytes, cache), start, num_samples, source_rate, out)
+    return decode(
+        path, open_bytes(str(path), offset, num_bytes, cache), start, num_samples, source_rate, out
+    )
 
 
 def decode(
     path: str | Path,
-    part: Part,
+    part: ByteRange,
     start: int = 0,
     num_samples: int | None = None,
     source_rate: int | None = None,
@@ -109,14 +115,25 @@ def decode(
             return _put(_flac_until(path, part, end)[start:], out)
     with sound_file(path, part) as file:
         if source_rate not in (None, file.samplerate):
-            raise DataError(f"{path}: has {file.samplerate} Hz, the manifest says {source_rate}; the file changed, run stage=prepare again")
+            raise DataError(
+                f"{path}: has {file.samplerate} Hz, the manifest says {source_rate}; the file changed, run stage=prepare again"
+            )
         try:
-            return _put(_crop(file, start, stop) if file.samplerate == SAMPLE_RATE else _resampled_crop(file, start, stop), out)
+            return _put(
+                _crop(file, start, stop)
+                if file.samplerate == SAMPLE_RATE
+                else _resampled_crop(file, start, stop),
+                out,
+            )
         except soundfile.SoundFileError as error:
-            raise DataError(f"{path}: cannot be decoded ({one_line(error)}); replace the file") from error
+            raise DataError(
+                f"{path}: cannot be decoded ({one_line(error)}); replace the file"
+            ) from error
 
 
-def normalize(waveform: Waveform, mean: float, variance: float, out: Waveform | None = None) -> Waveform:
+def normalize(
+    waveform: Waveform, mean: float, variance: float, out: Waveform | None = None
+) -> Waveform:
     """(S,) with zero mean and unit variance, given those of the *whole* utterance, so a crop comes out as it would inside the whole.
 
     out: (S,) to write into, which may be `waveform`.
@@ -137,21 +154,25 @@ def one_line(error: Exception) -> str:
 
 def open_audio(path: str | Path) -> soundfile.SoundFile:
     """The open file. Raises DataError when it is missing or not audio."""
-    return sound_file(path, open_part(str(path)))
+    return sound_file(path, open_bytes(str(path)))
 
 
-def sound_file(path: str | Path, part: Part) -> soundfile.SoundFile:
+def sound_file(path: str | Path, part: ByteRange) -> soundfile.SoundFile:
     """The open file whose bytes are `part`; messages call it `path`. Raises DataError when it is not audio."""
     try:
         return soundfile.SoundFile(part.file())
     except (soundfile.SoundFileError, OSError) as error:
-        raise DataError(f"{path}: not readable as audio ({one_line(error)}); expected {', '.join(SUFFIXES)}, replace the file") from error
+        raise DataError(
+            f"{path}: not readable as audio ({one_line(error)}); expected {', '.join(SUFFIXES)}, replace the file"
+        ) from error
 
 
 def wav_header(num_samples: int) -> bytes:
     """The 44 bytes before the samples of a 16-bit mono WAV file at 16 kHz, the form of `read`'s short way."""
     size = 2 * num_samples
-    return b"RIFF" + (_HEAD - 8 + size).to_bytes(4, "little") + _PLAIN_WAV + size.to_bytes(4, "little")
+    return (
+        b"RIFF" + (_HEAD - 8 + size).to_bytes(4, "little") + _PLAIN_WAV + size.to_bytes(4, "little")
+    )
 
 
 def _put(waveform: Waveform, out: Waveform | None) -> Waveform:
@@ -162,33 +183,51 @@ def _put(waveform: Waveform, out: Waveform | None) -> Waveform:
     return filled
 
 
-def _plain_crop(part: Part, start: int, stop: int | None, total: int, out: Waveform | None) -> Waveform:
+def _plain_crop(
+    part: ByteRange, start: int, stop: int | None, total: int, out: Waveform | None
+) -> Waveform:
     """Samples [start, stop) of a plain 16-bit WAV file of `total` samples."""
     count = max(0, min(total, total if stop is None else stop) - start)
     data = part.read(_HEAD + 2 * start, 2 * count)
     values = np.frombuffer(data, dtype="<i2", count=len(data) // 2)
     # As libsndfile does it: exact, because the divisor is a power of two.
-    return np.multiply(values, np.float32(2.0**-15), out=None if out is None else out[: len(values)], dtype=np.float32)
+    return np.multiply(
+        values,
+        np.float32(2.0**-15),
+        out=None if out is None else out[: len(values)],
+        dtype=np.float32,
+    )
 
 
 def _plain_flac(head: bytes) -> int:
     """Samples in a FLAC file that is 16-bit mono at 16 kHz, by its STREAMINFO (RFC 9639 section 8.2); 0 when it is another or unsaid."""
     packed = int.from_bytes(head[18:26], "big")
-    rate, channels, bits, total = packed >> 44, (packed >> 41 & 7) + 1, (packed >> 36 & 31) + 1, packed & (1 << 36) - 1
+    rate, channels, bits, total = (
+        packed >> 44,
+        (packed >> 41 & 7) + 1,
+        (packed >> 36 & 31) + 1,
+        packed & (1 << 36) - 1,
+    )
     return total if (rate, channels, bits) == (SAMPLE_RATE, 1, 16) and total <= _LONGEST else 0
 
 
-def _flac_until(path: str | Path, part: Part, stop: int) -> Waveform:
+def _flac_until(path: str | Path, part: ByteRange, stop: int) -> Waveform:
     """The samples [0, stop) of a 16-bit mono FLAC file that has so many."""
     from miniaudio import ffi, lib  # its Python functions would copy the samples twice
 
     data, waveform = part.read(0, part.size), np.empty(stop, dtype=np.float32)
     decoder, decoded = lib.ma_dr_flac_open_memory(ffi.from_buffer(data), len(data), ffi.NULL), 0
     if decoder != ffi.NULL:
-        decoded = lib.ma_dr_flac_read_pcm_frames_f32(decoder, stop, ffi.cast("float *", waveform.ctypes.data))
+        decoded = lib.ma_dr_flac_read_pcm_frames_f32(
+            decoder, stop, ffi.cast("float *", waveform.ctypes.data)
+        )
         lib.ma_dr_flac_close(decoder)
-    if decoded != stop:  # dr_flac leaves a damaged frame out, and all that follow would come too early
-        raise DataError(f"{path}: cannot be decoded ({stop - decoded} of {stop} samples are damaged); replace the file")
+    if (
+        decoded != stop
+    ):  # dr_flac leaves a damaged frame out, and all that follow would come too early
+        raise DataError(
+            f"{path}: cannot be decoded ({stop - decoded} of {stop} samples are damaged); replace the file"
+        )
     return waveform
 
 
@@ -215,10 +254,40 @@ def _resampled_crop(file: soundfile.SoundFile, start: int, stop: int | None) -> 
     source_stop = None if stop is None else -(-(stop + _MARGIN) * rate // SAMPLE_RATE)
     source = _crop(file, first * source_period, source_stop)
     origin = first * period
-    waveform = fit_length(soxr.resample(source, rate, SAMPLE_RATE), resampled_length(first * source_period + len(source), rate) - origin)
+    waveform = fit_length(
+        soxr.resample(source, rate, SAMPLE_RATE),
+        resampled_length(first * source_period + len(source), rate) - origin,
+    )
     return waveform[start - origin : None if stop is None else stop - origin]
 
 
 def fit_length(waveform: Waveform, length: int) -> Waveform:
     """Cut or filled with zeros to `length`: the promise of `resampled_length`, whatever a resampler rounds to."""
-    return waveform[:length] if len(waveform) >= length else np.pad(waveform, (0, length - len(waveform)))
+    return (
+        waveform[:length]
+        if len(waveform) >= length
+        else np.pad(waveform, (0, length - len(waveform)))
+    )
+
+
+def is_audio(name: str) -> bool:
+    """Whether a name is that of an audio file, and not of a hidden one (e.g. the `._x.wav` of macOS)."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def audio_below(root: Path) -> Iterator[Path]:
+    """Audio files below a folder, folder by folder in order, without hidden ones. Links to folders are followed, once each.
+
+    Hidden folders are left out too: archives on their way lie in one.
+    """
+    seen: set[tuple[int, int]] = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()
+            continue
+        below[:] = sorted(
+            name for name in below if not name.startswith(".")
+        )  # ordered: of two links to a folder, one wins everywhere
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(folder, name) for name in sorted(names) if is_audio(name))

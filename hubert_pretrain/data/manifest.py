@@ -3,7 +3,7 @@
 Rows are ordered by split (train, valid, test, then others by name) and id, so a split is a range of rows and the order never depends
 on how files were found. Nothing is kept per utterance in Python: 200 million rows open as fast as ten. Columns that repeat themselves
 (paths of shards, speakers, sample rates) are stored by their runs, which leaves some 65 bytes for a row in a shard. One more column holds,
-for every split and corpus, its rows in order of length, which is all that training needs to know to choose its crops (data/lengths.py).
+for every split and corpus, its rows in order of length, which is all that training needs to know to choose its crops (data/length_index.py).
 """
 
 from __future__ import annotations
@@ -22,10 +22,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hubert_pretrain.data import runs
-from hubert_pretrain.data.lengths import Lengths
-from hubert_pretrain.data.tables import CHUNK, NAME, TEXT, Spool, chunks, open_table, write_table
-from hubert_pretrain.errors import ArtefactError, DataError, nearest
+from hubert_pretrain.data import run_length
+from hubert_pretrain.data.arrow_table import (
+    CHUNK,
+    NAME,
+    TEXT,
+    ColumnSpool,
+    chunks,
+    open_table,
+    write_table,
+)
+from hubert_pretrain.data.length_index import LengthIndex
+from hubert_pretrain.errors import ArtefactError, DataError, did_you_mean
 from hubert_pretrain.frames import SAMPLE_RATE
 
 FORMAT = "hubert_pretrain.manifest.4"
@@ -94,10 +102,16 @@ class Manifest:
         self._table = open_table(path, made_by="prepare")
         batch, metadata = self._table.batch, self._table.metadata
         if metadata.get("format") not in READABLE:
-            raise ArtefactError(f"{path}: is {metadata.get('format', 'not a manifest')}, expected {FORMAT}; run stage=prepare again")
+            raise ArtefactError(
+                f"{path}: is {metadata.get('format', 'not a manifest')}, expected {FORMAT}; run stage=prepare again"
+            )
         self._num_rows = int(batch.num_rows)
         self._texts = {name: self._table.text(name) for name, kind in TYPES.items() if kind == TEXT}
-        self._names = {name: runs.values(batch.column(name)).dictionary for name, kind in TYPES.items() if kind == NAME}
+        self._names = {
+            name: run_length.values(batch.column(name)).dictionary
+            for name, kind in TYPES.items()
+            if kind == NAME
+        }
         self._cells = {name: self._table.numbers(name) for name in TYPES if name not in self._texts}
         self._by_length = self._table.cells(_BY_LENGTH)
         self._views: dict[str, NDArray[Any]] = {}
@@ -115,7 +129,10 @@ class Manifest:
             root: where the audio lies now, when it was moved since `prepare`.
         """
         path = Path(path).absolute()
-        return Manifest(path / "manifest.arrow" if path.is_dir() else path, Path(root).absolute() if root is not None else None)
+        return Manifest(
+            path / "manifest.arrow" if path.is_dir() else path,
+            Path(root).absolute() if root is not None else None,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Manifest, (self.path, self._root_override)
@@ -130,7 +147,9 @@ class Manifest:
         texts = {name: read(row) for name, read in self._texts.items()}
         names = {name: known[self._cells[name][row]].as_py() for name, known in self._names.items()}
         numbers = {name: self._cells[name][row] for name in _PLAIN}
-        return Utterance(**texts | names | numbers | {"path": self._locate(texts["path"]), "row": row})
+        return Utterance(
+            **texts | names | numbers | {"path": self._locate(texts["path"]), "row": row}
+        )
 
     @property
     def splits(self) -> list[str]:
@@ -141,7 +160,7 @@ class Manifest:
         """The rows of a split. Raises DataError when it has none."""
         if split not in self._ranges:
             raise DataError(
-                f"{self.path}: no utterances in split {split!r}, it has {', '.join(self.splits)}{nearest(split, self.splits)}; "
+                f"{self.path}: no utterances in split {split!r}, it has {', '.join(self.splits)}{did_you_mean(split, self.splits)}; "
                 "name another split or give the corpus one"
             )
         return range(*self._ranges[split])
@@ -151,10 +170,10 @@ class Manifest:
         start, stop = (0, len(self)) if split is None else self._ranges.get(split, (0, 0))
         return np.arange(start, stop, dtype=np.int64)
 
-    def by_length(self, split: str) -> list[Lengths]:
+    def by_length(self, split: str) -> list[LengthIndex]:
         """The utterances of a split in order of length, each corpus for itself, by name; none when the split has no rows. O(1)."""
         return [
-            Lengths(
+            LengthIndex(
                 self._by_length.part(start, stop),
                 self._cells["num_samples"],
                 corpus=corpus,
@@ -172,7 +191,7 @@ class Manifest:
     def numbers(self, name: str) -> NDArray[Any]:
         """A column of numbers, (N,), read-only: a view of the file, unless the column is stored by its runs."""
         if name not in self._views:
-            self._views[name] = runs.as_numpy(self._table.batch.column(name))
+            self._views[name] = run_length.as_numpy(self._table.batch.column(name))
         return self._views[name]
 
     def audio_path(self, row: int) -> str:
@@ -182,11 +201,11 @@ class Manifest:
     def column(self, name: str) -> pa.Array:
         """A whole column, see `take`. In the memory of a number for each row when it is stored by its runs."""
         stored = self._table.batch.column(name)
-        return runs.take(stored, self.rows()) if runs.is_by_runs(stored) else stored
+        return run_length.take(stored, self.rows()) if run_length.is_encoded(stored) else stored
 
     def take(self, name: str, rows: Ints) -> pa.Array:
         """A column at some rows (N,), as an Arrow array (names such as `speaker` are dictionary arrays: `.dictionary`, `.indices`)."""
-        return runs.take(self._table.batch.column(name), rows)
+        return run_length.take(self._table.batch.column(name), rows)
 
     def number(self, name: str, row: int) -> Any:
         """A cell of a column of numbers (of names: the number of the name), without mapping the pages around it."""
@@ -198,7 +217,9 @@ class Manifest:
         return stored if "://" in stored else os.path.join(self.root, stored)
 
 
-def write_manifest(path: Path, utterances: Iterable[Utterance], root: str | Path | None = None) -> Manifest:
+def write_manifest(
+    path: Path, utterances: Iterable[Utterance], root: str | Path | None = None
+) -> Manifest:
     """Writes `manifest.arrow` atomically, in the memory of a few numbers per utterance, and opens it.
 
     Args:
@@ -211,22 +232,29 @@ def write_manifest(path: Path, utterances: Iterable[Utterance], root: str | Path
         DataError: two utterances have one id.
     """
     utterances = iter(utterances)
-    with Spool(path.with_name(f".{path.name}.rows"), TYPES) as spool:
+    with ColumnSpool(path.with_name(f".{path.name}.rows"), TYPES) as spool:
         while chunk := list(islice(utterances, CHUNK)):
-            spool.append({name: [getattr(utterance, name) for utterance in chunk] for name in TYPES})
+            spool.append(
+                {name: [getattr(utterance, name) for utterance in chunk] for name in TYPES}
+            )
         columns = spool.columns()
         by_id = order_by_id(columns["id"], columns["path"])
         splits = columns["split"]
         order = order_by_split(by_id, splits.indices.to_numpy(), splits.dictionary.to_pylist())
-        parts = ({name: column.take(pa.array(order[part])) for name, column in columns.items()} for part in chunks(len(order)))
+        parts = (
+            {name: column.take(pa.array(order[part])) for name, column in columns.items()}
+            for part in chunks(len(order))
+        )
         return write_columns(path, parts, root)
 
 
-def write_columns(path: Path, parts: Iterable[Mapping[str, pa.Array]], root: str | Path | None = None) -> Manifest:
+def write_columns(
+    path: Path, parts: Iterable[Mapping[str, pa.Array]], root: str | Path | None = None
+) -> Manifest:
     """`write_manifest` for those who have the columns (those of `TYPES`, as parts of the table) in the order of the rows."""
     home, root = path.absolute().parent, Path(root or path.parent).absolute()
     inside, below = f"{home}{os.sep}", f"{root}{os.sep}"
-    with Spool(path.with_name(f".{path.name}.columns"), TYPES) as spool:
+    with ColumnSpool(path.with_name(f".{path.name}.columns"), TYPES) as spool:
         for part in parts:
             spool.append({**part, "path": _stored(part["path"], inside, below)})
         columns = spool.columns()
@@ -234,12 +262,14 @@ def write_columns(path: Path, parts: Iterable[Mapping[str, pa.Array]], root: str
         by_length, groups = _order_by_length(columns, ranges)
         metadata = {
             "format": FORMAT,
-            "root": "." if root == home else str(root),  # a corpus that lies beside its manifest moves with it
+            "root": "."
+            if root == home
+            else str(root),  # a corpus that lies beside its manifest moves with it
             "splits": json.dumps(ranges),
             "groups": json.dumps(groups),
             "fingerprint": _fingerprint(columns),
         }
-        stored = {name: runs.by_runs(column) for name, column in columns.items()}
+        stored = {name: run_length.encode_runs(column) for name, column in columns.items()}
         write_table(path, {**stored, _BY_LENGTH: pa.array(by_length)}, metadata)
     return Manifest.open(path)
 
@@ -254,14 +284,18 @@ def order_by_id(ids: pa.Array, paths: pa.Array) -> Ints:
         if (place := pc.index(same, True).as_py()) >= 0:
             one, other = (int(order[part.start + place + i]) for i in range(2))
             id = ids[other].as_py()
-            raise DataError(f"{paths[other]}: its id {id!r} is also the id of {paths[one]}; ids must be unique, rename or remove one")
+            raise DataError(
+                f"{paths[other]}: its id {id!r} is also the id of {paths[one]}; ids must be unique, rename or remove one"
+            )
     return order
 
 
 def order_by_split(by_id: Ints, splits: NDArray[np.int32], names: list[str]) -> Ints:
     """Places in the order of the manifest's rows, given those in order of ids, and the split of every place as a number into `names`."""
     ranks = np.empty(len(names), dtype=np.int16)
-    ranks[sorted(range(len(names)), key=lambda number: split_order(names[number]))] = np.arange(len(names))
+    ranks[sorted(range(len(names)), key=lambda number: split_order(names[number]))] = np.arange(
+        len(names)
+    )
     return by_id[np.argsort(ranks[splits[by_id]], kind="stable")]
 
 
@@ -271,8 +305,12 @@ def split_order(split: str) -> tuple[int, str]:
 
 
 def _stored(paths: pa.Array, home: str, root: str) -> pa.Array:
-    relative = pc.if_else(pc.starts_with(paths, root), pc.utf8_slice_codeunits(paths, len(root)), paths)
-    beside = pc.binary_join_element_wise(pa.scalar("./", TEXT), pc.utf8_slice_codeunits(paths, len(home)), pa.scalar("", TEXT))
+    relative = pc.if_else(
+        pc.starts_with(paths, root), pc.utf8_slice_codeunits(paths, len(root)), paths
+    )
+    beside = pc.binary_join_element_wise(
+        pa.scalar("./", TEXT), pc.utf8_slice_codeunits(paths, len(home)), pa.scalar("", TEXT)
+    )
     return pc.if_else(pc.starts_with(paths, home), beside, relative)
 
 
@@ -295,7 +333,11 @@ def _order_by_length(
         groups[split], begin = [], first
         found = np.flatnonzero(np.bincount(corpora[first:stop])).tolist()
         for number in sorted(found, key=names.__getitem__):
-            rows = np.arange(first, stop, dtype=np.uint32) if len(found) == 1 else _rows_of(corpora, number, first, stop)
+            rows = (
+                np.arange(first, stop, dtype=np.uint32)
+                if len(found) == 1
+                else _rows_of(corpora, number, first, stop)
+            )
             end = begin + len(rows)
             order[begin:end] = rows[np.argsort(lengths[rows], kind="stable")]
             groups[split].append((names[number], begin, end, int(lengths[rows].sum())))

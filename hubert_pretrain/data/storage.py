@@ -48,7 +48,11 @@ class Cache:
     @staticmethod
     def of(folder: str | Path | None, gigabytes: float) -> Cache | None:
         """The cache in `folder`, or None for none."""
-        return None if folder is None else Cache(Path(folder).expanduser().absolute(), int(gigabytes * 1e9))
+        return (
+            None
+            if folder is None
+            else Cache(Path(folder).expanduser().absolute(), int(gigabytes * 1e9))
+        )
 
     def get(self, name: str, fetch: Callable[[], bytes]) -> bytes:
         """The bytes called `name`: from disk, or from `fetch`, which is then kept."""
@@ -66,13 +70,21 @@ class Cache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._make_room(len(data) + _TRAILER)
-            temporary.write_bytes(data + _MAGIC + zlib.crc32(data).to_bytes(4, "little") + len(data).to_bytes(8, "little"))
+            temporary.write_bytes(
+                data
+                + _MAGIC
+                + zlib.crc32(data).to_bytes(4, "little")
+                + len(data).to_bytes(8, "little")
+            )
             os.replace(temporary, path)
         except OSError as error:
             # Training goes on without a cache, only slower.
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            warnings.warn(f"{self.folder}: nothing can be kept in the cache ({error}); free space or set data.cache_dir", stacklevel=2)
+            warnings.warn(
+                f"{self.folder}: nothing can be kept in the cache ({error}); free space or set data.cache_dir",
+                stacklevel=2,
+            )
 
     def _make_room(self, size: int) -> None:
         """Counts `size` bytes in, and drops the longest unused entries when that is too much. One process at a time."""
@@ -82,7 +94,9 @@ class Cache:
             known = ledger.read()
             total = (int(known) if known.isdigit() else self._evict(self.max_bytes)) + size
             if total > self.max_bytes:
-                total = self._evict(max(0, int(self.max_bytes * _KEEP_AFTER_EVICTION) - size)) + size
+                total = (
+                    self._evict(max(0, int(self.max_bytes * _KEEP_AFTER_EVICTION) - size)) + size
+                )
             ledger.truncate(0)
             ledger.write(b"%d" % total)
 
@@ -92,7 +106,10 @@ class Cache:
         for folder in (entry for entry in os.scandir(self.folder) if entry.is_dir()):
             for entry in os.scandir(folder.path):
                 status = entry.stat()
-                abandoned = entry.name.startswith(".") and time.time() - status.st_mtime > _ABANDONED_SECONDS
+                abandoned = (
+                    entry.name.startswith(".")
+                    and time.time() - status.st_mtime > _ABANDONED_SECONDS
+                )
                 entries.append((0.0 if abandoned else status.st_mtime, status.st_size, entry.path))
         left = sum(size for _, size, _ in entries)
         for used, size, path in sorted(entries):
@@ -111,17 +128,19 @@ class Location(NamedTuple):
     num_bytes: int = -1
 
 
-class Part:
+class ByteRange:
     """The bytes of one audio file, wherever they lie. Reading is by position, so a part has no state and may be shared."""
 
-    def __init__(self, size: int, read: Callable[[int, int], bytes], path: str | None = None) -> None:
+    def __init__(
+        self, size: int, read: Callable[[int, int], bytes], path: str | None = None
+    ) -> None:
         self.size = size
         self._read, self._path = read, path
 
     @staticmethod
-    def of(data: bytes) -> Part:
+    def of(data: bytes) -> ByteRange:
         """Bytes in memory."""
-        return Part(len(data), lambda start, length: data[start : start + length])
+        return ByteRange(len(data), lambda start, length: data[start : start + length])
 
     def read(self, start: int, length: int) -> bytes:
         """The bytes [start, start + length), fewer where the part ends before."""
@@ -129,7 +148,7 @@ class Part:
 
     def file(self) -> str | io.BufferedIOBase:
         """The part for those that want a file: its path where it is a file of this machine, which libraries read faster."""
-        return self._path or io.BufferedReader(_PartFile(self), buffer_size=1 << 16)
+        return self._path or io.BufferedReader(_ByteRangeFile(self), buffer_size=1 << 16)
 
 
 def is_url(path: str) -> bool:
@@ -137,30 +156,38 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def open_part(path: str, offset: int = -1, num_bytes: int = -1, cache: Cache | None = None) -> Part:
+def open_bytes(
+    path: str, offset: int = -1, num_bytes: int = -1, cache: Cache | None = None
+) -> ByteRange:
     """The audio file at `path`, or the one that lies at `offset` in the shard `path` and has `num_bytes`.
 
     Raises DataError: it is missing, cannot be fetched, or is not as long as it should be.
     """
     path = path.removeprefix("file://")
     if is_url(path):
-        return Part.of(fetch(path, offset, num_bytes, cache))
+        return ByteRange.of(fetch(path, offset, num_bytes, cache))
     try:
         # Asked every time, because it costs a microsecond and a shard may be replaced or cut while it is in use.
         status = os.stat(path)
         shard = _open(path, status.st_dev, status.st_ino) if offset >= 0 else _Descriptor(path)
     except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error.strerror})"
-        raise DataError(f"{path}: {reason}; restore it, or run stage=prepare again without it") from error
+        reason = (
+            "no such file"
+            if isinstance(error, FileNotFoundError)
+            else f"cannot be opened ({error.strerror})"
+        )
+        raise DataError(
+            f"{path}: {reason}; restore it, or run stage=prepare again without it"
+        ) from error
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path}: no such file, it is a folder or a device; name a file")
     if offset < 0:
-        return Part(status.st_size, lambda start, length: shard.read(start, length), path)
+        return ByteRange(status.st_size, lambda start, length: shard.read(start, length), path)
     if offset + num_bytes > status.st_size:
         raise DataError(
             f"{path}: has {status.st_size} bytes, expected at least {offset + num_bytes}; the shard was cut, copy it again or write it anew"
         )
-    return Part(num_bytes, lambda start, length: shard.read(offset + start, length))
+    return ByteRange(num_bytes, lambda start, length: shard.read(offset + start, length))
 
 
 def fetch(url: str, offset: int = -1, num_bytes: int = -1, cache: Cache | None = None) -> bytes:
@@ -199,7 +226,9 @@ class _Descriptor:
         try:
             return os.pread(self._number, length, start)
         except OSError as error:
-            raise DataError(f"{self._path}: cannot be read at byte {start} ({error.strerror}); mend the disk or the mount") from error
+            raise DataError(
+                f"{self._path}: cannot be read at byte {start} ({error.strerror}); mend the disk or the mount"
+            ) from error
 
 
 @functools.lru_cache(maxsize=_OPEN_SHARDS)
@@ -208,8 +237,8 @@ def _open(path: str, device: int, inode: int) -> _Descriptor:
     return _Descriptor(path)
 
 
-class _PartFile(io.RawIOBase):
-    def __init__(self, part: Part) -> None:
+class _ByteRangeFile(io.RawIOBase):
+    def __init__(self, part: ByteRange) -> None:
         self._part, self._position = part, 0
 
     def readable(self) -> bool:
@@ -251,17 +280,29 @@ def _download(url: str, offset: int, num_bytes: int) -> bytes:
     for attempt in range(ATTEMPTS):
         try:
             system, path = url_to_fs(url)
-            data = bytes(system.cat_file(path) if offset < 0 else system.cat_file(path, start=offset, end=offset + num_bytes))
+            data = bytes(
+                system.cat_file(path)
+                if offset < 0
+                else system.cat_file(path, start=offset, end=offset + num_bytes)
+            )
             if offset < 0 or len(data) == num_bytes:
                 return data
-            error: Exception = OSError(f"{len(data)} bytes came, {num_bytes} were asked for: the file was cut or ranges are ignored")
+            error: Exception = OSError(
+                f"{len(data)} bytes came, {num_bytes} were asked for: the file was cut or ranges are ignored"
+            )
         except (FileNotFoundError, PermissionError, ImportError, ValueError) as fatal:
-            raise DataError(f"{url}: {_reason(fatal)}; restore it, or mend the URL or the access to it") from fatal
-        except Exception as failure:  # every file system has errors of its own, most of them of the network
+            raise DataError(
+                f"{url}: {_reason(fatal)}; restore it, or mend the URL or the access to it"
+            ) from fatal
+        except (
+            Exception
+        ) as failure:  # every file system has errors of its own, most of them of the network
             error = failure
         if attempt + 1 < ATTEMPTS:
             time.sleep(0.5 * 2**attempt)
-    raise DataError(f"{url}: {_reason(error)}, {ATTEMPTS} times; restore it, or mend the connection") from error
+    raise DataError(
+        f"{url}: {_reason(error)}, {ATTEMPTS} times; restore it, or mend the connection"
+    ) from error
 
 
 def _reason(error: Exception) -> str:

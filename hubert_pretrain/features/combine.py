@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features import spectrum
-from hubert_pretrain.features.batching import Batches
-from hubert_pretrain.features.extractor import Extractor, describe, extract, plan
+from hubert_pretrain.features.extractor import Batches, Extractor, describe, extract, plan_batches
 from hubert_pretrain.frames import FrameGrid
 
 
@@ -36,7 +35,9 @@ class Combined(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Frames of equally long waveforms: (B, S) -> (B, T, D)."""
-        return self.ragged(list(waveform)).view(len(waveform), self.grid.num_frames(waveform.shape[-1]), self.dim)
+        return self.ragged(list(waveform)).view(
+            len(waveform), self.grid.num_frames(waveform.shape[-1]), self.dim
+        )
 
     def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
         """Frames (N, D) of utterances (S_i,), behind one another."""
@@ -44,7 +45,7 @@ class Combined(nn.Module):
 
     def batches(self, num_samples: NDArray[np.int64]) -> Batches:
         """The batches of the part that makes most of them, so that none gets more at once than it asks for in total."""
-        return max((plan(part, num_samples) for part in self.parts), key=len)
+        return max((plan_batches(part, num_samples) for part in self.parts), key=len)
 
 
 class Concatenate(Combined):
@@ -68,7 +69,11 @@ class Concatenate(Combined):
 
     def fingerprint(self) -> dict[str, Any]:
         """Those of the parts, in order."""
-        return {"kind": "concatenate", "dim": self.dim, "parts": [part.fingerprint() for part in self.parts]}
+        return {
+            "kind": "concatenate",
+            "dim": self.dim,
+            "parts": [part.fingerprint() for part in self.parts],
+        }
 
     @torch.inference_mode()
     def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
@@ -82,7 +87,9 @@ class Splice(Combined):
     def __init__(self, extractor: Extractor, *, left: int, right: int) -> None:
         super().__init__([extractor])
         if min(left, right) < 0:
-            raise ConfigError(f"features: left={left}, right={right}; expected 0 or more frames on each side")
+            raise ConfigError(
+                f"features: left={left}, right={right}; expected 0 or more frames on each side"
+            )
         self.left, self.right = left, right
 
     @property
@@ -92,18 +99,31 @@ class Splice(Combined):
 
     def fingerprint(self) -> dict[str, Any]:
         """That of the extractor, and the context."""
-        return {"kind": "splice", "dim": self.dim, "left": self.left, "right": self.right, "of": self.parts[0].fingerprint()}
+        return {
+            "kind": "splice",
+            "dim": self.dim,
+            "left": self.left,
+            "right": self.right,
+            "of": self.parts[0].fingerprint(),
+        }
 
     @torch.inference_mode()
     def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
         """(S_i,) -> (N, D)."""
         frames = extract(self.parts[0], waveforms)
         counts = torch.tensor([self.grid.num_frames(len(waveform)) for waveform in waveforms])
-        first = torch.repeat_interleave(torch.cumsum(counts, 0) - counts, counts)  # (N,): where each frame's utterance begins
+        first = torch.repeat_interleave(
+            torch.cumsum(counts, 0) - counts, counts
+        )  # (N,): where each frame's utterance begins
         last = first + torch.repeat_interleave(counts, counts) - 1
         here = torch.arange(len(frames))
-        near = [torch.minimum(torch.maximum(here + offset, first), last) for offset in range(-self.left, self.right + 1)]
-        return frames[torch.stack(near, dim=1).to(frames.device)].flatten(1)  # (N, frames, D) -> (N, D)
+        near = [
+            torch.minimum(torch.maximum(here + offset, first), last)
+            for offset in range(-self.left, self.right + 1)
+        ]
+        return frames[torch.stack(near, dim=1).to(frames.device)].flatten(
+            1
+        )  # (N, frames, D) -> (N, D)
 
 
 class Deltas(Combined):
@@ -122,7 +142,12 @@ class Deltas(Combined):
 
     def fingerprint(self) -> dict[str, Any]:
         """That of the extractor, and the order."""
-        return {"kind": "deltas", "dim": self.dim, "order": self.order, "of": self.parts[0].fingerprint()}
+        return {
+            "kind": "deltas",
+            "dim": self.dim,
+            "order": self.order,
+            "of": self.parts[0].fingerprint(),
+        }
 
     @torch.inference_mode()
     def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:

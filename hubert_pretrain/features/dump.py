@@ -26,10 +26,10 @@ from torch import Tensor
 
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, HubertPretrainError
+from hubert_pretrain.features.corpus_frames import GROUP_ROWS, map_frames
 from hubert_pretrain.features.extractor import Extractor, describe
-from hubert_pretrain.features.stream import GROUP_ROWS, map_frames
+from hubert_pretrain.files import read_json, write_json
 from hubert_pretrain.frames import FrameGrid
-from hubert_pretrain.workspace import read_json, write_json
 
 FORMAT = "hubert_pretrain.features.1"
 DESCRIPTION, OFFSETS, IDS = "features.json", "offsets.npy", "ids.txt"
@@ -47,7 +47,9 @@ class FrameDump:
         self.folder = folder
         description = read_json(folder / DESCRIPTION)
         if not isinstance(description, dict) or description.get("format") != FORMAT:
-            raise ArtefactError(f"{folder / DESCRIPTION}: missing, damaged or not a {FORMAT}; extract the features again")
+            raise ArtefactError(
+                f"{folder / DESCRIPTION}: missing, damaged or not a {FORMAT}; extract the features again"
+            )
         self.features: dict[str, Any] = description["features"]
         """Fingerprint of the extractor."""
         self.grid = FrameGrid(**description["grid"])
@@ -57,11 +59,15 @@ class FrameDump:
         missing = [path.name for path in self.paths if not path.is_file()]
         if missing:
             found = f"{len(missing)} of {len(self.paths)} shards are missing, {missing[0]} first"
-            raise ArtefactError(f"{folder}: {found}; extract the features again, it goes on where it was")
+            raise ArtefactError(
+                f"{folder}: {found}; extract the features again, it goes on where it was"
+            )
         self._shards = [np.load(path, mmap_mode="r") for path in self.paths]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
         if int(self._ends[-1]) != int(self.offsets[-1]):
-            raise ArtefactError(f"{folder}: the shards hold {self._ends[-1]} frames, {OFFSETS} says {self.offsets[-1]}; extract again")
+            raise ArtefactError(
+                f"{folder}: the shards hold {self._ends[-1]} frames, {OFFSETS} says {self.offsets[-1]}; extract again"
+            )
 
     @staticmethod
     def open(folder: str | Path) -> FrameDump:
@@ -71,7 +77,10 @@ class FrameDump:
     @property
     def paths(self) -> list[Path]:
         """The shards."""
-        return [shard_path(self.folder, number, len(self.firsts) - 1) for number in range(len(self.firsts) - 1)]
+        return [
+            shard_path(self.folder, number, len(self.firsts) - 1)
+            for number in range(len(self.firsts) - 1)
+        ]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -95,7 +104,11 @@ class FrameDump:
             begin = int(self._ends[shard]) - len(self._shards[shard])
             parts.append(self._shards[shard][position - begin : stop - begin])
             position = begin + len(self._shards[shard])
-        frames = parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, self.shape[1]), dtype=np.float32), *parts])
+        frames = (
+            parts[0]
+            if len(parts) == 1
+            else np.concatenate([np.empty((0, self.shape[1]), dtype=np.float32), *parts])
+        )
         return np.asarray(frames, dtype=np.float32)
 
     def utterance(self, number: int) -> NDArray[np.float32]:
@@ -137,7 +150,9 @@ def write_dump(
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
-    counts: NDArray[np.int64] = np.asarray(extractor.grid.num_frames(corpus.manifest.num_samples[rows]))  # type: ignore[arg-type]
+    counts: NDArray[np.int64] = np.asarray(
+        extractor.grid.num_frames(corpus.manifest.num_samples[rows])
+    )  # type: ignore[arg-type]
     firsts = _first_rows(counts, max(1, shard_bytes // (DTYPES[dtype].itemsize * extractor.dim)))
     description = {
         "format": FORMAT,
@@ -153,7 +168,16 @@ def write_dump(
         path = shard_path(folder, shard, len(firsts) - 1)
         if not path.exists():
             of_shard = slice(firsts[shard], firsts[shard + 1])
-            parts = map_frames(corpus, rows[of_shard], extractor, _to_numpy, device=device, workers=workers, what=path.name, rowwise=True)
+            parts = map_frames(
+                corpus,
+                rows[of_shard],
+                extractor,
+                _to_numpy,
+                device=device,
+                workers=workers,
+                what=path.name,
+                rowwise=True,
+            )
             shape = int(counts[of_shard].sum()), extractor.dim
             _write_shard(path, shape, DTYPES[dtype], parts)
 
@@ -173,9 +197,14 @@ def write_fairseq(dump: FrameDump, folder: Path, split: str) -> None:
     with _room_for(folder):
         for number, path in enumerate(dump.paths):
             first, last = dump.firsts[number], dump.firsts[number + 1]
-            np.save(folder / f"{split}_{number}_{shards}.npy", np.load(path, mmap_mode="r").astype(np.float32, copy=False))
+            np.save(
+                folder / f"{split}_{number}_{shards}.npy",
+                np.load(path, mmap_mode="r").astype(np.float32, copy=False),
+            )
             lengths = np.diff(dump.offsets[first : last + 1])
-            (folder / f"{split}_{number}_{shards}.len").write_text("".join(f"{length}\n" for length in lengths))
+            (folder / f"{split}_{number}_{shards}.len").write_text(
+                "".join(f"{length}\n" for length in lengths)
+            )
 
 
 def _first_rows(counts: NDArray[np.int64], max_frames: int) -> list[int]:
@@ -190,23 +219,41 @@ def _first_rows(counts: NDArray[np.int64], max_frames: int) -> list[int]:
     return [*firsts, len(counts)]
 
 
-def _begin(folder: Path, description: dict[str, Any], corpus: Corpus, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+def _begin(
+    folder: Path,
+    description: dict[str, Any],
+    corpus: Corpus,
+    rows: NDArray[np.int64],
+    counts: NDArray[np.int64],
+) -> None:
     """Writes everything but the frames, or checks that it is there."""
     there = read_json(folder / DESCRIPTION)
     if there is not None and there != description:
-        differing = [name for name in description if not isinstance(there, dict) or there.get(name) != description[name]]
-        kept = describe(there["features"]) if isinstance(there, dict) and "features" in there else "something else"
+        differing = [
+            name
+            for name in description
+            if not isinstance(there, dict) or there.get(name) != description[name]
+        ]
+        kept = (
+            describe(there["features"])
+            if isinstance(there, dict) and "features" in there
+            else "something else"
+        )
         raise ArtefactError(
             f"{folder}: holds {kept}, extracted in another way (other {', '.join(differing)}); choose another folder or delete it"
         )
     with _room_for(folder):
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / OFFSETS, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-        (folder / IDS).write_text("".join(f"{corpus.manifest[int(row)].id}\n" for row in rows), encoding="utf-8")
+        (folder / IDS).write_text(
+            "".join(f"{corpus.manifest[int(row)].id}\n" for row in rows), encoding="utf-8"
+        )
         write_json(folder / DESCRIPTION, description)
 
 
-def _write_shard(path: Path, shape: tuple[int, int], dtype: np.dtype[Any], parts: Iterable[NDArray[np.float32]]) -> None:
+def _write_shard(
+    path: Path, shape: tuple[int, int], dtype: np.dtype[Any], parts: Iterable[NDArray[np.float32]]
+) -> None:
     """Writes a .npy file part by part and gives it its name when it is whole. (Not through a memory map: a full disk would be a crash.)"""
     partial = path.with_suffix(f".partial{os.getpid()}")
     try:
@@ -217,7 +264,9 @@ def _write_shard(path: Path, shape: tuple[int, int], dtype: np.dtype[Any], parts
                 with np.errstate(over="ignore"):  # it is looked at below
                     values = part.astype(dtype)
                 if not np.isfinite(values).all():
-                    raise DataError(f"{path}: a frame has values up to {np.abs(part).max():g}, more than float16 holds; use dtype=float32")
+                    raise DataError(
+                        f"{path}: a frame has values up to {np.abs(part).max():g}, more than float16 holds; use dtype=float32"
+                    )
                 file.write(values.tobytes())
             file.flush()
             os.fsync(file.fileno())

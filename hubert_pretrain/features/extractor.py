@@ -1,4 +1,4 @@
-"""What clustering asks of a feature: a frame grid, a width, an identity, and waveforms -> frames."""
+"""The feature extractor protocol, and rules that batch utterances for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hubert_pretrain.features.batching import Batches
 from hubert_pretrain.frames import FrameGrid
 
 
@@ -44,7 +43,7 @@ class Extractor(Protocol):
 
 
 @runtime_checkable
-class RaggedExtractor(Extractor, Protocol):
+class PackedExtractor(Extractor, Protocol):
     """An extractor that computes utterances of different lengths together, which is faster. Each is as if alone, up to rounding."""
 
     def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
@@ -58,14 +57,14 @@ class RaggedExtractor(Extractor, Protocol):
 
 def extract(extractor: Extractor, waveforms: Sequence[Tensor]) -> Tensor:
     """Frames (N, D) of utterances (S_i,) behind one another, with any extractor."""
-    if isinstance(extractor, RaggedExtractor):
+    if isinstance(extractor, PackedExtractor):
         return extractor.ragged(waveforms)
     return torch.cat([extractor(waveform[None])[0] for waveform in waveforms])
 
 
-def plan(extractor: Extractor, num_samples: NDArray[np.int64]) -> Batches:
+def plan_batches(extractor: Extractor, num_samples: NDArray[np.int64]) -> Batches:
     """Which utterances of a group to compute together: each by itself unless the extractor can do more."""
-    if isinstance(extractor, RaggedExtractor):
+    if isinstance(extractor, PackedExtractor):
         return extractor.batches(num_samples)
     return [np.array([place]) for place in range(len(num_samples))]
 
@@ -76,3 +75,45 @@ def describe(fingerprint: dict[str, Any]) -> str:
     if "weights_sha256" in fingerprint:
         facts["weights"] = str(fingerprint["weights_sha256"])[:8]
     return f"{fingerprint.get('kind', 'unknown features')} ({', '.join(f'{name} {value}' for name, value in facts.items())})"
+
+
+Batches = list[NDArray[np.int64]]
+"""Places (B,) of the utterances of each batch; together every place of the group once."""
+
+MAX_PADDING = 0.1
+"""Share of the shortest utterance of a padded batch by which the longest may be longer: more padding costs more than a smaller batch."""
+
+
+def packed_batches(num_samples: NDArray[np.int64], max_samples: int) -> Batches:
+    """Neighbours, for features that lay utterances behind one another: at most `max_samples` together, or a single utterance."""
+    batches: Batches = []
+    start, total = 0, 0
+    for place, length in enumerate(map(int, num_samples)):
+        if place > start and total + length > max_samples:
+            batches.append(np.arange(start, place))
+            start, total = place, 0
+        total += length
+    return [*batches, np.arange(start, len(num_samples))] if len(num_samples) else []
+
+
+def padded_batches(
+    num_samples: NDArray[np.int64], max_samples: int, *, max_padding: float = MAX_PADDING
+) -> Batches:
+    """Similar lengths, for networks that pad: at most `max_samples` with the padding, or a single utterance. Longest first.
+
+    `max_padding=0` puts only equally long utterances together.
+    """
+    batches: Batches = []
+    order = np.argsort(-num_samples, kind="stable")
+    start = 0
+    for index in range(1, len(order) + 1):
+        longest = int(num_samples[order[start]])
+        full = (index - start + 1) * longest > max_samples
+        if (
+            index == len(order)
+            or full
+            or longest > (1 + max_padding) * int(num_samples[order[index]])
+        ):
+            batches.append(order[start:index])
+            start = index
+    return batches

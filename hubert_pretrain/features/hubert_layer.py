@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hubert_pretrain.features.chunks import ConvStack
-from hubert_pretrain.features.hashes import weights_sha256
-from hubert_pretrain.features.layer import LayerFeatures, Layers
+from hubert_pretrain.features.chunking import ConvStack
+from hubert_pretrain.features.layer import LayerFeatures, Layers, weights_sha256
+from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.model.conv_encoder import ConvLayer, TimeNorm
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.loader import load_checkpoint
-from hubert_pretrain.model.log_mel_encoder import LogMelEncoder
+from hubert_pretrain.model.log_mel import LogMelEncoder
 
 
 class HubertLayer(LayerFeatures):
@@ -34,7 +33,7 @@ class HubertLayer(LayerFeatures):
     ) -> None:
         """
         Args:
-            checkpoint: folder of a run, or any other checkpoint that model/loader.py reads.
+            checkpoint: folder of a run, or any other checkpoint that interop/load.py reads.
             layer: which block, 1 to the number of layers; a list or "all" for several side by side.
             chunk_seconds: longest stretch that attention sees at once.
             context_seconds: what is thrown away at each inner end of a chunk.
@@ -47,7 +46,9 @@ class HubertLayer(LayerFeatures):
         self.model: Hubert = load_checkpoint(checkpoint).model.eval().requires_grad_(False)
         config = self.model.config
         self.grid, self.normalize_waveform = self.model.grid, config.normalize_waveform
-        self.pads = not config.conv_pos_batch_norm  # whose shift makes padding audible to its neighbours
+        self.pads = (
+            not config.conv_pos_batch_norm
+        )  # whose shift makes padding audible to its neighbours
         self._set_up(
             layer,
             config.num_hidden_layers,
@@ -65,7 +66,12 @@ class HubertLayer(LayerFeatures):
 
     def fingerprint(self) -> dict[str, Any]:
         """The weights by their hash, so that a checkpoint may be moved but not exchanged; the layer; how the waveform was treated."""
-        return {"kind": "hubert_layer", "dim": self.dim, **self.settings(), "weights_sha256": self._sha256}
+        return {
+            "kind": "hubert_layer",
+            "dim": self.dim,
+            **self.settings(),
+            "weights_sha256": self._sha256,
+        }
 
     def encode(self, waveform: Tensor, num_samples: Tensor | None) -> Tensor:
         """(B, S) -> (B, T, C); a norm over time leaves padding out."""
@@ -73,14 +79,26 @@ class HubertLayer(LayerFeatures):
 
     def context(self, features: Tensor, valid: Tensor | None) -> Tensor:
         """(B, T, C) -> (B, T, D)."""
-        output = self.model.context_encoder(self.model.projection(features), valid=valid, layers=max(self.layers))
-        return output.last if len(self.layers) == 1 else torch.cat([output.states[layer - 1] for layer in self.layers], dim=-1)
+        output = self.model.context_encoder(
+            self.model.projection(features), valid=valid, layers=max(self.layers)
+        )
+        return (
+            output.last
+            if len(self.layers) == 1
+            else torch.cat([output.states[layer - 1] for layer in self.layers], dim=-1)
+        )
 
     def conv_stack(self) -> ConvStack:
         """The model's front end: one of log-mel frames is a single layer."""
         encoder = self.model.conv_encoder
         if isinstance(encoder, LogMelEncoder):
-            return ConvStack([lambda piece: encoder(piece[:, 0]).transpose(1, 2)], None, None, nn.Identity(), self.grid)
+            return ConvStack(
+                [lambda piece: encoder(piece[:, 0]).transpose(1, 2)],
+                None,
+                None,
+                nn.Identity(),
+                self.grid,
+            )
         layers = list(encoder.layers)
         first = layers[0]
         assert isinstance(first, ConvLayer)

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hubert_pretrain.errors import ConfigError
-from hubert_pretrain.features.batching import Batches, packed
+from hubert_pretrain.features.extractor import Batches, packed_batches
 from hubert_pretrain.features.mfcc import BATCH_SECONDS
-from hubert_pretrain.features.spectrum import lay_out, spread
+from hubert_pretrain.features.spectrum import gather_index, pack_utterances
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid, samples, seconds
-from hubert_pretrain.model.mel import MelEnergies
+from hubert_pretrain.model.log_mel import MelEnergies
 
 
 class LogMel(nn.Module):
@@ -26,12 +26,18 @@ class LogMel(nn.Module):
     """
 
     def __init__(
-        self, num_mel_bins: int = 80, *, hop_seconds: float = seconds(MODEL_GRID.hop), window_seconds: float = seconds(MODEL_GRID.window)
+        self,
+        num_mel_bins: int = 80,
+        *,
+        hop_seconds: float = seconds(MODEL_GRID.hop),
+        window_seconds: float = seconds(MODEL_GRID.window),
     ) -> None:
         super().__init__()
         if num_mel_bins < 1 or samples(hop_seconds) < 1 or samples(window_seconds) < 2:
             found = f"num_mel_bins={num_mel_bins}, hop_seconds={hop_seconds}, window_seconds={window_seconds}"
-            raise ConfigError(f"log-mel features: {found}; expected a positive number of bins, and times of at least a few samples")
+            raise ConfigError(
+                f"log-mel features: {found}; expected a positive number of bins, and times of at least a few samples"
+            )
         self._grid = FrameGrid(window=samples(window_seconds), hop=samples(hop_seconds))
         self.energies = MelEnergies(self._grid, num_mel_bins)
         if bool((self.energies.mel.sum(0) == 0).any()):
@@ -57,14 +63,16 @@ class LogMel(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Frames of equally long waveforms; T = `grid.num_frames(S)`."""
-        return self.ragged(list(waveform)).view(len(waveform), self.grid.num_frames(waveform.shape[-1]), self.dim)
+        return self.ragged(list(waveform)).view(
+            len(waveform), self.grid.num_frames(waveform.shape[-1]), self.dim
+        )
 
     @torch.inference_mode()
     def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
         """Frames (N, D) of utterances (S_i,) of any lengths, behind one another."""
-        flat, firsts, counts = lay_out(waveforms, self.grid)
-        return self.energies(flat).index_select(0, spread(counts, firsts).to(flat.device))
+        flat, firsts, counts = pack_utterances(waveforms, self.grid)
+        return self.energies(flat).index_select(0, gather_index(counts, firsts).to(flat.device))
 
     def batches(self, num_samples: NDArray[np.int64]) -> Batches:
         """A minute of neighbours at a time, whatever their lengths: nothing is padded."""
-        return packed(num_samples, samples(BATCH_SECONDS))
+        return packed_batches(num_samples, samples(BATCH_SECONDS))

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hubert_pretrain.errors import ConfigError
-from hubert_pretrain.features.batching import Batches, packed
-from hubert_pretrain.features.spectrum import deltas, lay_out, spread
+from hubert_pretrain.features.extractor import Batches, packed_batches
+from hubert_pretrain.features.spectrum import deltas, gather_index, pack_utterances
 from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID, FrameGrid, samples, seconds
-from hubert_pretrain.model.mel import MelEnergies
+from hubert_pretrain.model.log_mel import MelEnergies
 
 NUM_CEPSTRA = 13
 NUM_MEL_BINS = 23
@@ -39,7 +39,12 @@ class Mfcc(nn.Module):
 
     cosine: Tensor
 
-    def __init__(self, *, hop_seconds: float = seconds(MODEL_GRID.hop), window_seconds: float = seconds(MODEL_GRID.window)) -> None:
+    def __init__(
+        self,
+        *,
+        hop_seconds: float = seconds(MODEL_GRID.hop),
+        window_seconds: float = seconds(MODEL_GRID.window),
+    ) -> None:
         super().__init__()
         self._grid = FrameGrid(window=samples(window_seconds), hop=samples(hop_seconds))
         self._step, odd = divmod(self._grid.hop, MFCC_GRID.hop)
@@ -50,9 +55,13 @@ class Mfcc(nn.Module):
                 f"are {seconds(MFCC_GRID.window)} s long: expected a multiple of the first, "
                 "and no less than the second"
             )
-        self._first = margin // 2 // MFCC_GRID.hop  # of Kaldi's frames in each window, the one in the middle
+        self._first = (
+            margin // 2 // MFCC_GRID.hop
+        )  # of Kaldi's frames in each window, the one in the middle
         self.energies = MelEnergies(MFCC_GRID, NUM_MEL_BINS)
-        self.register_buffer("cosine", cosine_transform(), persistent=False)  # (NUM_MEL_BINS, NUM_CEPSTRA)
+        self.register_buffer(
+            "cosine", cosine_transform(), persistent=False
+        )  # (NUM_MEL_BINS, NUM_CEPSTRA)
 
     @property
     def grid(self) -> FrameGrid:
@@ -66,32 +75,43 @@ class Mfcc(nn.Module):
 
     def fingerprint(self) -> dict[str, Any]:
         """The Kaldi recipe has no choices here, so the kind says it all, but for the grid, which every codebook keeps."""
-        return {"kind": "mfcc", "dim": self.dim, "cepstra": NUM_CEPSTRA, "mel_bins": NUM_MEL_BINS, "normalize_waveform": False}
+        return {
+            "kind": "mfcc",
+            "dim": self.dim,
+            "cepstra": NUM_CEPSTRA,
+            "mel_bins": NUM_MEL_BINS,
+            "normalize_waveform": False,
+        }
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Frames of equally long waveforms; T = `grid.num_frames(S)`, 0 for less than one window."""
-        return self.ragged(list(waveform)).view(len(waveform), self.grid.num_frames(waveform.shape[-1]), self.dim)
+        return self.ragged(list(waveform)).view(
+            len(waveform), self.grid.num_frames(waveform.shape[-1]), self.dim
+        )
 
     @torch.inference_mode()
     def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
         """Frames (N, 39) of utterances (S_i,) of any lengths, behind one another."""
-        flat, firsts, counts = lay_out(waveforms, MFCC_GRID)
+        flat, firsts, counts = pack_utterances(waveforms, MFCC_GRID)
         static = self.energies(flat) @ self.cosine  # (F, 13), with frames between the utterances
         first = deltas(static, counts, firsts)  # (N at 100 Hz, 13)
         second = deltas(first, counts)
         every: dict[str, Any] = {"step": self._step, "offset": self._first}
         every["rows"] = [self.grid.num_frames(len(waveform)) for waveform in waveforms]
-        kept, static_kept = spread(counts, **every).to(flat.device), spread(counts, firsts, **every).to(flat.device)
+        kept, static_kept = (
+            gather_index(counts, **every).to(flat.device),
+            gather_index(counts, firsts, **every).to(flat.device),
+        )
         return torch.cat([static[static_kept], first[kept], second[kept]], dim=-1)
 
     def batches(self, num_samples: NDArray[np.int64]) -> Batches:
         """A minute of neighbours at a time, whatever their lengths: nothing is padded."""
-        return packed(num_samples, samples(BATCH_SECONDS))
+        return packed_batches(num_samples, samples(BATCH_SECONDS))
 
     @torch.inference_mode()
     def cepstra(self, waveform: Tensor) -> Tensor:
         """The static coefficients of one utterance on Kaldi's grid: (S,) -> (F, 13)."""
-        flat, _, (count,) = lay_out([waveform], MFCC_GRID)
+        flat, _, (count,) = pack_utterances([waveform], MFCC_GRID)
         return (self.energies(flat) @ self.cosine)[:count]
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 from hubert_pretrain.frames import FrameGrid
 
 
-def lay_out(waveforms: Sequence[Tensor], grid: FrameGrid) -> tuple[Tensor, Tensor, list[int]]:
+def pack_utterances(
+    waveforms: Sequence[Tensor], grid: FrameGrid
+) -> tuple[Tensor, Tensor, list[int]]:
     """Utterances (S_i,) behind one another, each beginning at a frame of one grid.
 
     Returns:
@@ -35,7 +37,7 @@ def lay_out(waveforms: Sequence[Tensor], grid: FrameGrid) -> tuple[Tensor, Tenso
     return flat, torch.tensor(firsts, dtype=torch.int64), counts
 
 
-def spread(
+def gather_index(
     counts: Sequence[int],
     firsts: Tensor | None = None,
     *,
@@ -54,9 +56,14 @@ def spread(
         offset: the first one that is taken.
         rows: how many of each utterance are taken; None for as many as there are.
     """
-    taken = np.array([len(range(offset, count, step)) for count in counts] if rows is None else rows, dtype=np.int64)
+    taken = np.array(
+        [len(range(offset, count, step)) for count in counts] if rows is None else rows,
+        dtype=np.int64,
+    )
     wide = np.where(taken > 0, taken + 2 * context, 0)
-    numbers = np.arange(wide.sum()) - np.repeat(np.cumsum(wide) - wide, wide)  # 0, 1, 2, ... of each utterance
+    numbers = np.arange(wide.sum()) - np.repeat(
+        np.cumsum(wide) - wide, wide
+    )  # 0, 1, 2, ... of each utterance
     if context:
         numbers = np.clip(numbers - context, 0, np.repeat(taken - 1, wide))
     begin = np.cumsum(counts) - np.asarray(counts) if firsts is None else firsts.numpy()
@@ -71,10 +78,16 @@ def deltas(frames: Tensor, counts: Sequence[int], firsts: Tensor | None = None) 
         counts: frames of each utterance.
         firsts: where each begins in `frames`; None when they lie behind one another.
     """
-    index = spread(counts, firsts, context=2).to(frames.device)
+    index = gather_index(counts, firsts, context=2).to(frames.device)
     padded = frames.index_select(0, index)  # two frames more on each side of each utterance
-    slopes = torch.sub(padded[4:], padded[:-4]).mul_(2).add_(padded[3:-1]).sub_(padded[1:-3]).div_(10)
+    slopes = (
+        torch.sub(padded[4:], padded[:-4]).mul_(2).add_(padded[3:-1]).sub_(padded[1:-3]).div_(10)
+    )
     # Slopes exist from the third row of an utterance to its third from last; those between two utterances mean nothing.
     wide = [count + 4 if count else 0 for count in counts]
-    kept = spread(counts, torch.from_numpy(np.cumsum(wide) - wide))
-    return slopes.index_select(0, kept.to(frames.device)) if len(kept) else frames.new_zeros(0, frames.shape[-1])
+    kept = gather_index(counts, torch.from_numpy(np.cumsum(wide) - wide))
+    return (
+        slopes.index_select(0, kept.to(frames.device))
+        if len(kept)
+        else frames.new_zeros(0, frames.shape[-1])
+    )

@@ -14,11 +14,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.features.chunks import ConvStack
-from hubert_pretrain.features.hashes import weights_sha256
-from hubert_pretrain.features.layer import LayerFeatures, Layers
+from hubert_pretrain.features.chunking import ConvStack
+from hubert_pretrain.features.layer import LayerFeatures, Layers, weights_sha256
+from hubert_pretrain.files import read_json
 from hubert_pretrain.frames import FrameGrid
-from hubert_pretrain.workspace import read_json
 
 MODEL_TYPES = ["hubert", "wav2vec2", "wavlm"]
 _UNUSED = "masked_spec_embed"
@@ -61,9 +60,13 @@ class TransformersLayer(LayerFeatures):
         self.model = _load(folder)
         config = self.model.config
         self.grid = FrameGrid.of_convolutions(config.conv_kernel, config.conv_stride)
-        self.normalize_waveform = _normalises(folder, config) if normalize_waveform is None else normalize_waveform
+        self.normalize_waveform = (
+            _normalises(folder, config) if normalize_waveform is None else normalize_waveform
+        )
         # A norm over time would hear the padding, and so would a batch norm before the positional convolution.
-        self.pads = config.feat_extract_norm == "layer" and not getattr(config, "conv_pos_batch_norm", False)
+        self.pads = config.feat_extract_norm == "layer" and not getattr(
+            config, "conv_pos_batch_norm", False
+        )
         self._set_up(
             layer,
             config.num_hidden_layers,
@@ -73,9 +76,13 @@ class TransformersLayer(LayerFeatures):
             precision=precision,
         )
         del self.model.encoder.layers[max(self.layers) :]
-        self._made: dict[tuple[int, int], Tensor] = {}  # by thread, since several may compute at once, and layer
+        self._made: dict[
+            tuple[int, int], Tensor
+        ] = {}  # by thread, since several may compute at once, and layer
         for number in set(self.layers):
-            self.model.encoder.layers[number - 1].register_forward_hook(lambda _, __, output, number=number: self._keep(number, output))
+            self.model.encoder.layers[number - 1].register_forward_hook(
+                lambda _, __, output, number=number: self._keep(number, output)
+            )
         self._sha256 = weights_sha256(folder)
 
     @property
@@ -103,7 +110,13 @@ class TransformersLayer(LayerFeatures):
         """The model's conv encoder."""
         layers = list(self.model.feature_extractor.conv_layers)
         norm = getattr(layers[0], "layer_norm", None)
-        return ConvStack(layers, layers[0].conv, norm if isinstance(norm, nn.GroupNorm) else None, layers[0].activation, self.grid)
+        return ConvStack(
+            layers,
+            layers[0].conv,
+            norm if isinstance(norm, nn.GroupNorm) else None,
+            layers[0].activation,
+            self.grid,
+        )
 
     def _keep(self, number: int, output: Any) -> None:
         self._made[get_ident(), number] = output[0] if isinstance(output, tuple) else output
@@ -125,16 +138,22 @@ def _load(folder: Path) -> Any:
     logging.set_verbosity_error()  # it would print a table of the weights, which are checked here
     logging.disable_progress_bar()
     try:
-        model, report = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True)
+        model, report = AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ArtefactError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())})") from error
+        raise ArtefactError(
+            f"{folder}: transformers cannot load it ({' '.join(str(error).split())})"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()
     missing = sorted(name for name in report["missing_keys"] if name != _UNUSED)
     if missing:
-        raise ArtefactError(f"{folder}: {len(missing)} weights are missing, {missing[0]} first; it is cut or another kind of model")
+        raise ArtefactError(
+            f"{folder}: {len(missing)} weights are missing, {missing[0]} first; it is cut or another kind of model"
+        )
     return model.float().eval().requires_grad_(False)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hubert_pretrain.data.manifest import Manifest
-from hubert_pretrain.errors import ConfigError, DataError, nearest
+from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
 from hubert_pretrain.finetune.metrics import accuracy
 from hubert_pretrain.finetune.task import Examples, strings, tab_separated
 from hubert_pretrain.frames import FrameGrid
@@ -27,7 +27,9 @@ class ClassifyTask:
 
     kind = "classify"
 
-    def __init__(self, *, label: str = "label", weighted_layers: bool = False, projection_size: int = 256) -> None:
+    def __init__(
+        self, *, label: str = "label", weighted_layers: bool = False, projection_size: int = 256
+    ) -> None:
         """
         Args:
             label: the column of the manifest that holds the class.
@@ -36,7 +38,7 @@ class ClassifyTask:
         """
         if label not in LABELS:
             raise ConfigError(
-                f"task.label={label!r} is not a column with classes; expected one of {', '.join(LABELS)}{nearest(label, list(LABELS))}"
+                f"task.label={label!r} is not a column with classes; expected one of {', '.join(LABELS)}{did_you_mean(label, list(LABELS))}"
             )
         self.label = label
         self.every_layer = weighted_layers
@@ -80,7 +82,9 @@ class ClassifyTask:
         """(B, K)."""
         return head(output, valid)
 
-    def loss(self, logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor) -> Tensor:
+    def loss(
+        self, logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor
+    ) -> Tensor:
         """Cross-entropy in fp32, summed over utterances."""
         return F.cross_entropy(logits.float(), labels[:, 0], reduction="sum")
 
@@ -96,9 +100,13 @@ class ClassifyTask:
         """The classes in the order of the output, and where they came from."""
         return {"classes": list(self.classes), "label": self.label}
 
-    def table(self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]) -> tuple[str, str]:
+    def table(
+        self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]
+    ) -> tuple[str, str]:
         """predictions.tsv."""
-        lines = list(zip(ids, references, predictions, map(str.__eq__, references, predictions), strict=True))
+        lines = list(
+            zip(ids, references, predictions, map(str.__eq__, references, predictions), strict=True)
+        )
         return "predictions.tsv", tab_separated(("id", "reference", "prediction", "right"), lines)
 
     def _names(self, manifest: Manifest, rows: NDArray[np.int64]) -> list[str]:

@@ -13,16 +13,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hubert_pretrain.data.manifest import Manifest
-from hubert_pretrain.errors import ConfigError, DataError, nearest
-from hubert_pretrain.finetune.decode import BLANK_ID, greedy
-from hubert_pretrain.finetune.metrics import letter_error_rate, word_error_rate
+from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
+from hubert_pretrain.finetune.metrics import character_error_rate, word_error_rate
 from hubert_pretrain.finetune.task import Examples, strings, tab_separated
-from hubert_pretrain.finetune.text import Vocabulary, frames_needed, normalise
+from hubert_pretrain.finetune.text import (
+    BLANK_ID,
+    Vocabulary,
+    frames_needed,
+    greedy_decode,
+    normalise,
+)
 from hubert_pretrain.frames import FrameGrid
+from hubert_pretrain.interop.transformers_reader import ELSEWHERE
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.heads import LetterHead
+from hubert_pretrain.model.heads import CTCHead
 from hubert_pretrain.model.hubert import HubertOutput
-from hubert_pretrain.model.huggingface import ELSEWHERE
 
 Rows = NDArray[np.int64]
 REDUCTIONS = ["sum", "mean"]
@@ -37,7 +42,12 @@ class CtcTask:
     every_layer = False
 
     def __init__(
-        self, *, final_dropout: float = 0.0, max_dropped_fraction: float = 0.01, reduction: str = "sum", zero_infinity: bool = True
+        self,
+        *,
+        final_dropout: float = 0.0,
+        max_dropped_fraction: float = 0.01,
+        reduction: str = "sum",
+        zero_infinity: bool = True,
     ) -> None:
         """
         Args:
@@ -47,7 +57,9 @@ class CtcTask:
             reduction, zero_infinity: see `ctc_loss`; they go into the exported config.json as ctc_loss_reduction and ctc_zero_infinity.
         """
         if reduction not in REDUCTIONS:
-            raise ConfigError(f"task.reduction={reduction!r}: expected one of {', '.join(REDUCTIONS)}{nearest(reduction, REDUCTIONS)}")
+            raise ConfigError(
+                f"task.reduction={reduction!r}: expected one of {', '.join(REDUCTIONS)}{did_you_mean(reduction, REDUCTIONS)}"
+            )
         self.final_dropout = final_dropout
         self.max_dropped_fraction = max_dropped_fraction
         self.reduction, self.zero_infinity = reduction, zero_infinity
@@ -69,40 +81,57 @@ class CtcTask:
         texts = _transcripts(manifest, rows)
         if unknown := self._vocabulary.count_unknown(texts):
             log.warning(
-                "%s: %d characters of these transcripts are in no training transcript; they count as errors", manifest.path, unknown
+                "%s: %d characters of these transcripts are in no training transcript; they count as errors",
+                manifest.path,
+                unknown,
             )
         return Examples(rows, texts, [self._vocabulary.ids(text) for text in texts])
 
-    def head(self, config: HubertConfig) -> LetterHead:
+    def head(self, config: HubertConfig) -> CTCHead:
         """Dropout and a linear layer D -> V."""
-        return LetterHead(config.hidden_size, len(self._vocabulary), dropout=self.final_dropout)
+        return CTCHead(config.hidden_size, len(self._vocabulary), dropout=self.final_dropout)
 
     def logits(self, head: nn.Module, output: HubertOutput, valid: Tensor | None) -> Tensor:
         """(B, T, V)."""
         return head(output.last)
 
-    def loss(self, logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor) -> Tensor:
+    def loss(
+        self, logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor
+    ) -> Tensor:
         """See `ctc_loss`. Summed over utterances either way."""
-        loss = ctc_loss(logits, num_frames, labels, label_lengths, reduction=self.reduction, zero_infinity=self.zero_infinity)
+        loss = ctc_loss(
+            logits,
+            num_frames,
+            labels,
+            label_lengths,
+            reduction=self.reduction,
+            zero_infinity=self.zero_infinity,
+        )
         return loss * len(logits) if self.reduction == "mean" else loss
 
     def predict(self, logits: Tensor) -> str:
         """The text of the best path of one utterance, ``logits`` (1, T, V)."""
-        return self._vocabulary.text(greedy(logits[0]))
+        return self._vocabulary.text(greedy_decode(logits[0]))
 
     def score(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
         """Word and letter error rates over all utterances."""
-        return {"wer": word_error_rate(references, predictions), "cer": letter_error_rate(references, predictions)}
+        return {
+            "wer": word_error_rate(references, predictions),
+            "cer": character_error_rate(references, predictions),
+        }
 
     def card(self) -> dict[str, Any]:
         """The vocabulary, its first symbol is the blank; and how the loss was reduced, under the names of `transformers`."""
         loss = {"ctc_loss_reduction": self.reduction, "ctc_zero_infinity": self.zero_infinity}
         return {"vocabulary": list(self._vocabulary.symbols), ELSEWHERE: loss}
 
-    def table(self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]) -> tuple[str, str]:
+    def table(
+        self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]
+    ) -> tuple[str, str]:
         """hypotheses.tsv, with the word error rate of each utterance."""
         lines = [
-            (i, said, heard, f"{word_error_rate([said], [heard]):.4f}") for i, said, heard in zip(ids, references, predictions, strict=True)
+            (i, said, heard, f"{word_error_rate([said], [heard]):.4f}")
+            for i, said, heard in zip(ids, references, predictions, strict=True)
         ]
         return "hypotheses.tsv", tab_separated(("id", "reference", "hypothesis", "wer"), lines)
 
@@ -130,7 +159,13 @@ class CtcTask:
 
 
 def ctc_loss(
-    logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor, *, reduction: str = "sum", zero_infinity: bool = True
+    logits: Tensor,
+    num_frames: Tensor,
+    labels: Tensor,
+    label_lengths: Tensor,
+    *,
+    reduction: str = "sum",
+    zero_infinity: bool = True,
 ) -> Tensor:
     """CTC loss in nats, in fp32, summed over utterances (fairseq's criterion, which then divides by the number of sentences).
 
@@ -143,9 +178,17 @@ def ctc_loss(
         zero_infinity: False lets such a row make the loss infinite (its ctc_zero_infinity).
     """
     log_probabilities = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)  # (T, B, V)
-    with torch.backends.cudnn.flags(enabled=False):  # cuDNN's CTC is not deterministic and has no zero_infinity
+    with torch.backends.cudnn.flags(
+        enabled=False
+    ):  # cuDNN's CTC is not deterministic and has no zero_infinity
         return F.ctc_loss(
-            log_probabilities, labels, num_frames, label_lengths, blank=BLANK_ID, reduction=reduction, zero_infinity=zero_infinity
+            log_probabilities,
+            labels,
+            num_frames,
+            label_lengths,
+            blank=BLANK_ID,
+            reduction=reduction,
+            zero_infinity=zero_infinity,
         )
 
 

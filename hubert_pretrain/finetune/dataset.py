@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from hubert_pretrain.data.audio import normalize
 from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.finetune.batches import PaddedPlan
+from hubert_pretrain.finetune.batching import PaddedBucketSampler
 from hubert_pretrain.finetune.masks import Masks
 from hubert_pretrain.finetune.task import Examples, strings
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.training.loading import FromStep, even_share, fed_to, loader
+from hubert_pretrain.training.dataloading import ResumableSampler, equal_share, loader, to_device
 
 Batch = dict[str, Any]
 
@@ -32,15 +32,28 @@ class TrainingDataset(Dataset[Batch]):
     ``step``, ``index`` and ``step_utterances``, by which the loss of the whole step is to be divided.
     """
 
-    def __init__(self, corpus: Corpus, examples: Examples, plan: PaddedPlan, model: Hubert, masks: Masks) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        examples: Examples,
+        plan: PaddedBucketSampler,
+        model: Hubert,
+        masks: Masks,
+    ) -> None:
         """``model`` says what it wants: frame grid, width, normalised waveforms or not."""
         self.corpus, self.plan, self.masks = corpus, plan, masks
-        self.grid, self.width, self.normalize = model.grid, model.config.hidden_size, model.config.normalize_waveform
+        self.grid, self.width, self.normalize = (
+            model.grid,
+            model.config.hidden_size,
+            model.config.normalize_waveform,
+        )
         # Two arrays, not a list for each utterance: lists would be copied into every worker as soon as they are looked at.
         order = np.argsort(examples.rows)
         self._rows, labels = examples.rows[order], [examples.labels[i] for i in order.tolist()]
         self._ends = np.cumsum([len(ids) for ids in labels])
-        self._ids = np.fromiter(chain.from_iterable(labels), dtype=np.int64, count=sum(map(len, labels)))
+        self._ids = np.fromiter(
+            chain.from_iterable(labels), dtype=np.int64, count=sum(map(len, labels))
+        )
 
     def __getitem__(self, index: int) -> Batch:
         planned = self.plan.micro_batch(index)
@@ -49,7 +62,9 @@ class TrainingDataset(Dataset[Batch]):
         num_frames = [int(self.grid.num_frames(len(waveform))) for waveform in waveforms]
         longest = int(self.grid.num_frames(planned.num_samples))  # T
         labels = [self._labels(row) for row in rows]
-        mask, channel_mask = self.masks.draw(rows, num_frames, (longest, self.width), step=planned.step, index=index)
+        mask, channel_mask = self.masks.draw(
+            rows, num_frames, (longest, self.width), step=planned.step, index=index
+        )
         return {
             "waveform": _stack(waveforms, planned.num_samples),
             "num_samples": torch.tensor([len(waveform) for waveform in waveforms]),
@@ -81,7 +96,11 @@ class WholeUtterances(Dataset[Batch]):
     """
 
     def __init__(self, corpus: Corpus, examples: Examples, model: Hubert) -> None:
-        self.corpus, self.examples, self.normalize = corpus, examples, model.config.normalize_waveform
+        self.corpus, self.examples, self.normalize = (
+            corpus,
+            examples,
+            model.config.normalize_waveform,
+        )
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -104,9 +123,16 @@ def loaders(
 ) -> tuple[Iterable[Batch], DataLoader[Batch]]:
     """Training from the step that the trainer has reached to its last, and this rank's share of the validation."""
     ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-    numbers = FromStep(lambda: trainer.global_step, steps=trainer.max_steps, micro_batches=train.plan.micro_batches, **ranks)
-    mine = even_share(len(valid), **ranks)
-    return fed_to(trainer.strategy.root_device, loader(train, numbers, workers=workers)), loader(valid, mine, workers=workers)
+    numbers = ResumableSampler(
+        lambda: trainer.global_step,
+        steps=trainer.max_steps,
+        micro_batches=train.plan.micro_batches,
+        **ranks,
+    )
+    mine = equal_share(len(valid), **ranks)
+    return to_device(trainer.strategy.root_device, loader(train, numbers, workers=workers)), loader(
+        valid, mine, workers=workers
+    )
 
 
 def read_whole(corpus: Corpus, row: int, normalized: bool) -> NDArray[np.float32]:

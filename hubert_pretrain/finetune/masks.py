@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hubert_pretrain.errors import ConfigError, nearest
+from hubert_pretrain.errors import ConfigError, did_you_mean
 from hubert_pretrain.model.config import MASK_SAMPLERS
 from hubert_pretrain.model.masking import Lengths, span_mask
 from hubert_pretrain.model.spec_augment import SpecAugment
@@ -40,7 +40,15 @@ class Masking:
 class Masks(Protocol):
     """A sampler of both masks, a pure function of the seed and its arguments."""
 
-    def draw(self, rows: Sequence[int], num_frames: Sequence[int], shape: tuple[int, int], *, step: int, index: int) -> tuple[Mask, Mask]:
+    def draw(
+        self,
+        rows: Sequence[int],
+        num_frames: Sequence[int],
+        shape: tuple[int, int],
+        *,
+        step: int,
+        index: int,
+    ) -> tuple[Mask, Mask]:
         """(B, T) and (B, D) for B manifest rows of so many real frames each, padded to `shape` (T, D), in micro-batch `index` of a step."""
         ...
 
@@ -53,13 +61,23 @@ class ReferenceMasks:
     channels: Masking
     seed: int
 
-    def draw(self, rows: Sequence[int], num_frames: Sequence[int], shape: tuple[int, int], *, step: int, index: int) -> tuple[Mask, Mask]:
+    def draw(
+        self,
+        rows: Sequence[int],
+        num_frames: Sequence[int],
+        shape: tuple[int, int],
+        *,
+        step: int,
+        index: int,
+    ) -> tuple[Mask, Mask]:
         """See `Masks`. Spans lie in real frames only."""
         longest, width = shape
         time = np.zeros((len(rows), longest), dtype=np.bool_)
         for place, (row, frames) in enumerate(zip(rows, num_frames, strict=True)):
             time[place, :frames] = self.time.draw(frames, generator(self.seed, "mask", step, row))
-        return time, np.stack([self.channels.draw(width, generator(self.seed, "channels", step, row)) for row in rows])
+        return time, np.stack(
+            [self.channels.draw(width, generator(self.seed, "channels", step, row)) for row in rows]
+        )
 
 
 @dataclass(frozen=True)
@@ -69,10 +87,20 @@ class TransformersMasks:
     settings: SpecAugment
     seed: int
 
-    def draw(self, rows: Sequence[int], num_frames: Sequence[int], shape: tuple[int, int], *, step: int, index: int) -> tuple[Mask, Mask]:
+    def draw(
+        self,
+        rows: Sequence[int],
+        num_frames: Sequence[int],
+        shape: tuple[int, int],
+        *,
+        step: int,
+        index: int,
+    ) -> tuple[Mask, Mask]:
         """See `Masks`. As there, spans may lie in padding."""
         longest, width = shape
-        time, channels = self.settings.draw(len(rows), longest, width, generator=generator(self.seed, "spec augment", index))
+        time, channels = self.settings.draw(
+            len(rows), longest, width, generator=generator(self.seed, "spec augment", index)
+        )
         nothing = [np.zeros((len(rows), size), dtype=np.bool_) for size in shape]
         return nothing[0] if time is None else time, nothing[1] if channels is None else channels
 
@@ -80,7 +108,9 @@ class TransformersMasks:
 def make_masks(sampler: str, time: Masking, channels: Masking, seed: int) -> Masks:
     """The sampler of that name. Raises ConfigError when there is none, or when `transformers` cannot draw what the settings ask for."""
     if sampler not in MASK_SAMPLERS:
-        raise ConfigError(f"mask_sampler={sampler!r}: expected one of {', '.join(MASK_SAMPLERS)}{nearest(sampler, MASK_SAMPLERS)}")
+        raise ConfigError(
+            f"mask_sampler={sampler!r}: expected one of {', '.join(MASK_SAMPLERS)}{did_you_mean(sampler, MASK_SAMPLERS)}"
+        )
     if sampler == "reference":
         return ReferenceMasks(time, channels, seed)
     _refuse_other_spans("mask", time)
@@ -98,7 +128,10 @@ def make_masks(sampler: str, time: Masking, channels: Masking, seed: int) -> Mas
 
 def _refuse_other_spans(name: str, masking: Masking) -> None:
     for field in fields(Masking):
-        if field.default is not MISSING and (found := getattr(masking, field.name)) != field.default:
+        if (
+            field.default is not MISSING
+            and (found := getattr(masking, field.name)) != field.default
+        ):
             raise ConfigError(
                 f"{name}.{field.name} is {found!r}, but transformers draws spans of one length that may overlap; "
                 f"leave it at {field.default!r} or take mask_sampler=reference"

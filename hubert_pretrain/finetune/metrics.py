@@ -17,7 +17,7 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> flo
     return _error_rate(jiwer.process_words, lambda text: len(text.split()), references, hypotheses)
 
 
-def letter_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """The same over characters, single spaces between words included."""
     import jiwer
 
@@ -30,9 +30,17 @@ def accuracy(references: Sequence[str], predictions: Sequence[str]) -> float:
     return sum(map(str.__eq__, references, predictions)) / len(references)
 
 
-def _error_rate(align: Callable[..., Any], length: Callable[[str], int], references: Sequence[str], hypotheses: Sequence[str]) -> float:
+def _error_rate(
+    align: Callable[..., Any],
+    length: Callable[[str], int],
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+) -> float:
     _check_lengths(references, hypotheses)
-    pairs = [(" ".join(said.split()), " ".join(heard.split())) for said, heard in zip(references, hypotheses, strict=True)]
+    pairs = [
+        (" ".join(said.split()), " ".join(heard.split()))
+        for said, heard in zip(references, hypotheses, strict=True)
+    ]
     spoken = [pair for pair in pairs if pair[0]]
     errors = sum(length(heard) for said, heard in pairs if not said)
     if not spoken:
@@ -44,4 +52,6 @@ def _error_rate(align: Callable[..., Any], length: Callable[[str], int], referen
 
 def _check_lengths(references: Sequence[str], hypotheses: Sequence[str]) -> None:
     if len(references) != len(hypotheses) or not references:
-        raise ValueError(f"found {len(references)} references and {len(hypotheses)} hypotheses; expected as many of each, and at least one")
+        raise ValueError(
+            f"found {len(references)} references and {len(hypotheses)} hypotheses; expected as many of each, and at least one"
+        )

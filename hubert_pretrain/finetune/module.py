@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from hubert_pretrain import distributed
 from hubert_pretrain.finetune.dataset import Batch
-from hubert_pretrain.finetune.predict import gather, scores
+from hubert_pretrain.finetune.inference import gather, scores
 from hubert_pretrain.finetune.task import Task
 from hubert_pretrain.frames import seconds as in_seconds
-from hubert_pretrain.model.heads import ClassificationHead, LetterHead
+from hubert_pretrain.model.heads import ClassificationHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.seeds import derive, generator
 from hubert_pretrain.training.loggers import report
 from hubert_pretrain.training.module import Meter, TrainingModule
-from hubert_pretrain.training.strategies import zero_term
+from hubert_pretrain.training.strategies import zero_grad_term
 
 
 class FinetuneModule(TrainingModule):
@@ -32,7 +32,7 @@ class FinetuneModule(TrainingModule):
     def __init__(
         self,
         model: Hubert,
-        head: LetterHead | ClassificationHead,
+        head: CTCHead | ClassificationHead,
         task: Task,
         *,
         freeze_encoder_steps: int,
@@ -50,10 +50,16 @@ class FinetuneModule(TrainingModule):
         """
         super().__init__(shown=("loss", "lr", "audio_seconds_per_second"), **training)
         self.model, self.head, self.task = model, head, task
-        self.freeze_encoder_steps, self.seed, self.norm_over_valid = freeze_encoder_steps, seed, norm_over_valid
+        self.freeze_encoder_steps, self.seed, self.norm_over_valid = (
+            freeze_encoder_steps,
+            seed,
+            norm_over_valid,
+        )
         self.train()  # a loaded model is in eval mode, and Lightning leaves modes as they are
         self.describe_batch = describe_micro_batch  # type: ignore[method-assign, assignment]
-        self._heard: list[tuple[str, str]] = []  # (reference, prediction) of the validation that runs
+        self._heard: list[
+            tuple[str, str]
+        ] = []  # (reference, prediction) of the validation that runs
         self._valid = Meter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -75,10 +81,14 @@ class FinetuneModule(TrainingModule):
         audio_seconds = in_seconds(batch["waveform"].numel())
         self.watch(batch["index"], loss, audio_seconds=audio_seconds)
         self.meter.add(loss=loss, utterances=len(valid), audio=audio_seconds)
-        loss = loss + zero_term(self, self._idle(step))
+        loss = loss + zero_grad_term(self, self._idle(step))
         # The gradient wanted is d(sum over all micro-batches of the step) / utterances of the step. Lightning divides by the number of
         # accumulated micro-batches and DDP by the number of ranks, so both are multiplied back.
-        return loss * (self.trainer.accumulate_grad_batches * distributed.world_size() / batch["step_utterances"])
+        return loss * (
+            self.trainer.accumulate_grad_batches
+            * distributed.world_size()
+            / batch["step_utterances"]
+        )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Parameters that had no part in this step do not move, on any number of ranks: not even by Adam's momentum."""
@@ -88,20 +98,33 @@ class FinetuneModule(TrainingModule):
     def layer_keep(self, step: int) -> list[bool]:
         """Which layers run at a step: the same on every rank."""
         layers = self.model.config.num_hidden_layers
-        return [bool(keep) for keep in generator(self.seed, "layerdrop", step).random(layers) >= self.model.config.layerdrop]
+        return [
+            bool(keep)
+            for keep in generator(self.seed, "layerdrop", step).random(layers)
+            >= self.model.config.layerdrop
+        ]
 
     def _idle(self, step: int) -> list[nn.Parameter]:
         if step < self.freeze_encoder_steps:
             return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         encoder = self.model.context_encoder
-        idle = [layer for layer, kept in zip(encoder.layers, self.layer_keep(step), strict=True) if not kept]
+        idle = [
+            layer
+            for layer, kept in zip(encoder.layers, self.layer_keep(step), strict=True)
+            if not kept
+        ]
         if self.task.every_layer and encoder.pre_norm:
-            idle.append(encoder.norm)  # comes after the last layer, and a mixture of layers is taken before it
+            idle.append(
+                encoder.norm
+            )  # comes after the last layer, and a mixture of layers is taken before it
         return [parameter for part in idle for parameter in part.parameters()]
 
     def summarise(self, sums: dict[str, float], steps: int, seconds: float) -> dict[str, float]:
         """Loss per utterance in nats, and speed."""
-        return {"loss": sums["loss"] / sums["utterances"], "audio_seconds_per_second": sums["audio"] / max(seconds, 1e-9)}
+        return {
+            "loss": sums["loss"] / sums["utterances"],
+            "audio_seconds_per_second": sums["audio"] / max(seconds, 1e-9),
+        }
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """One utterance, without padding or masks; one that only keeps this rank in step with the others is not heard."""
@@ -109,8 +132,13 @@ class FinetuneModule(TrainingModule):
             self._valid.add(loss=0.0, utterances=0.0)
             return
         logits = scores(self.model, self.head, self.task, batch["waveform"])
-        num_frames = torch.tensor([self.model.grid.num_frames(batch["waveform"].shape[1])], device=logits.device)
-        self._valid.add(loss=self.task.loss(logits, num_frames, batch["labels"], batch["label_lengths"]), utterances=1.0)
+        num_frames = torch.tensor(
+            [self.model.grid.num_frames(batch["waveform"].shape[1])], device=logits.device
+        )
+        self._valid.add(
+            loss=self.task.loss(logits, num_frames, batch["labels"], batch["label_lengths"]),
+            utterances=1.0,
+        )
         self._heard.append((batch["reference"], self.task.predict(logits)))
 
     def on_validation_epoch_end(self) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hubert_pretrain.model.config import HubertConfig
-    from hubert_pretrain.model.heads import ClassificationHead, LetterHead
+    from hubert_pretrain.model.heads import ClassificationHead, CTCHead
     from hubert_pretrain.model.hubert import HubertOutput
 
 _BLANKS = str.maketrans("\t\r\n", "   ")
@@ -51,7 +51,7 @@ class Task(Protocol):
         """The rows of another split, all of them. Raises DataError when the split cannot be scored with what `fit` learnt."""
         ...
 
-    def head(self, config: HubertConfig) -> LetterHead | ClassificationHead:
+    def head(self, config: HubertConfig) -> CTCHead | ClassificationHead:
         """A new head for an encoder of this form."""
         ...
 
@@ -59,7 +59,9 @@ class Task(Protocol):
         """The head's scores for what the encoder made of B utterances; ``valid`` (B, T) marks real frames, None: all are."""
         ...
 
-    def loss(self, logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor) -> Tensor:
+    def loss(
+        self, logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor
+    ) -> Tensor:
         """Loss in nats, summed over utterances. ``num_frames`` (B,), ``labels`` (B, U) padded with anything, ``label_lengths`` (B,)."""
         ...
 
@@ -75,12 +77,16 @@ class Task(Protocol):
         """What must be kept with the weights to use them (plain JSON values)."""
         ...
 
-    def table(self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]) -> tuple[str, str]:
+    def table(
+        self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]
+    ) -> tuple[str, str]:
         """File name and content of the table of predictions."""
         ...
 
 
-def gather_examples(task: Task, manifest: Manifest, grid: FrameGrid, splits: Mapping[str, str], where: str) -> list[Examples]:
+def gather_examples(
+    task: Task, manifest: Manifest, grid: FrameGrid, splits: Mapping[str, str], where: str
+) -> list[Examples]:
     """The examples of each split, the first of which is trained on. What can be wrong with them is found here, before training.
 
     ``splits`` are names of splits by their key in the recipe, ``where`` is the place of those keys: both for error messages.
@@ -93,7 +99,10 @@ def gather_examples(task: Task, manifest: Manifest, grid: FrameGrid, splits: Map
                 f"{manifest.path}: split {split!r} has no utterances, only {', '.join(manifest.splits)} have; "
                 f"set {where}.{key} to one of them"
             )
-    return [task.fit(manifest, rows[0], grid), *(task.examples(manifest, other) for other in rows[1:])]
+    return [
+        task.fit(manifest, rows[0], grid),
+        *(task.examples(manifest, other) for other in rows[1:]),
+    ]
 
 
 def strings(manifest: Manifest, column: str, rows: NDArray[np.int64]) -> list[str]:
@@ -103,4 +112,6 @@ def strings(manifest: Manifest, column: str, rows: NDArray[np.int64]) -> list[st
 
 def tab_separated(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
     """A table as text, one line per row; tabs and line breaks inside a cell become spaces."""
-    return "".join("\t".join(str(cell).translate(_BLANKS) for cell in line) + "\n" for line in [header, *lines])
+    return "".join(
+        "\t".join(str(cell).translate(_BLANKS) for cell in line) + "\n" for line in [header, *lines]
+    )

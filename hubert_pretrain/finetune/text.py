@@ -1,11 +1,12 @@
-"""Letters: transcript -> normalised text -> letter ids, and back. U label tokens, V vocabulary."""
+"""Vocabulary, text normalisation and greedy CTC decoding."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING
 
 from hubert_pretrain.errors import ArtefactError
 
@@ -26,7 +27,10 @@ def normalise(text: str) -> str:
     "DON'T STOP NOW"
     """
     text = unicodedata.normalize("NFC", text.translate(_APOSTROPHES)).upper()
-    kept = (letter if letter == "'" or unicodedata.category(letter)[0] in "LMN" else " " for letter in text)
+    kept = (
+        letter if letter == "'" or unicodedata.category(letter)[0] in "LMN" else " "
+        for letter in text
+    )
     return " ".join("".join(kept).split())
 
 
@@ -38,12 +42,18 @@ class Vocabulary:
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.symbols[:1] != (BLANK,) or not {UNKNOWN, BOUNDARY} <= set(self.symbols) or len(set(self.symbols)) < len(self.symbols):
+        if (
+            self.symbols[:1] != (BLANK,)
+            or not {UNKNOWN, BOUNDARY} <= set(self.symbols)
+            or len(set(self.symbols)) < len(self.symbols)
+        ):
             raise ArtefactError(
                 f"not a letter vocabulary: {list(self.symbols)[:8]}...; expected distinct symbols, {BLANK!r} first, "
                 f"and among them {UNKNOWN!r} and {BOUNDARY!r}"
             )
-        object.__setattr__(self, "_ids", {symbol: index for index, symbol in enumerate(self.symbols)})
+        object.__setattr__(
+            self, "_ids", {symbol: index for index, symbol in enumerate(self.symbols)}
+        )
 
     @staticmethod
     def of_texts(texts: Iterable[str]) -> Vocabulary:
@@ -61,7 +71,9 @@ class Vocabulary:
 
     def text(self, ids: Sequence[int]) -> str:
         """Ids without blanks and repeats as text: `transformers.Wav2Vec2CTCTokenizer` joins them in the same way."""
-        return "".join(" " if symbol == BOUNDARY else symbol for symbol in map(self.symbols.__getitem__, ids)).strip()
+        return "".join(
+            " " if symbol == BOUNDARY else symbol for symbol in map(self.symbols.__getitem__, ids)
+        ).strip()
 
     def count_unknown(self, texts: Iterable[str]) -> int:
         """How many characters of normalised transcripts are not in the vocabulary."""
@@ -72,3 +84,20 @@ class Vocabulary:
 def frames_needed(ids: Sequence[int]) -> int:
     """The fewest frames in which CTC can spell U ids: one each, and a blank between two equal neighbours (Graves et al. 2006, eq. 2)."""
     return len(ids) + sum(left == right for left, right in pairwise(ids))
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLANK_ID = 0
+"""The blank's place in every vocabulary of this project."""
+
+
+def greedy_decode(logits: Tensor) -> list[int]:
+    """The ids of the best path through ``logits`` (T, V), repeats merged and blanks removed."""
+    return collapse(logits.argmax(dim=-1).tolist())
+
+
+def collapse(path: Sequence[int]) -> list[int]:
+    """What a path of T symbols spells: equal neighbours are one symbol, blanks are none (Graves et al. 2006, section 3.1)."""
+    return [symbol for symbol, _ in groupby(path) if symbol != BLANK_ID]

@@ -8,11 +8,11 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import FailedJobError
 
-from hubert_pretrain.config import Recipe
+from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.launch import jobs, resources
-from hubert_pretrain.pipeline import Stage
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.pipeline.plan import Stage
+from hubert_pretrain.pipeline.workspace import Workspace
 
 
 class CommandExecutor(submitit.SlurmExecutor):
@@ -29,7 +29,11 @@ class CommandExecutor(submitit.SlurmExecutor):
 
     def log_of(self, job_id: str) -> Path:
         """Where a job writes what it prints (of an array: its first element)."""
-        name = f"{job_id}_0_0_log.out" if "array" in self.parameters["additional_parameters"] else f"{job_id}_0_log.out"
+        name = (
+            f"{job_id}_0_0_log.out"
+            if "array" in self.parameters["additional_parameters"]
+            else f"{job_id}_0_log.out"
+        )
         return Path(self.folder) / name
 
     def submit_command(self, command: str) -> str:
@@ -38,16 +42,25 @@ class CommandExecutor(submitit.SlurmExecutor):
         try:
             return str(self._submit_command(command).job_id)
         except FileNotFoundError:
-            raise HubertPretrainError("sbatch: not found; launch=slurm works where SLURM's own commands do") from None
+            raise HubertPretrainError(
+                "sbatch: not found; launch=slurm works where SLURM's own commands do"
+            ) from None
         except FailedJobError as error:
             name = self.parameters["job_name"]
-            raise HubertPretrainError(f"{name}: sbatch refused the job: {jobs.words_of(str(error))}") from None
+            raise HubertPretrainError(
+                f"{name}: sbatch refused the job: {jobs.words_of(str(error))}"
+            ) from None
 
 
-def executor_of(recipe: Recipe, workspace: Workspace, stage: Stage, after: list[str]) -> CommandExecutor:
+def executor_of(
+    recipe: Recipe, workspace: Workspace, stage: Stage, after: list[str]
+) -> CommandExecutor:
     """The executor for the job of one stage, which begins when the jobs `after` have ended well. Scripts and logs lie in the workspace."""
     executor = CommandExecutor(workspace.jobs_folder(stage.name))
-    settings = {"HUBERT_MAX_REQUEUES": str(recipe.launch.max_requeues), "HUBERT_AGAIN_FOLDER": str(executor.folder)}
+    settings = {
+        "HUBERT_MAX_REQUEUES": str(recipe.launch.max_requeues),
+        "HUBERT_AGAIN_FOLDER": str(executor.folder),
+    }
     if recipe.launch.srun:
         settings["HUBERT_SRUN"] = " ".join(recipe.launch.srun)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in settings.items()]

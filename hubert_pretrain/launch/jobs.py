@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from hubert_pretrain.errors import HubertPretrainError
-from hubert_pretrain.workspace import Workspace, read_json, write_json
+from hubert_pretrain.files import read_json, write_json
+from hubert_pretrain.pipeline.workspace import Workspace
 
 OVER = {
-    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
+    *(
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+    ),
     *("GONE", "UNKNOWN"),
 }
 """States of jobs that run no more; any other is waiting, running or about to run again."""
@@ -47,7 +60,9 @@ class State:
 
 def recorded(workspace: Workspace) -> dict[str, Job]:
     """The jobs that were submitted for this workspace, by stage."""
-    return {stage: Job(**values) for stage, values in (read_json(workspace.jobs_path) or {}).items()}
+    return {
+        stage: Job(**values) for stage, values in (read_json(workspace.jobs_path) or {}).items()
+    }
 
 
 def record(workspace: Workspace, jobs: dict[str, Job]) -> None:
@@ -68,13 +83,21 @@ def states(ids: Iterable[str]) -> dict[str, State]:
 def ask(*command: str) -> str:
     """The output of one of SLURM's commands. Raises HubertPretrainError with its own words when it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=120
+        )
     except FileNotFoundError:
-        raise HubertPretrainError(f"{command[0]}: not found; launch=slurm works where SLURM's own commands do") from None
+        raise HubertPretrainError(
+            f"{command[0]}: not found; launch=slurm works where SLURM's own commands do"
+        ) from None
     except subprocess.TimeoutExpired:
-        raise HubertPretrainError(f"{command[0]}: no answer from SLURM in 120 seconds; try again later") from None
+        raise HubertPretrainError(
+            f"{command[0]}: no answer from SLURM in 120 seconds; try again later"
+        ) from None
     if done.returncode != 0:
-        raise HubertPretrainError(f"{command[0]} failed: {words_of(done.stderr) or f'exit code {done.returncode}'}")
+        raise HubertPretrainError(
+            f"{command[0]} failed: {words_of(done.stderr) or f'exit code {done.returncode}'}"
+        )
     return done.stdout
 
 
@@ -87,7 +110,9 @@ def words_of(stderr: str) -> str:
 def _queued(ids: list[str]) -> dict[str, State]:
     """Jobs that squeue knows: all that are not over, and those that ended in the last minutes."""
     try:
-        answer = ask("squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", f"--format={_FIELDS}")
+        answer = ask(
+            "squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", f"--format={_FIELDS}"
+        )
     except HubertPretrainError as error:
         if "Invalid job id" in str(error):  # the only one asked for is forgotten
             return {}
@@ -112,7 +137,14 @@ def _together(rows: list[tuple[str, str]]) -> State:
 def _accounted(ids: list[str]) -> dict[str, State]:
     """Jobs that squeue has forgotten: from the accounting, where the cluster has it."""
     try:
-        answer = ask("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(ids)}", "--format=JobID,State")
+        answer = ask(
+            "sacct",
+            "--noheader",
+            "--parsable2",
+            "--allocations",
+            f"--jobs={','.join(ids)}",
+            "--format=JobID,State",
+        )
     except HubertPretrainError:
         answer = ""
     rows: dict[str, list[tuple[str, str]]] = {}
@@ -120,3 +152,14 @@ def _accounted(ids: list[str]) -> dict[str, State]:
         job, _, state = line.partition("|")
         rows.setdefault(job.split("_")[0], []).append((state.split(" ")[0], ""))
     return {job: _together(rows[job]) if job in rows else State("GONE") for job in ids}
+
+
+def states_by_stage(workspace: Workspace) -> dict[str, str]:
+    """`123 RUNNING (3:20 on n[1-2])` for each stage that was submitted to SLURM."""
+    submitted = recorded(workspace)
+    try:
+        found = states(job.id for job in submitted.values())
+    except HubertPretrainError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return {stage: f"{job.id} ?" for stage, job in submitted.items()}
+    return {stage: f"{job.id} {found[job.id]}" for stage, job in submitted.items()}

@@ -12,11 +12,11 @@ import subprocess
 import sys
 import time
 
-from hubert_pretrain import pipeline, summary
-from hubert_pretrain.config import Recipe
+from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import HubertPretrainError
-from hubert_pretrain.pipeline import Stage
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.pipeline import plan, summary
+from hubert_pretrain.pipeline.plan import Stage
+from hubert_pretrain.pipeline.workspace import Workspace
 
 
 class StageFailed(HubertPretrainError):
@@ -27,17 +27,19 @@ class StageFailed(HubertPretrainError):
         self.exit_code = exit_code
 
 
-def run_pending(recipe: Recipe, workspace: Workspace, stages: list[Stage], overrides: list[str]) -> None:
+def run_pending(
+    recipe: Recipe, workspace: Workspace, stages: list[Stage], overrides: list[str]
+) -> None:
     """Runs every stage that is not done, in order. `overrides` are the words of the command line, without `stage=`."""
     for stage in stages:
-        pipeline.check_unchanged(stage, workspace)
+        plan.check_unchanged(stage, workspace)
     for number, stage in enumerate(stages, start=1):
         title = f"[{number}/{len(stages)}] {stage.name}"
         if workspace.is_done(stage.name):
-            pipeline.check_unchanged(stage, workspace)
+            plan.check_unchanged(stage, workspace)
             print(f"{title}: done before", flush=True)
         else:
-            resumed = " (resumed)" if pipeline.state(stage, workspace) == "interrupted" else ""
+            resumed = " (resumed)" if plan.state(stage, workspace) == "interrupted" else ""
             print(f"{title}{resumed} ...", flush=True)
             started = time.time()
             _run_process(stage.name, overrides)
@@ -47,7 +49,9 @@ def run_pending(recipe: Recipe, workspace: Workspace, stages: list[Stage], overr
 
 def _run_process(stage: str, overrides: list[str]) -> None:
     command = [sys.executable, "-m", "hubert_pretrain.run", *overrides, f"stage={stage}"]
-    process = subprocess.Popen(command, preexec_fn=_die_with_parent if sys.platform == "linux" else None)
+    process = subprocess.Popen(
+        command, preexec_fn=_die_with_parent if sys.platform == "linux" else None
+    )
     try:
         code = process.wait()
     except KeyboardInterrupt:
@@ -57,9 +61,14 @@ def _run_process(stage: str, overrides: list[str]) -> None:
     if code == 0:
         return
     if code < 0:
-        how = f"was killed by {signal.Signals(-code).name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+        how = f"was killed by {signal.Signals(-code).name}" + (
+            " (out of memory?)" if -code == signal.SIGKILL else ""
+        )
         raise StageFailed(f"stage {stage} {how}; the same command resumes it", 128 - code)
-    raise StageFailed(f"stage {stage} failed (exit code {code}, its message is above); the same command resumes it", code)
+    raise StageFailed(
+        f"stage {stage} failed (exit code {code}, its message is above); the same command resumes it",
+        code,
+    )
 
 
 def _die_with_parent() -> None:

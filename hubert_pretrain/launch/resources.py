@@ -6,10 +6,11 @@ import dataclasses
 from dataclasses import fields
 from typing import Any
 
-from hubert_pretrain import checks, pipeline
-from hubert_pretrain.config import Recipe, ResourcesConfig
-from hubert_pretrain.errors import ConfigError, nearest
-from hubert_pretrain.pipeline import PACKAGES, SHARED, Stage
+from hubert_pretrain.config import validate
+from hubert_pretrain.config.schema import Recipe, ResourcesConfig
+from hubert_pretrain.errors import ConfigError, did_you_mean
+from hubert_pretrain.pipeline import plan
+from hubert_pretrain.pipeline.plan import SHARED, VERBS, Stage
 
 TRAINS = ("pretrain", "finetune")
 
@@ -43,7 +44,11 @@ def parameters(recipe: Recipe, stage: Stage, dependency: str | None) -> dict[str
     """Parameters of submitit's SlurmExecutor for the job of a stage."""
     launch, wanted = recipe.launch, resources_of(recipe, stage)
     assert wanted.tasks is not None  # resources_of() saw to it
-    more: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes", "signal": f"USR2@{launch.signal_seconds}"}
+    more: dict[str, Any] = {
+        "requeue": True,
+        "kill-on-invalid-dep": "yes",
+        "signal": f"USR2@{launch.signal_seconds}",
+    }
     if wanted.array:
         more |= {"array": f"0-{wanted.array - 1}"}
     return {
@@ -65,22 +70,34 @@ def parameters(recipe: Recipe, stage: Stage, dependency: str | None) -> dict[str
 
 def check(recipe: Recipe, stages: list[Stage]) -> None:
     """Raises ConfigError for what no job can be made of: unknown stages, and processes that cannot share the work of one."""
-    known = [*PACKAGES, *[stage.name for stage in pipeline.stages(recipe)]]
+    known = [*VERBS, *[stage.name for stage in plan.stages(recipe)]]
     for key in recipe.launch.stages:
         if key not in known:
-            raise ConfigError(f"launch.stages.{key}: no such stage{nearest(key, known)}; expected one of {', '.join(known)}")
+            raise ConfigError(
+                f"launch.stages.{key}: no such stage{did_you_mean(key, known)}; expected one of {', '.join(known)}"
+            )
     for stage in stages:
         wanted = resources_of(recipe, stage)
         processes = (wanted.nodes or 0) * (wanted.tasks or 0)
         if processes < 1:
-            raise ConfigError(f"launch: {stage.name} would have {wanted.nodes} nodes of {wanted.tasks} tasks; expected 1 or more of each")
+            raise ConfigError(
+                f"launch: {stage.name} would have {wanted.nodes} nodes of {wanted.tasks} tasks; expected 1 or more of each"
+            )
         if processes > 1 and stage.verb not in SHARED:
             raise ConfigError(
                 f"launch: {stage.name} is one process, which starts its own; set its nodes and tasks to 1 and give it more cpus"
             )
         if wanted.array and (stage.verb != "label" or processes > 1):
-            raise ConfigError(f"launch: {stage.name} has array={wanted.array}; only label can be an array, with nodes=1 and tasks=1")
-        if stage.verb == "cluster" and processes > 1 and recipe.iterations[stage.name.split("/")[0]].clustering.engine == "minibatch":
-            raise ConfigError(f"launch: {stage.name} would be {processes} processes, but engine=minibatch works in one; use engine=torch")
+            raise ConfigError(
+                f"launch: {stage.name} has array={wanted.array}; only label can be an array, with nodes=1 and tasks=1"
+            )
+        if (
+            stage.verb == "cluster"
+            and processes > 1
+            and recipe.iterations[stage.name.split("/")[0]].clustering.engine == "minibatch"
+        ):
+            raise ConfigError(
+                f"launch: {stage.name} would be {processes} processes, but engine=minibatch works in one; use engine=torch"
+            )
         if stage.verb in TRAINS:
-            checks.check_shares(recipe, stage.name, processes)
+            validate.check_shares(recipe, stage.name, processes)

@@ -12,18 +12,21 @@ import sys
 import time
 from typing import Any
 
-from hubert_pretrain import compose, pipeline, summary
-from hubert_pretrain.config import Recipe
+from hubert_pretrain.config import compose
+from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import ArtefactError, ConfigError, HubertPretrainError
 from hubert_pretrain.launch import jobs, resources
 from hubert_pretrain.launch.jobs import Job, State
-from hubert_pretrain.pipeline import Stage
-from hubert_pretrain.workspace import Workspace, differing_fields
+from hubert_pretrain.pipeline import plan, summary
+from hubert_pretrain.pipeline.plan import Stage
+from hubert_pretrain.pipeline.workspace import Workspace, differing_fields
 
 _FOR_THE_DRIVER = re.compile(r"(\+\+|\+|~)?(launch[.=@]|launch$|stage=)")
 
 
-def run_pending(recipe: Recipe, workspace: Workspace, stages: list[Stage], overrides: list[str]) -> None:
+def run_pending(
+    recipe: Recipe, workspace: Workspace, stages: list[Stage], overrides: list[str]
+) -> None:
     """Submits a job for every one of `stages` that is neither done nor queued. `overrides` are the words of the command line.
 
     Raises:
@@ -34,7 +37,7 @@ def run_pending(recipe: Recipe, workspace: Workspace, stages: list[Stage], overr
     resources.check(recipe, stages)
     check_path(str(workspace.root))
     for stage in stages:
-        pipeline.check_unchanged(stage, workspace)
+        plan.check_unchanged(stage, workspace)
     words = [word for word in overrides if not _FOR_THE_DRIVER.match(word)]
     if recipe.launch.dry_run:
         _show(recipe, workspace, stages, words)
@@ -48,10 +51,14 @@ def run_pending(recipe: Recipe, workspace: Workspace, stages: list[Stage], overr
 def check_path(root: str) -> None:
     """Raises ConfigError for a folder that SLURM would take for a pattern."""
     if bad := [character for character in "%\\\"'\n" if character in root]:
-        raise ConfigError(f"work_dir={root!r}: SLURM does not take {bad[0]!r} in the name of a log as it is; choose another work_dir")
+        raise ConfigError(
+            f"work_dir={root!r}: SLURM does not take {bad[0]!r} in the name of a log as it is; choose another work_dir"
+        )
 
 
-def _submit(recipe: Recipe, workspace: Workspace, stages: list[Stage], words: list[str]) -> dict[str, Job]:
+def _submit(
+    recipe: Recipe, workspace: Workspace, stages: list[Stage], words: list[str]
+) -> dict[str, Job]:
     """Submits what is pending. Returns the jobs of these stages that are queued, by stage."""
     queued = still_queued(workspace)
     jobs.record(workspace, queued)
@@ -68,9 +75,16 @@ def _submit(recipe: Recipe, workspace: Workspace, stages: list[Stage], words: li
             job_id = executor.submit_command(_command(recipe, stage, words))
             queued[stage.name] = Job(job_id, stage.identity, str(executor.log_of(job_id)))
             jobs.record(workspace, queued)
-            print(f"{title}: job {job_id}" + (f" after {', '.join(after)}" if after else ""), flush=True)
+            print(
+                f"{title}: job {job_id}" + (f" after {', '.join(after)}" if after else ""),
+                flush=True,
+            )
     print(f"stage=list shows how they are; logs: {workspace.jobs_path.parent}/*/*.out", flush=True)
-    return {stage.name: queued[stage.name] for stage in stages if stage.name in queued and not workspace.is_done(stage.name)}
+    return {
+        stage.name: queued[stage.name]
+        for stage in stages
+        if stage.name in queued and not workspace.is_done(stage.name)
+    }
 
 
 def still_queued(workspace: Workspace) -> dict[str, Job]:
@@ -88,9 +102,11 @@ def _check_same(stage: Stage, job: Job) -> None:
         )
 
 
-def _inputs(recipe: Recipe, workspace: Workspace, stage: Stage, queued: dict[str, Job]) -> list[str]:
+def _inputs(
+    recipe: Recipe, workspace: Workspace, stage: Stage, queued: dict[str, Job]
+) -> list[str]:
     """The stages that this one has to wait for."""
-    own = {each.name for each in pipeline.stages(recipe)}
+    own = {each.name for each in plan.stages(recipe)}
     waits = [name for name in stage.inputs if name in own and not workspace.is_done(name)]
     for name in waits:
         if name not in queued:
@@ -104,7 +120,17 @@ def _command(recipe: Recipe, stage: Stage, words: list[str]) -> str:
     """The shell command of a job."""
     python = recipe.launch.python or sys.executable
     stage_words = [*words, f"stage={stage.name}", "launch=local"]
-    return shlex.join(["exec", "bash", str(compose.job_script()), python, "-m", "hubert_pretrain.run", *stage_words])
+    return shlex.join(
+        [
+            "exec",
+            "bash",
+            str(compose.job_script()),
+            python,
+            "-m",
+            "hubert_pretrain.run",
+            *stage_words,
+        ]
+    )
 
 
 def _show(recipe: Recipe, workspace: Workspace, stages: list[Stage], words: list[str]) -> None:
@@ -112,16 +138,22 @@ def _show(recipe: Recipe, workspace: Workspace, stages: list[Stage], words: list
     pending = [stage for stage in stages if not workspace.is_done(stage.name)]
     names = {stage.name for stage in pending}
     for stage in pending:
-        executor = _executor(recipe, workspace, stage, [f"<job of {name}>" for name in stage.inputs if name in names])
+        executor = _executor(
+            recipe, workspace, stage, [f"<job of {name}>" for name in stage.inputs if name in names]
+        )
         print(f"# ---- {stage.name}\n{executor.script(_command(recipe, stage, words))}")
-    print(f"# {len(pending)} jobs, {len(stages) - len(pending)} stages done before; nothing was submitted (launch.dry_run)")
+    print(
+        f"# {len(pending)} jobs, {len(stages) - len(pending)} stages done before; nothing was submitted (launch.dry_run)"
+    )
 
 
 def _executor(recipe: Recipe, workspace: Workspace, stage: Stage, after: list[str]) -> Any:
     try:
         from hubert_pretrain.launch.executor import executor_of
     except ImportError:
-        raise HubertPretrainError("launch=slurm needs submitit: pip install 'hubert-pretrain[slurm]'") from None
+        raise HubertPretrainError(
+            "launch=slurm needs submitit: pip install 'hubert-pretrain[slurm]'"
+        ) from None
     return executor_of(recipe, workspace, stage, after)
 
 

@@ -21,27 +21,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hubert_pretrain.errors import ConfigError, nearest
+from hubert_pretrain.errors import ConfigError, did_you_mean
 from hubert_pretrain.model.dropped_attention import dropped_attention
 
-Attended = Any
+AttentionMask = Any
 """Which frames may be looked at, in the form of a back end; None for all of them."""
-Attend = Callable[[Tensor, Tensor, Tensor, Attended, float], "tuple[Tensor, Tensor | None]"]
+AttentionFn = Callable[
+    [Tensor, Tensor, Tensor, AttentionMask, float], "tuple[Tensor, Tensor | None]"
+]
 """(q, k, v, attended, dropout probability), each of q, k, v (B, H, T, d) -> (B, H, T, d) and, if they exist, the weights (B, H, T, T)."""
 
 
 class Backend(NamedTuple):
     """How attention is computed."""
 
-    prepare: Callable[[Tensor], Attended]
+    prepare: Callable[[Tensor], AttentionMask]
     """(B, T) bool, True for real frames -> what `attend` wants."""
-    attend: Attend
+    attend: AttentionFn
 
 
 def backend(name: str) -> Backend:
     """The back end of that name. Raises ConfigError naming the nearest one."""
     if name not in BACKENDS:
-        raise ConfigError(f"attention {name!r} does not exist{nearest(name, list(BACKENDS))}; choose {', '.join(BACKENDS)}")
+        raise ConfigError(
+            f"attention {name!r} does not exist{did_you_mean(name, list(BACKENDS))}; choose {', '.join(BACKENDS)}"
+        )
     return BACKENDS[name]
 
 
@@ -50,14 +54,23 @@ def key_mask(valid: Tensor) -> Tensor:
     return valid[:, None, None, :]
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None, dropout: float) -> tuple[Tensor, None]:
+def sdpa(
+    q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None, dropout: float
+) -> tuple[Tensor, None]:
     """PyTorch's fused attention: flash without a mask, memory-efficient or plain with one. It has none for dropout on a CPU; we have."""
-    if dropout > 0 and q.device.type == "cpu" and q.dtype == torch.float32 and not torch.compiler.is_compiling():
+    if (
+        dropout > 0
+        and q.device.type == "cpu"
+        and q.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+    ):
         return dropped_attention(q, k, v, attended, dropout), None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attended, dropout_p=dropout), None
 
 
-def eager(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
+def eager(
+    q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None, dropout: float
+) -> tuple[Tensor, Tensor]:
     """The definition, step by step. The weights are those that were used: after dropout, as in `transformers`."""
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, T, T)
     if attended is not None:
@@ -66,14 +79,18 @@ def eager(q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None, dropout: flo
     return weights.to(v.dtype) @ v, weights
 
 
-def flex(q: Tensor, k: Tensor, v: Tensor, attended: Attended, dropout: float) -> tuple[Tensor, None]:
+def flex(
+    q: Tensor, k: Tensor, v: Tensor, attended: AttentionMask, dropout: float
+) -> tuple[Tensor, None]:
     """FlexAttention, compiled on CUDA. On a CPU it runs uncompiled, without gradients, and only to be checked."""
     if dropout > 0:
-        raise ConfigError(f"attention 'flex' has no dropout, but attention_dropout is {dropout}; set it to 0 or choose attention 'sdpa'")
+        raise ConfigError(
+            f"attention 'flex' has no dropout, but attention_dropout is {dropout}; set it to 0 or choose attention 'sdpa'"
+        )
     return _flex_attention(q.device.type)(q, k, v, block_mask=attended), None
 
 
-def block_mask(valid: Tensor) -> Attended:
+def block_mask(valid: Tensor) -> AttentionMask:
     """(B, T) -> FlexAttention's block mask. Padded queries look at nothing, so their output is 0 where the others' is arbitrary."""
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -89,9 +106,15 @@ def block_mask(valid: Tensor) -> Attended:
 def _flex_attention(device: str) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    attend: Callable[..., Tensor] = torch.compile(flex_attention) if device == "cuda" else flex_attention  # type: ignore[assignment]
+    attend: Callable[..., Tensor] = (
+        torch.compile(flex_attention) if device == "cuda" else flex_attention
+    )  # type: ignore[assignment]
     return attend
 
 
-BACKENDS = {"sdpa": Backend(key_mask, sdpa), "eager": Backend(key_mask, eager), "flex": Backend(block_mask, flex)}
+BACKENDS = {
+    "sdpa": Backend(key_mask, sdpa),
+    "eager": Backend(key_mask, eager),
+    "flex": Backend(block_mask, flex),
+}
 """All of them by name."""

@@ -1,7 +1,7 @@
 """The weights of a network on disk: `model.safetensors` and a `config.json` that rebuilds it. Nothing in it can run code.
 
 The encoder's tensors are named `hubert.*` and the head's `head.*`, in fp32 unless saved otherwise. (What a training run needs to resume
-is something else: training/checkpoint_io.py.)
+is something else: training/resilience/checkpoint_io.py.)
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hubert_pretrain.errors import ArtefactError, ConfigError, nearest
+from hubert_pretrain.errors import ArtefactError, ConfigError, did_you_mean
+from hubert_pretrain.files import read_json, sync_folder, write_json
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import HEADS, CodebookHead, Head
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.waveform import network_input
-from hubert_pretrain.workspace import read_json, sync_folder, write_json
+from hubert_pretrain.model.preprocess import prepare_waveform
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -66,14 +66,21 @@ class LoadedModel:
         """What its maker added, e.g. {"vocabulary": [...]}."""
         return dict(self.config.get("extra", {}))
 
-    def features(self, waveform: Tensor, *, layer: int, sampling_rate: int, name: str = "waveform") -> Tensor:
+    def features(
+        self, waveform: Tensor, *, layer: int, sampling_rate: int, name: str = "waveform"
+    ) -> Tensor:
         """Output of a layer, (B, T, D), for one waveform (S,) or several of equal length (B, S), raw, as they were recorded.
 
         Layers count from 1; each is taken after its residual and before a final norm (model/hubert.py). Raises DataError as
         `network_input` does, and for a layer that does not exist.
         """
         with torch.inference_mode():
-            return self.model(network_input(waveform, sampling_rate=sampling_rate, config=self.model.config, name=name), layers=layer).last
+            return self.model(
+                prepare_waveform(
+                    waveform, sampling_rate=sampling_rate, config=self.model.config, name=name
+                ),
+                layers=layer,
+            ).last
 
     def build_head(self) -> Head:
         """The head with its weights. Raises ArtefactError when the checkpoint has none, or says another size of it."""
@@ -99,7 +106,9 @@ def save_model(
     """
     folder = Path(folder)
     tensors = {f"hubert.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()} if head else {}
+    tensors |= (
+        {f"head.{name}": tensor for name, tensor in head.state_dict().items()} if head else {}
+    )
     save_tensors(folder / WEIGHTS, tensors)
     config = {
         "model": dataclasses.asdict(model.config),
@@ -128,10 +137,14 @@ def load_model(folder: str | Path, **overrides: Any) -> LoadedModel:
     refuse_misfits(form, states["hubert."], folder / WEIGHTS)
     model = form()
     model.load_state_dict(states["hubert."])
-    return LoadedModel(model=model.eval(), kind=stored["kind"], head_state=states["head."], config=stored)
+    return LoadedModel(
+        model=model.eval(), kind=stored["kind"], head_state=states["head."], config=stored
+    )
 
 
-def load_strictly(module: nn.Module, state: dict[str, Tensor], source: Path, *, assign: bool = False) -> None:
+def load_strictly(
+    module: nn.Module, state: dict[str, Tensor], source: Path, *, assign: bool = False
+) -> None:
     """Copies `state` into `module`, or with `assign` makes its tensors the module's own (for a module on the meta device).
 
     Raises ArtefactError naming the file and the first tensors that are missing, unknown or misshapen.
@@ -140,14 +153,18 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: Path, *, 
     module.load_state_dict(state, assign=assign)
 
 
-def refuse_misfits(form: Callable[[], nn.Module], state: dict[str, Tensor], source: Path | str) -> None:
+def refuse_misfits(
+    form: Callable[[], nn.Module], state: dict[str, Tensor], source: Path | str
+) -> None:
     """Raises ArtefactError, as `load_strictly`, for a state that a module which is yet to be made would not take. Takes no memory."""
     with torch.device("meta"):
         wanted = form().state_dict()
     _refuse_misfits(wanted, state, source)
 
 
-def _refuse_misfits(wanted: Mapping[str, Tensor], state: dict[str, Tensor], source: Path | str) -> None:
+def _refuse_misfits(
+    wanted: Mapping[str, Tensor], state: dict[str, Tensor], source: Path | str
+) -> None:
     problems = [f"{name} is missing" for name in wanted if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in wanted]
     problems += [
@@ -156,10 +173,14 @@ def _refuse_misfits(wanted: Mapping[str, Tensor], state: dict[str, Tensor], sour
         if name in state and state[name].shape != wanted[name].shape
     ]
     if problems:
-        raise ArtefactError(f"{source}: does not fit the network: {'; '.join(problems[:3])} ({len(problems)} such tensors in all)")
+        raise ArtefactError(
+            f"{source}: does not fit the network: {'; '.join(problems[:3])} ({len(problems)} such tensors in all)"
+        )
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def save_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Writes a safetensors file atomically, synced to disk, and with the permissions that the user's umask gives.
 
     (safetensors itself makes files that only their owner can read, and does not sync.)
@@ -168,7 +189,11 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata or {"format": "pt"})
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        temporary,
+        metadata or {"format": "pt"},
+    )
     publish(temporary, path)
 
 
@@ -191,14 +216,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ArtefactError(f"{path}: cannot be read as safetensors ({error}); copy it again or rerun the stage that makes it") from error
+        raise ArtefactError(
+            f"{path}: cannot be read as safetensors ({error}); copy it again or rerun the stage that makes it"
+        ) from error
 
 
 def _config(stored: dict[str, Any], overrides: dict[str, Any], folder: Path) -> HubertConfig:
     known = [f.name for f in dataclasses.fields(HubertConfig)]
     for name in overrides:
         if name not in known:
-            raise ConfigError(f"{name!r} is no field of the model{nearest(name, known)}")
+            raise ConfigError(f"{name!r} is no field of the model{did_you_mean(name, known)}")
     unknown = [name for name in stored if name not in known]
     if unknown:
         raise ArtefactError(
@@ -207,7 +234,9 @@ def _config(stored: dict[str, Any], overrides: dict[str, Any], folder: Path) -> 
     try:
         HubertConfig(**stored).validate()
     except (ConfigError, TypeError, ValueError) as error:
-        raise ArtefactError(f"{folder / CONFIG}: its configuration makes no network: {error}") from error
+        raise ArtefactError(
+            f"{folder / CONFIG}: its configuration makes no network: {error}"
+        ) from error
     return HubertConfig(**{**stored, **overrides})
 
 
@@ -217,4 +246,8 @@ def read_small_json(path: Path) -> Any | None:
 
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

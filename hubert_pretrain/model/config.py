@@ -18,21 +18,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hubert_pretrain.errors import ConfigError, nearest
+from hubert_pretrain.errors import ConfigError, did_you_mean
 from hubert_pretrain.frames import FrameGrid, samples
 
 ACTIVATIONS = ["gelu", "relu", "selu", "gelu_new", "silu"]
 """Names of `transformers`; "gelu" is the exact one (erf), "gelu_new" the tanh approximation."""
 
 FRONT_ENDS = ["conv", "log_mel"]
-"""What makes frames of a waveform: the conv encoder, or mel energies, which cost nothing (model/log_mel_encoder.py)."""
+"""What makes frames of a waveform: the conv encoder, or mel energies, which cost nothing (model/log_mel.py)."""
 
 ATTENTIONS = ["sdpa", "eager", "flex"]
 """Ways to compute attention (model/attention.py). No part of a network's form: they give the same numbers."""
 
 COMPILED = ["none", "layers", "model"]
 COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-"""What is compiled, and how (model/compiling.py)."""
+"""What is compiled, and how (model/compile.py)."""
 
 SPAN_LENGTHS = ["static", "uniform", "normal", "poisson"]
 """How the lengths of masked spans are drawn (model/masking.py)."""
@@ -43,8 +43,18 @@ MASK_SAMPLERS = ["reference", "transformers"]
 LARGEST: dict[str, float] = {
     **{"mel_bins": 1024, "mel_hop_seconds": 10, "mel_window_seconds": 10, "mel_stack": 64},
     **{"conv_dim": 16_384, "conv_kernel": 4096, "conv_stride": 4096},
-    **{"hidden_size": 32_768, "num_hidden_layers": 1024, "num_attention_heads": 1024, "intermediate_size": 262_144},
-    **{"num_conv_pos_embeddings": 4096, "num_conv_pos_embedding_groups": 32_768, "adapter_attn_dim": 32_768, "projection_size": 32_768},
+    **{
+        "hidden_size": 32_768,
+        "num_hidden_layers": 1024,
+        "num_attention_heads": 1024,
+        "intermediate_size": 262_144,
+    },
+    **{
+        "num_conv_pos_embeddings": 4096,
+        "num_conv_pos_embedding_groups": 32_768,
+        "adapter_attn_dim": 32_768,
+        "projection_size": 32_768,
+    },
 }
 """What no network exceeds: some ten times the largest that was ever trained on speech. A file that asks for more is damaged, or wants to
 fill the memory."""
@@ -63,7 +73,9 @@ class HubertConfig:
     mel_bins: int = 80  # mel bands
     mel_hop_seconds: float = 0.01  # from one mel frame to the next
     mel_window_seconds: float = 0.025  # that one mel frame sees
-    mel_stack: int = 2  # mel frames side by side in one frame: 2 make a frame every 20 ms, 4 every 40 ms
+    mel_stack: int = (
+        2  # mel frames side by side in one frame: 2 make a frame every 20 ms, 4 every 40 ms
+    )
     # -- conv encoder: waveform -> frames
     conv_dim: list[int] = field(default_factory=lambda: [512] * 7)  # channels of each layer
     conv_kernel: list[int] = field(default_factory=lambda: [10, 3, 3, 3, 3, 2, 2])
@@ -71,7 +83,9 @@ class HubertConfig:
     conv_bias: bool = False
     feat_extract_norm: str = "group"  # "group": norm over time in layer 1 only; "layer": over channels in each (extractor_mode)
     feat_extract_activation: str = "gelu"
-    conv_gradient_scale: float = 0.1  # gradient into the conv encoder times this; 0 freezes it (feature_grad_mult)
+    conv_gradient_scale: float = (
+        0.1  # gradient into the conv encoder times this; 0 freezes it (feature_grad_mult)
+    )
     # -- frames -> context encoder
     feat_proj_layer_norm: bool = True
     feat_proj_dropout: float = 0.1  # dropout_input
@@ -86,14 +100,24 @@ class HubertConfig:
     activation_dropout: float = 0.0
     layerdrop: float = 0.05  # encoder_layerdrop
     layer_norm_eps: float = 1e-5
-    do_stable_layer_norm: bool = False  # False: norm after each residual; True: before (layer_norm_first)
+    do_stable_layer_norm: bool = (
+        False  # False: norm after each residual; True: before (layer_norm_first)
+    )
     num_conv_pos_embeddings: int = 128  # conv_pos
     num_conv_pos_embedding_groups: int = 16  # conv_pos_groups
-    conv_pos_batch_norm: bool = False  # False: normalised weights in the positional convolution; True: batch norm before it
-    adapter_attn_dim: int | None = None  # width of an adapter after each layer, swapped per language; None: no adapters
-    initializer_range: float = 0.02  # standard deviation of the transformer layers' weights at the start
+    conv_pos_batch_norm: bool = (
+        False  # False: normalised weights in the positional convolution; True: batch norm before it
+    )
+    adapter_attn_dim: int | None = (
+        None  # width of an adapter after each layer, swapped per language; None: no adapters
+    )
+    initializer_range: float = (
+        0.02  # standard deviation of the transformer layers' weights at the start
+    )
     # -- what it is fed and what it predicts
-    normalize_waveform: bool = False  # zero mean, unit variance per utterance before the network (task.normalize)
+    normalize_waveform: bool = (
+        False  # zero mean, unit variance per utterance before the network (task.normalize)
+    )
     projection_size: int = 256  # width d of the unit embeddings (final_dim)
 
     @property
@@ -124,9 +148,17 @@ class HubertConfig:
         self._validate_context_encoder()
         for name in ("feat_extract_activation", "hidden_act"):
             _one_of(name, getattr(self, name), ACTIVATIONS)
-        for name in ("feat_proj_dropout", "hidden_dropout", "attention_dropout", "activation_dropout", "layerdrop"):
+        for name in (
+            "feat_proj_dropout",
+            "hidden_dropout",
+            "attention_dropout",
+            "activation_dropout",
+            "layerdrop",
+        ):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}, but a probability in [0, 1) was expected")
+                raise ConfigError(
+                    f"model.{name} is {getattr(self, name)}, but a probability in [0, 1) was expected"
+                )
 
     def _validate_sizes(self) -> None:
         """Before anything is built of them."""
@@ -134,45 +166,77 @@ class HubertConfig:
             value = getattr(self, name)
             largest = max(value, default=0) if isinstance(value, list) else value
             if largest is not None and not largest <= most:
-                raise ConfigError(f"model.{name} is {largest}, but at most {most} is allowed; no network is so large")
+                raise ConfigError(
+                    f"model.{name} is {largest}, but at most {most} is allowed; no network is so large"
+                )
         if len(self.conv_dim) > MAX_CONV_LAYERS:
-            raise ConfigError(f"model.conv_dim has {len(self.conv_dim)} layers, but at most {MAX_CONV_LAYERS} are allowed")
+            raise ConfigError(
+                f"model.conv_dim has {len(self.conv_dim)} layers, but at most {MAX_CONV_LAYERS} are allowed"
+            )
 
     def _validate_conv_encoder(self) -> None:
-        lengths = {name: len(getattr(self, name)) for name in ("conv_dim", "conv_kernel", "conv_stride")}
+        lengths = {
+            name: len(getattr(self, name)) for name in ("conv_dim", "conv_kernel", "conv_stride")
+        }
         if len(set(lengths.values())) != 1 or not self.conv_dim:
             found = ", ".join(f"model.{name} has {length}" for name, length in lengths.items())
-            raise ConfigError(f"each conv layer needs a width, a kernel and a stride, but {found} values; give each the same number")
+            raise ConfigError(
+                f"each conv layer needs a width, a kernel and a stride, but {found} values; give each the same number"
+            )
         for name in lengths:
             if min(getattr(self, name)) < 1:
-                raise ConfigError(f"model.{name} is {list(getattr(self, name))}, but every value must be at least 1")
+                raise ConfigError(
+                    f"model.{name} is {list(getattr(self, name))}, but every value must be at least 1"
+                )
         _one_of("feat_extract_norm", self.feat_extract_norm, ["group", "layer"])
         if self.conv_gradient_scale < 0:
-            raise ConfigError(f"model.conv_gradient_scale is {self.conv_gradient_scale}, but it must be 0 (frozen) or more")
+            raise ConfigError(
+                f"model.conv_gradient_scale is {self.conv_gradient_scale}, but it must be 0 (frozen) or more"
+            )
 
     def _validate_log_mel(self) -> None:
         for name in ("mel_bins", "mel_stack"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}, but it must be at least 1")
+                raise ConfigError(
+                    f"model.{name} is {getattr(self, name)}, but it must be at least 1"
+                )
         for name, least in (("mel_hop_seconds", 1), ("mel_window_seconds", 2)):
             if samples(getattr(self, name)) < least:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}, but it must be at least {least} samples, e.g. 0.01")
+                raise ConfigError(
+                    f"model.{name} is {getattr(self, name)}, but it must be at least {least} samples, e.g. 0.01"
+                )
 
     def _validate_context_encoder(self) -> None:
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "projection_size"):
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "projection_size",
+        ):
             if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}, but it must be at least 1")
+                raise ConfigError(
+                    f"model.{name} is {getattr(self, name)}, but it must be at least 1"
+                )
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
             if self.hidden_size % getattr(self, name):
-                raise ConfigError(f"model.hidden_size {self.hidden_size} is not a multiple of model.{name} {getattr(self, name)}")
+                raise ConfigError(
+                    f"model.hidden_size {self.hidden_size} is not a multiple of model.{name} {getattr(self, name)}"
+                )
         for name in ("num_conv_pos_embeddings", "adapter_attn_dim"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}, but it must be at least 1")
+                raise ConfigError(
+                    f"model.{name} is {getattr(self, name)}, but it must be at least 1"
+                )
         for name in ("layer_norm_eps", "initializer_range"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}, but it must be more than 0")
+                raise ConfigError(
+                    f"model.{name} is {getattr(self, name)}, but it must be more than 0"
+                )
 
 
 def _one_of(name: str, value: str, choices: list[str]) -> None:
     if value not in choices:
-        raise ConfigError(f"model.{name} is {value!r}, but one of {', '.join(choices)} was expected{nearest(value, choices)}")
+        raise ConfigError(
+            f"model.{name} is {value!r}, but one of {', '.join(choices)} was expected{did_you_mean(value, choices)}"
+        )

@@ -43,7 +43,9 @@ class ConvEncoder(nn.Module):
                     kernel=config.conv_kernel[i],
                     stride=config.conv_stride[i],
                     bias=config.conv_bias,
-                    norm=config.feat_extract_norm if i == 0 or config.feat_extract_norm == "layer" else None,
+                    norm=config.feat_extract_norm
+                    if i == 0 or config.feat_extract_norm == "layer"
+                    else None,
                     activation=config.feat_extract_activation,
                 )
                 for i in range(len(config.conv_dim))
@@ -66,12 +68,17 @@ class ConvEncoder(nn.Module):
         if torch.compiler.is_compiling() and not isinstance(first.norm, TimeNorm):
             # A compiler fuses norms and activations, and decides itself what to compute again for the gradients.
             return self.layers(waveform[:, None]).transpose(1, 2)
-        x, before = waveform[..., None], first.as_before(waveform[..., None], num_samples)  # (B, S, 1)
+        x, before = (
+            waveform[..., None],
+            first.as_before(waveform[..., None], num_samples),
+        )  # (B, S, 1)
         if torch.compiler.is_compiling():
             y = before.function(x, *before.tensors).transpose(1, 2)  # (B, C, U)
             return self.layers[1:](y).transpose(1, 2)
         for layer in others:
-            x = convolve_after(before, x, layer.conv.weight, layer.conv.bias, layer.stride)  # (B, T, C)
+            x = convolve_after(
+                before, x, layer.conv.weight, layer.conv.bias, layer.stride
+            )  # (B, T, C)
             before = Before(layer.finish, layer.finish_weights)
         return before.function(x, *before.tensors)
 
@@ -80,7 +87,15 @@ class ConvLayer(nn.Module):
     """Convolution, norm (over time per channel, over channels, or none) and activation."""
 
     def __init__(
-        self, channels_in: int, channels_out: int, *, kernel: int, stride: int, bias: bool, norm: str | None, activation: str
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        kernel: int,
+        stride: int,
+        bias: bool,
+        norm: str | None,
+        activation: str,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv1d(channels_in, channels_out, kernel, stride=stride, bias=bias)
@@ -98,15 +113,23 @@ class ConvLayer(nn.Module):
         """(B, C_in, T) -> (B, C_out, U), by PyTorch's convolution. `num_samples`: as in ConvEncoder.forward."""
         y = self.conv(x)
         if isinstance(self.norm, TimeNorm):
-            real = None if num_samples is None else (num_samples - self.conv.kernel_size[0]) // self.stride + 1
+            real = (
+                None
+                if num_samples is None
+                else (num_samples - self.conv.kernel_size[0]) // self.stride + 1
+            )
             return self.activation(self.norm(y, real))
         if isinstance(self.norm, ChannelNorm):
-            y = self.norm.normalise(y.transpose(1, 2), self.norm.weight, self.norm.bias).transpose(1, 2)
+            y = self.norm.normalise(y.transpose(1, 2), self.norm.weight, self.norm.bias).transpose(
+                1, 2
+            )
         return self.activation(y)
 
     def finish(self, y: Tensor, *norm: Tensor) -> Tensor:
         """What follows the convolution, given the weights of the norm: (B, U, C_out) -> (B, U, C_out)."""
-        return self.activation(self.norm.normalise(y, *norm) if isinstance(self.norm, ChannelNorm) else y)
+        return self.activation(
+            self.norm.normalise(y, *norm) if isinstance(self.norm, ChannelNorm) else y
+        )
 
     def as_before(self, x: Tensor, num_samples: Tensor | None) -> Before:
         """The layer as what comes before the next one, for narrow inputs (B, S, C_in): its windows times its kernel, norm, activation."""
@@ -148,9 +171,13 @@ class TimeNorm(nn.GroupNorm):
         mean = x.float().mul(real).sum(2, keepdim=True) / count  # (B, C, 1)
         centred = x.float() - mean
         variance = centred.square().mul(real).sum(2, keepdim=True) / count
-        return (centred * torch.rsqrt(variance + self.eps) * weight[:, None] + bias[:, None]).to(x.dtype)
+        return (centred * torch.rsqrt(variance + self.eps) * weight[:, None] + bias[:, None]).to(
+            x.dtype
+        )
 
-    def folded_into(self, kernel: Tensor, x: Tensor, stride: int, lengths: Tensor | None = None) -> Tensor:
+    def folded_into(
+        self, kernel: Tensor, x: Tensor, stride: int, lengths: Tensor | None = None
+    ) -> Tensor:
         """The norm of a convolution of few taps, without a pass over its result: (C, C_in, k), (B, T, C_in) -> (B, C, C_in k + 1).
 
         A channel is w . window, so its mean over time is w . mean(windows) and its variance w' Cov(windows) w: the norm becomes a factor
@@ -167,7 +194,9 @@ class TimeNorm(nn.GroupNorm):
                 mean = wide.mean(1, keepdim=True)  # (B, 1, C_in k)
                 covariance = (wide - mean).mT @ (wide - mean) / wide.shape[1]
             else:
-                count = ((lengths - kernel.shape[2]) // stride + 1)[:, None, None].clamp(min=1)  # an empty row must not become NaN
+                count = ((lengths - kernel.shape[2]) // stride + 1)[:, None, None].clamp(
+                    min=1
+                )  # an empty row must not become NaN
                 real = torch.arange(wide.shape[1], device=x.device)[:, None] < count  # (B, U, 1)
                 mean = (wide * real).sum(1, keepdim=True) / count
                 covariance = ((wide - mean) * real).mT @ (wide - mean) / count
@@ -182,7 +211,9 @@ class ChannelNorm(nn.LayerNorm):
 
     def normalise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """(B, U, C) -> (B, U, C), with this weight and bias."""
-        return F.layer_norm(x.float(), self.normalized_shape, weight.float(), bias.float(), self.eps).to(x.dtype)
+        return F.layer_norm(
+            x.float(), self.normalized_shape, weight.float(), bias.float(), self.eps
+        ).to(x.dtype)
 
 
 class GradientScale(torch.autograd.Function):

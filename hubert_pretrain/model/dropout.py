@@ -19,7 +19,12 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """(...) -> (...)."""
-        ours = x.device.type == "cpu" and 0.0 < self.p < 1.0 and not self.inplace and not torch.compiler.is_compiling()
+        ours = (
+            x.device.type == "cpu"
+            and 0.0 < self.p < 1.0
+            and not self.inplace
+            and not torch.compiler.is_compiling()
+        )
         if self.training and ours:
             return _Dropout.apply(x, self.p)  # type: ignore[no-any-return]
         return super().forward(x)
@@ -29,7 +34,10 @@ class Draws:
     """What is dropped, drawn from a seed: the same again for the backward pass."""
 
     def __init__(self, seed: int, probability: float) -> None:
-        self._source, self._below = np.random.SFC64(seed), min(round(probability * LEVELS), LEVELS - 1)
+        self._source, self._below = (
+            np.random.SFC64(seed),
+            min(round(probability * LEVELS), LEVELS - 1),
+        )
         self.factor = LEVELS / (LEVELS - self._below)
         """On what stays."""
 
@@ -37,7 +45,9 @@ class Draws:
         """int8 of this shape, 1 for what stays and 0 for what goes; other ones each time."""
         count = math.prod(shape)
         bits = self._source.random_raw(-(-count // 4)).view(np.int16)[:count]
-        stays = bits >= np.int16(self._below - LEVELS // 2)  # NumPy's comparison takes a tenth of the time of torch's
+        stays = bits >= np.int16(
+            self._below - LEVELS // 2
+        )  # NumPy's comparison takes a tenth of the time of torch's
         return torch.from_numpy(stays.view(np.int8)).view(*shape)
 
 

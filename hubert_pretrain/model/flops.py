@@ -18,7 +18,11 @@ def forward_macs(config: HubertConfig, num_samples: int) -> dict[str, int]:
     return {
         "front end": _front_end_macs(config, num_samples),
         "projection": frames * channels * width,
-        "positions": frames * width * width // config.num_conv_pos_embedding_groups * config.num_conv_pos_embeddings,
+        "positions": frames
+        * width
+        * width
+        // config.num_conv_pos_embedding_groups
+        * config.num_conv_pos_embeddings,
         "linear": layers * frames * (4 * width * width + 2 * width * inner + adapter),
         "attention": layers * 2 * frames * frames * width,
     }
@@ -26,20 +30,35 @@ def forward_macs(config: HubertConfig, num_samples: int) -> dict[str, int]:
 
 def _front_end_macs(config: HubertConfig, num_samples: int) -> int:
     if config.front_end == "log_mel":
-        spectrum = 1 << (config.mel_grid.window - 1).bit_length()  # points; the Fourier transform itself is left out, too
+        spectrum = (
+            1 << (config.mel_grid.window - 1).bit_length()
+        )  # points; the Fourier transform itself is left out, too
         return config.mel_grid.num_frames(num_samples) * (spectrum // 2 + 1) * config.mel_bins
     frames, channels, macs = num_samples, 1, 0
-    for out, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
+    for out, kernel, stride in zip(
+        config.conv_dim, config.conv_kernel, config.conv_stride, strict=True
+    ):
         frames = (frames - kernel) // stride + 1
         macs += frames * channels * out * kernel
         channels = out
     return macs
 
 
-def head_macs(config: HubertConfig, n_clusters: int, predicted_frames: int, *, head: str = "cosine", layers: int = 1) -> int:
-    """Multiplications of the head of each supervised layer on so many frames: "cosine" or "softmax" (model/pretraining_head.py)."""
+def head_macs(
+    config: HubertConfig,
+    n_clusters: int,
+    predicted_frames: int,
+    *,
+    head: str = "cosine",
+    layers: int = 1,
+) -> int:
+    """Multiplications of the head of each supervised layer on so many frames: "cosine" or "softmax" (model/heads.py)."""
     cosine = config.projection_size * (config.hidden_size + n_clusters)
-    return layers * predicted_frames * (cosine if head == "cosine" else config.hidden_size * n_clusters)
+    return (
+        layers
+        * predicted_frames
+        * (cosine if head == "cosine" else config.hidden_size * n_clusters)
+    )
 
 
 def training_flops_per_second(
@@ -59,7 +78,9 @@ def training_flops_per_second(
     num_samples = round(clip_seconds * SAMPLE_RATE)
     macs = forward_macs(config, num_samples)
     predicted = round(masked * config.grid.num_frames(num_samples))
-    forward = sum(macs.values()) + head_macs(config, n_clusters, predicted, head=head, layers=supervised_layers)
+    forward = sum(macs.values()) + head_macs(
+        config, n_clusters, predicted, head=head, layers=supervised_layers
+    )
     frozen = frozen or config.conv_gradient_scale == 0 or config.front_end == "log_mel"
     backward = 2 * (forward - (macs["front end"] if frozen else 0))
     return 2 * (forward + backward) / clip_seconds

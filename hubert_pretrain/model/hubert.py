@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hubert_pretrain.errors import DataError
-from hubert_pretrain.model.attention import Attend, Attended, backend
+from hubert_pretrain.model.attention import AttentionFn, AttentionMask, backend
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.conv_encoder import ACTIVATIONS, ConvEncoder, scale_gradient
 from hubert_pretrain.model.dropout import Dropout
-from hubert_pretrain.model.log_mel_encoder import LogMelEncoder
-from hubert_pretrain.model.positions import BatchNormPositions, ConvPositions
+from hubert_pretrain.model.log_mel import LogMelEncoder
+from hubert_pretrain.model.positional_conv import BatchNormPositionalConv, PositionalConv
 
 
 @dataclass
@@ -54,7 +54,9 @@ class Hubert(nn.Module):
         config.validate()
         self.config = config
         self.grid = config.grid
-        self.conv_encoder = ConvEncoder(config) if config.front_end == "conv" else LogMelEncoder(config)
+        self.conv_encoder = (
+            ConvEncoder(config) if config.front_end == "conv" else LogMelEncoder(config)
+        )
         self.projection = FeatureProjection(config)
         self.mask_embedding = nn.Parameter(torch.empty(config.hidden_size).uniform_())
         self.context_encoder = ContextEncoder(config)
@@ -95,14 +97,20 @@ class Hubert(nn.Module):
         Raises DataError for a waveform of another shape or shorter than one window.
         """
         if num_samples is not None and num_samples.shape != waveform.shape[:1]:
-            raise DataError(f"num_samples must have shape (B,) = {tuple(waveform.shape[:1])}, found {tuple(num_samples.shape)}")
+            raise DataError(
+                f"num_samples must have shape (B,) = {tuple(waveform.shape[:1])}, found {tuple(num_samples.shape)}"
+            )
         features = self.encode_frames(waveform, num_samples, freeze=freeze_front_end)  # (B, T, C)
         x = self.projection(features)  # (B, T, D)
         if mask is not None:
-            x = torch.where(self._frames_like(x, mask, "mask")[..., None], self.mask_embedding.to(x.dtype), x)
+            x = torch.where(
+                self._frames_like(x, mask, "mask")[..., None], self.mask_embedding.to(x.dtype), x
+            )
         if channel_mask is not None:
             if channel_mask.shape != (x.shape[0], x.shape[2]):
-                raise DataError(f"channel_mask must have shape (B, D) = {(x.shape[0], x.shape[2])}, found {tuple(channel_mask.shape)}")
+                raise DataError(
+                    f"channel_mask must have shape (B, D) = {(x.shape[0], x.shape[2])}, found {tuple(channel_mask.shape)}"
+                )
             x = x.masked_fill(channel_mask[:, None, :], 0.0)
         if valid is not None:
             self._frames_like(x, valid, "valid")
@@ -122,10 +130,14 @@ class Hubert(nn.Module):
             attentions=context.attentions if attentions else None,
         )
 
-    def encode_frames(self, waveform: Tensor, num_samples: Tensor | None = None, *, freeze: bool = False) -> Tensor:
+    def encode_frames(
+        self, waveform: Tensor, num_samples: Tensor | None = None, *, freeze: bool = False
+    ) -> Tensor:
         """(B, S) -> (B, T, C): the front end alone, its gradient scaled by `config.conv_gradient_scale` (0, or `freeze`: none at all)."""
         if waveform.ndim != 2 or not waveform.is_floating_point():
-            raise DataError(f"expected a float waveform of shape (B, S), found {waveform.dtype} {tuple(waveform.shape)}; mix down to mono")
+            raise DataError(
+                f"expected a float waveform of shape (B, S), found {waveform.dtype} {tuple(waveform.shape)}; mix down to mono"
+            )
         if waveform.shape[1] < self.grid.window:
             raise DataError(
                 f"waveform of {waveform.shape[1]} samples is shorter than one window of {self.grid.window}; leave it out or pad it"
@@ -138,7 +150,9 @@ class Hubert(nn.Module):
     @staticmethod
     def _frames_like(x: Tensor, frames: Tensor, name: str) -> Tensor:
         if frames.shape != x.shape[:2] or frames.dtype != torch.bool:
-            raise DataError(f"{name} must be bool of shape (B, T) = {tuple(x.shape[:2])}, found {frames.dtype} {tuple(frames.shape)}")
+            raise DataError(
+                f"{name} must be bool of shape (B, T) = {tuple(x.shape[:2])}, found {frames.dtype} {tuple(frames.shape)}"
+            )
         return frames
 
 
@@ -148,7 +162,11 @@ class FeatureProjection(nn.Module):
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
         channels = config.frame_channels
-        self.norm = LayerNorm(channels, eps=config.layer_norm_eps) if config.feat_proj_layer_norm else nn.Identity()
+        self.norm = (
+            LayerNorm(channels, eps=config.layer_norm_eps)
+            if config.feat_proj_layer_norm
+            else nn.Identity()
+        )
         # PyTorch's default initialisation, as in fairseq. (fairseq leaves the layer out where C = D; its importer must insert identity.)
         self.linear = nn.Linear(channels, config.hidden_size)
         self.dropout = Dropout(config.feat_proj_dropout)
@@ -156,7 +174,9 @@ class FeatureProjection(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, D)."""
         x = self.linear(self.norm(features))
-        return self.dropout(x.to(self.linear.weight.dtype))  # fp32 under autocast: the residual stream of pre-norm models starts here
+        return self.dropout(
+            x.to(self.linear.weight.dtype)
+        )  # fp32 under autocast: the residual stream of pre-norm models starts here
 
 
 class ContextOutput(NamedTuple):
@@ -174,7 +194,11 @@ class ContextEncoder(nn.Module):
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
         self.pre_norm = config.do_stable_layer_norm
-        self.positions = BatchNormPositions(config) if config.conv_pos_batch_norm else ConvPositions(config)
+        self.positions = (
+            BatchNormPositionalConv(config)
+            if config.conv_pos_batch_norm
+            else PositionalConv(config)
+        )
         self.norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
@@ -193,7 +217,9 @@ class ContextEncoder(nn.Module):
         keep = self._keep(layers, layer_keep)
         prepare, attend = backend(attention)
         if valid is not None:
-            x = x.masked_fill(~valid[..., None], 0.0)  # the positional convolution would carry padding into real frames
+            x = x.masked_fill(
+                ~valid[..., None], 0.0
+            )  # the positional convolution would carry padding into real frames
         attended = None if valid is None else prepare(valid)
         x = x + self.positions(x)
         embedded = x = self.dropout(x if self.pre_norm else self.norm(x))
@@ -225,7 +251,9 @@ class ContextEncoder(nn.Module):
         if layers is None:
             return len(self.layers)
         if not 1 <= layers <= len(self.layers):
-            raise DataError(f"layer {layers} was asked for, but the network has layers 1 to {len(self.layers)}")
+            raise DataError(
+                f"layer {layers} was asked for, but the network has layers 1 to {len(self.layers)}"
+            )
         return layers
 
 
@@ -243,9 +271,13 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout)
-        self.adapter = None if config.adapter_attn_dim is None else Adapter(config, config.adapter_attn_dim)
+        self.adapter = (
+            None if config.adapter_attn_dim is None else Adapter(config, config.adapter_attn_dim)
+        )
 
-    def forward(self, x: Tensor, attended: Attended, attend: Attend) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, attended: AttentionMask, attend: AttentionFn
+    ) -> tuple[Tensor, Tensor | None]:
         """Returns (B, T, D) and, from back ends that have them, the attention weights (B, H, T, T)."""
         if self.pre_norm:
             y, weights = self.attention(self.attention_norm(x), attended, attend)
@@ -264,10 +296,14 @@ class SelfAttention(nn.Module):
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
         self.heads, self.dropout = config.num_attention_heads, config.attention_dropout
-        self.qkv = _linear(config.hidden_size, 3 * config.hidden_size, config.initializer_range)  # rows: queries, keys, values
+        self.qkv = _linear(
+            config.hidden_size, 3 * config.hidden_size, config.initializer_range
+        )  # rows: queries, keys, values
         self.out = _linear(config.hidden_size, config.hidden_size, config.initializer_range)
 
-    def forward(self, x: Tensor, attended: Attended, attend: Attend) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, attended: AttentionMask, attend: AttentionFn
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, T, D) -> (B, T, D) and the weights, if `attend` has them."""
         batch, frames, width = x.shape
         qkv = self.qkv(x).view(batch, frames, 3, self.heads, width // self.heads)
@@ -292,7 +328,7 @@ class FeedForward(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A small correction of a layer's output, to be added to it: (B, T, D) -> (B, T, D). One set per language: model/languages.py.
+    """A small correction of a layer's output, to be added to it: (B, T, D) -> (B, T, D). One set per language: model/language_adapters.py.
 
     Norm, projection to a few channels, ReLU, projection back (arXiv:2305.13516, section 4.2; `transformers`' HubertAttnAdapterLayer). The
     last projection starts at zero, so that a new adapter changes nothing.
@@ -314,7 +350,9 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        y = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        y = F.layer_norm(
+            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
+        )
         return y.to(self.weight.dtype)
 
 

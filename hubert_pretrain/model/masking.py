@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hubert_pretrain.errors import ConfigError, DataError, nearest
+from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
 from hubert_pretrain.model.config import SPAN_LENGTHS
 
 Mask = NDArray[np.bool_]
@@ -64,7 +64,9 @@ def span_mask(
     return mask
 
 
-def _lengths(count: int, lengths: str, span: int, other: float, generator: np.random.Generator) -> NDArray[np.int64]:
+def _lengths(
+    count: int, lengths: str, span: int, other: float, generator: np.random.Generator
+) -> NDArray[np.int64]:
     """(count,) frames of each span."""
     if lengths == "static":
         return np.full(count, span)
@@ -74,7 +76,7 @@ def _lengths(count: int, lengths: str, span: int, other: float, generator: np.ra
         return np.maximum(1, np.rint(generator.normal(span, other, size=count))).astype(np.int64)
     if lengths == "poisson":
         return generator.poisson(span, size=count)
-    expected = f"one of {', '.join(SPAN_LENGTHS)} was expected{nearest(lengths, SPAN_LENGTHS)}"
+    expected = f"one of {', '.join(SPAN_LENGTHS)} was expected{did_you_mean(lengths, SPAN_LENGTHS)}"
     raise ConfigError(f"lengths of spans is {lengths!r}, but {expected}")
 
 
@@ -87,7 +89,9 @@ def _apart(
     """
     free, placed = [(0, num_frames)], []
     for size in sorted(sizes.tolist(), reverse=True):
-        room = np.array([stop - start if stop - start >= max(size, 1) else 0 for start, stop in free])
+        room = np.array(
+            [stop - start if stop - start >= max(size, 1) else 0 for start, stop in free]
+        )
         if not room.any():
             break
         start, stop = free.pop(generator.choice(len(free), p=room / room.sum()))
@@ -98,7 +102,9 @@ def _apart(
     return np.array(begins, dtype=np.int64), np.array(kept, dtype=np.int64)
 
 
-def fixed_count(mask: Mask, count: int, *, span_frames: int, generator: np.random.Generator) -> Mask:
+def fixed_count(
+    mask: Mask, count: int, *, span_frames: int, generator: np.random.Generator
+) -> Mask:
     """A copy of `mask` with exactly `count` hidden frames.
 
     Too many: random single frames are shown again, as the reference does when it equalises the rows of a batch. Too few: whole spans are
@@ -106,7 +112,9 @@ def fixed_count(mask: Mask, count: int, *, span_frames: int, generator: np.rando
     Raises DataError when `count` is more than the frames that there are.
     """
     if count > len(mask):
-        raise DataError(f"{count} of {len(mask)} frames cannot be hidden; the count must be at most the number of frames")
+        raise DataError(
+            f"{count} of {len(mask)} frames cannot be hidden; the count must be at most the number of frames"
+        )
     mask = mask.copy()
     while mask.sum() < count:
         start = generator.choice(np.flatnonzero(~mask))
@@ -117,7 +125,14 @@ def fixed_count(mask: Mask, count: int, *, span_frames: int, generator: np.rando
 
 
 def expected_count(
-    num_frames: int, *, probability: float, span_frames: int, min_spans: int, rows: int = 8, trials: int = 200, **lengths: Any
+    num_frames: int,
+    *,
+    probability: float,
+    span_frames: int,
+    min_spans: int,
+    rows: int = 8,
+    trials: int = 200,
+    **lengths: Any,
 ) -> int:
     """Hidden frames per row that the reference has on average after it cut every row of a batch to the smallest count.
 
@@ -125,6 +140,14 @@ def expected_count(
     function: the simulation is seeded by its arguments. `lengths`: further arguments of `span_mask`.
     """
     generator = np.random.Generator(np.random.PCG64([num_frames, span_frames, min_spans, rows]))
-    sampler: dict[str, Any] = {"probability": probability, "span_frames": span_frames, "min_spans": min_spans, **lengths}
-    counts = [[int(span_mask(num_frames, **sampler, generator=generator).sum()) for _ in range(rows)] for _ in range(trials)]
+    sampler: dict[str, Any] = {
+        "probability": probability,
+        "span_frames": span_frames,
+        "min_spans": min_spans,
+        **lengths,
+    }
+    counts = [
+        [int(span_mask(num_frames, **sampler, generator=generator).sum()) for _ in range(rows)]
+        for _ in range(trials)
+    ]
     return max(1, min(num_frames - 1, round(float(np.mean(np.min(counts, axis=1))))))

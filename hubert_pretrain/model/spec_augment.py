@@ -37,7 +37,13 @@ class SpecAugment:
         return SpecAugment(**{name: fields[name] for name in vars(SpecAugment()) if name in fields})
 
     def draw(
-        self, rows: int, num_frames: int, width: int, *, generator: np.random.Generator, valid_frames: Sequence[int] | None = None
+        self,
+        rows: int,
+        num_frames: int,
+        width: int,
+        *,
+        generator: np.random.Generator,
+        valid_frames: Sequence[int] | None = None,
     ) -> tuple[Mask | None, Mask | None]:
         """The arguments `mask` (B, T) and `channel_mask` (B, D) of Hubert.forward; None where a probability is 0.
 
@@ -81,9 +87,13 @@ def span_masks(
     """
     rows, size = shape
     if span < 1:
-        raise ConfigError(f"spans of {span} positions cannot be hidden; mask_time_length and mask_feature_length must be at least 1")
+        raise ConfigError(
+            f"spans of {span} positions cannot be hidden; mask_time_length and mask_feature_length must be at least 1"
+        )
     if span > size:
-        raise DataError(f"spans of {span} positions do not fit rows of {size}; leave shorter utterances out or choose shorter spans")
+        raise DataError(
+            f"spans of {span} positions do not fit rows of {size}; leave shorter utterances out or choose shorter spans"
+        )
     rounding = float(generator.random())  # one for all rows
     mask = np.zeros(shape, dtype=np.bool_)
     most = _count(size, size, probability, span, min_spans, rounding)
@@ -91,15 +101,23 @@ def span_masks(
         return mask
     for row, length in enumerate([size] * rows if lengths is None else lengths):
         count = _count(length, size, probability, span, min_spans, rounding)
-        starts = generator.choice(np.arange(length - (span - 1)), count, replace=False) if length >= span else np.array([], dtype=int)
+        starts = (
+            generator.choice(np.arange(length - (span - 1)), count, replace=False)
+            if length >= span
+            else np.array([], dtype=int)
+        )
         if count == 0:
-            starts = np.array([size - 1])  # their filling for a row with no span: the last position, which is padding then
+            starts = np.array(
+                [size - 1]
+            )  # their filling for a row with no span: the last position, which is padding then
         hidden = starts[:, None] + np.arange(span)
         mask[row, np.minimum(hidden, size - 1)] = True
     return mask
 
 
-def _count(length: int, size: int, probability: float, span: int, min_spans: int, rounding: float) -> int:
+def _count(
+    length: int, size: int, probability: float, span: int, min_spans: int, rounding: float
+) -> int:
     """Spans in a row of `length` of `size` positions: no more than fit into `size` side by side, nor than there are starts."""
     count = max(int(probability * length / span + rounding), min_spans)
     if count * span > size:

@@ -45,10 +45,16 @@ def gradient_by_x(gradient: Tensor, x: Tensor, taps: Tensor, kernel: int, stride
     return by_x
 
 
-def add_gradient_by_taps(by_taps: Tensor, gradient: Tensor, x: Tensor, kernel: int, stride: int) -> None:
+def add_gradient_by_taps(
+    by_taps: Tensor, gradient: Tensor, x: Tensor, kernel: int, stride: int
+) -> None:
     """Adds that of `convolve` by its taps to `by_taps` (kC, O)."""
     out, width = gradient.shape[1], kernel * x.shape[2]
-    views = _views(x, out, kernel, stride) if width > NARROW else [(_view(x, out, stride, 0, width).contiguous(), slice(None))]
+    views = (
+        _views(x, out, kernel, stride)
+        if width > NARROW
+        else [(_view(x, out, stride, 0, width).contiguous(), slice(None))]
+    )
     for rows, columns in views:
         for left, right in zip(rows, gradient, strict=True):
             by_taps[columns].addmm_(left.T, right)
@@ -64,7 +70,9 @@ def _views(x: Tensor, out: int, kernel: int, stride: int) -> Iterator[tuple[Tens
 def _view(x: Tensor, out: int, stride: int, start: int, width: int) -> Tensor:
     """(B, U, width): so many numbers of every window of x (B, T, C), from one of them on."""
     batch, frames, channels = x.shape
-    return x.as_strided((batch, out, width), (frames * channels, stride * channels, 1), x.storage_offset() + start)
+    return x.as_strided(
+        (batch, out, width), (frames * channels, stride * channels, 1), x.storage_offset() + start
+    )
 
 
 def _multiply(y: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
@@ -72,7 +80,9 @@ def _multiply(y: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
     if y.device.type != "cpu":
         torch.baddbmm(y, a, b.expand(len(a), -1, -1), beta=int(add), out=y)
         return
-    for row, left in zip(y, a, strict=True):  # a batched product of such strides has no fast form on a CPU
+    for row, left in zip(
+        y, a, strict=True
+    ):  # a batched product of such strides has no fast form on a CPU
         if add:
             row.addmm_(left, b)
         else:

@@ -15,7 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hubert_pretrain.model.strided_matmul import add_gradient_by_taps, as_taps, as_weight, convolve, gradient_by_x
+from hubert_pretrain.model.strided_matmul import (
+    add_gradient_by_taps,
+    as_taps,
+    as_weight,
+    convolve,
+    gradient_by_x,
+)
 
 TILE_BYTES = 4 << 20
 """Of the frames that enter a tile of the convolution on a CPU."""
@@ -50,7 +56,9 @@ class Tile(NamedTuple):
     """Positions of x that it needs."""
 
 
-def convolve_after(before: Before, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+def convolve_after(
+    before: Before, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int
+) -> Tensor:
     """The convolution of before(x): (B, T, C_in), (O, C, k), (O,) -> (B, U, O), with gradients for all tensors, of which only x is kept.
 
     Autograd alone would keep what enters and what leaves each norm and activation: of HuBERT Base's conv encoder three quarters more.
@@ -62,9 +70,20 @@ def convolve_after(before: Before, x: Tensor, weight: Tensor, bias: Tensor | Non
 
 class _Tiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, before: Before, stride: int, x: Tensor, weight: Tensor, bias: Tensor | None, *tensors: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        before: Before,
+        stride: int,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *tensors: Tensor | None,
+    ) -> Tensor:
         ctx.before, ctx.stride, ctx.has_bias = before, stride, bias is not None
-        ctx.autocast = {"dtype": torch.get_autocast_dtype(x.device.type), "enabled": torch.is_autocast_enabled(x.device.type)}
+        ctx.autocast = {
+            "dtype": torch.get_autocast_dtype(x.device.type),
+            "enabled": torch.is_autocast_enabled(x.device.type),
+        }
         ctx.save_for_backward(x, weight, *tensors)
         return _forward(before, stride, x, weight, bias, tensors)
 
@@ -77,11 +96,15 @@ class _Tiled(torch.autograd.Function):
         by_taps = torch.zeros_like(taps) if weight_wanted else None
         by_x = _Stitched(x) if x_wanted else None
         by_tensors = [
-            torch.zeros_like(tensor) if tensor is not None and wish else None for tensor, wish in zip(tensors, wanted, strict=True)
+            torch.zeros_like(tensor) if tensor is not None and wish else None
+            for tensor, wish in zip(tensors, wanted, strict=True)
         ]
         for tile in _tiles(x, gradient.shape[1], weight, stride, before):
             parts = _parts(before, tensors, tile)
-            leaves = [None if part is None else part.detach().requires_grad_(wish) for part, wish in zip(parts, wanted, strict=True)]
+            leaves = [
+                None if part is None else part.detach().requires_grad_(wish)
+                for part, wish in zip(parts, wanted, strict=True)
+            ]
             piece = x[tile.rows, tile.into].detach().requires_grad_(x_wanted)
             with torch.enable_grad(), torch.autocast(x.device.type, **ctx.autocast):
                 entering = before.function(piece, *leaves)
@@ -102,14 +125,25 @@ class _Tiled(torch.autograd.Function):
         return None, None, None if by_x is None else by_x.whole(), by_weight, by_bias, *by_tensors
 
 
-def _forward(before: Before, stride: int, x: Tensor, weight: Tensor, bias: Tensor | None, tensors: tuple[Tensor | None, ...]) -> Tensor:
+def _forward(
+    before: Before,
+    stride: int,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tensors: tuple[Tensor | None, ...],
+) -> Tensor:
     device, kernel = x.device.type, weight.shape[2]
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     taps = as_taps(weight.to(dtype))
     entering_frames = (x.shape[1] - before.kernel) // before.stride + 1
-    y = x.new_empty(x.shape[0], (entering_frames - kernel) // stride + 1, weight.shape[0], dtype=dtype)
+    y = x.new_empty(
+        x.shape[0], (entering_frames - kernel) // stride + 1, weight.shape[0], dtype=dtype
+    )
     for tile in _tiles(x, y.shape[1], weight, stride, before):
-        entering = before.function(x[tile.rows, tile.into], *_parts(before, tensors, tile)).to(dtype)
+        entering = before.function(x[tile.rows, tile.into], *_parts(before, tensors, tile)).to(
+            dtype
+        )
         with torch.autocast(device, enabled=False):
             convolve(entering, taps, kernel, stride, y[tile.rows, tile.out])
     return y if bias is None else y.add_(bias.to(dtype))
@@ -118,7 +152,10 @@ def _forward(before: Before, stride: int, x: Tensor, weight: Tensor, bias: Tenso
 def _parts(before: Before, tensors: Any, tile: Tile) -> list[Tensor | None]:
     """The tensors that a tile needs: those of its rows, where each row has its own."""
     shared = len(before.shared)
-    return [*tensors[:shared], *(None if tensor is None else tensor[tile.rows] for tensor in tensors[shared:])]
+    return [
+        *tensors[:shared],
+        *(None if tensor is None else tensor[tile.rows] for tensor in tensors[shared:]),
+    ]
 
 
 def _tiles(x: Tensor, out: int, weight: Tensor, stride: int, before: Before) -> Iterator[Tile]:
@@ -140,7 +177,11 @@ class _Stitched:
     """The gradient by x from those of tiles, whose ends overlap."""
 
     def __init__(self, x: Tensor) -> None:
-        self._sum, self._row, self._covered = torch.empty_like(x, memory_format=torch.contiguous_format), -1, x.shape[1]
+        self._sum, self._row, self._covered = (
+            torch.empty_like(x, memory_format=torch.contiguous_format),
+            -1,
+            x.shape[1],
+        )
 
     def add(self, tile: Tile, gradient: Tensor) -> None:
         """Tiles come row by row and from left to right."""

@@ -40,7 +40,10 @@ class Alarms:
     def _rules(self, step: int, values: dict[str, float]) -> dict[str, tuple[bool, int, str]]:
         """name -> (whether it looks so now, how often in a row it must, what to say)."""
         warm = step >= self.warmup_steps
-        loss, entropy = values.get("loss/masked", 0.0), values.get("health/unigram_entropy", float("inf"))
+        loss, entropy = (
+            values.get("loss/masked", 0.0),
+            values.get("health/unigram_entropy", float("inf")),
+        )
         predicted = _most(values, "health/largest_share/predictions")
         asked = _most(values, "health/largest_share/targets")
         fed = values.get("audio_seconds_per_second", 0.0)
@@ -87,7 +90,9 @@ class Alarms:
     def _faded(self, values: dict[str, float]) -> str:
         """The first layer whose output has nearly vanished; "" for none."""
         for name, value in values.items():
-            if name.startswith("health/layer_scale/") and value < FADED * self._first.setdefault(name, value):
+            if name.startswith("health/layer_scale/") and value < FADED * self._first.setdefault(
+                name, value
+            ):
                 return name.rsplit("/", 1)[1].lstrip("0")
         return ""
 

@@ -18,15 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.augment import Augmentation
-from hubert_pretrain.data.batches import BatchPlan, MicroBatch
+from hubert_pretrain.data.batching import BucketSampler, MicroBatch
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.model.masking import Lengths, fixed_count, span_mask
 from hubert_pretrain.seeds import generator
+from hubert_pretrain.training.dataloading import ResumableSampler, equal_share, loader, to_device
 from hubert_pretrain.training.limits import CACHE_BYTES
-from hubert_pretrain.training.loading import FromStep, even_share, fed_to, loader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +76,18 @@ class CropSource:
             augmentation: what is done to the audio of a micro-batch; None: nothing.
             cache_bytes: a split whose audio takes no more than this as float32 are kept in memory; None: CACHE_BYTES.
         """
-        self.corpus, self.targets, self.grid, self.normalize, self.masking = corpus, targets, grid, normalize, masking
+        self.corpus, self.targets, self.grid, self.normalize, self.masking = (
+            corpus,
+            targets,
+            grid,
+            normalize,
+            masking,
+        )
         self.augmentation = augmentation
         num_samples = sum(group.total_samples for group in corpus.manifest.by_length(split))
-        self._cached = num_samples * np.float32().nbytes <= (CACHE_BYTES if cache_bytes is None else cache_bytes)
+        self._cached = num_samples * np.float32().nbytes <= (
+            CACHE_BYTES if cache_bytes is None else cache_bytes
+        )
         self._cache: dict[int, NDArray[np.float32]] = {}
 
     def tensors(self, micro_batch: MicroBatch, purpose: str) -> dict[str, Any]:
@@ -92,7 +100,11 @@ class CropSource:
         targets = np.stack([self.targets(row)[start : start + frames] for row, start in crops])
         return {
             "waveform": torch.from_numpy(self.waveform(micro_batch)),
-            "targets": torch.from_numpy(targets.astype(np.float32 if np.issubdtype(targets.dtype, np.floating) else np.int64)),
+            "targets": torch.from_numpy(
+                targets.astype(
+                    np.float32 if np.issubdtype(targets.dtype, np.floating) else np.int64
+                )
+            ),
             "mask": torch.from_numpy(self.masking.mask(micro_batch, purpose)),
             "masked_frames": micro_batch.shape.masked_frames * len(crops),
             "index": micro_batch.index,
@@ -101,12 +113,22 @@ class CropSource:
     def waveform(self, micro_batch: MicroBatch) -> NDArray[np.float32]:
         """The audio of a micro-batch, (B, S)."""
         frames = micro_batch.shape.num_frames
-        waveform = np.empty((len(micro_batch.rows), self.grid.num_samples(frames)), dtype=np.float32)
-        for b, (row, start) in enumerate(zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True)):
+        waveform = np.empty(
+            (len(micro_batch.rows), self.grid.num_samples(frames)), dtype=np.float32
+        )
+        for b, (row, start) in enumerate(
+            zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True)
+        ):
             self.read(row, start, frames, out=waveform[b])
-        return waveform if self.augmentation is None else self._augmented(waveform, micro_batch, self.augmentation)
+        return (
+            waveform
+            if self.augmentation is None
+            else self._augmented(waveform, micro_batch, self.augmentation)
+        )
 
-    def read(self, row: int, start_frame: int, num_frames: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
+    def read(
+        self, row: int, start_frame: int, num_frames: int, out: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         """Waveform (S,) of exactly `num_frames` frames from `start_frame` on, in `out`, normalised as a part of the whole utterance.
 
         With an augmentation it is not normalised yet: that comes after it.
@@ -119,14 +141,20 @@ class CropSource:
         out[:] = self._cache[row][start : start + length]
         return out
 
-    def _augmented(self, waveform: NDArray[np.float32], micro_batch: MicroBatch, augment: Augmentation) -> NDArray[np.float32]:
+    def _augmented(
+        self, waveform: NDArray[np.float32], micro_batch: MicroBatch, augment: Augmentation
+    ) -> NDArray[np.float32]:
         """(B, S). A row that changed is normalised by its own mean and variance, noise included: at inference, too, a recording is
         normalised with its noise in it, and of the whole utterance with noise nothing is known. The others are as without augmentation."""
         rows = micro_batch.rows.tolist()
         waveform, changed = augment(waveform, index=micro_batch.index, rows=rows)
         for b, row in enumerate(rows if self.normalize else []):
             own = changed[b]
-            waveform[b] = audio.normalize(waveform[b], waveform[b].mean(), waveform[b].var()) if own else self._normalised(row, waveform[b])
+            waveform[b] = (
+                audio.normalize(waveform[b], waveform[b].mean(), waveform[b].var())
+                if own
+                else self._normalised(row, waveform[b])
+            )
         return waveform
 
     def _kept(self, row: int, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -142,7 +170,7 @@ class CropSource:
 class MicroBatches(Dataset[dict[str, Any]]):
     """Item g is micro-batch g of the training stream. Holds no position: any process may be asked for any item."""
 
-    def __init__(self, plan: BatchPlan, source: CropSource) -> None:
+    def __init__(self, plan: BucketSampler, source: CropSource) -> None:
         self.plan, self.source = plan, source
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -171,7 +199,7 @@ class ValidationBatches(Dataset[dict[str, Any]]):
 
 def loaders(
     trainer: L.Trainer,
-    plan: BatchPlan,
+    plan: BucketSampler,
     corpus: Corpus,
     targets: Callable[[int], NDArray[Any]],
     *,
@@ -192,19 +220,33 @@ def loaders(
             f"{manifest.path}: {sum(map(len, valid))} utterances in split 'valid', none as long as the shortest crop "
             f"({plan.shapes[0].num_frames} frames); raise data.valid_fraction, or give the corpus a 'valid' split"
         )
-    source = partial(CropSource, corpus, targets, grid=plan.grid, normalize=normalize, masking=masking)
+    source = partial(
+        CropSource, corpus, targets, grid=plan.grid, normalize=normalize, masking=masking
+    )
     rank, world_size = trainer.global_rank, trainer.world_size
-    numbers = FromStep(
-        lambda: trainer.global_step, steps=trainer.max_steps, micro_batches=plan.micro_batches, rank=rank, world_size=world_size
+    numbers = ResumableSampler(
+        lambda: trainer.global_step,
+        steps=trainer.max_steps,
+        micro_batches=plan.micro_batches,
+        rank=rank,
+        world_size=world_size,
     )
-    stream = loader(MicroBatches(plan, source(split="train", augmentation=augmentation)), numbers, workers=workers)
+    stream = loader(
+        MicroBatches(plan, source(split="train", augmentation=augmentation)),
+        numbers,
+        workers=workers,
+    )
     return (
-        fed_to(trainer.strategy.root_device, stream),
-        loader(ValidationBatches(covered, source(split="valid")), even_share(len(covered), rank, world_size), workers=workers),
+        to_device(trainer.strategy.root_device, stream),
+        loader(
+            ValidationBatches(covered, source(split="valid")),
+            equal_share(len(covered), rank, world_size),
+            workers=workers,
+        ),
     )
 
 
-def describe_micro_batch(index: int, *, plan: BatchPlan, manifest: Manifest) -> str:
+def describe_micro_batch(index: int, *, plan: BucketSampler, manifest: Manifest) -> str:
     """What a person needs to find a micro-batch: its step and the ids of its utterances."""
     ids = ", ".join(manifest[row].id for row in plan.micro_batch(index).rows.tolist())
     return f"step {index // plan.micro_batches + 1}, utterances {ids}"

@@ -18,7 +18,7 @@ from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.flops import training_flops_per_second
 from hubert_pretrain.pretrain.loss import Prediction
-from hubert_pretrain.training.strategies import plain
+from hubert_pretrain.training.strategies import full_tensor
 
 
 class Health:
@@ -30,7 +30,9 @@ class Health:
             n_clusters: K_1 ... K_N.
         """
         self.n_clusters = n_clusters
-        self._counts: list[tuple[Tensor, Tensor]] = []  # per codebook: of targets (K,) and of predictions (K,)
+        self._counts: list[
+            tuple[Tensor, Tensor]
+        ] = []  # per codebook: of targets (K,) and of predictions (K,)
         self._scales: dict[int, Tensor] = {}  # L -> sum over micro-batches of the rms of its output
         self._passes = 0
 
@@ -43,7 +45,9 @@ class Health:
         for layer, state in enumerate(states, start=1):
             if keep is None or keep[layer - 1]:
                 scale = state.detach().float().square().mean().sqrt()
-                self._scales[layer] = self._scales[layer] + scale if layer in self._scales else scale
+                self._scales[layer] = (
+                    self._scales[layer] + scale if layer in self._scales else scale
+                )
 
     def add(self, masked: Prediction) -> None:
         """The hidden frames of a micro-batch."""
@@ -70,9 +74,14 @@ class Health:
         for codebook, k in enumerate(self.n_clusters, start=1):
             suffix = f"/codebook_{codebook}" if len(self.n_clusters) > 1 else ""
             for kind in ("targets", "predictions"):
-                values |= {f"health/{name}/{kind}{suffix}": value for name, value in usage(numbers[at : at + k].astype(np.int64)).items()}
+                values |= {
+                    f"health/{name}/{kind}{suffix}": value
+                    for name, value in usage(numbers[at : at + k].astype(np.int64)).items()
+                }
                 at += k
-        values["health/unigram_entropy"] = sum(value for name, value in values.items() if name.startswith("health/entropy/targets"))
+        values["health/unigram_entropy"] = sum(
+            value for name, value in values.items() if name.startswith("health/entropy/targets")
+        )
         # A layer that is dropped in this step is so on every rank.
         for layer, scale in zip(sorted(self._scales), numbers[at:].tolist(), strict=True):
             values[f"health/layer_scale/{layer:02d}"] = scale / distributed.world_size()
@@ -96,18 +105,32 @@ def embedding_norms(head: nn.Module) -> dict[str, float]:
     units = getattr(head, "unit_embeddings", None)
     if units is None:
         return {}
-    norms = plain(units.detach()).float().norm(dim=1)
+    norms = full_tensor(units.detach()).float().norm(dim=1)
     low, mean, high = torch.stack([norms.min(), norms.mean(), norms.max()]).tolist()
-    return {"health/embedding_norm/min": low, "health/embedding_norm/mean": mean, "health/embedding_norm/max": high}
+    return {
+        "health/embedding_norm/min": low,
+        "health/embedding_norm/mean": mean,
+        "health/embedding_norm/max": high,
+    }
 
 
-def training_flops(config: HubertConfig, rows: int, samples: int, n_clusters: int, masked: float, **step: Any) -> float:
+def training_flops(
+    config: HubertConfig, rows: int, samples: int, n_clusters: int, masked: float, **step: Any
+) -> float:
     """Operations of a micro-batch (B, S), forward and backward; `step` as in model/flops.py. A dropped layer counts as if it had run, as is
     the custom."""
     clip_seconds = samples / SAMPLE_RATE
-    return rows * clip_seconds * training_flops_per_second(config, clip_seconds=clip_seconds, n_clusters=n_clusters, masked=masked, **step)
+    return (
+        rows
+        * clip_seconds
+        * training_flops_per_second(
+            config, clip_seconds=clip_seconds, n_clusters=n_clusters, masked=masked, **step
+        )
+    )
 
 
 def _count(ids: Tensor, n_clusters: int) -> Tensor:
     """(M,) -> (K,) counts. `bincount` would ask the device for the largest id, and wait; counts are exact in fp32 below 16 million."""
-    return torch.zeros(n_clusters, device=ids.device).scatter_add_(0, ids, torch.ones_like(ids, dtype=torch.float32))
+    return torch.zeros(n_clusters, device=ids.device).scatter_add_(
+        0, ids, torch.ones_like(ids, dtype=torch.float32)
+    )

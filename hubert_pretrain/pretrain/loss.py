@@ -19,7 +19,7 @@ LN_2 = 0.6931471805599453
 """Nats per bit: fairseq logs bits."""
 
 
-class Supervised(NamedTuple):
+class SupervisedLayer(NamedTuple):
     """A layer that predicts the targets."""
 
     score: Callable[[Tensor], Tensor]
@@ -64,7 +64,7 @@ class PretrainLoss:
 
 
 def masked_prediction_loss(
-    layers: Sequence[Supervised],
+    layers: Sequence[SupervisedLayer],
     targets: Tensor,
     mask: Tensor,
     feature_penalty: Tensor,
@@ -84,7 +84,7 @@ def masked_prediction_loss(
         gradient = sum over micro-batches of d(w_m CE_masked + w_u CE_unmasked + 10 mean(features^2) S_i) / S
 
     with S_i the predicted frames of micro-batch i: hidden ones when w_m > 0, visible ones when w_u > 0. S is known before the step runs
-    (data/batches.py), so each micro-batch returns its own share and shares only have to be *summed*. CE is a sum over the codebooks and
+    (data/batching.py), so each micro-batch returns its own share and shares only have to be *summed*. CE is a sum over the codebooks and
     over the layers (times their weights), but S counts each frame once, as the reference takes S from its first target.
 
     Args:
@@ -101,18 +101,27 @@ def masked_prediction_loss(
     hidden, visible = _split(mask, masked_frames)
     wanted = [part.flatten(0, 1) for part in per_codebook(targets, n_clusters)]
     masked = [_predict(layer, hidden, wanted, n_clusters) for layer in layers]
-    terms = [layer.weight * masked_weight * part.nll for layer, part in zip(layers, masked, strict=True)]
+    terms = [
+        layer.weight * masked_weight * part.nll for layer, part in zip(layers, masked, strict=True)
+    ]
     predicted, unmasked = masked_frames if masked_weight > 0 else 0, None
     if unmasked_weight > 0:
         seen = [_predict(layer, visible, wanted, n_clusters) for layer in layers]
-        terms += [layer.weight * unmasked_weight * part.nll for layer, part in zip(layers, seen, strict=True)]
+        terms += [
+            layer.weight * unmasked_weight * part.nll
+            for layer, part in zip(layers, seen, strict=True)
+        ]
         predicted, unmasked = predicted + len(visible), seen[-1]
     elif measure_unmasked:
         with torch.no_grad():
             unmasked = _predict(layers[-1], visible, wanted, n_clusters)
     loss = sum(terms[1:], terms[0]) + feature_penalty_weight * feature_penalty.float() * predicted
     return PretrainLoss(
-        loss=loss / normaliser, masked=masked[-1], unmasked=unmasked, feature_penalty=feature_penalty, intermediate=tuple(masked[:-1])
+        loss=loss / normaliser,
+        masked=masked[-1],
+        unmasked=unmasked,
+        feature_penalty=feature_penalty,
+        intermediate=tuple(masked[:-1]),
     )
 
 
@@ -135,13 +144,22 @@ def _split(mask: Tensor, masked_frames: int) -> tuple[Tensor, Tensor]:
     hidden = mask.flatten()
     # A stable sort puts the hidden frames first: `flat[hidden]` would ask the device how many there are, and wait for the answer.
     waits = hidden.device.type != "cpu" or torch.compiler.is_compiling()
-    order = torch.argsort(~hidden, stable=True) if waits else torch.cat([hidden.nonzero()[:, 0], (~hidden).nonzero()[:, 0]])
+    order = (
+        torch.argsort(~hidden, stable=True)
+        if waits
+        else torch.cat([hidden.nonzero()[:, 0], (~hidden).nonzero()[:, 0]])
+    )
     return order[:masked_frames], order[masked_frames:]
 
 
-def _predict(layer: Supervised, chosen: Tensor, targets: Sequence[Tensor], n_clusters: Sequence[int]) -> Prediction:
+def _predict(
+    layer: SupervisedLayer, chosen: Tensor, targets: Sequence[Tensor], n_clusters: Sequence[int]
+) -> Prediction:
     logits = layer.score(layer.encoded.flatten(0, 1)[chosen]).float()  # (M, K)
-    each = [_score(part, wanted[chosen]) for part, wanted in zip(logits.split(list(n_clusters), dim=1), targets, strict=True)]
+    each = [
+        _score(part, wanted[chosen])
+        for part, wanted in zip(logits.split(list(n_clusters), dim=1), targets, strict=True)
+    ]
     if len(each) == 1:
         return each[0]
     nll = torch.stack([part.nll for part in each]).sum()
@@ -154,4 +172,10 @@ def _score(logits: Tensor, targets: Tensor) -> Prediction:
     soft = targets.is_floating_point()
     guessed, wanted = logits.detach().argmax(dim=-1), targets.argmax(dim=-1) if soft else targets
     nll = F.cross_entropy(logits, targets.float() if soft else targets, reduction="sum")
-    return Prediction(nll=nll, correct=(guessed == wanted).sum(), frames=len(targets), wanted=wanted, guessed=guessed)
+    return Prediction(
+        nll=nll,
+        correct=(guessed == wanted).sum(),
+        frames=len(targets),
+        wanted=wanted,
+        guessed=guessed,
+    )

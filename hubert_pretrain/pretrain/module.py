@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from hubert_pretrain import distributed
 from hubert_pretrain.frames import seconds as in_seconds
-from hubert_pretrain.model.compiling import CompileClock
+from hubert_pretrain.model.compile import CompileClock
+from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.pretraining_head import CodebookHead, SoftmaxHead
 from hubert_pretrain.pretrain.alarms import Alarms
 from hubert_pretrain.pretrain.health import Health, embedding_norms, training_flops
+from hubert_pretrain.pretrain.layer_supervision import LayerSupervision
 from hubert_pretrain.pretrain.loss import LN_2, Prediction, PretrainLoss, masked_prediction_loss
-from hubert_pretrain.pretrain.supervision import Supervision
 from hubert_pretrain.seeds import derive, generator
 from hubert_pretrain.training.loggers import report
 from hubert_pretrain.training.module import Meter, TrainingModule
-from hubert_pretrain.training.strategies import zero_term
+from hubert_pretrain.training.strategies import zero_grad_term
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class PretrainModule(TrainingModule):
         head: CodebookHead | SoftmaxHead,
         *,
         seed: int,
-        supervision: Supervision | None = None,
+        supervision: LayerSupervision | None = None,
         masked_weight: float = 1.0,
         unmasked_weight: float = 0.0,
         feature_penalty: float = 10.0,
@@ -55,11 +55,23 @@ class PretrainModule(TrainingModule):
             describe_micro_batch: names the step and the utterances of a micro-batch.
             training: goes to `TrainingModule`.
         """
-        super().__init__(shown=("loss/masked", "accuracy/masked", "accuracy/unmasked", "audio_seconds_per_second"), **training)
+        super().__init__(
+            shown=(
+                "loss/masked",
+                "accuracy/masked",
+                "accuracy/unmasked",
+                "audio_seconds_per_second",
+            ),
+            **training,
+        )
         self.model, self.head, self.seed = model, head, seed
-        self.masked_weight, self.unmasked_weight, self.feature_penalty = masked_weight, unmasked_weight, feature_penalty
+        self.masked_weight, self.unmasked_weight, self.feature_penalty = (
+            masked_weight,
+            unmasked_weight,
+            feature_penalty,
+        )
         self.freeze_conv_after_steps = freeze_conv_after_steps
-        self.supervision = supervision or Supervision(model.config)
+        self.supervision = supervision or LayerSupervision(model.config)
         self._describe = describe_micro_batch
         self.valid_values: dict[str, float] = {}
         """What the last validation found: masked_loss_nats, masked_accuracy, unmasked_loss_nats, unmasked_accuracy."""
@@ -73,7 +85,9 @@ class PretrainModule(TrainingModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """This micro-batch's share of the loss of its step."""
         step = self.trainer.global_step
-        torch.manual_seed(derive(self.seed, "dropout", batch["index"]))  # torch's dropout has no generator argument
+        torch.manual_seed(
+            derive(self.seed, "dropout", batch["index"])
+        )  # torch's dropout has no generator argument
         if batch["waveform"].is_cuda and self.compile_clock is not None:
             torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may now write over what the last micro-batch left behind
         masked_frames, all_frames = batch["step_frames"]
@@ -81,7 +95,8 @@ class PretrainModule(TrainingModule):
             batch,
             layer_keep=self.layer_keep(step),
             frozen=self.is_frozen(step),
-            normaliser=(self.masked_weight > 0) * masked_frames + (self.unmasked_weight > 0) * (all_frames - masked_frames),
+            normaliser=(self.masked_weight > 0) * masked_frames
+            + (self.unmasked_weight > 0) * (all_frames - masked_frames),
             measure_unmasked=self.is_logging_step,
             measure_layers=self.is_logging_step,
         )
@@ -91,7 +106,7 @@ class PretrainModule(TrainingModule):
         self.meter.add(audio=audio)
         if self.is_logging_step:
             self._health.add(result.masked)
-        loss = result.loss + zero_term(self, self._idle(step))
+        loss = result.loss + zero_grad_term(self, self._idle(step))
         # The wanted gradient is the sum over micro-batches. Lightning divides by their number per rank, DDP (and FSDP) by that of ranks.
         return loss * (self.trainer.accumulate_grad_batches * distributed.world_size())
 
@@ -112,9 +127,18 @@ class PretrainModule(TrainingModule):
     def _flops_of(self, batch: dict[str, Any]) -> float:
         (rows, samples), frozen = batch["waveform"].shape, self.is_frozen(self.trainer.global_step)
         if (rows, samples, frozen) not in self._flops_by_shape:
-            share, head = batch["masked_frames"] / batch["mask"].numel(), "softmax" if isinstance(self.head, SoftmaxHead) else "cosine"
-            form: dict[str, Any] = {"head": head, "supervised_layers": 1 + len(self.supervision.intermediate), "frozen": frozen}
-            flops = training_flops(self.model.config, rows, samples, sum(self.head.n_clusters), share, **form)
+            share, head = (
+                batch["masked_frames"] / batch["mask"].numel(),
+                "softmax" if isinstance(self.head, SoftmaxHead) else "cosine",
+            )
+            form: dict[str, Any] = {
+                "head": head,
+                "supervised_layers": 1 + len(self.supervision.intermediate),
+                "frozen": frozen,
+            }
+            flops = training_flops(
+                self.model.config, rows, samples, sum(self.head.n_clusters), share, **form
+            )
             self._flops_by_shape[rows, samples, frozen] = flops
         return self._flops_by_shape[rows, samples, frozen]
 
@@ -131,7 +155,11 @@ class PretrainModule(TrainingModule):
         config = self.model.config
         if config.layerdrop == 0:
             return None
-        return [bool(keep) for keep in generator(self.seed, "layerdrop", step).random(config.num_hidden_layers) >= config.layerdrop]
+        return [
+            bool(keep)
+            for keep in generator(self.seed, "layerdrop", step).random(config.num_hidden_layers)
+            >= config.layerdrop
+        ]
 
     def summarise(self, sums: dict[str, float], steps: int, seconds: float) -> dict[str, float]:
         """Means over the hidden frames since the last logging step; those of visible frames are of this step alone, unless they weigh."""
@@ -140,19 +168,38 @@ class PretrainModule(TrainingModule):
             **_means(sums),
             "feature_penalty": sums["penalty"] / max(1, sums["micro_batches"]),
             "audio_seconds_per_second": sums["audio"] / max(seconds, 1e-9),
-            **({} if self.compile_clock is None else {"compile_seconds": self.compile_clock.seconds}),
+            **(
+                {}
+                if self.compile_clock is None
+                else {"compile_seconds": self.compile_clock.seconds}
+            ),
         }
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Crops of utterances that are not trained on, with masks that never change."""
-        sums = self._sums(self._loss(batch, layer_keep=None, frozen=False, normaliser=1, measure_unmasked=True, measure_layers=False))
+        sums = self._sums(
+            self._loss(
+                batch,
+                layer_keep=None,
+                frozen=False,
+                normaliser=1,
+                measure_unmasked=True,
+                measure_layers=False,
+            )
+        )
         self._valid.add(**{name: value * batch["counts"] for name, value in sums.items()})
 
     def on_validation_epoch_end(self) -> None:
         """Means over every frame of the split, on all ranks."""
         means = _means(self._valid.read(self.device))
         values = {f"valid/{name}": value for name, value in means.items()}
-        report(self.trainer, self.trainer.global_step, values, shown=[name for name in values if "_bits" not in name], kind="valid")
+        report(
+            self.trainer,
+            self.trainer.global_step,
+            values,
+            shown=[name for name in values if "_bits" not in name],
+            kind="valid",
+        )
         self.validated_step = self.trainer.global_step
         self.validated = values
         self.valid_values = {
@@ -172,7 +219,10 @@ class PretrainModule(TrainingModule):
         measure_layers: bool,
         frozen: bool,
     ) -> PretrainLoss:
-        shown: dict[str, Any] = {"hidden_states": measure_layers or bool(self.supervision.intermediate), "freeze_front_end": frozen}
+        shown: dict[str, Any] = {
+            "hidden_states": measure_layers or bool(self.supervision.intermediate),
+            "freeze_front_end": frozen,
+        }
         output = self.model(batch["waveform"], mask=batch["mask"], layer_keep=layer_keep, **shown)
         if measure_layers:
             self._health.measure(output.hidden_states, layer_keep)
@@ -194,7 +244,9 @@ class PretrainModule(TrainingModule):
         """What the meter adds up."""
         sums: dict[str, Tensor | float] = {"penalty": result.feature_penalty, "micro_batches": 1}
         _add(sums, "masked", result.masked)
-        for layer, prediction in zip(self.supervision.intermediate, result.intermediate, strict=True):
+        for layer, prediction in zip(
+            self.supervision.intermediate, result.intermediate, strict=True
+        ):
             _add(sums, f"masked/layer_{layer}", prediction)
         if result.unmasked is not None:
             _add(sums, "unmasked", result.unmasked)
@@ -213,7 +265,11 @@ class PretrainModule(TrainingModule):
 
 def _add(sums: dict[str, Tensor | float], name: str, prediction: Prediction) -> None:
     """Adds what the meter is to sum up: of the prediction, and of each of several codebooks under `<name>/codebook_<n>`, from 1."""
-    sums |= {f"{name}_nll": prediction.nll, f"{name}_correct": prediction.correct, f"{name}_frames": prediction.frames}
+    sums |= {
+        f"{name}_nll": prediction.nll,
+        f"{name}_correct": prediction.correct,
+        f"{name}_frames": prediction.frames,
+    }
     for number, codebook in enumerate(prediction.codebooks, start=1):
         _add(sums, f"{name}/codebook_{number}", codebook)
 

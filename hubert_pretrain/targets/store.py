@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ArtefactError, DataError
+from hubert_pretrain.files import read_json
 from hubert_pretrain.frames import FrameGrid, rate_hint
-from hubert_pretrain.workspace import read_json
 
 FORMAT = "hubert_pretrain.targets.1"
 TARGETS, OFFSETS, MARKS, DESCRIPTION = "targets.bin", "offsets.npy", "blocks.done", "store.json"
@@ -42,8 +42,12 @@ class TargetStore:
         shape = (int(self.offsets[-1]), len(self.sizes))
         expected, found = DTYPE.itemsize * shape[0] * shape[1], _size(folder / TARGETS)
         if found != expected:
-            raise ArtefactError(f"{folder / TARGETS}: has {found} bytes, expected {expected}; it was cut, label again")
-        self.ids: NDArray[np.uint16] = np.memmap(folder / TARGETS, dtype=DTYPE, mode="r", shape=shape)
+            raise ArtefactError(
+                f"{folder / TARGETS}: has {found} bytes, expected {expected}; it was cut, label again"
+            )
+        self.ids: NDArray[np.uint16] = np.memmap(
+            folder / TARGETS, dtype=DTYPE, mode="r", shape=shape
+        )
         """(frames of all rows, N)."""
 
     @staticmethod
@@ -90,10 +94,14 @@ class TargetStore:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of targets for {len(self)} rows")
         ids = self.ids[int(self.offsets[row]) : int(self.offsets[row + 1])]
-        for number, (largest, size) in enumerate(zip(ids.max(axis=0, initial=0).tolist(), self.sizes, strict=True), start=1):
+        for number, (largest, size) in enumerate(
+            zip(ids.max(axis=0, initial=0).tolist(), self.sizes, strict=True), start=1
+        ):
             if largest >= size:
                 which = f" of codebook {number}" if len(self.sizes) > 1 else ""
-                raise ArtefactError(f"{self.folder / TARGETS}: row {row} holds id {largest}{which}, but K={size}; label again")
+                raise ArtefactError(
+                    f"{self.folder / TARGETS}: row {row} holds id {largest}{which}, but K={size}; label again"
+                )
         return ids
 
     def check(self, manifest: Manifest, grid: FrameGrid | None = None) -> None:
@@ -112,29 +120,49 @@ class TargetStore:
         found, expected = np.diff(self.offsets), frames_of(manifest, self.grid)
         if len(rows := np.flatnonzero(found != expected)):
             row = int(rows[0])
-            raise ArtefactError(f"{self.folder}: {length_message(manifest[row].id, int(found[row]), int(expected[row]))}")
-        raise ArtefactError(f"{self.folder}: made for other utterances than those of {manifest.path}; run the label stage again")
+            raise ArtefactError(
+                f"{self.folder}: {length_message(manifest[row].id, int(found[row]), int(expected[row]))}"
+            )
+        raise ArtefactError(
+            f"{self.folder}: made for other utterances than those of {manifest.path}; run the label stage again"
+        )
 
     def _check_marks(self, blocks: int) -> None:
         path = self.folder / MARKS
         try:
             marks = path.read_bytes()
         except OSError as error:
-            raise ArtefactError(f"{path}: cannot be read ({error.strerror}); run the label stage again") from error
+            raise ArtefactError(
+                f"{path}: cannot be read ({error.strerror}); run the label stage again"
+            ) from error
         if len(marks) != blocks:
-            raise ArtefactError(f"{path}: has {len(marks)} marks, expected one for each of {blocks} blocks; it was cut, label again")
+            raise ArtefactError(
+                f"{path}: has {len(marks)} marks, expected one for each of {blocks} blocks; it was cut, label again"
+            )
         if unfinished := marks.count(0):
             raise ArtefactError(
                 f"{self.folder}: {unfinished} blocks of targets were never written; run the label stage again to finish them"
             )
 
 
-def check_ids(ids: NDArray[np.integer], *, num_frames: int, n_clusters: int | Sequence[int], utterance: str) -> None:
+def check_ids(
+    ids: NDArray[np.integer], *, num_frames: int, n_clusters: int | Sequence[int], utterance: str
+) -> None:
     """Raises DataError when ids are not whole numbers in [0, K), or not one per frame (and codebook) of the utterance."""
     sizes = as_sizes(n_clusters)
-    if ids.shape[1:] != (() if len(sizes) == 1 else (len(sizes),)) or ids.ndim == 0 or not np.issubdtype(ids.dtype, np.integer):
-        wanted = "a row of whole numbers" if len(sizes) == 1 else f"whole numbers (frames, {len(sizes)} codebooks)"
-        raise DataError(f"targets of {utterance!r}: {ids.dtype} of shape {ids.shape}, expected {wanted}")
+    if (
+        ids.shape[1:] != (() if len(sizes) == 1 else (len(sizes),))
+        or ids.ndim == 0
+        or not np.issubdtype(ids.dtype, np.integer)
+    ):
+        wanted = (
+            "a row of whole numbers"
+            if len(sizes) == 1
+            else f"whole numbers (frames, {len(sizes)} codebooks)"
+        )
+        raise DataError(
+            f"targets of {utterance!r}: {ids.dtype} of shape {ids.shape}, expected {wanted}"
+        )
     if len(ids) != num_frames:
         raise DataError(length_message(utterance, len(ids), num_frames))
     columns = ids.reshape(len(ids), len(sizes))
@@ -173,7 +201,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     """`store.json`. Raises ArtefactError when there is none."""
     description = read_json(folder / DESCRIPTION)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ArtefactError(f"{folder / DESCRIPTION}: missing, damaged or not a {FORMAT}; run the label stage again")
+        raise ArtefactError(
+            f"{folder / DESCRIPTION}: missing, damaged or not a {FORMAT}; run the label stage again"
+        )
     return description
 
 
@@ -183,7 +213,9 @@ def load_offsets(folder: Path, rows: int) -> NDArray[np.int64]:
     try:
         offsets: NDArray[np.int64] = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise ArtefactError(f"{path}: missing or damaged ({error}); run the label stage again") from error
+        raise ArtefactError(
+            f"{path}: missing or damaged ({error}); run the label stage again"
+        ) from error
     if len(offsets) != rows + 1:
         raise ArtefactError(f"{path}: has {len(offsets)} numbers, expected {rows + 1}; label again")
     return offsets
@@ -193,4 +225,6 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise ArtefactError(f"{path}: cannot be read ({error.strerror}); run the label stage again") from error
+        raise ArtefactError(
+            f"{path}: cannot be read ({error.strerror}); run the label stage again"
+        ) from error

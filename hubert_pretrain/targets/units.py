@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hubert_pretrain.clustering.codebooks import CodebookSet
+from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.clustering.quality import run_lengths
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features.extractor import Extractor
@@ -44,13 +44,18 @@ class Run:
 def runs(ids: NDArray[np.integer], start_frame: int = 0) -> list[Run]:
     """Units without repetitions: ids (T,) or (T, N) -> R runs, the first of which begins at `start_frame`."""
     starts, lengths = run_lengths(ids)
-    return [Run(_unit(ids[at]), start_frame + at, length) for at, length in zip(starts.tolist(), lengths.tolist(), strict=True)]
+    return [
+        Run(_unit(ids[at]), start_frame + at, length)
+        for at, length in zip(starts.tolist(), lengths.tolist(), strict=True)
+    ]
 
 
 class UnitExtractor:
     """Waveforms -> units, with an extractor and the codebooks that were fitted on its frames."""
 
-    def __init__(self, extractor: Extractor, codebooks: CodebookSet, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, extractor: Extractor, codebooks: CodebookSet, device: torch.device | str = "cpu"
+    ) -> None:
         """
         Args:
             extractor: already on `device`.
@@ -61,7 +66,11 @@ class UnitExtractor:
             ArtefactError: the codebooks were fitted on other features; the message names each difference.
         """
         codebooks.check_features(extractor)
-        self.extractor, self.codebooks, self.device = extractor, codebooks.to(device), torch.device(device)
+        self.extractor, self.codebooks, self.device = (
+            extractor,
+            codebooks.to(device),
+            torch.device(device),
+        )
 
     @property
     def grid(self) -> FrameGrid:
@@ -73,7 +82,9 @@ class UnitExtractor:
         if len(waveform) < self.grid.window:
             return self.nothing
         with torch.inference_mode():
-            frames = self.extractor(torch.as_tensor(waveform, dtype=torch.float32, device=self.device)[None])[0]  # (T, D)
+            frames = self.extractor(
+                torch.as_tensor(waveform, dtype=torch.float32, device=self.device)[None]
+            )[0]  # (T, D)
             return np.asarray(self.codebooks.assign(frames).cpu().numpy())
 
     @property
@@ -118,7 +129,10 @@ class StreamPolicy:
         reach, grid = local_reach(extractor.fingerprint()), extractor.grid
         if reach is not None:
             return StreamPolicy(chunk_frames or 5, *reach, exact=True)
-        past, future, chunk = (samples(s) // grid.hop for s in (LAYER_PAST_SECONDS, LAYER_FUTURE_SECONDS, LAYER_CHUNK_SECONDS))
+        past, future, chunk = (
+            samples(s) // grid.hop
+            for s in (LAYER_PAST_SECONDS, LAYER_FUTURE_SECONDS, LAYER_CHUNK_SECONDS)
+        )
         return StreamPolicy(chunk_frames or chunk, past, future, exact=False)
 
 
@@ -126,7 +140,10 @@ def local_reach(features: dict[str, Any]) -> tuple[int, int] | None:
     """How many frames before and after itself a frame of these features depends on; None when on the whole recording."""
     kind = features.get("kind")
     if kind == "mfcc":
-        return 2, 2  # two derivatives over five frames of 10 ms reach four of them, two of ours, to each side
+        return (
+            2,
+            2,
+        )  # two derivatives over five frames of 10 ms reach four of them, two of ours, to each side
     if kind == "log_mel":
         return 0, 0
     wider = {
@@ -140,7 +157,9 @@ def local_reach(features: dict[str, Any]) -> tuple[int, int] | None:
     known = [reach for reach in inner if reach is not None]
     if len(known) < len(inner):
         return None
-    return max(before for before, _ in known) + wider[kind][0], max(after for _, after in known) + wider[kind][1]
+    return max(before for before, _ in known) + wider[kind][0], max(
+        after for _, after in known
+    ) + wider[kind][1]
 
 
 class UnitStream:
@@ -172,14 +191,20 @@ class UnitStream:
         found = [self.extract.nothing]
         ahead = self.policy.chunk_frames + self.policy.future_frames
         while self._available >= self._next_frame + ahead:
-            found.append(self._chunk(self.extract.grid.num_samples(self._next_frame + ahead - self._first_frame)))
+            found.append(
+                self._chunk(
+                    self.extract.grid.num_samples(self._next_frame + ahead - self._first_frame)
+                )
+            )
         return np.concatenate(found)
 
     def finish(self) -> NDArray[np.int64]:
         """The end of the recording -> the units that were still waited for. The stream is then as new, for another recording."""
         found = [self.extract.nothing]
         while self._next_frame < self._available:
-            found.append(self._chunk(len(self._samples)))  # all there is: a feature's own frames may be denser than ours
+            found.append(
+                self._chunk(len(self._samples))
+            )  # all there is: a feature's own frames may be denser than ours
         self._samples, self._first_frame, self._next_frame = np.empty(0, dtype=np.float32), 0, 0
         return np.concatenate(found)
 
@@ -192,7 +217,9 @@ class UnitStream:
         """The next chunk, from so many of the samples that are there."""
         grid, start, available = self.extract.grid, self._first_frame, self._available
         keep_stop = min(self._next_frame + self.policy.chunk_frames, available)
-        units = self.extract(self._samples[:num_samples])[self._next_frame - start : keep_stop - start]
+        units = self.extract(self._samples[:num_samples])[
+            self._next_frame - start : keep_stop - start
+        ]
         self._next_frame = keep_stop
         self._first_frame = max(0, keep_stop - self.policy.past_frames)
         self._samples = self._samples[grid.start_sample(self._first_frame - start) :]
@@ -211,7 +238,9 @@ class RunStream:
         found = runs(units, self._frames)
         self._frames += len(units)
         if found and self._open is not None and found[0].unit == self._open.unit:
-            found[0] = Run(found[0].unit, self._open.start_frame, self._open.num_frames + found[0].num_frames)
+            found[0] = Run(
+                found[0].unit, self._open.start_frame, self._open.num_frames + found[0].num_frames
+            )
         elif self._open is not None:
             found.insert(0, self._open)
         self._open = found.pop() if found else None

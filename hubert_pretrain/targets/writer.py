@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hubert_pretrain.clustering.storage import room_for
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ArtefactError, ConfigError
+from hubert_pretrain.files import disk_room, read_json, write_json
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.targets.store import (
     DESCRIPTION,
@@ -29,7 +29,6 @@ from hubert_pretrain.targets.store import (
     one_or_several,
     read_description,
 )
-from hubert_pretrain.workspace import read_json, write_json
 
 BLOCK_ROWS = 64
 """Utterances per block: what a kill can cost."""
@@ -76,7 +75,9 @@ class TargetWriter:
         self._targets, self._marks = _File(folder / TARGETS, flags), _File(folder / MARKS, flags)
 
     @staticmethod
-    def create(folder: Path, manifest: Manifest, origin: Origin, *, block_rows: int = BLOCK_ROWS) -> TargetWriter:
+    def create(
+        folder: Path, manifest: Manifest, origin: Origin, *, block_rows: int = BLOCK_ROWS
+    ) -> TargetWriter:
         """Allocates a store in `folder`, or opens the one that an interrupted run of the same work left there.
 
         Raises:
@@ -84,12 +85,16 @@ class TargetWriter:
             HubertPretrainError: the disk cannot hold it (nothing is lost: run again when it can).
         """
         if max(origin.sizes) > 1 << 16:
-            raise ConfigError(f"n_clusters={max(origin.sizes)}, but targets are 16-bit numbers; choose at most {1 << 16}")
+            raise ConfigError(
+                f"n_clusters={max(origin.sizes)}, but targets are 16-bit numbers; choose at most {1 << 16}"
+            )
         description = _describe(manifest, origin, block_rows)
         if read_json(folder / DESCRIPTION) != description:
             (folder / DESCRIPTION).unlink(missing_ok=True)
-            offsets = np.concatenate([[0], np.cumsum(frames_of(manifest, origin.grid))]).astype(np.int64)
-            with room_for(folder / OFFSETS, offsets.nbytes):
+            offsets = np.concatenate([[0], np.cumsum(frames_of(manifest, origin.grid))]).astype(
+                np.int64
+            )
+            with disk_room(folder / OFFSETS, offsets.nbytes):
                 np.save(folder / OFFSETS, offsets)
             _allocate(folder / TARGETS, DTYPE.itemsize * int(offsets[-1]) * len(origin.sizes))
             _allocate(folder / MARKS, -(-len(manifest) // block_rows))
@@ -110,7 +115,10 @@ class TargetWriter:
 
         Raises ArtefactError when there is none after `patience_seconds`.
         """
-        description, deadline = _describe(manifest, origin, block_rows), time.monotonic() + patience_seconds
+        description, deadline = (
+            _describe(manifest, origin, block_rows),
+            time.monotonic() + patience_seconds,
+        )
         while not is_done():
             if read_json(folder / DESCRIPTION) == description:
                 with suppress(ArtefactError, OSError):  # finished, and so renamed, at this moment
@@ -146,11 +154,13 @@ class TargetWriter:
         """
         rows, n_clusters = self.rows(block), self._description["n_clusters"]
         num_frames = np.diff(self._offsets[rows[0] : rows[-1] + 2]).tolist()
-        for part, length, utterance in zip(ids, num_frames, self._manifest.take("id", rows).to_pylist(), strict=True):
+        for part, length, utterance in zip(
+            ids, num_frames, self._manifest.take("id", rows).to_pylist(), strict=True
+        ):
             check_ids(part, num_frames=length, n_clusters=n_clusters, utterance=utterance)
         data = np.concatenate(ids).astype(DTYPE).tobytes()
         frame_bytes = DTYPE.itemsize * (1 if isinstance(n_clusters, int) else len(n_clusters))
-        with room_for(self.folder / TARGETS, len(data)):
+        with disk_room(self.folder / TARGETS, len(data)):
             self._targets.write_at(data, frame_bytes * int(self._offsets[rows[0]]))
             self._marks.write_at(b"\x01", block)
 
@@ -169,7 +179,7 @@ def _describe(manifest: Manifest, origin: Origin, block_rows: int) -> dict[str, 
 
 def _allocate(path: Path, size: int) -> None:
     """A file of `size` zero bytes whose place on disk is taken now, so that a full disk is found before the work and not after it."""
-    with room_for(path, size), open(path, "wb") as file:
+    with disk_room(path, size), open(path, "wb") as file:
         if hasattr(os, "posix_fallocate") and size:  # not on macOS
             os.posix_fallocate(file.fileno(), 0, size)
         file.truncate(size)

@@ -14,8 +14,8 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from hubert_pretrain.files import write_text
 from hubert_pretrain.training.progress import Progress
-from hubert_pretrain.workspace import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,14 @@ _KEPT = {".json", ".png", ".safetensors", ".tsv"}
 """Files of an artefact that go to W&B."""
 
 
-def report(trainer: L.Trainer, step: int, values: dict[str, float], *, shown: Sequence[str] = (), kind: str = "train") -> None:
+def report(
+    trainer: L.Trainer,
+    step: int,
+    values: dict[str, float],
+    *,
+    shown: Sequence[str] = (),
+    kind: str = "train",
+) -> None:
     """Sends the values of a step to every logger, and those named in `shown` (all, when empty) to the progress display.
 
     Call it on every rank; only the first one acts.
@@ -34,7 +41,9 @@ def report(trainer: L.Trainer, step: int, values: dict[str, float], *, shown: Se
         each.log_metrics(values, step)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Progress):
-            callback.show(step, {name: values[name] for name in shown or values if name in values}, kind=kind)
+            callback.show(
+                step, {name: values[name] for name in shown or values if name in values}, kind=kind
+            )
 
 
 def logger_arguments(folder: Path, run_name: str) -> dict[str, str]:
@@ -65,16 +74,22 @@ def kind_of(each: Logger) -> str:
 def keep_folder(loggers: Sequence[Logger], name: str, kind: str, folder: Path) -> None:
     """Hands what an artefact consists of to the loggers that keep files (W&B): its descriptions, weights and pictures, of targets the card
     alone. Does nothing for one that does not exist. Call it on the first rank."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix in _KEPT) if folder.is_dir() else []
+    paths = (
+        sorted(path for path in folder.iterdir() if path.suffix in _KEPT) if folder.is_dir() else []
+    )
     for each in loggers:
         if paths and kind_of(each) == "WandbLogger" and isinstance(each, Guarded):
             each.attempt(_wandb_artefact, name.replace("/", "-"), kind, paths)
 
 
-def keep_table(loggers: Sequence[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def keep_table(
+    loggers: Sequence[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
     """Hands a table to the loggers that show tables (W&B, TensorBoard). Call it on the first rank."""
     for each in loggers:
-        show = {"WandbLogger": _wandb_table, "TensorBoardLogger": _tensorboard_table}.get(kind_of(each))
+        show = {"WandbLogger": _wandb_table, "TensorBoardLogger": _tensorboard_table}.get(
+            kind_of(each)
+        )
         if show is not None and isinstance(each, Guarded):
             each.attempt(show, name, columns, rows)
 
@@ -88,12 +103,19 @@ def _wandb_artefact(inner: Any, name: str, kind: str, paths: Sequence[Path]) -> 
     inner.experiment.log_artifact(artefact)
 
 
-def _wandb_table(inner: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _wandb_table(
+    inner: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
     inner.log_table(key=name, columns=list(columns), data=[list(row) for row in rows])
 
 
-def _tensorboard_table(inner: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    lines = ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in [columns, ["---"] * len(columns), *rows]]
+def _tensorboard_table(
+    inner: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    lines = [
+        "| " + " | ".join(cell.replace("|", "/") for cell in row) + " |"
+        for row in [columns, ["---"] * len(columns), *rows]
+    ]
     inner.experiment.add_text(name, "\n".join(lines))
 
 
@@ -113,7 +135,11 @@ class Guarded(Logger):
             return action(self.inner, *args, **kwargs)
         except Exception as error:
             self.failed = True
-            logger.warning("%s failed (%s) and gets nothing more; training goes on", type(self.inner).__name__, error)
+            logger.warning(
+                "%s failed (%s) and gets nothing more; training goes on",
+                type(self.inner).__name__,
+                error,
+            )
             return None
 
     @property
@@ -189,7 +215,9 @@ class CsvLogger(Logger):
         """Adds the values to the row of `step`, and drops rows of later steps: they come from before an interruption."""
         step = int(step or 0)
         went_back = bool(self._rows) and self._rows[-1]["step"] >= step
-        same = next((row for row in reversed(self._rows) if row["step"] == step), {"step": float(step)})
+        same = next(
+            (row for row in reversed(self._rows) if row["step"] == step), {"step": float(step)}
+        )
         self._rows = [row for row in self._rows if row["step"] < step] + [same | metrics]
         new_columns = [column for column in self._rows[-1] if column not in self._columns]
         self._columns += new_columns

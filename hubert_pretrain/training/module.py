@@ -14,11 +14,11 @@ from torch import Tensor
 from hubert_pretrain import distributed
 from hubert_pretrain.training.limits import MAX_SKIPPED_STEPS
 from hubert_pretrain.training.loggers import report
-from hubert_pretrain.training.optimizer import adamw, update_norm, with_schedule
+from hubert_pretrain.training.optim import adamw, update_norm, with_schedule
 from hubert_pretrain.training.progress import Stopwatch
-from hubert_pretrain.training.skipping import Skipping
-from hubert_pretrain.training.speed import memory_gb, peak_flops
-from hubert_pretrain.training.strategies import plain, shard
+from hubert_pretrain.training.resilience.nonfinite import NonFiniteGuard
+from hubert_pretrain.training.strategies import full_tensor, shard
+from hubert_pretrain.training.utilisation import memory_gb, peak_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Optimisation:
     """How weights move."""
 
     learning_rate: float  # peak
-    factor: Callable[[int], float]  # updates done -> share of the peak (training/schedule.py)
+    factor: Callable[[int], float]  # updates done -> share of the peak (training/optim.py)
     betas: Sequence[float] = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.01
@@ -42,7 +42,9 @@ class Meter:
     def add(self, where: Tensor | None = None, /, **values: Tensor | float) -> None:
         """Adds detached scalars to their sums; only if `where` is true, which stays on its device."""
         for name, value in values.items():
-            value = value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
+            value = (
+                value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
+            )
             if where is not None:
                 value = torch.where(where, value, 0.0)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -64,7 +66,12 @@ class TrainingModule(L.LightningModule):
     """
 
     def __init__(
-        self, *, optimisation: Optimisation, log_every_steps: int, shown: Sequence[str] = (), max_skipped_steps: int = MAX_SKIPPED_STEPS
+        self,
+        *,
+        optimisation: Optimisation,
+        log_every_steps: int,
+        shown: Sequence[str] = (),
+        max_skipped_steps: int = MAX_SKIPPED_STEPS,
     ) -> None:
         super().__init__()
         self.optimisation = optimisation
@@ -72,14 +79,17 @@ class TrainingModule(L.LightningModule):
         self.shown = shown
         self.meter = Meter()
         self.stopwatch = Stopwatch()
-        self.skipping = Skipping(max_skipped_steps, lambda index: self.describe_batch(index))
+        self.skipping = NonFiniteGuard(max_skipped_steps, lambda index: self.describe_batch(index))
         self.validated: dict[str, float] = {}
         """What the last validation found, as it was logged."""
         self._clocked = 0.0
         self._audio_seconds = 0.0
         self._grad_norm: Tensor | None = None
         self._rate = 0.0  # of the last update
-        self._waited, self._left = 0.0, 0.0  # seconds without a micro-batch since the last log; when the last one was done
+        self._waited, self._left = (
+            0.0,
+            0.0,
+        )  # seconds without a micro-batch since the last log; when the last one was done
         self._flops = 0.0  # of this rank, since the last log
 
     # -- for subclasses -----------------------------------------------------------------------------------------------------------
@@ -99,9 +109,13 @@ class TrainingModule(L.LightningModule):
     @property
     def is_logging_step(self) -> bool:
         """Whether the update that is being computed is one that will be logged."""
-        return (self.trainer.global_step + 1) % self.log_every_steps == 0 or self.trainer.global_step + 1 == self.trainer.max_steps
+        return (
+            self.trainer.global_step + 1
+        ) % self.log_every_steps == 0 or self.trainer.global_step + 1 == self.trainer.max_steps
 
-    def watch(self, index: int, loss: Tensor, *, audio_seconds: float = 0.0, flops: float = 0.0) -> None:
+    def watch(
+        self, index: int, loss: Tensor, *, audio_seconds: float = 0.0, flops: float = 0.0
+    ) -> None:
         """Remembers the loss of a micro-batch on the device, to find out later whether and where it stopped being a number.
 
         `audio_seconds` of the micro-batch count towards `audio_seconds_per_second`, its operations towards the share of the peak.
@@ -113,7 +127,11 @@ class TrainingModule(L.LightningModule):
     @property
     def audio_seconds_per_second(self) -> float | None:
         """Audio trained on per second of training, over the whole run and all ranks; None before the first step."""
-        return self._audio_seconds / self.stopwatch.seconds if self.stopwatch.seconds > 0 and self._audio_seconds > 0 else None
+        return (
+            self._audio_seconds / self.stopwatch.seconds
+            if self.stopwatch.seconds > 0 and self._audio_seconds > 0
+            else None
+        )
 
     # -- Lightning's hooks --------------------------------------------------------------------------------------------------------
 
@@ -135,17 +153,24 @@ class TrainingModule(L.LightningModule):
         )
         return with_schedule(optimizer, values.factor)
 
-    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
         """Clips by the global norm and keeps the norm, on the device, for the log."""
         limit = self.optimisation.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit if limit > 0 else float("inf"), foreach=True)
-        self._grad_norm = plain(norm.detach())
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.parameters(), limit if limit > 0 else float("inf"), foreach=True
+        )
+        self._grad_norm = full_tensor(norm.detach())
         self._rate = float(optimizer.param_groups[0]["lr"])
         self.skipping.judge(self.trainer.optimizers[0], self.trainer.global_step, self._grad_norm)
 
     def on_train_start(self) -> None:
         """The clock runs while it trains."""
-        self.skipping.scaled, self.skipping.folder = self.trainer.precision == "16-mixed", Path(self.trainer.default_root_dir)
+        self.skipping.scaled, self.skipping.folder = (
+            self.trainer.precision == "16-mixed",
+            Path(self.trainer.default_root_dir),
+        )
         self.stopwatch.start()
         self._clocked = self._left = self.stopwatch.seconds
         self._first_step = self.trainer.global_step
@@ -191,16 +216,24 @@ class TrainingModule(L.LightningModule):
         if self.skipping.scaled:
             values["scaler_skipped_steps"] = self.skipping.by_scaler
             values["loss_scale"] = float(self.trainer.scaler.get_scale())  # type: ignore[union-attr]
-        values |= {"health/update_norm": update_norm(self.trainer.optimizers[0], self._rate), **self._usage(seconds)}
+        values |= {
+            "health/update_norm": update_norm(self.trainer.optimizers[0], self._rate),
+            **self._usage(seconds),
+        }
         values |= self.health(step, values)
         report(self.trainer, step, values, shown=self.shown)
 
     def _usage(self, seconds: float) -> dict[str, float]:
         """How well this rank's hardware was used since the last log."""
         waited, flops, self._waited, self._flops = self._waited, self._flops, 0.0, 0.0
-        values = {"health/data_wait": waited / max(seconds, 1e-9), "health/memory_gb": memory_gb(self.device)}
+        values = {
+            "health/data_wait": waited / max(seconds, 1e-9),
+            "health/memory_gb": memory_gb(self.device),
+        }
         if flops:
-            values["health/mfu"] = flops / max(seconds, 1e-9) / peak_flops(self.device, str(self.trainer.precision))
+            values["health/mfu"] = (
+                flops / max(seconds, 1e-9) / peak_flops(self.device, str(self.trainer.precision))
+            )
         return values
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -25,10 +25,19 @@ class Progress(L.Callback):
         """Opens the bar, at the step that was reached before."""
         if trainer.is_global_zero and self.enabled and sys.stdout.isatty():
             self._bar = _bar()
-            self._task = self._bar.add_task("training", total=self.steps, completed=trainer.global_step, values="")
+            self._task = self._bar.add_task(
+                "training", total=self.steps, completed=trainer.global_step, values=""
+            )
             self._bar.start()
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         """Moves the bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step)
@@ -49,7 +58,9 @@ class Progress(L.Callback):
         """Closes the bar."""
         self._close()
 
-    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Closes the bar, so that the error is readable."""
         self._close()
 
@@ -87,6 +98,19 @@ def describe(values: dict[str, float]) -> str:
 
 
 def _bar() -> Bar:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    return Progress(BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"))
+    return Progress(
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[values]}"),
+    )

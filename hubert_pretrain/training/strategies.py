@@ -17,16 +17,18 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hubert_pretrain.errors import ConfigError, nearest
+from hubert_pretrain.errors import ConfigError, did_you_mean
+from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.model.hubert import Block, Hubert
-from hubert_pretrain.model.pretraining_head import CodebookHead, SoftmaxHead
-from hubert_pretrain.training import sharded_io
+from hubert_pretrain.training.resilience import sharded_checkpoint
 
 Module = TypeVar("Module", bound=nn.Module)
 STRATEGIES = ["auto", "ddp", "fsdp"]
 
 
-def make_strategy(name: str, *, world_size: int, timeout: timedelta, gradient_compression: str = "none") -> str | Strategy:
+def make_strategy(
+    name: str, *, world_size: int, timeout: timedelta, gradient_compression: str = "none"
+) -> str | Strategy:
     """What Lightning's trainer takes.
 
     Args:
@@ -38,15 +40,17 @@ def make_strategy(name: str, *, world_size: int, timeout: timedelta, gradient_co
     Raises ConfigError for a name that does not exist.
     """
     if name not in STRATEGIES:
-        raise ConfigError(f"trainer.strategy={name!r}: expected one of {', '.join(STRATEGIES)}{nearest(name, STRATEGIES)}")
+        raise ConfigError(
+            f"trainer.strategy={name!r}: expected one of {', '.join(STRATEGIES)}{did_you_mean(name, STRATEGIES)}"
+        )
     if name == "fsdp":
-        return Sharded(world_size=world_size, timeout=timeout)
+        return FSDP(world_size=world_size, timeout=timeout)
     if name == "ddp" or world_size > 1:
-        return Replicated(compressed=gradient_compression == "bf16", timeout=timeout)
+        return DDP(compressed=gradient_compression == "bf16", timeout=timeout)
     return "auto"
 
 
-class Replicated(DDPStrategy):
+class DDP(DDPStrategy):
     """DDP with a static graph: gradients lie in the buckets that are sent, and nobody searches for parameters without one.
 
     The graph is static because every parameter has a gradient in every step: see `zero_term`.
@@ -65,7 +69,14 @@ class Replicated(DDPStrategy):
         assert module is not None
 
         def nothing(zero: Tensor) -> Tensor:
-            return sum((0.0 * parameter.sum() for parameter in module.parameters() if parameter.requires_grad), start=zero)
+            return sum(
+                (
+                    0.0 * parameter.sum()
+                    for parameter in module.parameters()
+                    if parameter.requires_grad
+                ),
+                start=zero,
+            )
 
         module.forward = nothing  # type: ignore[method-assign]
         try:
@@ -84,7 +95,7 @@ class Replicated(DDPStrategy):
             self.model.register_comm_hook(None, bf16_compress_hook)
 
 
-class Sharded(ModelParallelStrategy):
+class FSDP(ModelParallelStrategy):
     """FSDP2: weights, gradients and the optimiser's state are cut over all ranks; a layer's weights come together while it runs.
 
     Checkpoints are folders to which each rank writes its part (sharded_io.py); any number of ranks, or another strategy, reads them, and
@@ -107,19 +118,28 @@ class Sharded(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """This rank's part, by the names of parameters, because their numbers mean nothing to another world size."""
-        return sharded_io.optimizer_state(self._module, getattr(optimizer, "_optimizer", optimizer))
+        return sharded_checkpoint.optimizer_state(
+            self._module, getattr(optimizer, "_optimizer", optimizer)
+        )
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
         """Every rank writes."""
         self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Fills weights and optimisers; returns the rest."""
-        path, optimizers = Path(checkpoint_path), [getattr(each, "_optimizer", each) for each in self.optimizers]
+        path, optimizers = (
+            Path(checkpoint_path),
+            [getattr(each, "_optimizer", each) for each in self.optimizers],
+        )
         if path.is_dir():
-            return sharded_io.load(path, self._module, optimizers, self.ranks)
+            return sharded_checkpoint.load(path, self._module, optimizers, self.ranks)
         content = self.checkpoint_io.load_checkpoint(path)
-        return sharded_io.distribute(content, path, self._module, optimizers)
+        return sharded_checkpoint.distribute(content, path, self._module, optimizers)
 
     @property
     def _module(self) -> nn.Module:
@@ -134,14 +154,20 @@ def shard(module: L.LightningModule) -> None:
     the matrices travel as bf16, which is what autocast makes of them anyway; norms and the residual stream stay fp32.
     """
     strategy = module.trainer.strategy
-    if not isinstance(strategy, Sharded):
+    if not isinstance(strategy, FSDP):
         return
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     # Whoever reads weights between two forward passes (checkpoints, averages, norms) always finds them cut.
-    cut = partial(fully_shard, mesh=strategy.device_mesh["data_parallel"], reshard_after_forward=True)
+    cut = partial(
+        fully_shard, mesh=strategy.device_mesh["data_parallel"], reshard_after_forward=True
+    )
     bf16 = str(module.trainer.precision).startswith("bf16")
-    matrices = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
+    matrices = (
+        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        if bf16
+        else MixedPrecisionPolicy()
+    )
     for part in module.children():
         if isinstance(part, FSDPModule) or not any(True for _ in part.parameters()):
             continue
@@ -156,7 +182,7 @@ def shard(module: L.LightningModule) -> None:
         cut(part)
 
 
-def zero_term(module: L.LightningModule, parameters: Iterable[nn.Parameter]) -> Tensor | float:
+def zero_grad_term(module: L.LightningModule, parameters: Iterable[nn.Parameter]) -> Tensor | float:
     """To be added to a loss that `parameters` have no part in: DDP waits for a gradient of every parameter, so these get one of zero.
 
     0 under any other strategy. Which parameters are idle must be the same on every rank and in every micro-batch of a step; their
@@ -164,15 +190,18 @@ def zero_term(module: L.LightningModule, parameters: Iterable[nn.Parameter]) -> 
     """
     if not isinstance(module.trainer.strategy, DDPStrategy):
         return 0.0
-    return sum((0.0 * parameter.sum() for parameter in parameters), start=torch.zeros((), device=module.device))
+    return sum(
+        (0.0 * parameter.sum() for parameter in parameters),
+        start=torch.zeros((), device=module.device),
+    )
 
 
-def plain(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A tensor that is cut over the ranks as one that is not. Every rank must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def whole(module: Module, make: Callable[[], Module]) -> Module:
+def gather_module(module: Module, make: Callable[[], Module]) -> Module:
     """A module with all of its weights, on the CPU where they were cut over the ranks: then in a new one from `make`.
 
     Every rank must call it. Only one tensor at a time is whole on a device.
@@ -181,5 +210,5 @@ def whole(module: Module, make: Callable[[], Module]) -> Module:
     if not any(isinstance(tensor, DTensor) for tensor in state.values()):
         return module
     fresh = make()
-    fresh.load_state_dict({name: plain(tensor).cpu() for name, tensor in state.items()})
+    fresh.load_state_dict({name: full_tensor(tensor).cpu() for name, tensor in state.items()})
     return fresh.eval()

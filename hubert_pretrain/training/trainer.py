@@ -17,14 +17,18 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from hubert_pretrain.errors import ConfigError, HubertPretrainError
-from hubert_pretrain.training import checkpoint_io
-from hubert_pretrain.training.explain import LastBatch, explained
 from hubert_pretrain.training.limits import SIGNALS
-from hubert_pretrain.training.preemption import Preemption, Request
 from hubert_pretrain.training.progress import Progress
-from hubert_pretrain.training.saving import Checkpoints, Policy, Writer
-from hubert_pretrain.training.strategies import Sharded, make_strategy
-from hubert_pretrain.training.watchdog import Watchdog
+from hubert_pretrain.training.resilience import checkpoint_io
+from hubert_pretrain.training.resilience.checkpoint_callback import (
+    CheckpointCallback,
+    CheckpointPolicy,
+    CheckpointWriter,
+)
+from hubert_pretrain.training.resilience.failures import BatchShape, explain_failures
+from hubert_pretrain.training.resilience.preemption import Preemption, Request
+from hubert_pretrain.training.resilience.watchdog import Watchdog
+from hubert_pretrain.training.strategies import FSDP, make_strategy
 
 logger = logging.getLogger(__name__)
 _Callback = TypeVar("_Callback", bound=L.Callback)
@@ -79,12 +83,26 @@ def build_trainer(
     """
     torch.set_num_threads(threads or torch.get_num_threads())
     _silence(logging.getLogger("lightning.pytorch"), logging.getLogger("lightning.fabric"))
-    policy = Policy(every_steps=checkpoint_every_steps, **(saving or {}))
-    writer = Writer(asynchronous=policy.asynchronous)
-    saver = Checkpoints(folder / checkpoint_io.FOLDER, writer, policy, last_step=steps, about=about)
-    watchdog, patience = Watchdog(folder, minutes=hang_minutes), timedelta(minutes=hang_minutes or _NO_WATCHDOG_MINUTES)
-    preemption = Preemption(Request(signals, time_limit_minutes=time_limit_minutes), saver.save_and_wait, patience=patience)
-    sharing = make_strategy(strategy, world_size=devices * num_nodes, timeout=patience, gradient_compression=gradient_compression)
+    policy = CheckpointPolicy(every_steps=checkpoint_every_steps, **(saving or {}))
+    writer = CheckpointWriter(asynchronous=policy.asynchronous)
+    saver = CheckpointCallback(
+        folder / checkpoint_io.FOLDER, writer, policy, last_step=steps, about=about
+    )
+    watchdog, patience = (
+        Watchdog(folder, minutes=hang_minutes),
+        timedelta(minutes=hang_minutes or _NO_WATCHDOG_MINUTES),
+    )
+    preemption = Preemption(
+        Request(signals, time_limit_minutes=time_limit_minutes),
+        saver.save_and_wait,
+        patience=patience,
+    )
+    sharing = make_strategy(
+        strategy,
+        world_size=devices * num_nodes,
+        timeout=patience,
+        gradient_compression=gradient_compression,
+    )
     precision, plugins = resolve_precision(precision, accelerator), list[Any]([writer])
     if precision == "16-mixed" and not _on_gpu(accelerator):
         # By name, Lightning would make bf16 of it on a CPU, and say so in a warning.
@@ -99,8 +117,10 @@ def build_trainer(
             num_nodes=num_nodes,
             strategy=sharing,
             # FSDP gathers weights while it validates, which torch's inference mode forbids.
-            inference_mode=not isinstance(sharing, Sharded),
-            precision=None if any(isinstance(each, MixedPrecision) for each in plugins) else precision,  # type: ignore[arg-type]
+            inference_mode=not isinstance(sharing, FSDP),
+            precision=None
+            if any(isinstance(each, MixedPrecision) for each in plugins)
+            else precision,  # type: ignore[arg-type]
             max_steps=steps,
             max_epochs=-1,
             accumulate_grad_batches=accumulate,
@@ -108,7 +128,14 @@ def build_trainer(
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             logger=list(loggers) or False,
-            callbacks=[watchdog, LastBatch(), *callbacks, Progress(steps, enabled=progress_bar), saver, preemption],
+            callbacks=[
+                watchdog,
+                BatchShape(),
+                *callbacks,
+                Progress(steps, enabled=progress_bar),
+                saver,
+                preemption,
+            ],
             plugins=plugins,
             default_root_dir=folder,
             use_distributed_sampler=False,
@@ -119,7 +146,13 @@ def build_trainer(
         )
 
 
-def fit(trainer: L.Trainer, module: L.LightningModule, train_loader: Any, valid_loader: Any, folder: Path) -> None:
+def fit(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    train_loader: Any,
+    valid_loader: Any,
+    folder: Path,
+) -> None:
     """Trains to the last step from the newest checkpoint that verifies, or from the start when there is none.
 
     Raises HubertPretrainError when it stops before the last step for any reason: Lightning would call that success.
@@ -132,10 +165,12 @@ def fit(trainer: L.Trainer, module: L.LightningModule, train_loader: Any, valid_
         )
     # Lightning's handlers save, and talk to other ranks, inside the signal handler, where both can hang.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    with _quiet(), _part(trainer, Preemption).request.listening(), explained(trainer):
+    with _quiet(), _part(trainer, Preemption).request.listening(), explain_failures(trainer):
         trainer.fit(module, train_loader, valid_loader, ckpt_path=checkpoint, weights_only=True)
     if trainer.global_step < trainer.max_steps:
-        raise HubertPretrainError(f"training stopped at step {trainer.global_step} of {trainer.max_steps}; the same command resumes it")
+        raise HubertPretrainError(
+            f"training stopped at step {trainer.global_step} of {trainer.max_steps}; the same command resumes it"
+        )
 
 
 def validate(trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:

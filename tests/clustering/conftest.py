@@ -30,14 +30,32 @@ def make_corpus(folder: Path, aligned: bool = True) -> Corpus:
         generator = np.random.default_rng(number)
         spoken = generator.permutation(np.repeat(np.arange(4), 2))
         time = np.arange(PHONE_SAMPLES) / 16_000
-        tones = np.concatenate([0.15 * (1 + number % 2) * np.sin(2 * np.pi * (300 + 500 * phone) * time) for phone in spoken])
+        tones = np.concatenate(
+            [
+                0.15 * (1 + number % 2) * np.sin(2 * np.pi * (300 + 500 * phone) * time)
+                for phone in spoken
+            ]
+        )
         waveform = (tones + 0.01 * generator.normal(size=tones.shape)).astype(np.float32)
         path = folder / f"{number}.wav"
         soundfile.write(path, waveform, 16_000, subtype="FLOAT")
         split = "valid" if number % 3 else "train"
-        made.append(Utterance(id=f"u{number:02}", path=str(path), num_samples=len(waveform), split=split, speaker=f"s{number % 2}"))
-        phones[made[-1].id] = [("abcd"[phone], i * PHONE_SAMPLES, (i + 1) * PHONE_SAMPLES) for i, phone in enumerate(spoken)]
+        made.append(
+            Utterance(
+                id=f"u{number:02}",
+                path=str(path),
+                num_samples=len(waveform),
+                split=split,
+                speaker=f"s{number % 2}",
+            )
+        )
+        phones[made[-1].id] = [
+            ("abcd"[phone], i * PHONE_SAMPLES, (i + 1) * PHONE_SAMPLES)
+            for i, phone in enumerate(spoken)
+        ]
     ordered = write_manifest(folder / "manifest.arrow", made)
     if aligned:
-        write_alignments(folder / "alignments.arrow", [(one.row, phones[one.id]) for one in ordered])
+        write_alignments(
+            folder / "alignments.arrow", [(one.row, phones[one.id]) for one in ordered]
+        )
     return Corpus.open(folder)

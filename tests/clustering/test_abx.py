@@ -20,7 +20,9 @@ def naive_dtw(costs: list[list[float]]) -> float:
     rows, columns = len(costs), len(costs[0])
     best: dict[tuple[int, int], tuple[float, int]] = {}
     for i, j in itertools.product(range(rows), range(columns)):
-        before = [best[place] for place in ((i - 1, j - 1), (i - 1, j), (i, j - 1)) if place in best]
+        before = [
+            best[place] for place in ((i - 1, j - 1), (i - 1, j), (i, j - 1)) if place in best
+        ]
         total, steps = min(before, key=lambda pair: pair[0]) if before else (0.0, 0)
         best[i, j] = total + costs[i][j], steps + 1
     total, steps = best[rows - 1, columns - 1]
@@ -28,14 +30,23 @@ def naive_dtw(costs: list[list[float]]) -> float:
 
 
 def naive_angle(x: np.ndarray, y: np.ndarray) -> float:
-    return math.acos(max(-1.0, min(1.0, float(x @ y) / (math.sqrt(x @ x) * math.sqrt(y @ y))))) / math.pi
+    return (
+        math.acos(max(-1.0, min(1.0, float(x @ y) / (math.sqrt(x @ x) * math.sqrt(y @ y)))))
+        / math.pi
+    )
 
 
 def naive_edit(one: list[int], other: list[int]) -> float:
     one, other = ([key for key, _ in itertools.groupby(ids)] for ids in (one, other))
-    table = {(i, j): max(i, j) for i in range(len(one) + 1) for j in range(len(other) + 1) if 0 in (i, j)}
+    table = {
+        (i, j): max(i, j) for i in range(len(one) + 1) for j in range(len(other) + 1) if 0 in (i, j)
+    }
     for i, j in itertools.product(range(1, len(one) + 1), range(1, len(other) + 1)):
-        table[i, j] = min(table[i - 1, j] + 1, table[i, j - 1] + 1, table[i - 1, j - 1] + (one[i - 1] != other[j - 1]))
+        table[i, j] = min(
+            table[i - 1, j] + 1,
+            table[i, j - 1] + 1,
+            table[i - 1, j - 1] + (one[i - 1] != other[j - 1]),
+        )
     return table[len(one), len(other)] / max(len(one), len(other))
 
 
@@ -51,31 +62,53 @@ def naive_score(items: list[Item], distances: np.ndarray, *, across: bool) -> fl
                     continue
 
                 def tokens(what: str, who: str, where: tuple[str, ...] = context) -> list[int]:
-                    return [n for n in numbers if (items[n].what, items[n].speaker, items[n].context) == (what, who, where)]
+                    return [
+                        n
+                        for n in numbers
+                        if (items[n].what, items[n].speaker, items[n].context) == (what, who, where)
+                    ]
 
                 wrong = [
-                    1.0 if distances[b, x] < distances[a, x] else 0.5 if distances[b, x] == distances[a, x] else 0.0
-                    for a, b, x in itertools.product(tokens(one, speaker), tokens(other, speaker), tokens(one, listener))
+                    1.0
+                    if distances[b, x] < distances[a, x]
+                    else 0.5
+                    if distances[b, x] == distances[a, x]
+                    else 0.0
+                    for a, b, x in itertools.product(
+                        tokens(one, speaker), tokens(other, speaker), tokens(one, listener)
+                    )
                     if a != x
                 ]
                 if wrong:
-                    by_pair.setdefault((one, other), {}).setdefault(speaker, []).append(float(np.mean(wrong)))
-    scores = [np.mean([np.mean(cells) for cells in by_speaker.values()]) for by_speaker in by_pair.values()]
+                    by_pair.setdefault((one, other), {}).setdefault(speaker, []).append(
+                        float(np.mean(wrong))
+                    )
+    scores = [
+        np.mean([np.mean(cells) for cells in by_speaker.values()])
+        for by_speaker in by_pair.values()
+    ]
     return float(np.mean(scores)) if scores else None
 
 
 # -- parity -----------------------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6), st.integers(0, 999))
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6),
+    st.integers(0, 999),
+)
 @settings(max_examples=30)
 def test_distances_equal_their_definitions(lengths: list[tuple[int, int]], seed: int) -> None:
     draw = np.random.default_rng(seed)
     frames = [(draw.normal(size=(a, 5)), draw.normal(size=(b, 5))) for a, b in lengths]
-    expected = [naive_dtw([[naive_angle(x, y) for y in other] for x in one]) for one, other in frames]
+    expected = [
+        naive_dtw([[naive_angle(x, y) for y in other] for x in one]) for one, other in frames
+    ]
     np.testing.assert_allclose(pair_distances(frames, "angular"), expected, atol=1e-12)
     ids = [(draw.integers(3, size=(a, 1)), draw.integers(3, size=(b, 1))) for a, b in lengths]
-    expected = [naive_dtw([[float(x != y) for y in other[:, 0]] for x in one[:, 0]]) for one, other in ids]
+    expected = [
+        naive_dtw([[float(x != y) for y in other[:, 0]] for x in one[:, 0]]) for one, other in ids
+    ]
     np.testing.assert_allclose(pair_distances(ids, "units"), expected, atol=1e-12)
     expected = [naive_edit(one[:, 0].tolist(), other[:, 0].tolist()) for one, other in ids]
     np.testing.assert_allclose(pair_distances(ids, "edit"), expected, atol=1e-12)
@@ -88,13 +121,24 @@ def test_the_score_equals_its_definition(seed: int) -> None:
     items, values = [], {}
     for number in range(50):
         phone, length = int(draw.integers(4)), int(draw.integers(2, 6))
-        item = Item(number, 0, length, "abcd"[phone], (str(draw.integers(2)),), f"speaker {draw.integers(3)}")
+        item = Item(
+            number,
+            0,
+            length,
+            "abcd"[phone],
+            (str(draw.integers(2)),),
+            f"speaker {draw.integers(3)}",
+        )
         items.append(item)
         values[number] = centres[phone] + draw.normal(size=(length, 6)) * 1.5
     pairs = list(itertools.product(range(50), range(50)))
-    distances = np.array([naive_dtw([[naive_angle(x, y) for y in values[j]] for x in values[i]]) for i, j in pairs]).reshape(50, 50)
+    distances = np.array(
+        [naive_dtw([[naive_angle(x, y) for y in values[j]] for x in values[i]]) for i, j in pairs]
+    ).reshape(50, 50)
     distances = np.triu(distances) + np.triu(distances, 1).T
-    score = abx(items, lambda item: values[item.row], distance="angular", max_tokens=50, max_cells=10_000)
+    score = abx(
+        items, lambda item: values[item.row], distance="angular", max_tokens=50, max_cells=10_000
+    )
     assert score.within == pytest.approx(naive_score(items, distances, across=False), abs=1e-9)
     assert score.across == pytest.approx(naive_score(items, distances, across=True), abs=1e-9)
     assert 0 < score.within < 0.5
@@ -114,7 +158,11 @@ def test_perfect_useless_and_inverted() -> None:
     assert (perfect.within, perfect.across) == (0.0, 0.0)
     useless = abx(items, lambda item: np.zeros((3, 1)), distance="units")
     assert (useless.within, useless.across) == (0.5, 0.5)
-    speaker_only = abx(items, lambda item: np.array([[1.0, 0.0] if item.speaker == "0" else [0.0, 1.0]]), distance="angular")
+    speaker_only = abx(
+        items,
+        lambda item: np.array([[1.0, 0.0] if item.speaker == "0" else [0.0, 1.0]]),
+        distance="angular",
+    )
     assert (speaker_only.within, speaker_only.across) == (0.5, 0.5)
 
 
@@ -133,7 +181,14 @@ def test_what_is_left_out_is_chosen_by_the_seed_alone() -> None:
     values = {n: draw.normal(size=(2, 4)) for n in range(800)}
 
     def score(seed: int) -> tuple[float | None, int]:
-        found = abx(items, lambda item: values[item.row], distance="angular", max_tokens=2, max_cells=40, seed=seed)
+        found = abx(
+            items,
+            lambda item: values[item.row],
+            distance="angular",
+            max_tokens=2,
+            max_cells=40,
+            seed=seed,
+        )
         return found.within, found.cells_within
 
     assert score(1) == score(1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.clustering.storage import CENTROIDS, DESCRIPTION
+from hubert_pretrain.clustering.codebook_io import CENTROIDS, DESCRIPTION
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID
@@ -17,7 +17,9 @@ LAYER = {"kind": "hubert_layer", "dim": 768, "layer": 6, "weights_sha256": "3f9a
 
 def codebook(n_clusters: int = 7, dim: int = 39, **changes: object) -> Codebook:
     centroids = torch.randn(n_clusters, dim, generator=torch.Generator().manual_seed(0))
-    return Codebook(**{"centroids": centroids, "features": Mfcc().fingerprint(), "grid": MODEL_GRID, **changes})  # type: ignore[arg-type]
+    return Codebook(
+        **{"centroids": centroids, "features": Mfcc().fingerprint(), "grid": MODEL_GRID, **changes}
+    )  # type: ignore[arg-type]
 
 
 def test_assign_is_the_nearest_centroid() -> None:
@@ -38,20 +40,31 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     ours.save(tmp_path)
     again = Codebook.load(tmp_path)
     assert again.centroids.equal(ours.centroids)
-    assert (again.features, again.grid, again.fit, again.fingerprint) == (ours.features, ours.grid, ours.fit, ours.fingerprint)
+    assert (again.features, again.grid, again.fit, again.fingerprint) == (
+        ours.features,
+        ours.grid,
+        ours.fit,
+        ours.fingerprint,
+    )
 
 
 def test_another_dimension_is_refused_naming_both_and_where_they_came_from(tmp_path: Path) -> None:
     codebook(dim=768, features=LAYER).save(tmp_path)
     loaded = Codebook.load(tmp_path)
-    with pytest.raises(ArtefactError, match=r"768, fitted on hubert_layer \(dim 768, layer 6, .*frames have dimension 39") as error:
+    with pytest.raises(
+        ArtefactError,
+        match=r"768, fitted on hubert_layer \(dim 768, layer 6, .*frames have dimension 39",
+    ) as error:
         loaded.assign(torch.zeros(5, 39))
     assert str(tmp_path) in str(error.value)
 
 
 def test_other_features_are_refused_naming_the_difference() -> None:
     codebook().check_features(Mfcc())
-    with pytest.raises(ArtefactError, match=r"fitted on hubert_layer .* come from mfcc \(dim 39\).*kind: hubert_layer here, mfcc there"):
+    with pytest.raises(
+        ArtefactError,
+        match=r"fitted on hubert_layer .* come from mfcc \(dim 39\).*kind: hubert_layer here, mfcc there",
+    ):
         codebook(dim=768, features=LAYER).check_features(Mfcc())
     with pytest.raises(ArtefactError, match=r"grid: .*hop=160"):
         codebook(grid=MFCC_GRID).check_features(Mfcc())

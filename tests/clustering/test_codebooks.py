@@ -11,31 +11,52 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from hubert_pretrain.clustering import storage
+from hubert_pretrain.clustering import codebook_io
 from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.clustering.codebooks import CodebookPart, CodebookSet
-from hubert_pretrain.clustering.fitting import Fitting, plans
+from hubert_pretrain.clustering.codebook_io import DESCRIPTION
+from hubert_pretrain.clustering.codebook_set import CodebookPart, CodebookSet
+from hubert_pretrain.clustering.fit import CodebookFitter, parse_specs
+from hubert_pretrain.clustering.frame_source import RankFrames
 from hubert_pretrain.clustering.kmeans import KMeans
-from hubert_pretrain.clustering.source import Shard
-from hubert_pretrain.clustering.storage import DESCRIPTION
-from hubert_pretrain.clustering.transform import fit_transform
+from hubert_pretrain.clustering.pca import fit_transform
 from hubert_pretrain.errors import ArtefactError, ConfigError, HubertPretrainError
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID
 
-PRODUCT = [{"name": "static", "columns": [0, 13]}, {"name": "deltas", "columns": [13, 39], "n_clusters": 5}]
-RESIDUAL = [{"name": "coarse"}, {"name": "fine", "residual": True, "n_clusters": 9}, {"name": "finest", "residual": True}]
-FRAMES = np.random.default_rng(0).normal(size=(4000, 39)).astype(np.float32) * np.linspace(9, 1, 39, dtype=np.float32) + 20
+PRODUCT = [
+    {"name": "static", "columns": [0, 13]},
+    {"name": "deltas", "columns": [13, 39], "n_clusters": 5},
+]
+RESIDUAL = [
+    {"name": "coarse"},
+    {"name": "fine", "residual": True, "n_clusters": 9},
+    {"name": "finest", "residual": True},
+]
+FRAMES = (
+    np.random.default_rng(0).normal(size=(4000, 39)).astype(np.float32)
+    * np.linspace(9, 1, 39, dtype=np.float32)
+    + 20
+)
 
 
-def fitted(codebooks: list[dict[str, object]], engine: str = "torch", **more: object) -> CodebookSet:
-    estimator = KMeans(engine, restarts=2, max_iterations=20, spherical=bool(more.pop("spherical", False)))
-    wanted = plans(codebooks, dim=39, n_clusters=7)
-    return Fitting(estimator, 1, **more).fit(Shard.whole(FRAMES), wanted, features=Mfcc().fingerprint(), grid=MODEL_GRID)  # type: ignore[arg-type]
+def fitted(
+    codebooks: list[dict[str, object]], engine: str = "torch", **more: object
+) -> CodebookSet:
+    estimator = KMeans(
+        engine, restarts=2, max_iterations=20, spherical=bool(more.pop("spherical", False))
+    )
+    wanted = parse_specs(codebooks, dim=39, n_clusters=7)
+    return CodebookFitter(estimator, 1, **more).fit(
+        RankFrames.whole(FRAMES), wanted, features=Mfcc().fingerprint(), grid=MODEL_GRID
+    )  # type: ignore[arg-type]
 
 
 def nearest(frames: np.ndarray, centroids: torch.Tensor) -> np.ndarray:
-    return ((frames[:, None].astype(np.float64) - centroids.double().numpy()[None]) ** 2).sum(-1).argmin(1)
+    return (
+        ((frames[:, None].astype(np.float64) - centroids.double().numpy()[None]) ** 2)
+        .sum(-1)
+        .argmin(1)
+    )
 
 
 @pytest.mark.parametrize("engine", ["minibatch", "torch", "faiss"])
@@ -45,8 +66,17 @@ def test_product(engine: str) -> None:
     ids = codebooks.assign(torch.from_numpy(FRAMES).view(2, 2000, 39))
     assert (ids.shape, ids.dtype) == ((2, 2000, 2), torch.int64)
     for number, columns in enumerate((slice(0, 13), slice(13, 39))):
-        assert np.array_equal(ids[..., number].flatten(), nearest(FRAMES[:, columns], codebooks.parts[number].codebook.centroids))
-    alone = KMeans(engine, 7, restarts=2, max_iterations=20, seed=int(Fitting(KMeans(), 1).seed_of("static"))).fit(FRAMES[:, :13])
+        assert np.array_equal(
+            ids[..., number].flatten(),
+            nearest(FRAMES[:, columns], codebooks.parts[number].codebook.centroids),
+        )
+    alone = KMeans(
+        engine,
+        7,
+        restarts=2,
+        max_iterations=20,
+        seed=int(CodebookFitter(KMeans(), 1).seed_of("static")),
+    ).fit(FRAMES[:, :13])
     assert np.array_equal(alone.cluster_centers_, codebooks.parts[0].codebook.centroids.numpy())
 
 
@@ -72,9 +102,17 @@ def test_ensemble_and_plain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("codebooks", "more"), [([], {}), (PRODUCT, {}), (RESIDUAL, {"pca_dims": 5, "whiten": True}), ([], {"spherical": True, "pca_dims": 9})]
+    ("codebooks", "more"),
+    [
+        ([], {}),
+        (PRODUCT, {}),
+        (RESIDUAL, {"pca_dims": 5, "whiten": True}),
+        ([], {"spherical": True, "pca_dims": 9}),
+    ],
 )
-def test_saved_and_loaded_they_are_the_same(tmp_path: Path, codebooks: list[dict[str, object]], more: dict[str, object]) -> None:
+def test_saved_and_loaded_they_are_the_same(
+    tmp_path: Path, codebooks: list[dict[str, object]], more: dict[str, object]
+) -> None:
     ours = fitted(codebooks, **more)
     ours.save(tmp_path)
     again = CodebookSet.load(tmp_path)
@@ -105,7 +143,10 @@ def test_a_folder_of_one_codebook_is_a_set_of_one_and_several_are_not_one(tmp_pa
 
 
 def test_principal_components_are_those_of_scikit_learn() -> None:
-    transform, reference = fit_transform(torch.from_numpy(FRAMES), dims=6, whiten=True), PCA(6, whiten=True).fit(FRAMES)
+    transform, reference = (
+        fit_transform(torch.from_numpy(FRAMES), dims=6, whiten=True),
+        PCA(6, whiten=True).fit(FRAMES),
+    )
     assert transform is not None
     ours, theirs = transform(torch.from_numpy(FRAMES)).numpy(), reference.transform(FRAMES)
     signs = np.sign((ours * theirs).sum(0))
@@ -115,7 +156,13 @@ def test_principal_components_are_those_of_scikit_learn() -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [{"pca_dims": 6}, {"whiten": True}, {"spherical": True}, {"spherical": True, "pca_dims": 6, "whiten": True}]
+    "more",
+    [
+        {"pca_dims": 6},
+        {"whiten": True},
+        {"spherical": True},
+        {"spherical": True, "pca_dims": 6, "whiten": True},
+    ],
 )
 def test_the_transform_is_folded_into_the_product(more: dict[str, object]) -> None:
     codebook = fitted([], **more).parts[0].codebook
@@ -132,10 +179,15 @@ def test_the_transform_is_folded_into_the_product(more: dict[str, object]) -> No
 
 def test_other_frames_and_other_features_are_refused() -> None:
     codebooks = fitted(PRODUCT)
-    with pytest.raises(ArtefactError, match=r"frames of dimension 39, fitted on mfcc \(dim 39\), but the frames have dimension 13"):
+    with pytest.raises(
+        ArtefactError,
+        match=r"frames of dimension 39, fitted on mfcc \(dim 39\), but the frames have dimension 13",
+    ):
         codebooks.assign(torch.zeros(5, 13))
     codebooks.check_features(Mfcc())
-    parts = [CodebookPart("x", (0, 39), Codebook(torch.randn(5, 39), Mfcc().fingerprint(), MFCC_GRID))]
+    parts = [
+        CodebookPart("x", (0, 39), Codebook(torch.randn(5, 39), Mfcc().fingerprint(), MFCC_GRID))
+    ]
     with pytest.raises(ArtefactError, match=r"grid: .*hop=160"):
         CodebookSet(tuple(parts), 39).check_features(Mfcc())
 
@@ -143,29 +195,45 @@ def test_other_frames_and_other_features_are_refused() -> None:
 @pytest.mark.parametrize(
     ("codebooks", "message"),
     [
-        ([{"name": "a", "columns": [0, 40]}], r"columns=\[0, 40\]: expected \[start, stop\] within the 39 columns"),
-        ([{"name": "a", "residual": True}], r"\('a'\) is residual, but there is no codebook before it"),
+        (
+            [{"name": "a", "columns": [0, 40]}],
+            r"columns=\[0, 40\]: expected \[start, stop\] within the 39 columns",
+        ),
+        (
+            [{"name": "a", "residual": True}],
+            r"\('a'\) is residual, but there is no codebook before it",
+        ),
         ([{"name": "a"}, {"name": "a"}], "a name without a dot that no other codebook has"),
-        ([{"name": "a", "columns": [0, 9]}, {"name": "b", "columns": [0, 8], "residual": True}], r"the one before it, \[0, 9\]"),
+        (
+            [{"name": "a", "columns": [0, 9]}, {"name": "b", "columns": [0, 8], "residual": True}],
+            r"the one before it, \[0, 9\]",
+        ),
     ],
 )
-def test_codebooks_that_cannot_be_are_refused(codebooks: list[dict[str, object]], message: str) -> None:
+def test_codebooks_that_cannot_be_are_refused(
+    codebooks: list[dict[str, object]], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
-        plans(codebooks, dim=39, n_clusters=7)
+        parse_specs(codebooks, dim=39, n_clusters=7)
 
 
 def test_a_full_disk_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, value: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage, "write_json", full)
-    with pytest.raises(HubertPretrainError, match=r"codebook.safetensors: the disk has no room for \d+ bytes; free some and run"):
+    monkeypatch.setattr(codebook_io, "write_json", full)
+    with pytest.raises(
+        HubertPretrainError,
+        match=r"codebook.safetensors: the disk has no room for \d+ bytes; free some and run",
+    ):
         fitted([]).save(tmp_path)
 
 
 def test_dead_clusters_are_reported() -> None:
     frames = np.repeat(FRAMES[:5], 40, axis=0)
-    wanted = plans([], dim=39, n_clusters=12)
-    codebooks = Fitting(KMeans("torch", restarts=1), 1).fit(Shard.whole(frames), wanted, features={}, grid=MODEL_GRID)
+    wanted = parse_specs([], dim=39, n_clusters=12)
+    codebooks = CodebookFitter(KMeans("torch", restarts=1), 1).fit(
+        RankFrames.whole(frames), wanted, features={}, grid=MODEL_GRID
+    )
     # Of two centroids in one place rounding may give each a part of the frames.
     assert 4 <= codebooks.parts[0].codebook.fit["dead_clusters"] <= 7

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from hubert_pretrain.clustering.codebooks import CodebookSet
-from hubert_pretrain.clustering.importing import import_kmeans
+from hubert_pretrain.clustering.codebook_set import CodebookSet
+from hubert_pretrain.clustering.fairseq_kmeans import import_kmeans
 from hubert_pretrain.errors import ArtefactError, ConfigError
 from hubert_pretrain.features.mfcc import Mfcc
 
@@ -21,7 +21,13 @@ FRAMES = np.random.default_rng(0).normal(size=(500, 39)).astype(np.float32)
 
 
 @pytest.mark.parametrize(
-    ("kind", "dump"), [(MiniBatchKMeans, "joblib"), (KMeans, "joblib"), (MiniBatchKMeans, "pickle 2"), (MiniBatchKMeans, "pickle 5")]
+    ("kind", "dump"),
+    [
+        (MiniBatchKMeans, "joblib"),
+        (KMeans, "joblib"),
+        (MiniBatchKMeans, "pickle 2"),
+        (MiniBatchKMeans, "pickle 5"),
+    ],
 )
 def test_what_scikit_learn_fitted_is_read(tmp_path: Path, kind: type, dump: str) -> None:
     estimator = kind(7, n_init=1, random_state=np.random.RandomState(3)).fit(FRAMES)
@@ -30,7 +36,9 @@ def test_what_scikit_learn_fitted_is_read(tmp_path: Path, kind: type, dump: str)
     else:
         (tmp_path / "km.bin").write_bytes(pickle.dumps(estimator, protocol=int(dump[-1])))
     codebooks = import_kmeans(tmp_path / "km.bin", Mfcc(), trust_pickle=True)
-    np.testing.assert_array_equal(codebooks.parts[0].codebook.centroids.numpy(), estimator.cluster_centers_.astype(np.float32))
+    np.testing.assert_array_equal(
+        codebooks.parts[0].codebook.centroids.numpy(), estimator.cluster_centers_.astype(np.float32)
+    )
     codebooks.save(tmp_path / "codebook")
     CodebookSet.load(tmp_path / "codebook").check_features(Mfcc())
 
@@ -76,7 +84,10 @@ def test_a_pickle_bomb_does_not_run_even_when_trusted(tmp_path: Path, how: str) 
 
 
 def test_without_the_flag_it_says_what_it_would_do(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"is a pickle, a program that could run anything. With --trust-pickle it is read in a process"):
+    with pytest.raises(
+        ConfigError,
+        match=r"is a pickle, a program that could run anything. With --trust-pickle it is read in a process",
+    ):
         import_kmeans(hostile(tmp_path, "whole file"), Mfcc(), trust_pickle=False)
     assert not (tmp_path / "sentinel").exists()
 
@@ -85,7 +96,7 @@ def test_the_process_that_reads_can_open_nothing(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    code = "from hubert_pretrain.clustering.unpickle import give_up_rights; give_up_rights(); open('/dev/null')"
+    code = "from hubert_pretrain.clustering.kmeans_sandbox import give_up_rights; give_up_rights(); open('/dev/null')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode
     assert "Too many open files" in done.stderr
@@ -94,7 +105,10 @@ def test_the_process_that_reads_can_open_nothing(tmp_path: Path) -> None:
 def test_what_is_no_codebook_of_these_features_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "km.bin"
     joblib.dump(KMeans(7, n_init=1).fit(FRAMES[:, :13]), path)
-    with pytest.raises(ArtefactError, match=r"7 centroids of dimension 13, but the frames of mfcc \(dim 39\) have dimension 39"):
+    with pytest.raises(
+        ArtefactError,
+        match=r"7 centroids of dimension 13, but the frames of mfcc \(dim 39\) have dimension 39",
+    ):
         import_kmeans(path, Mfcc(), trust_pickle=True)
     joblib.dump(KMeans(7), path)
     with pytest.raises(ArtefactError, match="no fitted k-means"):
@@ -111,7 +125,9 @@ def test_what_is_no_codebook_of_these_features_is_refused(tmp_path: Path) -> Non
 
 
 def test_the_tool(tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("import_kmeans", repository / "tools" / "import_kmeans.py")
+    spec = importlib.util.spec_from_file_location(
+        "import_kmeans", repository / "tools" / "import_kmeans.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     tool = importlib.util.module_from_spec(spec)

@@ -8,8 +8,8 @@ import torch
 from sklearn.base import clone
 from sklearn.cluster import KMeans as Reference
 
+from hubert_pretrain.clustering.frame_source import FrameFile, MappedFrames
 from hubert_pretrain.clustering.kmeans import ENGINES, KMeans
-from hubert_pretrain.clustering.source import FrameFile, MappedFrames
 from hubert_pretrain.errors import ConfigError, DataError
 
 FULL = ["torch", "faiss"]
@@ -20,12 +20,16 @@ full_engines = pytest.mark.parametrize("engine", FULL)
 def blobs(count: int = 3000, seed: int = 0) -> np.ndarray:
     generator = np.random.default_rng(seed)
     centres = generator.normal(scale=10, size=(5, 4))
-    return (centres[generator.integers(0, 5, count)] + generator.normal(size=(count, 4))).astype(np.float32)
+    return (centres[generator.integers(0, 5, count)] + generator.normal(size=(count, 4))).astype(
+        np.float32
+    )
 
 
 @every_engine
 def test_the_same_seed_gives_the_same_centroids(engine: str) -> None:
-    first, again, other = (KMeans(engine, 8, restarts=2, seed=seed).fit(blobs()).cluster_centers_ for seed in (1, 1, 2))
+    first, again, other = (
+        KMeans(engine, 8, restarts=2, seed=seed).fit(blobs()).cluster_centers_ for seed in (1, 1, 2)
+    )
     assert first.dtype == np.float32
     assert first.shape == (8, 4)
     assert np.array_equal(first, again)
@@ -49,7 +53,9 @@ def test_it_finds_separate_clusters_and_measures_them(engine: str) -> None:
 def test_full_batches_are_as_good_as_those_of_scikit_learn(engine: str, seed: int) -> None:
     frames = np.random.default_rng(seed).normal(size=(9000, 6)).astype(np.float32) * 30 + 100
     reference = Reference(20, n_init=3, random_state=seed).fit(frames)
-    assert KMeans(engine, 20, restarts=3, seed=seed).fit(frames).inertia_ <= 1.01 * reference.inertia_
+    assert (
+        KMeans(engine, 20, restarts=3, seed=seed).fit(frames).inertia_ <= 1.01 * reference.inertia_
+    )
 
 
 @full_engines
@@ -63,7 +69,10 @@ def test_at_the_end_every_centroid_is_the_mean_of_its_frames(engine: str) -> Non
 
 def test_a_tolerance_stops_early() -> None:
     frames = np.random.default_rng(0).normal(size=(30_000, 8)).astype(np.float32)
-    early, late = (KMeans("torch", 30, restarts=1, tolerance=tolerance).fit(frames) for tolerance in (1e-2, 0.0))
+    early, late = (
+        KMeans("torch", 30, restarts=1, tolerance=tolerance).fit(frames)
+        for tolerance in (1e-2, 0.0)
+    )
     assert early.n_iter_ < late.n_iter_
     assert late.inertia_ < early.inertia_ < 1.05 * late.inertia_
     assert KMeans("torch", 30, restarts=1, max_iterations=2).fit(frames).n_iter_ == 2
@@ -77,7 +86,11 @@ def test_memory_maps_and_files_give_the_same(engine: str, tmp_path: Path) -> Non
     file.write(5000, frames[5000:])
     file.write(0, frames[:5000])
     expected = KMeans(engine, 8, restarts=2).fit(frames).cluster_centers_
-    for source in (np.load(tmp_path / "frames.npy", mmap_mode="r"), file, MappedFrames(file, lambda x: x, 4)):
+    for source in (
+        np.load(tmp_path / "frames.npy", mmap_mode="r"),
+        file,
+        MappedFrames(file, lambda x: x, 4),
+    ):
         assert np.array_equal(KMeans(engine, 8, restarts=2).fit(source).cluster_centers_, expected)
 
 
@@ -105,12 +118,16 @@ def test_cosine_clusters(engine: str) -> None:
     assert np.allclose((centroids @ directions.T).max(0), 1, atol=0.01)
 
 
-def test_an_empty_cluster_is_drawn_anew_where_frames_are_far_from_their_centroids(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_cluster_is_drawn_anew_where_frames_are_far_from_their_centroids(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from hubert_pretrain.clustering.engines import lloyd
 
     frames = blobs(2000)
     nowhere = torch.full((1, 4), 1e4)
-    monkeypatch.setattr(lloyd.Lloyd, "start", lambda self, survey, device: torch.cat([survey.sample[:7], nowhere]))
+    monkeypatch.setattr(
+        lloyd.Lloyd, "start", lambda self, survey, device: torch.cat([survey.sample[:7], nowhere])
+    )
     found = KMeans("torch", 8).fit(frames)
     assert found.reseeded_ >= 1
     assert (found.counts_ > 0).all()
@@ -133,7 +150,9 @@ def test_silence_in_bulk_does_not_swallow_clusters() -> None:
     assert (found.counts_ > 0).all()
 
 
-def test_an_interrupted_fit_goes_on_and_ends_with_the_same_centroids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_fit_goes_on_and_ends_with_the_same_centroids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from hubert_pretrain.clustering.engines import lloyd
 
     frames = np.random.default_rng(0).normal(size=(30_000, 8)).astype(np.float32)
@@ -160,25 +179,36 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_centroids(tmp_path: P
         return count(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(lloyd, "statistics", counted)
-    assert np.array_equal(estimator.fit(frames, state=tmp_path / "state").cluster_centers_, expected)
+    assert np.array_equal(
+        estimator.fit(frames, state=tmp_path / "state").cluster_centers_, expected
+    )
     assert passes == 7, "it goes on where it was"
     (tmp_path / "state").write_bytes(b"cut")
-    assert np.array_equal(estimator.fit(frames, state=tmp_path / "state").cluster_centers_, expected)
+    assert np.array_equal(
+        estimator.fit(frames, state=tmp_path / "state").cluster_centers_, expected
+    )
     other = KMeans("torch", 30, restarts=1, max_iterations=12, seed=1)
-    assert np.array_equal(other.fit(frames, state=tmp_path / "state").cluster_centers_, other.fit(frames).cluster_centers_)
+    assert np.array_equal(
+        other.fit(frames, state=tmp_path / "state").cluster_centers_,
+        other.fit(frames).cluster_centers_,
+    )
 
 
 def test_it_is_an_estimator() -> None:
     estimator = KMeans("torch", 7, seed=3)
     assert clone(estimator) == estimator
     assert estimator.set_params(n_clusters=9).get_params()["n_clusters"] == 9
-    with pytest.raises(ConfigError, match=r"no setting 'n_cluster' \(did you mean 'n_clusters'\?\)"):
+    with pytest.raises(
+        ConfigError, match=r"no setting 'n_cluster' \(did you mean 'n_clusters'\?\)"
+    ):
         estimator.set_params(n_cluster=9)
 
 
 @every_engine
 def test_fewer_frames_than_clusters_is_refused(engine: str) -> None:
-    with pytest.raises(ConfigError, match=r"n_clusters=100 needs at least as many frames, the sample has 40; lower"):
+    with pytest.raises(
+        ConfigError, match=r"n_clusters=100 needs at least as many frames, the sample has 40; lower"
+    ):
         KMeans(engine, 100).fit(blobs(40))
 
 
@@ -193,7 +223,9 @@ def test_frames_that_are_not_numbers_are_refused(engine: str, bad: float) -> Non
 
 
 def test_engines_that_do_not_exist_or_cannot_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"engine='torhc': expected one of .*did you mean 'torch'"):
+    with pytest.raises(
+        ConfigError, match=r"engine='torhc': expected one of .*did you mean 'torch'"
+    ):
         KMeans("torhc").fit(blobs(200))
     with pytest.raises(ConfigError, match=r"spherical needs clustering\.engine=torch or faiss"):
         KMeans("minibatch", 4, spherical=True).fit(blobs(200))

@@ -11,20 +11,32 @@ import pytest
 import torch
 from torch import Tensor
 
-from hubert_pretrain.clustering import stage as cluster_stage
 from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.clustering.layers import CRITERIA, LayerScore, best_layer, choose_rows, score_layers
-from hubert_pretrain.config import ClusteringConfig, IterationConfig, LayerChoiceConfig, Recipe
+from hubert_pretrain.clustering.layer_selection import (
+    CRITERIA,
+    LayerScore,
+    best_layer,
+    choose_rows,
+    score_layers,
+)
+from hubert_pretrain.config.schema import (
+    ClusteringConfig,
+    IterationConfig,
+    LayerChoiceConfig,
+    Recipe,
+)
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.features.hubert_layer import HubertLayer
 from hubert_pretrain.features.mfcc import Mfcc
-from hubert_pretrain.features.stage import extraction
+from hubert_pretrain.files import write_json
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.pipeline import stages
-from hubert_pretrain.workspace import Workspace, write_json
+from hubert_pretrain.pipeline.plan import stages
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.stages import cluster as cluster_stage
+from hubert_pretrain.stages.extraction import extraction
 
 Tones = Callable[..., Corpus]
 TINY = HubertConfig(
@@ -58,11 +70,20 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, tones: Tones) -> Corpus:
 @pytest.fixture(scope="module")
 def scores(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> list[LayerScore]:
     rows = corpus.manifest.rows("valid")
-    return score_layers(corpus, rows, NoisyMfcc(), n_clusters=8, workers=2, scratch=tmp_path_factory.mktemp("scratch"))  # type: ignore[arg-type]
+    return score_layers(
+        corpus,
+        rows,
+        NoisyMfcc(),
+        n_clusters=8,
+        workers=2,
+        scratch=tmp_path_factory.mktemp("scratch"),
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
-def test_every_criterion_finds_the_layer_that_hears_the_phones(scores: list[LayerScore], criterion: str) -> None:
+def test_every_criterion_finds_the_layer_that_hears_the_phones(
+    scores: list[LayerScore], criterion: str
+) -> None:
     assert best_layer(scores, criterion) == 2
 
 
@@ -81,28 +102,43 @@ def test_scores_do_not_depend_on_where_frames_are_kept(
     corpus: Corpus, scores: list[LayerScore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hubert_pretrain.clustering.sample.MEMORY_BYTES", 1000)
-    again = score_layers(corpus, corpus.manifest.rows("valid"), NoisyMfcc(), n_clusters=8, scratch=tmp_path)  # type: ignore[arg-type]
+    again = score_layers(
+        corpus, corpus.manifest.rows("valid"), NoisyMfcc(), n_clusters=8, scratch=tmp_path
+    )  # type: ignore[arg-type]
     assert again == scores
     assert not list(tmp_path.iterdir())
 
 
 def test_without_alignments_stability_remains(tmp_path: Path, tones: Tones) -> None:
     bare = tones(tmp_path / "bare", aligned=False)
-    found = score_layers(bare, bare.manifest.rows("valid"), NoisyMfcc(), n_clusters=8, scratch=tmp_path)  # type: ignore[arg-type]
+    found = score_layers(
+        bare, bare.manifest.rows("valid"), NoisyMfcc(), n_clusters=8, scratch=tmp_path
+    )  # type: ignore[arg-type]
     assert best_layer(found, "stability") == 2
     assert found[1].pnmi is None
-    with pytest.raises(DataError, match="cannot be chosen by pnmi: these utterances have no alignments; choose another"):
+    with pytest.raises(
+        DataError,
+        match="cannot be chosen by pnmi: these utterances have no alignments; choose another",
+    ):
         best_layer(found, "pnmi")
-    with pytest.raises(DataError, match=r"split 'valid' has no utterances with alignments to choose a layer by pnmi.*stability"):
+    with pytest.raises(
+        DataError,
+        match=r"split 'valid' has no utterances with alignments to choose a layer by pnmi.*stability",
+    ):
         choose_rows(bare, "valid", "pnmi", max_hours=1.0, seed=0)
     assert len(choose_rows(bare, "valid", "stability", max_hours=1.0, seed=0)) == 8
 
 
 def test_what_cannot_be_is_refused(corpus: Corpus, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"layer_choice\.criterion='pnm': expected one of .* \(did you mean 'pnmi'\?\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"layer_choice\.criterion='pnm': expected one of .* \(did you mean 'pnmi'\?\)",
+    ):
         choose_rows(corpus, "valid", "pnm", max_hours=1.0, seed=0)
     with pytest.raises(DataError, match="too few to score layers with K=5000"):
-        score_layers(corpus, corpus.manifest.rows("valid"), NoisyMfcc(), n_clusters=5000, scratch=tmp_path)  # type: ignore[arg-type]
+        score_layers(
+            corpus, corpus.manifest.rows("valid"), NoisyMfcc(), n_clusters=5000, scratch=tmp_path
+        )  # type: ignore[arg-type]
 
 
 def test_layer_auto_is_chosen_once_and_recorded(corpus: Corpus, tmp_path: Path) -> None:
@@ -115,7 +151,9 @@ def test_layer_auto_is_chosen_once_and_recorded(corpus: Corpus, tmp_path: Path) 
         "layer": "auto",
     }
     clustering = ClusteringConfig(n_clusters=6, fraction=1.0, restarts=2)
-    iteration = IterationConfig(features, clustering=clustering, layer_choice=LayerChoiceConfig(n_clusters=8))
+    iteration = IterationConfig(
+        features, clustering=clustering, layer_choice=LayerChoiceConfig(n_clusters=8)
+    )
     recipe = Recipe(name="test", iterations={"it1": iteration})
     workspace = Workspace(tmp_path / "run")
     workspace.folder("prepare").parent.mkdir(parents=True)
@@ -140,8 +178,13 @@ def test_layer_auto_is_chosen_once_and_recorded(corpus: Corpus, tmp_path: Path) 
 def test_the_choice_is_part_of_what_the_stage_is() -> None:
     def identity(layer: Any, **choice: Any) -> dict[str, Any]:
         node = {"_target_": "x", "checkpoint": "it1/pretrain", "layer": layer}
-        iterations = {"it1": IterationConfig({"_target_": "y"}), "it2": IterationConfig(node, layer_choice=LayerChoiceConfig(**choice))}
-        return next(stage for stage in stages(Recipe(iterations=iterations)) if stage.name == "it2/cluster").identity
+        iterations = {
+            "it1": IterationConfig({"_target_": "y"}),
+            "it2": IterationConfig(node, layer_choice=LayerChoiceConfig(**choice)),
+        }
+        return next(
+            stage for stage in stages(Recipe(iterations=iterations)) if stage.name == "it2/cluster"
+        ).identity
 
     assert identity("auto") != identity("auto", criterion="abx")
     assert identity(3) == identity(3, criterion="abx")

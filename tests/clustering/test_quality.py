@@ -37,7 +37,12 @@ def test_the_definitions_of_the_paper_by_hand() -> None:
     p = joint / joint.sum()
     phone_purity = sum(p[z].sum() * max(p[z] / p[z].sum()) for z in range(2))
     cluster_purity = sum(p[:, y].sum() * max(p[:, y] / p[:, y].sum()) for y in range(3))
-    information = sum(p[z, y] * math.log(p[z, y] / (p[z].sum() * p[:, y].sum())) for z in range(2) for y in range(3) if p[z, y] > 0)
+    information = sum(
+        p[z, y] * math.log(p[z, y] / (p[z].sum() * p[:, y].sum()))
+        for z in range(2)
+        for y in range(3)
+        if p[z, y] > 0
+    )
     phone_entropy = -sum(q * math.log(q) for q in p.sum(0))
     quality = phone_quality(joint)
     assert quality.phone_purity == pytest.approx(phone_purity)
@@ -60,8 +65,15 @@ def test_equals_scikit_learn(pairs: list[tuple[int, int]]) -> None:
 
 def test_nothing_to_measure_is_none() -> None:
     empty = phone_quality(np.zeros((5, 3), dtype=np.int64))
-    assert (empty.phone_purity, empty.cluster_purity, empty.pnmi, empty.frames) == (None, None, None, 0)
-    assert phone_quality(np.array([[3], [4]])).pnmi is None, "a single phone has no uncertainty to remove"
+    assert (empty.phone_purity, empty.cluster_purity, empty.pnmi, empty.frames) == (
+        None,
+        None,
+        None,
+        0,
+    )
+    assert phone_quality(np.array([[3], [4]])).pnmi is None, (
+        "a single phone has no uncertainty to remove"
+    )
 
 
 def test_entropy_and_perplexity() -> None:
@@ -71,15 +83,23 @@ def test_entropy_and_perplexity() -> None:
     assert entropy(np.zeros(3, dtype=np.int64)) == 0.0
 
 
-@given(st.integers(2, 9), st.integers(2, 9), st.integers(1, 400), st.floats(0, 1), st.integers(0, 99))
-def test_adjusted_mutual_information_equals_scikit_learn(rows: int, columns: int, frames: int, noise: float, seed: int) -> None:
+@given(
+    st.integers(2, 9), st.integers(2, 9), st.integers(1, 400), st.floats(0, 1), st.integers(0, 99)
+)
+def test_adjusted_mutual_information_equals_scikit_learn(
+    rows: int, columns: int, frames: int, noise: float, seed: int
+) -> None:
     from sklearn.metrics import adjusted_mutual_info_score
 
     draw = np.random.default_rng(seed)
     one = draw.integers(rows, size=frames)
-    other = np.where(draw.random(frames) < noise, draw.integers(columns, size=frames), one % columns)
+    other = np.where(
+        draw.random(frames) < noise, draw.integers(columns, size=frames), one % columns
+    )
     joint = count_pairs(one, other, rows, columns)
-    assert adjusted_mutual_information(joint) == pytest.approx(adjusted_mutual_info_score(one, other), abs=1e-9)
+    assert adjusted_mutual_information(joint) == pytest.approx(
+        adjusted_mutual_info_score(one, other), abs=1e-9
+    )
 
 
 def test_adjusted_mutual_information_of_many_clusters_and_frames() -> None:
@@ -90,7 +110,9 @@ def test_adjusted_mutual_information_of_many_clusters_and_frames() -> None:
     one = np.minimum(draw.geometric(0.05, size=60_000), 60) - 1
     other = np.where(draw.random(60_000) < 0.7, draw.integers(40, size=60_000), one % 40)
     joint = count_pairs(one, other, 60, 40)
-    assert adjusted_mutual_information(joint) == pytest.approx(adjusted_mutual_info_score(one, other), abs=1e-9)
+    assert adjusted_mutual_information(joint) == pytest.approx(
+        adjusted_mutual_info_score(one, other), abs=1e-9
+    )
     unrelated = count_pairs(one, draw.permutation(other), 60, 40)
     assert adjusted_mutual_information(unrelated) == pytest.approx(0, abs=2e-3)
 

@@ -12,23 +12,33 @@ import numpy as np
 import pytest
 import torch
 
-from hubert_pretrain.clustering import sample, source, stage
-from hubert_pretrain.clustering.codebooks import CodebookSet
-from hubert_pretrain.clustering.engines import lloyd, survey
+from hubert_pretrain.clustering import frame_source, sample
+from hubert_pretrain.clustering.codebook_set import CodebookSet
+from hubert_pretrain.clustering.engines import frame_summary, lloyd
+from hubert_pretrain.clustering.frame_source import RankFrames, share_of_frames
 from hubert_pretrain.clustering.kmeans import KMeans
-from hubert_pretrain.clustering.source import Shard, share_of_frames
-from hubert_pretrain.config import ClusteringConfig, IterationConfig, Recipe
+from hubert_pretrain.config.schema import ClusteringConfig, IterationConfig, Recipe
 from hubert_pretrain.distributed import group
 from hubert_pretrain.errors import ConfigError, DataError
-from hubert_pretrain.workspace import Workspace, write_json
+from hubert_pretrain.files import write_json
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.stages import cluster as stage
 from tests.targets.conftest import make_corpus
 
 FORK = multiprocessing.get_context("fork")
 MFCC = {"_target_": "hubert_pretrain.features.mfcc.Mfcc"}
-PRODUCT: list[Any] = [{"name": "static", "columns": [0, 13]}, {"name": "rest", "residual": True}, {"name": "all"}]
+PRODUCT: list[Any] = [
+    {"name": "static", "columns": [0, 13]},
+    {"name": "rest", "residual": True},
+    {"name": "all"},
+]
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "product and residual, whitened, from a file": {"codebooks": PRODUCT, "whiten": True, "max_memory_gb": 1e-9},
+    "product and residual, whitened, from a file": {
+        "codebooks": PRODUCT,
+        "whiten": True,
+        "max_memory_gb": 1e-9,
+    },
 }
 
 
@@ -42,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small_chunks() -> None:
     """So that a few seconds of audio are enough frames for every rank to have some."""
-    for module in (source, survey, lloyd):
+    for module in (frame_source, frame_summary, lloyd):
         monkey = "CHUNK_FRAMES"
         setattr(module, monkey, 64)
     sample.GROUP_ROWS = 4
@@ -51,7 +61,12 @@ def small_chunks() -> None:
 
 def as_rank(rank: int, ranks: int, port: int, work: Any, *arguments: Any) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     small_chunks()
     work(rank, *arguments)
 
@@ -60,7 +75,10 @@ def in_processes(ranks: int, work: Any, *arguments: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [FORK.Process(target=as_rank, args=(rank, ranks, port, work, *arguments)) for rank in range(ranks)]
+    processes = [
+        FORK.Process(target=as_rank, args=(rank, ranks, port, work, *arguments))
+        for rank in range(ranks)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -69,8 +87,12 @@ def in_processes(ranks: int, work: Any, *arguments: Any) -> None:
 
 
 def cluster(rank: int, place: Path, folder: Path, form: str) -> None:
-    clustering = ClusteringConfig(n_clusters=12, fraction=1.0, restarts=2, engine="torch", max_iterations=15, **FORMS[form])
-    recipe = Recipe(name="test", iterations={"it1": IterationConfig(features=MFCC, clustering=clustering)})
+    clustering = ClusteringConfig(
+        n_clusters=12, fraction=1.0, restarts=2, engine="torch", max_iterations=15, **FORMS[form]
+    )
+    recipe = Recipe(
+        name="test", iterations={"it1": IterationConfig(features=MFCC, clustering=clustering)}
+    )
     folder.mkdir(exist_ok=True)
     facts = stage.run(recipe, Workspace(place / "run"), "it1/cluster", folder)
     write_json(folder.with_name(f"{folder.name}.facts.{rank}"), facts)
@@ -81,13 +103,21 @@ def test_one_and_four_ranks_give_the_same_bytes(place: Path, form: str) -> None:
     folders = {ranks: place / f"{ranks} {form}" for ranks in (1, 4)}
     for ranks, folder in folders.items():
         in_processes(ranks, cluster, place, folder, form)
-        assert sorted(path.name for path in folder.iterdir()) == ["codebook.json", "codebook.safetensors"]
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "codebook.json",
+            "codebook.safetensors",
+        ]
     one, four = (CodebookSet.load(folder) for folder in folders.values())
     for ours, theirs in zip(one.parts, four.parts, strict=True):
-        torch.testing.assert_close(ours.codebook.centroids, theirs.codebook.centroids, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            ours.codebook.centroids, theirs.codebook.centroids, rtol=1e-5, atol=1e-5
+        )
     assert one.fingerprint == four.fingerprint
     assert one.num_codebooks == len(FORMS[form].get("codebooks", [1]))
-    facts = [folders[1].with_name(f"{folders[1].name}.facts.0"), *(folders[4].with_name(f"{folders[4].name}.facts.{r}") for r in range(4))]
+    facts = [
+        folders[1].with_name(f"{folders[1].name}.facts.0"),
+        *(folders[4].with_name(f"{folders[4].name}.facts.{r}") for r in range(4)),
+    ]
     found = [CodebookSet.load(folders[ranks]).fit["frames"] for ranks in (1, 4)]
     assert found[0] == found[1] > 4 * 64, "every rank had some"
     assert len({path.read_text() for path in facts[1:]}) == 1
@@ -98,7 +128,7 @@ def bad_frames(rank: int) -> None:
     frames[777, 1] = np.nan
     with group():
         mine = share_of_frames(1000)
-        shard = Shard(frames[mine.start : mine.stop], mine.start, 1000)
+        shard = RankFrames(frames[mine.start : mine.stop], mine.start, 1000)
         with pytest.raises(DataError, match="frame 777 of 1000 holds NaN"):
             KMeans("torch", 5).fit(shard)
         with pytest.raises(ConfigError, match="works in one process"):
@@ -112,5 +142,8 @@ def test_a_bad_frame_of_one_rank_is_named_by_all() -> None:
 def test_a_launcher_that_names_no_meeting_point_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(ConfigError, match="4 processes were started, but WORLD_SIZE, MASTER_ADDR"), group():
+    with (
+        pytest.raises(ConfigError, match="4 processes were started, but WORLD_SIZE, MASTER_ADDR"),
+        group(),
+    ):
         pass

@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from hubert_pretrain.clustering.sample import SCRATCH, choose_rows, gather_share, hours_of, remove_scratch
-from hubert_pretrain.clustering.source import in_memory
-from hubert_pretrain.data.tables import CHUNK
+from hubert_pretrain.clustering.frame_source import in_memory
+from hubert_pretrain.clustering.sample import (
+    SCRATCH,
+    choose_rows,
+    gather_share,
+    hours_of,
+    remove_scratch,
+)
+from hubert_pretrain.data.arrow_table import CHUNK
 from hubert_pretrain.errors import DataError, HubertPretrainError
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.frames import MODEL_GRID, samples, seconds
@@ -26,7 +32,9 @@ def hours(rows: np.ndarray) -> float:
     return seconds(int(LENGTHS[rows].sum())) / 3600
 
 
-def choose(fraction: float = 0.25, max_hours: float = 100.0, seed: int = 1, rows: np.ndarray = TRAIN) -> np.ndarray:
+def choose(
+    fraction: float = 0.25, max_hours: float = 100.0, seed: int = 1, rows: np.ndarray = TRAIN
+) -> np.ndarray:
     return choose_rows(LENGTHS, rows, fraction=fraction, max_hours=max_hours, seed=seed)
 
 
@@ -65,7 +73,10 @@ def test_a_limit_of_frames_is_a_limit_of_hours() -> None:
 def test_many_utterances_are_chosen_part_by_part_as_at_once() -> None:
     """The plain way over all of them, and ours over more than a part; a range of rows is as the rows themselves."""
     size = CHUNK + 5_000
-    lengths, rows = np.random.default_rng(3).integers(16_000, 300_000, size + 7), np.arange(7, size + 7)
+    lengths, rows = (
+        np.random.default_rng(3).integers(16_000, 300_000, size + 7),
+        np.arange(7, size + 7),
+    )
     order = rows[permute(np.arange(size), size, 5, "codebook sample")]
     ends = np.cumsum(lengths[order])
     for fraction in (0.05, 0.97):
@@ -76,10 +87,14 @@ def test_many_utterances_are_chosen_part_by_part_as_at_once() -> None:
 
 
 @pytest.mark.parametrize("memory_bytes", [10**9, 0])
-def test_frames_are_those_of_each_utterance_in_memory_or_in_a_file(tmp_path: Path, memory_bytes: int) -> None:
+def test_frames_are_those_of_each_utterance_in_memory_or_in_a_file(
+    tmp_path: Path, memory_bytes: int
+) -> None:
     corpus = make_corpus(tmp_path / "corpus")
     rows = np.array([0, 3, 4, 9])
-    expected = torch.cat([Mfcc()(torch.from_numpy(corpus.read(int(row)))[None])[0] for row in rows]).numpy()
+    expected = torch.cat(
+        [Mfcc()(torch.from_numpy(corpus.read(int(row)))[None])[0] for row in rows]
+    ).numpy()
     shard = gather_share(corpus, rows, Mfcc(), scratch=tmp_path, memory_bytes=memory_bytes)
     assert (shard.start, shard.total, shard.dim) == (0, len(expected), 39)
     np.testing.assert_allclose(shard.frames[: len(expected)], expected, atol=1e-3)
@@ -88,16 +103,25 @@ def test_frames_are_those_of_each_utterance_in_memory_or_in_a_file(tmp_path: Pat
     if memory_bytes == 0:
         before = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob(f"{SCRATCH}*"))]
         again = gather_share(corpus, rows, Mfcc(), scratch=tmp_path, memory_bytes=0)
-        assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob(f"{SCRATCH}*"))] == before, "a finished file is used again"
+        assert [
+            path.stat().st_mtime_ns for path in sorted(tmp_path.glob(f"{SCRATCH}*"))
+        ] == before, "a finished file is used again"
         np.testing.assert_array_equal(again.frames[0:9], shard.frames[0:9])
     remove_scratch(tmp_path)
     assert not list(tmp_path.glob(f"{SCRATCH}*"))
 
 
-def test_a_full_disk_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(HubertPretrainError, match=r"frames.scratch.0: the disk has no room for \d+ bytes; free some and run"):
-        gather_share(make_corpus(tmp_path / "corpus"), np.arange(3), Mfcc(), scratch=tmp_path, memory_bytes=0)
+    with pytest.raises(
+        HubertPretrainError,
+        match=r"frames.scratch.0: the disk has no room for \d+ bytes; free some and run",
+    ):
+        gather_share(
+            make_corpus(tmp_path / "corpus"), np.arange(3), Mfcc(), scratch=tmp_path, memory_bytes=0
+        )

@@ -17,17 +17,30 @@ from hubert_pretrain.model.hubert import Hubert
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory, tones: Callable[..., Corpus]) -> tuple[str, str]:
+def inputs(
+    tmp_path_factory: pytest.TempPathFactory, tones: Callable[..., Corpus]
+) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("tool")
     tones(folder / "corpus")
     torch.manual_seed(0)
-    sizes = {"conv_dim": [8] * 7, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {
+        "conv_dim": [8] * 7,
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     (folder / "checkpoint").mkdir()
-    save_model(folder / "checkpoint", Hubert(HubertConfig(**sizes, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)))  # type: ignore[arg-type]
+    save_model(
+        folder / "checkpoint",
+        Hubert(HubertConfig(**sizes, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)),
+    )  # type: ignore[arg-type]
     return str(folder / "checkpoint"), str(folder / "corpus")
 
 
-def test_a_table_and_json(inputs: tuple[str, str], repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_and_json(
+    inputs: tuple[str, str], repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main = runpy.run_path(str(repository / "tools" / "score_layers.py"))["main"]
     checkpoint, corpus = inputs
     assert main([checkpoint, "--corpus", corpus, "--n-clusters", "8", "--json"]) == 0
@@ -36,11 +49,22 @@ def test_a_table_and_json(inputs: tuple[str, str], repository: Path, capsys: pyt
     assert found["best"] == max(found["scores"], key=lambda score: score["pnmi"])["layer"]
     assert main([checkpoint, "--corpus", corpus, "--n-clusters", "8"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["layer", "pnmi", "phone_purity", "cluster_purity", "abx", "stability", "speaker_nmi", "perplexity"]
+    assert lines[0].split() == [
+        "layer",
+        "pnmi",
+        "phone_purity",
+        "cluster_purity",
+        "abx",
+        "stability",
+        "speaker_nmi",
+        "perplexity",
+    ]
     assert lines[-1] == f"best by pnmi on 8 utterances of valid: layer {found['best']}"
 
 
-def test_a_criterion_that_does_not_exist(inputs: tuple[str, str], repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_criterion_that_does_not_exist(
+    inputs: tuple[str, str], repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main = runpy.run_path(str(repository / "tools" / "score_layers.py"))["main"]
     assert main([inputs[0], "--corpus", inputs[1], "--criterion", "pmni"]) == 2
     assert "did you mean 'pnmi'?" in capsys.readouterr().err

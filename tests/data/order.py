@@ -8,19 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from hubert_pretrain.data.batches import BatchPlan
+from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.frames import MODEL_GRID
 from hubert_pretrain.pretrain.dataset import CropSource, MicroBatches, SpanMasking
-from hubert_pretrain.training.loading import FromStep, loader
+from hubert_pretrain.training.dataloading import ResumableSampler, loader
 
 Steps = dict[int, list[tuple[int, str]]]
 """step -> (number of the micro-batch, hash of its ids, crops, audio, targets and masks), in order of numbers."""
 
 
-def stream(corpus: Corpus, *, micro_batches: int = 4, seed: int = 3, cache_bytes: int = 0) -> MicroBatches:
+def stream(
+    corpus: Corpus, *, micro_batches: int = 4, seed: int = 3, cache_bytes: int = 0
+) -> MicroBatches:
     """The training stream over a corpus whose utterances are a second or longer; step n is `micro_batches` micro-batches of 4 s."""
-    plan = BatchPlan(
+    plan = BucketSampler(
         corpus.manifest.by_length("train"),
         grid=MODEL_GRID,
         seed=seed,
@@ -36,19 +38,40 @@ def stream(corpus: Corpus, *, micro_batches: int = 4, seed: int = 3, cache_bytes
     def targets(row: int) -> np.ndarray[Any, Any]:
         return (np.arange(MODEL_GRID.num_frames(corpus.manifest[row].num_samples)) * 7 + row) % 11
 
-    source = CropSource(corpus, targets, split="train", grid=MODEL_GRID, normalize=True, masking=masking, cache_bytes=cache_bytes)
+    source = CropSource(
+        corpus,
+        targets,
+        split="train",
+        grid=MODEL_GRID,
+        normalize=True,
+        masking=masking,
+        cache_bytes=cache_bytes,
+    )
     return MicroBatches(plan, source)
 
 
 def expected(items: MicroBatches, steps: int) -> Steps:
     """By asking for each micro-batch, one after the other."""
-    return by_step(items, ((index, digest(items, items[index])) for index in range(steps * items.plan.micro_batches)))
+    return by_step(
+        items,
+        ((index, digest(items, items[index])) for index in range(steps * items.plan.micro_batches)),
+    )
 
 
-def delivered(items: MicroBatches, *, first: int, stop: int, workers: int, rank: int, world_size: int) -> list[tuple[int, str]]:
+def delivered(
+    items: MicroBatches, *, first: int, stop: int, workers: int, rank: int, world_size: int
+) -> list[tuple[int, str]]:
     """What a rank's loader gives a training that goes on from step `first`, up to step `stop`."""
-    numbers = FromStep(lambda: first, steps=stop, micro_batches=items.plan.micro_batches, rank=rank, world_size=world_size)
-    return [(item["index"], digest(items, item)) for item in loader(items, numbers, workers=workers)]
+    numbers = ResumableSampler(
+        lambda: first,
+        steps=stop,
+        micro_batches=items.plan.micro_batches,
+        rank=rank,
+        world_size=world_size,
+    )
+    return [
+        (item["index"], digest(items, item)) for item in loader(items, numbers, workers=workers)
+    ]
 
 
 def by_step(items: MicroBatches, found: Iterable[tuple[int, str]]) -> Steps:
@@ -63,6 +86,8 @@ def digest(items: MicroBatches, item: dict[str, Any]) -> str:
     """Hash of all that a micro-batch holds, and of the ids and crops that the plan says it holds."""
     batch, manifest = items.plan.micro_batch(item["index"]), items.source.corpus.manifest
     ids = [manifest[row].id for row in batch.rows.tolist()]
-    parts = [repr((ids, batch.starts.tolist(), tuple(item["step_frames"]))).encode()]  # a loader makes a list of a tuple
+    parts = [
+        repr((ids, batch.starts.tolist(), tuple(item["step_frames"]))).encode()
+    ]  # a loader makes a list of a tuple
     parts += [item[name].numpy().tobytes() for name in ("waveform", "targets", "mask")]
     return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()

@@ -44,9 +44,14 @@ def test_frames_equal_a_plain_search(tmp_path: Path) -> None:
     grid = FrameGrid(window=10, hop=7)
     for trial in range(20):
         bounds = np.sort(generator.integers(0, 300, 12))
-        phones = [(f"p{i}", int(start), int(end)) for i, (start, end) in enumerate(zip(bounds[::2], bounds[1::2], strict=True))]
+        phones = [
+            (f"p{i}", int(start), int(end))
+            for i, (start, end) in enumerate(zip(bounds[::2], bounds[1::2], strict=True))
+        ]
         write_alignments(tmp_path / "a.arrow", [(trial, phones)])
-        expected = [next((p for p, s, e in phones if s <= grid.centre_sample(t) < e), "") for t in range(45)]
+        expected = [
+            next((p for p, s, e in phones if s <= grid.centre_sample(t) < e), "") for t in range(45)
+        ]
         assert Alignments.open(tmp_path / "a.arrow").frame_phones(trial, 45, grid) == expected
 
 
@@ -59,7 +64,9 @@ def test_a_row_without_alignment_is_named(alignments: Alignments) -> None:
         alignments.frame_phones(3, 5)
 
 
-@pytest.mark.parametrize("phones", [[("a", 5, 3)], [("a", 0, 10), ("b", 9, 12)], [("", 0, 3)], [("a", -1, 3)]])
+@pytest.mark.parametrize(
+    "phones", [[("a", 5, 3)], [("a", 0, 10), ("b", 9, 12)], [("", 0, 3)], [("a", -1, 3)]]
+)
 def test_disordered_phones_are_refused(tmp_path: Path, phones: list[tuple[str, int, int]]) -> None:
     with pytest.raises(DataError, match="alignment of row 4"):
         write_alignments(tmp_path / "a.arrow", [(4, phones)])
@@ -72,7 +79,10 @@ def test_rows_must_ascend(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_long_table_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = [(3 * i, [(f"p{7 * i % 11}", 0, 5 + i), (f"p{i % 11}", 10 + i, 20 + i)][: i % 3]) for i in range(50)]
+    pairs = [
+        (3 * i, [(f"p{7 * i % 11}", 0, 5 + i), (f"p{i % 11}", 10 + i, 20 + i)][: i % 3])
+        for i in range(50)
+    ]
     write_alignments(tmp_path / "one.arrow", pairs)
     monkeypatch.setattr(alignment, "CHUNK", 7)
     write_alignments(tmp_path / "parts.arrow", iter(pairs))
@@ -80,7 +90,9 @@ def test_parts_of_a_long_table_join(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = Alignments.open(tmp_path / "parts.arrow")
     for row, phones in pairs:
         ids, starts, ends = found.intervals(row)
-        assert [(found.phones[i], start, end) for i, start, end in zip(ids, starts, ends, strict=True)] == phones
+        assert [
+            (found.phones[i], start, end) for i, start, end in zip(ids, starts, ends, strict=True)
+        ] == phones
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

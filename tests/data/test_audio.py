@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubert_pretrain.data import audio
-from hubert_pretrain.data.probe import probe
-from hubert_pretrain.data.storage import Part
+from hubert_pretrain.data.preparation.scan import scan
+from hubert_pretrain.data.storage import ByteRange
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import SAMPLE_RATE
 
@@ -18,7 +18,9 @@ RATES = [8_000, 11_025, 16_000, 22_050, 44_100, 48_000]
 
 
 def noise(num_samples: int, channels: int = 1, seed: int = 0) -> np.ndarray:
-    return (0.1 * np.random.default_rng(seed).standard_normal((num_samples, channels))).astype(np.float32)
+    return (0.1 * np.random.default_rng(seed).standard_normal((num_samples, channels))).astype(
+        np.float32
+    )
 
 
 def write(path: Path, samples: np.ndarray, rate: int = SAMPLE_RATE, **options: str) -> Path:
@@ -36,30 +38,45 @@ def test_resampled_length_rounds_half_up(num_samples: int, rate: int) -> None:
 @pytest.mark.parametrize("rate", RATES)
 def test_resampled_length_is_what_soxr_gives(rate: int) -> None:
     for num_samples in [*range(1, 120), 12_345, 100_001]:
-        assert len(soxr.resample(np.zeros(num_samples, np.float32), rate, SAMPLE_RATE)) == audio.resampled_length(num_samples, rate)
+        assert len(
+            soxr.resample(np.zeros(num_samples, np.float32), rate, SAMPLE_RATE)
+        ) == audio.resampled_length(num_samples, rate)
 
 
 @pytest.mark.parametrize(
     ("suffix", "rate"),
-    [(suffix, rate) for suffix in ("wav", "flac", "ogg", "mp3") for rate in RATES] + [("opus", rate) for rate in (8_000, 16_000, 48_000)],
+    [(suffix, rate) for suffix in ("wav", "flac", "ogg", "mp3") for rate in RATES]
+    + [("opus", rate) for rate in (8_000, 16_000, 48_000)],
 )
-def test_probe_promises_what_read_gives_and_crops_are_slices(tmp_path: Path, suffix: str, rate: int) -> None:
+def test_probe_promises_what_read_gives_and_crops_are_slices(
+    tmp_path: Path, suffix: str, rate: int
+) -> None:
     options = {"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}
     path = write(tmp_path / f"a.{suffix}", noise(2 * rate + 77, channels=2), rate, **options)
-    whole, facts = audio.read(path), probe(path)
+    whole, facts = audio.read(path), scan(path)
     assert (len(whole), rate, 2) == (facts.num_samples, facts.source_rate, facts.channels)
     assert whole.dtype == np.float32
     assert facts.mean == pytest.approx(whole.mean(dtype=np.float64), abs=1e-7)
     assert facts.variance == pytest.approx(whole.var(dtype=np.float64), rel=1e-5)
     end = len(whole)
-    for start, count in [(0, 400), (1, 5_000), (16_000, 12_345), (end - 400, 400), (end - 100, 300), (end + 5, 3), (0, end)]:
+    for start, count in [
+        (0, 400),
+        (1, 5_000),
+        (16_000, 12_345),
+        (end - 400, 400),
+        (end - 100, 300),
+        (end + 5, 3),
+        (0, end),
+    ]:
         crop = audio.read(path, start, count, source_rate=rate)
         assert len(crop) == len(whole[start : start + count])
         np.testing.assert_allclose(crop, whole[start : start + count], atol=1e-6)
         out = np.full(count + 2, 7, dtype=np.float32)
         filled = audio.read(path, start, count, source_rate=rate, out=out[1:-1])
         assert np.array_equal(filled, crop)
-        assert np.array_equal(out, [7, *crop, *[7] * (count - len(crop)), 7]), "what was not read is left as it was"
+        assert np.array_equal(out, [7, *crop, *[7] * (count - len(crop)), 7]), (
+            "what was not read is left as it was"
+        )
     np.testing.assert_allclose(audio.read(path, 777), whole[777:], atol=1e-6)
 
 
@@ -67,7 +84,9 @@ def test_16_khz_files_are_read_to_the_bit(tmp_path: Path) -> None:
     samples = np.random.default_rng(0).integers(-32768, 32768, 20_000).astype(np.int16)
     for suffix in ("wav", "flac"):
         path = write(tmp_path / f"a.{suffix}", samples)
-        assert np.array_equal(audio.read(path, 3, 5_000), samples[3:5_003].astype(np.float32) / 32768)
+        assert np.array_equal(
+            audio.read(path, 3, 5_000), samples[3:5_003].astype(np.float32) / 32768
+        )
 
 
 @given(
@@ -76,16 +95,24 @@ def test_16_khz_files_are_read_to_the_bit(tmp_path: Path) -> None:
     share=st.tuples(st.floats(0, 1.1), st.floats(0, 1.1)),
     loudness=st.sampled_from([0, 1, 300, 32_767]),
 )
-def test_the_short_ways_give_what_libsndfile_gives(seed: int, num_samples: int, share: tuple[float, float], loudness: int) -> None:
-    samples = np.random.default_rng(seed).integers(-loudness - 1, loudness + 1, num_samples).astype(np.int16)
+def test_the_short_ways_give_what_libsndfile_gives(
+    seed: int, num_samples: int, share: tuple[float, float], loudness: int
+) -> None:
+    samples = (
+        np.random.default_rng(seed)
+        .integers(-loudness - 1, loudness + 1, num_samples)
+        .astype(np.int16)
+    )
     start, count = int(share[0] * num_samples), int(share[1] * num_samples)
     for format in ("WAV", "FLAC"):
         file = io.BytesIO()
         soundfile.write(file, samples, SAMPLE_RATE, format=format, subtype="PCM_16")
         expected = soundfile.read(io.BytesIO(file.getvalue()), dtype="float32")[0]
-        part = Part.of(file.getvalue())
+        part = ByteRange.of(file.getvalue())
         assert np.array_equal(audio.decode("a", part), expected)
-        assert np.array_equal(audio.decode("a", part, start, count), expected[start : start + count])
+        assert np.array_equal(
+            audio.decode("a", part, start, count), expected[start : start + count]
+        )
         assert np.array_equal(audio.decode("a", part, start), expected[start:])
 
 
@@ -101,7 +128,9 @@ def test_other_headers_take_the_long_way(tmp_path: Path) -> None:
         ("aiff.wav", samples[:, 0], SAMPLE_RATE, {"format": "AIFF"}),
     ]:
         path = write(tmp_path / name, values, rate, **options)
-        expected = soundfile.read(path, dtype="float32", always_2d=True)[0].mean(axis=1, dtype=np.float32)
+        expected = soundfile.read(path, dtype="float32", always_2d=True)[0].mean(
+            axis=1, dtype=np.float32
+        )
         assert np.array_equal(audio.read(path), expected)
         assert np.array_equal(audio.read(path, 100, 3_500), expected[100:3_600])
 
@@ -110,7 +139,9 @@ def test_chunks_before_and_after_the_samples_are_no_samples(tmp_path: Path) -> N
     samples = np.arange(1_000, dtype=np.int16)
     plain = audio.wav_header(1_000) + samples.tobytes()
     (tmp_path / "after.wav").write_bytes(plain + b"LIST" + (4).to_bytes(4, "little") + b"abcd")
-    (tmp_path / "before.wav").write_bytes(plain[:36] + b"LIST" + (4).to_bytes(4, "little") + b"abcd" + plain[36:])
+    (tmp_path / "before.wav").write_bytes(
+        plain[:36] + b"LIST" + (4).to_bytes(4, "little") + b"abcd" + plain[36:]
+    )
     for name in ("after", "before"):
         assert np.array_equal(audio.read(tmp_path / f"{name}.wav") * 2**15, samples)
 
@@ -128,7 +159,9 @@ def test_a_damaged_flac_is_never_shifted(tmp_path: Path) -> None:
                 if isinstance(crop, str):
                     assert "a.flac: cannot be decoded" in crop
                 else:
-                    assert np.array_equal(crop, samples[start : start + count] / np.float32(2**15)), "a crop before the damage"
+                    assert np.array_equal(
+                        crop, samples[start : start + count] / np.float32(2**15)
+                    ), "a crop before the damage"
                     assert count < 58_000
 
 
@@ -174,7 +207,9 @@ def test_normalisation_is_layer_norm_of_torch() -> None:
     torch = pytest.importorskip("torch")
     whole = noise(5_000)[:, 0] * 1e-2 + 0.2
     expected = torch.nn.functional.layer_norm(torch.from_numpy(whole), whole.shape).numpy()
-    np.testing.assert_allclose(audio.normalize(whole, float(whole.mean()), float(whole.var())), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        audio.normalize(whole, float(whole.mean()), float(whole.var())), expected, atol=1e-4
+    )
 
 
 def test_missing_garbage_and_changed_files_are_named(tmp_path: Path) -> None:
@@ -205,5 +240,5 @@ def test_real_flac_speech(shared: Path) -> None:
 def test_real_telephone_speech(shared: Path) -> None:
     for path in sorted((shared / "data/fsdd").glob("*_0.wav"))[:10]:
         whole = audio.read(path)
-        assert len(whole) == 2 * soundfile.info(path).frames == probe(path).num_samples
+        assert len(whole) == 2 * soundfile.info(path).frames == scan(path).num_samples
         np.testing.assert_allclose(audio.read(path, 320, 1_000), whole[320:1_320], atol=1e-6)

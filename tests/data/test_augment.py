@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hubert_pretrain.data import noise
+from hubert_pretrain.data import augment as noise
 from hubert_pretrain.data.augment import Augmentation, make_augmentation
 from hubert_pretrain.data.manifest import Utterance, write_manifest
 from hubert_pretrain.errors import DataError
@@ -24,7 +24,9 @@ SIZE = 4000
 def speech(seed: int = 0, rows: int = len(ROWS)) -> NDArray[np.float32]:
     """(B, S) of different loudness."""
     draw = np.random.default_rng(seed)
-    return (draw.standard_normal((rows, SIZE)) * draw.uniform(0.01, 0.3, size=(rows, 1))).astype(np.float32)
+    return (draw.standard_normal((rows, SIZE)) * draw.uniform(0.01, 0.3, size=(rows, 1))).astype(
+        np.float32
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +34,31 @@ def noises(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A long recording, a short one, one at 8 kHz; a text file that is no noise."""
     folder, draw = tmp_path_factory.mktemp("noise"), np.random.default_rng(1)
     (folder / "deep").mkdir()
-    for name, length, rate in (("a.wav", 9000, 16000), ("deep/b.flac", 700, 16000), ("c.wav", 5000, 8000)):
+    for name, length, rate in (
+        ("a.wav", 9000, 16000),
+        ("deep/b.flac", 700, 16000),
+        ("c.wav", 5000, 8000),
+    ):
         soundfile.write(folder / name, 0.1 * draw.standard_normal(length), rate)
     (folder / "readme.txt").write_text("noise")
     return folder
 
 
 def decibels(row: NDArray[np.float32], part: NDArray[np.float32]) -> float:
-    return float(10 * np.log10(np.mean(row.astype(np.float64) ** 2) / np.mean(part.astype(np.float64) ** 2)))
+    return float(
+        10 * np.log10(np.mean(row.astype(np.float64) ** 2) / np.mean(part.astype(np.float64) ** 2))
+    )
 
 
 @pytest.fixture
 def everything(noises: Path) -> Callable[..., Augmentation]:
     def make(seed: int = 5) -> Augmentation:
-        parts = {"mix_probability": 0.5, "mix_noise_share": 0.5, "noise_probability": 0.5, "gain_probability": 0.5}
+        parts = {
+            "mix_probability": 0.5,
+            "mix_noise_share": 0.5,
+            "noise_probability": 0.5,
+            "gain_probability": 0.5,
+        }
         found = make_augmentation(seed=seed, noise=str(noises), **parts)
         assert found is not None
         return found
@@ -53,11 +66,15 @@ def everything(noises: Path) -> Callable[..., Augmentation]:
     return make
 
 
-def test_it_is_a_pure_function_of_seed_micro_batch_and_row(everything: Callable[..., Augmentation]) -> None:
+def test_it_is_a_pure_function_of_seed_micro_batch_and_row(
+    everything: Callable[..., Augmentation],
+) -> None:
     clean, augment = speech(), everything()
     before = clean.copy()
     first, changed = augment(clean, index=9, rows=ROWS)
-    assert np.array_equal(clean, before), "the crops themselves are left as they are (they may lie in a cache)"
+    assert np.array_equal(clean, before), (
+        "the crops themselves are left as they are (they may lie in a cache)"
+    )
     for other in range(3):
         augment(clean, index=other, rows=ROWS)
     assert np.array_equal(first, augment(clean, index=9, rows=ROWS)[0])
@@ -67,7 +84,9 @@ def test_it_is_a_pure_function_of_seed_micro_batch_and_row(everything: Callable[
     assert changed.tolist() == [not np.array_equal(a, b) for a, b in zip(first, clean, strict=True)]
 
 
-def test_a_row_does_not_depend_on_what_happened_to_the_others(everything: Callable[..., Augmentation]) -> None:
+def test_a_row_does_not_depend_on_what_happened_to_the_others(
+    everything: Callable[..., Augmentation],
+) -> None:
     """What is mixed in is clean: the last row of a batch comes out the same, whether or not the first was augmented before it."""
     augment = Augmentation(seed=1, mix_probability=1.0)
     clean = speech()
@@ -76,7 +95,11 @@ def test_a_row_does_not_depend_on_what_happened_to_the_others(everything: Callab
     for b, part in enumerate(parts):
         inside = np.flatnonzero(part)
         stretch = part[inside[0] : inside[-1] + 1].astype(np.float64)
-        best = max(_correlation(stretch, clean[other].astype(np.float64)) for other in range(len(ROWS)) if other != b)
+        best = max(
+            _correlation(stretch, clean[other].astype(np.float64))
+            for other in range(len(ROWS))
+            if other != b
+        )
         assert best > 0.9999
 
 
@@ -88,9 +111,13 @@ def _correlation(part: NDArray[np.float64], whole: NDArray[np.float64]) -> float
 
 
 @given(seed=st.integers(0, 10_000), low=st.floats(-10, 10), width=st.floats(0, 10))
-def test_mixing_adds_at_most_half_of_the_length_at_the_ratio_asked_for(seed: int, low: float, width: float) -> None:
+def test_mixing_adds_at_most_half_of_the_length_at_the_ratio_asked_for(
+    seed: int, low: float, width: float
+) -> None:
     clean = speech(seed)
-    augmented, changed = Augmentation(seed=seed, mix_probability=1.0, mix_ratio_db=(low, low + width))(clean, index=3, rows=ROWS)
+    augmented, changed = Augmentation(
+        seed=seed, mix_probability=1.0, mix_ratio_db=(low, low + width)
+    )(clean, index=3, rows=ROWS)
     assert changed.all()
     for b in range(len(ROWS)):
         added = (augmented[b] - clean[b]).astype(np.float64)
@@ -103,7 +130,10 @@ def test_mixing_adds_at_most_half_of_the_length_at_the_ratio_asked_for(seed: int
             source = clean[other].astype(np.float64)
             if len(stretch) > 50 and _correlation(stretch, source) > 0.999:
                 at = int(np.argmax(np.correlate(source, stretch, mode="valid") ** 2))
-                factor = np.sqrt((stretch @ stretch) / (source[at : at + len(stretch)] @ source[at : at + len(stretch)]))
+                factor = np.sqrt(
+                    (stretch @ stretch)
+                    / (source[at : at + len(stretch)] @ source[at : at + len(stretch)])
+                )
                 found.append(decibels(clean[b], (factor * source).astype(np.float32)))
         if inside[-1] - inside[0] > 300:
             assert any(low - 0.2 <= ratio <= low + width + 0.2 for ratio in found), found
@@ -112,7 +142,12 @@ def test_mixing_adds_at_most_half_of_the_length_at_the_ratio_asked_for(seed: int
 @given(seed=st.integers(0, 10_000), ratio=st.floats(-5, 30))
 def test_noise_covers_the_row_at_the_ratio_asked_for(noises: Path, seed: int, ratio: float) -> None:
     augment = make_augmentation(
-        seed=seed, noise=str(noises), mix_probability=0.0, noise_probability=1.0, gain_probability=0.0, noise_ratio_db=(ratio, ratio)
+        seed=seed,
+        noise=str(noises),
+        mix_probability=0.0,
+        noise_probability=1.0,
+        gain_probability=0.0,
+        noise_ratio_db=(ratio, ratio),
     )
     assert augment is not None
     clean = speech(seed)
@@ -124,7 +159,9 @@ def test_noise_covers_the_row_at_the_ratio_asked_for(noises: Path, seed: int, ra
 
 def test_gain_is_in_decibels_and_of_whole_rows() -> None:
     clean = speech()
-    augmented, _ = Augmentation(seed=0, gain_probability=1.0, gain_db=(-6.0, -6.0))(clean, index=0, rows=ROWS)
+    augmented, _ = Augmentation(seed=0, gain_probability=1.0, gain_db=(-6.0, -6.0))(
+        clean, index=0, rows=ROWS
+    )
     np.testing.assert_allclose(augmented, clean * 10 ** (-6 / 20), rtol=1e-6)
 
 
@@ -138,7 +175,9 @@ def test_probabilities_are_shares_of_the_rows(noises: Path, name: str) -> None:
 def test_one_kind_does_not_disturb_the_draws_of_another(noises: Path) -> None:
     source, clean = noise.open_noise(noises), speech()
     alone, _ = Augmentation(seed=2, mix_probability=1.0)(clean, index=0, rows=ROWS)
-    louder, _ = Augmentation(seed=2, mix_probability=1.0, gain_probability=1.0, gain_db=(6.0, 6.0))(clean, index=0, rows=ROWS)
+    louder, _ = Augmentation(seed=2, mix_probability=1.0, gain_probability=1.0, gain_db=(6.0, 6.0))(
+        clean, index=0, rows=ROWS
+    )
     np.testing.assert_allclose(louder, alone * 10 ** (6 / 20), rtol=1e-5)
     unused, _ = Augmentation(seed=2, mix_probability=1.0, noise=source)(clean, index=0, rows=ROWS)
     assert np.array_equal(unused, alone)
@@ -146,7 +185,9 @@ def test_one_kind_does_not_disturb_the_draws_of_another(noises: Path) -> None:
 
 def test_silence_and_a_single_row_stay_as_they_are(noises: Path) -> None:
     silent = np.zeros((2, SIZE), dtype=np.float32)
-    augment = Augmentation(seed=0, mix_probability=1.0, noise_probability=1.0, noise=noise.open_noise(noises))
+    augment = Augmentation(
+        seed=0, mix_probability=1.0, noise_probability=1.0, noise=noise.open_noise(noises)
+    )
     augmented, changed = augment(silent, index=0, rows=[0, 1])
     assert not augmented.any()
     assert not changed.any()
@@ -157,7 +198,16 @@ def test_silence_and_a_single_row_stay_as_they_are(noises: Path) -> None:
 
 
 def test_nothing_asked_for_is_no_augmentation() -> None:
-    assert make_augmentation(seed=0, mix_probability=0.0, noise_probability=0.0, gain_probability=0.0, noise="/nowhere") is None
+    assert (
+        make_augmentation(
+            seed=0,
+            mix_probability=0.0,
+            noise_probability=0.0,
+            gain_probability=0.0,
+            noise="/nowhere",
+        )
+        is None
+    )
 
 
 def test_a_folder_of_noise(noises: Path) -> None:
@@ -167,18 +217,27 @@ def test_a_folder_of_noise(noises: Path) -> None:
     whole, _ = soundfile.read(noises / "a.wav", dtype="float32")
     assert np.array_equal(source.read(0, 100, 50), whole[100:150])
     for seed in range(20):
-        assert noise.draw(source, np.random.default_rng(seed), 2000).shape == (2000,)
+        assert noise.draw_noise(source, np.random.default_rng(seed), 2000).shape == (2000,)
 
 
 def test_noise_in_a_prepared_corpus_is_the_same_noise(noises: Path, tmp_path: Path) -> None:
     plain = noise.open_noise(noises)
     names = ["a.wav", "c.wav", "deep/b.flac"]
-    facts = [{"num_samples": plain.num_samples(i), "source_rate": 8000 if name == "c.wav" else 16000} for i, name in enumerate(names)]
-    rows = [Utterance(id=name, path=str(noises / name), **fact) for name, fact in zip(names, facts, strict=True)]
+    facts = [
+        {"num_samples": plain.num_samples(i), "source_rate": 8000 if name == "c.wav" else 16000}
+        for i, name in enumerate(names)
+    ]
+    rows = [
+        Utterance(id=name, path=str(noises / name), **fact)
+        for name, fact in zip(names, facts, strict=True)
+    ]
     write_manifest(tmp_path / "manifest.arrow", rows)
     prepared = noise.open_noise(tmp_path)
     for seed in range(10):
-        one, other = (noise.draw(source, np.random.default_rng(seed), 3000) for source in (plain, prepared))
+        one, other = (
+            noise.draw_noise(source, np.random.default_rng(seed), 3000)
+            for source in (plain, prepared)
+        )
         assert np.array_equal(one, other)
 
 
@@ -190,7 +249,9 @@ def test_noise_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_truncated_noise_is_named(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "a.flac", 0.1 * np.random.default_rng(0).standard_normal(60_000), 16000)
+    soundfile.write(
+        tmp_path / "a.flac", 0.1 * np.random.default_rng(0).standard_normal(60_000), 16000
+    )
     content = (tmp_path / "a.flac").read_bytes()
     (tmp_path / "a.flac").write_bytes(content[: len(content) // 3])
     with pytest.raises(DataError, match=r"a\.flac: "):

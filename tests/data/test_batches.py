@@ -12,8 +12,8 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubert_pretrain.data.batches import BatchPlan, choose_crops
-from hubert_pretrain.data.lengths import Lengths
+from hubert_pretrain.data.batching import BucketSampler, choose_crops
+from hubert_pretrain.data.length_index import LengthIndex
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
 
@@ -22,7 +22,7 @@ def lengths(count: int, low: float = 2.0, high: float = 16.0, seed: int = 0) -> 
     return (np.random.default_rng(seed).uniform(low, high, count) * SAMPLE_RATE).astype(np.int64)
 
 
-def build(num_samples: np.ndarray, **changes: object) -> BatchPlan:
+def build(num_samples: np.ndarray, **changes: object) -> BucketSampler:
     values = {
         "grid": MODEL_GRID,
         "seed": 1,
@@ -33,7 +33,7 @@ def build(num_samples: np.ndarray, **changes: object) -> BatchPlan:
         "max_shapes": 8,
         "masked_frames": lambda frames: frames // 2,
     }
-    return BatchPlan([Lengths.of(num_samples)], **{**values, **changes})  # type: ignore[arg-type]
+    return BucketSampler([LengthIndex.of(num_samples)], **{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_a_micro_batch_depends_on_seed_and_number_only() -> None:
@@ -63,24 +63,41 @@ def test_crops_lie_inside_their_utterances_and_keep_the_budget() -> None:
 def test_an_epoch_sees_no_utterance_twice_and_loses_few() -> None:
     num_samples = lengths(2000)
     plan = build(num_samples)
-    seen = np.concatenate([plan.micro_batch(index).rows for index in range(plan.epoch_micro_batches)])
+    seen = np.concatenate(
+        [plan.micro_batch(index).rows for index in range(plan.epoch_micro_batches)]
+    )
     assert len(np.unique(seen)) == len(seen) > 0.97 * len(num_samples)
-    later = np.concatenate([plan.micro_batch(plan.epoch_micro_batches + index).rows for index in range(plan.epoch_micro_batches)])
+    later = np.concatenate(
+        [
+            plan.micro_batch(plan.epoch_micro_batches + index).rows
+            for index in range(plan.epoch_micro_batches)
+        ]
+    )
     assert not np.array_equal(seen, later)
-    assert {shape.num_frames for shape in plan.shapes} == {plan.micro_batch(g).shape.num_frames for g in range(plan.epoch_micro_batches)}
+    assert {shape.num_frames for shape in plan.shapes} == {
+        plan.micro_batch(g).shape.num_frames for g in range(plan.epoch_micro_batches)
+    }
 
 
 def test_the_frames_of_a_step_are_known_before_it_runs() -> None:
     plan = build(lengths(60))  # an epoch is shorter than a few steps, so steps cross its end
     for step in range(12):
-        batches = [plan.micro_batch(index) for index in range(step * plan.micro_batches, (step + 1) * plan.micro_batches)]
+        batches = [
+            plan.micro_batch(index)
+            for index in range(step * plan.micro_batches, (step + 1) * plan.micro_batches)
+        ]
         hidden = sum(len(batch.rows) * batch.shape.masked_frames for batch in batches)
         total = sum(len(batch.rows) * batch.shape.num_frames for batch in batches)
         assert plan.step_frames(step) == (hidden, total)
 
 
 def test_crop_starts_spread_over_the_utterance() -> None:
-    plan = build(np.full(40, 10 * SAMPLE_RATE), max_crop_seconds=3.0, micro_batch_seconds=12.0, batch_seconds=12.0)
+    plan = build(
+        np.full(40, 10 * SAMPLE_RATE),
+        max_crop_seconds=3.0,
+        micro_batch_seconds=12.0,
+        batch_seconds=12.0,
+    )
     starts = np.concatenate([plan.micro_batch(index).starts for index in range(300)])
     room = MODEL_GRID.num_frames(10 * SAMPLE_RATE) - plan.shapes[0].num_frames
     assert starts.min() < 0.05 * room
@@ -92,25 +109,42 @@ def librispeech(count: int, seed: int = 3) -> np.ndarray:
     """Lengths as those of train-960 (281,241 utterances, 960 h): most between 13 and 16 s, some shorter, a few up to 24.5."""
     draw = np.random.default_rng(seed)
     choice = draw.random(count)
-    most = np.where(choice < 0.65, draw.normal(14.6, 1.0, count), draw.uniform(1.4, 14.6, count)).clip(1.4, 17.0)
-    return (np.where(choice > 0.9995, draw.uniform(17.0, 24.5, count), most) * SAMPLE_RATE).astype(np.int64)
+    most = np.where(
+        choice < 0.65, draw.normal(14.6, 1.0, count), draw.uniform(1.4, 14.6, count)
+    ).clip(1.4, 17.0)
+    return (np.where(choice > 0.9995, draw.uniform(17.0, 24.5, count), most) * SAMPLE_RATE).astype(
+        np.int64
+    )
 
 
 @pytest.mark.parametrize("micro_batch_seconds", [87.5, 175.0])
 def test_librispeech_loses_less_than_six_percent(micro_batch_seconds: float) -> None:
     num_samples = librispeech(281_241)
     assert num_samples.sum() / SAMPLE_RATE / 3600 == pytest.approx(960, abs=5)
-    plan = build(num_samples, micro_batch_seconds=micro_batch_seconds, batch_seconds=2800, max_crop_seconds=15.625, max_shapes=16)
+    plan = build(
+        num_samples,
+        micro_batch_seconds=micro_batch_seconds,
+        batch_seconds=2800,
+        max_crop_seconds=15.625,
+        max_shapes=16,
+    )
     # All of an epoch is of full shapes, so the shares of the shapes say what is used; some micro-batches are looked at.
     share = float(re.search(r"([\d.]+)% of the audio used", plan.describe())[1])  # type: ignore[index]
     assert share > 94.0
     assert len(plan.shapes) <= 16
     chosen = np.random.default_rng(0).integers(0, plan.epoch_micro_batches, 200)
     batches = [plan.micro_batch(int(index)) for index in chosen]
-    used = sum(len(batch.rows) * MODEL_GRID.num_samples(batch.shape.num_frames) for batch in batches)
+    used = sum(
+        len(batch.rows) * MODEL_GRID.num_samples(batch.shape.num_frames) for batch in batches
+    )
     whole = sum(int(num_samples[batch.rows].sum()) for batch in batches)
     assert used / whole > 0.94
-    assert all((MODEL_GRID.num_frames(num_samples[batch.rows]) >= batch.starts + batch.shape.num_frames).all() for batch in batches)
+    assert all(
+        (
+            MODEL_GRID.num_frames(num_samples[batch.rows]) >= batch.starts + batch.shape.num_frames
+        ).all()
+        for batch in batches
+    )
 
 
 def test_real_lengths_lose_less_than_six_percent(shared: Path) -> None:
@@ -118,14 +152,23 @@ def test_real_lengths_lose_less_than_six_percent(shared: Path) -> None:
     draw = np.random.default_rng(0)
     real = np.array([soundfile.info(path).frames for path in files])
     num_samples = (draw.choice(real, 28_539) * draw.uniform(0.98, 1.02, 28_539)).astype(np.int64)
-    plan = build(num_samples, micro_batch_seconds=87.5, batch_seconds=2800, max_crop_seconds=15.625, max_shapes=16)
+    plan = build(
+        num_samples,
+        micro_batch_seconds=87.5,
+        batch_seconds=2800,
+        max_crop_seconds=15.625,
+        max_shapes=16,
+    )
     assert float(re.search(r"([\d.]+)% of the audio used", plan.describe())[1]) > 94.0  # type: ignore[index]
 
 
 def test_the_share_that_is_said_to_be_used_is_used() -> None:
     num_samples = librispeech(3_000)
     plan = build(num_samples)
-    used = sum(len(b.rows) * b.shape.num_frames for b in map(plan.micro_batch, range(plan.epoch_micro_batches)))
+    used = sum(
+        len(b.rows) * b.shape.num_frames
+        for b in map(plan.micro_batch, range(plan.epoch_micro_batches))
+    )
     assert f"{used * MODEL_GRID.hop / num_samples.sum():.1%} of the audio used" in plan.describe()
 
 
@@ -135,7 +178,9 @@ def test_short_utterances_are_left_out() -> None:
     assert all((plan.micro_batch(index).rows >= 100).all() for index in range(50))
 
 
-@pytest.mark.parametrize("num_samples", [lengths(3, 3, 4), lengths(100, 0.2, 1.0), np.array([], dtype=np.int64)])
+@pytest.mark.parametrize(
+    "num_samples", [lengths(3, 3, 4), lengths(100, 0.2, 1.0), np.array([], dtype=np.int64)]
+)
 def test_too_little_audio_is_one_clear_error(num_samples: np.ndarray) -> None:
     with pytest.raises(DataError, match=r"micro-batch of 60\.0 s"):
         build(num_samples)
@@ -144,7 +189,12 @@ def test_too_little_audio_is_one_clear_error(num_samples: np.ndarray) -> None:
 def test_cover_takes_every_long_enough_utterance_once_in_the_same_shapes() -> None:
     plan = build(lengths(500))
     num_samples = lengths(77, 1.0, 20.0, seed=5)
-    batches = plan.cover([Lengths.of(num_samples[:50]), Lengths(50 + np.argsort(num_samples[50:]), num_samples)])
+    batches = plan.cover(
+        [
+            LengthIndex.of(num_samples[:50]),
+            LengthIndex(50 + np.argsort(num_samples[50:]), num_samples),
+        ]
+    )
     rows = np.concatenate([batch.rows for batch in batches])
     enough = np.flatnonzero(MODEL_GRID.num_frames(num_samples) >= plan.shapes[0].num_frames)
     assert sorted(rows) == sorted(enough)
@@ -152,7 +202,9 @@ def test_cover_takes_every_long_enough_utterance_once_in_the_same_shapes() -> No
     assert all(len(batch.rows) <= batch.shape.batch_rows for batch in batches)
     assert all((batch.starts >= 0).all() for batch in batches)
     assert [batch.index for batch in batches] == list(range(len(batches)))
-    assert len(plan.cover([])) == len(plan.cover([Lengths.of(np.array([], dtype=np.int64))])) == 0
+    assert (
+        len(plan.cover([])) == len(plan.cover([LengthIndex.of(np.array([], dtype=np.int64))])) == 0
+    )
     with pytest.raises(IndexError, match=f"micro-batch {len(batches)} of {len(batches)}"):
         batches[len(batches)]
 
@@ -168,7 +220,11 @@ def test_crops_are_the_best_choice(frames: list[int], max_shapes: int, budget: i
             total += micro_batches * (budget // low) * low
         return total
 
-    choices = [crops for k in range(1, max_shapes + 1) for crops in itertools.combinations(sorted(set(frames)), k)]
+    choices = [
+        crops
+        for k in range(1, max_shapes + 1)
+        for crops in itertools.combinations(sorted(set(frames)), k)
+    ]
     best = max((total for crops in choices if (total := used(crops)) is not None), default=None)
     crops = choose_crops(np.bincount(frames), lambda t: budget // t, max_shapes, tolerance=0.0)
     assert (used(tuple(crops)) if crops else None) == best

@@ -26,19 +26,19 @@ import soundfile
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from hubert_pretrain.data import archives, transfer
-from hubert_pretrain.data.corpora import librilight, speech_commands
-from hubert_pretrain.data.corpora.folder import Folder
-from hubert_pretrain.data.corpora.fsdd import Fsdd
-from hubert_pretrain.data.corpora.librilight import LibriLight, LibriLightLimited
-from hubert_pretrain.data.corpora.librispeech import LibriSpeech
-from hubert_pretrain.data.corpora.mixture import Mixture
-from hubert_pretrain.data.corpora.speech_commands import TEN_WORDS, SpeechCommands
-from hubert_pretrain.data.corpora.timit import Timit
-from hubert_pretrain.data.corpora.voxpopuli import VoxPopuli
-from hubert_pretrain.data.download import DESK, Archive, download, fetch_all, is_there
+from hubert_pretrain.corpora import librilight, speech_commands
+from hubert_pretrain.corpora.download import http, unpack
+from hubert_pretrain.corpora.download.archives import DESK, Archive, download, fetch_all, is_there
+from hubert_pretrain.corpora.download.http import fetch_file
+from hubert_pretrain.corpora.folder import Folder
+from hubert_pretrain.corpora.fsdd import Fsdd
+from hubert_pretrain.corpora.librilight import LibriLight, LibriLightLimited
+from hubert_pretrain.corpora.librispeech import LibriSpeech
+from hubert_pretrain.corpora.mixture import Mixture
+from hubert_pretrain.corpora.speech_commands import TEN_WORDS, SpeechCommands
+from hubert_pretrain.corpora.timit import Timit
+from hubert_pretrain.corpora.voxpopuli import VoxPopuli
 from hubert_pretrain.data.manifest import Manifest
-from hubert_pretrain.data.transfer import fetch_file
 from hubert_pretrain.errors import ConfigError, DataError
 
 CONTENT = bytes(range(256)) * 4000
@@ -54,9 +54,13 @@ class Server(ThreadingHTTPServer):
         self.tags = True
         self.ranges = True
         self.lengths = True
-        self.drop_after: list[int] = []  # of each answer in turn, how many bytes are sent before the line breaks
+        self.drop_after: list[
+            int
+        ] = []  # of each answer in turn, how many bytes are sent before the line breaks
         self.errors: list[int] = []  # of each request in turn, its status
-        self.stall_after: int | None = None  # an answer stops after so many bytes until `stalled` is set
+        self.stall_after: int | None = (
+            None  # an answer stops after so many bytes until `stalled` is set
+        )
         self.stalled = threading.Event()
         self.requests: list[dict[str, str]] = []
 
@@ -107,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(transfer, "_LONGEST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(http, "_LONGEST_PAUSE_SECONDS", 0.01)
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -141,7 +145,10 @@ def test_a_line_that_breaks_is_taken_up_where_it_broke(server: Server, tmp_path:
 def test_another_run_goes_on(server: Server, tmp_path: Path) -> None:
     server.files["a.bin"] = CONTENT
     server.drop_after = [300_000, 0]
-    with pytest.raises(DataError, match=r"ended after 300000 of 1024000 bytes, 2 times in a row; run again later, it goes on"):
+    with pytest.raises(
+        DataError,
+        match=r"ended after 300000 of 1024000 bytes, 2 times in a row; run again later, it goes on",
+    ):
         fetch_file(f"{server.url}/a.bin", tmp_path / "a.bin", attempts=2)
     assert (tmp_path / "a.bin.part").stat().st_size == 300_000
     assert not (tmp_path / "a.bin").exists()
@@ -197,7 +204,9 @@ def test_refusals_and_troubles_of_the_server(server: Server, tmp_path: Path) -> 
     fetch_file(f"{server.url}/a.bin", tmp_path / "a.bin")
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
     server.errors = [503] * 9
-    with pytest.raises(DataError, match=r"the server says 503 Service Unavailable, 3 times in a row"):
+    with pytest.raises(
+        DataError, match=r"the server says 503 Service Unavailable, 3 times in a row"
+    ):
         fetch_file(f"{server.url}/a.bin", tmp_path / "b.bin", attempts=3)
 
 
@@ -209,7 +218,9 @@ def test_nobody_there_and_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         fetch_file("file:///etc/passwd", tmp_path / "a.bin")
 
 
-def test_the_disk_must_have_room_for_what_is_unpacked_too(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_must_have_room_for_what_is_unpacked_too(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.files["a.bin"] = CONTENT
     usage = shutil.disk_usage(tmp_path)._replace(free=2 * len(CONTENT))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -239,11 +250,16 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     return info
 
 
-@pytest.mark.parametrize(("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz"), ("a.tar.xz", "w:xz")])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz"), ("a.tar.xz", "w:xz")],
+)
 def test_tar(tmp_path: Path, name: str, mode: str) -> None:
-    files = {f"x/{number}/a.flac": bytes([number]) * 5000 for number in range(20)} | {"./y.txt": b""}
+    files = {f"x/{number}/a.flac": bytes([number]) * 5000 for number in range(20)} | {
+        "./y.txt": b""
+    }
     (tmp_path / name).write_bytes(tar_of(files, special("x/empty", tarfile.DIRTYPE), mode=mode))
-    assert archives.unpack(tmp_path / name, tmp_path / "out") == 21
+    assert unpack.unpack(tmp_path / name, tmp_path / "out") == 21
     assert all((tmp_path / "out" / path).read_bytes() == content for path, content in files.items())
     assert (tmp_path / "out/x/empty").is_dir()
 
@@ -252,14 +268,16 @@ def test_zip(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr("x/a.wav", b"123")
         file.mkdir("x/y") if hasattr(file, "mkdir") else file.writestr("x/y/", b"")
-    assert archives.unpack(tmp_path / "a.zip", tmp_path / "out") == 1
+    assert unpack.unpack(tmp_path / "a.zip", tmp_path / "out") == 1
     assert (tmp_path / "out/x/a.wav").read_bytes() == b"123"
     link = zipfile.ZipInfo("x/link")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr(link, "/etc/passwd")
-    with pytest.raises(DataError, match=r"a\.zip: member 'x/link' is a link; only files and folders are unpacked"):
-        archives.unpack(tmp_path / "a.zip", tmp_path / "out")
+    with pytest.raises(
+        DataError, match=r"a\.zip: member 'x/link' is a link; only files and folders are unpacked"
+    ):
+        unpack.unpack(tmp_path / "a.zip", tmp_path / "out")
 
 
 HOSTILE = {
@@ -270,7 +288,10 @@ HOSTILE = {
     "hard link": (tar_of({}, special("evil", tarfile.LNKTYPE, "../secret")), "is a link"),
     "device": (tar_of({}, special("evil", tarfile.CHRTYPE)), "is a device"),
     "pipe": (tar_of({}, special("evil", tarfile.FIFOTYPE)), "is a device"),
-    "through a link": (tar_of({}, special("d", tarfile.SYMTYPE, ".."), special("d/evil", tarfile.REGTYPE)), "is a link"),
+    "through a link": (
+        tar_of({}, special("d", tarfile.SYMTYPE, ".."), special("d/evil", tarfile.REGTYPE)),
+        "is a link",
+    ),
 }
 
 
@@ -280,7 +301,7 @@ def test_hostile_members_are_refused_and_leave_nothing_outside(tmp_path: Path, c
     folder = tmp_path / "deep/out"
     (tmp_path / "a.tar.gz").write_bytes(content)
     with pytest.raises(DataError, match=rf"a\.tar\.gz: member '.*' {message}"):
-        archives.unpack(tmp_path / "a.tar.gz", folder)
+        unpack.unpack(tmp_path / "a.tar.gz", folder)
     assert {path.name for path in tmp_path.rglob("*")} <= {"a.tar.gz", "deep", "out"}
 
 
@@ -288,7 +309,7 @@ def test_zip_members_that_climb_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr("../evil", b"x")
     with pytest.raises(DataError, match=r"member '\.\./evil' would land outside the folder"):
-        archives.unpack(tmp_path / "a.zip", tmp_path / "out")
+        unpack.unpack(tmp_path / "a.zip", tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.xz", "a.zip"])
@@ -297,10 +318,12 @@ def test_damaged_archives_are_named(tmp_path: Path, name: str, damage: str) -> N
     files = {f"{number}": bytes([number]) * 3000 for number in range(9)}
     mode = {"a.tar": "w", "a.tar.gz": "w:gz", "a.tar.xz": "w:xz"}.get(name)
     content = tar_of(files, mode=mode) if mode else b"PK\x03\x04" + bytes(500)
-    broken = {"cut": content[: len(content) * 2 // 3], "garbage": b"garbage" * 200, "empty": b""}[damage]
+    broken = {"cut": content[: len(content) * 2 // 3], "garbage": b"garbage" * 200, "empty": b""}[
+        damage
+    ]
     (tmp_path / name).write_bytes(broken)
     with pytest.raises(DataError, match=rf"{name}: (damaged|.*has \d+ of \d+ bytes)"):
-        archives.unpack(tmp_path / name, tmp_path / "out")
+        unpack.unpack(tmp_path / name, tmp_path / "out")
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
@@ -313,7 +336,7 @@ def test_a_tar_cut_between_two_members_is_found(tmp_path: Path, mode: str, block
     with tarfile.open(tmp_path / name) as tar:
         assert len(tar.getmembers()) == blocks
     with pytest.raises(DataError, match=rf"{name}: damaged \(it ends before its end mark\)"):
-        archives.unpack(tmp_path / name, tmp_path / "out")
+        unpack.unpack(tmp_path / name, tmp_path / "out")
 
 
 def test_a_flipped_bit_in_a_gzip_is_found(tmp_path: Path) -> None:
@@ -321,7 +344,7 @@ def test_a_flipped_bit_in_a_gzip_is_found(tmp_path: Path) -> None:
     content[-5] ^= 1  # in the checksum, which is the last thing that is read
     (tmp_path / "a.tar.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.tar\.gz: damaged"):
-        archives.unpack(tmp_path / "a.tar.gz", tmp_path / "out")
+        unpack.unpack(tmp_path / "a.tar.gz", tmp_path / "out")
 
 
 # -- a corpus -----------------------------------------------------------------------------------------------------------------------
@@ -343,19 +366,34 @@ def subset(name: str) -> bytes:
 def archive(server: Server, name: str = "dev-clean", checksum: str | None = None) -> Archive:
     content = server.files.setdefault(f"{name}.tar.gz", subset(name))
     checksum = f"sha256:{hashlib.sha256(content).hexdigest()}" if checksum is None else checksum
-    return Archive(url=f"{server.url}/{name}.tar.gz", brings=f"LibriSpeech/{name}", checksum=checksum)
+    return Archive(
+        url=f"{server.url}/{name}.tar.gz", brings=f"LibriSpeech/{name}", checksum=checksum
+    )
 
 
-def test_archives_are_fetched_verified_unpacked_and_removed_once(server: Server, tmp_path: Path) -> None:
+def test_archives_are_fetched_verified_unpacked_and_removed_once(
+    server: Server, tmp_path: Path
+) -> None:
     wanted = [archive(server, "dev-clean"), archive(server, "test-clean")]
     said: list[str] = []
     fetch_all(wanted, tmp_path, say=said.append)
     fetch_all(wanted, tmp_path, say=said.append)
     assert len(server.requests) == len(said) == 2
     assert "dev-clean.tar.gz: 0.0 MB, verified" in said[0]
-    found = list(LibriSpeech(root=str(tmp_path), train=["dev-clean"], test=["test-clean"]).utterances(tmp_path))
-    assert [(claim.split, claim.text) for claim in found] == [("train", "A TEXT"), ("test", "A TEXT")]
-    assert sorted(path.name for path in (tmp_path / DESK).iterdir()) == ["dev-clean.tar.gz.json", "lock", "test-clean.tar.gz.json"]
+    found = list(
+        LibriSpeech(root=str(tmp_path), train=["dev-clean"], test=["test-clean"]).utterances(
+            tmp_path
+        )
+    )
+    assert [(claim.split, claim.text) for claim in found] == [
+        ("train", "A TEXT"),
+        ("test", "A TEXT"),
+    ]
+    assert sorted(path.name for path in (tmp_path / DESK).iterdir()) == [
+        "dev-clean.tar.gz.json",
+        "lock",
+        "test-clean.tar.gz.json",
+    ]
 
 
 def test_archives_may_be_kept(server: Server, tmp_path: Path) -> None:
@@ -365,7 +403,10 @@ def test_archives_may_be_kept(server: Server, tmp_path: Path) -> None:
 
 def test_a_wrong_checksum_is_refused_and_nothing_unpacked(server: Server, tmp_path: Path) -> None:
     wrong = archive(server, checksum="md5:" + "0" * 32)
-    with pytest.raises(DataError, match=r"dev-clean\.tar\.gz: its md5 is [0-9a-f]{32}, expected 0{32}; what was fetched is removed"):
+    with pytest.raises(
+        DataError,
+        match=r"dev-clean\.tar\.gz: its md5 is [0-9a-f]{32}, expected 0{32}; what was fetched is removed",
+    ):
         fetch_all([wrong], tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == [DESK, "lock"]
     md5 = hashlib.md5(server.files["dev-clean.tar.gz"]).hexdigest()
@@ -373,7 +414,9 @@ def test_a_wrong_checksum_is_refused_and_nothing_unpacked(server: Server, tmp_pa
     assert (tmp_path / "LibriSpeech/dev-clean").is_dir()
 
 
-def test_without_a_published_checksum_it_says_so_and_records_its_own(server: Server, tmp_path: Path) -> None:
+def test_without_a_published_checksum_it_says_so_and_records_its_own(
+    server: Server, tmp_path: Path
+) -> None:
     said: list[str] = []
     fetch_all([archive(server, checksum="")], tmp_path, say=said.append)
     sha256 = hashlib.sha256(server.files["dev-clean.tar.gz"]).hexdigest()
@@ -384,7 +427,9 @@ def test_without_a_published_checksum_it_says_so_and_records_its_own(server: Ser
 
 def test_a_mirror_holds_the_same_names(server: Server, tmp_path: Path) -> None:
     server.files["mirror/dev-clean.tar.gz"] = subset("dev-clean")
-    wanted = Archive(url="https://nowhere.invalid/resources/12/dev-clean.tar.gz", brings="LibriSpeech/dev-clean")
+    wanted = Archive(
+        url="https://nowhere.invalid/resources/12/dev-clean.tar.gz", brings="LibriSpeech/dev-clean"
+    )
     fetch_all([wanted], tmp_path, f"{server.url}/mirror/")
     assert (tmp_path / "LibriSpeech/dev-clean").is_dir()
 
@@ -405,7 +450,9 @@ def test_what_is_there_already_is_not_fetched(server: Server, tmp_path: Path) ->
 def test_an_archive_that_brings_something_else(server: Server, tmp_path: Path) -> None:
     wanted = archive(server)
     other = Archive(url=wanted.url, brings="LibriSpeech/dev-other", checksum=wanted.checksum)
-    with pytest.raises(DataError, match=r"does not bring LibriSpeech/dev-other, which was expected"):
+    with pytest.raises(
+        DataError, match=r"does not bring LibriSpeech/dev-other, which was expected"
+    ):
         fetch_all([other], tmp_path)
 
 
@@ -420,9 +467,11 @@ def test_two_at_once_are_one_too_many(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("when", ["unpacking", "moving", "marking"])
-def test_an_interruption_at_any_point_is_made_good(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+def test_an_interruption_at_any_point_is_made_good(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
     """What a kill leaves is taken for neither done nor damage: the next run brings it to the end without fetching again."""
-    from hubert_pretrain.data import download as module
+    from hubert_pretrain.corpora.download import archives as module
 
     wanted = archive(server)
 
@@ -431,32 +480,58 @@ def test_an_interruption_at_any_point_is_made_good(server: Server, tmp_path: Pat
 
     with monkeypatch.context() as patch:
         if when == "unpacking":
-            write, count = archives._write, iter(range(9))
-            patch.setattr(archives, "_write", lambda *arguments: stop() if next(count) == 2 else write(*arguments))
+            write, count = unpack._write, iter(range(9))
+            patch.setattr(
+                unpack,
+                "_write",
+                lambda *arguments: stop() if next(count) == 2 else write(*arguments),
+            )
         elif when == "moving":
             move = module._move_in
-            patch.setattr(module, "_move_in", lambda source, target: stop() if target.name == "LibriSpeech" else move(source, target))
+            patch.setattr(
+                module,
+                "_move_in",
+                lambda source, target: (
+                    stop() if target.name == "LibriSpeech" else move(source, target)
+                ),
+            )
             (tmp_path / "LibriSpeech").mkdir()
         else:
             write_json = module.write_json
-            patch.setattr(module, "write_json", lambda path, value: stop() if value["placed"] else write_json(path, value))
+            patch.setattr(
+                module,
+                "write_json",
+                lambda path, value: stop() if value["placed"] else write_json(path, value),
+            )
         with pytest.raises(KeyboardInterrupt):
             fetch_all([wanted], tmp_path)
     assert not is_there(wanted, tmp_path)
     fetch_all([wanted], tmp_path)
     assert is_there(wanted, tmp_path)
     assert len(server.requests) == 1
-    assert (tmp_path / "LibriSpeech/dev-clean/19/198/19-198.trans.txt").read_bytes() == b"19-198-0000 A TEXT\n"
-    assert sorted(path.name for path in (tmp_path / DESK).iterdir()) == ["dev-clean.tar.gz.json", "lock"]
+    assert (
+        tmp_path / "LibriSpeech/dev-clean/19/198/19-198.trans.txt"
+    ).read_bytes() == b"19-198-0000 A TEXT\n"
+    assert sorted(path.name for path in (tmp_path / DESK).iterdir()) == [
+        "dev-clean.tar.gz.json",
+        "lock",
+    ]
 
 
 def test_kill_9_in_the_middle_of_a_file(server: Server, tmp_path: Path, repository: Path) -> None:
-    content = tar_of({f"free-spoken-digit-dataset-1.0.10/recordings/0_a_{number}.wav": os.urandom(20_000) for number in range(50)})
+    content = tar_of(
+        {
+            f"free-spoken-digit-dataset-1.0.10/recordings/0_a_{number}.wav": os.urandom(20_000)
+            for number in range(50)
+        }
+    )
     server.files["v1.0.10.tar.gz"] = content
     server.stall_after = 400_000
     words = ["fsdd", "--to", str(tmp_path), "--mirror", server.url]
     part = tmp_path / DESK / "v1.0.10.tar.gz.part"
-    with subprocess.Popen([sys.executable, str(repository / "tools/download_corpus.py"), *words]) as process:
+    with subprocess.Popen(
+        [sys.executable, str(repository / "tools/download_corpus.py"), *words]
+    ) as process:
         deadline = time.monotonic() + 60
         while not (part.exists() and part.stat().st_size >= 300_000):
             assert time.monotonic() < deadline
@@ -464,15 +539,25 @@ def test_kill_9_in_the_middle_of_a_file(server: Server, tmp_path: Path, reposito
         process.kill()
     server.stall_after = None
     server.stalled.set()
-    fetch_all([Archive(url=f"{server.url}/v1.0.10.tar.gz", brings="free-spoken-digit-dataset-1.0.10/recordings")], tmp_path)
+    fetch_all(
+        [
+            Archive(
+                url=f"{server.url}/v1.0.10.tar.gz",
+                brings="free-spoken-digit-dataset-1.0.10/recordings",
+            )
+        ],
+        tmp_path,
+    )
     begun = int(str(ranges(server)[-1]).removeprefix("bytes=").rstrip("-"))
     assert begun >= 300_000
     assert len(list(Fsdd(root=str(tmp_path)).utterances(tmp_path))) == 50
 
 
-def test_a_corpus_fetches_the_subsets_that_it_lacks(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_fetches_the_subsets_that_it_lacks(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Through the class that a recipe names; with the checksums of this server's archives."""
-    from hubert_pretrain.data.corpora import librispeech
+    from hubert_pretrain.corpora import librispeech
 
     for name in ("dev-clean", "test-clean"):
         wanted = archive(server, name)
@@ -492,45 +577,58 @@ def test_a_corpus_fetches_the_subsets_that_it_lacks(server: Server, tmp_path: Pa
 
 def test_prepare_downloads_first_when_it_is_asked_to(server: Server, tmp_path: Path) -> None:
     """`data=fsdd data.download=true` from an empty folder, and nothing of the kind without being asked."""
-    from hubert_pretrain import compose, pipeline
-    from hubert_pretrain.data import stage
-    from hubert_pretrain.workspace import Workspace
+    from hubert_pretrain.config import compose
+    from hubert_pretrain.pipeline import plan
+    from hubert_pretrain.pipeline.workspace import Workspace
+    from hubert_pretrain.stages import prepare
 
     recordings = {}
     for number, digit in enumerate("0123456789"):
         buffer = io.BytesIO()
-        soundfile.write(buffer, np.random.default_rng(number).normal(0, 0.1, 8000), 8000, format="WAV")
-        recordings[f"free-spoken-digit-dataset-1.0.10/recordings/{digit}_anna_{number}.wav"] = buffer.getvalue()
+        soundfile.write(
+            buffer, np.random.default_rng(number).normal(0, 0.1, 8000), 8000, format="WAV"
+        )
+        recordings[f"free-spoken-digit-dataset-1.0.10/recordings/{digit}_anna_{number}.wav"] = (
+            buffer.getvalue()
+        )
     server.files["v1.0.10.tar.gz"] = tar_of(recordings)
     words = ["+recipe=smoke", "data=fsdd", f"data.root={tmp_path}/fsdd", "data.workers=1"]
     compose.register()
     with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
         without, asking = (
-            compose.validate(hydra_compose("config", overrides=[*words, *more]), words)
+            compose.to_recipe(hydra_compose("config", overrides=[*words, *more]), words)
             for more in ([], ["data.download=true", f"data.mirror={server.url}"])
         )
     folder = tmp_path / "prepare"
     folder.mkdir()
     with pytest.raises(DataError, match=r"fsdd: no such folder"):
-        stage.run(without, Workspace(tmp_path), "prepare", folder)
+        prepare.run(without, Workspace(tmp_path), "prepare", folder)
     assert not server.requests
-    stage.run(asking, Workspace(tmp_path), "prepare", folder)
+    prepare.run(asking, Workspace(tmp_path), "prepare", folder)
     assert len(Manifest.open(folder / "manifest.arrow")) == 10
     # Whether and whence it was fetched is no part of what the artefact is.
-    assert pipeline.stages(without)[0].identity == pipeline.stages(asking)[0].identity
+    assert plan.stages(without)[0].identity == plan.stages(asking)[0].identity
 
 
 def test_a_mixture_fetches_those_of_its_corpora_that_can_be(server: Server, tmp_path: Path) -> None:
     server.files["v1.0.10.tar.gz"] = PUBLISHED["fsdd"][1]["v1.0.10.tar.gz"]
     (tmp_path / "own").mkdir()
     (tmp_path / "own/a.wav").touch()
-    mixture = Mixture(corpora={"digits": Fsdd(root=str(tmp_path / "fsdd")), "own": Folder(root=str(tmp_path / "own"))})
+    mixture = Mixture(
+        corpora={
+            "digits": Fsdd(root=str(tmp_path / "fsdd")),
+            "own": Folder(root=str(tmp_path / "own")),
+        }
+    )
     download(mixture, server.url)
     assert [claim.id for claim in mixture.utterances(tmp_path)] == ["digits/0_a_0", "own/a"]
 
 
 def test_a_corpus_that_is_sold_says_where(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Timit has no download: the Linguistic Data Consortium, LDC93S1; then set data\.root"):
+    with pytest.raises(
+        ConfigError,
+        match=r"Timit has no download: the Linguistic Data Consortium, LDC93S1; then set data\.root",
+    ):
         download(Timit(root=str(tmp_path)))
 
 
@@ -538,25 +636,37 @@ def voxpopuli(root: str) -> VoxPopuli:
     return VoxPopuli(root=root, languages=["en"], part="raw", years=[2019])
 
 
-SEGMENTS = gzip.compress(b"event_id\tsegment_no\tstart\tend\n20190401-0900-PLENARY_en\t0\t1.0\t3.0\n")
+SEGMENTS = gzip.compress(
+    b"event_id\tsegment_no\tstart\tend\n20190401-0900-PLENARY_en\t0\t1.0\t3.0\n"
+)
 CHAPTER = {
     f"{part}/198/19-198{end}": text
     for part in ("clean/19", "other/19")
     for end, text in (("-0.flac", b""), (".trans.txt", b"19-198-0 A\n"))
 }
 PUBLISHED: dict[str, tuple[Callable[[str], Any], dict[str, bytes], int]] = {
-    "fsdd": (lambda root: Fsdd(root=root), {"v1.0.10.tar.gz": tar_of({"free-spoken-digit-dataset-1.0.10/recordings/0_a_0.wav": b""})}, 1),
+    "fsdd": (
+        lambda root: Fsdd(root=root),
+        {"v1.0.10.tar.gz": tar_of({"free-spoken-digit-dataset-1.0.10/recordings/0_a_0.wav": b""})},
+        1,
+    ),
     "librilight": (
         lambda root: LibriLight(root=root, subsets=["small", "medium"], max_seconds=None),
         {
-            f"{name}.tar": tar_of({f"{name}/100/book/01.flac": b"", f"{name}/100/book/01.json": b"{}"}, mode="w")
+            f"{name}.tar": tar_of(
+                {f"{name}/100/book/01.flac": b"", f"{name}/100/book/01.json": b"{}"}, mode="w"
+            )
             for name in ("small", "medium")
         },
         2,
     ),
     "librilight_limited": (
         lambda root: LibriLightLimited(root=root, size="10min"),
-        {"librispeech_finetuning.tgz": tar_of({f"librispeech_finetuning/1h/0/{path}": text for path, text in CHAPTER.items()})},
+        {
+            "librispeech_finetuning.tgz": tar_of(
+                {f"librispeech_finetuning/1h/0/{path}": text for path, text in CHAPTER.items()}
+            )
+        },
         2,
     ),
     "speech_commands": (
@@ -571,14 +681,20 @@ PUBLISHED: dict[str, tuple[Callable[[str], Any], dict[str, bytes], int]] = {
                 }
             ),
             "speech_commands_test_set_v0.02.tar.gz": tar_of(
-                {f"./{word}/0a_nohash_0.wav": b"" for word in (*TEN_WORDS, "_unknown_", "_silence_")}
+                {
+                    f"./{word}/0a_nohash_0.wav": b""
+                    for word in (*TEN_WORDS, "_unknown_", "_silence_")
+                }
             ),
         },
         13,
     ),
     "voxpopuli": (
         voxpopuli,
-        {"en_2019.tar": tar_of({"en/2019/20190401-0900-PLENARY_en.ogg": b""}, mode="w"), "unlabelled_v2.tsv.gz": SEGMENTS},
+        {
+            "en_2019.tar": tar_of({"en/2019/20190401-0900-PLENARY_en.ogg": b""}, mode="w"),
+            "unlabelled_v2.tsv.gz": SEGMENTS,
+        },
         1,
     ),
 }
@@ -586,12 +702,19 @@ PUBLISHED: dict[str, tuple[Callable[[str], Any], dict[str, bytes], int]] = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_what_each_corpus_fetches_lands_where_it_looks(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_what_each_corpus_fetches_lands_where_it_looks(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     build, files, count = PUBLISHED[name]
     server.files.update(files)
-    checksums = {file.partition(".")[0]: f"sha256:{hashlib.sha256(content).hexdigest()}" for file, content in files.items()}
+    checksums = {
+        file.partition(".")[0]: f"sha256:{hashlib.sha256(content).hexdigest()}"
+        for file, content in files.items()
+    }
     monkeypatch.setattr(librilight, "PUBLISHED", checksums)
-    monkeypatch.setattr(librilight, "_FINETUNING_CHECKSUM", checksums.get("librispeech_finetuning", ""))
+    monkeypatch.setattr(
+        librilight, "_FINETUNING_CHECKSUM", checksums.get("librispeech_finetuning", "")
+    )
     monkeypatch.setattr(speech_commands, "_CHECKSUM", checksums.get("speech_commands_v0", ""))
     source = build(str(tmp_path / "root"))
     download(source, server.url)
@@ -601,9 +724,13 @@ def test_what_each_corpus_fetches_lands_where_it_looks(server: Server, tmp_path:
     assert len(server.requests) == len(files)
 
 
-def test_the_tool(server: Server, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tool(
+    server: Server, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """fsdd has no published checksum, so that any archive of its form will do."""
-    spec = importlib.util.spec_from_file_location("download_corpus", repository / "tools/download_corpus.py")
+    spec = importlib.util.spec_from_file_location(
+        "download_corpus", repository / "tools/download_corpus.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     tool = importlib.util.module_from_spec(spec)

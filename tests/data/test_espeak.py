@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hubert_pretrain.data import espeak
-from hubert_pretrain.data.espeak import SILENCE, Phone, Speech
+from hubert_pretrain.corpora.speech_synthesis import espeak
+from hubert_pretrain.corpora.speech_synthesis.espeak import SILENCE, Phone, Speech
 from hubert_pretrain.errors import DataError
 
 
@@ -41,11 +41,19 @@ def test_a_stop_after_a_pause_begins_with_its_release() -> None:
 
 def test_a_gap_before_another_sound_is_a_pause_when_it_is_long_enough() -> None:
     spoken = speech([1] * 10 + [0] * 5 + [1] * 9 + [0] + [1] * 5, [("a", 0), ("s", 15), ("i", 25)])
-    assert spoken.phones() == [Phone("a", 0, 10), Phone(SILENCE, 10, 15), Phone("s", 15, 25), Phone("i", 25, 30)]
+    assert spoken.phones() == [
+        Phone("a", 0, 10),
+        Phone(SILENCE, 10, 15),
+        Phone("s", 15, 25),
+        Phone("i", 25, 30),
+    ]
 
 
 def test_a_nameless_sound_is_a_glide_or_a_schwa_and_a_nameless_silence_a_pause() -> None:
-    spoken = speech([1] * 20 + [0] * 10, [("i", 0), ("", 5), ("a", 10), ("m", 12), ("", 14), ("ɹ", 17), ("", 20)])
+    spoken = speech(
+        [1] * 20 + [0] * 10,
+        [("i", 0), ("", 5), ("a", 10), ("m", 12), ("", 14), ("ɹ", 17), ("", 20)],
+    )
     assert [phone.name for phone in spoken.phones()] == ["i", "j", "a", "m", "ə", "ɹ", SILENCE]
 
 
@@ -75,14 +83,16 @@ def test_an_unfit_voice_is_refused(voice: str, message: str) -> None:
 
 
 def in_a_fresh_process(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_the_same_words_give_the_same_samples_in_every_process(tmp_path: Path) -> None:
     pytest.importorskip("espeakng_loader")
     code = """
 import hashlib, json
-from hubert_pretrain.data import espeak
+from hubert_pretrain.corpora.speech_synthesis import espeak
 one = espeak.speak("The judge saw a boy.", voice="gmw/en+f1", words_per_minute=160)
 try:
     espeak.speak("Again.", voice="gmw/en+f1", words_per_minute=160)
@@ -94,5 +104,16 @@ print(json.dumps([one.sample_rate, hashlib.sha256(one.waveform.tobytes()).hexdig
     assert first == second
     rate, _, phones, refused = first
     assert rate == 22_050
-    assert [name for name, _, _ in phones if name != SILENCE] == ["ð", "ə", "dʒ", "ʌ", "dʒ", "s", "ɔ", "ɐ", "b", "ɔɪ"]
+    assert [name for name, _, _ in phones if name != SILENCE] == [
+        "ð",
+        "ə",
+        "dʒ",
+        "ʌ",
+        "dʒ",
+        "s",
+        "ɔ",
+        "ɐ",
+        "b",
+        "ɔɪ",
+    ]
     assert "already spoken" in refused

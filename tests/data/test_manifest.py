@@ -7,16 +7,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from hubert_pretrain.data import arrow_table
 from hubert_pretrain.data import manifest as manifest_module
-from hubert_pretrain.data import tables
-from hubert_pretrain.data.lengths import Lengths
+from hubert_pretrain.data.length_index import LengthIndex
 from hubert_pretrain.data.manifest import Manifest, Utterance, write_manifest
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid
 
 
 def utterance(id: str, split: str = "train", **values: object) -> Utterance:
-    return Utterance(**({"id": id, "path": f"/corpus/{id}.wav", "num_samples": 16_000 + len(id), "split": split} | values))
+    return Utterance(
+        **(
+            {"id": id, "path": f"/corpus/{id}.wav", "num_samples": 16_000 + len(id), "split": split}
+            | values
+        )
+    )
 
 
 @pytest.fixture
@@ -25,15 +30,37 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_row_comes_back_as_it_was(path: Path) -> None:
-    one = utterance("a", start=320, source_rate=8000, speaker="s", text="HELLO\tÄ", label="yes", corpus="folder", mean=0.25, variance=0.5)
+    one = utterance(
+        "a",
+        start=320,
+        source_rate=8000,
+        speaker="s",
+        text="HELLO\tÄ",
+        label="yes",
+        corpus="folder",
+        mean=0.25,
+        variance=0.5,
+    )
     found = write_manifest(path, [one], root="/corpus")[0]
     assert found == Manifest.open(path)[0]
-    assert (found.path, found.start, found.source_rate, found.text, found.label) == (one.path, 320, 8000, "HELLO\tÄ", "yes")
+    assert (found.path, found.start, found.source_rate, found.text, found.label) == (
+        one.path,
+        320,
+        8000,
+        "HELLO\tÄ",
+        "yes",
+    )
     assert (found.mean, found.variance, found.row) == (0.25, 0.5, 0)
 
 
 def test_order_is_split_then_id_whatever_the_order_given(path: Path, tmp_path: Path) -> None:
-    given = [utterance("t1", "test"), utterance("b"), utterance("x", "extra"), utterance("v", "valid"), utterance("a")]
+    given = [
+        utterance("t1", "test"),
+        utterance("b"),
+        utterance("x", "extra"),
+        utterance("v", "valid"),
+        utterance("a"),
+    ]
     write_manifest(path, given, root="/corpus")
     other = tmp_path / "other.arrow"
     write_manifest(other, reversed(given), root="/corpus")
@@ -56,7 +83,9 @@ def test_lengths_are_a_view_of_the_file(path: Path) -> None:
 
 
 def test_names_are_stored_once(path: Path) -> None:
-    write_manifest(path, [utterance(str(i), speaker="a very long name") for i in range(100)], root="/corpus")
+    write_manifest(
+        path, [utterance(str(i), speaker="a very long name") for i in range(100)], root="/corpus"
+    )
     assert Manifest.open(path).column("speaker").dictionary.to_pylist() == ["a very long name"]
 
 
@@ -138,7 +167,9 @@ def test_a_missing_or_foreign_file_is_named(path: Path) -> None:
 
 def test_opening_and_reading_do_not_depend_on_the_number_of_rows(path: Path) -> None:
     count = 20_000
-    write_manifest(path, (utterance(f"{i:06d}", speaker=f"s{i % 50}") for i in range(count)), root="/corpus")
+    write_manifest(
+        path, (utterance(f"{i:06d}", speaker=f"s{i % 50}") for i in range(count)), root="/corpus"
+    )
     started = time.perf_counter()
     manifest = Manifest.open(path)
     opened = time.perf_counter() - started
@@ -173,17 +204,25 @@ def test_the_order_of_length_is_of_each_split_and_corpus(path: Path) -> None:
             assert group.rows(np.arange(len(group))).tolist() == [row.row for row in expected]
             assert group.total_samples == sum(row.num_samples for row in mine)
             bounds = np.arange(380, 920)
-            assert group.shorter_than(bounds).tolist() == [sum(row.num_samples < bound for row in mine) for bound in bounds.tolist()]
+            assert group.shorter_than(bounds).tolist() == [
+                sum(row.num_samples < bound for row in mine) for bound in bounds.tolist()
+            ]
             copy = pickle.loads(pickle.dumps(group))
-            assert (len(copy), copy.corpus, copy.total_samples) == (len(group), group.corpus, group.total_samples)
+            assert (len(copy), copy.corpus, copy.total_samples) == (
+                len(group),
+                group.corpus,
+                group.total_samples,
+            )
             assert len(pickle.dumps(group)) < 600
     assert manifest.by_length("test") == []
 
 
-@pytest.mark.parametrize("grid", [MODEL_GRID, FrameGrid(window=400, hop=160), FrameGrid(window=1000, hop=700)])
+@pytest.mark.parametrize(
+    "grid", [MODEL_GRID, FrameGrid(window=400, hop=160), FrameGrid(window=1000, hop=700)]
+)
 def test_frames_are_counted_on_any_grid(grid: FrameGrid) -> None:
     num_samples = np.random.default_rng(1).integers(100, 60_000, 500)
-    counts = Lengths.of(num_samples).frame_counts(grid, 5_000, 40)
+    counts = LengthIndex.of(num_samples).frame_counts(grid, 5_000, 40)
     frames = np.minimum(grid.num_frames(num_samples[num_samples >= 5_000]), 40)
     expected = np.bincount(frames, minlength=41)
     expected[0] = 0
@@ -191,10 +230,15 @@ def test_frames_are_counted_on_any_grid(grid: FrameGrid) -> None:
 
 
 def test_many_parts_are_as_one(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = [utterance(f"é{i}", ("train", "test")[i % 2], speaker=f"s{i % 7}", text="x" * (i % 5), start=i) for i in range(100)]
+    given = [
+        utterance(
+            f"é{i}", ("train", "test")[i % 2], speaker=f"s{i % 7}", text="x" * (i % 5), start=i
+        )
+        for i in range(100)
+    ]
     write_manifest(path, given, root="/corpus")
     monkeypatch.setattr(manifest_module, "CHUNK", 9)
-    monkeypatch.setattr(manifest_module, "chunks", lambda count: tables.chunks(count, 7))
+    monkeypatch.setattr(manifest_module, "chunks", lambda count: arrow_table.chunks(count, 7))
     write_manifest(tmp_path / "parts.arrow", given[::-1], root="/corpus")
     assert path.read_bytes() == (tmp_path / "parts.arrow").read_bytes()
     assert sorted(one.name for one in tmp_path.iterdir()) == ["manifest.arrow", "parts.arrow"]

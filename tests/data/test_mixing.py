@@ -14,17 +14,17 @@ from hydra import initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubert_pretrain import compose
-from hubert_pretrain.config import DataConfig, Recipe
-from hubert_pretrain.data import stage
-from hubert_pretrain.data.batches import BatchPlan
+from hubert_pretrain.config import compose
+from hubert_pretrain.config.schema import DataConfig, Recipe
+from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.data.lengths import Lengths
+from hubert_pretrain.data.corpus_weights import make_bucket, sampling_weights
+from hubert_pretrain.data.length_index import LengthIndex
 from hubert_pretrain.data.manifest import Manifest, Utterance, write_manifest
-from hubert_pretrain.data.mixing import corpus_shares, make_bucket
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.stages import prepare
 
 NAMES = ("large", "middle", "small")
 
@@ -32,14 +32,19 @@ NAMES = ("large", "middle", "small")
 def manifest_of(folder: Path, counts: tuple[int, ...] = (400, 100, 20), seed: int = 0) -> Manifest:
     draw = np.random.default_rng(seed)
     rows = [
-        Utterance(id=f"{i:03d}-{name}", path="/none", num_samples=int(draw.uniform(2.0, 9.0) * SAMPLE_RATE), corpus=name)
+        Utterance(
+            id=f"{i:03d}-{name}",
+            path="/none",
+            num_samples=int(draw.uniform(2.0, 9.0) * SAMPLE_RATE),
+            corpus=name,
+        )
         for name, count in zip(NAMES, counts, strict=True)
         for i in range(count)
     ]
     return write_manifest(folder / "manifest.arrow", rows)
 
 
-def build(manifest: Manifest, **changes: object) -> BatchPlan:
+def build(manifest: Manifest, **changes: object) -> BucketSampler:
     values = {
         "grid": MODEL_GRID,
         "seed": 1,
@@ -50,10 +55,10 @@ def build(manifest: Manifest, **changes: object) -> BatchPlan:
         "max_shapes": 4,
         "masked_frames": lambda frames: frames // 2,
     }
-    return BatchPlan(manifest.by_length("train"), **{**values, **changes})  # type: ignore[arg-type]
+    return BucketSampler(manifest.by_length("train"), **{**values, **changes})  # type: ignore[arg-type]
 
 
-def drawn(plan: BatchPlan, first: int, stop: int) -> tuple[Counter[int], Counter[int]]:
+def drawn(plan: BucketSampler, first: int, stop: int) -> tuple[Counter[int], Counter[int]]:
     """How often each row was drawn, and how many frames of it."""
     rows: Counter[int] = Counter()
     frames: Counter[int] = Counter()
@@ -66,7 +71,10 @@ def drawn(plan: BatchPlan, first: int, stop: int) -> tuple[Counter[int], Counter
 
 
 def by_corpus(manifest: Manifest, counts: Counter[int]) -> dict[str, list[int]]:
-    return {group.corpus: [counts[row] for row in group.rows(np.arange(len(group))).tolist()] for group in manifest.by_length("train")}
+    return {
+        group.corpus: [counts[row] for row in group.rows(np.arange(len(group))).tolist()]
+        for group in manifest.by_length("train")
+    }
 
 
 def test_without_weights_several_corpora_are_as_one(tmp_path: Path) -> None:
@@ -79,10 +87,17 @@ def test_without_weights_several_corpora_are_as_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "weights", [{"large": 1, "middle": 1, "small": 1}, {"large": 5, "middle": 0, "small": 1}, {"large": 0, "middle": 1, "small": 3}]
+    "weights",
+    [
+        {"large": 1, "middle": 1, "small": 1},
+        {"large": 5, "middle": 0, "small": 1},
+        {"large": 0, "middle": 1, "small": 3},
+    ],
 )
 @pytest.mark.parametrize("epochs", [1, 4])
-def test_weights_are_shares_of_the_audio_and_repeats_differ_by_one(tmp_path: Path, weights: dict[str, float], epochs: int) -> None:
+def test_weights_are_shares_of_the_audio_and_repeats_differ_by_one(
+    tmp_path: Path, weights: dict[str, float], epochs: int
+) -> None:
     manifest = manifest_of(tmp_path)
     plan = build(manifest, corpus_weights=weights)
     rows, frames = drawn(plan, 0, epochs * plan.epoch_micro_batches)
@@ -107,7 +122,9 @@ def test_temperature_brings_out_the_small(tmp_path: Path) -> None:
     heard = {name: sum(counts) for name, counts in by_corpus(manifest, frames).items()}
     roots = {group.corpus: group.total_samples**0.5 for group in manifest.by_length("train")}
     for name in NAMES:
-        assert heard[name] / sum(heard.values()) == pytest.approx(roots[name] / sum(roots.values()), abs=0.02)
+        assert heard[name] / sum(heard.values()) == pytest.approx(
+            roots[name] / sum(roots.values()), abs=0.02
+        )
     assert "an epoch draws large 0." in plan.describe()
 
 
@@ -122,11 +139,15 @@ def test_any_micro_batch_is_known_without_those_before_it(tmp_path: Path) -> Non
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 60), st.floats(0, 5)), min_size=1, max_size=4).filter(lambda some: sum(n * r for n, r in some) > 8),
+    st.lists(st.tuples(st.integers(0, 60), st.floats(0, 5)), min_size=1, max_size=4).filter(
+        lambda some: sum(n * r for n, r in some) > 8
+    ),
     st.integers(1, 8),
     st.integers(0, 3),
 )
-def test_a_bucket_repeats_evenly(corpora: list[tuple[int, float]], batch_rows: int, seed: int) -> None:
+def test_a_bucket_repeats_evenly(
+    corpora: list[tuple[int, float]], batch_rows: int, seed: int
+) -> None:
     sizes, repeat = np.array([n for n, _ in corpora]), np.array([r for _, r in corpora])
     firsts = np.arange(len(sizes)) * 100
     bucket = make_bucket(firsts, sizes, repeat, batch_rows)
@@ -147,7 +168,12 @@ def test_a_bucket_repeats_evenly(corpora: list[tuple[int, float]], batch_rows: i
 @pytest.mark.parametrize(
     ("weights", "temperature", "error", "message"),
     [
-        ({"large": 1, "midle": 1, "small": 1}, 1.0, DataError, r"no corpus 'midle' \(did you mean 'middle'\?\)"),
+        (
+            {"large": 1, "midle": 1, "small": 1},
+            1.0,
+            DataError,
+            r"no corpus 'midle' \(did you mean 'middle'\?\)",
+        ),
         ({"large": 1, "small": 1}, 1.0, DataError, "no weight for corpus 'middle'"),
         ({"large": -1.0, "middle": 1, "small": 1}, 1.0, ConfigError, "expected positive"),
         ({"large": 0, "middle": 0, "small": 0}, 1.0, ConfigError, "expected positive"),
@@ -156,38 +182,66 @@ def test_a_bucket_repeats_evenly(corpora: list[tuple[int, float]], batch_rows: i
     ],
 )
 def test_weights_that_cannot_be(
-    tmp_path: Path, weights: dict[str, float], temperature: float, error: type[Exception], message: str
+    tmp_path: Path,
+    weights: dict[str, float],
+    temperature: float,
+    error: type[Exception],
+    message: str,
 ) -> None:
     with pytest.raises(error, match=message):
         build(manifest_of(tmp_path), corpus_weights=weights, corpus_temperature=temperature)
 
 
 def test_temperature_one_and_equal_weights() -> None:
-    utterances = [Lengths.of(np.full(count, SAMPLE_RATE), name) for name, count in (("a", 90), ("b", 10))]
-    assert corpus_shares(utterances, {}, 1.0) is None
-    shares = corpus_shares(utterances, {}, 1e9)
+    utterances = [
+        LengthIndex.of(np.full(count, SAMPLE_RATE), name) for name, count in (("a", 90), ("b", 10))
+    ]
+    assert sampling_weights(utterances, {}, 1.0) is None
+    shares = sampling_weights(utterances, {}, 1e9)
     assert shares is not None
     np.testing.assert_allclose(shares, [0.5, 0.5], atol=1e-6)
 
 
 def mixture(tmp_path: Path, *more: str) -> Recipe:
-    words = ["+recipe=smoke", "data=mixture", f"data.corpus.corpora.librispeech.root={tmp_path}/ls", *more]
+    words = [
+        "+recipe=smoke",
+        "data=mixture",
+        f"data.corpus.corpora.librispeech.root={tmp_path}/ls",
+        *more,
+    ]
     compose.register()
     with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        return compose.validate(hydra_compose("config", overrides=words), words)
+        return compose.to_recipe(hydra_compose("config", overrides=words), words)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"weights": "{librispeech: 1, onw: 1}"}, r"corpus_weights: no corpus 'onw' in the mixture \(did you mean 'own'\?\)"),
-        ({"weights": "{own: 1}"}, r"corpus_weights: has no weight for corpus 'librispeech'; give it one"),
-        ({"weights": "{own: -1, librispeech: 1}"}, r"corpus_weights=.*: expected numbers from 0 up"),
-        ({"weights": "{own: 1, librispeech: 1}", "temperature": "2"}, r"corpus_temperature: has no meaning beside"),
-        ({"temperature": "0"}, r"it1\.pretrain\.corpus_temperature=0\.0: expected a number above 0"),
+        (
+            {"weights": "{librispeech: 1, onw: 1}"},
+            r"corpus_weights: no corpus 'onw' in the mixture \(did you mean 'own'\?\)",
+        ),
+        (
+            {"weights": "{own: 1}"},
+            r"corpus_weights: has no weight for corpus 'librispeech'; give it one",
+        ),
+        (
+            {"weights": "{own: -1, librispeech: 1}"},
+            r"corpus_weights=.*: expected numbers from 0 up",
+        ),
+        (
+            {"weights": "{own: 1, librispeech: 1}", "temperature": "2"},
+            r"corpus_temperature: has no meaning beside",
+        ),
+        (
+            {"temperature": "0"},
+            r"it1\.pretrain\.corpus_temperature=0\.0: expected a number above 0",
+        ),
     ],
 )
-def test_weights_that_cannot_be_are_found_before_anything_runs(tmp_path: Path, values: dict[str, str], message: str) -> None:
+def test_weights_that_cannot_be_are_found_before_anything_runs(
+    tmp_path: Path, values: dict[str, str], message: str
+) -> None:
     words = [f"++iterations.it1.pretrain.corpus_{name}={value}" for name, value in values.items()]
     with pytest.raises(ConfigError, match=message):
         mixture(tmp_path, "data.corpus.corpora.own.root=/own", *words)
@@ -201,10 +255,12 @@ def test_a_mixture_is_prepared_with_names_and_splits(tmp_path: Path, shared: Pat
     recipe = mixture(tmp_path, f"data.corpus.corpora.own.root={own}", "data.workers=1", *words)
     folder = tmp_path / "prepare"
     folder.mkdir()
-    stage.run(recipe, Workspace(tmp_path), "prepare", folder)
+    prepare.run(recipe, Workspace(tmp_path), "prepare", folder)
     corpus = Corpus.open(folder)
     assert set(corpus.card["corpora"]) == {"librispeech", "own"}
-    assert corpus.card["duplicates"]["across_splits"] > 0  # test-other is in both, and the card says so
+    assert (
+        corpus.card["duplicates"]["across_splits"] > 0
+    )  # test-other is in both, and the card says so
     for row in range(len(corpus.manifest)):
         utterance = corpus.manifest[row]
         assert utterance.id.startswith(f"{utterance.corpus}/")
@@ -213,16 +269,26 @@ def test_a_mixture_is_prepared_with_names_and_splits(tmp_path: Path, shared: Pat
 
 
 def test_a_wrong_argument_inside_a_mixture_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^data\.corpus\.corpora\.own\.rot: .*Folder has no such argument \(did you mean 'root'\?\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^data\.corpus\.corpora\.own\.rot: .*Folder has no such argument \(did you mean 'root'\?\)",
+    ):
         mixture(tmp_path, "data.corpus.corpora.own.root=/x", "+data.corpus.corpora.own.rot=1")
     with pytest.raises(ConfigError, match=r"data\.corpus\.corpora\.own\.root has no value"):
         mixture(tmp_path)
 
 
 def test_an_error_inside_a_mixture_is_one_line(tmp_path: Path) -> None:
-    recipe = mixture(tmp_path, "data.corpus.corpora.own.root=/x", "+data.corpus.corpora.own.split_by=fold")
+    recipe = mixture(
+        tmp_path, "data.corpus.corpora.own.root=/x", "+data.corpus.corpora.own.split_by=fold"
+    )
     with pytest.raises(ConfigError, match=r"^data\.corpus\.split_by='fold': expected auto"):
-        stage.run(recipe, Workspace(tmp_path), "prepare", tmp_path)
-    bad = Recipe(name="x", data=DataConfig(corpus={"_target_": "hubert_pretrain.data.corpora.mixture.Mixture", "corpora": {}}, root=None))
+        prepare.run(recipe, Workspace(tmp_path), "prepare", tmp_path)
+    bad = Recipe(
+        name="x",
+        data=DataConfig(
+            corpus={"_target_": "hubert_pretrain.corpora.mixture.Mixture", "corpora": {}}, root=None
+        ),
+    )
     with pytest.raises(ConfigError, match="corpora: is empty"):
-        stage.run(bad, Workspace(tmp_path), "prepare", tmp_path)
+        prepare.run(bad, Workspace(tmp_path), "prepare", tmp_path)

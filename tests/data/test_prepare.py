@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import soundfile
 
-from hubert_pretrain.config import DataConfig, Recipe
-from hubert_pretrain.data import prepare, stage
-from hubert_pretrain.data.card import describe
-from hubert_pretrain.data.claims import COLUMNS, Claims, gather
-from hubert_pretrain.data.corpora.librispeech import LibriSpeech
-from hubert_pretrain.data.corpus import Claim, Corpus
-from hubert_pretrain.data.tables import Spool
+from hubert_pretrain.config.schema import DataConfig, Recipe
+from hubert_pretrain.corpora.librispeech import LibriSpeech
+from hubert_pretrain.data.arrow_table import ColumnSpool
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.preparation import build
+from hubert_pretrain.data.preparation.corpus_card import describe
+from hubert_pretrain.data.preparation.raw_utterances import COLUMNS, RawUtterances, collect
+from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.seeds import share_of
+from hubert_pretrain.stages import prepare as stage
 
 
 def noise(path: Path, num_samples: int = 8_000, rate: int = 16_000, seed: int = 0) -> Path:
@@ -27,9 +30,15 @@ def noise(path: Path, num_samples: int = 8_000, rate: int = 16_000, seed: int = 
 
 def run_stage(folder: Path, target: str, root: Path, **values: object) -> dict:
     """Runs stage prepare as the pipeline does, on a corpus class of this package or of this file."""
-    corpus = {"_target_": f"hubert_pretrain.data.corpora.{target}", "root": str(root)} | dict(values.pop("corpus", {}))  # type: ignore[call-overload]
+    corpus = {"_target_": f"hubert_pretrain.corpora.{target}", "root": str(root)} | dict(
+        values.pop("corpus", {})
+    )  # type: ignore[call-overload]
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(name="test", work_dir=str(folder.parent), data=DataConfig(corpus=corpus, root=str(root), workers=1, **values))
+    recipe = Recipe(
+        name="test",
+        work_dir=str(folder.parent),
+        data=DataConfig(corpus=corpus, root=str(root), workers=1, **values),
+    )
     return stage.run(recipe, Workspace(folder.parent), "prepare", folder)
 
 
@@ -37,7 +46,12 @@ def run_stage(folder: Path, target: str, root: Path, **values: object) -> dict:
 def root(tmp_path: Path) -> Path:
     for speaker in ("anna", "bob"):
         for number in range(10):
-            noise(tmp_path / f"audio/{speaker}/{number}.wav", 6_000 + number, rate=8_000, seed=hash_of(speaker, number))
+            noise(
+                tmp_path / f"audio/{speaker}/{number}.wav",
+                6_000 + number,
+                rate=8_000,
+                seed=hash_of(speaker, number),
+            )
     return tmp_path / "audio"
 
 
@@ -46,13 +60,29 @@ def hash_of(speaker: str, number: int) -> int:
 
 
 def folder_stage(tmp_path: Path, root: Path, **values: object) -> dict:
-    return run_stage(tmp_path / "prepare", "folder.Folder", root, **{"corpus": {"speaker_level": 1}} | values)
+    return run_stage(
+        tmp_path / "prepare", "folder.Folder", root, **{"corpus": {"speaker_level": 1}} | values
+    )
 
 
-def test_a_folder_becomes_a_corpus(tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_becomes_a_corpus(
+    tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     facts = folder_stage(tmp_path, root)
-    assert list(facts) == ["utterances", "hours", "aligned_utterances", "speakers", "quarantined", "splits"]
-    assert (facts["utterances"], facts["speakers"], facts["quarantined"], facts["aligned_utterances"]) == (20, 2, 0, 0)
+    assert list(facts) == [
+        "utterances",
+        "hours",
+        "aligned_utterances",
+        "speakers",
+        "quarantined",
+        "splits",
+    ]
+    assert (
+        facts["utterances"],
+        facts["speakers"],
+        facts["quarantined"],
+        facts["aligned_utterances"],
+    ) == (20, 2, 0, 0)
     assert set(facts["splits"]) == {"train", "valid"}
     assert "20 utterances" in capsys.readouterr().out
 
@@ -63,7 +93,11 @@ def test_a_folder_becomes_a_corpus(tmp_path: Path, root: Path, capsys: pytest.Ca
         utterance = corpus.manifest[row]
         whole = corpus.read(row)
         assert len(whole) == utterance.num_samples == 2 * soundfile.info(utterance.path).frames
-        assert (utterance.source_rate, utterance.corpus, utterance.speaker) == (8_000, "folder", Path(utterance.path).parent.name)
+        assert (utterance.source_rate, utterance.corpus, utterance.speaker) == (
+            8_000,
+            "folder",
+            Path(utterance.path).parent.name,
+        )
         assert utterance.variance == pytest.approx(whole.var(), rel=1e-4)
         assert np.allclose(corpus.read(row, 320, 720), whole[320:1040], atol=1e-6)
 
@@ -85,10 +119,18 @@ def test_bad_files_are_quarantined_with_their_reason(tmp_path: Path, root: Path)
     noise(root / "bob/4.wav", 100)
     facts = folder_stage(tmp_path, root, max_bad_fraction=0.1)
     assert (facts["utterances"], facts["quarantined"]) == (18, 2)
-    lines = [json.loads(line) for line in (tmp_path / "prepare/quarantine.jsonl").read_text().splitlines()]
-    assert [(line["id"], line["path"]) for line in lines] == [("anna/3", str(root / "anna/3.wav")), ("bob/4", str(root / "bob/4.wav"))]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "prepare/quarantine.jsonl").read_text().splitlines()
+    ]
+    assert [(line["id"], line["path"]) for line in lines] == [
+        ("anna/3", str(root / "anna/3.wav")),
+        ("bob/4", str(root / "bob/4.wav")),
+    ]
     assert lines[0]["reason"].startswith("not readable as audio")
-    assert lines[1]["reason"].startswith("100 samples at 16000 Hz, shorter than one model frame (400)")
+    assert lines[1]["reason"].startswith(
+        "100 samples at 16000 Hz, shorter than one model frame (400)"
+    )
     card = Corpus.open(tmp_path / "prepare").card
     assert card["quarantined"]["utterances"] == 2
     assert "1 x # samples at # Hz, shorter than one model frame (#)" in describe(card)
@@ -96,7 +138,10 @@ def test_bad_files_are_quarantined_with_their_reason(tmp_path: Path, root: Path)
 
 def test_too_many_bad_files_are_an_error(tmp_path: Path, root: Path) -> None:
     (root / "anna/3.wav").write_bytes(b"")
-    with pytest.raises(DataError, match=r"^1 of 20 .*5\.00%.*0\.10%.*anna/3\.wav: not readable.*quarantine\.jsonl.*max_bad_fraction$"):
+    with pytest.raises(
+        DataError,
+        match=r"^1 of 20 .*5\.00%.*0\.10%.*anna/3\.wav: not readable.*quarantine\.jsonl.*max_bad_fraction$",
+    ):
         folder_stage(tmp_path, root)
     assert "anna/3" in (tmp_path / "prepare/quarantine.jsonl").read_text()
     assert not (tmp_path / "prepare/manifest.arrow").exists()
@@ -115,7 +160,10 @@ def test_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_value_that_cannot_be_is_one_line(tmp_path: Path, root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^data\.corpus\.split_by='fold': expected auto, folders or hash \(did you mean 'folders'\?\)$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^data\.corpus\.split_by='fold': expected auto, folders or hash \(did you mean 'folders'\?\)$",
+    ):
         run_stage(tmp_path / "prepare", "folder.Folder", root, corpus={"split_by": "fold"})
 
 
@@ -127,8 +175,11 @@ def test_duplicate_ids_are_an_error(tmp_path: Path) -> None:
 
 
 def test_a_corpus_without_utterances_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"{tmp_path}: no utterances found"), Spool(tmp_path / "claims", COLUMNS) as spool:
-        gather(LibriSpeech(root=str(tmp_path), train=[]), tmp_path, spool)
+    with (
+        pytest.raises(DataError, match=rf"{tmp_path}: no utterances found"),
+        ColumnSpool(tmp_path / "claims", COLUMNS) as spool,
+    ):
+        collect(LibriSpeech(root=str(tmp_path), train=[]), tmp_path, spool)
 
 
 def test_duplicates_across_splits_are_on_the_card(tmp_path: Path, root: Path) -> None:
@@ -136,9 +187,14 @@ def test_duplicates_across_splits_are_on_the_card(tmp_path: Path, root: Path) ->
     noise(root / "train/s/original.flac")
     noise(root / "test/s/leak.wav")
     noise(root / "test/s/other.wav", seed=1)
-    run_stage(tmp_path / "prepare", "folder.Folder", root, corpus={"split_by": "hash"}, valid_fraction=0.0)
+    run_stage(
+        tmp_path / "prepare", "folder.Folder", root, corpus={"split_by": "hash"}, valid_fraction=0.0
+    )
     card = Corpus.open(tmp_path / "prepare").card
-    assert card["duplicates"]["utterances"] in (2, 3)  # a FLAC made from floats may differ from the WAV by rounding
+    assert card["duplicates"]["utterances"] in (
+        2,
+        3,
+    )  # a FLAC made from floats may differ from the WAV by rounding
     assert card["duplicates"]["across_splits"] == 0
     (root / "anna").rename(tmp_path / "anna")
     (root / "bob").rename(tmp_path / "bob")
@@ -149,19 +205,33 @@ def test_duplicates_across_splits_are_on_the_card(tmp_path: Path, root: Path) ->
 class Spoken:
     """A corpus with alignments that writes its own audio, as the synthetic one does."""
 
-    def utterances(self, folder: Path) -> Iterator[Claim]:
+    def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         for number, end in enumerate((8_000, 400, 9_000)):
             path = noise(folder / f"audio/{number}.wav")
-            yield Claim(id=str(number), path=path, split="train", phones=[("a", 0, 200), ("b", 200, end)] if number else None)
+            yield SourceUtterance(
+                id=str(number),
+                path=path,
+                split="train",
+                phones=[("a", 0, 200), ("b", 200, end)] if number else None,
+            )
 
 
-def test_alignments_follow_their_rows_and_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alignments_follow_their_rows_and_must_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stage.compose, "build", lambda _: Spoken())
     (tmp_path / "prepare.partial").mkdir()
-    recipe = Recipe(name="test", work_dir=str(tmp_path), data=DataConfig(corpus={}, max_bad_fraction=0.5, workers=1, valid_fraction=0.0))
+    recipe = Recipe(
+        name="test",
+        work_dir=str(tmp_path),
+        data=DataConfig(corpus={}, max_bad_fraction=0.5, workers=1, valid_fraction=0.0),
+    )
     facts = stage.run(recipe, Workspace(tmp_path), "prepare", tmp_path / "prepare.partial")
     assert (facts["aligned_utterances"], facts["quarantined"]) == (1, 1)
-    assert "alignment ends at sample 9000, the audio has 8000" in (tmp_path / "prepare.partial/quarantine.jsonl").read_text()
+    assert (
+        "alignment ends at sample 9000, the audio has 8000"
+        in (tmp_path / "prepare.partial/quarantine.jsonl").read_text()
+    )
     (tmp_path / "prepare.partial").rename(tmp_path / "prepare")
     corpus = Corpus.open(tmp_path / "prepare")
     assert corpus.alignments is not None
@@ -176,21 +246,31 @@ class Named:
     def __init__(self, splits: dict[str, str]) -> None:
         self.splits = splits
 
-    def utterances(self, folder: Path) -> Iterator[Claim]:
+    def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         """The corpus is what stands before a dash."""
         named = {id: id.rpartition("-")[0] for id in self.splits}
-        return (Claim(id=id, path="/none.wav", split=split, corpus=named[id]) for id, split in self.splits.items())
+        return (
+            SourceUtterance(id=id, path="/none.wav", split=split, corpus=named[id])
+            for id, split in self.splits.items()
+        )
 
 
-def held_out(folder: Path, splits: dict[str, str], fraction: float, bad: set[str] = frozenset()) -> dict[str, str]:  # type: ignore[assignment]
+def held_out(
+    folder: Path, splits: dict[str, str], fraction: float, bad: set[str] = frozenset()
+) -> dict[str, str]:  # type: ignore[assignment]
     """The splits of the sound ones after `hold_out`, in the order of the manifest."""
-    with Spool(folder / "claims", COLUMNS) as spool:
-        claims: Claims = gather(Named(splits), folder, spool)
+    with ColumnSpool(folder / "claims", COLUMNS) as spool:
+        claims: RawUtterances = collect(Named(splits), folder, spool)
         record = np.array([-1 if id in bad else 0 for id in claims.columns["id"].to_pylist()])
         column = claims.columns["split"]
-        measured = prepare.Measured(claims, None, record, column.indices.to_numpy().copy(), column.dictionary.to_pylist())  # type: ignore[arg-type]
-        prepare.hold_out(measured, fraction)
-        return {claims.columns["id"][place].as_py(): measured.names[measured.splits[place]] for place in measured.rows().tolist()}
+        measured = build.ScannedCorpus(
+            claims, None, record, column.indices.to_numpy().copy(), column.dictionary.to_pylist()
+        )  # type: ignore[arg-type]
+        build.hold_out_validation(measured, fraction)
+        return {
+            claims.columns["id"][place].as_py(): measured.names[measured.splits[place]]
+            for place in measured.rows().tolist()
+        }
 
 
 def train(*ids: str) -> dict[str, str]:
@@ -204,11 +284,15 @@ def test_valid_is_held_out_by_hash(tmp_path: Path) -> None:
     before, more = held(train(*map(str, range(1000)))), held(train(*map(str, range(1500))))
     assert 70 <= len(before) <= 130
     assert {id for id in more if int(id) < 1000} == before
-    assert before == {str(i) for i in range(1000) if prepare.share_of(str(i), "valid") < 0.1}
+    assert before == {str(i) for i in range(1000) if share_of(str(i), "valid") < 0.1}
 
 
 def test_valid_gets_at_least_one_and_never_all(tmp_path: Path) -> None:
-    assert sorted(held_out(tmp_path, train("a", "b", "c"), 1e-9).values()) == ["train", "train", "valid"]
+    assert sorted(held_out(tmp_path, train("a", "b", "c"), 1e-9).values()) == [
+        "train",
+        "train",
+        "valid",
+    ]
     assert held_out(tmp_path, train("a"), 0.5) == train("a")
     assert held_out(tmp_path, train("a", "b"), 0.0) == train("a", "b")
     assert list(held_out(tmp_path, train(*map(str, range(50))), 1.0).values()).count("train") == 1
@@ -222,12 +306,21 @@ def test_a_valid_split_of_the_corpus_stays_unless_all_of_it_is_bad(tmp_path: Pat
 
 def test_each_corpus_of_several_has_something_to_validate_on(tmp_path: Path) -> None:
     """One brings its own `valid`, two do not: of these it is held out, of that one nothing."""
-    splits = train(*(f"{name}{i}" for name in ("own-", "b-", "c-") for i in range(40))) | {"own-v": "valid"}
+    splits = train(*(f"{name}{i}" for name in ("own-", "b-", "c-") for i in range(40))) | {
+        "own-v": "valid"
+    }
     found = held_out(tmp_path, splits, 0.1)
-    valid = {name: {id for id, split in found.items() if split == "valid" and id.startswith(name)} for name in ("own-", "b-", "c-")}
+    valid = {
+        name: {id for id, split in found.items() if split == "valid" and id.startswith(name)}
+        for name in ("own-", "b-", "c-")
+    }
     assert valid["own-"] == {"own-v"}
     for name in ("b-", "c-"):
-        assert valid[name] == {f"{name}{i}" for i in range(40) if prepare.share_of(f"{name}{i}", "valid") < 0.1} != set()
+        assert (
+            valid[name]
+            == {f"{name}{i}" for i in range(40) if share_of(f"{name}{i}", "valid") < 0.1}
+            != set()
+        )
 
 
 def test_rows_are_ordered_by_split_and_id_without_the_bad(tmp_path: Path) -> None:
@@ -240,7 +333,10 @@ def test_a_file_changed_since_prepare_is_named(tmp_path: Path, root: Path) -> No
     corpus = Corpus.open(tmp_path / "prepare")
     utterance = corpus.manifest[0]
     noise(Path(utterance.path), 1_000, rate=8_000)
-    with pytest.raises(DataError, match=r"has 2000 samples at 0, the manifest promises 1200\d; the file changed since stage=prepare"):
+    with pytest.raises(
+        DataError,
+        match=r"has 2000 samples at 0, the manifest promises 1200\d; the file changed since stage=prepare",
+    ):
         corpus.read(0)
     with pytest.raises(ValueError, match="of an utterance of"):
         corpus.read(1, 100, 10**6)
@@ -249,7 +345,7 @@ def test_a_file_changed_since_prepare_is_named(tmp_path: Path, root: Path) -> No
 class Meeting:
     """Segments of one long recording at 8 kHz: one reaches beyond its end, one is silent."""
 
-    def utterances(self, folder: Path) -> Iterator[Claim]:
+    def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         path = folder / "audio/long.wav"
         if not path.exists():
             noise(path, 40_000, rate=8_000)
@@ -258,17 +354,33 @@ class Meeting:
             soundfile.write(path, samples, 8_000)
         for number, start in enumerate(range(0, 80_000, 8_000)):
             length = 8_001 if start == 72_000 else 8_000
-            yield Claim(id=f"meeting-{number}", path=path, split="train", start=start, num_samples=length, speaker=str(number % 3))
+            yield SourceUtterance(
+                id=f"meeting-{number}",
+                path=path,
+                split="train",
+                start=start,
+                num_samples=length,
+                speaker=str(number % 3),
+            )
 
 
-def test_segments_of_a_recording_become_utterances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_of_a_recording_become_utterances(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stage.compose, "build", lambda _: Meeting())
     folder = tmp_path / "prepare"
     folder.mkdir()
-    recipe = Recipe(name="test", work_dir=str(tmp_path), data=DataConfig(corpus={}, max_bad_fraction=0.5, workers=1, valid_fraction=0.0))
+    recipe = Recipe(
+        name="test",
+        work_dir=str(tmp_path),
+        data=DataConfig(corpus={}, max_bad_fraction=0.5, workers=1, valid_fraction=0.0),
+    )
     facts = stage.run(recipe, Workspace(tmp_path), "prepare", folder)
     assert (facts["utterances"], facts["quarantined"], facts["speakers"]) == (8, 2, 3)
-    reasons = {line["id"]: line["reason"] for line in map(json.loads, (folder / "quarantine.jsonl").read_text().splitlines())}
+    reasons = {
+        line["id"]: line["reason"]
+        for line in map(json.loads, (folder / "quarantine.jsonl").read_text().splitlines())
+    }
     assert reasons["meeting-9"].startswith("segment ends at sample 80001, the recording has 80000")
     assert reasons["meeting-8"].startswith("no sound")
     corpus = Corpus.open(folder)
@@ -285,7 +397,9 @@ def test_what_was_heard_is_on_the_card(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     (tmp_path / "audio").mkdir()
     soundfile.write(tmp_path / "audio/stereo.wav", 0.1 * rng.standard_normal((8_000, 2)), 8_000)
-    soundfile.write(tmp_path / "audio/clipped.wav", np.clip(4 * rng.standard_normal(16_000), -1, 1), 16_000)
+    soundfile.write(
+        tmp_path / "audio/clipped.wav", np.clip(4 * rng.standard_normal(16_000), -1, 1), 16_000
+    )
     soundfile.write(tmp_path / "audio/nan.wav", np.full(16_000, np.nan), 16_000, subtype="FLOAT")
     whole = noise(tmp_path / "audio/cut.wav", 16_000)
     whole.write_bytes(whole.read_bytes()[:16_000])
@@ -300,8 +414,11 @@ def test_what_was_heard_is_on_the_card(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
-    with Spool(tmp_path / "claims", COLUMNS) as spool, pytest.raises(DataError, match=r"a\\udcff.*not UTF-8; rename"):
-        gather(Named({"a\udcff": "train"}), tmp_path, spool)
+    with (
+        ColumnSpool(tmp_path / "claims", COLUMNS) as spool,
+        pytest.raises(DataError, match=r"a\\udcff.*not UTF-8; rename"),
+    ):
+        collect(Named({"a\udcff": "train"}), tmp_path, spool)
 
 
 def test_a_missing_card_is_named(tmp_path: Path, root: Path) -> None:
@@ -313,7 +430,9 @@ def test_a_missing_card_is_named(tmp_path: Path, root: Path) -> None:
 
 def test_real_speech(tmp_path: Path, shared: Path) -> None:
     corpus = {"train": ["train-clean-100"], "test": ["test-other"]}
-    facts = run_stage(tmp_path / "prepare", "librispeech.LibriSpeech", shared / "data/librispeech", corpus=corpus)
+    facts = run_stage(
+        tmp_path / "prepare", "librispeech.LibriSpeech", shared / "data/librispeech", corpus=corpus
+    )
     assert facts["utterances"] == 217
     assert facts["hours"] == pytest.approx(0.617, abs=1e-3)
     assert set(facts["splits"]) == {"train", "valid", "test"}
@@ -321,4 +440,6 @@ def test_real_speech(tmp_path: Path, shared: Path) -> None:
     assert found.card["duplicates"]["utterances"] == 0
     for row in (0, 150):
         utterance = found.manifest[row]
-        assert soundfile.info(utterance.path).frames == utterance.num_samples == len(found.read(row))
+        assert (
+            soundfile.info(utterance.path).frames == utterance.num_samples == len(found.read(row))
+        )

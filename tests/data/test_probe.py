@@ -9,9 +9,15 @@ import pytest
 import soundfile
 
 from hubert_pretrain.data.audio import read
-from hubert_pretrain.data.probe import Recording, probe, probe_all, probe_or_reason, probe_segments
+from hubert_pretrain.data.preparation.audio_stats import AudioFacts
+from hubert_pretrain.data.preparation.scan import (
+    Recording,
+    scan,
+    scan_all,
+    scan_or_reason,
+    scan_segments,
+)
 from hubert_pretrain.data.storage import Location
-from hubert_pretrain.data.tally import AudioFacts
 from hubert_pretrain.errors import DataError
 
 
@@ -35,18 +41,22 @@ def write(path: Path, samples: np.ndarray, rate: int = 16_000, **options: str) -
 def test_a_truncated_file_is_found(tmp_path: Path, suffix: str, share: float) -> None:
     options = {"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}
     path = cut(write(tmp_path / f"a.{suffix}", speech(), **options), share)
-    with pytest.raises(DataError, match=rf"a\.{suffix}: (truncated|cannot be decoded|not readable)") as error:
-        probe(path)
+    with pytest.raises(
+        DataError, match=rf"a\.{suffix}: (truncated|cannot be decoded|not readable)"
+    ) as error:
+        scan(path)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "opus"])
-@pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"not audio at all\n" * 99], ids=["empty", "zeros", "text"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 4096, b"not audio at all\n" * 99], ids=["empty", "zeros", "text"]
+)
 def test_what_is_not_audio_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"a\.{suffix}: not readable as audio"):
-        probe(path)
+        scan(path)
 
 
 def test_a_flac_with_a_hole_is_refused(tmp_path: Path) -> None:
@@ -55,7 +65,7 @@ def test_a_flac_with_a_hole_is_refused(tmp_path: Path) -> None:
     content[20_000:30_000] = bytes(10_000)
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.flac: cannot be decoded after"):
-        probe(path)
+        scan(path)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -63,32 +73,37 @@ def test_nan_is_refused(tmp_path: Path, bad: float) -> None:
     samples = speech()
     samples[5_000] = bad
     with pytest.raises(DataError, match="NaN or infinity"):
-        probe(write(tmp_path / "a.wav", samples, subtype="FLOAT"))
+        scan(write(tmp_path / "a.wav", samples, subtype="FLOAT"))
 
 
 def test_sixteen_bit_numbers_in_a_float_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"samples up to .*expected \[-1, 1\]"):
-        probe(write(tmp_path / "a.wav", speech() * 32_768, subtype="FLOAT"))
+        scan(write(tmp_path / "a.wav", speech() * 32_768, subtype="FLOAT"))
 
 
 def test_silence_throughout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no sound"):
-        probe(write(tmp_path / "a.wav", np.zeros(16_000)))
+        scan(write(tmp_path / "a.wav", np.zeros(16_000)))
 
 
-@pytest.mark.parametrize(("num_samples", "rate", "good"), [(399, 16_000, 0), (400, 16_000, 1), (199, 8_000, 0), (200, 8_000, 1)])
+@pytest.mark.parametrize(
+    ("num_samples", "rate", "good"),
+    [(399, 16_000, 0), (400, 16_000, 1), (199, 8_000, 0), (200, 8_000, 1)],
+)
 def test_one_window_is_the_least(tmp_path: Path, num_samples: int, rate: int, good: bool) -> None:
     path = write(tmp_path / "a.wav", speech(num_samples), rate)
     if good:
-        assert probe(path).num_samples == 400
+        assert scan(path).num_samples == 400
     else:
-        with pytest.raises(DataError, match=r"39\d samples at 16000 Hz, shorter than one model frame \(400\)"):
-            probe(path)
+        with pytest.raises(
+            DataError, match=r"39\d samples at 16000 Hz, shorter than one model frame \(400\)"
+        ):
+            scan(path)
 
 
 def test_no_samples_at_all(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="0 samples at 16000 Hz, shorter"):
-        probe(write(tmp_path / "a.wav", np.zeros(0)))
+        scan(write(tmp_path / "a.wav", np.zeros(0)))
 
 
 def test_a_wav_written_into_a_pipe_is_whole(tmp_path: Path) -> None:
@@ -96,13 +111,13 @@ def test_a_wav_written_into_a_pipe_is_whole(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4:8] = content[40:44] = b"\xff\xff\xff\xff"
     path.write_bytes(content)
-    assert probe(path).num_samples == 32_000
+    assert scan(path).num_samples == 32_000
 
 
 def test_statistics(tmp_path: Path) -> None:
     samples = np.concatenate([speech(16_000), np.zeros(16_000, np.float32)])
     samples[:100] = 1.0
-    facts = probe(write(tmp_path / "a.wav", samples, subtype="FLOAT"))
+    facts = scan(write(tmp_path / "a.wav", samples, subtype="FLOAT"))
     assert facts.silence == pytest.approx(0.5, abs=0.01)
     assert facts.clipped == pytest.approx(100 / 32_000)
     assert facts.peak == 1.0
@@ -112,17 +127,19 @@ def test_statistics(tmp_path: Path) -> None:
 
 def test_a_long_file_is_measured_in_blocks_as_in_one(tmp_path: Path) -> None:
     samples = speech(1 << 19)
-    facts = probe(write(tmp_path / "a.wav", samples, 22_050, subtype="FLOAT"))
-    assert facts.variance == pytest.approx(samples.var(dtype=np.float64), rel=0.5)  # resampling takes the upper band
+    facts = scan(write(tmp_path / "a.wav", samples, 22_050, subtype="FLOAT"))
+    assert facts.variance == pytest.approx(
+        samples.var(dtype=np.float64), rel=0.5
+    )  # resampling takes the upper band
     assert facts.silence == 0.0
     assert facts.num_samples == round((1 << 19) * 16_000 / 22_050)
 
 
 def test_content_is_that_of_the_sound_not_of_the_file(tmp_path: Path) -> None:
     samples = (speech() * 32_768).astype(np.int16)
-    wav, flac = probe(write(tmp_path / "a.wav", samples)), probe(write(tmp_path / "b.flac", samples))
+    wav, flac = scan(write(tmp_path / "a.wav", samples)), scan(write(tmp_path / "b.flac", samples))
     samples[-1] += 1
-    other = probe(write(tmp_path / "c.wav", samples))
+    other = scan(write(tmp_path / "c.wav", samples))
     assert wav.content == flac.content != other.content
 
 
@@ -131,8 +148,15 @@ def test_segments_have_the_facts_of_their_own_audio(tmp_path: Path, rate: int) -
     samples = speech(40 * rate, seed=3)
     samples[: 10 * rate] *= 0.2
     path = str(write(tmp_path / "long.wav", samples, rate, subtype="FLOAT"))
-    segments = [(0, None), (16_000, 32_000), (40_000, 400), (17_000, 400_000), (600_000, None), (16_000, 32_000)]
-    facts = probe_segments(Recording(Location(path), segments))
+    segments = [
+        (0, None),
+        (16_000, 32_000),
+        (40_000, 400),
+        (17_000, 400_000),
+        (600_000, None),
+        (16_000, 32_000),
+    ]
+    facts = scan_segments(Recording(Location(path), segments))
     for (start, num_samples), one in zip(segments, facts, strict=True):
         assert isinstance(one, AudioFacts)
         crop = read(path, start, num_samples)
@@ -140,7 +164,7 @@ def test_segments_have_the_facts_of_their_own_audio(tmp_path: Path, rate: int) -
         assert one.mean == pytest.approx(crop.mean(dtype=np.float64), abs=1e-6)
         assert one.variance == pytest.approx(crop.var(dtype=np.float64), rel=1e-4)
     whole, quiet, _, _, _, again = facts
-    assert whole == probe(path)
+    assert whole == scan(path)
     assert quiet == again
     assert quiet.peak < 0.5 * whole.peak  # type: ignore[union-attr]
 
@@ -149,23 +173,41 @@ def test_a_bad_segment_leaves_the_others(tmp_path: Path) -> None:
     samples = speech(32_000)
     samples[8_000:16_000] = 0.0
     path = str(write(tmp_path / "a.wav", samples))
-    segments = [(0, 8_000), (31_000, 1_001), (8_000, 8_000), (20_000, 399), (32_000, None), (31_000, 1_000)]
-    facts = probe_segments(Recording(Location(path), segments))
-    assert [isinstance(one, AudioFacts) for one in facts] == [True, False, False, False, False, True]
-    assert str(facts[1]).startswith("segment ends at sample 32001, the recording has 32000; mend the segment")
+    segments = [
+        (0, 8_000),
+        (31_000, 1_001),
+        (8_000, 8_000),
+        (20_000, 399),
+        (32_000, None),
+        (31_000, 1_000),
+    ]
+    facts = scan_segments(Recording(Location(path), segments))
+    assert [isinstance(one, AudioFacts) for one in facts] == [
+        True,
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert str(facts[1]).startswith(
+        "segment ends at sample 32001, the recording has 32000; mend the segment"
+    )
     assert str(facts[2]).startswith("no sound")
     assert str(facts[3]).startswith("399 samples at 16000 Hz, shorter")
     assert str(facts[4]).startswith("0 samples at 16000 Hz, shorter")
 
 
-def test_a_thousand_segments_cost_one_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_segments_cost_one_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = str(write(tmp_path / "a.wav", speech(1_000 * 400)))
     opened = []
-    from hubert_pretrain.data import probe as module
+    from hubert_pretrain.data.preparation import scan as module
 
     original = module.sound_file
     monkeypatch.setattr(module, "sound_file", lambda *args: opened.append(args) or original(*args))
-    facts = probe_segments(Recording(Location(path), [(400 * i, 400) for i in range(1_000)]))
+    facts = scan_segments(Recording(Location(path), [(400 * i, 400) for i in range(1_000)]))
     assert len(opened) == 1
     assert all(isinstance(one, AudioFacts) and one.num_samples == 400 for one in facts)
     assert len({one.content for one in facts if isinstance(one, AudioFacts)}) == 1_000
@@ -173,26 +215,37 @@ def test_a_thousand_segments_cost_one_decoding(tmp_path: Path, monkeypatch: pyte
 
 def test_stereo_and_eight_kilohertz_are_recorded(tmp_path: Path) -> None:
     left = speech(8_000)
-    facts = probe(write(tmp_path / "a.wav", np.stack([left, -0.5 * left], axis=1), 8_000, subtype="FLOAT"))
+    facts = scan(
+        write(tmp_path / "a.wav", np.stack([left, -0.5 * left], axis=1), 8_000, subtype="FLOAT")
+    )
     assert (facts.channels, facts.source_rate, facts.num_samples) == (2, 8_000, 16_000)
     assert facts.peak == np.abs(left).max()
-    assert facts.variance == pytest.approx((0.25 * left).var(), rel=0.1)  # the mean of the channels, without the uppermost band
+    assert facts.variance == pytest.approx(
+        (0.25 * left).var(), rel=0.1
+    )  # the mean of the channels, without the uppermost band
 
 
 def test_a_missing_file_and_a_folder_are_reasons(tmp_path: Path) -> None:
     for path in (tmp_path / "none.wav", tmp_path):
         recording = Recording(Location(str(path)), [(0, 400), (400, None)])
-        assert [str(reason).startswith("no such file") for reason in probe_or_reason(recording)] == [True, True]
+        assert [str(reason).startswith("no such file") for reason in scan_or_reason(recording)] == [
+            True,
+            True,
+        ]
 
 
 def test_processes_change_neither_order_nor_result(tmp_path: Path) -> None:
     paths = [str(write(tmp_path / f"{i:03d}.wav", speech(500 + i, seed=i))) for i in range(130)]
     Path(paths[77]).write_bytes(b"")
     recordings = [Recording(Location(path)) for path in paths]
-    serial, parallel = ([facts for [facts] in probe_all(iter(recordings), workers=workers)] for workers in (1, 2))
+    serial, parallel = (
+        [facts for [facts] in scan_all(iter(recordings), workers=workers)] for workers in (1, 2)
+    )
     assert serial == parallel
     assert isinstance(serial[77], str)
-    assert [facts.num_samples for facts in serial if isinstance(facts, AudioFacts)] == [500 + i for i in range(130) if i != 77]
+    assert [facts.num_samples for facts in serial if isinstance(facts, AudioFacts)] == [
+        500 + i for i in range(130) if i != 77
+    ]
 
 
 def test_no_process_outlives_a_killed_run(tmp_path: Path) -> None:
@@ -200,15 +253,17 @@ def test_no_process_outlives_a_killed_run(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import multiprocessing, sys, time\n"
-        "from hubert_pretrain.data.probe import Recording, probe_all\n"
+        "from hubert_pretrain.data.preparation.scan import Recording, scan_all\n"
         "from hubert_pretrain.data.storage import Location\n"
         "if __name__ == '__main__':\n"
-        "    results = probe_all([Recording(Location(sys.argv[1]))] * 200, workers=1 + 1)\n"
+        "    results = scan_all([Recording(Location(sys.argv[1]))] * 200, workers=1 + 1)\n"
         "    next(results)\n"
         "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
         "    time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, str(script), str(path)], stdout=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(
+        [sys.executable, str(script), str(path)], stdout=subprocess.PIPE, text=True
+    ) as run:
         assert run.stdout is not None
         children = run.stdout.readline().split()
         run.send_signal(signal.SIGKILL)

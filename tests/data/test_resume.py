@@ -31,32 +31,56 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.fixture(scope="module")
 def reference(corpus: Corpus) -> Steps:
     items = stream(corpus)
-    assert STEPS * items.plan.micro_batches > 3 * items.plan.epoch_micro_batches  # steps cross the ends of epochs
+    assert (
+        STEPS * items.plan.micro_batches > 3 * items.plan.epoch_micro_batches
+    )  # steps cross the ends of epochs
     return expected(items, STEPS)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_interrupted_and_resumed_is_uninterrupted(corpus: Corpus, reference: Steps, workers: int, world_size: int) -> None:
-    stops = sorted(np.random.default_rng(10 * workers + world_size).choice(np.arange(1, STEPS), 2, replace=False).tolist())
+def test_interrupted_and_resumed_is_uninterrupted(
+    corpus: Corpus, reference: Steps, workers: int, world_size: int
+) -> None:
+    stops = sorted(
+        np.random.default_rng(10 * workers + world_size)
+        .choice(np.arange(1, STEPS), 2, replace=False)
+        .tolist()
+    )
     found = []
     for first, stop in zip([0, *stops], [*stops, STEPS], strict=True):
         items = stream(corpus)  # as a new process would make it
         for rank in range(world_size):
             # Loaders work ahead, and what is not trained on is lost: the next start asks for it again.
-            found += delivered(items, first=first, stop=stop, workers=workers, rank=rank, world_size=world_size)
+            found += delivered(
+                items, first=first, stop=stop, workers=workers, rank=rank, world_size=world_size
+            )
     assert by_step(stream(corpus), found) == reference
 
 
 @pytest.mark.parametrize("kind", ["files", "shards"])
-def test_another_number_of_devices_and_workers_after_each_stop(corpus: Corpus, kind: str, tmp_path: Path) -> None:
+def test_another_number_of_devices_and_workers_after_each_stop(
+    corpus: Corpus, kind: str, tmp_path: Path
+) -> None:
     if kind == "shards":
         convert(corpus, tmp_path, format="pcm", megabytes=1, workers=1)
         corpus = Corpus.open(tmp_path)
     found = []
-    for first, stop, workers, world_size in ((0, 3, 2, 4), (3, 4, 0, 1), (4, 9, 1, 2), (9, STEPS, 0, 4)):
+    for first, stop, workers, world_size in (
+        (0, 3, 2, 4),
+        (3, 4, 0, 1),
+        (4, 9, 1, 2),
+        (9, STEPS, 0, 4),
+    ):
         for rank in range(world_size):
-            found += delivered(stream(corpus), first=first, stop=stop, workers=workers, rank=rank, world_size=world_size)
+            found += delivered(
+                stream(corpus),
+                first=first,
+                stop=stop,
+                workers=workers,
+                rank=rank,
+                world_size=world_size,
+            )
     assert by_step(stream(corpus), found) == expected(stream(corpus), STEPS)
 
 
@@ -75,12 +99,19 @@ def test_a_device_accumulates_its_share_of_a_step(corpus: Corpus, accumulation: 
 def test_a_seed_or_a_step_more_is_another_order(corpus: Corpus, reference: Steps) -> None:
     contents = [content for step in reference.values() for _, content in step]
     assert len(set(contents)) == len(contents)
-    assert not set(contents) & {content for step in expected(stream(corpus, seed=4), 3).values() for _, content in step}
+    assert not set(contents) & {
+        content for step in expected(stream(corpus, seed=4), 3).values() for _, content in step
+    }
 
 
-def test_processes_of_a_group_deliver_the_steps(corpus: Corpus, reference: Steps, tmp_path: Path) -> None:
+def test_processes_of_a_group_deliver_the_steps(
+    corpus: Corpus, reference: Steps, tmp_path: Path
+) -> None:
     # fork: they need not load torch again, which would take longer than all the rest.
-    ranks = [get_context("fork").Process(target=of_a_group, args=(corpus.folder, tmp_path, rank)) for rank in range(4)]
+    ranks = [
+        get_context("fork").Process(target=of_a_group, args=(corpus.folder, tmp_path, rank))
+        for rank in range(4)
+    ]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -106,6 +137,8 @@ def of_a_group(folder: Path, results: Path, rank: int) -> None:
         parts: list[list[tuple[int, str]]] = [[] for _ in range(world_size)]
         dist.all_gather_object(parts, mine, group=group)
         if rank == 0:
-            (results / f"{world_size}.json").write_text(json.dumps([one for part in parts for one in part]))
+            (results / f"{world_size}.json").write_text(
+                json.dumps([one for part in parts for one in part])
+            )
     dist.barrier()
     dist.destroy_process_group()

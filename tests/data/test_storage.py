@@ -14,8 +14,8 @@ import pytest
 import soundfile
 
 from hubert_pretrain.data import audio, storage
-from hubert_pretrain.data.probe import probe
-from hubert_pretrain.data.storage import Cache, fetch, open_part
+from hubert_pretrain.data.preparation.scan import scan
+from hubert_pretrain.data.storage import Cache, fetch, open_bytes
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import SAMPLE_RATE
 
@@ -26,7 +26,9 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def served(files: dict[str, bytes], ranges: bool = True, failures: int = 0) -> Iterator[tuple[str, list[str]]]:
+def served(
+    files: dict[str, bytes], ranges: bool = True, failures: int = 0
+) -> Iterator[tuple[str, list[str]]]:
     """An HTTP server on localhost: its address, and what was asked of it."""
     asked: list[str] = []
 
@@ -72,33 +74,39 @@ def size(cache: Cache) -> int:
 def test_a_part_of_a_file_reads_as_the_file_itself(tmp_path: Path) -> None:
     content = np.random.default_rng(0).bytes(1000)
     (tmp_path / "shard").write_bytes(b"x" * 77 + content + b"y" * 50)
-    part = open_part(str(tmp_path / "shard"), 77, 1000)
+    part = open_bytes(str(tmp_path / "shard"), 77, 1000)
     assert part.size == 1000
     for start, length in [(0, 1000), (5, 10), (990, 100), (1000, 5), (2000, 5)]:
         assert part.read(start, length) == content[start : start + length]
     with part.file() as file:
         assert file.read() == content
         assert (file.seek(-10, os.SEEK_END), file.read(4)) == (990, content[990:994])
-    assert open_part(f"file://{tmp_path}/shard").size == 1127
+    assert open_bytes(f"file://{tmp_path}/shard").size == 1127
 
 
 def test_a_shard_that_was_cut_or_replaced_while_it_is_open_is_noticed(tmp_path: Path) -> None:
     shard = tmp_path / "shard"
     shard.write_bytes(b"a" * 100)
-    assert open_part(str(shard), 50, 50).read(0, 50) == b"a" * 50
+    assert open_bytes(str(shard), 50, 50).read(0, 50) == b"a" * 50
     os.truncate(shard, 99)
-    with pytest.raises(DataError, match=r"shard: has 99 bytes, expected at least 100; the shard was cut"):
-        open_part(str(shard), 50, 50)
+    with pytest.raises(
+        DataError, match=r"shard: has 99 bytes, expected at least 100; the shard was cut"
+    ):
+        open_bytes(str(shard), 50, 50)
     (tmp_path / "new").write_bytes(b"b" * 100)
     os.replace(tmp_path / "new", shard)
-    assert open_part(str(shard), 50, 50).read(0, 50) == b"b" * 50
+    assert open_bytes(str(shard), 50, 50).read(0, 50) == b"b" * 50
 
 
 def test_descriptors_stay_few(tmp_path: Path) -> None:
     for number in range(200):
         (tmp_path / f"{number}.tar").write_bytes(b"abc")
-        assert open_part(str(tmp_path / f"{number}.tar"), 1, 1).read(0, 1) == b"b"
-    held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{fd}")]
+        assert open_bytes(str(tmp_path / f"{number}.tar"), 1, 1).read(0, 1) == b"b"
+    held = [
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.islink(f"/proc/self/fd/{fd}")
+    ]
     assert sum(str(tmp_path) in path for path in held) <= 64
 
 
@@ -118,8 +126,10 @@ def test_audio_behind_a_url_is_that_of_the_file(tmp_path: Path, where: str) -> N
             for start, count in [(0, None), (100, 5_000), (1, 29_000)]:
                 expected = audio.read(path, start, count)
                 assert np.array_equal(audio.read(f"{address}/a.{suffix}", start, count), expected)
-                assert np.array_equal(audio.read(f"{address}/shard.tar", start, count, **stretch), expected)
-            assert probe(f"{address}/shard.tar", **stretch) == probe(path)
+                assert np.array_equal(
+                    audio.read(f"{address}/shard.tar", start, count, **stretch), expected
+                )
+            assert scan(f"{address}/shard.tar", **stretch) == scan(path)
         if where == "http":
             assert f"/shard.tar bytes=512-{511 + len(content)}" in asked, "only the file is fetched"
 
@@ -136,7 +146,9 @@ def test_the_cache_answers_without_the_network_and_stays_in_its_bounds(tmp_path:
             assert fetch(f"{address}/s.tar", first, 3_000, cache) == shard[first : first + 3_000]
             assert size(cache) <= 20_000
         assert entries(cache)
-    assert fetch(f"{address}/s.tar", first, 3_000, cache) == shard[first : first + 3_000], "the server is gone, the last one is kept"
+    assert fetch(f"{address}/s.tar", first, 3_000, cache) == shard[first : first + 3_000], (
+        "the server is gone, the last one is kept"
+    )
     with pytest.raises(DataError, match=r"s\.tar: .*4 times"):
         fetch(f"{address}/s.tar", 10, 5_000, cache)
 
@@ -167,7 +179,12 @@ def test_a_damaged_entry_is_fetched_again(tmp_path: Path, damage: str) -> None:
     (path,) = entries(cache)
     content = path.read_bytes()
     path.write_bytes(
-        {"cut": content[:100], "empty": b"", "flipped": b"x" + content[1:], "longer": content + b"z"}[damage],
+        {
+            "cut": content[:100],
+            "empty": b"",
+            "flipped": b"x" + content[1:],
+            "longer": content + b"z",
+        }[damage],
     )
     assert cache.get("a", lambda: b"abc" * 100) == b"abc" * 100
     assert path.read_bytes() == content
@@ -196,7 +213,9 @@ def _hammer(folder: str, number: int) -> None:
 
 def test_processes_share_a_cache(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_hammer, args=(str(tmp_path), number)) for number in range(4)]
+    processes = [
+        context.Process(target=_hammer, args=(str(tmp_path), number)) for number in range(4)
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for process in processes:
@@ -232,7 +251,10 @@ def test_the_network_is_tried_again_and_errors_name_the_url() -> None:
             fetch(f"{address}/none", 0, 3)
         with pytest.raises(DataError, match=r"/s: 1 bytes came, 3 were asked for"):
             fetch(f"{address}/s", 9, 3)
-    with served({"/s": b"0123456789"}, ranges=False) as (address, _), pytest.raises(DataError, match="ranges are ignored"):
+    with (
+        served({"/s": b"0123456789"}, ranges=False) as (address, _),
+        pytest.raises(DataError, match="ranges are ignored"),
+    ):
         fetch(f"{address}/s", 2, 3)
     with pytest.raises(DataError, match="nosuchprotocol"):
         fetch("nosuchprotocol://bucket/s")

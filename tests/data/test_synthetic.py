@@ -17,10 +17,10 @@ import soundfile
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from hubert_pretrain.data.corpora.synthetic import Synthetic
-from hubert_pretrain.data.corpus import Claim
-from hubert_pretrain.data.espeak import SILENCE, VOWELS
-from hubert_pretrain.data.sentences import sentences, transcript
+from hubert_pretrain.corpora.speech_synthesis.espeak import SILENCE, VOWELS
+from hubert_pretrain.corpora.speech_synthesis.sentences import sentences, transcript
+from hubert_pretrain.corpora.synthetic import Synthetic
+from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.frames import SAMPLE_RATE
 
@@ -39,27 +39,39 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def claims(folder: Path) -> list[Claim]:
+def claims(folder: Path) -> list[SourceUtterance]:
     return list(Synthetic(**SMALL).utterances(folder))
 
 
 def contents(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
-def test_every_voice_is_in_every_split_and_no_sentence_twice(claims: list[Claim]) -> None:
-    assert len(claims) == len({claim.id for claim in claims}) == len({claim.text for claim in claims}) == 6
-    assert {(claim.speaker, claim.split) for claim in claims} == {(v, s) for v in ("amy", "ben") for s in ("train", "valid", "test")}
+def test_every_voice_is_in_every_split_and_no_sentence_twice(claims: list[SourceUtterance]) -> None:
+    assert (
+        len(claims)
+        == len({claim.id for claim in claims})
+        == len({claim.text for claim in claims})
+        == 6
+    )
+    assert {(claim.speaker, claim.split) for claim in claims} == {
+        (v, s) for v in ("amy", "ben") for s in ("train", "valid", "test")
+    }
     assert all(claim.label == claim.speaker for claim in claims)
 
 
-def test_transcripts_are_letters_apostrophes_and_single_spaces(claims: list[Claim]) -> None:
+def test_transcripts_are_letters_apostrophes_and_single_spaces(
+    claims: list[SourceUtterance],
+) -> None:
     assert all(re.fullmatch(r"[A-Z']+( [A-Z']+)*", claim.text) for claim in claims)
     assert transcript("It's two o'clock, isn't it?") == "IT'S TWO O'CLOCK ISN'T IT"
 
 
-def test_phones_tile_the_file_and_say_where_it_is_silent(claims: list[Claim]) -> None:
+def test_phones_tile_the_file_and_say_where_it_is_silent(claims: list[SourceUtterance]) -> None:
     loudness: dict[str, list[float]] = {"silence": [], "vowel": []}
     for claim in claims:
         waveform, rate = soundfile.read(claim.path, dtype="float32")
@@ -74,26 +86,36 @@ def test_phones_tile_the_file_and_say_where_it_is_silent(claims: list[Claim]) ->
         for name, start, end in claim.phones:
             kind = "silence" if name == SILENCE else "vowel" if name.startswith(VOWELS) else ""
             loudness.setdefault(kind, []).append(float(np.sqrt(np.mean(waveform[start:end] ** 2))))
-    assert max(loudness["silence"]) < 0.01 * min(loudness["vowel"])  # 40 dB between the loudest pause and the faintest vowel
+    assert max(loudness["silence"]) < 0.01 * min(
+        loudness["vowel"]
+    )  # 40 dB between the loudest pause and the faintest vowel
     assert 0.25 < np.mean([len(claim.phones or []) / len(claim.text) for claim in claims]) < 1.2
 
 
-def test_boundaries_after_a_pause_are_exact(claims: list[Claim]) -> None:
+def test_boundaries_after_a_pause_are_exact(claims: list[SourceUtterance]) -> None:
     """The first sound of a phone that follows a long pause lies within a few milliseconds of where the phone begins."""
     for claim in claims:
         waveform, _ = soundfile.read(claim.path, dtype="float32")
-        for (before, begin, start), (_, _, end) in zip(claim.phones or [], (claim.phones or [])[1:], strict=False):
+        for (before, begin, start), (_, _, end) in zip(
+            claim.phones or [], (claim.phones or [])[1:], strict=False
+        ):
             if before == SILENCE and start - begin > 0.04 * SAMPLE_RATE:
-                loud = np.flatnonzero(np.abs(waveform[begin:end]) > 0.02 * np.abs(waveform[start:end]).max())
+                loud = np.flatnonzero(
+                    np.abs(waveform[begin:end]) > 0.02 * np.abs(waveform[start:end]).max()
+                )
                 assert abs(begin + loud[0] - start) < 0.006 * SAMPLE_RATE
 
 
-def test_the_same_bytes_whatever_the_number_of_workers(folder: Path, claims: list[Claim], tmp_path: Path) -> None:
+def test_the_same_bytes_whatever_the_number_of_workers(
+    folder: Path, claims: list[SourceUtterance], tmp_path: Path
+) -> None:
     list(Synthetic(**SMALL | {"workers": 1}).utterances(tmp_path))
     assert contents(tmp_path) == contents(folder)
 
 
-def test_what_is_whole_is_kept_and_the_rest_made_again(folder: Path, claims: list[Claim], tmp_path: Path) -> None:
+def test_what_is_whole_is_kept_and_the_rest_made_again(
+    folder: Path, claims: list[SourceUtterance], tmp_path: Path
+) -> None:
     list(Synthetic(**SMALL).utterances(tmp_path))
     wavs = sorted(tmp_path.rglob("*.wav"))
     kept = wavs[4].stat().st_mtime_ns
@@ -105,11 +127,15 @@ def test_what_is_whole_is_kept_and_the_rest_made_again(folder: Path, claims: lis
     again = list(Synthetic(**SMALL).utterances(tmp_path))
     assert contents(tmp_path) == contents(folder)
     assert wavs[4].stat().st_mtime_ns == kept
-    assert [(one.id, one.text, one.phones) for one in again] == [(one.id, one.text, one.phones) for one in claims]
+    assert [(one.id, one.text, one.phones) for one in again] == [
+        (one.id, one.text, one.phones) for one in claims
+    ]
 
 
-def test_killed_in_the_middle_it_ends_as_if_nothing_had_happened(folder: Path, claims: list[Claim], tmp_path: Path) -> None:
-    code = "from pathlib import Path; from hubert_pretrain.data.corpora.synthetic import Synthetic; "
+def test_killed_in_the_middle_it_ends_as_if_nothing_had_happened(
+    folder: Path, claims: list[SourceUtterance], tmp_path: Path
+) -> None:
+    code = "from pathlib import Path; from hubert_pretrain.corpora.synthetic import Synthetic; "
     code += f"list(Synthetic(**{SMALL}).utterances(Path({str(tmp_path)!r})))"
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     while not list(tmp_path.rglob("*.wav")) and process.poll() is None:
@@ -122,7 +148,9 @@ def test_killed_in_the_middle_it_ends_as_if_nothing_had_happened(folder: Path, c
 
 
 def test_another_seed_says_other_sentences() -> None:
-    texts = [{line.sentence for line in Synthetic(**SMALL | {"seed": seed}).script()} for seed in (0, 1)]
+    texts = [
+        {line.sentence for line in Synthetic(**SMALL | {"seed": seed}).script()} for seed in (0, 1)
+    ]
     assert not texts[0] & texts[1]
 
 
@@ -133,7 +161,9 @@ def test_the_default_corpus_has_the_promised_size(repository: Path) -> None:
     assert len(corpus.voices) >= 8
     assert len({line.sentence for line in lines}) == len(lines) >= 250
     assert 0.8 < np.mean([line.split == "train" for line in lines]) < 0.9
-    assert {(line.voice.name, line.split) for line in lines} == {(v.name, s) for v in corpus.voices for s in ("train", "valid", "test")}
+    assert {(line.voice.name, line.split) for line in lines} == {
+        (v.name, s) for v in corpus.voices for s in ("train", "valid", "test")
+    }
 
 
 def test_sentences_never_repeat_and_use_a_moderate_vocabulary() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features.combine import Concatenate, Deltas, Splice
-from hubert_pretrain.features.extractor import RaggedExtractor, extract
+from hubert_pretrain.features.extractor import PackedExtractor, extract
 from hubert_pretrain.features.log_mel import LogMel
 from hubert_pretrain.features.mfcc import Mfcc
 
@@ -35,7 +35,9 @@ def test_splices_repeat_the_ends_of_each_utterance(waveforms: list[Tensor]) -> N
     for each, waveform in zip(found, waveforms, strict=True):
         frames = Mfcc()(waveform[None])[0]
         for time in range(len(frames)):
-            near = [frames[min(max(time + offset, 0), len(frames) - 1)] for offset in (-2, -1, 0, 1)]
+            near = [
+                frames[min(max(time + offset, 0), len(frames) - 1)] for offset in (-2, -1, 0, 1)
+            ]
             torch.testing.assert_close(each[time], torch.cat(near), atol=1e-4, rtol=0)
 
 
@@ -43,7 +45,9 @@ def test_deltas_are_those_of_torchaudio(waveforms: list[Tensor]) -> None:
     from torchaudio.functional import compute_deltas
 
     features = Deltas(LogMel(40))
-    found = features.ragged(waveforms).split([features.grid.num_frames(length) for length in LENGTHS])
+    found = features.ragged(waveforms).split(
+        [features.grid.num_frames(length) for length in LENGTHS]
+    )
     for each, waveform in zip(found, waveforms, strict=True):
         if len(each) == 0:
             continue
@@ -53,9 +57,16 @@ def test_deltas_are_those_of_torchaudio(waveforms: list[Tensor]) -> None:
         torch.testing.assert_close(each, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("features", [Splice(Mfcc(), left=1, right=1), Deltas(Mfcc(), order=1), Concatenate([Mfcc(), Deltas(LogMel(20))])])
-def test_combinations_are_extractors(features: RaggedExtractor, waveforms: list[Tensor]) -> None:
-    assert isinstance(features, RaggedExtractor)
+@pytest.mark.parametrize(
+    "features",
+    [
+        Splice(Mfcc(), left=1, right=1),
+        Deltas(Mfcc(), order=1),
+        Concatenate([Mfcc(), Deltas(LogMel(20))]),
+    ],
+)
+def test_combinations_are_extractors(features: PackedExtractor, waveforms: list[Tensor]) -> None:
+    assert isinstance(features, PackedExtractor)
     assert json.loads(json.dumps(features.fingerprint())) == features.fingerprint()
     assert features(torch.zeros(3, 8_000)).shape == (3, 24, features.dim)
     alone = torch.cat([features(waveform[None])[0] for waveform in waveforms])

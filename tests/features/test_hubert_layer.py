@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubert_pretrain.errors import ConfigError
-from hubert_pretrain.features.chunks import chunks
+from hubert_pretrain.features.chunking import chunks
 from hubert_pretrain.features.extractor import Extractor
 from hubert_pretrain.features.hubert_layer import HubertLayer
 from hubert_pretrain.model.checkpoint import load_model, save_model
@@ -19,12 +19,27 @@ from hubert_pretrain.model.hubert import Hubert
 
 
 def tiny(**changes: object) -> HubertConfig:
-    sizes = {"conv_dim": [16] * 7, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
-    positions = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "projection_size": 16}
+    sizes = {
+        "conv_dim": [16] * 7,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    positions = {
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+        "projection_size": 16,
+    }
     return HubertConfig(**{**sizes, **positions, **changes})  # type: ignore[arg-type]
 
 
-LARGE_LIKE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True, "normalize_waveform": True}
+LARGE_LIKE = {
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_bias": True,
+    "normalize_waveform": True,
+}
 
 
 @pytest.fixture(params=[{}, LARGE_LIKE], ids=["base", "large"])
@@ -39,7 +54,9 @@ def test_it_is_the_block_output_of_the_model(checkpoint: Path) -> None:
     model = load_model(checkpoint).model.eval()
     fed = waveform
     if model.config.normalize_waveform:
-        fed = (waveform - waveform.mean(-1, keepdim=True)) / (waveform.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        fed = (waveform - waveform.mean(-1, keepdim=True)) / (
+            waveform.var(-1, correction=0, keepdim=True) + 1e-5
+        ).sqrt()
     with torch.no_grad():
         states = model(fed, hidden_states=True).hidden_states
     for layer in (1, 2, 3):
@@ -51,7 +68,10 @@ def test_it_is_the_block_output_of_the_model(checkpoint: Path) -> None:
 
 def test_long_recordings_in_chunks_equal_whole_ones_up_to_attention(checkpoint: Path) -> None:
     waveform = 0.1 * torch.randn(1, 16_000 * 9 + 123) * torch.linspace(0.2, 2.0, 16_000 * 9 + 123)
-    whole, chunked = HubertLayer(checkpoint, 1), HubertLayer(checkpoint, 1, chunk_seconds=2.5, context_seconds=0.6)
+    whole, chunked = (
+        HubertLayer(checkpoint, 1),
+        HubertLayer(checkpoint, 1, chunk_seconds=2.5, context_seconds=0.6),
+    )
     expected, found = whole(waveform), chunked(waveform)
     assert found.shape == expected.shape
     # Attention of a random model is nearly uniform over the chunk, so a seam or a shift of one frame would show at once.
@@ -63,14 +83,20 @@ def test_the_conv_encoder_in_pieces_equals_the_whole(checkpoint: Path) -> None:
     extractor = HubertLayer(checkpoint, 1, chunk_seconds=1.0, context_seconds=0.1)
     with torch.inference_mode():
         pieces = torch.cat(list(extractor.conv_stack().frames(waveform, 16_000)), dim=1)
-        torch.testing.assert_close(pieces, extractor.model.encode_frames(waveform), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            pieces, extractor.model.encode_frames(waveform), atol=1e-5, rtol=1e-4
+        )
 
 
 @given(num_frames=st.integers(1, 2000), context=st.integers(0, 40), more=st.integers(1, 200))
-def test_chunks_keep_every_frame_once_with_its_context(num_frames: int, context: int, more: int) -> None:
+def test_chunks_keep_every_frame_once_with_its_context(
+    num_frames: int, context: int, more: int
+) -> None:
     length = 2 * context + more
     plan = chunks(num_frames, length, context)
-    assert [frame for chunk in plan for frame in range(chunk.keep_start, chunk.keep_stop)] == list(range(num_frames))
+    assert [frame for chunk in plan for frame in range(chunk.keep_start, chunk.keep_stop)] == list(
+        range(num_frames)
+    )
     for chunk in plan:
         assert chunk.stop - chunk.start == min(length, num_frames)
         assert chunk.start == 0 or chunk.keep_start - chunk.start >= context
@@ -95,8 +121,12 @@ def test_a_layer_that_does_not_exist_is_refused(checkpoint: Path) -> None:
 
 
 def test_a_batch_of_any_lengths_equals_its_utterances(checkpoint: Path) -> None:
-    waveforms = [0.1 * torch.randn(length) for length in (16_000, 15_500, 399, 12_345, 16_000, 16_000 * 4)]
-    extractor = HubertLayer(checkpoint, 3, chunk_seconds=2.0, context_seconds=0.5)  # the last one is long
+    waveforms = [
+        0.1 * torch.randn(length) for length in (16_000, 15_500, 399, 12_345, 16_000, 16_000 * 4)
+    ]
+    extractor = HubertLayer(
+        checkpoint, 3, chunk_seconds=2.0, context_seconds=0.5
+    )  # the last one is long
     alone = torch.cat([extractor(waveform[None])[0] for waveform in waveforms])
     torch.testing.assert_close(extractor.ragged(waveforms), alone, atol=1e-5, rtol=1e-4)
 
@@ -106,7 +136,9 @@ def test_several_layers_are_side_by_side(checkpoint: Path) -> None:
     several = HubertLayer(checkpoint, [3, 1])
     assert several.dim == 64
     assert several.fingerprint()["layer"] == [3, 1]
-    expected = torch.cat([HubertLayer(checkpoint, 3)(waveform), HubertLayer(checkpoint, 1)(waveform)], dim=-1)
+    expected = torch.cat(
+        [HubertLayer(checkpoint, 3)(waveform), HubertLayer(checkpoint, 1)(waveform)], dim=-1
+    )
     torch.testing.assert_close(several(waveform), expected)
 
 
@@ -131,6 +163,10 @@ def test_an_hour_needs_little_more_memory_than_its_frames(tmp_path: Path) -> Non
         "waveform = torch.randn(3600 * 16000); before = peak(); frames = features.ragged([waveform]);"
         "assert len(frames) == features.grid.num_frames(len(waveform)); print(peak() - before)"
     )
-    megabytes = float(subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout)
+    megabytes = float(
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+        ).stdout
+    )
     # Frames: 180,000 x 32 floats = 23 MB; conv features: 6 MB, twice while pieces are joined. Whole, the first conv layer needs 368 MB.
     assert megabytes < 150

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hubert_pretrain.errors import DataError
+from hubert_pretrain.features.corpus_frames import GROUP_ROWS, map_frames, map_groups
 from hubert_pretrain.features.hubert_layer import HubertLayer
 from hubert_pretrain.features.mfcc import Mfcc
-from hubert_pretrain.features.stream import GROUP_ROWS, map_frames, map_groups
 from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID, FrameGrid
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
@@ -38,7 +38,11 @@ class FakeCorpus:
         self.broken = broken
 
     def read(self, row: int) -> np.ndarray:  # type: ignore[type-arg]
-        waveform = np.random.default_rng(row).normal(0, 0.1, int(self.manifest.num_samples[row])).astype(np.float32)
+        waveform = (
+            np.random.default_rng(row)
+            .normal(0, 0.1, int(self.manifest.num_samples[row]))
+            .astype(np.float32)
+        )
         if row == self.broken:
             waveform[5_000:] = np.nan
         return waveform
@@ -53,8 +57,17 @@ def corpus() -> Any:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
-    sizes = {"conv_dim": [16] * 7, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
-    save_model(folder, Hubert(HubertConfig(**sizes, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)))  # type: ignore[arg-type]
+    sizes = {
+        "conv_dim": [16] * 7,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    save_model(
+        folder,
+        Hubert(HubertConfig(**sizes, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)),
+    )  # type: ignore[arg-type]
     return folder
 
 
@@ -82,24 +95,41 @@ def test_values_depend_on_the_group_and_on_nothing_else(corpus: Any, extractor: 
     whole = list(map_groups(corpus, groups, extractor, numbers, workers=1))
     for results in (
         list(map_groups(corpus, groups, extractor, numbers, workers=3)),
-        [next(map_groups(corpus, [group], extractor, numbers, rowwise=True)) for group in groups],  # as after a kill, or on three ranks
+        [
+            next(map_groups(corpus, [group], extractor, numbers, rowwise=True)) for group in groups
+        ],  # as after a kill, or on three ranks
     ):
         for expected, found in zip(whole, results, strict=True):
-            assert [frames.tobytes() for frames in found] == [frames.tobytes() for frames in expected]
+            assert [frames.tobytes() for frames in found] == [
+                frames.tobytes() for frames in expected
+            ]
     flat = list(map_frames(corpus, rows, extractor, numbers, workers=2))
-    assert [frames.tobytes() for frames in flat] == [frames.tobytes() for group in whole for frames in group]
+    assert [frames.tobytes() for frames in flat] == [
+        frames.tobytes() for group in whole for frames in group
+    ]
 
 
 def test_groups_may_be_empty_or_their_rows_too_short(extractor: Any) -> None:
     corpus: Any = FakeCorpus([10, 399, 1_000])
-    found = list(map_groups(corpus, [np.array([0, 1]), np.array([], dtype=np.int64), np.array([2, 0])], extractor, len, workers=2))
+    found = list(
+        map_groups(
+            corpus,
+            [np.array([0, 1]), np.array([], dtype=np.int64), np.array([2, 0])],
+            extractor,
+            len,
+            workers=2,
+        )
+    )
     assert found == [[0, 0], [], [MODEL_GRID.num_frames(1_000), 0]]
 
 
 @pytest.mark.parametrize("rowwise", [False, True])
 def test_nan_names_the_utterance_and_the_frame(extractor: Any, rowwise: bool) -> None:
     corpus: Any = FakeCorpus([8_000] * 5, broken=3)
-    with pytest.raises(DataError, match=r"/audio/3\.wav: frame \d+ of 24 of utterance 'utterance-3' holds NaN or infinity"):
+    with pytest.raises(
+        DataError,
+        match=r"/audio/3\.wav: frame \d+ of 24 of utterance 'utterance-3' holds NaN or infinity",
+    ):
         list(map_frames(corpus, np.arange(5), extractor, numbers, rowwise=rowwise))
 
 
@@ -142,7 +172,9 @@ def test_an_extractor_without_batches_works_too(corpus: Any) -> None:
             return waveform.unfold(-1, 400, 400).mean(-1, keepdim=True)
 
     for row, frames in enumerate(map_frames(corpus, np.arange(70), Means(), numbers, workers=2)):
-        np.testing.assert_allclose(frames[:, 0], corpus.read(row)[: len(frames) * 400].reshape(-1, 400).mean(1), atol=1e-6)
+        np.testing.assert_allclose(
+            frames[:, 0], corpus.read(row)[: len(frames) * 400].reshape(-1, 400).mean(1), atol=1e-6
+        )
 
 
 def test_only_a_few_waveforms_are_in_memory() -> None:

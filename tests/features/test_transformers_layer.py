@@ -10,12 +10,18 @@ import pytest
 import torch
 
 from hubert_pretrain.errors import ArtefactError, ConfigError
-from hubert_pretrain.features.extractor import RaggedExtractor
+from hubert_pretrain.features.extractor import PackedExtractor
 from hubert_pretrain.features.hubert_layer import HubertLayer
 from hubert_pretrain.features.transformers_layer import TransformersLayer
 
 transformers = pytest.importorskip("transformers")
-SIZES = {"conv_dim": [16] * 7, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+SIZES = {
+    "conv_dim": [16] * 7,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
 POSITIONS = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
 LARGE_LIKE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 KINDS = ["Hubert", "Wav2Vec2", "WavLM"]
@@ -29,7 +35,10 @@ def saved(folder: Path, kind: str, **changes: Any) -> Any:
     return model
 
 
-@pytest.fixture(params=[(kind, form) for kind in KINDS for form in ("base", "large")], ids=lambda each: "-".join(each))
+@pytest.fixture(
+    params=[(kind, form) for kind in KINDS for form in ("base", "large")],
+    ids=lambda each: "-".join(each),
+)
 def encoder(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, Any]:
     kind, form = request.param
     return tmp_path, saved(tmp_path, kind, **(LARGE_LIKE if form == "large" else {}))
@@ -39,7 +48,9 @@ def blocks(model: Any, waveform: torch.Tensor) -> list[torch.Tensor]:
     """What each block returns, by hooks on the whole model of `transformers`."""
     found: list[torch.Tensor] = []
     hooks = [
-        layer.register_forward_hook(lambda _, __, output: found.append(output[0] if isinstance(output, tuple) else output))
+        layer.register_forward_hook(
+            lambda _, __, output: found.append(output[0] if isinstance(output, tuple) else output)
+        )
         for layer in model.encoder.layers
     ]
     with torch.no_grad():
@@ -61,7 +72,10 @@ def test_it_is_the_block_output(encoder: tuple[Path, Any]) -> None:
         features = TransformersLayer(folder, layer)
         torch.testing.assert_close(features(waveform), expected[layer - 1], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
-        TransformersLayer(folder, [3, 1])(waveform), torch.cat([expected[2], expected[0]], dim=-1), atol=1e-5, rtol=0
+        TransformersLayer(folder, [3, 1])(waveform),
+        torch.cat([expected[2], expected[0]], dim=-1),
+        atol=1e-5,
+        rtol=0,
     )
 
 
@@ -87,7 +101,9 @@ def test_hubert_is_the_same_both_ways(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
     waveforms = [0.1 * torch.randn(length) for length in (12_000, 11_500)]
     expected = TransformersLayer(tmp_path, 2).ragged(waveforms)
-    torch.testing.assert_close(HubertLayer(tmp_path, 2).ragged(waveforms), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        HubertLayer(tmp_path, 2).ragged(waveforms), expected, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_the_preprocessor_says_whether_to_normalise(tmp_path: Path) -> None:
@@ -101,7 +117,7 @@ def test_the_preprocessor_says_whether_to_normalise(tmp_path: Path) -> None:
 def test_its_identity(tmp_path: Path) -> None:
     saved(tmp_path, "WavLM")
     features = TransformersLayer(tmp_path, 2)
-    assert isinstance(features, RaggedExtractor)
+    assert isinstance(features, PackedExtractor)
     print_ = features.fingerprint()
     assert json.loads(json.dumps(print_)) == print_
     assert print_["model_type"] == "wavlm"
@@ -110,17 +126,23 @@ def test_its_identity(tmp_path: Path) -> None:
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match=r"config\.json: missing or damaged, expected a folder of transformers"):
+    with pytest.raises(
+        ArtefactError, match=r"config\.json: missing or damaged, expected a folder of transformers"
+    ):
         TransformersLayer(tmp_path, 1)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ArtefactError, match=r"model_type is 'bert', expected .* one of hubert, wav2vec2, wavlm"):
+    with pytest.raises(
+        ArtefactError, match=r"model_type is 'bert', expected .* one of hubert, wav2vec2, wavlm"
+    ):
         TransformersLayer(tmp_path, 1)
     saved(tmp_path, "Hubert")
     with pytest.raises(ConfigError, match=r"features\.layer=4, but the model has layers 1 to 3"):
         TransformersLayer(tmp_path, 4)
     with pytest.raises(ConfigError, match="precision='float16': expected one of float32, bfloat16"):
         TransformersLayer(tmp_path, 1, precision="float16")
-    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:5000])
+    (tmp_path / "model.safetensors").write_bytes(
+        (tmp_path / "model.safetensors").read_bytes()[:5000]
+    )
     with pytest.raises(ArtefactError, match="transformers cannot load it"):
         TransformersLayer(tmp_path, 1)
 
@@ -132,5 +154,8 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "model.safetensors")
     del weights["encoder.layers.1.feed_forward.output_dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ArtefactError, match=r"1 weights are missing, encoder\.layers\.1\.feed_forward\.output_dense\.weight first"):
+    with pytest.raises(
+        ArtefactError,
+        match=r"1 weights are missing, encoder\.layers\.1\.feed_forward\.output_dense\.weight first",
+    ):
         TransformersLayer(tmp_path, 1)

@@ -36,13 +36,18 @@ def _tones(text: str, buzz: bool) -> np.ndarray:
     return (0.1 * (np.sign(waves) if buzz else waves)).astype(np.float32)
 
 
-def make_corpus(folder: Path, *, utterances: int = 24, **changes: Callable[[int], str] | str) -> Corpus:
+def make_corpus(
+    folder: Path, *, utterances: int = 24, **changes: Callable[[int], str] | str
+) -> Corpus:
     """A prepared corpus of all three splits. ``changes`` replace a column, by the number of the utterance."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for number in range(utterances):
         generator = np.random.default_rng(number)
-        text = "".join("ABCD "[letter] for letter in generator.integers(0, 5, 5 + number % 4)).strip() + "A"
+        text = (
+            "".join("ABCD "[letter] for letter in generator.integers(0, 5, 5 + number % 4)).strip()
+            + "A"
+        )
         waveform = _tones(text, buzz=number % 2 == 1)
         path = folder / f"{number}.wav"
         soundfile.write(path, waveform, SAMPLE_RATE, subtype="FLOAT")
@@ -56,7 +61,9 @@ def make_corpus(folder: Path, *, utterances: int = 24, **changes: Callable[[int]
             mean=float(waveform.mean()),
             variance=float(waveform.var()),
         )
-        values = {name: change(number) if callable(change) else change for name, change in changes.items()}
+        values = {
+            name: change(number) if callable(change) else change for name, change in changes.items()
+        }
         made.append(dataclasses.replace(utterance, **values))
     write_manifest(folder / "manifest.arrow", made)
     return Corpus.open(folder)

@@ -9,18 +9,18 @@ import pytest
 import soundfile
 import torch
 
-from hubert_pretrain.config import ExportConfig, Recipe
+from hubert_pretrain.config.schema import ExportConfig, Recipe
 from hubert_pretrain.errors import ArtefactError, DataError
-from hubert_pretrain.export import stage as export_stage
-from hubert_pretrain.export.formats import FORMATS
 from hubert_pretrain.features.hubert_layer import HubertLayer
-from hubert_pretrain.finetune.predict import Recogniser, pretrained
+from hubert_pretrain.finetune.inference import SpeechRecognizer, pretrained
 from hubert_pretrain.finetune.text import Vocabulary
+from hubert_pretrain.interop.registry import FORMATS
 from hubert_pretrain.model.checkpoint import load_model, load_tensors, save_model
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.heads import CodebookHead, LetterHead
+from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.stages import export as export_stage
 
 READABLE = [name for name, form in FORMATS.items() if form.returns]
 
@@ -32,7 +32,9 @@ def places(tmp_path: Path, tiny: HubertConfig) -> dict[str, Path]:
     save_model(tmp_path / "ours", Hubert(tiny), head=CodebookHead(16, 8, 5))
     for name in READABLE:
         FORMATS[name].export(tmp_path / name / FORMATS[name].file, load_model(tmp_path / "ours"))
-    return {name: tmp_path / name / FORMATS[name].file for name in READABLE} | {"ours": tmp_path / "ours"}
+    return {name: tmp_path / name / FORMATS[name].file for name in READABLE} | {
+        "ours": tmp_path / "ours"
+    }
 
 
 @pytest.fixture
@@ -40,13 +42,22 @@ def letters(tmp_path: Path, tiny: HubertConfig) -> dict[str, Path]:
     """The same of a letter model."""
     torch.manual_seed(0)
     vocabulary = Vocabulary.of_texts(["ABC"])
-    head = LetterHead(16, len(vocabulary))
+    head = CTCHead(16, len(vocabulary))
     torch.nn.init.normal_(head.linear.weight, std=30)  # of many minds
-    save_model(tmp_path / "letters", Hubert(tiny), head=head, extra={"vocabulary": list(vocabulary.symbols)})
+    save_model(
+        tmp_path / "letters",
+        Hubert(tiny),
+        head=head,
+        extra={"vocabulary": list(vocabulary.symbols)},
+    )
     names = ("huggingface", "fairseq")
     for name in names:
-        FORMATS[name].export(tmp_path / "of letters" / name / FORMATS[name].file, load_model(tmp_path / "letters"))
-    return {name: tmp_path / "of letters" / name / FORMATS[name].file for name in names} | {"ours": tmp_path / "letters"}
+        FORMATS[name].export(
+            tmp_path / "of letters" / name / FORMATS[name].file, load_model(tmp_path / "letters")
+        )
+    return {name: tmp_path / "of letters" / name / FORMATS[name].file for name in names} | {
+        "ours": tmp_path / "letters"
+    }
 
 
 def test_features_and_encoders_are_the_same_from_every_format(places: dict[str, Path]) -> None:
@@ -64,22 +75,29 @@ def test_features_of_a_folder_without_safetensors_are_told_apart(places: dict[st
     weights = load_tensors(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     for shift in (0.0, 0.0, 1.0):
-        torch.save({name: tensor + shift for name, tensor in weights.items()}, folder / "pytorch_model.bin")
+        torch.save(
+            {name: tensor + shift for name, tensor in weights.items()}, folder / "pytorch_model.bin"
+        )
         prints.append(HubertLayer(folder, 1).fingerprint()["weights_sha256"])
     assert prints[0] == prints[1] != prints[2]
 
 
 def test_transcription_from_every_format(letters: dict[str, Path]) -> None:
     waveform = torch.cat([torch.randn(3000) * loud for loud in (0.01, 1.0, 0.1, 3.0)])
-    expected = Recogniser.load(letters["ours"]).transcribe(waveform)
+    expected = SpeechRecognizer.load(letters["ours"]).transcribe(waveform)
     assert expected
     for name, path in letters.items():
-        assert Recogniser.load(path).transcribe(waveform) == expected, name
+        assert SpeechRecognizer.load(path).transcribe(waveform) == expected, name
 
 
 def test_bad_waveforms(letters: dict[str, Path], tmp_path: Path) -> None:
-    recogniser, waveform = Recogniser.load(letters["ours"]), np.zeros(8_000, dtype=np.float32)
-    soundfile.write(tmp_path / "nan.wav", np.where(np.arange(8_000) == 5, np.nan, waveform), 16_000, subtype="FLOAT")
+    recogniser, waveform = SpeechRecognizer.load(letters["ours"]), np.zeros(8_000, dtype=np.float32)
+    soundfile.write(
+        tmp_path / "nan.wav",
+        np.where(np.arange(8_000) == 5, np.nan, waveform),
+        16_000,
+        subtype="FLOAT",
+    )
     with pytest.raises(DataError, match=r"nan\.wav"):
         recogniser.transcribe(tmp_path / "nan.wav")
     with pytest.raises(DataError, match="1 of 8000 samples are NaN or infinite"):
@@ -93,12 +111,18 @@ def test_bad_waveforms(letters: dict[str, Path], tmp_path: Path) -> None:
 def test_letters_that_are_not_said(letters: dict[str, Path]) -> None:
     (letters["huggingface"] / "vocab.json").unlink()
     (letters["huggingface"] / "hubert_pretrain.json").unlink()
-    with pytest.raises(ArtefactError, match=r"does not say which letters its rows stand for; give dictionary="):
-        Recogniser.load(letters["huggingface"])
+    with pytest.raises(
+        ArtefactError, match=r"does not say which letters its rows stand for; give dictionary="
+    ):
+        SpeechRecognizer.load(letters["huggingface"])
 
 
-def test_a_checkpoint_of_fairseq_is_exported_by_the_stage(places: dict[str, Path], tmp_path: Path) -> None:
+def test_a_checkpoint_of_fairseq_is_exported_by_the_stage(
+    places: dict[str, Path], tmp_path: Path
+) -> None:
     recipe = Recipe(name="test", export=ExportConfig(checkpoints=[str(places["fairseq"])]))
     facts = export_stage.run(recipe, Workspace(tmp_path / "run"), "export", tmp_path / "out")
     assert max(facts["max_difference"].values()) < 1e-5
-    assert (tmp_path / "out" / "fairseq" / "checkpoint.pt" / "pretraining_head.safetensors").is_file()
+    assert (
+        tmp_path / "out" / "fairseq" / "checkpoint.pt" / "pretraining_head.safetensors"
+    ).is_file()

@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hubert_pretrain.finetune.batches import PaddedPlan
+from hubert_pretrain.finetune.batching import PaddedBucketSampler
 from hubert_pretrain.frames import samples
 
 
-def _plan(lengths: np.ndarray, seed: int = 1, **settings: float) -> PaddedPlan:
+def _plan(lengths: np.ndarray, seed: int = 1, **settings: float) -> PaddedBucketSampler:
     values = {"batch_seconds": 32.0, "micro_batch_seconds": 16.0} | settings
-    return PaddedPlan(np.arange(len(lengths)) + 7, lengths, seed=seed, **values)
+    return PaddedBucketSampler(np.arange(len(lengths)) + 7, lengths, seed=seed, **values)
 
 
 @pytest.fixture
@@ -70,8 +70,12 @@ def test_librispeech_is_padded_by_less_than_five_percent(count: int) -> None:
     # As train-clean-100 and its ten and one hour subsets: most between 13 and 16 s, a flat tail of shorter ones, a few of up to 24.5.
     draw = np.random.default_rng(3)
     choice = draw.random(count)
-    most = np.where(choice < 0.65, draw.normal(14.6, 1.0, count), draw.uniform(1.4, 14.6, count)).clip(1.4, 17.0)
-    lengths = (np.where(choice > 0.9995, draw.uniform(17.0, 24.5, count), most) * samples(1)).astype(np.int64)
+    most = np.where(
+        choice < 0.65, draw.normal(14.6, 1.0, count), draw.uniform(1.4, 14.6, count)
+    ).clip(1.4, 17.0)
+    lengths = (
+        np.where(choice > 0.9995, draw.uniform(17.0, 24.5, count), most) * samples(1)
+    ).astype(np.int64)
     plan = _plan(lengths, batch_seconds=1600.0, micro_batch_seconds=200.0)
     assert plan.padding < 0.05
     batches = [plan.micro_batch(index) for index in range(0, 2_000, 7)]

@@ -4,18 +4,18 @@ import math
 
 import pytest
 
-from hubert_pretrain.finetune.metrics import accuracy, letter_error_rate, word_error_rate
+from hubert_pretrain.finetune.metrics import accuracy, character_error_rate, word_error_rate
 
 
 def test_error_rates_are_of_the_corpus_not_the_mean_of_utterances() -> None:
     references, hypotheses = ["A B C D E F", "X"], ["A B C D E F", "Y"]
     assert word_error_rate(references, hypotheses) == pytest.approx(1 / 7)
-    assert letter_error_rate(["AB CD"], ["AB D"]) == pytest.approx(1 / 5)
+    assert character_error_rate(["AB CD"], ["AB D"]) == pytest.approx(1 / 5)
 
 
 def test_an_empty_reference_counts_its_insertions() -> None:
     assert word_error_rate(["A B", ""], ["A B", "C"]) == pytest.approx(1 / 2)
-    assert letter_error_rate(["A B", ""], ["A B", "CD"]) == pytest.approx(2 / 3)
+    assert character_error_rate(["A B", ""], ["A B", "CD"]) == pytest.approx(2 / 3)
     assert word_error_rate([""], [""]) == 0.0
     assert math.isinf(word_error_rate([""], ["A"]))
 
@@ -25,7 +25,7 @@ def test_an_empty_hypothesis_deletes_everything() -> None:
 
 
 def test_double_spaces_are_no_errors() -> None:
-    assert word_error_rate(["A B"], ["A  B"]) == letter_error_rate(["A B"], [" A  B "]) == 0.0
+    assert word_error_rate(["A B"], ["A  B"]) == character_error_rate(["A B"], [" A  B "]) == 0.0
 
 
 def test_accuracy() -> None:

@@ -19,7 +19,14 @@ from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.training.module import Optimisation
 
 
-def _module(config: HubertConfig, *, accumulate: int = 1, step: int = 0, classify: bool = False, **settings: Any) -> FinetuneModule:
+def _module(
+    config: HubertConfig,
+    *,
+    accumulate: int = 1,
+    step: int = 0,
+    classify: bool = False,
+    **settings: Any,
+) -> FinetuneModule:
     torch.manual_seed(0)
     model = Hubert(config)
     task: Any = CtcTask()
@@ -28,15 +35,27 @@ def _module(config: HubertConfig, *, accumulate: int = 1, step: int = 0, classif
         task = ClassifyTask(weighted_layers=True)
         task.classes = list("abcdefg")
     optimisation = Optimisation(learning_rate=1e-3, factor=lambda _: 1.0)
-    values = {"freeze_encoder_steps": 0, "seed": 1, "optimisation": optimisation, "log_every_steps": 10} | settings
+    values = {
+        "freeze_encoder_steps": 0,
+        "seed": 1,
+        "optimisation": optimisation,
+        "log_every_steps": 10,
+    } | settings
     module = FinetuneModule(model, task.head(config), task, **values)
-    module._trainer = SimpleNamespace(accumulate_grad_batches=accumulate, global_step=step, world_size=1, strategy=None)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(
+        accumulate_grad_batches=accumulate, global_step=step, world_size=1, strategy=None
+    )  # type: ignore[assignment]
     return module
 
 
-def _batch(model: Hubert, rows: range, *, step: int = 0, index: int = 0, step_utterances: int = 4) -> dict[str, Any]:
+def _batch(
+    model: Hubert, rows: range, *, step: int = 0, index: int = 0, step_utterances: int = 4
+) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
-    waveform, labels = torch.randn(4, 8000, generator=generator), torch.randint(3, 7, (4, 3), generator=generator)
+    waveform, labels = (
+        torch.randn(4, 8000, generator=generator),
+        torch.randint(3, 7, (4, 3), generator=generator),
+    )
     frames = model.grid.num_frames(8000)
     valid = torch.arange(frames) < torch.tensor([frames, frames, frames - 3, frames - 5])[:, None]
     whole = {
@@ -46,7 +65,10 @@ def _batch(model: Hubert, rows: range, *, step: int = 0, index: int = 0, step_ut
         "labels": labels,
         "label_lengths": torch.tensor([3, 2, 1, 3]),
     }
-    whole |= {"mask": valid & (torch.arange(frames) % 5 == 0), "channel_mask": torch.zeros(4, model.config.hidden_size, dtype=torch.bool)}
+    whole |= {
+        "mask": valid & (torch.arange(frames) % 5 == 0),
+        "channel_mask": torch.zeros(4, model.config.hidden_size, dtype=torch.bool),
+    }
     numbers = {"step": step, "index": index, "step_utterances": step_utterances}
     return {name: value[rows.start : rows.stop] for name, value in whole.items()} | numbers
 
@@ -55,7 +77,11 @@ def _gradients(module: FinetuneModule, parts: list[range], step: int = 0) -> dic
     for rows in parts:
         # Lightning divides the loss of each micro-batch by their number.
         (module.training_step(_batch(module.model, rows, step=step), 0) / len(parts)).backward()
-    return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 @pytest.mark.parametrize("classify", [False, True])
@@ -63,7 +89,11 @@ def test_gradients_do_not_depend_on_how_a_step_is_split(tiny: HubertConfig, clas
     # Equal parts, and parts of unequal size, where a mean of means would be wrong. No dropout: its draws depend on the shapes.
     config = _without_dropout(tiny)
     whole = _gradients(_module(config, classify=classify), [range(0, 4)])
-    for parts in ([range(0, 2), range(2, 4)], [range(0, 1), range(1, 4)], [range(n, n + 1) for n in range(4)]):
+    for parts in (
+        [range(0, 2), range(2, 4)],
+        [range(0, 1), range(1, 4)],
+        [range(n, n + 1) for n in range(4)],
+    ):
         split = _gradients(_module(config, accumulate=len(parts), classify=classify), parts)
         assert split.keys() == whole.keys()
         for name, gradient in whole.items():
@@ -71,7 +101,9 @@ def test_gradients_do_not_depend_on_how_a_step_is_split(tiny: HubertConfig, clas
 
 
 @pytest.mark.parametrize("norm_over_valid", [True, False])
-def test_a_norm_over_valid_frames_makes_padding_count_for_nothing(tiny: HubertConfig, norm_over_valid: bool) -> None:
+def test_a_norm_over_valid_frames_makes_padding_count_for_nothing(
+    tiny: HubertConfig, norm_over_valid: bool
+) -> None:
     """The loss of a padded batch is then that of its utterances alone; otherwise the norm over time of Base sees the padding."""
     module = _module(_without_dropout(tiny), norm_over_valid=norm_over_valid)
     batch = _batch(module.model, range(0, 4))
@@ -79,25 +111,43 @@ def test_a_norm_over_valid_frames_makes_padding_count_for_nothing(tiny: HubertCo
     batch["waveform"] = batch["waveform"] * (torch.arange(8000) < batch["num_samples"][:, None])
     alone = []
     for row, length in enumerate(lengths):
-        one = {name: value[row : row + 1] if isinstance(value, Tensor) else value for name, value in batch.items()}
+        one = {
+            name: value[row : row + 1] if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
         frames = module.model.grid.num_frames(length)
-        one |= {"waveform": one["waveform"][:, :length], **{name: one[name][:, :frames] for name in ("valid", "mask")}}
+        one |= {
+            "waveform": one["waveform"][:, :length],
+            **{name: one[name][:, :frames] for name in ("valid", "mask")},
+        }
         alone.append(module.training_step(one, 0).item())
     difference = abs(module.training_step(batch, 0).item() - sum(alone)) / sum(alone)
     assert (difference < 1e-5) == norm_over_valid, difference
 
 
-def test_the_mean_of_letters_and_the_sum_do_not_depend_on_how_a_step_is_split(tiny: HubertConfig) -> None:
+def test_the_mean_of_letters_and_the_sum_do_not_depend_on_how_a_step_is_split(
+    tiny: HubertConfig,
+) -> None:
     losses = {}
     for reduction in ("sum", "mean"):
         for parts in ([range(0, 4)], [range(0, 1), range(1, 4)]):
             module = _module(_without_dropout(tiny), accumulate=len(parts))
             module.task.reduction = reduction
-            loss = sum(module.training_step(_batch(module.model, rows), 0).item() / len(parts) for rows in parts)
+            loss = sum(
+                module.training_step(_batch(module.model, rows), 0).item() / len(parts)
+                for rows in parts
+            )
             assert losses.setdefault(reduction, loss) == pytest.approx(loss, rel=1e-5)
-    rows = [_module(_without_dropout(tiny)).training_step(_batch(Hubert(tiny), range(row, row + 1)), 0).item() for row in range(4)]
+    rows = [
+        _module(_without_dropout(tiny))
+        .training_step(_batch(Hubert(tiny), range(row, row + 1)), 0)
+        .item()
+        for row in range(4)
+    ]
     letters = [3, 2, 1, 3]
-    assert losses["mean"] == pytest.approx(sum(row / count for row, count in zip(rows, letters, strict=True)), rel=1e-5)
+    assert losses["mean"] == pytest.approx(
+        sum(row / count for row, count in zip(rows, letters, strict=True)), rel=1e-5
+    )
     assert losses["sum"] == pytest.approx(sum(rows), rel=1e-5)
     with pytest.raises(ConfigError, match="did you mean 'mean'"):
         CtcTask(reduction="maen")
@@ -130,7 +180,9 @@ def test_a_dropped_layer_does_not_move(tiny: HubertConfig) -> None:
 
 @pytest.mark.parametrize("pre_norm", [False, True])
 @pytest.mark.parametrize("classify", [False, True])
-def test_what_has_no_gradient_is_what_is_called_idle(tiny: HubertConfig, classify: bool, pre_norm: bool) -> None:
+def test_what_has_no_gradient_is_what_is_called_idle(
+    tiny: HubertConfig, classify: bool, pre_norm: bool
+) -> None:
     # Under DDP those get a zero gradient; one that was forgotten would make every rank wait for ever.
     config = _without_dropout(tiny)
     config.layerdrop, config.do_stable_layer_norm = 0.5, pre_norm
@@ -139,18 +191,36 @@ def test_what_has_no_gradient_is_what_is_called_idle(tiny: HubertConfig, classif
         module.zero_grad()
         gradients = _gradients(module, [range(0, 4)], step=step)
         idle = {id(parameter) for parameter in module._idle(step)}
-        learning = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-        assert {name for name, parameter in learning.items() if id(parameter) in idle} == learning.keys() - gradients.keys()
+        learning = {
+            name: parameter
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+        assert {
+            name for name, parameter in learning.items() if id(parameter) in idle
+        } == learning.keys() - gradients.keys()
 
 
 def test_a_step_is_repeatable_with_dropout(tiny: HubertConfig) -> None:
     module = _module(tiny)
-    first, again, other = (module.training_step(_batch(module.model, range(0, 4), index=index), 0).item() for index in (7, 7, 8))
+    first, again, other = (
+        module.training_step(_batch(module.model, range(0, 4), index=index), 0).item()
+        for index in (7, 7, 8)
+    )
     assert first == again != other
 
 
 def _without_dropout(config: HubertConfig) -> HubertConfig:
     import dataclasses
 
-    zero = dict.fromkeys(("feat_proj_dropout", "hidden_dropout", "attention_dropout", "activation_dropout", "layerdrop"), 0.0)
+    zero = dict.fromkeys(
+        (
+            "feat_proj_dropout",
+            "hidden_dropout",
+            "attention_dropout",
+            "activation_dropout",
+            "layerdrop",
+        ),
+        0.0,
+    )
     return dataclasses.replace(config, conv_gradient_scale=0.0, **zero)

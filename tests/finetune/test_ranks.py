@@ -9,18 +9,21 @@ from typing import Any
 import pytest
 import torch
 
-from hubert_pretrain.config import FinetuneConfig, MaskConfig, Recipe, TrainerConfig
+from hubert_pretrain.config.schema import FinetuneConfig, MaskConfig, Recipe, TrainerConfig
+from hubert_pretrain.files import write_json
 from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.training.checkpoint_io import VerifiedCheckpointIO, newest
+from hubert_pretrain.pipeline.workspace import META, Workspace
 from hubert_pretrain.training.loggers import read_metrics
-from hubert_pretrain.workspace import META, Workspace, write_json
+from hubert_pretrain.training.resilience.checkpoint_io import VerifiedCheckpointIO, newest
 from tests.finetune.conftest import TINY, make_corpus
 from tests.finetune.test_stage import CTC, VOICES
 from tests.pretrain.test_world_sizes import Job, Processes
 
-pytestmark = pytest.mark.xdist_group("ranks of fine-tuning")  # one process makes the fixture for all of them
+pytestmark = pytest.mark.xdist_group(
+    "ranks of fine-tuning"
+)  # one process makes the fixture for all of them
 
 TASKS = {"letters": CTC, "voices": VOICES}
 RATES = {"letters": 1e-3, "voices": 1e-2}
@@ -50,8 +53,19 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def make(task: str, devices: int) -> Recipe:
     """Four micro-batches per step; layers are dropped half of the time, the encoder begins to learn at the third step, weights are
     averaged: each of them a way to get out of step."""
-    values: dict[str, Any] = {"checkpoint": "it2/pretrain", "steps": STEPS, "batch_seconds": 8.0, "micro_batch_seconds": 2.0}
-    values |= {"learning_rate": RATES[task], "freeze_encoder_steps": 2, "layerdrop": 0.5, "ema_decay": 0.5, "conv_gradient_scale": 0.1}
+    values: dict[str, Any] = {
+        "checkpoint": "it2/pretrain",
+        "steps": STEPS,
+        "batch_seconds": 8.0,
+        "micro_batch_seconds": 2.0,
+    }
+    values |= {
+        "learning_rate": RATES[task],
+        "freeze_encoder_steps": 2,
+        "layerdrop": 0.5,
+        "ema_decay": 0.5,
+        "conv_gradient_scale": 0.1,
+    }
     values |= {"log_every_steps": 1, "valid_every_steps": 4, "checkpoint_every_steps": 4}
     values |= {"mask": MaskConfig(probability=0.2, span_frames=2, min_spans=1)}
     values |= {"channel_mask": MaskConfig(probability=0.1, span_frames=2, min_spans=0)}
@@ -60,7 +74,9 @@ def make(task: str, devices: int) -> Recipe:
         work_dir="unused",
         logger={"csv": {"_target_": "hubert_pretrain.training.loggers.CsvLogger"}},
         finetune={task: FinetuneConfig(task=TASKS[task], **values)},
-        trainer=TrainerConfig(accelerator="cpu", devices=devices, loader_workers=0, threads=1, progress_bar=False),
+        trainer=TrainerConfig(
+            accelerator="cpu", devices=devices, loader_workers=0, threads=1, progress_bar=False
+        ),
     )
 
 
@@ -69,7 +85,10 @@ def runs(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Folders `<task>1`, `<task>2`, `<task>4`; `<task>again1`, on one rank, goes on from a checkpoint that two made."""
     root = tmp_path_factory.mktemp("ranks")
     for ranks in (2, 4, 1):
-        jobs = [Job(make(task, ranks), root / f"{task}{ranks}", stage=f"finetune/{task}") for task in TASKS]
+        jobs = [
+            Job(make(task, ranks), root / f"{task}{ranks}", stage=f"finetune/{task}")
+            for task in TASKS
+        ]
         if ranks == 1:
             for task in TASKS:
                 at = root / f"{task}again1" / "checkpoints"
@@ -83,9 +102,18 @@ def runs(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def rows(folder: Path) -> dict[int, dict[str, float]]:
     """step -> what does not depend on the clock."""
-    of_clock = ("audio_seconds_per_second", "health/data_wait", "health/memory_gb", "health/mfu", "step")
+    of_clock = (
+        "audio_seconds_per_second",
+        "health/data_wait",
+        "health/memory_gb",
+        "health/mfu",
+        "step",
+    )
     found = read_metrics(folder / "logs" / "metrics.csv")
-    return {int(row["step"]): {name: value for name, value in row.items() if name not in of_clock} for row in found}
+    return {
+        int(row["step"]): {name: value for name, value in row.items() if name not in of_clock}
+        for row in found
+    }
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -98,10 +126,14 @@ def test_ranks_are_accumulation(runs: Path, task: str, ranks: int) -> None:
         assert other[step] == pytest.approx(values, rel=1e-4, abs=1e-6), f"step {step}"
         assert other[step]["loss"] == pytest.approx(values["loss"], rel=1e-5), f"step {step}"
     assert all(math.isfinite(values["loss"]) for values in one.values())
-    weights = [load_model(runs / name).model.state_dict() for name in (f"{task}1", f"{task}{ranks}")]
+    weights = [
+        load_model(runs / name).model.state_dict() for name in (f"{task}1", f"{task}{ranks}")
+    ]
     for key, tensor in weights[0].items():
         same = weights[1][key]
-        if key.endswith("qkv.bias"):  # without that of the keys: softmax does not see it, so Adam makes steps of what rounding leaves
+        if key.endswith(
+            "qkv.bias"
+        ):  # without that of the keys: softmax does not see it, so Adam makes steps of what rounding leaves
             tensor, same = (torch.stack(each.chunk(3))[[0, 2]] for each in (tensor, same))
         torch.testing.assert_close(same, tensor, rtol=1e-3, atol=1e-5)
 
@@ -110,15 +142,22 @@ def test_ranks_are_accumulation(runs: Path, task: str, ranks: int) -> None:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_scores_are_of_everything_once(runs: Path, task: str, ranks: int) -> None:
     """Also where there are more ranks than valid utterances: the ranks without one wait, and nothing is heard twice."""
-    names = {"letters": ("valid/loss", "valid/wer", "valid/cer"), "voices": ("valid/loss", "valid/accuracy")}[task]
+    names = {
+        "letters": ("valid/loss", "valid/wer", "valid/cer"),
+        "voices": ("valid/loss", "valid/accuracy"),
+    }[task]
     one, other = rows(runs / f"{task}1"), rows(runs / f"{task}{ranks}")
     for step in (4, 8, 12):
-        assert [other[step][name] for name in names] == pytest.approx([one[step][name] for name in names], rel=1e-4)
+        assert [other[step][name] for name in names] == pytest.approx(
+            [one[step][name] for name in names], rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_the_table_of_the_test_split_is_the_same(runs: Path, workspace: Workspace, task: str, ranks: int) -> None:
+def test_the_table_of_the_test_split_is_the_same(
+    runs: Path, workspace: Workspace, task: str, ranks: int
+) -> None:
     """Every utterance once, in order, whoever heard it."""
     name = {"letters": "hypotheses.tsv", "voices": "predictions.tsv"}[task]
     one, other = ((runs / f"{task}{each}" / name).read_text() for each in (1, ranks))

@@ -10,21 +10,26 @@ from typing import Any
 import pytest
 import torch
 
-from hubert_pretrain.config import FinetuneConfig, MaskConfig, Recipe, TrainerConfig
+from hubert_pretrain.config.schema import FinetuneConfig, MaskConfig, Recipe, TrainerConfig
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ArtefactError, DataError
-from hubert_pretrain.export.fairseq import export_fairseq
-from hubert_pretrain.export.huggingface import export_huggingface
-from hubert_pretrain.finetune import module, stage
-from hubert_pretrain.finetune.predict import Recogniser
+from hubert_pretrain.finetune import module
+from hubert_pretrain.finetune.inference import SpeechRecognizer
+from hubert_pretrain.interop.fairseq_writer import export_fairseq
+from hubert_pretrain.interop.transformers_writer import export_huggingface
 from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.heads import CodebookHead, LetterHead
+from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.stages import finetune
 
 CTC = {"_target_": "hubert_pretrain.finetune.ctc.CtcTask"}
-VOICES = {"_target_": "hubert_pretrain.finetune.classify.ClassifyTask", "label": "speaker", "weighted_layers": True}
+VOICES = {
+    "_target_": "hubert_pretrain.finetune.classify.ClassifyTask",
+    "label": "speaker",
+    "weighted_layers": True,
+}
 
 
 @pytest.fixture
@@ -32,7 +37,9 @@ def workspace(tmp_path: Path, corpus: Corpus, tiny: HubertConfig) -> Workspace:
     """A run that has a corpus and a pretrained encoder."""
     workspace = Workspace(tmp_path / "run")
     corpus.folder.rename(workspace.begin("prepare", "p", {}).with_name("found"))
-    (workspace.root / "prepare.partial" / "partial.json").rename(workspace.root / "found" / "partial.json")
+    (workspace.root / "prepare.partial" / "partial.json").rename(
+        workspace.root / "found" / "partial.json"
+    )
     (workspace.root / "prepare.partial").rmdir()
     (workspace.root / "found").rename(workspace.root / "prepare.partial")
     workspace.finish("prepare", {"fingerprint": "p", "facts": {}})
@@ -42,7 +49,13 @@ def workspace(tmp_path: Path, corpus: Corpus, tiny: HubertConfig) -> Workspace:
     return workspace
 
 
-def _run(workspace: Workspace, name: str, task: dict[str, Any], trainer: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+def _run(
+    workspace: Workspace,
+    name: str,
+    task: dict[str, Any],
+    trainer: dict[str, Any] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
     values: dict[str, Any] = {
         "checkpoint": "it2/pretrain",
         "steps": 6,
@@ -60,16 +73,26 @@ def _run(workspace: Workspace, name: str, task: dict[str, Any], trainer: dict[st
         name="tones",
         logger={"csv": {"_target_": "hubert_pretrain.training.loggers.CsvLogger"}},
         finetune={name: FinetuneConfig(task=task, **values | changes)},
-        trainer=TrainerConfig(accelerator="cpu", loader_workers=0, threads=1, progress_bar=False, **(trainer or {})),
+        trainer=TrainerConfig(
+            accelerator="cpu", loader_workers=0, threads=1, progress_bar=False, **(trainer or {})
+        ),
     )
-    return stage.run(recipe, workspace, f"finetune/{name}", workspace.begin(f"finetune/{name}", "f", {}))
+    return finetune.run(
+        recipe, workspace, f"finetune/{name}", workspace.begin(f"finetune/{name}", "f", {})
+    )
 
 
 def test_a_file_of_fairseq_is_fine_tuned_like_a_stage(workspace: Workspace, tmp_path: Path) -> None:
     """Also with every choice that a recipe has of how the network is computed."""
     export_fairseq(tmp_path / "hubert.pt", load_model(workspace.folder("it2/pretrain")))
     changes = {"checkpoint": str(tmp_path / "hubert.pt"), "norm_over_valid": True, "steps": 4}
-    facts = _run(workspace, "letters", {**CTC, "reduction": "mean"}, **changes, trainer={"recompute": True, "attention": "eager"})
+    facts = _run(
+        workspace,
+        "letters",
+        {**CTC, "reduction": "mean"},
+        **changes,
+        trainer={"recompute": True, "attention": "eager"},
+    )
     assert facts["steps"] == 4
     folder = workspace.partial_folder("finetune/letters")
     export_huggingface(tmp_path / "exported", load_model(folder))
@@ -87,14 +110,25 @@ def test_letters(workspace: Workspace) -> None:
     lines = [line.split("\t") for line in (folder / "hypotheses.tsv").read_text().splitlines()]
     assert len(lines) == facts["utterances"] + 1
     # What the table says is what the saved model says of the file alone.
-    corpus, recogniser = Corpus.open(workspace.artefact("prepare").path), Recogniser.load(folder)
-    paths = {utterance.id: utterance.path for utterance in map(corpus.manifest.__getitem__, range(len(corpus.manifest)))}
+    corpus, recogniser = (
+        Corpus.open(workspace.artefact("prepare").path),
+        SpeechRecognizer.load(folder),
+    )
+    paths = {
+        utterance.id: utterance.path
+        for utterance in map(corpus.manifest.__getitem__, range(len(corpus.manifest)))
+    }
     for name, _, hypothesis, _ in lines[1:]:
         assert recogniser.transcribe(paths[name]) == hypothesis
 
 
 def test_voices_are_learnt_and_valid_may_be_the_test(workspace: Workspace) -> None:
-    changes = {"conv_gradient_scale": 1.0, "freeze_encoder_steps": 0, "learning_rate": 0.003, "valid_every_steps": 20}
+    changes = {
+        "conv_gradient_scale": 1.0,
+        "freeze_encoder_steps": 0,
+        "learning_rate": 0.003,
+        "valid_every_steps": 20,
+    }
     facts = _run(workspace, "voices", VOICES, steps=60, test_split="valid", **changes)
     assert facts["accuracy"] >= 0.75
     folder = workspace.partial_folder("finetune/voices")
@@ -122,33 +156,50 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
         _run(workspace, name, task)
     monkeypatch.undo()
     assert _run(workspace, name, task) == whole
-    for file in ("model.safetensors", "config.json", "hypotheses.tsv" if name == "letters" else "predictions.tsv"):
-        assert (workspace.partial_folder(f"finetune/{name}") / file).read_bytes() == (workspace.root / "whole" / file).read_bytes()
+    for file in (
+        "model.safetensors",
+        "config.json",
+        "hypotheses.tsv" if name == "letters" else "predictions.tsv",
+    ):
+        assert (workspace.partial_folder(f"finetune/{name}") / file).read_bytes() == (
+            workspace.root / "whole" / file
+        ).read_bytes()
 
 
-def test_a_run_killed_after_training_only_tests_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_after_training_only_tests_again(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = _run(workspace, "letters", CTC)
-    monkeypatch.setattr(module.FinetuneModule, "training_step", lambda self, batch, batch_idx: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        module.FinetuneModule,
+        "training_step",
+        lambda self, batch, batch_idx: pytest.fail("trained again"),
+    )
     assert _run(workspace, "letters", CTC) == whole
 
 
 def test_another_kind_of_checkpoint_is_refused(workspace: Workspace, tiny: HubertConfig) -> None:
-    save_model(workspace.begin("finetune/other", "o", {}), Hubert(tiny), head=LetterHead(16, 5))
+    save_model(workspace.begin("finetune/other", "o", {}), Hubert(tiny), head=CTCHead(16, 5))
     workspace.finish("finetune/other", {"fingerprint": "o", "facts": {}})
     with pytest.raises(ArtefactError, match="holds a 'ctc' checkpoint, expected a pretrained one"):
         _run(workspace, "letters", CTC, checkpoint="finetune/other")
 
 
-def test_bad_splits_stop_it_before_training(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "fit", None)
+def test_bad_splits_stop_it_before_training(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "fit", None)
     with pytest.raises(DataError, match=r"set finetune\.letters\.test_split to one of them"):
         _run(workspace, "letters", CTC, test_split="dev")
 
 
 def test_no_transcripts_stop_it_before_training(
-    tmp_path: Path, corpus_with: Callable[..., Corpus], tiny: HubertConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    corpus_with: Callable[..., Corpus],
+    tiny: HubertConfig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stage, "fit", None)
+    monkeypatch.setattr(finetune, "fit", None)
     workspace = Workspace(tmp_path)
     corpus_with(text="").folder.rename(tmp_path / "prepare")
     (tmp_path / "prepare" / "meta.json").write_text('{"fingerprint": "p", "facts": {}}')

@@ -23,7 +23,9 @@ def test_letters_of_every_split(corpus: Corpus) -> None:
     task = CtcTask()
     train, valid, test = _examples(task, corpus)
     assert task.vocabulary.symbols[:3] == ("<pad>", "<unk>", "|")
-    assert [len(part) for part in (train, valid, test)] == [len(corpus.manifest.rows(split)) for split in ("train", "valid", "test")]
+    assert [len(part) for part in (train, valid, test)] == [
+        len(corpus.manifest.rows(split)) for split in ("train", "valid", "test")
+    ]
     for row, text, ids in zip(train.rows, train.references, train.labels, strict=True):
         assert task.vocabulary.text(ids) == text == " ".join(corpus.manifest[int(row)].text.split())
 
@@ -37,12 +39,18 @@ def test_classes_are_those_of_training(corpus: Corpus) -> None:
 
 
 def test_no_transcripts(corpus_with: Callable[..., Corpus]) -> None:
-    with pytest.raises(DataError, match=r"none of the \d+ utterances of split 'train' has a transcript"):
+    with pytest.raises(
+        DataError, match=r"none of the \d+ utterances of split 'train' has a transcript"
+    ):
         _examples(CtcTask(), corpus_with(text=" ?! "))
 
 
-def test_a_few_transcripts_that_do_not_fit_are_left_out(corpus_with: Callable[..., Corpus], caplog: pytest.LogCaptureFixture) -> None:
-    corpus = corpus_with(text=lambda number: "A" * 500 if number == 12 + 3 else "" if number == 20 + 2 else "AB A")
+def test_a_few_transcripts_that_do_not_fit_are_left_out(
+    corpus_with: Callable[..., Corpus], caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = corpus_with(
+        text=lambda number: "A" * 500 if number == 12 + 3 else "" if number == 20 + 2 else "AB A"
+    )
     splits = [corpus.manifest[row].split for row in range(len(corpus.manifest))]
     train, *_ = _examples(CtcTask(max_dropped_fraction=0.5), corpus)
     assert len(train) == splits.count("train") - 2
@@ -51,12 +59,19 @@ def test_a_few_transcripts_that_do_not_fit_are_left_out(corpus_with: Callable[..
 
 
 def test_many_transcripts_that_do_not_fit_are_an_error(corpus_with: Callable[..., Corpus]) -> None:
-    with pytest.raises(DataError, match=r"one longer than their frames can spell; the first is 'utterance-.*max_dropped_fraction"):
+    with pytest.raises(
+        DataError,
+        match=r"one longer than their frames can spell; the first is 'utterance-.*max_dropped_fraction",
+    ):
         _examples(CtcTask(), corpus_with(text="AB" * 200))
 
 
-def test_test_keeps_what_training_would_drop(corpus_with: Callable[..., Corpus], caplog: pytest.LogCaptureFixture) -> None:
-    corpus = corpus_with(text=lambda number: "ZZ" if number % 6 == 1 else "" if number % 6 == 0 else "AB")
+def test_test_keeps_what_training_would_drop(
+    corpus_with: Callable[..., Corpus], caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = corpus_with(
+        text=lambda number: "ZZ" if number % 6 == 1 else "" if number % 6 == 0 else "AB"
+    )
     _, _, test = _examples(CtcTask(), corpus)
     assert len(test) == len(corpus.manifest.rows("test"))
     assert {"ZZ", ""} == set(test.references)
@@ -64,10 +79,18 @@ def test_test_keeps_what_training_would_drop(corpus_with: Callable[..., Corpus],
 
 
 def test_unseen_class(corpus_with: Callable[..., Corpus]) -> None:
-    corpus = corpus_with(speaker=lambda number: f"speaker-{number}" if number % 6 < 2 else ("pure", "buzzing")[number % 2])
-    with pytest.raises(DataError, match=r"split 'test' has \d+ speaker values that training has not"):
+    corpus = corpus_with(
+        speaker=lambda number: (
+            f"speaker-{number}" if number % 6 < 2 else ("pure", "buzzing")[number % 2]
+        )
+    )
+    with pytest.raises(
+        DataError, match=r"split 'test' has \d+ speaker values that training has not"
+    ):
         _examples(ClassifyTask(label="speaker"), corpus)
-    assert len(_examples(ClassifyTask(label="speaker"), corpus, test_split="valid")[2]) == len(corpus.manifest.rows("valid"))
+    assert len(_examples(ClassifyTask(label="speaker"), corpus, test_split="valid")[2]) == len(
+        corpus.manifest.rows("valid")
+    )
 
 
 def test_one_class_and_no_class(corpus_with: Callable[..., Corpus]) -> None:
@@ -84,7 +107,10 @@ def test_label_column_must_exist() -> None:
 
 
 def test_empty_split_names_those_that_are_not(corpus: Corpus) -> None:
-    with pytest.raises(DataError, match=r"split 'dev' has no utterances, only train, valid, test have; set finetune.x.test_split"):
+    with pytest.raises(
+        DataError,
+        match=r"split 'dev' has no utterances, only train, valid, test have; set finetune.x.test_split",
+    ):
         _examples(CtcTask(), corpus, test_split="dev")
 
 
@@ -92,7 +118,11 @@ def test_tables_say_what_was_heard(corpus: Corpus) -> None:
     letters = CtcTask()
     name, table = letters.table(["a", "b"], ["A B", "C"], ["A B", "D"])
     assert name == "hypotheses.tsv"
-    assert table.splitlines() == ["id\treference\thypothesis\twer", "a\tA B\tA B\t0.0000", "b\tC\tD\t1.0000"]
+    assert table.splitlines() == [
+        "id\treference\thypothesis\twer",
+        "a\tA B\tA B\t0.0000",
+        "b\tC\tD\t1.0000",
+    ]
     name, table = ClassifyTask().table(["a"], ["x"], ["y"])
     assert name == "predictions.tsv"
     assert table.splitlines()[1] == "a\tx\ty\tFalse"
@@ -104,4 +134,7 @@ def test_prediction_of_a_class_and_of_text(corpus: Corpus) -> None:
     _examples(letters, corpus)
     assert voices.predict(torch.tensor([[0.1, 0.9]])) == "pure"
     path = torch.tensor([[0, *letters.vocabulary.ids("AB A"), 0]])
-    assert letters.predict(torch.nn.functional.one_hot(path, len(letters.vocabulary)).float()) == "AB A"
+    assert (
+        letters.predict(torch.nn.functional.one_hot(path, len(letters.vocabulary)).float())
+        == "AB A"
+    )

@@ -3,8 +3,16 @@ from __future__ import annotations
 import pytest
 
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.finetune.decode import collapse, greedy
-from hubert_pretrain.finetune.text import BLANK, BOUNDARY, UNKNOWN, Vocabulary, frames_needed, normalise
+from hubert_pretrain.finetune.text import (
+    BLANK,
+    BOUNDARY,
+    UNKNOWN,
+    Vocabulary,
+    collapse,
+    frames_needed,
+    greedy_decode,
+    normalise,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,14 +42,23 @@ def test_unknown_characters_are_kept_apart_and_counted() -> None:
     assert vocabulary.count_unknown(["A Z", "XY"]) == 3
 
 
-@pytest.mark.parametrize("symbols", [(), ("A", BLANK, UNKNOWN, BOUNDARY), (BLANK, "A"), (BLANK, UNKNOWN, BOUNDARY, "A", "A")])
+@pytest.mark.parametrize(
+    "symbols",
+    [(), ("A", BLANK, UNKNOWN, BOUNDARY), (BLANK, "A"), (BLANK, UNKNOWN, BOUNDARY, "A", "A")],
+)
 def test_a_vocabulary_without_what_decoding_needs_is_refused(symbols: tuple[str, ...]) -> None:
     with pytest.raises(ArtefactError, match="not a letter vocabulary"):
         Vocabulary(symbols)
 
 
 def test_equal_neighbours_need_a_blank_between() -> None:
-    assert [frames_needed(ids) for ids in ([], [3], [3, 4], [3, 3], [3, 3, 3, 4, 4])] == [0, 1, 2, 3, 8]
+    assert [frames_needed(ids) for ids in ([], [3], [3, 4], [3, 3], [3, 3, 3, 4, 4])] == [
+        0,
+        1,
+        2,
+        3,
+        8,
+    ]
 
 
 def test_collapse_merges_repeats_before_it_removes_blanks() -> None:
@@ -53,4 +70,4 @@ def test_greedy_follows_the_best_symbol_of_each_frame() -> None:
     import torch
 
     path = torch.tensor([4, 4, 0, 2, 3, 0])
-    assert greedy(torch.nn.functional.one_hot(path, 5).float()) == [4, 2, 3]
+    assert greedy_decode(torch.nn.functional.one_hot(path, 5).float()) == [4, 2, 3]

@@ -11,11 +11,11 @@ import pytest
 import soundfile
 import torch
 
-from hubert_pretrain.finetune.predict import Recogniser
+from hubert_pretrain.finetune.inference import SpeechRecognizer
 from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.heads import CodebookHead, LetterHead
+from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
 
 
@@ -28,7 +28,12 @@ def main(repository: Path) -> Any:
 def model(tmp_path: Path, tiny: HubertConfig) -> Path:
     torch.manual_seed(0)
     vocabulary = Vocabulary.of_texts(["ABC"])
-    save_model(tmp_path / "letters", Hubert(tiny), head=LetterHead(16, len(vocabulary)), extra={"vocabulary": list(vocabulary.symbols)})
+    save_model(
+        tmp_path / "letters",
+        Hubert(tiny),
+        head=CTCHead(16, len(vocabulary)),
+        extra={"vocabulary": list(vocabulary.symbols)},
+    )
     return tmp_path / "letters"
 
 
@@ -38,21 +43,32 @@ def speech(tmp_path: Path) -> Path:
     return tmp_path / "speech.wav"
 
 
-def test_prints_path_and_text(main: Any, model: Path, speech: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_path_and_text(
+    main: Any, model: Path, speech: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(model), str(speech)]) == 0
-    assert capsys.readouterr().out == f"{speech}\t{Recogniser.load(model).transcribe(speech)}\n"
+    assert (
+        capsys.readouterr().out == f"{speech}\t{SpeechRecognizer.load(model).transcribe(speech)}\n"
+    )
 
 
-def test_goes_on_after_a_bad_file(main: Any, model: Path, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_goes_on_after_a_bad_file(
+    main: Any, model: Path, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     soundfile.write(tmp_path / "short.wav", np.zeros(100), 16000)
-    assert main([str(model), str(tmp_path / "none.wav"), str(tmp_path / "short.wav"), str(speech)]) == 1
+    assert (
+        main([str(model), str(tmp_path / "none.wav"), str(tmp_path / "short.wav"), str(speech)])
+        == 1
+    )
     output = capsys.readouterr()
     assert output.out.startswith(str(speech))
     assert "none.wav: no such file" in output.err
     assert "short.wav: has 100 samples" in output.err
 
 
-def test_another_kind_of_model(main: Any, tiny: HubertConfig, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_kind_of_model(
+    main: Any, tiny: HubertConfig, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_model(tmp_path / "pretrained", Hubert(tiny), head=CodebookHead(16, 8, 5))
     assert main([str(tmp_path / "pretrained"), str(speech)]) == 1
     assert "holds a 'pretrain' checkpoint, which cannot transcribe" in capsys.readouterr().err
@@ -60,7 +76,7 @@ def test_another_kind_of_model(main: Any, tiny: HubertConfig, speech: Path, tmp_
 
 
 def test_a_waveform_is_normalised_for_models_that_want_it(model: Path, speech: Path) -> None:
-    recogniser = Recogniser.load(model)
+    recogniser = SpeechRecognizer.load(model)
     recogniser.model.config.normalize_waveform = True
     waveform = torch.randn(16000, generator=torch.Generator().manual_seed(0))
     assert recogniser.transcribe(waveform) == recogniser.transcribe(3 * waveform + 1)

@@ -35,11 +35,17 @@ class FakeSlurm:
 
     def submitted(self) -> dict[str, str]:
         """The batch scripts, by job number."""
-        return {path.stem: path.read_text() for path in sorted(self.folder.glob("*.sh"), key=lambda path: int(path.stem))}
+        return {
+            path.stem: path.read_text()
+            for path in sorted(self.folder.glob("*.sh"), key=lambda path: int(path.stem))
+        }
 
     def words(self) -> list[list[str]]:
         """The words of every call of sbatch, in order."""
-        return [path.read_text().splitlines() for path in sorted(self.folder.glob("*.words"), key=lambda path: int(path.stem))]
+        return [
+            path.read_text().splitlines()
+            for path in sorted(self.folder.glob("*.words"), key=lambda path: int(path.stem))
+        ]
 
     def queue(self, *lines: str) -> None:
         """Replaces what squeue says: `job|STATE|reason|elapsed|nodes`."""

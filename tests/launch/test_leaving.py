@@ -12,12 +12,31 @@ import pytest
 
 from hubert_pretrain.distributed import launched, launcher
 from hubert_pretrain.errors import EXIT_PREEMPTED, Preempted
-from hubert_pretrain.launch.leaving import AGAIN, exit_code_for_scheduler, leaving_on, not_a_task_of_srun
+from hubert_pretrain.launch.signals import (
+    REQUEUE_MARKER,
+    exit_code_for_scheduler,
+    exit_on_signals,
+    hide_srun_from_lightning,
+)
 
 VARIABLES = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"]
-VARIABLES += [f"SLURM_{name}" for name in ("PROCID", "NTASKS", "JOB_NAME", "STEP_NUM_TASKS", "STEP_NUM_NODES")]
-TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "5", "LOCAL_RANK": "1"}
-SRUN = {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "5", "SLURM_JOB_NAME": "run"}
+VARIABLES += [
+    f"SLURM_{name}" for name in ("PROCID", "NTASKS", "JOB_NAME", "STEP_NUM_TASKS", "STEP_NUM_NODES")
+]
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "none",
+    "WORLD_SIZE": "8",
+    "LOCAL_WORLD_SIZE": "4",
+    "RANK": "5",
+    "LOCAL_RANK": "1",
+}
+SRUN = {
+    "SLURM_NTASKS": "8",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_PROCID": "5",
+    "SLURM_JOB_NAME": "run",
+}
 BATCH_SCRIPT = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "run"}
 
 
@@ -25,14 +44,14 @@ BATCH_SCRIPT = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "run
 def test_a_signal_ends_a_stage_with_the_code_for_again(name: str) -> None:
     before = signal.getsignal(signal.SIGUSR2)
     number = signal.SIGTERM if name == "SIGTERM" else signal.SIGUSR2
-    with pytest.raises(Preempted) as left, leaving_on([name]):
+    with pytest.raises(Preempted) as left, exit_on_signals([name]):
         signal.raise_signal(number)
     assert left.value.exit_code == EXIT_PREEMPTED
     assert signal.getsignal(signal.SIGUSR2) == before
 
 
 def test_workers_outlast_the_signal_so_that_their_parent_says_what_happened() -> None:
-    with leaving_on(["SIGUSR2"]):
+    with exit_on_signals(["SIGUSR2"]):
         child = os.fork()
         if child == 0:
             os.kill(os.getpid(), signal.SIGUSR2)
@@ -40,10 +59,12 @@ def test_workers_outlast_the_signal_so_that_their_parent_says_what_happened() ->
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 
 
-def test_under_the_job_script_again_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(AGAIN, raising=False)
+def test_under_the_job_script_again_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(REQUEUE_MARKER, raising=False)
     assert exit_code_for_scheduler(EXIT_PREEMPTED) == EXIT_PREEMPTED
-    monkeypatch.setenv(AGAIN, str(tmp_path / "again"))
+    monkeypatch.setenv(REQUEUE_MARKER, str(tmp_path / "again"))
     assert [exit_code_for_scheduler(code) for code in (0, 1, 2)] == [0, 1, 2]
     assert not (tmp_path / "again").exists()
     assert exit_code_for_scheduler(EXIT_PREEMPTED) == 0
@@ -57,7 +78,12 @@ def test_under_the_job_script_again_is_a_file(tmp_path: Path, monkeypatch: pytes
         (TORCHRUN, 8, (4, 2), None),
         (SRUN, 8, (4, 2), "run"),
         (BATCH_SCRIPT, 1, None, "interactive"),  # one process, whatever the job was given
-        ({**SRUN, "SLURM_STEP_NUM_TASKS": "2", **TORCHRUN}, 8, (4, 2), "interactive"),  # torchrun, started by srun on each node
+        (
+            {**SRUN, "SLURM_STEP_NUM_TASKS": "2", **TORCHRUN},
+            8,
+            (4, 2),
+            "interactive",
+        ),  # torchrun, started by srun on each node
     ],
 )
 def test_who_started_this_process(
@@ -71,18 +97,32 @@ def test_who_started_this_process(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    not_a_task_of_srun()
+    hide_srun_from_lightning()
     assert launched() == processes
     assert launcher() == per_node_and_nodes
     assert os.environ.get("SLURM_JOB_NAME") == job_name
 
 
 def test_torchrun_wants_one_stage(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "hubert_pretrain.run", "+recipe=smoke", f"work_dir={tmp_path}/run"]
-    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0"}
+    words = [
+        sys.executable,
+        "-m",
+        "hubert_pretrain.run",
+        "+recipe=smoke",
+        f"work_dir={tmp_path}/run",
+    ]
+    environment = {
+        **os.environ,
+        "TORCHELASTIC_RUN_ID": "none",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "RANK": "0",
+    }
     environment |= {"LOCAL_RANK": "0"}
     # A step of smoke is one micro-batch, so that two processes are refused already for that where it trains.
-    done = subprocess.run([*words, "trainer.devices=1"], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*words, "trainer.devices=1"], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()

@@ -12,15 +12,19 @@ from typing import Any
 
 import pytest
 
-from hubert_pretrain import pipeline, summary
-from hubert_pretrain.config import Recipe, ResourcesConfig
+from hubert_pretrain.config.schema import Recipe, ResourcesConfig
 from hubert_pretrain.errors import ArtefactError, ConfigError, HubertPretrainError
+from hubert_pretrain.files import write_json
 from hubert_pretrain.launch import jobs, slurm
-from hubert_pretrain.workspace import Workspace, write_json
+from hubert_pretrain.pipeline import plan, summary
+from hubert_pretrain.pipeline.workspace import Workspace
 from tests.launch.conftest import FakeSlurm
 from tests.test_recipes import composed
 
-STAGES = ["prepare", *[f"{it}/{verb}" for it in ("it1", "it2") for verb in ("cluster", "label", "pretrain")]]
+STAGES = [
+    "prepare",
+    *[f"{it}/{verb}" for it in ("it1", "it2") for verb in ("cluster", "label", "pretrain")],
+]
 STAGES += ["finetune/letters", "finetune/voices", "export"]
 WORDS = ["+recipe=smoke", "launch=slurm", "launch.resources.cpus=3", "stage=all", "seed=7"]
 
@@ -45,7 +49,7 @@ def submit(workspace: Workspace, *words: str, stage: str = "all", **launch: Any)
     recipe = recipe_of(workspace, *words)
     for name, value in launch.items():
         setattr(recipe.launch, name, value)
-    stages = pipeline.stages(recipe) if stage == "all" else [pipeline.find(recipe, stage)]
+    stages = plan.stages(recipe) if stage == "all" else [plan.find(recipe, stage)]
     slurm.run_pending(recipe, workspace, stages, [*WORDS, *words])
 
 
@@ -57,18 +61,23 @@ def option(script: str, name: str) -> str | None:
 def finish(workspace: Workspace, *names: str) -> None:
     for name in names:
         recipe = recipe_of(workspace)
-        stage = pipeline.find(recipe, name)
-        fingerprint = pipeline.fingerprint_of(stage, workspace)
-        write_json(workspace.folder(name) / "meta.json", {"fingerprint": fingerprint, "config": stage.config, "inputs": {}, "facts": {}})
+        stage = plan.find(recipe, name)
+        fingerprint = plan.fingerprint_of(stage, workspace)
+        write_json(
+            workspace.folder(name) / "meta.json",
+            {"fingerprint": fingerprint, "config": stage.config, "inputs": {}, "facts": {}},
+        )
 
 
-def test_every_pending_stage_is_a_job_after_those_that_it_reads(slurm: FakeSlurm, workspace: Workspace) -> None:
+def test_every_pending_stage_is_a_job_after_those_that_it_reads(
+    slurm: FakeSlurm, workspace: Workspace
+) -> None:
     submit(workspace)
     scripts = slurm.submitted()
     names = [str(option(script, "job-name")).removeprefix("smoke:") for script in scripts.values()]
     assert names == STAGES
     number = dict(zip(names, scripts, strict=True))
-    for stage in pipeline.stages(recipe_of(workspace)):
+    for stage in plan.stages(recipe_of(workspace)):
         script = scripts[number[stage.name]]
         after = [number[name] for name in stage.inputs if name in number]
         assert option(script, "dependency") == (f"afterok:{':'.join(after)}" if after else None)
@@ -84,10 +93,20 @@ def test_a_job_runs_the_command_of_a_user(slurm: FakeSlurm, workspace: Workspace
     command = shlex.split(next(iter(slurm.submitted().values())).strip().splitlines()[-1])
     assert command[:2] == ["exec", "bash"]
     assert Path(command[2]).name == "job.sh"
-    assert command[3:] == [sys.executable, "-m", "hubert_pretrain.run", "+recipe=smoke", "seed=7", "stage=prepare", "launch=local"]
+    assert command[3:] == [
+        sys.executable,
+        "-m",
+        "hubert_pretrain.run",
+        "+recipe=smoke",
+        "seed=7",
+        "stage=prepare",
+        "launch=local",
+    ]
 
 
-def test_stages_that_are_done_are_not_submitted(slurm: FakeSlurm, workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stages_that_are_done_are_not_submitted(
+    slurm: FakeSlurm, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
     finish(workspace, "prepare", "it1/cluster")
     submit(workspace)
     assert len(slurm.submitted()) == len(STAGES) - 2
@@ -96,32 +115,54 @@ def test_stages_that_are_done_are_not_submitted(slurm: FakeSlurm, workspace: Wor
     assert "it1/cluster: done before" in capsys.readouterr().out
 
 
-def test_what_is_queued_is_not_submitted_again(slurm: FakeSlurm, workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_queued_is_not_submitted_again(
+    slurm: FakeSlurm, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
     submit(workspace)
     submit(workspace)
     assert len(slurm.submitted()) == len(STAGES)
     assert capsys.readouterr().out.count("was submitted before") == len(STAGES)
 
 
-def test_jobs_that_ended_without_finishing_their_stage_are_forgotten(slurm: FakeSlurm, workspace: Workspace) -> None:
+def test_jobs_that_ended_without_finishing_their_stage_are_forgotten(
+    slurm: FakeSlurm, workspace: Workspace
+) -> None:
     submit(workspace)
     finish(workspace, "prepare")
     # it1/cluster failed, it1/label was cancelled, the others are gone from the queue; it2/cluster still hangs there.
-    slurm.queue("1|COMPLETED|None|0:09|n1", "2|FAILED|NonZeroExitCode|0:01|n1", "3|CANCELLED|Dependency|0:00|", "5|PENDING|Priority|0:00|")
+    slurm.queue(
+        "1|COMPLETED|None|0:09|n1",
+        "2|FAILED|NonZeroExitCode|0:01|n1",
+        "3|CANCELLED|Dependency|0:00|",
+        "5|PENDING|Priority|0:00|",
+    )
     submit(workspace)
-    again = {str(option(script, "job-name")): script for number, script in slurm.submitted().items() if int(number) > len(STAGES)}
-    assert [name.removeprefix("smoke:") for name in again] == [name for name in STAGES if name not in ("prepare", "it2/cluster")]
+    again = {
+        str(option(script, "job-name")): script
+        for number, script in slurm.submitted().items()
+        if int(number) > len(STAGES)
+    }
+    assert [name.removeprefix("smoke:") for name in again] == [
+        name for name in STAGES if name not in ("prepare", "it2/cluster")
+    ]
     assert option(again["smoke:it2/label"], "dependency") == "afterok:5"
 
 
-def test_a_queued_job_of_another_configuration_is_refused(slurm: FakeSlurm, workspace: Workspace) -> None:
+def test_a_queued_job_of_another_configuration_is_refused(
+    slurm: FakeSlurm, workspace: Workspace
+) -> None:
     submit(workspace)
-    with pytest.raises(ConfigError, match=r"it1/cluster: job 2 was submitted with another .*n_clusters: 50 -> 20.*scancel 2"):
+    with pytest.raises(
+        ConfigError,
+        match=r"it1/cluster: job 2 was submitted with another .*n_clusters: 50 -> 20.*scancel 2",
+    ):
         submit(workspace, "iterations.it1.clustering.n_clusters=20")
 
 
 def test_one_stage_waits_for_those_that_are_queued(slurm: FakeSlurm, workspace: Workspace) -> None:
-    with pytest.raises(ArtefactError, match=r"it1/cluster reads prepare, which is neither done nor queued"):
+    with pytest.raises(
+        ArtefactError, match=r"it1/cluster reads prepare, which is neither done nor queued"
+    ):
         submit(workspace, stage="it1/cluster")
     submit(workspace, stage="prepare")
     submit(workspace, stage="it1/cluster")
@@ -130,13 +171,18 @@ def test_one_stage_waits_for_those_that_are_queued(slurm: FakeSlurm, workspace: 
 
 def test_what_a_stage_asks_for(slurm: FakeSlurm, workspace: Workspace) -> None:
     own = {
-        "pretrain": ResourcesConfig(nodes=2, tasks=2, gpus=1, time_minutes=90, options={"reservation": "winter"}),
+        "pretrain": ResourcesConfig(
+            nodes=2, tasks=2, gpus=1, time_minutes=90, options={"reservation": "winter"}
+        ),
         "it2/pretrain": ResourcesConfig(nodes=1, partition="long"),
         "label": ResourcesConfig(array=4, memory_gb=1.5),
     }
     words = [f"iterations.{it}.pretrain.micro_batch_seconds=4" for it in ("it1", "it2")]
     submit(workspace, *words, stages=own, srun=["--mpi=pmix"], setup=["module load cuda"])
-    scripts = {str(option(script, "job-name")).removeprefix("smoke:"): script for script in slurm.submitted().values()}
+    scripts = {
+        str(option(script, "job-name")).removeprefix("smoke:"): script
+        for script in slurm.submitted().values()
+    }
     first, second, label = scripts["it1/pretrain"], scripts["it2/pretrain"], scripts["it1/label"]
     names = ("nodes", "ntasks-per-node", "gpus-per-node", "time", "reservation", "partition")
     assert [option(first, name) for name in names] == ["2", "2", "2", "90", "winter", None]
@@ -148,13 +194,21 @@ def test_what_a_stage_asks_for(slurm: FakeSlurm, workspace: Workspace) -> None:
     assert "export HUBERT_SRUN=--mpi=pmix" in first
 
 
-def test_devices_and_nodes_of_the_trainer_are_those_of_what_trains(slurm: FakeSlurm, workspace: Workspace) -> None:
+def test_devices_and_nodes_of_the_trainer_are_those_of_what_trains(
+    slurm: FakeSlurm, workspace: Workspace
+) -> None:
     words = ["trainer.devices=2", "trainer.num_nodes=2", "trainer.accelerator=gpu"]
     words += [f"iterations.{it}.pretrain.micro_batch_seconds=4" for it in ("it1", "it2")]
     words += [f"finetune.{task}.micro_batch_seconds=4" for task in ("letters", "voices")]
     submit(workspace, *words)
-    scripts = {str(option(script, "job-name")).removeprefix("smoke:"): script for script in slurm.submitted().values()}
-    asked = {name: tuple(option(script, key) for key in ("nodes", "ntasks-per-node", "gpus-per-node")) for name, script in scripts.items()}
+    scripts = {
+        str(option(script, "job-name")).removeprefix("smoke:"): script
+        for script in slurm.submitted().values()
+    }
+    asked = {
+        name: tuple(option(script, key) for key in ("nodes", "ntasks-per-node", "gpus-per-node"))
+        for name, script in scripts.items()
+    }
     assert asked["it1/pretrain"] == asked["finetune/voices"] == ("2", "2", "2")
     assert asked["it1/cluster"] == ("1", "1", "1")
     assert asked["prepare"] == asked["export"] == ("1", "1", None)
@@ -163,7 +217,10 @@ def test_devices_and_nodes_of_the_trainer_are_those_of_what_trains(slurm: FakeSl
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
-        ({"pretrian": ResourcesConfig(nodes=2)}, r"launch.stages.pretrian: no such stage \(did you mean 'pretrain'\?\)"),
+        (
+            {"pretrian": ResourcesConfig(nodes=2)},
+            r"launch.stages.pretrian: no such stage \(did you mean 'pretrain'\?\)",
+        ),
         ({"prepare": ResourcesConfig(nodes=2)}, "prepare is one process"),
         ({"pretrain": ResourcesConfig(array=2)}, "only label can be an array"),
         ({"label": ResourcesConfig(array=2, nodes=2)}, "only label can be an array, with nodes=1"),
@@ -197,28 +254,42 @@ def test_a_dry_run_prints_the_scripts_and_submits_nothing(
 
 def test_sbatch_has_its_say_when_it_refuses(slurm: FakeSlurm, workspace: Workspace) -> None:
     slurm.write("refuse", "invalid partition specified: nope")
-    with pytest.raises(HubertPretrainError, match=r"smoke:prepare: sbatch refused the job: .*invalid partition specified: nope") as refused:
+    with pytest.raises(
+        HubertPretrainError,
+        match=r"smoke:prepare: sbatch refused the job: .*invalid partition specified: nope",
+    ) as refused:
         submit(workspace)
     assert "\n" not in str(refused.value)
 
 
-def test_without_slurm_one_line_says_so(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_slurm_one_line_says_so(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(HubertPretrainError, match="sbatch: not found"):
         submit(workspace)
 
 
-def test_nothing_is_submitted_while_slurm_does_not_answer(slurm: FakeSlurm, workspace: Workspace) -> None:
+def test_nothing_is_submitted_while_slurm_does_not_answer(
+    slurm: FakeSlurm, workspace: Workspace
+) -> None:
     submit(workspace, stage="prepare")
     slurm.write("down", "")
-    with pytest.raises(HubertPretrainError, match=r"squeue failed: .*Unable to contact slurm controller"):
+    with pytest.raises(
+        HubertPretrainError, match=r"squeue failed: .*Unable to contact slurm controller"
+    ):
         submit(workspace)
     assert len(slurm.submitted()) == 1
 
 
-def test_two_drivers_do_not_submit_at_the_same_time(slurm: FakeSlurm, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hubert_pretrain.locks.PATIENCE_SECONDS", 0.2)
-    with workspace.lock_submission(), pytest.raises(ArtefactError, match="launch=slurm is being run by another process"):
+def test_two_drivers_do_not_submit_at_the_same_time(
+    slurm: FakeSlurm, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hubert_pretrain.pipeline.locks.PATIENCE_SECONDS", 0.2)
+    with (
+        workspace.lock_submission(),
+        pytest.raises(ArtefactError, match="launch=slurm is being run by another process"),
+    ):
         submit(workspace)
     assert not slurm.submitted()
 
@@ -228,41 +299,70 @@ def test_a_name_that_slurm_would_fill_in_is_refused(slurm: FakeSlurm, tmp_path: 
         submit(Workspace(tmp_path / "100%j"))
 
 
-def test_the_list_shows_jobs_and_their_states(slurm: FakeSlurm, workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_shows_jobs_and_their_states(
+    slurm: FakeSlurm, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = recipe_of(workspace)
-    summary.print_stages(recipe, workspace)
+    summary.print_stages(recipe, workspace, jobs.states_by_stage(workspace))
     assert "┃ job" not in capsys.readouterr().out
     submit(workspace)
-    slurm.queue("1|RUNNING|None|0:09|n1", "2|PENDING|Dependency|0:00|", "3|RUNNING|None|0:01|n1", "3|PENDING|Resources|0:00|")
+    slurm.queue(
+        "1|RUNNING|None|0:09|n1",
+        "2|PENDING|Dependency|0:00|",
+        "3|RUNNING|None|0:01|n1",
+        "3|PENDING|Resources|0:00|",
+    )
     capsys.readouterr()
-    summary.print_stages(recipe, workspace)
+    summary.print_stages(recipe, workspace, jobs.states_by_stage(workspace))
     printed = capsys.readouterr().out
-    for text in ("1 RUNNING (0:09 on n1)", "2 PENDING (Dependency)", "3 RUNNING (1 RUNNING, 1 PENDING)", "4 GONE"):
+    for text in (
+        "1 RUNNING (0:09 on n1)",
+        "2 PENDING (Dependency)",
+        "3 RUNNING (1 RUNNING, 1 PENDING)",
+        "4 GONE",
+    ):
         assert text in printed
     slurm.write("down", "")
-    summary.print_stages(recipe, workspace)
+    summary.print_stages(recipe, workspace, jobs.states_by_stage(workspace))
     shown = capsys.readouterr()
     assert "1 ?" in shown.out
     assert "Unable to contact" in shown.err
 
 
 def test_waiting_reports_changes_and_names_what_failed(
-    slurm: FakeSlurm, workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    slurm: FakeSlurm,
+    workspace: Workspace,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pictures = iter([["1|RUNNING|None|0:01|n1", "2|PENDING|Dependency|0:00|"], ["1|FAILED|None|0:02|n1", "2|CANCELLED|Dependency|0:00|"]])
+    pictures = iter(
+        [
+            ["1|RUNNING|None|0:01|n1", "2|PENDING|Dependency|0:00|"],
+            ["1|FAILED|None|0:02|n1", "2|CANCELLED|Dependency|0:00|"],
+        ]
+    )
     recipe = recipe_of(workspace)
     polls = recipe.launch.poll_seconds  # subprocess sleeps too, for less
-    monkeypatch.setattr("time.sleep", lambda seconds: slurm.queue(*next(pictures)) if seconds == polls else None)
-    recipe.iterations, recipe.finetune, recipe.export.checkpoints = {"it1": recipe.iterations["it1"]}, {}, []
+    monkeypatch.setattr(
+        "time.sleep", lambda seconds: slurm.queue(*next(pictures)) if seconds == polls else None
+    )
+    recipe.iterations, recipe.finetune, recipe.export.checkpoints = (
+        {"it1": recipe.iterations["it1"]},
+        {},
+        [],
+    )
     recipe.launch.wait = True
-    with pytest.raises(HubertPretrainError, match=r"prepare is not done: job 1 ended as FAILED .*prepare/1_0_log.out"):
+    with pytest.raises(
+        HubertPretrainError,
+        match=r"prepare is not done: job 1 ended as FAILED .*prepare/1_0_log.out",
+    ):
         slurm_run(recipe, workspace)
     printed = capsys.readouterr().out
     assert re.findall(r"prepare: job 1 (\w+)", printed) == ["PENDING", "RUNNING", "FAILED"]
 
 
 def slurm_run(recipe: Recipe, workspace: Workspace) -> None:
-    slurm.run_pending(recipe, workspace, pipeline.stages(recipe)[:2], WORDS)
+    slurm.run_pending(recipe, workspace, plan.stages(recipe)[:2], WORDS)
 
 
 @pytest.mark.parametrize(
@@ -271,8 +371,16 @@ def slurm_run(recipe: Recipe, workspace: Workspace) -> None:
         (["7|RUNNING|None|0:01|n1"], "RUNNING (0:01 on n1)", False),
         (["7|PENDING|BeginTime|0:00|"], "PENDING (BeginTime)", False),
         (["7|COMPLETED|None|0:01|n1", "7|COMPLETED|None|0:01|n2"], "COMPLETED (2 COMPLETED)", True),
-        (["7|COMPLETED|None|0:01|n1", "7|FAILED|None|0:01|n2"], "FAILED (1 COMPLETED, 1 FAILED)", True),
-        (["7|FAILED|None|0:01|n1", "7|PENDING|Resources|0:01|"], "PENDING (1 FAILED, 1 PENDING)", False),
+        (
+            ["7|COMPLETED|None|0:01|n1", "7|FAILED|None|0:01|n2"],
+            "FAILED (1 COMPLETED, 1 FAILED)",
+            True,
+        ),
+        (
+            ["7|FAILED|None|0:01|n1", "7|PENDING|Resources|0:01|"],
+            "PENDING (1 FAILED, 1 PENDING)",
+            False,
+        ),
         ([], "GONE", True),
     ],
 )
@@ -285,4 +393,8 @@ def test_states(slurm: FakeSlurm, rows: list[str], expected: str, is_over: bool)
 def test_the_accounting_is_asked_where_there_is_one(slurm: FakeSlurm) -> None:
     slurm.write("accounts", "7|CANCELLED by 0\n8_0|COMPLETED\n8_1|TIMEOUT\n")
     states = jobs.states(["7", "8", "9"])
-    assert {job: state.name for job, state in states.items()} == {"7": "CANCELLED", "8": "TIMEOUT", "9": "GONE"}
+    assert {job: state.name for job, state in states.items()} == {
+        "7": "CANCELLED",
+        "8": "TIMEOUT",
+        "9": "GONE",
+    }

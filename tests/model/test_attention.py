@@ -24,7 +24,9 @@ POST_NORM = HubertConfig(
 )
 PRE_NORM = dataclasses.replace(POST_NORM, do_stable_layer_norm=True, feat_extract_norm="layer")
 CONFIGS = pytest.mark.parametrize("config", [POST_NORM, PRE_NORM], ids=["post-norm", "pre-norm"])
-UNCOMPILED = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # on purpose: it is checked, not used
+UNCOMPILED = pytest.mark.filterwarnings(
+    "ignore:flex_attention called without torch.compile"
+)  # on purpose: it is checked, not used
 VALID = torch.arange(49) < torch.tensor([[49], [30]])
 
 
@@ -55,14 +57,19 @@ def test_back_ends_agree(config: HubertConfig, valid: Tensor | None, name: str) 
     with torch.no_grad():
         expected = network(config)(waveform(), valid=valid, hidden_states=True)
         found = network(config, name)(waveform(), valid=valid, hidden_states=True)
-    for ours, theirs in zip([*found.hidden_states, found.last], [*expected.hidden_states, expected.last], strict=True):
+    for ours, theirs in zip(
+        [*found.hidden_states, found.last], [*expected.hidden_states, expected.last], strict=True
+    ):
         assert (real(ours, valid) - real(theirs, valid)).abs().max() < 1e-5
 
 
 @CONFIGS
 def test_a_mask_of_real_frames_only_is_no_mask(config: HubertConfig) -> None:
     model = network(config)
-    plain, masked = model(waveform()).last, model(waveform(), valid=torch.ones(2, 49, dtype=torch.bool)).last
+    plain, masked = (
+        model(waveform()).last,
+        model(waveform(), valid=torch.ones(2, 49, dtype=torch.bool)).last,
+    )
     assert (plain - masked).abs().max() < 1e-5
 
 
@@ -73,7 +80,9 @@ def test_gradients_agree(config: HubertConfig, valid: Tensor | None) -> None:
     for name in ("sdpa", "eager"):  # FlexAttention has no gradient on a CPU
         model = network(config, name)
         real(model(waveform(), valid=valid).last, valid).square().mean().backward()
-        gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+        gradients.append(
+            [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        )
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
@@ -93,7 +102,9 @@ def test_flex_attention_on_cuda(config: HubertConfig) -> None:
 
 
 def test_attentions_are_distributions_over_the_real_frames() -> None:
-    output = network(POST_NORM)(waveform(), valid=VALID, attentions=True, layer_keep=[True, False, True])
+    output = network(POST_NORM)(
+        waveform(), valid=VALID, attentions=True, layer_keep=[True, False, True]
+    )
     first, dropped, last = output.attentions
     assert dropped is None
     assert first.shape == last.shape == (2, 4, 49, 49)
@@ -104,7 +115,9 @@ def test_attentions_are_distributions_over_the_real_frames() -> None:
 
 @CONFIGS
 def test_recomputed_layers_have_the_same_gradients(config: HubertConfig) -> None:
-    config = dataclasses.replace(config, hidden_dropout=0.2, attention_dropout=0.2, activation_dropout=0.2)
+    config = dataclasses.replace(
+        config, hidden_dropout=0.2, attention_dropout=0.2, activation_dropout=0.2
+    )
     results = []
     for recompute in (False, True):
         model = network(config).train()
@@ -112,9 +125,13 @@ def test_recomputed_layers_have_the_same_gradients(config: HubertConfig) -> None
         torch.manual_seed(3)
         output = model(waveform(), layer_keep=[True, False, True])
         output.last.square().mean().backward()
-        results.append((output.last.detach(), [p.grad for p in model.parameters() if p.grad is not None]))
+        results.append(
+            (output.last.detach(), [p.grad for p in model.parameters() if p.grad is not None])
+        )
     assert torch.equal(results[0][0], results[1][0])
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(results[0][1], results[1][1], strict=True))
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(results[0][1], results[1][1], strict=True)
+    )
 
 
 def test_recomputing_keeps_less() -> None:
@@ -122,14 +139,19 @@ def test_recomputing_keeps_less() -> None:
     for recompute in (False, True):
         model, sizes = network(POST_NORM).train(), []
         model.recompute = recompute
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t
+        ):
             model(waveform())
         kept.append(sum(sizes))
     assert kept[1] < 0.8 * kept[0]
 
 
 def test_an_unknown_back_end() -> None:
-    with pytest.raises(ConfigError, match=r"attention 'eagre' does not exist .did you mean 'eager'.*choose sdpa, eager, flex"):
+    with pytest.raises(
+        ConfigError,
+        match=r"attention 'eagre' does not exist .did you mean 'eager'.*choose sdpa, eager, flex",
+    ):
         network(POST_NORM, "eagre")(waveform())
 
 

@@ -11,9 +11,16 @@ import pytest
 import torch
 
 from hubert_pretrain.errors import ArtefactError, ConfigError
-from hubert_pretrain.model.checkpoint import CONFIG, WEIGHTS, load_model, load_tensors, save_model, save_tensors
+from hubert_pretrain.model.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    load_model,
+    load_tensors,
+    save_model,
+    save_tensors,
+)
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.heads import CodebookHead, LetterHead
+from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
 
 SMALL = HubertConfig(
@@ -30,12 +37,14 @@ SMALL = HubertConfig(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    save_model(tmp_path / "model", Hubert(SMALL), head=CodebookHead(16, 8, 10, 0.2), extra={"step": 7})
+    save_model(
+        tmp_path / "model", Hubert(SMALL), head=CodebookHead(16, 8, 10, 0.2), extra={"step": 7}
+    )
     return tmp_path / "model"
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    model, head = Hubert(SMALL), LetterHead(16, 5, dropout=0.1)
+    model, head = Hubert(SMALL), CTCHead(16, 5, dropout=0.1)
     save_model(tmp_path, model, head=head, extra={"vocabulary": list("_ABC|")})
     loaded = load_model(tmp_path)
     assert loaded.kind == "ctc"
@@ -44,7 +53,9 @@ def test_round_trip(tmp_path: Path) -> None:
     assert not loaded.model.training
     for ours, theirs in ((loaded.model, model), (loaded.build_head(), head)):
         expected = theirs.state_dict()
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
+        assert all(
+            torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items()
+        )
     assert loaded.build_head().settings == head.settings
 
 
@@ -79,7 +90,9 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
 
 def test_tensors_that_share_memory_or_are_views_are_written(tmp_path: Path) -> None:
     fused = torch.arange(12.0).view(6, 2)
-    save_tensors(tmp_path / "x.safetensors", dict(zip("qkv", fused.chunk(3), strict=True)) | {"t": fused.T})
+    save_tensors(
+        tmp_path / "x.safetensors", dict(zip("qkv", fused.chunk(3), strict=True)) | {"t": fused.T}
+    )
     loaded = load_tensors(tmp_path / "x.safetensors")
     assert torch.equal(loaded["k"], fused[2:4])
     assert torch.equal(loaded["t"], fused.T)
@@ -103,7 +116,10 @@ def test_config_of_another_shape(folder: Path) -> None:
     config = json.loads((folder / CONFIG).read_text())
     config["model"]["num_hidden_layers"] = 3
     (folder / CONFIG).write_text(json.dumps(config))
-    with pytest.raises(ArtefactError, match=r"context_encoder.layers.2.attention.qkv.weight is missing.*12 such tensors"):
+    with pytest.raises(
+        ArtefactError,
+        match=r"context_encoder.layers.2.attention.qkv.weight is missing.*12 such tensors",
+    ):
         load_model(folder)
     config["model"] |= {"num_hidden_layers": 2, "intermediate_size": 48}
     (folder / CONFIG).write_text(json.dumps(config))
@@ -113,5 +129,7 @@ def test_config_of_another_shape(folder: Path) -> None:
 
 def test_config_of_another_project(folder: Path) -> None:
     (folder / CONFIG).write_text('{"model_type": "hubert"}')
-    with pytest.raises(ArtefactError, match=r"not the config\.json of a checkpoint of this project"):
+    with pytest.raises(
+        ArtefactError, match=r"not the config\.json of a checkpoint of this project"
+    ):
         load_model(folder)

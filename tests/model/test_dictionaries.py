@@ -10,13 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.model.dictionaries import SPECIAL_NAMES, read_dictionary, write_dictionary
+from hubert_pretrain.interop.fairseq_dictionary import (
+    SPECIAL_NAMES,
+    read_dictionary,
+    write_dictionary,
+)
 
-SYMBOLS = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=4).filter(lambda symbol: symbol not in SPECIAL_NAMES)
+SYMBOLS = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=4).filter(
+    lambda symbol: symbol not in SPECIAL_NAMES
+)
 
 
 @given(st.dictionaries(SYMBOLS, st.integers(0, 10**12)))
-def test_symbols_come_back_by_frequency(tmp_path_factory: pytest.TempPathFactory, counts: dict[str, int]) -> None:
+def test_symbols_come_back_by_frequency(
+    tmp_path_factory: pytest.TempPathFactory, counts: dict[str, int]
+) -> None:
     path = tmp_path_factory.mktemp("dictionary") / "dict.ltr.txt"
     write_dictionary(path, counts)
     symbols = read_dictionary(path)

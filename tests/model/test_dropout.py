@@ -9,13 +9,21 @@ from torch import nn
 from hubert_pretrain.model.dropout import Draws, Dropout
 
 
-@given(shape=st.lists(st.integers(0, 9), min_size=1, max_size=3), probability=st.floats(0.001, 0.999), seed=st.integers(0, 2**63 - 1))
-def test_what_stays_is_scaled_and_the_gradient_is_that_of_the_same_draws(shape: list[int], probability: float, seed: int) -> None:
+@given(
+    shape=st.lists(st.integers(0, 9), min_size=1, max_size=3),
+    probability=st.floats(0.001, 0.999),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_what_stays_is_scaled_and_the_gradient_is_that_of_the_same_draws(
+    shape: list[int], probability: float, seed: int
+) -> None:
     torch.manual_seed(seed)
     x = torch.rand(shape).add_(1.0).requires_grad_()
     y = Dropout(probability)(x)
     stays = y > 0
-    torch.testing.assert_close(y, torch.where(stays, x / (1 - probability), 0.0), rtol=0.01, atol=0.0)
+    torch.testing.assert_close(
+        y, torch.where(stays, x / (1 - probability), 0.0), rtol=0.01, atol=0.0
+    )
     (gradient,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(gradient, (y / x).detach())
 
@@ -48,7 +56,9 @@ def test_seeds_decide_and_each_layer_draws_anew() -> None:
 
 
 @pytest.mark.parametrize(("probability", "training"), [(0.0, True), (0.3, False)])
-def test_nothing_is_dropped_without_training_or_probability(probability: float, training: bool) -> None:
+def test_nothing_is_dropped_without_training_or_probability(
+    probability: float, training: bool
+) -> None:
     x = torch.randn(50)
     assert torch.equal(Dropout(probability).train(training)(x), x)
 

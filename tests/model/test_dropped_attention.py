@@ -11,18 +11,26 @@ from hubert_pretrain.model.dropped_attention import _pieces, dropped_attention
 
 def heads(batch: int, frames: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v (B, 3, T, 8) as one projection makes them: views of one tensor."""
-    qkv = torch.randn(batch, frames, 3, 3, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    qkv = torch.randn(
+        batch, frames, 3, 3, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     q, k, v = qkv.requires_grad_().permute(2, 0, 3, 1, 4)
     return q, k, v
 
 
 def gradients(out: Tensor, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    return list(torch.autograd.grad(out, inputs, torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)))
+    return list(
+        torch.autograd.grad(
+            out, inputs, torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+        )
+    )
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 17, 64])
 @pytest.mark.parametrize("padded", [False, True])
-def test_equal_to_the_definition_and_its_gradients_without_dropout(frames: int, padded: bool) -> None:
+def test_equal_to_the_definition_and_its_gradients_without_dropout(
+    frames: int, padded: bool
+) -> None:
     inputs = heads(2, frames)
     valid = torch.arange(frames) < torch.tensor([[frames], [max(1, frames - 5)]])
     attended = key_mask(valid) if padded else None
@@ -52,9 +60,15 @@ def test_equal_to_autograd_with_the_same_draws() -> None:
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
 def test_as_many_are_dropped_as_said_and_the_mean_stays(probability: float) -> None:
     q = torch.zeros(3, 4, 300, 8)
-    drawn = [(1 - kept.double().mean((1, 2)), factor) for _, kept, factor in _pieces(q, probability, seed=1)]
+    drawn = [
+        (1 - kept.double().mean((1, 2)), factor)
+        for _, kept, factor in _pieces(q, probability, seed=1)
+    ]
     share = torch.cat([means for means, _ in drawn]).mean()
-    assert abs(float(share) - probability) < 5 * (probability * (1 - probability) / (12 * 300 * 300)) ** 0.5
+    assert (
+        abs(float(share) - probability)
+        < 5 * (probability * (1 - probability) / (12 * 300 * 300)) ** 0.5
+    )
     assert drawn[0][1] == pytest.approx(1 / (1 - probability), rel=1e-4)
 
 

@@ -8,8 +8,20 @@ from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.flops import forward_macs, training_flops_per_second
 
-LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "projection_size": 768}
-XLARGE = {"hidden_size": 1280, "num_hidden_layers": 48, "num_attention_heads": 16, "intermediate_size": 5120, "projection_size": 1024}
+LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "projection_size": 768,
+}
+XLARGE = {
+    "hidden_size": 1280,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 16,
+    "intermediate_size": 5120,
+    "projection_size": 1024,
+}
 
 
 @pytest.mark.parametrize(("size", "gflop"), [({}, 45.9), (LARGE, 119.2), (XLARGE, 329.9)])
@@ -21,14 +33,19 @@ def test_the_conv_encoder_costs_what_the_reference_says() -> None:
     macs = forward_macs(HubertConfig(), 15 * SAMPLE_RATE)
     assert macs["front end"] / 15 == pytest.approx(2.454e9, rel=0.01)
     assert macs["front end"] / sum(macs.values()) == pytest.approx(0.32, abs=0.01)
-    frozen = training_flops_per_second(HubertConfig(), frozen=True) / training_flops_per_second(HubertConfig())
+    frozen = training_flops_per_second(HubertConfig(), frozen=True) / training_flops_per_second(
+        HubertConfig()
+    )
     assert 1 - frozen == pytest.approx(0.21, abs=0.01)
 
 
 def times_fewer(front_end: float, config: HubertConfig, clip_seconds: float = 15.0) -> float:
     """How many times fewer multiplications a network has than Base, whose front end and projection have so many per second."""
     num_samples = round(clip_seconds * SAMPLE_RATE)
-    macs = forward_macs(config, num_samples) | {"front end": round(front_end * clip_seconds), "projection": 0}
+    macs = forward_macs(config, num_samples) | {
+        "front end": round(front_end * clip_seconds),
+        "projection": 0,
+    }
     return sum(forward_macs(HubertConfig(), num_samples).values()) / sum(macs.values())
 
 
@@ -40,10 +57,15 @@ def test_mel_frames_every_40_ms_save_two_thirds() -> None:
     mel = HubertConfig(front_end="log_mel", mel_stack=4)
     assert times_fewer(fast_hubert, mel) == pytest.approx(3.06, rel=0.02)
     base = training_flops_per_second(HubertConfig())
-    assert base / training_flops_per_second(mel, head="softmax", supervised_layers=2) == pytest.approx(3.15, rel=0.01)
+    assert base / training_flops_per_second(
+        mel, head="softmax", supervised_layers=2
+    ) == pytest.approx(3.15, rel=0.01)
 
 
 def test_mel_frames_every_20_ms_save_what_melhubert_says() -> None:
     """33.5 % of the multiplications (its abstract). It does not say of how long clips, on which attention depends: 10 s here."""
-    base, mel = (sum(forward_macs(config, 10 * SAMPLE_RATE).values()) for config in (HubertConfig(), HubertConfig(front_end="log_mel")))
+    base, mel = (
+        sum(forward_macs(config, 10 * SAMPLE_RATE).values())
+        for config in (HubertConfig(), HubertConfig(front_end="log_mel"))
+    )
     assert 1 - mel / base == pytest.approx(0.335, rel=0.02)

@@ -8,14 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hubert_pretrain.model.heads import ClassificationHead, CodebookHead, LetterHead
+from hubert_pretrain.model.heads import ClassificationHead, CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import HubertOutput
 
 
 def test_logits_are_cosines_over_the_temperature() -> None:
     torch.manual_seed(0)
     head, x = CodebookHead(16, 8, 5, temperature=0.25), torch.randn(7, 16)
-    expected = F.cosine_similarity(head.projection(x)[:, None], head.unit_embeddings[None], dim=-1) / 0.25
+    expected = (
+        F.cosine_similarity(head.projection(x)[:, None], head.unit_embeddings[None], dim=-1) / 0.25
+    )
     torch.testing.assert_close(head(x), expected)
 
 
@@ -38,7 +40,7 @@ def test_the_loss_starts_near_that_of_a_uniform_guess() -> None:
 
 def test_letter_head_initialisation() -> None:
     torch.manual_seed(0)
-    linear = LetterHead(768, 32).linear
+    linear = CTCHead(768, 32).linear
     assert linear.weight.std().item() == pytest.approx(math.sqrt(2 / (768 + 32)), rel=0.05)
     assert not linear.bias.any()
 
@@ -55,13 +57,21 @@ def test_a_classifier_ignores_padding() -> None:
 def test_a_weighted_classifier_asks_for_every_layer() -> None:
     x = torch.randn(1, 10, 16)
     with pytest.raises(ValueError, match="hidden_states=True"):
-        ClassificationHead(16, 3, 8, n_layers=2, weighted_layers=True)(HubertOutput(last=x, feature_penalty=torch.zeros(()), embedded=x))
+        ClassificationHead(16, 3, 8, n_layers=2, weighted_layers=True)(
+            HubertOutput(last=x, feature_penalty=torch.zeros(()), embedded=x)
+        )
 
 
 @pytest.mark.parametrize(
-    "head", [CodebookHead(16, 8, 5, 0.2), LetterHead(16, 4, 0.1), ClassificationHead(16, 3, 8), ClassificationHead(16, 3, 8, 2, True)]
+    "head",
+    [
+        CodebookHead(16, 8, 5, 0.2),
+        CTCHead(16, 4, 0.1),
+        ClassificationHead(16, 3, 8),
+        ClassificationHead(16, 3, 8, 2, True),
+    ],
 )
-def test_settings_rebuild_the_head(head: CodebookHead | LetterHead | ClassificationHead) -> None:
+def test_settings_rebuild_the_head(head: CodebookHead | CTCHead | ClassificationHead) -> None:
     again = type(head)(**head.settings)
     assert again.settings == head.settings
     again.load_state_dict(head.state_dict())

@@ -43,12 +43,16 @@ def model(config: HubertConfig = SMALL, **changes: object) -> Hubert:
     return Hubert(dataclasses.replace(config, **changes)).eval()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("name", "count"), [("base", 94_370_944), ("large", 315_434_112), ("xlarge", 962_492_544)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("base", 94_370_944), ("large", 315_434_112), ("xlarge", 962_492_544)]
+)
 def test_parameters_of_the_paper(repository: Path, name: str, count: int) -> None:
     config = read_config(repository, name)
     with torch.device("meta"):
         network = Hubert(config)
-    assert sum(parameter.numel() for parameter in network.parameters()) == count + config.hidden_size  # and the mask embedding
+    assert (
+        sum(parameter.numel() for parameter in network.parameters()) == count + config.hidden_size
+    )  # and the mask embedding
 
 
 def test_conf_base_is_the_default(repository: Path) -> None:
@@ -84,9 +88,15 @@ def reference_distribution(name: str, config: HubertConfig) -> tuple[float, floa
         r".*norm\.(weight|running_var)": (1.0, 0.0),
         r".*norm\.(bias|running_mean|num_batches_tracked)": (0.0, 0.0),
         r"projection\.linear\..+": DEFAULT,
-        r"context_encoder\.positions\.(weight_v|conv\.weight)": (0.0, math.sqrt(4 / (config.num_conv_pos_embeddings * config.hidden_size))),
+        r"context_encoder\.positions\.(weight_v|conv\.weight)": (
+            0.0,
+            math.sqrt(4 / (config.num_conv_pos_embeddings * config.hidden_size)),
+        ),
         r"context_encoder\.positions\.weight_g": "norm of weight_v",
-        r"context_encoder\.layers\..+\.up\.weight": (0.0, 0.0 if "adapter" in name else config.initializer_range),
+        r"context_encoder\.layers\..+\.up\.weight": (
+            0.0,
+            0.0 if "adapter" in name else config.initializer_range,
+        ),
         r"context_encoder\.layers\..+\.weight": (0.0, config.initializer_range),
         r".+\.bias": (0.0, 0.0),
     }
@@ -97,7 +107,12 @@ def reference_distribution(name: str, config: HubertConfig) -> tuple[float, floa
     "changes",
     [
         {},
-        {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True, "initializer_range": 0.01},
+        {
+            "feat_extract_norm": "layer",
+            "do_stable_layer_norm": True,
+            "conv_bias": True,
+            "initializer_range": 0.01,
+        },
         {"conv_pos_batch_norm": True, "adapter_attn_dim": 16},
     ],
     ids=["base", "large", "others"],
@@ -110,7 +125,9 @@ def test_initialisation_of_every_tensor_matches_the_reference(changes: dict[str,
     for name, tensor in state.items():
         expected = reference_distribution(name, config)
         if expected == "norm of weight_v":
-            torch.testing.assert_close(tensor, state[name.replace("_g", "_v")].norm(dim=(0, 1), keepdim=True))
+            torch.testing.assert_close(
+                tensor, state[name.replace("_g", "_v")].norm(dim=(0, 1), keepdim=True)
+            )
             continue
         if expected == DEFAULT:
             weight = state[name.replace("bias", "weight")]
@@ -123,7 +140,9 @@ def test_initialisation_of_every_tensor_matches_the_reference(changes: dict[str,
 
 def test_the_normalised_kernel_starts_as_it_was_drawn() -> None:
     positions = model().context_encoder.positions
-    torch.testing.assert_close(torch._weight_norm(positions.weight_v, positions.weight_g, 2), positions.weight_v)
+    torch.testing.assert_close(
+        torch._weight_norm(positions.weight_v, positions.weight_g, 2), positions.weight_v
+    )
 
 
 def test_masked_frames_are_the_mask_embedding_whatever_they_held() -> None:
@@ -142,7 +161,11 @@ def test_channel_mask_sets_channels_to_zero_after_the_span_mask() -> None:
     network = model()
     seen: list[Tensor] = []
     network.context_encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    network(torch.randn(1, 16_000), mask=torch.ones(1, 49, dtype=torch.bool), channel_mask=torch.arange(32)[None] < 8)
+    network(
+        torch.randn(1, 16_000),
+        mask=torch.ones(1, 49, dtype=torch.bool),
+        channel_mask=torch.arange(32)[None] < 8,
+    )
     assert not seen[0][..., :8].any()
     assert torch.equal(seen[0][0, 0, 8:], network.mask_embedding[8:])
 
@@ -158,8 +181,14 @@ def test_padding_changes_nothing_in_a_layer_norm_model() -> None:
     assert (alone[0] - padded[1, :frames]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("config", [SMALL, dataclasses.replace(SMALL, do_stable_layer_norm=True)], ids=["post-norm", "pre-norm"])
-def test_padding_changes_nothing_in_a_group_norm_model_that_is_told_the_lengths(config: HubertConfig) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, dataclasses.replace(SMALL, do_stable_layer_norm=True)],
+    ids=["post-norm", "pre-norm"],
+)
+def test_padding_changes_nothing_in_a_group_norm_model_that_is_told_the_lengths(
+    config: HubertConfig,
+) -> None:
     network = model(config)
     short, long = torch.randn(1, 9_000) + 1, torch.randn(1, 16_000)
     batch = torch.cat([long, torch.nn.functional.pad(short, (0, 7_000))])
@@ -167,12 +196,18 @@ def test_padding_changes_nothing_in_a_group_norm_model_that_is_told_the_lengths(
     valid = torch.arange(49) < torch.tensor([[49], [frames]])
     with torch.no_grad():
         expected = [network(waveform, hidden_states=True) for waveform in (long, short)]
-        told = network(batch, valid=valid, num_samples=torch.tensor([16_000, 9_000]), hidden_states=True)
+        told = network(
+            batch, valid=valid, num_samples=torch.tensor([16_000, 9_000]), hidden_states=True
+        )
         untold = network(batch, valid=valid)
     for row, alone in enumerate(expected):
-        for ours, theirs in zip([*told.hidden_states, told.last], [*alone.hidden_states, alone.last], strict=True):
+        for ours, theirs in zip(
+            [*told.hidden_states, told.last], [*alone.hidden_states, alone.last], strict=True
+        ):
             assert (ours[row, : theirs.shape[1]] - theirs[0]).abs().max() < 1e-5
-    assert (untold.last[1, :frames] - expected[1].last[0]).abs().max() > 1e-2  # what transformers and fairseq make of padding
+    assert (
+        untold.last[1, :frames] - expected[1].last[0]
+    ).abs().max() > 1e-2  # what transformers and fairseq make of padding
 
 
 def test_lengths_without_padding_change_nothing() -> None:
@@ -180,7 +215,9 @@ def test_lengths_without_padding_change_nothing() -> None:
     told, untold = network(waveform, num_samples=torch.tensor([8_000, 8_000])), network(waveform)
     assert (told.last - untold.last).abs().max() < 1e-5
     layer_norm = model(LAYER)
-    assert torch.equal(layer_norm(waveform, num_samples=torch.tensor([8_000, 400])).last, layer_norm(waveform).last)
+    assert torch.equal(
+        layer_norm(waveform, num_samples=torch.tensor([8_000, 400])).last, layer_norm(waveform).last
+    )
 
 
 def test_layers_are_the_same_states_whether_or_not_the_rest_runs() -> None:
@@ -225,7 +262,9 @@ def test_autocast_keeps_the_residual_stream_in_fp32(config: HubertConfig) -> Non
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         low = network(waveform, hidden_states=True)
     exact = network(waveform)
-    assert {state.dtype for state in (*low.hidden_states, low.last, low.feature_penalty)} == {torch.float32}
+    assert {state.dtype for state in (*low.hidden_states, low.last, low.feature_penalty)} == {
+        torch.float32
+    }
     assert (low.last - exact.last).norm() < 0.02 * exact.last.norm()
 
 
@@ -242,10 +281,22 @@ def test_large_offsets_do_not_upset_the_norm_over_time() -> None:
         (torch.zeros(16_000), {}, r"shape \(B, S\), found torch.float32 \(16000,\)"),
         (torch.zeros(1, 2, 16_000), {}, r"\(1, 2, 16000\)"),
         (torch.zeros(1, 16_000, dtype=torch.int16), {}, "torch.int16"),
-        (torch.zeros(1, 16_000), {"mask": torch.zeros(1, 50, dtype=torch.bool)}, r"mask must be bool .* \(1, 49\), found .* \(1, 50\)"),
+        (
+            torch.zeros(1, 16_000),
+            {"mask": torch.zeros(1, 50, dtype=torch.bool)},
+            r"mask must be bool .* \(1, 49\), found .* \(1, 50\)",
+        ),
         (torch.zeros(1, 16_000), {"valid": torch.ones(1, 49)}, "valid must be bool"),
-        (torch.zeros(1, 16_000), {"channel_mask": torch.zeros(1, 31, dtype=torch.bool)}, "channel_mask"),
-        (torch.zeros(2, 16_000), {"num_samples": torch.tensor([400])}, r"num_samples must have shape \(B,\) = \(2,\), found \(1,\)"),
+        (
+            torch.zeros(1, 16_000),
+            {"channel_mask": torch.zeros(1, 31, dtype=torch.bool)},
+            "channel_mask",
+        ),
+        (
+            torch.zeros(2, 16_000),
+            {"num_samples": torch.tensor([400])},
+            r"num_samples must have shape \(B,\) = \(2,\), found \(1,\)",
+        ),
         (torch.zeros(1, 16_000), {"layers": 4}, "layer 4 .* layers 1 to 3"),
         (torch.zeros(1, 16_000), {"layers": 0}, "layer 0"),
         (torch.zeros(1, 16_000), {"layer_keep": [True]}, "layer_keep"),

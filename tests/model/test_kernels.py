@@ -7,12 +7,16 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from hubert_pretrain.model.kernels import choose_kernels
+from hubert_pretrain.model.precision import set_matmul_precision
 
 
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cuda.cudnn_sdp_enabled()
+    before = (
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.cudnn_sdp_enabled(),
+    )
     yield
     torch.set_float32_matmul_precision(before[0])
     torch.backends.cudnn.allow_tf32 = before[1]
@@ -21,7 +25,7 @@ def _restore() -> Iterator[None]:
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_products_and_convolutions_agree(tf32: bool) -> None:
-    choose_kernels(tf32=tf32)
+    set_matmul_precision(tf32=tf32)
     assert torch.backends.cudnn.allow_tf32 is tf32
     assert torch.backends.cuda.matmul.allow_tf32 is tf32
     assert not torch.backends.cuda.cudnn_sdp_enabled()
@@ -32,7 +36,7 @@ def test_products_and_convolutions_agree(tf32: bool) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize(("tf32", "bound"), [(False, 1e-5), (True, 1e-2)])
 def test_fp32_is_as_exact_as_was_said(tf32: bool, bound: float) -> None:
-    choose_kernels(tf32=tf32)
+    set_matmul_precision(tf32=tf32)
     torch.manual_seed(0)
     x, weight = torch.randn(1, 512, 1000), torch.randn(512, 512, 3) / 40
     expected = torch.nn.functional.conv1d(x.double(), weight.double())

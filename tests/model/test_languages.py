@@ -11,9 +11,15 @@ import torch
 from hubert_pretrain.errors import ArtefactError, ConfigError
 from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.heads import LetterHead
+from hubert_pretrain.model.heads import CTCHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.languages import Language, adapters_only, languages, load_language, save_language
+from hubert_pretrain.model.language_adapters import (
+    Language,
+    adapters_only,
+    languages,
+    load_language,
+    save_language,
+)
 
 POST_NORM = HubertConfig(
     conv_dim=[16] * 7,
@@ -41,7 +47,7 @@ def teach(model: Hubert, folder: Path, name: str, seed: int) -> torch.Tensor:
         for layer in model.context_encoder.layers:
             for parameter in layer.adapter.parameters():
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
-    head = LetterHead(32, len(VOCABULARIES[name]), dropout=0.1).eval()
+    head = CTCHead(32, len(VOCABULARIES[name]), dropout=0.1).eval()
     save_language(folder, Language(name, head, VOCABULARIES[name]), model)
     return head(model(waveform()).last)
 
@@ -54,7 +60,11 @@ def waveform() -> torch.Tensor:
 def test_languages_are_exchanged_in_place_and_back(config: HubertConfig, tmp_path: Path) -> None:
     model = network(config)
     expected = {name: teach(model, tmp_path, name, seed) for seed, name in enumerate(VOCABULARIES)}
-    shared = {name: tensor.clone() for name, tensor in model.state_dict().items() if ".adapter." not in name}
+    shared = {
+        name: tensor.clone()
+        for name, tensor in model.state_dict().items()
+        if ".adapter." not in name
+    }
     assert languages(tmp_path) == ["deu", "eng"]
     for name in ("deu", "eng", "deu"):
         language = load_language(tmp_path, name, model)
@@ -89,7 +99,10 @@ def test_a_new_language_is_trained_without_touching_the_network() -> None:
 def test_a_language_that_is_not_there(tmp_path: Path) -> None:
     model = network(POST_NORM)
     teach(model, tmp_path, "deu", 0)
-    with pytest.raises(ArtefactError, match=r"adapter.due.safetensors: no such language .did you mean 'deu'.*; the folder has deu"):
+    with pytest.raises(
+        ArtefactError,
+        match=r"adapter.due.safetensors: no such language .did you mean 'deu'.*; the folder has deu",
+    ):
         load_language(tmp_path, "due", model)
     with pytest.raises(ConfigError, match="cannot name a language"):
         load_language(tmp_path, "../deu", model)
@@ -99,13 +112,18 @@ def test_a_language_of_another_network_is_refused_and_changes_nothing(tmp_path: 
     teach(network(POST_NORM), tmp_path, "deu", 0)
     model = network(dataclasses.replace(POST_NORM, adapter_attn_dim=6))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ArtefactError, match=r"adapter.deu.safetensors: does not fit .* shape \(8, 32\) where \(6, 32\)"):
+    with pytest.raises(
+        ArtefactError,
+        match=r"adapter.deu.safetensors: does not fit .* shape \(8, 32\) where \(6, 32\)",
+    ):
         load_language(tmp_path, "deu", model)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
     with pytest.raises(ConfigError, match="no adapters"):
-        load_language(tmp_path, "deu", network(dataclasses.replace(POST_NORM, adapter_attn_dim=None)))
+        load_language(
+            tmp_path, "deu", network(dataclasses.replace(POST_NORM, adapter_attn_dim=None))
+        )
 
 
 def test_a_vocabulary_must_fit_its_head(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="2 symbols for a head of 3 rows"):
-        save_language(tmp_path, Language("deu", LetterHead(32, 3), ["<pad>", "|"]), network(POST_NORM))
+        save_language(tmp_path, Language("deu", CTCHead(32, 3), ["<pad>", "|"]), network(POST_NORM))

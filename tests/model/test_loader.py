@@ -14,14 +14,13 @@ import torch
 from safetensors.torch import save_file
 
 from hubert_pretrain.errors import ArtefactError, ConfigError
-from hubert_pretrain.export.formats import FORMATS
+from hubert_pretrain.interop.load import load_checkpoint
+from hubert_pretrain.interop.pickles import read_pickle
+from hubert_pretrain.interop.registry import FORMATS
 from hubert_pretrain.model.checkpoint import load_model, load_tensors, save_model
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.heads import LetterHead
+from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.loader import load_checkpoint
-from hubert_pretrain.model.pickles import read_pickle
-from hubert_pretrain.model.pretraining_head import CodebookHead
 
 SMALL = HubertConfig(
     conv_dim=[8] * 7,
@@ -42,10 +41,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """<format>/<kind>/... of a pretrained and of a letter model."""
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
-    for kind, head in (("pretrain", CodebookHead(16, 4, 10)), ("ctc", LetterHead(16, len(VOCABULARY)))):
-        save_model(folder / "ours" / kind, Hubert(SMALL), head=head, extra={"vocabulary": VOCABULARY})
+    for kind, head in (
+        ("pretrain", CodebookHead(16, 4, 10)),
+        ("ctc", CTCHead(16, len(VOCABULARY))),
+    ):
+        save_model(
+            folder / "ours" / kind, Hubert(SMALL), head=head, extra={"vocabulary": VOCABULARY}
+        )
         for name in READABLE:
-            FORMATS[name].export(folder / name / kind / FORMATS[name].file, load_model(folder / "ours" / kind))
+            FORMATS[name].export(
+                folder / name / kind / FORMATS[name].file, load_model(folder / "ours" / kind)
+            )
     return folder
 
 
@@ -62,7 +68,9 @@ def copy(exported: Path, tmp_path: Path) -> Callable[[str, str], Path]:
 
 @pytest.mark.parametrize("kind", ["pretrain", "ctc"])
 @pytest.mark.parametrize("form", [*READABLE, "ours"])
-def test_names_do_not_matter(copy: Callable[[str, str], Path], tmp_path: Path, form: str, kind: str) -> None:
+def test_names_do_not_matter(
+    copy: Callable[[str, str], Path], tmp_path: Path, form: str, kind: str
+) -> None:
     path = copy(form, kind)
     if path.is_file():
         side = path.with_name(f"{path.stem}.side.safetensors")
@@ -92,7 +100,9 @@ def test_reading_draws_no_random_numbers(exported: Path) -> None:
 
 def test_half_precision_is_read_as_fp32(copy: Callable[[str, str], Path]) -> None:
     path = copy("huggingface", "ctc")
-    tensors = {name: tensor.bfloat16() for name, tensor in load_tensors(path / "model.safetensors").items()}
+    tensors = {
+        name: tensor.bfloat16() for name, tensor in load_tensors(path / "model.safetensors").items()
+    }
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
     loaded = load_checkpoint(path)
     assert {tensor.dtype for tensor in loaded.model.state_dict().values()} == {torch.float32}
@@ -102,10 +112,22 @@ def test_half_precision_is_read_as_fp32(copy: Callable[[str, str], Path]) -> Non
 # -- bad input --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [b"", b"RIFF....WAVEfmt ", b"hello\n" * 100, b"{}", b"PK\x03\x04 not really a zip", b"\x80\x02."])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"RIFF....WAVEfmt ",
+        b"hello\n" * 100,
+        b"{}",
+        b"PK\x03\x04 not really a zip",
+        b"\x80\x02.",
+    ],
+)
 def test_a_wrong_file_type(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "speech.pt").write_bytes(content)
-    with pytest.raises(ArtefactError, match=r"speech\.pt: (is no checkpoint|cannot be read|holds)") as caught:
+    with pytest.raises(
+        ArtefactError, match=r"speech\.pt: (is no checkpoint|cannot be read|holds)"
+    ) as caught:
         load_checkpoint(tmp_path / "speech.pt")
     assert "\n" not in str(caught.value)
 
@@ -138,7 +160,9 @@ class Bomb:
 
 
 @pytest.mark.parametrize("place", ["fairseq", "s3prl", "torchaudio", "pytorch_model.bin", "alone"])
-def test_a_pickle_that_runs_code(copy: Callable[[str, str], Path], tmp_path: Path, place: str) -> None:
+def test_a_pickle_that_runs_code(
+    copy: Callable[[str, str], Path], tmp_path: Path, place: str
+) -> None:
     """It is read for what it holds, where that is enough, and refused otherwise; either way it does not run."""
     sentinel, bomb = tmp_path / "sentinel", Bomb(tmp_path / "sentinel")
     if place == "alone":
@@ -177,13 +201,22 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         ("torchaudio", None, "wav2vec2.encoder.transformer.layers.0.attention.k_proj.weight"),
     ],
 )
-def test_a_missing_and_an_unknown_key(copy: Callable[[str, str], Path], form: str, weights: str | None, name: str) -> None:
+def test_a_missing_and_an_unknown_key(
+    copy: Callable[[str, str], Path], form: str, weights: str | None, name: str
+) -> None:
     path = copy(form, "pretrain")
     rewrite(path, lambda content: (content[weights] if weights else content).pop(name))
-    with pytest.raises(ArtefactError, match=f"{path.name}: 1 tensors are missing, first .*{name[-12:]}"):
+    with pytest.raises(
+        ArtefactError, match=f"{path.name}: 1 tensors are missing, first .*{name[-12:]}"
+    ):
         load_checkpoint(path)
-    rewrite(path, lambda content: (content[weights] if weights else content).update({name: torch.zeros(2)}))
-    with pytest.raises(ArtefactError, match=f"{path.name}: does not fit the network: .* ha(s|ve) shape .* expected"):
+    rewrite(
+        path,
+        lambda content: (content[weights] if weights else content).update({name: torch.zeros(2)}),
+    )
+    with pytest.raises(
+        ArtefactError, match=f"{path.name}: does not fit the network: .* ha(s|ve) shape .* expected"
+    ):
         load_checkpoint(path)
 
 
@@ -194,10 +227,17 @@ def test_a_missing_and_an_unknown_key(copy: Callable[[str, str], Path], form: st
         ("fairseq", lambda content: content["cfg"].update(model={"conv_feature_layers": 3})),
         ("fairseq", lambda content: content["cfg"]["model"].update(encoder_layers=None)),
         ("s3prl", lambda content: content.update(dictionaries_symbols=7, model_cfg="x")),
-        ("torchaudio", lambda content: content.update({"wav2vec2.encoder.feature_projection.projection.weight": torch.zeros(())})),
+        (
+            "torchaudio",
+            lambda content: content.update(
+                {"wav2vec2.encoder.feature_projection.projection.weight": torch.zeros(())}
+            ),
+        ),
     ],
 )
-def test_right_names_and_wrong_forms(copy: Callable[[str, str], Path], form: str, change: Callable[[dict[str, Any]], Any]) -> None:
+def test_right_names_and_wrong_forms(
+    copy: Callable[[str, str], Path], form: str, change: Callable[[dict[str, Any]], Any]
+) -> None:
     path = copy(form, "pretrain")
     rewrite(path, change)
     with pytest.raises(ArtefactError, match=path.name) as caught:
@@ -208,12 +248,22 @@ def test_right_names_and_wrong_forms(copy: Callable[[str, str], Path], form: str
 def test_another_architecture(copy: Callable[[str, str], Path]) -> None:
     path = copy("fairseq", "pretrain")
     rewrite(path, lambda content: content["cfg"]["model"].update(_name="wav2vec2"))
-    with pytest.raises(ArtefactError, match="holds a 'wav2vec2' network, expected fairseq's 'hubert' or 'hubert_ctc'"):
+    with pytest.raises(
+        ArtefactError,
+        match="holds a 'wav2vec2' network, expected fairseq's 'hubert' or 'hubert_ctc'",
+    ):
         load_checkpoint(path)
     rewrite(
-        path, lambda content: (content["cfg"]["model"].update(_name="hubert"), content["model"].update({"quantizer.vars": torch.ones(2)}))
+        path,
+        lambda content: (
+            content["cfg"]["model"].update(_name="hubert"),
+            content["model"].update({"quantizer.vars": torch.ones(2)}),
+        ),
     )
-    with pytest.raises(ArtefactError, match=r"1 weights have no place in our network, first quantizer\.vars; its architecture is another"):
+    with pytest.raises(
+        ArtefactError,
+        match=r"1 weights have no place in our network, first quantizer\.vars; its architecture is another",
+    ):
         load_checkpoint(path)
 
 
@@ -221,26 +271,45 @@ def test_another_architecture_in_a_folder(copy: Callable[[str, str], Path]) -> N
     path = copy("huggingface", "ctc")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "model_type": "wavlm"}))
-    with pytest.raises(ArtefactError, match=r"config\.json: model_type is 'wavlm', expected 'hubert'"):
+    with pytest.raises(
+        ArtefactError, match=r"config\.json: model_type is 'wavlm', expected 'hubert'"
+    ):
         load_checkpoint(path)
-    for change, found in (({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"), ({"hidden_size": "wide"}, "makes no network")):
+    for change, found in (
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+        ({"hidden_size": "wide"}, "makes no network"),
+    ):
         (path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(ArtefactError, match=found):
             load_checkpoint(path)
 
 
-def test_a_vocabulary_that_does_not_fit_the_head(copy: Callable[[str, str], Path], exported: Path, tmp_path: Path) -> None:
+def test_a_vocabulary_that_does_not_fit_the_head(
+    copy: Callable[[str, str], Path], exported: Path, tmp_path: Path
+) -> None:
     path = copy("huggingface", "ctc")
     (path / "vocab.json").write_text(json.dumps({"<pad>": 0, "A": 1}))
     (path / "tokenizer_config.json").unlink()
-    with pytest.raises(ArtefactError, match=r"vocab\.json: the vocabulary does not fit the head: 2 symbols.*where 5 were expected"):
+    with pytest.raises(
+        ArtefactError,
+        match=r"vocab\.json: the vocabulary does not fit the head: 2 symbols.*where 5 were expected",
+    ):
         load_checkpoint(path)
     (tmp_path / "dict.km.txt").write_text("".join(f"{cluster} 1\n" for cluster in range(9)))
-    with pytest.raises(ArtefactError, match=r"the dictionary does not fit the head: 13 symbols.*where 14 were expected"):
-        load_checkpoint(exported / "fairseq" / "pretrain" / "checkpoint.pt", dictionary=tmp_path / "dict.km.txt")
+    with pytest.raises(
+        ArtefactError,
+        match=r"the dictionary does not fit the head: 13 symbols.*where 14 were expected",
+    ):
+        load_checkpoint(
+            exported / "fairseq" / "pretrain" / "checkpoint.pt", dictionary=tmp_path / "dict.km.txt"
+        )
     (tmp_path / "dict.km.txt").write_text("0 1\nno count\n")
-    with pytest.raises(ArtefactError, match=r"dict\.km\.txt: line 2 is 'no count', expected a symbol and a count"):
-        load_checkpoint(exported / "fairseq" / "pretrain" / "checkpoint.pt", dictionary=tmp_path / "dict.km.txt")
+    with pytest.raises(
+        ArtefactError, match=r"dict\.km\.txt: line 2 is 'no count', expected a symbol and a count"
+    ):
+        load_checkpoint(
+            exported / "fairseq" / "pretrain" / "checkpoint.pt", dictionary=tmp_path / "dict.km.txt"
+        )
 
 
 def test_weights_that_are_not_finite(copy: Callable[[str, str], Path]) -> None:

@@ -10,19 +10,30 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from hubert_pretrain.errors import ConfigError
-from hubert_pretrain.export.formats import FORMATS
 from hubert_pretrain.features.hubert_layer import HubertLayer
 from hubert_pretrain.features.log_mel import LogMel
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.frames import MFCC_GRID, FrameGrid, seconds
+from hubert_pretrain.interop.registry import FORMATS
 from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import SoftmaxHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.log_mel_encoder import DEVIATION, MEAN, LogMelEncoder
-from hubert_pretrain.model.pretraining_head import SoftmaxHead
+from hubert_pretrain.model.log_mel import DEVIATION, MEAN, LogMelEncoder
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "layerdrop": 0.0}
-SMALL |= {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "front_end": "log_mel", "mel_bins": 40}
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "layerdrop": 0.0,
+}
+SMALL |= {
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "front_end": "log_mel",
+    "mel_bins": 40,
+}
 """Of a network."""
 
 
@@ -33,7 +44,9 @@ def config(**changes: object) -> HubertConfig:
 @given(stack=some.integers(1, 5), extra=some.integers(0, 3000))
 def test_the_energies_of_kaldi_side_by_side(stack: int, extra: int) -> None:
     form = config(mel_stack=stack)
-    waveform = 0.1 * torch.randn(2, form.grid.window + extra, generator=torch.Generator().manual_seed(extra))
+    waveform = 0.1 * torch.randn(
+        2, form.grid.window + extra, generator=torch.Generator().manual_seed(extra)
+    )
     found = LogMelEncoder(form)(waveform)
     energies = LogMel(40, hop_seconds=seconds(MFCC_GRID.hop))(waveform)  # (B, F, bands)
     frames = form.grid.num_frames(waveform.shape[1])
@@ -50,7 +63,9 @@ def test_a_crop_on_the_grid_gives_the_frames_of_the_whole() -> None:
     form = config(mel_stack=4)
     encoder, waveform = LogMelEncoder(form), torch.randn(1, 20_000)
     start = form.grid.start_sample(7)
-    torch.testing.assert_close(encoder(waveform[:, start:]), encoder(waveform)[:, 7:], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        encoder(waveform[:, start:]), encoder(waveform)[:, 7:], atol=1e-4, rtol=0
+    )
 
 
 def test_bf16_does_not_reach_the_energies() -> None:
@@ -67,7 +82,9 @@ def test_mfcc_on_its_grid_is_kaldis_frame_in_the_middle() -> None:
         grid = config(mel_stack=stack).grid
         found = Mfcc(hop_seconds=seconds(grid.hop), window_seconds=seconds(grid.window))(waveform)
         assert found.shape[1] == grid.num_frames(16_000)
-        torch.testing.assert_close(found, whole[:, first::stack][:, : found.shape[1]], atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            found, whole[:, first::stack][:, : found.shape[1]], atol=1e-3, rtol=0
+        )
     with pytest.raises(ConfigError, match="expected a multiple of the first"):
         Mfcc(hop_seconds=0.015)
 
@@ -91,7 +108,10 @@ def test_a_checkpoint_comes_back_and_is_a_feature(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["huggingface", "fairseq", "s3prl", "torchaudio", "torch"])
 def test_formats_without_a_place_for_it_say_so(name: str, tmp_path: Path) -> None:
     save_model(tmp_path / "model", Hubert(config()), head=SoftmaxHead(16, 7))
-    with pytest.raises(ConfigError, match=f"export.format={name} has no place for model.front_end=log_mel.*choose onnx"):
+    with pytest.raises(
+        ConfigError,
+        match=f"export.format={name} has no place for model.front_end=log_mel.*choose onnx",
+    ):
         FORMATS[name].write(tmp_path / "out" / "file", load_model(tmp_path / "model"))
     assert not (tmp_path / "out").exists()
 

@@ -9,7 +9,12 @@ from hubert_pretrain.model.long_convolution import long_convolution
 
 
 @settings(max_examples=60)
-@given(taps=st.integers(1, 40), frames=st.integers(1, 150), groups=st.sampled_from([1, 3]), rows=st.integers(1, 3))
+@given(
+    taps=st.integers(1, 40),
+    frames=st.integers(1, 150),
+    groups=st.sampled_from([1, 3]),
+    rows=st.integers(1, 3),
+)
 def test_equal_to_conv1d_and_its_gradients(taps: int, frames: int, groups: int, rows: int) -> None:
     generator = torch.Generator().manual_seed(taps)
     shapes = ((rows, 6, frames), (6, 6 // groups, taps), (6,))
@@ -19,13 +24,22 @@ def test_equal_to_conv1d_and_its_gradients(taps: int, frames: int, groups: int, 
     assert torch.equal(found, F.conv1d(*inputs, padding=taps // 2, groups=groups))
     expected = F.conv1d(*wide, padding=taps // 2, groups=groups)
     direction = torch.randn(found.shape, generator=generator)
-    ours, theirs = torch.autograd.grad(found, inputs, direction), torch.autograd.grad(expected, wide, direction.double())
+    ours, theirs = (
+        torch.autograd.grad(found, inputs, direction),
+        torch.autograd.grad(expected, wide, direction.double()),
+    )
     for mine, reference in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, reference.float(), atol=2e-6 * float(reference.abs().max() + 1), rtol=0)
+        torch.testing.assert_close(
+            mine, reference.float(), atol=2e-6 * float(reference.abs().max() + 1), rtol=0
+        )
 
 
 def test_no_gradient_that_nobody_wants() -> None:
-    x, weight, bias = torch.randn(2, 6, 50), torch.randn(6, 2, 8, requires_grad=True), torch.randn(6)
+    x, weight, bias = (
+        torch.randn(2, 6, 50),
+        torch.randn(6, 2, 8, requires_grad=True),
+        torch.randn(6),
+    )
     long_convolution(x, weight, bias, padding=4, groups=3).sum().backward()
     assert weight.grad is not None
     assert x.grad is None

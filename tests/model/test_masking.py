@@ -17,17 +17,30 @@ def rng(seed: int = 0) -> np.random.Generator:
     ("num_frames", "probability", "span", "min_spans", "expected"),
     [(781, 0.8, 10, 2, 0.567), (781, 0.65, 10, 2, 0.490), (768, 0.5, 64, 0, 0.404)],
 )
-def test_expected_share_of_hidden_frames(num_frames: int, probability: float, span: int, min_spans: int, expected: float) -> None:
+def test_expected_share_of_hidden_frames(
+    num_frames: int, probability: float, span: int, min_spans: int, expected: float
+) -> None:
     generator = rng()
     shares = [
-        span_mask(num_frames, probability=probability, span_frames=span, min_spans=min_spans, generator=generator).mean()
+        span_mask(
+            num_frames,
+            probability=probability,
+            span_frames=span,
+            min_spans=min_spans,
+            generator=generator,
+        ).mean()
         for _ in range(2000)
     ]
     assert np.mean(shares) == pytest.approx(expected, abs=0.004)
 
 
-@pytest.mark.parametrize(("num_frames", "probability", "expected"), [(781, 0.8, 0.530), (781, 0.65, 0.456), (200, 0.8, 0.500)])
-def test_expected_count_after_the_reference_equalises_eight_rows(num_frames: int, probability: float, expected: float) -> None:
+@pytest.mark.parametrize(
+    ("num_frames", "probability", "expected"),
+    [(781, 0.8, 0.530), (781, 0.65, 0.456), (200, 0.8, 0.500)],
+)
+def test_expected_count_after_the_reference_equalises_eight_rows(
+    num_frames: int, probability: float, expected: float
+) -> None:
     count = expected_count(num_frames, probability=probability, span_frames=10, min_spans=2)
     assert count / num_frames == pytest.approx(expected, abs=0.006)
     assert count == expected_count(num_frames, probability=probability, span_frames=10, min_spans=2)
@@ -41,7 +54,10 @@ def test_spans_are_whole_but_for_the_end() -> None:
 
 
 def test_the_same_generator_gives_the_same_mask() -> None:
-    draws = [span_mask(200, probability=0.8, span_frames=10, min_spans=2, generator=rng(seed)) for seed in (1, 1, 2)]
+    draws = [
+        span_mask(200, probability=0.8, span_frames=10, min_spans=2, generator=rng(seed))
+        for seed in (1, 1, 2)
+    ]
     assert (draws[0] == draws[1]).all()
     assert (draws[0] != draws[2]).any()
 
@@ -49,7 +65,9 @@ def test_the_same_generator_gives_the_same_mask() -> None:
 @pytest.mark.parametrize("num_frames", range(1, 30))
 def test_short_rows_keep_a_visible_frame(num_frames: int) -> None:
     for seed in range(50):
-        mask = span_mask(num_frames, probability=0.8, span_frames=10, min_spans=2, generator=rng(seed))
+        mask = span_mask(
+            num_frames, probability=0.8, span_frames=10, min_spans=2, generator=rng(seed)
+        )
         assert mask.shape == (num_frames,)
         assert not mask.all()
 
@@ -77,13 +95,26 @@ SPANS = {"probability": 0.65, "span_frames": 10, "min_spans": 2}
 
 @pytest.mark.parametrize(
     ("lengths", "other", "mean", "shortest", "longest"),
-    [("static", 0, 10, 10, 10), ("uniform", 4, 12, 4, 20), ("normal", 3, 10, 1, 25), ("poisson", 0, 10, 0, 30)],
+    [
+        ("static", 0, 10, 10, 10),
+        ("uniform", 4, 12, 4, 20),
+        ("normal", 3, 10, 1, 25),
+        ("poisson", 0, 10, 0, 30),
+    ],
 )
-def test_lengths_of_spans(lengths: Lengths, other: float, mean: float, shortest: int, longest: int) -> None:
+def test_lengths_of_spans(
+    lengths: Lengths, other: float, mean: float, shortest: int, longest: int
+) -> None:
     found = []
     for seed in range(400):
         mask = span_mask(
-            5000, probability=0.002, span_frames=10, min_spans=1, generator=rng(seed), lengths=lengths, length_other=other
+            5000,
+            probability=0.002,
+            span_frames=10,
+            min_spans=1,
+            generator=rng(seed),
+            lengths=lengths,
+            length_other=other,
         )  # one span in most rows
         found += runs(mask)
     assert np.mean(found) == pytest.approx(mean, rel=0.05)
@@ -92,11 +123,16 @@ def test_lengths_of_spans(lengths: Lengths, other: float, mean: float, shortest:
     assert len(set(found)) == 1 if lengths == "static" else len(set(found)) > 5
 
 
-@pytest.mark.parametrize(("lengths", "mean"), [("static", 10), ("uniform", 11.5), ("normal", 10), ("poisson", 10)])
+@pytest.mark.parametrize(
+    ("lengths", "mean"), [("static", 10), ("uniform", 11.5), ("normal", 10), ("poisson", 10)]
+)
 def test_expected_share_with_other_lengths(lengths: Lengths, mean: float) -> None:
     """n spans of mean length m at random starts leave (1 - m / T)^n visible, a little less as no two start at the same frame."""
     draw = rng()
-    shares = [span_mask(781, **SPANS, generator=draw, lengths=lengths, length_other=3).mean() for _ in range(1000)]
+    shares = [
+        span_mask(781, **SPANS, generator=draw, lengths=lengths, length_other=3).mean()
+        for _ in range(1000)
+    ]
     assert np.mean(shares) == pytest.approx(1 - (1 - mean / 781) ** (0.65 * 781 / 10), abs=0.012)
 
 
@@ -104,8 +140,12 @@ def test_expected_share_with_other_lengths(lengths: Lengths, mean: float) -> Non
 @pytest.mark.parametrize("lengths", ["static", "poisson"])
 def test_spans_that_keep_apart(lengths: Lengths, space: int) -> None:
     for seed in range(100):
-        mask = span_mask(200, **SPANS, generator=rng(seed), overlap=False, min_space=space, lengths=lengths)
-        gaps = runs(~mask)[int(not mask[0]) :][: -1 if not mask[-1] else None]  # between spans, not before and after
+        mask = span_mask(
+            200, **SPANS, generator=rng(seed), overlap=False, min_space=space, lengths=lengths
+        )
+        gaps = runs(~mask)[int(not mask[0]) :][
+            : -1 if not mask[-1] else None
+        ]  # between spans, not before and after
         assert all(gap >= space for gap in gaps)
         if lengths == "static" and space > 0:
             assert set(runs(mask)) == {10}
@@ -120,7 +160,9 @@ def test_spans_that_keep_apart_hide_all_that_was_asked_for() -> None:
 def test_unequal_rows_before_equalising_and_after() -> None:
     """Reference.md 2.5: .490 of the frames before, .456 after eight rows were cut to the shortest."""
     draw = rng()
-    counts = np.array([[span_mask(781, **SPANS, generator=draw).sum() for _ in range(8)] for _ in range(300)])
+    counts = np.array(
+        [[span_mask(781, **SPANS, generator=draw).sum() for _ in range(8)] for _ in range(300)]
+    )
     assert counts.mean() / 781 == pytest.approx(0.490, abs=0.003)
     assert counts.min(axis=1).mean() / 781 == pytest.approx(0.456, abs=0.004)
 
@@ -132,7 +174,11 @@ def test_expected_count_of_channels() -> None:
 
 def test_expected_count_of_other_lengths() -> None:
     assert expected_count(781, **SPANS) == pytest.approx(0.456 * 781, abs=4)
-    assert expected_count(781, **SPANS, overlap=False) > expected_count(781, **SPANS, lengths="poisson") > 300
+    assert (
+        expected_count(781, **SPANS, overlap=False)
+        > expected_count(781, **SPANS, lengths="poisson")
+        > 300
+    )
 
 
 def test_lengths_that_do_not_exist() -> None:

@@ -8,12 +8,24 @@ import pytest
 import torch
 
 from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.interop.tensor_names import (
+    TRANSFORMERS,
+    KeyMap,
+    fairseq_rules,
+    left_over,
+    to_ours,
+    to_theirs,
+)
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.naming import TRANSFORMERS, Rules, fairseq_rules, left_over, rename_in, rename_out
 
 SMALL = HubertConfig(
-    conv_dim=[8] * 7, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_conv_pos_embedding_groups=2
+    conv_dim=[8] * 7,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    num_conv_pos_embedding_groups=2,
 )
 
 
@@ -21,11 +33,13 @@ SMALL = HubertConfig(
 @pytest.mark.parametrize("dialect", ["transformers", "fairseq"])
 def test_there_and_back_is_bit_equal(norm: str, dialect: str) -> None:
     model = Hubert(dataclasses.replace(SMALL, feat_extract_norm=norm))
-    rules: Rules = TRANSFORMERS if dialect == "transformers" else fairseq_rules(norm)
+    rules: KeyMap = TRANSFORMERS if dialect == "transformers" else fairseq_rules(norm)
     state = model.state_dict()
-    there = rename_out(state, rules)
-    back = rename_in(there, state, rules, "test")
-    assert len(there) == len(state) + 2 * 2 * SMALL.num_hidden_layers  # queries, keys and values apart: weights and biases
+    there = to_theirs(state, rules)
+    back = to_ours(there, state, rules, "test")
+    assert (
+        len(there) == len(state) + 2 * 2 * SMALL.num_hidden_layers
+    )  # queries, keys and values apart: weights and biases
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
     assert left_over(there | {"lm_head.weight": torch.zeros(1)}, state, rules) == ["lm_head.weight"]
@@ -33,17 +47,24 @@ def test_there_and_back_is_bit_equal(norm: str, dialect: str) -> None:
 
 def test_old_names_of_weight_norm_are_read() -> None:
     state = Hubert(SMALL).state_dict()
-    there = rename_out(state, TRANSFORMERS)
+    there = to_theirs(state, TRANSFORMERS)
     for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
-        there[f"encoder.pos_conv_embed.conv.{old}"] = there.pop(f"encoder.pos_conv_embed.conv.parametrizations.weight.{new}")
-    back = rename_in(there, state, TRANSFORMERS, "test")
-    assert torch.equal(back["context_encoder.positions.weight_v"], state["context_encoder.positions.weight_v"])
+        there[f"encoder.pos_conv_embed.conv.{old}"] = there.pop(
+            f"encoder.pos_conv_embed.conv.parametrizations.weight.{new}"
+        )
+    back = to_ours(there, state, TRANSFORMERS, "test")
+    assert torch.equal(
+        back["context_encoder.positions.weight_v"], state["context_encoder.positions.weight_v"]
+    )
     assert left_over(there, state, TRANSFORMERS) == []
 
 
 def test_missing_tensors_are_named() -> None:
     state = Hubert(SMALL).state_dict()
-    there = rename_out(state, TRANSFORMERS)
+    there = to_theirs(state, TRANSFORMERS)
     del there["encoder.layers.1.attention.k_proj.weight"]
-    with pytest.raises(ArtefactError, match=r"x.bin: 1 tensors are missing, first encoder.layers.1.attention.k_proj.weight"):
-        rename_in(there, state, TRANSFORMERS, "x.bin")
+    with pytest.raises(
+        ArtefactError,
+        match=r"x.bin: 1 tensors are missing, first encoder.layers.1.attention.k_proj.weight",
+    ):
+        to_ours(there, state, TRANSFORMERS, "x.bin")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead, pretraining_head
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.pretraining_head import CodebookHead, SoftmaxHead, pretraining_head
 
 
 def cosines(projected: Tensor, units: Tensor) -> Tensor:
@@ -22,7 +22,10 @@ def cosines(projected: Tensor, units: Tensor) -> Tensor:
 @pytest.mark.parametrize("tied", [False, True])
 def test_several_codebooks_stand_side_by_side(tied: bool) -> None:
     torch.manual_seed(0)
-    head, x = CodebookHead(16, 4, [5, 3, 2], temperature=0.25, tie_projections=tied), torch.randn(7, 16)
+    head, x = (
+        CodebookHead(16, 4, [5, 3, 2], temperature=0.25, tie_projections=tied),
+        torch.randn(7, 16),
+    )
     assert head.projection.out_features == (4 if tied else 12)
     projected = head.projection(x)
     units = head.unit_embeddings.split([5, 3, 2])
@@ -58,16 +61,31 @@ def test_logits_are_fp32_under_autocast(head: CodebookHead | SoftmaxHead) -> Non
 def test_names_of_tensors_never_change() -> None:
     """Checkpoints and exports rely on them, also those of several codebooks (fairseq's final_proj and label_embs_concat)."""
     for n_clusters in (5, [5, 3]):
-        assert list(CodebookHead(16, 8, n_clusters).state_dict()) == ["unit_embeddings", "projection.weight", "projection.bias"]
+        assert list(CodebookHead(16, 8, n_clusters).state_dict()) == [
+            "unit_embeddings",
+            "projection.weight",
+            "projection.bias",
+        ]
     assert list(SoftmaxHead(16, 5).state_dict()) == ["projection.weight", "projection.bias"]
 
 
-HEADS = [CodebookHead(16, 8, 5), CodebookHead(16, 8, [5, 3], 0.2, tie_projections=True), SoftmaxHead(16, 5), SoftmaxHead(16, [5, 3])]
+HEADS = [
+    CodebookHead(16, 8, 5),
+    CodebookHead(16, 8, [5, 3], 0.2, tie_projections=True),
+    SoftmaxHead(16, 5),
+    SoftmaxHead(16, [5, 3]),
+]
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_checkpoint_rebuilds_it(head: CodebookHead | SoftmaxHead, tmp_path: Path) -> None:
-    config = HubertConfig(conv_dim=[8] * 7, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = HubertConfig(
+        conv_dim=[8] * 7,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
     save_model(tmp_path, Hubert(config), head=head)
     loaded = load_model(tmp_path)
     again = loaded.build_head()
@@ -79,6 +97,8 @@ def test_a_checkpoint_rebuilds_it(head: CodebookHead | SoftmaxHead, tmp_path: Pa
 
 
 def test_settings_of_earlier_checkpoints() -> None:
-    head = pretraining_head(**{"hidden_size": 16, "projection_size": 8, "n_clusters": 5, "temperature": 0.2})
+    head = pretraining_head(
+        **{"hidden_size": 16, "projection_size": 8, "n_clusters": 5, "temperature": 0.2}
+    )
     assert isinstance(head, CodebookHead)
     assert (head.n_clusters, head.temperature, head.tie_projections) == ((5,), 0.2, False)

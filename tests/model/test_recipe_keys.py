@@ -8,12 +8,13 @@ import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from hubert_pretrain import compose, pipeline
-from hubert_pretrain.config import Recipe
+from hubert_pretrain.config import compose
+from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.model.attention import BACKENDS
 from hubert_pretrain.model.config import ATTENTIONS, SPAN_LENGTHS
 from hubert_pretrain.model.masking import Lengths
+from hubert_pretrain.pipeline import plan
 
 MASK = "iterations.it1.pretrain.mask"
 
@@ -22,7 +23,7 @@ def composed(*overrides: str) -> Recipe:
     compose.register()
     words = ["+recipe=smoke", *overrides]
     with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        return compose.validate(hydra_compose("config", overrides=words), words)
+        return compose.to_recipe(hydra_compose("config", overrides=words), words)
 
 
 def test_names_are_known_without_torch_and_are_those_of_the_code() -> None:
@@ -32,34 +33,79 @@ def test_names_are_known_without_torch_and_are_those_of_the_code() -> None:
 
 def test_values_arrive() -> None:
     recipe = composed(
-        *(f"{MASK}.lengths=normal", f"{MASK}.length_other=3", f"{MASK}.overlap=false", f"{MASK}.min_space=2"),
-        *("trainer.attention=eager", "trainer.recompute=true", "finetune.letters.norm_over_valid=true"),
+        *(
+            f"{MASK}.lengths=normal",
+            f"{MASK}.length_other=3",
+            f"{MASK}.overlap=false",
+            f"{MASK}.min_space=2",
+        ),
+        *(
+            "trainer.attention=eager",
+            "trainer.recompute=true",
+            "finetune.letters.norm_over_valid=true",
+        ),
         *("finetune.letters.channel_mask.lengths=uniform", "+finetune.letters.task.reduction=mean"),
     )
     mask = recipe.iterations["it1"].pretrain.mask
-    assert (mask.lengths, mask.length_other, mask.overlap, mask.min_space) == ("normal", 3.0, False, 2)
+    assert (mask.lengths, mask.length_other, mask.overlap, mask.min_space) == (
+        "normal",
+        3.0,
+        False,
+        2,
+    )
     assert (recipe.trainer.attention, recipe.trainer.recompute) == ("eager", True)
     letters = recipe.finetune["letters"]
-    assert (letters.norm_over_valid, letters.channel_mask.lengths, letters.task["reduction"]) == (True, "uniform", "mean")
+    assert (letters.norm_over_valid, letters.channel_mask.lengths, letters.task["reduction"]) == (
+        True,
+        "uniform",
+        "mean",
+    )
 
 
 def test_their_defaults_are_no_part_of_a_fingerprint() -> None:
-    text = str([stage.identity for stage in pipeline.stages(composed("trainer.attention=eager", "trainer.recompute=true"))])
-    for name in ("lengths", "length_other", "overlap", "min_space", "norm_over_valid", "attention=", "recompute"):
+    text = str(
+        [
+            stage.identity
+            for stage in plan.stages(composed("trainer.attention=eager", "trainer.recompute=true"))
+        ]
+    )
+    for name in (
+        "lengths",
+        "length_other",
+        "overlap",
+        "min_space",
+        "norm_over_valid",
+        "attention=",
+        "recompute",
+    ):
         assert name not in text
-    assert "lengths" in str([stage.identity for stage in pipeline.stages(composed(f"{MASK}.lengths=normal"))])
+    assert "lengths" in str(
+        [stage.identity for stage in plan.stages(composed(f"{MASK}.lengths=normal"))]
+    )
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([f"{MASK}.lengths=normel"], r"mask\.lengths='normel': expected one of static.*did you mean 'normal'"),
+        (
+            [f"{MASK}.lengths=normel"],
+            r"mask\.lengths='normel': expected one of static.*did you mean 'normal'",
+        ),
         (["finetune.letters.mask.lengths=x"], r"finetune\.letters\.mask\.lengths='x'"),
-        ([f"{MASK}.lengths=uniform", f"{MASK}.length_other=99"], r"length_other=99\.0 is the shortest span of lengths=uniform"),
+        (
+            [f"{MASK}.lengths=uniform", f"{MASK}.length_other=99"],
+            r"length_other=99\.0 is the shortest span of lengths=uniform",
+        ),
         ([f"{MASK}.min_space=-1"], r"mask\.min_space=-1: expected 0 or more"),
         ([f"{MASK}.span_frames=0"], r"mask\.span_frames=0: expected a number above 0"),
-        (["trainer.attention=flash"], r"trainer\.attention='flash': expected one of sdpa, eager, flex"),
-        (["trainer.attention=flex", "model.attention_dropout=0.1"], r"model\.attention_dropout=0\.1; set that to 0 or choose sdpa"),
+        (
+            ["trainer.attention=flash"],
+            r"trainer\.attention='flash': expected one of sdpa, eager, flex",
+        ),
+        (
+            ["trainer.attention=flex", "model.attention_dropout=0.1"],
+            r"model\.attention_dropout=0\.1; set that to 0 or choose sdpa",
+        ),
     ],
 )
 def test_values_that_cannot_be(overrides: list[str], message: str) -> None:

@@ -13,35 +13,54 @@ from hubert_pretrain.errors import DataError
 from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.waveform import network_input
+from hubert_pretrain.model.preprocess import prepare_waveform
 
 SMALL = HubertConfig(
-    conv_dim=[8] * 7, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_conv_pos_embedding_groups=2
+    conv_dim=[8] * 7,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    num_conv_pos_embedding_groups=2,
 )
 
 
 @pytest.mark.parametrize(
     ("waveform", "rate", "message"),
     [
-        (np.zeros(16_000, np.float32), 8_000, r"a\.wav: has 8000 samples per second, expected 16000; resample"),
+        (
+            np.zeros(16_000, np.float32),
+            8_000,
+            r"a\.wav: has 8000 samples per second, expected 16000; resample",
+        ),
         (np.zeros(399, np.float32), 16_000, r"a\.wav: has 399 samples, expected at least 400"),
-        (np.full(500, np.nan, np.float32), 16_000, r"a\.wav: 500 of 500 samples are NaN or infinite"),
+        (
+            np.full(500, np.nan, np.float32),
+            16_000,
+            r"a\.wav: 500 of 500 samples are NaN or infinite",
+        ),
         (np.array([0.0] * 999 + [np.inf]), 16_000, r"a\.wav: 1 of 1000 samples"),
         (np.zeros(16_000, np.int16), 16_000, r"a\.wav: holds torch\.int16, expected floats"),
-        (np.zeros((1, 2, 16_000), np.float32), 16_000, r"a\.wav: has shape \(1, 2, 16000\), expected \(S,\) or \(B, S\)"),
+        (
+            np.zeros((1, 2, 16_000), np.float32),
+            16_000,
+            r"a\.wav: has shape \(1, 2, 16000\), expected \(S,\) or \(B, S\)",
+        ),
     ],
 )
 def test_mistakes(waveform: Any, rate: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        network_input(waveform, sampling_rate=rate, config=SMALL, name="a.wav")
+        prepare_waveform(waveform, sampling_rate=rate, config=SMALL, name="a.wav")
 
 
 def test_normalised_if_the_network_wants_it() -> None:
     waveform = 3 + 2 * torch.randn(2, 1000)
-    assert torch.equal(network_input(waveform, sampling_rate=16_000, config=SMALL), waveform)
+    assert torch.equal(prepare_waveform(waveform, sampling_rate=16_000, config=SMALL), waveform)
     config = dataclasses.replace(SMALL, normalize_waveform=True)
     expected = torch.nn.functional.layer_norm(waveform, (1000,))
-    torch.testing.assert_close(network_input(waveform, sampling_rate=16_000, config=config), expected)
+    torch.testing.assert_close(
+        prepare_waveform(waveform, sampling_rate=16_000, config=config), expected
+    )
 
 
 def test_features_of_a_layer() -> None:
@@ -50,6 +69,8 @@ def test_features_of_a_layer() -> None:
     states = loaded.model(waveform[None], hidden_states=True).hidden_states
     assert states is not None
     for layer in (1, 2):
-        torch.testing.assert_close(loaded.features(waveform, layer=layer, sampling_rate=16_000), states[layer - 1])
+        torch.testing.assert_close(
+            loaded.features(waveform, layer=layer, sampling_rate=16_000), states[layer - 1]
+        )
     with pytest.raises(DataError, match="layers 1 to 2"):
         loaded.features(waveform, layer=3, sampling_rate=16_000)

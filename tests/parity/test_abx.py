@@ -23,16 +23,28 @@ def speech(seed: int) -> tuple[list[Item], list[np.ndarray]]:
     centres, voices = draw.normal(size=(5, 8)), draw.normal(size=(3, 8))
     items, frames = [], []
     for row in range(120):
-        phone, context, speaker = (int(draw.choice(n, p=np.arange(1, n + 1) / sum(range(1, n + 1)))) for n in (5, 3, 3))
+        phone, context, speaker = (
+            int(draw.choice(n, p=np.arange(1, n + 1) / sum(range(1, n + 1)))) for n in (5, 3, 3)
+        )
         length = int(draw.integers(1, 7))
         items.append(Item(row, 1, 1 + length, "abcde"[phone], ("xyz"[context], "r"), f"s{speaker}"))
-        frames.append((centres[phone] + 0.5 * voices[speaker] + 1.2 * draw.normal(size=(length + 2, 8))).astype(np.float32))
+        frames.append(
+            (
+                centres[phone] + 0.5 * voices[speaker] + 1.2 * draw.normal(size=(length + 2, 8))
+            ).astype(np.float32)
+        )
     return items, frames
 
 
 def ours(seed: int) -> tuple[float | None, float | None]:
     items, frames = speech(seed)
-    score = abx(items, lambda item: frames[item.row][item.start : item.stop], distance="angular", max_tokens=120, max_cells=100_000)
+    score = abx(
+        items,
+        lambda item: frames[item.row][item.start : item.stop],
+        distance="angular",
+        max_tokens=120,
+        max_cells=100_000,
+    )
     return score.within, score.across
 
 
@@ -47,9 +59,22 @@ def theirs(seed: int, folder: Path) -> tuple[float, float]:
         times = f"{FRAME_SECONDS * (item.start + 0.25)} {FRAME_SECONDS * (item.stop + 0.75)}"
         lines.append(f"{item.row:03} {times} {item.what} {' '.join(item.context)} {item.speaker}")
     (folder / "all.item").write_text("\n".join(lines) + "\n")
-    every = {"max_size_group": 120, "max_x_across": 3, "speaker_mode": "all", "context_mode": "within"}
-    arguments = EvalArgs(str(folder), str(folder / "all.item"), feature_size=FRAME_SECONDS, file_extension=".npy", **every)
-    scores = {result["abx-s-condition"]: result["score"] for result in EvalABX().eval_abx(arguments)}
+    every = {
+        "max_size_group": 120,
+        "max_x_across": 3,
+        "speaker_mode": "all",
+        "context_mode": "within",
+    }
+    arguments = EvalArgs(
+        str(folder),
+        str(folder / "all.item"),
+        feature_size=FRAME_SECONDS,
+        file_extension=".npy",
+        **every,
+    )
+    scores = {
+        result["abx-s-condition"]: result["score"] for result in EvalABX().eval_abx(arguments)
+    }
     return scores["within"], scores["across"]
 
 

@@ -12,12 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hubert_pretrain.export.fairseq import Dictionary, export_fairseq, save_pickle
-from hubert_pretrain.export.report import bit_equal, probe
-from hubert_pretrain.export.s3prl import export_s3prl
-from hubert_pretrain.model.dictionaries import SPECIAL_NAMES
-from hubert_pretrain.model.loader import load_checkpoint
-from hubert_pretrain.model.pickles import Inert, plain, read_pickle
+from hubert_pretrain.interop.compare import bit_equal, probe
+from hubert_pretrain.interop.fairseq_dictionary import SPECIAL_NAMES
+from hubert_pretrain.interop.fairseq_writer import (
+    Dictionary,
+    export_fairseq,
+    export_s3prl,
+    save_pickle,
+)
+from hubert_pretrain.interop.load import load_checkpoint
+from hubert_pretrain.interop.pickles import Inert, plain, read_pickle
 
 
 @pytest.fixture(params=["base", "large"])
@@ -26,7 +30,9 @@ def file(request: pytest.FixtureRequest, shared: Path) -> Path:
 
 
 def same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in theirs
+    )
 
 
 @pytest.mark.parametrize("noted", [True, False])
@@ -40,30 +46,45 @@ def test_out_again_it_is_the_file_it_was(file: Path, tmp_path: Path, noted: bool
     assert type(mine).__name__ == type(dictionary).__name__ == "fairseq.data.dictionary.Dictionary"
     assert vars(mine) == vars(dictionary)
     settings, wanted = ours["cfg"]["model"], plain(theirs["cfg"])["model"]
-    training = {"mask_prob", "label_rate", "conv_feature_layers"}  # not of the network; written in another way
+    training = {
+        "mask_prob",
+        "label_rate",
+        "conv_feature_layers",
+    }  # not of the network; written in another way
     assert {name: settings[name] for name in settings if name not in training} == {
         name: wanted[name] for name in settings if name not in training
     }
     if not noted:
         ours.pop("hubert_pretrain")
-        save_pickle(tmp_path / "x.pt", {**ours, "task_state": {"dictionaries": [Dictionary(vars(mine)["symbols"])]}})
+        save_pickle(
+            tmp_path / "x.pt",
+            {**ours, "task_state": {"dictionaries": [Dictionary(vars(mine)["symbols"])]}},
+        )
     bit_equal(tmp_path / "x.pt", loaded, load_checkpoint(tmp_path / "x.pt"))
 
 
 def test_a_dictionary_sorted_by_frequency(file: Path, tmp_path: Path) -> None:
     """Row 4 of the head is then not cluster 0: each unit embedding goes to the row of its number, and back."""
     content = read_pickle(file)
-    clusters = [str(cluster) for cluster in torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist()]
+    clusters = [
+        str(cluster)
+        for cluster in torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist()
+    ]
     content["task_state"] = {"dictionaries": [Dictionary([*SPECIAL_NAMES, *clusters])]}
     content["cfg"] = plain(content["cfg"])
     save_pickle(tmp_path / "x.pt", content)
     loaded, straight = load_checkpoint(tmp_path / "x.pt"), load_checkpoint(file)
     for row, cluster in enumerate(clusters):
-        assert torch.equal(loaded.head_state["unit_embeddings"][int(cluster)], straight.head_state["unit_embeddings"][row])
+        assert torch.equal(
+            loaded.head_state["unit_embeddings"][int(cluster)],
+            straight.head_state["unit_embeddings"][row],
+        )
     export_fairseq(tmp_path / "y.pt", loaded)
     assert same_tensors(read_pickle(tmp_path / "y.pt")["model"], content["model"])
     bit_equal(tmp_path / "y.pt", loaded, load_checkpoint(tmp_path / "y.pt"))
-    (tmp_path / "dict.km.txt").write_text("".join(f"{cluster} 1\n" for cluster in clusters))  # given beside a file that has another
+    (tmp_path / "dict.km.txt").write_text(
+        "".join(f"{cluster} 1\n" for cluster in clusters)
+    )  # given beside a file that has another
     bit_equal(tmp_path / "y.pt", loaded, load_checkpoint(file, dictionary=tmp_path / "dict.km.txt"))
 
 
@@ -72,22 +93,51 @@ def fine_tuned(file: Path, *, old: bool, dictionary: bool) -> dict[str, Any]:
     content, letters = read_pickle(file), [*SPECIAL_NAMES, "|", "E", "T", "A"]
     settings, task = plain(content["cfg"])["model"], plain(content["cfg"])["task"]
     head = {"w2v_encoder.proj.weight": torch.randn(8, 64), "w2v_encoder.proj.bias": torch.randn(8)}
-    inner = {name: tensor for name, tensor in content["model"].items() if name not in ("final_proj.weight", "final_proj.bias")}
+    inner = {
+        name: tensor
+        for name, tensor in content["model"].items()
+        if name not in ("final_proj.weight", "final_proj.bias")
+    }
     if old:
         inner.pop("label_embs_concat")
     else:
-        inner = {name.replace("weight_g", "parametrizations.weight.original0"): tensor for name, tensor in inner.items()}
-        inner = {name.replace("weight_v", "parametrizations.weight.original1"): tensor for name, tensor in inner.items()}
-    model = {"_name": "hubert_ctc", "w2v_args": {"model": settings, "task": task}, "dropout": 0.0, "layerdrop": 0.1, "final_dropout": 0.2}
-    model |= {"feature_grad_mult": 0.0, "attention_dropout": 0.3, "activation_dropout": 0.1, "dropout_input": 0.0}
+        inner = {
+            name.replace("weight_g", "parametrizations.weight.original0"): tensor
+            for name, tensor in inner.items()
+        }
+        inner = {
+            name.replace("weight_v", "parametrizations.weight.original1"): tensor
+            for name, tensor in inner.items()
+        }
+    model = {
+        "_name": "hubert_ctc",
+        "w2v_args": {"model": settings, "task": task},
+        "dropout": 0.0,
+        "layerdrop": 0.1,
+        "final_dropout": 0.2,
+    }
+    model |= {
+        "feature_grad_mult": 0.0,
+        "attention_dropout": 0.3,
+        "activation_dropout": 0.1,
+        "dropout_input": 0.0,
+    }
     if old:  # argparse instead of OmegaConf
-        flat = Namespace(**{**task, **model, "arch": "hubert_ctc", "w2v_args": Namespace(**settings)})
+        flat = Namespace(
+            **{**task, **model, "arch": "hubert_ctc", "w2v_args": Namespace(**settings)}
+        )
         del flat._name
         config: dict[str, Any] = {"args": flat}
     else:
         config = {"args": None, "cfg": {"model": model, "task": {**task, "fine_tuning": True}}}
     state = {"task_state": {"target_dictionary": Dictionary(letters)}} if dictionary else {}
-    return {**config, "model": OrderedDict({f"w2v_encoder.w2v_model.{name}": value for name, value in inner.items()} | head), **state}
+    return {
+        **config,
+        "model": OrderedDict(
+            {f"w2v_encoder.w2v_model.{name}": value for name, value in inner.items()} | head
+        ),
+        **state,
+    }
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -96,9 +146,22 @@ def test_ctc(file: Path, tmp_path: Path, old: bool) -> None:
     save_pickle(tmp_path / "x.pt", content)
     loaded = load_checkpoint(tmp_path / "x.pt")
     assert loaded.kind == "ctc"
-    assert loaded.extra["vocabulary"] == ["<pad>", "<s>", "</s>", "<unk>", "|", "E", "T", "A"]  # the blank is called <pad> here
+    assert loaded.extra["vocabulary"] == [
+        "<pad>",
+        "<s>",
+        "</s>",
+        "<unk>",
+        "|",
+        "E",
+        "T",
+        "A",
+    ]  # the blank is called <pad> here
     config = loaded.model.config
-    assert (config.conv_gradient_scale, config.attention_dropout, config.layerdrop) == (0.0, 0.3, 0.1)
+    assert (config.conv_gradient_scale, config.attention_dropout, config.layerdrop) == (
+        0.0,
+        0.3,
+        0.1,
+    )
     assert config.normalize_waveform is file.name.startswith("large")
     assert loaded.config["head"]["dropout"] == 0.2
     assert loaded.report is not None
@@ -108,11 +171,19 @@ def test_ctc(file: Path, tmp_path: Path, old: bool) -> None:
     with torch.no_grad():
         state = loaded.model(reference["waveform"], layers=3).last
         assert (state - reference["hidden.3"]).abs().max() < 1e-5
-        assert (loaded.build_head()(state) - (reference["hidden.3"] @ weight.T + bias)).abs().max() < 1e-4
+        assert (
+            loaded.build_head()(state) - (reference["hidden.3"] @ weight.T + bias)
+        ).abs().max() < 1e-4
     export_fairseq(tmp_path / "y.pt", loaded)
     again = read_pickle(tmp_path / "y.pt")
     assert torch.equal(again["model"]["w2v_encoder.proj.weight"], weight)
-    assert vars(again["task_state"]["target_dictionary"])["symbols"] == [*SPECIAL_NAMES, "|", "E", "T", "A"]
+    assert vars(again["task_state"]["target_dictionary"])["symbols"] == [
+        *SPECIAL_NAMES,
+        "|",
+        "E",
+        "T",
+        "A",
+    ]
     bit_equal(tmp_path / "y.pt", loaded, load_checkpoint(tmp_path / "y.pt"))
 
 
@@ -127,9 +198,15 @@ def test_ctc_with_its_letters_given(file: Path, tmp_path: Path) -> None:
     assert loaded.extra["vocabulary"][4:] == ["|", "E", "T", "A"]
 
 
-def test_the_network_of_s3prl_computes_the_same(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(sys.prefix) / "s3prl"))  # where `make` puts it, without what it depends on
-    expert = pytest.importorskip("s3prl.upstream.hubert.expert", reason="s3prl is not installed", exc_type=ImportError)
+def test_the_network_of_s3prl_computes_the_same(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(
+        str(Path(sys.prefix) / "s3prl")
+    )  # where `make` puts it, without what it depends on
+    expert = pytest.importorskip(
+        "s3prl.upstream.hubert.expert", reason="s3prl is not installed", exc_type=ImportError
+    )
     loaded = load_checkpoint(file)
     export_s3prl(tmp_path / "x.pt", loaded)
     upstream = expert.UpstreamExpert(str(tmp_path / "x.pt")).eval()
@@ -139,7 +216,9 @@ def test_the_network_of_s3prl_computes_the_same(file: Path, tmp_path: Path, monk
         if loaded.model.config.normalize_waveform:
             waveform = torch.nn.functional.layer_norm(waveform, waveform.shape[1:])
         ours = loaded.model(waveform, hidden_states=True)
-    for theirs, state in zip(states, [ours.embedded, *ours.hidden_states[:-1], ours.last], strict=True):  # their last is after the norm
+    for theirs, state in zip(
+        states, [ours.embedded, *ours.hidden_states[:-1], ours.last], strict=True
+    ):  # their last is after the norm
         assert (theirs - state).abs().max() < 1e-5
 
 

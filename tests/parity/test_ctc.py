@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubert_pretrain.finetune.ctc import ctc_loss
-from hubert_pretrain.finetune.decode import collapse, greedy
-from hubert_pretrain.finetune.text import Vocabulary, frames_needed
+from hubert_pretrain.finetune.text import Vocabulary, collapse, frames_needed, greedy_decode
 
 BLANK_FREE = st.lists(st.integers(1, 2), max_size=3)
 
@@ -23,20 +22,37 @@ def test_loss_is_minus_the_log_of_the_sum_over_all_paths(labels: list[int], seed
     num_frames, symbols = 4, 3
     logits = torch.randn(1, num_frames, symbols, generator=torch.Generator().manual_seed(seed))
     probabilities = logits[0].softmax(-1).double().numpy()
-    paths = [path for path in itertools.product(range(symbols), repeat=num_frames) if collapse(path) == labels]
+    paths = [
+        path
+        for path in itertools.product(range(symbols), repeat=num_frames)
+        if collapse(path) == labels
+    ]
     total = sum(math.prod(probabilities[t, s] for t, s in enumerate(path)) for path in paths)
-    loss = ctc_loss(logits, torch.tensor([num_frames]), torch.tensor([labels or [0]]), torch.tensor([len(labels)]))
+    loss = ctc_loss(
+        logits,
+        torch.tensor([num_frames]),
+        torch.tensor([labels or [0]]),
+        torch.tensor([len(labels)]),
+    )
     assert bool(paths) == (frames_needed(labels) <= num_frames)
     assert float(loss) == pytest.approx(-math.log(total) if paths else 0.0, rel=1e-5)
 
 
 def test_loss_is_torchs_and_ignores_padded_frames_and_labels() -> None:
     torch.manual_seed(0)
-    logits, frames, lengths = torch.randn(3, 20, 7), torch.tensor([20, 15, 9]), torch.tensor([5, 3, 0])
+    logits, frames, lengths = (
+        torch.randn(3, 20, 7),
+        torch.tensor([20, 15, 9]),
+        torch.tensor([5, 3, 0]),
+    )
     labels = torch.randint(1, 7, (3, 5))
     rows = [
         torch.nn.functional.ctc_loss(
-            logits[n, : frames[n]].log_softmax(-1), labels[n, : lengths[n]], frames[n : n + 1], lengths[n : n + 1], reduction="sum"
+            logits[n, : frames[n]].log_softmax(-1),
+            labels[n, : lengths[n]],
+            frames[n : n + 1],
+            lengths[n : n + 1],
+            reduction="sum",
         )
         for n in range(3)
     ]
@@ -72,8 +88,11 @@ def test_decoding_is_that_of_transformers(letters: Vocabulary, tokenizer) -> Non
     generator = np.random.default_rng(0)
     for _ in range(200):
         # Few symbols, so that repeats, blanks, double and outer boundaries are frequent.
-        logits = torch.from_numpy(generator.normal(size=(30, len(letters))) + np.where(np.arange(len(letters)) < 5, 2.0, 0.0))
-        assert letters.text(greedy(logits)) == tokenizer.decode(logits.argmax(-1))
+        logits = torch.from_numpy(
+            generator.normal(size=(30, len(letters)))
+            + np.where(np.arange(len(letters)) < 5, 2.0, 0.0)
+        )
+        assert letters.text(greedy_decode(logits)) == tokenizer.decode(logits.argmax(-1))
 
 
 def test_loss_is_that_of_transformers_ctc_class(letters: Vocabulary) -> None:
@@ -95,5 +114,7 @@ def test_loss_is_that_of_transformers_ctc_class(letters: Vocabulary) -> None:
     with torch.no_grad():
         output = theirs(waveform, attention_mask=attention, labels=labels)
     frames = theirs._get_feat_extract_output_lengths(attention.sum(-1))
-    ours = ctc_loss(output.logits, frames, labels.clamp(min=0), torch.tensor([len(ids) for ids in texts]))
+    ours = ctc_loss(
+        output.logits, frames, labels.clamp(min=0), torch.tensor([len(ids) for ids in texts])
+    )
     torch.testing.assert_close(ours, output.loss, rtol=1e-5, atol=1e-4)

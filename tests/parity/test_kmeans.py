@@ -42,5 +42,7 @@ def test_codebook_inertia_and_ids_equal_those_of_learn_kmeans() -> None:
     ours, theirs = codebook.assign(torch.from_numpy(frames)).numpy(), reference.predict(frames)
     differing = np.flatnonzero(ours != theirs)
     assert len(differing) <= len(frames) // 1000
-    to_ours, to_theirs = (((frames - centroids[ids]) ** 2).sum(-1)[differing] for ids in (ours, theirs))
+    to_ours, to_theirs = (
+        ((frames - centroids[ids]) ** 2).sum(-1)[differing] for ids in (ours, theirs)
+    )
     np.testing.assert_allclose(to_ours, to_theirs, rtol=1e-4)  # only ties

@@ -25,12 +25,20 @@ def noise(num_samples: int, seed: int) -> Tensor:
     bins=st.sampled_from([40, 80]),
     times=st.sampled_from([(0.02, 0.025), (0.04, 0.025), (0.01, 0.025), (0.04, 0.0800625)]),
 )
-def test_equals_torchaudio_on_any_grid(num_samples: int, seed: int, bins: int, times: tuple[float, float]) -> None:
+def test_equals_torchaudio_on_any_grid(
+    num_samples: int, seed: int, bins: int, times: tuple[float, float]
+) -> None:
     from torchaudio.compliance.kaldi import fbank
 
     waveform, (hop, window) = noise(num_samples, seed), times
     ours = LogMel(bins, hop_seconds=hop, window_seconds=window)
-    expected = fbank(waveform[None], num_mel_bins=bins, frame_shift=1000 * hop, frame_length=1000 * window, dither=0.0)
+    expected = fbank(
+        waveform[None],
+        num_mel_bins=bins,
+        frame_shift=1000 * hop,
+        frame_length=1000 * window,
+        dither=0.0,
+    )
     found = ours(waveform[None])[0]
     assert found.shape == (ours.grid.num_frames(num_samples), bins) == expected.shape
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
@@ -41,7 +49,10 @@ def test_equals_kaldi(shared: object) -> None:
 
     native = pytest.importorskip("kaldi_native_fbank")
     paths = sorted((shared / "data" / "librispeech").rglob("*.flac"))[:4]  # type: ignore[operator]
-    for waveform in [noise(8_000, 1), *(torch.from_numpy(soundfile.read(path, dtype="float32")[0]) for path in paths)]:
+    for waveform in [
+        noise(8_000, 1),
+        *(torch.from_numpy(soundfile.read(path, dtype="float32")[0]) for path in paths),
+    ]:
         options = native.FbankOptions()
         options.frame_opts.dither = 0.0
         options.frame_opts.frame_shift_ms = 20.0
@@ -49,7 +60,9 @@ def test_equals_kaldi(shared: object) -> None:
         computer = native.OnlineFbank(options)
         computer.accept_waveform(16_000, waveform.numpy())
         computer.input_finished()
-        expected = torch.from_numpy(np.stack([computer.get_frame(i) for i in range(computer.num_frames_ready)]))
+        expected = torch.from_numpy(
+            np.stack([computer.get_frame(i) for i in range(computer.num_frames_ready)])
+        )
         found = LogMel(80)(waveform[None])[0]
         difference = (found - expected).abs()
         # Where a band is empty beside a loud one, two float32 Fourier transforms differ in what they leave there (see test_mfcc.py).

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubert_pretrain.errors import DataError
-from hubert_pretrain.model.pretraining_head import CodebookHead, SoftmaxHead
-from hubert_pretrain.pretrain.loss import PretrainLoss, Supervised, masked_prediction_loss
+from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
+from hubert_pretrain.pretrain.loss import PretrainLoss, SupervisedLayer, masked_prediction_loss
 
 B, T, D = 3, 17, 12
 HIDDEN = 8  # per row
@@ -41,12 +41,17 @@ def compute_nce(projected: Tensor, ids: Tensor, embeddings: Tensor) -> Tensor:
     return logits.T
 
 
-def reference_logits(head: CodebookHead, frames: Tensor, ids: Tensor, clusters: Sequence[int], tied: bool) -> list[Tensor]:
+def reference_logits(
+    head: CodebookHead, frames: Tensor, ids: Tensor, clusters: Sequence[int], tied: bool
+) -> list[Tensor]:
     """One (M, K_n + 1) per codebook; ids (M, N)."""
     projected = F.linear(frames, head.projection.weight, head.projection.bias)
     parts = [projected] * len(clusters) if tied else projected.chunk(len(clusters), dim=-1)
     groups = head.unit_embeddings.split(list(clusters), 0)
-    return [compute_nce(part, ids[:, n], group) for n, (part, group) in enumerate(zip(parts, groups, strict=True))]
+    return [
+        compute_nce(part, ids[:, n], group)
+        for n, (part, group) in enumerate(zip(parts, groups, strict=True))
+    ]
 
 
 @dataclass
@@ -64,8 +69,13 @@ class Case:
         """A stack of layers, and the head of each."""
         torch.manual_seed(0)
         depth = len(self.layer_weights)
-        heads = [CodebookHead(D, 5, self.clusters, tie_projections=self.tied) for _ in range(depth if self.separate else 1)]
-        return nn.ModuleList(nn.Linear(D, D) for _ in range(depth)), nn.ModuleList(heads if self.separate else heads * depth)
+        heads = [
+            CodebookHead(D, 5, self.clusters, tie_projections=self.tied)
+            for _ in range(depth if self.separate else 1)
+        ]
+        return nn.ModuleList(nn.Linear(D, D) for _ in range(depth)), nn.ModuleList(
+            heads if self.separate else heads * depth
+        )
 
     def micro_batch(self, seed: int) -> dict[str, Tensor]:
         draw = torch.Generator().manual_seed(seed)
@@ -73,17 +83,24 @@ class Case:
         ids = torch.stack([torch.randint(k, (B, T), generator=draw) for k in self.clusters], dim=2)
         return {"input": torch.randn(B, T, D, generator=draw), "ids": ids, "mask": order < HIDDEN}
 
-    def reference_sum(self, layers: nn.ModuleList, heads: nn.ModuleList, part: dict[str, Tensor]) -> tuple[Tensor, int]:
+    def reference_sum(
+        self, layers: nn.ModuleList, heads: nn.ModuleList, part: dict[str, Tensor]
+    ) -> tuple[Tensor, int]:
         """The criterion before its division, and its sample size."""
         loss, size, states = torch.zeros(()), 0, outputs(layers, part["input"])
-        for chosen, weight in ((part["mask"], self.masked_weight), (~part["mask"], self.unmasked_weight)):
+        for chosen, weight in (
+            (part["mask"], self.masked_weight),
+            (~part["mask"], self.unmasked_weight),
+        ):
             if weight == 0:
                 continue
             ids = part["ids"][chosen]
             for state, head, layer_weight in zip(states, heads, self.layer_weights, strict=True):
                 for logits in reference_logits(head, state[chosen], ids, self.clusters, self.tied):
                     zeros = torch.zeros(len(logits), dtype=torch.long)
-                    loss = loss + weight * layer_weight * F.cross_entropy(logits, zeros, reduction="sum")
+                    loss = loss + weight * layer_weight * F.cross_entropy(
+                        logits, zeros, reduction="sum"
+                    )
             size += len(ids)
         return loss + 10.0 * states[0].square().mean() * size, size
 
@@ -105,7 +122,11 @@ def gradients(*modules: nn.Module) -> list[Tensor]:
 
 CASES = {
     **{f"one codebook, unmasked {w}": Case(unmasked_weight=w) for w in (0.0, 1.0, 0.3)},
-    **{f"two codebooks, unmasked {w}, tied {tied}": Case(TWO, tied, w) for w in (0.0, 0.5) for tied in (False, True)},
+    **{
+        f"two codebooks, unmasked {w}, tied {tied}": Case(TWO, tied, w)
+        for w in (0.0, 0.5)
+        for tied in (False, True)
+    },
     "only visible frames": Case(masked_weight=0.0, unmasked_weight=1.0),
     "three layers": Case(layer_weights=(1.0, 1.0, 1.0)),
     "three layers, weights, unmasked": Case(unmasked_weight=0.5, layer_weights=(0.2, 0.7, 1.5)),
@@ -128,12 +149,17 @@ def test_loss_and_gradients_equal_the_reference(name: str, cut: int) -> None:
 
     layers, heads = case.networks()
     total = 0.0
-    for group in [parts[i : i + 4 // cut] for i in range(0, 4, 4 // cut)]:  # the same step as 1, 2 or 4 micro-batches
+    for group in [
+        parts[i : i + 4 // cut] for i in range(0, 4, 4 // cut)
+    ]:  # the same step as 1, 2 or 4 micro-batches
         joined = {key: torch.cat([part[key] for part in group]) for key in group[0]}
         states = outputs(layers, joined["input"])
         ids = joined["ids"][..., 0] if len(case.clusters) == 1 else joined["ids"]
         result = masked_prediction_loss(
-            [Supervised(*layer) for layer in zip(heads, states, case.layer_weights, strict=True)],
+            [
+                SupervisedLayer(*layer)
+                for layer in zip(heads, states, case.layer_weights, strict=True)
+            ],
             ids,
             joined["mask"],
             states[0].square().mean(),
@@ -150,11 +176,25 @@ def test_loss_and_gradients_equal_the_reference(name: str, cut: int) -> None:
         torch.testing.assert_close(found, reference, rtol=1e-5, atol=1e-6)
 
 
-def ours(head: Head, encoded: Tensor, targets: Tensor, mask: Tensor, clusters: Sequence[int], **weights: Any) -> PretrainLoss:
+def ours(
+    head: Head,
+    encoded: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    clusters: Sequence[int],
+    **weights: Any,
+) -> PretrainLoss:
     """The loss of one layer without a penalty, as a plain sum."""
     frames = int(mask.sum())
     return masked_prediction_loss(
-        [Supervised(head, encoded)], targets, mask, torch.zeros(()), n_clusters=clusters, masked_frames=frames, normaliser=1, **weights
+        [SupervisedLayer(head, encoded)],
+        targets,
+        mask,
+        torch.zeros(()),
+        n_clusters=clusters,
+        masked_frames=frames,
+        normaliser=1,
+        **weights,
     )
 
 
@@ -166,14 +206,24 @@ def test_accuracy_equals_the_reference(clusters: list[int]) -> None:
     result = ours(head, encoded, part["ids"], part["mask"], clusters, measure_unmasked=True)
     for prediction, chosen in ((result.masked, part["mask"]), (result.unmasked, ~part["mask"])):
         wanted = reference_logits(head, encoded[chosen], part["ids"][chosen], clusters, tied=False)
-        correct = [((logits.argmax(dim=1) == 0) & (logits.argmin(dim=1) != 0)).sum().item() for logits in wanted]
-        nll = [F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long), reduction="sum").item() for logits in wanted]
+        correct = [
+            ((logits.argmax(dim=1) == 0) & (logits.argmin(dim=1) != 0)).sum().item()
+            for logits in wanted
+        ]
+        nll = [
+            F.cross_entropy(
+                logits, torch.zeros(len(logits), dtype=torch.long), reduction="sum"
+            ).item()
+            for logits in wanted
+        ]
         assert prediction.frames == chosen.sum()
         assert prediction.correct.item() == pytest.approx(sum(correct) / len(clusters))
         assert prediction.nll.item() == pytest.approx(sum(nll), rel=1e-5)
         if len(clusters) > 1:
             assert [each.correct.item() for each in prediction.codebooks] == correct
-            assert [each.nll.item() for each in prediction.codebooks] == pytest.approx(nll, rel=1e-5)
+            assert [each.nll.item() for each in prediction.codebooks] == pytest.approx(
+                nll, rel=1e-5
+            )
         else:
             assert not prediction.codebooks
 
@@ -183,19 +233,37 @@ def test_one_codebook_equals_torchaudio(masked: bool) -> None:
     """Its LogitGenerator: another port of the expanded formulation, with padding classes nowhere."""
     components = pytest.importorskip("torchaudio.models.wav2vec2.components")
     part, ((layer,), (head,)) = Case().micro_batch(3), Case().networks()
-    theirs = components.LogitGenerator(D, num_classes=7, final_dim=5, skip_masked=False, skip_nomask=False)
+    theirs = components.LogitGenerator(
+        D, num_classes=7, final_dim=5, skip_masked=False, skip_nomask=False
+    )
     theirs.load_state_dict(
-        {"final_proj.weight": head.projection.weight, "final_proj.bias": head.projection.bias, "label_embeddings": head.unit_embeddings}
+        {
+            "final_proj.weight": head.projection.weight,
+            "final_proj.bias": head.projection.bias,
+            "label_embeddings": head.unit_embeddings,
+        }
     )
     encoded, ids = layer(part["input"]).detach(), part["ids"][..., 0]
     logits = theirs(encoded, ids, part["mask"], ~part["mask"])[0 if masked else 1]
     expected = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long), reduction="sum")
     expected.backward()
-    result = ours(head, encoded, ids, part["mask"], ONE, masked_weight=float(masked), unmasked_weight=float(not masked))
+    result = ours(
+        head,
+        encoded,
+        ids,
+        part["mask"],
+        ONE,
+        masked_weight=float(masked),
+        unmasked_weight=float(not masked),
+    )
     result.loss.backward()
     torch.testing.assert_close(result.loss, expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(head.projection.weight.grad, theirs.final_proj.weight.grad, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(head.unit_embeddings.grad, theirs.label_embeddings.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        head.projection.weight.grad, theirs.final_proj.weight.grad, rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        head.unit_embeddings.grad, theirs.label_embeddings.grad, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("clusters", [ONE, TWO])
@@ -210,15 +278,26 @@ def test_soft_targets_are_a_mean_over_hard_ones(clusters: list[int], kind: type[
     result.loss.backward()
     found = gradients(head)
     head.zero_grad()
-    logits, wanted = head(part["input"][part["mask"]]).split(clusters, -1), soft[part["mask"]].split(clusters, -1)
-    expected = sum(-(p * (q - q.logsumexp(-1, keepdim=True))).sum() for p, q in zip(wanted, logits, strict=True))
+    logits, wanted = (
+        head(part["input"][part["mask"]]).split(clusters, -1),
+        soft[part["mask"]].split(clusters, -1),
+    )
+    expected = sum(
+        -(p * (q - q.logsumexp(-1, keepdim=True))).sum()
+        for p, q in zip(wanted, logits, strict=True)
+    )
     expected.backward()  # type: ignore[union-attr]
     torch.testing.assert_close(result.loss, expected, rtol=1e-6, atol=1e-5)
     for one, other in zip(found, gradients(head), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
-    hard = torch.cat([F.one_hot(part["ids"][..., n], k) for n, k in enumerate(clusters)], dim=-1).float()
-    sharp, plain = (ours(head, part["input"], targets, part["mask"], clusters) for targets in (hard, part["ids"]))
+    hard = torch.cat(
+        [F.one_hot(part["ids"][..., n], k) for n, k in enumerate(clusters)], dim=-1
+    ).float()
+    sharp, plain = (
+        ours(head, part["input"], targets, part["mask"], clusters)
+        for targets in (hard, part["ids"])
+    )
     torch.testing.assert_close(sharp.loss, plain.loss, rtol=1e-6, atol=1e-5)
     assert sharp.masked.correct == plain.masked.correct
 
@@ -227,7 +306,14 @@ def test_visible_frames_that_only_get_measured_change_no_gradient() -> None:
     found = []
     for measure in (False, True):
         part, (layers, heads) = Case().micro_batch(5), Case().networks()
-        ours(heads[0], layers[0](part["input"]), part["ids"], part["mask"], ONE, measure_unmasked=measure).loss.backward()
+        ours(
+            heads[0],
+            layers[0](part["input"]),
+            part["ids"],
+            part["mask"],
+            ONE,
+            measure_unmasked=measure,
+        ).loss.backward()
         found.append(gradients(layers, heads))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
@@ -235,7 +321,9 @@ def test_visible_frames_that_only_get_measured_change_no_gradient() -> None:
 @pytest.mark.parametrize("shape", [(B, T, 2), (B, T, 3), (B,)])
 def test_targets_of_other_codebooks_are_refused(shape: tuple[int, ...]) -> None:
     part, (_, heads) = Case().micro_batch(5), Case().networks()
-    with pytest.raises(DataError, match=r"the head has 1 codebooks of 7 clusters; expected ids \(B, T, 1\)"):
+    with pytest.raises(
+        DataError, match=r"the head has 1 codebooks of 7 clusters; expected ids \(B, T, 1\)"
+    ):
         ours(heads[0], part["input"], torch.zeros(shape, dtype=torch.long), part["mask"], ONE)
     with pytest.raises(DataError, match=r"soft targets \(B, T, 7\)"):
         ours(heads[0], part["input"], torch.zeros(shape), part["mask"], ONE)

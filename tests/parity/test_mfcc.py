@@ -38,7 +38,9 @@ def native_cepstra(waveform: Tensor) -> Tensor:
     computer = fbank.OnlineMfcc(options)
     computer.accept_waveform(16_000, waveform.numpy())
     computer.input_finished()
-    return torch.from_numpy(np.stack([computer.get_frame(i) for i in range(computer.num_frames_ready)]))
+    return torch.from_numpy(
+        np.stack([computer.get_frame(i) for i in range(computer.num_frames_ready)])
+    )
 
 
 def noise(num_samples: int, seed: int, level: float = 0.1) -> Tensor:
@@ -46,7 +48,11 @@ def noise(num_samples: int, seed: int, level: float = 0.1) -> Tensor:
 
 
 @settings(max_examples=40)
-@given(num_samples=st.integers(400, 12_000), seed=st.integers(0, 1000), level=st.sampled_from([1e-4, 1e-2, 0.3]))
+@given(
+    num_samples=st.integers(400, 12_000),
+    seed=st.integers(0, 1000),
+    level=st.sampled_from([1e-4, 1e-2, 0.3]),
+)
 def test_equals_torchaudio_at_any_length(num_samples: int, seed: int, level: float) -> None:
     waveform = noise(num_samples, seed, level)
     ours = mfcc(waveform[None])[0]
@@ -58,7 +64,9 @@ def test_equals_torchaudio_at_any_length(num_samples: int, seed: int, level: flo
 @given(num_samples=st.integers(400, 12_000), seed=st.integers(0, 1000))
 def test_equals_kaldi_at_any_length(num_samples: int, seed: int) -> None:
     waveform = noise(num_samples, seed)
-    torch.testing.assert_close(mfcc.cepstra(waveform), native_cepstra(waveform), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(
+        mfcc.cepstra(waveform), native_cepstra(waveform), atol=TOLERANCE, rtol=0
+    )
 
 
 def real_speech(shared: Path, count: int) -> list[Tensor]:
@@ -68,7 +76,9 @@ def real_speech(shared: Path, count: int) -> list[Tensor]:
 
 def test_equals_torchaudio_on_real_speech(shared: Path) -> None:
     for waveform in real_speech(shared, 8):
-        torch.testing.assert_close(mfcc(waveform[None])[0], reference(waveform)[::2], atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(
+            mfcc(waveform[None])[0], reference(waveform)[::2], atol=TOLERANCE, rtol=0
+        )
 
 
 def test_equals_kaldi_on_real_speech(shared: Path) -> None:
@@ -83,4 +93,6 @@ def test_equals_kaldi_on_real_speech(shared: Path) -> None:
 
 def test_silence_and_quiet_noise_hit_the_floor_like_the_reference() -> None:
     for waveform in (torch.zeros(4000), noise(4000, 0, 1e-7), torch.full((4000,), 0.5)):
-        torch.testing.assert_close(mfcc(waveform[None])[0], reference(waveform)[::2], atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(
+            mfcc(waveform[None])[0], reference(waveform)[::2], atol=TOLERANCE, rtol=0
+        )

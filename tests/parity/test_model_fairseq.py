@@ -11,11 +11,17 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from hubert_pretrain.interop.fairseq_reader import conv_layers
+from hubert_pretrain.interop.tensor_names import (
+    FAIRSEQ_HEAD,
+    fairseq_rules,
+    left_over,
+    to_ours,
+    to_theirs,
+)
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.fairseq import conv_layers
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.naming import FAIRSEQ_HEAD, fairseq_rules, left_over, rename_in, rename_out
 
 SPECIAL_SYMBOLS = 4  # rows that fairseq's dictionary puts before the clusters
 
@@ -52,11 +58,20 @@ class Reference:
         self.facts = json.loads((folder / f"{name}.json").read_text())
         config = config_of(self.facts["config"])
         self.model = Hubert(config)
-        weights = {key.removeprefix("model."): value for key, value in self.tensors.items() if key.startswith("model.")}
-        self.head = CodebookHead(config.hidden_size, config.projection_size, weights["label_embs_concat"].shape[0], temperature=0.1)
+        weights = {
+            key.removeprefix("model."): value
+            for key, value in self.tensors.items()
+            if key.startswith("model.")
+        }
+        self.head = CodebookHead(
+            config.hidden_size,
+            config.projection_size,
+            weights["label_embs_concat"].shape[0],
+            temperature=0.1,
+        )
         self.rules = fairseq_rules(config.feat_extract_norm)
-        self.model.load_state_dict(rename_in(weights, self.model.state_dict(), self.rules, name))
-        self.head.load_state_dict(rename_in(weights, self.head.state_dict(), FAIRSEQ_HEAD, name))
+        self.model.load_state_dict(to_ours(weights, self.model.state_dict(), self.rules, name))
+        self.head.load_state_dict(to_ours(weights, self.head.state_dict(), FAIRSEQ_HEAD, name))
         unused = set(left_over(weights, self.model.state_dict(), self.rules))
         assert unused == {"final_proj.weight", "final_proj.bias", "label_embs_concat"}
 
@@ -68,7 +83,9 @@ def reference(request: pytest.FixtureRequest, shared: Path) -> Reference:
 
 def test_hidden_states_of_every_layer(reference: Reference) -> None:
     with torch.no_grad():
-        states = reference.model.eval()(reference.tensors["waveform"], hidden_states=True).hidden_states
+        states = reference.model.eval()(
+            reference.tensors["waveform"], hidden_states=True
+        ).hidden_states
     for layer, state in enumerate(states, start=1):
         assert (state - reference.tensors[f"hidden.{layer}"]).abs().max() < 1e-5, layer
 
@@ -103,8 +120,14 @@ def test_gradient_of_every_parameter(reference: Reference) -> None:
     (loss_parts(reference)["loss"] / reference.facts["sample_size"]).backward()
     ours = {}
     for module, rules in ((reference.model, reference.rules), (reference.head, FAIRSEQ_HEAD)):
-        ours |= rename_out({name: parameter.grad for name, parameter in module.named_parameters()}, rules)
-    theirs = {name.removeprefix("grad."): value for name, value in reference.tensors.items() if name.startswith("grad.")}
+        ours |= to_theirs(
+            {name: parameter.grad for name, parameter in module.named_parameters()}, rules
+        )
+    theirs = {
+        name.removeprefix("grad."): value
+        for name, value in reference.tensors.items()
+        if name.startswith("grad.")
+    }
     assert ours.keys() == theirs.keys()
     largest = max(float(value.norm()) for value in theirs.values())
     for name, expected in theirs.items():

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.interop.fairseq_dictionary import SPECIAL_SYMBOLS
+from hubert_pretrain.interop.fairseq_reader import conv_layers, load_fairseq
+from hubert_pretrain.interop.pickles import Inert, read_pickle
 from hubert_pretrain.model.checkpoint import load_model, save_model
-from hubert_pretrain.model.dictionaries import SPECIAL_SYMBOLS
-from hubert_pretrain.model.fairseq import conv_layers, load_fairseq
-from hubert_pretrain.model.pickles import Inert, read_pickle
 
 
 @pytest.mark.parametrize("name", ["base", "large"])
@@ -27,7 +27,9 @@ def test_the_file_gives_the_network_that_wrote_it(shared: Path, tmp_path: Path, 
         assert (state - reference[f"hidden.{layer}"]).abs().max() < 1e-5, layer
     embeddings = reference["model.label_embs_concat"]
     assert torch.equal(loaded.head_state["unit_embeddings"], embeddings[SPECIAL_SYMBOLS:])
-    assert torch.equal(torch.tensor(loaded.extra["fairseq"]["special_embeddings"]), embeddings[:SPECIAL_SYMBOLS])
+    assert torch.equal(
+        torch.tensor(loaded.extra["fairseq"]["special_embeddings"]), embeddings[:SPECIAL_SYMBOLS]
+    )
     save_model(tmp_path, loaded.model, head=loaded.build_head(), extra=loaded.extra)
     again = load_model(tmp_path)
     assert again.model.config == loaded.model.config
@@ -71,12 +73,18 @@ def test_truncated_file(shared: Path, tmp_path: Path, share: float) -> None:
 
 def test_another_kind_of_checkpoint(tmp_path: Path) -> None:
     torch.save({"model": {"encoder.weight": torch.zeros(1)}}, tmp_path / "other.pt")
-    with pytest.raises(ArtefactError, match=r"other\.pt: not a fairseq HuBERT .* \(found encoder.weight\)"):
+    with pytest.raises(
+        ArtefactError, match=r"other\.pt: not a fairseq HuBERT .* \(found encoder.weight\)"
+    ):
         load_fairseq(tmp_path / "other.pt")
 
 
 def test_conv_layers_are_read_and_not_run(tmp_path: Path) -> None:
-    assert conv_layers("[(512,10,5)] + [(512,3,2)] * 2", tmp_path) == [(512, 10, 5), (512, 3, 2), (512, 3, 2)]
+    assert conv_layers("[(512,10,5)] + [(512,3,2)] * 2", tmp_path) == [
+        (512, 10, 5),
+        (512, 3, 2),
+        (512, 3, 2),
+    ]
     for expression in ("__import__('os').getcwd()", "[(1, 2)]", "[("):
         with pytest.raises(ArtefactError, match="conv_feature_layers"):
             conv_layers(expression, tmp_path)

@@ -7,22 +7,38 @@ import pytest
 import torch
 
 from hubert_pretrain.errors import ConfigError, DataError
-from hubert_pretrain.export.huggingface import import_transformers
+from hubert_pretrain.interop.transformers_writer import import_transformers
 from hubert_pretrain.model.spec_augment import SpecAugment, span_masks
 
 
-@pytest.mark.parametrize("lengths", [None, [200, 199, 150, 80, 30, 10, 9, 3]], ids=["whole", "padded"])
-@pytest.mark.parametrize(("probability", "span", "min_spans"), [(0.05, 10, 2), (0.65, 10, 2), (0.9, 3, 0), (0.01, 10, 0), (0.5, 64, 0)])
-def test_the_same_masks_as_the_original(lengths: list[int] | None, probability: float, span: int, min_spans: int) -> None:
+@pytest.mark.parametrize(
+    "lengths", [None, [200, 199, 150, 80, 30, 10, 9, 3]], ids=["whole", "padded"]
+)
+@pytest.mark.parametrize(
+    ("probability", "span", "min_spans"),
+    [(0.05, 10, 2), (0.65, 10, 2), (0.9, 3, 0), (0.01, 10, 0), (0.5, 64, 0)],
+)
+def test_the_same_masks_as_the_original(
+    lengths: list[int] | None, probability: float, span: int, min_spans: int
+) -> None:
     import_transformers()
     from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
-    attention_mask = None if lengths is None else (torch.arange(200) < torch.tensor(lengths)[:, None]).long()
+    attention_mask = (
+        None if lengths is None else (torch.arange(200) < torch.tensor(lengths)[:, None]).long()
+    )
     for seed in range(50):
         np.random.seed(seed)
         expected = _compute_mask_indices((8, 200), probability, span, attention_mask, min_spans)
         draw = np.random.RandomState(seed)
-        found = span_masks((8, 200), probability=probability, span=span, min_spans=min_spans, generator=draw, lengths=lengths)  # type: ignore[arg-type]
+        found = span_masks(
+            (8, 200),
+            probability=probability,
+            span=span,
+            min_spans=min_spans,
+            generator=draw,
+            lengths=lengths,
+        )  # type: ignore[arg-type]
         assert (found == expected).all(), seed
 
 

@@ -16,13 +16,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hubert_pretrain.export.huggingface import import_transformers
 from hubert_pretrain.finetune.ctc import ctc_loss
+from hubert_pretrain.interop.tensor_names import (
+    TRANSFORMERS,
+    TRANSFORMERS_CLASSES,
+    TRANSFORMERS_CTC,
+    left_over,
+    to_ours,
+    to_theirs,
+)
+from hubert_pretrain.interop.transformers_writer import import_transformers
 from hubert_pretrain.model.config import ACTIVATIONS, HubertConfig
 from hubert_pretrain.model.dropout import Dropout
-from hubert_pretrain.model.heads import ClassificationHead, LetterHead
+from hubert_pretrain.model.heads import ClassificationHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.naming import TRANSFORMERS, TRANSFORMERS_CLASSES, TRANSFORMERS_LETTERS, left_over, rename_in, rename_out
 from hubert_pretrain.model.spec_augment import SpecAugment
 
 BASE = HubertConfig(
@@ -37,19 +44,30 @@ BASE = HubertConfig(
 )
 VARIANTS = {
     "base": BASE,
-    "large": dataclasses.replace(BASE, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True),
+    "large": dataclasses.replace(
+        BASE, feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True
+    ),
     "pre-norm, group norm": dataclasses.replace(BASE, do_stable_layer_norm=True),
     "post-norm, layer norm": dataclasses.replace(BASE, feat_extract_norm="layer"),
     "no projection norm": dataclasses.replace(BASE, feat_proj_layer_norm=False),
     "odd positional kernel": dataclasses.replace(BASE, num_conv_pos_embeddings=15),
-    "another grid": dataclasses.replace(BASE, conv_dim=[24, 32, 40], conv_kernel=[16, 5, 3], conv_stride=[8, 5, 2]),
+    "another grid": dataclasses.replace(
+        BASE, conv_dim=[24, 32, 40], conv_kernel=[16, 5, 3], conv_stride=[8, 5, 2]
+    ),
     "other eps": dataclasses.replace(BASE, layer_norm_eps=1e-3),
     "batch norm in positions": dataclasses.replace(BASE, conv_pos_batch_norm=True),
     "adapters": dataclasses.replace(BASE, do_stable_layer_norm=True, adapter_attn_dim=12),
-    **{name: dataclasses.replace(BASE, hidden_act=name, feat_extract_activation=name) for name in ACTIVATIONS if name != "gelu"},
+    **{
+        name: dataclasses.replace(BASE, hidden_act=name, feat_extract_activation=name)
+        for name in ACTIVATIONS
+        if name != "gelu"
+    },
     "two activations": dataclasses.replace(BASE, hidden_act="silu", feat_extract_activation="relu"),
 }
-QUIET: dict[str, Any] = dict.fromkeys(("feat_proj_dropout", "hidden_dropout", "attention_dropout", "activation_dropout", "layerdrop"), 0.0)
+QUIET: dict[str, Any] = dict.fromkeys(
+    ("feat_proj_dropout", "hidden_dropout", "attention_dropout", "activation_dropout", "layerdrop"),
+    0.0,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -58,20 +76,33 @@ def selu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(import_transformers().activations.ACT2FN, "selu", nn.SELU)
 
 
-def pair(config: HubertConfig, architecture: str = "HubertModel", **more: Any) -> tuple[Hubert, Any]:
+def pair(
+    config: HubertConfig, architecture: str = "HubertModel", **more: Any
+) -> tuple[Hubert, Any]:
     """Our network and theirs with the same random weights (all of them random, norms and biases too)."""
     torch.manual_seed(1)
     shared = {
-        name: value for name, value in dataclasses.asdict(config).items() if name not in ("conv_gradient_scale", "normalize_waveform")
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in ("conv_gradient_scale", "normalize_waveform")
     }
     transformers = import_transformers()
     theirs = getattr(transformers, architecture)(transformers.HubertConfig(**shared, **more)).eval()
     with torch.no_grad():
-        for parameter in [*theirs.parameters(), *(buffer for buffer in theirs.buffers() if buffer.is_floating_point())]:
-            parameter.add_(torch.randn_like(parameter).abs() * 0.05 if parameter.ndim == 1 else torch.randn_like(parameter) * 0.05)
+        for parameter in [
+            *theirs.parameters(),
+            *(buffer for buffer in theirs.buffers() if buffer.is_floating_point()),
+        ]:
+            parameter.add_(
+                torch.randn_like(parameter).abs() * 0.05
+                if parameter.ndim == 1
+                else torch.randn_like(parameter) * 0.05
+            )
     encoder = encoder_of(theirs)
     ours = Hubert(config).eval()
-    ours.load_state_dict(rename_in(encoder.state_dict(), ours.state_dict(), TRANSFORMERS, "transformers"))
+    ours.load_state_dict(
+        to_ours(encoder.state_dict(), ours.state_dict(), TRANSFORMERS, "transformers")
+    )
     assert left_over(encoder.state_dict(), ours.state_dict(), TRANSFORMERS) == []
     return ours, theirs
 
@@ -80,7 +111,9 @@ def layer_outputs(theirs: Any, *args: Any, **kwargs: Any) -> tuple[list[Tensor],
     """Output of each of their layers by hooks (`hidden_states[-1]` means another thing in 4.57 than in 5.x), and the last hidden state."""
     states: list[Tensor] = []
     hooks = [
-        layer.register_forward_hook(lambda _, __, output: states.append(output[0] if isinstance(output, tuple) else output))
+        layer.register_forward_hook(
+            lambda _, __, output: states.append(output[0] if isinstance(output, tuple) else output)
+        )
         for layer in theirs.encoder.layers
     ]
     last = theirs(*args, **kwargs).last_hidden_state
@@ -97,7 +130,9 @@ def assert_equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize("gradients", [False, True], ids=["without gradients", "with gradients"])  # which are computed in other ways
+@pytest.mark.parametrize(
+    "gradients", [False, True], ids=["without gradients", "with gradients"]
+)  # which are computed in other ways
 def test_hidden_states_of_every_layer(name: str, padded: bool, gradients: bool) -> None:
     config = VARIANTS[name]
     ours, theirs = pair(config)
@@ -118,7 +153,9 @@ def test_layer_numbers_whatever_their_version_means_by_its_last(name: str) -> No
     waveform, valid, attention_mask = batch(11_000)
     with torch.no_grad():
         output = ours(waveform, valid=valid, hidden_states=True)
-        states = theirs(waveform, attention_mask=attention_mask, output_hidden_states=True).hidden_states
+        states = theirs(
+            waveform, attention_mask=attention_mask, output_hidden_states=True
+        ).hidden_states
     *earlier, last = states
     assert_equal([output.embedded, *output.hidden_states[:-1]], earlier)
     after_final_norm = (output.last - last).abs().max() < 1e-5  # 4.57
@@ -142,11 +179,15 @@ def test_gradient_of_every_weight(name: str) -> None:
     mask = torch.rand(2, 49) < 0.5
     (ours(waveform, mask=mask).last * direction).mean().backward()
     (theirs(waveform, mask_time_indices=mask).last_hidden_state * direction).mean().backward()
-    found = rename_out({key: parameter.grad for key, parameter in ours.named_parameters()}, TRANSFORMERS)
+    found = to_theirs(
+        {key: parameter.grad for key, parameter in ours.named_parameters()}, TRANSFORMERS
+    )
     expected = {key: parameter.grad for key, parameter in theirs.named_parameters()}
     assert found.keys() == expected.keys()
     for key, gradient in expected.items():
-        torch.testing.assert_close(found[key], gradient, rtol=1e-3, atol=1e-7, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            found[key], gradient, rtol=1e-3, atol=1e-7, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -155,14 +196,20 @@ def test_classifier_with_padding(name: str, weighted: bool) -> None:
     config = VARIANTS[name]
     more = {"classifier_proj_size": 20, "num_labels": 5, "use_weighted_layer_sum": weighted}
     ours, theirs = pair(config, "HubertForSequenceClassification", **more)
-    head = ClassificationHead(config.hidden_size, 5, 20, n_layers=config.num_hidden_layers, weighted_layers=weighted)
-    head.load_state_dict(rename_in(theirs.state_dict(), head.state_dict(), TRANSFORMERS_CLASSES, "transformers"))
+    head = ClassificationHead(
+        config.hidden_size, 5, 20, n_layers=config.num_hidden_layers, weighted_layers=weighted
+    )
+    head.load_state_dict(
+        to_ours(theirs.state_dict(), head.state_dict(), TRANSFORMERS_CLASSES, "transformers")
+    )
     lengths = torch.tensor([16_000, 11_000])
     waveform = torch.randn(2, 16_000) * (torch.arange(16_000) < lengths[:, None])
     valid = torch.arange(49) < config.grid.num_frames(lengths)[:, None]
     with torch.no_grad():
         logits = head(ours(waveform, valid=valid, hidden_states=True), valid)
-        expected = theirs(waveform, attention_mask=(torch.arange(16_000) < lengths[:, None]).long()).logits
+        expected = theirs(
+            waveform, attention_mask=(torch.arange(16_000) < lengths[:, None]).long()
+        ).logits
     assert (logits - expected).abs().max() < 1e-5
 
 
@@ -184,7 +231,9 @@ def test_dropout_draw_by_draw(name: str, dropout: str, monkeypatch: pytest.Monke
     """Where numbers are dropped, with PyTorch's generator on both sides; our faster one on CPUs is tested in model/test_dropout.py."""
     monkeypatch.setattr(Dropout, "forward", nn.Dropout.forward)
     ours, theirs = pair(
-        dataclasses.replace(VARIANTS[name], **{**QUIET, dropout: 0.3}), attn_implementation="eager", apply_spec_augment=False
+        dataclasses.replace(VARIANTS[name], **{**QUIET, dropout: 0.3}),
+        attn_implementation="eager",
+        apply_spec_augment=False,
     )
     ours.attention = "eager"
     assert_equal_in_training(ours, theirs, {})
@@ -207,17 +256,30 @@ def test_layer_drop_draw_by_draw(name: str) -> None:
         {"mask_time_prob": 0.5, "mask_time_length": 4},
         {"mask_time_prob": 0.05, "mask_time_length": 6, "mask_time_min_masks": 5},
         {"mask_time_prob": 0.0, "mask_feature_prob": 0.4, "mask_feature_length": 5},
-        {"mask_time_prob": 0.4, "mask_feature_prob": 0.1, "mask_feature_length": 7, "mask_feature_min_masks": 3},
+        {
+            "mask_time_prob": 0.4,
+            "mask_feature_prob": 0.1,
+            "mask_feature_length": 7,
+            "mask_feature_min_masks": 3,
+        },
         {"apply_spec_augment": False, "mask_time_prob": 0.5},
     ],
     ids=lambda fields: ", ".join(f"{name}={value}" for name, value in fields.items()),
 )
 def test_spec_augment_draw_by_draw(name: str, fields: dict[str, Any]) -> None:
     ours, theirs = pair(dataclasses.replace(VARIANTS[name], **QUIET), **fields)
-    time, channels = SpecAugment(**fields).draw(2, 49, BASE.hidden_size, generator=np.random.RandomState(5))  # type: ignore[arg-type]
-    assert (time is None) == (not fields.get("apply_spec_augment", True) or fields["mask_time_prob"] == 0)
+    time, channels = SpecAugment(**fields).draw(
+        2, 49, BASE.hidden_size, generator=np.random.RandomState(5)
+    )  # type: ignore[arg-type]
+    assert (time is None) == (
+        not fields.get("apply_spec_augment", True) or fields["mask_time_prob"] == 0
+    )
     masks = {"mask": time, "channel_mask": channels}
-    assert_equal_in_training(ours, theirs, {key: torch.from_numpy(value) for key, value in masks.items() if value is not None})
+    assert_equal_in_training(
+        ours,
+        theirs,
+        {key: torch.from_numpy(value) for key, value in masks.items() if value is not None},
+    )
 
 
 def assert_equal_in_training(ours: Hubert, theirs: Any, arguments: dict[str, Any]) -> None:
@@ -233,10 +295,15 @@ def assert_equal_in_training(ours: Hubert, theirs: Any, arguments: dict[str, Any
         (last * direction).mean().backward()
         results.append(last.detach())
     assert_equal(results[:1], results[1:])
-    torch.testing.assert_close(ours.projection.linear.weight.grad, encoder_of(theirs).feature_projection.projection.weight.grad)
+    torch.testing.assert_close(
+        ours.projection.linear.weight.grad,
+        encoder_of(theirs).feature_projection.projection.weight.grad,
+    )
     inference = ours.eval()(waveform).last
     changed = float((inference - results[0]).detach().abs().max())
-    assert (changed > 1e-3) == bool(arguments or any(getattr(ours.config, name) for name in QUIET)), changed
+    assert (changed > 1e-3) == bool(
+        arguments or any(getattr(ours.config, name) for name in QUIET)
+    ), changed
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
@@ -244,18 +311,29 @@ def assert_equal_in_training(ours: Hubert, theirs: Any, arguments: dict[str, Any
 @pytest.mark.parametrize("name", ["base", "large"])
 def test_letters_in_training(name: str, reduction: str, zero_infinity: bool) -> None:
     config = dataclasses.replace(VARIANTS[name], **QUIET)
-    more = {"vocab_size": 7, "final_dropout": 0.4, "ctc_loss_reduction": reduction, "ctc_zero_infinity": zero_infinity}
+    more = {
+        "vocab_size": 7,
+        "final_dropout": 0.4,
+        "ctc_loss_reduction": reduction,
+        "ctc_zero_infinity": zero_infinity,
+    }
     ours, theirs = pair(config, "HubertForCTC", **more, apply_spec_augment=False)
-    head = LetterHead(config.hidden_size, 7, dropout=0.4)
-    head.load_state_dict(rename_in(theirs.state_dict(), head.state_dict(), TRANSFORMERS_LETTERS, "transformers"))
+    head = CTCHead(config.hidden_size, 7, dropout=0.4)
+    head.load_state_dict(
+        to_ours(theirs.state_dict(), head.state_dict(), TRANSFORMERS_CTC, "transformers")
+    )
     waveform, valid, attention_mask = batch(11_000)
-    lengths = torch.tensor([5, 40 if zero_infinity else 3])  # 40 letters do not fit 34 frames: an infinite loss
+    lengths = torch.tensor(
+        [5, 40 if zero_infinity else 3]
+    )  # 40 letters do not fit 34 frames: an infinite loss
     labels = torch.randint(1, 7, (2, 40)).masked_fill(torch.arange(40) >= lengths[:, None], -100)
     torch.manual_seed(5)
     logits = head(ours.train()(waveform, valid=valid).last)
     torch.manual_seed(5)
     expected = theirs.train()(waveform, attention_mask=attention_mask, labels=labels)
-    loss = ctc_loss(logits, valid.sum(1), labels, lengths, reduction=reduction, zero_infinity=zero_infinity)
+    loss = ctc_loss(
+        logits, valid.sum(1), labels, lengths, reduction=reduction, zero_infinity=zero_infinity
+    )
     assert_equal([logits], [expected.logits])
     assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
 

@@ -14,7 +14,14 @@ TOOL = runpy.run_path(str(REPOSITORY / "tools" / "parity_table.py"), run_name="p
 CANNOT = {
     "transformers": {"adapters, base", "all selu"},
     "torchaudio": {
-        *("no projection norm", "layer_norm_eps 1e-3", "conv_pos_batch_norm", "adapters, large", "adapters, base", "hidden_act relu"),
+        *(
+            "no projection norm",
+            "layer_norm_eps 1e-3",
+            "conv_pos_batch_norm",
+            "adapters, large",
+            "adapters, base",
+            "hidden_act relu",
+        ),
         *("all relu", "all gelu_new", "all silu", "all selu"),
     },
 }

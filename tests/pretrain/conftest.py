@@ -12,13 +12,20 @@ import soundfile
 import torch
 
 from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.clustering.codebooks import CodebookSet
-from hubert_pretrain.config import IterationConfig, LossConfig, PretrainConfig, Recipe, TrainerConfig
+from hubert_pretrain.clustering.codebook_set import CodebookSet
+from hubert_pretrain.config.schema import (
+    IterationConfig,
+    LossConfig,
+    PretrainConfig,
+    Recipe,
+    TrainerConfig,
+)
 from hubert_pretrain.data.manifest import Manifest, Utterance, write_manifest
+from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.pipeline.workspace import META, Workspace
 from hubert_pretrain.targets.writer import TargetWriter
-from hubert_pretrain.workspace import META, Workspace, write_json
 
 CLUSTERS = 5
 
@@ -34,7 +41,14 @@ def make_corpus(folder: Path) -> Manifest:
         split = "valid" if number % 7 == 0 else "train"
         mean, variance = float(waveform.mean()), float(waveform.var())
         utterances.append(
-            Utterance(id=f"u{number:02d}", path=str(path), num_samples=num_samples, split=split, mean=mean, variance=variance)
+            Utterance(
+                id=f"u{number:02d}",
+                path=str(path),
+                num_samples=num_samples,
+                split=split,
+                mean=mean,
+                variance=variance,
+            )
         )
     write_manifest(folder / "manifest.arrow", utterances)
     return Manifest.open(folder)
@@ -55,7 +69,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Finished `prepare` and `it1/label`. Shared by the tests, which only read it."""
     workspace = Workspace(tmp_path_factory.mktemp("run"))
     make_targets(workspace.folder("it1/label"), make_corpus(workspace.folder("prepare")))
-    for stage, facts in (("prepare", {}), ("it1/label", {"unigram_entropy_nats": float(np.log(CLUSTERS))})):
+    for stage, facts in (
+        ("prepare", {}),
+        ("it1/label", {"unigram_entropy_nats": float(np.log(CLUSTERS))}),
+    ):
         write_json(workspace.folder(stage) / META, {"fingerprint": stage, "facts": facts})
     return workspace
 
@@ -75,7 +92,9 @@ def model_config(**changes: object) -> HubertConfig:
     return HubertConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def make_recipe(*, trainer: dict[str, object] | None = None, logger: object = None, **changes: object) -> Recipe:
+def make_recipe(
+    *, trainer: dict[str, object] | None = None, logger: object = None, **changes: object
+) -> Recipe:
     """A recipe of eight steps; keyword arguments change its `PretrainConfig`."""
     pretrain = PretrainConfig(
         steps=8,

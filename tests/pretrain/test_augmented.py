@@ -12,20 +12,21 @@ import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 
-from hubert_pretrain import compose, pipeline
-from hubert_pretrain.config import AugmentConfig, Recipe
+from hubert_pretrain.config import compose
+from hubert_pretrain.config.schema import AugmentConfig, Recipe
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.augment import Augmentation
-from hubert_pretrain.data.batches import BatchPlan
+from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.frames import MODEL_GRID
-from hubert_pretrain.pretrain import stage
+from hubert_pretrain.pipeline import plan as pipeline
+from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain.dataset import CropSource, MicroBatches, SpanMasking
+from hubert_pretrain.stages import pretrain
 from hubert_pretrain.targets.store import TargetStore
+from hubert_pretrain.training.dataloading import ResumableSampler, loader
 from hubert_pretrain.training.limits import CACHE_BYTES
-from hubert_pretrain.training.loading import FromStep, loader
-from hubert_pretrain.workspace import Workspace
 
 MIXED = {"mix_probability": 0.5, "gain_probability": 0.5}
 STEPS = 6
@@ -38,14 +39,39 @@ def corpus(prepared: Workspace) -> Corpus:
 
 @pytest.fixture
 def stream(prepared: Workspace, corpus: Corpus) -> Callable[..., MicroBatches]:
-    sizes = {"batch_seconds": 8, "micro_batch_seconds": 4, "max_crop_seconds": 1.2, "min_seconds": 0.5, "max_shapes": 2}
-    plan = BatchPlan(corpus.manifest.by_length("train"), grid=MODEL_GRID, seed=3, masked_frames=lambda frames: frames // 2, **sizes)
+    sizes = {
+        "batch_seconds": 8,
+        "micro_batch_seconds": 4,
+        "max_crop_seconds": 1.2,
+        "min_seconds": 0.5,
+        "max_shapes": 2,
+    }
+    plan = BucketSampler(
+        corpus.manifest.by_length("train"),
+        grid=MODEL_GRID,
+        seed=3,
+        masked_frames=lambda frames: frames // 2,
+        **sizes,
+    )
 
-    def make(augmentation: Augmentation | None, *, normalize: bool = False, cache_bytes: int = CACHE_BYTES) -> MicroBatches:
+    def make(
+        augmentation: Augmentation | None,
+        *,
+        normalize: bool = False,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> MicroBatches:
         masking = SpanMasking(seed=3, probability=0.8, span_frames=5, min_spans=2)
         targets = TargetStore.open(prepared.folder("it1/label")).targets
-        shared: dict[str, Any] = {"split": "train", "grid": MODEL_GRID, "masking": masking, "cache_bytes": cache_bytes}
-        return MicroBatches(plan, CropSource(corpus, targets, normalize=normalize, augmentation=augmentation, **shared))
+        shared: dict[str, Any] = {
+            "split": "train",
+            "grid": MODEL_GRID,
+            "masking": masking,
+            "cache_bytes": cache_bytes,
+        }
+        return MicroBatches(
+            plan,
+            CropSource(corpus, targets, normalize=normalize, augmentation=augmentation, **shared),
+        )
 
     return make
 
@@ -58,22 +84,36 @@ def stop(*args: object) -> None:
     raise Enough
 
 
-def read(items: MicroBatches, *, workers: int, start: int = 0, rank: int = 0, world_size: int = 1) -> dict[int, torch.Tensor]:
+def read(
+    items: MicroBatches, *, workers: int, start: int = 0, rank: int = 0, world_size: int = 1
+) -> dict[int, torch.Tensor]:
     """Waveforms by number of the micro-batch, as training from step `start` reads them."""
-    numbers = FromStep(lambda: start, steps=STEPS, micro_batches=items.plan.micro_batches, rank=rank, world_size=world_size)
+    numbers = ResumableSampler(
+        lambda: start,
+        steps=STEPS,
+        micro_batches=items.plan.micro_batches,
+        rank=rank,
+        world_size=world_size,
+    )
     return {item["index"]: item["waveform"] for item in loader(items, numbers, workers=workers)}
 
 
-def test_the_same_for_any_workers_ranks_and_after_a_kill(stream: Callable[..., MicroBatches]) -> None:
+def test_the_same_for_any_workers_ranks_and_after_a_kill(
+    stream: Callable[..., MicroBatches],
+) -> None:
     augmentation = Augmentation(seed=3, **MIXED)
     whole = read(stream(augmentation), workers=0)
-    assert any(not torch.equal(whole[i], plain) for i, plain in read(stream(None), workers=0).items())
+    assert any(
+        not torch.equal(whole[i], plain) for i, plain in read(stream(None), workers=0).items()
+    )
     for workers in (1, 2):
         found = read(stream(augmentation), workers=workers)
         assert all(torch.equal(found[i], whole[i]) for i in whole)
     resumed = read(stream(augmentation), workers=0, start=4)
     assert set(resumed) == {i for i in whole if i >= 4 * stream(None).plan.micro_batches}
-    shared = read(stream(augmentation), workers=0, rank=0, world_size=2) | read(stream(augmentation), workers=0, rank=1, world_size=2)
+    shared = read(stream(augmentation), workers=0, rank=0, world_size=2) | read(
+        stream(augmentation), workers=0, rank=1, world_size=2
+    )
     for part in (resumed, shared):
         assert all(torch.equal(part[i], whole[i]) for i in part)
     assert set(shared) == set(whole)
@@ -83,44 +123,66 @@ def test_cached_and_read_from_disk_are_the_same(stream: Callable[..., MicroBatch
     cached = read(stream(Augmentation(seed=3, **MIXED), normalize=True), workers=0)
     again = stream(Augmentation(seed=3, **MIXED), normalize=True)
     assert all(torch.equal(read(again, workers=0)[i], cached[i]) for i in cached)
-    assert all(torch.equal(read(again, workers=0)[i], cached[i]) for i in cached), "the cache holds clean audio"
+    assert all(torch.equal(read(again, workers=0)[i], cached[i]) for i in cached), (
+        "the cache holds clean audio"
+    )
     streamed = read(stream(Augmentation(seed=3, **MIXED), normalize=True, cache_bytes=0), workers=0)
     assert all(torch.equal(streamed[i], cached[i]) for i in cached)
 
 
-def test_targets_and_masks_stay_those_of_the_clean_audio(stream: Callable[..., MicroBatches]) -> None:
+def test_targets_and_masks_stay_those_of_the_clean_audio(
+    stream: Callable[..., MicroBatches],
+) -> None:
     plain, augmented = stream(None), stream(Augmentation(seed=3, **MIXED))
     for index in range(5):
         for name in ("targets", "mask"):
             assert torch.equal(plain[index][name], augmented[index][name])
 
 
-def test_changed_rows_are_normalised_by_their_own_statistics_and_others_as_ever(stream: Callable[..., MicroBatches]) -> None:
+def test_changed_rows_are_normalised_by_their_own_statistics_and_others_as_ever(
+    stream: Callable[..., MicroBatches],
+) -> None:
     raw, clean = stream(None), stream(None, normalize=True)
     augmentation = Augmentation(seed=3, **MIXED)
     items = stream(augmentation, normalize=True)
     seen = set()
     for index in range(10):
         batch = items.plan.micro_batch(index)
-        expected, changed = augmentation(raw[index]["waveform"].numpy(), index=index, rows=batch.rows.tolist())
+        expected, changed = augmentation(
+            raw[index]["waveform"].numpy(), index=index, rows=batch.rows.tolist()
+        )
         for b, found in enumerate(items[index]["waveform"].numpy()):
             seen.add(bool(changed[b]))
             if changed[b]:
-                np.testing.assert_allclose(found, audio.normalize(expected[b], expected[b].mean(), expected[b].var()), rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(
+                    found,
+                    audio.normalize(expected[b], expected[b].mean(), expected[b].var()),
+                    rtol=1e-5,
+                    atol=1e-6,
+                )
                 assert abs(found.std() - 1) < 0.01
             else:
                 assert np.array_equal(found, clean[index]["waveform"][b].numpy())
     assert seen == {True, False}
 
 
-def test_off_costs_nothing(prepared: Workspace, recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_off_costs_nothing(
+    prepared: Workspace,
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """With the defaults there is no object that could do anything, and the source does not ask."""
     found: list[object] = []
-    monkeypatch.setattr(stage, "loaders", lambda *args, **values: found.append(values["augmentation"]) or (None, None))
-    monkeypatch.setattr(stage, "fit", stop)
+    monkeypatch.setattr(
+        pretrain,
+        "loaders",
+        lambda *args, **values: found.append(values["augmentation"]) or (None, None),
+    )
+    monkeypatch.setattr(pretrain, "fit", stop)
     for augment in (AugmentConfig(), AugmentConfig(mix_probability=0.2)):
         with pytest.raises(Enough):
-            stage.run(recipe(augment=augment), prepared, "it1/pretrain", tmp_path)
+            pretrain.run(recipe(augment=augment), prepared, "it1/pretrain", tmp_path)
     assert found[0] is None
     assert isinstance(found[1], Augmentation)
     assert found[1].mix_probability == 0.2
@@ -130,7 +192,7 @@ def composed(*overrides: str) -> Recipe:
     compose.register()
     words = ["+recipe=smoke", *overrides]
     with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        return compose.validate(hydra_compose("config", overrides=words), words)
+        return compose.to_recipe(hydra_compose("config", overrides=words), words)
 
 
 AUGMENT = "iterations.it1.pretrain.augment"
@@ -141,22 +203,32 @@ def test_it_is_off_in_every_recipe_and_chosen_by_a_group() -> None:
     found = composed(f"+augment@{AUGMENT}=wavlm", f"{AUGMENT}.noise=/noise")
     augment = found.iterations["it1"].pretrain.augment
     assert (augment.mix_probability, augment.mix_noise_share, augment.noise) == (0.2, 0.1, "/noise")
-    assert composed(f"+augment@{AUGMENT}=mix").iterations["it1"].pretrain.augment == AugmentConfig(mix_probability=0.2)
+    assert composed(f"+augment@{AUGMENT}=mix").iterations["it1"].pretrain.augment == AugmentConfig(
+        mix_probability=0.2
+    )
     assert found.iterations["it2"].pretrain.augment == AugmentConfig()
 
 
 def test_off_is_no_part_of_a_fingerprint() -> None:
     assert "augment" not in str([stage.identity for stage in pipeline.stages(composed())])
-    assert "mix_probability" in str([stage.identity for stage in pipeline.stages(composed(f"{AUGMENT}.mix_probability=0.2"))])
+    assert "mix_probability" in str(
+        [stage.identity for stage in pipeline.stages(composed(f"{AUGMENT}.mix_probability=0.2"))]
+    )
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("mix_probability=1.2", r"augment\.mix_probability=1\.2: expected a share from 0 to 1"),
-        ("mix_ratio_db=[5,-5]", r"augment\.mix_ratio_db=\[5\.0, -5\.0\]: expected a range in dB, the lower end first"),
+        (
+            "mix_ratio_db=[5,-5]",
+            r"augment\.mix_ratio_db=\[5\.0, -5\.0\]: expected a range in dB, the lower end first",
+        ),
         ("gain_db=[3]", r"augment\.gain_db=\[3\.0\]: expected a range in dB"),
-        ("noise_probability=0.5", r"augment\.noise_probability=0\.5 needs noise: set .*augment\.noise to a folder"),
+        (
+            "noise_probability=0.5",
+            r"augment\.noise_probability=0\.5 needs noise: set .*augment\.noise to a folder",
+        ),
         ("mix_noise_share=0.5", r"augment\.mix_noise_share=0\.5 needs noise"),
     ],
 )

@@ -10,14 +10,14 @@ import lightning as L
 import pytest
 import torch
 
-from hubert_pretrain.config import Recipe
+from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import Preempted
 from hubert_pretrain.model.checkpoint import load_model
+from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain.module import PretrainModule
-from hubert_pretrain.pretrain.stage import run
-from hubert_pretrain.training.checkpoint_io import VerifiedCheckpointIO, newest
-from hubert_pretrain.training.preemption import Preemption
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.stages.pretrain import run
+from hubert_pretrain.training.resilience.checkpoint_io import VerifiedCheckpointIO, newest
+from hubert_pretrain.training.resilience.preemption import Preemption
 
 Recipes = Callable[..., Recipe]
 
@@ -43,7 +43,9 @@ def leave_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Preemption, "on_train_batch_start", leaving)
 
 
-def test_the_average_is_exported_and_the_weights_go_on(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
+def test_the_average_is_exported_and_the_weights_go_on(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path
+) -> None:
     """Training is the same with and without it; what is left behind is the average that the definition gives."""
     plain, averaged = tmp_path / "plain", tmp_path / "averaged"
     seen: list[dict[str, torch.Tensor]] = []
@@ -61,13 +63,18 @@ def test_the_average_is_exported_and_the_weights_go_on(recipe: Recipes, prepared
         run(recipe(valid_every_steps=3, ema_decay=0.4), prepared, "it1/pretrain", averaged)
 
     own, average = content(averaged), weights(averaged)
-    assert all(torch.equal(content(plain)["state_dict"][name], value) for name, value in own["state_dict"].items())
+    assert all(
+        torch.equal(content(plain)["state_dict"][name], value)
+        for name, value in own["state_dict"].items()
+    )
     assert all(torch.equal(seen[-1][name], value) for name, value in weights(plain).items())
     decays = [min(0.4, (1 + n) / (10 + n)) for n in range(1, 9)]
     for name in ("context_encoder.layers.0.feed_forward.inner.weight", next(iter(average))):
         if name not in average:
             continue
-        expected = average[name] * 0 + seen[0][name]  # the start is unknown here: after eight updates it weighs next to nothing
+        expected = (
+            average[name] * 0 + seen[0][name]
+        )  # the start is unknown here: after eight updates it weighs next to nothing
         for decay, state in zip(decays[1:], seen[1:], strict=True):
             expected = decay * expected + (1 - decay) * state[name]
         torch.testing.assert_close(average[name], expected, rtol=0.05, atol=1e-3)
@@ -76,7 +83,11 @@ def test_the_average_is_exported_and_the_weights_go_on(recipe: Recipes, prepared
 
 @pytest.mark.parametrize("leave", [4, 7])
 def test_an_interruption_changes_no_bit_of_the_average(
-    recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leave: int
+    recipe: Recipes,
+    prepared: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    leave: int,
 ) -> None:
     values = recipe(ema_decay=0.9, valid_every_steps=5)
     run(values, prepared, "it1/pretrain", tmp_path / "whole")
@@ -89,7 +100,9 @@ def test_an_interruption_changes_no_bit_of_the_average(
     assert all(torch.equal(cut[name], value) for name, value in whole.items())
 
 
-def test_a_run_that_only_had_to_be_finished_still_exports_the_average(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
+def test_a_run_that_only_had_to_be_finished_still_exports_the_average(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path
+) -> None:
     values = recipe(ema_decay=0.9)
     run(values, prepared, "it1/pretrain", tmp_path)
     first = weights(tmp_path)

@@ -15,30 +15,33 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubert_pretrain import pipeline
 from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.clustering.codebooks import CodebookSet
-from hubert_pretrain.config import IterationConfig, Recipe
+from hubert_pretrain.clustering.codebook_set import CodebookSet
+from hubert_pretrain.config.schema import IterationConfig, Recipe
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ArtefactError, ConfigError
-from hubert_pretrain.export.formats import FORMATS
+from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import MODEL_GRID
+from hubert_pretrain.interop.load import load_checkpoint
+from hubert_pretrain.interop.registry import FORMATS
+from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.loader import load_checkpoint
-from hubert_pretrain.model.pretraining_head import CodebookHead
-from hubert_pretrain.pretrain.continued import cooccurrence, match, start
-from hubert_pretrain.pretrain.stage import run
+from hubert_pretrain.pipeline import plan
+from hubert_pretrain.pipeline.workspace import META, Workspace
+from hubert_pretrain.pretrain.warm_start import cooccurrence, match, warm_start
+from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
 from hubert_pretrain.training.loggers import read_metrics
-from hubert_pretrain.workspace import META, Workspace, write_json
 from tests.pretrain.conftest import CLUSTERS, make_recipe, model_config
 
 ORDER = [3, 0, 4, 1, 2]
 """Cluster c of iteration 1 is called ORDER[c] in iteration 2."""
 
 
-def write_targets(folder: Path, manifest: Manifest, n_clusters: int, ids: Callable[[int], np.ndarray[Any, Any]]) -> None:
+def write_targets(
+    folder: Path, manifest: Manifest, n_clusters: int, ids: Callable[[int], np.ndarray[Any, Any]]
+) -> None:
     folder.mkdir(parents=True)
     codebook = CodebookSet.of(Codebook(torch.eye(n_clusters) + 1, {"kind": "test"}, MODEL_GRID))
     writer = TargetWriter.create(folder, manifest, codebook)
@@ -51,13 +54,32 @@ def loop(prepared: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Works
     """A finished iteration 1; labels of an iteration 2 that are those of iteration 1 under other names, of an it3 with more clusters."""
     workspace = Workspace(tmp_path_factory.mktemp("loop") / "run")
     shutil.copytree(prepared.root, workspace.root)
-    old, manifest = TargetStore.open(workspace.folder("it1/label")), Manifest.open(workspace.folder("prepare"))
-    write_targets(workspace.folder("it2/label"), manifest, CLUSTERS, lambda row: np.array(ORDER)[old.targets(row)])
-    write_targets(workspace.folder("it3/label"), manifest, CLUSTERS + 3, lambda row: np.array([5, 6, 7, 0, 1])[old.targets(row)])
+    old, manifest = (
+        TargetStore.open(workspace.folder("it1/label")),
+        Manifest.open(workspace.folder("prepare")),
+    )
+    write_targets(
+        workspace.folder("it2/label"),
+        manifest,
+        CLUSTERS,
+        lambda row: np.array(ORDER)[old.targets(row)],
+    )
+    write_targets(
+        workspace.folder("it3/label"),
+        manifest,
+        CLUSTERS + 3,
+        lambda row: np.array([5, 6, 7, 0, 1])[old.targets(row)],
+    )
     for stage in ("it2/label", "it3/label"):
         write_json(workspace.folder(stage) / META, {"fingerprint": stage, "facts": {}})
     first = workspace.folder("it1/pretrain")
-    write_json(first / META, {"fingerprint": "it1/pretrain", "facts": run(continued(), workspace, "it1/pretrain", first)})
+    write_json(
+        first / META,
+        {
+            "fingerprint": "it1/pretrain",
+            "facts": run(continued(), workspace, "it1/pretrain", first),
+        },
+    )
     return workspace
 
 
@@ -67,10 +89,21 @@ def continued(iteration: str = "it1", **changes: Any) -> Recipe:
     return recipe
 
 
-def still(loop: Workspace, iteration: str, folder: Path, **changes: Any) -> tuple[dict[str, Any], list[dict[str, float]]]:
+def still(
+    loop: Workspace, iteration: str, folder: Path, **changes: Any
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """What a continued pretraining that learns nothing finds: its start."""
-    recipe = continued(iteration, steps=2, learning_rate=1e-9, log_every_steps=1, start_from="it1/pretrain", **changes)
-    return run(recipe, loop, f"{iteration}/pretrain", folder), read_metrics(folder / "logs" / "metrics.csv")
+    recipe = continued(
+        iteration,
+        steps=2,
+        learning_rate=1e-9,
+        log_every_steps=1,
+        start_from="it1/pretrain",
+        **changes,
+    )
+    return run(recipe, loop, f"{iteration}/pretrain", folder), read_metrics(
+        folder / "logs" / "metrics.csv"
+    )
 
 
 @pytest.fixture
@@ -78,7 +111,9 @@ def first(loop: Workspace) -> dict[str, Any]:
     return loop.artefact("it1/pretrain").facts
 
 
-def test_same_codebook_goes_on_with_the_head(loop: Workspace, first: dict[str, Any], tmp_path: Path) -> None:
+def test_same_codebook_goes_on_with_the_head(
+    loop: Workspace, first: dict[str, Any], tmp_path: Path
+) -> None:
     facts, rows = still(loop, "it1", tmp_path)
     # Crops and masks of the valid split are those of the stage's seed, and that is the same stage here.
     assert facts["masked_loss_nats"] == pytest.approx(first["masked_loss_nats"], rel=1e-4)
@@ -90,13 +125,17 @@ def test_another_codebook_gets_a_new_head(loop: Workspace, tmp_path: Path) -> No
     one, two = load_checkpoint(loop.folder("it1/pretrain")), load_checkpoint(tmp_path)
     for name, tensor in one.model.state_dict().items():
         torch.testing.assert_close(two.model.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
-    assert not torch.allclose(one.head_state["unit_embeddings"], two.head_state["unit_embeddings"], atol=1e-3)
+    assert not torch.allclose(
+        one.head_state["unit_embeddings"], two.head_state["unit_embeddings"], atol=1e-3
+    )
 
 
 def test_warm_units_make_renamed_clusters_no_new_task(loop: Workspace, tmp_path: Path) -> None:
     """What the old head says of a cluster, the new one says of the same cluster under its new name."""
     still(loop, "it2", tmp_path, start_head="warm")
-    old, new = (load_checkpoint(folder).build_head() for folder in (loop.folder("it1/pretrain"), tmp_path))
+    old, new = (
+        load_checkpoint(folder).build_head() for folder in (loop.folder("it1/pretrain"), tmp_path)
+    )
     frames = torch.randn(50, 16)
     torch.testing.assert_close(new(frames)[:, ORDER], old(frames), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(new(frames), old(frames), atol=1e-2)
@@ -106,7 +145,7 @@ def test_more_clusters_keep_a_new_start_where_none_was_seen(loop: Workspace) -> 
     new = TargetStore.open(loop.folder("it3/label"))
     head = CodebookHead(16, 8, CLUSTERS + 3)
     before = head.unit_embeddings.detach().clone()
-    said = start(Hubert(model_config()), head, loop.folder("it1/pretrain"), new, choice="warm")
+    said = warm_start(Hubert(model_config()), head, loop.folder("it1/pretrain"), new, choice="warm")
     old = load_checkpoint(loop.folder("it1/pretrain")).head_state["unit_embeddings"]
     assert said.endswith(f"{CLUSTERS} of {CLUSTERS + 3} unit embeddings from clusters that match")
     assert torch.equal(head.unit_embeddings.detach()[[5, 6, 7, 0, 1]], old)
@@ -115,15 +154,32 @@ def test_more_clusters_keep_a_new_start_where_none_was_seen(loop: Workspace) -> 
 
 def test_keeping_a_head_that_does_not_fit_is_refused(loop: Workspace) -> None:
     new = TargetStore.open(loop.folder("it3/label"))
-    with pytest.raises(ArtefactError, match=r"start_head=keep.*'n_clusters': 5.*'n_clusters': 8.*start_head=new"):
-        start(Hubert(model_config()), CodebookHead(16, 8, 8), loop.folder("it1/pretrain"), new, choice="keep")
+    with pytest.raises(
+        ArtefactError, match=r"start_head=keep.*'n_clusters': 5.*'n_clusters': 8.*start_head=new"
+    ):
+        warm_start(
+            Hubert(model_config()),
+            CodebookHead(16, 8, 8),
+            loop.folder("it1/pretrain"),
+            new,
+            choice="keep",
+        )
 
 
 def test_another_network_is_refused_by_its_fields(loop: Workspace) -> None:
-    other = Hubert(model_config(hidden_size=32, num_hidden_layers=3, layerdrop=0.0, hidden_dropout=0.3))
-    expected = r"hidden_size is 16 there, 32 here; model.num_hidden_layers is 2 there, 3 here; choose"
+    other = Hubert(
+        model_config(hidden_size=32, num_hidden_layers=3, layerdrop=0.0, hidden_dropout=0.3)
+    )
+    expected = (
+        r"hidden_size is 16 there, 32 here; model.num_hidden_layers is 2 there, 3 here; choose"
+    )
     with pytest.raises(ArtefactError, match=expected) as caught:
-        start(other, CodebookHead(32, 8, 5), loop.folder("it1/pretrain"), TargetStore.open(loop.folder("it1/label")))
+        warm_start(
+            other,
+            CodebookHead(32, 8, 5),
+            loop.folder("it1/pretrain"),
+            TargetStore.open(loop.folder("it1/label")),
+        )
     assert "dropout" not in str(caught.value)
     assert "layerdrop" not in str(caught.value)
 
@@ -135,14 +191,18 @@ def test_from_other_projects(loop: Workspace, tmp_path: Path, format_name: str) 
     path.parent.mkdir(exist_ok=True)
     form.write(path, loaded)
     model = Hubert(model_config())
-    said = start(model, CodebookHead(16, 8, CLUSTERS), path, TargetStore.open(loop.folder("it2/label")))
+    said = warm_start(
+        model, CodebookHead(16, 8, CLUSTERS), path, TargetStore.open(loop.folder("it2/label"))
+    )
     assert said == f"starts from {path} with a new head"
     for name, tensor in loaded.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("name", ["base", "large"])
-def test_from_fairseqs_own_checkpoint(shared: Path, loop: Workspace, tmp_path: Path, name: str) -> None:
+def test_from_fairseqs_own_checkpoint(
+    shared: Path, loop: Workspace, tmp_path: Path, name: str
+) -> None:
     path = shared / "reference" / f"{name}_checkpoint.pt"
     theirs = load_checkpoint(path).model
     recipe = continued("it2", steps=2, learning_rate=1e-9, log_every_steps=1, start_from=str(path))
@@ -157,10 +217,18 @@ def test_warm_units_need_the_old_targets(loop: Workspace, tmp_path: Path) -> Non
     alone = tmp_path / "alone"
     shutil.copytree(loop.folder("it1/pretrain"), alone)
     with pytest.raises(ConfigError, match=r"targets it was trained on, but .*label does not exist"):
-        start(Hubert(model_config()), CodebookHead(16, 8, 5), alone, TargetStore.open(loop.folder("it2/label")), choice="warm")
+        warm_start(
+            Hubert(model_config()),
+            CodebookHead(16, 8, 5),
+            alone,
+            TargetStore.open(loop.folder("it2/label")),
+            choice="warm",
+        )
 
 
-def test_a_run_that_was_interrupted_goes_on_and_does_not_start_over(loop: Workspace, tmp_path: Path) -> None:
+def test_a_run_that_was_interrupted_goes_on_and_does_not_start_over(
+    loop: Workspace, tmp_path: Path
+) -> None:
     def made(steps: int, folder: Path) -> dict[str, torch.Tensor]:
         recipe = continued("it2", steps=6, start_from="it1/pretrain")
         if steps < 6:
@@ -176,7 +244,10 @@ def test_a_run_that_was_interrupted_goes_on_and_does_not_start_over(loop: Worksp
 
 
 def test_counts_are_of_frames_that_meet(loop: Workspace) -> None:
-    new, old = TargetStore.open(loop.folder("it2/label")), TargetStore.open(loop.folder("it1/label"))
+    new, old = (
+        TargetStore.open(loop.folder("it2/label")),
+        TargetStore.open(loop.folder("it1/label")),
+    )
     counts = cooccurrence(new, old, seed=1)
     assert counts.sum() == len(old.ids)
     assert np.array_equal(np.flatnonzero(counts.sum(axis=0)), np.arange(CLUSTERS))
@@ -204,7 +275,10 @@ def test_matching_keeps_as_many_frames_as_can_be(rows: int, columns: int, seed: 
     assert all(counts[pair] > 0 for pair in chosen)
     assert all((counts[row].sum() > 0) == (partners[row] >= 0) for row in range(rows))
     wide = counts if rows <= columns else counts.T
-    best = max(sum(wide[i, j] for i, j in enumerate(order)) for order in itertools.permutations(range(wide.shape[1]), wide.shape[0]))
+    best = max(
+        sum(wide[i, j] for i, j in enumerate(order))
+        for order in itertools.permutations(range(wide.shape[1]), wide.shape[0])
+    )
     assert sum(counts[pair] for pair in chosen) >= best
 
 
@@ -212,11 +286,14 @@ def test_the_pipeline_knows_where_it_starts(tmp_path: Path) -> None:
     recipe = make_recipe()
     features = {"_target_": "hubert_pretrain.features.mfcc.Mfcc"}
     plain = IterationConfig(features=features, pretrain=recipe.iterations["it1"].pretrain)
-    warm = dataclasses.replace(plain, pretrain=dataclasses.replace(plain.pretrain, start_from="it1/pretrain", start_head="warm"))
+    warm = dataclasses.replace(
+        plain,
+        pretrain=dataclasses.replace(plain.pretrain, start_from="it1/pretrain", start_head="warm"),
+    )
     recipe.iterations = {"it1": plain, "it2": warm}
-    stages = {stage.name: stage for stage in pipeline.stages(recipe)}
+    stages = {stage.name: stage for stage in plan.stages(recipe)}
     assert stages["it2/pretrain"].inputs == ("prepare", "it2/label", "it1/pretrain")
     assert "start_from" not in stages["it1/pretrain"].identity["pretrain"]
     recipe.iterations = {"it1": warm}
     with pytest.raises(ConfigError, match="it1/pretrain reads 'it1/pretrain', which runs after it"):
-        pipeline.stages(recipe)
+        plan.stages(recipe)

@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from hubert_pretrain.data.batches import BatchPlan
+from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.frames import MODEL_GRID
+from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain import dataset
-from hubert_pretrain.pretrain.dataset import CropSource, MicroBatches, SpanMasking, ValidationBatches, describe_micro_batch
+from hubert_pretrain.pretrain.dataset import (
+    CropSource,
+    MicroBatches,
+    SpanMasking,
+    ValidationBatches,
+    describe_micro_batch,
+)
 from hubert_pretrain.targets.store import TargetStore
-from hubert_pretrain.workspace import Workspace
 
 
 @pytest.fixture
@@ -21,18 +27,36 @@ def corpus(prepared: Workspace) -> Corpus:
 
 
 @pytest.fixture
-def plan(corpus: Corpus) -> BatchPlan:
-    sizes = {"batch_seconds": 8, "micro_batch_seconds": 4, "max_crop_seconds": 1.2, "min_seconds": 0.5, "max_shapes": 2}
-    return BatchPlan(corpus.manifest.by_length("train"), grid=MODEL_GRID, seed=3, masked_frames=lambda frames: frames // 2, **sizes)
+def plan(corpus: Corpus) -> BucketSampler:
+    sizes = {
+        "batch_seconds": 8,
+        "micro_batch_seconds": 4,
+        "max_crop_seconds": 1.2,
+        "min_seconds": 0.5,
+        "max_shapes": 2,
+    }
+    return BucketSampler(
+        corpus.manifest.by_length("train"),
+        grid=MODEL_GRID,
+        seed=3,
+        masked_frames=lambda frames: frames // 2,
+        **sizes,
+    )
 
 
-def source(prepared: Workspace, corpus: Corpus, *, normalize: bool = False, seed: int = 3) -> CropSource:
+def source(
+    prepared: Workspace, corpus: Corpus, *, normalize: bool = False, seed: int = 3
+) -> CropSource:
     masking = SpanMasking(seed=seed, probability=0.8, span_frames=5, min_spans=2)
     targets = TargetStore.open(prepared.folder("it1/label")).targets
-    return CropSource(corpus, targets, split="train", grid=MODEL_GRID, normalize=normalize, masking=masking)
+    return CropSource(
+        corpus, targets, split="train", grid=MODEL_GRID, normalize=normalize, masking=masking
+    )
 
 
-def test_audio_targets_and_masks_are_of_the_same_frames(prepared: Workspace, corpus: Corpus, plan: BatchPlan) -> None:
+def test_audio_targets_and_masks_are_of_the_same_frames(
+    prepared: Workspace, corpus: Corpus, plan: BucketSampler
+) -> None:
     store = TargetStore.open(prepared.folder("it1/label"))
     items = MicroBatches(plan, source(prepared, corpus))
     for index in range(10):
@@ -40,17 +64,28 @@ def test_audio_targets_and_masks_are_of_the_same_frames(prepared: Workspace, cor
         frames = batch.shape.num_frames
         assert item["waveform"].shape == (len(batch.rows), MODEL_GRID.num_samples(frames))
         assert item["targets"].shape == item["mask"].shape == (len(batch.rows), frames)
-        for b, (row, start) in enumerate(zip(batch.rows.tolist(), batch.starts.tolist(), strict=True)):
+        for b, (row, start) in enumerate(
+            zip(batch.rows.tolist(), batch.starts.tolist(), strict=True)
+        ):
             whole = corpus.read(row)[MODEL_GRID.start_sample(start) :]
-            assert np.array_equal(item["waveform"][b].numpy(), whole[: MODEL_GRID.num_samples(frames)])
-            assert item["targets"][b].tolist() == store.targets(row)[start : start + frames].tolist()
+            assert np.array_equal(
+                item["waveform"][b].numpy(), whole[: MODEL_GRID.num_samples(frames)]
+            )
+            assert (
+                item["targets"][b].tolist() == store.targets(row)[start : start + frames].tolist()
+            )
         assert (item["mask"].sum(dim=1) == batch.shape.masked_frames).all()
         assert item["masked_frames"] == item["mask"].sum()
         assert item["step_frames"] == plan.step_frames(index // plan.micro_batches)
 
 
-def test_items_depend_on_seed_and_number_only(prepared: Workspace, corpus: Corpus, plan: BatchPlan) -> None:
-    first, second = MicroBatches(plan, source(prepared, corpus)), MicroBatches(plan, source(prepared, corpus))
+def test_items_depend_on_seed_and_number_only(
+    prepared: Workspace, corpus: Corpus, plan: BucketSampler
+) -> None:
+    first, second = (
+        MicroBatches(plan, source(prepared, corpus)),
+        MicroBatches(plan, source(prepared, corpus)),
+    )
     other = MicroBatches(plan, source(prepared, corpus, seed=4))
     for index in (5, 1, 5, 123_456):
         a, b, c = first[index], second[index], other[index]
@@ -59,7 +94,7 @@ def test_items_depend_on_seed_and_number_only(prepared: Workspace, corpus: Corpu
 
 
 def test_a_corpus_too_large_for_memory_gives_the_same(
-    prepared: Workspace, corpus: Corpus, plan: BatchPlan, monkeypatch: pytest.MonkeyPatch
+    prepared: Workspace, corpus: Corpus, plan: BucketSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = MicroBatches(plan, source(prepared, corpus, normalize=True))
     monkeypatch.setattr(dataset, "CACHE_BYTES", 0)
@@ -79,25 +114,35 @@ def test_crops_are_normalised_as_part_of_the_whole(prepared: Workspace, corpus: 
     np.testing.assert_allclose(crop, expected[start : start + length], rtol=1e-4, atol=1e-5)
 
 
-def test_validation_masks_never_change(prepared: Workspace, corpus: Corpus, plan: BatchPlan) -> None:
+def test_validation_masks_never_change(
+    prepared: Workspace, corpus: Corpus, plan: BucketSampler
+) -> None:
     batches = plan.cover(corpus.manifest.by_length("valid"))
     first, second = (ValidationBatches(batches, source(prepared, corpus)) for _ in range(2))
     assert len(first) == len(batches)
     assert all(torch.equal(first[i]["mask"], second[i]["mask"]) for i in range(len(first)))
 
 
-def test_a_micro_batch_has_a_name_for_people(corpus: Corpus, plan: BatchPlan) -> None:
+def test_a_micro_batch_has_a_name_for_people(corpus: Corpus, plan: BucketSampler) -> None:
     text = describe_micro_batch(5, plan=plan, manifest=corpus.manifest)
     assert text.startswith("step 3, utterances u")
     assert corpus.manifest[int(plan.micro_batch(5).rows[0])].id in text
 
 
-def test_targets_of_several_codebooks_and_soft_ones(prepared: Workspace, corpus: Corpus, plan: BatchPlan) -> None:
+def test_targets_of_several_codebooks_and_soft_ones(
+    prepared: Workspace, corpus: Corpus, plan: BucketSampler
+) -> None:
     store = TargetStore.open(prepared.folder("it1/label"))
-    plain, several, soft = source(prepared, corpus), source(prepared, corpus), source(prepared, corpus)
+    plain, several, soft = (
+        source(prepared, corpus),
+        source(prepared, corpus),
+        source(prepared, corpus),
+    )
     several.targets = lambda row: np.stack([store.targets(row), store.targets(row) + 1], axis=1)
     soft.targets = lambda row: np.eye(5, dtype=np.float16)[store.targets(row)]
-    ids, both, shares = (each.tensors(plan.micro_batch(0), "mask")["targets"] for each in (plain, several, soft))
+    ids, both, shares = (
+        each.tensors(plan.micro_batch(0), "mask")["targets"] for each in (plain, several, soft)
+    )
     assert (both.dtype, shares.dtype) == (torch.int64, torch.float32)
     assert torch.equal(both, torch.stack([ids, ids + 1], dim=2))
     assert torch.equal(shares, torch.nn.functional.one_hot(ids, 5).float())

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from hubert_pretrain.config import Recipe
+from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.model.checkpoint import load_model
+from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain.module import PretrainModule
-from hubert_pretrain.pretrain.stage import run
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.stages.pretrain import run
 
 SCRIPT = """
 import pickle, sys
 from pathlib import Path
-from hubert_pretrain.pretrain.stage import run
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.stages.pretrain import run
+from hubert_pretrain.pipeline.workspace import Workspace
 
 recipe, root, folder = pickle.loads(Path(sys.argv[1]).read_bytes())
 run(recipe, Workspace(root), "it1/pretrain", folder)
@@ -30,7 +30,10 @@ run(recipe, Workspace(root), "it1/pretrain", folder)
 
 
 def test_two_processes_finish_what_one_began(
-    recipe: Callable[..., Recipe], prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Callable[..., Recipe],
+    prepared: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Four micro-batches per step, 1 x 4 and then 2 x 2: gradients are sums over the step, whoever computes which part of it."""
     run(recipe(batch_seconds=16), prepared, "it1/pretrain", tmp_path / "one")
@@ -51,7 +54,9 @@ def test_two_processes_finish_what_one_began(
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "recipe.pickle")]
     root = str(Path(__file__).resolve().parents[2])
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": root})
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": root}
+    )
     assert result.returncode == 0, result.stderr[-2000:]
 
     one, two = load_model(tmp_path / "one"), load_model(tmp_path / "two")

@@ -23,16 +23,21 @@ from typing import Any
 import pytest
 import torch
 
-from hubert_pretrain.config import Recipe
+from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import EXIT_HANG, EXIT_PREEMPTED, HubertPretrainError, Preempted
 from hubert_pretrain.model.checkpoint import load_model
+from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain import module as pretrain_module
 from hubert_pretrain.pretrain.module import PretrainModule
-from hubert_pretrain.pretrain.stage import run
-from hubert_pretrain.training import checkpoint_io
-from hubert_pretrain.training.checkpoint_io import VerifiedCheckpointIO, checkpoints, newest, verified
+from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.training.loggers import CsvLogger, read_metrics
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.training.resilience import checkpoint_io
+from hubert_pretrain.training.resilience.checkpoint_io import (
+    VerifiedCheckpointIO,
+    checkpoints,
+    newest,
+    verified,
+)
 
 Recipes = Callable[..., Recipe]
 
@@ -41,8 +46,8 @@ import pickle, sys, time
 from pathlib import Path
 from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.pretrain.module import PretrainModule
-from hubert_pretrain.pretrain.stage import run
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.stages.pretrain import run
+from hubert_pretrain.pipeline.workspace import Workspace
 
 recipe, root, folder = pickle.loads(Path(sys.argv[1]).read_bytes())
 original = PretrainModule.training_step
@@ -69,7 +74,9 @@ def same(first: Path, second: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(prepared: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe], Path]:
+def undisturbed(
+    prepared: Workspace, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Recipe], Path]:
     made: dict[str, Path] = {}
 
     def make(recipe: Recipe) -> Path:
@@ -93,7 +100,12 @@ MOMENTS: dict[str, tuple[Any, str, int, str]] = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_at_any_moment_saves_and_leaves(
-    moment: str, recipe: Recipes, prepared: Workspace, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+    moment: str,
+    recipe: Recipes,
+    prepared: Workspace,
+    tmp_path: Path,
+    undisturbed: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Three signals in a row are one. The run goes on where it left, to the same bits, and what it logged is the same."""
     values = recipe(valid_every_steps=3)
@@ -123,11 +135,15 @@ def test_a_signal_at_any_moment_saves_and_leaves(
         assert [one[key] for key in names] == [other[key] for key in names]
 
 
-def test_the_time_limit_saves_and_leaves(recipe: Recipes, prepared: Workspace, tmp_path: Path, undisturbed: Any) -> None:
+def test_the_time_limit_saves_and_leaves(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, undisturbed: Any
+) -> None:
     values = recipe()
     with pytest.raises(Preempted, match=r"the time limit of 1e-05 minutes"):
         run(
-            dataclasses.replace(values, trainer=dataclasses.replace(values.trainer, time_limit_minutes=1e-5)),
+            dataclasses.replace(
+                values, trainer=dataclasses.replace(values.trainer, time_limit_minutes=1e-5)
+            ),
             prepared,
             "it1/pretrain",
             tmp_path,
@@ -148,16 +164,27 @@ def poison(monkeypatch: pytest.MonkeyPatch, *indices: int) -> None:
 
 
 def test_a_poisoned_step_is_skipped_named_and_resumable(
-    recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    recipe: Recipes,
+    prepared: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Also when the run is interrupted after it: the same bits, and the count goes on."""
     poison(monkeypatch, 3, 9)  # in steps 2 and 5
     values = recipe()
     run(values, prepared, "it1/pretrain", tmp_path / "whole")
     assert re.search(r"step 2, utterances u\d\d.*skipped 1 steps", caplog.text)
-    assert [json.loads(line)["steps"] for line in (tmp_path / "whole" / "skipped.jsonl").read_text().splitlines()] == [[2], [5]]
+    assert [
+        json.loads(line)["steps"]
+        for line in (tmp_path / "whole" / "skipped.jsonl").read_text().splitlines()
+    ] == [[2], [5]]
     rows = read_metrics(tmp_path / "whole" / "logs" / "metrics.csv")
-    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in rows if "gradient_norm" in row and row["step"] not in (2,))
+    assert all(
+        torch.isfinite(torch.tensor(list(row.values()))).all()
+        for row in rows
+        if "gradient_norm" in row and row["step"] not in (2,)
+    )
     assert rows[-1]["skipped_steps"] == 2
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "whole").values())
 
@@ -181,26 +208,35 @@ def test_too_many_poisoned_steps_end_it_and_spoil_nothing(
     recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, *range(6, 100))
-    with pytest.raises(HubertPretrainError, match=r"not a number in step 5, utterances .*3 steps in a row"):
+    with pytest.raises(
+        HubertPretrainError, match=r"not a number in step 5, utterances .*3 steps in a row"
+    ):
         run(recipe(trainer={"max_skipped_steps": 2}), prepared, "it1/pretrain", tmp_path)
     for path in checkpoints(tmp_path / "checkpoints"):
         state = VerifiedCheckpointIO().load_checkpoint(path)["state_dict"]
         assert all(torch.isfinite(value).all() for value in state.values())
 
 
-def test_out_of_memory_in_a_step(recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_in_a_step(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*args: Any, **kwargs: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(pretrain_module, "masked_prediction_loss", full)
     with pytest.raises(
-        HubertPretrainError, match=r"out of memory at step 1 in a micro-batch of \d x \d+ samples \(.* s of audio\).*micro_batch_seconds="
+        HubertPretrainError,
+        match=r"out of memory at step 1 in a micro-batch of \d x \d+ samples \(.* s of audio\).*micro_batch_seconds=",
     ):
         run(recipe(), prepared, "it1/pretrain", tmp_path)
 
 
 def test_a_disk_that_is_full_for_a_while(
-    recipe: Recipes, prepared: Workspace, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipes,
+    prepared: Workspace,
+    tmp_path: Path,
+    undisturbed: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first checkpoint fails, training goes on, later ones are written; the result is the same."""
     values, written, calls = recipe(), torch.save, []
@@ -217,7 +253,9 @@ def test_a_disk_that_is_full_for_a_while(
     assert same(undisturbed(values), tmp_path)
 
 
-def test_a_logger_that_fails_in_everything(recipe: Recipes, prepared: Workspace, tmp_path: Path, undisturbed: Any) -> None:
+def test_a_logger_that_fails_in_everything(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, undisturbed: Any
+) -> None:
     loggers = {
         "csv": {"_target_": "hubert_pretrain.training.loggers.CsvLogger"},
         "broken": {"_target_": f"{Broken.__module__}.Broken"},
@@ -236,14 +274,25 @@ class Broken(CsvLogger):
         raise OSError("quota exceeded")
 
 
-def test_checkpoints_beside_the_training_are_the_same(recipe: Recipes, prepared: Workspace, tmp_path: Path, undisturbed: Any) -> None:
-    run(recipe(trainer={"async_checkpoints": True, "keep_checkpoints": 5}), prepared, "it1/pretrain", tmp_path)
-    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == [f"step={step:08d}.ckpt" for step in (3, 6, 8)]
+def test_checkpoints_beside_the_training_are_the_same(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, undisturbed: Any
+) -> None:
+    run(
+        recipe(trainer={"async_checkpoints": True, "keep_checkpoints": 5}),
+        prepared,
+        "it1/pretrain",
+        tmp_path,
+    )
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == [
+        f"step={step:08d}.ckpt" for step in (3, 6, 8)
+    ]
     assert all(verified(path) for path in checkpoints(tmp_path / "checkpoints"))
     assert same(undisturbed(recipe()), tmp_path)
 
 
-def test_a_checkpoint_says_what_it_is(recipe: Recipes, prepared: Workspace, tmp_path: Path, undisturbed: Any) -> None:
+def test_a_checkpoint_says_what_it_is(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, undisturbed: Any
+) -> None:
     """In plain containers, so that reading it runs nothing."""
     path = newest(undisturbed(recipe()) / "checkpoints")
     assert path is not None
@@ -257,7 +306,11 @@ def test_a_checkpoint_says_what_it_is(recipe: Recipes, prepared: Workspace, tmp_
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_losses_and_norms_are_fp32_in_every_precision(
-    precision: str, recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str,
+    recipe: Recipes,
+    prepared: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: set[torch.dtype] = set()
     original = pretrain_module.masked_prediction_loss
@@ -301,7 +354,9 @@ class Job:
     def workers(self) -> list[int]:
         """Processes that the first rank started."""
         tasks = Path(f"/proc/{self.ranks[0].pid}/task")
-        return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+        return [
+            int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()
+        ]
 
 
 @contextlib.contextmanager
@@ -313,12 +368,26 @@ def job(recipe: Recipe, workspace: Workspace, folder: Path) -> Iterator[Job]:
         port = free.getsockname()[1]
     world_size, ranks = recipe.trainer.devices, []
     for rank in range(world_size):
-        env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+            "OMP_NUM_THREADS": "1",
+        }
         if Path("/dev/shm").is_dir():
             env["TMPDIR"] = "/dev/shm"
         if world_size > 1:
-            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
-            env |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+            env |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_WORLD_SIZE": str(world_size),
+            }
+            env |= {
+                "GROUP_RANK": "0",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "TORCHELASTIC_RUN_ID": "test",
+            }
         with open(folder / f"rank{rank}.txt", "wb") as output:
             command = [sys.executable, "-c", SCRIPT, str(folder / "recipe.pickle")]
             ranks.append(subprocess.Popen(command, stdout=output, stderr=output, env=env))
@@ -331,7 +400,9 @@ def job(recipe: Recipe, workspace: Workspace, folder: Path) -> Iterator[Job]:
             each.wait()
 
 
-def test_signals_to_every_process_of_a_job(recipe: Recipes, prepared: Workspace, tmp_path: Path, undisturbed: Any) -> None:
+def test_signals_to_every_process_of_a_job(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, undisturbed: Any
+) -> None:
     """As a scheduler does it: loader's workers too, TERM after USR2, and again. Then a worker dies, and then all is killed."""
     values = recipe(steps=30, trainer={"loader_workers": 1, "async_checkpoints": True})
     with job(values, prepared, tmp_path) as first:
@@ -387,13 +458,17 @@ def test_a_rank_that_stops_is_noticed(recipe: Recipes, prepared: Workspace, tmp_
         assert stopped.ranks[0].wait(timeout=90) in (1, EXIT_HANG)
 
 
-def test_lightnings_own_handlers_are_off(recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lightnings_own_handlers_are_off(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also under SLURM, where it would requeue inside the handler."""
     seen: list[Any] = []
     original = PretrainModule.training_step
 
     def looking(self: PretrainModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        seen.append([signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)])
+        seen.append(
+            [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)]
+        )
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(PretrainModule, "training_step", looking)

@@ -12,28 +12,41 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hubert_pretrain.config import Recipe
+from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain.alarms import Alarms
-from hubert_pretrain.pretrain.curves import draw
 from hubert_pretrain.pretrain.health import Health, embedding_norms, usage
 from hubert_pretrain.pretrain.loss import Prediction
 from hubert_pretrain.pretrain.module import PretrainModule
-from hubert_pretrain.pretrain.stage import run
+from hubert_pretrain.stages.pretrain import run
+from hubert_pretrain.training.curves import plot_pretraining
 from hubert_pretrain.training.loggers import read_metrics
-from hubert_pretrain.workspace import Workspace
 
 Recipes = Callable[..., Recipe]
 
 
 def prediction(wanted: list[int], guessed: list[int]) -> Prediction:
     zero = torch.zeros(())
-    return Prediction(nll=zero, correct=zero, frames=len(wanted), wanted=torch.tensor(wanted), guessed=torch.tensor(guessed))
+    return Prediction(
+        nll=zero,
+        correct=zero,
+        frames=len(wanted),
+        wanted=torch.tensor(wanted),
+        guessed=torch.tensor(guessed),
+    )
 
 
 def test_use_of_a_codebook() -> None:
     found = usage(torch.tensor([4, 4, 0, 0, 8, 0]).numpy())
     entropy = 0.25 * math.log(4) * 2 + 0.5 * math.log(2)
-    assert found == pytest.approx({"codebook_use": 0.5, "entropy": entropy, "perplexity": math.exp(entropy), "largest_share": 0.5})
+    assert found == pytest.approx(
+        {
+            "codebook_use": 0.5,
+            "entropy": entropy,
+            "perplexity": math.exp(entropy),
+            "largest_share": 0.5,
+        }
+    )
 
 
 def test_counts_add_up_over_micro_batches_and_are_forgotten_when_read() -> None:
@@ -65,7 +78,9 @@ def test_layers_are_measured_where_they_ran() -> None:
     health.add(prediction([0], [0]))
     values = health.read()
     for layer, state in enumerate(states, start=1):
-        assert values[f"health/layer_scale/{layer:02d}"] == pytest.approx(2 * float(state.square().mean().sqrt()))
+        assert values[f"health/layer_scale/{layer:02d}"] == pytest.approx(
+            2 * float(state.square().mean().sqrt())
+        )
     health.measure(states, [False, True])
     health.add(prediction([0], [0]))
     found = health.read()
@@ -77,10 +92,19 @@ def test_norms_of_embeddings() -> None:
     head = nn.Module()
     assert embedding_norms(head) == {}
     head.unit_embeddings = nn.Parameter(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
-    assert embedding_norms(head) == {"health/embedding_norm/min": 1, "health/embedding_norm/mean": 3, "health/embedding_norm/max": 5}
+    assert embedding_norms(head) == {
+        "health/embedding_norm/min": 1,
+        "health/embedding_norm/mean": 3,
+        "health/embedding_norm/max": 5,
+    }
 
 
-HEALTHY = {"loss/masked": 3.0, "health/unigram_entropy": 4.0, "health/largest_share/targets": 0.05, "health/largest_share/predictions": 0.1}
+HEALTHY = {
+    "loss/masked": 3.0,
+    "health/unigram_entropy": 4.0,
+    "health/largest_share/targets": 0.05,
+    "health/largest_share/predictions": 0.1,
+}
 SICK = {
     "collapse": ({"health/largest_share/predictions": 0.95}, "collapsed"),
     "nothing_learnt": ({"loss/masked": 4.1}, "below the unigram entropy"),
@@ -113,7 +137,9 @@ def test_before_the_warm_up_ends_nobody_expects_anything() -> None:
 def test_one_slow_log_is_no_starvation() -> None:
     alarms = Alarms(warmup_steps=0)
     waits = [0.5, 0.5, 0.0, 0.5, 0.5, 0.0]
-    assert not any(alarms.check(step, HEALTHY | {"health/data_wait": wait}) for step, wait in enumerate(waits))
+    assert not any(
+        alarms.check(step, HEALTHY | {"health/data_wait": wait}) for step, wait in enumerate(waits)
+    )
 
 
 def test_a_run_logs_its_health(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
@@ -155,7 +181,9 @@ def test_the_device_is_asked_only_where_something_is_logged(
 
     monkeypatch.setattr(PretrainModule, "training_step", noting)
     values = recipe(steps=12, log_every_steps=4, checkpoint_every_steps=100)
-    values.model.attention_dropout = 0.0  # on a CPU it is computed head by head, from a number that is asked for
+    values.model.attention_dropout = (
+        0.0  # on a CPU it is computed head by head, from a number that is asked for
+    )
     with questions:
         run(values, prepared, "it1/pretrain", tmp_path)
     assert questions.asked - {0} == {4, 8, 12}  # 0: before the first step
@@ -163,7 +191,15 @@ def test_the_device_is_asked_only_where_something_is_logged(
 
 @pytest.mark.parametrize("published", ["it1", "it2", "it3"])
 def test_the_picture_is_drawn_from_any_rows(tmp_path: Path, published: str) -> None:
-    rows = [{"step": float(step), "loss/masked": 4.0, "health/layer_scale/01": 1.0, "gradient_norm": 2.0} for step in (1, 200_000)]
+    rows = [
+        {
+            "step": float(step),
+            "loss/masked": 4.0,
+            "health/layer_scale/01": 1.0,
+            "gradient_norm": 2.0,
+        }
+        for step in (1, 200_000)
+    ]
     for number, metrics in enumerate(([], rows[:1], rows)):
-        draw(metrics, tmp_path / f"{number}.png", title="x", published=published)
+        plot_pretraining(metrics, tmp_path / f"{number}.png", title="x", published=published)
         assert (tmp_path / f"{number}.png").stat().st_size > 10_000

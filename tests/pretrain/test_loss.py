@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hubert_pretrain.model.pretraining_head import CodebookHead, SoftmaxHead
-from hubert_pretrain.pretrain.loss import PretrainLoss, Supervised, masked_prediction_loss
+from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
+from hubert_pretrain.pretrain.loss import PretrainLoss, SupervisedLayer, masked_prediction_loss
 
 B, T, D, HIDDEN = 4, 50, 16, 20
 CLUSTERS = [60, 40]
@@ -25,13 +25,24 @@ def prepare(kind: str, device: str, **weights: Any) -> Callable[[], PretrainLoss
     with torch.device(device):
         head = SoftmaxHead(D, CLUSTERS) if kind == "softmax" else CodebookHead(D, 8, CLUSTERS)
     encoded = torch.randn(B, T, D, device=device, requires_grad=True)
-    layers = [Supervised(head, encoded, 0.5), Supervised(head, encoded * 2)]
+    layers = [SupervisedLayer(head, encoded, 0.5), SupervisedLayer(head, encoded * 2)]
     mask = torch.zeros(B, T, dtype=torch.bool, device=device)
     mask[:, :HIDDEN] = True
-    hard, soft = torch.zeros(B, T, 2, dtype=torch.long, device=device), torch.full((B, T, sum(CLUSTERS)), 0.01, device=device)
+    hard, soft = (
+        torch.zeros(B, T, 2, dtype=torch.long, device=device),
+        torch.full((B, T, sum(CLUSTERS)), 0.01, device=device),
+    )
     sizes = {"n_clusters": CLUSTERS, "masked_frames": B * HIDDEN, "normaliser": B * HIDDEN}
     penalty = torch.zeros((), device=device)
-    return partial(masked_prediction_loss, layers, soft if kind == "soft" else hard, mask, penalty, **sizes, **weights)
+    return partial(
+        masked_prediction_loss,
+        layers,
+        soft if kind == "soft" else hard,
+        mask,
+        penalty,
+        **sizes,
+        **weights,
+    )
 
 
 @pytest.mark.parametrize("weights", [{}, {"unmasked_weight": 0.5}, {"measure_unmasked": True}])
@@ -49,9 +60,15 @@ class Sizes(TorchDispatchMode):
 
     largest = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         made = function(*args, **(kwargs or {}))
-        known = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        known = {
+            leaf.untyped_storage().data_ptr()
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, Tensor)
+        }
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in known:
                 self.largest = max(self.largest, leaf.numel())

@@ -8,22 +8,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from hubert_pretrain.config import MaskConfig, Recipe
+from hubert_pretrain.config.schema import MaskConfig, Recipe
 from hubert_pretrain.model.checkpoint import load_tensors
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain import dataset
-from hubert_pretrain.pretrain.stage import run
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.stages.pretrain import run
 
 
 def test_recomputing_and_eager_attention_train_the_same_model(
-    recipe: Callable[..., Recipe], prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Callable[..., Recipe],
+    prepared: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[tuple[str, bool]] = []
     forward = Hubert.forward
-    monkeypatch.setattr(Hubert, "forward", lambda self, *a, **k: seen.append((self.attention, self.recompute)) or forward(self, *a, **k))
+    monkeypatch.setattr(
+        Hubert,
+        "forward",
+        lambda self, *a, **k: (
+            seen.append((self.attention, self.recompute)) or forward(self, *a, **k)
+        ),
+    )
     weights = {}
-    for name, trainer in (("plain", {}), ("recompute", {"recompute": True}), ("eager", {"attention": "eager"})):
+    for name, trainer in (
+        ("plain", {}),
+        ("recompute", {"recompute": True}),
+        ("eager", {"attention": "eager"}),
+    ):
         seen.clear()
         values = recipe(trainer=trainer, steps=3)
         values.model.attention_dropout = 0.0  # its draws differ between back ends
@@ -35,7 +48,12 @@ def test_recomputing_and_eager_attention_train_the_same_model(
         torch.testing.assert_close(weights["eager"][name], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_masks_of_other_spans(recipe: Callable[..., Recipe], prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_of_other_spans(
+    recipe: Callable[..., Recipe],
+    prepared: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = []
     sampler = dataset.span_mask
     monkeypatch.setattr(dataset, "span_mask", lambda *a, **k: asked.append(k) or sampler(*a, **k))

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from hubert_pretrain.config import ProbeConfig, Recipe
+from hubert_pretrain.config.schema import ProbeConfig, Recipe
 from hubert_pretrain.data.alignment import write_alignments
 from hubert_pretrain.errors import ConfigError, Preempted
+from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.model.checkpoint import load_model
-from hubert_pretrain.pretrain.curves import draw
-from hubert_pretrain.pretrain.probe import PhoneProbe
-from hubert_pretrain.pretrain.stage import run
+from hubert_pretrain.pipeline.workspace import META, Workspace
+from hubert_pretrain.pretrain.phone_probe import PhoneProbe
+from hubert_pretrain.stages.pretrain import run
+from hubert_pretrain.training.curves import plot_pretraining
 from hubert_pretrain.training.loggers import read_metrics
-from hubert_pretrain.workspace import META, Workspace, write_json
 from tests.pretrain.conftest import make_corpus, make_targets
 from tests.pretrain.test_averaging import leave_after
 from tests.pretrain.test_world_sizes import Job, Processes, make
@@ -37,7 +38,10 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     manifest, tenth = make_corpus(folder), SAMPLE_RATE // 10
     make_targets(workspace.folder("it1/label"), manifest)
     lengths = [int(length) // tenth - 1 for length in manifest.num_samples]
-    rows = [(row, [("abc"[n % 3], n * tenth, (n + 1) * tenth) for n in range(count)]) for row, count in enumerate(lengths)]
+    rows = [
+        (row, [("abc"[n % 3], n * tenth, (n + 1) * tenth) for n in range(count)])
+        for row, count in enumerate(lengths)
+    ]
     write_alignments(folder / "alignments.arrow", rows)
     for stage, facts in (("prepare", {}), ("it1/label", {"unigram_entropy_nats": math.log(5)})):
         write_json(workspace.folder(stage) / META, {"fingerprint": stage, "facts": facts})
@@ -45,24 +49,39 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def values(folder: Path, name: str = "health/pnmi") -> dict[int, float]:
-    return {int(row["step"]): row[name] for row in read_metrics(folder / "logs" / "metrics.csv") if name in row}
+    return {
+        int(row["step"]): row[name]
+        for row in read_metrics(folder / "logs" / "metrics.csv")
+        if name in row
+    }
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.5])
-def test_training_does_not_notice(recipe: Recipes, aligned: Workspace, tmp_path: Path, ema_decay: float) -> None:
+def test_training_does_not_notice(
+    recipe: Recipes, aligned: Workspace, tmp_path: Path, ema_decay: float
+) -> None:
     """Dropout, layer drop and augmentation are drawn as before: not a bit of the weights or of the losses differs."""
-    settings: dict[str, Any] = {"ema_decay": ema_decay, "valid_every_steps": 3, "log_every_steps": 1}
+    settings: dict[str, Any] = {
+        "ema_decay": ema_decay,
+        "valid_every_steps": 3,
+        "log_every_steps": 1,
+    }
     run(recipe(**settings), aligned, "it1/pretrain", tmp_path / "without")
     run(recipe(probe=PROBE, **settings), aligned, "it1/pretrain", tmp_path / "with")
     one, other = (load_model(tmp_path / name) for name in ("without", "with"))
-    assert all(torch.equal(other.model.state_dict()[name], value) for name, value in one.model.state_dict().items())
+    assert all(
+        torch.equal(other.model.state_dict()[name], value)
+        for name, value in one.model.state_dict().items()
+    )
     assert all(torch.equal(other.head_state[name], value) for name, value in one.head_state.items())
     assert values(tmp_path / "with", "loss") == values(tmp_path / "without", "loss")
     assert values(tmp_path / "without") == {}
     assert sorted(values(tmp_path / "with")) == [2, 4, 6, 8]
 
 
-def test_an_interrupted_run_probes_the_same(recipe: Recipes, aligned: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_probes_the_same(
+    recipe: Recipes, aligned: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = recipe(probe=PROBE, ema_decay=0.5)
     run(settings, aligned, "it1/pretrain", tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -81,16 +100,29 @@ def test_it_hears_what_is_exported(
     """The frames of the last step are those of the average that is exported, beside the phones of exactly those frames."""
     seen: list[tuple[PhoneProbe, np.ndarray[Any, Any]]] = []
     original = PhoneProbe._pnmi
-    monkeypatch.setattr(PhoneProbe, "_pnmi", lambda self, frames: seen.append((self, frames)) or original(self, frames))
-    run(recipe(probe=ProbeConfig(every_steps=4, layer=layer, n_clusters=6), ema_decay=0.5), aligned, "it1/pretrain", tmp_path)
+    monkeypatch.setattr(
+        PhoneProbe,
+        "_pnmi",
+        lambda self, frames: seen.append((self, frames)) or original(self, frames),
+    )
+    run(
+        recipe(probe=ProbeConfig(every_steps=4, layer=layer, n_clusters=6), ema_decay=0.5),
+        aligned,
+        "it1/pretrain",
+        tmp_path,
+    )
     phone_probe, frames = seen[-1]
     corpus, loaded, at = phone_probe.source.corpus, load_model(tmp_path), 0
-    assert sum(len(each.rows) for each in phone_probe.micro_batches) == len(corpus.manifest.rows("valid"))
+    assert sum(len(each.rows) for each in phone_probe.micro_batches) == len(
+        corpus.manifest.rows("valid")
+    )
     for micro_batch in phone_probe.micro_batches:
         num_frames = micro_batch.shape.num_frames
         for row, start in zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True):
             waveform = torch.from_numpy(corpus.read(row, 320 * start, 320 * (num_frames - 1) + 400))
-            expected = loaded.features(waveform[None], layer=layer, sampling_rate=SAMPLE_RATE)[0].numpy()
+            expected = loaded.features(waveform[None], layer=layer, sampling_rate=SAMPLE_RATE)[
+                0
+            ].numpy()
             np.testing.assert_allclose(frames[at : at + num_frames], expected, rtol=1e-4, atol=1e-5)
             assert corpus.alignments is not None
             wanted = corpus.alignments.frame_phone_ids(row, start + num_frames)[start:]
@@ -112,10 +144,21 @@ def test_what_it_measures() -> None:
 
 def test_ranks_share_it(aligned: Workspace, tmp_path: Path) -> None:
     """Nearly no learning, so that weights are the same: so is the value; with more ranks than micro-batches, and with weights cut."""
-    settings: dict[str, Any] = {"steps": 4, "learning_rate": 1e-12, "probe": PROBE, "valid_every_steps": 100, "max_crop_seconds": 0.8}
+    settings: dict[str, Any] = {
+        "steps": 4,
+        "learning_rate": 1e-12,
+        "probe": PROBE,
+        "valid_every_steps": 100,
+        "max_crop_seconds": 0.8,
+    }
     for world_size, strategy in ((1, "auto"), (2, "fsdp"), (4, "ddp")):
         name = f"{strategy}{world_size}"
-        Processes(world_size, [Job(make(world_size, strategy, **settings), tmp_path / name)], aligned, tmp_path / f"{name}.logs").wait()
+        Processes(
+            world_size,
+            [Job(make(world_size, strategy, **settings), tmp_path / name)],
+            aligned,
+            tmp_path / f"{name}.logs",
+        ).wait()
     expected = values(tmp_path / "auto1")
     assert sorted(expected) == [2, 4]
     for name in ("fsdp2", "ddp4"):
@@ -146,6 +189,6 @@ def test_what_cannot_be_measured_is_refused(
 
 def test_it_is_drawn(tmp_path: Path) -> None:
     rows = [{"step": step, "loss/masked": 3.0, "accuracy/masked": 0.1} for step in (1.0, 2.0)]
-    draw(rows, tmp_path / "without.png", title="t")
-    draw([row | {"health/pnmi": 0.4} for row in rows], tmp_path / "with.png", title="t")
+    plot_pretraining(rows, tmp_path / "without.png", title="t")
+    plot_pretraining([row | {"health/pnmi": 0.4} for row in rows], tmp_path / "with.png", title="t")
     assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()

@@ -10,17 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from hubert_pretrain.clustering import stage as cluster_stage
-from hubert_pretrain.config import ClusteringConfig, ExportConfig, LossConfig, Recipe
-from hubert_pretrain.export import stage as export_stage
+from hubert_pretrain.config.schema import ClusteringConfig, ExportConfig, LossConfig, Recipe
+from hubert_pretrain.files import write_json
 from hubert_pretrain.model.checkpoint import load_model
-from hubert_pretrain.pretrain import stage as pretrain_stage
-from hubert_pretrain.targets import stage as label_stage
+from hubert_pretrain.pipeline.workspace import META, Workspace
+from hubert_pretrain.stages import cluster as cluster_stage
+from hubert_pretrain.stages import export as export_stage
+from hubert_pretrain.stages import label as label_stage
+from hubert_pretrain.stages import pretrain as pretrain_stage
 from hubert_pretrain.targets.store import TargetStore
-from hubert_pretrain.workspace import META, Workspace, write_json
 from tests.targets.conftest import make_corpus
 
-PARTS = [{"name": name, "columns": [first, first + 13]} for name, first in (("static", 0), ("delta", 13), ("delta_delta", 26))]
+PARTS = [
+    {"name": name, "columns": [first, first + 13]}
+    for name, first in (("static", 0), ("delta", 13), ("delta_delta", 26))
+]
 SIZES = [6, 4, 4]
 
 
@@ -43,12 +47,16 @@ def run(module: object, recipe: Recipe, workspace: Workspace, stage: str) -> dic
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_from_audio_to_an_exported_checkpoint(tied: bool, labelled: Workspace, recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_from_audio_to_an_exported_checkpoint(
+    tied: bool, labelled: Workspace, recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
     values = recipe(steps=3, max_crop_seconds=0.9, loss=LossConfig(tie_projections=tied))
     parts = [{**part, "n_clusters": size} for part, size in zip(PARTS, SIZES, strict=True)]
     clustering = ClusteringConfig(n_clusters=6, fraction=1.0, restarts=1, codebooks=parts)
     features = {"_target_": "hubert_pretrain.features.mfcc.Mfcc"}
-    values.iterations["it1"] = dataclasses.replace(values.iterations["it1"], features=features, clustering=clustering)
+    values.iterations["it1"] = dataclasses.replace(
+        values.iterations["it1"], features=features, clustering=clustering
+    )
     if not labelled.is_done("it1/label"):
         run(cluster_stage, values, labelled, "it1/cluster")
         facts = run(label_stage, values, labelled, "it1/label")
@@ -56,8 +64,12 @@ def test_from_audio_to_an_exported_checkpoint(tied: bool, labelled: Workspace, r
         each = facts["codebooks"]
         assert isinstance(each, list)
         assert len(each) == 3
-        assert facts["unigram_entropy_nats"] == pytest.approx(sum(one["unigram_entropy_nats"] for one in each))
-        assert each[0]["pnmi"] > each[1]["pnmi"], "a tone says which phone it is, its slope does not"
+        assert facts["unigram_entropy_nats"] == pytest.approx(
+            sum(one["unigram_entropy_nats"] for one in each)
+        )
+        assert each[0]["pnmi"] > each[1]["pnmi"], (
+            "a tone says which phone it is, its slope does not"
+        )
         assert (labelled.folder("it1/label") / "quality.png").read_bytes()[:4] == b"\x89PNG"
     store = TargetStore.open(labelled.folder("it1/label"))
     assert store.sizes == SIZES

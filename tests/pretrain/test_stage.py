@@ -15,14 +15,20 @@ from typing import Any
 import pytest
 import torch
 
-from hubert_pretrain.config import MaskConfig, Recipe
-from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, HubertPretrainError, Preempted
+from hubert_pretrain.config.schema import MaskConfig, Recipe
+from hubert_pretrain.errors import (
+    ArtefactError,
+    ConfigError,
+    DataError,
+    HubertPretrainError,
+    Preempted,
+)
 from hubert_pretrain.model.checkpoint import load_model
+from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain.module import PretrainModule
-from hubert_pretrain.pretrain.stage import run
-from hubert_pretrain.training.checkpoint_io import checkpoints, newest
+from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.training.loggers import read_metrics
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.training.resilience.checkpoint_io import checkpoints, newest
 
 Recipes = Callable[..., Recipe]
 
@@ -38,7 +44,9 @@ def equal(first: Path, second: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def whole(prepared: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe], tuple[Path, dict[str, Any]]]:
+def whole(
+    prepared: Workspace, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Recipe], tuple[Path, dict[str, Any]]]:
     """An uninterrupted run of a recipe, made once."""
     made: dict[str, tuple[Path, dict[str, Any]]] = {}
 
@@ -64,12 +72,20 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at_micro_batch: int) -> None:
     monkeypatch.setattr(PretrainModule, "training_step", dying)
 
 
-def test_what_a_finished_stage_leaves(recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_finished_stage_leaves(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "out"
     facts = run(recipe(), prepared, "it1/pretrain", folder)
     assert facts["steps"] == 8
-    names = {"masked_loss_nats", "masked_accuracy", "unmasked_accuracy", "unmasked_loss_nats", "audio_seconds_per_second"}
+    names = {
+        "masked_loss_nats",
+        "masked_accuracy",
+        "unmasked_accuracy",
+        "unmasked_loss_nats",
+        "audio_seconds_per_second",
+    }
     assert all(isinstance(facts[name], float) for name in names)
     assert facts["audio_seconds_per_second"] > 0
     loaded = load_model(folder)
@@ -77,17 +93,34 @@ def test_what_a_finished_stage_leaves(recipe: Recipes, prepared: Workspace, tmp_
     assert loaded.extra["steps"] == 8
     rows = read_metrics(folder / "logs" / "metrics.csv")
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
-    expected = {"loss/masked", "loss/masked_bits", "loss/unmasked", "accuracy/masked", "accuracy/unmasked", "feature_penalty"}
+    expected = {
+        "loss/masked",
+        "loss/masked_bits",
+        "loss/unmasked",
+        "accuracy/masked",
+        "accuracy/unmasked",
+        "feature_penalty",
+    }
     assert expected | {"lr", "gradient_norm", "audio_seconds_per_second"} <= set(rows[0])
     assert rows[-1]["valid/loss/masked"] == pytest.approx(facts["masked_loss_nats"], rel=1e-5)
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert [path.name for path in checkpoints(folder / "checkpoints")] == ["step=00000006.ckpt", "step=00000008.ckpt"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # no lightning_logs, nothing in the working directory
+    assert [path.name for path in checkpoints(folder / "checkpoints")] == [
+        "step=00000006.ckpt",
+        "step=00000008.ckpt",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "out"
+    ]  # no lightning_logs, nothing in the working directory
 
 
 @pytest.mark.parametrize("at", [0, 5, 6, 7, 11, 15])
 def test_interrupted_and_resumed_is_uninterrupted(
-    at: int, recipe: Recipes, prepared: Workspace, tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
+    at: int,
+    recipe: Recipes,
+    prepared: Workspace,
+    tmp_path: Path,
+    whole: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In the first step, before, on and after a checkpoint's boundary (step 3 = micro-batch 6), within a step, in the last one."""
     undisturbed, facts = whole(recipe())
@@ -101,7 +134,9 @@ def test_interrupted_and_resumed_is_uninterrupted(
     }
 
 
-def test_a_run_killed_after_its_last_step_only_validates(recipe: Recipes, prepared: Workspace, tmp_path: Path, whole: Any) -> None:
+def test_a_run_killed_after_its_last_step_only_validates(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, whole: Any
+) -> None:
     undisturbed, facts = whole(recipe())
     run(recipe(), prepared, "it1/pretrain", tmp_path)
     (tmp_path / "model.safetensors").unlink()
@@ -111,7 +146,11 @@ def test_a_run_killed_after_its_last_step_only_validates(recipe: Recipes, prepar
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    recipe: Recipes, prepared: Workspace, tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipes,
+    prepared: Workspace,
+    tmp_path: Path,
+    whole: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     undisturbed, _ = whole(recipe())
     interrupt(monkeypatch, 14)
@@ -142,7 +181,9 @@ def test_resumed_with_another_accumulation_goes_on_at_the_right_micro_batch(
     assert seen == list(range(3 * 4, 8 * 4))
 
 
-def test_workers_change_nothing(recipe: Recipes, prepared: Workspace, tmp_path: Path, whole: Any) -> None:
+def test_workers_change_nothing(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, whole: Any
+) -> None:
     undisturbed, _ = whole(recipe())
     run(recipe(trainer={"loader_workers": 1}), prepared, "it1/pretrain", tmp_path)
     assert equal(undisturbed, tmp_path)
@@ -154,11 +195,13 @@ def test_kill_minus_nine(recipe: Recipes, prepared: Workspace, tmp_path: Path, w
     folder = tmp_path / "out"
     (tmp_path / "recipe.pickle").write_bytes(pickle.dumps((values, prepared.root, folder)))
     code = (
-        "import pickle, sys; from pathlib import Path; from hubert_pretrain.workspace import Workspace; "
-        "from hubert_pretrain.pretrain.stage import run; recipe, root, folder = pickle.loads(Path(sys.argv[1]).read_bytes()); "
+        "import pickle, sys; from pathlib import Path; from hubert_pretrain.pipeline.workspace import Workspace; "
+        "from hubert_pretrain.stages.pretrain import run; recipe, root, folder = pickle.loads(Path(sys.argv[1]).read_bytes()); "
         "run(recipe, Workspace(root), 'it1/pretrain', folder)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "recipe.pickle")], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "recipe.pickle")], stdout=subprocess.DEVNULL
+    )
     limit = time.time() + 120
     while newest(folder / "checkpoints") is None or len(checkpoints(folder / "checkpoints")) < 2:
         assert process.poll() is None
@@ -183,7 +226,9 @@ def test_a_loss_that_is_no_number_stops_and_names_the_utterances(
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(PretrainModule, "training_step", poisoned)
-    with pytest.raises(HubertPretrainError, match=r"not a number in step 5, utterances u\d\d, u\d\d"):
+    with pytest.raises(
+        HubertPretrainError, match=r"not a number in step 5, utterances u\d\d, u\d\d"
+    ):
         run(recipe(trainer={"max_skipped_steps": 0}), prepared, "it1/pretrain", tmp_path)
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step=00000003.ckpt"]
     assert not (tmp_path / "model.safetensors").exists()
@@ -191,7 +236,12 @@ def test_a_loss_that_is_no_number_stops_and_names_the_utterances(
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_interruptions_in_other_precisions(
-    precision: str, recipe: Recipes, prepared: Workspace, tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
+    precision: str,
+    recipe: Recipes,
+    prepared: Workspace,
+    tmp_path: Path,
+    whole: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The scale of fp16's losses is in the checkpoint too."""
     values = recipe(trainer={"precision": precision})
@@ -209,7 +259,9 @@ def test_bf16_stays_close(recipe: Recipes, prepared: Workspace, tmp_path: Path, 
     assert facts["masked_loss_nats"] == pytest.approx(exact["masked_loss_nats"], rel=0.02)
 
 
-def test_a_termination_signal_is_no_success(recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_termination_signal_is_no_success(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = PretrainModule.training_step
 
     def signalled(self: PretrainModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
@@ -218,25 +270,44 @@ def test_a_termination_signal_is_no_success(recipe: Recipes, prepared: Workspace
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(PretrainModule, "training_step", signalled)
-    with pytest.raises(Preempted, match=r"left at step 5 of 8 \(SIGTERM\).*same command resumes") as left:
+    with pytest.raises(
+        Preempted, match=r"left at step 5 of 8 \(SIGTERM\).*same command resumes"
+    ) as left:
         run(recipe(), prepared, "it1/pretrain", tmp_path)
     assert left.value.exit_code == 75
     assert newest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step=00000005.ckpt"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_tensorboard_and_offline_wandb(recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_and_offline_wandb(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     loggers = {
         "csv": {"_target_": "hubert_pretrain.training.loggers.CsvLogger"},
         "tensorboard": {"_target_": "lightning.pytorch.loggers.TensorBoardLogger"},
-        "wandb": {"_target_": "lightning.pytorch.loggers.WandbLogger", "project": "hubert_pretrain", "log_model": False},
+        "wandb": {
+            "_target_": "lightning.pytorch.loggers.WandbLogger",
+            "project": "hubert_pretrain",
+            "log_model": False,
+        },
     }
     kept: list[tuple[str, str]] = []
-    monkeypatch.setattr("hubert_pretrain.training.loggers._wandb_artefact", lambda inner, name, kind, paths: kept.append((name, kind)))
-    run(recipe(logger=loggers, steps=2, trainer={"log_artefacts": True}), prepared, "it1/pretrain", tmp_path)
-    assert kept == [("it1-pretrain-targets", "targets"), ("it1-pretrain-model", "model")]  # there is no folder of a codebook here
+    monkeypatch.setattr(
+        "hubert_pretrain.training.loggers._wandb_artefact",
+        lambda inner, name, kind, paths: kept.append((name, kind)),
+    )
+    run(
+        recipe(logger=loggers, steps=2, trainer={"log_artefacts": True}),
+        prepared,
+        "it1/pretrain",
+        tmp_path,
+    )
+    assert kept == [
+        ("it1-pretrain-targets", "targets"),
+        ("it1-pretrain-model", "model"),
+    ]  # there is no folder of a codebook here
     assert list((tmp_path / "logs").rglob("events.out.tfevents*"))
     assert list((tmp_path / "logs" / "wandb").glob("offline-run-*-test-it1-pretrain-*"))
     assert read_metrics(tmp_path / "logs" / "metrics.csv")
@@ -255,25 +326,35 @@ def test_no_valid_split_is_one_clear_error_before_training(
     from hubert_pretrain.data.manifest import Manifest
 
     by_length = Manifest.by_length
-    monkeypatch.setattr(Manifest, "by_length", lambda self, split: [] if split == "valid" else by_length(self, split))
+    monkeypatch.setattr(
+        Manifest,
+        "by_length",
+        lambda self, split: [] if split == "valid" else by_length(self, split),
+    )
     with pytest.raises(DataError, match=r"split 'valid'.*valid_fraction"):
         run(recipe(), prepared, "it1/pretrain", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_devices_that_cannot_share_a_step(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
+def test_devices_that_cannot_share_a_step(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"2 micro-batches, which 3 devices"):
         run(recipe(trainer={"devices": 3}), prepared, "it1/pretrain", tmp_path)
 
 
-def test_targets_on_another_grid_are_refused(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
+def test_targets_on_another_grid_are_refused(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path
+) -> None:
     values = recipe(mask=MaskConfig(span_frames=4))
     values.model.conv_stride = [5, 2, 2, 2, 2, 2, 4]
     with pytest.raises(ArtefactError, match="label on its grid"):
         run(values, prepared, "it1/pretrain", tmp_path)
 
 
-def test_every_checkpoint_damaged_is_an_error(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
+def test_every_checkpoint_damaged_is_an_error(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path
+) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step=00000003.ckpt").write_bytes(b"")
     with pytest.raises(HubertPretrainError, match="every checkpoint is damaged"):

@@ -12,36 +12,43 @@ import pytest
 import torch
 from torch import nn
 
-from hubert_pretrain.checks import check
 from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.clustering.codebooks import CodebookPart, CodebookSet
-from hubert_pretrain.config import LossConfig, Recipe
+from hubert_pretrain.clustering.codebook_set import CodebookPart, CodebookSet
+from hubert_pretrain.config.schema import LossConfig, Recipe
+from hubert_pretrain.config.validate import check
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import MODEL_GRID
 from hubert_pretrain.model.checkpoint import load_model
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.pretraining_head import CodebookHead, SoftmaxHead
+from hubert_pretrain.pipeline.workspace import META, Workspace
+from hubert_pretrain.pretrain.layer_supervision import LayerSupervision
 from hubert_pretrain.pretrain.module import PretrainModule
-from hubert_pretrain.pretrain.stage import run
-from hubert_pretrain.pretrain.supervision import Supervision
+from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
 from hubert_pretrain.training.loggers import read_metrics
-from hubert_pretrain.workspace import META, Workspace, write_json
 
 Recipes = Callable[..., Recipe]
 
 
 def config(**changes: Any) -> HubertConfig:
-    sizes = {"conv_dim": [8] * 7, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {
+        "conv_dim": [8] * 7,
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     positions = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
     return HubertConfig(**{**sizes, **positions, **changes})  # type: ignore[arg-type]
 
 
 def test_nothing_given_is_the_last_layer_alone() -> None:
-    supervision = Supervision(config())
+    supervision = LayerSupervision(config())
     assert (supervision.intermediate, supervision.last_weight) == ([], 1.0)
     assert not supervision.state_dict()
 
@@ -51,8 +58,11 @@ def test_nothing_given_is_the_last_layer_alone() -> None:
 def test_layers_predict_with_their_weight_norm_and_head(pre_norm: bool, own_heads: bool) -> None:
     values = config(do_stable_layer_norm=pre_norm)
     model, head = Hubert(values).eval(), CodebookHead(16, 4, 5)
-    supervision = Supervision(
-        values, layers=[1, 2, 3], weights=[0.1, 0.2, 0.7], make_head=(lambda: CodebookHead(16, 4, 5)) if own_heads else None
+    supervision = LayerSupervision(
+        values,
+        layers=[1, 2, 3],
+        weights=[0.1, 0.2, 0.7],
+        make_head=(lambda: CodebookHead(16, 4, 5)) if own_heads else None,
     )
     output = model(torch.randn(1, 4000), hidden_states=True)
     first, second, last = supervision(output, head)
@@ -61,7 +71,9 @@ def test_layers_predict_with_their_weight_norm_and_head(pre_norm: bool, own_head
     assert last.score is head
     assert torch.equal(last.encoded, output.last)
     state = output.hidden_states[1]
-    expected = nn.functional.layer_norm(state, (16,), eps=values.layer_norm_eps) if pre_norm else state
+    expected = (
+        nn.functional.layer_norm(state, (16,), eps=values.layer_norm_eps) if pre_norm else state
+    )
     torch.testing.assert_close(second.encoded, expected)
 
 
@@ -71,10 +83,15 @@ def two_codebooks(prepared: Workspace, tmp_path: Path) -> Workspace:
     workspace, single = Workspace(tmp_path / "run"), TargetStore.open(prepared.folder("it1/label"))
     workspace.root.mkdir()
     workspace.folder("prepare").symlink_to(prepared.folder("prepare"))
-    parts = [CodebookPart(str(k), (0, k), Codebook(torch.eye(k), {"kind": "test"}, MODEL_GRID)) for k in (5, 3)]
+    parts = [
+        CodebookPart(str(k), (0, k), Codebook(torch.eye(k), {"kind": "test"}, MODEL_GRID))
+        for k in (5, 3)
+    ]
     workspace.folder("it1/label").mkdir(parents=True)
     manifest = Manifest.open(prepared.folder("prepare"))
-    writer = TargetWriter.create(workspace.folder("it1/label"), manifest, CodebookSet(tuple(parts), 5))
+    writer = TargetWriter.create(
+        workspace.folder("it1/label"), manifest, CodebookSet(tuple(parts), 5)
+    )
     for block in writer.pending().tolist():
         ids = [single.targets(row) for row in writer.rows(block).tolist()]
         writer.write(block, [np.stack([each, each % 3], axis=1) for each in ids])
@@ -82,7 +99,9 @@ def two_codebooks(prepared: Workspace, tmp_path: Path) -> Workspace:
     return workspace
 
 
-def test_several_codebooks_through_the_stage(two_codebooks: Workspace, recipe: Recipes, tmp_path: Path) -> None:
+def test_several_codebooks_through_the_stage(
+    two_codebooks: Workspace, recipe: Recipes, tmp_path: Path
+) -> None:
     facts = run(recipe(), two_codebooks, "it1/pretrain", tmp_path)
     assert 0 <= facts["masked_accuracy"] <= 1
     row = read_metrics(tmp_path / "logs" / "metrics.csv")[-1]
@@ -95,11 +114,17 @@ def test_several_codebooks_through_the_stage(two_codebooks: Workspace, recipe: R
 
 
 @pytest.mark.parametrize("separate", [False, True])
-def test_intermediate_layers_through_the_stage(separate: bool, recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
-    loss = LossConfig(supervised_layers=[1, 2], layer_weights=[0.5, 1.0], separate_layer_heads=separate)
+def test_intermediate_layers_through_the_stage(
+    separate: bool, recipe: Recipes, prepared: Workspace, tmp_path: Path
+) -> None:
+    loss = LossConfig(
+        supervised_layers=[1, 2], layer_weights=[0.5, 1.0], separate_layer_heads=separate
+    )
     run(recipe(loss=loss), prepared, "it1/pretrain", tmp_path)
     row = read_metrics(tmp_path / "logs" / "metrics.csv")[-1]
-    assert {"loss/masked/layer_1", "accuracy/masked/layer_1", "valid/loss/masked/layer_1"} <= set(row)
+    assert {"loss/masked/layer_1", "accuracy/masked/layer_1", "valid/loss/masked/layer_1"} <= set(
+        row
+    )
     head = load_model(tmp_path).build_head()
     assert list(head.state_dict()) == ["unit_embeddings", "projection.weight", "projection.bias"]
 
@@ -122,22 +147,32 @@ def test_a_run_with_heads_of_its_own_layers_resumes(
         run(values, prepared, "it1/pretrain", tmp_path / "cut")
     monkeypatch.setattr(PretrainModule, "training_step", original)
     run(values, prepared, "it1/pretrain", tmp_path / "cut")
-    one, two = load_model(tmp_path / "whole").model.state_dict(), load_model(tmp_path / "cut").model.state_dict()
+    one, two = (
+        load_model(tmp_path / "whole").model.state_dict(),
+        load_model(tmp_path / "cut").model.state_dict(),
+    )
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
-def test_a_softmax_head_through_the_stage(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
+def test_a_softmax_head_through_the_stage(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path
+) -> None:
     run(recipe(loss=LossConfig(head="softmax")), prepared, "it1/pretrain", tmp_path)
     assert isinstance(load_model(tmp_path).build_head(), SoftmaxHead)
 
 
-def test_soft_targets_through_the_stage(recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_soft_targets_through_the_stage(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Distributions that are sure of themselves train as ids do."""
     run(recipe(), prepared, "it1/pretrain", tmp_path / "hard")
     hard, rows = TargetStore.targets, np.eye(5, dtype=np.float16)
     monkeypatch.setattr(TargetStore, "targets", lambda self, row: rows[hard(self, row)])
     run(recipe(), prepared, "it1/pretrain", tmp_path / "soft")
-    one, two = load_model(tmp_path / "hard").model.state_dict(), load_model(tmp_path / "soft").model.state_dict()
+    one, two = (
+        load_model(tmp_path / "hard").model.state_dict(),
+        load_model(tmp_path / "soft").model.state_dict(),
+    )
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
 
@@ -157,7 +192,10 @@ def test_only_visible_frames(recipe: Recipes, prepared: Workspace, tmp_path: Pat
         ({"supervised_layers": [1]}, r"supervised_layers=\[1\]: .* end with the last layer, 2"),
         ({"supervised_layers": [2, 1, 2]}, r"ascending"),
         ({"supervised_layers": [0, 2]}, r"from 1 on"),
-        ({"supervised_layers": [1, 2], "layer_weights": [1.0]}, r"layer_weights=\[1.0\]: expected one for each of the 2"),
+        (
+            {"supervised_layers": [1, 2], "layer_weights": [1.0]},
+            r"layer_weights=\[1.0\]: expected one for each of the 2",
+        ),
         ({"layer_weights": [0.0]}, r"layer_weights=0.0: expected a number above 0"),
         ({"temperature": 0.0}, r"temperature=0.0"),
         ({"masked_weight": 0.0}, r"not both 0"),

@@ -17,22 +17,32 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from hubert_pretrain.data.batches import BatchPlan
-from hubert_pretrain.data.lengths import Lengths
+from hubert_pretrain.data.batching import BucketSampler
+from hubert_pretrain.data.length_index import LengthIndex
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.masking import expected_count
-from hubert_pretrain.model.pretraining_head import CodebookHead, SoftmaxHead
 from hubert_pretrain.pretrain.health import training_flops
+from hubert_pretrain.pretrain.layer_supervision import LayerSupervision
 from hubert_pretrain.pretrain.loss import masked_prediction_loss
 from hubert_pretrain.pretrain.module import PretrainModule
-from hubert_pretrain.pretrain.supervision import Supervision
 from hubert_pretrain.training.module import Optimisation
 
 aten = torch.ops.aten
 K = 500
-ASKING = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique_consecutive", "_unique2", "bincount", "equal", "item"}
+ASKING = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "is_nonzero",
+    "unique_consecutive",
+    "_unique2",
+    "bincount",
+    "equal",
+    "item",
+}
 """Operations whose result the host has to know before it can go on."""
 SMALL = {
     "conv_dim": [16] * 7,
@@ -43,7 +53,12 @@ SMALL = {
     "layerdrop": 0.0,
 }
 SMALL |= {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "projection_size": 16}
-LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_gradient_scale": 1.0, "layerdrop": 0.0}
+LARGE = {
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_gradient_scale": 1.0,
+    "layerdrop": 0.0,
+}
 FAST = {"front_end": "log_mel", "mel_stack": 4, "layerdrop": 0.0}
 
 
@@ -51,10 +66,18 @@ FAST = {"front_end": "log_mel", "mel_stack": 4, "layerdrop": 0.0}
 def meta_without_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     """The meta device knows no autocast, not even that it is off, and is on no list of devices with foreach kernels."""
     autocast, enabled, dtype = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype
-    monkeypatch.setattr(torch, "autocast", lambda kind, *a, **k: nullcontext() if kind == "meta" else autocast(kind, *a, **k))
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *kind: kind != ("meta",) and enabled(*kind))
+    monkeypatch.setattr(
+        torch,
+        "autocast",
+        lambda kind, *a, **k: nullcontext() if kind == "meta" else autocast(kind, *a, **k),
+    )
+    monkeypatch.setattr(
+        torch, "is_autocast_enabled", lambda *kind: kind != ("meta",) and enabled(*kind)
+    )
     monkeypatch.setattr("torch.nn.utils.clip_grad._device_has_foreach_support", lambda device: True)
-    monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16 if kind == "meta" else dtype(kind))
+    monkeypatch.setattr(
+        torch, "get_autocast_dtype", lambda kind: torch.bfloat16 if kind == "meta" else dtype(kind)
+    )
 
 
 class Trace(TorchDispatchMode):
@@ -66,14 +89,22 @@ class Trace(TorchDispatchMode):
         self.asked: list[str] = []
         self.largest, self.largest_of = 0, ""
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if function.overloadpacket.__name__ in ASKING and args[0].device.type == self.device:
             self.asked.append(str(function))
         result = function(*args, **(kwargs or {}))
         for each in result if isinstance(result, (tuple, list)) else [result]:
             # Views of expanded tensors are no memory.
-            if isinstance(each, torch.Tensor) and each.untyped_storage().size() // each.element_size() > self.largest:
-                self.largest, self.largest_of = each.untyped_storage().size() // each.element_size(), str(function)
+            if (
+                isinstance(each, torch.Tensor)
+                and each.untyped_storage().size() // each.element_size() > self.largest
+            ):
+                self.largest, self.largest_of = (
+                    each.untyped_storage().size() // each.element_size(),
+                    str(function),
+                )
         return result
 
 
@@ -90,7 +121,16 @@ def _addmm_flop(_: Any, left: Any, right: Any, **__: Any) -> int:
 class Step:
     """A training step of PretrainModule without a corpus and without Lightning's loop: everything between two batches."""
 
-    def __init__(self, config: HubertConfig, *, rows: int, frames: int, device: str, logging: bool = False, softmax: bool = False) -> None:
+    def __init__(
+        self,
+        config: HubertConfig,
+        *,
+        rows: int,
+        frames: int,
+        device: str,
+        logging: bool = False,
+        softmax: bool = False,
+    ) -> None:
         torch.manual_seed(0)
         self.rows, self.samples, self.masked = (
             rows,
@@ -99,11 +139,22 @@ class Step:
         )
         with torch.device(device):
             model = Hubert(config)
-            head = SoftmaxHead(config.hidden_size, K) if softmax else CodebookHead(config.hidden_size, config.projection_size, K)
+            head = (
+                SoftmaxHead(config.hidden_size, K)
+                if softmax
+                else CodebookHead(config.hidden_size, config.projection_size, K)
+            )
             layers = [1, config.num_hidden_layers] if softmax else []
             optimisation = Optimisation(learning_rate=1e-3, factor=lambda updates: 1.0)
-            supervision = Supervision(config, layers=layers)
-            self.module = PretrainModule(model, head, seed=1, supervision=supervision, optimisation=optimisation, log_every_steps=10)
+            supervision = LayerSupervision(config, layers=layers)
+            self.module = PretrainModule(
+                model,
+                head,
+                seed=1,
+                supervision=supervision,
+                optimisation=optimisation,
+                log_every_steps=10,
+            )
             mask = torch.zeros(rows, frames, dtype=torch.bool)
             mask[:, : self.masked] = True
             self.batch: dict[str, Any] = {
@@ -116,7 +167,13 @@ class Step:
             }
         step = 9 if logging else 4
         self.trainer = SimpleNamespace(
-            global_step=step, max_steps=100, accumulate_grad_batches=1, world_size=1, precision="32-true", strategy=None, optimizers=[]
+            global_step=step,
+            max_steps=100,
+            accumulate_grad_batches=1,
+            world_size=1,
+            precision="32-true",
+            strategy=None,
+            optimizers=[],
         )
         self.module._trainer = self.trainer  # type: ignore[assignment]
         self.trainer.optimizers.append(self.module.configure_optimizers()["optimizer"])
@@ -133,14 +190,21 @@ class Step:
         softmax = isinstance(self.module.head, SoftmaxHead)
         form = {"head": "softmax", "supervised_layers": 2} if softmax else {}
         return training_flops(
-            self.module.model.config, self.rows, self.samples, K, self.masked * self.rows / self.batch["mask"].numel(), **form
+            self.module.model.config,
+            self.rows,
+            self.samples,
+            K,
+            self.masked * self.rows / self.batch["mask"].numel(),
+            **form,
         )
 
 
 @pytest.mark.parametrize("logging", [False, True])
 @pytest.mark.parametrize("config", [{}, LARGE, FAST])
 def test_nobody_waits_for_the_device_in_a_step(config: dict[str, Any], logging: bool) -> None:
-    step = Step(HubertConfig(**{**SMALL, **config}), rows=3, frames=99, device="meta", logging=logging)
+    step = Step(
+        HubertConfig(**{**SMALL, **config}), rows=3, frames=99, device="meta", logging=logging
+    )
     with Trace() as trace:
         step.run()
         step.run()
@@ -169,11 +233,25 @@ def test_nobody_waits_for_a_gpu_in_a_step() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize(("config", "softmax"), [({"layerdrop": 0.0}, False), (LARGE, False), (FAST, True)])
-def test_operations_of_a_step_are_those_of_the_formula(config: dict[str, Any], softmax: bool) -> None:
-    step = Step(HubertConfig(**config), rows=2, frames=390 if softmax else 781, device="meta", softmax=softmax)
+@pytest.mark.parametrize(
+    ("config", "softmax"), [({"layerdrop": 0.0}, False), (LARGE, False), (FAST, True)]
+)
+def test_operations_of_a_step_are_those_of_the_formula(
+    config: dict[str, Any], softmax: bool
+) -> None:
+    step = Step(
+        HubertConfig(**config),
+        rows=2,
+        frames=390 if softmax else 781,
+        device="meta",
+        softmax=softmax,
+    )
     counter = FlopCounterMode(
-        display=False, custom_mapping={aten.addmm_: _addmm_flop, aten.convolution_backward: _convolution_backward_flop}
+        display=False,
+        custom_mapping={
+            aten.addmm_: _addmm_flop,
+            aten.convolution_backward: _convolution_backward_flop,
+        },
     )
     with counter:
         step.run()
@@ -185,7 +263,9 @@ def test_no_tensor_is_larger_than_what_the_first_convolution_makes(softmax: bool
     """Of Base's micro-batch of 87.5 s that is 137 M numbers; logits expanded to (K + 1, M, d) would be 265 M."""
     config = HubertConfig(layerdrop=0.0)
     step = Step(config, rows=5, frames=781, device="meta", softmax=softmax)
-    assert (K + 1) * 5 * step.masked * config.projection_size > 2 * (bound := 5 * config.conv_dim[0] * (step.samples // 5))
+    assert (K + 1) * 5 * step.masked * config.projection_size > 2 * (
+        bound := 5 * config.conv_dim[0] * (step.samples // 5)
+    )
     with Trace() as trace:
         step.run()
     assert trace.largest <= bound, trace.largest_of
@@ -197,15 +277,21 @@ def test_without_a_conv_encoder_no_tensor_is_larger_than_attention_or_feed_forwa
     with Trace() as trace:
         step.run()
     # The meta device has no flash attention, so the weights of one layer exist there.
-    weights, inner, spectrum = config.num_attention_heads * 390**2, 390 * config.intermediate_size, 1560 * 512
-    assert trace.largest <= max(5 * weights, 5 * inner, 5 * spectrum, config.hidden_size * config.intermediate_size), trace.largest_of
+    weights, inner, spectrum = (
+        config.num_attention_heads * 390**2,
+        390 * config.intermediate_size,
+        1560 * 512,
+    )
+    assert trace.largest <= max(
+        5 * weights, 5 * inner, 5 * spectrum, config.hidden_size * config.intermediate_size
+    ), trace.largest_of
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_an_epoch_has_no_more_shapes_than_the_plan_says(seed: int) -> None:
     lengths = np.random.default_rng(seed).integers(SAMPLE_RATE, 30 * SAMPLE_RATE, size=500)
-    plan = BatchPlan(
-        [Lengths.of(lengths)],
+    plan = BucketSampler(
+        [LengthIndex.of(lengths)],
         grid=HubertConfig().grid,
         seed=seed,
         batch_seconds=350,
@@ -215,7 +301,9 @@ def test_an_epoch_has_no_more_shapes_than_the_plan_says(seed: int) -> None:
         max_shapes=16,
         masked_frames=lambda frames: frames // 2,
     )
-    seen = {micro_batch.shape for micro_batch in map(plan.micro_batch, range(plan.epoch_micro_batches))}
+    seen = {
+        micro_batch.shape for micro_batch in map(plan.micro_batch, range(plan.epoch_micro_batches))
+    }
     assert 1 <= len(seen) <= 16
     assert seen == set(plan.shapes)
 
@@ -225,7 +313,7 @@ def test_a_compiler_sees_one_graph(config: dict[str, Any]) -> None:
     torch._dynamo.reset()
     config_ = HubertConfig(**{**SMALL, **config})
     model, head = Hubert(config_), CodebookHead(32, 16, K)
-    supervision = Supervision(config_)
+    supervision = LayerSupervision(config_)
     frames = 50
     mask = torch.zeros(2, frames, dtype=torch.bool)
     mask[:, 10:30] = True
@@ -233,7 +321,13 @@ def test_a_compiler_sees_one_graph(config: dict[str, Any]) -> None:
     def step(waveform: torch.Tensor, mask: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         output = model(waveform, mask=mask)
         return masked_prediction_loss(
-            supervision(output, head), targets, mask, output.feature_penalty, n_clusters=[K], masked_frames=40, normaliser=40
+            supervision(output, head),
+            targets,
+            mask,
+            output.feature_penalty,
+            n_clusters=[K],
+            masked_frames=40,
+            normaliser=40,
         ).loss
 
     waveform = torch.randn(2, config_.grid.num_samples(frames))

@@ -19,14 +19,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubert_pretrain.config import LossConfig, Recipe
+from hubert_pretrain.config.schema import LossConfig, Recipe
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.model.checkpoint import load_model
-from hubert_pretrain.training import sharded_io
-from hubert_pretrain.training.checkpoint_io import VerifiedCheckpointIO, checkpoints, newest, verified
-from hubert_pretrain.training.loading import even_share
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.training.dataloading import equal_share
 from hubert_pretrain.training.loggers import read_metrics
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.training.resilience import sharded_checkpoint
+from hubert_pretrain.training.resilience.checkpoint_io import (
+    VerifiedCheckpointIO,
+    checkpoints,
+    newest,
+    verified,
+)
 from tests.pretrain.conftest import make_recipe
 
 pytestmark = pytest.mark.xdist_group("world sizes")  # one process makes the fixture for all of them
@@ -42,15 +47,15 @@ import torch
 
 from hubert_pretrain import distributed
 from hubert_pretrain.pretrain.module import PretrainModule
-from hubert_pretrain.training.strategies import plain
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.training.strategies import full_tensor
+from hubert_pretrain.pipeline.workspace import Workspace
 
 step = PretrainModule.on_before_optimizer_step
 
 def recorded(self, optimizer):
     step(self, optimizer)
     if self.trainer.global_step == 0:
-        gradients = {name: plain(each.grad).cpu() for name, each in self.named_parameters() if each.grad is not None}
+        gradients = {name: full_tensor(each.grad).cpu() for name, each in self.named_parameters() if each.grad is not None}
         if distributed.rank() == 0:
             torch.save(gradients, Path(self.trainer.default_root_dir) / "gradients.pt")
 
@@ -71,8 +76,8 @@ def full_disk_on_the_last_rank():
 jobs, root = pickle.loads(Path(sys.argv[1]).read_bytes())
 for recipe, folder, full, stage in jobs:
     undo = full_disk_on_the_last_rank() if full else lambda: None
-    package = "finetune" if stage.startswith("finetune/") else "pretrain"
-    importlib.import_module(f"hubert_pretrain.{package}.stage").run(recipe, Workspace(root), stage, folder)
+    verb = "finetune" if stage.startswith("finetune/") else "pretrain"
+    importlib.import_module(f"hubert_pretrain.stages.{verb}").run(recipe, Workspace(root), stage, folder)
     undo()
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()
@@ -89,22 +94,43 @@ class Job(NamedTuple):
 class Processes:
     """What torchrun does on one machine, without its agent: starts ranks that do one job after the other."""
 
-    def __init__(self, world_size: int, jobs: Sequence[Job], workspace: Workspace, folder: Path) -> None:
+    def __init__(
+        self, world_size: int, jobs: Sequence[Job], workspace: Workspace, folder: Path
+    ) -> None:
         folder.mkdir()
         (folder / "script.py").write_text(SCRIPT)
-        (folder / "jobs.pickle").write_bytes(pickle.dumps(([tuple(job) for job in jobs], workspace.root)))
+        (folder / "jobs.pickle").write_bytes(
+            pickle.dumps(([tuple(job) for job in jobs], workspace.root))
+        )
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        everyone = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        everyone |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": 0, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT}
+        everyone = {
+            "WORLD_SIZE": world_size,
+            "LOCAL_WORLD_SIZE": world_size,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        everyone |= {
+            "TORCHELASTIC_RUN_ID": "test",
+            "GROUP_RANK": 0,
+            "OMP_NUM_THREADS": 1,
+            "PYTHONPATH": ROOT,
+        }
         self.logs = [folder / f"{rank}.log" for rank in range(world_size)]
         self.processes = []
         for rank, log in enumerate(self.logs):
-            own = {name: str(value) for name, value in {**everyone, "RANK": rank, "LOCAL_RANK": rank}.items()}
+            own = {
+                name: str(value)
+                for name, value in {**everyone, "RANK": rank, "LOCAL_RANK": rank}.items()
+            }
             with open(log, "w") as file:
                 command = [sys.executable, str(folder / "script.py"), str(folder / "jobs.pickle")]
-                self.processes.append(subprocess.Popen(command, env={**os.environ, **own}, stdout=file, stderr=subprocess.STDOUT))
+                self.processes.append(
+                    subprocess.Popen(
+                        command, env={**os.environ, **own}, stdout=file, stderr=subprocess.STDOUT
+                    )
+                )
 
     def wait(self, seconds: float = 500) -> str:
         """All logs. Fails when any rank did, or hangs."""
@@ -119,11 +145,21 @@ class Processes:
         return "".join(log.read_text() for log in self.logs)
 
 
-def make(devices: int, strategy: str = "auto", *, trainer: dict[str, Any] | None = None, **more: Any) -> Recipe:
+def make(
+    devices: int, strategy: str = "auto", *, trainer: dict[str, Any] | None = None, **more: Any
+) -> Recipe:
     """A recipe whose layers are dropped half of the time, four micro-batches per step, every step logged; two layers with heads of their
     own, and averaged weights, since each of these is a way to get out of step."""
-    values: dict[str, Any] = {"batch_seconds": 16, "log_every_steps": 1, "valid_every_steps": 10, "steps": STEPS, "ema_decay": 0.9}
-    values["loss"] = LossConfig(unmasked_weight=0.5, supervised_layers=[1, 2], separate_layer_heads=True)
+    values: dict[str, Any] = {
+        "batch_seconds": 16,
+        "log_every_steps": 1,
+        "valid_every_steps": 10,
+        "steps": STEPS,
+        "ema_decay": 0.9,
+    }
+    values["loss"] = LossConfig(
+        unmasked_weight=0.5, supervised_layers=[1, 2], separate_layer_heads=True
+    )
     hardware = {"devices": devices, "strategy": strategy, "keep_checkpoints": 9, **(trainer or {})}
     recipe = make_recipe(trainer=hardware, **{**values, **more})
     recipe.model.layerdrop = 0.5
@@ -150,16 +186,31 @@ def runs(prepared: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for each in (root / "ddp2" / "checkpoints").glob("step=00000003.ckpt*"):
         shutil.copy(each, root / "file4" / "checkpoints")
     (root / "fsdp4" / "checkpoints" / ".step=00000006.ckpt.tmp").mkdir()  # a writer was killed here
-    one = [Job(make(1), root / "one"), Job(make(1, "fsdp", **fsdp), root / "fsdp1"), Job(make(1, **fsdp), root / "plain1")]
-    four = [Job(make(4), root / "ddp4"), Job(make(4, "fsdp", **fsdp), root / "fsdp4"), Job(make(4, "fsdp"), root / "file4")]
-    together = [Processes(1, one, prepared, root / "single"), Processes(4, four, prepared, root / "four")]
+    one = [
+        Job(make(1), root / "one"),
+        Job(make(1, "fsdp", **fsdp), root / "fsdp1"),
+        Job(make(1, **fsdp), root / "plain1"),
+    ]
+    four = [
+        Job(make(4), root / "ddp4"),
+        Job(make(4, "fsdp", **fsdp), root / "fsdp4"),
+        Job(make(4, "fsdp"), root / "file4"),
+    ]
+    together = [
+        Processes(1, one, prepared, root / "single"),
+        Processes(4, four, prepared, root / "four"),
+    ]
     for processes in together:
         processes.wait()
     return root
 
 
 def losses(folder: Path, name: str = "loss") -> dict[int, float]:
-    return {int(row["step"]): row[name] for row in read_metrics(folder / "logs" / "metrics.csv") if name in row}
+    return {
+        int(row["step"]): row[name]
+        for row in read_metrics(folder / "logs" / "metrics.csv")
+        if name in row
+    }
 
 
 def assert_same(first: Path, second: Path, *, since: int = 1, rel: float = 1e-5) -> None:
@@ -181,9 +232,13 @@ def test_losses_are_equal_at_every_world_size(runs: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["ddp2", "ddp4", "fsdp2"])
 def test_gradients_are_those_of_the_whole_step(runs: Path, name: str) -> None:
     """1 process x 4 accumulations = 2 x 2 = 4 x 1, normalised by the masked frames of all of them: 1e-6 relative in fp32."""
-    one, other = (torch.load(runs / each / "gradients.pt", weights_only=True) for each in ("one", name))
+    one, other = (
+        torch.load(runs / each / "gradients.pt", weights_only=True) for each in ("one", name)
+    )
     assert set(one) == set(other)
-    first, second = (torch.cat([gradients[key].flatten().double() for key in one]) for gradients in (one, other))
+    first, second = (
+        torch.cat([gradients[key].flatten().double() for key in one]) for gradients in (one, other)
+    )
     assert first.norm() > 0
     assert (first - second).norm() / first.norm() < 1e-6
 
@@ -227,8 +282,13 @@ def test_compressed_gradients_are_close_and_rounded(runs: Path) -> None:
     schedule_is_the_same = 1  # the first step: later ones have another schedule, six steps long
     assert rounded[schedule_is_the_same] == pytest.approx(exact[schedule_is_the_same], rel=1e-5)
     assert all(math.isfinite(loss) for loss in rounded.values())
-    first, second = (torch.load(runs / name / "gradients.pt", weights_only=True) for name in ("ddp2", "bf16"))
-    worst = max(((first[key] - second[key]).norm() / first[key].norm().clamp(min=1e-9)).item() for key in first)
+    first, second = (
+        torch.load(runs / name / "gradients.pt", weights_only=True) for name in ("ddp2", "bf16")
+    )
+    worst = max(
+        ((first[key] - second[key]).norm() / first[key].norm().clamp(min=1e-9)).item()
+        for key in first
+    )
     assert 1e-5 < worst < 2e-2
 
 
@@ -241,10 +301,15 @@ def test_a_full_disk_on_one_rank_costs_a_checkpoint_and_nothing_else(runs: Path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "lost", "added", "unsealed"])
-def test_a_damaged_folder_falls_back_to_the_one_before(runs: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_folder_falls_back_to_the_one_before(
+    runs: Path, tmp_path: Path, damage: str
+) -> None:
     folder = tmp_path / "checkpoints"
     for step in (3, 6):
-        shutil.copytree(runs / "fsdp2" / "checkpoints" / f"step={step:08d}.ckpt", folder / f"step={step:08d}.ckpt")
+        shutil.copytree(
+            runs / "fsdp2" / "checkpoints" / f"step={step:08d}.ckpt",
+            folder / f"step={step:08d}.ckpt",
+        )
     last = folder / "step=00000006.ckpt"
     assert newest(folder) == last
     shard = next(last.glob("shard-00002*"))
@@ -255,7 +320,7 @@ def test_a_damaged_folder_falls_back_to_the_one_before(runs: Path, tmp_path: Pat
     elif damage == "added":
         shutil.copy(shard, last / "shard-00003-model-00001-of-00001.safetensors")
     else:
-        (last / sharded_io.CHECKSUMS).unlink()
+        (last / sharded_checkpoint.CHECKSUMS).unlink()
     assert newest(folder) == folder / "step=00000003.ckpt"
 
 
@@ -274,7 +339,7 @@ def test_opening_a_folder_runs_no_code(runs: Path, tmp_path: Path) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(Bomb(sentinel)))
     assert "state_dict" in VerifiedCheckpointIO().load_checkpoint(folder)
     assert not sentinel.exists()
-    torch.save({"optimizer_groups": [], "x": Bomb(sentinel)}, folder / sharded_io.REST)
+    torch.save({"optimizer_groups": [], "x": Bomb(sentinel)}, folder / sharded_checkpoint.REST)
     with pytest.raises(ArtefactError, match=r"rest\.pt.*checkpoint before"):
         VerifiedCheckpointIO().load_checkpoint(folder)
     assert not sentinel.exists()
@@ -284,7 +349,12 @@ def test_opening_a_folder_runs_no_code(runs: Path, tmp_path: Path) -> None:
 def test_fifty_steps_at_every_world_size(prepared: Workspace, tmp_path: Path) -> None:
     for world_size, strategy in ((1, "auto"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")):
         name = f"{strategy}{world_size}"
-        Processes(world_size, [Job(make(world_size, strategy, steps=50), tmp_path / name)], prepared, tmp_path / f"{name}.logs").wait(600)
+        Processes(
+            world_size,
+            [Job(make(world_size, strategy, steps=50), tmp_path / name)],
+            prepared,
+            tmp_path / f"{name}.logs",
+        ).wait(600)
         assert_same(tmp_path / "auto1", tmp_path / name)
 
 
@@ -294,7 +364,10 @@ def test_shards_on_a_gpu(prepared: Workspace, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     hardware = {"accelerator": "gpu", "precision": "bf16-mixed"}
-    jobs = [Job(make(1, strategy, trainer=hardware, checkpoint_every_steps=3), tmp_path / strategy) for strategy in ("ddp", "fsdp")]
+    jobs = [
+        Job(make(1, strategy, trainer=hardware, checkpoint_every_steps=3), tmp_path / strategy)
+        for strategy in ("ddp", "fsdp")
+    ]
     Processes(1, jobs, prepared, tmp_path / "first").wait(400)
     assert_same(tmp_path / "ddp", tmp_path / "fsdp", rel=2e-3)
     at = tmp_path / "again" / "checkpoints" / "step=00000003.ckpt"
@@ -306,7 +379,7 @@ def test_shards_on_a_gpu(prepared: Workspace, tmp_path: Path) -> None:
 
 @given(count=st.integers(1, 60), world_size=st.integers(1, 12))
 def test_every_rank_validates_equally_many(count: int, world_size: int) -> None:
-    shares = [even_share(count, rank, world_size) for rank in range(world_size)]
+    shares = [equal_share(count, rank, world_size) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
     numbers = [number for share in shares for number in share]
     assert [number for number in numbers if number < count] == list(range(count))

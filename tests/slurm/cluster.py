@@ -72,24 +72,37 @@ class Cluster:
             each.close()
         for name in ("state", "spool-n1", "spool-n2"):
             (folder / name).mkdir()
-        (folder / "slurm.conf").write_text(CONF.format(folder=folder, user=getpass.getuser(), ports=ports))
+        (folder / "slurm.conf").write_text(
+            CONF.format(folder=folder, user=getpass.getuser(), ports=ports)
+        )
         (folder / "munge.key").write_bytes(os.urandom(128))
         (folder / "munge.key").chmod(0o600)
-        places = [f"--{kind}={folder}/munge.{kind.split('-')[0]}" for kind in ("key-file", "socket", "pid-file", "log-file", "seed-file")]
+        places = [
+            f"--{kind}={folder}/munge.{kind.split('-')[0]}"
+            for kind in ("key-file", "socket", "pid-file", "log-file", "seed-file")
+        ]
         try:
             self._start("munged", "--foreground", "--force", *places)
             self._wait("munged", lambda: (folder / "munge.socket").exists())
             self._start("slurmctld", "-D")
             self._start("slurmd", "-D", "-N", "n1")
             self._start("slurmd", "-D", "-N", "n2")
-            self._wait("two idle nodes", lambda: self.ask("sinfo", "--noheader", "--format=%D %t").strip() == "2 idle")
+            self._wait(
+                "two idle nodes",
+                lambda: self.ask("sinfo", "--noheader", "--format=%D %t").strip() == "2 idle",
+            )
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        subprocess.run(["scancel", "--full", "--user", getpass.getuser()], env=self.environment, capture_output=True, check=False)
+        subprocess.run(
+            ["scancel", "--full", "--user", getpass.getuser()],
+            env=self.environment,
+            capture_output=True,
+            check=False,
+        )
         for process in reversed(self._processes):
             process.send_signal(signal.SIGTERM)
         for process in self._processes:
@@ -100,21 +113,31 @@ class Cluster:
 
     def ask(self, *command: str) -> str:
         """What a command of SLURM prints; empty when it fails."""
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False).stdout
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=False
+        ).stdout
 
     def state(self, job: str) -> str:
-        return self.ask("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").strip()
+        return self.ask(
+            "squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"
+        ).strip()
 
     def wait_for(self, job: str, *states: str, seconds: float = 120) -> str:
         """Waits until a job is in one of these states."""
-        self._wait(f"job {job} to be {' or '.join(states)}", lambda: self.state(job) in states, seconds)
+        self._wait(
+            f"job {job} to be {' or '.join(states)}", lambda: self.state(job) in states, seconds
+        )
         return self.state(job)
 
     def _start(self, *command: str) -> None:
         program = which(command[0])
         assert program is not None
         with open(self.folder / "daemons.log", "ab") as log:
-            self._processes.append(subprocess.Popen([program, *command[1:]], env=self.environment, stdout=log, stderr=log))
+            self._processes.append(
+                subprocess.Popen(
+                    [program, *command[1:]], env=self.environment, stdout=log, stderr=log
+                )
+            )
 
     def _wait(self, what: str, condition: object, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds

@@ -28,7 +28,9 @@ WORDS = [
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     if absent := missing():
-        pytest.skip(f"no SLURM on this machine: {absent} not installed (apt-get install slurm-wlm munge)")
+        pytest.skip(
+            f"no SLURM on this machine: {absent} not installed (apt-get install slurm-wlm munge)"
+        )
     # Short: the path of a socket may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     try:
@@ -52,7 +54,13 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run up to the targets of its first iteration, made in one process."""
     work_dir = tmp_path_factory.mktemp("labelled") / "run"
     for stage in ("prepare", "it1/cluster", "it1/label"):
-        done = subprocess.run(command(work_dir, f"stage={stage}"), capture_output=True, text=True, cwd=work_dir.parent, check=False)
+        done = subprocess.run(
+            command(work_dir, f"stage={stage}"),
+            capture_output=True,
+            text=True,
+            cwd=work_dir.parent,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
     return work_dir
 

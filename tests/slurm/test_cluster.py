@@ -11,13 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from hubert_pretrain import compose
+from hubert_pretrain.config import compose
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import command, weights
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 
-SMALL = ["launch=slurm", "launch.resources.cpus=1", "launch.stages.prepare.cpus=2", "launch.resources.memory_gb=1"]
+SMALL = [
+    "launch=slurm",
+    "launch.resources.cpus=1",
+    "launch.stages.prepare.cpus=2",
+    "launch.resources.memory_gb=1",
+]
 TWO_NODES = ["launch.stages.cluster.nodes=2", "launch.stages.pretrain.nodes=2"]
 ASKS_AGAIN = """
 import os, pathlib, signal, sys, time
@@ -35,7 +40,12 @@ if start <= int(sys.argv[2]):
 
 def submit(cluster: Cluster, work_dir: Path, *words: str, fails: bool = False) -> str:
     done = subprocess.run(
-        command(work_dir, *SMALL, *words), env=cluster.environment, capture_output=True, text=True, cwd=work_dir.parent, check=False
+        command(work_dir, *SMALL, *words),
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        cwd=work_dir.parent,
+        check=False,
     )
     assert (done.returncode != 0) == fails, done.stdout + done.stderr + logs(work_dir)
     return done.stdout + done.stderr
@@ -46,16 +56,40 @@ def job_of(work_dir: Path, stage: str) -> str:
 
 
 def logs(work_dir: Path) -> str:
-    return "\n".join(f"== {path}\n{path.read_text()[-3000:]}" for path in sorted((work_dir / "slurm").rglob("*.out")))
+    return "\n".join(
+        f"== {path}\n{path.read_text()[-3000:]}"
+        for path in sorted((work_dir / "slurm").rglob("*.out"))
+    )
 
 
-def stub(cluster: Cluster, folder: Path, *arguments: str, options: tuple[str, ...] = (), **environment: str) -> tuple[str, Path]:
+def stub(
+    cluster: Cluster,
+    folder: Path,
+    *arguments: str,
+    options: tuple[str, ...] = (),
+    **environment: str,
+) -> tuple[str, Path]:
     """A job of recipes/job.sh around ASKS_AGAIN; its number, and the folder that keeps its starts."""
     starts = folder / "starts"
     starts.mkdir()
-    words = ["sbatch", "--parsable", "--requeue", "--mem=100M", "--open-mode=append", f"--output={folder}/log", *options]
+    words = [
+        "sbatch",
+        "--parsable",
+        "--requeue",
+        "--mem=100M",
+        "--open-mode=append",
+        f"--output={folder}/log",
+        *options,
+    ]
     words += [str(compose.job_script()), sys.executable, "-c", ASKS_AGAIN, str(starts), *arguments]
-    done = subprocess.run(words, env=cluster.environment | environment, capture_output=True, text=True, cwd=folder, check=False)
+    done = subprocess.run(
+        words,
+        env=cluster.environment | environment,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip(), starts
 
@@ -75,7 +109,13 @@ def seen(starts: Path) -> int:
 @pytest.fixture(scope="module", autouse=True)
 def timed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A job whose time will be over in a minute, which is the shortest there is: it begins before the other tests."""
-    return stub(cluster, tmp_path_factory.mktemp("timed"), "1", "on a signal", options=("--time=1", "--signal=USR2@20"))
+    return stub(
+        cluster,
+        tmp_path_factory.mktemp("timed"),
+        "1",
+        "on a signal",
+        options=("--time=1", "--signal=USR2@20"),
+    )
 
 
 def test_the_loop_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
@@ -91,7 +131,15 @@ def test_the_loop_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     assert "[2/9] it1/cluster: job" in printed
     again = submit(cluster, work_dir, *words, "launch.wait=true", "launch.poll_seconds=0.5")
     assert again.count("was submitted before") == 9
-    for stage in ("prepare", "it1/cluster", "it1/label", "it1/pretrain", "it2/pretrain", "finetune/letters", "export"):
+    for stage in (
+        "prepare",
+        "it1/cluster",
+        "it1/label",
+        "it1/pretrain",
+        "it2/pretrain",
+        "finetune/letters",
+        "export",
+    ):
         assert (work_dir / stage / "meta.json").is_file(), logs(work_dir)
     assert "COMPLETED" in again
     listed = submit(cluster, work_dir, *short, "stage=list")
@@ -100,13 +148,18 @@ def test_the_loop_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     assert not list(work_dir.rglob(".again*"))
 
 
-def test_preempted_and_requeued_equals_undisturbed(cluster: Cluster, run: Path, labelled: Path, tmp_path: Path) -> None:
+def test_preempted_and_requeued_equals_undisturbed(
+    cluster: Cluster, run: Path, labelled: Path, tmp_path: Path
+) -> None:
     disturbed, undisturbed = run, tmp_path / "undisturbed"
     subprocess.run(["cp", "-r", str(labelled), str(undisturbed)], check=True)
     words = [*TWO_NODES, "stage=it1/pretrain"]
     submit(cluster, undisturbed, *words, "launch.wait=true", "launch.poll_seconds=0.5")
     submit(cluster, disturbed, *words)
-    job, checkpoints = job_of(disturbed, "it1/pretrain"), disturbed / "it1/pretrain.partial/checkpoints"
+    job, checkpoints = (
+        job_of(disturbed, "it1/pretrain"),
+        disturbed / "it1/pretrain.partial/checkpoints",
+    )
     wait_for(checkpoints / "step=00000005.ckpt.sha256", 120)
     subprocess.run(["scancel", "--signal=USR2", job], env=cluster.environment, check=True)
     cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED")
@@ -115,28 +168,44 @@ def test_preempted_and_requeued_equals_undisturbed(cluster: Cluster, run: Path, 
     assert weights(disturbed) == weights(undisturbed)
 
 
-def test_a_failed_stage_leaves_nothing_queued_that_depends_on_it(cluster: Cluster, run: Path) -> None:
+def test_a_failed_stage_leaves_nothing_queued_that_depends_on_it(
+    cluster: Cluster, run: Path
+) -> None:
     subprocess.run(["rm", "-r", str(run / "it1/label")], check=True)
     (run / "it1/cluster/codebook.safetensors").write_bytes(b"damaged")
     printed = submit(cluster, run, "launch.wait=true", "launch.poll_seconds=0.5", fails=True)
     assert "it1/label is not done: job" in printed
     assert "FAILED" in printed
-    states = {cluster.state(job["id"]) for stage, job in json.loads((run / "slurm/jobs.json").read_text()).items() if stage != "it1/label"}
+    states = {
+        cluster.state(job["id"])
+        for stage, job in json.loads((run / "slurm/jobs.json").read_text()).items()
+        if stage != "it1/label"
+    }
     assert states == {"CANCELLED"}
     # Mended, the same command submits again all that is not done.
     again = submit(cluster, run, "launch.dry_run=true")
     assert again.count("# ---- ") == 8
 
 
-def test_a_partition_that_is_not_there_is_refused_in_the_words_of_sbatch(cluster: Cluster, run: Path) -> None:
-    printed = submit(cluster, run, "launch.resources.partition=nope", "stage=it1/pretrain", fails=True)
+def test_a_partition_that_is_not_there_is_refused_in_the_words_of_sbatch(
+    cluster: Cluster, run: Path
+) -> None:
+    printed = submit(
+        cluster, run, "launch.resources.partition=nope", "stage=it1/pretrain", fails=True
+    )
     assert "sbatch refused the job: " in printed
     assert "invalid partition" in printed
 
 
-@pytest.mark.parametrize("whom", [[], ["--batch"], ["--full"]], ids=["the processes", "the script", "both"])
-def test_a_signal_requeues_whoever_gets_it(cluster: Cluster, tmp_path: Path, whom: list[str]) -> None:
-    job, starts = stub(cluster, tmp_path, "1", "on a signal", options=("--nodes=2", "--ntasks-per-node=1"))
+@pytest.mark.parametrize(
+    "whom", [[], ["--batch"], ["--full"]], ids=["the processes", "the script", "both"]
+)
+def test_a_signal_requeues_whoever_gets_it(
+    cluster: Cluster, tmp_path: Path, whom: list[str]
+) -> None:
+    job, starts = stub(
+        cluster, tmp_path, "1", "on a signal", options=("--nodes=2", "--ntasks-per-node=1")
+    )
     cluster.wait_for(job, "RUNNING")
     wait_for(starts / "start 1 of rank 0")
     wait_for(starts / "start 1 of rank 1")
@@ -171,7 +240,9 @@ def test_recipes_run_by_plain_sbatch(cluster: Cluster, tmp_path: Path) -> None:
     script = compose.recipe_files()["smoke"].with_name("slurm.sh")
     words = ["bash", str(script), f"work_dir={tmp_path}/run", "seed=not-a-number"]
     environment = cluster.environment | {"PYTHON": sys.executable, "SBATCH_MEM_PER_NODE": "500M"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert done.returncode == 0, done.stderr
     jobs = dict(line.split(": job ") for line in done.stdout.splitlines())
     assert len(jobs) == 10

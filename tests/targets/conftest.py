@@ -23,15 +23,29 @@ def make_corpus(folder: Path, utterances: int = 12) -> Corpus:
         generator = np.random.default_rng(number)
         spoken = generator.integers(0, 4, 5 + number % 4)
         time = np.arange(PHONE_SAMPLES) / 16_000
-        tones = np.concatenate([0.3 * np.sin(2 * np.pi * (300 + 500 * phone) * time) for phone in spoken])
-        waveform = (tones + 0.01 * generator.normal(size=tones.shape))[: len(tones) - 37 * number].astype(np.float32)
+        tones = np.concatenate(
+            [0.3 * np.sin(2 * np.pi * (300 + 500 * phone) * time) for phone in spoken]
+        )
+        waveform = (tones + 0.01 * generator.normal(size=tones.shape))[
+            : len(tones) - 37 * number
+        ].astype(np.float32)
         path = folder / f"{number}.wav"
         soundfile.write(path, waveform, 16_000, subtype="FLOAT")
         split = ("train", "train", "valid", "test")[number % 4]
-        made.append(Utterance(id=f"utterance-{number:03}", path=str(path), num_samples=len(waveform), split=split))
-        phones[made[-1].id] = [("abcd"[phone], i * PHONE_SAMPLES, (i + 1) * PHONE_SAMPLES) for i, phone in enumerate(spoken)]
+        made.append(
+            Utterance(
+                id=f"utterance-{number:03}", path=str(path), num_samples=len(waveform), split=split
+            )
+        )
+        phones[made[-1].id] = [
+            ("abcd"[phone], i * PHONE_SAMPLES, (i + 1) * PHONE_SAMPLES)
+            for i, phone in enumerate(spoken)
+        ]
     ordered = write_manifest(folder / "manifest.arrow", made)
-    write_alignments(folder / "alignments.arrow", [(row, phones[ordered[row].id]) for row in range(len(ordered) - 1)])
+    write_alignments(
+        folder / "alignments.arrow",
+        [(row, phones[ordered[row].id]) for row in range(len(ordered) - 1)],
+    )
     return Corpus.open(folder)
 
 

@@ -13,8 +13,8 @@ from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest, write_manifest
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID, FrameGrid
-from hubert_pretrain.targets.bring_in import bring_in
-from hubert_pretrain.targets.km import KmTargets, write_km
+from hubert_pretrain.targets.fairseq_km import KmTargets, write_km
+from hubert_pretrain.targets.import_targets import import_targets
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
 from tests.targets.test_store import CODEBOOK, fill
@@ -46,7 +46,9 @@ def test_what_fairseq_reads(km: Path, corpus: Corpus) -> None:
         root, *rows = lines(km / f"{split}.tsv")
         labels = lines(km / f"{split}.km")
         assert len(rows) == len(labels) == len(corpus.manifest.rows(split))
-        for row, line, label in zip(corpus.manifest.rows(split).tolist(), rows, labels, strict=True):
+        for row, line, label in zip(
+            corpus.manifest.rows(split).tolist(), rows, labels, strict=True
+        ):
             path, samples = line.split("\t")
             assert Path(root, path) == Path(corpus.manifest[row].path)
             assert int(samples) == corpus.manifest[row].num_samples
@@ -60,7 +62,7 @@ def same_targets(one: Path, other: Path) -> bool:
 
 
 def test_out_and_in_again(km: Path, corpus: Corpus, tmp_path: Path) -> None:
-    said = bring_in(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
+    said = import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
     assert said == f"targets of 12 utterances from {km} (K=9)"
     assert same_targets(tmp_path / "store", tmp_path / "again")
     store = TargetStore.open(tmp_path / "again")
@@ -75,16 +77,24 @@ def manifest_lines(km: Path, split: str) -> list[tuple[str, str]]:
 
 def test_order_root_and_splits_do_not_matter(km: Path, corpus: Corpus, tmp_path: Path) -> None:
     """Utterances are found by id: here all in one split, backwards, in a folder that has moved."""
-    rows = [pair for split in SPLITS for pair in zip(manifest_lines(km, split), lines(km / f"{split}.km"), strict=True)][::-1]
-    renamed = [replace(corpus.manifest[row], id=Path(corpus.manifest[row].path).stem) for row in range(12)]
+    rows = [
+        pair
+        for split in SPLITS
+        for pair in zip(manifest_lines(km, split), lines(km / f"{split}.km"), strict=True)
+    ][::-1]
+    renamed = [
+        replace(corpus.manifest[row], id=Path(corpus.manifest[row].path).stem) for row in range(12)
+    ]
     write_manifest(tmp_path / "renamed.arrow", renamed)
     manifest = Manifest.open(tmp_path / "renamed.arrow")
     moved = tmp_path / "moved"
     moved.mkdir()
-    (moved / "all.tsv").write_text("/elsewhere\n" + "".join(f"{Path(path).name}\t{samples}\n" for (path, samples), _ in rows))
+    (moved / "all.tsv").write_text(
+        "/elsewhere\n" + "".join(f"{Path(path).name}\t{samples}\n" for (path, samples), _ in rows)
+    )
     (moved / "all.km").write_text("".join(f"{label}\n" for _, label in rows))
     (moved / "dict.km.txt").write_bytes((km / "dict.km.txt").read_bytes())
-    bring_in(moved, tmp_path / "again", manifest, grid=MODEL_GRID)
+    import_targets(moved, tmp_path / "again", manifest, grid=MODEL_GRID)
     by_id = {manifest[row].id: row for row in range(12)}
     store = TargetStore.open(tmp_path / "again")
     for row in range(12):
@@ -92,10 +102,15 @@ def test_order_root_and_splits_do_not_matter(km: Path, corpus: Corpus, tmp_path:
         np.testing.assert_array_equal(store.targets(by_id[name]), ids_of_row(corpus.manifest, row))
 
 
-def test_two_utterances_of_one_name_are_not_mistaken_for_each_other(km: Path, corpus: Corpus) -> None:
+def test_two_utterances_of_one_name_are_not_mistaken_for_each_other(
+    km: Path, corpus: Corpus
+) -> None:
     """Only the path below the root tells them apart."""
     for split in SPLITS:
-        rows = [f"speaker/{number}/utterance.wav\t{samples}\n" for number, (_, samples) in enumerate(manifest_lines(km, split))]
+        rows = [
+            f"speaker/{number}/utterance.wav\t{samples}\n"
+            for number, (_, samples) in enumerate(manifest_lines(km, split))
+        ]
         (km / f"{split}.tsv").write_text("/elsewhere\n" + "".join(rows))
     with pytest.raises(DataError, match=r"no line for utterance 'utterance-000' .* among 12"):
         KmTargets(km, corpus.manifest, MODEL_GRID)
@@ -114,7 +129,7 @@ def at_100_hz(corpus: Corpus, km: Path, missing: int = 0) -> None:
 
 def test_100_hz_is_recognised(km: Path, corpus: Corpus, tmp_path: Path) -> None:
     at_100_hz(corpus, km)
-    said = bring_in(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
+    said = import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
     assert "100 Hz, every second label taken ([::2])" in said
     assert same_targets(tmp_path / "store", tmp_path / "again")
 
@@ -127,12 +142,13 @@ def test_lengths_are_mended_only_when_told(km: Path, corpus: Corpus, tmp_path: P
     rows[1] += " 3"
     (km / "train.km").write_text("\n".join(rows) + "\n")
     with pytest.raises(
-        DataError, match=rf"train.km, line 1: targets of '{first.id}': {frames - 2} ids, expected {frames} frames.*--tolerance"
+        DataError,
+        match=rf"train.km, line 1: targets of '{first.id}': {frames - 2} ids, expected {frames} frames.*--tolerance",
     ):
-        bring_in(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
+        import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
     with pytest.raises(DataError, match=f"{frames - 2} ids, expected {frames}"):
-        bring_in(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID, tolerance=1)
-    said = bring_in(km, tmp_path / "mended", corpus.manifest, grid=MODEL_GRID, tolerance=2)
+        import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID, tolerance=1)
+    said = import_targets(km, tmp_path / "mended", corpus.manifest, grid=MODEL_GRID, tolerance=2)
     assert "1 utterances cut and 1 filled by up to 2 frames" in said
     store, expected = TargetStore.open(tmp_path / "mended"), ids_of_row(corpus.manifest, 0)
     assert store.targets(0).tolist() == [*expected[:-2], expected[-3], expected[-3]]
@@ -176,24 +192,30 @@ def write(name: str, text: str) -> Callable[[Path], None]:
         (other_samples, r"line 2: 1\d+ samples for utterance"),
     ],
 )  # fmt: skip
-def test_labels_that_do_not_fit_are_refused(edit: Callable[[Path], object], message: str, km: Path, corpus: Corpus, tmp_path: Path) -> None:
+def test_labels_that_do_not_fit_are_refused(
+    edit: Callable[[Path], object], message: str, km: Path, corpus: Corpus, tmp_path: Path
+) -> None:
     edit(km)
     with pytest.raises(DataError, match=message):
-        bring_in(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
+        import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
 
 
 def test_k_may_be_given(km: Path, corpus: Corpus, tmp_path: Path) -> None:
     (km / "dict.km.txt").unlink()
-    bring_in(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID, n_clusters=[9])
+    import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID, n_clusters=[9])
     assert same_targets(tmp_path / "store", tmp_path / "again")
 
 
 def test_labels_that_are_all_the_same_are_refused(km: Path, corpus: Corpus, tmp_path: Path) -> None:
     """fairseq#4521: a month of training on one label."""
     for split in ("train", "valid", "test"):
-        (km / f"{split}.km").write_text("".join(" ".join("0" for _ in line.split()) + "\n" for line in lines(km / f"{split}.km")))
+        (km / f"{split}.km").write_text(
+            "".join(
+                " ".join("0" for _ in line.split()) + "\n" for line in lines(km / f"{split}.km")
+            )
+        )
     with pytest.raises(DataError, match="every label is 0, of K=9; there is nothing to learn"):
-        bring_in(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
+        import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
 
 
 def test_several_codebooks(corpus: Corpus, tmp_path: Path) -> None:
@@ -207,13 +229,16 @@ def test_several_codebooks(corpus: Corpus, tmp_path: Path) -> None:
         writer.write(block, [np.stack([each, each % 4], axis=1) for each in ids])
     written = write_km(tmp_path / "km", corpus, TargetStore.open(tmp_path / "store"))
     assert {"train.km1", "train.km2", "dict.km2.txt"} <= {path.name for path in written}
-    said = bring_in(tmp_path / "km", tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
+    said = import_targets(tmp_path / "km", tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
     assert "K=9, 4" in said
     assert same_targets(tmp_path / "store", tmp_path / "again")
 
 
 def test_what_fairseq_could_not_read_is_not_written(corpus: Corpus, tmp_path: Path) -> None:
-    for change, message in (({"start": 160}, "begins inside a file"), ({"source_rate": 8000}, "is stored at 8000 Hz")):
+    for change, message in (
+        ({"start": 160}, "begins inside a file"),
+        ({"source_rate": 8000}, "is stored at 8000 Hz"),
+    ):
         folder = tmp_path / message
         folder.mkdir()
         rows = [corpus.manifest[row] for row in range(12)]
@@ -226,10 +251,12 @@ def test_what_fairseq_could_not_read_is_not_written(corpus: Corpus, tmp_path: Pa
 
 def test_a_store_of_another_run(corpus: Corpus, tmp_path: Path) -> None:
     fill(tmp_path / "store", corpus.manifest)
-    bring_in(tmp_path / "store", tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
+    import_targets(tmp_path / "store", tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
     assert same_targets(tmp_path / "store", tmp_path / "again")
     assert TargetStore.open(tmp_path / "again").codebook["sha256"] == CODEBOOK.fingerprint
     with pytest.raises(ArtefactError, match="targets come 50 times a second"):
-        bring_in(tmp_path / "store", tmp_path / "other", corpus.manifest, grid=FrameGrid(400, 640))
+        import_targets(
+            tmp_path / "store", tmp_path / "other", corpus.manifest, grid=FrameGrid(400, 640)
+        )
     with pytest.raises(ArtefactError, match="holds no targets"):
-        bring_in(corpus.folder, tmp_path / "other", corpus.manifest, grid=MODEL_GRID)
+        import_targets(corpus.folder, tmp_path / "other", corpus.manifest, grid=MODEL_GRID)

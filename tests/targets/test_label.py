@@ -12,16 +12,16 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 from hubert_pretrain.clustering import sample
 from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.clustering.codebooks import CodebookSet
+from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.clustering.kmeans import KMeans
 from hubert_pretrain.clustering.quality import entropy
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Utterance, write_manifest
 from hubert_pretrain.errors import ArtefactError, DataError
+from hubert_pretrain.features.corpus_frames import map_frames
 from hubert_pretrain.features.mfcc import Mfcc
-from hubert_pretrain.features.stream import map_frames
-from hubert_pretrain.targets.label import label
-from hubert_pretrain.targets.measure import count_ids, measure, stability
+from hubert_pretrain.targets.labelling import label_corpus
+from hubert_pretrain.targets.quality import count_ids, measure_targets, stability
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
 from tests.targets.conftest import make_corpus
@@ -35,7 +35,13 @@ def codebook_of(corpus: Corpus, n_clusters: int = 6) -> CodebookSet:
 
 def test_ids_are_those_of_each_utterance_by_itself(tmp_path: Path, corpus: Corpus) -> None:
     codebook = codebook_of(corpus)
-    label(corpus, TargetWriter.create(tmp_path, corpus.manifest, codebook, block_rows=5), Mfcc(), codebook, workers=3)
+    label_corpus(
+        corpus,
+        TargetWriter.create(tmp_path, corpus.manifest, codebook, block_rows=5),
+        Mfcc(),
+        codebook,
+        workers=3,
+    )
     store = TargetStore.open(tmp_path)
     store.check(corpus.manifest, codebook.grid)
     for row in range(len(store)):
@@ -57,13 +63,20 @@ class KilledAfter(Corpus):
         return super().read(row, start, num_samples)
 
 
-def test_killed_and_resumed_on_other_workers_the_bytes_are_the_same(tmp_path: Path, corpus: Corpus) -> None:
+def test_killed_and_resumed_on_other_workers_the_bytes_are_the_same(
+    tmp_path: Path, corpus: Corpus
+) -> None:
     codebook = codebook_of(corpus)
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    label(corpus, TargetWriter.create(tmp_path / "whole", corpus.manifest, codebook, block_rows=2), Mfcc(), codebook)
+    label_corpus(
+        corpus,
+        TargetWriter.create(tmp_path / "whole", corpus.manifest, codebook, block_rows=2),
+        Mfcc(),
+        codebook,
+    )
     with pytest.raises(KeyboardInterrupt):
-        label(
+        label_corpus(
             KilledAfter(corpus.folder, 7),
             TargetWriter.create(tmp_path / "killed", corpus.manifest, codebook, block_rows=2),
             Mfcc(),
@@ -71,16 +84,16 @@ def test_killed_and_resumed_on_other_workers_the_bytes_are_the_same(tmp_path: Pa
         )
     writer = TargetWriter.create(tmp_path / "killed", corpus.manifest, codebook, block_rows=2)
     assert 0 < len(writer.pending()) < 6, "some blocks were kept"
-    label(corpus, writer, Mfcc(), codebook, workers=4)
+    label_corpus(corpus, writer, Mfcc(), codebook, workers=4)
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes(), path.name
 
 
 def test_facts_are_those_of_the_ids(tmp_path: Path, corpus: Corpus) -> None:
     codebook = codebook_of(corpus)
-    label(corpus, TargetWriter.create(tmp_path, corpus.manifest, codebook), Mfcc(), codebook)
+    label_corpus(corpus, TargetWriter.create(tmp_path, corpus.manifest, codebook), Mfcc(), codebook)
     store = TargetStore.open(tmp_path)
-    facts = measure(store, corpus)
+    facts = measure_targets(store, corpus)
     ids = [store.targets(row) for row in range(len(store))]
     train = np.concatenate([ids[row] for row in corpus.manifest.rows("train")])
     assert facts["frames"] == sum(map(len, ids))
@@ -92,26 +105,38 @@ def test_facts_are_those_of_the_ids(tmp_path: Path, corpus: Corpus) -> None:
     assert corpus.alignments is not None
     assert count_ids(store, corpus.manifest.rows("train")).sum() == len(train)
     aligned = [row for row in range(len(store)) if corpus.alignments.has(row)]
-    phones = np.concatenate([corpus.alignments.frame_phone_ids(row, len(ids[row])) for row in aligned])
+    phones = np.concatenate(
+        [corpus.alignments.frame_phone_ids(row, len(ids[row])) for row in aligned]
+    )
     clusters = np.concatenate([ids[row] for row in aligned])
     assert adjusted_mutual_info_score(phones[phones >= 0], clusters[phones >= 0]) > 0.5
 
 
-def test_without_alignments_there_is_nothing_to_compare_with(tmp_path: Path, corpus: Corpus) -> None:
+def test_without_alignments_there_is_nothing_to_compare_with(
+    tmp_path: Path, corpus: Corpus
+) -> None:
     (corpus.folder / "alignments.arrow").unlink()
     bare = Corpus.open(corpus.folder)
     codebook = codebook_of(bare)
     (tmp_path / "store").mkdir()
-    label(bare, TargetWriter.create(tmp_path / "store", bare.manifest, codebook), Mfcc(), codebook)
-    facts = measure(TargetStore.open(tmp_path / "store"), bare)
+    label_corpus(
+        bare, TargetWriter.create(tmp_path / "store", bare.manifest, codebook), Mfcc(), codebook
+    )
+    facts = measure_targets(TargetStore.open(tmp_path / "store"), bare)
     assert (facts["pnmi"], facts["phone_purity"], facts["cluster_purity"]) == (None, None, None)
     assert facts["unigram_entropy_nats"] > 0
 
 
-def test_another_codebook_than_the_features_is_refused_before_the_work(tmp_path: Path, corpus: Corpus) -> None:
-    foreign = CodebookSet.of(Codebook(torch.zeros(5, 768), {"kind": "hubert_layer", "dim": 768, "layer": 6}, Mfcc().grid))
+def test_another_codebook_than_the_features_is_refused_before_the_work(
+    tmp_path: Path, corpus: Corpus
+) -> None:
+    foreign = CodebookSet.of(
+        Codebook(torch.zeros(5, 768), {"kind": "hubert_layer", "dim": 768, "layer": 6}, Mfcc().grid)
+    )
     with pytest.raises(ArtefactError, match=r"dim 768, layer 6.*mfcc \(dim 39\)"):
-        label(corpus, TargetWriter.create(tmp_path, corpus.manifest, foreign), Mfcc(), foreign)
+        label_corpus(
+            corpus, TargetWriter.create(tmp_path, corpus.manifest, foreign), Mfcc(), foreign
+        )
 
 
 def test_audio_that_is_not_a_number_is_an_error_with_the_utterance(corpus: Corpus) -> None:
@@ -119,7 +144,10 @@ def test_audio_that_is_not_a_number_is_an_error_with_the_utterance(corpus: Corpu
     waveform, rate = soundfile.read(utterance.path, dtype="float32")
     waveform[9000] = np.nan
     soundfile.write(utterance.path, waveform, rate, subtype="FLOAT")
-    with pytest.raises(DataError, match=rf"frame 2\d of .* of utterance '{utterance.id}' holds NaN or infinity \(mfcc\)"):
+    with pytest.raises(
+        DataError,
+        match=rf"frame 2\d of .* of utterance '{utterance.id}' holds NaN or infinity \(mfcc\)",
+    ):
         sample.gather(corpus, corpus.manifest.rows(), Mfcc(), scratch=corpus.folder, workers=2)
 
 
@@ -142,20 +170,28 @@ def test_stability_of_two_stores(tmp_path: Path, corpus: Corpus) -> None:
     """The same ids but for their numbers agree wholly; and as much as scikit-learn says, when half of the clusters are one."""
     codebook = codebook_of(corpus)
     stores = {}
-    for name, change in (("made", lambda ids: ids), ("renumbered", lambda ids: 5 - ids), ("coarse", lambda ids: ids // 2)):
+    for name, change in (
+        ("made", lambda ids: ids),
+        ("renumbered", lambda ids: 5 - ids),
+        ("coarse", lambda ids: ids // 2),
+    ):
         (tmp_path / name).mkdir()
         writer = TargetWriter.create(tmp_path / name, corpus.manifest, codebook)
         if name == "made":
-            label(corpus, writer, Mfcc(), codebook)
+            label_corpus(corpus, writer, Mfcc(), codebook)
         for block in writer.pending().tolist():
-            writer.write(block, [change(stores["made"].targets(row)) for row in writer.rows(block).tolist()])
+            writer.write(
+                block, [change(stores["made"].targets(row)) for row in writer.rows(block).tolist()]
+            )
         stores[name] = TargetStore.open(tmp_path / name)
     assert stability(stores["made"], stores["renumbered"]) == [1.0]
     expected = adjusted_mutual_info_score(stores["made"].ids[:, 0], stores["coarse"].ids[:, 0])
     assert stability(stores["made"], stores["coarse"]) == [pytest.approx(expected)]
     other = make_corpus(tmp_path / "other", 8)
     (tmp_path / "fewer").mkdir()
-    label(other, TargetWriter.create(tmp_path / "fewer", other.manifest, codebook), Mfcc(), codebook)
+    label_corpus(
+        other, TargetWriter.create(tmp_path / "fewer", other.manifest, codebook), Mfcc(), codebook
+    )
     with pytest.raises(ArtefactError, match="targets of other utterances"):
         stability(stores["made"], TargetStore.open(tmp_path / "fewer"))
 
@@ -163,7 +199,10 @@ def test_stability_of_two_stores(tmp_path: Path, corpus: Corpus) -> None:
 def test_speakers_runs_and_words(tmp_path: Path, corpus: Corpus) -> None:
     """Speakers that follow the ids, ids of known lengths, utterances of one word: a corpus without alignments."""
     rows = [corpus.manifest[row] for row in range(12)]
-    named = [replace(one, speaker=f"s{one.row % 2}", text=("yes", "no")[one.row // 2 % 2], split="train") for one in rows]
+    named = [
+        replace(one, speaker=f"s{one.row % 2}", text=("yes", "no")[one.row // 2 % 2], split="train")
+        for one in rows
+    ]
     (tmp_path / "prepare").mkdir()
     write_manifest(tmp_path / "prepare" / "manifest.arrow", named)
     words, codebook = Corpus.open(tmp_path / "prepare"), codebook_of(corpus)
@@ -176,8 +215,10 @@ def test_speakers_runs_and_words(tmp_path: Path, corpus: Corpus) -> None:
     writer = TargetWriter.create(tmp_path, words.manifest, codebook)
     for block in writer.pending().tolist():
         writer.write(block, [ids_of(words.manifest[row]) for row in writer.rows(block).tolist()])
-    facts = measure(TargetStore.open(tmp_path), words)
-    assert facts["speaker_purity"] == pytest.approx(0.75, abs=0.02), "of half of the frames, and guessed of the others"
+    facts = measure_targets(TargetStore.open(tmp_path), words)
+    assert facts["speaker_purity"] == pytest.approx(0.75, abs=0.02), (
+        "of half of the frames, and guessed of the others"
+    )
     assert facts["speaker_nmi"] == pytest.approx(0.5, abs=0.03)
     assert facts["mean_run_ms"] == pytest.approx(100, rel=0.05)
     assert (facts["pnmi"], facts["mean_phone_ms"]) == (None, None)

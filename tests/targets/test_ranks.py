@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.clustering.codebooks import CodebookSet
+from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.distributed import launched
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.features.mfcc import Mfcc
-from hubert_pretrain.targets.label import label
+from hubert_pretrain.targets.labelling import label_corpus
 from hubert_pretrain.targets.store import DESCRIPTION, MARKS, TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
 from tests.targets.conftest import make_corpus
@@ -40,11 +40,15 @@ def work(place: Path, folder: Path, rank: int, ranks: int) -> None:
     torch.set_num_threads(1)  # the threads of the process that was forked are not here
     corpus, codebooks = Slow(place), CodebookSet.load(place)
     if rank == 0:
-        writer: TargetWriter | None = TargetWriter.create(folder, corpus.manifest, codebooks, block_rows=2)
+        writer: TargetWriter | None = TargetWriter.create(
+            folder, corpus.manifest, codebooks, block_rows=2
+        )
     else:
-        writer = TargetWriter.join(folder, corpus.manifest, codebooks, block_rows=2, is_done=lambda: False)
+        writer = TargetWriter.join(
+            folder, corpus.manifest, codebooks, block_rows=2, is_done=lambda: False
+        )
     assert writer is not None
-    label(corpus, writer, Mfcc(), codebooks, rank=rank, world_size=ranks)
+    label_corpus(corpus, writer, Mfcc(), codebooks, rank=rank, world_size=ranks)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,12 @@ def expected(place: Path) -> dict[str, bytes]:
     folder = place.parent / "whole"
     folder.mkdir()
     corpus, codebooks = Corpus.open(place), CodebookSet.load(place)
-    label(corpus, TargetWriter.create(folder, corpus.manifest, codebooks, block_rows=2), Mfcc(), codebooks)
+    label_corpus(
+        corpus,
+        TargetWriter.create(folder, corpus.manifest, codebooks, block_rows=2),
+        Mfcc(),
+        codebooks,
+    )
     return content(folder)
 
 
@@ -73,7 +82,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def start(place: Path, folder: Path, ranks: int) -> list[multiprocessing.process.BaseProcess]:
-    processes = [FORK.Process(target=work, args=(place, folder, rank, ranks)) for rank in range(ranks)]
+    processes = [
+        FORK.Process(target=work, args=(place, folder, rank, ranks)) for rank in range(ranks)
+    ]
     for process in processes:
         process.start()
     return processes
@@ -86,12 +97,16 @@ def finish(processes: list[multiprocessing.process.BaseProcess]) -> list[int | N
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_any_number_of_ranks_writes_the_same_bytes(ranks: int, place: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+def test_any_number_of_ranks_writes_the_same_bytes(
+    ranks: int, place: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
     assert finish(start(place, tmp_path, ranks)) == [0] * ranks
     assert content(tmp_path) == expected
 
 
-def test_killed_again_and_again_on_two_ranks(place: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_again_and_again_on_two_ranks(
+    place: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
     """kill -9 of one rank and then of both, at moments drawn at random, then a run to the end on another number of ranks."""
     draw, killed = np.random.default_rng(7), 0
     for _ in range(3):
@@ -118,22 +133,30 @@ def done(folder: Path) -> int:
     return sum((folder / MARKS).read_bytes()) if (folder / DESCRIPTION).is_file() else 0
 
 
-def test_nobody_waits_for_a_rank_that_never_comes(place: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+def test_nobody_waits_for_a_rank_that_never_comes(
+    place: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
     corpus, codebooks = Corpus.open(place), CodebookSet.load(place)
     writer = TargetWriter.create(tmp_path, corpus.manifest, codebooks, block_rows=2)
-    label(corpus, writer, Mfcc(), codebooks, rank=0, world_size=5)
+    label_corpus(corpus, writer, Mfcc(), codebooks, rank=0, world_size=5)
     assert content(tmp_path) == expected
 
 
-def test_a_rank_that_lags_behind_may_write_into_a_finished_folder(place: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_rank_that_lags_behind_may_write_into_a_finished_folder(
+    place: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
     corpus, codebooks = Corpus.open(place), CodebookSet.load(place)
     (tmp_path / "partial").mkdir()
     first = TargetWriter.create(tmp_path / "partial", corpus.manifest, codebooks, block_rows=2)
-    late = TargetWriter.join(tmp_path / "partial", corpus.manifest, codebooks, block_rows=2, is_done=lambda: False)
-    label(corpus, first, Mfcc(), codebooks)
+    late = TargetWriter.join(
+        tmp_path / "partial", corpus.manifest, codebooks, block_rows=2, is_done=lambda: False
+    )
+    label_corpus(corpus, first, Mfcc(), codebooks)
     (tmp_path / "partial").rename(tmp_path / "final")
     assert late is not None
-    late.write(3, [TargetStore.open(tmp_path / "final").targets(row) for row in late.rows(3).tolist()])
+    late.write(
+        3, [TargetStore.open(tmp_path / "final").targets(row) for row in late.rows(3).tolist()]
+    )
     assert late.pending().size == 0
     assert content(tmp_path / "final") == expected
 
@@ -141,8 +164,12 @@ def test_a_rank_that_lags_behind_may_write_into_a_finished_folder(place: Path, e
 def test_joining(place: Path, tmp_path: Path) -> None:
     corpus, codebooks = Corpus.open(place), CodebookSet.load(place)
     assert TargetWriter.join(tmp_path, corpus.manifest, codebooks, is_done=lambda: True) is None
-    with pytest.raises(ArtefactError, match=r"no store of these targets after 0.2 seconds; rank 0 makes it"):
-        TargetWriter.join(tmp_path, corpus.manifest, codebooks, is_done=lambda: False, patience_seconds=0.2)
+    with pytest.raises(
+        ArtefactError, match=r"no store of these targets after 0.2 seconds; rank 0 makes it"
+    ):
+        TargetWriter.join(
+            tmp_path, corpus.manifest, codebooks, is_done=lambda: False, patience_seconds=0.2
+        )
 
 
 def test_a_bad_utterance_of_another_rank_is_an_error_here_too(tmp_path: Path) -> None:
@@ -152,7 +179,7 @@ def test_a_bad_utterance_of_another_rank_is_an_error_here_too(tmp_path: Path) ->
     Path(corpus.manifest[7].path).write_bytes(b"no audio")
     writer = TargetWriter.create(tmp_path, corpus.manifest, codebooks, block_rows=2)
     with pytest.raises(DataError, match=Path(corpus.manifest[7].path).name):
-        label(corpus, writer, Mfcc(), codebooks, rank=0, world_size=2)
+        label_corpus(corpus, writer, Mfcc(), codebooks, rank=0, world_size=2)
     assert 3 in writer.pending()
 
 
@@ -165,7 +192,9 @@ def test_a_bad_utterance_of_another_rank_is_an_error_here_too(tmp_path: Path) ->
         ({"LOCAL_RANK": "1"}, 2),
     ],
 )
-def test_how_many_were_launched(environment: dict[str, str], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_many_were_launched(
+    environment: dict[str, str], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():

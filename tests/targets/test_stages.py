@@ -10,23 +10,28 @@ import numpy as np
 import pytest
 import torch
 
-from hubert_pretrain import pipeline
-from hubert_pretrain.clustering import stage as cluster_stage
 from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.config import ClusteringConfig, IterationConfig, Recipe
+from hubert_pretrain.config.schema import ClusteringConfig, IterationConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ArtefactError, ConfigError
+from hubert_pretrain.files import write_json
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.targets import stage as label_stage
-from hubert_pretrain.targets.artefact import load_units
-from hubert_pretrain.targets.km import write_km
+from hubert_pretrain.pipeline import plan
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.stages import cluster as cluster_stage
+from hubert_pretrain.stages import label as label_stage
+from hubert_pretrain.stages.units import load_units
+from hubert_pretrain.targets.fairseq_km import write_km
 from hubert_pretrain.targets.store import TargetStore
-from hubert_pretrain.workspace import Workspace, write_json
 
 MFCC = {"_target_": "hubert_pretrain.features.mfcc.Mfcc"}
-LAYER = {"_target_": "hubert_pretrain.features.hubert_layer.HubertLayer", "checkpoint": "it1/pretrain", "layer": 2}
+LAYER = {
+    "_target_": "hubert_pretrain.features.hubert_layer.HubertLayer",
+    "checkpoint": "it1/pretrain",
+    "layer": 2,
+}
 TINY = HubertConfig(
     conv_dim=[8] * 7,
     hidden_size=16,
@@ -43,7 +48,10 @@ def recipe(n_clusters: int = 6) -> Recipe:
     clustering = ClusteringConfig(n_clusters=n_clusters, fraction=1.0, restarts=2)
     return Recipe(
         name="test",
-        iterations={name: IterationConfig(features=node, clustering=clustering) for name, node in (("it1", MFCC), ("it2", LAYER))},
+        iterations={
+            name: IterationConfig(features=node, clustering=clustering)
+            for name, node in (("it1", MFCC), ("it2", LAYER))
+        },
     )
 
 
@@ -81,7 +89,11 @@ def test_mfcc_to_targets(workspace: Workspace) -> None:
     store.check(Corpus.open(workspace.folder("prepare")).manifest)
     assert store.codebook["sha256"] == Codebook.load(workspace.folder("it1/cluster")).fingerprint
     assert torch.get_num_threads() == threads
-    assert sorted(path.name for path in workspace.folder("it1/cluster").iterdir()) == ["codebook.json", "codebook.safetensors", "meta.json"]
+    assert sorted(path.name for path in workspace.folder("it1/cluster").iterdir()) == [
+        "codebook.json",
+        "codebook.safetensors",
+        "meta.json",
+    ]
 
 
 def test_a_layer_of_the_first_iteration_to_targets(workspace: Workspace) -> None:
@@ -104,7 +116,9 @@ def test_a_killed_cluster_leaves_nothing_behind(workspace: Workspace) -> None:
     np.save(again / "frames.scratch", np.zeros(3))
     assert cluster_stage.run(recipe(), workspace, "it1/cluster", again) == whole
     first = workspace.folder("it1/cluster")
-    assert (again / "codebook.safetensors").read_bytes() == (first / "codebook.safetensors").read_bytes()
+    assert (again / "codebook.safetensors").read_bytes() == (
+        first / "codebook.safetensors"
+    ).read_bytes()
     assert not (again / "frames.scratch").exists()
 
 
@@ -131,25 +145,32 @@ def test_targets_of_others_in_place_of_clustering(workspace: Workspace, tmp_path
     values = recipe()
     values.iterations["it2"].targets = str(tmp_path / "km")
     values.data.corpus = {}
-    names = [stage.name for stage in pipeline.stages(values)]
-    assert names == ["prepare", "it1/cluster", "it1/label", "it1/pretrain", "it2/label", "it2/pretrain"]
-    label = pipeline.find(values, "it2/label")
+    names = [stage.name for stage in plan.stages(values)]
+    assert names == [
+        "prepare",
+        "it1/cluster",
+        "it1/label",
+        "it1/pretrain",
+        "it2/label",
+        "it2/pretrain",
+    ]
+    label = plan.find(values, "it2/label")
     assert label.inputs == ("prepare", str(tmp_path / "km"))
-    before = pipeline.fingerprint_of(label, workspace)
+    before = plan.fingerprint_of(label, workspace)
     brought = run(label_stage, values, workspace, "it2/label")
     assert brought == made
     (tmp_path / "km" / "train.km").write_text((tmp_path / "km" / "train.km").read_text()[:-1])
-    assert pipeline.fingerprint_of(label, workspace) != before, "other labels are other targets"
+    assert plan.fingerprint_of(label, workspace) != before, "other labels are other targets"
     values.iterations["it2"].targets = "nowhere"
     with pytest.raises(ConfigError, match="nor an existing folder"):
-        pipeline.stages(values)
+        plan.stages(values)
 
 
 def test_a_recipe_without_them_is_what_it_was() -> None:
     """A field that came later does not make finished stages stale."""
     values = recipe()
     values.data.corpus = {}
-    assert "targets" not in json.dumps(pipeline.find(values, "it1/label").config)
+    assert "targets" not in json.dumps(plan.find(values, "it1/label").config)
 
 
 def test_units_of_a_run_from_its_cluster_stage_alone(workspace: Workspace, tmp_path: Path) -> None:
@@ -170,7 +191,10 @@ def test_units_of_a_run_from_its_cluster_stage_alone(workspace: Workspace, tmp_p
             assert (units(corpus.read(row)) == store.targets(row)).mean() > 0.98, "ties apart"
     moved = tmp_path / "moved"
     workspace.folder("it1/pretrain").rename(moved)
-    with pytest.raises(ArtefactError, match=r"come from 'it1/pretrain', which is not beside it any more; say where it is \(--checkpoint\)"):
+    with pytest.raises(
+        ArtefactError,
+        match=r"come from 'it1/pretrain', which is not beside it any more; say where it is \(--checkpoint\)",
+    ):
         load_units(workspace.folder("it2/cluster"))
     load_units(workspace.folder("it2/cluster"), checkpoint=moved)
     save_model(moved, Hubert(TINY))
@@ -180,8 +204,15 @@ def test_units_of_a_run_from_its_cluster_stage_alone(workspace: Workspace, tmp_p
 
 def test_an_artefact_decides_nothing_but_features(workspace: Workspace) -> None:
     run(cluster_stage, recipe(), workspace, "it1/cluster")
-    meta = {"fingerprint": "x", "facts": {}, "config": {"features": {"_target_": "os.system", "command": "touch executed"}}}
+    meta = {
+        "fingerprint": "x",
+        "facts": {},
+        "config": {"features": {"_target_": "os.system", "command": "touch executed"}},
+    }
     write_json(workspace.folder("it1/cluster") / "meta.json", meta)
-    with pytest.raises(ArtefactError, match=r"its features are os\.system, not a class of hubert_pretrain\.features"):
+    with pytest.raises(
+        ArtefactError,
+        match=r"its features are os\.system, not a class of hubert_pretrain\.features",
+    ):
         load_units(workspace.folder("it1/cluster"))
     assert not Path("executed").exists()

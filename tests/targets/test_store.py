@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.clustering.codebooks import CodebookSet
+from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest, write_manifest
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, HubertPretrainError
@@ -29,10 +29,14 @@ CODEBOOK = one_codebook(torch.randn(9, 4, generator=torch.Generator().manual_see
 
 
 def ids_of(manifest: Manifest, row: int) -> np.ndarray:
-    return np.random.default_rng(row).integers(0, 9, MODEL_GRID.num_frames(manifest[row].num_samples))
+    return np.random.default_rng(row).integers(
+        0, 9, MODEL_GRID.num_frames(manifest[row].num_samples)
+    )
 
 
-def fill(folder: Path, manifest: Manifest, *, blocks: int | None = None, block_rows: int = 5) -> TargetWriter:
+def fill(
+    folder: Path, manifest: Manifest, *, blocks: int | None = None, block_rows: int = 5
+) -> TargetWriter:
     folder.mkdir(exist_ok=True)
     writer = TargetWriter.create(folder, manifest, CODEBOOK, block_rows=block_rows)
     for block in writer.pending()[:blocks]:
@@ -64,7 +68,9 @@ def test_a_pickled_store_is_its_path(tmp_path: Path, corpus: Corpus) -> None:
     np.testing.assert_array_equal(pickle.loads(pickled).targets(3), ids_of(corpus.manifest, 3))
 
 
-def test_an_interrupted_store_is_not_finished_and_goes_on_byte_for_byte(tmp_path: Path, corpus: Corpus) -> None:
+def test_an_interrupted_store_is_not_finished_and_goes_on_byte_for_byte(
+    tmp_path: Path, corpus: Corpus
+) -> None:
     fill(tmp_path / "whole", corpus.manifest)
     fill(tmp_path / "killed", corpus.manifest, blocks=1)
     with pytest.raises(ArtefactError, match="2 blocks of targets were never written"):
@@ -80,26 +86,40 @@ def test_an_interrupted_store_is_not_finished_and_goes_on_byte_for_byte(tmp_path
 def test_blocks_may_be_written_in_any_order_by_anyone(tmp_path: Path, corpus: Corpus) -> None:
     fill(tmp_path / "whole", corpus.manifest)
     (tmp_path / "shared").mkdir()
-    writers = [TargetWriter.create(tmp_path / "shared", corpus.manifest, CODEBOOK, block_rows=5) for _ in range(2)]
+    writers = [
+        TargetWriter.create(tmp_path / "shared", corpus.manifest, CODEBOOK, block_rows=5)
+        for _ in range(2)
+    ]
     for block in (2, 0, 1):
-        writers[block % 2].write(block, [ids_of(corpus.manifest, int(row)) for row in writers[0].rows(block)])
+        writers[block % 2].write(
+            block, [ids_of(corpus.manifest, int(row)) for row in writers[0].rows(block)]
+        )
     assert content(tmp_path / "shared") == content(tmp_path / "whole")
 
 
 def test_leftovers_of_other_work_are_not_gone_on_with(tmp_path: Path, corpus: Corpus) -> None:
     fill(tmp_path / "store", corpus.manifest)
     other = one_codebook(torch.ones(9, 4))
-    assert len(TargetWriter.create(tmp_path / "store", corpus.manifest, other, block_rows=5).pending()) == 3
+    assert (
+        len(TargetWriter.create(tmp_path / "store", corpus.manifest, other, block_rows=5).pending())
+        == 3
+    )
 
 
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (np.zeros(20, dtype=np.int64), "20 ids, expected 10 frames; twice as many: are these 100 Hz"),
+        (
+            np.zeros(20, dtype=np.int64),
+            "20 ids, expected 10 frames; twice as many: are these 100 Hz",
+        ),
         (np.zeros(19, dtype=np.int64), "twice as many: are these 100 Hz"),
         (np.zeros(5, dtype=np.int64), "half as many: are these 25 Hz"),
         (np.zeros(9, dtype=np.int64), "'u1': 9 ids, expected 10 frames; label again"),
-        (np.array([0] * 7 + [9] * 3), r"'u1': id 9 at frame 7, but the codebook has K=9 clusters \(0 to 8\)"),
+        (
+            np.array([0] * 7 + [9] * 3),
+            r"'u1': id 9 at frame 7, but the codebook has K=9 clusters \(0 to 8\)",
+        ),
         (np.array([-1] + [0] * 9), "id -1 at frame 0"),
         (np.zeros(10), "float64 of shape .* expected a row of whole numbers"),
     ],
@@ -127,15 +147,23 @@ def test_a_store_that_does_not_fit_the_manifest_is_refused(tmp_path: Path, corpu
         write_manifest(tmp_path / name, changed)
         return Manifest.open(tmp_path / name)
 
-    with pytest.raises(ArtefactError, match=r"targets of 12 utterances, but .* has 11; run the label stage again"):
+    with pytest.raises(
+        ArtefactError, match=r"targets of 12 utterances, but .* has 11; run the label stage again"
+    ):
         store.check(manifest("fewer.arrow", utterances[:-1]))
-    halved = [replace(utterance, num_samples=utterance.num_samples // 2) for utterance in utterances]
-    with pytest.raises(ArtefactError, match=f"'{utterances[0].id}': .*twice as many: are these 100 Hz"):
+    halved = [
+        replace(utterance, num_samples=utterance.num_samples // 2) for utterance in utterances
+    ]
+    with pytest.raises(
+        ArtefactError, match=f"'{utterances[0].id}': .*twice as many: are these 100 Hz"
+    ):
         store.check(manifest("halved.arrow", halved))
     renamed = [replace(utterance, id=f"{utterance.id}-b") for utterance in utterances]
     with pytest.raises(ArtefactError, match="made for other utterances"):
         store.check(manifest("renamed.arrow", renamed))
-    with pytest.raises(ArtefactError, match=r"targets come 50 times a second .*, the model's frames 100 times"):
+    with pytest.raises(
+        ArtefactError, match=r"targets come 50 times a second .*, the model's frames 100 times"
+    ):
         store.check(corpus.manifest, MFCC_GRID)
 
 
@@ -159,7 +187,9 @@ def test_more_clusters_than_numbers_is_refused(tmp_path: Path, corpus: Corpus) -
         TargetWriter.create(tmp_path, corpus.manifest, many)
 
 
-def test_a_full_disk_is_found_before_the_work(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_found_before_the_work(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -183,9 +213,15 @@ def remove(name: str) -> Callable[[Path], None]:
     ("damage", "message"),
     [
         (cut(module.TARGETS), r"targets.bin: has \d+ bytes, expected \d+; it was cut, label again"),
-        (cut(module.MARKS), r"blocks.done: has 2 marks, expected one for each of 3 blocks; it was cut"),
+        (
+            cut(module.MARKS),
+            r"blocks.done: has 2 marks, expected one for each of 3 blocks; it was cut",
+        ),
         (cut(module.OFFSETS), r"offsets.npy: missing or damaged"),
-        (lambda folder: np.save(folder / module.OFFSETS, np.zeros(5, np.int64)), r"offsets.npy: has 5 numbers, expected 13"),
+        (
+            lambda folder: np.save(folder / module.OFFSETS, np.zeros(5, np.int64)),
+            r"offsets.npy: has 5 numbers, expected 13",
+        ),
         (cut(module.DESCRIPTION), None),
         (remove(module.TARGETS), r"targets.bin: cannot be read \(No such file"),
         (remove(module.OFFSETS), r"offsets.npy: missing or damaged"),
@@ -193,7 +229,9 @@ def remove(name: str) -> Callable[[Path], None]:
         (remove(module.DESCRIPTION), r"store.json: missing, damaged or not a"),
     ],
 )
-def test_any_file_missing_or_cut_is_named(damage: Callable[[Path], None], message: str | None, tmp_path: Path, corpus: Corpus) -> None:
+def test_any_file_missing_or_cut_is_named(
+    damage: Callable[[Path], None], message: str | None, tmp_path: Path, corpus: Corpus
+) -> None:
     fill(tmp_path / "store", corpus.manifest)
     damage(tmp_path / "store")
     if message is None:  # only the newline was lost
@@ -203,7 +241,9 @@ def test_any_file_missing_or_cut_is_named(damage: Callable[[Path], None], messag
             TargetStore.open(tmp_path / "store")
 
 
-def test_a_disk_that_fills_up_costs_one_block(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_costs_one_block(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the place could not be taken beforehand, as on network file systems: half of a block is written, then nothing more."""
     writer, real = fill(tmp_path / "store", corpus.manifest, blocks=1), writing.os.pwrite
 
@@ -213,7 +253,10 @@ def test_a_disk_that_fills_up_costs_one_block(tmp_path: Path, corpus: Corpus, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writing.os, "pwrite", full)
-    with pytest.raises(HubertPretrainError, match=r"targets.bin: the disk has no room for \d+ bytes.*run the stage again"):
+    with pytest.raises(
+        HubertPretrainError,
+        match=r"targets.bin: the disk has no room for \d+ bytes.*run the stage again",
+    ):
         writer.write(1, [ids_of(corpus.manifest, int(row)) for row in writer.rows(1)])
     monkeypatch.undo()
     assert writer.pending().tolist() == [1, 2]
@@ -230,13 +273,21 @@ class Three:
 
 def three_ids(manifest: Manifest, row: int) -> np.ndarray:
     frames = MODEL_GRID.num_frames(manifest[row].num_samples)
-    return np.stack([np.random.default_rng((row, k)).integers(size, size=frames) for k, size in enumerate(Three.sizes)], axis=1)
+    return np.stack(
+        [
+            np.random.default_rng((row, k)).integers(size, size=frames)
+            for k, size in enumerate(Three.sizes)
+        ],
+        axis=1,
+    )
 
 
 def test_several_codebooks_lie_side_by_side(tmp_path: Path, corpus: Corpus) -> None:
     writer = TargetWriter.create(tmp_path, corpus.manifest, Three(), block_rows=5)
     for block in (1, 2, 0):
-        writer.write(block, [three_ids(corpus.manifest, row) for row in writer.rows(block).tolist()])
+        writer.write(
+            block, [three_ids(corpus.manifest, row) for row in writer.rows(block).tolist()]
+        )
     store = pickle.loads(pickle.dumps(TargetStore.open(tmp_path)))
     store.check(corpus.manifest, MODEL_GRID)
     assert store.sizes == [9, 300, 2]
@@ -248,10 +299,19 @@ def test_several_codebooks_lie_side_by_side(tmp_path: Path, corpus: Corpus) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda ids: ids[:, :2], r"int64 of shape \(\d+, 2\), expected whole numbers \(frames, 3 codebooks\)"),
-        (lambda ids: ids[:, 0], r"int64 of shape \(\d+,\), expected whole numbers \(frames, 3 codebooks\)"),
+        (
+            lambda ids: ids[:, :2],
+            r"int64 of shape \(\d+, 2\), expected whole numbers \(frames, 3 codebooks\)",
+        ),
+        (
+            lambda ids: ids[:, 0],
+            r"int64 of shape \(\d+,\), expected whole numbers \(frames, 3 codebooks\)",
+        ),
         (lambda ids: ids[:-1], r"\d+ ids, expected \d+ frames"),
-        (lambda ids: ids + np.array([0, 0, 2]), r"id [23] at frame 0, but the codebook 3 has K=2 clusters \(0 to 1\)"),
+        (
+            lambda ids: ids + np.array([0, 0, 2]),
+            r"id [23] at frame 0, but the codebook 3 has K=2 clusters \(0 to 1\)",
+        ),
     ],
 )
 def test_ids_of_several_codebooks_that_do_not_fit(

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.clustering.codebooks import CodebookSet
+from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.features.mfcc import Mfcc
-from hubert_pretrain.targets.label import label
+from hubert_pretrain.files import write_json
+from hubert_pretrain.targets.labelling import label_corpus
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
-from hubert_pretrain.workspace import write_json
 from tests.targets.conftest import make_corpus
 
 Tool = Callable[..., tuple[int, str, str]]
@@ -36,9 +36,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     codebooks = CodebookSet.of(Codebook(frames[::40].clone(), Mfcc().fingerprint(), Mfcc().grid))
     codebooks.save(root / "it1/cluster")
     features = {"_target_": "hubert_pretrain.features.mfcc.Mfcc"}
-    write_json(root / "it1/cluster/meta.json", {"fingerprint": "x", "facts": {}, "config": {"features": features}})
+    write_json(
+        root / "it1/cluster/meta.json",
+        {"fingerprint": "x", "facts": {}, "config": {"features": features}},
+    )
     (root / "it1/label").mkdir()
-    label(corpus, TargetWriter.create(root / "it1/label", corpus.manifest, codebooks), Mfcc(), codebooks)
+    label_corpus(
+        corpus,
+        TargetWriter.create(root / "it1/label", corpus.manifest, codebooks),
+        Mfcc(),
+        codebooks,
+    )
     return root
 
 
@@ -61,7 +69,9 @@ def tool(repository: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> Tool:
 
 def test_score(tool: Tool, run: Path, tmp_path: Path) -> None:
     arguments = [run / "it1/label", "--corpus", run / "prepare"]
-    code, out, _ = tool("score_targets", *arguments, "--against", run / "it1/label", "--picture", tmp_path / "x.png")
+    code, out, _ = tool(
+        "score_targets", *arguments, "--against", run / "it1/label", "--picture", tmp_path / "x.png"
+    )
     facts = json.loads(out)
     assert code == 0
     assert facts["adjusted_mutual_information"] == [pytest.approx(1.0)]
@@ -77,20 +87,30 @@ def test_score_against_scikit_learn(tool: Tool, run: Path) -> None:
     found = json.loads(out)["against_scikit_learn"]
     assert code == 0
     assert found["frames"] > 100
-    assert found["inertia_ratio"] == pytest.approx(found["inertia"] / found["inertia_of_scikit_learn"])
+    assert found["inertia_ratio"] == pytest.approx(
+        found["inertia"] / found["inertia_of_scikit_learn"]
+    )
     assert 1.0 < found["inertia_ratio"] < 10, "its centroids are frames taken evenly, not fitted"
 
 
 def test_convert_there_and_back(tool: Tool, run: Path, tmp_path: Path) -> None:
     corpus = ["--corpus", run / "prepare"]
-    code, out, _ = tool("convert_targets", "export", run / "it1/label", *corpus, "--out", tmp_path / "km")
+    code, out, _ = tool(
+        "convert_targets", "export", run / "it1/label", *corpus, "--out", tmp_path / "km"
+    )
     assert code == 0
     assert "train.km" in out
-    code, out, _ = tool("convert_targets", "import", tmp_path / "km", *corpus, "--out", tmp_path / "store")
+    code, out, _ = tool(
+        "convert_targets", "import", tmp_path / "km", *corpus, "--out", tmp_path / "store"
+    )
     assert code == 0
     assert "targets of 12 utterances" in out
-    np.testing.assert_array_equal(TargetStore.open(tmp_path / "store").ids, TargetStore.open(run / "it1/label").ids)
-    code, out, err = tool("convert_targets", "import", run / "prepare", *corpus, "--out", tmp_path / "other")
+    np.testing.assert_array_equal(
+        TargetStore.open(tmp_path / "store").ids, TargetStore.open(run / "it1/label").ids
+    )
+    code, out, err = tool(
+        "convert_targets", "import", run / "prepare", *corpus, "--out", tmp_path / "other"
+    )
     assert (code, out) == (1, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
@@ -121,7 +141,10 @@ def test_units_of_files_folders_and_a_corpus(tool: Tool, run: Path) -> None:
         assert line["start_seconds"][0] == 0.0
     expected = " ".join(map(str, store.targets(0).tolist())) + "\n"
     assert tool("extract_units", cluster, audio, "--format", "km")[1] == expected
-    assert tool("extract_units", cluster, audio, "--format", "km", "--stream", "--chunk-frames", 3)[1] == expected
+    assert (
+        tool("extract_units", cluster, audio, "--format", "km", "--stream", "--chunk-frames", 3)[1]
+        == expected
+    )
     assert len(tool("extract_units", cluster, audio.parent)[1].splitlines()) == 12
 
 
@@ -135,10 +158,14 @@ def test_units_of_a_microphone(tool: Tool, run: Path, monkeypatch: pytest.Monkey
     lines = [json.loads(line) for line in out.splitlines()]
     units = np.repeat([line["unit"] for line in lines], [line["frames"] for line in lines])
     assert len(units) == len(TargetStore.open(run / "it1/label").targets(2))
-    assert (units == TargetStore.open(run / "it1/label").targets(2)).mean() > 0.95, "16 bits instead of floats"
+    assert (units == TargetStore.open(run / "it1/label").targets(2)).mean() > 0.95, (
+        "16 bits instead of floats"
+    )
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_done(tool: Tool, run: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_named_and_the_rest_done(
+    tool: Tool, run: Path, tmp_path: Path
+) -> None:
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"no audio")
     good = Corpus.open(run / "prepare").manifest[0].path

@@ -14,19 +14,46 @@ import pytest
 
 from hubert_pretrain.clustering.codebook import Codebook
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes to kill in /proc")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not Path("/proc/self/task").is_dir(), reason="finds processes to kill in /proc"
+    ),
+]
 
 FILES = {"cluster": "codebook.safetensors", "label": "targets.bin"}
-RECIPE = ["+recipe=smoke", "clustering@iterations.it1.clustering=full_100", "iterations.it1.clustering.n_clusters=30"]
+RECIPE = [
+    "+recipe=smoke",
+    "clustering@iterations.it1.clustering=full_100",
+    "iterations.it1.clustering.n_clusters=30",
+]
 
 
 def start(work_dir: Path, stage: str, processes: int) -> subprocess.Popen[str]:
     """torchrun, in a process group of its own."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes else []
-    command = [sys.executable, *torchrun, "-m", "hubert_pretrain.run", *RECIPE, f"work_dir={work_dir}", f"stage={stage}"]
+    torchrun = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        if processes
+        else []
+    )
+    command = [
+        sys.executable,
+        *torchrun,
+        "-m",
+        "hubert_pretrain.run",
+        *RECIPE,
+        f"work_dir={work_dir}",
+        f"stage={stage}",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, cwd=work_dir.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=work_dir.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -39,7 +66,10 @@ def finish(work_dir: Path, stage: str, processes: int) -> None:
 
 def descendants(process: int) -> list[int]:
     """Its children, and theirs."""
-    lists = [Path(f"/proc/{process}/task/{thread}/children").read_text() for thread in os.listdir(f"/proc/{process}/task")]
+    lists = [
+        Path(f"/proc/{process}/task/{thread}/children").read_text()
+        for thread in os.listdir(f"/proc/{process}/task")
+    ]
     children = [int(number) for found in lists for number in found.split()]
     return [number for child in children for number in [child, *descendants(child)]]
 
@@ -85,7 +115,10 @@ def test_killed_at_any_moment_and_run_again(run: Path, processes: int) -> None:
                 time.sleep(0.01)
             time.sleep(delay)
             if process.poll() is None:
-                for number in [process.pid, *descendants(process.pid)]:  # torchrun gives its processes sessions of their own
+                for number in [
+                    process.pid,
+                    *descendants(process.pid),
+                ]:  # torchrun gives its processes sessions of their own
                     os.kill(number, signal.SIGKILL)
                 killed += 1
             process.communicate()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.clustering.codebooks import CodebookPart, CodebookSet
+from hubert_pretrain.clustering.codebook_set import CodebookPart, CodebookSet
 from hubert_pretrain.errors import ArtefactError, ConfigError
 from hubert_pretrain.features.combine import Concatenate, Deltas, Splice
 from hubert_pretrain.features.hubert_layer import HubertLayer
@@ -21,21 +21,33 @@ from hubert_pretrain.frames import MODEL_GRID
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.targets.units import Run, RunStream, StreamPolicy, UnitExtractor, UnitStream, local_reach, runs
+from hubert_pretrain.targets.units import (
+    Run,
+    RunStream,
+    StreamPolicy,
+    UnitExtractor,
+    UnitStream,
+    local_reach,
+    runs,
+)
 
 
 def speech(num_samples: int, seed: int = 0) -> np.ndarray:
     """Noise whose colour and loudness change, so that units do."""
     draw, size = np.random.default_rng(seed), num_samples + 16
     loudness = np.repeat(draw.uniform(0.01, 0.5, size // 1000 + 1), 1000)[:size]
-    return (np.convolve(draw.normal(size=size), draw.normal(size=9), "same") * loudness / 4).astype(np.float32)[:num_samples]
+    return (np.convolve(draw.normal(size=size), draw.normal(size=9), "same") * loudness / 4).astype(
+        np.float32
+    )[:num_samples]
 
 
 def extractor_of(extractor: object, n_clusters: int = 20) -> UnitExtractor:
     """Centroids are frames of other audio."""
     frames = extractor(torch.from_numpy(speech(40_000, seed=1))[None])[0]  # type: ignore[operator]
     centroids = frames[torch.linspace(0, len(frames) - 1, n_clusters).long()].clone()
-    return UnitExtractor(extractor, CodebookSet.of(Codebook(centroids, extractor.fingerprint(), extractor.grid)))  # type: ignore
+    return UnitExtractor(
+        extractor, CodebookSet.of(Codebook(centroids, extractor.fingerprint(), extractor.grid))
+    )  # type: ignore
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +58,18 @@ def mfcc() -> UnitExtractor:
 @pytest.fixture(scope="module")
 def layer(tmp_path_factory: pytest.TempPathFactory) -> UnitExtractor:
     torch.manual_seed(0)
-    sizes = {"conv_dim": [8] * 7, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {
+        "conv_dim": [8] * 7,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     folder = tmp_path_factory.mktemp("model")
-    save_model(folder, Hubert(HubertConfig(**sizes, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2)))  # type: ignore[arg-type]
+    save_model(
+        folder,
+        Hubert(HubertConfig(**sizes, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2)),
+    )  # type: ignore[arg-type]
     return extractor_of(HubertLayer(folder, 2))
 
 
@@ -57,7 +78,12 @@ def streamed(stream: UnitStream, waveform: np.ndarray, cuts: list[int]) -> np.nd
     return np.concatenate([*(stream.push(piece) for piece in pieces), stream.finish()])
 
 
-@given(st.integers(0, 12_000), st.lists(st.integers(0, 12_000), max_size=20), st.integers(3, 40), st.integers(0, 3))
+@given(
+    st.integers(0, 12_000),
+    st.lists(st.integers(0, 12_000), max_size=20),
+    st.integers(3, 40),
+    st.integers(0, 3),
+)
 @settings(max_examples=15)
 def test_mfcc_units_are_those_of_the_whole_recording(
     mfcc: UnitExtractor, num_samples: int, cuts: list[int], chunk_frames: int, seed: int
@@ -68,7 +94,13 @@ def test_mfcc_units_are_those_of_the_whole_recording(
     np.testing.assert_array_equal(streamed(stream, waveform, cuts), mfcc(waveform))
 
 
-@given(st.integers(0, 12_000), st.lists(st.integers(0, 12_000), max_size=20), st.integers(3, 30), st.integers(0, 30), st.integers(0, 20))
+@given(
+    st.integers(0, 12_000),
+    st.lists(st.integers(0, 12_000), max_size=20),
+    st.integers(3, 30),
+    st.integers(0, 30),
+    st.integers(0, 20),
+)
 @settings(max_examples=10)
 def test_units_of_a_layer_are_those_of_its_policy(
     layer: UnitExtractor, num_samples: int, cuts: list[int], chunk: int, past: int, future: int
@@ -109,18 +141,28 @@ def test_memory_is_bounded(mfcc: UnitExtractor) -> None:
 
 @pytest.mark.parametrize(
     "extractor",
-    [LogMel(), Deltas(LogMel(), order=2), Splice(Mfcc(), left=3, right=1), Concatenate([Mfcc(), Splice(LogMel(), left=0, right=4)])],
+    [
+        LogMel(),
+        Deltas(LogMel(), order=2),
+        Splice(Mfcc(), left=3, right=1),
+        Concatenate([Mfcc(), Splice(LogMel(), left=0, right=4)]),
+    ],
 )
 def test_any_local_feature_streams_exactly(extractor: object) -> None:
     units = extractor_of(extractor)
     waveform = speech(20_000)
     assert UnitStream(units).policy.exact
-    np.testing.assert_array_equal(streamed(UnitStream(units), waveform, [7, 400, 1000, 9999]), units(waveform))
+    np.testing.assert_array_equal(
+        streamed(UnitStream(units), waveform, [7, 400, 1000, 9999]), units(waveform)
+    )
 
 
 def test_reach_of_what_is_not_local() -> None:
     assert local_reach({"kind": "hubert_layer", "layer": 3}) is None
-    assert local_reach({"kind": "concatenate", "parts": [{"kind": "mfcc"}, {"kind": "hubert_layer"}]}) is None
+    assert (
+        local_reach({"kind": "concatenate", "parts": [{"kind": "mfcc"}, {"kind": "hubert_layer"}]})
+        is None
+    )
     assert local_reach({"kind": "something new", "of": {"kind": "mfcc"}}) is None
 
 
@@ -128,7 +170,9 @@ def test_several_codebooks_stream_too() -> None:
     frames = Mfcc()(torch.from_numpy(speech(40_000, seed=1))[None])[0]
     features = Mfcc().fingerprint()
     parts = tuple(
-        CodebookPart(name, columns, Codebook(frames[::10, slice(*columns)].clone(), features, MODEL_GRID))
+        CodebookPart(
+            name, columns, Codebook(frames[::10, slice(*columns)].clone(), features, MODEL_GRID)
+        )
         for name, columns in (("static", (0, 13)), ("delta", (13, 39)))
     )
     units = UnitExtractor(Mfcc(), CodebookSet(parts, 39))
@@ -143,7 +187,9 @@ def test_several_codebooks_stream_too() -> None:
 def test_runs_say_the_same_as_the_ids(ids: list[int], cuts: list[int]) -> None:
     found = runs(np.array(ids, dtype=np.int64))
     assert [unit for run in found for unit in [run.unit] * run.num_frames] == ids
-    assert [run.start_frame for run in found] == np.cumsum([0, *(run.num_frames for run in found)])[:-1].tolist()
+    assert [run.start_frame for run in found] == np.cumsum([0, *(run.num_frames for run in found)])[
+        :-1
+    ].tolist()
     assert all(one.unit != other.unit for one, other in pairwise(found))
     stream = RunStream()
     pieces = np.split(np.array(ids, dtype=np.int64), sorted(cut % (len(ids) + 1) for cut in cuts))

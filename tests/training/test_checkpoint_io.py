@@ -14,12 +14,20 @@ import pytest
 import torch
 
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.training.checkpoint_io import VerifiedCheckpointIO, checkpoints, newest, step_of, verified
+from hubert_pretrain.training.resilience.checkpoint_io import (
+    VerifiedCheckpointIO,
+    checkpoints,
+    newest,
+    step_of,
+    verified,
+)
 
 
 def save(folder: Path, step: int, value: float = 0.0) -> Path:
     path = folder / f"step={step:08d}.ckpt"
-    VerifiedCheckpointIO().save_checkpoint({"global_step": step, "weights": torch.full((1000,), value)}, path)
+    VerifiedCheckpointIO().save_checkpoint(
+        {"global_step": step, "weights": torch.full((1000,), value)}, path
+    )
     return path
 
 
@@ -27,12 +35,16 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = save(tmp_path, 5, 2.5)
     assert verified(path)
     assert step_of(path) == 5
-    assert torch.equal(VerifiedCheckpointIO().load_checkpoint(path)["weights"], torch.full((1000,), 2.5))
+    assert torch.equal(
+        VerifiedCheckpointIO().load_checkpoint(path)["weights"], torch.full((1000,), 2.5)
+    )
     assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, path.name + ".sha256"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "no sidecar"])
-def test_a_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_newest_checkpoint_falls_back_and_says_so(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     good, bad = save(tmp_path, 5), save(tmp_path, 10)
     data = bytearray(bad.read_bytes())
     if damage == "flip":
@@ -64,14 +76,18 @@ def test_an_error_while_writing_leaves_the_old_files_only(tmp_path: Path) -> Non
     assert newest(tmp_path) == good
 
 
-def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good = save(tmp_path, 5)
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(ArtefactError, match=r"step=00000010.*No space left.*previous one is intact"):
+    with pytest.raises(
+        ArtefactError, match=r"step=00000010.*No space left.*previous one is intact"
+    ):
         save(tmp_path, 10)
     assert newest(tmp_path) == good
     assert not list(tmp_path.glob(".*"))
@@ -93,7 +109,7 @@ def test_kill_while_saving_loses_no_finished_checkpoint(tmp_path: Path) -> None:
     code = """
 import sys, torch
 from pathlib import Path
-from hubert_pretrain.training.checkpoint_io import VerifiedCheckpointIO
+from hubert_pretrain.training.resilience.checkpoint_io import VerifiedCheckpointIO
 folder, step = Path(sys.argv[1]), 0
 while True:
     step += 1
@@ -101,7 +117,9 @@ while True:
     VerifiedCheckpointIO().save_checkpoint(content, folder / f"step={step % 7:08d}.ckpt")
     print(step, flush=True)
 """
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     for _ in range(3):
         process.stdout.readline()

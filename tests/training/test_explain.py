@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from hubert_pretrain.errors import HubertPretrainError
-from hubert_pretrain.training.explain import LastBatch, explained
+from hubert_pretrain.training.resilience.failures import BatchShape, explain_failures
 
 
 def trainer(batch: Any = None) -> Any:
-    last = LastBatch()
+    last = BatchShape()
     last.note(batch)
     return SimpleNamespace(callbacks=[last], global_step=41)
 
@@ -21,12 +21,17 @@ def trainer(batch: Any = None) -> Any:
 def test_out_of_memory_names_the_shape_and_half_of_it() -> None:
     batch = {"waveform": torch.empty(8, 160_000, device="meta")}
     message = r"out of memory at step 42 in a micro-batch of 8 x 160000 samples \(80\.0 s of audio\): CUDA out of memory.*=40 .*recompute"
-    with pytest.raises(HubertPretrainError, match=message), explained(trainer(batch)):
+    with pytest.raises(HubertPretrainError, match=message), explain_failures(trainer(batch)):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
 def test_out_of_memory_elsewhere() -> None:
-    with pytest.raises(HubertPretrainError, match=r"out of memory at step 42 .*halve micro_batch_seconds"), explained(trainer()):
+    with (
+        pytest.raises(
+            HubertPretrainError, match=r"out of memory at step 42 .*halve micro_batch_seconds"
+        ),
+        explain_failures(trainer()),
+    ):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
@@ -36,11 +41,11 @@ def test_a_killed_worker_is_named() -> None:
             HubertPretrainError,
             match=r"worker \(process 4711\) died: DataLoader worker \(pid 4711\) is killed by signal: Killed.*loader_workers",
         ),
-        explained(trainer()),
+        explain_failures(trainer()),
     ):
         raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="the size of tensor a"), explained(trainer()):
+    with pytest.raises(RuntimeError, match="the size of tensor a"), explain_failures(trainer()):
         raise RuntimeError("the size of tensor a must match")

@@ -13,19 +13,27 @@ import pytest
 import torch
 
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.export.huggingface import export_huggingface
+from hubert_pretrain.interop.load import load_checkpoint
+from hubert_pretrain.interop.transformers_writer import export_huggingface
 from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.loader import load_checkpoint
-from hubert_pretrain.model.pretraining_head import CodebookHead
-from hubert_pretrain.training.checkpoint_io import VerifiedCheckpointIO, newest
+from hubert_pretrain.training.resilience.checkpoint_io import VerifiedCheckpointIO, newest
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    form = {"conv_dim": [4] * 7, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    config = HubertConfig(**form, num_conv_pos_embeddings=2, num_conv_pos_embedding_groups=1, projection_size=4)  # type: ignore[arg-type]
+    form = {
+        "conv_dim": [4] * 7,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+    }
+    config = HubertConfig(
+        **form, num_conv_pos_embeddings=2, num_conv_pos_embedding_groups=1, projection_size=4
+    )  # type: ignore[arg-type]
     save_model(tmp_path / "made", Hubert(config), head=CodebookHead(8, 4, 3))
     return tmp_path / "made"
 
@@ -57,9 +65,24 @@ def change(folder: Path, part: str, name: str, value: object) -> None:
 
 
 ABSURD = [
-    *(("hidden_size", 2**40), ("num_hidden_layers", 10**9), ("intermediate_size", 2**50), ("projection_size", 10**12)),
-    *(("conv_dim", [2**40] * 7), ("conv_dim", [4] * 100_000), ("conv_kernel", [10**9] * 7), ("num_conv_pos_embeddings", 10**10)),
-    *(("adapter_attn_dim", 2**40), ("mel_bins", 10**9), ("mel_window_seconds", 1e12), ("hidden_size", float("inf"))),
+    *(
+        ("hidden_size", 2**40),
+        ("num_hidden_layers", 10**9),
+        ("intermediate_size", 2**50),
+        ("projection_size", 10**12),
+    ),
+    *(
+        ("conv_dim", [2**40] * 7),
+        ("conv_dim", [4] * 100_000),
+        ("conv_kernel", [10**9] * 7),
+        ("num_conv_pos_embeddings", 10**10),
+    ),
+    *(
+        ("adapter_attn_dim", 2**40),
+        ("mel_bins", 10**9),
+        ("mel_window_seconds", 1e12),
+        ("hidden_size", float("inf")),
+    ),
 ]
 
 
@@ -75,20 +98,35 @@ def little_memory() -> Iterator[None]:
 
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize(("name", "value"), ABSURD, ids=lambda value: str(value)[:20])
-def test_a_config_of_absurd_sizes_is_refused_before_anything_is_built(folder: Path, name: str, value: object) -> None:
+def test_a_config_of_absurd_sizes_is_refused_before_anything_is_built(
+    folder: Path, name: str, value: object
+) -> None:
     change(folder, "model", name, value)
-    found = value[0] if isinstance(value, list) and value[0] != 4 else "100000 layers" if isinstance(value, list) else value
-    with pytest.raises(ArtefactError, match=rf"config\.json.*model\.{name} (is|has) {re.escape(str(found))}, but at most [\d_.]+ "):
+    found = (
+        value[0]
+        if isinstance(value, list) and value[0] != 4
+        else "100000 layers"
+        if isinstance(value, list)
+        else value
+    )
+    with pytest.raises(
+        ArtefactError,
+        match=rf"config\.json.*model\.{name} (is|has) {re.escape(str(found))}, but at most [\d_.]+ ",
+    ):
         load_checkpoint(folder)
 
 
 @pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "intermediate_size", "conv_dim"])
+@pytest.mark.parametrize(
+    "name", ["hidden_size", "num_hidden_layers", "intermediate_size", "conv_dim"]
+)
 def test_so_is_one_of_transformers(folder: Path, tmp_path: Path, name: str) -> None:
     export_huggingface(tmp_path / "theirs", load_model(folder))
     load_checkpoint(tmp_path / "theirs")
     change(tmp_path / "theirs", "", name, [2**40] * 7 if name == "conv_dim" else 2**40)
-    with pytest.raises(ArtefactError, match=rf"config\.json.*model\.{name} is 1099511627776, but at most"):
+    with pytest.raises(
+        ArtefactError, match=rf"config\.json.*model\.{name} is 1099511627776, but at most"
+    ):
         load_checkpoint(tmp_path / "theirs")
 
 
@@ -96,13 +134,19 @@ def test_so_is_one_of_transformers(folder: Path, tmp_path: Path, name: str) -> N
 def test_sizes_that_are_allowed_must_be_those_of_the_weights(folder: Path) -> None:
     """A network of 500 billion parameters, each size of it within the limits; then a head of as many clusters."""
     whole = (folder / "config.json").read_text()
-    for name, value in (("hidden_size", 32_768), ("intermediate_size", 262_144), ("num_hidden_layers", 20)):
+    for name, value in (
+        ("hidden_size", 32_768),
+        ("intermediate_size", 262_144),
+        ("num_hidden_layers", 20),
+    ):
         change(folder, "model", name, value)
     with pytest.raises(ArtefactError, match=r"model\.safetensors: does not fit the network"):
         load_model(folder)
     (folder / "config.json").write_text(whole)
     change(folder, "head", "n_clusters", [2**40])
-    with pytest.raises(ArtefactError, match=r"config\.json: does not fit the network.*1099511627776"):
+    with pytest.raises(
+        ArtefactError, match=r"config\.json: does not fit the network.*1099511627776"
+    ):
         load_model(folder).build_head()
 
 

@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from hubert_pretrain.training.loading import Copied, fed_to
+from hubert_pretrain.training.dataloading import CudaPrefetcher, to_device
 
 
 def test_on_a_cpu_a_loader_is_what_it_was() -> None:
     batches = [{"waveform": torch.zeros(2)}]
-    assert fed_to(torch.device("cpu"), batches) is batches
+    assert to_device(torch.device("cpu"), batches) is batches
 
 
-def test_each_batch_is_copied_on_another_stream_which_the_computing_one_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_batch_is_copied_on_another_stream_which_the_computing_one_waits_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """With streams that write down what happens, since there is no GPU here: tensors go to the meta device."""
     events: list[str] = []
 
@@ -40,7 +42,12 @@ def test_each_batch_is_copied_on_another_stream_which_the_computing_one_waits_fo
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("computing"))
     monkeypatch.setattr(torch.Tensor, "record_stream", record)
-    batches = iter(Copied([{"waveform": torch.zeros(2), "index": 7}, {"waveform": torch.zeros(3), "index": 8}], torch.device("meta")))
+    batches = iter(
+        CudaPrefetcher(
+            [{"waveform": torch.zeros(2), "index": 7}, {"waveform": torch.zeros(3), "index": 8}],
+            torch.device("meta"),
+        )
+    )
     first = next(batches)
     assert (first["waveform"].device.type, first["index"]) == ("meta", 7)
     assert events == ["on copying", "off", "computing waits for copying", "meta kept for computing"]
@@ -50,10 +57,13 @@ def test_each_batch_is_copied_on_another_stream_which_the_computing_one_waits_fo
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 def test_copies_arrive_whole_while_the_gpu_is_busy() -> None:
-    batches = [{"waveform": torch.full((1 << 20,), float(number)).pin_memory(), "index": number} for number in range(20)]
+    batches = [
+        {"waveform": torch.full((1 << 20,), float(number)).pin_memory(), "index": number}
+        for number in range(20)
+    ]
     busy = torch.randn(2048, 2048, device="cuda")
     sums = []
-    for batch in Copied(batches, torch.device("cuda")):
+    for batch in CudaPrefetcher(batches, torch.device("cuda")):
         busy = busy @ busy / 50
         sums.append(batch["waveform"].sum())
     assert torch.stack(sums).tolist() == [number * 2.0**20 for number in range(20)]

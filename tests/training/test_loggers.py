@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import Logger
 
-from hubert_pretrain.training.loggers import CsvLogger, Guarded, keep_folder, keep_table, logger_arguments, read_metrics, report
+from hubert_pretrain.training.loggers import (
+    CsvLogger,
+    Guarded,
+    keep_folder,
+    keep_table,
+    logger_arguments,
+    read_metrics,
+    report,
+)
 from hubert_pretrain.training.progress import Progress, describe
 
 
@@ -23,9 +31,14 @@ def write(folder: Path, steps: range, offset: float = 0.0) -> None:
 
 def test_a_resumed_log_reads_as_if_uninterrupted(tmp_path: Path) -> None:
     write(tmp_path / "whole", range(1, 11))
-    write(tmp_path / "cut", range(1, 9), offset=0.5)  # killed after step 8, last checkpoint at step 2
+    write(
+        tmp_path / "cut", range(1, 9), offset=0.5
+    )  # killed after step 8, last checkpoint at step 2
     write(tmp_path / "cut", range(3, 11))
-    whole, cut = read_metrics(tmp_path / "whole" / "metrics.csv"), read_metrics(tmp_path / "cut" / "metrics.csv")
+    whole, cut = (
+        read_metrics(tmp_path / "whole" / "metrics.csv"),
+        read_metrics(tmp_path / "cut" / "metrics.csv"),
+    )
     assert cut[2:] == whole[2:]
     assert [row["step"] for row in cut] == list(range(1, 11))
     assert whole[3] == {"step": 4.0, "loss": 4.0, "valid/loss": 4.0}
@@ -51,10 +64,14 @@ class Broken(Logger):
     log_metrics = log_hyperparams = log_graph = save = finalize = fail  # type: ignore[assignment]
 
 
-def test_a_failing_logger_gets_nothing_more_and_the_others_go_on(tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_logger_gets_nothing_more_and_the_others_go_on(
+    tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     Broken.calls = 0
     trainer: Any = SimpleNamespace(
-        is_global_zero=True, loggers=[Guarded(Broken()), Guarded(CsvLogger(str(tmp_path)))], callbacks=[Progress(10)]
+        is_global_zero=True,
+        loggers=[Guarded(Broken()), Guarded(CsvLogger(str(tmp_path)))],
+        callbacks=[Progress(10)],
     )
     report(trainer, 1, {"loss": 1.0, "lr": 0.5}, shown=("loss",))
     report(trainer, 2, {"loss": 2.0, "lr": 0.5}, shown=("loss",))
@@ -64,7 +81,19 @@ def test_a_failing_logger_gets_nothing_more_and_the_others_go_on(tmp_path: Path,
     assert capsys.readouterr().out == "train step 1/10  loss 1\ntrain step 2/10  loss 2\n"
 
 
-@pytest.mark.parametrize("name", ["name", "version", "experiment", "log_metrics", "log_hyperparams", "log_graph", "save", "finalize"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "name",
+        "version",
+        "experiment",
+        "log_metrics",
+        "log_hyperparams",
+        "log_graph",
+        "save",
+        "finalize",
+    ],
+)
 def test_no_call_of_a_broken_logger_gets_through(name: str) -> None:
     guarded = Guarded(Broken())
     value = getattr(guarded, name)
@@ -91,7 +120,9 @@ def test_wandb_keeps_what_artefacts_consist_of(tmp_path: Path) -> None:
 
     class WandbLogger(Broken):
         experiment = SimpleNamespace(  # type: ignore[assignment]
-            log_artifact=lambda artefact: kept.update({artefact.name: (artefact.type, sorted(artefact.manifest.entries))})
+            log_artifact=lambda artefact: kept.update(
+                {artefact.name: (artefact.type, sorted(artefact.manifest.entries))}
+            )
         )
 
     for name in ("meta.json", "store.json", "quality.png", "targets.bin", "offsets.npy"):
@@ -104,14 +135,19 @@ def test_wandb_keeps_what_artefacts_consist_of(tmp_path: Path) -> None:
 
 
 def test_only_the_first_rank_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trainer: Any = SimpleNamespace(is_global_zero=False, loggers=[CsvLogger(str(tmp_path))], callbacks=[Progress(10)])
+    trainer: Any = SimpleNamespace(
+        is_global_zero=False, loggers=[CsvLogger(str(tmp_path))], callbacks=[Progress(10)]
+    )
     report(trainer, 1, {"loss": 1.0}, shown=("loss",))
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "metrics.csv").exists()
 
 
 def test_a_resumed_run_keeps_its_identity(tmp_path: Path) -> None:
-    first, second = logger_arguments(tmp_path, "demo/it1/pretrain"), logger_arguments(tmp_path, "demo/it1/pretrain")
+    first, second = (
+        logger_arguments(tmp_path, "demo/it1/pretrain"),
+        logger_arguments(tmp_path, "demo/it1/pretrain"),
+    )
     assert first == second
     assert first["name"] == "demo-it1-pretrain"
     assert first["version"].startswith("demo-it1-pretrain-")

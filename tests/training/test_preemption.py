@@ -10,7 +10,13 @@ from datetime import timedelta
 import pytest
 
 from hubert_pretrain.errors import ConfigError
-from hubert_pretrain.training.preemption import MARGIN_SECONDS, Agreement, Request, ignore_in_worker, signal_number
+from hubert_pretrain.training.resilience.preemption import (
+    MARGIN_SECONDS,
+    Agreement,
+    Request,
+    ignore_in_worker,
+    signal_number,
+)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2", "USR1"])

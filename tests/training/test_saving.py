@@ -11,9 +11,19 @@ import pytest
 import torch
 
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.training import checkpoint_io
-from hubert_pretrain.training.checkpoint_io import VerifiedCheckpointIO, checkpoints, newest, step_of
-from hubert_pretrain.training.saving import Checkpoints, Policy, Writer, snapshot
+from hubert_pretrain.training.resilience import checkpoint_io
+from hubert_pretrain.training.resilience.checkpoint_callback import (
+    CheckpointCallback,
+    CheckpointPolicy,
+    CheckpointWriter,
+    snapshot,
+)
+from hubert_pretrain.training.resilience.checkpoint_io import (
+    VerifiedCheckpointIO,
+    checkpoints,
+    newest,
+    step_of,
+)
 
 
 class Run:
@@ -21,17 +31,25 @@ class Run:
 
     def __init__(self, folder: Path, *, steps: int = 1000, **policy: Any) -> None:
         self.folder = folder
-        values = Policy(**{"every_steps": 1, **policy})
-        self.writer = Writer(asynchronous=values.asynchronous)
-        self.saver = Checkpoints(folder, self.writer, values, last_step=steps, about={"stage": "test"})
+        values = CheckpointPolicy(**{"every_steps": 1, **policy})
+        self.writer = CheckpointWriter(asynchronous=values.asynchronous)
+        self.saver = CheckpointCallback(
+            folder, self.writer, values, last_step=steps, about={"stage": "test"}
+        )
         self.weights = torch.zeros(1000)
         self.trainer: Any = SimpleNamespace(
-            is_global_zero=True, global_step=0, accumulate_grad_batches=1, state=SimpleNamespace(fn="fit"), save_checkpoint=self._save
+            is_global_zero=True,
+            global_step=0,
+            accumulate_grad_batches=1,
+            state=SimpleNamespace(fn="fit"),
+            save_checkpoint=self._save,
         )
         self.saver.on_fit_start(self.trainer, self.module())
 
     def module(self, **validated: float) -> Any:
-        return SimpleNamespace(validated={f"valid/{name}": value for name, value in validated.items()})
+        return SimpleNamespace(
+            validated={f"valid/{name}": value for name, value in validated.items()}
+        )
 
     def _save(self, path: Path) -> None:
         content: dict[str, Any] = {"global_step": self.trainer.global_step, "weights": self.weights}
@@ -52,7 +70,9 @@ class Run:
         return [step_of(path) for path in checkpoints(self.folder)]
 
 
-def fail_to_write(monkeypatch: pytest.MonkeyPatch, message: str = "No space left on device") -> None:
+def fail_to_write(
+    monkeypatch: pytest.MonkeyPatch, message: str = "No space left on device"
+) -> None:
     def full(*args: object) -> None:
         raise OSError(28, message)
 
@@ -61,7 +81,9 @@ def fail_to_write(monkeypatch: pytest.MonkeyPatch, message: str = "No space left
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_the_newest_the_regular_and_the_best_stay(tmp_path: Path, asynchronous: bool) -> None:
-    run = Run(tmp_path, keep=2, keep_every_steps=4, keep_best="valid/loss", asynchronous=asynchronous)
+    run = Run(
+        tmp_path, keep=2, keep_every_steps=4, keep_best="valid/loss", asynchronous=asynchronous
+    )
     for step, loss in enumerate([5.0, 4.0, 3.0, 3.5, 6.0, 3.2, 3.1, 9.0, 8.0, 7.0], start=1):
         run.step()
         run.validate(loss=loss)
@@ -93,11 +115,15 @@ def test_the_best_survives_a_restart(tmp_path: Path) -> None:
 
 def test_a_value_that_nobody_measures_is_named(tmp_path: Path) -> None:
     run = Run(tmp_path, keep_best="valid/wer")
-    with pytest.raises(ArtefactError, match=r"keep_best=valid/wer.*there are valid/cer, valid/loss"):
+    with pytest.raises(
+        ArtefactError, match=r"keep_best=valid/wer.*there are valid/cer, valid/loss"
+    ):
         run.validate(loss=1.0, cer=0.5)
 
 
-def test_a_full_disk_is_survived_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_survived_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     run = Run(tmp_path, max_failures=2)
     run.step(2)
     with monkeypatch.context() as full:
@@ -106,13 +132,17 @@ def test_a_full_disk_is_survived_and_counted(tmp_path: Path, monkeypatch: pytest
         assert run.steps == [1, 2]
         assert "step=00000004.ckpt: the checkpoint could not be written" in caplog.text
         assert "2 of at most 2 in a row" in caplog.text
-        with pytest.raises(ArtefactError, match=r"more than 2 checkpoints in a row.*No space left.*Free some space"):
+        with pytest.raises(
+            ArtefactError, match=r"more than 2 checkpoints in a row.*No space left.*Free some space"
+        ):
             run.step()
     assert newest(tmp_path) == tmp_path / "step=00000002.ckpt"
     assert not list(tmp_path.glob(".*"))
 
 
-def test_after_a_success_failures_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_success_failures_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run(tmp_path, max_failures=1)
     for _ in range(3):
         with monkeypatch.context() as full:
@@ -122,14 +152,20 @@ def test_after_a_success_failures_are_forgotten(tmp_path: Path, monkeypatch: pyt
     assert run.steps == [4, 6]
 
 
-def test_space_is_asked_for_before_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_space_is_asked_for_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpoint_io.shutil, "disk_usage", lambda path: SimpleNamespace(free=3000))
     with pytest.raises(ArtefactError, match=r"4\.0 kB needed, 3\.0 kB free"):
-        VerifiedCheckpointIO().save_checkpoint({"weights": torch.zeros(1000)}, tmp_path / "step=00000001.ckpt")
+        VerifiedCheckpointIO().save_checkpoint(
+            {"weights": torch.zeros(1000)}, tmp_path / "step=00000001.ckpt"
+        )
     assert not list(tmp_path.iterdir())
 
 
-def test_leaving_without_a_checkpoint_is_no_leaving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaving_without_a_checkpoint_is_no_leaving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run(tmp_path, every_steps=100)
     run.step(3)
     with monkeypatch.context() as full:
@@ -138,12 +174,16 @@ def test_leaving_without_a_checkpoint_is_no_leaving(tmp_path: Path, monkeypatch:
             run.saver.save_and_wait(run.trainer)
 
 
-def test_an_unwritable_folder_is_found_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_folder_is_found_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(self: Path, data: bytes) -> int:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "write_bytes", refused)
-    with pytest.raises(ArtefactError, match=r"cannot be written here.*Permission denied.*mend the permissions"):
+    with pytest.raises(
+        ArtefactError, match=r"cannot be written here.*Permission denied.*mend the permissions"
+    ):
         Run(tmp_path)
 
 
@@ -153,7 +193,9 @@ def test_what_killed_writers_left_is_swept_up(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_writing_beside_the_training_writes_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_beside_the_training_writes_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The weights move on while the file is being written."""
     going, written = threading.Event(), torch.save
 

@@ -9,18 +9,22 @@ import pytest
 import torch
 
 from hubert_pretrain.errors import HubertPretrainError
-from hubert_pretrain.training.optimizer import adamw, update_norm
-from hubert_pretrain.training.skipping import FILE, Skipping
+from hubert_pretrain.training.optim import adamw, update_norm
+from hubert_pretrain.training.resilience.nonfinite import FILE, NonFiniteGuard
 
 NAN, INF = float("nan"), float("inf")
 
 
 def optimiser() -> tuple[torch.nn.Parameter, torch.optim.AdamW]:
     weight = torch.nn.Parameter(torch.arange(4.0))
-    return weight, adamw([weight], learning_rate=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01)
+    return weight, adamw(
+        [weight], learning_rate=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01
+    )
 
 
-def train(gradients: list[float], skipping: Skipping, losses: list[float] | None = None) -> tuple[torch.Tensor, torch.optim.AdamW]:
+def train(
+    gradients: list[float], skipping: NonFiniteGuard, losses: list[float] | None = None
+) -> tuple[torch.Tensor, torch.optim.AdamW]:
     weight, adam = optimiser()
     for step, gradient in enumerate(gradients):
         weight.grad = torch.full((4,), gradient)
@@ -33,41 +37,52 @@ def train(gradients: list[float], skipping: Skipping, losses: list[float] | None
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_a_skipped_step_is_a_step_that_never_was(bad: float) -> None:
     """Weights, moments and Adam's own count are those of the other steps alone, to the bit."""
-    skipped, one = train([bad, 1.0, bad, 2.0, bad], Skipping(10))
-    never, other = train([1.0, 2.0], Skipping(10))
+    skipped, one = train([bad, 1.0, bad, 2.0, bad], NonFiniteGuard(10))
+    never, other = train([1.0, 2.0], NonFiniteGuard(10))
     assert torch.equal(skipped, never)
     for found, expected in zip(one.state.values(), other.state.values(), strict=True):
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_bad_loss_with_a_fine_gradient_is_skipped_too() -> None:
-    skipping = Skipping(10)
+    skipping = NonFiniteGuard(10)
     weights, _ = train([1.0, 1.0], skipping, losses=[1.0, INF])
-    assert torch.equal(weights, train([1.0], Skipping(10))[0])
+    assert torch.equal(weights, train([1.0], NonFiniteGuard(10))[0])
     skipping.read()
     assert skipping.total == 1
 
 
-def test_what_was_skipped_is_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    skipping = Skipping(2, lambda index: f"batch {index}", folder=tmp_path)
+def test_what_was_skipped_is_counted_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    skipping = NonFiniteGuard(2, lambda index: f"batch {index}", folder=tmp_path)
     train([1.0, NAN, 1.0, NAN, NAN], skipping, losses=[1.0, NAN, 1.0, 1.0, NAN])
     skipping.read()
     assert skipping.state() == {"total": 3, "in_a_row": 2, "by_scaler": 0}
-    assert "not a number in batch 1; batch 4: skipped 3 steps, weights unchanged (3 skipped in all)" in caplog.text
-    assert json.loads((tmp_path / FILE).read_text()) == {"steps": [2, 4, 5], "micro_batches": ["batch 1", "batch 4"]}
+    assert (
+        "not a number in batch 1; batch 4: skipped 3 steps, weights unchanged (3 skipped in all)"
+        in caplog.text
+    )
+    assert json.loads((tmp_path / FILE).read_text()) == {
+        "steps": [2, 4, 5],
+        "micro_batches": ["batch 1", "batch 4"],
+    }
 
 
 def test_too_many_in_a_row_end_it_also_over_two_readings() -> None:
-    skipping = Skipping(2)
+    skipping = NonFiniteGuard(2)
     train([NAN, NAN], skipping)
     skipping.read()
     train([NAN], skipping)
-    with pytest.raises(HubertPretrainError, match=r"3 steps in a row, 3 in all, were skipped.*max_skipped_steps=2.*learning rate"):
+    with pytest.raises(
+        HubertPretrainError,
+        match=r"3 steps in a row, 3 in all, were skipped.*max_skipped_steps=2.*learning rate",
+    ):
         skipping.read()
 
 
 def test_too_many_in_all_end_it() -> None:
-    skipping = Skipping(1)
+    skipping = NonFiniteGuard(1)
     for _ in range(10):
         train([NAN, 1.0], skipping)
         skipping.read()
@@ -78,7 +93,7 @@ def test_too_many_in_all_end_it() -> None:
 
 def test_the_scaler_of_fp16_has_its_own_count() -> None:
     """Its infinite gradients are no fault; a loss that is no number is."""
-    skipping = Skipping(2, scaled=True)
+    skipping = NonFiniteGuard(2, scaled=True)
     train([INF, INF, INF, INF, 1.0], skipping, losses=[1.0, 1.0, 1.0, NAN, 1.0])
     skipping.read()
     assert (skipping.by_scaler, skipping.total) == (3, 1)
@@ -90,4 +105,6 @@ def test_the_update_norm_is_that_of_the_update() -> None:
         before = weight.detach().clone()
         weight.grad = torch.full((4,), gradient)
         adam.step()
-    assert update_norm(adam, 0.1) == pytest.approx(float((weight.detach() - before).norm()), rel=1e-2)
+    assert update_norm(adam, 0.1) == pytest.approx(
+        float((weight.detach() - before).norm()), rel=1e-2
+    )

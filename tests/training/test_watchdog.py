@@ -15,7 +15,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from hubert_pretrain.training.watchdog import Watchdog
+from hubert_pretrain.training.resilience.watchdog import Watchdog
 
 watchdog = Watchdog(Path(sys.argv[1]), minutes=1 / 60)
 watchdog.on_fit_start(None, None)

@@ -13,7 +13,7 @@ import pytest
 HOLDS_ON = """
 import sys
 from torch.utils.data import Dataset
-from hubert_pretrain.training.loading import loader
+from hubert_pretrain.training.dataloading import loader
 
 class Numbers(Dataset):
     def __getitem__(self, index):
@@ -28,12 +28,16 @@ sys.exit(3)
 
 
 @pytest.mark.parametrize(("how", "code"), [("error", 1), ("exit", 3)])
-def test_workers_that_nobody_ended_do_not_keep_their_process(how: str, code: int, tmp_path: Path) -> None:
+def test_workers_that_nobody_ended_do_not_keep_their_process(
+    how: str, code: int, tmp_path: Path
+) -> None:
     """They ignore the signal that multiprocessing ends them with, and it would wait for them."""
     (tmp_path / "script.py").write_text(HOLDS_ON)
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     command = [sys.executable, str(tmp_path / "script.py"), how]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == code, done.stderr
     first, *workers = map(int, done.stdout.split())
     assert first == 0

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from hubert_pretrain.clustering.engines.frame_summary import summarise
 from hubert_pretrain.clustering.engines.lloyd import Fitted, Lloyd
-from hubert_pretrain.clustering.engines.survey import look
-from hubert_pretrain.clustering.source import Shard, in_memory
+from hubert_pretrain.clustering.frame_source import RankFrames, in_memory
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Faiss:
     seed: int = 0
     max_sample_bytes: int = 1 << 30
 
-    def fit(self, shard: Shard, state: Path | None = None) -> Fitted:
+    def fit(self, shard: RankFrames, state: Path | None = None) -> Fitted:
         """Centroids. It keeps no state: an interrupted fit begins anew. An empty cluster takes half of a large one, as faiss does it."""
         import faiss
 
@@ -36,7 +36,7 @@ class Faiss:
             seed=self.seed,
             max_sample_bytes=self.max_sample_bytes,
         )
-        survey = look(shard, sample_frames=own.sample_frames(shard), seed=self.seed)
+        survey = summarise(shard, sample_frames=own.sample_frames(shard), seed=self.seed)
         start = own.start(survey, torch.device("cpu")).numpy()
         faiss.omp_set_num_threads(torch.get_num_threads())
         engine = faiss.Kmeans(

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hubert_pretrain.clustering.engines.frame_summary import summarise
 from hubert_pretrain.clustering.engines.lloyd import Fitted
-from hubert_pretrain.clustering.engines.survey import look
-from hubert_pretrain.clustering.source import Shard, in_memory
+from hubert_pretrain.clustering.frame_source import RankFrames, in_memory
 
 WORTH_THREADS = 10**9
 """Multiplications per mini-batch from which threads pay. On smaller ones scikit-learn's threads mostly wait for each other, in busy loops:
@@ -30,12 +30,12 @@ class MiniBatch:
     reassignment_ratio: float = 0.0
     seed: int = 0
 
-    def fit(self, shard: Shard, state: Path | None = None) -> Fitted:
+    def fit(self, shard: RankFrames, state: Path | None = None) -> Fitted:
         """Centroids of frames in memory or in a memory map. It keeps no state: an interrupted fit begins anew."""
         from sklearn.cluster import MiniBatchKMeans
         from threadpoolctl import threadpool_limits
 
-        look(shard, sample_frames=1, seed=self.seed)
+        summarise(shard, sample_frames=1, seed=self.seed)
         estimator = MiniBatchKMeans(
             n_clusters=self.n_clusters,
             init="k-means++",

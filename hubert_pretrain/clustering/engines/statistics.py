@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hubert_pretrain import distributed
-from hubert_pretrain.clustering import nearest
-from hubert_pretrain.clustering.engines.survey import Survey
+from hubert_pretrain.clustering import assign
+from hubert_pretrain.clustering.engines.frame_summary import FrameSummary
 from hubert_pretrain.clustering.engines.threads import over_chunks
-from hubert_pretrain.clustering.source import Shard
+from hubert_pretrain.clustering.frame_source import RankFrames
 
 SPARE_BITS = 62
 """Of the 63 of a whole number; one is left for rounding."""
@@ -41,7 +41,7 @@ class Statistics:
 class Accumulator:
     """Gathers the statistics of chunks for one set of centroids."""
 
-    def __init__(self, centroids: Tensor, survey: Survey, device: torch.device) -> None:
+    def __init__(self, centroids: Tensor, survey: FrameSummary, device: torch.device) -> None:
         """
         Args:
             centroids: (K, D) float32.
@@ -49,7 +49,7 @@ class Accumulator:
             device: where products are computed.
         """
         self._survey, self._device = survey, device
-        weight, bias = nearest.tables(centroids.cpu(), torch.from_numpy(survey.centre))
+        weight, bias = assign.score_weights(centroids.cpu(), torch.from_numpy(survey.centre))
         self._weight, self._bias = weight.float().contiguous().to(device), bias.float().to(device)
         # |sum of x| <= N largest, and a gain is at most |x - centre|^2 / 2 <= 2 D largest^2.
         largest, total, dim = max(survey.largest, 1e-30), survey.total, centroids.shape[1]
@@ -63,7 +63,9 @@ class Accumulator:
     def add(self, start: int, stop: int, frames: NDArray[np.float32]) -> None:
         """Counts a chunk (n, D) in. Safe to call from several threads."""
         chunk = torch.from_numpy(frames).to(self._device)
-        sums, counts, gain = (self._on_cpu if self._device.type == "cpu" else self._on_device)(chunk)
+        sums, counts, gain = (self._on_cpu if self._device.type == "cpu" else self._on_device)(
+            chunk
+        )
         sums, gain = (sums * self._unit).round().long(), (gain * self._gain_unit).round().long()
         with self._lock:
             self._totals += sums
@@ -73,25 +75,40 @@ class Accumulator:
     def _on_cpu(self, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sums = torch.zeros(self._totals.shape, dtype=torch.float64)
         counts, gain = torch.zeros_like(self._counts), torch.zeros(1, dtype=torch.float64)
-        for block, ids, scores in nearest.blocks(chunk, self._weight, self._bias):  # so many are added up in float32
+        for block, ids, scores in assign.score_blocks(
+            chunk, self._weight, self._bias
+        ):  # so many are added up in float32
             gain += scores.gather(1, ids[:, None]).sum(dtype=torch.float64)
             counts += torch.bincount(ids, minlength=len(counts))
             sums += torch.zeros(sums.shape).index_add_(0, ids, block)
         return sums, counts, gain
 
     def _on_device(self, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ((_, ids, scores),) = nearest.blocks(chunk, self._weight, self._bias)
+        ((_, ids, scores),) = assign.score_blocks(chunk, self._weight, self._bias)
         # A product with ones and zeros: `index_add_` would add in another order each time.
         members = torch.nn.functional.one_hot(ids, len(self._counts)).to(chunk.dtype)  # (n, K)
-        return (members.T @ chunk).double(), members.sum(0).long(), scores.amax(1).sum(dtype=torch.float64)
+        return (
+            (members.T @ chunk).double(),
+            members.sum(0).long(),
+            scores.amax(1).sum(dtype=torch.float64),
+        )
 
     def total(self) -> Statistics:
         """Over all ranks."""
-        totals, counts, gain = (distributed.sum_over_ranks(each.cpu()) for each in (self._totals, self._counts, self._gain))
-        return Statistics(totals.double() / self._unit, counts, max(0.0, self._survey.scatter - 2 * float(gain) / self._gain_unit))
+        totals, counts, gain = (
+            distributed.sum_over_ranks(each.cpu())
+            for each in (self._totals, self._counts, self._gain)
+        )
+        return Statistics(
+            totals.double() / self._unit,
+            counts,
+            max(0.0, self._survey.scatter - 2 * float(gain) / self._gain_unit),
+        )
 
 
-def statistics(shard: Shard, centroids: Tensor, survey: Survey, device: torch.device) -> Statistics:
+def statistics(
+    shard: RankFrames, centroids: Tensor, survey: FrameSummary, device: torch.device
+) -> Statistics:
     """One pass over the frames of all ranks. Every rank calls it and gets the same."""
     accumulator = Accumulator(centroids, survey, device)
     over_chunks(shard, accumulator.add)
@@ -108,14 +125,18 @@ class Fit:
     """(K,): frames of each."""
 
 
-def measure(shard: Shard, centroids: Tensor) -> Fit:
+def measure(shard: RankFrames, centroids: Tensor) -> Fit:
     """Exactly: each distance is computed as one, not as a difference of large numbers. Centroids (K, D) float32 on the CPU."""
-    weight, bias = (each.float().contiguous() for each in nearest.tables(centroids))
-    totals, counts, lock = torch.zeros(1, dtype=torch.float64), torch.zeros(len(centroids), dtype=torch.int64), threading.Lock()
+    weight, bias = (each.float().contiguous() for each in assign.score_weights(centroids))
+    totals, counts, lock = (
+        torch.zeros(1, dtype=torch.float64),
+        torch.zeros(len(centroids), dtype=torch.int64),
+        threading.Lock(),
+    )
 
     def add(start: int, stop: int, part: NDArray[np.float32]) -> None:
         inertia, found = torch.zeros(1, dtype=torch.float64), torch.zeros_like(counts)
-        for block, ids, _ in nearest.blocks(torch.from_numpy(part), weight, bias):
+        for block, ids, _ in assign.score_blocks(torch.from_numpy(part), weight, bias):
             inertia += (block - centroids[ids]).square_().sum(dim=1).sum(dtype=torch.float64)
             found += torch.bincount(ids, minlength=len(counts))
         with lock:

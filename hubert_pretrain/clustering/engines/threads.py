@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hubert_pretrain.clustering.source import Shard
+from hubert_pretrain.clustering.frame_source import RankFrames
 
 Work = Callable[[int, int, NDArray[np.float32]], None]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def over_chunks(shard: Shard, work: Work) -> None:
+def over_chunks(shard: RankFrames, work: Work) -> None:
     """Calls `work(start, stop, frames)` once for every chunk of a shard, from as many threads as torch uses, in no certain order.
 
     A chunk is computed by one thread, so its numbers do not depend on how many there are. At most one chunk per thread is in memory.
@@ -33,7 +33,12 @@ def over_chunks(shard: Shard, work: Work) -> None:
             if chunk is None:
                 return
             # Of a read-only memory map this is a copy: torch wants arrays that could be written.
-            work(*chunk, np.require(shard.frames[chunk[0] : chunk[1]], np.float32, ["C_CONTIGUOUS", "WRITEABLE"]))
+            work(
+                *chunk,
+                np.require(
+                    shard.frames[chunk[0] : chunk[1]], np.float32, ["C_CONTIGUOUS", "WRITEABLE"]
+                ),
+            )
 
     at_once(lambda _: serve(), range(threads))
 
@@ -45,7 +50,9 @@ def at_once(function: Callable[[Item], Result], items: Sequence[Item]) -> list[R
     try:
         if min(threads, len(items)) <= 1:
             return [function(item) for item in items]
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,), thread_name_prefix="k-means") as pool:
+        with ThreadPoolExecutor(
+            threads, initializer=torch.set_num_threads, initargs=(1,), thread_name_prefix="k-means"
+        ) as pool:
             return list(pool.map(function, items))
     finally:
         torch.set_num_threads(threads)

@@ -84,7 +84,9 @@ class Shard:
                         yield Member(parts[1], parts[2].lower(), info.offset_data, data)
                 end = tar.offset
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
-            raise DataError(f"{self.where}: not readable as a tar ({error or 'it was cut'}); copy it again or make it anew") from error
+            raise DataError(
+                f"{self.where}: not readable as a tar ({error or 'it was cut'}); copy it again or make it anew"
+            ) from error
         tap.drain()
         self.size, self.sha256 = tap.size, tap.sha256.hexdigest()
         if not tap.is_zero_from(end, _END_MARK):
@@ -99,18 +101,28 @@ class Shard:
             kind = "a link" if info.issym() or info.islnk() else "no plain file"
             raise DataError(f"{self.where}: member {name!r} is {kind}, which audio never is; {fix}")
         if name.startswith("/") or ".." in name.split("/") or not name.isprintable():
-            raise DataError(f"{self.where}: member {name!r} has a name that leads out of its folder or cannot be printed; {fix}")
+            raise DataError(
+                f"{self.where}: member {name!r} has a name that leads out of its folder or cannot be printed; {fix}"
+            )
 
     def _refuse_code(self, name: str, extension: str, data: bytes) -> None:
-        if EXECUTABLE & set(extension.split(".")) or (extension.endswith("npy") and _holds_objects(data)):
-            raise DataError(f"{self.where}: member {name!r} would execute code when it is read, refused; make the shard anew without it")
+        if EXECUTABLE & set(extension.split(".")) or (
+            extension.endswith("npy") and _holds_objects(data)
+        ):
+            raise DataError(
+                f"{self.where}: member {name!r} would execute code when it is read, refused; make the shard anew without it"
+            )
 
     def _refuse_twice(self, member: Member, sample: list[Member]) -> None:
         if sample and member.extension in [other.extension for other in sample]:
-            raise DataError(f"{self.where}: member {member.key}.{member.extension} comes twice; keys must be unique, make the shard anew")
+            raise DataError(
+                f"{self.where}: member {member.key}.{member.extension} comes twice; keys must be unique, make the shard anew"
+            )
         if not sample:
             if member.key in self._keys:
-                raise DataError(f"{self.where}: key {member.key!r} comes twice; keys must be unique, make the shard anew")
+                raise DataError(
+                    f"{self.where}: key {member.key!r} comes twice; keys must be unique, make the shard anew"
+                )
             self._keys.add(member.key)
 
 
@@ -121,7 +133,9 @@ def open_shard(path: str) -> Iterator[IO[bytes]]:
     Raises DataError: it is missing, cannot be reached, or is a command (`pipe:`).
     """
     if path.startswith("pipe:"):
-        raise DataError(f"{path}: is a command, which is not run; fetch the shard first, or name it by a URL such as s3://")
+        raise DataError(
+            f"{path}: is a command, which is not run; fetch the shard first, or name it by a URL such as s3://"
+        )
     if is_url(path):
         import fsspec
 
@@ -131,7 +145,9 @@ def open_shard(path: str) -> Iterator[IO[bytes]]:
     try:
         file = opened()
     except (OSError, ImportError, ValueError) as error:
-        raise DataError(f"{path}: cannot be opened ({error}); restore the shard or mend its name") from error
+        raise DataError(
+            f"{path}: cannot be opened ({error}); restore the shard or mend its name"
+        ) from error
     with file, _byte_ranges(path):
         yield gzip.GzipFile(fileobj=file) if path.endswith(("gz", "tgz")) else file  # type: ignore[misc]
 

@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.corpus import ALIGNMENTS, CARD, MANIFEST, Corpus
 from hubert_pretrain.data.manifest import Manifest, Utterance, write_manifest
-from hubert_pretrain.data.probe import end_with_parent, usable_cores
-from hubert_pretrain.data.progress import progress
-from hubert_pretrain.data.shards.index import Entry, ShardIndex, sidecar, verify
-from hubert_pretrain.data.shards.names import key_of, shard_name
-from hubert_pretrain.errors import ConfigError, DataError, nearest
+from hubert_pretrain.data.preparation.scan import end_with_parent
+from hubert_pretrain.data.shards.index import Entry, ShardIndex, key_of, shard_name, sidecar, verify
+from hubert_pretrain.distributed import usable_cores
+from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
+from hubert_pretrain.files import human_bytes, sync_folder
 from hubert_pretrain.frames import SAMPLE_RATE
-from hubert_pretrain.workspace import human_bytes, sync_folder
+from hubert_pretrain.progress import progress
 
 FORMATS = {"pcm": "wav", "flac": "flac"}
 """Name of a format -> extension of its members."""
@@ -59,7 +59,9 @@ class Assignment:
 def check_format(format: str) -> None:
     """Raises ConfigError unless there is such a format."""
     if format not in FORMATS:
-        raise ConfigError(f"data.shards={format!r}: expected none, {', '.join(FORMATS)}{nearest(format, ['none', *FORMATS])}")
+        raise ConfigError(
+            f"data.shards={format!r}: expected none, {', '.join(FORMATS)}{did_you_mean(format, ['none', *FORMATS])}"
+        )
 
 
 def assign(manifest: Manifest, format: str, megabytes: int) -> list[Assignment]:
@@ -80,10 +82,15 @@ def assign(manifest: Manifest, format: str, megabytes: int) -> list[Assignment]:
 
 def _sizes(manifest: Manifest, rows: range, format: str) -> NDArray[np.float64]:
     """Bytes that each of these rows will take, roughly."""
-    return np.asarray(manifest.num_samples[rows.start : rows.stop] * (2 * _SHARE_OF_PCM[format]) + _OVERHEAD, dtype=np.float64)
+    return np.asarray(
+        manifest.num_samples[rows.start : rows.stop] * (2 * _SHARE_OF_PCM[format]) + _OVERHEAD,
+        dtype=np.float64,
+    )
 
 
-def write_shards(corpus: Corpus, folder: Path, *, format: str, megabytes: int = 512, workers: int = 0) -> Iterator[Utterance]:
+def write_shards(
+    corpus: Corpus, folder: Path, *, format: str, megabytes: int = 512, workers: int = 0
+) -> Iterator[Utterance]:
     """Writes a corpus as shards and gives the rows of the manifest that reads from them.
 
     Statistics of a row are those of what was stored: 16-bit audio at 16 kHz is stored to the bit and keeps its own; anything else is
@@ -122,7 +129,15 @@ def write_shards(corpus: Corpus, folder: Path, *, format: str, megabytes: int = 
             )
 
 
-def convert(corpus: Corpus, out: Path, *, format: str, megabytes: int = 512, workers: int = 0, url: str | None = None) -> Manifest:
+def convert(
+    corpus: Corpus,
+    out: Path,
+    *,
+    format: str,
+    megabytes: int = 512,
+    workers: int = 0,
+    url: str | None = None,
+) -> Manifest:
     """A prepared corpus whose audio lies in shards: `out/shards/*.tar`, `out/manifest.arrow`, and the alignments and card of `corpus`.
 
     Args:
@@ -143,10 +158,18 @@ def convert(corpus: Corpus, out: Path, *, format: str, megabytes: int = 512, wor
 
 def write_shard(corpus: Corpus, assignment: Assignment, folder: Path, format: str) -> ShardIndex:
     """Writes one shard atomically and its index after it, unless both are there already and of the same utterances."""
-    path, rows = folder / assignment.name, [corpus.manifest[row] for row in range(assignment.first, assignment.last)]
+    path, rows = (
+        folder / assignment.name,
+        [corpus.manifest[row] for row in range(assignment.first, assignment.last)],
+    )
     made_of = _made_of(rows, format)
     found = ShardIndex.load(sidecar(path))
-    if found is not None and found.made_of == made_of and path.is_file() and path.stat().st_size == found.size:
+    if (
+        found is not None
+        and found.made_of == made_of
+        and path.is_file()
+        and path.stat().st_size == found.size
+    ):
         return found
     temporary = path.with_name(f"{path.name}.partial")
     with open(temporary, "wb") as file:
@@ -157,7 +180,13 @@ def write_shard(corpus: Corpus, assignment: Assignment, folder: Path, format: st
         os.fsync(file.fileno())
     os.replace(temporary, path)
     sync_folder(folder)
-    index = ShardIndex(shard=path.name, size=output.size, sha256=output.sha256.hexdigest(), made_of=made_of, entries=entries)
+    index = ShardIndex(
+        shard=path.name,
+        size=output.size,
+        sha256=output.sha256.hexdigest(),
+        made_of=made_of,
+        entries=entries,
+    )
     index.save(sidecar(path))
     return index
 
@@ -173,12 +202,30 @@ def _add(tar: tarfile.TarFile, corpus: Corpus, utterance: Utterance, format: str
     key = key_of(utterance.id)
     name = f"{key}.{FORMATS[format]}"
     data = encode(values, format)
-    said = {"id": utterance.id, "text": utterance.text, "speaker": utterance.speaker, "label": utterance.label}
-    facts = {**said, "split": utterance.split, "corpus": utterance.corpus, "num_samples": len(values), "sample_rate": SAMPLE_RATE}
+    said = {
+        "id": utterance.id,
+        "text": utterance.text,
+        "speaker": utterance.speaker,
+        "label": utterance.label,
+    }
+    facts = {
+        **said,
+        "split": utterance.split,
+        "corpus": utterance.corpus,
+        "num_samples": len(values),
+        "sample_rate": SAMPLE_RATE,
+    }
     offset = _member(tar, name, data)
     _member(tar, f"{key}.json", json.dumps(facts, ensure_ascii=False).encode())
     return Entry(
-        id=utterance.id, name=name, offset=offset, num_bytes=len(data), num_samples=len(values), mean=mean, variance=variance, fields=said
+        id=utterance.id,
+        name=name,
+        offset=offset,
+        num_bytes=len(data),
+        num_samples=len(values),
+        mean=mean,
+        variance=variance,
+        fields=said,
     )
 
 
@@ -227,26 +274,42 @@ def _made_of(rows: list[Utterance], format: str) -> str:
     return digest.hexdigest()
 
 
-def _each(corpus: Corpus, assignments: list[Assignment], folder: Path, format: str, workers: int) -> Iterator[ShardIndex]:
+def _each(
+    corpus: Corpus, assignments: list[Assignment], folder: Path, format: str, workers: int
+) -> Iterator[ShardIndex]:
     workers = min(workers or usable_cores(), len(assignments))
     if workers <= 1:
         yield from (write_shard(corpus, assignment, folder, format) for assignment in assignments)
         return
-    executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent)
+    executor = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=end_with_parent
+    )
     try:
-        futures = [executor.submit(write_shard, corpus, assignment, folder, format) for assignment in assignments]
+        futures = [
+            executor.submit(write_shard, corpus, assignment, folder, format)
+            for assignment in assignments
+        ]
         for future in futures:
             yield future.result()
     except BrokenProcessPool as error:
-        raise DataError("a process that writes shards died, killed or out of memory; run again with fewer, e.g. data.workers=1") from error
+        raise DataError(
+            "a process that writes shards died, killed or out of memory; run again with fewer, e.g. data.workers=1"
+        ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _refuse_full_disk(manifest: Manifest, folder: Path, assignments: list[Assignment], format: str) -> None:
+def _refuse_full_disk(
+    manifest: Manifest, folder: Path, assignments: list[Assignment], format: str
+) -> None:
     """Before the first byte, from the lengths of what is still to be written."""
-    left = [range(each.first, each.last) for each in assignments if not (folder / each.name).exists()]
-    needed, free = sum(float(_sizes(manifest, rows, format).sum()) for rows in left), shutil.disk_usage(folder).free
+    left = [
+        range(each.first, each.last) for each in assignments if not (folder / each.name).exists()
+    ]
+    needed, free = (
+        sum(float(_sizes(manifest, rows, format).sum()) for rows in left),
+        shutil.disk_usage(folder).free,
+    )
     if needed > free:
         raise DataError(
             f"{folder}: about {human_bytes(int(needed))} are needed for shards in {format}, {human_bytes(free)} are free; "
@@ -257,4 +320,6 @@ def _refuse_full_disk(manifest: Manifest, folder: Path, assignments: list[Assign
 def _refuse_others(folder: Path, names: set[str]) -> None:
     others = sorted(path.name for path in folder.glob("*.tar") if path.name not in names)
     if others:
-        raise DataError(f"{folder / others[0]}: a shard of another corpus or another size; empty the folder or name another")
+        raise DataError(
+            f"{folder / others[0]}: a shard of another corpus or another size; empty the folder or name another"
+        )

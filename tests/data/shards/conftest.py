@@ -13,7 +13,7 @@ import soundfile
 
 from hubert_pretrain.data.corpus import MANIFEST, Corpus
 from hubert_pretrain.data.manifest import Utterance, write_manifest
-from hubert_pretrain.data.probe import probe
+from hubert_pretrain.data.preparation.scan import scan
 from hubert_pretrain.frames import SAMPLE_RATE
 
 
@@ -22,22 +22,44 @@ def corpus(tmp_path: Path) -> Corpus:
     """Twelve utterances: 16-bit WAV and FLAC at 16 kHz, 24-bit, stereo, 8 kHz, and two segments of one recording."""
     folder, draw, utterances = tmp_path / "prepared", np.random.default_rng(0), []
     (folder / "audio").mkdir(parents=True)
-    kinds = [("wav", "PCM_16", 16_000, 1), ("flac", "PCM_16", 16_000, 1), ("flac", "PCM_24", 16_000, 1), ("wav", "FLOAT", 16_000, 2)]
+    kinds = [
+        ("wav", "PCM_16", 16_000, 1),
+        ("flac", "PCM_16", 16_000, 1),
+        ("flac", "PCM_24", 16_000, 1),
+        ("wav", "FLOAT", 16_000, 2),
+    ]
     kinds += [("wav", "PCM_16", 8_000, 1)]
     for number in range(10):
         suffix, subtype, rate, channels = kinds[number % len(kinds)]
         path = folder / "audio" / f"u.{number}.{suffix}"
         waveform = 0.1 * draw.standard_normal((int(draw.uniform(0.5, 1.5) * rate), channels))
         soundfile.write(path, waveform, rate, subtype=subtype)
-        facts = probe(path)
-        measured = {name: getattr(facts, name) for name in ("num_samples", "source_rate", "mean", "variance")}
-        said = {"speaker": f"s{number % 3}", "text": f"words of {number}, é\t'", "split": "valid" if number > 7 else "train"}
-        utterances.append(Utterance(id=f"u.{number}", path=str(path), corpus="test", **measured, **said))
+        facts = scan(path)
+        measured = {
+            name: getattr(facts, name)
+            for name in ("num_samples", "source_rate", "mean", "variance")
+        }
+        said = {
+            "speaker": f"s{number % 3}",
+            "text": f"words of {number}, é\t'",
+            "split": "valid" if number > 7 else "train",
+        }
+        utterances.append(
+            Utterance(id=f"u.{number}", path=str(path), corpus="test", **measured, **said)
+        )
     first = utterances[0]
     for number, start in enumerate((400, 2_000)):
         waveform = soundfile.read(first.path, dtype="float32")[0][start : start + 1_600]
-        values = {"num_samples": 1_600, "mean": float(waveform.mean()), "variance": float(waveform.var())}
-        utterances.append(Utterance(id=f"part/{number}", path=first.path, start=start, source_rate=SAMPLE_RATE, **values))
+        values = {
+            "num_samples": 1_600,
+            "mean": float(waveform.mean()),
+            "variance": float(waveform.var()),
+        }
+        utterances.append(
+            Utterance(
+                id=f"part/{number}", path=first.path, start=start, source_rate=SAMPLE_RATE, **values
+            )
+        )
     write_manifest(folder / MANIFEST, utterances)
     return Corpus.open(folder)
 
@@ -46,7 +68,9 @@ def corpus(tmp_path: Path) -> Corpus:
 def make_tar(tmp_path: Path) -> Callable[..., Path]:
     """Writes a tar of (name, content) pairs, or of whatever TarInfo says."""
 
-    def make(members: list[tuple[str | tarfile.TarInfo, bytes]], name: str = "s.tar", **options: object) -> Path:
+    def make(
+        members: list[tuple[str | tarfile.TarInfo, bytes]], name: str = "s.tar", **options: object
+    ) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with tarfile.open(path, **{"mode": "w", **options}) as tar:  # type: ignore[call-overload]

@@ -16,8 +16,8 @@ from fsspec import AbstractFileSystem
 
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.shards import writer
-from hubert_pretrain.data.shards.names import expand
-from hubert_pretrain.data.shards.stream import stream
+from hubert_pretrain.data.shards.index import expand
+from hubert_pretrain.data.shards.reader import stream
 from hubert_pretrain.data.storage import Cache
 from hubert_pretrain.errors import DataError
 from tests.data.shards.test_stage import WEBDATASET, prepare, same
@@ -29,10 +29,16 @@ NEEDED = "the cloud tests want pip install 'hubert-pretrain[dev]'"
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A new bucket's URL, on moto's server."""
     pytest.importorskip("s3fs", reason=NEEDED)
-    server = pytest.importorskip("moto.server", reason=NEEDED).ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = pytest.importorskip("moto.server", reason=NEEDED).ThreadedMotoServer(
+        ip_address="127.0.0.1", port=0, verbose=False
+    )
     server.start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
-    for name, value in {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}.items():
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
         monkeypatch.setenv(name, value)
     yield f"s3://bucket-{uuid.uuid4().hex}"  # all servers of a process have the same buckets
     server.stop()
@@ -84,7 +90,10 @@ def remote(bucket: str, corpus: Corpus, tmp_path: Path) -> tuple[str, Corpus, Co
 
 def crops(corpus: Corpus) -> list[np.ndarray]:
     """A crop of every row, in no order."""
-    return [corpus.read(row, 100 + row, 1_000 + row) for row in np.random.default_rng(0).permutation(len(corpus.manifest)).tolist()]
+    return [
+        corpus.read(row, 100 + row, 1_000 + row)
+        for row in np.random.default_rng(0).permutation(len(corpus.manifest)).tolist()
+    ]
 
 
 def read_anew(folder: Path) -> list[np.ndarray]:
@@ -99,11 +108,15 @@ def test_audio_is_read_at_random(remote: tuple[str, Corpus, Corpus], tmp_path: P
     shard = here.manifest[row].path
     assert shard.startswith(url)
     anew(url).rm_file(shard)
-    with pytest.raises(DataError, match=r"valid-000000\.tar: no such file; restore it, or mend the URL"):
+    with pytest.raises(
+        DataError, match=r"valid-000000\.tar: no such file; restore it, or mend the URL"
+    ):
         here.read(row)
 
 
-def test_processes_of_a_loader_read_what_the_first_one_does(remote: tuple[str, Corpus, Corpus]) -> None:
+def test_processes_of_a_loader_read_what_the_first_one_does(
+    remote: tuple[str, Corpus, Corpus],
+) -> None:
     here = remote[2]
     expected = crops(here)
     for method in ("fork", "spawn"):  # a fork inherits file systems that do not work in it
@@ -115,11 +128,17 @@ def test_processes_of_a_loader_read_what_the_first_one_does(remote: tuple[str, C
 def test_shards_are_streamed(remote: tuple[str, Corpus, Corpus]) -> None:
     url, _, here = remote
     samples = list(stream(expand(["train-*.tar", "valid-{000000..000000}.tar"], url)))
-    assert [sample.json["id"] for sample in samples] == [here.manifest[row].id for row in range(len(here.manifest))]
-    assert all(np.array_equal(sample.waveform, here.read(row)) for row, sample in enumerate(samples))
+    assert [sample.json["id"] for sample in samples] == [
+        here.manifest[row].id for row in range(len(here.manifest))
+    ]
+    assert all(
+        np.array_equal(sample.waveform, here.read(row)) for row, sample in enumerate(samples)
+    )
 
 
-def test_shards_are_prepared_where_they_lie_and_cached(remote: tuple[str, Corpus, Corpus], tmp_path: Path) -> None:
+def test_shards_are_prepared_where_they_lie_and_cached(
+    remote: tuple[str, Corpus, Corpus], tmp_path: Path
+) -> None:
     url, corpus, here = remote
     shards = {"train": ["train-*.tar"], "valid": ["valid-{000000..000000}.tar"]}
     where = {"cache_dir": str(tmp_path / "cache"), "cache_gigabytes": 1.0}

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 import soundfile
 
-from hubert_pretrain.config import DataConfig, Recipe
-from hubert_pretrain.data import stage
+from hubert_pretrain.config.schema import DataConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.shards import writer
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.frames import SAMPLE_RATE
-from hubert_pretrain.pipeline import Stage
-from hubert_pretrain.workspace import Workspace
+from hubert_pretrain.pipeline.plan import Stage
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.stages import prepare as stage
 from tests.data.shards.conftest import sound
 
-FOLDER = {"_target_": "hubert_pretrain.data.corpora.folder.Folder"}
-WEBDATASET = {"_target_": "hubert_pretrain.data.corpora.webdataset.WebDataset", "train": ["*.tar"]}
+FOLDER = {"_target_": "hubert_pretrain.corpora.folder.Folder"}
+WEBDATASET = {"_target_": "hubert_pretrain.corpora.webdataset.WebDataset", "train": ["*.tar"]}
 
 
 @pytest.fixture
@@ -32,13 +32,27 @@ def root(tmp_path: Path) -> Path:
     folder = tmp_path / "root"
     folder.mkdir()
     for number in range(12):
-        samples = np.random.default_rng(number).integers(-9_000, 9_000, 8_000 + 500 * number).astype(np.int16)
-        soundfile.write(folder / f"u{number:02d}.{('wav', 'flac')[number % 2]}", samples, SAMPLE_RATE)
+        samples = (
+            np.random.default_rng(number)
+            .integers(-9_000, 9_000, 8_000 + 500 * number)
+            .astype(np.int16)
+        )
+        soundfile.write(
+            folder / f"u{number:02d}.{('wav', 'flac')[number % 2]}", samples, SAMPLE_RATE
+        )
     return folder
 
 
-def prepare(work_dir: Path, corpus: dict[str, object], root: Path | str, **values: object) -> Corpus:
-    data = DataConfig(corpus={**corpus, "root": str(root)}, root=str(root), workers=1, valid_fraction=0.2, **values)  # type: ignore[arg-type]
+def prepare(
+    work_dir: Path, corpus: dict[str, object], root: Path | str, **values: object
+) -> Corpus:
+    data = DataConfig(
+        corpus={**corpus, "root": str(root)},
+        root=str(root),
+        workers=1,
+        valid_fraction=0.2,
+        **values,
+    )  # type: ignore[arg-type]
     recipe, workspace = Recipe(name="test", work_dir=str(work_dir), data=data), Workspace(work_dir)
     folder = workspace.partial_folder("prepare")
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,23 +65,37 @@ def same(one: Corpus, other: Corpus) -> None:
     assert len(one.manifest) == len(other.manifest)
     for row in range(len(one.manifest)):
         a, b = one.manifest[row], other.manifest[row]
-        assert (a.id, a.split, a.mean, a.variance, a.num_samples) == (b.id, b.split, b.mean, b.variance, b.num_samples)
+        assert (a.id, a.split, a.mean, a.variance, a.num_samples) == (
+            b.id,
+            b.split,
+            b.mean,
+            b.variance,
+            b.num_samples,
+        )
         assert np.array_equal(one.read(row), other.read(row))
 
 
 @pytest.mark.parametrize("format", ["pcm", "flac"])
-def test_prepare_writes_shards_that_move_with_their_folder(tmp_path: Path, root: Path, format: str) -> None:
+def test_prepare_writes_shards_that_move_with_their_folder(
+    tmp_path: Path, root: Path, format: str
+) -> None:
     files = prepare(tmp_path / "files", FOLDER, root)
     sharded = prepare(tmp_path / "sharded", FOLDER, root, shards=format, shard_megabytes=1)
     assert files.manifest.fingerprint == sharded.manifest.fingerprint
     assert sharded.manifest[0].path.startswith(str(tmp_path / "sharded/prepare/shards/"))
     assert not list((tmp_path / "sharded").rglob("*.partial"))
     same(files, sharded)
-    again = prepare(tmp_path / "again", WEBDATASET, tmp_path / "sharded/prepare/shards", shards="none")
-    assert {again.manifest[row].id for row in range(12)} == {files.manifest[row].id for row in range(12)}
+    again = prepare(
+        tmp_path / "again", WEBDATASET, tmp_path / "sharded/prepare/shards", shards="none"
+    )
+    assert {again.manifest[row].id for row in range(12)} == {
+        files.manifest[row].id for row in range(12)
+    }
 
 
-def test_an_interrupted_prepare_keeps_its_finished_shards(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_prepare_keeps_its_finished_shards(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = prepare(tmp_path / "whole", FOLDER, root, shards="pcm", shard_megabytes=0.1)
     write, written = writer.write_shard, []
 
@@ -88,7 +116,10 @@ def test_an_interrupted_prepare_keeps_its_finished_shards(tmp_path: Path, root: 
     same(whole, resumed)
     for shard in (tmp_path / "whole/prepare/shards").glob("*.tar"):
         other = tmp_path / "resumed/prepare/shards" / shard.name
-        assert hashlib.sha256(shard.read_bytes()).digest() == hashlib.sha256(other.read_bytes()).digest()
+        assert (
+            hashlib.sha256(shard.read_bytes()).digest()
+            == hashlib.sha256(other.read_bytes()).digest()
+        )
 
 
 def test_a_mistyped_format_is_refused_before_anything_is_read(tmp_path: Path) -> None:
@@ -96,14 +127,27 @@ def test_a_mistyped_format_is_refused_before_anything_is_read(tmp_path: Path) ->
         prepare(tmp_path, FOLDER, tmp_path / "nowhere", shards="pcn")
 
 
-def test_what_is_bad_in_foreign_shards_is_quarantined(tmp_path: Path, make_tar: Callable[..., Path]) -> None:
+def test_what_is_bad_in_foreign_shards_is_quarantined(
+    tmp_path: Path, make_tar: Callable[..., Path]
+) -> None:
     truncated, garbage = sound(1)[:5_000], b"fLaC" + os.urandom(5_000)
     members = [(f"u{number}.wav", sound(number + 10)) for number in range(4)]
-    make_tar([*members, ("cut.wav", truncated), ("bad.flac", garbage), ("zero.wav", b"")], "shards/a.tar")
+    make_tar(
+        [*members, ("cut.wav", truncated), ("bad.flac", garbage), ("zero.wav", b"")], "shards/a.tar"
+    )
     corpus = prepare(tmp_path / "run", WEBDATASET, tmp_path / "shards", max_bad_fraction=0.5)
-    assert {corpus.manifest[row].id for row in range(len(corpus.manifest))} == {"u0", "u1", "u2", "u3"}
+    assert {corpus.manifest[row].id for row in range(len(corpus.manifest))} == {
+        "u0",
+        "u1",
+        "u2",
+        "u3",
+    }
     quarantine = (corpus.folder / "quarantine.jsonl").read_text()
-    for id, reason in (("cut", "truncated or damaged"), ("bad", "not readable as audio"), ("zero", "not readable as audio")):
+    for id, reason in (
+        ("cut", "truncated or damaged"),
+        ("bad", "not readable as audio"),
+        ("zero", "not readable as audio"),
+    ):
         (line,) = (line for line in quarantine.splitlines() if f'"id": "{id}"' in line)
         assert reason in line
         assert "a.tar" in line
@@ -111,30 +155,56 @@ def test_what_is_bad_in_foreign_shards_is_quarantined(tmp_path: Path, make_tar: 
         prepare(tmp_path / "strict", WEBDATASET, tmp_path / "shards")
 
 
-def test_shards_behind_a_url_are_prepared_and_read_through_the_cache(tmp_path: Path, make_tar: Callable[..., Path]) -> None:
+def test_shards_behind_a_url_are_prepared_and_read_through_the_cache(
+    tmp_path: Path, make_tar: Callable[..., Path]
+) -> None:
     import fsspec
 
     path = make_tar([(f"u{number}.flac", sound(number, suffix="flac")) for number in range(5)])
     fsspec.filesystem("memory").pipe("/pool/s.tar", path.read_bytes())
     local = prepare(tmp_path / "local", {**WEBDATASET, "train": ["s.tar"]}, path.parent)
     where = {"cache_dir": str(tmp_path / "cache"), "cache_gigabytes": 1.0}
-    remote = prepare(tmp_path / "remote", {**WEBDATASET, "train": ["s.tar"]}, "memory://pool", **where)
+    remote = prepare(
+        tmp_path / "remote", {**WEBDATASET, "train": ["s.tar"]}, "memory://pool", **where
+    )
     fsspec.filesystem("memory").rm("/pool/s.tar")
-    same(local, Corpus.open(remote.folder, stage.Cache.of(**{"folder": where["cache_dir"], "gigabytes": 1.0})))  # type: ignore[arg-type]
+    same(
+        local,
+        Corpus.open(
+            remote.folder, stage.Cache.of(**{"folder": where["cache_dir"], "gigabytes": 1.0})
+        ),
+    )  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"memory://pool/s\.tar: no such file"):
         remote.read(0)
 
 
 def test_where_the_cache_lies_is_no_science() -> None:
-    here, there = DataConfig(corpus={}, root="x"), DataConfig(corpus={}, root="x", cache_dir="/y", cache_gigabytes=3)
-    assert Stage("prepare", "prepare", (), {"data": here}).identity == Stage("prepare", "prepare", (), {"data": there}).identity
+    here, there = (
+        DataConfig(corpus={}, root="x"),
+        DataConfig(corpus={}, root="x", cache_dir="/y", cache_gigabytes=3),
+    )
+    assert (
+        Stage("prepare", "prepare", (), {"data": here}).identity
+        == Stage("prepare", "prepare", (), {"data": there}).identity
+    )
     shards = DataConfig(corpus={}, root="x", shards="pcm")
-    assert Stage("prepare", "prepare", (), {"data": here}).identity != Stage("prepare", "prepare", (), {"data": shards}).identity
+    assert (
+        Stage("prepare", "prepare", (), {"data": here}).identity
+        != Stage("prepare", "prepare", (), {"data": shards}).identity
+    )
 
 
-def test_the_tool_makes_shards_of_a_finished_corpus(corpus: Corpus, tmp_path: Path, repository: Path) -> None:
+def test_the_tool_makes_shards_of_a_finished_corpus(
+    corpus: Corpus, tmp_path: Path, repository: Path
+) -> None:
     def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(repository / "tools/make_shards.py"), str(corpus.folder), str(tmp_path / "out"), *arguments]
+        command = [
+            sys.executable,
+            str(repository / "tools/make_shards.py"),
+            str(corpus.folder),
+            str(tmp_path / "out"),
+            *arguments,
+        ]
         return subprocess.run(command, capture_output=True, text=True)
 
     done = make("--format", "flac", "--workers", "1", "--verify")

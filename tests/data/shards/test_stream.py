@@ -16,8 +16,8 @@ import soundfile
 
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.shards import writer
-from hubert_pretrain.data.shards.names import expand
-from hubert_pretrain.data.shards.stream import Sample, stream
+from hubert_pretrain.data.shards.index import expand
+from hubert_pretrain.data.shards.reader import Sample, stream
 from hubert_pretrain.data.shards.tar import Shard
 from hubert_pretrain.errors import DataError
 from tests.data.shards.conftest import sound
@@ -42,10 +42,20 @@ class Bomb:
 def test_what_webdataset_writes_is_read(tmp_path: Path) -> None:
     wds = pytest.importorskip("webdataset")
     options = {"opus": {"format": "OGG", "subtype": "OPUS"}}
-    files = {suffix: sound(1, suffix=suffix, **options.get(suffix, {})) for suffix in ("wav", "flac", "ogg", "mp3", "opus")}
+    files = {
+        suffix: sound(1, suffix=suffix, **options.get(suffix, {}))
+        for suffix in ("wav", "flac", "ogg", "mp3", "opus")
+    }
     with wds.TarWriter(str(tmp_path / "s.tar"), encoder=False) as tar:
         for number, (suffix, data) in enumerate(files.items()):
-            tar.write({"__key__": f"a/b{number}", suffix: data, "txt": f"Wort {number} ü ".encode(), "json": b'{"speaker": "x"}'})
+            tar.write(
+                {
+                    "__key__": f"a/b{number}",
+                    suffix: data,
+                    "txt": f"Wort {number} ü ".encode(),
+                    "json": b'{"speaker": "x"}',
+                }
+            )
     samples = read(tmp_path / "s.tar")
     assert [sample.key for sample in samples] == [f"a/b{number}" for number in range(5)]
     for number, (sample, data) in enumerate(zip(samples, files.values(), strict=True)):
@@ -57,8 +67,14 @@ def test_what_webdataset_writes_is_read(tmp_path: Path) -> None:
 def test_our_own_shards_stream_in_the_order_of_the_manifest(corpus: Corpus, tmp_path: Path) -> None:
     writer.convert(corpus, tmp_path / "out", format="flac", megabytes=0.06, workers=1)
     sharded = Corpus.open(tmp_path / "out")
-    samples = list(stream(expand(["train-*.tar", "valid-{000000..000000}.tar"], str(tmp_path / "out" / "shards"))))
-    assert [sample.json["id"] for sample in samples] == [sharded.manifest[row].id for row in range(len(sharded.manifest))]
+    samples = list(
+        stream(
+            expand(["train-*.tar", "valid-{000000..000000}.tar"], str(tmp_path / "out" / "shards"))
+        )
+    )
+    assert [sample.json["id"] for sample in samples] == [
+        sharded.manifest[row].id for row in range(len(sharded.manifest))
+    ]
     for row, sample in enumerate(samples):
         assert np.array_equal(sample.waveform, sharded.read(row))
 
@@ -66,9 +82,14 @@ def test_our_own_shards_stream_in_the_order_of_the_manifest(corpus: Corpus, tmp_
 @pytest.mark.parametrize("shards", [1, 2, 3, 7])
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_processes_share_any_number_of_shards(make_tar: MakeTar, shards: int, parts: int) -> None:
-    paths = [str(make_tar([(f"{shard}-{number}.txt", b"x") for number in range(5)], f"{shard}.tar")) for shard in range(shards)]
+    paths = [
+        str(make_tar([(f"{shard}-{number}.txt", b"x") for number in range(5)], f"{shard}.tar"))
+        for shard in range(shards)
+    ]
     shares = [[sample.key for sample in stream(paths, part, parts)] for part in range(parts)]
-    assert sorted(key for share in shares for key in share) == sorted(f"{shard}-{number}" for shard in range(shards) for number in range(5))
+    assert sorted(key for share in shares for key in share) == sorted(
+        f"{shard}-{number}" for shard in range(shards) for number in range(5)
+    )
     assert all(shares), "no process without work"
 
 
@@ -80,7 +101,10 @@ def test_compressed_and_remote_shards_stream(make_tar: MakeTar, tmp_path: Path) 
     (tmp_path / "s.tar.gz").write_bytes(gzip.compress(path.read_bytes()))
     fsspec.filesystem("memory").pipe("/x/s.tar", path.read_bytes())
     for where in (path, tmp_path / "s.tar.gz", "memory://x/s.tar"):
-        assert [(sample.key, sample.text, len(sample.waveform)) for sample in read(where)] == [("a", "one", 8_000), ("b", "", 8_000)]
+        assert [(sample.key, sample.text, len(sample.waveform)) for sample in read(where)] == [
+            ("a", "one", 8_000),
+            ("b", "", 8_000),
+        ]
     (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "s.tar.gz").read_bytes()[:-3_000])
     with pytest.raises(DataError, match=r"cut\.tar\.gz: not readable as a tar"):
         read(tmp_path / "cut.tar.gz")
@@ -88,10 +112,16 @@ def test_compressed_and_remote_shards_stream(make_tar: MakeTar, tmp_path: Path) 
 
 def test_a_server_without_byte_ranges_is_named(make_tar: MakeTar) -> None:
     """Python's own http.server sends whole files only."""
-    path = make_tar([(f"{i}.wav", np.random.default_rng(i).bytes(600_000)) for i in range(20)])  # more than is read ahead at first
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SilentHandler, directory=str(path.parent)))
+    path = make_tar(
+        [(f"{i}.wav", np.random.default_rng(i).bytes(600_000)) for i in range(20)]
+    )  # more than is read ahead at first
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(SilentHandler, directory=str(path.parent))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with pytest.raises(DataError, match=r"s\.tar: its server sends whole files only.*or copy the shards to a disk"):
+    with pytest.raises(
+        DataError, match=r"s\.tar: its server sends whole files only.*or copy the shards to a disk"
+    ):
         read(f"http://127.0.0.1:{server.server_port}/s.tar")
     server.shutdown()
     server.server_close()
@@ -107,7 +137,10 @@ def test_long_names_and_folders_are_no_hindrance(make_tar: MakeTar) -> None:
     folder.type = tarfile.DIRTYPE
     name = "deep/" + "n" * 200
     for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
-        path = make_tar([(folder, b""), (f"{name}.seg.txt", b"x"), (".hidden", b""), ("README", b"")], format=format)
+        path = make_tar(
+            [(folder, b""), (f"{name}.seg.txt", b"x"), (".hidden", b""), ("README", b"")],
+            format=format,
+        )
         (sample,) = read(path)
         assert (sample.key, sample.members) == (name, {"seg.txt": b"x"})
 
@@ -116,7 +149,9 @@ def test_long_names_and_folders_are_no_hindrance(make_tar: MakeTar) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"garbage" * 1_000, os.urandom(512), b"\0" * 512], ids=["empty", "garbage", "noise", "half an end"]
+    "content",
+    [b"", b"garbage" * 1_000, os.urandom(512), b"\0" * 512],
+    ids=["empty", "garbage", "noise", "half an end"],
 )
 def test_what_is_no_tar_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.tar").write_bytes(content)
@@ -125,12 +160,25 @@ def test_what_is_no_tar_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_shard_that_is_cut_anywhere_is_refused(make_tar: MakeTar, tmp_path: Path) -> None:
-    path = make_tar([(f"{key}.{suffix}", os.urandom(size)) for key in "abc" for suffix, size in (("wav", 1_500), ("txt", 20))])
+    path = make_tar(
+        [
+            (f"{key}.{suffix}", os.urandom(size))
+            for key in "abc"
+            for suffix, size in (("wav", 1_500), ("txt", 20))
+        ]
+    )
     whole = path.read_bytes()
     with tarfile.open(path) as tar:
         boundaries = {info.offset for info in tar} | {info.offset_data for info in tar}
         end = tar.offset
-    places = {*boundaries, *(place + 512 for place in boundaries), *range(1, end, 333), end, end + 512, end + 1_023}
+    places = {
+        *boundaries,
+        *(place + 512 for place in boundaries),
+        *range(1, end, 333),
+        end,
+        end + 512,
+        end + 1_023,
+    }
     for place in sorted(places):
         (tmp_path / "cut.tar").write_bytes(whole[:place])
         with pytest.raises(DataError, match=r"cut\.tar: "):
@@ -161,13 +209,17 @@ def test_a_missing_shard_and_a_command_are_refused(tmp_path: Path) -> None:
 # -- F26, F27: hostile shards -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["../../evil.wav", "/etc/evil.wav", "a/../../evil.wav", "a/..", "ev\nil.wav"])
+@pytest.mark.parametrize(
+    "name", ["../../evil.wav", "/etc/evil.wav", "a/../../evil.wav", "a/..", "ev\nil.wav"]
+)
 def test_names_that_lead_out_are_refused(make_tar: MakeTar, name: str) -> None:
     with pytest.raises(DataError, match=r"s\.tar: member .* leads out of its folder"):
         read(make_tar([("ok.txt", b""), (name, b"x")]))
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
+)
 def test_links_and_devices_are_refused(make_tar: MakeTar, kind: bytes) -> None:
     info = tarfile.TarInfo("a.wav")
     info.type, info.linkname = kind, "/etc/passwd"
@@ -175,8 +227,13 @@ def test_links_and_devices_are_refused(make_tar: MakeTar, kind: bytes) -> None:
         read(make_tar([(info, b"")]))
 
 
-@pytest.mark.parametrize("extension", ["pkl", "pyd", "pickle", "pth", "pt", "PKL", "meta.pickle", "pkl.gz", "ckpt", "joblib", "npy"])
-def test_members_that_would_execute_code_are_refused(make_tar: MakeTar, tmp_path: Path, extension: str) -> None:
+@pytest.mark.parametrize(
+    "extension",
+    ["pkl", "pyd", "pickle", "pth", "pt", "PKL", "meta.pickle", "pkl.gz", "ckpt", "joblib", "npy"],
+)
+def test_members_that_would_execute_code_are_refused(
+    make_tar: MakeTar, tmp_path: Path, extension: str
+) -> None:
     mark, file = tmp_path / "mark", io.BytesIO()
     if extension == "npy":
         np.save(file, np.array([Bomb(mark)], dtype=object), allow_pickle=True)
@@ -194,7 +251,9 @@ def test_plain_arrays_are_let_through(make_tar: MakeTar) -> None:
     assert sample.members == {"npy": file.getvalue()}
 
 
-@pytest.mark.parametrize("names", [["a.wav", "a.wav"], ["a.wav", "b.wav", "a.txt"], ["a.wav", "a.txt", "b.wav", "a.wav"]])
+@pytest.mark.parametrize(
+    "names", [["a.wav", "a.wav"], ["a.wav", "b.wav", "a.txt"], ["a.wav", "a.txt", "b.wav", "a.wav"]]
+)
 def test_keys_that_come_twice_are_refused(make_tar: MakeTar, names: list[str]) -> None:
     with pytest.raises(DataError, match=r"s\.tar: .*a.* comes twice"):
         read(make_tar([(name, b"x") for name in names]))
@@ -204,7 +263,13 @@ def test_samples_without_audio_or_sense_are_named(make_tar: MakeTar) -> None:
     none, two, broken, listed, latin = read(
         make_tar(
             [
-                *[("none.txt", b""), ("two.wav", b"x"), ("two.flac", b"x"), ("broken.wav", b"RIFFnothing"), ("broken.json", b"{")],
+                *[
+                    ("none.txt", b""),
+                    ("two.wav", b"x"),
+                    ("two.flac", b"x"),
+                    ("broken.wav", b"RIFFnothing"),
+                    ("broken.json", b"{"),
+                ],
                 *[("listed.json", b"[1]"), ("latin.txt", "ü".encode("latin-1"))],
             ]
         )
@@ -240,8 +305,15 @@ def test_patterns_name_shards(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"t-{number}.tar").touch()
     names = [str(tmp_path / f"t-{number}.tar") for number in range(3)]
-    assert expand(["t-{0..2}.tar"], str(tmp_path)) == expand(["t-*.tar"], str(tmp_path)) == expand(names) == names
-    assert expand(["a-{08..10}.tar"], "s3://bucket/x/") == [f"s3://bucket/x/a-{number}.tar" for number in ("08", "09", "10")]
+    assert (
+        expand(["t-{0..2}.tar"], str(tmp_path))
+        == expand(["t-*.tar"], str(tmp_path))
+        == expand(names)
+        == names
+    )
+    assert expand(["a-{08..10}.tar"], "s3://bucket/x/") == [
+        f"s3://bucket/x/a-{number}.tar" for number in ("08", "09", "10")
+    ]
     with pytest.raises(DataError, match=r"v-\*\.tar: no shards of such a name"):
         expand(["v-*.tar"], str(tmp_path))
     with pytest.raises(DataError, match="is named twice"):

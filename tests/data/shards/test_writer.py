@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.shards import index, writer
-from hubert_pretrain.data.shards.names import key_of
+from hubert_pretrain.data.shards.index import key_of
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.frames import SAMPLE_RATE
 
@@ -28,7 +28,10 @@ SMALL = 0.06
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.tar*"))}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*.tar*"))
+    }
 
 
 @pytest.mark.parametrize("format", ["pcm", "flac"])
@@ -39,8 +42,12 @@ def test_a_corpus_in_shards_is_the_same_corpus(corpus: Corpus, tmp_path: Path, f
     assert sharded.manifest.splits == corpus.manifest.splits
     for row in range(len(corpus.manifest)):
         old, new = corpus.manifest[row], sharded.manifest[row]
-        assert [getattr(new, name) for name in ("id", "num_samples", "speaker", "text", "label", "split", "corpus")] == [
-            getattr(old, name) for name in ("id", "num_samples", "speaker", "text", "label", "split", "corpus")
+        assert [
+            getattr(new, name)
+            for name in ("id", "num_samples", "speaker", "text", "label", "split", "corpus")
+        ] == [
+            getattr(old, name)
+            for name in ("id", "num_samples", "speaker", "text", "label", "split", "corpus")
         ]
         expected, found = corpus.read(row), sharded.read(row)
         if soundfile.info(old.path).subtype == "PCM_16" and old.source_rate == SAMPLE_RATE:
@@ -60,7 +67,10 @@ def test_others_read_our_shards(corpus: Corpus, tmp_path: Path) -> None:
         writer.convert(corpus, tmp_path / format, format=format, megabytes=1, workers=1)
         sharded = Corpus.open(tmp_path / format)
         shards = sorted(map(str, (tmp_path / format / "shards").glob("*.tar")))
-        samples = {json.loads(sample["json"])["id"]: sample for sample in wds.WebDataset(shards, shardshuffle=False, empty_check=False)}
+        samples = {
+            json.loads(sample["json"])["id"]: sample
+            for sample in wds.WebDataset(shards, shardshuffle=False, empty_check=False)
+        }
         assert len(samples) == len(corpus.manifest)
         for row in range(len(sharded.manifest)):
             utterance = sharded.manifest[row]
@@ -73,7 +83,11 @@ def test_others_read_our_shards(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_shards_are_the_same_bytes_whoever_writes_them(corpus: Corpus, tmp_path: Path) -> None:
     for folder, workers in (("one", 1), ("two", 2)):
-        list(writer.write_shards(corpus, tmp_path / folder, format="flac", megabytes=SMALL, workers=workers))
+        list(
+            writer.write_shards(
+                corpus, tmp_path / folder, format="flac", megabytes=SMALL, workers=workers
+            )
+        )
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
     with tarfile.open(next((tmp_path / "one").glob("*.tar"))) as tar:
         assert {(info.mtime, info.uid, info.gid, info.uname) for info in tar} == {(0, 0, 0, "")}
@@ -110,7 +124,9 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_writer_leaves_whole_shards_only_and_is_resumed_to_the_byte(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_whole_shards_only_and_is_resumed_to_the_byte(
+    corpus: Corpus, tmp_path: Path
+) -> None:
     script, folder = tmp_path / "write.py", tmp_path / "killed"
     script.write_text(WRITE)
     list(writer.write_shards(corpus, tmp_path / "whole", format="flac", megabytes=SMALL, workers=1))
@@ -124,7 +140,9 @@ def test_a_killed_writer_leaves_whole_shards_only_and_is_resumed_to_the_byte(cor
     process.wait()
     assert list(folder.glob("*.partial")), "killed in the middle of a shard"
     for shard in folder.glob("*.tar"):
-        assert hashlib.sha256(shard.read_bytes()).hexdigest() == hashes(tmp_path / "whole")[shard.name]
+        assert (
+            hashlib.sha256(shard.read_bytes()).hexdigest() == hashes(tmp_path / "whole")[shard.name]
+        )
     list(writer.write_shards(corpus, folder, format="flac", megabytes=SMALL, workers=1))
     assert hashes(folder) == hashes(tmp_path / "whole")
     assert not list(folder.glob("*.partial"))
@@ -132,16 +150,27 @@ def test_a_killed_writer_leaves_whole_shards_only_and_is_resumed_to_the_byte(cor
 
 def test_shards_are_dealt_within_splits_and_near_their_size(corpus: Corpus) -> None:
     shards = writer.assign(corpus.manifest, "pcm", SMALL)
-    assert [row for shard in shards for row in range(shard.first, shard.last)] == list(range(len(corpus.manifest)))
+    assert [row for shard in shards for row in range(shard.first, shard.last)] == list(
+        range(len(corpus.manifest))
+    )
     for shard in shards:
-        assert {corpus.manifest[row].split for row in range(shard.first, shard.last)} == {shard.name.partition("-")[0]}
+        assert {corpus.manifest[row].split for row in range(shard.first, shard.last)} == {
+            shard.name.partition("-")[0]
+        }
     assert len({shard.name for shard in shards}) == len(shards)
     assert len(writer.assign(corpus.manifest, "pcm", 512)) == 2
 
 
-def test_a_disk_without_room_is_found_before_the_first_byte(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: type("usage", (), {"free": 100_000})())
-    with pytest.raises(DataError, match=r"shards: about \d{3}\.\d kB are needed for shards in pcm, 100\.0 kB are free; make room"):
+def test_a_disk_without_room_is_found_before_the_first_byte(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        writer.shutil, "disk_usage", lambda _: type("usage", (), {"free": 100_000})()
+    )
+    with pytest.raises(
+        DataError,
+        match=r"shards: about \d{3}\.\d kB are needed for shards in pcm, 100\.0 kB are free; make room",
+    ):
         writer.convert(corpus, tmp_path / "out", format="pcm", workers=1)
     assert not list((tmp_path / "out/shards").iterdir())
 
@@ -154,7 +183,10 @@ def test_an_index_knows_a_shard_that_was_cut(corpus: Corpus, tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"its content changed"):
         index.verify(shard, content=True)
     os.truncate(shard, entries[-1].offset - tarfile.BLOCKSIZE)  # at the boundary of a member
-    with pytest.raises(DataError, match=rf"train-000000\.tar: has {shard.stat().st_size} bytes, its index says \d+ for {len(entries)}"):
+    with pytest.raises(
+        DataError,
+        match=rf"train-000000\.tar: has {shard.stat().st_size} bytes, its index says \d+ for {len(entries)}",
+    ):
         index.verify(shard)
     shard.unlink()
     with pytest.raises(DataError, match=r"train-000000\.tar: missing"):
@@ -169,12 +201,20 @@ def test_reading_beyond_a_cut_names_the_shard(corpus: Corpus, tmp_path: Path) ->
     sharded = Corpus.open(tmp_path / "out")
     row = sharded.manifest.split_range("train")[-1]
     os.truncate(sharded.manifest[row].path, sharded.manifest[row].offset + 100)
-    with pytest.raises(DataError, match=r"train-000000\.tar: has \d+ bytes, expected at least \d+; the shard was cut"):
+    with pytest.raises(
+        DataError,
+        match=r"train-000000\.tar: has \d+ bytes, expected at least \d+; the shard was cut",
+    ):
         sharded.read(row)
 
 
-def test_the_wrong_format_and_a_folder_of_other_shards_are_refused(corpus: Corpus, tmp_path: Path, make_tar: Callable[..., Path]) -> None:
-    with pytest.raises(ConfigError, match=r"data\.shards='flacc': expected none, pcm, flac \(did you mean 'flac'\?\)"):
+def test_the_wrong_format_and_a_folder_of_other_shards_are_refused(
+    corpus: Corpus, tmp_path: Path, make_tar: Callable[..., Path]
+) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.shards='flacc': expected none, pcm, flac \(did you mean 'flac'\?\)",
+    ):
         list(writer.write_shards(corpus, tmp_path / "s", format="flacc"))
     make_tar([("a.wav", b"")], "s/other.tar")
     with pytest.raises(DataError, match=r"other\.tar: a shard of another corpus"):
@@ -221,7 +261,9 @@ def test_stored_samples_are_those_given(samples: list[int]) -> None:
 
 def test_our_wav_header_is_libsndfiles(tmp_path: Path) -> None:
     file = io.BytesIO()
-    soundfile.write(file, np.zeros(1_000, dtype=np.int16), SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    soundfile.write(
+        file, np.zeros(1_000, dtype=np.int16), SAMPLE_RATE, format="WAV", subtype="PCM_16"
+    )
     assert file.getvalue()[:44] == audio.wav_header(1_000)
 
 

@@ -1,0 +1,49 @@
+"""The two files of a codebook: tensors as safetensors, everything else as JSON. They open anywhere and run no code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.files import disk_room, read_json, write_json
+
+FORMAT = "hubert_pretrain.codebook.1"
+CENTROIDS = "codebook.safetensors"
+DESCRIPTION = "codebook.json"
+
+
+def write_codebook(folder: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+    """Writes the tensors, then the description with their hash: after a kill between the two, `read` and the hash refuse them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    with disk_room(folder / CENTROIDS, len(data)):
+        (folder / CENTROIDS).write_bytes(data)
+        write_json(folder / DESCRIPTION, {"format": FORMAT} | description)
+
+
+def read_codebook(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write` wrote. Raises ArtefactError when a file is missing or damaged."""
+    description = read_json(folder / DESCRIPTION)
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ArtefactError(
+            f"{folder / DESCRIPTION}: missing, damaged or not a {FORMAT}; run the cluster stage again"
+        )
+    try:
+        return load_file(folder / CENTROIDS), description
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(
+            f"{folder / CENTROIDS}: cannot be read ({error}); run the cluster stage again"
+        ) from error
+
+
+def check_hash(folder: Path, found: str, description: dict[str, Any]) -> None:
+    """Raises ArtefactError when the tensors are not those that the description was written for."""
+    if found != description.get("sha256"):
+        raise ArtefactError(
+            f"{folder}: {CENTROIDS} is not the one that {DESCRIPTION} describes (other SHA-256); cluster again"
+        )

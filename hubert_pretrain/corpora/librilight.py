@@ -1,0 +1,235 @@
+"""Libri-Light (Kahn et al. 2020): 60,000 hours of read English without transcripts, `<subset>/<speaker>/<book>/<recording>.flac`.
+
+Recordings last up to hours. Beside each lies a .json with the seconds in which somebody speaks (`voice_activity`): from these they are cut
+into pieces, as places in the manifest; no audio is copied. LibriVox recordings, in the public domain.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from hubert_pretrain.corpora import common
+from hubert_pretrain.corpora.download.archives import Archive, fetch_all
+from hubert_pretrain.corpora.librispeech import LibriSpeech, chapter_utterances
+from hubert_pretrain.data.audio import open_audio, resampled_length
+from hubert_pretrain.data.source import SourceUtterance
+from hubert_pretrain.errors import ConfigError, DataError
+from hubert_pretrain.frames import samples
+
+_LAYOUT = "<root>/{small,medium,large}/<speaker>/<book>/<recording>.flac and .json"
+_URL = "https://dl.fbaipublicfiles.com/librilight/data"
+PUBLISHED = {
+    "small": "md5:c49207eb86a8e8ac895561c37232041e",
+    "medium": "md5:c75e7ac62471bfbf2db77528d62a9b74",
+    "large": "md5:4dfbac018f50b99797ece101fc9f0c30",
+    "duplicate": "",
+}
+"""Subset -> checksum of its tar (the publisher's README)."""
+
+_FINETUNING = "librispeech_finetuning"
+_FINETUNING_CHECKSUM = (
+    "sha256:5d1efdc777b548194d7e09ba89126e2188026df9fd57aa57eb14408d2b2342af"  # torchaudio's
+)
+_FINETUNING_LAYOUT = (
+    f"<root>/{_FINETUNING}/{{1h/{{0..5}},9h}}/{{clean,other}}/<speaker>/<chapter>/*.flac"
+)
+FOLDS = 6
+"""Ten-minute parts of the 1 h set."""
+
+
+class LibriLight:
+    """Subsets of Libri-Light; all of it is for training."""
+
+    OBTAIN = (
+        "github.com/facebookresearch/libri-light, or data.download=true (35 GB, 321 GB and 3 TB)"
+    )
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        subsets: Sequence[str] = ("small", "medium", "large"),
+        max_seconds: float | None = 20.0,
+        max_pause_seconds: float = 1.0,
+    ) -> None:
+        """Nothing is read until `utterances`.
+
+        Args:
+            root: the folder that holds the subsets.
+            subsets: any of small (577 h), medium (5,193 h), large (51,934 h) and duplicate.
+            max_seconds: the longest piece; None takes each recording as it is, e.g. when they were cut before.
+            max_pause_seconds: a longer pause ends a piece, and belongs to none.
+        """
+        if max_seconds is not None and max_seconds <= 0:
+            raise ConfigError(
+                f"data.corpus.max_seconds={max_seconds}: expected more than 0, or null to take recordings whole"
+            )
+        self.root = Path(root).expanduser().absolute()
+        self.subsets = list(subsets)
+        self.max_seconds = max_seconds
+        self.max_pause_seconds = max_pause_seconds
+
+    def download(self, mirror: str | None = None) -> None:
+        """Fetches the subsets that are not there."""
+        for subset in self.subsets:
+            common.check_choice("subsets", subset, list(PUBLISHED))
+        fetch_all(
+            [
+                Archive(url=f"{_URL}/{name}.tar", brings=name, checksum=PUBLISHED[name])
+                for name in self.subsets
+            ],
+            self.root,
+            mirror,
+        )
+
+    def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
+        """Every piece of speech, recording by recording. Raises DataError for a missing subset or .json."""
+        common.existing_root(self.root, _LAYOUT, self.OBTAIN)
+        for subset in self.subsets:
+            for speaker in common.folders_in(common.existing(self.root / subset, _LAYOUT)):
+                for book in common.folders_in(speaker):
+                    for recording in common.audio_in(book):
+                        yield from self._recording(recording, speaker.name)
+
+    def _recording(self, path: Path, speaker: str) -> Iterator[SourceUtterance]:
+        id = path.relative_to(self.root).with_suffix("").as_posix()
+        length = None if self.max_seconds is None else _length(path)
+        if self.max_seconds is None or length is None:
+            yield SourceUtterance(id=id, path=path, split="train", speaker=speaker)
+            return
+        pieces = cut(_voice_activity(path), self.max_seconds, self.max_pause_seconds)
+        for number, (start, end) in enumerate(pieces):
+            first, last = samples(start), min(samples(end), length)
+            if first < last:
+                yield SourceUtterance(
+                    id=f"{id}_{number:04d}",
+                    path=path,
+                    split="train",
+                    speaker=speaker,
+                    start=first,
+                    num_samples=last - first,
+                )
+
+
+class LibriLightLimited:
+    """The 10 min, 1 h and 10 h of LibriSpeech that Libri-Light publishes for fine-tuning with little supervision."""
+
+    OBTAIN = "github.com/facebookresearch/libri-light, or data.download=true (0.6 GB)"
+    SIZES = ("10min", "1h", "10h")
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        size: str,
+        fold: int = 0,
+        evaluation_root: str | None = None,
+        valid: Sequence[str] = (),
+        test: Sequence[str] = (),
+    ) -> None:
+        """Nothing is read until `utterances`.
+
+        Args:
+            root: the folder that holds `librispeech_finetuning`, or that folder.
+            size: 10min, 1h or 10h.
+            fold: which of the six parts of ten minutes; only for 10min.
+            evaluation_root: folder of LibriSpeech, for `valid` and `test`; None: `root`.
+            valid: its subsets for validation; empty: a share of the training data is held out.
+            test: its subsets for testing.
+        """
+        common.check_choice("size", size, self.SIZES)
+        if not 0 <= fold < FOLDS:
+            raise ConfigError(f"data.corpus.fold={fold}: expected 0 to {FOLDS - 1}")
+        self.root = Path(root).expanduser().absolute()
+        self.size = size
+        self.fold = fold
+        self.evaluation = LibriSpeech(
+            root=evaluation_root or root, train=[], valid=valid, test=test
+        )
+
+    def download(self, mirror: str | None = None) -> None:
+        """Fetches the training data, and the subsets of LibriSpeech, that are not there."""
+        above = self.root.parent if self.root.name == _FINETUNING else self.root
+        archive = Archive(
+            url=f"{_URL}/{_FINETUNING}.tgz", brings=_FINETUNING, checksum=_FINETUNING_CHECKSUM
+        )
+        if not (self.root / "9h").is_dir():
+            fetch_all([archive], above, mirror)
+        self.evaluation.download(mirror)
+
+    def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
+        """Every utterance. Raises DataError for missing parts and for audio without a transcript."""
+        home = common.existing_root(
+            self.root, _FINETUNING_LAYOUT, self.OBTAIN, inside=[_FINETUNING]
+        )
+        folds = (
+            [f"1h/{self.fold}"] if self.size == "10min" else [f"1h/{fold}" for fold in range(FOLDS)]
+        )
+        for part in [*folds, *(["9h"] if self.size == "10h" else [])]:
+            for kind in ("clean", "other"):
+                for speaker in common.folders_in(
+                    common.existing(home / part / kind, _FINETUNING_LAYOUT)
+                ):
+                    for chapter in common.folders_in(speaker):
+                        yield from chapter_utterances(chapter, "train", require_audio=False)
+        yield from self.evaluation.utterances(folder)
+
+
+def cut(
+    activity: Sequence[tuple[float, float]], max_seconds: float, max_pause_seconds: float
+) -> Iterator[tuple[float, float]]:
+    """Seconds in which somebody speaks -> pieces of at most `max_seconds`, in order, as long as they get.
+
+    A piece holds the pauses between its stretches of speech, up to `max_pause_seconds` each. Speech that goes on for longer than
+    `max_seconds` is cut into equal parts. No second of speech is left out, none is in two pieces.
+    """
+    piece: tuple[float, float] | None = None
+    for start, end in activity:
+        if piece is not None and (
+            end - piece[0] > max_seconds or start - piece[1] > max_pause_seconds
+        ):
+            yield from _equal_parts(*piece, max_seconds)
+            piece = None
+        piece = (start if piece is None else piece[0], end)
+    if piece is not None:
+        yield from _equal_parts(*piece, max_seconds)
+
+
+def _equal_parts(start: float, end: float, max_seconds: float) -> Iterator[tuple[float, float]]:
+    # A hair of tolerance: 60 s as the difference of two floats may be more than 60.
+    count = max(1, math.ceil((end - start) / max_seconds - 1e-6))
+    edges = [start + (end - start) * i / count for i in range(count)] + [end]
+    yield from pairwise(edges)
+
+
+def _length(path: Path) -> int | None:
+    """Samples of a recording at 16 kHz by its header; None when it cannot be opened (`prepare` then says why)."""
+    try:
+        with open_audio(path) as file:
+            return resampled_length(file.frames, file.samplerate)
+    except DataError:
+        return None
+
+
+def _voice_activity(recording: Path) -> list[tuple[float, float]]:
+    """(start, end) in seconds, in order, from the .json beside a recording."""
+    path = recording.with_suffix(".json")
+    if not path.is_file():
+        raise DataError(
+            f"{path}: not there, and {recording.name} cannot be cut without it; expected {_LAYOUT}: unpack the subset again, "
+            "or take recordings whole with data.corpus.max_seconds=null"
+        )
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))["voice_activity"]
+        activity = sorted((float(start), float(end)) for start, end in found)
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{path}: no list of [start, end] in seconds under 'voice_activity' ({reason}); unpack the subset again"
+        ) from error
+    return [(start, end) for start, end in activity if end > start]

@@ -1,0 +1,184 @@
+"""LibriSpeech (Panayotov et al. 2015): about 1,000 hours of read English, `<subset>/<speaker>/<chapter>/<utterance>.flac`.
+
+Transcripts lie in `<speaker>-<chapter>.trans.txt` beside the audio, one `<utterance> <TEXT>` a line. The mini corpus (train-clean-5,
+dev-clean-2) has the same form. CC BY 4.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hubert_pretrain.corpora import common
+from hubert_pretrain.corpora.download.archives import Archive, fetch_all
+from hubert_pretrain.data.source import SourceUtterance
+from hubert_pretrain.errors import DataError, did_you_mean
+
+_LAYOUT = "<root>/<subset>/<speaker>/<chapter>/<speaker>-<chapter>-<utterance>.flac"
+_NAME = "LibriSpeech"
+"""The folder that the archives unpack into."""
+
+_FULL, _MINI = "https://www.openslr.org/resources/12", "https://www.openslr.org/resources/31"
+PUBLISHED = {
+    "train-clean-100": (
+        _FULL,
+        "sha256:d4ddd1d5a6ab303066f14971d768ee43278a5f2a0aa43dc716b0e64ecbbbf6e2",
+    ),
+    "train-clean-360": (
+        _FULL,
+        "sha256:146a56496217e96c14334a160df97fffedd6e0a04e66b9c5af0d40be3c792ecf",
+    ),
+    "train-other-500": (
+        _FULL,
+        "sha256:ddb22f27f96ec163645d53215559df6aa36515f26e01dd70798188350adcb6d2",
+    ),
+    "dev-clean": (_FULL, "sha256:76f87d090650617fca0cac8f88b9416e0ebf80350acb97b343a85fa903728ab3"),
+    "dev-other": (_FULL, "sha256:12661c48e8c3fe1de2c1caa4c3e135193bfb1811584f11f569dd12645aa84365"),
+    "test-clean": (
+        _FULL,
+        "sha256:39fde525e59672dc6d1551919b1478f724438a95aa55f874b576be21967e6c23",
+    ),
+    "test-other": (
+        _FULL,
+        "sha256:d09c181bba5cf717b3dee7d4d592af11a3ee3a09e08ae025c5506f6ebe961c29",
+    ),
+    "train-clean-5": (_MINI, "md5:5df7d4e78065366204ca6845bb08f490"),
+    "dev-clean-2": (_MINI, "md5:6d7ab67ac6a1d2c993d050e16d61080d"),
+}
+"""Subset -> where its archive is, and its checksum (sha256: torchaudio's; md5: the publisher's md5sum.txt)."""
+
+
+class LibriSpeech:
+    """Any subsets of LibriSpeech, or of a corpus in its layout."""
+
+    OBTAIN = "openslr.org resources 12 and 31, or data.download=true"
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        train: Sequence[str],
+        valid: Sequence[str] = (),
+        test: Sequence[str] = (),
+        require_transcripts: bool = True,
+    ) -> None:
+        """Nothing is read until `utterances`.
+
+        Args:
+            root: the folder that holds the subsets, or the one above with `LibriSpeech/` in it (as the archives unpack).
+            train: subsets for training, e.g. ["train-clean-100"].
+            valid: subsets for validation; empty: a share of `train` is held out.
+            test: subsets for testing.
+            require_transcripts: whether audio without a transcript is an error; False gives it an empty text.
+        """
+        self.root = Path(root).expanduser().absolute()
+        self.subsets = {"train": list(train), "valid": list(valid), "test": list(test)}
+        self.require_transcripts = require_transcripts
+
+    def download(self, mirror: str | None = None) -> None:
+        """Fetches the subsets that are not there."""
+        above = self.root.parent if self.root.name == _NAME else self.root
+        archives = []
+        for subset in (subset for subsets in self.subsets.values() for subset in subsets):
+            common.check_choice("train, .valid or .test", subset, list(PUBLISHED))
+            if not (self.root / subset).is_dir():
+                url, checksum = PUBLISHED[subset]
+                archives.append(
+                    Archive(
+                        url=f"{url}/{subset}.tar.gz", brings=f"{_NAME}/{subset}", checksum=checksum
+                    )
+                )
+        fetch_all(archives, above, mirror)
+
+    def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
+        """Every utterance of the chosen subsets. Raises DataError for missing subsets and for audio and text that do not match."""
+        common.existing_root(self.root, _LAYOUT, self.OBTAIN)
+        for split, subsets in self.subsets.items():
+            for subset in subsets:
+                yield from self._subset(self._find(subset), split)
+
+    def _find(self, subset: str) -> Path:
+        for path in (self.root / _NAME / subset, self.root / subset):
+            if path.is_dir():
+                return path
+        home = self.root / _NAME if (self.root / _NAME).is_dir() else self.root
+        found = [path.name for path in common.folders_in(home)]
+        raise DataError(
+            f"{home / subset}: no such subset{did_you_mean(subset, found)}, found {', '.join(found[:12]) or 'no folders'}; "
+            f"expected {_LAYOUT}, unpack the subset there (data.download=true does), "
+            "or choose others with data.corpus.train, .valid and .test"
+        )
+
+    def _subset(self, path: Path, split: str) -> Iterator[SourceUtterance]:
+        empty = True
+        for speaker in common.folders_in(path):
+            for chapter in common.folders_in(speaker):
+                empty = False
+                yield from chapter_utterances(chapter, split, self.require_transcripts)
+        if empty:
+            raise DataError(
+                f"{path}: no <speaker>/<chapter> folders in it; expected {_LAYOUT}, unpack the subset again"
+            )
+
+
+def chapter_utterances(
+    chapter: Path, split: str, require_transcripts: bool = True, require_audio: bool = True
+) -> Iterator[SourceUtterance]:
+    """The utterances of one `<speaker>/<chapter>` folder.
+
+    Args:
+        chapter: the folder.
+        split: what to say of them.
+        require_transcripts: whether audio without a transcript is an error.
+        require_audio: whether a transcript without audio is one (a part of a chapter may keep the whole chapter's transcript).
+    """
+    speaker = chapter.parent.name
+    audio = {path.stem: path for path in common.audio_in(chapter)}
+    transcript = chapter / f"{speaker}-{chapter.name}.trans.txt"
+    texts = read_transcript(transcript) if transcript.is_file() else {}
+    if require_audio:
+        _refuse_text_without_audio(transcript, sorted(set(texts) - set(audio)))
+    if require_transcripts:
+        _refuse_audio_without_text(
+            transcript, [audio[id] for id in sorted(set(audio) - set(texts))]
+        )
+    for id, path in audio.items():
+        yield SourceUtterance(
+            id=id, path=path, split=split, speaker=speaker, text=texts.get(id, "")
+        )
+
+
+def read_transcript(path: Path) -> dict[str, str]:
+    """id -> text of a `.trans.txt`. Raises DataError for a line without text, an id twice, or text that is not UTF-8."""
+    texts: dict[str, str] = {}
+    for number, line in common.read_lines(path):
+        id, *words = line.split()
+        if not words:
+            raise DataError(
+                f"{path}: line {number} is {line!r}, expected '<utterance> <TEXT>'; add the text or remove the line"
+            )
+        if id in texts:
+            raise DataError(
+                f"{path}: line {number} repeats utterance {id!r}; remove one of the two lines"
+            )
+        texts[id] = " ".join(words)
+    return texts
+
+
+def _refuse_text_without_audio(transcript: Path, ids: list[str]) -> None:
+    if ids:
+        more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+        raise DataError(
+            f"{transcript}: has a transcript of {ids[0]!r}{more}, but there is no {transcript.parent / ids[0]}.flac; "
+            "unpack the subset again, or remove those lines"
+        )
+
+
+def _refuse_audio_without_text(transcript: Path, paths: list[Path]) -> None:
+    if paths:
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        found = "does not name it" if transcript.is_file() else "does not exist"
+        raise DataError(
+            f"{paths[0]}: audio without a transcript{more}, {transcript.name} {found}; "
+            "unpack the subset again, or allow it with data.corpus.require_transcripts=false"
+        )

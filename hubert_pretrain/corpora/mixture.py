@@ -1,0 +1,43 @@
+"""Several corpora as one. Each keeps its splits; how often it is drawn is said by `pretrain.corpus_weights` or `.corpus_temperature`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from hubert_pretrain.corpora.download.archives import download
+from hubert_pretrain.data.source import CorpusSource, SourceUtterance
+from hubert_pretrain.errors import ConfigError
+
+
+class Mixture:
+    """Named corpora: an utterance's id becomes `<name>/<id>`, its corpus `<name>`."""
+
+    def __init__(self, *, corpora: Mapping[str, CorpusSource]) -> None:
+        """Nothing is read until `utterances`.
+
+        Args:
+            corpora: by name, each a node of conf/data/*.yaml with its own `root`.
+        """
+        if not corpora:
+            raise ConfigError(
+                "data.corpus.corpora: is empty, expected a name and a corpus for each"
+            )
+        if bad := [name for name in corpora if not name or "/" in name]:
+            raise ConfigError(
+                f"data.corpus.corpora: {bad[0]!r} cannot be a name; take one without a slash"
+            )
+        self.corpora = dict(corpora)
+
+    def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
+        """Every utterance of every corpus, one corpus after the other."""
+        for name, source in self.corpora.items():
+            for claim in source.utterances(folder / name):
+                yield replace(claim, id=f"{name}/{claim.id}", corpus=name)
+
+    def download(self, mirror: str | None = None) -> None:
+        """Fetches what the corpora lack that can be had this way. The others are there, or `utterances` says where they are to be had."""
+        for source in self.corpora.values():
+            if hasattr(source, "download"):
+                download(source, mirror)

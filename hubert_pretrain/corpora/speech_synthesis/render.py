@@ -1,0 +1,188 @@
+"""Renders utterances to 16 kHz WAV files with their phones, one fresh process for each.
+
+`python -m hubert_pretrain.corpora.speech_synthesis.render` reads one JSON job per line and forks for each: this process is small and never speaks itself, so
+every child starts from the same state and the same job gives the same bytes, whichever came before it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from subprocess import run
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hubert_pretrain.corpora.speech_synthesis import espeak
+from hubert_pretrain.corpora.speech_synthesis.espeak import Phone
+from hubert_pretrain.errors import DataError, HubertPretrainError
+from hubert_pretrain.files import read_json
+from hubert_pretrain.frames import SAMPLE_RATE, samples
+
+_WAV_HEADER_BYTES = 44
+
+
+@dataclass(frozen=True)
+class Job:
+    """One utterance to speak. Everything that its audio depends on."""
+
+    path: str
+    """The WAV file to write; its phones go beside it, as `.json`."""
+    text: str
+    voice: str
+    words_per_minute: int
+    pitch: int
+    pitch_range: int
+    lead_seconds: float
+    """Silence before the speech."""
+    tail_seconds: float
+    """Silence after it."""
+
+    @property
+    def sidecar(self) -> Path:
+        """The file of the phones."""
+        return Path(self.path).with_suffix(".json")
+
+    def recipe(self) -> dict[str, Any]:
+        """What the audio depends on, without where it lies (the folder of a stage is renamed when it is done)."""
+        return {name: value for name, value in asdict(self).items() if name != "path"}
+
+
+def render_all(jobs: list[Job], workers: int) -> None:
+    """Renders the jobs that are not done yet, in `workers` processes side by side. Raises DataError when one fails."""
+    pending = [job for job in jobs if read_phones(job) is None]
+    for folder in {Path(job.path).parent for job in pending}:
+        folder.mkdir(parents=True, exist_ok=True)
+        for half_written in folder.glob(".*.tmp"):
+            half_written.unlink(missing_ok=True)
+    shares = [share for first in range(workers) if (share := pending[first::workers])]
+    if shares:
+        with ThreadPoolExecutor(len(shares)) as pool:
+            list(pool.map(_render_in_process, shares))
+
+
+def _render_in_process(jobs: list[Job]) -> None:
+    lines = "".join(json.dumps(asdict(job)) + "\n" for job in jobs)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = run(
+        [sys.executable, "-m", __name__],
+        input=lines,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise DataError(reason)
+
+
+def read_phones(job: Job) -> list[Phone] | None:
+    """The phones of a rendered job, or None when it is not, or not wholly, rendered."""
+    written = read_json(job.sidecar)
+    if not isinstance(written, dict) or written.get("recipe") != job.recipe():
+        return None
+    wav = Path(job.path)
+    if not wav.is_file() or wav.stat().st_size != _WAV_HEADER_BYTES + 2 * written["num_samples"]:
+        return None
+    return [Phone(*phone) for phone in written["phones"]]
+
+
+def render(job: Job) -> None:
+    """Speaks one job and writes its WAV file and its phones. Once per process."""
+    speech = espeak.speak(
+        job.text,
+        voice=job.voice,
+        words_per_minute=job.words_per_minute,
+        pitch=job.pitch,
+        pitch_range=job.pitch_range,
+    )
+    waveform, phones = at_our_rate(
+        speech, lead=samples(job.lead_seconds), tail=samples(job.tail_seconds)
+    )
+    _write_wav(Path(job.path), waveform)
+    sidecar = {"recipe": job.recipe(), "num_samples": len(waveform), "phones": phones}
+    _replace(job.sidecar, (json.dumps(sidecar, ensure_ascii=False) + "\n").encode())
+
+
+def at_our_rate(
+    speech: espeak.Speech, *, lead: int, tail: int
+) -> tuple[NDArray[np.int16], list[Phone]]:
+    """Resamples to 16 kHz and adds `lead` and `tail` samples of silence: waveform (S,) int16 and phones that tile [0, S)."""
+    import soxr
+
+    resampled = soxr.resample(speech.waveform.astype(np.float32), speech.sample_rate, SAMPLE_RATE)
+    spoken = np.clip(np.rint(resampled), -32768, 32767).astype(np.int16)
+    waveform = np.concatenate([np.zeros(lead, np.int16), spoken, np.zeros(tail, np.int16)])
+    starts = [
+        (phone.name, lead + round(phone.start * SAMPLE_RATE / speech.sample_rate))
+        for phone in speech.phones()
+    ]
+    starts = [(espeak.SILENCE, 0), *starts, (espeak.SILENCE, lead + len(spoken))]
+    return waveform, espeak.segments(starts, len(waveform))
+
+
+def _write_wav(path: Path, waveform: NDArray[np.int16]) -> None:
+    import io
+    import wave
+
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(waveform.astype("<i2").tobytes())
+    _replace(path, content.getvalue())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file so that its name never holds half of it. The stage syncs the whole folder when it publishes it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _render_in_child(job: Job) -> None:
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            render(job)
+            status = 0
+        except Exception as error:
+            print(
+                f"{job.path}: {error!r}"
+                if not isinstance(error, HubertPretrainError)
+                else str(error),
+                file=sys.stderr,
+                flush=True,
+            )
+        finally:
+            os._exit(status)
+    if os.waitpid(child, 0)[1] != 0:
+        raise SystemExit(1)
+
+
+def main() -> None:
+    """The body of a worker: one JSON job per line of stdin, each in a child of its own."""
+    import soxr  # noqa: F401  (before the fork, so that no child has to load it)
+
+    jobs = [Job(**json.loads(line)) for line in sys.stdin]
+    parent = os.getppid()
+    for job in jobs:
+        if os.getppid() != parent:  # the pipeline was killed: leave the rest to its next run
+            raise SystemExit(1)
+        _render_in_child(job)
+
+
+if __name__ == "__main__":
+    main()

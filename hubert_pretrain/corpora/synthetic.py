@@ -1,0 +1,209 @@
+"""The embedded corpus: English sentences spoken by espeak-ng, with transcripts, voice labels and exact phone alignments.
+
+It needs no download and is made in seconds, so that the whole loop can run on a fresh machine. It is a toy: one synthesiser, no
+noise, no rooms. Speaking rate, pitch, melody and pauses vary, sentences come from the grammar of `sentences.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hubert_pretrain import seeds
+from hubert_pretrain.corpora.speech_synthesis import espeak, render
+from hubert_pretrain.corpora.speech_synthesis.render import Job
+from hubert_pretrain.corpora.speech_synthesis.sentences import sentences, transcript
+from hubert_pretrain.data.source import SourceUtterance
+from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
+
+SHORTEST_SECONDS, LONGEST_SECONDS = 2.75, 6.0
+"""Expected lengths of the sentences that are spoken (pretraining leaves out what is shorter than 2 s)."""
+
+FEWEST_UTTERANCES = 3
+"""Of each voice: one for every split."""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A speaker of the corpus."""
+
+    name: str
+    voice: str
+    """espeak-ng's accent and variant, e.g. "gmw/en-US+f1"."""
+    words_per_minute: int = 165
+    pitch: int = 50
+    """0 to 99, 50 is the variant's own."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A sentence given to a voice."""
+
+    id: str
+    voice: Voice
+    split: str
+    sentence: str
+
+
+class Synthetic:
+    """Speech from espeak-ng, the same bytes for the same arguments.
+
+    Args:
+        minutes: how much speech to make, all splits together. The true length is within a few per cent.
+        voices: `{name, voice, words_per_minute, pitch}` of each speaker.
+        num_voices: use only the first so many of them (0: all).
+        valid_fraction, test_fraction: share of each voice's sentences that goes to these splits, at least one sentence.
+        variation: how far words per minute may stray from the voice's own, as a fraction; pitch strays by 50 times as many points.
+        seed: of the sentences and of the variation.
+        workers: processes to speak with (0: one per core); they do not change the result.
+    """
+
+    def __init__(
+        self,
+        *,
+        minutes: float,
+        voices: Sequence[Mapping[str, Any]],
+        num_voices: int = 0,
+        valid_fraction: float = 0.05,
+        test_fraction: float = 0.10,
+        variation: float = 0.1,
+        seed: int = 0,
+        workers: int = 0,
+    ) -> None:
+        check(minutes > 0, f"minutes={minutes}", "expected more than none")
+        check(
+            valid_fraction > 0 and test_fraction > 0,
+            "valid_fraction, test_fraction",
+            "expected more than none",
+        )
+        check(
+            valid_fraction + test_fraction < 1,
+            f"valid_fraction + test_fraction = {valid_fraction + test_fraction}",
+            "expected less than 1",
+        )
+        check(0 <= variation < 1, f"variation={variation}", "expected at least 0 and less than 1")
+        check(
+            0 <= num_voices <= len(voices),
+            f"num_voices={num_voices}",
+            f"data.corpus.voices lists {len(voices)}",
+        )
+        self.minutes = minutes
+        self.voices = [as_voice(voice) for voice in voices][: num_voices or None]
+        self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
+        self.variation = variation
+        self.seed = seed
+        self.workers = workers or os.cpu_count() or 1
+        names = [voice.name for voice in self.voices]
+        check(
+            0 < len(names) == len(set(names)),
+            f"voices={names}",
+            "expected at least one, and different names",
+        )
+
+    def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
+        """Speaks what is not yet in `folder`/audio, then yields every utterance.
+
+        Raises DataError when espeak-ng is not installed or refuses a voice.
+        """
+        _, data = espeak.locate()
+        for voice in self.voices:
+            espeak.check_voice(voice.voice, data)
+        lines = self.script()
+        jobs = [self._job(line, folder / "audio") for line in lines]
+        render.render_all(jobs, self.workers)
+        for line, job in zip(lines, jobs, strict=True):
+            phones = render.read_phones(job)
+            if phones is None:
+                raise DataError(
+                    f"{job.path}: was spoken but is not there any more; is another run working in {folder}?"
+                )
+            yield SourceUtterance(
+                id=line.id,
+                path=Path(job.path),
+                split=line.split,
+                speaker=line.voice.name,
+                label=line.voice.name,
+                text=transcript(line.sentence),
+                phones=phones,
+            )
+
+    def script(self) -> list[Line]:
+        """Who says what: one voice after the other takes sentences until it has its share of the minutes, so none is said twice."""
+        stream = sentences(self.seed)
+        lines: list[Line] = []
+        for voice in self.voices:
+            share = self._share(stream, voice)
+            num_valid = max(1, round(self.valid_fraction * len(share)))
+            num_test = max(1, round(self.test_fraction * len(share)))
+            splits = (
+                ["valid"] * num_valid
+                + ["test"] * num_test
+                + ["train"] * (len(share) - num_valid - num_test)
+            )
+            ids = [f"{voice.name}-{index:04d}" for index in range(len(share))]
+            lines += [
+                Line(id=id_, voice=voice, split=split, sentence=text)
+                for id_, split, text in zip(ids, splits, share, strict=True)
+            ]
+        return lines
+
+    def _share(self, stream: Iterator[str], voice: Voice) -> list[str]:
+        """The next sentences of `stream` that last as long as one voice should speak."""
+        wanted, total = 60 * self.minutes / len(self.voices), 0.0
+        share: list[str] = []
+        for sentence in stream:
+            length = expected_seconds(sentence, voice.words_per_minute)
+            if SHORTEST_SECONDS <= length <= LONGEST_SECONDS:
+                share.append(sentence)
+                total += length
+            if total >= wanted and len(share) >= FEWEST_UTTERANCES:
+                break
+        return share
+
+    def _job(self, line: Line, folder: Path) -> Job:
+        generator = seeds.generator(self.seed, "delivery", line.id)
+        faster, higher, livelier = generator.uniform(-self.variation, self.variation, size=3)
+        lead, tail = generator.uniform(0.05, 0.25, size=2)
+        return Job(
+            path=str(folder / line.voice.name / f"{line.id}.wav"),
+            text=line.sentence,
+            voice=line.voice.voice,
+            words_per_minute=round(line.voice.words_per_minute * (1 + faster)),
+            pitch=round(min(99, max(0, line.voice.pitch + 50 * higher))),
+            pitch_range=round(min(99, max(0, 50 + 100 * livelier))),
+            lead_seconds=round(float(lead), 3),
+            tail_seconds=round(float(tail), 3),
+        )
+
+
+def as_voice(values: Mapping[str, Any]) -> Voice:
+    """A voice from the values of conf/data/synthetic.yaml; ConfigError for a field that is missing or that there is not."""
+    known = [field.name for field in fields(Voice)]
+    for key in values:
+        check(
+            key in known,
+            f"voices: {key!r}",
+            f"a voice has {', '.join(known)}{did_you_mean(str(key), known)}",
+        )
+    check(
+        "name" in values and "voice" in values,
+        f"voices: {dict(values)}",
+        "expected at least name and voice",
+    )
+    return Voice(**values)
+
+
+def check(fine: bool, found: str, expected: str) -> None:
+    """Raises ConfigError unless `fine`."""
+    if not fine:
+        raise ConfigError(f"data.corpus.{found}; {expected}")
+
+
+def expected_seconds(sentence: str, words_per_minute: int) -> float:
+    """How long a sentence lasts: letters and pauses at the measured pace of espeak-ng (within a few per cent over many)."""
+    letters = sum(character.isalpha() for character in sentence)
+    pauses = sentence.count(",")
+    return 0.725 + (letters * 9.1 + pauses * 47) / words_per_minute

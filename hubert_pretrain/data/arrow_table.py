@@ -1,0 +1,312 @@
+"""Arrow tables on disk as this project uses them: one record batch, uncompressed, memory-mapped.
+
+One batch keeps every column contiguous, so a column of numbers is a numpy view of the file: opening costs the same for a hundred rows
+and for 200 million, and all processes of a machine share one copy in the page cache. A column that repeats itself may be stored by its
+runs (data/run_length.py): it then takes neither room nor a read of the disk for a row. `Spool` makes such a table in the memory of a
+chunk: each buffer of each column grows in a file of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hubert_pretrain.data.run_length import RunLengthColumn, is_encoded, run_text
+from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.files import sync_folder
+
+CHUNK = 1 << 16
+"""Rows handled at a time where a table is made or walked through."""
+
+TEXT = pa.large_string()
+"""64-bit offsets, so a column may exceed 2 GB."""
+NAME = pa.dictionary(pa.int32(), pa.large_string())
+"""Each name is stored once."""
+
+
+def write_table(path: Path, columns: dict[str, pa.Array], metadata: dict[str, str]) -> None:
+    """Writes the columns atomically: whoever opens `path` sees the whole table or none."""
+    fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
+    schema = pa.schema(fields, metadata=metadata)
+    batch = pa.RecordBatch.from_arrays(list(columns.values()), schema=schema)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        with pa.ipc.new_file(file, schema) as writer:
+            writer.write_batch(batch)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+class Table:
+    """A table on disk: `batch` is all of it as views of the file, `metadata` what was written with it.
+
+    Single cells are read by position (`numbers`, `text`) and not through the memory map, where each would bring in the 64 KB around it:
+    reading rows here and there would fill a process with the pages of the file. Columns stored by runs are small, and read through it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        source = pa.memory_map(str(path))
+        reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(use_threads=False))
+        self.batch: pa.RecordBatch = reader.get_batch(0)
+        self.metadata = {
+            key.decode(): value.decode() for key, value in (reader.schema.metadata or {}).items()
+        }
+        source.seek(0)
+        self._base = source.read_buffer(1).address
+        self.file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.file)
+
+    def numbers(self, name: str) -> ColumnReader | RunLengthColumn:
+        """A column of numbers, or the numbers of a column of names."""
+        column = self.batch.column(name)
+        return RunLengthColumn(column) if is_encoded(column) else self.cells(name)
+
+    def cells(self, name: str) -> ColumnReader:
+        """`numbers` of a column that is stored row by row."""
+        column = self.batch.column(name)
+        column = column.indices if pa.types.is_dictionary(column.type) else column
+        return self._stretch(column.buffers()[1], column.type, len(column))
+
+    def text(self, name: str) -> Callable[[int], str]:
+        """Gives the text of a row."""
+        column = self.batch.column(name)
+        return run_text(column) if is_encoded(column) else self._text(column)
+
+    def _text(self, column: pa.Array) -> Callable[[int], str]:
+        _, offsets, data = column.buffers()
+        bounds, begin, table = (
+            self._stretch(offsets, pa.int64(), len(column) + 1),
+            data.address - self._base if data else 0,
+            self,
+        )
+
+        def read(place: int) -> str:
+            first, stop = bounds.pair(place)
+            return (
+                os.pread(table.file, stop - first, begin + first).decode() if stop > first else ""
+            )
+
+        return read
+
+    def _stretch(self, buffer: pa.Buffer, kind: pa.DataType, count: int) -> ColumnReader:
+        return ColumnReader(
+            self, buffer.address - self._base, np.dtype(kind.to_pandas_dtype()), count
+        )
+
+
+class ColumnReader:
+    """A column of numbers that is read cell by cell, or a stretch of it."""
+
+    def __init__(self, table: Table, start: int, dtype: np.dtype[Any], count: int) -> None:
+        self._table, self._start, self._dtype, self._count = (
+            table,
+            start,
+            dtype,
+            count,
+        )  # the table keeps its file open
+        self._size, code = dtype.itemsize, "@" + dtype.char
+        self._one, self._two = struct.Struct(code), struct.Struct(code + dtype.char)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: int) -> Any:
+        return self._one.unpack(
+            os.pread(self._table.file, self._size, self._start + place * self._size)
+        )[0]
+
+    def pair(self, place: int) -> tuple[Any, Any]:
+        """The cells `place` and `place + 1`."""
+        first, second = self._two.unpack(
+            os.pread(self._table.file, 2 * self._size, self._start + place * self._size)
+        )
+        return first, second
+
+    def take(self, places: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """The numbers at some places."""
+        return np.array(
+            [self[place] for place in places.ravel().tolist()], dtype=self._dtype
+        ).reshape(places.shape)
+
+    def part(self, start: int, stop: int) -> ColumnReader:
+        """The places from `start` to `stop`."""
+        return ColumnReader(
+            self._table, self._start + start * self._size, self._dtype, stop - start
+        )
+
+
+def open_table(path: Path, made_by: str) -> Table:
+    """A table written by `write_table`; nothing of its rows is read yet.
+
+    Raises ArtefactError when the file is missing or damaged; the message names the stage `made_by` that writes it.
+    """
+    if not path.is_file():
+        raise ArtefactError(f"{path}: not found; it is written by stage={made_by}")
+    try:
+        return Table(path)
+    except (pa.ArrowInvalid, OSError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtefactError(
+            f"{path}: damaged ({reason}); delete its folder and run stage={made_by} again"
+        ) from error
+
+
+class ColumnSpool:
+    """Columns that grow on disk in chunks, and are then read as memory maps. Use it in a `with`: its folder is removed at the end."""
+
+    def __init__(self, folder: Path, types: Mapping[str, pa.DataType]) -> None:
+        """Columns of numbers, `TEXT`, `NAME` or large lists of numbers, without nulls. What lies in `folder` is removed."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self.folder, self.types, self.num_rows = folder, dict(types), 0
+        self._files: dict[str, IO[bytes]] = {}
+        self._ends = dict.fromkeys(self.types, 0)  # elements of a column of text or lists
+        self._names: dict[str, dict[str, int]] = {
+            name: {} for name, kind in self.types.items() if pa.types.is_dictionary(kind)
+        }
+        for name, kind in self.types.items():
+            if _is_nested(kind):
+                self._write(name, "offsets", np.zeros(1, dtype=np.int64))
+
+    def __enter__(self) -> ColumnSpool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def append(self, columns: Mapping[str, Any]) -> None:
+        """Adds rows: for every column an Arrow array, or anything that `pa.array` makes one of."""
+        arrays = {name: _as_array(columns[name], kind) for name, kind in self.types.items()}
+        counts = {len(array) for array in arrays.values()}
+        if len(counts) != 1:
+            raise ValueError(f"columns of {sorted(counts)} rows, expected as many in each")
+        for name, array in arrays.items():
+            self._append(name, array)
+        self.num_rows += counts.pop()
+
+    def columns(self) -> dict[str, pa.Array]:
+        """All rows so far. The arrays are memory maps: reading them takes no memory that cannot be given back."""
+        for file in self._files.values():
+            file.flush()
+        return {name: self._column(name, kind) for name, kind in self.types.items()}
+
+    def replace(self, name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+        """Changes the numbers of a column of numbers or lists, in parts."""
+        file, kind = self._files.get(f"{name}.values"), self.types[name]
+        if file is None or not file.tell():
+            return
+        file.flush()
+        values = np.memmap(
+            file.name,
+            dtype=(kind.value_type if _is_nested(kind) else kind).to_pandas_dtype(),
+            mode="r+",
+        )
+        for part in chunks(len(values)):
+            values[part] = change(values[part])
+        values.flush()
+
+    def _append(self, name: str, array: pa.Array) -> None:
+        kind = self.types[name]
+        if pa.types.is_dictionary(kind):
+            # Numbered as they appear, so that the table does not depend on how its parts were made.
+            known, used = self._names[name], array.indices.unique()
+            numbers = np.zeros(len(array.dictionary), dtype=np.int32)
+            numbers[used.to_numpy()] = [
+                known.setdefault(value, len(known))
+                for value in array.dictionary.take(used).to_pylist()
+            ]
+            self._write(name, "values", numbers[array.indices.to_numpy()])
+        elif _is_nested(kind):
+            offsets = _offsets(array)
+            first, last = int(offsets[0]), int(offsets[-1])
+            self._write(name, "offsets", offsets[1:] - first + self._ends[name])
+            self._ends[name] += last - first
+            if kind == TEXT:
+                self._write(
+                    name,
+                    "values",
+                    np.frombuffer(array.buffers()[2] or b"", dtype=np.uint8)[first:last],
+                )
+            else:
+                self._write(name, "values", array.values.slice(first, last - first).to_numpy())
+        else:
+            self._write(name, "values", array.to_numpy())
+
+    def _write(self, name: str, part: str, values: NDArray[Any]) -> None:
+        key = f"{name}.{part}"
+        if key not in self._files:
+            self._files[key] = open(self.folder / key, "wb")  # noqa: SIM115 (closed by __exit__)
+        self._files[key].write(np.ascontiguousarray(values).data)
+
+    def _column(self, name: str, kind: pa.DataType) -> pa.Array:
+        values = self._map(f"{name}.values")
+        if pa.types.is_dictionary(kind):
+            indices = pa.Array.from_buffers(kind.index_type, self.num_rows, [None, values])
+            return pa.DictionaryArray.from_arrays(
+                indices, pa.array(list(self._names[name]), kind.value_type)
+            )
+        if not _is_nested(kind):
+            return pa.Array.from_buffers(kind, self.num_rows, [None, values])
+        offsets = self._map(f"{name}.offsets")
+        if kind == TEXT:
+            return pa.Array.from_buffers(kind, self.num_rows, [None, offsets, values])
+        return pa.Array.from_buffers(
+            kind,
+            self.num_rows,
+            [None, offsets],
+            children=[pa.Array.from_buffers(kind.value_type, self._ends[name], [None, values])],
+        )
+
+    def _map(self, key: str) -> pa.Buffer:
+        path = self.folder / key
+        if not path.is_file() or not path.stat().st_size:
+            return pa.py_buffer(b"")
+        return pa.memory_map(str(path)).read_buffer()
+
+
+def chunks(count: int, size: int = CHUNK) -> Iterator[slice]:
+    """`range(count)` in slices of at most `size`."""
+    return (slice(first, min(first + size, count)) for first in range(0, count, size))
+
+
+def _as_array(values: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.Array) and values.type == kind:
+        return values
+    if pa.types.is_dictionary(kind):
+        return (
+            (values if isinstance(values, pa.Array) else pa.array(values, kind.value_type))
+            .cast(kind.value_type)
+            .dictionary_encode()
+        )
+    return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
+
+
+def _offsets(array: pa.Array) -> NDArray[np.int64]:
+    """(N + 1) of an array of text or lists, which may be a slice of another."""
+    buffer = array.buffers()[1]
+    if not len(array) or buffer is None:
+        return np.zeros(1, dtype=np.int64)
+    return np.frombuffer(buffer, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
+
+
+def _is_nested(kind: pa.DataType) -> bool:
+    return bool(kind == TEXT or pa.types.is_large_list(kind))

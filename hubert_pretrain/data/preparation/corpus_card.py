@@ -1,0 +1,212 @@
+"""The corpus card: what a corpus is, in numbers that show what is wrong with it before a GPU sees it. Computed from columns, in parts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from hubert_pretrain.data.arrow_table import chunks
+from hubert_pretrain.data.manifest import Manifest
+from hubert_pretrain.data.preparation.build import ScannedCorpus
+from hubert_pretrain.data.preparation.quarantine import Quarantine
+from hubert_pretrain.data.preparation.raw_utterances import Ints
+from hubert_pretrain.frames import seconds
+
+_CLIPPED_UTTERANCE = 1e-3
+"""An utterance counts as clipped when more than this share of its samples is at full scale."""
+_EXAMPLES = 5
+_QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
+
+
+def make_card(
+    manifest: Manifest, measured: ScannedCorpus, rows: Ints, bad: Quarantine
+) -> dict[str, Any]:
+    """The card of a non-empty corpus, as plain JSON values. Row r of the manifest is the claim at place `rows[r]`."""
+    quantiles = np.quantile(
+        seconds(manifest.num_samples), list(_QUANTILES.values()), overwrite_input=True
+    )  # type: ignore[arg-type]
+    return {
+        "utterances": len(manifest),
+        "hours": _hours(
+            sum(
+                group.total_samples
+                for split in manifest.splits
+                for group in manifest.by_length(split)
+            )
+        ),
+        "speakers": _distinct(manifest, "speaker", range(len(manifest))),
+        "labels": _distinct(manifest, "label", range(len(manifest))),
+        "transcribed_utterances": sum(
+            pc.sum(pc.not_equal(manifest.take("text", part), "")).as_py()
+            for part in _parts(range(len(manifest)))
+        ),
+        "aligned_utterances": sum(
+            int(measured.claims.take("aligned", rows[part]).to_numpy().sum())
+            for part in chunks(len(rows))
+        ),
+        "splits": {split: _split(manifest, split) for split in manifest.splits},
+        "corpora": _corpora(manifest),
+        "length_seconds": {
+            name: round(float(value), 3) for name, value in zip(_QUANTILES, quantiles, strict=True)
+        },
+        **_sound(measured, rows),
+        "duplicates": _duplicates(manifest, measured, rows),
+        "quarantined": _quarantined(bad),
+    }
+
+
+def facts_of(card: dict[str, Any]) -> dict[str, Any]:
+    """The part of a card that the run's summary keeps."""
+    splits = {
+        name: {"utterances": split["utterances"], "hours": split["hours"]}
+        for name, split in card["splits"].items()
+    }
+    kept = {name: card[name] for name in ("utterances", "hours", "aligned_utterances", "speakers")}
+    return kept | {"quarantined": card["quarantined"]["utterances"], "splits": splits}
+
+
+def describe(card: dict[str, Any]) -> str:
+    """A card as a few lines for the terminal."""
+    length, duplicates, bad, corpora = (
+        card["length_seconds"],
+        card["duplicates"],
+        card["quarantined"],
+        card["corpora"],
+    )
+    rates = ", ".join(f"{rate} Hz: {count}" for rate, count in card["source_rates"].items())
+    lines = [
+        f"corpus       {card['utterances']} utterances, {_long(card['hours'])}, {card['speakers']} speakers, {card['labels']} labels",
+        *(
+            f"  {name:10} {s['utterances']} utterances, {_long(s['hours'])}, {s['speakers']} speakers"
+            for name, s in card["splits"].items()
+        ),
+        *(
+            f"  from {name}: {c['utterances']} utterances, {_long(c['hours'])}"
+            for name, c in corpora.items()
+            if len(corpora) > 1
+        ),
+        f"text         {card['transcribed_utterances']} transcribed, {card['aligned_utterances']} with phone alignments",
+        f"length       {length['min']:.2f} to {length['max']:.2f} s, median {length['median']:.2f} s",
+        f"source       {rates}; channels: {', '.join(f'{name}: {count}' for name, count in card['channels'].items())}",
+        f"sound        {card['silence']:.0%} silence, {card['clipped_utterances']} clipped utterances, peak {card['peak']:.2f}",
+        f"duplicates   {duplicates['utterances']} utterances, {duplicates['across_splits']} of them in several splits",
+        f"quarantined  {bad['utterances']}",
+        *(f"  {count} x {reason}" for reason, count in bad["reasons"].items()),
+    ]
+    return "\n".join(lines)
+
+
+def _long(hours: float) -> str:
+    return f"{hours:.2f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+
+
+def _split(manifest: Manifest, split: str) -> dict[str, Any]:
+    groups, rows = manifest.by_length(split), manifest.split_range(split)
+    hours = _hours(sum(group.total_samples for group in groups))
+    return {
+        "utterances": len(rows),
+        "hours": hours,
+        "speakers": _distinct(manifest, "speaker", rows),
+    }
+
+
+def _corpora(manifest: Manifest) -> dict[str, Any]:
+    utterances: Counter[str] = Counter()
+    lengths: Counter[str] = Counter()
+    for split in manifest.splits:
+        for group in manifest.by_length(split):
+            utterances[group.corpus] += len(group)
+            lengths[group.corpus] += group.total_samples
+    return {
+        name: {"utterances": utterances[name], "hours": _hours(lengths[name])}
+        for name in sorted(utterances)
+    }
+
+
+def _hours(num_samples: int) -> float:
+    return round(seconds(num_samples) / 3600, 4)
+
+
+def _parts(rows: range) -> Iterator[Ints]:
+    return (
+        np.arange(rows.start + part.start, rows.start + part.stop) for part in chunks(len(rows))
+    )
+
+
+def _distinct(manifest: Manifest, name: str, rows: range) -> int:
+    """How many names a column has in some rows, "" not counted."""
+    names = manifest.take(name, np.arange(0)).dictionary
+    seen = np.zeros(len(names), dtype=bool)
+    for part in _parts(rows):
+        seen[manifest.take(name, part).indices.to_numpy()] = True
+    return int(seen.sum()) - sum(bool(seen[i]) for i in [names.index("").as_py()] if i >= 0)
+
+
+def _sound(measured: ScannedCorpus, rows: Ints) -> dict[str, Any]:
+    """What was heard: rates, channels, silence, clipping, peak."""
+    records = measured.journal.records()
+    rates: Counter[int] = Counter()
+    channels: Counter[int] = Counter()
+    silence = total = 0.0
+    clipped, peak = 0, 0.0
+    for part in chunks(len(rows)):
+        facts = records[measured.record[rows[part]]]
+        rates.update(_counts(facts["source_rate"]))
+        channels.update(_counts(facts["channels"]))
+        silence, total = (
+            silence + float(facts["silence"] @ facts["num_samples"]),
+            total + float(facts["num_samples"].sum()),
+        )
+        clipped, peak = (
+            clipped + int((facts["clipped"] > _CLIPPED_UTTERANCE).sum()),
+            max(peak, float(facts["peak"].max())),
+        )
+    return {
+        "source_rates": {str(rate): count for rate, count in sorted(rates.items())},
+        "channels": {str(number): count for number, count in sorted(channels.items())},
+        "silence": round(silence / total, 4),
+        "clipped_utterances": clipped,
+        "peak": round(peak, 4),
+    }
+
+
+def _counts(values: NDArray[np.int64]) -> dict[int, int]:
+    names, counts = np.unique(values, return_counts=True)
+    return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+
+def _duplicates(manifest: Manifest, measured: ScannedCorpus, rows: Ints) -> dict[str, Any]:
+    """Utterances whose decoded audio is that of another one; those in several splits are a leak from training into the test."""
+    records, content = measured.journal.records(), np.empty((2, len(rows)), dtype=np.uint64)
+    for part in chunks(len(rows)):
+        content[:, part] = records["content"][measured.record[rows[part]]].T
+    order = np.lexsort(content[::-1])
+    new = np.append(True, (content[:, order[1:]] != content[:, order[:-1]]).any(axis=0))
+    firsts = np.flatnonzero(new)
+    counts = np.diff(np.append(firsts, len(order)))
+    splits = measured.splits[rows[order]]
+    mixed = np.minimum.reduceat(splits, firsts) != np.maximum.reduceat(splits, firsts)
+    groups = [(firsts[i], firsts[i] + counts[i]) for i in np.flatnonzero(counts > 1)[:_EXAMPLES]]
+    return {
+        "utterances": int(counts[counts > 1].sum()),
+        "across_splits": int(counts[mixed].sum()),
+        "examples": [
+            sorted(manifest[int(row)].id for row in order[first:stop])[:_EXAMPLES]
+            for first, stop in groups
+        ],
+    }
+
+
+def _quarantined(bad: Quarantine) -> dict[str, Any]:
+    return {
+        "utterances": len(bad),
+        "reasons": dict(bad.reasons.most_common()),
+        "examples": [
+            {"id": one.id, "path": one.path, "reason": one.reason} for one in bad.examples
+        ],
+    }

@@ -1,0 +1,158 @@
+"""What `prepare` has already read, record by record on disk, so that a killed run goes on instead of decoding 60,000 hours again.
+
+It is also where the facts of a run are while it goes on: a table of numbers, of which only the place of a record is kept in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hubert_pretrain.data.arrow_table import chunks
+from hubert_pretrain.data.preparation.audio_stats import AudioFacts, Segment
+from hubert_pretrain.data.storage import Location, is_url
+
+_FLUSH_SECONDS = 5.0
+_MEASURES = [
+    "num_samples",
+    "source_rate",
+    "channels",
+    "mean",
+    "variance",
+    "peak",
+    "clipped",
+    "silence",
+]
+RECORD = np.dtype(
+    [("key", "<u8", 2), ("size", "<i8"), ("modified", "<i8")]
+    + [(name, "<i8") for name in _MEASURES[:3]]
+    + [(name, "<f8") for name in _MEASURES[3:]]
+    + [("content", ">u8", 2), ("check", "<u8")]
+)
+"""What is known of a segment: which it is, its file's size and time of change, its facts, and a checksum of all this."""
+_WORDS = RECORD.itemsize // 8
+
+Identity = tuple[int, int]
+"""Size and time of change of a file."""
+
+
+class ScanJournal:
+    """Facts of segments by place, file size and time of change: a file that changed since is read again. Use it in a `with`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        records = _whole_records(path)
+        self._count = len(records)
+        keys = np.ascontiguousarray(records["key"][:, 0])
+        self._order = np.argsort(keys, kind="stable")
+        self._keys, self._known = keys[self._order], records
+        self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 (closed by __exit__)
+        self._file.truncate(self._count * RECORD.itemsize)  # a torn record is not continued
+        self._file.seek(0, os.SEEK_END)
+        self._flushed = time.monotonic()
+
+    def __enter__(self) -> ScanJournal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def find(self, location: Location, segment: Segment, identity: Identity) -> int:
+        """The number of the record of a segment that was read before, of a file that is the same still; -1 when there is none."""
+        key = _key(location, segment)
+        first, stop = (
+            int(np.searchsorted(self._keys, key[0], side=side)) for side in ("left", "right")
+        )  # type: ignore[call-overload]
+        for number in self._order[first:stop][::-1].tolist():
+            record = self._known[number]
+            if (
+                record["key"][1] == key[1]
+                and (int(record["size"]), int(record["modified"])) == identity
+            ):
+                return int(number)
+        return -1
+
+    def add(
+        self, location: Location, segment: Segment, identity: Identity, facts: AudioFacts
+    ) -> int:
+        """Notes the facts of a segment and gives the number of their record. They are on disk a few seconds later."""
+        record = np.zeros((), dtype=RECORD)
+        record["key"], record["size"], record["modified"] = _key(location, segment), *identity
+        for name in _MEASURES:
+            record[name] = getattr(facts, name)
+        record["content"] = np.frombuffer(bytes.fromhex(facts.content.rjust(32, "0")), dtype=">u8")
+        record["check"] = _checksums(record[None])[0]
+        self._file.write(record.tobytes())
+        self._count += 1
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+        return self._count - 1
+
+    def records(self) -> NDArray[Any]:
+        """All records as a memory map, dtype `RECORD`."""
+        self._file.flush()
+        return _map(self.path)
+
+
+def facts_of(record: Any) -> AudioFacts:
+    """A record as facts."""
+    return AudioFacts(
+        **{name: record[name].item() for name in _MEASURES},
+        content=record["content"].tobytes().hex(),
+    )
+
+
+def identity(location: Location) -> Identity:
+    """What tells that a file has changed. What lies behind a URL counts as unchanged while one `prepare` lasts."""
+    if is_url(location.path):
+        return -1, -1
+    try:
+        status = os.stat(location.path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _key(location: Location, segment: Segment) -> tuple[int, int]:
+    name = "\0".join(map(str, (*location, *segment)))
+    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+def _map(path: Path) -> NDArray[Any]:
+    count = path.stat().st_size // RECORD.itemsize if path.exists() else 0
+    return (
+        np.memmap(path, dtype=RECORD, mode="r", shape=(count,))
+        if count
+        else np.zeros(0, dtype=RECORD)
+    )
+
+
+def _whole_records(path: Path) -> NDArray[Any]:
+    """The records up to the first that a kill or a crash left damaged."""
+    records = _map(path)
+    for part in chunks(len(records)):
+        damaged = np.flatnonzero(_checksums(records[part]) != records["check"][part])
+        if len(damaged):
+            return records[: part.start + int(damaged[0])]
+    return records
+
+
+def _checksums(records: NDArray[Any]) -> NDArray[np.uint64]:
+    """One for each record: a sum of all other words, each times an odd number of its own."""
+    words = np.ascontiguousarray(records).view("<u8").reshape(len(records), _WORDS)[:, :-1]
+    factors = np.uint64(0x9E3779B97F4A7C15) * np.arange(1, 2 * _WORDS - 2, 2, dtype=np.uint64)
+    return (words * factors).sum(axis=1, dtype=np.uint64) ^ np.uint64(0x6A6F75726E616C)

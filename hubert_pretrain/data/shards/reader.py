@@ -1,0 +1,109 @@
+"""Plain sequential reading of WebDataset shards, for those who stream what others made: no manifest, no random access, no resuming.
+
+Training does not use it: `prepare` with `data=webdataset` notes once where every utterance lies, and reads from there in any order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hubert_pretrain.data import audio
+from hubert_pretrain.data.audio import Waveform
+from hubert_pretrain.data.shards.tar import Member, Shard, open_shard
+from hubert_pretrain.data.storage import ByteRange
+from hubert_pretrain.errors import DataError
+
+AUDIO = tuple(suffix[1:] for suffix in audio.SUFFIXES)
+"""Extensions of members that count as audio."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a shard holds under one key."""
+
+    key: str
+    shard: str
+    members: dict[str, bytes]
+    """Extension -> content, undecoded."""
+
+    @property
+    def waveform(self) -> Waveform:
+        """(S,) float32, mono, 16 kHz. Raises DataError when there is no audio or it cannot be decoded."""
+        member = audio_of(self.shard, self.key, list(self.members))
+        return audio.decode(
+            f"{self.shard}: {self.key}.{member}", ByteRange.of(self.members[member])
+        )
+
+    @property
+    def text(self) -> str:
+        """The transcript: the `txt` member, or `text` of the `json` member, or ""."""
+        return text_of(f"{self.shard}: {self.key}", self.members)
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """What the `json` member holds, {} without one. Raises DataError when it is no JSON object."""
+        return fields_of(f"{self.shard}: {self.key}", self.members)
+
+
+def stream(shards: Sequence[str], part: int = 0, parts: int = 1) -> Iterator[Sample]:
+    """The samples of tar shards on disk or behind URLs, in the order in which they lie there.
+
+    Args:
+        shards: paths and URLs, see `shards.names.expand`.
+        part, parts: only the `part`-th of `parts` disjoint shares, together everything: for the processes of a loader. Shares are whole
+            shards, or with fewer shards than processes every `parts`-th sample.
+
+    Raises:
+        DataError: a shard is missing or damaged, or holds what it should not; the samples before that have been given out.
+    """
+    by_shard = len(shards) >= parts
+    number = 0
+    for shard in shards[part::parts] if by_shard else shards:
+        with open_shard(shard) as file:
+            for members in Shard(shard).samples(file):
+                if by_shard or number % parts == part:
+                    yield Sample(members[0].key, shard, contents(members))
+                number += 1
+
+
+def audio_of(shard: str, key: str, extensions: Sequence[str]) -> str:
+    """Which of a sample's extensions is its audio. Raises DataError when there is none or more than one."""
+    found = [extension for extension in extensions if extension in AUDIO]
+    if len(found) != 1:
+        raise DataError(
+            f"{shard}: {key} has {', '.join(extensions)}; expected one member of {', '.join(AUDIO)}, make the shard anew"
+        )
+    return found[0]
+
+
+def fields_of(where: str, members: dict[str, bytes]) -> dict[str, Any]:
+    """The `json` member as a dict, {} without one. Raises DataError when it is no JSON object; the message calls the sample `where`."""
+    try:
+        fields = json.loads(members.get("json", b"{}"))
+    except ValueError as error:
+        raise DataError(f"{where}.json: is no JSON ({error}); make the shard anew") from error
+    if not isinstance(fields, dict):
+        raise DataError(
+            f"{where}.json: is a {type(fields).__name__}, expected an object with fields such as text; make the shard anew"
+        )
+    return fields
+
+
+def text_of(where: str, members: dict[str, bytes], field: str = "text") -> str:
+    """The transcript of a sample, or "". Raises DataError when it is not UTF-8."""
+    if "txt" not in members:
+        return str(fields_of(where, members).get(field) or "")
+    try:
+        return " ".join(members["txt"].decode("utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}.txt: not UTF-8 text ({error.reason} at byte {error.start}); make the shard anew"
+        ) from error
+
+
+def contents(members: Sequence[Member]) -> dict[str, bytes]:
+    """Extension -> content."""
+    return {member.extension: member.data for member in members}

@@ -1,0 +1,80 @@
+"""SourceUtterance (an utterance as its corpus lists it) and the CorpusSource protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from hubert_pretrain.data.alignment import Phones
+from hubert_pretrain.errors import DataError
+from hubert_pretrain.frames import SAMPLE_RATE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceUtterance:
+    """An utterance as its corpus describes it, before anyone has opened the audio."""
+
+    id: str
+    path: str | Path
+    """The audio file, or the shard that holds it; a URL is a string."""
+    split: str
+    speaker: str = ""
+    text: str = ""
+    label: str = ""
+    phones: Phones | None = None
+    """(phone, start, end) in samples at 16 kHz from the utterance's beginning, or None when the corpus has no alignment."""
+    start: int = 0
+    """First sample in the audio file, at 16 kHz (0 unless the file is a longer recording)."""
+    num_samples: int | None = None
+    """Length of a segment of a longer recording, in samples at 16 kHz; None: to the end of the file."""
+    expected_samples: int | None = None
+    """Length that a list states for a whole file (`num_samples` is None), at 16 kHz; `prepare` puts a file of another length aside."""
+    expected_within: int = 1
+    """By how many samples it may differ: what the list rounds away."""
+    offset: int = -1
+    """Where the bytes of the audio file begin in the shard `path`; -1: `path` is the audio file."""
+    num_bytes: int = -1
+    """How many bytes the audio file has in its shard."""
+    corpus: str = ""
+    """Name of the corpus it comes from; "" for `corpus_name` of what lists it."""
+
+
+def refuse_other_length(claim: SourceUtterance, num_samples: int) -> None:
+    """Raises DataError unless a file of so many samples at 16 kHz is as long as its list states, if it does."""
+    if (
+        claim.expected_samples is not None
+        and abs(num_samples - claim.expected_samples) > claim.expected_within
+    ):
+        raise DataError(f"{claim.path}: {other_length(num_samples, claim.expected_samples)}")
+
+
+def other_length(num_samples: int, expected: int) -> str:
+    """Why a file cannot be used that has another length than its list states."""
+    fix = (
+        "it is truncated: copy it again"
+        if num_samples < expected
+        else "the list is of other audio, or of a part of it: mend the list"
+    )
+    return f"has {num_samples} samples at {SAMPLE_RATE} Hz, its list says {expected}; {fix}"
+
+
+class CorpusSource(Protocol):
+    """A corpus: any class that can list its utterances. Its values are keyword arguments, its place in conf/data is a `_target_`."""
+
+    def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
+        """Every utterance once, in any order.
+
+        Args:
+            folder: where a corpus that makes its own audio may write it; what lies there after a kill may be used again.
+
+        Raises:
+            DataError: the corpus is not where it should be; the message shows the expected layout.
+        """
+        ...
+
+
+def corpus_name(source: CorpusSource) -> str:
+    """What a corpus is called in the manifest: its `name` where it has one, else its class."""
+    return str(getattr(source, "name", type(source).__name__.lower()))

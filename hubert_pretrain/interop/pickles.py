@@ -1,0 +1,134 @@
+"""Reads files of `torch.save` without running anything that they ask for.
+
+Such a file is a pickle: a program that may name any function of any installed package. Here every name but those of plain containers and
+of tensors becomes an inert object that remembers what it was given, so a hostile file builds a harmless heap of them.
+"""
+
+from __future__ import annotations
+
+import collections
+import pickle
+import types
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from hubert_pretrain.errors import ArtefactError
+
+
+class Inert:
+    """Stands for any object of a class that we do not trust: it remembers its name and what it was given, and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:  # noqa: D102
+        instance = super().__new__(cls)
+        instance.__dict__["arguments"] = args
+        return instance
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__.update(state if isinstance(state, dict) else {"state": state})
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.__dict__.setdefault("items", {})[key] = value
+
+    def append(self, value: Any) -> None:
+        """Called for pickled subclasses of list."""
+        self.__dict__.setdefault("values", []).append(value)
+
+
+def read_pickle(path: Path) -> Any:
+    """The content of a file of `torch.save`: containers, numbers and tensors as they are, everything else as `Inert`.
+
+    Raises ArtefactError when it is missing, truncated or of another kind.
+    """
+    try:
+        return torch.load(path, map_location="cpu", pickle_module=_INERT_PICKLE, weights_only=False)
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        MemoryError,
+        OverflowError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise ArtefactError(
+            f"{path}: cannot be read as a PyTorch checkpoint ({type(error).__name__}: {error})".split(
+                "\n"
+            )[0]
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """OmegaConf nodes, argparse namespaces and enumerations, read as `Inert`, back to dicts, lists and values."""
+    if isinstance(value, Inert):
+        state = vars(value)
+        for key in ("_content", "_val"):
+            if key in state:
+                return plain(state[key])
+        if (
+            state.keys() == {"arguments"} and len(state["arguments"]) == 1
+        ):  # a member of an enumeration, by its value
+            return plain(state["arguments"][0])
+        return {key: plain(item) for key, item in state.items() if key != "arguments"}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+_BUILTINS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        dict,
+        list,
+        set,
+        frozenset,
+        tuple,
+        int,
+        float,
+        complex,
+        bool,
+        str,
+        bytes,
+        bytearray,
+    )
+} | {"long": int, "unicode": str}
+_TRUSTED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "defaultdict"): collections.defaultdict,
+    ("torch", "Size"): torch.Size,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
+    **{
+        ("torch", name): getattr(torch, name)
+        for name in ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool")
+    },
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("builtins", "__builtin__") and name in _BUILTINS:
+            return _BUILTINS[name]
+        return _TRUSTED.get((module, name)) or type(f"{module}.{name}", (Inert,), {})
+
+
+def _load(file: BinaryIO, **kwargs: Any) -> Any:
+    return _Unpickler(file, **kwargs).load()
+
+
+_INERT_PICKLE = types.SimpleNamespace(
+    Unpickler=_Unpickler,
+    load=_load,
+    UnpicklingError=pickle.UnpicklingError,
+    __name__="inert pickle",
+)

@@ -1,0 +1,79 @@
+"""Exported folders of `transformers` in 8 and 4 bits, on any device: what to call, and how far the outputs move.
+
+| scheme | library | what is small | needs |
+|---|---|---|---|
+| bnb-int8, bnb-nf4 | bitsandbytes | weights of linear layers, at loading | bitsandbytes, accelerate |
+| torchao-int8, torchao-int4 | torchao | weights of linear layers, after loading | torchao |
+| torchao-int8-dynamic | torchao | activations too | torchao |
+
+`transformers`' own TorchAoConfig fails for HuBERT (its models have no `get_input_embeddings`), hence `quantize_` after loading. The
+ONNX way is interop/onnx.py: `quantise_onnx`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hubert_pretrain.errors import ArtefactError, ConfigError, did_you_mean
+from hubert_pretrain.files import read_json
+from hubert_pretrain.interop.transformers_writer import import_transformers
+
+
+def load_quantised(folder: str | Path, scheme: str) -> Any:
+    """The model of an exported folder, of the class that its config.json names, in eval mode, quantised.
+
+    scheme: one of `SCHEMES`. Raises ConfigError for another, ArtefactError when its package is not installed.
+    """
+    if scheme not in SCHEMES:
+        raise ConfigError(
+            f"no quantisation is called {scheme!r}, expected one of {', '.join(SCHEMES)}{did_you_mean(scheme, list(SCHEMES))}"
+        )
+    package = "bitsandbytes" if scheme.startswith("bnb") else "torchao"
+    if importlib.util.find_spec(package) is None:
+        raise ArtefactError(
+            f"{scheme} needs the package {package}, which is not installed: pip install 'hubert-pretrain[quantise]'"
+        )
+    stored = read_json(Path(folder) / "config.json")
+    names = stored.get("architectures") if isinstance(stored, dict) else None
+    if not isinstance(names, list) or not names:
+        raise ArtefactError(
+            f"{Path(folder) / 'config.json'}: names no architecture; expected the folder of an export to huggingface"
+        )
+    return SCHEMES[scheme](getattr(import_transformers(), names[0]), folder).eval()
+
+
+def _bitsandbytes(**settings: Any) -> Callable[[Any, str | Path], Any]:
+    def load(architecture: Any, folder: str | Path) -> Any:
+        # Heads stay as they are: they are small, and on some CPUs the 4-bit product wants a multiple of 32 rows, which letters are not.
+        config = import_transformers().BitsAndBytesConfig(
+            **settings, llm_int8_skip_modules=["lm_head", "classifier"]
+        )
+        return architecture.from_pretrained(folder, quantization_config=config)
+
+    return load
+
+
+def _torchao(name: str, **settings: Any) -> Callable[[Any, str | Path], Any]:
+    def load(architecture: Any, folder: str | Path) -> Any:
+        from torchao import quantization
+
+        model = architecture.from_pretrained(folder)
+        quantization.quantize_(model, getattr(quantization, name)(**settings))
+        return model
+
+    return load
+
+
+SCHEMES: dict[str, Callable[[Any, str | Path], Any]] = {
+    "bnb-int8": _bitsandbytes(load_in_8bit=True),
+    "bnb-nf4": _bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    "torchao-int8": _torchao("Int8WeightOnlyConfig"),
+    "torchao-int8-dynamic": _torchao("Int8DynamicActivationInt8WeightConfig"),
+    "torchao-int4": _torchao("IntxWeightOnlyConfig", weight_dtype=getattr(torch, "int4")),  # noqa: B009  # not in its type stubs
+}
+"""How to load a folder with a class of `transformers`, by name."""

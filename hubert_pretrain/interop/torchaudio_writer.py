@@ -1,0 +1,150 @@
+"""Writes a checkpoint as a state dict of torchaudio's HuBERT, and beside it (`hubert.side.safetensors`) what that has no slot for.
+
+| checkpoint | loads into |
+|---|---|
+| pretraining, one codebook | `HuBERTPretrainModel` (its `.wav2vec2` is the encoder) |
+| letters | `Wav2Vec2Model` with `aux_num_out` |
+| anything else | `Wav2Vec2Model`; the head lies in the side file |
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.interop.assemble import PRESERVED
+from hubert_pretrain.interop.compare import TOLERANCE, Report, judged, our_outputs, probe
+from hubert_pretrain.interop.fairseq_writer import save_pickle
+from hubert_pretrain.interop.tensor_names import (
+    TORCHAUDIO,
+    TORCHAUDIO_CTC,
+    TORCHAUDIO_HEAD,
+    to_theirs,
+)
+from hubert_pretrain.interop.torchaudio_reader import side_file
+from hubert_pretrain.model.checkpoint import LoadedModel, save_tensors
+
+_MASK = "mask_generator.mask_embedding"
+
+
+def export_torchaudio(path: str | Path, loaded: LoadedModel) -> None:
+    """Writes `path` and its side file. Raises ArtefactError for a network that torchaudio cannot compute, naming the field."""
+    path = Path(path)
+    _check(loaded)
+    weights = to_theirs(loaded.model.state_dict(), TORCHAUDIO)
+    side: dict[str, Tensor] = {}
+    if _has_slot(loaded):
+        weights |= to_theirs(loaded.head_state, TORCHAUDIO_HEAD)
+    else:
+        side["hubert.mask_embedding"] = weights.pop(_MASK)
+        weights = {name.removeprefix("wav2vec2."): tensor for name, tensor in weights.items()}
+        if loaded.kind == "ctc":
+            weights |= to_theirs(loaded.head_state, TORCHAUDIO_CTC)
+        else:
+            side |= {f"head.{name}": tensor for name, tensor in loaded.head_state.items()}
+    save_tensors(
+        side_file(path),
+        side,
+        {"format": "pt", PRESERVED: json.dumps({**loaded.config, "torchaudio": arguments(loaded)})},
+    )
+    save_pickle(path, weights)
+
+
+def arguments(loaded: LoadedModel) -> dict[str, Any]:
+    """Keyword arguments of `torchaudio.models.wav2vec2_model` for this network; the side file holds them too."""
+    config = loaded.model.config
+    return {
+        "extractor_mode": f"{config.feat_extract_norm}_norm",
+        "extractor_conv_layer_config": [
+            list(layer)
+            for layer in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
+        ],
+        "extractor_conv_bias": config.conv_bias,
+        "encoder_embed_dim": config.hidden_size,
+        "encoder_projection_dropout": config.feat_proj_dropout,
+        "encoder_pos_conv_kernel": config.num_conv_pos_embeddings,
+        "encoder_pos_conv_groups": config.num_conv_pos_embedding_groups,
+        "encoder_num_layers": config.num_hidden_layers,
+        "encoder_num_heads": config.num_attention_heads,
+        "encoder_attention_dropout": config.attention_dropout,
+        "encoder_ff_interm_features": config.intermediate_size,
+        "encoder_ff_interm_dropout": config.activation_dropout,
+        "encoder_dropout": config.hidden_dropout,
+        "encoder_layer_norm_first": config.do_stable_layer_norm,
+        "encoder_layer_drop": config.layerdrop,
+        "aux_num_out": loaded.head_state["linear.weight"].shape[0]
+        if loaded.kind == "ctc"
+        else None,
+    }
+
+
+def compare_torchaudio(
+    path: str | Path, loaded: LoadedModel, *, tolerance: float = TOLERANCE
+) -> Report:
+    """Every layer, the last hidden state and the letters' logits of torchaudio's own network with an exported file, against ours.
+
+    Raises ArtefactError when any differs by more than `tolerance`, or when torchaudio does not find every tensor it wants.
+    """
+    waveform = probe(loaded)
+    theirs = _load(Path(path), loaded)
+    with torch.inference_mode():
+        states, _ = theirs.extract_features(waveform)
+        last = theirs.encoder(theirs.feature_extractor(waveform, None)[0])
+        found = {f"layer {layer}": state for layer, state in enumerate(states, start=1)} | {
+            "last": last
+        }
+        if theirs.aux is not None:
+            found["logits"] = theirs.aux(last)
+        ours = our_outputs(loaded, waveform)
+    return judged(path, {name: ours[name] for name in found}, found, tolerance, "torchaudio")
+
+
+def _load(path: Path, loaded: LoadedModel) -> Any:
+    """torchaudio's Wav2Vec2Model with the weights of an exported file."""
+    import torchaudio
+
+    model = torchaudio.models.wav2vec2_model(**arguments(loaded)).eval()
+    state = torch.load(path, weights_only=True)
+    if _MASK in state:
+        state = {
+            name.removeprefix("wav2vec2."): tensor
+            for name, tensor in state.items()
+            if name.startswith("wav2vec2.")
+        }
+    try:
+        nn.Module.load_state_dict(model, state)
+    except RuntimeError as error:
+        raise ArtefactError(
+            f"{path}: does not fit torchaudio's network: {' '.join(str(error).split())[:200]}"
+        ) from error
+    return model
+
+
+def _has_slot(loaded: LoadedModel) -> bool:
+    """Whether HuBERTPretrainModel holds this head: cosines with the unit embeddings of one codebook."""
+    return (
+        loaded.kind == "pretrain"
+        and "unit_embeddings" in loaded.head_state
+        and isinstance(loaded.config["head"]["n_clusters"], int)
+    )
+
+
+def _check(loaded: LoadedModel) -> None:
+    config = loaded.model.config
+    fixed: dict[str, Any] = {
+        "feat_proj_layer_norm": True,
+        "feat_extract_activation": "gelu",
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+    }
+    fixed |= {"conv_pos_batch_norm": False, "adapter_attn_dim": None}
+    for name, value in fixed.items():
+        if getattr(config, name) != value:
+            raise ArtefactError(
+                f"torchaudio's HuBERT has {name} {value!r} only, found {getattr(config, name)!r}; export to huggingface"
+            )

@@ -1,0 +1,164 @@
+"""`summary.json`: what a run has reached so far, and the table that is printed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.files import age_in_seconds, human_bytes, size_in_bytes, write_json
+from hubert_pretrain.pipeline import plan
+from hubert_pretrain.pipeline.workspace import Workspace
+
+ITERATION_FACTS = {
+    "cluster": ["n_clusters", "inertia"],
+    "label": ["pnmi", "phone_purity", "cluster_purity", "unigram_entropy_nats"],
+    "pretrain": ["masked_loss_nats", "masked_accuracy", "unmasked_accuracy"],
+}
+"""Which facts of an iteration's stages go into the summary."""
+
+
+def write(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
+    """Collects the facts of every finished stage and writes `summary.json`. Values that are not known (yet) are null."""
+    collected = collect(recipe, workspace)
+    write_json(workspace.summary_path, collected)
+    return collected
+
+
+def collect(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
+    """The content of `summary.json`."""
+    stages = plan.stages(recipe)
+    facts = {stage.name: _facts(workspace, stage.name) for stage in stages}
+    export = facts.get("export", {})
+    return {
+        "recipe": recipe.name,
+        "work_dir": str(workspace.root),
+        "stages": [
+            {
+                "name": stage.name,
+                "state": plan.state(stage, workspace),
+                "seconds": _seconds(workspace, stage.name),
+            }
+            for stage in stages
+        ],
+        "data": facts["prepare"] or None,
+        "iterations": {
+            name: {
+                key: facts.get(f"{name}/{verb}", {}).get(key)
+                for verb, keys in ITERATION_FACTS.items()
+                for key in keys
+            }
+            for name in recipe.iterations
+        },
+        "finetune": {name: facts[f"finetune/{name}"] or None for name in recipe.finetune},
+        "export": {
+            "path": export.get("path"),
+            "folders": export.get("folders"),
+            "max_difference": export.get("max_difference"),
+        },
+    }
+
+
+def _facts(workspace: Workspace, stage: str) -> dict[str, Any]:
+    return workspace.artefact(stage).facts if workspace.is_done(stage) else {}
+
+
+def _seconds(workspace: Workspace, stage: str) -> float | None:
+    return float(workspace.artefact(stage).meta["seconds"]) if workspace.is_done(stage) else None
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------------------
+
+
+def print_stages(recipe: Recipe, workspace: Workspace, jobs: Mapping[str, str]) -> None:
+    """Table for `stage=list`: stage, state, artefact, size, age, and the SLURM job of each stage in `jobs`."""
+    from rich.table import Table
+
+    table = Table(title=f"{recipe.name} in {workspace.root}")
+    for column in ("stage", "state", "artefact", "size", "age", *(["job"] if jobs else [])):
+        table.add_column(column, overflow="fold")
+    for stage in plan.stages(recipe):
+        state = plan.state(stage, workspace)
+        folder = (
+            workspace.folder(stage.name)
+            if workspace.is_done(stage.name)
+            else workspace.partial_folder(stage.name)
+        )
+        exists = folder.is_dir()
+        table.add_row(
+            stage.name,
+            state,
+            str(folder.relative_to(workspace.root)) if exists else "",
+            human_bytes(size_in_bytes(folder)) if exists else "",
+            human_age(age_in_seconds(folder)) if exists else "",
+            *([jobs.get(stage.name, "")] if jobs else []),
+        )
+    _print(table)
+
+
+def print_results(summary: dict[str, Any]) -> None:
+    """The loop at a glance: one row per iteration, one line per task."""
+    from rich.table import Table
+
+    table = Table(title=f"HuBERT loop: {summary['recipe']}")
+    columns = [
+        "iteration",
+        "K",
+        "PNMI",
+        "phone purity",
+        "cluster purity",
+        "entropy (nats)",
+        "masked loss",
+        "under entropy",
+        "masked acc.",
+    ]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, facts in summary["iterations"].items():
+        loss, entropy = facts["masked_loss_nats"], facts["unigram_entropy_nats"]
+        under = f"{1 - loss / entropy:.1%}" if loss is not None and entropy else "-"
+        keys = [
+            "n_clusters",
+            "pnmi",
+            "phone_purity",
+            "cluster_purity",
+            "unigram_entropy_nats",
+            "masked_loss_nats",
+        ]
+        table.add_row(
+            name, *[_number(facts[key]) for key in keys], under, _number(facts["masked_accuracy"])
+        )
+    _print(table)
+    for name, facts in summary["finetune"].items():
+        shown = ", ".join(
+            f"{key} {_number(value)}"
+            for key, value in (facts or {}).items()
+            if key in ("wer", "cer", "accuracy")
+        )
+        print(f"finetune/{name}: {shown or '-'}")
+    if summary["export"]["path"]:
+        print(f"exported: {summary['export']['path']}")
+    seconds = sum(stage["seconds"] or 0 for stage in summary["stages"])
+    print(
+        f"{sum(stage['state'] == 'done' for stage in summary['stages'])} stages done, {seconds / 60:.1f} minutes of work"
+    )
+
+
+def _print(table: Any) -> None:
+    """Prints a table at its full width when the output is a file or a pipe, where nothing can be wrapped for a reader."""
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=140)).print(table)
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def human_age(age_seconds: float) -> str:
+    """`3 h ago`."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if age_seconds >= length:
+            return f"{age_seconds / length:.0f} {unit} ago"
+    return f"{age_seconds:.0f} s ago"

@@ -1,0 +1,231 @@
+"""Every path of a run, and the life of an artefact: absent -> partial -> done.
+
+A stage works in `<work_dir>/<stage>.partial`, which survives a kill. When it has finished, the folder is synced to disk, renamed to
+`<work_dir>/<stage>`, and `meta.json` is written into it last: a folder without `meta.json` is never taken for done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.files import (
+    empty_folder,
+    read_json,
+    size_in_bytes,
+    sync_folder,
+    sync_tree,
+    write_json,
+)
+from hubert_pretrain.pipeline import locks
+
+META = "meta.json"
+PARTIAL_META = "partial.json"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """The finished output of a stage."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the configuration that made it and of the fingerprints of its inputs."""
+        return str(self.meta["fingerprint"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the stage measured."""
+        return dict(self.meta["facts"])
+
+
+class Workspace:
+    """The folder of one run. The only class that knows how a run is laid out on disk."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser().absolute()
+
+    @property
+    def summary_path(self) -> Path:
+        """`summary.json`, rewritten after each stage."""
+        return self.root / "summary.json"
+
+    @property
+    def check_path(self) -> Path:
+        """`check.json`, what `stage=check` found last."""
+        return self.root / "check.json"
+
+    @property
+    def recipe_path(self) -> Path:
+        """`recipe.yaml`, the whole configuration of the run."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def jobs_path(self) -> Path:
+        """`slurm/jobs.json`, which job runs which stage."""
+        return self.root / "slurm" / "jobs.json"
+
+    def jobs_folder(self, stage: str) -> Path:
+        """Scripts and logs of the SLURM jobs of a stage."""
+        return self.root / "slurm" / stage.replace("/", "-")
+
+    def folder(self, stage: str) -> Path:
+        """Where the finished output of a stage lies."""
+        return self.root / stage
+
+    def partial_folder(self, stage: str) -> Path:
+        """Where a stage works until it is done; kept across kills so that the stage can resume."""
+        return self.root / f"{stage}.partial"
+
+    def is_done(self, stage: str) -> bool:
+        """Whether the stage has finished."""
+        return (self.folder(stage) / META).is_file()
+
+    def artefact(self, stage: str) -> Artefact:
+        """The finished output of a stage of this run.
+
+        Raises ArtefactError when the stage has not finished; the message says how to run it.
+        """
+        if not self.is_done(stage):
+            raise ArtefactError(
+                f"{self.folder(stage)}: no finished output of stage {stage!r}; run it first with stage={stage}"
+            )
+        return open_artefact(self.folder(stage))
+
+    def resolve(self, reference: str) -> Artefact:
+        """The artefact a recipe refers to: a stage of this run ("it1/pretrain"), the folder of one made elsewhere, or what no stage made, a
+        checkpoint (a file or a folder with a config.json) or a folder of targets, whose fingerprint is a hash of its files."""
+        if self.is_done(reference):
+            return self.artefact(reference)
+        path = Path(reference).expanduser().absolute()
+        if (path / META).is_file():
+            return open_artefact(path)
+        readable = any((path / name).is_file() for name in ("config.json", "store.json")) or any(
+            path.glob("*.km*")
+        )
+        if path.is_file() or (readable and not (path / PARTIAL_META).exists()):
+            return Artefact(path, {"fingerprint": external_fingerprint(path), "facts": {}})
+        raise ArtefactError(
+            f"{reference!r} is neither a finished stage of {self.root} nor a folder with a {META} nor targets nor a checkpoint of another "
+            "project; name a stage such as 'it1/pretrain', the folder of a finished one, or a checkpoint"
+        )
+
+    def lock(self, stage: str) -> contextlib.AbstractContextManager[None]:
+        """Holds a stage for this process (see locks.py). Raises ArtefactError when another process holds it."""
+        return locks.acquire(self._lock_path(stage), f"stage {stage!r}")
+
+    def holder(self, stage: str) -> str | None:
+        """Which process holds the lock of a stage, e.g. "process 123 on node7"; None when it is free."""
+        return locks.holder(self._lock_path(stage))
+
+    def lock_submission(self) -> contextlib.AbstractContextManager[None]:
+        """Only one process at a time looks what is queued and submits the rest."""
+        return locks.acquire(self._lock_path("submission"), "launch=slurm")
+
+    def _lock_path(self, name: str) -> Path:
+        return self.root / ".locks" / name.replace("/", "-")
+
+    def has_begun(self, stage: str, fingerprint: str) -> bool:
+        """Whether a process holds the stage and has opened its partial folder, which is then of this configuration."""
+        left = read_json(self.partial_folder(stage) / PARTIAL_META)
+        return (
+            left is not None
+            and left.get("fingerprint") == fingerprint
+            and self.holder(stage) is not None
+        )
+
+    def begin(self, stage: str, fingerprint: str, config: dict[str, Any]) -> Path:
+        """Opens the partial folder of a stage, empty unless an interrupted run of the *same* configuration left one.
+
+        What another configuration left is refused, unless there is nothing in it: a run that failed at once is no work to be lost.
+        """
+        folder, unsealed = self.partial_folder(stage), self.folder(stage)
+        if unsealed.exists() and not self.is_done(stage):
+            # Killed between the rename and meta.json: the work is whole, only the seal is missing.
+            shutil.rmtree(unsealed) if folder.exists() else unsealed.rename(folder)
+        left = read_json(folder / PARTIAL_META)
+        same = left is not None and left.get("fingerprint") == fingerprint
+        if (
+            left is not None
+            and not same
+            and size_in_bytes(folder) > (folder / PARTIAL_META).stat().st_size
+        ):
+            found = ", ".join(differing_fields(left.get("config", {}), config)) or "its inputs"
+            raise ArtefactError(
+                f"{folder}: an interrupted {stage!r} was started with another configuration ({found}). "
+                f"Restore those values to resume it, delete the folder to start it anew, or choose another work_dir"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        if not same:
+            empty_folder(folder)
+            write_json(folder / PARTIAL_META, {"fingerprint": fingerprint, "config": config})
+        return folder
+
+    def finish(self, stage: str, meta: dict[str, Any]) -> Artefact:
+        """Publishes the partial folder of a stage: sync, rename, and `meta.json` last."""
+        partial, final = self.partial_folder(stage), self.folder(stage)
+        sync_tree(partial)
+        partial.rename(final)
+        sync_folder(final.parent)
+        write_json(final / META, meta)
+        (final / PARTIAL_META).unlink(missing_ok=True)
+        return open_artefact(final)
+
+
+def open_artefact(path: Path) -> Artefact:
+    """Reads the `meta.json` of a finished folder."""
+    meta = read_json(path / META)
+    if meta is None:
+        raise ArtefactError(
+            f"{path}: has no readable {META}, so it was never finished; delete it and run its stage again"
+        )
+    return Artefact(path=path, meta=meta)
+
+
+def external_fingerprint(path: Path) -> str:
+    """SHA-256, shortened, of a file, or of the files that lie directly in a folder with their names."""
+    files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())
+    hashes = [
+        (
+            each.name if path.is_dir() else "",
+            _sha256(each, each.stat().st_size, each.stat().st_mtime_ns),
+        )
+        for each in files
+    ]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(path: Path, size: int, modified: int) -> str:
+    """Of a file that had this size when it was modified then: a large checkpoint is read once per process."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def differing_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`["clustering.n_clusters: 100 -> 50", ...]` for every leaf that differs."""
+    flat_old, flat_new = flatten(old), flatten(new)
+    keys = [key for key in {**flat_old, **flat_new} if flat_old.get(key) != flat_new.get(key)]
+    return [f"{key}: {flat_old.get(key)} -> {flat_new.get(key)}" for key in keys]
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

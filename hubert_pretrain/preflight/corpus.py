@@ -1,0 +1,246 @@
+"""Rows about a prepared corpus: what it has, whether its tables join, and whether the audio is what they say. S samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hubert_pretrain.data.augment import open_noise
+from hubert_pretrain.data.batching import BucketSampler
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.distributed import usable_cores
+from hubert_pretrain.errors import DataError, HubertPretrainError
+from hubert_pretrain.frames import SAMPLE_RATE, FrameGrid, samples, seconds
+from hubert_pretrain.preflight.report import CheckResult, error, of_error, ok, skipped, warning
+from hubert_pretrain.progress import progress
+from hubert_pretrain.seeds import permute
+
+MUCH_LEFT_OUT = 0.2
+"""A larger share of the utterances that pretraining cannot use is a warning."""
+_ROWS_LOOKED_AT = 5000
+"""Alignments that are read, evenly spaced, when there are more."""
+_VARIANCE_TOLERANCE = 0.01
+_ROWS_AT_ONCE = 1 << 22
+
+
+def rows(
+    corpus: Corpus | None,
+    *,
+    grid: FrameGrid,
+    sample: int,
+    everything: bool,
+    seed: int,
+    workers: int,
+) -> list[CheckResult]:
+    """All rows about a corpus; `later` for each when it is not prepared yet. What is damaged is a row too."""
+    questions: dict[str, Callable[[Corpus], CheckResult]] = {
+        "utterances": partial(utterances, every_id=everything),
+        "sample rate": rates,
+        "alignments": alignments,
+        "audio": lambda corpus: audio(
+            corpus,
+            choose(corpus, sample=sample, everything=everything, seed=seed),
+            workers or usable_cores(),
+        ),
+        "frames": partial(frames, grid=grid),
+    }
+    if corpus is None:
+        return [skipped(name, "prepare") for name in questions]
+    answers = []
+    for name, question in questions.items():
+        try:
+            answers.append(question(corpus))
+        except HubertPretrainError as failure:
+            answers.append(of_error(name, failure))
+    return answers
+
+
+def root(place: str | None) -> CheckResult:
+    """Is the corpus where the recipe says?"""
+    if place is None:
+        return ok("corpus", "makes its own audio")
+    path = Path(place).expanduser()
+    if "://" not in place and not path.exists():
+        return error("corpus", f"{path}: no such folder", "set data.root to where the corpus lies")
+    return ok("corpus", f"{place}")
+
+
+def utterances(corpus: Corpus, *, every_id: bool = False) -> CheckResult:
+    """Splits, ids and what `prepare` found: duplicates across splits, quarantined files. `every_id`: are all ids different?"""
+    manifest, card = corpus.manifest, corpus.card
+    counts = {split: len(manifest.split_range(split)) for split in manifest.splits}
+    found = f"{len(manifest)} in {', '.join(f'{split} {count}' for split, count in counts.items())}"
+    if every_id and (distinct := len(manifest.column("id").unique())) != len(manifest):
+        return error(
+            "utterances",
+            f"{found}; only {distinct} different ids",
+            "run stage=prepare again, it refuses duplicates",
+        )
+    for split in ("train", "valid"):
+        if not counts.get(split):
+            fix = "give the corpus such a split" + (
+                ", or set data.valid_fraction" if split == "valid" else ""
+            )
+            return error("utterances", f"{found}; none in {split!r}", fix)
+    across = card.get("duplicates", {}).get("across_splits", 0)
+    bad = card.get("quarantined", {}).get("utterances", 0)
+    if across:
+        return warning(
+            "utterances",
+            f"{found}; {across} have the same audio in another split",
+            "card.json lists them: remove them from one",
+        )
+    return ok("utterances", found + (f"; {bad} more in quarantine" if bad else ""))
+
+
+def rates(corpus: Corpus) -> CheckResult:
+    """Sample rates and channels of the files. Everything is brought to 16 kHz mono; what never was there cannot be."""
+    card = corpus.card
+    rates, channels = (
+        {int(rate): count for rate, count in card.get("source_rates", {}).items()},
+        card.get("channels", {}),
+    )
+    found = ", ".join(f"{count} at {rate} Hz" for rate, count in sorted(rates.items()))
+    mixed = sum(int(count) for number, count in channels.items() if number != "1")
+    found += f"; {mixed} with several channels, mixed down to one" if mixed else "; one channel"
+    low = [rate for rate in rates if rate < SAMPLE_RATE]
+    if low:
+        fix = f"nothing above {min(low) // 2} Hz is in them: leave them out, or do not mix them with others"
+        return warning("sample rate", found, fix)
+    return ok("sample rate", found)
+
+
+def alignments(corpus: Corpus) -> CheckResult:
+    """Do the phone alignments belong to these utterances?"""
+    table = corpus.alignments
+    if table is None:
+        return ok("alignments", "none: PNMI and purities stay unknown")
+    rows, manifest = table.rows(), corpus.manifest
+    found = f"{len(rows)} of {len(manifest)} utterances, {len(table.phones)} phones"
+    if len(rows) and not 0 <= int(rows[0]) <= int(rows[-1]) < len(manifest):
+        return error(
+            "alignments",
+            f"{found}; of row {int(rows[-1])}, which the manifest has not",
+            "run stage=prepare again",
+        )
+    for row in rows[:: max(1, len(rows) // _ROWS_LOOKED_AT)].tolist():
+        end = int(table.intervals(row)[2].max(initial=0))
+        if end > int(manifest.num_samples[row]):
+            what = f"that of {manifest[row].id!r} ends at sample {end}, its audio at {int(manifest.num_samples[row])}"
+            return error(
+                "alignments",
+                f"{found}; {what}",
+                "they are of other audio: mend them and run stage=prepare again",
+            )
+    return ok("alignments", found)
+
+
+def choose(corpus: Corpus, *, sample: int, everything: bool, seed: int) -> NDArray[np.int64]:
+    """The rows whose audio is read."""
+    size = len(corpus.manifest)
+    if everything or sample >= size:
+        return np.arange(size, dtype=np.int64)
+    return np.sort(permute(np.arange(sample), size, seed, "check"))
+
+
+def audio(corpus: Corpus, rows: NDArray[np.int64], workers: int) -> CheckResult:
+    """Is every utterance of `rows` there, whole, and the one that `prepare` measured?"""
+    with (
+        progress(len(rows), "reading audio") as advance,
+        ThreadPoolExecutor(max(1, workers)) as pool,
+    ):
+        bad = []
+        for reason in pool.map(partial(audio_fault, corpus), rows.tolist()):
+            bad += [reason] if reason else []
+            advance()
+    which = "all" if len(rows) == len(corpus.manifest) else "a sample of"
+    found = f"{which} {len(rows)} read: "
+    if bad:
+        fix = "restore the files, or run stage=prepare again without them" + (
+            "; check.all=true lists all" if which != "all" else ""
+        )
+        return error("audio", f"{found}{len(bad)} bad, the first: {bad[0]}", fix, tuple(bad))
+    return ok("audio", f"{found}whole, and as the manifest says")
+
+
+def audio_fault(corpus: Corpus, row: int) -> str:
+    """Why an utterance cannot be trained on, or ""."""
+    utterance = corpus.manifest[row]
+    try:
+        waveform = corpus.read(row).astype(np.float64)
+    except DataError as failure:
+        return str(failure).rpartition("; ")[0]
+    except (OSError, RuntimeError, ValueError) as failure:
+        return f"{utterance.path}: {type(failure).__name__}: {failure}"
+    if not np.isfinite(waveform).all():
+        return f"{utterance.path}: NaN or infinity among its samples"
+    variance = float(waveform.var())
+    if abs(variance - utterance.variance) > _VARIANCE_TOLERANCE * max(
+        variance, utterance.variance, 1e-8
+    ):
+        return f"{utterance.path}: other audio of the same length (variance {variance:.3g}, the manifest says {utterance.variance:.3g})"
+    return ""
+
+
+def crops(corpus: Corpus, name: str, *, grid: FrameGrid, seed: int, **values: float) -> CheckResult:
+    """How much of the corpus a pretraining uses. `values` are the lengths that `BatchPlan` takes."""
+    utterances = corpus.manifest.by_length("train")
+    try:
+        plan = BucketSampler(
+            utterances, grid=grid, seed=seed, masked_frames=lambda frames: frames, **values
+        )  # type: ignore[arg-type]
+    except DataError as failure:
+        return of_error(name, failure)
+    count, least = sum(map(len, utterances)), np.array([samples(values["min_seconds"])])
+    short = sum(int(one.shorter_than(least)[0]) for one in utterances)
+    shapes = f"{len(plan.shapes)} shape{'s' * (len(plan.shapes) > 1)}"
+    found = f"{shapes}, {plan.epoch_micro_batches} micro-batches an epoch; {short} of {count} are too short"
+    if short > MUCH_LEFT_OUT * count:
+        return warning(
+            name, found, f"lower iterations.NAME.pretrain.min_seconds={values['min_seconds']}"
+        )
+    return ok(name, found)
+
+
+def frames(corpus: Corpus, grid: FrameGrid) -> CheckResult:
+    """What the model sees of the corpus: how many frames, and of the shortest and the longest utterance."""
+    lengths = corpus.manifest.num_samples
+    parts = (np.asarray(grid.num_frames(lengths[part])) for part in blocks(len(lengths)))  # type: ignore[arg-type]
+    total, row, longest = (
+        sum(int(part.sum()) for part in parts),
+        int(lengths.argmin()),
+        int(lengths.max()),
+    )
+    least, most = grid.num_frames(int(lengths[row])), grid.num_frames(longest)
+    found = f"{total} in all, {least} to {most} per utterance, {grid.frames_per_second:g} a second"
+    if least < 1:
+        what = f"{corpus.manifest[row].id!r} is {seconds(int(lengths[row])):.3f} s long"
+        return error(
+            "frames",
+            f"{found}; {what}",
+            f"leave out what is shorter than {grid.window} samples, and prepare again",
+        )
+    return ok("frames", found)
+
+
+def blocks(size: int) -> Iterator[slice]:
+    """A long column in parts, so that 200 million rows need no memory."""
+    return (slice(start, start + _ROWS_AT_ONCE) for start in range(0, size, _ROWS_AT_ONCE))
+
+
+def noise(folders: Iterable[str]) -> CheckResult:
+    """Is there noise where an augmentation takes it from?"""
+    found = []
+    for folder in folders:
+        try:
+            source = open_noise(folder)
+            source.read(0, 0, min(source.num_samples(0), SAMPLE_RATE))
+        except HubertPretrainError as failure:
+            return of_error("noise", failure)
+        found.append(f"{len(source)} recordings in {folder}")
+    return ok("noise", "; ".join(found) or "none is added")

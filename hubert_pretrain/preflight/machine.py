@@ -1,0 +1,206 @@
+"""Rows about the machine: the place to write to, disk, memory, devices, packages."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from hubert_pretrain.files import human_bytes, sync_folder
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.preflight.report import OK, CheckResult, error, ok, warning
+
+TIGHT = 0.8
+"""Needing more than this share of what is free is a warning."""
+
+PACKAGES = {
+    "WandbLogger": ("wandb", ""),
+    "TensorBoardLogger": ("tensorboard", ""),
+    "corpora.synthetic": ("espeakng_loader", "demo"),
+    "export.format=huggingface": ("transformers", ""),
+    "export.format=torchaudio": ("torchaudio", ""),
+    "export.format=onnx": ("onnxruntime", "onnx"),
+    "launch.kind=slurm": ("submitit", "slurm"),
+}
+"""A part of what a recipe chooses -> the package that it needs, and our extra that brings it."""
+
+
+def work_dir(root: Path) -> CheckResult:
+    """Can the run write where it is to write? Tried with a file, since permissions do not tell of quotas and read-only mounts."""
+    existed = root.exists()
+    probe = root / f".probe-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"\x00" * 4096)
+        sync_folder(root)
+    except OSError as failure:
+        return error(
+            "work_dir",
+            f"{root}: cannot be written to ({failure.strerror})",
+            "choose another work_dir, or mend its permissions",
+        )
+    finally:
+        if probe.exists():
+            probe.unlink()
+        if not existed and root.is_dir() and not any(root.iterdir()):
+            root.rmdir()
+    return ok("work_dir", f"{root} can be written to")
+
+
+def locks(workspace: Workspace, stages: Iterable[str]) -> CheckResult:
+    """Is any stage of this run being run by another process?"""
+    held = [(stage, holder) for stage in stages if (holder := workspace.holder(stage)) is not None]
+    if held:
+        return warning(
+            "lock",
+            "; ".join(f"{stage} is being run by {holder}" for stage, holder in held),
+            "wait for it, or end it",
+        )
+    return ok("lock", "no other process works here")
+
+
+def disk(needs: Mapping[str, int], folder: Path, unknown: str = "") -> CheckResult:
+    """What is still to be written (bytes by stage) against what is free on the file system of `folder`. `unknown`: what is not counted."""
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    fix = "free some, or choose a work_dir on another disk"
+    return _against(
+        "disk",
+        sum(needs.values()),
+        _listed(needs),
+        shutil.disk_usage(place).free,
+        "free",
+        unknown,
+        fix,
+    )
+
+
+def memory(needs: Mapping[str, int], available: int | None, unknown: str = "") -> CheckResult:
+    """What the hungriest stage will hold in memory (bytes by stage) against what is there."""
+    most = max(needs, key=lambda stage: needs[stage], default="")
+    shown = f"{most} needs about {human_bytes(needs[most])}" if most else "nothing needs much"
+    if available is None:
+        return ok("memory", f"{shown}; how much is free cannot be told on this system")
+    fix = "use fewer trainer.loader_workers or a smaller micro_batch_seconds, or a machine with more memory"
+    row = _against("memory", needs.get(most, 0), shown, available, "available", unknown, fix)
+    return (
+        row if row.state == OK else warning(row.name, row.found, row.fix)
+    )  # of an estimate, and the system may swap
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take: of the machine and of its control group, whichever is less; None where unknown."""
+    found = []
+    try:
+        with open("/proc/meminfo") as file:
+            found += [
+                int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")
+            ]
+        limit, used = (
+            Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current")
+        )
+        found += [] if limit == "max" else [max(0, int(limit) - int(used))]
+    except OSError:
+        pass
+    return min(found, default=None)
+
+
+def _against(
+    name: str, total: int, shown: str, there: int, word: str, unknown: str, fix: str
+) -> CheckResult:
+    found = f"{shown}, {human_bytes(there)} {word}" + (f"; {unknown}" if unknown else "")
+    if total > there:
+        return error(name, found, fix)
+    return warning(name, found, fix) if total > TIGHT * there else ok(name, found)
+
+
+def _listed(needs: Mapping[str, int]) -> str:
+    parts = [
+        f"{what} {human_bytes(size)}"
+        for what, size in sorted(needs.items(), key=lambda each: -each[1])
+        if size
+    ]
+    more = ", ..." if len(parts) > 3 else ""
+    each = (
+        f" ({', '.join(parts[:3])}{more})"
+        if len(parts) > 1
+        else f" ({parts[0].split()[0]})"
+        if parts
+        else ""
+    )
+    return f"about {human_bytes(sum(needs.values()))} to be written{each}"
+
+
+def device(*, accelerator: str, devices: int, precision: str) -> CheckResult:
+    """Is the hardware there that the recipe asks for, and can it compute in that precision?"""
+    import torch
+
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    if not on_gpu:
+        if precision.startswith("16"):
+            fix = "choose trainer.precision=bf16-mixed or 32-true, or trainer=gpu"
+            return error(
+                "device", f"trainer.precision={precision} needs a GPU, this is the CPU", fix
+            )
+        return ok(
+            "device",
+            f"CPU, {torch.get_num_threads()} of its cores, precision {'32-true' if precision == 'auto' else precision}",
+        )
+    count = torch.cuda.device_count()
+    if count == 0:
+        return error(
+            "device",
+            f"trainer.accelerator={accelerator}, but torch sees no GPU",
+            "run on a machine with one, or choose trainer=cpu",
+        )
+    if devices > count:
+        fix = f"set trainer.devices to at most {count}, or CUDA_VISIBLE_DEVICES to more"
+        return error(
+            "device", f"trainer.devices={devices}, but torch sees {count} GPUs on this machine", fix
+        )
+    found = f"{devices} of {count} x {torch.cuda.get_device_name(0)}, precision {precision}"
+    if precision.startswith("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return error(
+            "device", f"{found}: it has no bf16", "choose trainer.precision=16-mixed or 32-true"
+        )
+    return ok("device", found)
+
+
+def device_memory(accelerator: str) -> int | None:
+    """Bytes of one GPU; None on the CPU."""
+    import torch
+
+    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def gpu_precision(accelerator: str, precision: str) -> str | None:
+    """In which precision a GPU trains, `auto` resolved as training does it (training/trainer.py); None on the CPU."""
+    if device_memory(accelerator) is None:
+        return None
+    return "bf16-mixed" if precision == "auto" else precision
+
+
+def packages(chosen: Iterable[str]) -> CheckResult:
+    """Can everything be imported that the recipe chooses? `chosen` are `_target_`s and `key=value` words."""
+    chosen = list(chosen)
+    needed: dict[str, str] = {}
+    for word in chosen:
+        needed |= {package: extra for part, (package, extra) in PACKAGES.items() if part in word}
+        if "=" not in word:
+            needed.setdefault(word.split(".")[0], "")
+    missing = {
+        name: extra for name, extra in needed.items() if importlib.util.find_spec(name) is None
+    }
+    if missing:
+        how = " and ".join(
+            f"pip install 'hubert-pretrain[{extra}]'" if extra else f"pip install {name}"
+            for name, extra in missing.items()
+        )
+        return error("packages", f"not installed: {', '.join(missing)}", how)
+    return ok(
+        "packages",
+        f"{', '.join(sorted(set(needed) - {'hubert_pretrain'})) or 'nothing beyond this package'} can be imported",
+    )

@@ -1,0 +1,231 @@
+"""What a training will take, from the form of its network: parameters, disk, memory, days. Estimates, and called so in the table.
+
+N frames of a micro-batch, T frames of one crop, D width, L layers, C conv channels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hubert_pretrain.files import human_bytes
+from hubert_pretrain.frames import samples
+from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.flops import training_flops_per_second
+from hubert_pretrain.preflight.report import CheckResult, error, ok, warning
+
+FLOAT = 4
+"""Bytes of a number in fp32."""
+MANY_DAYS = 2.0
+"""A CPU that would take longer is a warning."""
+_CPU_EFFICIENCY = 0.3
+"""Share of the speed of a large matrix product that training reaches on a CPU (measured on the demo)."""
+_RESERVE = 1.15
+"""Buffers of the allocator and of the libraries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A stage that trains, before it has begun."""
+
+    stage: str
+    model: HubertConfig
+    steps: int
+    batch_seconds: float
+    micro_batch_seconds: float
+    crop_seconds: float
+    """Longest row of a micro-batch."""
+    freezes_encoder: bool = False
+    """Whether the conv encoder needs no gradients."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes of a step, over all devices."""
+        return round(self.batch_seconds / self.micro_batch_seconds)
+
+
+def parameters(model: HubertConfig) -> int:
+    """Parameters of the encoder, counted without making them."""
+    import torch
+
+    from hubert_pretrain.model.hubert import Hubert
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Hubert(model).parameters())
+
+
+def checkpoint_bytes(model: HubertConfig, kept: int) -> int:
+    """On disk, at most: the weights and Adam's two moments in fp32, `kept` times and once while the next is written, and the result."""
+    return FLOAT * parameters(model) * (3 * (kept + 1) + 1)
+
+
+def activation_bytes(
+    training: Training, *, number_bytes: int, recompute: bool, eager: bool = False
+) -> int:
+    """What one micro-batch keeps for the backward pass.
+
+    A layer keeps 18 D + 4 I bytes of a frame in half precision (Korthikanti et al. 2022, arXiv 2205.05198, section 4.1: 34 D for I = 4 D),
+    attention's matrices only where it is computed eagerly; a conv layer what comes out of its convolution (model/strided_matmul.py).
+    """
+    model, num_samples = training.model, samples(training.micro_batch_seconds)
+    frames, crop = (
+        model.grid.num_frames(num_samples),
+        model.grid.num_frames(samples(training.crop_seconds)),
+    )
+    layer = (9 * model.hidden_size + 2 * model.intermediate_size) * frames
+    layer += 5 * model.num_attention_heads * crop * frames // 2 if eager else 0
+    layers = model.num_hidden_layers * (model.hidden_size * frames if recompute else layer) + (
+        layer if recompute else 0
+    )
+    conv, length = 0, num_samples
+    for channels, stride in (
+        zip(model.conv_dim, model.conv_stride, strict=True) if model.front_end == "conv" else ()
+    ):
+        length //= stride
+        conv += channels * length
+    return int(number_bytes * (layers + (conv // 2 if training.freezes_encoder else conv)))
+
+
+def training_bytes(
+    training: Training, *, precision: str, recompute: bool = False, eager: bool = False
+) -> int:
+    """Memory of a device: weights, gradients and Adam's moments in fp32, the copies that mixed precision makes, and activations."""
+    mixed = not precision.startswith("32")
+    weights = parameters(training.model) * (4 * FLOAT + (2 if mixed else 0))
+    activations = activation_bytes(
+        training, number_bytes=2 if mixed else FLOAT, recompute=recompute, eager=eager
+    )
+    # The first conv layer is the widest moment: its output, that of its norm and a gradient, in fp32.
+    moment = (
+        0
+        if training.model.front_end != "conv"
+        else 3
+        * FLOAT
+        * training.model.conv_dim[0]
+        * samples(training.micro_batch_seconds)
+        // training.model.conv_stride[0]
+    )
+    return int(_RESERVE * (weights + activations + moment))
+
+
+def step_operations(training: Training) -> float:
+    """Floating point operations of an update, over all devices."""
+    per_second = training_flops_per_second(
+        training.model, clip_seconds=training.crop_seconds, frozen=training.freezes_encoder
+    )
+    return training.batch_seconds * per_second
+
+
+def cpu_speed(seconds: float = 0.2) -> float:
+    """Operations per second of this machine in a matrix product, measured for that long."""
+    import torch
+
+    size = 512
+    one, other, count, started = (
+        torch.randn(size, size),
+        torch.randn(size, size),
+        0,
+        time.perf_counter(),
+    )
+    while time.perf_counter() - started < seconds:
+        one @ other
+        count += 1
+    return 2.0 * size**3 * count / (time.perf_counter() - started)
+
+
+def rows(
+    trainings: Sequence[Training],
+    *,
+    devices: int,
+    device_bytes: int | None,
+    precision: str,
+    recompute: bool,
+    eager: bool,
+) -> list[CheckResult]:
+    """All rows about trainings; none when nothing is to be trained. `device_bytes`: of a GPU; None on the CPU."""
+    if not trainings:
+        return []
+    fits = fit(
+        trainings, device_bytes=device_bytes, precision=precision, recompute=recompute, eager=eager
+    )
+    return [share(trainings, devices), fits, days(trainings, on_gpu=device_bytes is not None)]
+
+
+def share(trainings: Sequence[Training], devices: int) -> CheckResult:
+    """Do the devices share the micro-batches of a step equally?"""
+    for each in trainings:
+        if each.micro_batches % devices:
+            legal = ", ".join(
+                str(n) for n in range(1, each.micro_batches + 1) if each.micro_batches % n == 0
+            )
+            return error(
+                "step",
+                f"{each.stage}: {each.micro_batches} micro-batches for {devices} devices",
+                f"use {legal} devices",
+            )
+    counts = sorted({(each.micro_batches, each.micro_batches // devices) for each in trainings})
+    where = "on one device" if devices == 1 else f"on {devices} devices"
+    each_has = "" if devices == 1 else ", {} on each"
+    return ok(
+        "step",
+        "; ".join(
+            f"{n} micro-batch{'es' * (n > 1)} {where}" + each_has.format(mine) for n, mine in counts
+        ),
+    )
+
+
+def fit(
+    trainings: Sequence[Training],
+    *,
+    device_bytes: int | None,
+    precision: str,
+    recompute: bool,
+    eager: bool,
+) -> CheckResult:
+    """Does a micro-batch fit into the device? `device_bytes`: None on the CPU, whose memory has a row of its own."""
+    needs = [
+        training_bytes(each, precision=precision, recompute=recompute, eager=eager)
+        for each in trainings
+    ]
+    need = max(needs)
+    largest = trainings[needs.index(need)]
+    found = f"{largest.stage} needs about {human_bytes(need)} (an estimate) for {largest.micro_batch_seconds:g} s of audio"
+    if device_bytes is None:
+        return ok("batch fit", found)
+    found += f", the GPU has {human_bytes(device_bytes)}"
+    if need > device_bytes:
+        smaller = replace(largest, micro_batch_seconds=largest.micro_batch_seconds / 2)
+        saved = human_bytes(
+            training_bytes(smaller, precision=precision, recompute=recompute, eager=eager)
+        )
+        fix = f"halve micro_batch_seconds (about {saved}; the run stays the same but for its buckets), or set trainer.recompute=true"
+        return warning("batch fit", found, fix)
+    return ok("batch fit", found)
+
+
+def days(trainings: Sequence[Training], *, on_gpu: bool, speed: float | None = None) -> CheckResult:
+    """How long a CPU of `speed` operations per second (None: measure it) would train. Of GPUs nothing is said: recipes state what was
+    measured on them."""
+    if on_gpu:
+        return ok("time", "on a GPU: see the README of the recipe")
+    total = (
+        sum(each.steps * step_operations(each) for each in trainings)
+        / ((speed or cpu_speed()) * _CPU_EFFICIENCY)
+        / 86400
+    )
+    size = (
+        f"{total:,.0f} days"
+        if total >= 1
+        else f"{24 * total:.1f} hours"
+        if total > 1 / 24
+        else f"{max(2.0, 24 * 60 * total):.0f} minutes"
+    )
+    found = f"training on this CPU takes about {size} (an estimate)"
+    if total > MANY_DAYS:
+        return warning(
+            "time",
+            found,
+            "use GPUs (trainer=gpu, trainer=ddp trainer.devices=8), or a smaller recipe such as demo",
+        )
+    return ok("time", found)

@@ -1,0 +1,49 @@
+"""A progress bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LOG_EVERY_SECONDS = 10.0
+
+
+@contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """Gives a function to call once after each of `total` things."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda: bar.advance(task)
+    else:
+        yield _log_lines(total, what)
+
+
+def _log_lines(total: int, what: str) -> Callable[[], None]:
+    done, next_line = 0, time.monotonic() + LOG_EVERY_SECONDS
+
+    def advance() -> None:
+        nonlocal done, next_line
+        done += 1
+        if time.monotonic() >= next_line:
+            next_line = time.monotonic() + LOG_EVERY_SECONDS
+            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+
+    return advance

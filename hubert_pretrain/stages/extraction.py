@@ -1,0 +1,74 @@
+"""What the stages that compute frames share, `cluster` and `label`: the extractor of an iteration, on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hubert_pretrain import distributed
+from hubert_pretrain.config import compose
+from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.distributed import usable_cores
+from hubert_pretrain.features.extractor import Extractor
+from hubert_pretrain.pipeline.workspace import Workspace
+
+MAX_WORKERS = 16
+"""Batches in flight at once: each may need some 700 MB in the conv encoder of Base."""
+AUTO = "auto"
+"""`layer: auto`: the cluster stage chooses, see clustering/layer_selection.py."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What computes frames in this process, and where."""
+
+    extractor: Extractor
+    device: torch.device
+    workers: int
+
+
+@contextmanager
+def extraction(
+    recipe: Recipe, workspace: Workspace, iteration: str, *, layer: Any = None
+) -> Iterator[Extraction]:
+    """The extractor of an iteration on its device. On a CPU each worker computes with one torch thread, for as long as this is open.
+
+    Args:
+        recipe: of the run.
+        workspace: of the run.
+        iteration: which one.
+        layer: what stands for `features.layer: auto`: what the cluster stage chose, as the codebook's `features["layer"]` says.
+    """
+    node = resolved(dict(recipe.iterations[iteration].features), workspace)
+    if node.get("layer") == AUTO:
+        node["layer"] = layer
+    device = _device(recipe)
+    workers = min(MAX_WORKERS, recipe.trainer.threads or usable_cores())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield Extraction(compose.build(node).to(device), device, workers)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def resolved(node: Any, workspace: Workspace) -> Any:
+    """A node of features whose checkpoints, at any depth, are folders instead of names of stages."""
+    if isinstance(node, dict):
+        checkpoint = (
+            {"checkpoint": str(workspace.resolve(node["checkpoint"]).path)}
+            if "checkpoint" in node
+            else {}
+        )
+        return {key: resolved(value, workspace) for key, value in node.items()} | checkpoint
+    return [resolved(value, workspace) for value in node] if isinstance(node, list) else node
+
+
+def _device(recipe: Recipe) -> torch.device:
+    if recipe.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", distributed.rank() % torch.cuda.device_count())
+    return torch.device("cpu")

@@ -1,0 +1,105 @@
+"""Run one stage in this process: lock, resume, call its code, publish `meta.json`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from hubert_pretrain import distributed
+from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.errors import ArtefactError, Preempted
+from hubert_pretrain.files import sha256
+from hubert_pretrain.pipeline.plan import SHARED, Stage, check_unchanged, fingerprint_of
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.preflight.check import check_machine
+
+FOLLOW_SECONDS = 600.0
+"""How long the other ranks wait for rank 0 to begin."""
+
+
+def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
+    """Runs one stage in this process, unless it is done. Only rank 0 touches the workspace's bookkeeping."""
+    for name in stage.inputs:
+        workspace.resolve(name)
+    check_unchanged(stage, workspace)
+    if workspace.is_done(stage.name):
+        return
+    if distributed.rank() > 0:
+        _follow(recipe, workspace, stage)
+        return
+    check_machine(recipe, workspace, stage)
+    fingerprint = fingerprint_of(stage, workspace)
+    assert fingerprint is not None  # every input was resolved above
+    with workspace.lock(stage.name):
+        folder = workspace.begin(stage.name, fingerprint, stage.config)
+        started = time.time()
+        facts = _call(recipe, workspace, stage, folder)
+        workspace.finish(
+            stage.name,
+            {
+                "stage": stage.name,
+                "fingerprint": fingerprint,
+                "config": stage.config,
+                "inputs": {name: workspace.resolve(name).fingerprint for name in stage.inputs},
+                "facts": facts,
+                "seconds": round(time.time() - started, 1),
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "versions": _versions(),
+                "sha256": _hashes(folder),
+            },
+        )
+
+
+def _follow(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
+    """What the other ranks do: wait until rank 0 holds the stage and has opened its folder, then work in there with it.
+
+    Stages that one process does are none of their business.
+    """
+    if stage.verb not in SHARED:
+        return
+    fingerprint = fingerprint_of(stage, workspace)
+    assert fingerprint is not None  # every input was resolved by run_stage
+    deadline = time.monotonic() + FOLLOW_SECONDS
+    while not workspace.has_begun(stage.name, fingerprint):
+        if workspace.is_done(stage.name):
+            return
+        if time.monotonic() > deadline:
+            message = f"{stage.name}: rank 0 has not begun after {FOLLOW_SECONDS:g} seconds"
+            if "SLURM_ARRAY_TASK_ID" in os.environ:  # it may still be waiting for a node
+                raise Preempted(f"{message}; trying again later")
+            raise ArtefactError(
+                f"{message}; see what it says, and that all ranks have the same work_dir"
+            )
+        time.sleep(0.1)
+    _call(recipe, workspace, stage, workspace.partial_folder(stage.name))
+
+
+def _call(recipe: Recipe, workspace: Workspace, stage: Stage, folder: Path) -> dict[str, Any]:
+    """Call the code of the stage's verb, `stages/<verb>.py`. Returns the facts it measured."""
+    if stage.verb in SHARED:
+        from hubert_pretrain.model.precision import set_matmul_precision
+
+        set_matmul_precision(tf32=recipe.trainer.tf32)
+    module = importlib.import_module(f"hubert_pretrain.stages.{stage.verb}")
+    return dict(module.run(recipe, workspace, stage.name, folder))
+
+
+def _versions() -> dict[str, str]:
+    packages = ["hubert-pretrain", "torch", "lightning", "numpy", "scikit-learn", "transformers"]
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in packages
+    }
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that lie directly in an artefact."""
+    hashes = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name != "partial.json":
+            hashes[path.name] = sha256(path)
+    return hashes

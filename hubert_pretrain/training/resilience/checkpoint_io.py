@@ -1,0 +1,152 @@
+"""Checkpoints that a kill, a full disk or a bad sector cannot take away.
+
+Lightning's own writer goes through `$TMPDIR`, which is often another file system than the checkpoint's: its "atomic" rename is then a copy,
+and a kill or a full disk in the middle of it destroys the previous good file. Here the new file is written beside its final place, synced,
+renamed, and described by a sha256 sidecar; older files go only when the new one has been read back and verified.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.files import human_bytes, sha256, sync_folder, write_text
+from hubert_pretrain.training.resilience import sharded_checkpoint
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+_NAME = re.compile(r"step=(\d+)\.ckpt")
+_FAILED_WRITE = re.compile("PytorchStreamWriter failed|unexpected pos")
+
+
+class VerifiedCheckpointIO(CheckpointIO):
+    """Lightning plugin: atomic and checksummed writing, `weights_only` reading (a checkpoint is data: opening one runs no code)."""
+
+    group: Any = None
+    """Of the ranks that write a checkpoint together, when weights are cut over them (sharded_io.py)."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Writes the file and its `.sha256` sidecar, both synced. On failure nothing but a temporary file is left, which is removed."""
+        path = Path(path)
+        if sharded_checkpoint.is_cut(checkpoint):
+            sharded_checkpoint.save(checkpoint, path, self.group)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            _check_space(checkpoint, path)
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            checksum = sha256(temporary)
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:
+            # torch's zip writer turns a write that failed into "PytorchStreamWriter failed" or "unexpected pos".
+            if not isinstance(error, OSError) and not _FAILED_WRITE.search(str(error)):
+                raise
+            raise ArtefactError(
+                f"{path}: the checkpoint could not be written ({error}); the previous one is intact"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+        try:
+            write_text(_sidecar(path), checksum + "\n")
+        except OSError as error:
+            raise ArtefactError(
+                f"{path}: its checksum could not be written ({error}); the previous checkpoint is intact"
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a checkpoint onto the CPU, always with `weights_only=True` whatever the caller asks for."""
+        if Path(path).is_dir():
+            return sharded_checkpoint.load_whole(Path(path))
+        try:
+            return dict(torch.load(path, map_location=map_location or "cpu", weights_only=True))
+        except Exception as error:
+            raise ArtefactError(
+                f"{path}: not a readable checkpoint ({error}); delete it to resume from the one before"
+            ) from error
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Removes a checkpoint: the sidecar first, so that a half-removed one no longer verifies."""
+        if Path(path).is_dir():
+            return sharded_checkpoint.remove(Path(path))
+        _sidecar(Path(path)).unlink(missing_ok=True)
+        Path(path).unlink(missing_ok=True)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first, damaged ones included."""
+    found = [path for path in folder.glob("step=*.ckpt") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Updates that were done when a checkpoint was written: `step=00001000.ckpt` -> 1000."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ArtefactError(f"{path}: not the name of a checkpoint, which is step=<number>.ckpt")
+    return int(match[1])
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies, None when there is none. Says which ones it passed over and why."""
+    for path in reversed(checkpoints(folder)):
+        if verified(path):
+            return path
+        logger.warning(
+            "%s: does not match its checksum, so it is damaged or was cut short; falling back to the one before",
+            path,
+        )
+    return None
+
+
+def verified(path: Path) -> bool:
+    """Whether a checkpoint is byte for byte what was written."""
+    try:
+        if path.is_dir():
+            listed = sharded_checkpoint.digests(path)
+            return listed is not None and all(
+                sha256(path / name) == digest for name, digest in listed.items()
+            )
+        return _sidecar(path).read_text(encoding="utf-8").strip() == sha256(path)
+    except OSError:
+        return False
+
+
+def size_of(content: Any) -> int:
+    """Bytes of the tensors in nested containers."""
+    if isinstance(content, torch.Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, dict):
+        return sum(size_of(value) for value in content.values())
+    return sum(map(size_of, content)) if isinstance(content, (list, tuple)) else 0
+
+
+def _check_space(checkpoint: dict[str, Any], path: Path) -> None:
+    """Raises OSError now, not after half of the file."""
+    needed, free = size_of(checkpoint), shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC, f"{human_bytes(needed)} needed, {human_bytes(free)} free on its disk"
+        )
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")

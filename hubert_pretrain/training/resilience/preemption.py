@@ -1,0 +1,165 @@
+"""Leaving in time: a signal or a time limit sets a flag, all ranks agree at a step boundary, save, and end with exit code 75.
+
+Nothing is done in the signal handler itself: a collective or a checkpoint in there hangs when the signal comes in the middle of a backward
+pass (Lightning#21406), which is why Lightning's own handlers are off (training/trainer.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+
+from hubert_pretrain import distributed
+from hubert_pretrain.errors import ConfigError, Preempted, did_you_mean
+
+MARGIN_SECONDS = 120.0
+"""Under SLURM, how long before the end of the job training leaves: a checkpoint and two steps have to fit in."""
+
+
+class Request:
+    """Whether this process was asked to leave, and by what. Setting it twice is setting it once."""
+
+    def __init__(self, signals: Sequence[str] = (), *, time_limit_minutes: float = 0.0) -> None:
+        """
+        Args:
+            signals: names of what asks for it.
+            time_limit_minutes: from now; 0: none. The end of a SLURM job (SLURM_JOB_END_TIME) counts in any case.
+
+        Raises ConfigError for a name that is no signal.
+        """
+        self._signals = [signal_number(name) for name in signals]
+        self.reason: str | None = None
+        ends = []
+        if time_limit_minutes > 0:
+            ends.append(
+                (
+                    time.time() + 60 * time_limit_minutes,
+                    f"the time limit of {time_limit_minutes:g} minutes",
+                )
+            )
+        if job_end := os.environ.get("SLURM_JOB_END_TIME"):
+            ends.append((float(job_end) - MARGIN_SECONDS, "the end of the SLURM job"))
+        self._end, self._what = min(ends, default=(float("inf"), ""))
+
+    @property
+    def made(self) -> bool:
+        """Whether training should leave."""
+        if self.reason is None and time.time() >= self._end:
+            self.reason = self._what
+        return self.reason is not None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """The signals set the flag while this is open; afterwards they mean what they meant before."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread can have handlers: in a thread of a notebook there are none
+            return
+        before = {number: signal.signal(number, self._note) for number in self._signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.reason = self.reason or signal.Signals(number).name
+
+
+def signal_number(name: str) -> signal.Signals:
+    """`SIGUSR2` or `USR2` -> its number. Raises ConfigError."""
+    full = name if name.startswith("SIG") else f"SIG{name}"
+    if full not in signal.Signals.__members__:
+        raise ConfigError(
+            f"trainer.signals={name}: no such signal{did_you_mean(full, list(signal.Signals.__members__))}"
+        )
+    return signal.Signals[full]
+
+
+def ignore_in_worker(worker: int) -> None:
+    """For a loader's worker: a scheduler signals every process of a job, and workers have to last until the checkpoint is written."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Agreement:
+    """All ranks learn, one step later, whether any of them raised a flag.
+
+    The sum runs beside the step, on the CPU, and is asked for at the next boundary: no rank waits, no device is synchronised, and all see
+    the same answer at the same step.
+    """
+
+    def __init__(self, patience: timedelta) -> None:
+        """
+        Args:
+            patience: how long a rank waits for another before it gives up.
+        """
+        self._group: Any = None
+        self._pending: tuple[Any, torch.Tensor] | None = None
+        if distributed.world_size() > 1:
+            import torch.distributed as dist
+
+            self._group = dist.new_group(backend="gloo", timeout=patience)
+
+    def next(self, flag: bool) -> bool:
+        """Raises this rank's flag for this step; whether any rank's was raised at the step before (alone: at this step)."""
+        if self._group is None:
+            return flag
+        import torch.distributed as dist
+
+        agreed = self._answer()
+        tensor = torch.tensor([int(flag)])
+        self._pending = (
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group, async_op=True),
+            tensor,
+        )
+        return agreed
+
+    def _answer(self) -> bool:
+        if self._pending is None:
+            return False
+        work, tensor = self._pending
+        work.wait()
+        return bool(tensor.item())
+
+
+class Preemption(L.Callback):
+    """At each step boundary: does any rank want to leave? Then all save and leave with `Preempted`, at most two steps after the signal.
+
+    A validation that runs is finished first.
+    """
+
+    def __init__(self, request: Request, save: Any, *, patience: timedelta) -> None:
+        """
+        Args:
+            save: called on every rank with the trainer; returns when the checkpoint is on disk.
+            patience: how long ranks wait for each other.
+        """
+        self.request, self.save, self.patience = request, save, patience
+        self._agreement: Agreement | None = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The ranks form a group of their own."""
+        self._agreement = Agreement(self.patience)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Acts before the first micro-batch of a step: the one before is whole, logged, and validated where that was due."""
+        if batch_idx % trainer.accumulate_grad_batches or self._agreement is None:
+            return
+        if self._agreement.next(self.request.made):
+            self.save(trainer)
+            reason = self.request.reason or "a signal to another rank"
+            raise Preempted(
+                f"left at step {trainer.global_step} of {trainer.max_steps} ({reason}), saved; the same command resumes it"
+            )

@@ -1,0 +1,76 @@
+"""How well the hardware is used: waiting for data, memory, and the share of the arithmetic that it could do (MFU)."""
+
+from __future__ import annotations
+
+import functools
+import resource
+import sys
+import time
+
+import torch
+
+_DENSE_16_BIT = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A40": 149.7e12,
+    "A10": 125e12,
+    "A6000": 154.8e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+"""Operations per second in bf16 or fp16 without sparsity, of the vendors' data sheets. The first name that fits counts."""
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Operations per second that a device can do at most: from the data sheet for 16 bits, else as a matrix product measured it."""
+    if device.type == "cuda" and "16" in precision:
+        name = torch.cuda.get_device_name(device)
+        for known, peak in _DENSE_16_BIT.items():
+            if known in name:
+                return peak
+    return _measured(
+        device,
+        torch.bfloat16
+        if "bf16" in precision
+        else torch.float16
+        if "16" in precision
+        else torch.float32,
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _measured(device: torch.device, dtype: torch.dtype) -> float:
+    """The best of a few square matrix products, once per process: a tenth of a second."""
+    size = 4096 if device.type == "cuda" else 512
+    left = torch.ones(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        _wait(device)
+        start = time.perf_counter()
+        left @ left
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
+
+
+def memory_gb(device: torch.device) -> float:
+    """The most memory, in 10^9 bytes, that was in use: of the GPU by tensors, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,130 @@
+from pathlib import Path
+
+import pytest
+
+from hubert_pretrain.corpora.librispeech import LibriSpeech
+from hubert_pretrain.data.source import SourceUtterance
+from hubert_pretrain.errors import DataError
+
+
+def claims(root: Path, **values: object) -> list[SourceUtterance]:
+    return list(
+        LibriSpeech(**({"root": str(root), "train": ["train-clean-100"]} | values)).utterances(root)
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two subsets of empty files: listing opens no audio."""
+    for subset, speaker, chapter in [
+        ("train-clean-100", "19", "198"),
+        ("train-clean-100", "26", "495"),
+        ("test-other", "367", "130"),
+    ]:
+        folder = tmp_path / subset / speaker / chapter
+        folder.mkdir(parents=True)
+        for number in range(2):
+            (folder / f"{speaker}-{chapter}-{number:04d}.flac").touch()
+        lines = [f"{speaker}-{chapter}-{number:04d} TEXT OF {number}\n" for number in range(2)]
+        (folder / f"{speaker}-{chapter}.trans.txt").write_text("".join(lines))
+    return tmp_path
+
+
+def test_any_subsets_to_any_split(root: Path) -> None:
+    found = claims(root, test=["test-other"])
+    assert [(claim.id, claim.split, claim.speaker, claim.text) for claim in found[1:4]] == [
+        ("19-198-0001", "train", "19", "TEXT OF 1"),
+        ("26-495-0000", "train", "26", "TEXT OF 0"),
+        ("26-495-0001", "train", "26", "TEXT OF 1"),
+    ]
+    assert {claim.split for claim in found[4:]} == {"test"}
+    assert all(claim.path.is_file() for claim in found)
+
+
+def test_the_folder_may_be_the_one_above(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    above = tmp_path_factory.mktemp("above")
+    (above / "LibriSpeech").symlink_to(root)
+    assert [claim.id for claim in claims(above)] == [claim.id for claim in claims(root)]
+
+
+def test_a_missing_root_shows_the_layout(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"nowhere: no such folder; expected <root>/<subset>/<speaker>.*data\.root"
+    ):
+        claims(tmp_path / "nowhere")
+
+
+def test_a_missing_subset_names_the_nearest(root: Path) -> None:
+    with pytest.raises(
+        DataError,
+        match=r"train-clean-10: no such subset \(did you mean 'train-clean-100'\?\), found test-other",
+    ):
+        claims(root, train=["train-clean-10"])
+
+
+def test_an_empty_subset_is_named(root: Path) -> None:
+    (root / "dev-clean").mkdir()
+    with pytest.raises(DataError, match=r"dev-clean: no <speaker>/<chapter> folders"):
+        claims(root, valid=["dev-clean"])
+
+
+def test_a_transcript_without_audio_is_named(root: Path) -> None:
+    (root / "train-clean-100/19/198/19-198-0001.flac").unlink()
+    with pytest.raises(
+        DataError,
+        match=r"19-198\.trans\.txt: has a transcript of '19-198-0001', but there is no .*0001\.flac; unpack",
+    ):
+        claims(root)
+
+
+def test_audio_without_a_transcript_is_named_unless_allowed(root: Path) -> None:
+    (root / "train-clean-100/19/198/19-198-0002.flac").touch()
+    with pytest.raises(
+        DataError,
+        match=r"19-198-0002\.flac: audio without a transcript, .*does not name it; .*require_transcripts=false",
+    ):
+        claims(root)
+    (root / "train-clean-100/26/495/26-495.trans.txt").unlink()
+    assert [claim.text for claim in claims(root, require_transcripts=False)] == [
+        "TEXT OF 0",
+        "TEXT OF 1",
+        "",
+        "",
+        "",
+    ]
+    (root / "train-clean-100/19/198/19-198-0002.flac").unlink()
+    with pytest.raises(
+        DataError,
+        match=r"26-495-0000\.flac: audio without a transcript and 1 more, 26-495\.trans\.txt does not exist",
+    ):
+        claims(root)
+
+
+def test_bom_windows_lines_and_empty_lines_do_not_matter(root: Path) -> None:
+    transcript = root / "train-clean-100/19/198/19-198.trans.txt"
+    transcript.write_bytes(b"\xef\xbb\xbf19-198-0000 A B\r\n\r\n19-198-0001\tC  D \r\n")
+    assert [claim.text for claim in claims(root)][:2] == ["A B", "C D"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"19-198-0000\n", "line 1 is '19-198-0000', expected '<utterance> <TEXT>'"),
+        (b"19-198-0000 A\n19-198-0000 B\n", "line 2 repeats utterance '19-198-0000'"),
+        (b"19-198-0000 \xff\xfe\n", "line 1, byte 12 is not UTF-8"),
+    ],
+)
+def test_a_bad_transcript_names_its_line(root: Path, content: bytes, message: str) -> None:
+    (root / "train-clean-100/19/198/19-198.trans.txt").write_bytes(content)
+    with pytest.raises(DataError, match=rf"19-198\.trans\.txt: {message}"):
+        claims(root)
+
+
+def test_real_subsets(shared: Path) -> None:
+    found = claims(shared / "data/librispeech", test=["test-other"])
+    assert len([claim for claim in found if claim.split == "train"]) == 117
+    assert len([claim for claim in found if claim.split == "test"]) == 100
+    assert {claim.speaker for claim in found if claim.split == "train"} == {"19", "26", "27"}
+    assert all(claim.text == claim.text.upper() and claim.text for claim in found)

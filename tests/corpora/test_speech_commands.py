@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from hubert_pretrain.corpora.speech_commands import SpeechCommands
+from hubert_pretrain.data.source import SourceUtterance
+from hubert_pretrain.errors import ConfigError, DataError
+
+HOME = "speech_commands_v0.02"
+OFFICIAL = "speech_commands_test_set_v0.02"
+
+
+@pytest.fixture
+def root(tree: Any) -> Path:
+    """Two of the ten words and one other, three speakers each; a noise of 20.5 s; the test set of 12 classes."""
+    names = [
+        f"{word}/{speaker}_nohash_0.wav"
+        for word in ("yes", "no", "bed")
+        for speaker in ("0a2b400e", "1b4c9b89", "004ae714")
+    ]
+    words = (
+        "yes",
+        "no",
+        "up",
+        "down",
+        "left",
+        "right",
+        "on",
+        "off",
+        "stop",
+        "go",
+        "_unknown_",
+        "_silence_",
+    )
+    root = Path(
+        tree(
+            {f"{HOME}/{name}": "" for name in names}
+            | {f"{OFFICIAL}/{word}/0a2b400e_nohash_0.wav": "" for word in words}
+            | {
+                f"{HOME}/validation_list.txt": "".join(
+                    f"{name}\n" for name in names if "1b4c9b89" in name
+                )
+            }
+            | {
+                f"{HOME}/testing_list.txt": "".join(
+                    f"{name}\n" for name in names if "004ae714" in name
+                )
+            }
+            | {f"{HOME}/LICENSE": "", f"{HOME}/_background_noise_/README.md": ""}
+        )
+    )
+    soundfile.write(root / HOME / "_background_noise_/pink_noise.wav", np.zeros(328000), 16000)
+    return root
+
+
+def claims(root: Path, **values: Any) -> list[SourceUtterance]:
+    return list(SpeechCommands(root=str(root), **values).utterances(root))
+
+
+def test_thirty_five_words_in_their_published_splits(root: Path) -> None:
+    for place in (root, root / HOME):
+        found = claims(place)
+        assert len(found) == 9  # the noises are no words
+        assert {(claim.speaker, claim.split) for claim in found} == {
+            ("0a2b400e", "train"),
+            ("1b4c9b89", "valid"),
+            ("004ae714", "test"),
+        }
+        assert {(claim.label, claim.text) for claim in found} == {
+            ("yes", "yes"),
+            ("no", "no"),
+            ("bed", "bed"),
+        }
+
+
+def test_twelve_classes(root: Path) -> None:
+    found = claims(root, classes=12)
+    assert {claim.label for claim in found} == {"yes", "no", "_unknown_", "_silence_"}
+    silence = [claim for claim in found if claim.label == "_silence_"]
+    assert Counter(claim.split for claim in silence) == {"train": 16, "valid": 2, "test": 2}
+    assert [(claim.start, claim.num_samples) for claim in silence] == [
+        (second * 16000, 16000) for second in range(20)
+    ]
+    assert len({claim.id for claim in found}) == len(found)
+
+
+def test_the_official_test_set_replaces_the_list(root: Path) -> None:
+    found = claims(root, classes=12, official_test=True)
+    test = [claim for claim in found if claim.split == "test"]
+    assert all(f"/{OFFICIAL}/" in str(claim.path) for claim in test)
+    assert len({claim.label for claim in test}) == len(test) == 12
+    assert "004ae714" not in {claim.speaker for claim in found}
+    assert len({claim.id for claim in found}) == len(found)
+    with pytest.raises(
+        ConfigError,
+        match=r"official_test=true: that test set has 12 classes; add data\.corpus\.classes=12",
+    ):
+        claims(root, official_test=True)
+    (root / OFFICIAL / "_silence_").rename(root / OFFICIAL / "silence")
+    with pytest.raises(DataError, match=r"_silence_: not there \(did you mean 'silence'\?\)"):
+        claims(root, classes=12, official_test=True)
+
+
+def test_what_is_missing_is_named(root: Path) -> None:
+    (root / HOME / "testing_list.txt").unlink()
+    with pytest.raises(
+        DataError,
+        match=r"testing_list\.txt: not there.*expected <root>/\{validation_list\.txt,testing_list\.txt\}",
+    ):
+        claims(root)
+    with pytest.raises(DataError, match=r"nowhere: no such folder; .*data\.download=true"):
+        claims(root / "nowhere")
+    with pytest.raises(ConfigError, match=r"classes=10: expected 35 or 12"):
+        claims(root, classes=10)

@@ -1,0 +1,232 @@
+"""Speed perturbation: the sound of a faster player, lengths and alignments that scale exactly, no leak into validation, resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubert_pretrain.corpora.speed_perturbation import SpeedPerturbation, change_speed, rate_of
+from hubert_pretrain.data import audio
+from hubert_pretrain.data.preparation.scan import scan
+from hubert_pretrain.data.source import SourceUtterance
+from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.frames import SAMPLE_RATE
+from hubert_pretrain.seeds import share_of
+
+TONE = 1000.0
+
+
+@dataclasses.dataclass
+class Tones:
+    """A corpus of tones."""
+
+    root: Path
+    splits: tuple[str, ...] = ("train",) * 40 + ("test",) * 4
+    num_samples: int = 8000
+
+    def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
+        for number, split in enumerate(self.splits):
+            path = self.root / f"t{number:02d}.flac"
+            if not path.exists():
+                time = np.arange(self.num_samples + number) / SAMPLE_RATE
+                soundfile.write(path, 0.5 * np.sin(2 * np.pi * TONE * time), SAMPLE_RATE)
+            phones = [("a", 0, 3000), ("b", 3000, 3001), ("c", 5000, self.num_samples)]
+            yield SourceUtterance(
+                id=f"t{number:02d}",
+                path=path,
+                split=split,
+                speaker=f"s{number % 3}",
+                text="A B C",
+                phones=phones,
+            )
+
+
+def claims_of(source: SpeedPerturbation, folder: Path) -> dict[str, SourceUtterance]:
+    found = list(source.utterances(folder))
+    assert len({claim.id for claim in found}) == len(found)
+    return {claim.id: claim for claim in found}
+
+
+@given(factor=st.sampled_from([0.5, 0.9, 0.95, 1.1, 1.25, 2.0]), length=st.integers(1000, 30_000))
+def test_a_tone_moves_by_the_factor_and_the_length_is_exact(factor: float, length: int) -> None:
+    waveform = np.sin(2 * np.pi * TONE * np.arange(length) / SAMPLE_RATE).astype(np.float32)
+    faster = change_speed(waveform, factor)
+    assert abs(len(faster) - length / factor) <= 0.5
+    middle = slice(len(faster) // 4, -len(faster) // 4)
+    expected = np.sin(2 * np.pi * TONE * factor * np.arange(len(faster)) / SAMPLE_RATE)
+    np.testing.assert_allclose(faster[middle], expected[middle], atol=0.01)
+
+
+def test_copies_of_train_only(tmp_path: Path) -> None:
+    claims = claims_of(
+        SpeedPerturbation(corpus=Tones(tmp_path), valid_fraction=0.1), tmp_path / "prepare"
+    )
+    splits = {
+        split: {name for name, claim in claims.items() if claim.split == split}
+        for split in ("train", "valid", "test")
+    }
+    assert splits["test"] == {f"t{number}" for number in range(40, 44)}
+    assert splits["valid"] == {
+        f"t{n:02d}" for n in range(40) if share_of(f"t{n:02d}", "valid") < 0.1
+    }
+    originals = {name for name in splits["train"] if "speed" not in name}
+    assert splits["train"] == originals | {
+        f"{name}-speed{factor}" for name in originals for factor in ("0.9", "1.1")
+    }
+    assert originals | splits["valid"] == {f"t{n:02d}" for n in range(40)}
+    assert {claim.corpus for claim in claims.values()} == {"tones"}
+    assert {claim.text for claim in claims.values()} == {"A B C"}
+
+
+def test_one_is_held_out_where_the_share_is_none_of_them(tmp_path: Path) -> None:
+    corpus = Tones(tmp_path, splits=("train",) * 5)
+    claims = claims_of(SpeedPerturbation(corpus=corpus, valid_fraction=1e-9), tmp_path / "prepare")
+    held_out = [name for name, claim in claims.items() if claim.split == "valid"]
+    assert held_out == [
+        min((f"t{n:02d}" for n in range(5)), key=lambda name: share_of(name, "valid"))
+    ]
+    assert not [name for name in claims if name.startswith(f"{held_out[0]}-")]
+    assert not [
+        claim
+        for claim in claims_of(
+            SpeedPerturbation(corpus=corpus, valid_fraction=0.0), tmp_path / "all"
+        ).values()
+        if claim.split == "valid"
+    ]
+
+
+def test_a_corpus_with_its_own_valid_split_keeps_it(tmp_path: Path) -> None:
+    claims = claims_of(
+        SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "train", "valid"))),
+        tmp_path / "prepare",
+    )
+    assert [name for name, claim in claims.items() if claim.split == "valid"] == ["t02"]
+    assert len(claims) == 7
+
+
+def test_files_hold_what_the_claims_say_and_alignments_scale(tmp_path: Path) -> None:
+    claims = claims_of(
+        SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "valid"))), tmp_path / "prepare"
+    )
+    whole = audio.read(claims["t00"].path)
+    for factor in (0.9, 1.1):
+        copy = claims[f"t00-speed{factor}"]
+        assert copy.speaker == f"s0-speed{factor}"
+        assert Path(copy.path).is_relative_to(tmp_path / "prepare" / "speed")
+        np.testing.assert_allclose(audio.read(copy.path), change_speed(whole, factor), atol=2**-15)
+        length = scan(copy.path).num_samples
+        for (name, start, end), (original, first, last) in zip(
+            copy.phones or [], claims["t00"].phones or [], strict=True
+        ):
+            assert name == original
+            assert abs(start - first / factor) <= 0.5
+            assert abs(end - last / factor) <= 0.5
+            assert start <= end <= length
+
+
+def test_segments_of_a_recording_are_copied_alone(tmp_path: Path) -> None:
+    soundfile.write(
+        tmp_path / "long.flac", 0.1 * np.random.default_rng(0).standard_normal(50_000), SAMPLE_RATE
+    )
+
+    class Segments:
+        def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
+            yield SourceUtterance(
+                id="a", path=tmp_path / "long.flac", split="train", start=20_000, num_samples=9000
+            )
+            yield SourceUtterance(
+                id="b", path=tmp_path / "long.flac", split="train", start=45_000, num_samples=9000
+            )
+            yield SourceUtterance(
+                id="c", path=tmp_path / "long.flac", split="valid", start=0, num_samples=9000
+            )
+
+    claims = claims_of(SpeedPerturbation(corpus=Segments()), tmp_path / "prepare")
+    assert set(claims) == {"a", "a-speed0.9", "a-speed1.1", "b", "c"}, (
+        "b ends behind its recording, which prepare will say"
+    )
+    copy = claims["a-speed0.9"]
+    assert (copy.start, copy.num_samples, copy.offset, copy.num_bytes) == (0, None, -1, -1)
+    whole = audio.read(tmp_path / "long.flac", 20_000, 9000)
+    np.testing.assert_allclose(
+        audio.read(copy.path), np.clip(change_speed(whole, 0.9), -1, 1), atol=2**-15
+    )
+
+
+def test_what_is_bad_is_claimed_once_and_not_copied(tmp_path: Path) -> None:
+    corpus = Tones(tmp_path, splits=("train", "train", "valid"))
+    list(corpus.utterances(tmp_path))
+    content = (tmp_path / "t00.flac").read_bytes()
+    (tmp_path / "t00.flac").write_bytes(content[: len(content) // 2])
+    (tmp_path / "t01.flac").write_bytes(b"garbage")
+    assert set(claims_of(SpeedPerturbation(corpus=corpus), tmp_path / "prepare")) == {
+        "t00",
+        "t01",
+        "t02",
+    }
+
+
+def test_copies_are_used_again_until_their_recording_changes(tmp_path: Path) -> None:
+    source, folder = (
+        SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "valid"))),
+        tmp_path / "prepare",
+    )
+    first = claims_of(source, folder)
+    paths = [Path(claim.path) for name, claim in first.items() if "speed" in name]
+    times = [path.stat().st_mtime_ns for path in paths]
+    litter = paths[0].with_name(".abc.123.tmp.flac")
+    litter.write_bytes(b"half")
+    assert claims_of(source, folder) == first
+    assert [path.stat().st_mtime_ns for path in paths] == times
+    assert not litter.exists()
+    later = max(times) + 10**9
+    os.utime(first["t00"].path, ns=(later, later))
+    list(source.utterances(folder))
+    assert all(path.stat().st_mtime_ns != time for path, time in zip(paths, times, strict=True))
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
+    corpus = Tones(tmp_path)
+    one, four = (
+        claims_of(SpeedPerturbation(corpus=corpus, workers=n), tmp_path / f"p{n}") for n in (1, 4)
+    )
+    assert list(one) == list(four)
+    for name in one:
+        assert Path(one[name].path).read_bytes() == Path(four[name].path).read_bytes()
+
+
+def test_speakers_may_be_kept(tmp_path: Path) -> None:
+    claims = claims_of(
+        SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "valid")), speakers="keep"),
+        tmp_path / "prepare",
+    )
+    assert {claims[name].speaker for name in claims if name.startswith("t00")} == {"s0"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"factors": [0.9, 1.1]},
+            r"factors=\[0\.9, 1\.1\]: expected different speeds from 0\.5 to 2\.0, 1\.0 among them",
+        ),
+        ({"factors": [1.0, 3.0]}, "expected different speeds"),
+        ({"factors": [1.0, 1.0]}, "expected different speeds"),
+        ({"speakers": "kept"}, r"speakers='kept': expected one of suffix, keep"),
+    ],
+)
+def test_values_that_cannot_be(tmp_path: Path, values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SpeedPerturbation(corpus=Tones(tmp_path), **values)  # type: ignore[arg-type]
+
+
+def test_rates() -> None:
+    assert [rate_of(factor) for factor in (0.9, 1.1)] == [14_400, 17_600]

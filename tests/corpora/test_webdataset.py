@@ -1,0 +1,138 @@
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hubert_pretrain.corpora.webdataset import WebDataset
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.shards import writer
+from hubert_pretrain.data.source import SourceUtterance
+from hubert_pretrain.errors import ConfigError, DataError
+from tests.data.shards.conftest import corpus, make_tar, sound  # noqa: F401
+
+MakeTar = Callable[..., Path]
+
+
+def claims(tmp_path: Path, **values: object) -> list[SourceUtterance]:
+    return list(
+        WebDataset(**{"root": str(tmp_path), "train": ["*.tar"], **values}).utterances(
+            tmp_path / "out"
+        )
+    )  # type: ignore[arg-type]
+
+
+def test_foreign_shards_are_indexed(make_tar: MakeTar, tmp_path: Path) -> None:
+    said = json.dumps({"transcript": " hello ", "spk": 7, "label": "x"}).encode()
+    make_tar(
+        [
+            ("a/u1.flac", sound(1, suffix="flac")),
+            ("a/u1.json", said),
+            ("a/u2.wav", sound(2)),
+            ("a/u2.txt", b"two\nlines "),
+        ],
+        "t-0.tar",
+    )
+    make_tar([("v.mp3", sound(3, suffix="mp3"))], "v-0.tar")
+    found = claims(
+        tmp_path, train=["t-{0..0}.tar"], valid=["v-*.tar"], text="transcript", speaker="spk"
+    )
+    assert [(one.id, one.split, one.speaker, one.text, one.label) for one in found] == [
+        ("a/u1", "train", "7", " hello ", "x"),
+        ("a/u2", "train", "", "two lines", ""),
+        ("v", "valid", "", "", ""),
+    ]
+    for one, expected in zip(
+        found, [sound(1, suffix="flac"), sound(2), sound(3, suffix="mp3")], strict=True
+    ):
+        assert Path(one.path).read_bytes()[one.offset : one.offset + one.num_bytes] == expected
+
+
+def test_a_shard_is_read_once(
+    make_tar: MakeTar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_tar([("a.wav", sound(1))])
+    first = claims(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(WebDataset, "_read", lambda *args: pytest.fail("read again"))
+        assert claims(tmp_path) == first
+    make_tar([("b.wav", sound(2))])
+    os.utime(path, (1, 1))
+    assert [one.id for one in claims(tmp_path)] == ["b"]
+
+
+def test_shards_that_all_count_from_zero(make_tar: MakeTar, tmp_path: Path) -> None:
+    for name in ("x.tar", "y.tar"):
+        make_tar([("0.wav", sound(1))], name)
+    assert [one.id for one in claims(tmp_path, ids="shard")] == ["x/0", "y/0"]
+    with pytest.raises(ConfigError, match=r"ids='shards'"):
+        claims(tmp_path, ids="shards")
+
+
+def test_our_shards_come_back_with_their_ids(corpus: Corpus, tmp_path: Path) -> None:
+    writer.convert(corpus, tmp_path / "out", format="pcm", megabytes=0.06, workers=1)
+    found = claims(
+        tmp_path,
+        root=str(tmp_path / "out" / "shards"),
+        train=["train-*.tar"],
+        valid=["valid-*.tar"],
+    )
+    sharded = Corpus.open(tmp_path / "out")
+    expected = [sharded.manifest[row] for row in range(len(sharded.manifest))]
+    assert [(one.id, one.text, one.speaker, one.split) for one in found] == [
+        (u.id, u.text, u.speaker, u.split) for u in expected
+    ]
+    assert [(str(one.path), one.offset, one.num_bytes) for one in found] == [
+        (u.path, u.offset, u.num_bytes) for u in expected
+    ]
+
+
+def test_shards_behind_a_url(make_tar: MakeTar, tmp_path: Path) -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").pipe("/wds/s-0.tar", make_tar([("a.wav", sound(1))]).read_bytes())
+    for pattern in ("s-*.tar", "s-{0..0}.tar"):
+        (one,) = claims(tmp_path, root="memory://wds", train=[pattern])
+        assert (one.id, one.path) == ("a", "memory://wds/s-0.tar")
+
+
+def test_a_shard_that_differs_from_its_index_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    writer.convert(corpus, tmp_path / "out", format="pcm", workers=1)
+    shard = tmp_path / "out" / "shards" / "train-000000.tar"
+    content = bytearray(shard.read_bytes())
+    content[700] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(
+        DataError,
+        match=r"train-000000\.tar: has \d+ bytes .* with another content; copy the shard again",
+    ):
+        claims(tmp_path, root=str(shard.parent), train=["train-*.tar"])
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.txt", b"x")], r"s\.tar: a has txt; expected one member of wav"),
+        ([("a.wav", b"x"), ("a.pkl", b"x")], r"s\.tar: member 'a\.pkl' would execute code"),
+        ([("a.wav", b"x"), ("a.json", b"[]")], r"s\.tar: a\.json: is a list"),
+    ],
+)
+def test_bad_shards_are_named(
+    make_tar: MakeTar, tmp_path: Path, members: list[tuple[str, bytes]], message: str
+) -> None:
+    make_tar(members)
+    with pytest.raises(DataError, match=message):
+        claims(tmp_path)
+
+
+def test_missing_cut_and_compressed_shards_are_named(make_tar: MakeTar, tmp_path: Path) -> None:
+    path = make_tar([("a.wav", sound(1)), ("b.wav", sound(2))])
+    with pytest.raises(DataError, match=r"n-1\.tar: no such shard"):
+        claims(tmp_path, train=["n-1.tar"])
+    os.truncate(path, 512 + (len(sound(1)) + 511) // 512 * 512)  # between a and b
+    with pytest.raises(DataError, match=r"s\.tar: ends after .* it was cut"):
+        claims(tmp_path)
+    (tmp_path / "s.tar.gz").touch()
+    with pytest.raises(DataError, match=r"s\.tar\.gz: is compressed as a whole"):
+        claims(tmp_path, train=["s.tar.gz"])

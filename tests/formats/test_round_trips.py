@@ -1,0 +1,291 @@
+"""Whatever is written is read back equal, for every format, as far as the format can hold it; what it cannot is refused or stated here."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hubert_pretrain.data import audio
+from hubert_pretrain.data.source import SourceUtterance
+from hubert_pretrain.errors import DataError
+from hubert_pretrain.formats import huggingface, registry
+from hubert_pretrain.formats.record import Reading, header_of
+
+WORDS = st.text(
+    st.characters(exclude_categories=("C", "Z"), exclude_characters="|"), min_size=1, max_size=6
+)
+NAMES = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=12)
+TEXTS = st.lists(WORDS, max_size=4).map(" ".join)
+SPLITS = st.sampled_from(["train", "valid", "test"])
+
+
+@st.composite
+def claims(
+    draw: st.DrawFn, files: list[Path], parts: bool, distinct: bool = False
+) -> list[SourceUtterance]:
+    """Utterances of the files: whole ones, and parts where wanted; `distinct`: one for each file."""
+    ids = draw(st.lists(NAMES, min_size=1, max_size=len(files), unique=True))
+    found = []
+    for i, id in enumerate(ids):
+        path = files[i] if distinct else draw(st.sampled_from(files))
+        claim = SourceUtterance(
+            id=id,
+            path=path,
+            split=draw(SPLITS),
+            speaker=draw(NAMES | st.just("")),
+            text=draw(TEXTS),
+            label=draw(NAMES),
+            corpus="c",
+        )
+        length = header_of(claim).resampled
+        if not parts:
+            found.append(replace(claim, expected_samples=length))
+            continue
+        start = draw(st.integers(0, length - 1))
+        num_samples = draw(st.integers(1, length - start))
+        found.append(
+            replace(claim, start=start, num_samples=num_samples, phones=draw(phones(num_samples)))
+        )
+    return found
+
+
+@st.composite
+def phones(draw: st.DrawFn, num_samples: int) -> list[tuple[str, int, int]] | None:
+    edges = draw(st.lists(st.integers(0, num_samples), max_size=6, unique=True).map(sorted))
+    return [
+        (draw(NAMES), start, end) for start, end in zip(edges[::2], edges[1::2], strict=False)
+    ] or None
+
+
+def round_trip(
+    given: list[SourceUtterance], to: str, name: str, lost: tuple[str, ...] = ()
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(what was written, what was read) by id, without the fields that the format loses."""
+    with tempfile.TemporaryDirectory() as folder:
+        target, form = Path(folder) / name, registry.FORMATS[to]
+        assert form.write is not None
+        form.write(target, lambda: iter(given))
+        read = [claim for _, claim in registry.read(target, "auto", Reading())]
+        assert {format for _, format in registry.parts(target, "auto", {})} == {to}
+    return table(given, lost), table(read, lost)
+
+
+def table(
+    found: list[SourceUtterance] | Iterator[SourceUtterance], lost: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Claims as dictionaries, ordered, with path as text."""
+    names = [field.name for field in fields(SourceUtterance) if field.name not in lost]
+    rows = [
+        {name: getattr(claim, name) for name in names} | {"path": str(claim.path)}
+        for claim in found
+    ]
+    return sorted(rows, key=lambda row: (row["split"], row.get("id", ""), row["path"]))
+
+
+MANY = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [("csv", "list.csv"), ("tsv", "list.tsv"), ("jsonl", "list.jsonl"), ("jsonl", "list.jsonl.gz")],
+)
+def test_tables_hold_everything_but_phones(audio_files: list[Path], to: str, name: str) -> None:
+    @MANY
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        written, read = round_trip(
+            data.draw(claims(audio_files, parts=True)), to, name, lost=("phones",)
+        )
+        assert written == read
+
+    check()
+
+
+@pytest.mark.parametrize(("to", "name"), [("csv", "x.csv"), ("jsonl", "x.jsonl")])
+def test_tables_hold_any_text_and_shards(tmp_path: Path, to: str, name: str) -> None:
+    """Commas, quotation marks, tabs and line breaks; places in shards; URLs."""
+
+    @MANY
+    @given(
+        st.text(
+            st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from('\n\t",;'), max_size=30
+        ),
+        st.integers(0, 2**60),
+    )
+    def check(text: str, offset: int) -> None:
+        claim = SourceUtterance(
+            id="x",
+            path="s3://bucket/a b.tar",
+            split="other",
+            text=text.strip(),
+            offset=offset,
+            num_bytes=offset + 1,
+            num_samples=5,
+        )
+        written, read = round_trip([claim], to, name)
+        assert written == read
+
+    check()
+
+
+def test_lhotse_holds_everything(audio_files: list[Path]) -> None:
+    @MANY
+    @given(claims(audio_files, parts=True), st.sampled_from(["cuts.jsonl", "cuts.jsonl.gz"]))
+    def check(given: list[SourceUtterance], name: str) -> None:
+        written, read = round_trip(given, "lhotse", name)
+        assert written == read
+
+    check()
+
+
+def test_kaldi_holds_parts_texts_and_speakers(audio_files: list[Path]) -> None:
+    @MANY
+    @given(claims(audio_files, parts=True))
+    def check(given: list[SourceUtterance]) -> None:
+        given = [
+            replace(claim, speaker="" if claim.speaker == claim.id else claim.speaker)
+            for claim in given
+        ]
+        written, read = round_trip(
+            given, "kaldi", "data", lost=("phones", "label", "corpus", "num_samples")
+        )
+        assert written == read
+
+    check()
+
+
+def test_kaldi_lengths_of_parts_are_exact(audio_files: list[Path], tmp_path: Path) -> None:
+    """A part that reaches the end of its file is read as one that goes to the end, or says its length to the sample."""
+    given = [
+        SourceUtterance(
+            id=f"u{n}", path=audio_files[0], split="train", start=n, num_samples=1000 - 2 * n
+        )
+        for n in range(0, 400, 7)
+    ]
+    _, read = round_trip(given, "kaldi", "data")
+    assert {row["id"]: (row["start"], row["num_samples"] or 1000) for row in read} == {
+        claim.id: (claim.start, claim.num_samples) for claim in given
+    }
+
+
+def test_fairseq_holds_files_lengths_and_texts(audio_files: list[Path]) -> None:
+    @MANY
+    @given(
+        claims(
+            [path for path in audio_files if path.stem in ("a", "b c")], parts=False, distinct=True
+        )
+    )
+    def check(given: list[SourceUtterance]) -> None:
+        written, read = round_trip(
+            given, "fairseq", "lists", lost=("id", "speaker", "label", "corpus", "phones")
+        )
+        assert written == read
+
+    check()
+
+
+def test_huggingface_holds_the_audio_too(audio_files: list[Path]) -> None:
+    @settings(MANY, max_examples=15)
+    @given(claims(audio_files, parts=True))
+    def check(given: list[SourceUtterance]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            huggingface.write(Path(folder), lambda: iter(given))
+            read = {claim.id: claim for _, claim in registry.read(Path(folder), "auto", Reading())}
+            assert read.keys() == {claim.id for claim in given}
+            for claim in given:
+                one = read[claim.id]
+                assert (one.split, one.speaker, one.text, one.label, one.corpus) == (
+                    claim.split,
+                    claim.speaker,
+                    claim.text,
+                    claim.label,
+                    claim.corpus,
+                )
+                expected, found = (
+                    audio.read(claim.path, claim.start, claim.num_samples),
+                    audio.read(one.path),
+                )
+                assert found.shape == expected.shape
+                assert abs(found - expected).max() <= 2**-15
+
+    check()
+
+
+@pytest.fixture
+def shard(audio_files: list[Path], tmp_path: Path) -> list[SourceUtterance]:
+    """Two audio files of one rate inside another file, with other bytes around them."""
+    path, content, found = tmp_path / "shards" / "000.tar", b"x" * 512, []
+    for i, file in enumerate(audio_files[:2]):
+        data = file.read_bytes()
+        place = {"path": str(path), "offset": len(content), "num_bytes": len(data)}
+        found.append(
+            SourceUtterance(
+                id=f"u{i}", split="train", text="HI", expected_samples=1000 + 100 * i, **place
+            )
+        )  # type: ignore[arg-type]
+        content += data + b"y" * 100
+    path.parent.mkdir()
+    path.write_bytes(content)
+    return found
+
+
+def test_fairseq_names_bytes_in_shards(shard: list[SourceUtterance]) -> None:
+    """`path:offset:bytes`, as fairseq's parse_path reads it."""
+    written, read = round_trip(shard, "fairseq", "lists", lost=("id",))
+    assert written == read
+
+
+def test_huggingface_takes_audio_out_of_shards(
+    shard: list[SourceUtterance], audio_files: list[Path], tmp_path: Path
+) -> None:
+    huggingface.write(tmp_path / "out", lambda: iter(shard))
+    read = [claim for _, claim in registry.read(tmp_path / "out", "auto", Reading())]
+    assert [Path(claim.path).read_bytes() for claim in read] == [
+        path.read_bytes() for path in audio_files[:2]
+    ]
+    assert [Path(claim.path).suffix for claim in read] == [".wav", ".flac"]
+
+
+def test_what_a_format_cannot_hold_is_refused(
+    audio_files: list[Path], shard: list[SourceUtterance], tmp_path: Path
+) -> None:
+    wave, eight = (
+        SourceUtterance(id="a", path=audio_files[0], split="train"),
+        SourceUtterance(id="e", path=audio_files[2], split="train"),
+    )
+    for to, name, members, message in [
+        (
+            "fairseq",
+            "f",
+            [replace(wave, start=10)],
+            "is a part of .*fairseq knows whole files only",
+        ),
+        ("fairseq", "f", [replace(wave, text="A|B")], r"holds '\|'"),
+        ("fairseq", "f", [replace(wave, path="s3://x/a.wav")], "is a URL"),
+        ("fairseq", "f", [wave, eight], "'a' has 16000 Hz, 'e' 8000"),
+        ("kaldi", "k", [replace(wave, id="a b")], "its id 'a b' holds blanks"),
+        ("kaldi", "k", [replace(wave, speaker="a b")], "its speaker 'a b' holds blanks"),
+        ("kaldi", "k", shard, "is a shard"),
+        ("lhotse", "c.jsonl", shard, "lies inside the shard"),
+        (
+            "lhotse",
+            "c.jsonl",
+            [replace(wave, start=900, num_samples=200)],
+            "has 1000 samples at 16 kHz, utterance 'a' claims 200 from 900",
+        ),
+        ("tsv", "x.tsv", [replace(wave, text="a\tb")], "a text holds a tab"),
+        ("csv", "x.csv", [replace(wave, text="a\rb")], "a text holds a carriage return"),
+        ("huggingface", "h", [replace(wave, path=tmp_path / "gone.wav")], "gone.wav: no such file"),
+    ]:
+        form = registry.FORMATS[to]
+        assert form.write is not None
+        with pytest.raises(DataError, match=message):
+            form.write(tmp_path / "bad" / name, lambda members=members: iter(members))  # type: ignore[misc]
+        assert not [path for path in (tmp_path / "bad").rglob("*") if path.is_file()]

@@ -1,0 +1,89 @@
+"""Graphs that run without this project, at any length and batch; 8 bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.interop.onnx import (
+    compare_onnx,
+    compare_torch,
+    export_onnx,
+    export_torch,
+    quantise_onnx,
+    run_onnx,
+)
+from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
+from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import CodebookHead, CTCHead
+from hubert_pretrain.model.hubert import Hubert
+
+SMALL = HubertConfig(
+    conv_dim=[8] * 7,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    num_conv_pos_embeddings=8,
+    num_conv_pos_embedding_groups=2,
+    projection_size=8,
+)
+LAYER = dataclasses.replace(
+    SMALL, feat_extract_norm="layer", do_stable_layer_norm=True, normalize_waveform=True
+)
+
+
+def checkpoint(folder: Path, config: HubertConfig, head: torch.nn.Module) -> LoadedModel:
+    save_model(folder, Hubert(config), head=head, extra={"vocabulary": ["<pad>", "|", "A"]})  # type: ignore[arg-type]
+    return load_model(folder)
+
+
+def test_graph_and_its_8_bit_form(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+    import onnx
+
+    torch.manual_seed(0)
+    loaded = checkpoint(tmp_path / "ours", LAYER, CTCHead(32, 3))
+    export_onnx(tmp_path / "hubert.onnx", loaded)
+    assert compare_onnx(tmp_path / "hubert.onnx", loaded).max_difference < 1e-4
+    metadata = {item.key: item.value for item in onnx.load(tmp_path / "hubert.onnx").metadata_props}
+    assert json.loads(metadata["hubert_pretrain"])["extra"]["vocabulary"] == ["<pad>", "|", "A"]
+    waveform = 0.1 * torch.randn(2, 8_000)
+    assert run_onnx(tmp_path / "hubert.onnx", waveform)["logits"].shape == (2, 24, 3)
+    louder = run_onnx(tmp_path / "hubert.onnx", 5 * waveform + 1)[
+        "logits"
+    ]  # it normalises its waveforms itself
+    torch.testing.assert_close(
+        louder, run_onnx(tmp_path / "hubert.onnx", waveform)["logits"], atol=1e-3, rtol=0
+    )
+
+    quantise_onnx(tmp_path / "hubert.onnx", tmp_path / "small.onnx")
+    exact, rough = (
+        run_onnx(tmp_path / name, waveform)["logits"] for name in ("hubert.onnx", "small.onnx")
+    )
+    assert 0 < (rough - exact).norm() / exact.norm() < 0.1
+    with torch.no_grad():
+        loaded.head_state["linear.bias"] += 0.01
+    with pytest.raises(
+        ArtefactError, match=r"logits of 1 x 16000 samples of the exported model differs by 0\.01"
+    ):
+        compare_onnx(tmp_path / "hubert.onnx", loaded)
+
+
+def test_exported_program(tmp_path: Path) -> None:
+    loaded = checkpoint(tmp_path / "ours", SMALL, CodebookHead(32, 8, 5))
+    export_torch(tmp_path / "hubert.pt2", loaded)
+    report = compare_torch(tmp_path / "hubert.pt2", loaded)
+    assert report.max_difference < 1e-5
+    assert {name.split(" of ")[0] for name in report.differences} == {
+        "layer_1",
+        "layer_2",
+        "last_hidden_state",
+        "logits",
+    }

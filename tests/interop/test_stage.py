@@ -1,0 +1,102 @@
+"""The export stage: folders named like their checkpoints, facts, what a killed run left; and a broken torchaudio."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hubert_pretrain.config.schema import ExportConfig, Recipe
+from hubert_pretrain.errors import ArtefactError, ConfigError
+from hubert_pretrain.files import write_json
+from hubert_pretrain.model.checkpoint import save_model
+from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import CodebookHead, CTCHead
+from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.stages.export import run
+
+SMALL = HubertConfig(
+    conv_dim=[8] * 7,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    num_conv_pos_embedding_groups=2,
+)
+
+
+def finished(
+    workspace: Workspace, stage: str, head: CodebookHead | CTCHead, **extra: object
+) -> None:
+    save_model(workspace.folder(stage), Hubert(SMALL), head=head, extra=extra)
+    write_json(workspace.folder(stage) / "meta.json", {"fingerprint": "x", "facts": {}})
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    torch.manual_seed(0)
+    workspace = Workspace(tmp_path / "run")
+    finished(workspace, "it2/pretrain", CodebookHead(16, 8, 10))
+    finished(workspace, "finetune/letters", CTCHead(16, 4), vocabulary=["<pad>", "<unk>", "|", "A"])
+    return workspace
+
+
+def recipe(*checkpoints: str, form: str = "huggingface") -> Recipe:
+    return Recipe(name="test", export=ExportConfig(format=form, checkpoints=list(checkpoints)))
+
+
+def test_facts_and_folders(workspace: Workspace) -> None:
+    partial = workspace.partial_folder("export")
+    (partial / "it2" / "pretrain").mkdir(parents=True)
+    (partial / "it2" / "pretrain" / "model.safetensors").write_bytes(
+        b"half a file"
+    )  # of a killed run
+    facts = run(recipe("finetune/letters", "it2/pretrain"), workspace, "export", partial)
+    assert facts["path"] == str(workspace.folder("export") / "finetune" / "letters")
+    assert (
+        facts["folders"].keys()
+        == facts["max_difference"].keys()
+        == {"finetune/letters", "it2/pretrain"}
+    )
+    assert max(facts["max_difference"].values()) < 1e-5
+    assert json.loads((partial / "report.json").read_text())["it2/pretrain"].keys() == {
+        "layer 1",
+        "layer 2",
+        "last",
+    }
+    assert (partial / "it2" / "pretrain" / "config.json").is_file()
+
+
+def test_unknown_checkpoints_and_formats(workspace: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="it3/pretrain"):
+        run(recipe("it3/pretrain"), workspace, "export", tmp_path)
+    with pytest.raises(ConfigError, match="did you mean 'huggingface'"):
+        run(recipe("it2/pretrain", form="hugging_face"), workspace, "export", tmp_path)
+    with pytest.raises(ConfigError, match="two folders that end in it2/pretrain"):
+        run(
+            recipe("it2/pretrain", str(workspace.folder("it2/pretrain"))),
+            workspace,
+            "export",
+            tmp_path,
+        )
+
+
+def test_a_broken_torchaudio_is_no_obstacle(tmp_path: Path) -> None:
+    """As after an unpinned install: the files are there, importing them raises."""
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text(
+        "raise RuntimeError('compiled with different CUDA versions')\n"
+    )
+    code = "from hubert_pretrain.interop.transformers_writer import import_transformers; print(import_transformers().HubertModel.__name__)"
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == "HubertModel", result.stderr
