@@ -1,4 +1,6 @@
-"""What the benchmarks in tools/ share: sides in turns, a ratio for every turn, and one line of JSON at the end."""
+"""What the benchmarks in tools/ share: sides in turns, a ratio for every turn, and one line of JSON
+at the end.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 LIBRISPEECH_SECONDS = (1.4, 3.3, 6.4, 10.8, 12.9, 13.9, 14.5, 15.0, 15.5, 16.0, 24.5)
-"""Generated: deciles of the seconds per utterance, made to resemble LibriSpeech's train subsets. Their mean is 12.1 s (train-960: 12.3 s);
-three speakers of train-clean-100 have 2.0, 4.8, 10.8, 12.6, 13.0, 13.6, 14.2, 14.6, 15.0, 15.6, 16.7 s."""
+"""Generated: deciles of the seconds per utterance, made to resemble LibriSpeech's train subsets.
+Their mean is 12.1 s (train-960: 12.3 s); three speakers of train-clean-100 have 2.0, 4.8, 10.8,
+12.6, 13.0, 13.6, 14.2, 14.6, 15.0, 15.6, 16.7 s."""
 
 
 def librispeech_seconds(uniform: float) -> float:
@@ -34,7 +37,9 @@ def seconds_of(work: Callable[[], Any]) -> float:
 def in_turns(
     sides: Mapping[str, Callable[[], float]], turns: int, *, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """What each side returns, turn by turn: a machine that slows down meanwhile slows all of them down. `warm_up` turns do not count."""
+    """What each side returns, turn by turn: a machine that slows down meanwhile slows all of them
+    down. `warm_up` turns do not count.
+    """
     found: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(warm_up + turns):
         for name, side in sides.items():
@@ -45,7 +50,9 @@ def in_turns(
 
 
 def compared(ours: Sequence[float], peer: Sequence[float]) -> dict[str, float]:
-    """Medians of two sides' rates (larger is better), and of the ratio of each turn with its smallest and largest."""
+    """Medians of two sides' rates (larger is better), and of the ratio of each turn with its
+    smallest and largest.
+    """
     ratios = [mine / theirs for mine, theirs in zip(ours, peer, strict=True)]
     return {
         "ours": statistics.median(ours),
@@ -59,10 +66,11 @@ def compared(ours: Sequence[float], peer: Sequence[float]) -> dict[str, float]:
 def speeds(
     amount: float, ours: Callable[[], Any], peer: Callable[[], Any], turns: int
 ) -> dict[str, float]:
-    """How much of something both sides do in a second, in turns after one that warms up (when there are several).
+    """How much of something both sides do in a second, in turns after one that warms up (when there
+    are several).
 
-    `cpu_ratio` is the ratio by processor time of all threads of this process: it is what other jobs on the machine change least, and it
-    leaves out what more cores bring.
+    `cpu_ratio` is the ratio by processor time of all threads of this process: it is what other jobs
+    on the machine change least, and it leaves out what more cores bring.
     """
     spent: dict[str, list[float]] = {"ours": [], "peer": []}
 
@@ -82,7 +90,9 @@ def speeds(
 
 
 def faster_threads(work: Callable[[int], Any]) -> int:
-    """With how many threads, an argument of `work`, a single process does it in less time: one, or one per core."""
+    """With how many threads, an argument of `work`, a single process does it in less time: one, or
+    one per core.
+    """
     counts = (
         1,
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -91,7 +101,9 @@ def faster_threads(work: Callable[[int], Any]) -> int:
 
 
 def machine(*, gpu: bool = False) -> str:
-    """What it is measured on: the processor or, with `gpu`, the GPU; cores that this process may use; versions."""
+    """What it is measured on: the processor or, with `gpu`, the GPU; cores that this process may
+    use; versions.
+    """
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -106,7 +118,9 @@ def _processor() -> str:
 def print_rows(
     bench: str, works: Mapping[str, Callable[[Path], Mapping[str, float]]], *, gpu: bool = False
 ) -> None:
-    """Runs each work in a scratch folder of its own, prints its figures, and at the end all of them as JSON."""
+    """Runs each work in a scratch folder of its own, prints its figures, and at the end all of them
+    as JSON.
+    """
     found = {}
     for name, work in works.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +133,9 @@ def print_rows(
 
 
 def print_json(bench: str, rows: Mapping[str, Any], *, gpu: bool = False) -> None:
-    """The last line of every benchmark: `ratio` > 1 means that ours is better. Numbers have four digits."""
+    """The last line of every benchmark: `ratio` > 1 means that ours is better. Numbers have four
+    digits.
+    """
     print(
         json.dumps({"bench": bench, "machine": machine(gpu=gpu), "rows": _rounded(rows)}),
         flush=True,

@@ -1,4 +1,6 @@
-"""Rank, world size, a rank's share of a range, sums over ranks. Every function is a no-op on one process."""
+"""Rank, world size, a rank's share of a range, sums over ranks. Every function is a no-op on one
+process.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,21 @@ PATIENCE = timedelta(days=1)
 _ALONE = ContextVar("alone", default=False)
 
 _SRUN = "SLURM_STEP_NUM_TASKS"
-"""Set by srun for its tasks. SLURM_NTASKS is also there in a batch script or a shell of salloc, which are one process."""
+"""Set by srun for its tasks. SLURM_NTASKS is also there in a batch script or a shell of salloc,
+which are one process.
+"""
 
 
 def rank() -> int:
-    """This process's number among all, from torch.distributed or, before it is set up, from the launcher's environment."""
+    """This process's number among all, from torch.distributed or, before it is set up, from the
+    launcher's environment.
+    """
     if _ALONE.get():
         return 0
     if (dist := _initialised()) is not None:
         return int(dist.get_rank())
-    # Lightning's own launcher sets only LOCAL_RANK (and NODE_RANK) for the children it starts on one node.
+    # Lightning's own launcher sets only LOCAL_RANK (and NODE_RANK) for the children it starts on
+    # one node.
     return int(
         os.environ.get("RANK")
         or os.environ.get("SLURM_PROCID")
@@ -44,18 +51,21 @@ def world_size() -> int:
 
 
 def launched() -> int:
-    """How many processes the launcher says it starts (torchrun, srun, or WORLD_SIZE and RANK set by hand), whether they form a group or
-    not; 1 without a launcher."""
+    """How many processes the launcher says it starts (torchrun, srun, or WORLD_SIZE and RANK set by
+    hand), whether they form a group or not; 1 without a launcher."""
     return max(
         world_size(), rank() + 1, int(os.environ.get("WORLD_SIZE") or os.environ.get(_SRUN) or 1)
     )
 
 
 def launcher() -> tuple[int, int] | None:
-    """Processes per node and nodes, when torchrun or srun started this process as one of several; None otherwise."""
+    """Processes per node and nodes, when torchrun or srun started this process as one of several;
+    None otherwise.
+    """
     environment = os.environ
     if "TORCHELASTIC_RUN_ID" in environment:
-        processes, per_node = int(environment["WORLD_SIZE"]), int(environment["LOCAL_WORLD_SIZE"])
+        processes = int(environment["WORLD_SIZE"])
+        per_node = int(environment["LOCAL_WORLD_SIZE"])
         return per_node, processes // per_node
     if int(environment.get(_SRUN, 1)) > 1:
         nodes = int(environment["SLURM_STEP_NUM_NODES"])
@@ -64,7 +74,9 @@ def launcher() -> tuple[int, int] | None:
 
 
 def share(count: int, rank: int, world_size: int) -> range:
-    """A rank's contiguous share of ``range(count)``: shares differ by at most one and cover the range once."""
+    """A rank's contiguous share of ``range(count)``: shares differ by at most one and cover the
+    range once.
+    """
     return range(count * rank // world_size, count * (rank + 1) // world_size)
 
 
@@ -85,8 +97,9 @@ def from_first(value: Any) -> Any:
 
 @contextmanager
 def group() -> Iterator[None]:
-    """The processes that a launcher started (torchrun, or what else sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) form a group for as
-    long as this is open. Nothing happens in one process, or when they are a group already.
+    """The processes that a launcher started (torchrun, or what else sets RANK, WORLD_SIZE,
+    MASTER_ADDR and MASTER_PORT) form a group for as long as this is open. Nothing happens in one
+    process, or when they are a group already.
 
     Raises ConfigError when the launcher did not say where to meet.
     """
@@ -111,7 +124,9 @@ def group() -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process is the only one for this module, whatever group it belongs to: what others may do or not do meanwhile."""
+    """Inside, this process is the only one for this module, whatever group it belongs to: what
+    others may do or not do meanwhile.
+    """
     token = _ALONE.set(True)
     try:
         yield
@@ -126,7 +141,9 @@ def barrier() -> None:
 
 
 def _initialised():  # type: ignore[no-untyped-def]
-    """torch.distributed when it is in use, else None. Does not import torch when nothing else did."""
+    """torch.distributed when it is in use, else None. Does not import torch when nothing else
+    did.
+    """
     import sys
 
     if "torch" not in sys.modules or _ALONE.get():

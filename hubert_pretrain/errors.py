@@ -1,15 +1,21 @@
-"""One family of errors: what was found, what was expected, and the fix, on one line that the command line prints as it is."""
+"""One family of errors: what was found, what was expected, and the fix, on one line that the
+command line prints as it is.
+"""
 
 from __future__ import annotations
 
 EXIT_PREEMPTED = 75
-"""Saved and left because of a signal or a time limit (EX_TEMPFAIL of sysexits.h): run the same command again."""
+"""Saved and left because of a signal or a time limit (EX_TEMPFAIL of sysexits.h): run the same
+command again.
+"""
 EXIT_HANG = 76
 """Ended by the watchdog: no step for `trainer.hang_minutes`."""
 
 
 class HubertPretrainError(Exception):
-    """Something a user can mend. `run.py` prints the message as one line and exits with `exit_code`; a traceback would not help."""
+    """Something a user can mend. `run.py` prints the message as one line and exits with
+    `exit_code`; a traceback would not help.
+    """
 
     exit_code = 1
 
@@ -29,7 +35,9 @@ class ArtefactError(HubertPretrainError):
 
 
 class Preempted(HubertPretrainError):
-    """Training left at a step boundary, everything saved, because it was asked to. No failure: the same command goes on."""
+    """Training left at a step boundary, everything saved, because it was asked to. No failure: the
+    same command goes on.
+    """
 
     exit_code = EXIT_PREEMPTED
 

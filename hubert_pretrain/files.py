@@ -38,7 +38,8 @@ def disk_room(path: Path, size: int) -> Iterator[None]:
         ) from error
 
 
-# -- writing that survives a kill -------------------------------------------------------------------------------------------------
+# -- writing that survives a kill
+# -------------------------------------------------------------------------------------------------
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -47,7 +48,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically (temporary file in the same folder, fsync, rename, fsync of the folder)."""
+    """Writes a text file atomically (temporary file in the same folder, fsync, rename, fsync of the
+    folder).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:

@@ -1,8 +1,9 @@
 """Samples <-> frames: the one place that knows the numbers of the frame grid.
 
-A model frame is a window of 400 samples taken every 320 (reference: HuBERT's conv encoder, wav2vec 2.0 section 2). Kaldi's MFCC frame
-``2t`` is a window of 400 samples that starts at ``160 * 2t = 320t``: exactly the samples of model frame ``t``. So every target can live
-on the model's grid, and no other file needs 16000, 400, 320 or 160.
+A model frame is a window of 400 samples taken every 320 (reference: HuBERT's conv encoder, wav2vec
+2.0 section 2). Kaldi's MFCC frame ``2t`` is a window of 400 samples that starts at ``160 * 2t =
+320t``: exactly the samples of model frame ``t``. So every target can live on the model's grid, and
+no other file needs 16000, 400, 320 or 160.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ SAMPLE_RATE = 16_000
 
 @dataclass(frozen=True)
 class FrameGrid:
-    """Where frames lie on a waveform: frame ``t`` sees the samples ``[t * hop, t * hop + window)``."""
+    """Where frames lie on a waveform: frame ``t`` sees the samples ``[t * hop, t * hop +
+    window)``.
+    """
 
     window: int
     """Samples that one frame sees."""
@@ -24,7 +27,9 @@ class FrameGrid:
     """Samples from one frame to the next."""
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames that fit into ``num_samples`` samples (0 when it is shorter than one window). Works on arrays too."""
+        """Frames that fit into ``num_samples`` samples (0 when it is shorter than one window).
+        Works on arrays too.
+        """
         frames = (num_samples - self.window) // self.hop + 1
         return frames * (frames > 0)
 
@@ -51,8 +56,11 @@ class FrameGrid:
 
     @staticmethod
     def of_convolutions(kernels: Sequence[int], strides: Sequence[int]) -> FrameGrid:
-        """The grid of a stack of unpadded convolutions: hop is the product of strides, window the receptive field."""
-        window, hop = 1, 1
+        """The grid of a stack of unpadded convolutions: hop is the product of strides, window the
+        receptive field.
+        """
+        window = 1
+        hop = 1
         for kernel, stride in zip(kernels, strides, strict=True):
             window += (kernel - 1) * hop
             hop *= stride
@@ -77,7 +85,9 @@ def samples(num_seconds: float) -> int:
 
 
 def rate_hint(found: int, expected: int) -> str:
-    """Which mistake makes `found` frames or labels where `expected` belong, in words; "" when it is none of the usual ones."""
+    """Which mistake makes `found` frames or labels where `expected` belong, in words; "" when it is
+    none of the usual ones.
+    """
     if abs(found - 2 * expected) <= 1:
         return "twice as many: are these 100 Hz? Take every second one ([::2])"
     if abs(2 * found - expected) <= 1:

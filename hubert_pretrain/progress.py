@@ -37,7 +37,8 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
 
 
 def _log_lines(total: int, what: str) -> Callable[[], None]:
-    done, next_line = 0, time.monotonic() + LOG_EVERY_SECONDS
+    done = 0
+    next_line = time.monotonic() + LOG_EVERY_SECONDS
 
     def advance() -> None:
         nonlocal done, next_line

@@ -1,4 +1,5 @@
-"""`python -m hubert_pretrain.run +recipe=demo`: compose the configuration, validate it once, hand over to the pipeline.
+"""`python -m hubert_pretrain.run +recipe=demo`: compose the configuration, validate it once, hand
+over to the pipeline.
 
 Imports no torch, so that --help, stage=list and a mistyped key answer at once.
 """
@@ -30,10 +31,14 @@ _exit_codes: list[int] = []
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 a stage failed, 2 the command line or the recipe is wrong, 130 interrupted."""
-    # Hydra prints its errors itself and exits, unless told to raise them: we want one line with the nearest valid name.
+    """Entry point. Exit codes: 0 done, 1 a stage failed, 2 the command line or the recipe is wrong,
+    130 interrupted.
+    """
+    # Hydra prints its errors itself and exits, unless told to raise them: we want one line with the
+    # nearest valid name.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # A waiting thread gives its core away. By default it spins: where cores are shared with others, a step then takes ten times as long.
+    # A waiting thread gives its core away. By default it spins: where cores are shared with others,
+    # a step then takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     hide_srun_from_lightning()
     compose.register()

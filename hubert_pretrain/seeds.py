@@ -1,4 +1,5 @@
-"""Randomness as pure functions: the same (seed, step, utterance) gives the same draw on any machine, process or worker count.
+"""Randomness as pure functions: the same (seed, step, utterance) gives the same draw on any
+machine, process or worker count.
 
 Nothing here keeps state, so there is no state to save: to resume at step n is to ask for step n.
 """
@@ -17,7 +18,9 @@ _FEW = 64
 
 
 def derive(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part and their order, the same on every platform and Python version."""
+    """A 63-bit seed that depends on every part and their order, the same on every platform and
+    Python version.
+    """
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -28,11 +31,13 @@ def generator(*parts: int | str) -> np.random.Generator:
 
 
 def permute(index: NDArray[np.int64] | int, size: int, *key: int | str) -> NDArray[np.int64]:
-    """Where a shuffle of ``range(size)`` puts ``index``, in O(1) time and memory per element whatever ``size`` is.
+    """Where a shuffle of ``range(size)`` puts ``index``, in O(1) time and memory per element
+    whatever ``size`` is.
 
-    A four-round Feistel network over the smallest power of four that holds ``size``; values outside are walked on until they fall
-    inside (at most four walks on average), which keeps it a bijection. This is what lets 200 million utterances be shuffled without a
-    list of them, and the order of any step be known without the steps before it.
+    A four-round Feistel network over the smallest power of four that holds ``size``; values outside
+    are walked on until they fall inside (at most four walks on average), which keeps it a
+    bijection. This is what lets 200 million utterances be shuffled without a list of them, and the
+    order of any step be known without the steps before it.
     """
     if size <= 0:
         raise ValueError(f"cannot shuffle {size} things")
@@ -60,19 +65,25 @@ def _walk(number: int, size: int, keys: list[int], bits: int) -> int:
 
 def _feistel(value: Any, keys: list[int], bits: int) -> Any:
     """Of a Python number, or of each of an array of uint64."""
-    left, right, low = value >> bits, value & (1 << bits) - 1, (1 << bits) - 1
+    left = value >> bits
+    right = value & (1 << bits) - 1
+    low = (1 << bits) - 1
     for key in keys:
         left, right = right, left ^ (_mix(right ^ key) & low)
     return (left << bits) | right
 
 
 def _mix(value: Any) -> Any:
-    """The finaliser of SplitMix64 (Steele et al. 2014): every output bit depends on every input bit. Wraps around on purpose."""
+    """The finaliser of SplitMix64 (Steele et al. 2014): every output bit depends on every input
+    bit. Wraps around on purpose.
+    """
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _WORD
     return value ^ (value >> 31)
 
 
 def share_of(id: str, purpose: str) -> float:
-    """A number in [0, 1) that depends on an id and nothing else: `share_of(id, "valid") < 0.05` holds for 5 % of all ids."""
+    """A number in [0, 1) that depends on an id and nothing else: `share_of(id, "valid") < 0.05`
+    holds for 5 % of all ids.
+    """
     return derive("split", purpose, id) / 2.0**63

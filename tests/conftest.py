@@ -17,7 +17,9 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real speech and fairseq's own outputs, beside the repository (or where HUBERT_SHARED says)."""
+    """The folder with real speech and fairseq's own outputs, beside the repository (or where
+    HUBERT_SHARED says).
+    """
     folder = Path(os.environ.get("HUBERT_SHARED", REPOSITORY.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(f"no {folder}: set HUBERT_SHARED to the folder with data/ and reference/")

@@ -1,4 +1,6 @@
-"""The house rules that a reader relies on, walked over the source. Each test lists every breach it finds."""
+"""The house rules that a reader relies on, walked over the source. Each test lists every breach it
+finds.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ STREET = [
 ]
 """A package imports only from those before it, and from the base modules."""
 DOOR = {"run", "compose", "checks", "config", "pipeline", "launch", "summary"}
-"""Base modules that know the configuration or the stages: only they and `*/stage.py` may import each other, Hydra and OmegaConf."""
+"""Base modules that know the configuration or the stages: only they and `*/stage.py` may import
+each other, Hydra and OmegaConf.
+"""
 BASE = {"benchmark", "frames", "errors", "seeds", "distributed", "workspace", "locks"}
 HEAVY = {
     "wandb",
@@ -77,7 +81,8 @@ def test_the_street_is_one_way() -> None:
     breaches = []
     for path in FILES:
         here = room(path)
-        # The base modules know no room; the door knows the form of a network, which is a plain dataclass.
+        # The base modules know no room; the door knows the form of a network, which is a plain
+        # dataclass.
         allowed = (
             set(STREET[: STREET.index(here) + 1])
             if here in STREET
@@ -195,7 +200,9 @@ def test_the_command_line_imports_no_torch() -> None:
 
 @pytest.mark.xdist_group("together")
 def test_tests_of_a_group_stay_in_one_process(request: pytest.FixtureRequest) -> None:
-    """Otherwise each process runs the loop, and starts a SLURM cluster, for itself: pytest 9.2 did that without a word."""
+    """Otherwise each process runs the loop, and starts a SLURM cluster, for itself: pytest 9.2 did
+    that without a word.
+    """
     if not request.config.getoption("loadgroup", default=False):
         pytest.skip("one process, or tests are not grouped")
     assert request.node.nodeid.endswith("@together")

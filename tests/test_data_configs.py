@@ -1,4 +1,6 @@
-"""Every conf/data/*.yaml composes through the real command line, and its corpus is built: no configuration rots unnoticed."""
+"""Every conf/data/*.yaml composes through the real command line, and its corpus is built: no
+configuration rots unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ OURS = {
 
 
 def composed(name: str, *overrides: str) -> Recipe:
-    """A recipe with this corpus, as the command line makes it. Values that a user must give are given."""
+    """A recipe with this corpus, as the command line makes it. Values that a user must give are
+    given.
+    """
     compose.register()
     words = ["+recipe=smoke", f"data={name}", *overrides]
     with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
@@ -67,7 +71,9 @@ def test_there_are_all_corpora() -> None:
 def test_a_corpus_is_chosen_by_its_name(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And one that is not there is an error that says so, and never a download that nobody asked for."""
+    """And one that is not there is an error that says so, and never a download that nobody asked
+    for.
+    """
     recipe = composed(path.stem)
     assert not recipe.data.download
     source = compose.build(recipe.data.corpus)

@@ -1,4 +1,6 @@
-"""fast_base_ls960 and its sister in small: every stage, on generated speech, with log-mel front ends and frames every 40 and 20 ms."""
+"""fast_base_ls960 and its sister in small: every stage, on generated speech, with log-mel front
+ends and frames every 40 and 20 ms.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +93,8 @@ def test_every_stage_runs_and_the_loss_falls(name: str, tmp_path: Path) -> None:
         "iterations.it2.features.layer=2",
         f"work_dir={tmp_path}",
     ]
-    recipe, grid = composed(*words, name=name), RECIPES[name]
+    recipe = composed(*words, name=name)
+    grid = RECIPES[name]
     workspace = Workspace(tmp_path)
     for stage in plan.stages(recipe):
         run_stage(recipe, workspace, stage)

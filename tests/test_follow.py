@@ -27,7 +27,8 @@ def second_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Recipe
     words = ["+recipe=smoke", f"work_dir={tmp_path}"]
     with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
         recipe = compose.to_recipe(hydra_compose("config", overrides=words), words)
-    workspace, stages = Workspace(tmp_path), {stage.name: stage for stage in plan.stages(recipe)}
+    workspace = Workspace(tmp_path)
+    stages = {stage.name: stage for stage in plan.stages(recipe)}
     made = {
         "fingerprint": plan.fingerprint_of(stages["prepare"], workspace),
         "config": stages["prepare"].config,
@@ -62,10 +63,9 @@ def test_it_leaves_when_the_stage_is_done_meanwhile(
     second_rank: tuple[Recipe, Workspace, Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, workspace, stage = second_rank
-    answers, really = (
-        iter([False, False, True]),
-        workspace.is_done,
-    )  # before it follows, and twice while it waits
+    # before it follows, and twice while it waits
+    answers = iter([False, False, True])
+    really = workspace.is_done
     monkeypatch.setattr(
         workspace, "is_done", lambda name: next(answers) if name == stage.name else really(name)
     )

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID, FrameGrid, samples, seconds
 from hubert_pretrain.model.config import HubertConfig
 
-KERNELS, STRIDES = HubertConfig().conv_kernel, HubertConfig().conv_stride
+KERNELS = HubertConfig().conv_kernel
+STRIDES = HubertConfig().conv_stride
 
 
 def layer_by_layer(num_samples: int) -> int:

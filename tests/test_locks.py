@@ -1,4 +1,6 @@
-"""Two that want one lock: on one machine, on two where the kernel's locks do not reach, and where there are none."""
+"""Two that want one lock: on one machine, on two where the kernel's locks do not reach, and where
+there are none.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ def test_a_killed_holder_on_this_machine_is_no_obstacle(path: Path) -> None:
 
 
 def test_a_holder_elsewhere_that_lives_is_respected(path: Path) -> None:
-    """Its machine's lock does not reach this one; that it touches the file says that it lives. What its clock says does not matter."""
+    """Its machine's lock does not reach this one; that it touches the file says that it lives. What
+    its clock says does not matter.
+    """
     left_by(path, host="node7")
     stop = threading.Event()
 

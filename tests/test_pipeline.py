@@ -1,4 +1,6 @@
-"""The whole loop on the smoke recipe: every stage, skipped when done, resumed after kill -9 as if nothing had happened."""
+"""The whole loop on the smoke recipe: every stage, skipped when done, resumed after kill -9 as if
+nothing had happened.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ UNDER_WAY = {
     "finetune": "checkpoints/*.sha256",
     "export": "finetune/*",
 }
-"""What a stage's partial folder holds when its work has begun but is far from over (k-means leaves nothing before its end)."""
+"""What a stage's partial folder holds when its work has begun but is far from over (k-means leaves
+nothing before its end).
+"""
 SAME_AFTER_A_KILL = [
     "manifest.arrow",
     "alignments.arrow",
@@ -184,7 +188,9 @@ def test_exported_model_transcribes_as_our_own_decoder(loop: tuple[Path, str, fl
 
 @pytest.fixture(scope="module")
 def disturbed(loop: tuple[Path, str, float]) -> Path:
-    """The same run, killed with -9 in the middle of every stage: the driver in odd stages, the stage's own process in even ones."""
+    """The same run, killed with -9 in the middle of every stage: the driver in odd stages, the
+    stage's own process in even ones.
+    """
     work_dir = loop[0].parent.parent / "disturbed" / "run"
     work_dir.parent.mkdir(exist_ok=True)
     for number, stage in enumerate(STAGES):
@@ -211,7 +217,8 @@ def disturbed(loop: tuple[Path, str, float]) -> Path:
 def test_killed_and_resumed_equals_undisturbed(
     stage: str, loop: tuple[Path, str, float], disturbed: Path
 ) -> None:
-    before, after = meta(loop[0], stage), meta(disturbed, stage)
+    before = meta(loop[0], stage)
+    after = meta(disturbed, stage)
     timeless = [
         {key: value for key, value in facts.items() if "second" not in key}
         for facts in (before["facts"], after["facts"])

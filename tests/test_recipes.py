@@ -1,4 +1,6 @@
-"""Every recipe composes, checks, has its README, and builds its network (the large ones on the meta device)."""
+"""Every recipe composes, checks, has its README, and builds its network (the large ones on the meta
+device).
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def composed(name: str, *overrides: str) -> Recipe:
 
 
 def overrides_of(name: str, tmp_path: Path) -> list[str]:
-    """What a user must add: the place of the corpus, and of the Base that the large recipes cluster."""
+    """What a user must add: the place of the corpus, and of the Base that the large recipes
+    cluster.
+    """
     words = [] if name in ("demo", "smoke") else [f"data.root={tmp_path}"]
     return [*words, f"iterations.it1.features.checkpoint={tmp_path}"] if "ll60k" in name else words
 
@@ -75,7 +79,8 @@ def test_recipe_composes_and_builds_its_network(name: str, tmp_path: Path) -> No
 
 def test_numbers_of_the_paper(tmp_path: Path) -> None:
     base = composed("base_ls960", *overrides_of("base_ls960", tmp_path))
-    first, second = base.iterations["it1"], base.iterations["it2"]
+    first = base.iterations["it1"]
+    second = base.iterations["it2"]
     assert (first.clustering.n_clusters, first.pretrain.steps) == (100, 250_000)
     assert (second.clustering.n_clusters, second.pretrain.steps, second.features["layer"]) == (
         500,

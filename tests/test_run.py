@@ -1,4 +1,6 @@
-"""The command line as a user meets it: from any folder, fast where nothing is computed, one line for each mistake."""
+"""The command line as a user meets it: from any folder, fast where nothing is computed, one line
+for each mistake.
+"""
 
 from __future__ import annotations
 

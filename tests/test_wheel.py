@@ -1,4 +1,6 @@
-"""The installed wheel is whole: conf/ and recipes/ travel in it, and it works from a folder that is no checkout."""
+"""The installed wheel is whole: conf/ and recipes/ travel in it, and it works from a folder that is
+no checkout.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ pytestmark = pytest.mark.xdist_group("wheel")  # one process makes the fixture f
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
-    """A folder with nothing but the installed wheel (its dependencies come from the environment that runs the tests)."""
+    """A folder with nothing but the installed wheel (its dependencies come from the environment
+    that runs the tests).
+    """
     folder = tmp_path_factory.mktemp("wheel")
     build = [
         sys.executable,

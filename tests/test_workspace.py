@@ -114,8 +114,11 @@ def test_resolve_takes_stages_and_folders(workspace: Workspace, tmp_path: Path) 
 
 
 def test_resolve_takes_checkpoints_that_no_stage_made(workspace: Workspace, tmp_path: Path) -> None:
-    """A file, or a folder with a config.json: the fingerprint follows what is in them, not where they lie."""
-    folder, again = tmp_path / "hubert", tmp_path / "copy"
+    """A file, or a folder with a config.json: the fingerprint follows what is in them, not where
+    they lie.
+    """
+    folder = tmp_path / "hubert"
+    again = tmp_path / "copy"
     for place in (folder, again):
         place.mkdir()
         (place / "config.json").write_text("{}")
@@ -133,7 +136,9 @@ def test_resolve_takes_checkpoints_that_no_stage_made(workspace: Workspace, tmp_
 
 
 def test_a_run_that_failed_at_once_stands_in_nobodys_way(workspace: Workspace) -> None:
-    """A wrong path was corrected: what was begun with the wrong one holds nothing that could be lost."""
+    """A wrong path was corrected: what was begun with the wrong one holds nothing that could be
+    lost.
+    """
     folder = workspace.begin("prepare", "a", CONFIG)
     (folder / "read.journal").touch()
     (folder / "empty").mkdir()
@@ -170,7 +175,8 @@ def test_two_processes_cannot_run_one_stage(
 ) -> None:
     monkeypatch.setattr(ws.locks, "PATIENCE_SECONDS", 0.2)
     context = multiprocessing.get_context("spawn")
-    ready, release = context.Event(), context.Event()
+    ready = context.Event()
+    release = context.Event()
     holder = context.Process(target=_hold, args=(workspace.root, ready, release))
     holder.start()
     assert ready.wait(20)

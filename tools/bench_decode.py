@@ -1,16 +1,21 @@
-"""Decoding, of audio and of letters: ours against what everybody uses, both sides in one run and in turns.
+"""Decoding, of audio and of letters: ours against what everybody uses, both sides in one run and in
+turns.
 
     python tools/bench_decode.py                                            # generated audio, a letter model of Base's size
-    python tools/bench_decode.py transcribe --audio /corpora/LibriSpeech/dev-clean --checkpoint runs/base_ls960/finetune/letters
+    python tools/bench_decode.py transcribe --audio /corpora/LibriSpeech/dev-clean --checkpoint
+    runs/base_ls960/finetune/letters
 
 | row | work | against |
 |---|---|---|
 | read_flac, read_wav, read_ogg | a file -> (S,) float32 | soundfile.read |
-| greedy | frame-wise scores (T, 32) -> text | batch_decode of transformers' processor, one utterance at a time |
-| transcribe | a file -> text, greedily | soundfile.read and transformers' pipeline with the same weights, one file at a time |
+| greedy | frame-wise scores (T, 32) -> text | batch_decode of transformers' processor, one
+utterance at a time |
+| transcribe | a file -> text, greedily | soundfile.read and transformers' pipeline with the same
+weights, one file at a time |
 
-Figures are audio-seconds per second; `cpu_ratio` is by processor time. `equal` is the share of files where both sides find the same samples
-or text. Without --checkpoint the letters are those of random weights: the work is the same, the texts are nonsense.
+Figures are audio-seconds per second; `cpu_ratio` is by processor time. `equal` is the share of
+files where both sides find the same samples or text. Without --checkpoint the letters are those of
+random weights: the work is the same, the texts are nonsense.
 """
 
 from __future__ import annotations
@@ -64,12 +69,12 @@ Figures = dict[str, Any]
 
 
 def waveforms(options: argparse.Namespace, row: str) -> list[np.ndarray]:
-    """So many minutes of the files below `--audio`, or of noise whose loudness changes ten times a second: (S,) each."""
-    wanted, draw, found = (
-        samples(60 * (options.minutes or MINUTES[row])),
-        np.random.default_rng(0),
-        [],
-    )
+    """So many minutes of the files below `--audio`, or of noise whose loudness changes ten times a
+    second: (S,) each.
+    """
+    wanted = samples(60 * (options.minutes or MINUTES[row]))
+    draw = np.random.default_rng(0)
+    found = []
     files = iter(sorted(audio_below(Path(options.audio).expanduser()))) if options.audio else None
     while sum(map(len, found)) < wanted:
         if files is None:
@@ -127,7 +132,8 @@ def read_files(options: argparse.Namespace, folder: Path, suffix: str) -> Figure
 
 def letter_model(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     """The folder of --checkpoint, or of random letters; and the same written for transformers."""
-    ours, theirs = Path(options.checkpoint or folder / "letters"), folder / "transformers"
+    ours = Path(options.checkpoint or folder / "letters")
+    theirs = folder / "transformers"
     if not options.checkpoint:
         torch.manual_seed(0)
         model = Hubert(HubertConfig(**({} if options.size == "base" else TINY)))
@@ -142,12 +148,16 @@ def letter_model(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]
 
 
 def greedy(options: argparse.Namespace, folder: Path) -> Figures:
-    """Scores as a trained letter model has them: a letter in one of four frames, the blank in the others."""
+    """Scores as a trained letter model has them: a letter in one of four frames, the blank in the
+    others.
+    """
     _, theirs = letter_model(options, folder)
     processor = import_transformers().AutoProcessor.from_pretrained(theirs)
-    task, draw = CtcTask(), np.random.default_rng(0)
+    task = CtcTask()
+    draw = np.random.default_rng(0)
     task.vocabulary = Vocabulary(tuple(load_checkpoint(theirs).extra["vocabulary"]))
-    speech, scores = waveforms(options, "greedy"), []
+    speech = waveforms(options, "greedy")
+    scores = []
     for waveform in speech:
         frames = int(MODEL_GRID.num_frames(len(waveform)))
         ids = np.where(

@@ -1,12 +1,14 @@
-"""What it costs a pretraining to say how it feels: steps that are logged and steps that are not, in turns.
+"""What it costs a pretraining to say how it feels: steps that are logged and steps that are not, in
+turns.
 
     python tools/bench_health.py                    # tiny and Base on this machine's CPU, or Base on its GPU where there is one
     python tools/bench_health.py --works tiny --turns 60
 
-The steps are those of the trainer and the module that recipes use, of one batch of noise. A logged step measures everything of
-pretrain/health.py, raises alarms and writes a row of metrics.csv; every step adds to sums, which is timed by itself, being less than two
-steps differ by. Time is that of the process on a CPU, which other jobs change least, and of the clock on a GPU. The share is of the time of
-`log_every_steps` steps, of which one is logged.
+The steps are those of the trainer and the module that recipes use, of one batch of noise. A logged
+step measures everything of pretrain/health.py, raises alarms and writes a row of metrics.csv; every
+step adds to sums, which is timed by itself, being less than two steps differ by. Time is that of
+the process on a CPU, which other jobs change least, and of the clock on a GPU. The share is of the
+time of `log_every_steps` steps, of which one is logged.
 """
 
 from __future__ import annotations
@@ -130,10 +132,13 @@ def main() -> None:
 
 
 def measured(work: Work, turns: int, threads: int) -> dict[str, float]:
-    """Seconds, and `ours`, the share of the time; `ratio` is what is allowed over it. Differences are medians over the turns."""
+    """Seconds, and `ours`, the share of the time; `ratio` is what is allowed over it. Differences
+    are medians over the turns.
+    """
     clock = timed_steps(work, turns, threads)
     pairs = list(zip(*(clock.seconds[kind] for kind in KINDS), strict=True))
-    step, sums = statistics.median(plain for plain, _ in pairs), statistics.median(clock.sums)
+    step = statistics.median(plain for plain, _ in pairs)
+    sums = statistics.median(clock.sums)
     log = statistics.median(logged - plain for plain, logged in pairs)
     share = (sums + log / work.log_every_steps) / step
     return {
@@ -148,13 +153,12 @@ def measured(work: Work, turns: int, threads: int) -> dict[str, float]:
 
 def timed_steps(work: Work, turns: int, threads: int) -> Turns:
     """Trains for so many turns."""
-    steps, clock = (WARM_UP_TURNS + turns) * len(KINDS) + 1, Turns()
+    steps = (WARM_UP_TURNS + turns) * len(KINDS) + 1
+    clock = Turns()
     torch.manual_seed(0)
     rate = Optimisation(learning_rate=1e-4, factor=lambda done: 1.0)
-    model, head = (
-        Hubert(work.config),
-        CodebookHead(work.config.hidden_size, work.config.projection_size, work.n_clusters),
-    )
+    model = Hubert(work.config)
+    head = CodebookHead(work.config.hidden_size, work.config.projection_size, work.n_clusters)
     module = PretrainModule(model, head, seed=1, optimisation=rate, log_every_steps=len(KINDS))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,10 +1,14 @@
-"""Peak memory and time of k-means against its budget: python tools/bench_kmeans_memory.py --budget-gb 1 --frames 1e6 1e7 1e8
+"""Peak memory and time of k-means against its budget: python tools/bench_kmeans_memory.py
+--budget-gb 1 --frames 1e6 1e7 1e8
 
-The frames (39 numbers each, K=100) are generated as they are asked for, so that 10^8 of them need no 16 GB of disk; with --disk they lie in
-a scratch file, as those of the cluster stage do. Each size runs in a process of its own, because a process never forgets its peak.
-Generating is part of the time. `start_seconds` is what a fit of the sample alone takes, which every size pays once; the rest, per frame and
-pass, is `ns_per_frame_and_pass`: the same for every size when the time is linear. The peak is of the whole process, interpreter and
-libraries included (0.4 GB of it); it stays below the budget, and far below it where frames lie on the disk. 10^8 frames take some minutes.
+The frames (39 numbers each, K=100) are generated as they are asked for, so that 10^8 of them need
+no 16 GB of disk; with --disk they lie in a scratch file, as those of the cluster stage do. Each
+size runs in a process of its own, because a process never forgets its peak. Generating is part of
+the time. `start_seconds` is what a fit of the sample alone takes, which every size pays once; the
+rest, per frame and pass, is `ns_per_frame_and_pass`: the same for every size when the time is
+linear. The peak is of the whole process, interpreter and libraries included (0.4 GB of it); it
+stays below the budget, and far below it where frames lie on the disk. 10^8 frames take some
+minutes.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ from numpy.typing import NDArray
 
 from hubert_pretrain import benchmark
 
-DIM, K = 39, 100
+DIM = 39
+K = 100
 SAMPLE = 256 * K
 """Frames that the start is found on, whatever their number."""
 BASE_FRAMES = 1 << 17
@@ -40,7 +45,8 @@ class Generated:
 
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
         start, stop, _ = rows.indices(self.shape[0])
-        # Every repetition of the base is moved and stretched a little, so that no frame comes twice. No chunk crosses from one to the next.
+        # Every repetition of the base is moved and stretched a little, so that no frame comes
+        # twice. No chunk crosses from one to the next.
         turn, first = divmod(start, BASE_FRAMES)
         made = self._base[first : first + stop - start] * np.float32(1 + 0.1 * np.sin(turn))
         made += np.float32(0.3 * np.cos(1.7 * turn))
@@ -89,7 +95,9 @@ def measure(answer: Connection, count: int, budget: int, disk: Path | None, pass
 
 
 def main() -> None:
-    """Prints a line per size, and all of them as one line of JSON. `ratio` is the budget over the peak."""
+    """Prints a line per size, and all of them as one line of JSON. `ratio` is the budget over the
+    peak.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -110,7 +118,8 @@ def main() -> None:
         "--disk", type=Path, help="folder for a scratch file of frames that do not fit"
     )
     options = parser.parse_args()
-    rows, context = {}, multiprocessing.get_context("spawn")
+    rows = {}
+    context = multiprocessing.get_context("spawn")
     for count in map(int, options.frames):
         with tempfile.TemporaryDirectory(dir=options.disk) as folder:
             receive, send = context.Pipe(duplex=False)

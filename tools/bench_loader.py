@@ -1,15 +1,18 @@
-"""How much audio one core feeds to training: our loader against a plain one that reads whole files, as fairseq does.
+"""How much audio one core feeds to training: our loader against a plain one that reads whole files,
+as fairseq does.
 
     python tools/bench_loader.py                                    # generated audio with LibriSpeech's lengths, about two minutes
     python tools/bench_loader.py --corpus /corpora/LibriSpeech/dev-clean
 
-Both sides read, crop, normalise and collate 16 kHz audio into batches of the same seconds, in one process, from a warm page cache, in
-turns. Time is the process's own on its core, so that a busy machine does not count. The plain loader is a torch DataLoader over the steps
-of `FileAudioDataset`: read the file with soundfile as float32, layer_norm over it, batch by length (max_tokens), crop to the shortest of
-the batch and at most 250,000 samples. Targets and masks are left out on both sides.
+Both sides read, crop, normalise and collate 16 kHz audio into batches of the same seconds, in one
+process, from a warm page cache, in turns. Time is the process's own on its core, so that a busy
+machine does not count. The plain loader is a torch DataLoader over the steps of `FileAudioDataset`:
+read the file with soundfile as float32, layer_norm over it, batch by length (max_tokens), crop to
+the shortest of the batch and at most 250,000 samples. Targets and masks are left out on both sides.
 
-Rows, each against the plain loader on the corpus's own files: `pcm_shards` (16-bit PCM in tar shards), `flac_files` (FLAC, one file each),
-and `wav_files_for_scale`: 16-bit WAV files on both sides.
+Rows, each against the plain loader on the corpus's own files: `pcm_shards` (16-bit PCM in tar
+shards), `flac_files` (FLAC, one file each), and `wav_files_for_scale`: 16-bit WAV files on both
+sides.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ class WholeFiles(Dataset[torch.Tensor]):
     """The plain way: item i is file i, read whole and normalised."""
 
     def __init__(self, paths: list[str], normalize: bool) -> None:
-        self.paths, self.normalize = paths, normalize
+        self.paths = paths
+        self.normalize = normalize
 
     def __getitem__(self, index: int) -> torch.Tensor:
         waveform = torch.from_numpy(soundfile.read(self.paths[index], dtype="float32")[0])
@@ -61,7 +65,9 @@ class WholeFiles(Dataset[torch.Tensor]):
 def plain_batches(
     lengths: np.ndarray, max_tokens: int, draw: np.random.Generator
 ) -> list[list[int]]:
-    """Files of like length, as many as fit into `max_tokens` samples; the batches in random order (fairseq's batch_by_size)."""
+    """Files of like length, as many as fit into `max_tokens` samples; the batches in random order
+    (fairseq's batch_by_size).
+    """
     batches: list[list[int]] = [[]]
     for index in np.lexsort((draw.permutation(len(lengths)), lengths)).tolist():
         if (len(batches[-1]) + 1) * min(lengths[index], MAX_CROP) > max_tokens:
@@ -84,7 +90,8 @@ class Crops(Dataset[torch.Tensor]):
     """Our way: item g is the audio of micro-batch g of the training stream."""
 
     def __init__(self, plan: BucketSampler, source: CropSource) -> None:
-        self.plan, self.source = plan, source
+        self.plan = plan
+        self.source = source
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return torch.from_numpy(self.source.waveform(self.plan.micro_batch(index)))
@@ -128,10 +135,13 @@ def speed(batches: Iterable[torch.Tensor]) -> float:
 
 
 def speech_like(num_samples: int, draw: np.random.Generator) -> np.ndarray:
-    """Noise through moving resonances, in syllables: FLAC packs it to about half, as it does speech. (S,) int16."""
+    """Noise through moving resonances, in syllables: FLAC packs it to about half, as it does
+    speech. (S,) int16.
+    """
     from scipy.signal import lfilter
 
-    pieces, state = [], np.zeros(2)
+    pieces = []
+    state = np.zeros(2)
     for _ in range(num_samples // 3_200 + 1):
         angle = 2 * np.pi * draw.uniform(200, 900) / SAMPLE_RATE
         piece, state = lfilter(
@@ -143,7 +153,9 @@ def speech_like(num_samples: int, draw: np.random.Generator) -> np.ndarray:
 
 def make_files(folder: Path, minutes: float) -> list[str]:
     """FLAC files of generated audio."""
-    draw, paths, total = np.random.default_rng(0), [], 0.0
+    draw = np.random.default_rng(0)
+    paths = []
+    total = 0.0
     folder.mkdir(parents=True)
     while total < minutes * 60:
         length = benchmark.librispeech_seconds(draw.random())
@@ -191,11 +203,10 @@ def as_wav(corpus: Corpus, folder: Path) -> Corpus:
 def plain_loader(corpus: Corpus, args: argparse.Namespace) -> Callable[[], Iterable[torch.Tensor]]:
     """The plain loader over a corpus's files; each call is one epoch."""
     rows = range(len(corpus.manifest))
-    dataset, draw = (
-        WholeFiles([corpus.manifest[row].path for row in rows], args.normalize),
-        np.random.default_rng(0),
-    )
-    lengths, max_tokens = np.asarray(corpus.manifest.num_samples), samples(args.batch_seconds)
+    dataset = WholeFiles([corpus.manifest[row].path for row in rows], args.normalize)
+    draw = np.random.default_rng(0)
+    lengths = np.asarray(corpus.manifest.num_samples)
+    max_tokens = samples(args.batch_seconds)
     return lambda: DataLoader(
         dataset, batch_sampler=plain_batches(lengths, max_tokens, draw), collate_fn=plain_collate
     )
@@ -218,7 +229,9 @@ def compare(
     loaders: dict[str, Callable[[], Iterable[torch.Tensor]]],
     pairs: int,
 ) -> dict[str, Any]:
-    """Runs all loaders in turns and gives each row's figures; the first turn warms the page cache."""
+    """Runs all loaders in turns and gives each row's figures; the first turn warms the page
+    cache.
+    """
     sides = {
         name: functools.partial(lambda epoch: speed(epoch()), epoch)
         for name, epoch in loaders.items()
@@ -275,7 +288,8 @@ def main() -> None:
             folder / "pcm" / MANIFEST,
             write_shards(flac, folder / "pcm", format="pcm", megabytes=256),
         )
-        wav, pcm = as_wav(flac, folder / "wav"), Corpus.open(folder / "pcm")
+        wav = as_wav(flac, folder / "wav")
+        pcm = Corpus.open(folder / "pcm")
         rows = {
             "pcm_shards": ("pcm", "plain"),
             "flac_files": ("flac", "plain"),

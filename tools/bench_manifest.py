@@ -1,14 +1,17 @@
-"""What a manifest costs by its size: opening, a random row, a worker's memory, the first batch of a plan, resuming.
+"""What a manifest costs by its size: opening, a random row, a worker's memory, the first batch of a
+plan, resuming.
 
     python tools/bench_manifest.py --rows 10_000 1_000_000 100_000_000
     python tools/bench_manifest.py --rows 200_000_000 --folder /scratch   # 13 GB there while it runs, three times that while it is written
 
-The manifests are generated (utterances in tar shards, lengths like those of LibriSpeech's train-960), measured in a process of their own
-that is started for it, and removed; with `--keep` they stay, and the next run measures them without writing. `growth` is what opening the
-manifest and the plan, reading 1,000 random rows and planning 200 micro-batches adds to the private memory of that process, with the pages
-of the file that it alone has mapped (USS) and without those (`own`). `row us` is the best of five passes over rows that were read once
-before (`cold us`: that first time, from the disk where the page cache had lost them). Ends with one JSON line, where the peer is what is
-asked for; ratio > 1 means better than that.
+The manifests are generated (utterances in tar shards, lengths like those of LibriSpeech's
+train-960), measured in a process of their own that is started for it, and removed; with `--keep`
+they stay, and the next run measures them without writing. `growth` is what opening the manifest and
+the plan, reading 1,000 random rows and planning 200 micro-batches adds to the private memory of
+that process, with the pages of the file that it alone has mapped (USS) and without those (`own`).
+`row us` is the best of five passes over rows that were read once before (`cold us`: that first
+time, from the disk where the page cache had lost them). Ends with one JSON line, where the peer is
+what is asked for; ratio > 1 means better than that.
 """
 
 from __future__ import annotations
@@ -95,7 +98,9 @@ def main() -> None:
 
 
 def measure(rows: int, folder: Path, *, keep: bool) -> dict[str, float]:
-    """Writes a manifest of so many rows unless it is there, measures it in a new process, and removes it unless `keep`."""
+    """Writes a manifest of so many rows unless it is there, measures it in a new process, and
+    removes it unless `keep`.
+    """
     try:
         begin = time.perf_counter()
         if not (folder / "manifest.arrow").exists():
@@ -115,10 +120,12 @@ def measure(rows: int, folder: Path, *, keep: bool) -> dict[str, float]:
 
 def columns(rows: int) -> Iterator[dict[str, pa.Array]]:
     """The columns of a manifest of so many rows, in parts."""
-    draw, valid = np.random.default_rng(0), max(1, int(rows * VALID_SHARE))
+    draw = np.random.default_rng(0)
+    valid = max(1, int(rows * VALID_SHARE))
     for part in chunks(rows, 1 << 20):
         number = np.arange(part.start, part.stop)
-        count, is_train = len(number), number < rows - valid
+        count = len(number)
+        is_train = number < rows - valid
         seconds = np.where(
             draw.random(count) < 0.75, draw.normal(14.6, 1.1, count), draw.uniform(1.4, 14.5, count)
         ).clip(1.4, 24.5)

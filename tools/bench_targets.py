@@ -1,21 +1,28 @@
 """Clustering and labelling against the usual ways, both sides in one run and in turns.
 
-    python tools/bench_targets.py mfcc_to_targets --audio /corpora/LibriSpeech/dev-clean
-    python tools/bench_targets.py kmeans_layer --audio /corpora/LibriSpeech/dev-clean --minutes 20 --pairs 5
+    python tools/bench_targets.py mfcc_to_targets --audio /corpora/LibriSpeech/dev-clean python
+    tools/bench_targets.py kmeans_layer --audio /corpora/LibriSpeech/dev-clean --minutes 20 --pairs
+    5
 
 | row | work | against |
 |---|---|---|
-| mfcc_to_targets | cluster and label, K=100 | the usual way: kaldi.mfcc of torchaudio per file, MiniBatchKMeans(n_init=20), NumPy argmin |
-| labelling | its second half: files -> targets, one codebook for both | kaldi.mfcc per file and NumPy argmin |
-| kmeans_mfcc | k-means of MFCC, K=100, engines torch and faiss | MiniBatchKMeans(n_init=20) of scikit-learn, on the same frames |
+| mfcc_to_targets | cluster and label, K=100 | the usual way: kaldi.mfcc of torchaudio per file,
+MiniBatchKMeans(n_init=20), NumPy argmin |
+| labelling | its second half: files -> targets, one codebook for both | kaldi.mfcc per file and
+NumPy argmin |
+| kmeans_mfcc | k-means of MFCC, K=100, engines torch and faiss | MiniBatchKMeans(n_init=20) of
+scikit-learn, on the same frames |
 | kmeans_layer | k-means of layer 6 of a Base network, K=500 | the same |
-| layer_features | layer 6 of a Base network, mixed lengths | HubertModel of transformers with the same weights, one file at a time |
+| layer_features | layer 6 of a Base network, mixed lengths | HubertModel of transformers with the
+same weights, one file at a time |
 
-The usual way is fairseq's simple_kmeans: features of all files in a file, labels as lines of text, one process; it gets one torch thread or
-one per core, whichever is faster here. Ours is what conf/clustering/full_100 (K=500: full_500) says. Both cluster the same utterances:
-a tenth of the audio, at least an hour. Figures are audio-seconds per second; `cpu_ratio` is by processor time, which other jobs on the
-machine change less. Each turn of the k-means rows has a seed of its own. Each row has a size that takes some minutes on two cores
-(--minutes for another; files are taken again when there are not so many). Without --audio the speech is noise with LibriSpeech's lengths.
+The usual way is fairseq's simple_kmeans: features of all files in a file, labels as lines of text,
+one process; it gets one torch thread or one per core, whichever is faster here. Ours is what
+conf/clustering/full_100 (K=500: full_500) says. Both cluster the same utterances: a tenth of the
+audio, at least an hour. Figures are audio-seconds per second; `cpu_ratio` is by processor time,
+which other jobs on the machine change less. Each turn of the k-means rows has a seed of its own.
+Each row has a size that takes some minutes on two cores (--minutes for another; files are taken
+again when there are not so many). Without --audio the speech is noise with LibriSpeech's lengths.
 """
 
 from __future__ import annotations
@@ -78,7 +85,9 @@ Figures = dict[str, Any]
 
 
 def speech(options: argparse.Namespace, row: str, folder: Path) -> Corpus:
-    """A corpus of so many minutes of the files below `--audio` (again and again, if need be), or of noise."""
+    """A corpus of so many minutes of the files below `--audio` (again and again, if need be), or of
+    noise.
+    """
     wanted = samples(60 * (options.minutes or MINUTES[row]))
     below = (
         sorted(
@@ -93,7 +102,8 @@ def speech(options: argparse.Namespace, row: str, folder: Path) -> Corpus:
         for path in found
         if (info := soundfile.info(path)).samplerate == SAMPLE_RATE and info.channels == 1
     ]
-    utterances, total = [], 0
+    utterances = []
+    total = 0
     for path, length in itertools.cycle(files):
         if total >= wanted:
             break
@@ -104,7 +114,9 @@ def speech(options: argparse.Namespace, row: str, folder: Path) -> Corpus:
 
 
 def _noise(wanted: int, folder: Path) -> list[Path]:
-    draw, paths, total = np.random.default_rng(0), [], 0
+    draw = np.random.default_rng(0)
+    paths = []
+    total = 0
     while total < wanted:
         length = samples(benchmark.librispeech_seconds(draw.random()))
         loudness = np.repeat(draw.uniform(0.001, 0.1, length // 1_600 + 1), 1_600)[:length]
@@ -150,9 +162,12 @@ def usual_labels(paths: list[str], centroids: np.ndarray, folder: Path, threads:
 def usual_targets(
     paths: list[str], rows: np.ndarray, n_clusters: int, folder: Path, threads: int
 ) -> np.ndarray:
-    """Dumps the features, fits a codebook on those of some files, and reads all again for the nearest centroids. Returns the centroids."""
+    """Dumps the features, fits a codebook on those of some files, and reads all again for the
+    nearest centroids. Returns the centroids.
+    """
     torch.set_num_threads(threads)
-    lengths, dump = [], folder / "train.f32"
+    lengths = []
+    dump = folder / "train.f32"
     with open(dump, "wb") as file:
         for path in paths:
             frames = kaldi_frames(path)
@@ -172,7 +187,9 @@ def usual_targets(
 def fit_usual(
     frames: np.ndarray, n_clusters: int, threads: int, starts: int = 20, seed: int = 0
 ) -> Any:
-    """scikit-learn's mini-batches with the settings of fairseq's learn_kmeans, which are those of conf/clustering/kmeans_100."""
+    """scikit-learn's mini-batches with the settings of fairseq's learn_kmeans, which are those of
+    conf/clustering/kmeans_100.
+    """
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
@@ -196,7 +213,9 @@ def our_codebook(corpus: Corpus, rows: np.ndarray, n_clusters: int, folder: Path
 
 
 def frames_of(corpus: Corpus, rows: np.ndarray, extractor: Extractor, folder: Path) -> np.ndarray:
-    """Frames (N, D) of some utterances, by as many threads as there are cores; torch may use them all again afterwards."""
+    """Frames (N, D) of some utterances, by as many threads as there are cores; torch may use them
+    all again afterwards.
+    """
     torch.set_num_threads(1)
     frames = sample.gather(corpus, rows, extractor, scratch=folder, workers=usable_cores())
     torch.set_num_threads(usable_cores())
@@ -204,7 +223,9 @@ def frames_of(corpus: Corpus, rows: np.ndarray, extractor: Extractor, folder: Pa
 
 
 def sampled(corpus: Corpus) -> np.ndarray:
-    """The utterances that conf/clustering/full_100, as kmeans_100, clusters: a tenth of the audio, at least an hour."""
+    """The utterances that conf/clustering/full_100, as kmeans_100, clusters: a tenth of the audio,
+    at least an hour.
+    """
     return sample.choose_rows(
         corpus.manifest.num_samples, corpus.manifest.rows(), fraction=0.1, max_hours=100.0, seed=0
     )
@@ -222,7 +243,8 @@ def full_batch(engine: str, n_clusters: int, seed: int = 0) -> KMeans:
 def our_labels(corpus: Corpus, codebook: Codebook, folder: Path) -> TargetStore:
     """What the stage label does."""
     torch.set_num_threads(1)
-    store, codebooks = Path(tempfile.mkdtemp(dir=folder)), CodebookSet.of(codebook)
+    store = Path(tempfile.mkdtemp(dir=folder))
+    codebooks = CodebookSet.of(codebook)
     label_corpus(
         corpus,
         TargetWriter.create(store, corpus.manifest, codebooks),
@@ -234,19 +256,23 @@ def our_labels(corpus: Corpus, codebook: Codebook, folder: Path) -> TargetStore:
 
 
 def agreement(corpus: Corpus, store: TargetStore, codebook: Codebook) -> Figures:
-    """How many labels are those of the usual way with our codebook, and how many of the others are ties. Each file counts once."""
-    same, ties, total = 0, 0, 0
+    """How many labels are those of the usual way with our codebook, and how many of the others are
+    ties. Each file counts once.
+    """
+    same = 0
+    ties = 0
+    total = 0
     centroids = codebook.centroids.double().numpy()
     for path, row in {path: row for row, path in enumerate(paths_of(corpus))}.items():
-        ours, distances = (
-            store.targets(row),
-            squared_distances(kaldi_frames(path)[::2].astype(np.float64), centroids),
-        )
-        theirs, frames = distances.argmin(1), np.arange(len(ours))
+        ours = store.targets(row)
+        distances = squared_distances(kaldi_frames(path)[::2].astype(np.float64), centroids)
+        theirs = distances.argmin(1)
+        frames = np.arange(len(ours))
         different = ours != theirs
         nearest = distances[frames, theirs]
         ties += int((different & (distances[frames, ours] - nearest <= TIE * nearest)).sum())
-        same, total = same + int((~different).sum()), total + len(ours)
+        same = same + int((~different).sum())
+        total = total + len(ours)
     return {
         "frames": total,
         "equal_labels": same / total,
@@ -256,9 +282,13 @@ def agreement(corpus: Corpus, store: TargetStore, codebook: Codebook) -> Figures
 
 
 def mfcc_to_targets(options: argparse.Namespace, folder: Path) -> Figures:
-    """Cluster and label as a whole. `inertia_ratio` is that of both sides' centroids on our frames, < 1 when ours is better."""
+    """Cluster and label as a whole. `inertia_ratio` is that of both sides' centroids on our frames,
+    < 1 when ours is better.
+    """
     corpus = speech(options, "mfcc_to_targets", folder)
-    paths, rows, k = paths_of(corpus), sampled(corpus), options.n_clusters
+    paths = paths_of(corpus)
+    rows = sampled(corpus)
+    k = options.n_clusters
     codebooks: dict[str, Codebook] = {}
 
     def ours() -> None:
@@ -288,12 +318,12 @@ def mfcc_to_targets(options: argparse.Namespace, folder: Path) -> Figures:
 
 
 def labelling(options: argparse.Namespace, folder: Path) -> Figures:
-    """Features and the nearest centroid with the same codebook on both sides, and how often they agree."""
+    """Features and the nearest centroid with the same codebook on both sides, and how often they
+    agree.
+    """
     corpus = speech(options, "labelling", folder)
-    codebook, paths = (
-        our_codebook(corpus, sampled(corpus), options.n_clusters, folder),
-        paths_of(corpus),
-    )
+    codebook = our_codebook(corpus, sampled(corpus), options.n_clusters, folder)
+    paths = paths_of(corpus)
     centroids = codebook.centroids.numpy()
     threads = benchmark.faster_threads(
         lambda threads: usual_labels(paths[:50], centroids, folder, threads)
@@ -333,10 +363,8 @@ def kmeans_mfcc(options: argparse.Namespace, folder: Path) -> Figures:
 
 def kmeans_layer(options: argparse.Namespace, folder: Path) -> Figures:
     """Codebooks of layer 6 of --checkpoint, or of a Base network with random weights."""
-    corpus, checkpoint = (
-        speech(options, "kmeans_layer", folder),
-        Path(options.checkpoint or folder / "base"),
-    )
+    corpus = speech(options, "kmeans_layer", folder)
+    checkpoint = Path(options.checkpoint or folder / "base")
     if not options.checkpoint:
         torch.manual_seed(0)
         save_model(checkpoint, Hubert(HubertConfig()))
@@ -349,7 +377,9 @@ def kmeans_layer(options: argparse.Namespace, folder: Path) -> Figures:
 def kmeans(
     options: argparse.Namespace, corpus: Corpus, extractor: Extractor, n_clusters: int, folder: Path
 ) -> Figures:
-    """`fit` of both engines, a seed a turn, and the inertia, which each side computes; `inertia_ratio` < 1: ours is better."""
+    """`fit` of both engines, a seed a turn, and the inertia, which each side computes;
+    `inertia_ratio` < 1: ours is better.
+    """
     frames = frames_of(corpus, corpus.manifest.rows(), extractor, folder)
     threads = benchmark.faster_threads(
         lambda threads: fit_usual(frames[: 10 * n_clusters], n_clusters, threads, 1)
@@ -357,7 +387,8 @@ def kmeans(
     audio = seconds(int(corpus.manifest.num_samples.sum()))
 
     def fit(side: str, some: np.ndarray, seed: int) -> tuple[float, float, float]:
-        wall, processor = time.perf_counter(), time.process_time()
+        wall = time.perf_counter()
+        processor = time.process_time()
         if side == "peer":
             inertia = -float(fit_usual(some, n_clusters, threads, seed=seed).score(some))
         else:
@@ -400,10 +431,8 @@ def layer_features(options: argparse.Namespace, folder: Path) -> Figures:
     peer = HubertModel(HubertConfig()).eval()
     peer.save_pretrained(folder / "base")
     (folder / "base" / "preprocessor_config.json").write_text('{"do_normalize": false}')
-    peer, ours = (
-        peer.to(options.device),
-        HubertLayer(folder / "base", 6, precision=options.precision).to(options.device),
-    )
+    peer = peer.to(options.device)
+    ours = HubertLayer(folder / "base", 6, precision=options.precision).to(options.device)
     found: dict[str, list[np.ndarray]] = {}
 
     @torch.inference_mode()
@@ -421,7 +450,11 @@ def layer_features(options: argparse.Namespace, folder: Path) -> Figures:
     def batched() -> None:
         on_cpu = options.device == "cpu"
         torch.set_num_threads(1 if on_cpu else usable_cores())
-        rows, bring = corpus.manifest.rows(), (lambda frames: frames.cpu().numpy())
+        rows = corpus.manifest.rows()
+
+        def bring(frames: torch.Tensor) -> np.ndarray:
+            return frames.cpu().numpy()
+
         frames = map_frames(
             corpus,
             rows,

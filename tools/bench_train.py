@@ -1,13 +1,15 @@
-"""A training step of ours against torchaudio's and transformers' HuBERT: the same shapes, batch and options, steps in turn.
+"""A training step of ours against torchaudio's and transformers' HuBERT: the same shapes, batch and
+options, steps in turn.
 
     python tools/bench_train.py                     # what this machine can do: CPU rows, or all GPU rows where there is one
     python tools/bench_train.py --rows tiny_step --pairs 15
 
-Each step is forward, loss on the hidden frames, backward, clipping and AdamW, after two that do not count (in which a GPU compiles our
-layers, as `trainer.compile=layers` does; fp32 products and cuDNN's attention are off or on for all as `trainer.tf32=false` has them).
-Peers get what their users give them: torchaudio its own pretraining model and loss (arXiv:2106.07447 as in its recipe), transformers its
-encoder with a linear head. Layer drop is off on all sides, so that every step does the same work. Peak memory is that of a process of its
-own.
+Each step is forward, loss on the hidden frames, backward, clipping and AdamW, after two that do not
+count (in which a GPU compiles our layers, as `trainer.compile=layers` does; fp32 products and
+cuDNN's attention are off or on for all as `trainer.tf32=false` has them). Peers get what their
+users give them: torchaudio its own pretraining model and loss (arXiv:2106.07447 as in its recipe),
+transformers its encoder with a linear head. Layer drop is off on all sides, so that every step does
+the same work. Peak memory is that of a process of its own.
 """
 
 from __future__ import annotations
@@ -108,10 +110,8 @@ class Batch:
         frames = work.config.grid.num_frames(samples)
         hidden = round(0.53 * frames)
         mask = torch.stack([torch.randperm(frames) < hidden for _ in range(work.rows)])
-        waveform, targets = (
-            torch.randn(work.rows, samples),
-            torch.randint(0, K, (work.rows, frames)),
-        )
+        waveform = torch.randn(work.rows, samples)
+        targets = torch.randint(0, K, (work.rows, frames))
         return Batch(
             waveform.to(work.device),
             targets.to(work.device),
@@ -122,10 +122,8 @@ class Batch:
 
 def ours(work: Work, batch: Batch) -> Step:
     """`hubert_pretrain`, as its training module runs it; on a GPU with `trainer.compile=layers`."""
-    model, head = (
-        Hubert(work.config).to(work.device).train(),
-        CodebookHead(work.config.hidden_size, work.config.projection_size, K),
-    )
+    model = Hubert(work.config).to(work.device).train()
+    head = CodebookHead(work.config.hidden_size, work.config.projection_size, K)
     head.to(work.device)
     if work.device == "cuda":
         compile_network(model, "layers")
@@ -163,7 +161,9 @@ def peer_transformers(work: Work, batch: Batch) -> Step:
 
 
 def peer_torchaudio(work: Work, batch: Batch) -> Step:
-    """`torchaudio.models.hubert_pretrain_model` with the loss of its recipe: logits of hidden frames, feature penalty."""
+    """`torchaudio.models.hubert_pretrain_model` with the loss of its recipe: logits of hidden
+    frames, feature penalty.
+    """
     import torchaudio
 
     config = work.config
@@ -291,7 +291,9 @@ def status_megabytes(field: str) -> float:
 
 
 def matmul_flops(device: str) -> float:
-    """FLOP/s of a large matrix product in the precision of the step: what MFU is measured against."""
+    """FLOP/s of a large matrix product in the precision of the step: what MFU is measured
+    against.
+    """
     size, dtype = (8192, torch.bfloat16) if device == "cuda" else (2048, torch.float32)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
 

@@ -1,7 +1,9 @@
-"""Any HuBERT checkpoint -> another format, and the proof: python tools/convert_checkpoint.py IN OUT --to huggingface --check.
+"""Any HuBERT checkpoint -> another format, and the proof: python tools/convert_checkpoint.py IN OUT
+--to huggingface --check.
 
-IN is recognised by what it holds: a *.pt of fairseq (pretraining or CTC) or s3prl, a folder of transformers, a state dict of torchaudio, or
-a folder of this project. OUT is a folder for --to huggingface and ours, a file for the others.
+IN is recognised by what it holds: a *.pt of fairseq (pretraining or CTC) or s3prl, a folder of
+transformers, a state dict of torchaudio, or a folder of this project. OUT is a folder for --to
+huggingface and ours, a file for the others.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ TARGETS = ["huggingface", "fairseq", "torchaudio", "s3prl", "onnx", "torch", "ou
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Converts, and prints what was taken and how far the result differs. Exit code 0; 1 when a check fails or IN cannot be read."""
+    """Converts, and prints what was taken and how far the result differs. Exit code 0; 1 when a
+    check fails or IN cannot be read.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,7 +64,8 @@ def _convert(options: argparse.Namespace) -> int:
         raise ConfigError(f"--int8 needs --to onnx, found --to {options.to}")
     from hubert_pretrain.interop.load import load_checkpoint
 
-    source, target = Path(options.source), Path(options.target)
+    source = Path(options.source)
+    target = Path(options.target)
     if target.resolve() == source.resolve():
         raise ConfigError(f"{target}: OUT is IN; give another place, so that nothing is lost")
     loaded = load_checkpoint(source, dictionary=options.dictionary, **_fields(options.set))
@@ -110,7 +115,8 @@ def _keep(target: Path, loaded: LoadedModel, check: bool) -> int:
 
 def _describe(loaded: LoadedModel, source: Path) -> None:
     """What was read: sizes, keys taken, missing and unexpected, and what was taken for granted."""
-    config, report = loaded.model.config, loaded.report
+    config = loaded.model.config
+    report = loaded.report
     form = report.format if report else "this project"
     print(
         f"read      {source}: {form}, {loaded.kind}, {config.num_hidden_layers} layers of width {config.hidden_size}"

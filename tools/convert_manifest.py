@@ -1,8 +1,10 @@
-"""Any manifest, or a prepared corpus -> another format: python tools/convert_manifest.py IN OUT --to fairseq.
+"""Any manifest, or a prepared corpus -> another format: python tools/convert_manifest.py IN OUT
+--to fairseq.
 
-IN is recognised by what it holds: fairseq's .tsv, csv, tsv or jsonl with a column `path`, a data directory of Kaldi, cuts of lhotse, a
-folder of Hugging Face datasets, the folder of a run or of its stage prepare. OUT is a file for --to csv, tsv, jsonl and lhotse, a folder
-for the others. docs/formats.md says what each format can hold.
+IN is recognised by what it holds: fairseq's .tsv, csv, tsv or jsonl with a column `path`, a data
+directory of Kaldi, cuts of lhotse, a folder of Hugging Face datasets, the folder of a run or of its
+stage prepare. OUT is a file for --to csv, tsv, jsonl and lhotse, a folder for the others.
+docs/formats.md says what each format can hold.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from hubert_pretrain.interop.fairseq_dictionary import write_dictionary
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Converts, and prints how many utterances each split has. Exit code 0; not 0 when IN cannot be read or does not fit into OUT."""
+    """Converts, and prints how many utterances each split has. Exit code 0; not 0 when IN cannot be
+    read or does not fit into OUT.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,11 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    source, target = Path(options.source).absolute(), Path(options.target).absolute()
+    source = Path(options.source).absolute()
+    target = Path(options.target).absolute()
     if target.resolve() == source.resolve():
         raise ConfigError(f"{target}: OUT is IN; give another place, so that nothing is lost")
     with tempfile.TemporaryDirectory() as passing:
-        # Audio inside a table becomes files beside what names them; huggingface copies all audio anyway.
+        # Audio inside a table becomes files beside what names them; huggingface copies all audio
+        # anyway.
         home = {"huggingface": Path(passing), "fairseq": target, "kaldi": target}.get(
             options.to, target.parent
         )

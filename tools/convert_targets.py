@@ -1,10 +1,12 @@
 """Targets to and from fairseq's .km files.
 
     python tools/convert_targets.py export runs/demo/it1/label --corpus runs/demo/prepare --out km/
-    python tools/convert_targets.py import km/ --corpus runs/demo/prepare --out targets/ [--tolerance 2] [--n-clusters 100]
+    python tools/convert_targets.py import km/ --corpus runs/demo/prepare --out targets/
+    [--tolerance 2] [--n-clusters 100]
 
-export writes <split>.tsv, <split>.km and dict.km.txt (label_rate=50). import finds utterances by path or id, whatever their order, brings
-labels of 100 Hz to the model's grid, and writes a target store that a recipe takes with iterations.it1.targets=targets/.
+export writes <split>.tsv, <split>.km and dict.km.txt (label_rate=50). import finds utterances by
+path or id, whatever their order, brings labels of 100 Hz to the model's grid, and writes a target
+store that a recipe takes with iterations.it1.targets=targets/.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ def _convert(options: argparse.Namespace) -> str:
     if options.direction == "export":
         files = write_km(options.out, corpus, TargetStore.open(options.source))
         return f"wrote {', '.join(path.name for path in files)} to {options.out}"
-    tolerance, n_clusters = options.tolerance, options.n_clusters
+    tolerance = options.tolerance
+    n_clusters = options.n_clusters
     return import_targets(
         options.source,
         options.out,

@@ -1,7 +1,9 @@
-"""A corpus, or subsets of it, from its publisher to disk: python tools/download_corpus.py librispeech --subset dev-clean --to /corpora.
+"""A corpus, or subsets of it, from its publisher to disk: python tools/download_corpus.py
+librispeech --subset dev-clean --to /corpora.
 
-Resumed when interrupted, verified, unpacked; what is there already is not fetched. The same as data.download=true in a recipe. For corpora
-that must be asked for or bought it says where. docs/corpora.md has the table.
+Resumed when interrupted, verified, unpacked; what is there already is not fetched. The same as
+data.download=true in a recipe. For corpora that must be asked for or bought it says where.
+docs/corpora.md has the table.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ CORPORA: dict[str, tuple[str, Callable[[str, list[str]], Any]]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fetches what is missing. Exit code 0; 1 when that fails; 2 when the corpus or a subset cannot be had this way."""
+    """Fetches what is missing. Exit code 0; 1 when that fails; 2 when the corpus or a subset cannot
+    be had this way.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

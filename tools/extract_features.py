@@ -1,8 +1,11 @@
 """Features on disk: python tools/extract_features.py mfcc runs/demo/prepare features/mfcc
-                  python tools/extract_features.py runs/demo/it1/pretrain --layer 2 /my/recordings features/layer2 --dtype float16
+                  python tools/extract_features.py runs/demo/it1/pretrain --layer 2 /my/recordings
+                  features/layer2 --dtype float16
 
-The first argument is mfcc, log_mel, or a checkpoint (with --layer). Reads a prepared corpus, an audio file or a folder of them. Writes .npy
-shards, offsets and ids (hubert_pretrain/features/dump.py); run it again and it goes on. Clustering and labelling need none of this.
+The first argument is mfcc, log_mel, or a checkpoint (with --layer). Reads a prepared corpus, an
+audio file or a folder of them. Writes .npy shards, offsets and ids
+(hubert_pretrain/features/dump.py); run it again and it goes on. Clustering and labelling need none
+of this.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
-"""Speech -> units: python tools/extract_units.py runs/demo/it2/cluster speech.wav folder/ runs/demo/prepare > units.jsonl
+"""Speech -> units: python tools/extract_units.py runs/demo/it2/cluster speech.wav folder/
+runs/demo/prepare > units.jsonl
 
-Reads audio files, folders of them, prepared corpora, or with - raw PCM (16 kHz, mono, signed 16-bit little-endian) from a microphone:
+Reads audio files, folders of them, prepared corpora, or with - raw PCM (16 kHz, mono, signed 16-bit
+little-endian) from a microphone:
 
     arecord -q -t raw -f S16_LE -r 16000 | python tools/extract_units.py runs/demo/it2/cluster -
 
-jsonl: an object per recording with units, how many frames each lasts, and when it begins; from a microphone an object per run of equal
-units, as soon as it is over. km: all units of a recording, one per frame, on a line.
+jsonl: an object per recording with units, how many frames each lasts, and when it begins; from a
+microphone an object per run of equal units, as soon as it is over. km: all units of a recording,
+one per frame, on a line.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ PIECE_BYTES = 3200
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes units to stdout. A file that cannot be read is named on stderr and makes the exit code 1; the others are done."""
+    """Writes units to stdout. A file that cannot be read is named on stderr and makes the exit code
+    1; the others are done.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -155,13 +160,16 @@ def _listen(extract: UnitExtractor, options: argparse.Namespace) -> int:
 
     from hubert_pretrain.targets.units import RunStream
 
-    stream, runs, left = _stream(extract, options), RunStream(), b""
+    stream = _stream(extract, options)
+    runs = RunStream()
+    left = b""
     print(
         f"a unit comes at most {stream.latency_seconds:.3f} s after the first sample of its frame",
         file=sys.stderr,
     )
     while piece := sys.stdin.buffer.read1(PIECE_BYTES):  # type: ignore[attr-defined]
-        data, left = left + piece, b""
+        data = left + piece
+        left = b""
         if len(data) % 2:
             data, left = data[:-1], data[-1:]
         _say(

@@ -1,13 +1,18 @@
-"""Kills and signals a pretraining at random moments, resumes it, and compares what it made with an undisturbed run, byte for byte.
+"""Kills and signals a pretraining at random moments, resumes it, and compares what it made with an
+undisturbed run, byte for byte.
 
     python tools/fault_campaign.py --trials 100 --out /tmp/campaign
 
-The run is `it1/pretrain` of the recipe `smoke` on the CPU in fp32, with TMPDIR on another file system. Every trial draws what happens (kill
--9, TERM, USR2), to whom (one rank, all ranks, a loader's worker), when (at any moment, while a checkpoint is written, while it validates)
-and how often (once or twice before it may finish). Prints a row per kind of fault; the exit code is 1 when anything was lost.
+The run is `it1/pretrain` of the recipe `smoke` on the CPU in fp32, with TMPDIR on another file
+system. Every trial draws what happens (kill
+-9, TERM, USR2), to whom (one rank, all ranks, a loader's worker), when (at any moment, while a
+  checkpoint is written, while it validates)
+and how often (once or twice before it may finish). Prints a row per kind of fault; the exit code is
+1 when anything was lost.
 
-Processes are forked from this one, which has imported everything: importing would take longer than training. What they mark (a save or a
-validation begins, a checkpoint is done) comes through a pipe, so that a fault can hit it.
+Processes are forked from this one, which has imported everything: importing would take longer than
+training. What they mark (a save or a validation begins, a checkpoint is done) comes through a pipe,
+so that a fault can hit it.
 """
 
 from __future__ import annotations
@@ -64,7 +69,9 @@ SMALL: dict[str, Any] = {
         "layerdrop": 0.3,
     },
 }
-"""A network for which most of the time goes into what faults can hit: starting, saving, validating, logging."""
+"""A network for which most of the time goes into what faults can hit: starting, saving, validating,
+logging.
+"""
 HUNG = "hung"
 KINDS_PER_SEED = 7
 """Another seed begins with other kinds of faults, for campaigns in parts."""
@@ -93,7 +100,9 @@ class Run:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.marks: list[str] = []
-        self._pipe, self._text, self._log = reading, "", work_dir.parent / "log.txt"
+        self._pipe = reading
+        self._text = ""
+        self._log = work_dir.parent / "log.txt"
         fork = get_context("fork").Process
         everyone = {
             "WORLD_SIZE": str(ranks),
@@ -145,7 +154,8 @@ class Run:
 
     def finish(self) -> list[int | str]:
         """Exit codes; a process that does not end in time is ended, and hung."""
-        end, codes = time.monotonic() + PATIENCE_SECONDS, list[int | str]()
+        end = time.monotonic() + PATIENCE_SECONDS
+        codes = list[int | str]()
         for process in self.processes:
             process.join(max(0.0, end - time.monotonic()))
             if process.exitcode is None:
@@ -171,7 +181,9 @@ class Run:
 
 
 def child(arguments: list[str], env: dict[str, str], pipe: int | None, log: Path) -> None:
-    """One process: what `python -m hubert_pretrain.run` does, with marks, and without curves.png, which takes longer than the rest."""
+    """One process: what `python -m hubert_pretrain.run` does, with marks, and without curves.png,
+    which takes longer than the rest.
+    """
     os.environ |= env
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
@@ -208,7 +220,8 @@ def mark_calls(pipe: int) -> None:
 def main() -> None:
     """Trials, then the table."""
     options = parse()
-    base, ranks = options.out / "base", options.ranks
+    base = options.out / "base"
+    ranks = options.ranks
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # a process forked from one with several may wait for them for ever
     os.environ |= {"OMP_NUM_THREADS": "1"} | (
@@ -234,7 +247,8 @@ def main() -> None:
     words += [f"iterations.it1.pretrain.{key}={value}" for key, value in pretrain.items()]
     for stage in ("prepare", "it1/cluster", "it1/label"):
         well(Run(base, words, stage=stage), options.out)
-    undisturbed, started = copy(base, options.out / "undisturbed"), time.monotonic()
+    undisturbed = copy(base, options.out / "undisturbed")
+    started = time.monotonic()
     well(Run(undisturbed, words, ranks=ranks), options.out)
     duration = time.monotonic() - started
     kinds = [
@@ -242,14 +256,16 @@ def main() -> None:
         for kind in itertools.product(SIGNALS, MOMENTS, VICTIMS)
         if ranks > 1 or kind[2] != "one rank"
     ]
-    draw, rows = random.Random(options.seed), defaultdict[str, Row](Row)
+    draw = random.Random(options.seed)
+    rows = defaultdict[str, Row](Row)
     last_start = time.monotonic() + 60 * options.minutes
     for number in range(options.trials):
         if time.monotonic() > last_start:
             break
         what, when, whom = kinds[(number + options.seed * KINDS_PER_SEED) % len(kinds)]
         name = f"{what} to {whom}, {when}"
-        row, folder = rows[name], copy(base, options.out / "trial")
+        row = rows[name]
+        folder = copy(base, options.out / "trial")
         trial(
             folder,
             words,
@@ -308,9 +324,12 @@ def trial(
     duration: float,
     ranks: int,
 ) -> None:
-    """Up to two faults, then to the end. No checkpoint that was said to be on disk before a fault may be gone or damaged after it."""
+    """Up to two faults, then to the end. No checkpoint that was said to be on disk before a fault
+    may be gone or damaged after it.
+    """
     row.trials += 1
-    kept, done = folder / f"{STAGE}.partial" / "checkpoints", folder / STAGE
+    kept = folder / f"{STAGE}.partial" / "checkpoints"
+    done = folder / STAGE
     for _ in range(draw.randint(1, 2)):
         run = Run(folder, words, ranks=ranks)
         if come(run, when, draw, duration):
@@ -391,7 +410,8 @@ def same(first: Path, second: Path) -> bool:
     """Whether two finished stages have the same weights, to the bit."""
     if not (first / "meta.json").is_file():
         return False
-    one, other = load_model(first), load_model(second)
+    one = load_model(first)
+    other = load_model(second)
     states = [{**each.model.state_dict(), **each.head_state} for each in (one, other)]
     return all(value.equal(states[1][name]) for name, value in states[0].items())
 

@@ -1,6 +1,8 @@
-"""A k-means of fairseq (joblib) -> a codebook: python tools/import_kmeans.py km_100.bin codebooks/km_100 --trust-pickle --features mfcc
+"""A k-means of fairseq (joblib) -> a codebook: python tools/import_kmeans.py km_100.bin
+codebooks/km_100 --trust-pickle --features mfcc
 
-For a layer of a checkpoint: --features runs/demo/it1/pretrain --layer 6. The folder that is written works wherever a codebook is read.
+For a layer of a checkpoint: --features runs/demo/it1/pretrain --layer 6. The folder that is written
+works wherever a codebook is read.
 """
 
 from __future__ import annotations

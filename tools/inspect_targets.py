@@ -1,7 +1,8 @@
-"""Looks into a target store: python tools/inspect_targets.py runs/demo/it1/label --corpus runs/demo/prepare [UTTERANCE ...]
+"""Looks into a target store: python tools/inspect_targets.py runs/demo/it1/label --corpus
+runs/demo/prepare [UTTERANCE ...]
 
-Without utterances: what made the targets, their grid, sizes, counts. With ids: every run of equal targets, when it begins, how long it is,
-and the phones it lies on where the corpus is aligned.
+Without utterances: what made the targets, their grid, sizes, counts. With ids: every run of equal
+targets, when it begins, how long it is, and the phones it lies on where the corpus is aligned.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     from hubert_pretrain.targets.store import TargetStore
 
     try:
-        corpus, store = Corpus.open(options.corpus), TargetStore.open(options.store)
+        corpus = Corpus.open(options.corpus)
+        store = TargetStore.open(options.store)
         store.check(corpus.manifest)
         if not options.utterances:
             _describe(store, corpus)

@@ -3,9 +3,10 @@
     python tools/make_shards.py runs/base_ls960/prepare /fast/ls960 --format pcm --workers 8
     python -m hubert_pretrain.run +recipe=base_ls960 data=webdataset data.root=/fast/ls960/shards
 
-pcm: 16-bit WAV members, 115 MB an hour, cropped without decoding. flac: about half of that. Both are 16 kHz mono; audio of that form in
-16 bits is kept to the bit. Run again after a kill: finished shards stay, and the result is the same to the byte.
-`data.shards=pcm` does the same inside `stage=prepare`.
+pcm: 16-bit WAV members, 115 MB an hour, cropped without decoding. flac: about half of that. Both
+are 16 kHz mono; audio of that form in 16 bits is kept to the bit. Run again after a kill: finished
+shards stay, and the result is the same to the byte. `data.shards=pcm` does the same inside
+`stage=prepare`.
 """
 
 from __future__ import annotations

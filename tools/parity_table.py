@@ -1,8 +1,9 @@
-"""How far our network is from those of transformers, torchaudio and fairseq, variant by variant: python tools/parity_table.py
+"""How far our network is from those of transformers, torchaudio and fairseq, variant by variant:
+python tools/parity_table.py
 
-Random weights in every tensor, fp32 on a CPU, largest absolute difference. Each model is exported as a user does it and loaded by the
-library itself. docs/parity.md holds what was measured; the exit code is 1 when a difference reaches 1e-5 (fairseq's loss and gradients:
-1e-4, relative).
+Random weights in every tensor, fp32 on a CPU, largest absolute difference. Each model is exported
+as a user does it and loaded by the library itself. docs/parity.md holds what was measured; the exit
+code is 1 when a difference reaches 1e-5 (fairseq's loss and gradients: 1e-4, relative).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from hubert_pretrain.model.heads import ClassificationHead, CodebookHead, CTCHea
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pretrain.loss import SupervisedLayer, masked_prediction_loss
 
-TOLERANCE, RELATIVE_TOLERANCE = 1e-5, 1e-4
+TOLERANCE = 1e-5
+RELATIVE_TOLERANCE = 1e-4
 LETTERS = ["<pad>", "<unk>", "|", *"ABCD"]
 BASE = HubertConfig(
     conv_dim=[24, 24, 32, 32, 32, 40, 40],
@@ -135,7 +137,8 @@ def markdown(rows: dict[str, Row], columns: list[str]) -> str:
     return "\n".join(lines)
 
 
-# -- transformers and torchaudio --------------------------------------------------------------------------------------------------
+# -- transformers and torchaudio
+# --------------------------------------------------------------------------------------------------
 
 
 def against_libraries(config: HubertConfig) -> Row:
@@ -209,11 +212,9 @@ def _hidden(report: Report) -> float:
 
 def _loss_difference(folder: Path, loaded: LoadedModel) -> float:
     """Of the CTC loss per letter, mean over two utterances of which one is padded with labels."""
-    waveform, labels, lengths = (
-        probe(loaded, batch=2),
-        torch.tensor([[3, 4, 4, 5], [6, 3, -100, -100]]),
-        torch.tensor([4, 2]),
-    )
+    waveform = probe(loaded, batch=2)
+    labels = torch.tensor([[3, 4, 4, 5], [6, 3, -100, -100]])
+    lengths = torch.tensor([4, 2])
     theirs = load_quietly(import_transformers().HubertForCTC, folder)
     with torch.inference_mode():
         logits = loaded.build_head()(loaded.model(waveform).last)  # type: ignore[arg-type]
@@ -222,17 +223,18 @@ def _loss_difference(folder: Path, loaded: LoadedModel) -> float:
         return float((ours - theirs(waveform, labels=labels).loss).abs())
 
 
-# -- fairseq ----------------------------------------------------------------------------------------------------------------------
+# -- fairseq
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def against_fairseq(folder: Path, name: str) -> dict[str, float]:
-    """Its checkpoint, read without it, against what it computed: hidden states, the parts of the loss, every gradient."""
+    """Its checkpoint, read without it, against what it computed: hidden states, the parts of the
+    loss, every gradient.
+    """
     from safetensors.torch import load_file
 
-    tensors, facts = (
-        load_file(folder / f"{name}.safetensors"),
-        json.loads((folder / f"{name}.json").read_text()),
-    )
+    tensors = load_file(folder / f"{name}.safetensors")
+    facts = json.loads((folder / f"{name}.json").read_text())
     model = load_checkpoint(folder / f"{name}_checkpoint.pt").model
     with torch.no_grad():
         states = model(tensors["waveform"], hidden_states=True).hidden_states
@@ -248,10 +250,8 @@ def against_fairseq(folder: Path, name: str) -> dict[str, float]:
         f"projection.{part}": tensors[f"model.final_proj.{part}"] for part in ("weight", "bias")
     }
     head.load_state_dict({"unit_embeddings": units, **projection})
-    output, frames = (
-        model.train()(tensors["waveform"], mask=tensors["mask"]),
-        int(tensors["mask"].sum()),
-    )
+    output = model.train()(tensors["waveform"], mask=tensors["mask"])
+    frames = int(tensors["mask"].sum())
     weights = {f"{kind}_weight": facts["weights"][kind] for kind in ("masked", "unmasked")}
     result = masked_prediction_loss(
         [SupervisedLayer(head, output.last)],
@@ -283,7 +283,9 @@ def against_fairseq(folder: Path, name: str) -> dict[str, float]:
 
 
 def _gradients(model: Hubert, head: CodebookHead, tensors: dict[str, torch.Tensor]) -> float:
-    """The largest |ours - theirs| / |theirs| of any tensor. (Biases of keys have no gradient but rounding: softmax ignores them.)"""
+    """The largest |ours - theirs| / |theirs| of any tensor. (Biases of keys have no gradient but
+    rounding: softmax ignores them.)
+    """
     ours: dict[str, torch.Tensor] = {}
     for module, rules in (
         (model, fairseq_rules(model.config.feat_extract_norm)),

@@ -1,7 +1,9 @@
-"""Which layer to cluster: python tools/score_layers.py runs/demo/it1/pretrain --corpus runs/demo/prepare [--split valid]
+"""Which layer to cluster: python tools/score_layers.py runs/demo/it1/pretrain --corpus
+runs/demo/prepare [--split valid]
 
-Scores every layer of a checkpoint in one pass: PNMI and purities against phones where the corpus is aligned, ABX where there is something
-to compare, agreement of two codebooks always. `features.layer=auto` does the same inside a run.
+Scores every layer of a checkpoint in one pass: PNMI and purities against phones where the corpus is
+aligned, ABX where there is something to compare, agreement of two codebooks always.
+`features.layer=auto` does the same inside a run.
 """
 
 from __future__ import annotations

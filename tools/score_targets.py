@@ -1,13 +1,17 @@
 """What targets are worth.
 
-    python tools/score_targets.py runs/demo/it1/label --corpus runs/demo/prepare [--against OTHER] [--codebook DIR] [--picture x.png]
+    python tools/score_targets.py runs/demo/it1/label --corpus runs/demo/prepare [--against OTHER]
+    [--codebook DIR] [--picture x.png]
 
-Prints the facts that a label stage keeps as JSON: PNMI and purities against phones, purity and information against speakers, entropy, use
-of clusters, lengths of runs, ABX. Phone measures need alignments. Of utterances that are one word each
-(spoken digits, commands) ABX compares the words.
---against says how much another store of the same corpus agrees, as adjusted mutual information, codebook by codebook.
---codebook compares the inertia of a cluster stage's codebook, such as runs/demo/it1/cluster, with that of scikit-learn's MiniBatchKMeans
-(the paper's settings) fitted on an hour of `train`, or on --hours. With K=500 clusters of a layer scikit-learn takes an hour for that;
+Prints the facts that a label stage keeps as JSON: PNMI and purities against phones, purity and
+information against speakers, entropy, use of clusters, lengths of runs, ABX. Phone measures need
+alignments. Of utterances that are one word each (spoken digits, commands) ABX compares the words.
+--against says how much another store of the same corpus agrees, as adjusted mutual information,
+  codebook by codebook.
+--codebook compares the inertia of a cluster stage's codebook, such as runs/demo/it1/cluster, with
+  that of scikit-learn's MiniBatchKMeans
+(the paper's settings) fitted on an hour of `train`, or on --hours. With K=500 clusters of a layer
+scikit-learn takes an hour for that;
 --hours 0.05 gives a first answer.
 """
 
@@ -67,7 +71,8 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
     from hubert_pretrain.targets.quality import measure_targets, stability
     from hubert_pretrain.targets.store import TargetStore
 
-    corpus, store = Corpus.open(options.corpus), TargetStore.open(options.store)
+    corpus = Corpus.open(options.corpus)
+    store = TargetStore.open(options.store)
     store.check(corpus.manifest)
     facts = measure_targets(store, corpus)
     if options.against:

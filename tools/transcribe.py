@@ -1,4 +1,6 @@
-"""Speech files -> text: python tools/transcribe.py runs/demo/finetune/letters speech.wav, or with any letter model that can be read."""
+"""Speech files -> text: python tools/transcribe.py runs/demo/finetune/letters speech.wav, or with
+any letter model that can be read.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints one line per file, `path<TAB>text`. A file that cannot be read is named on stderr and makes the exit code 1."""
+    """Prints one line per file, `path<TAB>text`. A file that cannot be read is named on stderr and
+    makes the exit code 1.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "model",

@@ -1,10 +1,13 @@
-"""ABX: of three stretches of speech A, B and X, of which X says the same as A, is A nearer to X than B is? (Schatz et al. 2013)
+"""ABX: of three stretches of speech A, B and X, of which X says the same as A, is A nearer to X
+than B is? (Schatz et al. 2013)
 
-The measure of the ZeroSpeech challenges and of Libri-light (arXiv:1912.07315, section 4.1): A and X are one phone, B is another, in the
-same context (the phones before and after). Within speakers all three are of one speaker, across speakers X is of another. The score is
-the share of triplets that go wrong, 0.5 for features that know nothing: averaged over the triplets of a cell (pair of phones, context,
-speaker, and for X across its speaker), then over the cells of a pair of phones and a speaker, over the speakers of a pair, and over pairs,
-in the order of Libri-light's program, so that neither frequent phones nor talkative speakers decide alone.
+The measure of the ZeroSpeech challenges and of Libri-light (arXiv:1912.07315, section 4.1): A and X
+are one phone, B is another, in the same context (the phones before and after). Within speakers all
+three are of one speaker, across speakers X is of another. The score is the share of triplets that
+go wrong, 0.5 for features that know nothing: averaged over the triplets of a cell (pair of phones,
+context, speaker, and for X across its speaker), then over the cells of a pair of phones and a
+speaker, over the speakers of a pair, and over pairs, in the order of Libri-light's program, so that
+neither frequent phones nor talkative speakers decide alone.
 
 B pairs of a batch, T frames, D width, N codebooks.
 """
@@ -23,8 +26,9 @@ from numpy.typing import NDArray
 from hubert_pretrain.seeds import generator
 
 Distance = Literal["angular", "units", "edit"]
-"""Between two items. angular: angle between frames (T, D), over pi, warped. units: share of the N codebooks whose ids differ, between ids
-(T, N), warped. edit: Levenshtein's, of ids (T, N) with repetitions removed, over the length of the longer."""
+"""Between two items. angular: angle between frames (T, D), over pi, warped. units: share of the N
+codebooks whose ids differ, between ids (T, N), warped. edit: Levenshtein's, of ids (T, N) with
+repetitions removed, over the length of the longer."""
 PAIRS_AT_ONCE = 512
 
 
@@ -47,7 +51,9 @@ class Item:
 
 @dataclass(frozen=True)
 class AbxScore:
-    """Shares of triplets that go wrong, and how many cells they come from. None where there is no cell."""
+    """Shares of triplets that go wrong, and how many cells they come from. None where there is no
+    cell.
+    """
 
     within: float | None
     across: float | None
@@ -57,7 +63,9 @@ class AbxScore:
 
 @dataclass(frozen=True)
 class Cell:
-    """Tokens to compare: each triplet (a, b, x) with a of `a`, b of `b` and x of `x`; where `a` is `x`, a and x are different tokens."""
+    """Tokens to compare: each triplet (a, b, x) with a of `a`, b of `b` and x of `x`; where `a` is
+    `x`, a and x are different tokens.
+    """
 
     key: tuple[str, str, str]
     """A's phone, B's phone, their speaker."""
@@ -78,12 +86,11 @@ def abx(
     """Scores items within and across speakers.
 
     Args:
-        items: all that may be compared; those with less than one frame are left out.
-        values: an item's frames (T, D), or ids (T, N).
-        distance: see `Distance`.
-        max_tokens: of one speaker, phone and context are looked at, chosen by the seed. (ZeroSpeech: 10 within, 5 of X across.)
-        max_cells: at most so many cells within and so many across, chosen by the seed: the score of an hour of speech takes seconds.
-        seed: for both choices.
+        items: all that may be compared; those with less than one frame are left out. values: an
+        item's frames (T, D), or ids (T, N). distance: see `Distance`. max_tokens: of one speaker,
+        phone and context are looked at, chosen by the seed. (ZeroSpeech: 10 within, 5 of X across.)
+        max_cells: at most so many cells within and so many across, chosen by the seed: the score of
+        an hour of speech takes seconds. seed: for both choices.
     """
     items = [item for item in items if item.stop > item.start]
     groups = _groups(items, max_tokens, seed)
@@ -155,7 +162,9 @@ def _cells_across(groups: Groups) -> Iterator[Cell]:
 
 
 def _sample(cells: Iterator[Cell], count: int, seed: int, kind: str) -> list[Cell]:
-    """At most `count` cells, each equally likely to be among them (reservoir sampling), in their order."""
+    """At most `count` cells, each equally likely to be among them (reservoir sampling), in their
+    order.
+    """
     chosen = [(number, cell) for number, cell in enumerate(islice(cells, count))]
     draw = generator(seed, "abx cells", kind)
     for number, cell in enumerate(cells, start=count):
@@ -210,7 +219,8 @@ def _cell_error(cell: Cell, found: dict[tuple[int, ...], float]) -> float:
     def between(one: int, other: int) -> float:
         return found[(one, other) if one < other else (other, one)]
 
-    wrong, triplets = 0.0, 0
+    wrong = 0.0
+    triplets = 0
     for x in cell.x:
         to_b = np.array([between(b, x) for b in cell.b])
         for a in cell.a:
@@ -221,7 +231,8 @@ def _cell_error(cell: Cell, found: dict[tuple[int, ...], float]) -> float:
     return wrong / triplets
 
 
-# -- distances --------------------------------------------------------------------------------------------------------------------
+# -- distances
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def pair_distances(
@@ -264,9 +275,11 @@ def angles(one: NDArray[np.generic], other: NDArray[np.generic]) -> NDArray[np.f
 
 
 def warped_means(costs: NDArray[np.float64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Mean cost along the cheapest path of dynamic time warping: costs (B, T, T'), of which (T, T') of `lengths` (B, 2) hold -> (B,).
+    """Mean cost along the cheapest path of dynamic time warping: costs (B, T, T'), of which (T, T')
+    of `lengths` (B, 2) hold -> (B,).
 
-    A step goes one frame on in either or in both; the mean is over the frames of the path, of equally cheap steps the one in both.
+    A step goes one frame on in either or in both; the mean is over the frames of the path, of
+    equally cheap steps the one in both.
     """
     batch, rows, columns = costs.shape
     total = np.full((batch, rows + 1, columns + 1), np.inf)
@@ -290,7 +303,9 @@ def warped_means(costs: NDArray[np.float64], lengths: NDArray[np.int64]) -> NDAr
 def edit_distances(
     different: NDArray[np.float64], lengths: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Levenshtein's distance over the length of the longer one: 0 or 1 (B, T, T') and `lengths` (B, 2) -> (B,)."""
+    """Levenshtein's distance over the length of the longer one: 0 or 1 (B, T, T') and `lengths` (B,
+    2) -> (B,).
+    """
     batch, rows, columns = different.shape
     total = np.zeros((batch, rows + 1, columns + 1))
     total[:, :, 0], total[:, 0, :] = np.arange(rows + 1), np.arange(columns + 1)

@@ -1,4 +1,6 @@
-"""What ABX compares: phones in context where a corpus is aligned, words where each utterance is one. P phones of an utterance."""
+"""What ABX compares: phones in context where a corpus is aligned, words where each utterance is
+one. P phones of an utterance.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,16 @@ def phone_items(
     """Every phone of aligned rows that has one before and one after it, and a frame of its own.
 
     Args:
-        corpus: with alignments.
-        rows: of its manifest, aligned.
-        grid: of the frames.
-        span: what is compared. triphone: the phone with both neighbours, as in Libri-light. phone: it alone, in their context.
+        corpus: with alignments. rows: of its manifest, aligned. grid: of the frames. span: what is
+        compared. triphone: the phone with both neighbours, as in Libri-light. phone: it alone, in
+        their context.
     """
     return [item for row in rows.tolist() for item in _phones_of(corpus, row, grid, span)]
 
 
 def _phones_of(corpus: Corpus, row: int, grid: FrameGrid, span: Span) -> Iterator[Item]:
-    alignments, utterance = corpus.alignments, corpus.manifest[row]
+    alignments = corpus.alignments
+    utterance = corpus.manifest[row]
     assert alignments is not None
     numbers, starts, ends = alignments.intervals(row)
     names = [alignments.phones[number] for number in numbers.tolist()]
@@ -52,9 +54,11 @@ def _phones_of(corpus: Corpus, row: int, grid: FrameGrid, span: Span) -> Iterato
 def word_items(
     corpus: Corpus, grid: FrameGrid, rows: NDArray[np.int64] | None = None
 ) -> list[Item]:
-    """Every utterance that is one word (its text, else its label), whole: spoken digits, commands. No context, no alignment needed.
+    """Every utterance that is one word (its text, else its label), whole: spoken digits, commands.
+    No context, no alignment needed.
 
-    Words inside sentences would need an alignment; utterances of several words give nothing. `rows`: which to look at; None: all.
+    Words inside sentences would need an alignment; utterances of several words give nothing.
+    `rows`: which to look at; None: all.
     """
     items = []
     for row in (corpus.manifest.rows() if rows is None else rows).tolist():

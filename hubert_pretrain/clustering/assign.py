@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 BLOCK_BYTES = 2 << 20
-"""Of the scores of a matrix product on a CPU: they stay in the cache, and there are few calls, for which threads wait on each other."""
+"""Of the scores of a matrix product on a CPU: they stay in the cache, and there are few calls, for
+which threads wait on each other.
+"""
 DEVICE_FRAMES = 1 << 15
 """Frames per matrix product on a GPU."""
 
@@ -19,9 +21,11 @@ def block_frames(n_clusters: int) -> int:
 
 
 def score_weights(centroids: Tensor, centre: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Weight (D, K) and bias (K,) in float64 such that x @ weight + bias = (|x - centre|^2 - |x - c|^2) / 2, largest for the nearest c.
+    """Weight (D, K) and bias (K,) in float64 such that x @ weight + bias = (|x - centre|^2 - |x -
+    c|^2) / 2, largest for the nearest c.
 
-    Any centre will do; the default, the mean centroid, keeps the numbers, and what is rounded of them in float32, small.
+    Any centre will do; the default, the mean centroid, keeps the numbers, and what is rounded of
+    them in float32, small.
     """
     exact = centroids.double()
     centre = exact.mean(0) if centre is None else centre
@@ -31,10 +35,11 @@ def score_weights(centroids: Tensor, centre: Tensor | None = None) -> tuple[Tens
 def score_blocks(
     frames: Tensor, weight: Tensor, bias: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Frames (N, D) block by block: the frames (n, D), the ids (n,) int64 of their largest scores, and the scores (n, K).
+    """Frames (N, D) block by block: the frames (n, D), the ids (n,) int64 of their largest scores,
+    and the scores (n, K).
 
-    On a CPU the scores of a block are overwritten by those of the next: arrays of their own would take three times as long, which the
-    system needs to clear their pages.
+    On a CPU the scores of a block are overwritten by those of the next: arrays of their own would
+    take three times as long, which the system needs to clear their pages.
     """
     on_cpu = frames.device.type == "cpu"
     size = block_frames(len(bias)) if on_cpu else DEVICE_FRAMES

@@ -1,6 +1,8 @@
-"""A codebook: K centroids and what made them. Stored as safetensors + JSON, so it opens anywhere and runs no code.
+"""A codebook: K centroids and what made them. Stored as safetensors + JSON, so it opens anywhere
+and runs no code.
 
-Tensor alphabet: K clusters, D width of a frame, d width behind the codebook's transform (D without one).
+Tensor alphabet: K clusters, D width of a frame, d width behind the codebook's transform (D without
+one).
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from hubert_pretrain.frames import FrameGrid, rate_hint
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """Frames -> cluster ids. The same codebook labels every split and is named in every set of targets."""
+    """Frames -> cluster ids. The same codebook labels every split and is named in every set of
+    targets.
+    """
 
     centroids: Tensor
     """(K, d) float32."""
@@ -54,7 +58,9 @@ class Codebook:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the centroids and the transform, whatever device they are on and wherever they were read from."""
+        """SHA-256 of the centroids and the transform, whatever device they are on and wherever they
+        were read from.
+        """
         digest = hashlib.sha256()
         for tensor in self.tensors().values():
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -95,8 +101,9 @@ class Codebook:
     def _tables(self) -> tuple[Tensor, Tensor]:
         """Weight (D, K) and bias (K,), see clustering/assign.py.
 
-        The transform is folded in: with x = (y - mean) @ W the product x @ weight is y @ (W @ weight) - mean @ (W @ weight). And the length
-        that a spherical codebook would scale a frame to does not change which of its centroids, all of length 1, is the nearest.
+        The transform is folded in: with x = (y - mean) @ W the product x @ weight is y @ (W @
+        weight) - mean @ (W @ weight). And the length that a spherical codebook would scale a frame
+        to does not change which of its centroids, all of length 1, is the nearest.
         """
         weight, bias = assign.score_weights(self.centroids)
         if self.spherical:
@@ -107,7 +114,9 @@ class Codebook:
         return weight.float().contiguous(), bias.float()
 
     def check_features(self, extractor: Extractor) -> None:
-        """Raises ArtefactError naming each difference when the codebook was fitted on other features than the extractor's."""
+        """Raises ArtefactError naming each difference when the codebook was fitted on other
+        features than the extractor's.
+        """
         other = extractor.fingerprint()
         names = [
             name
@@ -140,7 +149,9 @@ class Codebook:
         )
 
     def save(self, folder: Path) -> None:
-        """Writes `codebook.safetensors` and `codebook.json`. Raises HubertPretrainError when the disk is full."""
+        """Writes `codebook.safetensors` and `codebook.json`. Raises HubertPretrainError when the
+        disk is full.
+        """
         description = {"n_clusters": self.n_clusters, "dim": self.dim, "sha256": self.fingerprint}
         description |= {"spherical": True} if self.spherical else {}
         grid = {"window": self.grid.window, "hop": self.grid.hop}
@@ -152,7 +163,9 @@ class Codebook:
 
     @staticmethod
     def load(folder: str | Path) -> Codebook:
-        """Reads what `save` wrote. Raises ArtefactError when a file is missing or damaged, or the two do not belong together."""
+        """Reads what `save` wrote. Raises ArtefactError when a file is missing or damaged, or the
+        two do not belong together.
+        """
         folder = Path(folder).absolute()
         tensors, description = codebook_io.read_codebook(folder)
         if "parts" in description:
@@ -170,17 +183,17 @@ class Codebook:
     def of_tensors(
         tensors: dict[str, Tensor], description: dict[str, Any], grid: FrameGrid, origin: str
     ) -> Codebook:
-        """From `tensors()` and what a description says beside them. Raises ArtefactError when one is missing."""
+        """From `tensors()` and what a description says beside them. Raises ArtefactError when one
+        is missing.
+        """
         try:
             transform = (
                 Transform(tensors["mean"].float(), tensors["matrix"].float())
                 if "mean" in tensors
                 else None
             )
-            centroids, spherical = (
-                tensors["centroids"].float(),
-                bool(description.get("spherical", False)),
-            )
+            centroids = tensors["centroids"].float()
+            spherical = bool(description.get("spherical", False))
         except KeyError as error:
             raise ArtefactError(
                 f"{origin}: {codebook_io.CENTROIDS} cannot be read (no tensor {error}); run the cluster stage again"

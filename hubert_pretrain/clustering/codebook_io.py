@@ -1,4 +1,6 @@
-"""The two files of a codebook: tensors as safetensors, everything else as JSON. They open anywhere and run no code."""
+"""The two files of a codebook: tensors as safetensors, everything else as JSON. They open anywhere
+and run no code.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ DESCRIPTION = "codebook.json"
 
 
 def write_codebook(folder: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
-    """Writes the tensors, then the description with their hash: after a kill between the two, `read` and the hash refuse them."""
+    """Writes the tensors, then the description with their hash: after a kill between the two,
+    `read` and the hash refuse them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     with disk_room(folder / CENTROIDS, len(data)):

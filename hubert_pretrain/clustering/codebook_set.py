@@ -1,9 +1,11 @@
-"""Several codebooks over the same frames, whose ids stand side by side: product, ensemble and residual k-means.
+"""Several codebooks over the same frames, whose ids stand side by side: product, ensemble and
+residual k-means.
 
 | form | parts |
 |---|---|
 | plain | one, over all columns |
-| product (HuBERT paper section 4.1: MFCC static, delta and delta-delta apart) | one per range of columns |
+| product (HuBERT paper section 4.1: MFCC static, delta and delta-delta apart) | one per range of
+columns |
 | ensemble of K (HuBERT paper section 4.4) | several over all columns |
 | several layers at once | one per layer, over the columns that it has in the concatenated frame |
 | residual | each part but the first is fitted on what the part before it leaves |
@@ -42,12 +44,16 @@ class CodebookPart:
     """Columns [start, stop) of the frame."""
     codebook: Codebook
     residual: bool = False
-    """It sees what the part before it leaves of those columns, in the space of that part's centroids."""
+    """It sees what the part before it leaves of those columns, in the space of that part's
+    centroids.
+    """
 
 
 @dataclass(frozen=True, eq=False)
 class CodebookSet:
-    """Frames -> cluster ids of each codebook. A plain codebook is a set of one, and is stored as it always was."""
+    """Frames -> cluster ids of each codebook. A plain codebook is a set of one, and is stored as it
+    always was.
+    """
 
     parts: tuple[CodebookPart, ...]
     dim: int
@@ -94,7 +100,9 @@ class CodebookSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides ids: for a plain codebook its own, else of every part with its columns."""
+        """SHA-256 of all that decides ids: for a plain codebook its own, else of every part with
+        its columns.
+        """
         if self.is_plain:
             return self.parts[0].codebook.fingerprint
         lines = [
@@ -112,9 +120,11 @@ class CodebookSet:
         return CodebookSet(parts, self.dim, self.fit, self.origin)
 
     def assign(self, frames: Tensor) -> Tensor:
-        """Nearest centroids of each frame: (..., D) -> (...) int64 of the only codebook, or (..., N) of several.
+        """Nearest centroids of each frame: (..., D) -> (...) int64 of the only codebook, or (...,
+        N) of several.
 
-        Raises ArtefactError when the frames have another width than those that the codebooks were fitted on.
+        Raises ArtefactError when the frames have another width than those that the codebooks were
+        fitted on.
         """
         if self.is_plain:
             return self.parts[0].codebook.assign(frames)
@@ -134,7 +144,8 @@ class CodebookSet:
     def _assign(self, frames: Tensor) -> Tensor:
         """(T, D) -> (T, N)."""
         found: list[Tensor] = []
-        before, seen = self.parts[0].codebook, frames
+        before = self.parts[0].codebook
+        seen = frames
         for part in self.parts:
             seen = (
                 before.residual(seen, found[-1])
@@ -146,11 +157,15 @@ class CodebookSet:
         return torch.stack(found, dim=-1)
 
     def check_features(self, extractor: Extractor) -> None:
-        """Raises ArtefactError naming each difference when they were fitted on other features than the extractor's."""
+        """Raises ArtefactError naming each difference when they were fitted on other features than
+        the extractor's.
+        """
         self.parts[0].codebook.check_features(extractor)
 
     def save(self, folder: Path) -> None:
-        """Writes `codebook.safetensors` and `codebook.json`. Raises HubertPretrainError when the disk is full."""
+        """Writes `codebook.safetensors` and `codebook.json`. Raises HubertPretrainError when the
+        disk is full.
+        """
         if self.is_plain:
             replace(self.parts[0].codebook, fit=self.fit).save(folder)
             return

@@ -16,7 +16,8 @@ from hubert_pretrain.features.extractor import Extractor, describe
 
 
 def import_kmeans(path: Path, extractor: Extractor, *, trust_pickle: bool) -> CodebookSet:
-    """The codebook in a file of `joblib.dump(kmeans, path)` or `pickle.dump`, for the frames of an extractor.
+    """The codebook in a file of `joblib.dump(kmeans, path)` or `pickle.dump`, for the frames of an
+    extractor.
 
     Args:
         path: the file.
@@ -24,8 +25,8 @@ def import_kmeans(path: Path, extractor: Extractor, *, trust_pickle: bool) -> Co
         trust_pickle: the file is a program, and the caller wants it read.
 
     Raises:
-        ConfigError: `trust_pickle` is not set.
-        ArtefactError: the file asks for anything but a k-means, is damaged, or is for frames of another width.
+        ConfigError: `trust_pickle` is not set. ArtefactError: the file asks for anything but a
+        k-means, is damaged, or is for frames of another width.
     """
     if not trust_pickle:
         raise ConfigError(

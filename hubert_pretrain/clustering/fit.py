@@ -1,4 +1,5 @@
-"""Frames -> a set of codebooks: plain, product, ensemble or residual k-means, behind PCA or on the sphere.
+"""Frames -> a set of codebooks: plain, product, ensemble or residual k-means, behind PCA or on the
+sphere.
 
 Tensor alphabet: N frames, D width, d width behind a transform.
 """
@@ -45,22 +46,22 @@ def parse_specs(
     """`clustering.codebooks` as plans; one over all columns when there are none.
 
     Args:
-        codebooks: {name, columns, n_clusters, residual} each; all but the name may be left out: all columns (of the codebook before it, for
+        codebooks: {name, columns, n_clusters, residual} each; all but the name may be left out: all
+        columns (of the codebook before it, for
             a residual one), the common number of clusters, not residual.
         dim: D, the width of the frames.
         n_clusters: the common number of clusters.
 
-    Raises ConfigError for a name that is used twice, columns that frames do not have, or a residual of nothing.
+    Raises ConfigError for a name that is used twice, columns that frames do not have, or a residual
+    of nothing.
     """
     if not codebooks:
         return [CodebookSpec(ALL, n_clusters, (0, dim))]
     found: list[CodebookSpec] = []
     for number, each in enumerate(codebooks):
-        key, name, residual = (
-            f"clustering.codebooks[{number}]",
-            str(each["name"]),
-            bool(each.get("residual", False)),
-        )
+        key = f"clustering.codebooks[{number}]"
+        name = str(each["name"])
+        residual = bool(each.get("residual", False))
         if residual and not found:
             raise ConfigError(
                 f"{key} ({name!r}) is residual, but there is no codebook before it; put the one whose rest it fits first"
@@ -108,8 +109,9 @@ class CodebookFitter:
         features: dict[str, Any],
         grid: FrameGrid,
     ) -> CodebookSet:
-        """Codebooks for frames (N, D), in order. Their `fit` says of each: n_clusters, inertia (mean squared distance, in the space of its
-        centroids), dead_clusters, reseeded and iterations. Raises what `KMeans.fit` raises."""
+        """Codebooks for frames (N, D), in order. Their `fit` says of each: n_clusters, inertia
+        (mean squared distance, in the space of its centroids), dead_clusters, reseeded and
+        iterations. Raises what `KMeans.fit` raises."""
         parts: list[CodebookPart] = []
         view: Callable[[Tensor], Tensor] = _identity
         for plan in wanted:
@@ -157,7 +159,8 @@ class CodebookFitter:
             )
             transform = fit_transform(survey.sample, dims=self.pca_dims, whiten=self.whiten)
             assert transform is not None
-            blank, dim = replace(blank, transform=transform), transform.matrix.shape[1]
+            blank = replace(blank, transform=transform)
+            dim = transform.matrix.shape[1]
         if blank.transform is not None or spherical:
             seen = _mapped(shard, _then(view, blank.project), dim)
         estimator = replace(

@@ -1,4 +1,5 @@
-"""Where k-means reads frames from: an array, a file of any size, or frames that are made when they are asked for.
+"""Where k-means reads frames from: an array, a file of any size, or frames that are made when they
+are asked for.
 
 N frames, D width.
 """
@@ -20,12 +21,15 @@ from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.files import disk_room, read_json, write_json
 
 CHUNK_FRAMES = 1 << 13
-"""Frames that are read, summed and rounded together. Chunks start at multiples of this number of *all* frames, whoever holds them: this
-is why any number of ranks and threads arrives at the same sums."""
+"""Frames that are read, summed and rounded together. Chunks start at multiples of this number of
+*all* frames, whoever holds them: this is why any number of ranks and threads arrives at the same
+sums."""
 
 
 class Frames(Protocol):
-    """What of a NumPy array k-means uses: it reads ranges of rows, from several threads. Arrays and memory maps are such, of course."""
+    """What of a NumPy array k-means uses: it reads ranges of rows, from several threads. Arrays and
+    memory maps are such, of course.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -39,7 +43,9 @@ class Frames(Protocol):
 
 @dataclass(frozen=True)
 class RankFrames:
-    """The frames that this rank holds: rows [start, start + len) of all `total`. One process holds everything."""
+    """The frames that this rank holds: rows [start, start + len) of all `total`. One process holds
+    everything.
+    """
 
     frames: Frames
     start: int
@@ -47,7 +53,9 @@ class RankFrames:
 
     @staticmethod
     def whole(frames: Frames) -> RankFrames:
-        """For a process that is alone, or a rank that holds all frames and answers for all of them."""
+        """For a process that is alone, or a rank that holds all frames and answers for all of
+        them.
+        """
         return RankFrames(frames, 0, frames.shape[0])
 
     @property
@@ -77,15 +85,18 @@ def share_of_frames(total: int) -> range:
 
 
 class FrameFile:
-    """Frames in a file that are read as they are asked for. Unlike those of a memory map, pages that were read do not count as memory of
-    this process, so hundreds of gigabytes can be gone through within a budget."""
+    """Frames in a file that are read as they are asked for. Unlike those of a memory map, pages
+    that were read do not count as memory of this process, so hundreds of gigabytes can be gone
+    through within a budget."""
 
     def __init__(self, path: Path, shape: tuple[int, int]) -> None:
-        """Opens a file that a process `complete`d with frames of this shape, or takes its room on the disk.
+        """Opens a file that a process `complete`d with frames of this shape, or takes its room on
+        the disk.
 
         Raises HubertPretrainError when the disk has no such room.
         """
-        self.path, self.shape = path, shape
+        self.path = path
+        self.shape = shape
         self.is_complete = read_json(self._mark) == {"shape": list(shape)}
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         size = 4 * shape[0] * shape[1]
@@ -108,13 +119,15 @@ class FrameFile:
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
         start, stop, _ = rows.indices(self.shape[0])
         frames = np.empty((max(0, stop - start), self.shape[1]), dtype=np.float32)
-        view, position = frames.view(np.uint8).reshape(-1).data, 4 * start * self.shape[1]
+        view = frames.view(np.uint8).reshape(-1).data
+        position = 4 * start * self.shape[1]
         while view:
             if (count := os.preadv(self._descriptor, [view], position)) == 0:
                 raise ArtefactError(
                     f"{self.path}: ends before frame {stop} of {self.shape[0]}; delete it and run the stage again"
                 )
-            view, position = view[count:], position + count
+            view = view[count:]
+            position = position + count
         return frames
 
     def write(self, start: int, frames: NDArray[np.float32]) -> None:
@@ -124,7 +137,8 @@ class FrameFile:
         with disk_room(self.path, len(view)):
             while view:
                 count = os.pwrite(self._descriptor, view, position)
-                view, position = view[count:], position + count
+                view = view[count:]
+                position = position + count
 
     def memory_map(self) -> NDArray[np.float32]:
         """The same as an array, for libraries that want one."""
@@ -140,7 +154,9 @@ def in_memory(frames: Frames) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class MappedFrames:
-    """Frames that go through a function when they are read: a choice of columns, a transform, what another codebook leaves."""
+    """Frames that go through a function when they are read: a choice of columns, a transform, what
+    another codebook leaves.
+    """
 
     frames: Frames
     function: Callable[[torch.Tensor], torch.Tensor]

@@ -2,8 +2,10 @@
 
 | engine | what it is | for |
 |---|---|---|
-| `minibatch` | scikit-learn's MiniBatchKMeans with the settings of the paper (section 3.2) | repeating the paper |
-| `torch` | full-batch, on a CPU or GPU, over ranks, from files larger than memory, resumable | everything else |
+| `minibatch` | scikit-learn's MiniBatchKMeans with the settings of the paper (section 3.2) |
+repeating the paper |
+| `torch` | full-batch, on a CPU or GPU, over ranks, from files larger than memory, resumable |
+everything else |
 | `faiss` | full-batch of faiss-cpu, from the same start | checking the other against it |
 """
 
@@ -32,11 +34,14 @@ ENGINES: dict[str, Any] = {"minibatch": MiniBatch, "torch": Lloyd, "faiss": Fais
 
 @dataclass
 class KMeans:
-    """`KMeans(engine="torch", n_clusters=100).fit(frames).predict(frames)`; scikit-learn's `clone` works on it.
+    """`KMeans(engine="torch", n_clusters=100).fit(frames).predict(frames)`; scikit-learn's `clone`
+    works on it.
 
-    The same frames, settings and seed give the same centroids; with engine `torch` on any number of threads and ranks too. The defaults
-    are the paper's. After `fit`: `cluster_centers_` (K, D) float32, `inertia_` (sum of squared distances, computed exactly, with the final
-    centroids), `counts_` (K,) frames of each cluster, `n_iter_`, `reseeded_` (how often an empty cluster was given a new place).
+    The same frames, settings and seed give the same centroids; with engine `torch` on any number of
+    threads and ranks too. The defaults are the paper's. After `fit`: `cluster_centers_` (K, D)
+    float32, `inertia_` (sum of squared distances, computed exactly, with the final centroids),
+    `counts_` (K,) frames of each cluster, `n_iter_`, `reseeded_` (how often an empty cluster was
+    given a new place).
     """
 
     engine: str = "minibatch"
@@ -45,8 +50,8 @@ class KMeans:
     max_iterations: int = 100
     """Passes over the frames at most."""
     tolerance: float = 0.0
-    """torch, faiss: stop when a pass improves the inertia by no more than this share of it; 0: when no centroid moves (torch). minibatch:
-    when centroids move less."""
+    """torch, faiss: stop when a pass improves the inertia by no more than this share of it; 0: when
+    no centroid moves (torch). minibatch: when centroids move less."""
     restarts: int = 20
     """k-means++ starts on a sample, of which the best is kept."""
     spherical: bool = False
@@ -89,14 +94,15 @@ class KMeans:
         """Finds the centroids of frames (N, D) float32.
 
         Args:
-            frames: an array, a memory map, or anything with a shape and ranges of rows (clustering/frame_source.py); a `Shard` when every rank
+            frames: an array, a memory map, or anything with a shape and ranges of rows
+            (clustering/frame_source.py); a `Shard` when every rank
                 holds a part of them.
-            y: nothing; scikit-learn passes it.
-            state: engine torch: a file where each pass leaves what it found, and from which an interrupted fit goes on.
+            y: nothing; scikit-learn passes it. state: engine torch: a file where each pass leaves
+            what it found, and from which an interrupted fit goes on.
 
         Raises:
-            ConfigError: more clusters than frames, an engine that does not exist or cannot do what is asked of it.
-            DataError: a frame holds NaN or infinity; the message names the first.
+            ConfigError: more clusters than frames, an engine that does not exist or cannot do what
+            is asked of it. DataError: a frame holds NaN or infinity; the message names the first.
         """
         shard = frames if isinstance(frames, RankFrames) else RankFrames.whole(frames)
         if self.engine not in ENGINES:
@@ -124,8 +130,10 @@ class KMeans:
         ).fit(shard, state)
         fit = measure(shard, found.centroids)
         self.cluster_centers_ = found.centroids.numpy()
-        self.inertia_, self.counts_ = fit.inertia, fit.counts
-        self.n_iter_, self.reseeded_ = found.iterations, found.reseeded
+        self.inertia_ = fit.inertia
+        self.counts_ = fit.counts
+        self.n_iter_ = found.iterations
+        self.reseeded_ = found.reseeded
         return self
 
     def predict(self, frames: NDArray[np.float32]) -> NDArray[np.int64]:

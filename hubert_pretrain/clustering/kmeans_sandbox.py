@@ -1,9 +1,11 @@
-"""Reads the k-means of a joblib or pickle file in a process that can do nothing: run by clustering/fairseq_kmeans.py, in no other way.
+"""Reads the k-means of a joblib or pickle file in a process that can do nothing: run by
+clustering/fairseq_kmeans.py, in no other way.
 
-Such a file is a program. Here it may build numbers, containers, NumPy arrays and one inert stand-in for scikit-learn's k-means; any other
-name ends it. In addition the process gives up, before the first byte is read, the right to open files and sockets, to write and to start
-processes. `python -m hubert_pretrain.clustering.kmeans_sandbox < FILE > CENTROIDS`, with the centroids as safetensors; on failure a line on
-stderr and exit code 1.
+Such a file is a program. Here it may build numbers, containers, NumPy arrays and one inert stand-in
+for scikit-learn's k-means; any other name ends it. In addition the process gives up, before the
+first byte is read, the right to open files and sockets, to write and to start processes. `python -m
+hubert_pretrain.clustering.kmeans_sandbox < FILE > CENTROIDS`, with the centroids as safetensors; on
+failure a line on stderr and exit code 1.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ CONTAINERS = {
         slice,
     )
 }
-MEMORY_BYTES, CPU_SECONDS = 8 << 30, 120
+MEMORY_BYTES = 8 << 30
+CPU_SECONDS = 120
 
 
 class Inert:
@@ -62,7 +65,9 @@ class JoblibArray(Inert):
 
     def read(self, file: io.BytesIO) -> np.ndarray[Any, Any]:
         """The array. (joblib itself would unpickle arrays of objects with everything allowed.)"""
-        dtype, shape = np.dtype(self.dtype), tuple(map(int, self.shape))  # type: ignore[attr-defined]
+        # type: ignore[attr-defined]
+        dtype = np.dtype(self.dtype)
+        shape = tuple(map(int, self.shape))
         if dtype.hasobject:
             raise pickle.UnpicklingError("an array of objects")
         if getattr(self, "numpy_array_alignment_bytes", None) is not None:
@@ -116,7 +121,9 @@ class Reader(
 
 
 def centroids(data: bytes) -> np.ndarray[Any, Any]:
-    """(K, D) float32 of a k-means. Raises UnpicklingError when there is none, or the file asks for anything else."""
+    """(K, D) float32 of a k-means. Raises UnpicklingError when there is none, or the file asks for
+    anything else.
+    """
     if not data.startswith(b"\x80"):
         raise pickle.UnpicklingError(
             "it is compressed or no pickle; dump it again with joblib.dump(model, path)"
@@ -129,7 +136,9 @@ def centroids(data: bytes) -> np.ndarray[Any, Any]:
 
 
 def give_up_rights() -> None:
-    """From now on this process can compute and use the files that are open already, and nothing else."""
+    """From now on this process can compute and use the files that are open already, and nothing
+    else.
+    """
     limits = {
         resource.RLIMIT_NOFILE: 0,
         resource.RLIMIT_NPROC: 0,

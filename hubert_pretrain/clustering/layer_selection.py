@@ -1,7 +1,9 @@
-"""Which layer of a checkpoint to cluster: every layer scored in one pass over some speech. (The paper's figure 2, for any checkpoint.)
+"""Which layer of a checkpoint to cluster: every layer scored in one pass over some speech. (The
+paper's figure 2, for any checkpoint.)
 
-Each utterance goes through the network once and gives the frames of all layers; then each layer gets a codebook and its scores.
-N frames of all utterances, D width of a layer, L layers, K clusters.
+Each utterance goes through the network once and gives the frames of all layers; then each layer
+gets a codebook and its scores. N frames of all utterances, D width of a layer, L layers, K
+clusters.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ from hubert_pretrain.features.corpus_frames import map_frames
 from hubert_pretrain.features.layer import LayerFeatures
 
 CRITERIA = {"pnmi": 1, "phone_purity": 1, "abx": -1, "stability": 1}
-"""What a layer may be chosen by; -1 where less is better. The first two need alignments; abx needs them or one word per utterance;
-stability needs nothing: agreement of two codebooks, each fitted on one half of the utterances (von Luxburg 2010)."""
+"""What a layer may be chosen by; -1 where less is better. The first two need alignments; abx needs
+them or one word per utterance; stability needs nothing: agreement of two codebooks, each fitted on
+one half of the utterances (von Luxburg 2010)."""
 RESTARTS = 3
 ABX_CELLS = 1000
 SCRATCH = "layers.scratch"
@@ -52,9 +55,13 @@ class LayerScore:
     speaker_nmi: float | None
     """The same share of the uncertainty about the speaker: what units should not say."""
     abx: float | None
-    """Share of triplets that go wrong with the frames themselves, mean of within and across speakers."""
+    """Share of triplets that go wrong with the frames themselves, mean of within and across
+    speakers.
+    """
     stability: float
-    """Adjusted mutual information of the ids of two codebooks, each fitted on half of the utterances."""
+    """Adjusted mutual information of the ids of two codebooks, each fitted on half of the
+    utterances.
+    """
     perplexity: float
 
 
@@ -72,14 +79,11 @@ def score_layers(
     """Scores of each layer on the same utterances.
 
     Args:
-        corpus: where the audio, the alignments and the speakers are.
-        rows: of its manifest.
-        extractor: gives the layers side by side, e.g. `HubertLayer(checkpoint, "all")`.
-        n_clusters: K of every layer's codebook; fitted and measured on the same frames, so let them be many more.
-        seed: for k-means.
-        device: where frames are computed.
-        workers: threads that decode and, on a CPU, compute.
-        scratch: folder for a memory map of the frames, when they are many.
+        corpus: where the audio, the alignments and the speakers are. rows: of its manifest.
+        extractor: gives the layers side by side, e.g. `HubertLayer(checkpoint, "all")`. n_clusters:
+        K of every layer's codebook; fitted and measured on the same frames, so let them be many
+        more. seed: for k-means. device: where frames are computed. workers: threads that decode
+        and, on a CPU, compute. scratch: folder for a memory map of the frames, when they are many.
 
     Raises:
         DataError: there are too few frames.
@@ -129,7 +133,9 @@ def check_criterion(criterion: str) -> None:
 def choose_rows(
     corpus: Corpus, split: str, criterion: str, *, max_hours: float, seed: int
 ) -> NDArray[np.int64]:
-    """The utterances that layers are scored on: of a split, aligned ones where the criterion asks for it, at most `max_hours`."""
+    """The utterances that layers are scored on: of a split, aligned ones where the criterion asks
+    for it, at most `max_hours`.
+    """
     check_criterion(criterion)
     rows = corpus.manifest.rows(split)
     if criterion in ("pnmi", "phone_purity"):
@@ -172,8 +178,10 @@ class _Measure:
         n_clusters: int,
         seed: int,
     ) -> None:
-        self.n_clusters, self.seed = n_clusters, seed
-        self.features, self.grid = extractor.fingerprint(), extractor.grid
+        self.n_clusters = n_clusters
+        self.seed = seed
+        self.features = extractor.fingerprint()
+        self.grid = extractor.grid
         self.begins = dict(zip(map(int, rows), np.cumsum([0, *counts]).tolist(), strict=False))
         self.halves = np.repeat(
             seeds.permute(np.arange(len(rows)), len(rows), seed, "halves") % 2, counts

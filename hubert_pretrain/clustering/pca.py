@@ -1,4 +1,5 @@
-"""An affine map that frames go through before they are clustered: PCA, whitening. Kept in the codebook that was fitted behind it.
+"""An affine map that frames go through before they are clustered: PCA, whitening. Kept in the
+codebook that was fitted behind it.
 
 Tensor alphabet: N frames, D width of a frame, d width behind the map.
 """
@@ -13,7 +14,9 @@ from torch import Tensor
 from hubert_pretrain.errors import ConfigError
 
 SMALLEST_SHARE = 1e-7
-"""Directions with less than this share of the largest variance hold rounding only: whitening them would blow noise up to full size."""
+"""Directions with less than this share of the largest variance hold rounding only: whitening them
+would blow noise up to full size.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +38,12 @@ class Transform:
 
 
 def fit_transform(frames: Tensor, *, dims: int = 0, whiten: bool = False) -> Transform | None:
-    """The principal components of frames (N, D), the largest first; None when neither of the two is asked for.
+    """The principal components of frames (N, D), the largest first; None when neither of the two is
+    asked for.
 
     Args:
-        frames: what the components are estimated from; all of it is held in float64 only once, as a (D, D) matrix.
-        dims: how many components are kept; 0: all that hold more than rounding.
+        frames: what the components are estimated from; all of it is held in float64 only once, as a
+        (D, D) matrix. dims: how many components are kept; 0: all that hold more than rounding.
         whiten: scale each component to variance 1.
 
     Raises ConfigError when the frames do not have so many components.
@@ -54,7 +58,8 @@ def fit_transform(frames: Tensor, *, dims: int = 0, whiten: bool = False) -> Tra
         centred = part.double() - mean
         covariance += centred.T @ centred
     variances, vectors = torch.linalg.eigh(covariance / len(frames))  # ascending
-    variances, vectors = variances.flip(0), vectors.flip(1)
+    variances = variances.flip(0)
+    vectors = vectors.flip(1)
     useful = int((variances > SMALLEST_SHARE * variances[0]).sum())
     if dims > useful:
         raise ConfigError(

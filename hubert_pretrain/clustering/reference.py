@@ -1,4 +1,6 @@
-"""A codebook's inertia against scikit-learn's: is it as good as what everybody would have fitted? N frames, D width."""
+"""A codebook's inertia against scikit-learn's: is it as good as what everybody would have fitted? N
+frames, D width.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,12 @@ PROJECT_FRAMES = 1 << 14
 def against_scikit_learn(
     codebook: Codebook, frames: NDArray[np.float32], *, restarts: int = 20, seed: int = 0
 ) -> dict[str, float]:
-    """Inertia per frame of a codebook on frames (N, D), and of MiniBatchKMeans with the paper's settings (section 4.1) fitted on them.
+    """Inertia per frame of a codebook on frames (N, D), and of MiniBatchKMeans with the paper's
+    settings (section 4.1) fitted on them.
 
-    `inertia_ratio` <= 1: the codebook is no worse, although the other has seen these very frames. Both are measured in the space of the
-    codebook's centroids. Raises ConfigError when there are fewer frames than clusters.
+    `inertia_ratio` <= 1: the codebook is no worse, although the other has seen these very frames.
+    Both are measured in the space of the codebook's centroids. Raises ConfigError when there are
+    fewer frames than clusters.
     """
     parts = [codebook.project(part) for part in torch.from_numpy(frames).split(PROJECT_FRAMES)]
     seen = torch.cat(parts).contiguous().numpy()

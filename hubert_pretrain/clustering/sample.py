@@ -32,12 +32,16 @@ WORKING_BYTES = 250_000_000
 
 
 def sample_bytes(budget: int) -> int:
-    """For the sample that k-means starts on. A matter of the budget alone, because what comes out depends on it."""
+    """For the sample that k-means starts on. A matter of the budget alone, because what comes out
+    depends on it.
+    """
     return budget // 4
 
 
 def frame_bytes(budget: int) -> int:
-    """For frames, beside the sample and what this process holds already. What does not fit lies on the disk; the result is the same."""
+    """For frames, beside the sample and what this process holds already. What does not fit lies on
+    the disk; the result is the same.
+    """
     return max(0, budget - resident_bytes() - sample_bytes(budget) - WORKING_BYTES)
 
 
@@ -56,13 +60,16 @@ def peak_bytes() -> int:
 
 
 MIN_HOURS = 1.0
-"""A share of a small corpus is not taken below this: one hour gives a codebook within 0.012 PNMI of 100 hours, minutes do not."""
+"""A share of a small corpus is not taken below this: one hour gives a codebook within 0.012 PNMI of
+100 hours, minutes do not.
+"""
 MEMORY_BYTES = 4_000_000_000
 """Larger samples lie in a scratch file: 100 hours of 768-dimensional frames are 55 GB."""
 SCRATCH = "frames.scratch"
 GROUP_ROWS = 16
-"""Utterances that are computed together (features/corpus_frames.py). They are the same whoever computes them, so a rank may compute up to so many
-at each end of its share for its neighbour's sake and throw them away."""
+"""Utterances that are computed together (features/corpus_frames.py). They are the same whoever
+computes them, so a rank may compute up to so many at each end of its share for its neighbour's sake
+and throw them away."""
 
 
 def choose_rows(
@@ -73,10 +80,11 @@ def choose_rows(
     max_hours: float,
     seed: int,
 ) -> NDArray[np.int64]:
-    """A random subset of whole utterances, in ascending order; a pure function of its arguments. In memory are only those that are chosen.
+    """A random subset of whole utterances, in ascending order; a pure function of its arguments. In
+    memory are only those that are chosen.
 
-    Utterances are taken in the order of a seeded hash of their place, until they hold `fraction` of the audio, but at least an hour
-    (or everything) and at most `max_hours` (or a single utterance).
+    Utterances are taken in the order of a seeded hash of their place, until they hold `fraction` of
+    the audio, but at least an hour (or everything) and at most `max_hours` (or a single utterance).
 
     Args:
         num_samples: length of every utterance of the manifest, in samples.
@@ -95,7 +103,8 @@ def choose_rows(
         for part in chunks(len(rows))
     )
     wanted = min(max(fraction * total, samples(MIN_HOURS * 3600)), limit)
-    chosen, held = [], 0
+    chosen = []
+    held = 0
     for part in chunks(len(rows)):
         found = _take(
             rows, permute(np.arange(part.start, part.stop), len(rows), seed, "codebook sample")
@@ -131,7 +140,9 @@ def gather(
     device: torch.device | str = "cpu",
     workers: int = 1,
 ) -> NDArray[np.float32]:
-    """Frames (N, D) float32 of utterances, in the order of `rows`, in one process; a memory map in folder `scratch` when they are many."""
+    """Frames (N, D) float32 of utterances, in the order of `rows`, in one process; a memory map in
+    folder `scratch` when they are many.
+    """
     return in_memory(
         gather_share(
             corpus, rows, extractor, scratch=scratch, device=device, workers=workers
@@ -151,8 +162,9 @@ def gather_share(
 ) -> RankFrames:
     """This rank's share of the frames (N, D) float32 of utterances, in the order of `rows`.
 
-    In memory when the share fits into `memory_bytes`, else in a file in folder `scratch`. A file that an interrupted run finished there is
-    used again. Raises HubertPretrainError when the disk cannot hold it.
+    In memory when the share fits into `memory_bytes`, else in a file in folder `scratch`. A file
+    that an interrupted run finished there is used again. Raises HubertPretrainError when the disk
+    cannot hold it.
     """
     num_frames: NDArray[np.int64] = np.asarray(
         extractor.grid.num_frames(corpus.manifest.num_samples[rows])
@@ -184,7 +196,8 @@ def gather_share(
             what="frames for k-means",
         ):
             for part in parts:
-                start, stop = max(position, share.start), min(position + len(part), share.stop)
+                start = max(position, share.start)
+                stop = min(position + len(part), share.stop)
                 if start < stop:
                     _put(frames, start - share.start, part[start - position : stop - position])
                 position += len(part)

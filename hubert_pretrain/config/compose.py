@@ -1,4 +1,6 @@
-"""Command line -> checked `Recipe`: finds conf/ and recipes/, validates once, and turns Hydra's errors into one line each."""
+"""Command line -> checked `Recipe`: finds conf/ and recipes/, validates once, and turns Hydra's
+errors into one line each.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def conf_folder() -> Path:
 
 
 def recipe_files() -> dict[str, Path]:
-    """Recipes by name: those that travel with the package, then those in ./recipes of the folder the command is run in."""
+    """Recipes by name: those that travel with the package, then those in ./recipes of the folder
+    the command is run in.
+    """
     folders = [_beside("recipes"), Path.cwd() / "recipes"]
     return {
         path.parent.name: path
@@ -43,9 +47,11 @@ def job_script() -> Path:
 
 
 def register() -> None:
-    """Gives Hydra the form of a recipe, and makes every recipe choosable as `+recipe=<folder>` from any working directory.
+    """Gives Hydra the form of a recipe, and makes every recipe choosable as `+recipe=<folder>` from
+    any working directory.
 
-    A search path (`file://recipes`) would silently turn `+recipe=x` into a plain string outside the repository's root.
+    A search path (`file://recipes`) would silently turn `+recipe=x` into a plain string outside the
+    repository's root.
     """
     store = ConfigStore.instance()
     store.store(name="schema", node=Recipe)
@@ -54,7 +60,9 @@ def register() -> None:
 
 
 def to_recipe(config: DictConfig, overrides: list[str]) -> Recipe:
-    """The composed configuration as a `Recipe`. Raises ConfigError with one line that names the key, the value and the fix."""
+    """The composed configuration as a `Recipe`. Raises ConfigError with one line that names the
+    key, the value and the fix.
+    """
     if OmegaConf.is_missing(config, "name"):
         raise ConfigError(
             f"choose a recipe: +recipe=<name> with one of {', '.join(sorted(recipe_files()))}"
@@ -77,7 +85,9 @@ def to_recipe(config: DictConfig, overrides: list[str]) -> Recipe:
 
 
 def explain(error: Exception) -> str | None:
-    """One line for an error of Hydra or OmegaConf, with the nearest valid name; None for any other error."""
+    """One line for an error of Hydra or OmegaConf, with the nearest valid name; None for any other
+    error.
+    """
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     text = str(error)
@@ -109,7 +119,8 @@ def _explain_override(key: str) -> str:
     if key.split("@")[0].lstrip("+") == "recipe":
         return "write +recipe=<name>, with the plus sign: a recipe is added to the defaults, it does not replace one"
     known = _known_keys()
-    # Compare within the same parent first: "pretrain.lerning_rate" is nearer to a sibling than to any long path.
+    # Compare within the same parent first: "pretrain.lerning_rate" is nearer to a sibling than to
+    # any long path.
     parent = key.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == parent]
     guess = did_you_mean(key, siblings) or did_you_mean(key, known)
@@ -117,7 +128,9 @@ def _explain_override(key: str) -> str:
 
 
 def _known_keys() -> list[str]:
-    """Dotted names of every key of the configuration that the command line is about, as far as they can be composed."""
+    """Dotted names of every key of the configuration that the command line is about, as far as they
+    can be composed.
+    """
     import sys
 
     from hydra import compose, initialize_config_dir
@@ -154,7 +167,9 @@ def _options(group: str) -> list[str]:
 
 
 def _default_work_dir(name: str, overrides: list[str]) -> str:
-    """`runs/<recipe>`; another corpus chosen on the command line is another run: `runs/<recipe>-<data>`."""
+    """`runs/<recipe>`; another corpus chosen on the command line is another run:
+    `runs/<recipe>-<data>`.
+    """
     data = next((word.partition("=")[2] for word in overrides if word.startswith("data=")), None)
     return f"runs/{name}-{data}" if data else f"runs/{name}"
 
@@ -165,7 +180,9 @@ def _beside(name: str) -> Path:
 
 
 def build(node: dict[str, Any], **more: Any) -> Any:
-    """What a `_target_` node describes, e.g. an extractor. An error of ours stays the one line it is: Hydra would wrap it in its own."""
+    """What a `_target_` node describes, e.g. an extractor. An error of ours stays the one line it
+    is: Hydra would wrap it in its own.
+    """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
@@ -177,11 +194,14 @@ def build(node: dict[str, Any], **more: Any) -> Any:
         ) from None
 
 
-# -- `_target_` nodes -------------------------------------------------------------------------------------------------------------
+# -- `_target_` nodes
+# -------------------------------------------------------------------------------------------------------------
 
 
 def _check_targets(recipe: Recipe) -> None:
-    """Checks the keyword arguments of every `_target_` of ours, by reading its source: importing it would import torch."""
+    """Checks the keyword arguments of every `_target_` of ours, by reading its source: importing it
+    would import torch.
+    """
     nodes: dict[str, Any] = {"data.corpus": recipe.data.corpus}
     nodes |= {
         f"iterations.{name}.features": iteration.features
@@ -214,7 +234,9 @@ def _check_arguments(key: str, node: dict[str, Any]) -> None:
 
 
 def _arguments(key: str, target: str) -> list[str] | None:
-    """Names that the constructor of a class in this package takes; None for classes from elsewhere."""
+    """Names that the constructor of a class in this package takes; None for classes from
+    elsewhere.
+    """
     if not target.startswith("hubert_pretrain."):
         return None
     module, _, name = target.rpartition(".")

@@ -1,7 +1,8 @@
-"""The form of a recipe: every field once, with its unit. The values live in conf/ (what can be chosen) and recipes/ (what was chosen).
+"""The form of a recipe: every field once, with its unit. The values live in conf/ (what can be
+chosen) and recipes/ (what was chosen).
 
-Swappable parts (`Any` below) are `_target_` nodes: the class that does the work and its keyword arguments. A comment in brackets is
-fairseq's name of the field.
+Swappable parts (`Any` below) are `_target_` nodes: the class that does the work and its keyword
+arguments. A comment in brackets is fairseq's name of the field.
 """
 
 from __future__ import annotations
@@ -20,17 +21,24 @@ class DataConfig:
 
     corpus: Any = MISSING  # `_target_` of a class in data/corpora/
     root: str | None = MISSING  # folder of the corpus on disk; null for a corpus that makes itself
-    download: bool = False  # fetch what is missing of the corpus first, from its publisher, where the licence allows it (docs/corpora.md)
+    # fetch what is missing of the corpus first, from its publisher, where the licence allows it
+    # (docs/corpora.md)
+    download: bool = False
     mirror: str | None = (
         None  # URL of a folder with the same archives, to fetch them from in place of the publisher
     )
-    alignments: Any = None  # phone alignments from elsewhere, joined by id: a folder or file, or its path, format, tier, silence, symbols
-    valid_fraction: float = 0.05  # share of `train` held out as `valid`, by a hash of the id, where the corpus has no such split
+    # phone alignments from elsewhere, joined by id: a folder or file, or its path, format, tier,
+    # silence, symbols
+    alignments: Any = None
+    # share of `train` held out as `valid`, by a hash of the id, where the corpus has no such split
+    valid_fraction: float = 0.05
     max_bad_fraction: float = (
         0.001  # more unreadable files than this share is an error, fewer are quarantined
     )
     workers: int = 0  # processes that read audio in `prepare`; 0: one per core
-    shards: str = "none"  # pcm or flac: `prepare` also writes the audio into tar shards, 16 kHz mono, and training reads those
+    # pcm or flac: `prepare` also writes the audio into tar shards, 16 kHz mono, and training reads
+    # those
+    shards: str = "none"
     shard_megabytes: int = 512  # size of a shard, roughly
     cache_dir: str | None = (
         None  # folder on local disk for audio fetched from URLs; null: fetched anew each time
@@ -40,7 +48,9 @@ class DataConfig:
 
 @dataclass
 class ClusteringConfig:
-    """Frames -> codebook (learn_kmeans.py). The defaults are the paper's MiniBatchKMeans settings."""
+    """Frames -> codebook (learn_kmeans.py). The defaults are the paper's MiniBatchKMeans
+    settings.
+    """
 
     n_clusters: int = MISSING
     fraction: float = (
@@ -48,8 +58,11 @@ class ClusteringConfig:
     )
     max_hours: float = 100.0  # never more than this much audio, however large the share
     max_frames: int = 0  # nor more than so many frames; 0: no limit
-    max_memory_gb: float = 4.0  # 10^9 bytes of the process, frames and all; what does not fit of the frames lies in a scratch file
-    engine: str = "minibatch"  # minibatch (the paper's), torch (full batch) or faiss, see clustering/kmeans.py
+    # 10^9 bytes of the process, frames and all; what does not fit of the frames lies in a scratch
+    # file
+    max_memory_gb: float = 4.0
+    # minibatch (the paper's), torch (full batch) or faiss, see clustering/kmeans.py
+    engine: str = "minibatch"
     codebooks: list[Any] = field(
         default_factory=list
     )  # of {name, columns, n_clusters, residual}; []: one over all columns
@@ -60,7 +73,8 @@ class ClusteringConfig:
     max_iterations: int = 100  # passes over the sample [max_iter]
     max_no_improvement: int = 100
     restarts: int = 20  # k-means++ starts, the best is kept [n_init]
-    tolerance: float = 0.0  # torch, faiss: stop below this relative gain of a pass; minibatch: when centroids move less
+    # torch, faiss: stop below this relative gain of a pass; minibatch: when centroids move less
+    tolerance: float = 0.0
     reassignment_ratio: float = 0.0
 
 
@@ -73,7 +87,8 @@ class MaskConfig:
     )
     span_frames: int = 10  # [mask_length]
     min_spans: int = 2
-    lengths: str = "static"  # of spans: static, uniform, normal or poisson, see model/masking.py [mask_selection]
+    # of spans: static, uniform, normal or poisson, see model/masking.py [mask_selection]
+    lengths: str = "static"
     length_other: float = (
         0.0  # the second number of uniform (shortest) and normal (standard deviation) [mask_other]
     )
@@ -90,7 +105,8 @@ class LossConfig:
     feature_penalty: float = (
         10.0  # times the mean square of the conv encoder's output [loss_weights]
     )
-    head: str = "cosine"  # cosine: to unit embeddings (eq. 3); softmax: a linear classifier, which has no temperature
+    # cosine: to unit embeddings (eq. 3); softmax: a linear classifier, which has no temperature
+    head: str = "cosine"
     temperature: float = 0.1  # tau [logit_temp]
     tie_projections: bool = False  # several codebooks read one projection [not untie_final_proj]
     supervised_layers: list[int] = field(
@@ -104,7 +120,9 @@ class LossConfig:
 
 @dataclass
 class AugmentConfig:
-    """What is done to the audio of a crop in training, data/augment.py; nothing by default, as in the paper. Targets stay as they are."""
+    """What is done to the audio of a crop in training, data/augment.py; nothing by default, as in
+    the paper. Targets stay as they are.
+    """
 
     mix_probability: float = (
         0.0  # share of the rows that get a part of another row of the micro-batch [WavLM: 0.2]
@@ -112,7 +130,8 @@ class AugmentConfig:
     mix_ratio_db: list[float] = field(
         default_factory=lambda: [-5.0, 5.0]
     )  # energy of the row over that of the part: drawn from here
-    mix_noise_share: float = 0.0  # of those rows, how many get a part of the noise instead [WavLM Base+, Large: 0.1, Base: 0]
+    # of those rows, how many get a part of the noise instead [WavLM Base+, Large: 0.1, Base: 0]
+    mix_noise_share: float = 0.0
     mix_noise_ratio_db: list[float] = field(default_factory=lambda: [-5.0, 20.0])
     noise: str | None = None  # folder of audio files, or of a prepared corpus
     noise_probability: float = 0.0  # share of the rows that get noise from beginning to end
@@ -123,7 +142,9 @@ class AugmentConfig:
 
 @dataclass
 class ProbeConfig:
-    """How much a layer says about phones while it learns (pretrain/phone_probe.py): PNMI of its clusters, `health/pnmi`. Needs alignments."""
+    """How much a layer says about phones while it learns (pretrain/phone_probe.py): PNMI of its
+    clusters, `health/pnmi`. Needs alignments.
+    """
 
     every_steps: int = 0  # 0: not measured
     layer: int = 0  # 1-based; 0: the middle one, rounded up
@@ -137,9 +158,13 @@ class PretrainConfig:
     """Corpus + targets -> checkpoint: the science of one pretraining."""
 
     start_from: str | None = (
-        None  # continued pretraining: a stage ("it1/pretrain") or any checkpoint (docs/checkpoints.md); null: anew
+        # continued pretraining: a stage ("it1/pretrain") or any checkpoint (docs/checkpoints.md);
+        # null: anew
+        None
     )
-    start_head: str = "auto"  # keep, new, warm (units of matching clusters), auto: keep if K and codebook are the same, else new
+    # keep, new, warm (units of matching clusters), auto: keep if K and codebook are the same, else
+    # new
+    start_head: str = "auto"
     steps: int = MISSING  # optimiser updates [max_update]
     batch_seconds: float = (
         MISSING  # audio per update, over all devices [max_tokens x GPUs x update_freq]
@@ -157,12 +182,15 @@ class PretrainConfig:
     corpus_weights: dict[str, float] = field(
         default_factory=dict
     )  # of each corpus: in proportion to its audio drawn; {}: all there is, once
-    corpus_temperature: float = 1.0  # instead of weights: hours ** (1 / temperature), more than 1 brings out the small corpora
+    # instead of weights: hours ** (1 / temperature), more than 1 brings out the small corpora
+    corpus_temperature: float = 1.0
     mask: MaskConfig = field(default_factory=MaskConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
-    ema_decay: float = 0.0  # what is validated and exported is an average of the weights over about 1 / (1 - this) updates; 0: no average
+    # what is validated and exported is an average of the weights over about 1 / (1 - this) updates;
+    # 0: no average
+    ema_decay: float = 0.0
     freeze_conv_after_steps: int | None = (
         None  # from this step on the conv encoder learns no more: a fifth of the work of Base saved
     )
@@ -173,9 +201,13 @@ class PretrainConfig:
 
 @dataclass
 class LayerChoiceConfig:
-    """How `features.layer=auto` becomes a layer: every layer is clustered on some speech and scored (clustering/layer_selection.py)."""
+    """How `features.layer=auto` becomes a layer: every layer is clustered on some speech and scored
+    (clustering/layer_selection.py).
+    """
 
-    criterion: str = "pnmi"  # pnmi, phone_purity (with alignments), abx (with them, or one word per utterance), stability (nothing needed)
+    # pnmi, phone_purity (with alignments), abx (with them, or one word per utterance), stability
+    # (nothing needed)
+    criterion: str = "pnmi"
     split: str = "valid"  # the speech that layers are scored on
     n_clusters: int = 100
     max_hours: float = 0.5  # never more than this much of the split
@@ -192,7 +224,9 @@ class IterationConfig:
         default_factory=LayerChoiceConfig
     )  # only for features.layer=auto
     targets: str | None = (
-        None  # instead of features and clustering: folder of fairseq's .tsv and .km, or of another run's label stage
+        # instead of features and clustering: folder of fairseq's .tsv and .km, or of another run's
+        # label stage
+        None
     )
 
 
@@ -201,7 +235,8 @@ class FinetuneConfig:
     """Checkpoint + labels -> task model."""
 
     task: Any = MISSING  # `_target_` of a class in finetune/ (ctc, classify) and its own values
-    checkpoint: str = MISSING  # a stage of this run ("it2/pretrain"), or any pretrained checkpoint (docs/checkpoints.md)
+    # a stage of this run ("it2/pretrain"), or any pretrained checkpoint (docs/checkpoints.md)
+    checkpoint: str = MISSING
     train_split: str = "train"
     valid_split: str = "valid"
     test_split: str = "test"
@@ -233,8 +268,12 @@ class FinetuneConfig:
     channel_mask: MaskConfig = field(
         default_factory=lambda: MaskConfig(probability=0.5, span_frames=64, min_spans=0)
     )
-    mask_sampler: str = "reference"  # who draws both: reference (fairseq's) or transformers (mask_time_*, mask_feature_* mean the same)
-    ema_decay: float = 0.0  # what is validated and exported is an average of the weights over about 1 / (1 - this) updates; 0: no average
+    # who draws both: reference (fairseq's) or transformers (mask_time_*, mask_feature_* mean the
+    # same)
+    mask_sampler: str = "reference"
+    # what is validated and exported is an average of the weights over about 1 / (1 - this) updates;
+    # 0: no average
+    ema_decay: float = 0.0
     log_every_steps: int = 50
     valid_every_steps: int = 1000
     checkpoint_every_steps: int = 1000
@@ -257,18 +296,29 @@ class TrainerConfig:
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
-    strategy: str = "auto"  # of several processes: ddp (auto) or fsdp, which cuts the weights over them (docs/distributed.md)
+    # of several processes: ddp (auto) or fsdp, which cuts the weights over them
+    # (docs/distributed.md)
+    strategy: str = "auto"
     gradient_compression: str = "none"  # bf16: ddp sends half as much, gradients are rounded
     precision: str = (
         "auto"  # auto: bf16-mixed on a GPU, 32-true elsewhere; or any name Lightning knows
     )
     loader_workers: int = 2  # processes per device that decode audio
     threads: int = 0  # CPU threads per process; 0: torch's choice
-    attention: str = "sdpa"  # how attention is computed: sdpa, eager or (CUDA, without attention dropout) flex, see model/attention.py
-    tf32: bool = False  # on a GPU fp32 products and convolutions take factors of ten bits (model/precision.py); False: fp32 is fp32
-    recompute: bool = False  # gradient checkpointing: layers run again for their gradients, less memory for a third more time
-    compile: str = "none"  # of pretraining: none, layers (each transformer layer) or model (all as one graph, without layer drop)
-    compile_mode: str = "default"  # of torch.compile; reduce-overhead replays CUDA graphs, max-autotune tries kernels for minutes
+    # how attention is computed: sdpa, eager or (CUDA, without attention dropout) flex, see
+    # model/attention.py
+    attention: str = "sdpa"
+    # on a GPU fp32 products and convolutions take factors of ten bits (model/precision.py); False:
+    # fp32 is fp32
+    tf32: bool = False
+    # gradient checkpointing: layers run again for their gradients, less memory for a third more
+    # time
+    recompute: bool = False
+    # of pretraining: none, layers (each transformer layer) or model (all as one graph, without
+    # layer drop)
+    compile: str = "none"
+    # of torch.compile; reduce-overhead replays CUDA graphs, max-autotune tries kernels for minutes
+    compile_mode: str = "default"
     progress_bar: bool = True
     signals: list[str] = field(
         default_factory=lambda: ["SIGTERM", "SIGUSR2"]
@@ -276,18 +326,22 @@ class TrainerConfig:
     time_limit_minutes: float = (
         0.0  # the same after this long; 0: never (the end of a SLURM job counts in any case)
     )
-    hang_minutes: float = 30.0  # without a step: stacks of all threads, exit code 76; 0: no watchdog. Ranks wait for each other as long
+    # without a step: stacks of all threads, exit code 76; 0: no watchdog. Ranks wait for each other
+    # as long
+    hang_minutes: float = 30.0
     max_skipped_steps: int = (
         10  # in a row whose loss or gradient is no number, ten times as many in all; then it ends
     )
     keep_checkpoints: int = 2  # the newest so many
     keep_every_steps: int = 0  # and those of multiples of this step; 0: none
-    keep_best: str = ""  # and the best by this value of the valid split: valid/loss/masked, valid/wer ...; "": none
+    # and the best by this value of the valid split: valid/loss/masked, valid/wer ...; "": none
+    keep_best: str = ""
     async_checkpoints: bool = False  # copied to CPU memory, then written while training goes on
     max_failed_checkpoints: int = (
         3  # in a row that could not be written (full disk) before training ends
     )
-    log_artefacts: bool = False  # loggers that keep files (W&B) get the codebook, the card of the targets and the weights
+    # loggers that keep files (W&B) get the codebook, the card of the targets and the weights
+    log_artefacts: bool = False
 
 
 @dataclass
@@ -300,7 +354,9 @@ class CheckConfig:
 
 @dataclass
 class ResourcesConfig:
-    """What the SLURM job of a stage asks for. Null: what `launch.resources` says; null there: the cluster's own default."""
+    """What the SLURM job of a stage asks for. Null: what `launch.resources` says; null there: the
+    cluster's own default.
+    """
 
     partition: str | None = None
     account: str | None = None

@@ -1,4 +1,6 @@
-"""Values that have the right type and still cannot be: one line each, with the fix, before anything runs."""
+"""Values that have the right type and still cannot be: one line each, with the fix, before anything
+runs.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def check(recipe: Recipe) -> None:
 
 
 def _check_launch(recipe: Recipe) -> None:
-    """Which processes share which work. With launch=slurm every stage has its own number of them: launch/resources.py."""
+    """Which processes share which work. With launch=slurm every stage has its own number of them:
+    launch/resources.py.
+    """
     _one_of("launch.kind", recipe.launch.kind, LAUNCHES)
     trainings = [
         *[f"{name}/pretrain" for name in recipe.iterations],
@@ -95,7 +99,8 @@ def _check_clustering(key: str, config: ClusteringConfig) -> None:
             raise ConfigError(f"{key}.{name}={getattr(config, name)}: expected 0 or more")
     sizes = {f"{key}.n_clusters": config.n_clusters}
     for number, each in enumerate(config.codebooks):
-        where, known = f"{key}.codebooks[{number}]", ["name", "columns", "n_clusters", "residual"]
+        where = f"{key}.codebooks[{number}]"
+        known = ["name", "columns", "n_clusters", "residual"]
         if not isinstance(each, dict) or not isinstance(each.get("name"), str):
             raise ConfigError(
                 f"{where}={each!r}: expected {{name: ..., columns: [start, stop], n_clusters: ..., residual: ...}}"
@@ -152,16 +157,16 @@ def _check_pretrain(key: str, config: PretrainConfig, recipe: Recipe) -> None:
 
 
 def _check_grid(key: str, features: Any, grid: FrameGrid) -> None:
-    """Targets lie on the model's frames. (What other features lie on is known when their checkpoint is opened.)"""
+    """Targets lie on the model's frames. (What other features lie on is known when their checkpoint
+    is opened.)
+    """
     if not isinstance(features, dict) or str(features.get("_target_", "")).split(".")[-1] not in (
         "Mfcc",
         "LogMel",
     ):
         return
-    hop, window = (
-        features.get("hop_seconds", seconds(MODEL_GRID.hop)),
-        features.get("window_seconds", seconds(MODEL_GRID.window)),
-    )
+    hop = features.get("hop_seconds", seconds(MODEL_GRID.hop))
+    window = features.get("window_seconds", seconds(MODEL_GRID.window))
     if FrameGrid(window=samples(window), hop=samples(hop)) != grid:
         raise ConfigError(
             f"{key}: hop_seconds={hop:g}, window_seconds={window:g}, but the model's are {seconds(grid.hop):g} s apart and "
@@ -212,7 +217,9 @@ def _check_mixing(key: str, config: PretrainConfig, corpora: Any) -> None:
 
 
 def _check_loss(key: str, config: LossConfig, depth: int) -> None:
-    heads, layers, weights = ["cosine", "softmax"], config.supervised_layers, config.layer_weights
+    heads = ["cosine", "softmax"]
+    layers = config.supervised_layers
+    weights = config.layer_weights
     if (
         min(config.masked_weight, config.unmasked_weight) < 0
         or config.masked_weight + config.unmasked_weight == 0
@@ -285,7 +292,9 @@ def _check_attention(key: str, dropout: float, trainer: TrainerConfig) -> None:
 
 
 def check_shares(recipe: Recipe, stage: str, devices: int) -> None:
-    """Raises ConfigError when so many devices cannot share the micro-batches of a step of this training stage equally."""
+    """Raises ConfigError when so many devices cannot share the micro-batches of a step of this
+    training stage equally.
+    """
     first, second = stage.split("/")
     config = recipe.finetune[second] if first == "finetune" else recipe.iterations[first].pretrain
     count = round(config.batch_seconds / config.micro_batch_seconds)

@@ -1,6 +1,8 @@
-"""Common Voice (Ardila et al. 2020): read sentences in over a hundred languages, `<language>/{train,dev,test,...}.tsv` and `clips/*.mp3`.
+"""Common Voice (Ardila et al. 2020): read sentences in over a hundred languages,
+`<language>/{train,dev,test,...}.tsv` and `clips/*.mp3`.
 
-Speakers are the tables' `client_id`, which is a hash already. CC0, but Mozilla wants its terms accepted first, so nothing is downloaded.
+Speakers are the tables' `client_id`, which is a hash already. CC0, but Mozilla wants its terms
+accepted first, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -41,13 +43,13 @@ class CommonVoice:
         """Nothing is read until `utterances`.
 
         Args:
-            root: the folder of a release (`cv-corpus-*`), which holds a folder for each language, or the one above it.
-            languages: e.g. ["de", "en"].
-            train: tables for training. Of `validated`, `other` and `invalidated`, clips and speakers that `valid` and `test` hold are left
+            root: the folder of a release (`cv-corpus-*`), which holds a folder for each language,
+            or the one above it. languages: e.g. ["de", "en"]. train: tables for training. Of
+            `validated`, `other` and `invalidated`, clips and speakers that `valid` and `test` hold
+            are left
                 out, so that nothing leaks; `validated` holds `train` already.
-            valid: tables for validation.
-            test: tables for testing.
-            label: a column for the class label, e.g. "locale" (the language), "accents", "gender"; None: no labels.
+            valid: tables for validation. test: tables for testing. label: a column for the class
+            label, e.g. "locale" (the language), "accents", "gender"; None: no labels.
         """
         self.root = Path(root).expanduser().absolute()
         self.languages = list(languages)

@@ -1,6 +1,8 @@
-"""Fluent Speech Commands (Lugosch et al. 2019): 30,043 spoken commands, 97 speakers, 31 intents (action, object, location).
+"""Fluent Speech Commands (Lugosch et al. 2019): 30,043 spoken commands, 97 speakers, 31 intents
+(action, object, location).
 
-`data/{train,valid,test}_data.csv` and `wavs/speakers/<speaker>/*.wav`. For research, from its publisher.
+`data/{train,valid,test}_data.csv` and `wavs/speakers/<speaker>/*.wav`. For research, from its
+publisher.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class FluentSpeechCommands:
         """Nothing is read until `utterances`.
 
         Args:
-            root: the folder that holds `data` and `wavs`, or the one above with `fluent_speech_commands_dataset/` in it.
+            root: the folder that holds `data` and `wavs`, or the one above with
+            `fluent_speech_commands_dataset/` in it.
         """
         self.root = Path(root).expanduser().absolute()
 

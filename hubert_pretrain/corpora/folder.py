@@ -1,4 +1,6 @@
-"""Any folder tree of audio files, with speakers, labels and splits from folder names or from a csv."""
+"""Any folder tree of audio files, with speakers, labels and splits from folder names or from a
+csv.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +36,18 @@ class Folder:
         """Nothing is read until `utterances`.
 
         Args:
-            root: the folder.
-            table: a csv (or tab-separated .tsv) with a header line and a `path` column, and as it likes `id`, `speaker`, `text`,
-                `label`, `split`; it lies below `root` or anywhere else, its paths are relative to `root`. None: every audio file counts.
+            root: the folder. table: a csv (or tab-separated .tsv) with a header line and a `path`
+            column, and as it likes `id`, `speaker`, `text`,
+                `label`, `split`; it lies below `root` or anywhere else, its paths are relative to
+                `root`. None: every audio file counts.
             columns: our name -> the table's name of a column, e.g. {"text": "sentence"}.
-            speaker_level: which folder above a file is the speaker: 1 its own folder, 2 the one above; None: no speakers.
-            label_level: the same for the class label.
-            split_by: "folders": folders below `root` are named train, valid (or dev), test; "hash": by a hash of the id; "auto": by
+            speaker_level: which folder above a file is the speaker: 1 its own folder, 2 the one
+            above; None: no speakers. label_level: the same for the class label. split_by:
+            "folders": folders below `root` are named train, valid (or dev), test; "hash": by a hash
+            of the id; "auto": by
                 folders when their names are such. A table's split column comes first.
-            test_fraction: share of all that "hash" gives to test. (`valid` is then held out of train by the stage.)
+            test_fraction: share of all that "hash" gives to test. (`valid` is then held out of
+            train by the stage.)
         """
         common.check_choice("split_by", split_by, ("auto", "folders", "hash"))
         if unknown := sorted(set(columns or {}) - set(COLUMNS)):
@@ -58,7 +63,9 @@ class Folder:
         self.test_fraction = test_fraction
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every utterance. Raises DataError when the folder or table is missing, empty, or names audio that is not there."""
+        """Every utterance. Raises DataError when the folder or table is missing, empty, or names
+        audio that is not there.
+        """
         if not self.root.is_dir():
             raise DataError(
                 f"{self.root}: no such folder; expected a folder with audio files ({', '.join(SUFFIXES)}), set data.root"
@@ -77,7 +84,9 @@ class Folder:
             yield self._claim(row, by_folders)
 
     def _first_paths(self) -> Iterator[str]:
-        """The path of one audio file directly below the root, and of one in each folder there: they tell how the tree is laid out."""
+        """The path of one audio file directly below the root, and of one in each folder there: they
+        tell how the tree is laid out.
+        """
         places = [
             iter(common.audio_in(self.root)),
             *(audio_below(folder) for folder in common.folders_in(self.root)),
@@ -94,7 +103,9 @@ class Folder:
         yield from found
 
     def _table_rows(self, table: Path) -> Iterator[dict[str, str]]:
-        """The table's rows under our names of columns. It is read again each time: it may be larger than memory."""
+        """The table's rows under our names of columns. It is read again each time: it may be larger
+        than memory.
+        """
         for place, row in rows(table, self.columns, COLUMNS):
             yield {name: text_of(value, place, name) for name, value in row.items()} | {
                 _PLACE: place
@@ -110,10 +121,12 @@ class Folder:
         )
 
     def _refuse_missing(self, table: Path) -> None:
-        first, count = None, 0
+        first = None
+        count = 0
         for row in self._table_rows(table):
             if not row["path"] or not (self.root / row["path"]).is_file():
-                first, count = first or row, count + 1
+                first = first or row
+                count = count + 1
         if first is not None:
             more = f" (and {count - 1} more)" if count > 1 else ""
             raise DataError(
@@ -124,7 +137,8 @@ class Folder:
     def _splits_by_folders(self, paths: Iterable[str]) -> bool:
         if self.split_by == "hash":
             return False
-        known, other = False, None
+        known = False
+        other = None
         for path in paths:
             if first_folder(path) in SPLIT_NAMES:
                 known = True
@@ -171,6 +185,8 @@ class Folder:
 
 
 def first_folder(path: str) -> str | None:
-    """The first folder of a relative path, in lower case; None for a file directly below the root."""
+    """The first folder of a relative path, in lower case; None for a file directly below the
+    root.
+    """
     first, slash, _ = path.partition("/")
     return first.lower() if slash else None

@@ -1,6 +1,8 @@
-"""FSDD, the Free Spoken Digit Dataset (Jackson et al.): 3,000 spoken digits, six speakers, 8 kHz. CC BY-SA 4.0.
+"""FSDD, the Free Spoken Digit Dataset (Jackson et al.): 3,000 spoken digits, six speakers, 8 kHz.
+CC BY-SA 4.0.
 
-`recordings/{digit}_{speaker}_{number}.wav`; numbers 0 to 4 of each digit and speaker are the test set.
+`recordings/{digit}_{speaker}_{number}.wav`; numbers 0 to 4 of each digit and speaker are the test
+set.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class Fsdd:
         """Nothing is read until `utterances`.
 
         Args:
-            root: the folder with the recordings, or one above it (`recordings`, `free-spoken-digit-dataset-*`).
+            root: the folder with the recordings, or one above it (`recordings`,
+            `free-spoken-digit-dataset-*`).
         """
         self.root = Path(root).expanduser().absolute()
 
@@ -45,7 +48,9 @@ class Fsdd:
             fetch_all([Archive(url=_URL, brings=f"{_FOLDER}/recordings")], self.root, mirror)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every recording. Raises DataError when there are none, or for a name that says no digit."""
+        """Every recording. Raises DataError when there are none, or for a name that says no
+        digit.
+        """
         home = common.existing_root(
             self.root, _LAYOUT, self.OBTAIN, inside=[f"{_FOLDER}/recordings", "recordings"]
         )

@@ -1,6 +1,8 @@
-"""IEMOCAP (Busso et al. 2008): 12 hours of two actors in dialogue, five sessions, ten speakers, every turn judged for its emotion.
+"""IEMOCAP (Busso et al. 2008): 12 hours of two actors in dialogue, five sessions, ten speakers,
+every turn judged for its emotion.
 
-`Session<n>/sentences/wav/<dialogue>/<turn>.wav`, judgements in `Session<n>/dialog/EmoEvaluation/<dialogue>.txt`, words in
+`Session<n>/sentences/wav/<dialogue>/<turn>.wav`, judgements in
+`Session<n>/dialog/EmoEvaluation/<dialogue>.txt`, words in
 `Session<n>/dialog/transcriptions/<dialogue>.txt`. From its publisher, after a form.
 """
 
@@ -22,7 +24,9 @@ _SAID = re.compile(r"(\w+) \[[\d.]+-[\d.]+\]: (.*)")
 
 
 class Iemocap:
-    """Turns with an emotion that most judges agreed on. One session is for testing, the others for training."""
+    """Turns with an emotion that most judges agreed on. One session is for testing, the others for
+    training.
+    """
 
     OBTAIN = "the University of Southern California, sail.usc.edu/iemocap"
 
@@ -37,9 +41,10 @@ class Iemocap:
         """Nothing is read until `utterances`.
 
         Args:
-            root: the folder that holds the sessions, or the one above (`IEMOCAP_full_release`, `IEMOCAP`).
-            test_session: 1 to 5: the fold. Both its speakers are in no other session. `valid` is held out of train by the stage.
-            classes: 4: neutral, angry, sad and happy with excited among it (the usual task); 0: every judgement, also xxx (no agreement).
+            root: the folder that holds the sessions, or the one above (`IEMOCAP_full_release`,
+            `IEMOCAP`). test_session: 1 to 5: the fold. Both its speakers are in no other session.
+            `valid` is held out of train by the stage. classes: 4: neutral, angry, sad and happy
+            with excited among it (the usual task); 0: every judgement, also xxx (no agreement).
             kinds: of dialogue, improvised, scripted or both.
         """
         if test_session not in SESSIONS:
@@ -56,7 +61,9 @@ class Iemocap:
         self.kinds = set(kinds)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every turn of the chosen classes. Raises DataError for missing sessions, judgements and audio."""
+        """Every turn of the chosen classes. Raises DataError for missing sessions, judgements and
+        audio.
+        """
         home = common.existing_root(
             self.root, _LAYOUT, self.OBTAIN, inside=["IEMOCAP_full_release", "IEMOCAP"]
         )
@@ -81,7 +88,8 @@ class Iemocap:
             label = _FOUR.get(emotion, "") if self.classes == 4 else emotion
             if label:
                 path = session / "sentences" / "wav" / table.stem / f"{turn}.wav"
-                # Ses01F_impro01_M003: the first letter is the actor who wore the markers, the last who speaks.
+                # Ses01F_impro01_M003: the first letter is the actor who wore the markers, the last
+                # who speaks.
                 speaker = f"{turn[:5]}{turn.rpartition('_')[2][0]}"
                 text = said.get(turn, "")
                 yield SourceUtterance(
@@ -102,6 +110,8 @@ def _texts(path: Path) -> dict[str, str]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines as they are: a judgement ends in a tab-separated list. Some files hold single bytes of Latin-1."""
+    """Lines as they are: a judgement ends in a tab-separated list. Some files hold single bytes of
+    Latin-1.
+    """
     with open(path, encoding="latin-1") as file:
         yield from enumerate((line.rstrip("\n") for line in file), start=1)

@@ -1,7 +1,9 @@
-"""Libri-Light (Kahn et al. 2020): 60,000 hours of read English without transcripts, `<subset>/<speaker>/<book>/<recording>.flac`.
+"""Libri-Light (Kahn et al. 2020): 60,000 hours of read English without transcripts,
+`<subset>/<speaker>/<book>/<recording>.flac`.
 
-Recordings last up to hours. Beside each lies a .json with the seconds in which somebody speaks (`voice_activity`): from these they are cut
-into pieces, as places in the manifest; no audio is copied. LibriVox recordings, in the public domain.
+Recordings last up to hours. Beside each lies a .json with the seconds in which somebody speaks
+(`voice_activity`): from these they are cut into pieces, as places in the manifest; no audio is
+copied. LibriVox recordings, in the public domain.
 """
 
 from __future__ import annotations
@@ -60,10 +62,10 @@ class LibriLight:
         """Nothing is read until `utterances`.
 
         Args:
-            root: the folder that holds the subsets.
-            subsets: any of small (577 h), medium (5,193 h), large (51,934 h) and duplicate.
-            max_seconds: the longest piece; None takes each recording as it is, e.g. when they were cut before.
-            max_pause_seconds: a longer pause ends a piece, and belongs to none.
+            root: the folder that holds the subsets. subsets: any of small (577 h), medium (5,193
+            h), large (51,934 h) and duplicate. max_seconds: the longest piece; None takes each
+            recording as it is, e.g. when they were cut before. max_pause_seconds: a longer pause
+            ends a piece, and belongs to none.
         """
         if max_seconds is not None and max_seconds <= 0:
             raise ConfigError(
@@ -88,7 +90,9 @@ class LibriLight:
         )
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every piece of speech, recording by recording. Raises DataError for a missing subset or .json."""
+        """Every piece of speech, recording by recording. Raises DataError for a missing subset or
+        .json.
+        """
         common.existing_root(self.root, _LAYOUT, self.OBTAIN)
         for subset in self.subsets:
             for speaker in common.folders_in(common.existing(self.root / subset, _LAYOUT)):
@@ -104,7 +108,8 @@ class LibriLight:
             return
         pieces = cut(_voice_activity(path), self.max_seconds, self.max_pause_seconds)
         for number, (start, end) in enumerate(pieces):
-            first, last = samples(start), min(samples(end), length)
+            first = samples(start)
+            last = min(samples(end), length)
             if first < last:
                 yield SourceUtterance(
                     id=f"{id}_{number:04d}",
@@ -117,7 +122,9 @@ class LibriLight:
 
 
 class LibriLightLimited:
-    """The 10 min, 1 h and 10 h of LibriSpeech that Libri-Light publishes for fine-tuning with little supervision."""
+    """The 10 min, 1 h and 10 h of LibriSpeech that Libri-Light publishes for fine-tuning with
+    little supervision.
+    """
 
     OBTAIN = "github.com/facebookresearch/libri-light, or data.download=true (0.6 GB)"
     SIZES = ("10min", "1h", "10h")
@@ -163,7 +170,9 @@ class LibriLightLimited:
         self.evaluation.download(mirror)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every utterance. Raises DataError for missing parts and for audio without a transcript."""
+        """Every utterance. Raises DataError for missing parts and for audio without a
+        transcript.
+        """
         home = common.existing_root(
             self.root, _FINETUNING_LAYOUT, self.OBTAIN, inside=[_FINETUNING]
         )
@@ -183,10 +192,12 @@ class LibriLightLimited:
 def cut(
     activity: Sequence[tuple[float, float]], max_seconds: float, max_pause_seconds: float
 ) -> Iterator[tuple[float, float]]:
-    """Seconds in which somebody speaks -> pieces of at most `max_seconds`, in order, as long as they get.
+    """Seconds in which somebody speaks -> pieces of at most `max_seconds`, in order, as long as
+    they get.
 
-    A piece holds the pauses between its stretches of speech, up to `max_pause_seconds` each. Speech that goes on for longer than
-    `max_seconds` is cut into equal parts. No second of speech is left out, none is in two pieces.
+    A piece holds the pauses between its stretches of speech, up to `max_pause_seconds` each. Speech
+    that goes on for longer than `max_seconds` is cut into equal parts. No second of speech is left
+    out, none is in two pieces.
     """
     piece: tuple[float, float] | None = None
     for start, end in activity:
@@ -208,7 +219,9 @@ def _equal_parts(start: float, end: float, max_seconds: float) -> Iterator[tuple
 
 
 def _length(path: Path) -> int | None:
-    """Samples of a recording at 16 kHz by its header; None when it cannot be opened (`prepare` then says why)."""
+    """Samples of a recording at 16 kHz by its header; None when it cannot be opened (`prepare` then
+    says why).
+    """
     try:
         with open_audio(path) as file:
             return resampled_length(file.frames, file.samplerate)

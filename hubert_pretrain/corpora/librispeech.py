@@ -1,7 +1,8 @@
-"""LibriSpeech (Panayotov et al. 2015): about 1,000 hours of read English, `<subset>/<speaker>/<chapter>/<utterance>.flac`.
+"""LibriSpeech (Panayotov et al. 2015): about 1,000 hours of read English,
+`<subset>/<speaker>/<chapter>/<utterance>.flac`.
 
-Transcripts lie in `<speaker>-<chapter>.trans.txt` beside the audio, one `<utterance> <TEXT>` a line. The mini corpus (train-clean-5,
-dev-clean-2) has the same form. CC BY 4.0.
+Transcripts lie in `<speaker>-<chapter>.trans.txt` beside the audio, one `<utterance> <TEXT>` a
+line. The mini corpus (train-clean-5, dev-clean-2) has the same form. CC BY 4.0.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _LAYOUT = "<root>/<subset>/<speaker>/<chapter>/<speaker>-<chapter>-<utterance>.f
 _NAME = "LibriSpeech"
 """The folder that the archives unpack into."""
 
-_FULL, _MINI = "https://www.openslr.org/resources/12", "https://www.openslr.org/resources/31"
+_FULL = "https://www.openslr.org/resources/12"
+_MINI = "https://www.openslr.org/resources/31"
 PUBLISHED = {
     "train-clean-100": (
         _FULL,
@@ -45,7 +47,9 @@ PUBLISHED = {
     "train-clean-5": (_MINI, "md5:5df7d4e78065366204ca6845bb08f490"),
     "dev-clean-2": (_MINI, "md5:6d7ab67ac6a1d2c993d050e16d61080d"),
 }
-"""Subset -> where its archive is, and its checksum (sha256: torchaudio's; md5: the publisher's md5sum.txt)."""
+"""Subset -> where its archive is, and its checksum (sha256: torchaudio's; md5: the publisher's
+md5sum.txt).
+"""
 
 
 class LibriSpeech:
@@ -65,11 +69,11 @@ class LibriSpeech:
         """Nothing is read until `utterances`.
 
         Args:
-            root: the folder that holds the subsets, or the one above with `LibriSpeech/` in it (as the archives unpack).
-            train: subsets for training, e.g. ["train-clean-100"].
-            valid: subsets for validation; empty: a share of `train` is held out.
-            test: subsets for testing.
-            require_transcripts: whether audio without a transcript is an error; False gives it an empty text.
+            root: the folder that holds the subsets, or the one above with `LibriSpeech/` in it (as
+            the archives unpack). train: subsets for training, e.g. ["train-clean-100"]. valid:
+            subsets for validation; empty: a share of `train` is held out. test: subsets for
+            testing. require_transcripts: whether audio without a transcript is an error; False
+            gives it an empty text.
         """
         self.root = Path(root).expanduser().absolute()
         self.subsets = {"train": list(train), "valid": list(valid), "test": list(test)}
@@ -91,7 +95,9 @@ class LibriSpeech:
         fetch_all(archives, above, mirror)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every utterance of the chosen subsets. Raises DataError for missing subsets and for audio and text that do not match."""
+        """Every utterance of the chosen subsets. Raises DataError for missing subsets and for audio
+        and text that do not match.
+        """
         common.existing_root(self.root, _LAYOUT, self.OBTAIN)
         for split, subsets in self.subsets.items():
             for subset in subsets:
@@ -127,10 +133,9 @@ def chapter_utterances(
     """The utterances of one `<speaker>/<chapter>` folder.
 
     Args:
-        chapter: the folder.
-        split: what to say of them.
-        require_transcripts: whether audio without a transcript is an error.
-        require_audio: whether a transcript without audio is one (a part of a chapter may keep the whole chapter's transcript).
+        chapter: the folder. split: what to say of them. require_transcripts: whether audio without
+        a transcript is an error. require_audio: whether a transcript without audio is one (a part
+        of a chapter may keep the whole chapter's transcript).
     """
     speaker = chapter.parent.name
     audio = {path.stem: path for path in common.audio_in(chapter)}
@@ -149,7 +154,9 @@ def chapter_utterances(
 
 
 def read_transcript(path: Path) -> dict[str, str]:
-    """id -> text of a `.trans.txt`. Raises DataError for a line without text, an id twice, or text that is not UTF-8."""
+    """id -> text of a `.trans.txt`. Raises DataError for a line without text, an id twice, or text
+    that is not UTF-8.
+    """
     texts: dict[str, str] = {}
     for number, line in common.read_lines(path):
         id, *words = line.split()

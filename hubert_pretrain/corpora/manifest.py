@@ -1,4 +1,6 @@
-"""Manifests that other tools write, or you: fairseq, csv, tsv, jsonl, Kaldi, lhotse, Hugging Face datasets, a prepared corpus."""
+"""Manifests that other tools write, or you: fairseq, csv, tsv, jsonl, Kaldi, lhotse, Hugging Face
+datasets, a prepared corpus.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,15 @@ class ManifestFile:
         """Nothing is read until `utterances`.
 
         Args:
-            path: a manifest, a folder of them, several, or {split: one or several}.
-            format: auto, or a name in `formats.FORMATS`; docs/formats.md says what each holds.
-            root: what relative paths are relative to; None: what the manifest says, or its folder.
-            split: of rows that name none; None: what the name of their file tells (train.tsv, cuts_dev-clean.jsonl.gz), else train.
-            columns: our name -> the manifest's name of a column, e.g. {"path": "audio_filepath", "text": "sentence"}.
-            rate: samples per second in which a manifest counts that does not say (fairseq, columns start and num_samples).
-            ids: of rows without one: "path", relative and without its suffix, or "name", the file's without its suffix.
-            name: what the corpus is called, where rows do not say.
+            path: a manifest, a folder of them, several, or {split: one or several}. format: auto,
+            or a name in `formats.FORMATS`; docs/formats.md says what each holds. root: what
+            relative paths are relative to; None: what the manifest says, or its folder. split: of
+            rows that name none; None: what the name of their file tells (train.tsv,
+            cuts_dev-clean.jsonl.gz), else train. columns: our name -> the manifest's name of a
+            column, e.g. {"path": "audio_filepath", "text": "sentence"}. rate: samples per second in
+            which a manifest counts that does not say (fairseq, columns start and num_samples). ids:
+            of rows without one: "path", relative and without its suffix, or "name", the file's
+            without its suffix. name: what the corpus is called, where rows do not say.
         """
         registry.check_format(format)
         if ids not in ("path", "name"):
@@ -60,9 +63,11 @@ class ManifestFile:
         self.name = name
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every row, one after the other. Audio that a manifest holds inside itself is written below `folder`, once.
+        """Every row, one after the other. Audio that a manifest holds inside itself is written
+        below `folder`, once.
 
-        Raises DataError for a manifest that is missing, empty or broken (naming line and column), whose first row names audio that is not
+        Raises DataError for a manifest that is missing, empty or broken (naming line and column),
+        whose first row names audio that is not
         there, or when two rows have one id (naming both).
         """
         yield from without_duplicates(lambda: self._records(folder))

@@ -1,4 +1,6 @@
-"""Several corpora as one. Each keeps its splits; how often it is drawn is said by `pretrain.corpus_weights` or `.corpus_temperature`."""
+"""Several corpora as one. Each keeps its splits; how often it is drawn is said by
+`pretrain.corpus_weights` or `.corpus_temperature`.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Mixture:
                 yield replace(claim, id=f"{name}/{claim.id}", corpus=name)
 
     def download(self, mirror: str | None = None) -> None:
-        """Fetches what the corpora lack that can be had this way. The others are there, or `utterances` says where they are to be had."""
+        """Fetches what the corpora lack that can be had this way. The others are there, or
+        `utterances` says where they are to be had.
+        """
         for source in self.corpora.values():
             if hasattr(source, "download"):
                 download(source, mirror)

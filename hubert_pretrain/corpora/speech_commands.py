@@ -1,4 +1,6 @@
-"""Speech Commands v0.02 (Warden 2018): 105,829 recordings of one of 35 words each, `<word>/<speaker>_nohash_<n>.wav`. CC BY 4.0."""
+"""Speech Commands v0.02 (Warden 2018): 105,829 recordings of one of 35 words each,
+`<word>/<speaker>_nohash_<n>.wav`. CC BY 4.0.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.frames import SAMPLE_RATE
 
-_NAME, _TEST_NAME = "speech_commands_v0.02", "speech_commands_test_set_v0.02"
+_NAME = "speech_commands_v0.02"
+_TEST_NAME = "speech_commands_test_set_v0.02"
 _LAYOUT = "<root>/{validation_list.txt,testing_list.txt} and <root>/<word>/<speaker>_nohash_<n>.wav"
 _URL = "https://storage.googleapis.com/download.tensorflow.org/data"
 _CHECKSUM = (
@@ -20,14 +23,19 @@ _CHECKSUM = (
 )
 
 TEN_WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-SILENCE, UNKNOWN = "_silence_", "_unknown_"
+SILENCE = "_silence_"
+UNKNOWN = "_unknown_"
 _NOISE = "_background_noise_"
 _NOISE_SPLITS = (("train", 0.8), ("valid", 0.9), ("test", 1.0))
-"""Where in a recording of noise each split ends: seconds of one split touch those of another, but never overlap."""
+"""Where in a recording of noise each split ends: seconds of one split touch those of another, but
+never overlap.
+"""
 
 
 class SpeechCommands:
-    """The 35 words, or the 12 classes of SUPERB and of the paper: ten words, `_unknown_` for the others, `_silence_` from the noises."""
+    """The 35 words, or the 12 classes of SUPERB and of the paper: ten words, `_unknown_` for the
+    others, `_silence_` from the noises.
+    """
 
     OBTAIN = "download.tensorflow.org, or data.download=true (2.4 GB)"
 
@@ -35,9 +43,9 @@ class SpeechCommands:
         """Nothing is read until `utterances`.
 
         Args:
-            root: the folder that holds the words, or the one above with `speech_commands_v0.02/` in it.
-            classes: 35 or 12.
-            official_test: test on `speech_commands_test_set_v0.02` beside that folder, the balanced test set of 12 classes, in place of
+            root: the folder that holds the words, or the one above with `speech_commands_v0.02/` in
+            it. classes: 35 or 12. official_test: test on `speech_commands_test_set_v0.02` beside
+            that folder, the balanced test set of 12 classes, in place of
                 testing_list.txt (which is left out of train all the same).
         """
         if classes not in (35, 12):

@@ -1,7 +1,9 @@
-"""Another corpus with copies of its training utterances at other speeds (Ko et al. 2015, "Audio augmentation for speech recognition").
+"""Another corpus with copies of its training utterances at other speeds (Ko et al. 2015, "Audio
+augmentation for speech recognition").
 
-A copy is the recording played faster or slower: tempo and pitch change together, as `sox speed` and Kaldi's perturb_data_dir_speed.sh do.
-Copies are made once, in `prepare`, as FLAC files beside the manifest, because targets are made of what is heard.
+A copy is the recording played faster or slower: tempo and pitch change together, as `sox speed` and
+Kaldi's perturb_data_dir_speed.sh do. Copies are made once, in `prepare`, as FLAC files beside the
+manifest, because targets are made of what is heard.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.seeds import derive, share_of
 
 SPEAKERS = ("suffix", "keep")
-SLOWEST, FASTEST = 0.5, 2.0
+SLOWEST = 0.5
+FASTEST = 2.0
 FOLDER = "speed"
 _UNFINISHED = ".tmp.flac"
 _AT_ONCE = 256
@@ -47,7 +50,9 @@ Out = TypeVar("Out")
 
 
 class SpeedPerturbation:
-    """Every utterance of a corpus, and copies of those of split `train` at other speeds, with ids such as `19-198-0001-speed0.9`."""
+    """Every utterance of a corpus, and copies of those of split `train` at other speeds, with ids
+    such as `19-198-0001-speed0.9`.
+    """
 
     def __init__(
         self,
@@ -60,11 +65,13 @@ class SpeedPerturbation:
     ) -> None:
         """
         Args:
-            corpus: the corpus, as another node of data.corpus.
-            factors: speeds; 1.0 stands for the utterances themselves and must be among them. 1.1 is a tenth faster.
-            speakers: "suffix": a copy has a speaker of its own (`19-speed0.9`), as in Kaldi, since its voice is another; "keep".
-            valid_fraction: share of `train` that is held out as `valid` where the corpus has no such split, before copies are made: a
-                copy of what is validated on must not be trained on. Give it the value of data.valid_fraction.
+            corpus: the corpus, as another node of data.corpus. factors: speeds; 1.0 stands for the
+            utterances themselves and must be among them. 1.1 is a tenth faster. speakers: "suffix":
+            a copy has a speaker of its own (`19-speed0.9`), as in Kaldi, since its voice is
+            another; "keep". valid_fraction: share of `train` that is held out as `valid` where the
+            corpus has no such split, before copies are made: a
+                copy of what is validated on must not be trained on. Give it the value of
+                data.valid_fraction.
             workers: threads that make copies; 0 is one per core.
         """
         factors = [float(factor) for factor in factors]
@@ -81,7 +88,9 @@ class SpeedPerturbation:
             raise ConfigError(
                 f"data.corpus.speakers={speakers!r}: expected one of {', '.join(SPEAKERS)}"
             )
-        self.corpus, self.speakers, self.valid_fraction = corpus, speakers, valid_fraction
+        self.corpus = corpus
+        self.speakers = speakers
+        self.valid_fraction = valid_fraction
         self.factors = [factor for factor in factors if factor != 1.0]
         self.workers = workers or usable_cores()
         self.root = getattr(corpus, "root", None)
@@ -91,9 +100,11 @@ class SpeedPerturbation:
         download(self.corpus, mirror)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Each utterance, followed by its copies. Copies that lie in `folder` already, of the same recording, are used again.
+        """Each utterance, followed by its copies. Copies that lie in `folder` already, of the same
+        recording, are used again.
 
-        One that cannot be read, or is truncated, is claimed without copies: `prepare` will find it and say so once.
+        One that cannot be read, or is truncated, is claimed without copies: `prepare` will find it
+        and say so once.
         """
         for half_written in (folder / FOLDER).rglob(f".*{_UNFINISHED}"):
             half_written.unlink(missing_ok=True)
@@ -104,7 +115,9 @@ class SpeedPerturbation:
             yield from claims
 
     def _held_out(self, claims: Iterable[SourceUtterance]) -> float:
-        """Ids of `train` whose `share_of` is below this number are validated on: as `prepare` chooses them, at least one."""
+        """Ids of `train` whose `share_of` is below this number are validated on: as `prepare`
+        chooses them, at least one.
+        """
         least = 1.0
         for claim in claims:
             if claim.split == "valid" or self.valid_fraction <= 0:
@@ -154,7 +167,9 @@ class SpeedPerturbation:
 
 
 def change_speed(waveform: Waveform, factor: float) -> Waveform:
-    """A waveform (S,) played `factor` times as fast: (S / factor,), where S / factor is rounded half up."""
+    """A waveform (S,) played `factor` times as fast: (S / factor,), where S / factor is rounded
+    half up.
+    """
     rate = rate_of(factor)
     return fit_length(
         soxr.resample(waveform, rate, SAMPLE_RATE), resampled_length(len(waveform), rate)
@@ -162,7 +177,9 @@ def change_speed(waveform: Waveform, factor: float) -> Waveform:
 
 
 def rate_of(factor: float) -> int:
-    """The rate at which a recording would have to have been made to sound `factor` times as fast."""
+    """The rate at which a recording would have to have been made to sound `factor` times as
+    fast.
+    """
     return round(SAMPLE_RATE * factor)
 
 
@@ -170,7 +187,9 @@ def _whole(claim: SourceUtterance) -> Waveform:
     """The audio of a claim. Raises DataError when it is not there in full."""
     if (
         claim.num_samples is None
-    ):  # of a segment there is a length to compare with; a long recording is not probed for each of its own
+        # of a segment there is a length to compare with; a long recording is not probed for each of its
+        # own
+    ):
         refuse_other_length(
             claim, scan(claim.path, offset=claim.offset, num_bytes=claim.num_bytes).num_samples
         )
@@ -187,7 +206,9 @@ def _whole(claim: SourceUtterance) -> Waveform:
 
 
 def _write(path: Path, waveform: Waveform) -> None:
-    """16-bit FLAC under its final name only when it is whole. The stage syncs the folder when it publishes it."""
+    """16-bit FLAC under its final name only when it is whole. The stage syncs the folder when it
+    publishes it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{_UNFINISHED}")
     soundfile.write(
@@ -197,7 +218,9 @@ def _write(path: Path, waveform: Waveform) -> None:
 
 
 def _is_newer(path: Path, source: str | Path) -> bool:
-    """Whether a copy was made after its recording changed last. What lies behind a URL does not change."""
+    """Whether a copy was made after its recording changed last. What lies behind a URL does not
+    change.
+    """
     try:
         return (
             "://" in str(source) or path.stat().st_mtime_ns >= os.stat(source).st_mtime_ns
@@ -209,7 +232,9 @@ def _is_newer(path: Path, source: str | Path) -> bool:
 
 
 def _in_order(function: Callable[[In], Out], values: Iterable[In], workers: int) -> Iterator[Out]:
-    """`map` over threads (decoding, resampling and encoding release the interpreter), some hundred values ahead and not all."""
+    """`map` over threads (decoding, resampling and encoding release the interpreter), some hundred
+    values ahead and not all.
+    """
     values = iter(values)
     with ThreadPoolExecutor(workers) as pool:
         while part := list(islice(values, _AT_ONCE)):

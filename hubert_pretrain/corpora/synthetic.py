@@ -1,7 +1,9 @@
-"""The embedded corpus: English sentences spoken by espeak-ng, with transcripts, voice labels and exact phone alignments.
+"""The embedded corpus: English sentences spoken by espeak-ng, with transcripts, voice labels and
+exact phone alignments.
 
-It needs no download and is made in seconds, so that the whole loop can run on a fresh machine. It is a toy: one synthesiser, no
-noise, no rooms. Speaking rate, pitch, melody and pauses vary, sentences come from the grammar of `sentences.py`.
+It needs no download and is made in seconds, so that the whole loop can run on a fresh machine. It
+is a toy: one synthesiser, no noise, no rooms. Speaking rate, pitch, melody and pauses vary,
+sentences come from the grammar of `sentences.py`.
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ from hubert_pretrain.corpora.speech_synthesis.sentences import sentences, transc
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
 
-SHORTEST_SECONDS, LONGEST_SECONDS = 2.75, 6.0
-"""Expected lengths of the sentences that are spoken (pretraining leaves out what is shorter than 2 s)."""
+SHORTEST_SECONDS = 2.75
+LONGEST_SECONDS = 6.0
+"""Expected lengths of the sentences that are spoken (pretraining leaves out what is shorter than 2
+s).
+"""
 
 FEWEST_UTTERANCES = 3
 """Of each voice: one for every split."""
@@ -52,13 +57,13 @@ class Synthetic:
     """Speech from espeak-ng, the same bytes for the same arguments.
 
     Args:
-        minutes: how much speech to make, all splits together. The true length is within a few per cent.
-        voices: `{name, voice, words_per_minute, pitch}` of each speaker.
-        num_voices: use only the first so many of them (0: all).
-        valid_fraction, test_fraction: share of each voice's sentences that goes to these splits, at least one sentence.
-        variation: how far words per minute may stray from the voice's own, as a fraction; pitch strays by 50 times as many points.
-        seed: of the sentences and of the variation.
-        workers: processes to speak with (0: one per core); they do not change the result.
+        minutes: how much speech to make, all splits together. The true length is within a few per
+        cent. voices: `{name, voice, words_per_minute, pitch}` of each speaker. num_voices: use only
+        the first so many of them (0: all). valid_fraction, test_fraction: share of each voice's
+        sentences that goes to these splits, at least one sentence. variation: how far words per
+        minute may stray from the voice's own, as a fraction; pitch strays by 50 times as many
+        points. seed: of the sentences and of the variation. workers: processes to speak with (0:
+        one per core); they do not change the result.
     """
 
     def __init__(
@@ -92,7 +97,8 @@ class Synthetic:
         )
         self.minutes = minutes
         self.voices = [as_voice(voice) for voice in voices][: num_voices or None]
-        self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
+        self.valid_fraction = valid_fraction
+        self.test_fraction = test_fraction
         self.variation = variation
         self.seed = seed
         self.workers = workers or os.cpu_count() or 1
@@ -131,7 +137,9 @@ class Synthetic:
             )
 
     def script(self) -> list[Line]:
-        """Who says what: one voice after the other takes sentences until it has its share of the minutes, so none is said twice."""
+        """Who says what: one voice after the other takes sentences until it has its share of the
+        minutes, so none is said twice.
+        """
         stream = sentences(self.seed)
         lines: list[Line] = []
         for voice in self.voices:
@@ -152,7 +160,8 @@ class Synthetic:
 
     def _share(self, stream: Iterator[str], voice: Voice) -> list[str]:
         """The next sentences of `stream` that last as long as one voice should speak."""
-        wanted, total = 60 * self.minutes / len(self.voices), 0.0
+        wanted = 60 * self.minutes / len(self.voices)
+        total = 0.0
         share: list[str] = []
         for sentence in stream:
             length = expected_seconds(sentence, voice.words_per_minute)
@@ -180,7 +189,9 @@ class Synthetic:
 
 
 def as_voice(values: Mapping[str, Any]) -> Voice:
-    """A voice from the values of conf/data/synthetic.yaml; ConfigError for a field that is missing or that there is not."""
+    """A voice from the values of conf/data/synthetic.yaml; ConfigError for a field that is missing
+    or that there is not.
+    """
     known = [field.name for field in fields(Voice)]
     for key in values:
         check(
@@ -203,7 +214,9 @@ def check(fine: bool, found: str, expected: str) -> None:
 
 
 def expected_seconds(sentence: str, words_per_minute: int) -> float:
-    """How long a sentence lasts: letters and pauses at the measured pace of espeak-ng (within a few per cent over many)."""
+    """How long a sentence lasts: letters and pauses at the measured pace of espeak-ng (within a few
+    per cent over many).
+    """
     letters = sum(character.isalpha() for character in sentence)
     pauses = sentence.count(",")
     return 0.725 + (letters * 9.1 + pauses * 47) / words_per_minute

@@ -1,6 +1,8 @@
-"""TIMIT (Garofolo et al. 1993): 630 speakers of American English, ten sentences each, with hand-made phone alignments.
+"""TIMIT (Garofolo et al. 1993): 630 speakers of American English, ten sentences each, with
+hand-made phone alignments.
 
-`TRAIN/DR1/FCJF0/SA1.WAV` with `.PHN` and `.TXT` beside it, in capitals or not; .WAV is NIST SPHERE or RIFF. Sold by the LDC.
+`TRAIN/DR1/FCJF0/SA1.WAV` with `.PHN` and `.TXT` beside it, in capitals or not; .WAV is NIST SPHERE
+or RIFF. Sold by the LDC.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ VALID_SPEAKERS = _speakers(
     "mwjg0 fnmr0 frew0 fsem0 mbns0 mmjr0 mdls0 mdlf0 mdvc0 mers0 fmah0 fdrw0 mrcs0 mrjm4 fcal1 mmwh0 fjsj0 majc0 mjsw0 mreb0 fgjd0 fjmg0 "
     "mroa0 mteb0 mjfc0 mrjr0 fmml0 mrws1"
 )
-"""50 of the other test speakers, which phone recognition holds out for validation (Halberstadt 1998; Kaldi's dev_spk.list)."""
+"""50 of the other test speakers, which phone recognition holds out for validation (Halberstadt
+1998; Kaldi's dev_spk.list).
+"""
 
 _FOLDED = {
     "aa": "ao",
@@ -52,7 +56,9 @@ _FOLDED = {
     "": "q",
 }
 FOLD_39 = {phone: folded for folded, phones in _FOLDED.items() for phone in phones.split()}
-"""The 61 phones of the corpus -> the 39 of Lee and Hon (1989), where they differ; "" is left out."""
+"""The 61 phones of the corpus -> the 39 of Lee and Hon (1989), where they differ; "" is left
+out.
+"""
 
 
 class Timit:
@@ -66,10 +72,11 @@ class Timit:
         """Nothing is read until `utterances`.
 
         Args:
-            root: the folder that holds TRAIN and TEST, or one above (`TIMIT`, `timit/TIMIT`, `data`).
-            include_sa: whether the two sentences that everyone reads count. They are in train and test alike, so results leave them out.
-            test: "core": 24 speakers; "full": every test speaker who is not held out for validation (118).
-            phones: 61, as transcribed, or 39, folded as for scoring.
+            root: the folder that holds TRAIN and TEST, or one above (`TIMIT`, `timit/TIMIT`,
+            `data`). include_sa: whether the two sentences that everyone reads count. They are in
+            train and test alike, so results leave them out. test: "core": 24 speakers; "full":
+            every test speaker who is not held out for validation (118). phones: 61, as transcribed,
+            or 39, folded as for scoring.
         """
         common.check_choice("test", test, ("core", "full"))
         if phones not in (61, 39):
@@ -80,7 +87,9 @@ class Timit:
         self.fold = FOLD_39 if phones == 39 else {}
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every sentence of the chosen speakers. Raises DataError for missing folders and for audio without its phones or text."""
+        """Every sentence of the chosen speakers. Raises DataError for missing folders and for audio
+        without its phones or text.
+        """
         common.existing_root(self.root, _LAYOUT, self.OBTAIN)
         home = self._home()
         for part in ("train", "test"):
@@ -107,7 +116,8 @@ class Timit:
         return "test" if self.test == "full" or speaker in CORE_TEST_SPEAKERS else ""
 
     def _speaker(self, speaker: Path, split: str) -> Iterator[SourceUtterance]:
-        # One disc image has SA1.WAV (SPHERE) and SA1.WAV.wav (RIFF): the same sound, of which the shorter name counts.
+        # One disc image has SA1.WAV (SPHERE) and SA1.WAV.wav (RIFF): the same sound, of which the
+        # shorter name counts.
         files = {path.name.lower(): path for path in speaker.iterdir()}
         sentences = {
             name.partition(".")[0]: files[name]

@@ -1,6 +1,8 @@
-"""VoxCeleb1 (Nagrani et al. 2017): 153,516 utterances of 1,251 celebrities from videos, `wav/<speaker>/<video>/<n>.wav`.
+"""VoxCeleb1 (Nagrani et al. 2017): 153,516 utterances of 1,251 celebrities from videos,
+`wav/<speaker>/<video>/<n>.wav`.
 
-`iden_split.txt` says which is for what in speaker identification: `1 id10003/na8-QEFmj44/00003.wav`. Its publisher asks for a form.
+`iden_split.txt` says which is for what in speaker identification: `1
+id10003/na8-QEFmj44/00003.wav`. Its publisher asks for a form.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ _SPLITS = {"1": "train", "2": "valid", "3": "test"}
 
 
 class VoxCeleb1:
-    """All utterances in the splits of speaker identification: every speaker is in each of them, and is the label."""
+    """All utterances in the splits of speaker identification: every speaker is in each of them, and
+    is the label.
+    """
 
     OBTAIN = "the Visual Geometry Group, robots.ox.ac.uk/~vgg/data/voxceleb"
 
@@ -30,7 +34,9 @@ class VoxCeleb1:
         self.root = Path(root).expanduser().absolute()
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every utterance that the list names. Raises DataError for a missing list or audio, and for a line that is none."""
+        """Every utterance that the list names. Raises DataError for a missing list or audio, and
+        for a line that is none.
+        """
         common.existing_root(self.root, _LAYOUT, self.OBTAIN)
         wavs = common.existing(self.root / "wav", _LAYOUT)
         table = common.existing(self.root / "iden_split.txt", _LAYOUT)

@@ -1,7 +1,9 @@
-"""VoxPopuli (Wang et al. 2021): speeches in the European Parliament, 400,000 hours in 23 languages, 1,800 of them transcribed in 16.
+"""VoxPopuli (Wang et al. 2021): speeches in the European Parliament, 400,000 hours in 23 languages,
+1,800 of them transcribed in 16.
 
-Its own scripts cut the raw recordings into `unlabelled_data/<language>/<year>/*.ogg` and `transcribed_data/<language>/` (`asr_*.tsv` and
-`<year>/*.ogg`). Without them its table of segments does it: pieces are then places in the raw recordings. CC0.
+Its own scripts cut the raw recordings into `unlabelled_data/<language>/<year>/*.ogg` and
+`transcribed_data/<language>/` (`asr_*.tsv` and `<year>/*.ogg`). Without them its table of segments
+does it: pieces are then places in the raw recordings. CC0.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ _SEGMENT = ("event_id", "segment_no", "start", "end")
 
 
 class VoxPopuli:
-    """Unlabelled or transcribed speech of any languages. The label of an utterance is its language."""
+    """Unlabelled or transcribed speech of any languages. The label of an utterance is its
+    language.
+    """
 
     OBTAIN = "github.com/facebookresearch/voxpopuli; data.download=true fetches raw recordings, for data.corpus.part=raw"
     PARTS = ("raw", "unlabelled", "transcribed")
@@ -49,10 +53,10 @@ class VoxPopuli:
 
         Args:
             root: the folder that holds `raw_audios`, `unlabelled_data` or `transcribed_data`.
-            languages: e.g. ["en", "de"].
-            part: "unlabelled": what the publisher's get_unlabelled_data cut; "raw": the recordings as they are published, cut by its table
-                of segments without copying (Ogg cannot be sought exactly: write shards of it before training); "transcribed": what its
-                get_asr_data cut.
+            languages: e.g. ["en", "de"]. part: "unlabelled": what the publisher's
+            get_unlabelled_data cut; "raw": the recordings as they are published, cut by its table
+                of segments without copying (Ogg cannot be sought exactly: write shards of it before
+                training); "transcribed": what its get_asr_data cut.
             years: of the recordings, for raw and unlabelled; also what is downloaded.
             text: column of asr_*.tsv with the transcript, normalized_text or raw_text.
         """
@@ -66,7 +70,9 @@ class VoxPopuli:
         self.text = text
 
     def download(self, mirror: str | None = None) -> None:
-        """Fetches raw recordings and the table of segments. Raises ConfigError for the parts that need the publisher's scripts."""
+        """Fetches raw recordings and the table of segments. Raises ConfigError for the parts that
+        need the publisher's scripts.
+        """
         if self.part != "raw":
             raise ConfigError(
                 f"data.corpus.part={self.part}: only raw is downloaded, the publisher's scripts cut the others: {self.OBTAIN}"
@@ -125,7 +131,8 @@ class VoxPopuli:
         for language, year in sorted(wanted):
             common.existing(self.root / "raw_audios" / language / year, _RAW)
         for place, row in common.read_table(table, _SEGMENT):
-            language, year = row["event_id"].rpartition("_")[2], row["event_id"][:4]
+            language = row["event_id"].rpartition("_")[2]
+            year = row["event_id"][:4]
             if (language, year) not in wanted:
                 continue
             path = common.existing_audio(

@@ -1,7 +1,9 @@
-"""Tar shards in WebDataset's form, on disk or behind URLs: one audio member a key (`x.flac`), and as they like `x.txt`, `x.json`.
+"""Tar shards in WebDataset's form, on disk or behind URLs: one audio member a key (`x.flac`), and
+as they like `x.txt`, `x.json`.
 
-Every shard is read through once in `prepare`, which notes where each utterance lies, the shard's size and its sha256. Training then reads
-from any place in any order: what step n contains does not depend on the number of shards, workers or devices.
+Every shard is read through once in `prepare`, which notes where each utterance lies, the shard's
+size and its sha256. Training then reads from any place in any order: what step n contains does not
+depend on the number of shards, workers or devices.
 """
 
 from __future__ import annotations
@@ -42,26 +44,26 @@ class WebDataset:
         """Nothing is read until `utterances`.
 
         Args:
-            root: folder or URL that the shards lie below.
-            train: their names, below `root` or absolute: `train-{000000..000099}.tar` anywhere, `train-*.tar` where names can be listed.
-            valid: the same; none: a share of `train` is held out.
-            test: the same.
-            text, speaker, label: fields of the `json` members that hold them. A `txt` member comes before the text of a `json`.
-            ids: key: an utterance is called as its `json` says under `id`, otherwise as its key; shard: `<shard>/<key>`, for shards
+            root: folder or URL that the shards lie below. train: their names, below `root` or
+            absolute: `train-{000000..000099}.tar` anywhere, `train-*.tar` where names can be
+            listed. valid: the same; none: a share of `train` is held out. test: the same. text,
+            speaker, label: fields of the `json` members that hold them. A `txt` member comes before
+            the text of a `json`. ids: key: an utterance is called as its `json` says under `id`,
+            otherwise as its key; shard: `<shard>/<key>`, for shards
                 that all count from 0.
         """
         check_choice("ids", ids, ("key", "shard"))
-        self.root, self.ids = (
-            str(root) if is_url(str(root)) else str(Path(root).expanduser().absolute()),
-            ids,
-        )
+        self.root = str(root) if is_url(str(root)) else str(Path(root).expanduser().absolute())
+        self.ids = ids
         self.shards = {"train": list(train), "valid": list(valid), "test": list(test)}
         self.fields = {"text": text, "speaker": speaker, "label": label}
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every utterance, shard by shard. What was found in a shard is kept in `folder`, so a killed run reads the others only.
+        """Every utterance, shard by shard. What was found in a shard is kept in `folder`, so a
+        killed run reads the others only.
 
-        Raises DataError: shards are missing, were cut, are none, hold what they should not, or differ from their own index.
+        Raises DataError: shards are missing, were cut, are none, hold what they should not, or
+        differ from their own index.
         """
         shards = [
             (split, shard)
@@ -82,7 +84,8 @@ class WebDataset:
             else said.get("id") or entry.id
         )
         text, speaker, label = (said.get(name, "") for name in ("text", *_PASSTHROUGH))
-        offset, num_bytes = entry.offset, entry.num_bytes
+        offset = entry.offset
+        num_bytes = entry.num_bytes
         return SourceUtterance(
             id=id,
             path=shard,
@@ -95,7 +98,9 @@ class WebDataset:
         )
 
     def _index(self, shard: str, folder: Path) -> ShardIndex:
-        """What lies in a shard: as an earlier run found it, when the shard is the same still, otherwise by reading it through."""
+        """What lies in a shard: as an earlier run found it, when the shard is the same still,
+        otherwise by reading it through.
+        """
         if shard.endswith(("gz", "tgz")):
             raise DataError(
                 f"{shard}: is compressed as a whole, so nothing in it can be read alone; unpack it to a .tar (audio hardly shrinks)"
@@ -109,7 +114,9 @@ class WebDataset:
         return index
 
     def _identity(self, shard: str) -> str:
-        """Changes with the shard and with what is looked for in it. Of a shard behind a URL, only its name is known."""
+        """Changes with the shard and with what is looked for in it. Of a shard behind a URL, only
+        its name is known.
+        """
         place = [shard, *self.fields.values()]
         if not is_url(shard):
             try:
@@ -136,7 +143,8 @@ class WebDataset:
         return index
 
     def _entry(self, shard: str, sample: list[Member]) -> Entry:
-        key, members = sample[0].key, contents(sample)
+        key = sample[0].key
+        members = contents(sample)
         extension = audio_of(shard, key, list(members))
         member = next(member for member in sample if member.extension == extension)
         where = f"{shard}: {key}"
@@ -156,7 +164,9 @@ class WebDataset:
 
 
 def _refuse_other_than_promised(shard: str, found: ShardIndex) -> None:
-    """Raises DataError when the shard has an index of our writer beside it that says something else."""
+    """Raises DataError when the shard has an index of our writer beside it that says something
+    else.
+    """
     value = read_json_at(f"{shard}{SUFFIX}")
     promised = ShardIndex.parse(value) if isinstance(value, dict) else None
     if promised is None or promised.sha256 == found.sha256:

@@ -1,4 +1,6 @@
-"""Any corpus, with alignments from elsewhere: TextGrids, CTM, .phn or LibriSpeech's lists, joined by the ids of its utterances."""
+"""Any corpus, with alignments from elsewhere: TextGrids, CTM, .phn or LibriSpeech's lists, joined
+by the ids of its utterances.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from hubert_pretrain.formats.alignments import AlignmentFiles
 
 
 class WithAlignments:
-    """A corpus whose utterances get their phones from files of alignments; those that the corpus brings itself are put aside."""
+    """A corpus whose utterances get their phones from files of alignments; those that the corpus
+    brings itself are put aside.
+    """
 
     def __init__(
         self,
@@ -51,7 +55,8 @@ class WithAlignments:
         other = ""
         for claim in self.corpus.utterances(folder):
             phones = files.find(claim.id)
-            total, matched = total + 1, matched + (phones is not None)
+            total = total + 1
+            matched = matched + (phones is not None)
             other = other or ("" if phones is not None else claim.id)
             yield replace(claim, phones=phones, corpus=claim.corpus or name)
         if total and not matched:
@@ -68,7 +73,9 @@ class WithAlignments:
 
 
 def with_alignments(corpus: CorpusSource, alignments: str | Mapping[str, str]) -> WithAlignments:
-    """`data.alignments`: a path, or {path, format, tier, silence, symbols}. Raises ConfigError for other keys."""
+    """`data.alignments`: a path, or {path, format, tier, silence, symbols}. Raises ConfigError for
+    other keys.
+    """
     options = {"path": alignments} if isinstance(alignments, str) else dict(alignments)
     known = ("path", "format", "tier", "silence", "symbols")
     if unknown := [name for name in options if name not in known] or ["path"] * (

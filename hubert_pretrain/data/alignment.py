@@ -1,6 +1,8 @@
-"""Phone alignments: which phone is spoken at which sample, for the rows of a manifest that have them.
+"""Phone alignments: which phone is spoken at which sample, for the rows of a manifest that have
+them.
 
-Stored beside the manifest as one memory-mapped table: row, phone numbers, starts and ends; the inventory is in its metadata.
+Stored beside the manifest as one memory-mapped table: row, phone numbers, starts and ends; the
+inventory is in its metadata.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ FORMAT = "hubert_pretrain.alignments.1"
 NO_PHONE = -1
 
 Phones = Sequence[tuple[str, int, int]]
-"""An alignment: (phone, start, end) in samples at 16 kHz, ordered, end exclusive, without overlaps."""
+"""An alignment: (phone, start, end) in samples at 16 kHz, ordered, end exclusive, without
+overlaps.
+"""
 
 
 class Alignments:
@@ -32,7 +36,8 @@ class Alignments:
     def __init__(self, path: Path) -> None:
         self.path = path
         table = open_table(path, made_by="prepare")
-        self._batch, metadata = table.batch, table.metadata
+        self._batch = table.batch
+        metadata = table.metadata
         if metadata.get("format") != FORMAT:
             raise ArtefactError(
                 f"{path}: is {metadata.get('format', 'no alignment table')}, expected {FORMAT}; run stage=prepare again"
@@ -53,7 +58,9 @@ class Alignments:
         return int(self._batch.num_rows)
 
     def rows(self) -> NDArray[np.int64]:
-        """The manifest rows that have an alignment, ascending (N,). A read-only view of the file."""
+        """The manifest rows that have an alignment, ascending (N,). A read-only view of the
+        file.
+        """
         return self._batch.column(0).to_numpy(zero_copy_only=True)
 
     def has(self, row: int) -> bool:
@@ -61,7 +68,9 @@ class Alignments:
         return self._place(row) is not None
 
     def intervals(self, row: int) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-        """Phone numbers, starts and ends (each (P,), in samples of the utterance) of a row. Raises DataError when it has none."""
+        """Phone numbers, starts and ends (each (P,), in samples of the utterance) of a row. Raises
+        DataError when it has none.
+        """
         place = self._place(row)
         if place is None:
             raise DataError(
@@ -75,10 +84,13 @@ class Alignments:
     def frame_phone_ids(
         self, row: int, num_frames: int, grid: FrameGrid = MODEL_GRID
     ) -> NDArray[np.int32]:
-        """The phone at the centre sample of each frame, as a number (T,); NO_PHONE (-1) in gaps and after the last phone."""
+        """The phone at the centre sample of each frame, as a number (T,); NO_PHONE (-1) in gaps and
+        after the last phone.
+        """
         phones, starts, ends = self.intervals(row)
         centres = np.arange(num_frames, dtype=np.int64) * grid.hop + grid.centre_sample(0)
-        # The last phone that starts at or before the centre; place -1 (none has started) is masked below.
+        # The last phone that starts at or before the centre; place -1 (none has started) is masked
+        # below.
         place = np.searchsorted(starts, centres, side="right") - 1
         inside = (
             (place >= 0) & (centres < ends[place])
@@ -101,13 +113,15 @@ class Alignments:
 
 
 def write_alignments(path: Path, alignments: Iterable[tuple[int, Phones]]) -> None:
-    """Writes `alignments.arrow` atomically from (manifest row, phones) pairs, one after the other: they may be any number.
+    """Writes `alignments.arrow` atomically from (manifest row, phones) pairs, one after the other:
+    they may be any number.
 
     Raises:
         DataError: the phones of a row are not in order.
         ValueError: the rows are not in ascending order.
     """
-    pairs, number = iter(alignments), dict[str, int]()
+    pairs = iter(alignments)
+    number = dict[str, int]()
     types = {
         "row": pa.int64(),
         "phones": pa.large_list(pa.int32()),

@@ -1,9 +1,10 @@
 """Arrow tables on disk as this project uses them: one record batch, uncompressed, memory-mapped.
 
-One batch keeps every column contiguous, so a column of numbers is a numpy view of the file: opening costs the same for a hundred rows
-and for 200 million, and all processes of a machine share one copy in the page cache. A column that repeats itself may be stored by its
-runs (data/run_length.py): it then takes neither room nor a read of the disk for a row. `Spool` makes such a table in the memory of a
-chunk: each buffer of each column grows in a file of its own.
+One batch keeps every column contiguous, so a column of numbers is a numpy view of the file: opening
+costs the same for a hundred rows and for 200 million, and all processes of a machine share one copy
+in the page cache. A column that repeats itself may be stored by its runs (data/run_length.py): it
+then takes neither room nor a read of the disk for a row. `Spool` makes such a table in the memory
+of a chunk: each buffer of each column grows in a file of its own.
 """
 
 from __future__ import annotations
@@ -50,10 +51,12 @@ def write_table(path: Path, columns: dict[str, pa.Array], metadata: dict[str, st
 
 
 class Table:
-    """A table on disk: `batch` is all of it as views of the file, `metadata` what was written with it.
+    """A table on disk: `batch` is all of it as views of the file, `metadata` what was written with
+    it.
 
-    Single cells are read by position (`numbers`, `text`) and not through the memory map, where each would bring in the 64 KB around it:
-    reading rows here and there would fill a process with the pages of the file. Columns stored by runs are small, and read through it.
+    Single cells are read by position (`numbers`, `text`) and not through the memory map, where each
+    would bring in the 64 KB around it: reading rows here and there would fill a process with the
+    pages of the file. Columns stored by runs are small, and read through it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,11 +89,9 @@ class Table:
 
     def _text(self, column: pa.Array) -> Callable[[int], str]:
         _, offsets, data = column.buffers()
-        bounds, begin, table = (
-            self._stretch(offsets, pa.int64(), len(column) + 1),
-            data.address - self._base if data else 0,
-            self,
-        )
+        bounds = self._stretch(offsets, pa.int64(), len(column) + 1)
+        begin = data.address - self._base if data else 0
+        table = self
 
         def read(place: int) -> str:
             first, stop = bounds.pair(place)
@@ -110,14 +111,15 @@ class ColumnReader:
     """A column of numbers that is read cell by cell, or a stretch of it."""
 
     def __init__(self, table: Table, start: int, dtype: np.dtype[Any], count: int) -> None:
-        self._table, self._start, self._dtype, self._count = (
-            table,
-            start,
-            dtype,
-            count,
-        )  # the table keeps its file open
-        self._size, code = dtype.itemsize, "@" + dtype.char
-        self._one, self._two = struct.Struct(code), struct.Struct(code + dtype.char)
+        # the table keeps its file open
+        self._table = table
+        self._start = start
+        self._dtype = dtype
+        self._count = count
+        self._size = dtype.itemsize
+        code = "@" + dtype.char
+        self._one = struct.Struct(code)
+        self._two = struct.Struct(code + dtype.char)
 
     def __len__(self) -> int:
         return self._count
@@ -150,7 +152,8 @@ class ColumnReader:
 def open_table(path: Path, made_by: str) -> Table:
     """A table written by `write_table`; nothing of its rows is read yet.
 
-    Raises ArtefactError when the file is missing or damaged; the message names the stage `made_by` that writes it.
+    Raises ArtefactError when the file is missing or damaged; the message names the stage `made_by`
+    that writes it.
     """
     if not path.is_file():
         raise ArtefactError(f"{path}: not found; it is written by stage={made_by}")
@@ -164,13 +167,19 @@ def open_table(path: Path, made_by: str) -> Table:
 
 
 class ColumnSpool:
-    """Columns that grow on disk in chunks, and are then read as memory maps. Use it in a `with`: its folder is removed at the end."""
+    """Columns that grow on disk in chunks, and are then read as memory maps. Use it in a `with`:
+    its folder is removed at the end.
+    """
 
     def __init__(self, folder: Path, types: Mapping[str, pa.DataType]) -> None:
-        """Columns of numbers, `TEXT`, `NAME` or large lists of numbers, without nulls. What lies in `folder` is removed."""
+        """Columns of numbers, `TEXT`, `NAME` or large lists of numbers, without nulls. What lies in
+        `folder` is removed.
+        """
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        self.folder, self.types, self.num_rows = folder, dict(types), 0
+        self.folder = folder
+        self.types = dict(types)
+        self.num_rows = 0
         self._files: dict[str, IO[bytes]] = {}
         self._ends = dict.fromkeys(self.types, 0)  # elements of a column of text or lists
         self._names: dict[str, dict[str, int]] = {
@@ -204,14 +213,17 @@ class ColumnSpool:
         self.num_rows += counts.pop()
 
     def columns(self) -> dict[str, pa.Array]:
-        """All rows so far. The arrays are memory maps: reading them takes no memory that cannot be given back."""
+        """All rows so far. The arrays are memory maps: reading them takes no memory that cannot be
+        given back.
+        """
         for file in self._files.values():
             file.flush()
         return {name: self._column(name, kind) for name, kind in self.types.items()}
 
     def replace(self, name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
         """Changes the numbers of a column of numbers or lists, in parts."""
-        file, kind = self._files.get(f"{name}.values"), self.types[name]
+        file = self._files.get(f"{name}.values")
+        kind = self.types[name]
         if file is None or not file.tell():
             return
         file.flush()
@@ -228,7 +240,8 @@ class ColumnSpool:
         kind = self.types[name]
         if pa.types.is_dictionary(kind):
             # Numbered as they appear, so that the table does not depend on how its parts were made.
-            known, used = self._names[name], array.indices.unique()
+            known = self._names[name]
+            used = array.indices.unique()
             numbers = np.zeros(len(array.dictionary), dtype=np.int32)
             numbers[used.to_numpy()] = [
                 known.setdefault(value, len(known))
@@ -237,7 +250,8 @@ class ColumnSpool:
             self._write(name, "values", numbers[array.indices.to_numpy()])
         elif _is_nested(kind):
             offsets = _offsets(array)
-            first, last = int(offsets[0]), int(offsets[-1])
+            first = int(offsets[0])
+            last = int(offsets[-1])
             self._write(name, "offsets", offsets[1:] - first + self._ends[name])
             self._ends[name] += last - first
             if kind == TEXT:

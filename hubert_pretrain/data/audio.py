@@ -1,10 +1,13 @@
-"""Audio files -> waveforms: float32, mono, 16 kHz. Decoded by libsndfile (soundfile), resampled by soxr.
+"""Audio files -> waveforms: float32, mono, 16 kHz. Decoded by libsndfile (soundfile), resampled by
+soxr.
 
-The contract that everything else rests on: `probe(path).num_samples` is exactly `len(read(path))`, for any source rate, and a crop is
-exactly as long as was asked for. A file, the same file inside a shard and the same behind a URL give the same samples to the last bit.
+The contract that everything else rests on: `probe(path).num_samples` is exactly `len(read(path))`,
+for any source rate, and a crop is exactly as long as was asked for. A file, the same file inside a
+shard and the same behind a URL give the same samples to the last bit.
 
-Two formats have a faster way to the same samples, since training waits for them: plain 16-bit WAV at 16 kHz is a stretch of bytes, and
-most of a 16-bit FLAC file is decoded from its beginning by dr_flac (miniaudio), which needs 0.6 of libsndfile's time.
+Two formats have a faster way to the same samples, since training waits for them: plain 16-bit WAV
+at 16 kHz is a stretch of bytes, and most of a 16-bit FLAC file is decoded from its beginning by
+dr_flac (miniaudio), which needs 0.6 of libsndfile's time.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 """Files that count as audio."""
 
 _EXACT_SEEK = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF"}
-"""Formats where libsndfile seeks to the very sample. In Ogg and MP3 it lands near it, so those are decoded from their beginning."""
+"""Formats where libsndfile seeks to the very sample. In Ogg and MP3 it lands near it, so those are
+decoded from their beginning.
+"""
 
 _PLAIN_WAV = (
     b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16) + b"data"
@@ -38,23 +43,33 @@ _PLAIN_WAV = (
 """Bytes 8 to 40 of a WAV file that holds 16-bit mono at 16 kHz and nothing before its samples."""
 _HEAD = 44
 STREAMED = 0x7FFFF000
-"""WAV lengths from here on, and 0, mean that the writer could not know the length: it wrote into a pipe."""
+"""WAV lengths from here on, and 0, mean that the writer could not know the length: it wrote into a
+pipe.
+"""
 
 _MOST = 0.6
-"""When more than this share of a FLAC file is wanted, decoding from its beginning in the fast way is faster than seeking."""
+"""When more than this share of a FLAC file is wanted, decoding from its beginning in the fast way
+is faster than seeking.
+"""
 
 _LONGEST = 1 << 28
-"""Samples of the longest file decoded in that way (4.7 hours): no header makes us reserve more memory than this."""
+"""Samples of the longest file decoded in that way (4.7 hours): no header makes us reserve more
+memory than this.
+"""
 
 _MARGIN = SAMPLE_RATE // 10
-"""Samples decoded on each side of a crop before resampling: several times the length of soxr's filter."""
+"""Samples decoded on each side of a crop before resampling: several times the length of soxr's
+filter.
+"""
 
 VARIANCE_FLOOR = 1e-5
 """torch's `layer_norm` epsilon, with which fairseq normalises waveforms."""
 
 
 def resampled_length(num_samples: int, source_rate: int) -> int:
-    """Samples at 16 kHz of `num_samples` samples at `source_rate`: rounded half up, in whole numbers (what soxr gives)."""
+    """Samples at 16 kHz of `num_samples` samples at `source_rate`: rounded half up, in whole
+    numbers (what soxr gives).
+    """
     return (2 * num_samples * SAMPLE_RATE + source_rate) // (2 * source_rate)
 
 
@@ -69,16 +84,16 @@ def read(
     cache: Cache | None = None,
     out: Waveform | None = None,
 ) -> Waveform:
-    """The samples [start, start + num_samples) of a file at 16 kHz, mono, in [-1, 1]: (S,). Only what is needed is decoded.
+    """The samples [start, start + num_samples) of a file at 16 kHz, mono, in [-1, 1]: (S,). Only
+    what is needed is decoded.
 
     Args:
-        path: the file or its URL, or the shard that holds it.
-        start: first sample, counted at 16 kHz.
-        num_samples: how many; None for all that follow. Fewer come back when the file ends before.
-        source_rate: the file's sample rate as the manifest has it; a file with another rate is an error.
-        offset, num_bytes: where the file lies in its shard; -1: `path` is the file.
-        cache: for what lies behind URLs.
-        out: (num_samples,) to read into. What is returned is the part of it that was filled.
+        path: the file or its URL, or the shard that holds it. start: first sample, counted at 16
+        kHz. num_samples: how many; None for all that follow. Fewer come back when the file ends
+        before. source_rate: the file's sample rate as the manifest has it; a file with another rate
+        is an error. offset, num_bytes: where the file lies in its shard; -1: `path` is the file.
+        cache: for what lies behind URLs. out: (num_samples,) to read into. What is returned is the
+        part of it that was filled.
 
     Raises:
         DataError: the file is missing or unreadable, or has another rate.
@@ -134,7 +149,8 @@ def decode(
 def normalize(
     waveform: Waveform, mean: float, variance: float, out: Waveform | None = None
 ) -> Waveform:
-    """(S,) with zero mean and unit variance, given those of the *whole* utterance, so a crop comes out as it would inside the whole.
+    """(S,) with zero mean and unit variance, given those of the *whole* utterance, so a crop comes
+    out as it would inside the whole.
 
     out: (S,) to write into, which may be `waveform`.
     """
@@ -158,7 +174,9 @@ def open_audio(path: str | Path) -> soundfile.SoundFile:
 
 
 def sound_file(path: str | Path, part: ByteRange) -> soundfile.SoundFile:
-    """The open file whose bytes are `part`; messages call it `path`. Raises DataError when it is not audio."""
+    """The open file whose bytes are `part`; messages call it `path`. Raises DataError when it is
+    not audio.
+    """
     try:
         return soundfile.SoundFile(part.file())
     except (soundfile.SoundFileError, OSError) as error:
@@ -168,7 +186,9 @@ def sound_file(path: str | Path, part: ByteRange) -> soundfile.SoundFile:
 
 
 def wav_header(num_samples: int) -> bytes:
-    """The 44 bytes before the samples of a 16-bit mono WAV file at 16 kHz, the form of `read`'s short way."""
+    """The 44 bytes before the samples of a 16-bit mono WAV file at 16 kHz, the form of `read`'s
+    short way.
+    """
     size = 2 * num_samples
     return (
         b"RIFF" + (_HEAD - 8 + size).to_bytes(4, "little") + _PLAIN_WAV + size.to_bytes(4, "little")
@@ -200,14 +220,14 @@ def _plain_crop(
 
 
 def _plain_flac(head: bytes) -> int:
-    """Samples in a FLAC file that is 16-bit mono at 16 kHz, by its STREAMINFO (RFC 9639 section 8.2); 0 when it is another or unsaid."""
+    """Samples in a FLAC file that is 16-bit mono at 16 kHz, by its STREAMINFO (RFC 9639 section
+    8.2); 0 when it is another or unsaid.
+    """
     packed = int.from_bytes(head[18:26], "big")
-    rate, channels, bits, total = (
-        packed >> 44,
-        (packed >> 41 & 7) + 1,
-        (packed >> 36 & 31) + 1,
-        packed & (1 << 36) - 1,
-    )
+    rate = packed >> 44
+    channels = (packed >> 41 & 7) + 1
+    bits = (packed >> 36 & 31) + 1
+    total = packed & (1 << 36) - 1
     return total if (rate, channels, bits) == (SAMPLE_RATE, 1, 16) and total <= _LONGEST else 0
 
 
@@ -215,8 +235,10 @@ def _flac_until(path: str | Path, part: ByteRange, stop: int) -> Waveform:
     """The samples [0, stop) of a 16-bit mono FLAC file that has so many."""
     from miniaudio import ffi, lib  # its Python functions would copy the samples twice
 
-    data, waveform = part.read(0, part.size), np.empty(stop, dtype=np.float32)
-    decoder, decoded = lib.ma_dr_flac_open_memory(ffi.from_buffer(data), len(data), ffi.NULL), 0
+    data = part.read(0, part.size)
+    waveform = np.empty(stop, dtype=np.float32)
+    decoder = lib.ma_dr_flac_open_memory(ffi.from_buffer(data), len(data), ffi.NULL)
+    decoded = 0
     if decoder != ffi.NULL:
         decoded = lib.ma_dr_flac_read_pcm_frames_f32(
             decoder, stop, ffi.cast("float *", waveform.ctypes.data)
@@ -234,7 +256,8 @@ def _flac_until(path: str | Path, part: ByteRange, stop: int) -> Waveform:
 def _crop(file: soundfile.SoundFile, start: int, stop: int | None) -> Waveform:
     """Samples [start, stop) of a file at its own rate, mono; fewer when it ends before."""
     if file.format in _EXACT_SEEK:
-        # Seeking behind the end is an error in libsndfile; an empty crop is what a slice of the whole would give.
+        # Seeking behind the end is an error in libsndfile; an empty crop is what a slice of the
+        # whole would give.
         file.seek(min(start, file.frames))
         count = -1 if stop is None else stop - start
         return mono(file.read(count, dtype="float32", always_2d=True))
@@ -244,12 +267,14 @@ def _crop(file: soundfile.SoundFile, start: int, stop: int | None) -> Waveform:
 def _resampled_crop(file: soundfile.SoundFile, start: int, stop: int | None) -> Waveform:
     """Samples [start, stop) at 16 kHz of a file with another rate.
 
-    Decoding begins at a sample that both rates share, so that the crop has the phase it has inside the whole, and reaches a margin
-    beyond both ends, so that soxr's filter sees the same neighbours: the crop equals the slice of the whole to about 1e-6.
+    Decoding begins at a sample that both rates share, so that the crop has the phase it has inside
+    the whole, and reaches a margin beyond both ends, so that soxr's filter sees the same
+    neighbours: the crop equals the slice of the whole to about 1e-6.
     """
     rate = file.samplerate
     shared = math.gcd(rate, SAMPLE_RATE)
-    source_period, period = rate // shared, SAMPLE_RATE // shared
+    source_period = rate // shared
+    period = SAMPLE_RATE // shared
     first = max(0, start - _MARGIN) // period  # in periods
     source_stop = None if stop is None else -(-(stop + _MARGIN) * rate // SAMPLE_RATE)
     source = _crop(file, first * source_period, source_stop)
@@ -262,7 +287,9 @@ def _resampled_crop(file: soundfile.SoundFile, start: int, stop: int | None) -> 
 
 
 def fit_length(waveform: Waveform, length: int) -> Waveform:
-    """Cut or filled with zeros to `length`: the promise of `resampled_length`, whatever a resampler rounds to."""
+    """Cut or filled with zeros to `length`: the promise of `resampled_length`, whatever a resampler
+    rounds to.
+    """
     return (
         waveform[:length]
         if len(waveform) >= length
@@ -271,12 +298,15 @@ def fit_length(waveform: Waveform, length: int) -> Waveform:
 
 
 def is_audio(name: str) -> bool:
-    """Whether a name is that of an audio file, and not of a hidden one (e.g. the `._x.wav` of macOS)."""
+    """Whether a name is that of an audio file, and not of a hidden one (e.g. the `._x.wav` of
+    macOS).
+    """
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def audio_below(root: Path) -> Iterator[Path]:
-    """Audio files below a folder, folder by folder in order, without hidden ones. Links to folders are followed, once each.
+    """Audio files below a folder, folder by folder in order, without hidden ones. Links to folders
+    are followed, once each.
 
     Hidden folders are left out too: archives on their way lie in one.
     """

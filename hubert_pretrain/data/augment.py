@@ -21,7 +21,9 @@ Waveforms = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is done to a micro-batch, in this order: mixing, noise, gain. Ratios are in dB, energy of the row over that of what is added."""
+    """What is done to a micro-batch, in this order: mixing, noise, gain. Ratios are in dB, energy
+    of the row over that of what is added.
+    """
 
     seed: int
     mix_probability: float = 0.0
@@ -39,15 +41,16 @@ class Augmentation:
     ) -> tuple[Waveforms, NDArray[np.bool_]]:
         """The augmented rows and which of them changed: (B, S) and (B,).
 
-        What is added is always clean, so the outcome of a row does not depend on the order of the rows. Nothing is clipped: the network
-        takes floats.
+        What is added is always clean, so the outcome of a row does not depend on the order of the
+        rows. Nothing is clipped: the network takes floats.
 
         Args:
             waveform: crops as they were recorded, not normalised, (B, S); left as it is.
             index: number of the micro-batch.
             rows: manifest row of each crop.
         """
-        augmented, changed = waveform.copy(), np.zeros(len(waveform), dtype=np.bool_)
+        augmented = waveform.copy()
+        changed = np.zeros(len(waveform), dtype=np.bool_)
         for b, row in enumerate(rows):
             for each in (self._mix, self._add_noise, self._gain):
                 changed[b] |= each(augmented, waveform, b, (self.seed, index, row))
@@ -56,14 +59,14 @@ class Augmentation:
     def _mix(
         self, augmented: Waveforms, clean: Waveforms, b: int, key: tuple[int, int, int]
     ) -> bool:
-        """A part of another row, or of noise, at most half as long as the row, at a random place."""
+        """A part of another row, or of noise, at most half as long as the row, at a random
+        place.
+        """
         random = generator("mix", *key)
         if random.random() >= self.mix_probability:
             return False
-        with_noise, size = (
-            random.random() < self.mix_noise_share and self.noise is not None,
-            clean.shape[1],
-        )
+        with_noise = random.random() < self.mix_noise_share and self.noise is not None
+        size = clean.shape[1]
         length = int(random.integers(1, max(2, size // 2 + 1)))
         at, start = (int(place) for place in random.integers(0, size - length + 1, size=2))
         if with_noise:
@@ -119,7 +122,9 @@ def make_augmentation(
     gain_probability: float,
     **values: object,
 ) -> Augmentation | None:
-    """The augmentation that these values describe (`noise` is a folder, see `open_noise`); None when they describe none."""
+    """The augmentation that these values describe (`noise` is a folder, see `open_noise`); None
+    when they describe none.
+    """
     probabilities = {
         "mix_probability": mix_probability,
         "noise_probability": noise_probability,
@@ -142,7 +147,9 @@ def _power(waveform: Waveforms) -> float:
 def _add(
     place: Waveforms, part: Waveforms, power: float, part_power: float, ratio_db: float
 ) -> bool:
-    """Adds a part so that `power` is `ratio_db` above it. False when one of the two is silent: no factor makes a ratio of that."""
+    """Adds a part so that `power` is `ratio_db` above it. False when one of the two is silent: no
+    factor makes a ratio of that.
+    """
     if power == 0.0 or part_power == 0.0:
         return False
     place += np.float32(np.sqrt(power / (10 ** (ratio_db / 10) * part_power))) * part
@@ -189,7 +196,9 @@ class NoiseFolder:
 
 
 class NoiseCorpus:
-    """Every row of a prepared corpus (the folder of a stage `prepare`), so that noise may lie in shards or in segments."""
+    """Every row of a prepared corpus (the folder of a stage `prepare`), so that noise may lie in
+    shards or in segments.
+    """
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
@@ -207,7 +216,8 @@ class NoiseCorpus:
 
 
 def open_noise(path: str | Path) -> Noise:
-    """Noise of a folder: a prepared corpus when it holds a manifest.arrow, else the audio files below it.
+    """Noise of a folder: a prepared corpus when it holds a manifest.arrow, else the audio files
+    below it.
 
     Raises DataError when there is no such folder, or nothing in it.
     """
@@ -227,7 +237,9 @@ def open_noise(path: str | Path) -> Noise:
 
 
 def draw_noise(noise: Noise, generator: np.random.Generator, num_samples: int) -> Waveform:
-    """A random stretch (S,) of a random recording; one that is too short is repeated from a random sample on."""
+    """A random stretch (S,) of a random recording; one that is too short is repeated from a random
+    sample on.
+    """
     number = int(generator.integers(len(noise)))
     available = noise.num_samples(number)
     if available >= num_samples:

@@ -1,10 +1,13 @@
-"""Which crops of which utterances make which micro-batch: a pure function of (seed, number), with few shapes and no padding.
+"""Which crops of which utterances make which micro-batch: a pure function of (seed, number), with
+few shapes and no padding.
 
-Design ideas 4 to 6. Utterances are bucketed by length; a micro-batch of bucket k is a crop of every row to exactly T_k frames. Training
-is one endless stream of micro-batches, of which step n takes a fixed stretch, so the only state to resume is the step number, and the
-batch of step n is the same on any number of workers and devices.
+Design ideas 4 to 6. Utterances are bucketed by length; a micro-batch of bucket k is a crop of every
+row to exactly T_k frames. Training is one endless stream of micro-batches, of which step n takes a
+fixed stretch, so the only state to resume is the step number, and the batch of step n is the same
+on any number of workers and devices.
 
-Several corpora are drawn by their weights (data/corpus_weights.py). Shapes: B utterances, T frames, C corpora, K buckets.
+Several corpora are drawn by their weights (data/corpus_weights.py). Shapes: B utterances, T frames,
+C corpora, K buckets.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ from hubert_pretrain.seeds import derive, permute
 
 @dataclass(frozen=True)
 class BatchShape:
-    """One static shape: micro-batches of `batch_rows` crops of `num_frames` frames, `masked_frames` hidden in each row."""
+    """One static shape: micro-batches of `batch_rows` crops of `num_frames` frames, `masked_frames`
+    hidden in each row.
+    """
 
     num_frames: int
     batch_rows: int
@@ -34,7 +39,9 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The crops of one forward pass: row b is frames [starts[b], starts[b] + shape.num_frames) of manifest row rows[b]."""
+    """The crops of one forward pass: row b is frames [starts[b], starts[b] + shape.num_frames) of
+    manifest row rows[b].
+    """
 
     index: int
     """Its number in the endless stream; the seed of everything random in it."""
@@ -44,11 +51,13 @@ class MicroBatch:
 
 
 class BucketSampler:
-    """The endless stream of micro-batches over the utterances of a split; step n is micro-batches [n * N, (n + 1) * N).
+    """The endless stream of micro-batches over the utterances of a split; step n is micro-batches
+    [n * N, (n + 1) * N).
 
-    An epoch of the stream holds as many micro-batches of each bucket as its utterances fill, in shuffled order; those left over
-    (fewer than a micro-batch per bucket) differ from epoch to epoch. Nothing is kept per utterance: a plan is a few numbers per bucket
-    and views of the manifest, made in milliseconds and pickled in kilobytes.
+    An epoch of the stream holds as many micro-batches of each bucket as its utterances fill, in
+    shuffled order; those left over (fewer than a micro-batch per bucket) differ from epoch to
+    epoch. Nothing is kept per utterance: a plan is a few numbers per bucket and views of the
+    manifest, made in milliseconds and pickled in kilobytes.
     """
 
     def __init__(
@@ -66,16 +75,17 @@ class BucketSampler:
         corpus_weights: Mapping[str, float] | None = None,
         corpus_temperature: float = 1.0,
     ) -> None:
-        """`utterances` are those of each corpus; `masked_frames` says how many of T frames are hidden; for weights see `corpus_shares`.
+        """`utterances` are those of each corpus; `masked_frames` says how many of T frames are
+        hidden; for weights see `corpus_shares`.
 
         Raises DataError when the utterances that are long enough do not fill one micro-batch.
         """
-        self.grid, self.seed, self.utterances = grid, seed, list(utterances)
+        self.grid = grid
+        self.seed = seed
+        self.utterances = list(utterances)
         self.micro_batches = max(1, round(batch_seconds / micro_batch_seconds))
-        cap, least = (
-            grid.num_frames(samples(min(max_crop_seconds, micro_batch_seconds))),
-            samples(min_seconds),
-        )
+        cap = grid.num_frames(samples(min(max_crop_seconds, micro_batch_seconds)))
+        least = samples(min_seconds)
         shares = sampling_weights(self.utterances, corpus_weights or {}, corpus_temperature)
 
         def batch_rows(num_frames: int) -> int:
@@ -101,7 +111,8 @@ class BucketSampler:
             make_bucket(cuts[:, k], cuts[:, k + 1] - cuts[:, k], self._repeats, shape.batch_rows)
             for k, shape in enumerate(self.shapes)
         ]
-        # Micro-batches [firsts[k], firsts[k + 1]) of an epoch are those of bucket k, before they are shuffled.
+        # Micro-batches [firsts[k], firsts[k + 1]) of an epoch are those of bucket k, before they
+        # are shuffled.
         per_epoch = [
             bucket.total // shape.batch_rows
             for bucket, shape in zip(self._buckets, self.shapes, strict=True)
@@ -111,18 +122,22 @@ class BucketSampler:
 
     @property
     def epoch_micro_batches(self) -> int:
-        """Micro-batches in which every utterance is seen at most once (or as often as the weight of its corpus says)."""
+        """Micro-batches in which every utterance is seen at most once (or as often as the weight of
+        its corpus says).
+        """
         return int(self._firsts[-1])
 
     def micro_batch(self, index: int) -> MicroBatch:
         """Number `index` of the stream, in O(B)."""
         epoch, slot = divmod(index, self.epoch_micro_batches)
         bucket, number = self._place(np.array([slot]), epoch)
-        k, shape = int(bucket[0]), self.shapes[int(bucket[0])]
+        k = int(bucket[0])
+        shape = self.shapes[int(bucket[0])]
         within = np.arange(number[0] * shape.batch_rows, (number[0] + 1) * shape.batch_rows)
         numbers = permute(within, self._buckets[k].total, self.seed, "rows", epoch, k)
         corpora, places = self._buckets[k].draw(numbers, epoch, self.seed, k)
-        rows, frames = np.empty(len(within), dtype=np.int64), np.empty(len(within), dtype=np.int64)
+        rows = np.empty(len(within), dtype=np.int64)
+        frames = np.empty(len(within), dtype=np.int64)
         for c in np.unique(corpora).tolist():
             mine = corpora == c
             rows[mine] = self.utterances[c].rows(places[mine])
@@ -135,7 +150,9 @@ class BucketSampler:
         return MicroBatch(index, rows, np.array(starts, dtype=np.int64), shape)
 
     def step_frames(self, step: int) -> tuple[int, int]:
-        """(hidden frames, all frames) of a whole step over all devices: what the loss is divided by, known before the step runs."""
+        """(hidden frames, all frames) of a whole step over all devices: what the loss is divided
+        by, known before the step runs.
+        """
         epochs, slots = np.divmod(
             np.arange(step * self.micro_batches, (step + 1) * self.micro_batches),
             self.epoch_micro_batches,
@@ -149,7 +166,9 @@ class BucketSampler:
         )
 
     def cover(self, utterances: Sequence[LengthIndex]) -> ValidationSampler:
-        """Every utterance of another split once, in the shapes of training, so that validation compiles nothing new."""
+        """Every utterance of another split once, in the shapes of training, so that validation
+        compiles nothing new.
+        """
         return ValidationSampler(utterances, self.shapes, self.grid)
 
     def describe(self) -> str:
@@ -183,13 +202,16 @@ class BucketSampler:
 class ValidationSampler(Sequence[MicroBatch]):
     """Micro-batches that hold every utterance once, in the middle, each made when it is asked for.
 
-    Only the last micro-batch of a shape and corpus has fewer rows. Utterances shorter than the smallest shape are left out.
+    Only the last micro-batch of a shape and corpus has fewer rows. Utterances shorter than the
+    smallest shape are left out.
     """
 
     def __init__(
         self, utterances: Sequence[LengthIndex], shapes: Sequence[BatchShape], grid: FrameGrid
     ) -> None:
-        self.utterances, self.shapes, self.grid = list(utterances), list(shapes), grid
+        self.utterances = list(utterances)
+        self.shapes = list(shapes)
+        self.grid = grid
         self._cuts = _cuts(
             self.utterances, [shape.num_frames for shape in shapes], grid, 0
         )  # (C, K + 1)
@@ -206,7 +228,8 @@ class ValidationSampler(Sequence[MicroBatch]):
         ends = np.cumsum(self._counts)
         group = int(np.searchsorted(ends, index, side="right"))
         c, k = divmod(group, len(self.shapes))
-        shape, number = self.shapes[k], index - int(ends[group] - self._counts[c, k])
+        shape = self.shapes[k]
+        number = index - int(ends[group] - self._counts[c, k])
         first = int(self._cuts[c, k]) + number * shape.batch_rows
         places = np.arange(first, min(first + shape.batch_rows, int(self._cuts[c, k + 1])))
         starts = (_frames(self.utterances[c], places, self.grid) - shape.num_frames) // 2
@@ -216,7 +239,9 @@ class ValidationSampler(Sequence[MicroBatch]):
 def _cuts(
     utterances: Sequence[LengthIndex], crops: Sequence[int], grid: FrameGrid, min_samples: int
 ) -> Ints:
-    """(C, K + 1): in each corpus, the utterances [cuts[k], cuts[k + 1]) are cropped to `crops[k]` frames."""
+    """(C, K + 1): in each corpus, the utterances [cuts[k], cuts[k + 1]) are cropped to `crops[k]`
+    frames.
+    """
     bounds = np.array([max(grid.num_samples(t), min_samples) for t in crops], dtype=np.int64)
     return np.array(
         [[*one.shorter_than(bounds), len(one)] for one in utterances], dtype=np.int64
@@ -230,12 +255,15 @@ def _frames(utterances: LengthIndex, places: Ints, grid: FrameGrid) -> Ints:
 def choose_crops(
     counts: Ints, batch_rows: Callable[[int], int], max_shapes: int, tolerance: float = 0.005
 ) -> list[int]:
-    """Crop lengths that lose little audio: the fewest that use as many frames per epoch as the best choice, within `tolerance`.
+    """Crop lengths that lose little audio: the fewest that use as many frames per epoch as the best
+    choice, within `tolerance`.
 
-    `counts[t]` utterances have t frames. An utterance is cropped to the longest crop that fits; a bucket that does not fill one
-    micro-batch of `batch_rows(crop)` rows is not made (its utterances go to the next shorter crop), and what does not fill a last
-    micro-batch is lost for that epoch. Exact, by dynamic programming over the distinct lengths. Utterances shorter than the shortest crop
-    are left out, which only happens to a few at the short end. Empty when nothing fills a micro-batch.
+    `counts[t]` utterances have t frames. An utterance is cropped to the longest crop that fits; a
+    bucket that does not fill one micro-batch of `batch_rows(crop)` rows is not made (its utterances
+    go to the next shorter crop), and what does not fill a last micro-batch is lost for that epoch.
+    Exact, by dynamic programming over the distinct lengths. Utterances shorter than the shortest
+    crop are left out, which only happens to a few at the short end. Empty when nothing fills a
+    micro-batch.
     """
     lengths = np.flatnonzero(counts)
     lengths = lengths[lengths > 0]
@@ -248,7 +276,8 @@ def choose_crops(
         filled > 0, filled * rows * lengths[:, None], -np.inf
     )  # frames of bucket [i, j), (n, n + 1)
     best = np.zeros(len(lengths) + 1)  # frames used by the utterances shorter than lengths[j]
-    totals, origins = [], []
+    totals = []
+    origins = []
     for _ in range(min(max_shapes, len(lengths))):
         candidates = best[:-1, None] + used
         origins.append(candidates.argmax(axis=0))
@@ -257,7 +286,8 @@ def choose_crops(
     if math.isinf(max(totals)):
         return []
     shapes = next(k for k, total in enumerate(totals) if total >= (1 - tolerance) * max(totals))
-    crops, end = [], len(lengths)
+    crops = []
+    end = len(lengths)
     for origin in reversed(origins[: shapes + 1]):
         end = int(origin[end])
         crops.append(int(lengths[end]))

@@ -1,4 +1,6 @@
-"""What a corpus says about its utterances (`Claim`), and the prepared corpus that the later stages read (`Corpus`)."""
+"""What a corpus says about its utterances (`Claim`), and the prepared corpus that the later stages
+read (`Corpus`).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class Corpus:
     """A prepared corpus: manifest, alignments where there are any, audio, and the card."""
 
     def __init__(self, folder: Path, cache: Cache | None = None) -> None:
-        self.folder, self.cache = folder, cache
+        self.folder = folder
+        self.cache = cache
         self.manifest = Manifest.open(folder / MANIFEST)
         self.alignments = (
             Alignments.open(folder / ALIGNMENTS) if (folder / ALIGNMENTS).is_file() else None
@@ -53,7 +56,8 @@ class Corpus:
         num_samples: int | None = None,
         out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """Waveform (S,) of a row, or of the crop [start, start + num_samples) of it, at 16 kHz, mono, in [-1, 1], not normalised.
+        """Waveform (S,) of a row, or of the crop [start, start + num_samples) of it, at 16 kHz,
+        mono, in [-1, 1], not normalised.
 
         It is read into `out` (S,) where that is given, which saves a copy.
 

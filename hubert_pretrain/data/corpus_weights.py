@@ -1,4 +1,6 @@
-"""How often each corpus is drawn: weights or a temperature -> exact numbers of utterances per epoch. C corpora, K buckets."""
+"""How often each corpus is drawn: weights or a temperature -> exact numbers of utterances per
+epoch. C corpora, K buckets.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,13 @@ Floats = NDArray[np.float64]
 def sampling_weights(
     utterances: Sequence[LengthIndex], weights: Mapping[str, float], temperature: float
 ) -> Floats | None:
-    """(C,) share of the audio that is drawn from each corpus, or None: every utterance once per epoch.
+    """(C,) share of the audio that is drawn from each corpus, or None: every utterance once per
+    epoch.
 
     Args:
-        utterances: of each corpus.
-        weights: of every corpus by name, in proportion to the audio drawn from it; empty: by temperature.
-        temperature: T; weights are hours ** (1 / T), so 1 takes every corpus as it is and more brings out the small ones
+        utterances: of each corpus. weights: of every corpus by name, in proportion to the audio
+        drawn from it; empty: by temperature. temperature: T; weights are hours ** (1 / T), so 1
+        takes every corpus as it is and more brings out the small ones
             (Conneau et al. 2020, section 3.1, where 1 / T is alpha).
 
     Raises:
@@ -64,7 +67,8 @@ def sampling_weights(
 
 
 def passes_per_epoch(audio: Ints, shares: Floats | None) -> Floats:
-    """(C,) how often an utterance is drawn per epoch, given the audio (C,) of one pass over each corpus.
+    """(C,) how often an utterance is drawn per epoch, given the audio (C,) of one pass over each
+    corpus.
 
     An epoch is as long as all of it.
     """
@@ -78,7 +82,9 @@ def passes_per_epoch(audio: Ints, shares: Floats | None) -> Floats:
 
 @dataclass(frozen=True)
 class Bucket:
-    """The utterances of all corpora that are cropped to one length. An epoch draws `quotas[c]` from the `sizes[c]` of corpus c."""
+    """The utterances of all corpora that are cropped to one length. An epoch draws `quotas[c]` from
+    the `sizes[c]` of corpus c.
+    """
 
     firsts: Ints
     """(C,) the place of the shortest in each corpus."""
@@ -93,8 +99,9 @@ class Bucket:
     def draw(self, numbers: Ints, epoch: int, *key: int | str) -> tuple[Ints, Ints]:
         """Numbers below `total` -> (their corpora, their places there).
 
-        Where a corpus is drawn more or less than once, its draws follow one endless sequence of shuffles through all epochs: after any
-        epoch, two of its utterances here have been drawn equally often or once more.
+        Where a corpus is drawn more or less than once, its draws follow one endless sequence of
+        shuffles through all epochs: after any epoch, two of its utterances here have been drawn
+        equally often or once more.
         """
         ends = np.cumsum(self.quotas)
         corpora = np.searchsorted(ends, numbers, side="right")
@@ -113,9 +120,11 @@ class Bucket:
 
 
 def make_bucket(firsts: Ints, sizes: Ints, repeat: Floats, batch_rows: int) -> Bucket:
-    """A bucket with quotas in proportion to `repeat * sizes`, exactly `sizes` where every utterance is drawn once.
+    """A bucket with quotas in proportion to `repeat * sizes`, exactly `sizes` where every utterance
+    is drawn once.
 
-    Otherwise they fill whole micro-batches of `batch_rows`, rounded down, so that nothing is left over.
+    Otherwise they fill whole micro-batches of `batch_rows`, rounded down, so that nothing is left
+    over.
     """
     if (repeat == 1.0).all():
         return Bucket(firsts, sizes, sizes)

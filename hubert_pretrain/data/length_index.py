@@ -30,7 +30,9 @@ class _Origin(Protocol):
 
 
 class LengthIndex:
-    """Utterances of one split of one corpus, shortest first. They stay in the manifest: cheap to make, to pickle and to fork."""
+    """Utterances of one split of one corpus, shortest first. They stay in the manifest: cheap to
+    make, to pickle and to fork.
+    """
 
     def __init__(
         self,
@@ -43,13 +45,14 @@ class LengthIndex:
     ) -> None:
         """
         Args:
-            rows: manifest rows (N,) in order of length.
-            num_samples: length of every row of the manifest.
-            corpus: where they come from.
-            total_samples: sum of the lengths of `rows`, where it is known.
-            origin: (manifest, split, number) that give the same again, so that pickling copies no rows.
+            rows: manifest rows (N,) in order of length. num_samples: length of every row of the
+            manifest. corpus: where they come from. total_samples: sum of the lengths of `rows`,
+            where it is known. origin: (manifest, split, number) that give the same again, so that
+            pickling copies no rows.
         """
-        self._rows, self._num_samples, self._origin = rows, num_samples, origin
+        self._rows = rows
+        self._num_samples = num_samples
+        self._origin = origin
         self.corpus = corpus
         self.total_samples = (
             int(self.num_samples(np.arange(len(rows))).sum())
@@ -83,24 +86,24 @@ class LengthIndex:
         return self._num_samples.take(rows)
 
     def shorter_than(self, num_samples: Ints) -> Ints:
-        """How many utterances are shorter than each of these lengths, by bisection: O(log N) reads each."""
+        """How many utterances are shorter than each of these lengths, by bisection: O(log N) reads
+        each.
+        """
         wanted = np.asarray(num_samples, dtype=np.int64)
-        low, high = (
-            np.zeros(wanted.shape, dtype=np.int64),
-            np.full(wanted.shape, len(self), dtype=np.int64),
-        )
+        low = np.zeros(wanted.shape, dtype=np.int64)
+        high = np.full(wanted.shape, len(self), dtype=np.int64)
         while (open := low < high).any():
             middle = (low + high) // 2
             shorter = np.zeros(wanted.shape, dtype=bool)
             shorter[open] = self.num_samples(middle[open]) < wanted[open]
-            low, high = (
-                np.where(open & shorter, middle + 1, low),
-                np.where(open & ~shorter, middle, high),
-            )
+            low = np.where(open & shorter, middle + 1, low)
+            high = np.where(open & ~shorter, middle, high)
         return low
 
     def frame_counts(self, grid: FrameGrid, min_samples: int, max_frames: int) -> Ints:
-        """(max_frames + 1,): how many utterances of at least `min_samples` have t frames; the last counts all that have more, too."""
+        """(max_frames + 1,): how many utterances of at least `min_samples` have t frames; the last
+        counts all that have more, too.
+        """
         bounds = np.array(
             [max(grid.num_samples(t), min_samples) for t in range(1, max_frames + 1)],
             dtype=np.int64,

@@ -1,9 +1,11 @@
 """The manifest: which utterances a corpus has, as a memory-mapped table with one row per utterance.
 
-Rows are ordered by split (train, valid, test, then others by name) and id, so a split is a range of rows and the order never depends
-on how files were found. Nothing is kept per utterance in Python: 200 million rows open as fast as ten. Columns that repeat themselves
-(paths of shards, speakers, sample rates) are stored by their runs, which leaves some 65 bytes for a row in a shard. One more column holds,
-for every split and corpus, its rows in order of length, which is all that training needs to know to choose its crops (data/length_index.py).
+Rows are ordered by split (train, valid, test, then others by name) and id, so a split is a range of
+rows and the order never depends on how files were found. Nothing is kept per utterance in Python:
+200 million rows open as fast as ten. Columns that repeat themselves (paths of shards, speakers,
+sample rates) are stored by their runs, which leaves some 65 bytes for a row in a shard. One more
+column holds, for every split and corpus, its rows in order of length, which is all that training
+needs to know to choose its crops (data/length_index.py).
 """
 
 from __future__ import annotations
@@ -73,7 +75,9 @@ class Utterance:
     """Absolute path or URL of the audio file, or of the shard that holds it."""
     num_samples: int
     offset: int = -1
-    """Where the bytes of the audio file begin in `path`, a shard; -1 when `path` is the audio file itself."""
+    """Where the bytes of the audio file begin in `path`, a shard; -1 when `path` is the audio file
+    itself.
+    """
     num_bytes: int = -1
     """How many bytes the audio file has in its shard; -1 when it is no part of one."""
     start: int = 0
@@ -86,7 +90,9 @@ class Utterance:
     split: str = "train"
     corpus: str = ""
     mean: float = 0.0
-    """Mean of the whole utterance (in [-1, 1], after resampling), so that a crop is normalised as the whole is."""
+    """Mean of the whole utterance (in [-1, 1], after resampling), so that a crop is normalised as
+    the whole is.
+    """
     variance: float = 1.0
     """Biased variance of the whole utterance."""
     row: int = -1
@@ -94,13 +100,16 @@ class Utterance:
 
 
 class Manifest:
-    """Random access to the rows of a manifest. Cheap to open, to pickle and to fork; safe to share between processes."""
+    """Random access to the rows of a manifest. Cheap to open, to pickle and to fork; safe to share
+    between processes.
+    """
 
     def __init__(self, path: Path, root: Path | None = None) -> None:
         self.path = path
         self._root_override = root
         self._table = open_table(path, made_by="prepare")
-        batch, metadata = self._table.batch, self._table.metadata
+        batch = self._table.batch
+        metadata = self._table.metadata
         if metadata.get("format") not in READABLE:
             raise ArtefactError(
                 f"{path}: is {metadata.get('format', 'not a manifest')}, expected {FORMAT}; run stage=prepare again"
@@ -171,7 +180,9 @@ class Manifest:
         return np.arange(start, stop, dtype=np.int64)
 
     def by_length(self, split: str) -> list[LengthIndex]:
-        """The utterances of a split in order of length, each corpus for itself, by name; none when the split has no rows. O(1)."""
+        """The utterances of a split in order of length, each corpus for itself, by name; none when
+        the split has no rows. O(1).
+        """
         return [
             LengthIndex(
                 self._by_length.part(start, stop),
@@ -189,7 +200,9 @@ class Manifest:
         return self.numbers("num_samples")
 
     def numbers(self, name: str) -> NDArray[Any]:
-        """A column of numbers, (N,), read-only: a view of the file, unless the column is stored by its runs."""
+        """A column of numbers, (N,), read-only: a view of the file, unless the column is stored by
+        its runs.
+        """
         if name not in self._views:
             self._views[name] = run_length.as_numpy(self._table.batch.column(name))
         return self._views[name]
@@ -199,16 +212,22 @@ class Manifest:
         return self._locate(self._texts["path"](row))
 
     def column(self, name: str) -> pa.Array:
-        """A whole column, see `take`. In the memory of a number for each row when it is stored by its runs."""
+        """A whole column, see `take`. In the memory of a number for each row when it is stored by
+        its runs.
+        """
         stored = self._table.batch.column(name)
         return run_length.take(stored, self.rows()) if run_length.is_encoded(stored) else stored
 
     def take(self, name: str, rows: Ints) -> pa.Array:
-        """A column at some rows (N,), as an Arrow array (names such as `speaker` are dictionary arrays: `.dictionary`, `.indices`)."""
+        """A column at some rows (N,), as an Arrow array (names such as `speaker` are dictionary
+        arrays: `.dictionary`, `.indices`).
+        """
         return run_length.take(self._table.batch.column(name), rows)
 
     def number(self, name: str, row: int) -> Any:
-        """A cell of a column of numbers (of names: the number of the name), without mapping the pages around it."""
+        """A cell of a column of numbers (of names: the number of the name), without mapping the
+        pages around it.
+        """
         return self._cells[name][row]
 
     def _locate(self, stored: str) -> str:
@@ -220,12 +239,13 @@ class Manifest:
 def write_manifest(
     path: Path, utterances: Iterable[Utterance], root: str | Path | None = None
 ) -> Manifest:
-    """Writes `manifest.arrow` atomically, in the memory of a few numbers per utterance, and opens it.
+    """Writes `manifest.arrow` atomically, in the memory of a few numbers per utterance, and opens
+    it.
 
     Args:
-        path: the file to write.
-        utterances: in any order; their `row` is ignored.
-        root: folder of the corpus. Paths below it are stored relative to it, so that it can move; paths below the manifest's own
+        path: the file to write. utterances: in any order; their `row` is ignored. root: folder of
+        the corpus. Paths below it are stored relative to it, so that it can move; paths below the
+        manifest's own
             folder are stored relative to that.
 
     Raises:
@@ -251,9 +271,13 @@ def write_manifest(
 def write_columns(
     path: Path, parts: Iterable[Mapping[str, pa.Array]], root: str | Path | None = None
 ) -> Manifest:
-    """`write_manifest` for those who have the columns (those of `TYPES`, as parts of the table) in the order of the rows."""
-    home, root = path.absolute().parent, Path(root or path.parent).absolute()
-    inside, below = f"{home}{os.sep}", f"{root}{os.sep}"
+    """`write_manifest` for those who have the columns (those of `TYPES`, as parts of the table) in
+    the order of the rows.
+    """
+    home = path.absolute().parent
+    root = Path(root or path.parent).absolute()
+    inside = f"{home}{os.sep}"
+    below = f"{root}{os.sep}"
     with ColumnSpool(path.with_name(f".{path.name}.columns"), TYPES) as spool:
         for part in parts:
             spool.append({**part, "path": _stored(part["path"], inside, below)})
@@ -275,7 +299,9 @@ def write_columns(
 
 
 def order_by_id(ids: pa.Array, paths: pa.Array) -> Ints:
-    """The places of `ids` in their order. Raises DataError, with the paths of both, when two are the same."""
+    """The places of `ids` in their order. Raises DataError, with the paths of both, when two are
+    the same.
+    """
     order: Ints = pc.sort_indices(ids).to_numpy().view(np.int64)
     for part in chunks(len(order)):
         part = slice(max(0, part.start - 1), part.stop)
@@ -291,7 +317,9 @@ def order_by_id(ids: pa.Array, paths: pa.Array) -> Ints:
 
 
 def order_by_split(by_id: Ints, splits: NDArray[np.int32], names: list[str]) -> Ints:
-    """Places in the order of the manifest's rows, given those in order of ids, and the split of every place as a number into `names`."""
+    """Places in the order of the manifest's rows, given those in order of ids, and the split of
+    every place as a number into `names`.
+    """
     ranks = np.empty(len(names), dtype=np.int16)
     ranks[sorted(range(len(names)), key=lambda number: split_order(names[number]))] = np.arange(
         len(names)
@@ -315,7 +343,8 @@ def _stored(paths: pa.Array, home: str, root: str) -> pa.Array:
 
 
 def _ranges(splits: pa.DictionaryArray) -> dict[str, list[int]]:
-    numbers, names = splits.indices.to_numpy(), splits.dictionary.to_pylist()
+    numbers = splits.indices.to_numpy()
+    names = splits.dictionary.to_pylist()
     # The rows of a split are together, and splits are numbered as they appear.
     bounds = np.searchsorted(numbers, np.arange(len(names) + 1)).tolist()
     return {name: [bounds[number], bounds[number + 1]] for number, name in enumerate(names)}
@@ -324,8 +353,11 @@ def _ranges(splits: pa.DictionaryArray) -> dict[str, list[int]]:
 def _order_by_length(
     columns: dict[str, pa.Array], ranges: dict[str, list[int]]
 ) -> tuple[NDArray[np.uint32], dict[str, list[tuple[str, int, int, int]]]]:
-    """Rows by (split, corpus, length), and for every split the (corpus, start, stop, samples) of its stretches of that order."""
-    lengths, corpora = columns["num_samples"].to_numpy(), columns["corpus"].indices.to_numpy()
+    """Rows by (split, corpus, length), and for every split the (corpus, start, stop, samples) of
+    its stretches of that order.
+    """
+    lengths = columns["num_samples"].to_numpy()
+    corpora = columns["corpus"].indices.to_numpy()
     names = columns["corpus"].dictionary.to_pylist()
     order = np.empty(len(lengths), dtype=np.uint32)
     groups: dict[str, list[tuple[str, int, int, int]]] = {}

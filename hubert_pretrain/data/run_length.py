@@ -1,5 +1,6 @@
-"""Columns that repeat themselves, stored by their runs (Arrow's run-end encoding): a corpus of one sample rate, rows in the order of their
-shards or speakers. A run takes one value and its end, so such columns cost no bytes per row, and reading a cell touches no page of its own.
+"""Columns that repeat themselves, stored by their runs (Arrow's run-end encoding): a corpus of one
+sample rate, rows in the order of their shards or speakers. A run takes one value and its end, so
+such columns cost no bytes per row, and reading a cell touches no page of its own.
 """
 
 from __future__ import annotations
@@ -25,10 +26,8 @@ _AT_A_TIME = 1 << 16
 
 def encode_runs(column: pa.Array) -> pa.Array:
     """The column by its runs when they are few, otherwise as it is. It has no nulls."""
-    starts, limit = (
-        [np.zeros(min(1, len(column)), dtype=np.int64)],
-        min(MOST_RUNS, len(column) // _LEAST_LENGTH),
-    )
+    starts = [np.zeros(min(1, len(column)), dtype=np.int64)]
+    limit = min(MOST_RUNS, len(column) // _LEAST_LENGTH)
     plain = column.indices if pa.types.is_dictionary(column.type) else column
     for first in range(1, len(column), _AT_A_TIME):
         stop = min(first + _AT_A_TIME, len(column))
@@ -85,7 +84,8 @@ class RunLengthColumn:
         stored = (
             column.values.indices if pa.types.is_dictionary(column.values.type) else column.values
         )
-        self._ends, self._values = column.run_ends.to_numpy(), stored.to_numpy()
+        self._ends = column.run_ends.to_numpy()
+        self._values = stored.to_numpy()
         self._find, self._view = run_finder(self._ends), self._values.data
 
     def __len__(self) -> int:
@@ -102,11 +102,9 @@ class RunLengthColumn:
 def run_text(column: pa.Array) -> Callable[[int], str]:
     """Gives the text of a row of a column of text that is stored by its runs."""
     _, offsets, data = column.values.buffers()
-    find, bounds, text = (
-        run_finder(column.run_ends.to_numpy()),
-        np.frombuffer(offsets, np.int64).data,
-        memoryview(data or b""),
-    )
+    find = run_finder(column.run_ends.to_numpy())
+    bounds = np.frombuffer(offsets, np.int64).data
+    text = memoryview(data or b"")
 
     def read(row: int) -> str:
         run = find(row)
@@ -116,6 +114,8 @@ def run_text(column: pa.Array) -> Callable[[int], str]:
 
 
 def run_finder(ends: NDArray[np.int64]) -> Callable[[int], int]:
-    """Gives the run of a row. For one row at a time a memoryview is searched three times as fast as the array."""
+    """Gives the run of a row. For one row at a time a memoryview is searched three times as fast as
+    the array.
+    """
     view = ends.data
     return partial(bisect_right, view) if len(view) > 1 else lambda row: 0

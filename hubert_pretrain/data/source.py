@@ -24,13 +24,19 @@ class SourceUtterance:
     text: str = ""
     label: str = ""
     phones: Phones | None = None
-    """(phone, start, end) in samples at 16 kHz from the utterance's beginning, or None when the corpus has no alignment."""
+    """(phone, start, end) in samples at 16 kHz from the utterance's beginning, or None when the
+    corpus has no alignment.
+    """
     start: int = 0
     """First sample in the audio file, at 16 kHz (0 unless the file is a longer recording)."""
     num_samples: int | None = None
-    """Length of a segment of a longer recording, in samples at 16 kHz; None: to the end of the file."""
+    """Length of a segment of a longer recording, in samples at 16 kHz; None: to the end of the
+    file.
+    """
     expected_samples: int | None = None
-    """Length that a list states for a whole file (`num_samples` is None), at 16 kHz; `prepare` puts a file of another length aside."""
+    """Length that a list states for a whole file (`num_samples` is None), at 16 kHz; `prepare` puts
+    a file of another length aside.
+    """
     expected_within: int = 1
     """By how many samples it may differ: what the list rounds away."""
     offset: int = -1
@@ -42,7 +48,9 @@ class SourceUtterance:
 
 
 def refuse_other_length(claim: SourceUtterance, num_samples: int) -> None:
-    """Raises DataError unless a file of so many samples at 16 kHz is as long as its list states, if it does."""
+    """Raises DataError unless a file of so many samples at 16 kHz is as long as its list states, if
+    it does.
+    """
     if (
         claim.expected_samples is not None
         and abs(num_samples - claim.expected_samples) > claim.expected_within
@@ -61,13 +69,16 @@ def other_length(num_samples: int, expected: int) -> str:
 
 
 class CorpusSource(Protocol):
-    """A corpus: any class that can list its utterances. Its values are keyword arguments, its place in conf/data is a `_target_`."""
+    """A corpus: any class that can list its utterances. Its values are keyword arguments, its place
+    in conf/data is a `_target_`.
+    """
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         """Every utterance once, in any order.
 
         Args:
-            folder: where a corpus that makes its own audio may write it; what lies there after a kill may be used again.
+            folder: where a corpus that makes its own audio may write it; what lies there after a
+            kill may be used again.
 
         Raises:
             DataError: the corpus is not where it should be; the message shows the expected layout.

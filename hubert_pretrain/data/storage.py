@@ -1,7 +1,9 @@
-"""Where the bytes of an audio file come from: a file on disk, a stretch of a shard, or either of them behind a URL with a bounded cache.
+"""Where the bytes of an audio file come from: a file on disk, a stretch of a shard, or either of
+them behind a URL with a bounded cache.
 
-Any URL that fsspec knows is read (s3://, gs://, http://, ...). What is fetched is exactly the audio file asked for, never a whole shard,
-so that random access costs what it uses and one epoch fetches every byte once; the cache keeps what fits.
+Any URL that fsspec knows is read (s3://, gs://, http://, ...). What is fetched is exactly the audio
+file asked for, never a whole shard, so that random access costs what it uses and one epoch fetches
+every byte once; the cache keeps what fits.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ ATTEMPTS = 4
 
 _OPEN_SHARDS = 64
 _KEEP_AFTER_EVICTION = 0.9
-"""Room is made for a tenth of the cache at a time, because finding the oldest means looking at all."""
+"""Room is made for a tenth of the cache at a time, because finding the oldest means looking at
+all.
+"""
 _ABANDONED_SECONDS = 3600.0
 _MAGIC = b"hpc1"
 _TRAILER = len(_MAGIC) + 4 + 8
@@ -39,7 +43,8 @@ _TRAILER = len(_MAGIC) + 4 + 8
 class Cache:
     """What was fetched, kept on local disk: at most `max_bytes`, the longest unused goes first.
 
-    Safe between processes. Every entry carries its length and checksum, so one that a kill or a full disk left incomplete is fetched again.
+    Safe between processes. Every entry carries its length and checksum, so one that a kill or a
+    full disk left incomplete is fetched again.
     """
 
     folder: Path
@@ -87,7 +92,9 @@ class Cache:
             )
 
     def _make_room(self, size: int) -> None:
-        """Counts `size` bytes in, and drops the longest unused entries when that is too much. One process at a time."""
+        """Counts `size` bytes in, and drops the longest unused entries when that is too much. One
+        process at a time.
+        """
         with open(self.folder / ".bytes", "a+b") as ledger:
             fcntl.flock(ledger, fcntl.LOCK_EX)
             ledger.seek(0)
@@ -101,7 +108,9 @@ class Cache:
             ledger.write(b"%d" % total)
 
     def _evict(self, limit: int) -> int:
-        """Removes the longest unused entries until at most `limit` bytes are left. Returns how many are."""
+        """Removes the longest unused entries until at most `limit` bytes are left. Returns how many
+        are.
+        """
         entries = []
         for folder in (entry for entry in os.scandir(self.folder) if entry.is_dir()):
             for entry in os.scandir(folder.path):
@@ -129,13 +138,16 @@ class Location(NamedTuple):
 
 
 class ByteRange:
-    """The bytes of one audio file, wherever they lie. Reading is by position, so a part has no state and may be shared."""
+    """The bytes of one audio file, wherever they lie. Reading is by position, so a part has no
+    state and may be shared.
+    """
 
     def __init__(
         self, size: int, read: Callable[[int, int], bytes], path: str | None = None
     ) -> None:
         self.size = size
-        self._read, self._path = read, path
+        self._read = read
+        self._path = path
 
     @staticmethod
     def of(data: bytes) -> ByteRange:
@@ -147,7 +159,9 @@ class ByteRange:
         return self._read(start, max(0, min(length, self.size - start)))
 
     def file(self) -> str | io.BufferedIOBase:
-        """The part for those that want a file: its path where it is a file of this machine, which libraries read faster."""
+        """The part for those that want a file: its path where it is a file of this machine, which
+        libraries read faster.
+        """
         return self._path or io.BufferedReader(_ByteRangeFile(self), buffer_size=1 << 16)
 
 
@@ -159,7 +173,8 @@ def is_url(path: str) -> bool:
 def open_bytes(
     path: str, offset: int = -1, num_bytes: int = -1, cache: Cache | None = None
 ) -> ByteRange:
-    """The audio file at `path`, or the one that lies at `offset` in the shard `path` and has `num_bytes`.
+    """The audio file at `path`, or the one that lies at `offset` in the shard `path` and has
+    `num_bytes`.
 
     Raises DataError: it is missing, cannot be fetched, or is not as long as it should be.
     """
@@ -167,7 +182,8 @@ def open_bytes(
     if is_url(path):
         return ByteRange.of(fetch(path, offset, num_bytes, cache))
     try:
-        # Asked every time, because it costs a microsecond and a shard may be replaced or cut while it is in use.
+        # Asked every time, because it costs a microsecond and a shard may be replaced or cut while
+        # it is in use.
         status = os.stat(path)
         shard = _open(path, status.st_dev, status.st_ino) if offset >= 0 else _Descriptor(path)
     except OSError as error:
@@ -191,16 +207,20 @@ def open_bytes(
 
 
 def fetch(url: str, offset: int = -1, num_bytes: int = -1, cache: Cache | None = None) -> bytes:
-    """The bytes behind a URL, or `num_bytes` of them from `offset` on; from the cache where it has them.
+    """The bytes behind a URL, or `num_bytes` of them from `offset` on; from the cache where it has
+    them.
 
-    Raises DataError: they cannot be had after several attempts, or are not as many as they should be.
+    Raises DataError: they cannot be had after several attempts, or are not as many as they should
+    be.
     """
     get = functools.partial(_download, url, offset, num_bytes)
     return get() if cache is None else cache.get(f"{url}\n{offset}\n{num_bytes}", get)
 
 
 def read_json_at(path: str) -> Any | None:
-    """The JSON at a path or URL, None when there is none or it is something else. Raises DataError when a URL cannot be reached."""
+    """The JSON at a path or URL, None when there is none or it is something else. Raises DataError
+    when a URL cannot be reached.
+    """
     try:
         return json.loads(Path(path).read_bytes() if not is_url(path) else fetch(path))
     except (FileNotFoundError, ValueError):
@@ -215,7 +235,8 @@ class _Descriptor:
     """A file that is open until nobody uses it any more."""
 
     def __init__(self, path: str) -> None:
-        self._path, self._number = path, -1
+        self._path = path
+        self._number = -1
         self._number = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
@@ -233,13 +254,16 @@ class _Descriptor:
 
 @functools.lru_cache(maxsize=_OPEN_SHARDS)
 def _open(path: str, device: int, inode: int) -> _Descriptor:
-    """A shard stays open. Reads are by position, so processes that were forked may share the descriptor."""
+    """A shard stays open. Reads are by position, so processes that were forked may share the
+    descriptor.
+    """
     return _Descriptor(path)
 
 
 class _ByteRangeFile(io.RawIOBase):
     def __init__(self, part: ByteRange) -> None:
-        self._part, self._position = part, 0
+        self._part = part
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -265,7 +289,8 @@ def _read_entry(path: Path) -> bytes | None:
         entry = path.read_bytes()
     except OSError:
         return None
-    data, trailer = entry[:-_TRAILER], entry[-_TRAILER:]
+    data = entry[:-_TRAILER]
+    trailer = entry[-_TRAILER:]
     if trailer != _MAGIC + zlib.crc32(data).to_bytes(4, "little") + len(data).to_bytes(8, "little"):
         return None
     with contextlib.suppress(OSError):  # another process may have dropped it meanwhile
@@ -274,7 +299,8 @@ def _read_entry(path: Path) -> bytes | None:
 
 
 def _download(url: str, offset: int, num_bytes: int) -> bytes:
-    # Found anew each time: fsspec keeps its file systems by process, and those of a parent do not work in a fork.
+    # Found anew each time: fsspec keeps its file systems by process, and those of a parent do not
+    # work in a fork.
     from fsspec.core import url_to_fs
 
     for attempt in range(ATTEMPTS):

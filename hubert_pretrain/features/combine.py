@@ -1,4 +1,6 @@
-"""Features made of features: several side by side, neighbours in time, slopes. N frames of all utterances, D width."""
+"""Features made of features: several side by side, neighbours in time, slopes. N frames of all
+utterances, D width.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from hubert_pretrain.frames import FrameGrid
 
 
 class Combined(nn.Module):
-    """What combinations have in common: the grid of their parts, and batches that suit all of them."""
+    """What combinations have in common: the grid of their parts, and batches that suit all of
+    them.
+    """
 
     def __init__(self, parts: Sequence[Extractor]) -> None:
         super().__init__()
@@ -44,7 +48,9 @@ class Combined(nn.Module):
         raise NotImplementedError
 
     def batches(self, num_samples: NDArray[np.int64]) -> Batches:
-        """The batches of the part that makes most of them, so that none gets more at once than it asks for in total."""
+        """The batches of the part that makes most of them, so that none gets more at once than it
+        asks for in total.
+        """
         return max((plan_batches(part, num_samples) for part in self.parts), key=len)
 
 
@@ -57,7 +63,8 @@ class Concatenate(Combined):
             raise ConfigError("features.extractors is empty; name at least one to concatenate")
         for part in extractors:
             if part.grid != self.grid:
-                first, other = describe(extractors[0].fingerprint()), describe(part.fingerprint())
+                first = describe(extractors[0].fingerprint())
+                other = describe(part.fingerprint())
                 raise ConfigError(
                     f"features.extractors: {first} has {self.grid}, {other} has {part.grid}; only frames of one grid can be concatenated"
                 )
@@ -82,7 +89,9 @@ class Concatenate(Combined):
 
 
 class Splice(Combined):
-    """Each frame with `left` frames before and `right` frames after it, oldest first; the first and last frame are repeated at the ends."""
+    """Each frame with `left` frames before and `right` frames after it, oldest first; the first and
+    last frame are repeated at the ends.
+    """
 
     def __init__(self, extractor: Extractor, *, left: int, right: int) -> None:
         super().__init__([extractor])
@@ -90,7 +99,8 @@ class Splice(Combined):
             raise ConfigError(
                 f"features: left={left}, right={right}; expected 0 or more frames on each side"
             )
-        self.left, self.right = left, right
+        self.left = left
+        self.right = right
 
     @property
     def dim(self) -> int:
@@ -127,7 +137,9 @@ class Splice(Combined):
 
 
 class Deltas(Combined):
-    """The frames of an extractor with their first `order` derivatives over time, each by regression over five frames (Kaldi)."""
+    """The frames of an extractor with their first `order` derivatives over time, each by regression
+    over five frames (Kaldi).
+    """
 
     def __init__(self, extractor: Extractor, *, order: int = 2) -> None:
         super().__init__([extractor])

@@ -1,8 +1,10 @@
-"""Utterances of a corpus -> frames, many at a time and in order, without ever holding or writing them all.
+"""Utterances of a corpus -> frames, many at a time and in order, without ever holding or writing
+them all.
 
-Rows are handed over in groups. Utterances of a group are computed together where that is faster; which ones is a pure function of their
-lengths. So frames depend on their group and on nothing else: not on workers, ranks, or what was done before a kill. That is what makes
-targets byte-identical. Tensor alphabet: S samples, T frames, N frames of all utterances of a batch, D width.
+Rows are handed over in groups. Utterances of a group are computed together where that is faster;
+which ones is a pure function of their lengths. So frames depend on their group and on nothing else:
+not on workers, ranks, or what was done before a kill. That is what makes targets byte-identical.
+Tensor alphabet: S samples, T frames, N frames of all utterances of a batch, D width.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def map_frames(
     what: str = "frames",
     rowwise: bool = False,
 ) -> Iterator[Result]:
-    """Yields `function(frames)` for each row, in the order of `rows`; groups are stretches of `GROUP_ROWS` rows. See `map_groups`."""
+    """Yields `function(frames)` for each row, in the order of `rows`; groups are stretches of
+    `GROUP_ROWS` rows. See `map_groups`.
+    """
     groups = [rows[start : start + GROUP_ROWS] for start in range(0, len(rows), GROUP_ROWS)]
     for results in map_groups(
         corpus,
@@ -72,18 +76,20 @@ def map_groups(
     """Yields, for each group of rows in order, `function(frames)` of each of its rows.
 
     Args:
-        corpus: where the audio is read.
-        groups: rows of its manifest, e.g. the blocks of a target store.
-        extractor: waveform -> frames, already on `device`.
-        function: what is wanted of the frames of an utterance, (T, D) float32 on `device`; return something small.
-        device: where frames are computed. On a GPU only what `function` returns leaves it.
-        workers: threads that decode and, on a CPU, compute. With several, let torch use one thread in each (`torch.set_num_threads(1)`).
-        what: a word for the progress bar.
-        rowwise: `function` treats each frame by itself and returns an array or tensor with one row per frame. Then it is called with the
-            frames (N, D) of several utterances behind one another, which is faster, and its result is cut up.
+        corpus: where the audio is read. groups: rows of its manifest, e.g. the blocks of a target
+        store. extractor: waveform -> frames, already on `device`. function: what is wanted of the
+        frames of an utterance, (T, D) float32 on `device`; return something small. device: where
+        frames are computed. On a GPU only what `function` returns leaves it. workers: threads that
+        decode and, on a CPU, compute. With several, let torch use one thread in each
+        (`torch.set_num_threads(1)`). what: a word for the progress bar. rowwise: `function` treats
+        each frame by itself and returns an array or tensor with one row per frame. Then it is
+        called with the
+            frames (N, D) of several utterances behind one another, which is faster, and its result
+            is cut up.
 
     Raises:
-        DataError: audio cannot be read, or frames hold NaN or infinity; the message names the utterance.
+        DataError: audio cannot be read, or frames hold NaN or infinity; the message names the
+        utterance.
     """
     stream = _Stream(corpus, extractor, function, torch.device(device), rowwise)
     with progress(sum(map(len, groups)), what) as advance:
@@ -103,7 +109,8 @@ class _Stream:
 
     def run(self, groups: Sequence[Rows], workers: int) -> Iterator[list[Any]]:
         """Batches are at most two per thread ahead of the reader, so that memory stays bounded."""
-        # On a CPU threads do everything. A GPU is fed by this thread alone: kernels of several would wait for each other.
+        # On a CPU threads do everything. A GPU is fed by this thread alone: kernels of several
+        # would wait for each other.
         on_cpu = self.device.type == "cpu"
         job: Callable[[Rows], Any] = (
             (lambda rows: self.compute(rows, self.read(rows))) if on_cpu else self.read
@@ -163,7 +170,8 @@ class _Stream:
             stretches = [slice(*ends) for ends in pairwise([0, *accumulate(counts)])]
             if not bool(
                 frames.sum().isfinite()
-            ):  # a sum, because it needs no second copy of the frames; it is finite when they all are
+                # a sum, because it needs no second copy of the frames; it is finite when they all are
+            ):
                 self._check_finite(frames, stretches, rows)
             if not self.rowwise:
                 return [self.function(frames[stretch]) for stretch in stretches]
@@ -175,10 +183,8 @@ class _Stream:
             finite = frames[stretch].isfinite().all(dim=-1)
             if bool(finite.all()):
                 continue
-            utterance, frame = (
-                self.corpus.manifest[int(row)],
-                int(finite.logical_not().nonzero()[0]),
-            )
+            utterance = self.corpus.manifest[int(row)]
+            frame = int(finite.logical_not().nonzero()[0])
             raise DataError(
                 f"{utterance.path}: frame {frame} of {len(finite)} of utterance {utterance.id!r} holds NaN or infinity "
                 f"({self.extractor.fingerprint().get('kind')}); mend or remove the file, or use another checkpoint"

@@ -1,7 +1,7 @@
 """Features on disk, for people who want them there: NumPy arrays that any tool can map into memory.
 
-Nothing in this project needs them: `cluster` and `label` compute features when they want them (LibriSpeech's 960 hours of 768 dimensions
-are 531 GB, their targets 346 MB). A folder with
+Nothing in this project needs them: `cluster` and `label` compute features when they want them
+(LibriSpeech's 960 hours of 768 dimensions are 531 GB, their targets 346 MB). A folder with
     frames-00002-of-00010.npy   (frames, D) float32 or float16, the frames of neighbouring utterances behind one another
     offsets.npy                 int64 (utterances + 1): utterance i has frames [offsets[i], offsets[i + 1]) of all shards behind one another
     ids.txt                     the id of each utterance, a line each
@@ -32,13 +32,16 @@ from hubert_pretrain.files import read_json, write_json
 from hubert_pretrain.frames import FrameGrid
 
 FORMAT = "hubert_pretrain.features.1"
-DESCRIPTION, OFFSETS, IDS = "features.json", "offsets.npy", "ids.txt"
+DESCRIPTION = "features.json"
+OFFSETS = "offsets.npy"
+IDS = "ids.txt"
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 SHARD_BYTES = 1 << 30
 
 
 class FrameDump:
-    """Frames that `write_dump` wrote. They are read like a NumPy array (N, D) of all of them, or utterance by utterance.
+    """Frames that `write_dump` wrote. They are read like a NumPy array (N, D) of all of them, or
+    utterance by utterance.
 
     `KMeans().fit(FrameDump.open(folder))` clusters them.
     """
@@ -98,7 +101,8 @@ class FrameDump:
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
         """Frames [start, stop) of all, as float32; `rows` has no step."""
         start, stop, _ = rows.indices(len(self))
-        parts, position = [], start
+        parts = []
+        position = start
         while position < stop:
             shard = int(np.searchsorted(self._ends, position, side="right"))
             begin = int(self._ends[shard]) - len(self._shards[shard])
@@ -129,7 +133,8 @@ def write_dump(
     rank: int = 0,
     world_size: int = 1,
 ) -> None:
-    """Writes the frames of utterances. Shards that are there are not written again, so that an interrupted dump goes on.
+    """Writes the frames of utterances. Shards that are there are not written again, so that an
+    interrupted dump goes on.
 
     Args:
         corpus: where the audio is read.
@@ -188,7 +193,8 @@ def shard_path(folder: Path, shard: int, count: int) -> Path:
 
 
 def write_fairseq(dump: FrameDump, folder: Path, split: str) -> None:
-    """The layout of fairseq's dump_*_feature.py: `<split>_<rank>_<nshard>.npy`, and `.len` with the frames of each utterance.
+    """The layout of fairseq's dump_*_feature.py: `<split>_<rank>_<nshard>.npy`, and `.len` with the
+    frames of each utterance.
 
     The frames stay on this project's grid: of MFCC those are every second of fairseq's.
     """
@@ -196,7 +202,8 @@ def write_fairseq(dump: FrameDump, folder: Path, split: str) -> None:
     shards = len(dump.paths)
     with _room_for(folder):
         for number, path in enumerate(dump.paths):
-            first, last = dump.firsts[number], dump.firsts[number + 1]
+            first = dump.firsts[number]
+            last = dump.firsts[number + 1]
             np.save(
                 folder / f"{split}_{number}_{shards}.npy",
                 np.load(path, mmap_mode="r").astype(np.float32, copy=False),
@@ -208,8 +215,11 @@ def write_fairseq(dump: FrameDump, folder: Path, split: str) -> None:
 
 
 def _first_rows(counts: NDArray[np.int64], max_frames: int) -> list[int]:
-    """The first utterance of each shard, and their number. Shards hold whole groups, so that frames do not depend on the shards."""
-    firsts, held = [0], 0
+    """The first utterance of each shard, and their number. Shards hold whole groups, so that frames
+    do not depend on the shards.
+    """
+    firsts = [0]
+    held = 0
     for start in range(0, len(counts), GROUP_ROWS):
         frames = int(counts[start : start + GROUP_ROWS].sum())
         if held and held + frames > max_frames:
@@ -254,7 +264,9 @@ def _begin(
 def _write_shard(
     path: Path, shape: tuple[int, int], dtype: np.dtype[Any], parts: Iterable[NDArray[np.float32]]
 ) -> None:
-    """Writes a .npy file part by part and gives it its name when it is whole. (Not through a memory map: a full disk would be a crash.)"""
+    """Writes a .npy file part by part and gives it its name when it is whole. (Not through a memory
+    map: a full disk would be a crash.)
+    """
     partial = path.with_suffix(f".partial{os.getpid()}")
     try:
         with _room_for(path), open(partial, "wb") as file:

@@ -15,9 +15,11 @@ from hubert_pretrain.frames import FrameGrid
 
 @runtime_checkable
 class Extractor(Protocol):
-    """Waveforms -> frames on a grid. All of ours are `nn.Module`s, so `.to(device)` moves their tables or weights.
+    """Waveforms -> frames on a grid. All of ours are `nn.Module`s, so `.to(device)` moves their
+    tables or weights.
 
-    A new feature is a new file with a class of this shape and a `_target_` node in conf/features/ that names it.
+    A new feature is a new file with a class of this shape and a `_target_` node in conf/features/
+    that names it.
     """
 
     @property
@@ -31,27 +33,36 @@ class Extractor(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """What determines the values, as plain JSON: `kind`, `dim` and parameters; weights by their hash, never by their path.
+        """What determines the values, as plain JSON: `kind`, `dim` and parameters; weights by their
+        hash, never by their path.
 
         A codebook keeps it, and refuses frames of an extractor whose fingerprint differs.
         """
         ...
 
     def __call__(self, waveform: Tensor) -> Tensor:
-        """(B, S) float32 at 16 kHz, rows equally long, whole utterances -> (B, T, D) float32 with T = `grid.num_frames(S)`."""
+        """(B, S) float32 at 16 kHz, rows equally long, whole utterances -> (B, T, D) float32 with T
+        = `grid.num_frames(S)`.
+        """
         ...
 
 
 @runtime_checkable
 class PackedExtractor(Extractor, Protocol):
-    """An extractor that computes utterances of different lengths together, which is faster. Each is as if alone, up to rounding."""
+    """An extractor that computes utterances of different lengths together, which is faster. Each is
+    as if alone, up to rounding.
+    """
 
     def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
-        """Whole utterances (S_i,) -> their frames behind one another, (N, D) with N = the sum of `grid.num_frames(S_i)`."""
+        """Whole utterances (S_i,) -> their frames behind one another, (N, D) with N = the sum of
+        `grid.num_frames(S_i)`.
+        """
         ...
 
     def batches(self, num_samples: NDArray[np.int64]) -> Batches:
-        """Which utterances of a group to give to `ragged` together: a pure function of their lengths (and of the kind of device)."""
+        """Which utterances of a group to give to `ragged` together: a pure function of their
+        lengths (and of the kind of device).
+        """
         ...
 
 
@@ -63,14 +74,18 @@ def extract(extractor: Extractor, waveforms: Sequence[Tensor]) -> Tensor:
 
 
 def plan_batches(extractor: Extractor, num_samples: NDArray[np.int64]) -> Batches:
-    """Which utterances of a group to compute together: each by itself unless the extractor can do more."""
+    """Which utterances of a group to compute together: each by itself unless the extractor can do
+    more.
+    """
     if isinstance(extractor, PackedExtractor):
         return extractor.batches(num_samples)
     return [np.array([place]) for place in range(len(num_samples))]
 
 
 def describe(fingerprint: dict[str, Any]) -> str:
-    """A few words for error messages, e.g. ``"hubert_layer (dim 768, layer 6, weights 3f9a0c12)"``."""
+    """A few words for error messages, e.g. ``"hubert_layer (dim 768, layer 6, weights
+    3f9a0c12)"``.
+    """
     facts = {name: value for name, value in fingerprint.items() if name in ("dim", "layer")}
     if "weights_sha256" in fingerprint:
         facts["weights"] = str(fingerprint["weights_sha256"])[:8]
@@ -81,17 +96,23 @@ Batches = list[NDArray[np.int64]]
 """Places (B,) of the utterances of each batch; together every place of the group once."""
 
 MAX_PADDING = 0.1
-"""Share of the shortest utterance of a padded batch by which the longest may be longer: more padding costs more than a smaller batch."""
+"""Share of the shortest utterance of a padded batch by which the longest may be longer: more
+padding costs more than a smaller batch.
+"""
 
 
 def packed_batches(num_samples: NDArray[np.int64], max_samples: int) -> Batches:
-    """Neighbours, for features that lay utterances behind one another: at most `max_samples` together, or a single utterance."""
+    """Neighbours, for features that lay utterances behind one another: at most `max_samples`
+    together, or a single utterance.
+    """
     batches: Batches = []
-    start, total = 0, 0
+    start = 0
+    total = 0
     for place, length in enumerate(map(int, num_samples)):
         if place > start and total + length > max_samples:
             batches.append(np.arange(start, place))
-            start, total = place, 0
+            start = place
+            total = 0
         total += length
     return [*batches, np.arange(start, len(num_samples))] if len(num_samples) else []
 
@@ -99,7 +120,8 @@ def packed_batches(num_samples: NDArray[np.int64], max_samples: int) -> Batches:
 def padded_batches(
     num_samples: NDArray[np.int64], max_samples: int, *, max_padding: float = MAX_PADDING
 ) -> Batches:
-    """Similar lengths, for networks that pad: at most `max_samples` with the padding, or a single utterance. Longest first.
+    """Similar lengths, for networks that pad: at most `max_samples` with the padding, or a single
+    utterance. Longest first.
 
     `max_padding=0` puts only equally long utterances together.
     """

@@ -1,4 +1,5 @@
-"""Layers of a HuBERT checkpoint as features: what iteration 2 clusters (paper section 3.2, reference.md 2.10).
+"""Layers of a HuBERT checkpoint as features: what iteration 2 clusters (paper section 3.2,
+reference.md 2.10).
 
 Tensor alphabet: B utterances, S samples, T frames, C conv channels, D width, L layer (1-based).
 """
@@ -20,7 +21,9 @@ from hubert_pretrain.model.log_mel import LogMelEncoder
 
 
 class HubertLayer(LayerFeatures):
-    """One layer or several of any checkpoint that model/ reads; see LayerFeatures for what "layer" means."""
+    """One layer or several of any checkpoint that model/ reads; see LayerFeatures for what "layer"
+    means.
+    """
 
     def __init__(
         self,
@@ -33,11 +36,11 @@ class HubertLayer(LayerFeatures):
     ) -> None:
         """
         Args:
-            checkpoint: folder of a run, or any other checkpoint that interop/load.py reads.
-            layer: which block, 1 to the number of layers; a list or "all" for several side by side.
-            chunk_seconds: longest stretch that attention sees at once.
-            context_seconds: what is thrown away at each inner end of a chunk.
-            precision: float32, or bfloat16 for matrix products and convolutions (worth it on a GPU).
+            checkpoint: folder of a run, or any other checkpoint that interop/load.py reads. layer:
+            which block, 1 to the number of layers; a list or "all" for several side by side.
+            chunk_seconds: longest stretch that attention sees at once. context_seconds: what is
+            thrown away at each inner end of a chunk. precision: float32, or bfloat16 for matrix
+            products and convolutions (worth it on a GPU).
 
         Raises:
             ConfigError: the model has no such layer, or the context leaves nothing of a chunk.
@@ -45,7 +48,8 @@ class HubertLayer(LayerFeatures):
         super().__init__()
         self.model: Hubert = load_checkpoint(checkpoint).model.eval().requires_grad_(False)
         config = self.model.config
-        self.grid, self.normalize_waveform = self.model.grid, config.normalize_waveform
+        self.grid = self.model.grid
+        self.normalize_waveform = config.normalize_waveform
         self.pads = (
             not config.conv_pos_batch_norm
         )  # whose shift makes padding audible to its neighbours
@@ -65,7 +69,9 @@ class HubertLayer(LayerFeatures):
         return self.model.config.hidden_size * len(self.layers)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The weights by their hash, so that a checkpoint may be moved but not exchanged; the layer; how the waveform was treated."""
+        """The weights by their hash, so that a checkpoint may be moved but not exchanged; the
+        layer; how the waveform was treated.
+        """
         return {
             "kind": "hubert_layer",
             "dim": self.dim,

@@ -1,6 +1,8 @@
-"""What layers of any wav2vec-like network have in common as features: normalisation, batches, long recordings.
+"""What layers of any wav2vec-like network have in common as features: normalisation, batches, long
+recordings.
 
-Tensor alphabet: B utterances, S samples, T frames, N frames of all utterances, C conv channels, D width, L layer (1-based).
+Tensor alphabet: B utterances, S samples, T frames, N frames of all utterances, C conv channels, D
+width, L layer (1-based).
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from hubert_pretrain.model.checkpoint import WEIGHTS
 
 
 def weights_sha256(checkpoint: Path) -> str:
-    """SHA-256 of the weights: of `model.safetensors` in a folder that has one, of a file itself, else of all files of a folder together."""
+    """SHA-256 of the weights: of `model.safetensors` in a folder that has one, of a file itself,
+    else of all files of a folder together.
+    """
     if checkpoint.is_file():
         return sha256(checkpoint)
     if (checkpoint / WEIGHTS).is_file():
@@ -37,8 +41,9 @@ def weights_sha256(checkpoint: Path) -> str:
 
 
 BATCH_SECONDS = {"cpu": 4.0, "cuda": 320.0}
-"""Audio per batch, padding included. On a core only words gain (x 1.2 at 1 s, x 0.9 at 7 s: padding and its norm cost more than they save);
-a GPU wants hundreds of seconds (Base: 2 GB per activation)."""
+"""Audio per batch, padding included. On a core only words gain (x 1.2 at 1 s, x 0.9 at 7 s: padding
+and its norm cost more than they save); a GPU wants hundreds of seconds (Base: 2 GB per
+activation)."""
 PIECE_SECONDS = 10.0
 """Audio per pass through the conv encoder of a long recording: 65 MB per activation in Base."""
 PRECISIONS = ["float32", "bfloat16"]
@@ -48,12 +53,14 @@ ALL = "all"
 
 
 class LayerFeatures(nn.Module):
-    """Output of one block or several after its residual (and its norm in post-norm models; never the final norm): (B, S) -> (B, T, D).
+    """Output of one block or several after its residual (and its norm in post-norm models; never
+    the final norm): (B, S) -> (B, T, D).
 
-    Only layers up to the last one asked for are run. Several layers come behind one another in each frame. The waveform is normalised over
-    the whole utterance when the network was trained so. Recordings up to `chunk_seconds` run whole. Longer ones give exactly as many
-    frames, none is lost at the seams, and only attention is confined to chunks (see features/chunking.py), which overlap by
-    `context_seconds` on each side of what is kept of them.
+    Only layers up to the last one asked for are run. Several layers come behind one another in each
+    frame. The waveform is normalised over the whole utterance when the network was trained so.
+    Recordings up to `chunk_seconds` run whole. Longer ones give exactly as many frames, none is
+    lost at the seams, and only attention is confined to chunks (see features/chunking.py), which
+    overlap by `context_seconds` on each side of what is kept of them.
 
     A subclass calls `_set_up` and says how to `encode` and what the `context` encoder makes of it.
     """
@@ -61,7 +68,9 @@ class LayerFeatures(nn.Module):
     grid: FrameGrid
     normalize_waveform: bool
     pads: bool
-    """Whether a padded row gives what it gives alone. If not, only equally long utterances are computed together."""
+    """Whether a padded row gives what it gives alone. If not, only equally long utterances are
+    computed together.
+    """
 
     def _set_up(
         self,
@@ -101,11 +110,15 @@ class LayerFeatures(nn.Module):
 
     @abstractmethod
     def encode(self, waveform: Tensor, num_samples: Tensor | None) -> Tensor:
-        """The conv encoder: (B, S) -> (B, T, C). `num_samples` (B,): real samples of padded rows; None when nothing is padded."""
+        """The conv encoder: (B, S) -> (B, T, C). `num_samples` (B,): real samples of padded rows;
+        None when nothing is padded.
+        """
 
     @abstractmethod
     def context(self, features: Tensor, valid: Tensor | None) -> Tensor:
-        """The layers: (B, T, C) -> (B, T, D). `valid` (B, T): real frames of padded rows; None when nothing is padded."""
+        """The layers: (B, T, C) -> (B, T, D). `valid` (B, T): real frames of padded rows; None when
+        nothing is padded.
+        """
 
     @abstractmethod
     def conv_stack(self) -> ConvStack:
@@ -134,13 +147,16 @@ class LayerFeatures(nn.Module):
 
     @torch.inference_mode()
     def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
-        """Frames (N, D) float32 of whole utterances (S_i,) behind one another; long ones are computed by themselves."""
+        """Frames (N, D) float32 of whole utterances (S_i,) behind one another; long ones are
+        computed by themselves.
+        """
         device = waveforms[0].device
         with torch.autocast(
             device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"
         ):
             if self.normalize_waveform:
-                # fairseq's layer_norm over the utterance; the 1e-5 matters for quiet audio (reference.md 2.3).
+                # fairseq's layer_norm over the utterance; the 1e-5 matters for quiet audio
+                # (reference.md 2.3).
                 waveforms = [
                     nn.functional.layer_norm(waveform, waveform.shape, eps=1e-5)
                     for waveform in waveforms
@@ -157,7 +173,9 @@ class LayerFeatures(nn.Module):
             return self._short(waveforms)
 
     def batches(self, num_samples: NDArray[np.int64]) -> Batches:
-        """Similar lengths together (equal ones where padding would change values); long recordings by themselves."""
+        """Similar lengths together (equal ones where padding would change values); long recordings
+        by themselves.
+        """
         device = next(self.parameters()).device.type
         longest = self.grid.num_samples(self.chunk_frames + 1) - 1
         single = np.flatnonzero(num_samples > longest)

@@ -1,4 +1,6 @@
-"""Kaldi's log-mel energies (filter bank features) on any frame grid. B utterances, S samples, T frames, D width."""
+"""Kaldi's log-mel energies (filter bank features) on any frame grid. B utterances, S samples, T
+frames, D width.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ from hubert_pretrain.model.log_mel import MelEnergies
 
 
 class LogMel(nn.Module):
-    """Logarithms of the energies in mel bands, as Kaldi's `fbank` without dither: (B, S) -> (B, T, num_mel_bins).
+    """Logarithms of the energies in mel bands, as Kaldi's `fbank` without dither: (B, S) -> (B, T,
+    num_mel_bins).
 
-    The waveform is used as it is, in [-1, 1]. With the defaults the frames lie on the model's grid, one every 20 ms. For a model whose
-    front end makes a frame every 40 ms, `hop_seconds=0.04` (and its window) gives that model's grid.
+    The waveform is used as it is, in [-1, 1]. With the defaults the frames lie on the model's grid,
+    one every 20 ms. For a model whose front end makes a frame every 40 ms, `hop_seconds=0.04` (and
+    its window) gives that model's grid.
     """
 
     def __init__(

@@ -1,8 +1,10 @@
-"""Kaldi's MFCC with first and second derivatives: the features of HuBERT's first iteration (paper section 3.2, reference.md 2.1).
+"""Kaldi's MFCC with first and second derivatives: the features of HuBERT's first iteration (paper
+section 3.2, reference.md 2.1).
 
-Equal to `torchaudio.compliance.kaldi.mfcc(use_energy=False)` followed by two `compute_deltas` (tests/parity/test_mfcc.py), but for many
-utterances at once and with its tables built once. Tensor alphabet: B utterances, S samples, T frames, N frames of all utterances, D width;
-F frames on Kaldi's 100 Hz grid.
+Equal to `torchaudio.compliance.kaldi.mfcc(use_energy=False)` followed by two `compute_deltas`
+(tests/parity/test_mfcc.py), but for many utterances at once and with its tables built once. Tensor
+alphabet: B utterances, S samples, T frames, N frames of all utterances, D width; F frames on
+Kaldi's 100 Hz grid.
 """
 
 from __future__ import annotations
@@ -26,15 +28,19 @@ NUM_CEPSTRA = 13
 NUM_MEL_BINS = 23
 LIFTER = 22.0
 BATCH_SECONDS = 60.0
-"""Audio per batch: enough that the calls cost nothing beside the work, little enough for every worker to have some."""
+"""Audio per batch: enough that the calls cost nothing beside the work, little enough for every
+worker to have some.
+"""
 
 
 class Mfcc(nn.Module):
-    """13 cepstra (C0 kept, no energy, no mean subtraction) with deltas and delta-deltas: (B, S) -> (B, T, 39).
+    """13 cepstra (C0 kept, no energy, no mean subtraction) with deltas and delta-deltas: (B, S) ->
+    (B, T, 39).
 
-    Derivatives are taken on the 100 Hz grid, as in the reference; then every second frame is kept, which is the model's grid. On the grid
-    of another model, the frame in the middle of each of its windows is kept.
-    The waveform is used as it is, in [-1, 1]: quiet frames hit the floor of the logarithm, and rescaling would change the clusters.
+    Derivatives are taken on the 100 Hz grid, as in the reference; then every second frame is kept,
+    which is the model's grid. On the grid of another model, the frame in the middle of each of its
+    windows is kept. The waveform is used as it is, in [-1, 1]: quiet frames hit the floor of the
+    logarithm, and rescaling would change the clusters.
     """
 
     cosine: Tensor
@@ -74,7 +80,9 @@ class Mfcc(nn.Module):
         return 3 * NUM_CEPSTRA
 
     def fingerprint(self) -> dict[str, Any]:
-        """The Kaldi recipe has no choices here, so the kind says it all, but for the grid, which every codebook keeps."""
+        """The Kaldi recipe has no choices here, so the kind says it all, but for the grid, which
+        every codebook keeps.
+        """
         return {
             "kind": "mfcc",
             "dim": self.dim,
@@ -84,7 +92,9 @@ class Mfcc(nn.Module):
         }
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Frames of equally long waveforms; T = `grid.num_frames(S)`, 0 for less than one window."""
+        """Frames of equally long waveforms; T = `grid.num_frames(S)`, 0 for less than one
+        window.
+        """
         return self.ragged(list(waveform)).view(
             len(waveform), self.grid.num_frames(waveform.shape[-1]), self.dim
         )
@@ -98,10 +108,8 @@ class Mfcc(nn.Module):
         second = deltas(first, counts)
         every: dict[str, Any] = {"step": self._step, "offset": self._first}
         every["rows"] = [self.grid.num_frames(len(waveform)) for waveform in waveforms]
-        kept, static_kept = (
-            gather_index(counts, **every).to(flat.device),
-            gather_index(counts, firsts, **every).to(flat.device),
-        )
+        kept = gather_index(counts, **every).to(flat.device)
+        static_kept = gather_index(counts, firsts, **every).to(flat.device)
         return torch.cat([static[static_kept], first[kept], second[kept]], dim=-1)
 
     def batches(self, num_samples: NDArray[np.int64]) -> Batches:
@@ -116,7 +124,9 @@ class Mfcc(nn.Module):
 
 
 def cosine_transform() -> Tensor:
-    """The orthonormal DCT-II of the log mel energies with Kaldi's lifter folded in. (NUM_MEL_BINS, NUM_CEPSTRA) float32."""
+    """The orthonormal DCT-II of the log mel energies with Kaldi's lifter folded in. (NUM_MEL_BINS,
+    NUM_CEPSTRA) float32.
+    """
     bins = torch.arange(NUM_MEL_BINS, dtype=torch.float32)[:, None]
     orders = torch.arange(NUM_CEPSTRA, dtype=torch.float32)
     table = math.sqrt(2 / NUM_MEL_BINS) * torch.cos(math.pi / NUM_MEL_BINS * (bins + 0.5) * orders)

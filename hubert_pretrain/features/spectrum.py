@@ -1,7 +1,9 @@
-"""Spectral features of many utterances at once: how MFCC and log-mel lay them out, and slopes over time.
+"""Spectral features of many utterances at once: how MFCC and log-mel lay them out, and slopes over
+time.
 
-Utterances of any lengths are laid behind one another on one frame grid, so that a batch costs as many calls as one utterance and no
-frame is computed twice. Tensor alphabet: S samples, F frames on the flat grid, N frames of all utterances, D width.
+Utterances of any lengths are laid behind one another on one frame grid, so that a batch costs as
+many calls as one utterance and no frame is computed twice. Tensor alphabet: S samples, F frames on
+the flat grid, N frames of all utterances, D width.
 """
 
 from __future__ import annotations
@@ -21,15 +23,18 @@ def pack_utterances(
     """Utterances (S_i,) behind one another, each beginning at a frame of one grid.
 
     Returns:
-        The flat waveform; the first flat frame of each utterance (int64, on the CPU); how many frames each has. The flat grid has a few
-        frames more, which reach from one utterance into the next and belong to none.
+        The flat waveform; the first flat frame of each utterance (int64, on the CPU); how many
+        frames each has. The flat grid has a few frames more, which reach from one utterance into
+        the next and belong to none.
     """
     counts = [grid.num_frames(len(waveform)) for waveform in waveforms]
     hops = [max(1, -(-len(waveform) // grid.hop)) for waveform in waveforms]
     flat = waveforms[0].new_empty(sum(hops) * grid.hop + grid.window)
-    position, firsts = 0, []
+    position = 0
+    firsts = []
     for waveform, taken in zip(waveforms, hops, strict=True):
-        begin, position = position * grid.hop, position + taken
+        begin = position * grid.hop
+        position = position + taken
         flat[begin : begin + len(waveform)] = waveform
         flat[begin + len(waveform) : position * grid.hop] = 0
         firsts.append(position - taken)
@@ -46,7 +51,8 @@ def gather_index(
     offset: int = 0,
     rows: Sequence[int] | None = None,
 ) -> Tensor:
-    """Which flat frames to read so that utterances with `counts` frames lie behind one another: int64 (sum of rows,).
+    """Which flat frames to read so that utterances with `counts` frames lie behind one another:
+    int64 (sum of rows,).
 
     Args:
         counts: frames of each utterance.
@@ -71,7 +77,8 @@ def gather_index(
 
 
 def deltas(frames: Tensor, counts: Sequence[int], firsts: Tensor | None = None) -> Tensor:
-    """Slopes by regression over five frames, edges replicated (`compute_deltas(win_length=5)`): -> (N, D), utterances behind one another.
+    """Slopes by regression over five frames, edges replicated (`compute_deltas(win_length=5)`): ->
+    (N, D), utterances behind one another.
 
     Args:
         frames: (F, D).
@@ -83,7 +90,8 @@ def deltas(frames: Tensor, counts: Sequence[int], firsts: Tensor | None = None) 
     slopes = (
         torch.sub(padded[4:], padded[:-4]).mul_(2).add_(padded[3:-1]).sub_(padded[1:-3]).div_(10)
     )
-    # Slopes exist from the third row of an utterance to its third from last; those between two utterances mean nothing.
+    # Slopes exist from the third row of an utterance to its third from last; those between two
+    # utterances mean nothing.
     wide = [count + 4 if count else 0 for count in counts]
     kept = gather_index(counts, torch.from_numpy(np.cumsum(wide) - wide))
     return (

@@ -1,6 +1,8 @@
-"""Layers of wav2vec 2.0, WavLM or HuBERT encoders as features, run by `transformers` from a local folder.
+"""Layers of wav2vec 2.0, WavLM or HuBERT encoders as features, run by `transformers` from a local
+folder.
 
-For HuBERT, `hubert_layer` is faster and reads more formats. Tensor alphabet: B utterances, S samples, T frames, C conv channels, D width.
+For HuBERT, `hubert_layer` is faster and reads more formats. Tensor alphabet: B utterances, S
+samples, T frames, C conv channels, D width.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ _UNUSED = "masked_spec_embed"
 
 
 class TransformersLayer(LayerFeatures):
-    """One layer or several of an encoder of `transformers`; see LayerFeatures for what "layer" means.
+    """One layer or several of an encoder of `transformers`; see LayerFeatures for what "layer"
+    means.
 
-    Layer L is taken where block L returns, so it is the same layer in every version of `transformers`, whose `hidden_states` once held
-    the last one before and once after the final norm (reference.md 2.10).
+    Layer L is taken where block L returns, so it is the same layer in every version of
+    `transformers`, whose `hidden_states` once held the last one before and once after the final
+    norm (reference.md 2.10).
     """
 
     def __init__(
@@ -45,11 +49,13 @@ class TransformersLayer(LayerFeatures):
         Args:
             checkpoint: a folder with config.json and model.safetensors. Nothing is downloaded.
             layer: which block, 1 to the number of layers; a list or "all" for several side by side.
-            normalize_waveform: whether the network wants zero mean and unit variance; None: what `do_normalize` of its
-                preprocessor_config.json says, else whether its conv encoder has layer norms, which were trained so.
-            chunk_seconds: longest stretch that attention sees at once.
-            context_seconds: what is thrown away at each inner end of a chunk.
-            precision: float32, or bfloat16 for matrix products and convolutions (worth it on a GPU).
+            normalize_waveform: whether the network wants zero mean and unit variance; None: what
+            `do_normalize` of its
+                preprocessor_config.json says, else whether its conv encoder has layer norms, which
+                were trained so.
+            chunk_seconds: longest stretch that attention sees at once. context_seconds: what is
+            thrown away at each inner end of a chunk. precision: float32, or bfloat16 for matrix
+            products and convolutions (worth it on a GPU).
 
         Raises:
             ArtefactError: the folder holds no such encoder, or not all of its weights.
@@ -63,7 +69,8 @@ class TransformersLayer(LayerFeatures):
         self.normalize_waveform = (
             _normalises(folder, config) if normalize_waveform is None else normalize_waveform
         )
-        # A norm over time would hear the padding, and so would a batch norm before the positional convolution.
+        # A norm over time would hear the padding, and so would a batch norm before the positional
+        # convolution.
         self.pads = config.feat_extract_norm == "layer" and not getattr(
             config, "conv_pos_batch_norm", False
         )
@@ -91,12 +98,16 @@ class TransformersLayer(LayerFeatures):
         return int(self.model.config.hidden_size) * len(self.layers)
 
     def fingerprint(self) -> dict[str, Any]:
-        """As of HubertLayer, and the type of the model: the weights alone do not tell WavLM's heads apart."""
+        """As of HubertLayer, and the type of the model: the weights alone do not tell WavLM's heads
+        apart.
+        """
         kind = {"kind": "transformers_layer", "model_type": self.model.config.model_type}
         return {**kind, "dim": self.dim, **self.settings(), "weights_sha256": self._sha256}
 
     def encode(self, waveform: Tensor, num_samples: Tensor | None) -> Tensor:
-        """(B, S) -> (B, T, C). Rows are padded only for encoders whose layers do not look beyond their windows."""
+        """(B, S) -> (B, T, C). Rows are padded only for encoders whose layers do not look beyond
+        their windows.
+        """
         return self.model.feature_extractor(waveform).transpose(1, 2)
 
     def context(self, features: Tensor, valid: Tensor | None) -> Tensor:
@@ -134,7 +145,8 @@ def _load(folder: Path) -> Any:
     from transformers import AutoModel
     from transformers.utils import logging
 
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
+    bar = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # it would print a table of the weights, which are checked here
     logging.disable_progress_bar()
     try:

@@ -1,7 +1,9 @@
-"""Which utterances make which padded micro-batch: a pure function of (seed, number), for whole utterances inside narrow length buckets.
+"""Which utterances make which padded micro-batch: a pure function of (seed, number), for whole
+utterances inside narrow length buckets.
 
-Pretraining crops every row of a micro-batch to one length; a transcript belongs to the whole utterance, so fine-tuning pads instead. The
-rows of a bucket differ little in length, so little is wasted, and every bucket has one padded length, so shapes are few.
+Pretraining crops every row of a micro-batch to one length; a transcript belongs to the whole
+utterance, so fine-tuning pads instead. The rows of a bucket differ little in length, so little is
+wasted, and every bucket has one padded length, so shapes are few.
 """
 
 from __future__ import annotations
@@ -42,8 +44,9 @@ class MicroBatch:
 class PaddedBucketSampler:
     """The endless stream of micro-batches; number ``g`` belongs to step ``g // micro_batches``.
 
-    An epoch of the stream holds ``per_epoch`` micro-batches of every bucket in shuffled order. Inside a bucket utterances come from an
-    endless sequence of shuffles, so none is left over at the end of an epoch and, within a bucket, all are seen equally often.
+    An epoch of the stream holds ``per_epoch`` micro-batches of every bucket in shuffled order.
+    Inside a bucket utterances come from an endless sequence of shuffles, so none is left over at
+    the end of an epoch and, within a bucket, all are seen equally often.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class PaddedBucketSampler:
         micro_batch_seconds: float,
         max_padding: float = 0.09,
     ) -> None:
-        """``num_samples`` (N,) are the lengths of the utterances ``rows`` (N,); seconds include padding."""
+        """``num_samples`` (N,) are the lengths of the utterances ``rows`` (N,); seconds include
+        padding.
+        """
         if len(rows) == 0:
             raise ValueError("found no utterances, expected at least one")
         self.seed = seed
@@ -115,13 +120,17 @@ class PaddedBucketSampler:
 def make_buckets(
     rows: NDArray[np.int64], num_samples: NDArray[np.int64], budget: int, max_padding: float
 ) -> list[Bucket]:
-    """Splits utterances, longest first, so that no row of a bucket has more than ``max_padding`` (a share of its length) to be filled.
+    """Splits utterances, longest first, so that no row of a bucket has more than ``max_padding`` (a
+    share of its length) to be filled.
 
-    ``budget`` samples make a micro-batch, padding included; an utterance that is longer on its own is a micro-batch of one.
+    ``budget`` samples make a micro-batch, padding included; an utterance that is longer on its own
+    is a micro-batch of one.
     """
     order = np.lexsort((rows, -num_samples))
-    rows, num_samples = rows[order], num_samples[order]
-    buckets, first = [], 0
+    rows = rows[order]
+    num_samples = num_samples[order]
+    buckets = []
+    first = 0
     while first < len(rows):
         longest = int(num_samples[first])
         after = int(np.searchsorted(-num_samples, -longest * (1.0 - max_padding), side="right"))

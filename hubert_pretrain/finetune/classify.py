@@ -1,4 +1,6 @@
-"""Classification of whole utterances: speaker, keyword, language. B utterances, T frames, D width, K classes."""
+"""Classification of whole utterances: speaker, keyword, language. B utterances, T frames, D width,
+K classes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ LABELS = ("speaker", "label", "corpus")
 
 
 class ClassifyTask:
-    """One class per utterance: mean over its real frames of the last layer, or of a learnt mixture of all layers (SUPERB)."""
+    """One class per utterance: mean over its real frames of the last layer, or of a learnt mixture
+    of all layers (SUPERB).
+    """
 
     kind = "classify"
 
@@ -32,8 +36,8 @@ class ClassifyTask:
     ) -> None:
         """
         Args:
-            label: the column of the manifest that holds the class.
-            weighted_layers: classify a softmax-weighted sum of the encoder's input and every block instead of the last block.
+            label: the column of the manifest that holds the class. weighted_layers: classify a
+            softmax-weighted sum of the encoder's input and every block instead of the last block.
             projection_size: width of the layer before the mean.
         """
         if label not in LABELS:
@@ -57,7 +61,9 @@ class ClassifyTask:
         return self._examples(rows, names)
 
     def examples(self, manifest: Manifest, rows: NDArray[np.int64]) -> Examples:
-        """All rows. A class that training has not seen is an error: nothing could ever predict it."""
+        """All rows. A class that training has not seen is an error: nothing could ever predict
+        it.
+        """
         names = self._names(manifest, rows)
         if unseen := sorted(set(names) - set(self.classes)):
             split = manifest[int(rows[0])].split

@@ -1,4 +1,6 @@
-"""Speech recognition: a letter per frame, trained by CTC (Graves et al. 2006). B utterances, T frames, U letters, V vocabulary."""
+"""Speech recognition: a letter per frame, trained by CTC (Graves et al. 2006). B utterances, T
+frames, U letters, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -51,10 +53,11 @@ class CtcTask:
     ) -> None:
         """
         Args:
-            final_dropout: before the output layer.
-            max_dropped_fraction: training utterances without a transcript, or with one that their frames cannot spell, are left out
+            final_dropout: before the output layer. max_dropped_fraction: training utterances
+            without a transcript, or with one that their frames cannot spell, are left out
                 and counted; a larger share of them is an error.
-            reduction, zero_infinity: see `ctc_loss`; they go into the exported config.json as ctc_loss_reduction and ctc_zero_infinity.
+            reduction, zero_infinity: see `ctc_loss`; they go into the exported config.json as
+            ctc_loss_reduction and ctc_zero_infinity.
         """
         if reduction not in REDUCTIONS:
             raise ConfigError(
@@ -62,11 +65,14 @@ class CtcTask:
             )
         self.final_dropout = final_dropout
         self.max_dropped_fraction = max_dropped_fraction
-        self.reduction, self.zero_infinity = reduction, zero_infinity
+        self.reduction = reduction
+        self.zero_infinity = zero_infinity
         self.vocabulary: Vocabulary | None = None
 
     def fit(self, manifest: Manifest, rows: Rows, grid: FrameGrid) -> Examples:
-        """Derives the vocabulary from the transcripts of the training rows, and leaves out what CTC cannot learn."""
+        """Derives the vocabulary from the transcripts of the training rows, and leaves out what CTC
+        cannot learn.
+        """
         texts = _transcripts(manifest, rows)
         self.vocabulary = Vocabulary.of_texts(texts)
         labels = [self.vocabulary.ids(text) for text in texts]
@@ -77,7 +83,9 @@ class CtcTask:
         return Examples(rows[chosen], [texts[i] for i in chosen], [labels[i] for i in chosen])
 
     def examples(self, manifest: Manifest, rows: Rows) -> Examples:
-        """All rows. A character that no training transcript has is counted, said, and can only be scored as an error."""
+        """All rows. A character that no training transcript has is counted, said, and can only be
+        scored as an error.
+        """
         texts = _transcripts(manifest, rows)
         if unknown := self._vocabulary.count_unknown(texts):
             log.warning(
@@ -121,7 +129,9 @@ class CtcTask:
         }
 
     def card(self) -> dict[str, Any]:
-        """The vocabulary, its first symbol is the blank; and how the loss was reduced, under the names of `transformers`."""
+        """The vocabulary, its first symbol is the blank; and how the loss was reduced, under the
+        names of `transformers`.
+        """
         loss = {"ctc_loss_reduction": self.reduction, "ctc_zero_infinity": self.zero_infinity}
         return {"vocabulary": list(self._vocabulary.symbols), ELSEWHERE: loss}
 
@@ -167,14 +177,14 @@ def ctc_loss(
     reduction: str = "sum",
     zero_infinity: bool = True,
 ) -> Tensor:
-    """CTC loss in nats, in fp32, summed over utterances (fairseq's criterion, which then divides by the number of sentences).
+    """CTC loss in nats, in fp32, summed over utterances (fairseq's criterion, which then divides by
+    the number of sentences).
 
     Args:
-        logits: (B, T, V), blank first.
-        num_frames: (B,) real frames of each row; later ones are ignored.
-        labels: (B, U) ids, padded with anything.
-        label_lengths: (B,) labels of each row. A row whose labels do not fit its frames contributes 0.
-        reduction: "mean" divides each row's loss by its labels and takes the mean over rows (`transformers`' ctc_loss_reduction).
+        logits: (B, T, V), blank first. num_frames: (B,) real frames of each row; later ones are
+        ignored. labels: (B, U) ids, padded with anything. label_lengths: (B,) labels of each row. A
+        row whose labels do not fit its frames contributes 0. reduction: "mean" divides each row's
+        loss by its labels and takes the mean over rows (`transformers`' ctc_loss_reduction).
         zero_infinity: False lets such a row make the loss infinite (its ctc_zero_infinity).
     """
     log_probabilities = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)  # (T, B, V)

@@ -1,4 +1,6 @@
-"""Padded micro-batches of whole utterances. B utterances, S samples, T frames, D width, U label tokens."""
+"""Padded micro-batches of whole utterances. B utterances, S samples, T frames, D width, U label
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,14 @@ Batch = dict[str, Any]
 
 
 class TrainingDataset(Dataset[Batch]):
-    """Item ``g`` is micro-batch ``g`` of the plan, a pure function of (seed, g). It has no end: a sampler asks for numbers.
+    """Item ``g`` is micro-batch ``g`` of the plan, a pure function of (seed, g). It has no end: a
+    sampler asks for numbers.
 
-    A batch holds ``waveform`` (B, S) float32, zero behind the end, and ``num_samples`` (B,); ``valid`` (B, T) bool, True for real frames;
-    ``labels`` (B, U) int64, padded with 0, and ``label_lengths`` (B,); ``mask`` (B, T) and ``channel_mask`` (B, D) bool; and the numbers
-    ``step``, ``index`` and ``step_utterances``, by which the loss of the whole step is to be divided.
+    A batch holds ``waveform`` (B, S) float32, zero behind the end, and ``num_samples`` (B,);
+    ``valid`` (B, T) bool, True for real frames; ``labels`` (B, U) int64, padded with 0, and
+    ``label_lengths`` (B,); ``mask`` (B, T) and ``channel_mask`` (B, D) bool; and the numbers
+    ``step``, ``index`` and ``step_utterances``, by which the loss of the whole step is to be
+    divided.
     """
 
     def __init__(
@@ -41,15 +46,17 @@ class TrainingDataset(Dataset[Batch]):
         masks: Masks,
     ) -> None:
         """``model`` says what it wants: frame grid, width, normalised waveforms or not."""
-        self.corpus, self.plan, self.masks = corpus, plan, masks
-        self.grid, self.width, self.normalize = (
-            model.grid,
-            model.config.hidden_size,
-            model.config.normalize_waveform,
-        )
-        # Two arrays, not a list for each utterance: lists would be copied into every worker as soon as they are looked at.
+        self.corpus = corpus
+        self.plan = plan
+        self.masks = masks
+        self.grid = model.grid
+        self.width = model.config.hidden_size
+        self.normalize = model.config.normalize_waveform
+        # Two arrays, not a list for each utterance: lists would be copied into every worker as soon
+        # as they are looked at.
         order = np.argsort(examples.rows)
-        self._rows, labels = examples.rows[order], [examples.labels[i] for i in order.tolist()]
+        self._rows = examples.rows[order]
+        labels = [examples.labels[i] for i in order.tolist()]
         self._ends = np.cumsum([len(ids) for ids in labels])
         self._ids = np.fromiter(
             chain.from_iterable(labels), dtype=np.int64, count=sum(map(len, labels))
@@ -90,17 +97,17 @@ class TrainingDataset(Dataset[Batch]):
 
 
 class WholeUtterances(Dataset[Batch]):
-    """Item ``i`` is example ``i`` alone, a batch of one without padding: what a model says of it depends on nothing else.
+    """Item ``i`` is example ``i`` alone, a batch of one without padding: what a model says of it
+    depends on nothing else.
 
-    Beyond the last one they come again, with ``counts`` False: every rank has equally many, see `even_share`.
+    Beyond the last one they come again, with ``counts`` False: every rank has equally many, see
+    `even_share`.
     """
 
     def __init__(self, corpus: Corpus, examples: Examples, model: Hubert) -> None:
-        self.corpus, self.examples, self.normalize = (
-            corpus,
-            examples,
-            model.config.normalize_waveform,
-        )
+        self.corpus = corpus
+        self.examples = examples
+        self.normalize = model.config.normalize_waveform
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -121,7 +128,9 @@ class WholeUtterances(Dataset[Batch]):
 def loaders(
     trainer: L.Trainer, train: TrainingDataset, valid: WholeUtterances, *, workers: int
 ) -> tuple[Iterable[Batch], DataLoader[Batch]]:
-    """Training from the step that the trainer has reached to its last, and this rank's share of the validation."""
+    """Training from the step that the trainer has reached to its last, and this rank's share of the
+    validation.
+    """
     ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
     numbers = ResumableSampler(
         lambda: trainer.global_step,

@@ -1,6 +1,8 @@
-"""What a fine-tuned model says: one utterance at a time, in fp32, so that neither padding nor neighbours nor precision can change it.
+"""What a fine-tuned model says: one utterance at a time, in fp32, so that neither padding nor
+neighbours nor precision can change it.
 
-A group-norm model (Base) sees padding in its statistics; a batch of one has none, and is what an exported pipeline runs.
+A group-norm model (Base) sees padding in its statistics; a batch of one has none, and is what an
+exported pipeline runs.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ Item = TypeVar("Item")
 
 
 def pretrained(path: Path, **overrides: Any) -> Hubert:
-    """The encoder of a pretrained checkpoint of any readable kind; ``overrides`` as in `load_checkpoint`.
+    """The encoder of a pretrained checkpoint of any readable kind; ``overrides`` as in
+    `load_checkpoint`.
 
     Raises ArtefactError when it is one of another kind.
     """
@@ -45,7 +48,9 @@ def pretrained(path: Path, **overrides: Any) -> Hubert:
 def predict(
     model: Hubert, head: nn.Module, task: Task, utterances: WholeUtterances, device: torch.device
 ) -> list[str]:
-    """The prediction for every utterance, in order. Ranks share the work and all get the whole list."""
+    """The prediction for every utterance, in order. Ranks share the work and all get the whole
+    list.
+    """
     model.to(device).eval()
     head.to(device).eval()
     mine = distributed.share(len(utterances), distributed.rank(), distributed.world_size())
@@ -72,7 +77,9 @@ def gather(items: list[Item]) -> list[Item]:
 
 
 class SpeechRecognizer:
-    """A letter model ready to transcribe: ``Recogniser.load("runs/demo/finetune/letters").transcribe("speech.wav")``."""
+    """A letter model ready to transcribe:
+    ``Recogniser.load("runs/demo/finetune/letters").transcribe("speech.wav")``.
+    """
 
     def __init__(
         self,
@@ -81,14 +88,16 @@ class SpeechRecognizer:
         vocabulary: Vocabulary,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.model, self.head = model.to(device).eval(), head.to(device).eval()
+        self.model = model.to(device).eval()
+        self.head = head.to(device).eval()
         self.device = torch.device(device)
         self._task = CtcTask()
         self._task.vocabulary = vocabulary
 
     @staticmethod
     def load(path: str | Path, device: str | torch.device = "cpu", **more: Any) -> SpeechRecognizer:
-        """Opens the folder that a CTC fine-tuning wrote, or any other letter model; ``more`` goes to `load_checkpoint`.
+        """Opens the folder that a CTC fine-tuning wrote, or any other letter model; ``more`` goes
+        to `load_checkpoint`.
 
         Raises ArtefactError when it holds something else, or does not say its letters.
         """
@@ -108,14 +117,18 @@ class SpeechRecognizer:
     def transcribe(
         self, speech: str | Path | Sequence[float] | Tensor, *, sampling_rate: int = SAMPLE_RATE
     ) -> str:
-        """The text of an audio file of any rate, or of a waveform (S,) in [-1, 1] at `sampling_rate`, which must be 16 kHz.
+        """The text of an audio file of any rate, or of a waveform (S,) in [-1, 1] at
+        `sampling_rate`, which must be 16 kHz.
 
-        Raises DataError when it cannot be read, is shorter than one window, of another rate, or holds what is no number.
+        Raises DataError when it cannot be read, is shorter than one window, of another rate, or
+        holds what is no number.
         """
         if isinstance(speech, (str, Path)):
-            name, speech = str(speech), torch.from_numpy(audio.read(speech))
+            name = str(speech)
+            speech = torch.from_numpy(audio.read(speech))
         else:
-            name, speech = "waveform", torch.as_tensor(speech)
+            name = "waveform"
+            speech = torch.as_tensor(speech)
         waveform = prepare_waveform(
             speech, sampling_rate=sampling_rate, config=self.model.config, name=name
         )

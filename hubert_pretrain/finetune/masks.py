@@ -1,4 +1,6 @@
-"""What fine-tuning hides of a micro-batch: spans of frames and of channels. B utterances, T frames, D width; True = hidden."""
+"""What fine-tuning hides of a micro-batch: spans of frames and of channels. B utterances, T frames,
+D width; True = hidden.
+"""
 
 from __future__ import annotations
 
@@ -49,13 +51,17 @@ class Masks(Protocol):
         step: int,
         index: int,
     ) -> tuple[Mask, Mask]:
-        """(B, T) and (B, D) for B manifest rows of so many real frames each, padded to `shape` (T, D), in micro-batch `index` of a step."""
+        """(B, T) and (B, D) for B manifest rows of so many real frames each, padded to `shape` (T,
+        D), in micro-batch `index` of a step.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class ReferenceMasks:
-    """fairseq's sampler, each utterance by itself: seeded by (seed, step, row), so its mask does not depend on its neighbours."""
+    """fairseq's sampler, each utterance by itself: seeded by (seed, step, row), so its mask does
+    not depend on its neighbours.
+    """
 
     time: Masking
     channels: Masking
@@ -82,7 +88,9 @@ class ReferenceMasks:
 
 @dataclass(frozen=True)
 class TransformersMasks:
-    """What `transformers.HubertForCTC` draws in training by its `mask_time_*` and `mask_feature_*`; seeded by (seed, micro-batch)."""
+    """What `transformers.HubertForCTC` draws in training by its `mask_time_*` and `mask_feature_*`;
+    seeded by (seed, micro-batch).
+    """
 
     settings: SpecAugment
     seed: int
@@ -106,7 +114,9 @@ class TransformersMasks:
 
 
 def make_masks(sampler: str, time: Masking, channels: Masking, seed: int) -> Masks:
-    """The sampler of that name. Raises ConfigError when there is none, or when `transformers` cannot draw what the settings ask for."""
+    """The sampler of that name. Raises ConfigError when there is none, or when `transformers`
+    cannot draw what the settings ask for.
+    """
     if sampler not in MASK_SAMPLERS:
         raise ConfigError(
             f"mask_sampler={sampler!r}: expected one of {', '.join(MASK_SAMPLERS)}{did_you_mean(sampler, MASK_SAMPLERS)}"

@@ -9,8 +9,8 @@ from typing import Any
 def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """Word substitutions, deletions and insertions over the words of all references.
 
-    Utterances without reference words count with their insertions (jiwer alone refuses them). Where no reference has any word, it is 0
-    for silence and infinite otherwise.
+    Utterances without reference words count with their insertions (jiwer alone refuses them). Where
+    no reference has any word, it is 0 for silence and infinite otherwise.
     """
     import jiwer
 

@@ -22,11 +22,13 @@ from hubert_pretrain.training.strategies import zero_grad_term
 
 
 class FinetuneModule(TrainingModule):
-    """The task says what is predicted; this says how it is trained (fairseq's HubertEncoder and CTC criterion).
+    """The task says what is predicted; this says how it is trained (fairseq's HubertEncoder and CTC
+    criterion).
 
-    The conv encoder is frozen when its gradient scale is 0. For the first `freeze_encoder_steps` updates the whole encoder is, though it
-    stays in training mode: masks, dropout and layer drop are at work, as in the reference. Everything random is seeded by (seed, step) or
-    (seed, micro-batch), so the step number is all there is to resume.
+    The conv encoder is frozen when its gradient scale is 0. For the first `freeze_encoder_steps`
+    updates the whole encoder is, though it stays in training mode: masks, dropout and layer drop
+    are at work, as in the reference. Everything random is seeded by (seed, step) or (seed,
+    micro-batch), so the step number is all there is to resume.
     """
 
     def __init__(
@@ -43,18 +45,19 @@ class FinetuneModule(TrainingModule):
     ) -> None:
         """
         Args:
-            norm_over_valid: a norm over time (group-norm models) leaves padding out, so that a padded row counts as it does alone, which is
+            norm_over_valid: a norm over time (group-norm models) leaves padding out, so that a
+            padded row counts as it does alone, which is
                 how it is scored and exported. The reference's does not.
             describe_micro_batch: names the step and the utterances of a micro-batch.
             training: goes to `TrainingModule`.
         """
         super().__init__(shown=("loss", "lr", "audio_seconds_per_second"), **training)
-        self.model, self.head, self.task = model, head, task
-        self.freeze_encoder_steps, self.seed, self.norm_over_valid = (
-            freeze_encoder_steps,
-            seed,
-            norm_over_valid,
-        )
+        self.model = model
+        self.head = head
+        self.task = task
+        self.freeze_encoder_steps = freeze_encoder_steps
+        self.seed = seed
+        self.norm_over_valid = norm_over_valid
         self.train()  # a loaded model is in eval mode, and Lightning leaves modes as they are
         self.describe_batch = describe_micro_batch  # type: ignore[method-assign, assignment]
         self._heard: list[
@@ -64,7 +67,8 @@ class FinetuneModule(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss per utterance of the step, as this micro-batch's share of it."""
-        step, valid = batch["step"], batch["valid"]
+        step = batch["step"]
+        valid = batch["valid"]
         torch.manual_seed(derive(self.seed, "dropout", batch["index"]))
         with torch.set_grad_enabled(step >= self.freeze_encoder_steps):
             output = self.model(
@@ -82,8 +86,9 @@ class FinetuneModule(TrainingModule):
         self.watch(batch["index"], loss, audio_seconds=audio_seconds)
         self.meter.add(loss=loss, utterances=len(valid), audio=audio_seconds)
         loss = loss + zero_grad_term(self, self._idle(step))
-        # The gradient wanted is d(sum over all micro-batches of the step) / utterances of the step. Lightning divides by the number of
-        # accumulated micro-batches and DDP by the number of ranks, so both are multiplied back.
+        # The gradient wanted is d(sum over all micro-batches of the step) / utterances of the step.
+        # Lightning divides by the number of accumulated micro-batches and DDP by the number of
+        # ranks, so both are multiplied back.
         return loss * (
             self.trainer.accumulate_grad_batches
             * distributed.world_size()
@@ -91,7 +96,9 @@ class FinetuneModule(TrainingModule):
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Parameters that had no part in this step do not move, on any number of ranks: not even by Adam's momentum."""
+        """Parameters that had no part in this step do not move, on any number of ranks: not even by
+        Adam's momentum.
+        """
         for parameter in self._idle(self.trainer.global_step):
             parameter.grad = None
 
@@ -127,7 +134,9 @@ class FinetuneModule(TrainingModule):
         }
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """One utterance, without padding or masks; one that only keeps this rank in step with the others is not heard."""
+        """One utterance, without padding or masks; one that only keeps this rank in step with the
+        others is not heard.
+        """
         if not batch["counts"]:
             self._valid.add(loss=0.0, utterances=0.0)
             return
@@ -143,7 +152,8 @@ class FinetuneModule(TrainingModule):
 
     def on_validation_epoch_end(self) -> None:
         """Scores everything that was heard, on all ranks."""
-        heard, sums = gather(self._heard), self._valid.read(self.device)
+        heard = gather(self._heard)
+        sums = self._valid.read(self.device)
         self._heard = []
         scored = self.task.score([said for said, _ in heard], [guess for _, guess in heard])
         values = {"loss": sums["loss"] / sums["utterances"], **scored}

@@ -1,4 +1,6 @@
-"""What a task is: labels out of a manifest, a head on the encoder, a loss, predictions and scores. A new task is a file beside ctc.py."""
+"""What a task is: labels out of a manifest, a head on the encoder, a loss, predictions and scores.
+A new task is a file beside ctc.py.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Examples:
 
 
 class Task(Protocol):
-    """A task holds its settings from the start, and after `fit` what it has learnt of the training split (letters, classes)."""
+    """A task holds its settings from the start, and after `fit` what it has learnt of the training
+    split (letters, classes).
+    """
 
     kind: str
     """Kind of the checkpoints that hold its models: "ctc" or "classify"."""
@@ -44,11 +48,15 @@ class Task(Protocol):
     """Whether the head needs the output of every layer, `Hubert.forward(hidden_states=True)`."""
 
     def fit(self, manifest: Manifest, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
-        """Derives vocabulary or classes from the training rows; returns those that can be trained on (DataError when too few can)."""
+        """Derives vocabulary or classes from the training rows; returns those that can be trained
+        on (DataError when too few can).
+        """
         ...
 
     def examples(self, manifest: Manifest, rows: NDArray[np.int64]) -> Examples:
-        """The rows of another split, all of them. Raises DataError when the split cannot be scored with what `fit` learnt."""
+        """The rows of another split, all of them. Raises DataError when the split cannot be scored
+        with what `fit` learnt.
+        """
         ...
 
     def head(self, config: HubertConfig) -> CTCHead | ClassificationHead:
@@ -56,17 +64,23 @@ class Task(Protocol):
         ...
 
     def logits(self, head: nn.Module, output: HubertOutput, valid: Tensor | None) -> Tensor:
-        """The head's scores for what the encoder made of B utterances; ``valid`` (B, T) marks real frames, None: all are."""
+        """The head's scores for what the encoder made of B utterances; ``valid`` (B, T) marks real
+        frames, None: all are.
+        """
         ...
 
     def loss(
         self, logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor
     ) -> Tensor:
-        """Loss in nats, summed over utterances. ``num_frames`` (B,), ``labels`` (B, U) padded with anything, ``label_lengths`` (B,)."""
+        """Loss in nats, summed over utterances. ``num_frames`` (B,), ``labels`` (B, U) padded with
+        anything, ``label_lengths`` (B,).
+        """
         ...
 
     def predict(self, logits: Tensor) -> str:
-        """What the model says of one utterance, in the form of a reference; ``logits`` are a batch of one."""
+        """What the model says of one utterance, in the form of a reference; ``logits`` are a batch
+        of one.
+        """
         ...
 
     def score(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
@@ -87,9 +101,11 @@ class Task(Protocol):
 def gather_examples(
     task: Task, manifest: Manifest, grid: FrameGrid, splits: Mapping[str, str], where: str
 ) -> list[Examples]:
-    """The examples of each split, the first of which is trained on. What can be wrong with them is found here, before training.
+    """The examples of each split, the first of which is trained on. What can be wrong with them is
+    found here, before training.
 
-    ``splits`` are names of splits by their key in the recipe, ``where`` is the place of those keys: both for error messages.
+    ``splits`` are names of splits by their key in the recipe, ``where`` is the place of those keys:
+    both for error messages.
     """
     rows = []
     for key, split in splits.items():

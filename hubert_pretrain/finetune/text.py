@@ -13,7 +13,9 @@ from hubert_pretrain.errors import ArtefactError
 BLANK = "<pad>"
 """CTC's blank. It is called as `transformers` calls it, where the padding token is the blank."""
 UNKNOWN = "<unk>"
-"""Stands for a character that no training transcript has. It is never trained, so a model does not say it."""
+"""Stands for a character that no training transcript has. It is never trained, so a model does not
+say it.
+"""
 BOUNDARY = "|"
 """The gap between two words."""
 
@@ -21,7 +23,8 @@ _APOSTROPHES = str.maketrans({"\u2019": "'", "\u02bc": "'", "\uff07": "'"})
 
 
 def normalise(text: str) -> str:
-    """Upper-case words with single spaces between them: letters, marks, digits and ' stay, everything else separates words.
+    """Upper-case words with single spaces between them: letters, marks, digits and ' stay,
+    everything else separates words.
 
     >>> normalise("Don\u2019t  stop -- now!")
     "DON'T STOP NOW"
@@ -36,7 +39,9 @@ def normalise(text: str) -> str:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The symbols of a letter model. Index 0 is the blank, so a list of symbols is all that a checkpoint needs to keep."""
+    """The symbols of a letter model. Index 0 is the blank, so a list of symbols is all that a
+    checkpoint needs to keep.
+    """
 
     symbols: tuple[str, ...]
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
@@ -57,7 +62,9 @@ class Vocabulary:
 
     @staticmethod
     def of_texts(texts: Iterable[str]) -> Vocabulary:
-        """The vocabulary of normalised training transcripts: three special symbols, then every letter they use, sorted."""
+        """The vocabulary of normalised training transcripts: three special symbols, then every
+        letter they use, sorted.
+        """
         letters = sorted(set().union(*map(set, texts)) - {" "})
         return Vocabulary((BLANK, UNKNOWN, BOUNDARY, *letters))
 
@@ -65,12 +72,16 @@ class Vocabulary:
         return len(self.symbols)
 
     def ids(self, text: str) -> list[int]:
-        """A normalised transcript as U ids; a character that is not in the vocabulary becomes `UNKNOWN`."""
+        """A normalised transcript as U ids; a character that is not in the vocabulary becomes
+        `UNKNOWN`.
+        """
         unknown = self._ids[UNKNOWN]
         return [self._ids.get(BOUNDARY if letter == " " else letter, unknown) for letter in text]
 
     def text(self, ids: Sequence[int]) -> str:
-        """Ids without blanks and repeats as text: `transformers.Wav2Vec2CTCTokenizer` joins them in the same way."""
+        """Ids without blanks and repeats as text: `transformers.Wav2Vec2CTCTokenizer` joins them in
+        the same way.
+        """
         return "".join(
             " " if symbol == BOUNDARY else symbol for symbol in map(self.symbols.__getitem__, ids)
         ).strip()
@@ -82,7 +93,9 @@ class Vocabulary:
 
 
 def frames_needed(ids: Sequence[int]) -> int:
-    """The fewest frames in which CTC can spell U ids: one each, and a blank between two equal neighbours (Graves et al. 2006, eq. 2)."""
+    """The fewest frames in which CTC can spell U ids: one each, and a blank between two equal
+    neighbours (Graves et al. 2006, eq. 2).
+    """
     return len(ids) + sum(left == right for left, right in pairwise(ids))
 
 
@@ -99,5 +112,7 @@ def greedy_decode(logits: Tensor) -> list[int]:
 
 
 def collapse(path: Sequence[int]) -> list[int]:
-    """What a path of T symbols spells: equal neighbours are one symbol, blanks are none (Graves et al. 2006, section 3.1)."""
+    """What a path of T symbols spells: equal neighbours are one symbol, blanks are none (Graves et
+    al. 2006, section 3.1).
+    """
     return [symbol for symbol, _ in groupby(path) if symbol != BLANK_ID]

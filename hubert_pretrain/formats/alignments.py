@@ -41,11 +41,12 @@ class AlignmentFiles:
         """Looks what is there; reads lists once.
 
         Args:
-            path: a folder with files below it, or a file.
-            format: textgrid (Praat, MFA), ctm (words or phones, of Kaldi too), timit (.phn, .wrd), librispeech (.alignment.txt) or auto.
-            tier: phones, words, or the name of a TextGrid's tier; auto: phones where there are any, else words.
-            silence: what sil, sp, spn, <eps> and the like become: gap (nothing is said there), keep (their label), or one label for all.
-            symbols: Kaldi's phones.txt, for a ctm of numbers; None: the one beside the ctm, if any.
+            path: a folder with files below it, or a file. format: textgrid (Praat, MFA), ctm (words
+            or phones, of Kaldi too), timit (.phn, .wrd), librispeech (.alignment.txt) or auto.
+            tier: phones, words, or the name of a TextGrid's tier; auto: phones where there are any,
+            else words. silence: what sil, sp, spn, <eps> and the like become: gap (nothing is said
+            there), keep (their label), or one label for all. symbols: Kaldi's phones.txt, for a ctm
+            of numbers; None: the one beside the ctm, if any.
 
         Raises:
             ConfigError: no such format.
@@ -56,14 +57,16 @@ class AlignmentFiles:
                 f"data.alignments.format={format!r}: expected auto or one of {', '.join(FORMATS)}{did_you_mean(format, list(FORMATS))}"
             )
         self.path = Path(path).expanduser().absolute()
-        self.tier, self.silence = tier, silence
+        self.tier = tier
+        self.silence = silence
         self._symbols = Path(symbols).expanduser() if symbols else None
         self.format, self._files = _find(self.path, format, tier)
         self._spans: dict[str, _Span] = {}
         self._by_name: dict[str, list[str]] = defaultdict(list)
         for key, span in self._index():
             if key in self._spans:
-                one, other = self._files[self._spans[key][0]], self._files[span[0]]
+                one = self._files[self._spans[key][0]]
+                other = self._files[span[0]]
                 raise DataError(f"{other}: aligns {key!r}, as {one} does; remove one")
             self._spans[key] = span
             self._by_name[key.rpartition("/")[2]].append(key)
@@ -76,7 +79,8 @@ class AlignmentFiles:
         return next(iter(self._spans), "")
 
     def key_of(self, id: str) -> str | None:
-        """The name under which an utterance is aligned: its id, or one of which the other is the end, in whole parts between slashes.
+        """The name under which an utterance is aligned: its id, or one of which the other is the
+        end, in whole parts between slashes.
 
         Raises DataError when several are.
         """
@@ -95,7 +99,9 @@ class AlignmentFiles:
         return found[0] if found else None
 
     def find(self, id: str) -> Phones | None:
-        """The alignment of an utterance, or None. Raises DataError when what stands there is none."""
+        """The alignment of an utterance, or None. Raises DataError when what stands there is
+        none.
+        """
         key = self.key_of(id)
         if key is None:
             return None
@@ -119,7 +125,8 @@ class AlignmentFiles:
             return str(path), textgrid.read(path, self.tier)
         if self.format == "timit":
             return str(path), timit.read_phn(path)
-        lines, place = ctm.read_span(path, start, length), f"{path}: utterance {key!r}"
+        lines = ctm.read_span(path, start, length)
+        place = f"{path}: utterance {key!r}"
         if self.format == "librispeech":
             return place, ctm.quoted_intervals(lines, place)
         symbols = self._symbols or path.parent / "phones.txt"

@@ -1,6 +1,8 @@
-"""Lists of alignments: CTM (words or phones of many utterances, a line each), and LibriSpeech's `.alignment.txt` (an utterance each).
+"""Lists of alignments: CTM (words or phones of many utterances, a line each), and LibriSpeech's
+`.alignment.txt` (an utterance each).
 
-Such a list may be as long as its corpus, so it is not kept: `spans` finds where each utterance stands, and only that is read again.
+Such a list may be as long as its corpus, so it is not kept: `spans` finds where each utterance
+stands, and only that is read again.
 """
 
 from __future__ import annotations
@@ -20,12 +22,15 @@ _QUOTED = re.compile(r'(\S+)\s+"([^"]*)"\s+"([^"]*)"')
 
 
 def spans(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(utterance, first byte, number of bytes) of each utterance of a list, in the order of the file.
+    """(utterance, first byte, number of bytes) of each utterance of a list, in the order of the
+    file.
 
     Raises DataError when the lines of an utterance do not stand together, or the file is not UTF-8.
     """
     seen: set[int] = set()
-    current, start, end = "", 0, 0
+    current = ""
+    start = 0
+    end = 0
     with open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
             id = _first_word(raw, f"{path}: line {number}")
@@ -37,7 +42,8 @@ def spans(path: Path) -> Iterator[tuple[str, int, int]]:
                 if current:
                     yield current, start, end - start
                 seen.add(hash(id))
-                current, start = id, end
+                current = id
+                start = end
             end += len(raw)
     if current:
         yield current, start, end - start
@@ -89,7 +95,8 @@ def ctm_intervals(lines: list[str], place: str, name: Callable[[str], str] = str
 
 
 def quoted_intervals(lines: list[str], place: str) -> list[Interval]:
-    """`84-121123-0000 ",GO,,DO" "0.49,0.89,1.27,1.38"`: labels and where each ends, in seconds; silence has no label.
+    """`84-121123-0000 ",GO,,DO" "0.49,0.89,1.27,1.38"`: labels and where each ends, in seconds;
+    silence has no label.
 
     Raises DataError when a line is not so, or has not as many ends as labels.
     """
@@ -98,7 +105,8 @@ def quoted_intervals(lines: list[str], place: str) -> list[Interval]:
         raise DataError(
             f'{place}: {lines[0][:60]!r} is not \'<utterance> "<labels>" "<ends>"\', once for each utterance; mend the line'
         )
-    labels, ends = match[2].split(","), match[3].split(",")
+    labels = match[2].split(",")
+    ends = match[3].split(",")
     if len(labels) != len(ends):
         raise DataError(f"{place}: has {len(labels)} labels and {len(ends)} ends; mend the line")
     times = [0, *(seconds_to_samples(number_of(end, place, "end")) for end in ends)]
@@ -109,7 +117,9 @@ def quoted_intervals(lines: list[str], place: str) -> list[Interval]:
 
 @functools.lru_cache(maxsize=4)
 def read_symbols(path: Path) -> dict[str, str]:
-    """Kaldi's phones.txt (`SIL 1` in each line): number -> name, without marks of the place in a word. Raises DataError for other lines."""
+    """Kaldi's phones.txt (`SIL 1` in each line): number -> name, without marks of the place in a
+    word. Raises DataError for other lines.
+    """
     names = {}
     for number, line in filled_lines(path):
         fields = line.split()

@@ -1,7 +1,9 @@
-"""fairseq's manifests: `train.tsv` (the root, then `relative path <tab> samples`), and line by line beside it `train.wrd`, `train.ltr`.
+"""fairseq's manifests: `train.tsv` (the root, then `relative path <tab> samples`), and line by line
+beside it `train.wrd`, `train.ltr`.
 
-What they cannot hold is lost or refused: ids (made from the paths), speakers, labels; parts of longer recordings are refused. A path may be
-`shard:offset:bytes`, as in fairseq: the bytes of an audio file inside another.
+What they cannot hold is lost or refused: ids (made from the paths), speakers, labels; parts of
+longer recordings are refused. A path may be `shard:offset:bytes`, as in fairseq: the bytes of an
+audio file inside another.
 """
 
 from __future__ import annotations
@@ -22,12 +24,16 @@ from hubert_pretrain.formats.record import Header, Reading, Record, header_of, r
 from hubert_pretrain.formats.text import filled_lines, lines, whole_number_of, writing
 
 _LOOKED_AT = 128
-"""So many rows at the beginning, and then every so many-th, are compared with the header of their file."""
+"""So many rows at the beginning, and then every so many-th, are compared with the header of their
+file.
+"""
 _SLICE = re.compile(r"(?P<path>.+):(?P<offset>[0-9]+):(?P<num_bytes>[0-9]+)")
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a file looks like one: a line without a tab, then a path with a number of samples, or one with an audio file's name alone."""
+    """Whether a file looks like one: a line without a tab, then a path with a number of samples, or
+    one with an audio file's name alone.
+    """
     found = [line for (_, line), _ in zip(filled_lines(path), range(2), strict=False)]
     if not found or "\t" in found[0] or path.suffix == ".jsonl":
         return False
@@ -47,8 +53,10 @@ def read(path: Path, reading: Reading) -> Iterator[Record]:
     Rows without a number of samples are taken as they are: `prepare` measures every file anyway.
 
     Raises:
-        DataError: no root line or no rows, a line with other fields, other line counts in the texts, samples counted at another
-            rate (a sample of the rows is compared with the headers; `prepare` compares the lengths of all files).
+        DataError: no root line or no rows, a line with other fields, other line counts in the
+        texts, samples counted at another
+            rate (a sample of the rows is compared with the headers; `prepare` compares the lengths
+            of all files).
     """
     rows = filled_lines(path)
     _, root = next(rows, (0, ""))
@@ -90,7 +98,9 @@ def _utterance(line: str, place: str, text: str, reading: Reading, home: Path) -
 
 
 def _refuse_other_rate(claim: SourceUtterance, line: str, place: str, reading: Reading) -> None:
-    """The one mistake of which every length is a sign: samples counted at the rate of the files, which nobody has named."""
+    """The one mistake of which every length is a sign: samples counted at the rate of the files,
+    which nobody has named.
+    """
     if claim.expected_samples is None or "://" in str(claim.path):
         return
     try:
@@ -147,7 +157,9 @@ def letters_of_words(text: str) -> str:
 
 
 def count_symbols(paths: Iterable[Path]) -> Counter[str]:
-    """How often each symbol stands in files of letters or targets: what a dict.ltr.txt or dict.km.txt lists."""
+    """How often each symbol stands in files of letters or targets: what a dict.ltr.txt or
+    dict.km.txt lists.
+    """
     counts: Counter[str] = Counter()
     for path in paths:
         for _, line in lines(path):
@@ -156,13 +168,16 @@ def count_symbols(paths: Iterable[Path]) -> Counter[str]:
 
 
 def write(target: Path, claims: Callable[[], Iterator[SourceUtterance]]) -> None:
-    """Writes `<split>.tsv`, and `<split>.wrd` and `<split>.ltr` where a split has texts, into a folder.
+    """Writes `<split>.tsv`, and `<split>.wrd` and `<split>.ltr` where a split has texts, into a
+    folder.
 
     Lengths are counted at the files' own rate, as fairseq does.
 
-    Raises DataError for what fairseq cannot hold: parts of longer recordings, several rates, URLs, tabs in paths, "|" in texts.
+    Raises DataError for what fairseq cannot hold: parts of longer recordings, several rates, URLs,
+    tabs in paths, "|" in texts.
     """
-    root, rates = _common_root(claims()), dict[int, str]()
+    root = _common_root(claims())
+    rates = dict[int, str]()
     with contextlib.ExitStack() as stack:
         files: dict[str, list[IO[str]]] = {}
         for claim in claims():

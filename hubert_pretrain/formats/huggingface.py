@@ -1,7 +1,8 @@
-"""Folders of Hugging Face `datasets`, read with pyarrow alone: what save_to_disk writes, parquet files, and audio folders with metadata.
+"""Folders of Hugging Face `datasets`, read with pyarrow alone: what save_to_disk writes, parquet
+files, and audio folders with metadata.
 
-Audio inside a table is written once to files below `Reading.folder`. Columns are found by the names they usually have, or by
-`Reading.columns`. Class labels come out by name.
+Audio inside a table is written once to files below `Reading.folder`. Columns are found by the names
+they usually have, or by `Reading.columns`. Class labels come out by name.
 """
 
 from __future__ import annotations
@@ -44,14 +45,18 @@ _MAGIC = (
 
 
 def suffix_of(content: bytes, name: str = "") -> str:
-    """The suffix of an audio file by its first bytes, else by the name it had; ".audio" when neither tells."""
+    """The suffix of an audio file by its first bytes, else by the name it had; ".audio" when
+    neither tells.
+    """
     found = next((suffix for magic, suffix in _MAGIC if content.startswith(magic)), None)
     suffix = os.path.splitext(name)[1].lower()
     return suffix if suffix in audio.SUFFIXES and found in (None, ".ogg") else found or ".audio"
 
 
 def store(folder: Path, id: str, content: bytes, name: str = "") -> Path:
-    """Writes an audio file under a safe name made of the id, once: one that is there with this content stays."""
+    """Writes an audio file under a safe name made of the id, once: one that is there with this
+    content stays.
+    """
     path = folder / f"{safe_name(id)}{suffix_of(content, name)}"
     if not (
         path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
@@ -64,7 +69,8 @@ def store(folder: Path, id: str, content: bytes, name: str = "") -> Path:
 
 
 def store_utterance(folder: Path, claim: SourceUtterance) -> Path:
-    """Writes the audio of an utterance: byte for byte when it is a whole file or member of a shard; a part of one as FLAC, 16 kHz, 16 bits.
+    """Writes the audio of an utterance: byte for byte when it is a whole file or member of a shard;
+    a part of one as FLAC, 16 kHz, 16 bits.
 
     Raises DataError for a URL, and for a part that its file does not hold.
     """
@@ -189,7 +195,9 @@ def _split_below(folder: Path, path: Path) -> str | None:
 
 
 def read(path: Path, reading: Reading) -> Iterator[Record]:
-    """Every row. Raises DataError for a folder without tables, tables without audio, and rows that cannot be."""
+    """Every row. Raises DataError for a folder without tables, tables without audio, and rows that
+    cannot be.
+    """
     for source in sources(path, reading.split):
         here = replace(reading, split=source.split)
         if source.path.suffix in (".csv", ".jsonl"):
@@ -209,7 +217,9 @@ def _header(path: Path) -> list[str]:
 
 
 def _columns(path: Path, header: list[str], reading: Reading) -> dict[str, str]:
-    """Our name -> the table's, for what is there. Raises DataError for a chosen column that is not, and when none holds audio."""
+    """Our name -> the table's, for what is there. Raises DataError for a chosen column that is not,
+    and when none holds audio.
+    """
     for name, theirs in reading.columns.items():
         if theirs not in header:
             raise DataError(
@@ -231,7 +241,8 @@ def _rows(path: Path, reading: Reading) -> Iterator[Record]:
     """Rows of an Arrow or parquet table, batch by batch."""
     try:
         schema, batches = _open(path)
-        columns, names = _columns(path, schema.names, reading), _class_names(schema)
+        columns = _columns(path, schema.names, reading)
+        names = _class_names(schema)
         row = 0
         for batch in batches:
             chosen = batch.select(list(dict.fromkeys(columns.values())))
@@ -264,7 +275,9 @@ def _open(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Names of the classes of each column of class labels, as `datasets` notes them in the table's metadata."""
+    """Names of the classes of each column of class labels, as `datasets` notes them in the table's
+    metadata.
+    """
     try:
         info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = info.get("info", {}).get("features", {})
@@ -308,7 +321,8 @@ def _utterance(
 
 
 def write(target: Path, claims: Callable[[], Iterator[SourceUtterance]]) -> None:
-    """Writes an audio folder: `<split>/metadata.jsonl` and the audio beside it, whole files byte for byte, parts of longer ones as FLAC.
+    """Writes an audio folder: `<split>/metadata.jsonl` and the audio beside it, whole files byte
+    for byte, parts of longer ones as FLAC.
 
     It loads with `datasets.load_dataset("audiofolder", data_dir=...)`.
     """

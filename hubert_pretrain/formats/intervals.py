@@ -25,9 +25,9 @@ def phones_of(intervals: Iterable[Interval], silence: str, place: str) -> Phones
     """Intervals in any order as an alignment.
 
     Args:
-        intervals: with labels; those without a length are dropped.
-        silence: what silence becomes: "gap", nothing is said there; "keep", its label (one without a label is a gap); else this label.
-        place: where they stand, for messages.
+        intervals: with labels; those without a length are dropped. silence: what silence becomes:
+        "gap", nothing is said there; "keep", its label (one without a label is a gap); else this
+        label. place: where they stand, for messages.
 
     Raises:
         DataError: two of them overlap by more than 10 ms.
@@ -35,13 +35,17 @@ def phones_of(intervals: Iterable[Interval], silence: str, place: str) -> Phones
     ordered = sorted((each for each in intervals if each[2] > each[1]), key=lambda each: each[1:])
     for (one, _, end), (other, start, _) in pairwise(ordered):
         if end - start > _SLACK:
-            begins, ends = start / SAMPLE_RATE, end / SAMPLE_RATE
+            begins = start / SAMPLE_RATE
+            ends = end / SAMPLE_RATE
             raise DataError(
                 f"{place}: {other!r} begins at {begins:.3f} s, before {one!r} ends at {ends:.3f} s; mend the alignment"
             )
-    phones, before = [], 0
+    phones = []
+    before = 0
     for label, start, end in ordered:
-        name, start, before = _name(label.strip(), silence), max(start, before), max(end, before)
+        name = _name(label.strip(), silence)
+        start = max(start, before)
+        before = max(end, before)
         if name and end > start:
             phones.append((name, start, end))
     return phones
@@ -57,15 +61,14 @@ def read_phn(path: Path) -> list[Interval]:
     """The intervals of one file. Raises DataError naming the line that is none."""
     intervals = []
     for number, line in filled_lines(path):
-        place, fields = f"{path}: line {number}", line.split()
+        place = f"{path}: line {number}"
+        fields = line.split()
         if len(fields) != 3:
             raise DataError(
                 f"{place} is {line[:40]!r}, expected 'start end label' in samples; mend the line"
             )
-        start, end = (
-            whole_number_of(fields[0], place, "start"),
-            whole_number_of(fields[1], place, "end"),
-        )
+        start = whole_number_of(fields[0], place, "start")
+        end = whole_number_of(fields[1], place, "end")
         if end < start:
             raise DataError(
                 f"{place}: {fields[2]!r} ends at {end}, before its start {start}; mend the line"

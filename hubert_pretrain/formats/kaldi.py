@@ -1,7 +1,9 @@
-"""Data directories of Kaldi: wav.scp, and as there are any segments, text, utt2spk or spk2utt, and utt2dur (lengths of whole files).
+"""Data directories of Kaldi: wav.scp, and as there are any segments, text, utt2spk or spk2utt, and
+utt2dur (lengths of whole files).
 
-A line of wav.scp may be a command; see commands.py. Labels and corpus names have no place here. An utterance whose speaker is called as
-itself has none, which is Kaldi's way to say so. Words of a text are separated by single blanks.
+A line of wav.scp may be a command; see commands.py. Labels and corpus names have no place here. An
+utterance whose speaker is called as itself has none, which is Kaldi's way to say so. Words of a
+text are separated by single blanks.
 """
 
 from __future__ import annotations
@@ -82,7 +84,8 @@ def _paths(words: list[str]) -> list[str] | None:
     program = os.path.basename(words[0]) if words else ""
     if program not in _ALONE:
         return None
-    paths, rest = [], iter(words[1:])
+    paths = []
+    rest = iter(words[1:])
     for word in rest:
         values = _WITH_VALUE.get(program, {})
         if program == "ffmpeg" and word == "-i":
@@ -100,7 +103,9 @@ def _paths(words: list[str]) -> list[str] | None:
 
 
 def command_for(path: str) -> str:
-    """What stands in a wav.scp for a file: its path where Kaldi reads it itself, else the usual command that decodes it."""
+    """What stands in a wav.scp for a file: its path where Kaldi reads it itself, else the usual
+    command that decodes it.
+    """
     if path.lower().endswith(".wav"):
         return path
     decoder = (
@@ -111,21 +116,28 @@ def command_for(path: str) -> str:
     return decoder.format(shlex.quote(path))
 
 
-WAVES, SEGMENTS, TEXT = "wav.scp", "segments", "text"
-SPEAKERS, UTTERANCES, DURATIONS = "utt2spk", "spk2utt", "utt2dur"
+WAVES = "wav.scp"
+SEGMENTS = "segments"
+TEXT = "text"
+SPEAKERS = "utt2spk"
+UTTERANCES = "spk2utt"
+DURATIONS = "utt2dur"
 
 _TO_THE_END = "-1"
 _ARCHIVE = re.compile(r".*\.(ark|scp)(\.gz)?:\d+(\[.*\])?")
 
 
 def read(folder: Path, reading: Reading) -> Iterator[Record]:
-    """Every utterance of a data directory: a line of segments, or of wav.scp when there are no segments.
+    """Every utterance of a data directory: a line of segments, or of wav.scp when there are no
+    segments.
 
     Raises:
-        DataError: a command that is not plainly decoding, an archive, an id that one file has and another has not, an id twice, a segment
+        DataError: a command that is not plainly decoding, an archive, an id that one file has and
+        another has not, an id twice, a segment
             that ends before it begins.
     """
-    texts, speakers = _table(folder / TEXT, texts=True), _speakers(folder)
+    texts = _table(folder / TEXT, texts=True)
+    speakers = _speakers(folder)
     used = 0
     for place, id, path, length in (
         _segments(folder, reading) if (folder / SEGMENTS).is_file() else _waves(folder, reading)
@@ -171,10 +183,8 @@ def _waves(folder: Path, reading: Reading) -> Iterator[_Part]:
     for place, id, value in _pairs(folder / WAVES):
         stated: dict[str, int | None] = {}
         if durations is not None:
-            seconds, where = (
-                _of(durations, id, place, folder / DURATIONS),
-                f"{folder / DURATIONS}: utterance {id!r}",
-            )
+            seconds = _of(durations, id, place, folder / DURATIONS)
+            where = f"{folder / DURATIONS}: utterance {id!r}"
             stated = {
                 "expected_samples": seconds_to_samples(number_of(seconds, where, "duration")),
                 "expected_within": rounding_of(seconds),
@@ -238,7 +248,9 @@ def _path(value: str, place: str, reading: Reading, folder: Path) -> str:
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(place, key, the rest) of every line. Raises DataError for a key alone, except in the file of texts."""
+    """(place, key, the rest) of every line. Raises DataError for a key alone, except in the file of
+    texts.
+    """
     for number, line in filled_lines(path):
         key, *rest = line.split(maxsplit=1)
         if not rest and path.name != TEXT:
@@ -249,7 +261,9 @@ def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _table(path: Path, texts: bool = False) -> dict[str, str] | None:
-    """All lines by key; None when there is no such file. Raises DataError for a key that stands twice."""
+    """All lines by key; None when there is no such file. Raises DataError for a key that stands
+    twice.
+    """
     if not path.is_file():
         return None
     table: dict[str, str] = {}

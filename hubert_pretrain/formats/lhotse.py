@@ -1,7 +1,9 @@
-"""Cut sets of lhotse: a MonoCut in each line of a jsonl or jsonl.gz, its recording inside. lhotse need not be installed.
+"""Cut sets of lhotse: a MonoCut in each line of a jsonl or jsonl.gz, its recording inside. lhotse
+need not be installed.
 
-Of several supervisions in a cut the texts are joined in time order. An alignment named phone or phones comes along; lhotse counts
-its times from the start of the recording. Split, label and corpus stand in `custom`.
+Of several supervisions in a cut the texts are joined in time order. An alignment named phone or
+phones comes along; lhotse counts its times from the start of the recording. Split, label and corpus
+stand in `custom`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ PHONE_TIERS = ("phone", "phones", "phoneme", "phonemes")
 
 
 def is_cut(row: dict[str, Any]) -> bool:
-    """Whether a JSON object is a cut, or another item of lhotse, for which reading has a message of its own."""
+    """Whether a JSON object is a cut, or another item of lhotse, for which reading has a message of
+    its own.
+    """
     return (
         str(row.get("type", "")).endswith("Cut")
         or "sources" in row
@@ -39,7 +43,9 @@ def is_cut(row: dict[str, Any]) -> bool:
 
 
 def read(path: Path, reading: Reading) -> Iterator[Record]:
-    """Every cut. Raises DataError, naming the line, for other channels than 0, mixtures, and changed, embedded or computed audio."""
+    """Every cut. Raises DataError, naming the line, for other channels than 0, mixtures, and
+    changed, embedded or computed audio.
+    """
     empty = True
     for number, line in filled_lines(path):
         empty = False
@@ -56,10 +62,8 @@ def read(path: Path, reading: Reading) -> Iterator[Record]:
 
 def _utterance(cut: dict[str, Any], place: str, reading: Reading, home: Path) -> SourceUtterance:
     _refuse_other(cut, place)
-    recording, supervisions = (
-        cut["recording"],
-        sorted(cut.get("supervisions") or [], key=lambda one: one["start"]),
-    )
+    recording = cut["recording"]
+    supervisions = sorted(cut.get("supervisions") or [], key=lambda one: one["start"])
     rate = whole_number_of(recording["sampling_rate"], place, "recording.sampling_rate")
     if rate == 0:
         raise DataError(f"{place}: recording.sampling_rate is 0; mend the line")
@@ -159,7 +163,9 @@ def _phones(supervisions: list[dict[str, Any]], place: str, start: int) -> Phone
 
 
 def write(target: Path, claims: Callable[[], Iterator[SourceUtterance]]) -> None:
-    """Writes one cut set, jsonl or jsonl.gz as the name says. Raises DataError for audio inside shards."""
+    """Writes one cut set, jsonl or jsonl.gz as the name says. Raises DataError for audio inside
+    shards.
+    """
     with writing(target) as file:
         for claim in claims():
             file.write(json.dumps(_cut(claim), ensure_ascii=False) + "\n")
@@ -170,8 +176,10 @@ def _cut(claim: SourceUtterance) -> dict[str, Any]:
         raise DataError(
             f"utterance {claim.id!r}: lies inside the shard {claim.path}, which a cut cannot say; write --to huggingface instead"
         )
-    header, path = header_of(claim), str(claim.path)
-    start, length = claim.start / SAMPLE_RATE, header.length_of(claim) / SAMPLE_RATE
+    header = header_of(claim)
+    path = str(claim.path)
+    start = claim.start / SAMPLE_RATE
+    length = header.length_of(claim) / SAMPLE_RATE
     duration = header.num_samples / header.rate if header.is_whole(claim) else length
     recording = {
         "id": path,

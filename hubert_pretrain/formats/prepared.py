@@ -1,4 +1,6 @@
-"""A corpus that stage `prepare` made, as a manifest like any other: read row by row from its table."""
+"""A corpus that stage `prepare` made, as a manifest like any other: read row by row from its
+table.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from hubert_pretrain.formats.record import Reading, Record
 
 
 def folder_of(path: Path) -> Path | None:
-    """The folder with the manifest: the given one, or `prepare/` in the folder of a run; None for others."""
+    """The folder with the manifest: the given one, or `prepare/` in the folder of a run; None for
+    others.
+    """
     return next(
         (folder for folder in (path, path / "prepare") if (folder / MANIFEST).is_file()), None
     )

@@ -40,7 +40,9 @@ class Reading:
     """What a manifest does not say itself."""
 
     root: Path | None = None
-    """What relative paths are relative to; None: what the format says, or the folder of the manifest."""
+    """What relative paths are relative to; None: what the format says, or the folder of the
+    manifest.
+    """
     split: str = "train"
     """Of the rows that name none."""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -48,12 +50,16 @@ class Reading:
     rate: int = SAMPLE_RATE
     """Samples per second in which a manifest counts that does not say."""
     ids: str = "path"
-    """Of rows without an id: "path", relative and without its suffix, or "name", the file's without its suffix."""
+    """Of rows without an id: "path", relative and without its suffix, or "name", the file's without
+    its suffix.
+    """
     folder: Path | None = None
     """Where audio that a manifest holds inside itself is written; None: where it is not wanted."""
 
     def locate(self, path: str, home: Path) -> str:
-        """The absolute path, or URL, of what a manifest in the folder `home` calls `path`; without `..`, so that a file has one path."""
+        """The absolute path, or URL, of what a manifest in the folder `home` calls `path`; without
+        `..`, so that a file has one path.
+        """
         if "://" in path:
             return path
         whole = os.path.join(_absolute(self.root or home), os.path.expanduser(path))
@@ -80,15 +86,19 @@ def split_named(name: str) -> str:
 
 
 def split_in(name: str) -> str | None:
-    """The split that the name of a file or folder tells: "cuts_dev-clean.jsonl.gz" is valid; None when it tells none."""
+    """The split that the name of a file or folder tells: "cuts_dev-clean.jsonl.gz" is valid; None
+    when it tells none.
+    """
     words = re.split(r"[^a-z]+", name.lower())
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
 
 
 def without_duplicates(read: Callable[[], Iterator[Record]]) -> Iterator[SourceUtterance]:
-    """The claims of all records; after the last, DataError when two have one id, naming both places.
+    """The claims of all records; after the last, DataError when two have one id, naming both
+    places.
 
-    Eight bytes are kept for each row, a hash of its id. Only if two hashes agree is everything read again, to compare ids.
+    Eight bytes are kept for each row, a hash of its id. Only if two hashes agree is everything read
+    again, to compare ids.
     """
     hashes = array("q")
     for _, claim in read():
@@ -157,7 +167,9 @@ def read_header(claim: SourceUtterance) -> Header:
 
 
 def stored_bytes(claim: SourceUtterance) -> bytes:
-    """The audio file of a claim, byte for byte, be it a file, a member of a shard, or behind a URL."""
+    """The audio file of a claim, byte for byte, be it a file, a member of a shard, or behind a
+    URL.
+    """
     part = _part(claim)
     return part.read(0, part.size)
 

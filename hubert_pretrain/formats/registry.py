@@ -1,4 +1,6 @@
-"""Every format of manifests by name, which one a file or folder is (by what it holds), and one into another."""
+"""Every format of manifests by name, which one a file or folder is (by what it holds), and one into
+another.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +54,9 @@ def read(path: Path, format: str, reading: Reading, split: str | None = None) ->
     """Every row of a manifest: a file, or a folder of one or several.
 
     Args:
-        path: the file or folder.
-        format: a name in `FORMATS`, or auto.
-        reading: what it does not say itself.
-        split: of rows that name none; None: what the name of their file or folder tells, else `reading.split`.
+        path: the file or folder. format: a name in `FORMATS`, or auto. reading: what it does not
+        say itself. split: of rows that name none; None: what the name of their file or folder
+        tells, else `reading.split`.
     """
     for file, name in parts(path, format, reading.columns):
         here = split or split_in(file.name if file != path else _stem(path)) or reading.split
@@ -68,7 +69,9 @@ def _stem(path: Path) -> str:
 
 
 def parts(path: Path, format: str, columns: Mapping[str, str]) -> list[tuple[Path, str]]:
-    """The manifests that a path means, each with its format. Raises DataError when there is none."""
+    """The manifests that a path means, each with its format. Raises DataError when there is
+    none.
+    """
     if not path.exists():
         raise DataError(
             f"{path}: no such file or folder; name a manifest, or a folder of them, with data.root or data.corpus.path"
@@ -90,7 +93,9 @@ _KNOWN = "*.tsv of fairseq, *.csv or *.jsonl with a column 'path', wav.scp (Kald
 
 
 def _folder_parts(path: Path, format: str, columns: Mapping[str, str]) -> list[tuple[Path, str]]:
-    """In a folder: a prepared corpus, a dataset, data directories of Kaldi, or lists of one format."""
+    """In a folder: a prepared corpus, a dataset, data directories of Kaldi, or lists of one
+    format.
+    """
     if format in ("auto", "prepared") and prepared.folder_of(path):
         return [(path, "prepared")]
     if format in ("auto", "huggingface") and huggingface.is_dataset(path):
@@ -161,8 +166,9 @@ def convert(
         splits: only these; empty: all.
 
     Raises:
-        ConfigError: an unknown format, or a target whose name is not of it.
-        DataError: the source is not readable, has two rows with one id or none of the splits, or holds what the format cannot.
+        ConfigError: an unknown format, or a target whose name is not of it. DataError: the source
+        is not readable, has two rows with one id or none of the splits, or holds what the format
+        cannot.
     """
     check_format(format, "--format")
     form = _writer(target, to)

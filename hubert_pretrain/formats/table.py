@@ -1,8 +1,9 @@
 """Tables with named columns: csv, tsv and jsonl (a JSON object in each line).
 
-Columns: path (the only one needed), id, start and num_samples (at 16 kHz, or at `Reading.rate`) or start_seconds and duration_seconds (a
-part of a longer recording; without a start the length of the whole file, which `prepare` compares), offset and num_bytes (where in a shard
-the audio file lies), speaker, text, label, split, corpus.
+Columns: path (the only one needed), id, start and num_samples (at 16 kHz, or at `Reading.rate`) or
+start_seconds and duration_seconds (a part of a longer recording; without a start the length of the
+whole file, which `prepare` compares), offset and num_bytes (where in a shard the audio file lies),
+speaker, text, label, split, corpus.
 """
 
 from __future__ import annotations
@@ -71,13 +72,13 @@ def rows(
     """(place, row) of a table, one after the other: only the present line is in memory.
 
     Args:
-        path: the file; a first line that begins with { makes it a jsonl, else its header tells commas from tabs.
-        columns: our name -> the table's.
-        names: the columns to take.
-        fix: what to do about a column that is not there; by default to name another.
+        path: the file; a first line that begins with { makes it a jsonl, else its header tells
+        commas from tabs. columns: our name -> the table's. names: the columns to take. fix: what to
+        do about a column that is not there; by default to name another.
 
     Raises:
-        DataError: no header, no column `path`, a column of `columns` that is not there, a line with too many or too few fields, broken
+        DataError: no header, no column `path`, a column of `columns` that is not there, a line with
+        too many or too few fields, broken
             JSON, no lines below the header.
     """
     first = next(filled_lines(path), None)
@@ -112,7 +113,8 @@ def _csv_rows(
     start = 1
     try:
         for fields in reader:
-            place, start = f"{path}: line {start}", reader.line_num + 1
+            place = f"{path}: line {start}"
+            start = reader.line_num + 1
             if not any(field.strip() for field in fields):
                 continue
             if header is None:
@@ -163,7 +165,9 @@ def json_object(line: str, place: str) -> dict[str, Any]:
 
 
 def _requested_columns(columns: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
-    """Our name -> the table's. A column of theirs that stands for one of ours is no other, whatever its name."""
+    """Our name -> the table's. A column of theirs that stands for one of ours is no other, whatever
+    its name.
+    """
     return {
         ours: columns.get(ours, ours)
         for ours in names
@@ -264,7 +268,8 @@ def _bytes(row: Row, place: str, name: str) -> int:
 
 
 def write(target: Path, claims: Callable[[], Iterator[SourceUtterance]]) -> None:
-    """Writes a csv, tsv or jsonl, as the name says. Paths below the table's folder are written relative to it.
+    """Writes a csv, tsv or jsonl, as the name says. Paths below the table's folder are written
+    relative to it.
 
     Raises DataError for a text that a tsv cannot hold.
     """
@@ -280,7 +285,8 @@ def write(target: Path, claims: Callable[[], Iterator[SourceUtterance]]) -> None
 
 def row_of(claim: SourceUtterance, home: Path) -> Row:
     """A claim as a row of a table in the folder `home`."""
-    path, inside = str(claim.path), f"{home}{os.sep}"
+    path = str(claim.path)
+    inside = f"{home}{os.sep}"
     values = {name: getattr(claim, name) for name in _WRITTEN}
     if claim.num_samples is None:  # a whole file, or one from `start` to its end
         values |= {

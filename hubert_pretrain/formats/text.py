@@ -1,4 +1,6 @@
-"""Text files line by line, in and out: whatever else is wrong with a manifest, its line is named."""
+"""Text files line by line, in and out: whatever else is wrong with a manifest, its line is
+named.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,17 @@ _LONGEST_NAME = 80
 
 
 def lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a text file in UTF-8, gzipped or not, with or without a byte order mark or CR.
+    """(line number from 1, line without its end) of a text file in UTF-8, gzipped or not, with or
+    without a byte order mark or CR.
 
-    Lines end at LF only, so that a text may hold whatever else Unicode calls a line break. Nothing but the line is held in memory.
+    Lines end at LF only, so that a text may hold whatever else Unicode calls a line break. Nothing
+    but the line is held in memory.
 
-    Raises DataError when the file is missing, is not UTF-8 (naming line and byte) or is a damaged gzip.
+    Raises DataError when the file is missing, is not UTF-8 (naming line and byte) or is a damaged
+    gzip.
     """
-    path, before = Path(path), 0
+    path = Path(path)
+    before = 0
     try:
         with _open_bytes(path) as file:
             for number, raw in enumerate(file, start=1):
@@ -69,7 +75,9 @@ def filled_lines(path: str | Path) -> Iterator[tuple[int, str]]:
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[IO[str]]:
-    """A text file to write, UTF-8 with LF, gzipped when the name ends in .gz. It stands under its name only when all was written."""
+    """A text file to write, UTF-8 with LF, gzipped when the name ends in .gz. It stands under its
+    name only when all was written.
+    """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -101,7 +109,8 @@ def seconds_to_samples(seconds: float) -> int:
 
 
 def rounding_of(seconds: object) -> int:
-    """By how many samples at 16 kHz a stated length in seconds may be off: half its last digit, and 25 ms in any case.
+    """By how many samples at 16 kHz a stated length in seconds may be off: half its last digit, and
+    25 ms in any case.
 
     Other decoders and counts of frames differ by as much (lhotse tolerates the same).
     """
@@ -110,7 +119,9 @@ def rounding_of(seconds: object) -> int:
 
 
 def number_of(value: object, place: str, name: str) -> float:
-    """A finite number that is not negative. Raises DataError naming the place, the column and what stands there."""
+    """A finite number that is not negative. Raises DataError naming the place, the column and what
+    stands there.
+    """
     try:
         number = math.nan if isinstance(value, bool) else float(str(value))
     except ValueError:
@@ -121,7 +132,9 @@ def number_of(value: object, place: str, name: str) -> float:
 
 
 def whole_number_of(value: object, place: str, name: str) -> int:
-    """A whole number that is not negative, exactly. Raises DataError naming the place, the column and what stands there."""
+    """A whole number that is not negative, exactly. Raises DataError naming the place, the column
+    and what stands there.
+    """
     text = str(value).strip()
     if text.isascii() and text.isdigit():
         return int(text)
@@ -133,7 +146,8 @@ def whole_number_of(value: object, place: str, name: str) -> int:
 
 
 def safe_name(id: str) -> str:
-    """A file name for an id, whatever the id holds: no folders, no dots in front, not too long; different ids give different names.
+    """A file name for an id, whatever the id holds: no folders, no dots in front, not too long;
+    different ids give different names.
 
     >>> safe_name("84-121123-0001")
     '84-121123-0001'

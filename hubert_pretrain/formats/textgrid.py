@@ -1,4 +1,6 @@
-"""Praat TextGrids, long, short or JSON, in UTF-8 or UTF-16: one file for each utterance, as the Montreal Forced Aligner writes them."""
+"""Praat TextGrids, long, short or JSON, in UTF-8 or UTF-16: one file for each utterance, as the
+Montreal Forced Aligner writes them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ TIERS = {
     "phones": ("phones", "phone", "phonemes", "phoneme", "segments", "mau"),
     "words": ("words", "word", "ort", "ort-mau"),
 }
-"""Kind -> what a tier of it may be called, in any case; MFA writes "anna - phones" when a file has several speakers."""
+"""Kind -> what a tier of it may be called, in any case; MFA writes "anna - phones" when a file has
+several speakers.
+"""
 
 
 def read(path: Path, tier: str) -> list[Interval]:
@@ -23,7 +27,8 @@ def read(path: Path, tier: str) -> list[Interval]:
         tier: phones, words, auto (phones, or else words), or the name of a tier.
 
     Raises:
-        DataError: no such tier or two, a tier of points, a file that is no TextGrid; praatio is not installed.
+        DataError: no such tier or two, a tier of points, a file that is no TextGrid; praatio is not
+        installed.
     """
     try:
         from praatio import textgrid

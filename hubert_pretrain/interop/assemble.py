@@ -1,6 +1,8 @@
-"""What the readers of other projects' checkpoints share: their tensors and values -> a LoadedModel, strictly.
+"""What the readers of other projects' checkpoints share: their tensors and values -> a LoadedModel,
+strictly.
 
-A reader finds out what a file holds and says it as a `Source`; `assemble` checks it, fills the network and reports.
+A reader finds out what a file holds and says it as a `Source`; `assemble` checks it, fills the
+network and reports.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ class ForeignCheckpoint:
 def assemble(source: ForeignCheckpoint) -> LoadedModel:
     """The network and the head's weights in fp32, on the CPU, in eval mode, with a report.
 
-    Raises ArtefactError naming the file and the first tensors that are missing, misshapen, not finite, or without a place here.
+    Raises ArtefactError naming the file and the first tensors that are missing, misshapen, not
+    finite, or without a place here.
     """
     if source.config.num_hidden_layers > len(
         source.weights
@@ -60,11 +63,13 @@ def assemble(source: ForeignCheckpoint) -> LoadedModel:
     with torch.device("meta"):
         model = Hubert(source.config)
     wanted = list(model.state_dict())
-    weights, missing = dict(source.weights), []
+    weights = dict(source.weights)
+    missing = []
     mask_name = foreign_names("mask_embedding", source.rules)[0]
     if (
         mask_name not in weights
-    ):  # fine-tuned without masks, or a format without it: drawn as a new one is, the same each time
+        # fine-tuned without masks, or a format without it: drawn as a new one is, the same each time
+    ):
         weights[mask_name] = new_mask_embedding(source.config.hidden_size)
         missing.append(mask_name)
     _refuse_unknown(source, left_over(weights, wanted, source.rules))
@@ -107,9 +112,11 @@ def assemble(source: ForeignCheckpoint) -> LoadedModel:
 def build_config(
     fields: dict[str, Any], *, carried: dict[str, Any] | None, overrides: dict[str, Any], path: Path
 ) -> HubertConfig:
-    """What a file says of its network, over what one of our exports noted beside it, and under what the caller knows better.
+    """What a file says of its network, over what one of our exports noted beside it, and under what
+    the caller knows better.
 
-    Raises ArtefactError when no network has these values, ConfigError for an override that does not exist.
+    Raises ArtefactError when no network has these values, ConfigError for an override that does not
+    exist.
     """
     known = [f.name for f in dataclasses.fields(HubertConfig)]
     for name in overrides:
@@ -135,7 +142,9 @@ def new_mask_embedding(width: int) -> Tensor:
 
 
 def preserved_extra(carried: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The "extra" that one of our exports noted beside a model; None when the file is not one of ours."""
+    """The "extra" that one of our exports noted beside a model; None when the file is not one of
+    ours.
+    """
     extra = carried.get("extra") if isinstance(carried, dict) else None
     return dict(extra) if isinstance(extra, dict) else None
 

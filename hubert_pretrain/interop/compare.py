@@ -1,4 +1,6 @@
-"""Loads what was exported with the library it was exported for, and compares it with ours. T frames, D width."""
+"""Loads what was exported with the library it was exported for, and compares it with ours. T
+frames, D width.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class Report:
 
 
 def compare(folder: str | Path, loaded: LoadedModel, *, tolerance: float = TOLERANCE) -> Report:
-    """Every layer, the last hidden state and the logits of an exported folder against the model that it was made from.
+    """Every layer, the last hidden state and the logits of an exported folder against the model
+    that it was made from.
 
     Raises ArtefactError when any differs by more than `tolerance`, naming the first such output.
     """
@@ -46,7 +49,8 @@ def compare(folder: str | Path, loaded: LoadedModel, *, tolerance: float = TOLER
         waveform, sampling_rate=SAMPLE_RATE, return_tensors="pt"
     ).input_values  # (1, S)
     with torch.inference_mode():
-        ours, theirs = our_outputs(loaded, values), _their_outputs(folder, loaded, values)
+        ours = our_outputs(loaded, values)
+        theirs = _their_outputs(folder, loaded, values)
     return judged(folder, ours, theirs, tolerance, "transformers")
 
 
@@ -57,7 +61,9 @@ def judged(
     tolerance: float,
     library: str,
 ) -> Report:
-    """The largest absolute difference of each output. Raises ArtefactError naming the first that is above `tolerance`."""
+    """The largest absolute difference of each output. Raises ArtefactError naming the first that is
+    above `tolerance`.
+    """
     report = Report({name: float((ours[name] - theirs[name]).abs().max()) for name in ours})
     for name, difference in report.differences.items():
         if not difference <= tolerance:  # also catches NaN
@@ -69,7 +75,8 @@ def judged(
 
 
 def bit_equal(path: str | Path, loaded: LoadedModel, back: LoadedModel) -> int:
-    """Number of tensors of an export that was read again, all of them equal to those it was made from, bit for bit.
+    """Number of tensors of an export that was read again, all of them equal to those it was made
+    from, bit for bit.
 
     Raises ArtefactError naming the first that is not, or the first setting.
     """
@@ -92,7 +99,8 @@ def bit_equal(path: str | Path, loaded: LoadedModel, back: LoadedModel) -> int:
                 raise ArtefactError(
                     f"{path}: {part}.{name} of the export, read again, differs by {difference:.2g}, expected 0"
                 )
-    wanted, found = _settings(loaded), _settings(back)
+    wanted = _settings(loaded)
+    found = _settings(back)
     for name in wanted:
         if wanted[name] != found.get(name):
             raise ArtefactError(
@@ -143,7 +151,8 @@ def _their_outputs(folder: str | Path, loaded: LoadedModel, waveform: Tensor) ->
     model = load_quietly(getattr(import_transformers(), ARCHITECTURES[loaded.kind]), folder)
     encoder = getattr(model, "hubert", model)
     states: list[Tensor] = []
-    # Hooks instead of `output_hidden_states`, whose last entry means different things in 4.57 and 5.x for pre-norm models.
+    # Hooks instead of `output_hidden_states`, whose last entry means different things in 4.57 and
+    # 5.x for pre-norm models.
     hooks = [
         layer.register_forward_hook(lambda _, __, output: states.append(_first(output)))
         for layer in encoder.encoder.layers

@@ -1,4 +1,6 @@
-"""fairseq's dictionaries: which symbol each row of a head stands for. Four special symbols come first; clusters are written as numbers."""
+"""fairseq's dictionaries: which symbol each row of a head stands for. Four special symbols come
+first; clusters are written as numbers.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,14 @@ SPECIAL_NAMES = ["<s>", "<pad>", "</s>", "<unk>"]
 SPECIAL_SYMBOLS = len(SPECIAL_NAMES)
 """Rows that a dictionary puts before its symbols; for clusters they are never a target."""
 BLANK_SWAP = {"<s>": "<pad>", "<pad>": "<s>"}
-"""fairseq's CTC blank is its row 0, `<s>`; here and in `transformers` the blank is called `<pad>`. The rows stay, the names swap."""
+"""fairseq's CTC blank is its row 0, `<s>`; here and in `transformers` the blank is called `<pad>`.
+The rows stay, the names swap.
+"""
 
 
 def read_dictionary(path: str | Path) -> list[str]:
-    """All symbols of a `dict.km.txt` or `dict.ltr.txt` ("symbol count" in each line), the four special ones first.
+    """All symbols of a `dict.km.txt` or `dict.ltr.txt` ("symbol count" in each line), the four
+    special ones first.
 
     Raises ArtefactError naming the line that is none.
     """
@@ -41,7 +46,8 @@ def read_dictionary(path: str | Path) -> list[str]:
 
 
 def write_dictionary(path: str | Path, counts: Mapping[str, int]) -> None:
-    """Writes a `dict.km.txt` or `dict.ltr.txt`, the most frequent symbol first as fairseq sorts them, equal counts by name.
+    """Writes a `dict.km.txt` or `dict.ltr.txt`, the most frequent symbol first as fairseq sorts
+    them, equal counts by name.
 
     Raises ArtefactError for a symbol with a blank in it, or one of the four special ones.
     """
@@ -55,7 +61,9 @@ def write_dictionary(path: str | Path, counts: Mapping[str, int]) -> None:
 
 
 def stored_dictionaries(content: dict[str, Any]) -> list[list[str]] | None:
-    """The symbols of each dictionary in a checkpoint, of fairseq's task or of s3prl; None when there are none."""
+    """The symbols of each dictionary in a checkpoint, of fairseq's task or of s3prl; None when
+    there are none.
+    """
     state = content.get("task_state")
     found = (
         state.get("target_dictionary") or state.get("dictionaries")
@@ -71,7 +79,8 @@ def stored_dictionaries(content: dict[str, Any]) -> list[list[str]] | None:
 
 
 def cluster_rows(symbols: list[str]) -> list[int]:
-    """Of each cluster 0 ... K-1, its row in a dictionary (after the special ones): they differ when it is sorted by frequency.
+    """Of each cluster 0 ... K-1, its row in a dictionary (after the special ones): they differ when
+    it is sorted by frequency.
 
     Symbols that are not the numbers 0 ... K-1 stand for clusters in their order.
     """

@@ -1,10 +1,12 @@
-"""Reads fairseq's HuBERT checkpoints (`*.pt`), pretraining and CTC, and those that s3prl made of them, without fairseq and without running
-anything that the file asks for (see pickles.py).
+"""Reads fairseq's HuBERT checkpoints (`*.pt`), pretraining and CTC, and those that s3prl made of
+them, without fairseq and without running anything that the file asks for (see pickles.py).
 
 | file | weights | configuration | dictionaries |
 |---|---|---|---|
-| fairseq pretraining | `model` | `cfg.model` (old: `args`), `cfg.task` | `task_state.dictionaries` |
-| fairseq CTC | `model`: `w2v_encoder.w2v_model.*` | `cfg.model`, in it `w2v_args` | `task_state.target_dictionary` |
+| fairseq pretraining | `model` | `cfg.model` (old: `args`), `cfg.task` | `task_state.dictionaries`
+|
+| fairseq CTC | `model`: `w2v_encoder.w2v_model.*` | `cfg.model`, in it `w2v_args` |
+`task_state.target_dictionary` |
 | s3prl | `model_weight` | `model_cfg`, `task_cfg` | `dictionaries_symbols` |
 """
 
@@ -115,7 +117,9 @@ _FINE_TUNED = {
     },
     "layerdrop": "encoder_layerdrop",
 }
-"""Values that a fine-tuning (HubertAsrConfig) sets anew -> their names in the pretraining's configuration."""
+"""Values that a fine-tuning (HubertAsrConfig) sets anew -> their names in the pretraining's
+configuration.
+"""
 
 
 @dataclass
@@ -134,11 +138,14 @@ class _File:
 def load_fairseq(
     path: str | Path, *, dictionary: str | Path | None = None, content: Any = None, **overrides: Any
 ) -> LoadedModel:
-    """A checkpoint of fairseq or s3prl as a network and its head: CodebookHead over the clusters, or LetterHead.
+    """A checkpoint of fairseq or s3prl as a network and its head: CodebookHead over the clusters,
+    or LetterHead.
 
-    dictionary: `dict.km.txt` or `dict.ltr.txt`, for a file that does not hold its own. content: what `read_pickle` gave, if it was read.
-    fairseq's rows for its four special symbols are kept in `extra["fairseq"]["special_embeddings"]`; its softmax runs over them too.
-    Raises ArtefactError when the file is damaged, or is no HuBERT that was pretrained with one codebook or fine-tuned on letters.
+    dictionary: `dict.km.txt` or `dict.ltr.txt`, for a file that does not hold its own. content:
+    what `read_pickle` gave, if it was read. fairseq's rows for its four special symbols are kept in
+    `extra["fairseq"]["special_embeddings"]`; its softmax runs over them too.
+    Raises ArtefactError when the file is damaged, or is no HuBERT that was pretrained with one
+    codebook or fine-tuned on letters.
     """
     path = Path(path)
     file = _parts(read_pickle(path) if content is None else content, path)
@@ -158,11 +165,13 @@ def is_fairseq(content: Any) -> bool:
     )
 
 
-# -- the two kinds ----------------------------------------------------------------------------------------------------------------
+# -- the two kinds
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def _pretrained(file: _File, overrides: dict[str, Any]) -> ForeignCheckpoint:
-    weights, carried = dict(file.weights), preserved_extra(file.carried)
+    weights = dict(file.weights)
+    carried = preserved_extra(file.carried)
     head_weights = {name: weights.pop(name) for name in HEAD_NAMES if name in weights}
     if "mask_emb" not in weights or not head_weights:
         found = ", ".join(list(file.weights)[:2]) or "no tensors"
@@ -190,8 +199,11 @@ def _pretrained(file: _File, overrides: dict[str, Any]) -> ForeignCheckpoint:
 
 
 def _codebooks(source: ForeignCheckpoint, file: _File, weights: dict[str, Tensor]) -> None:
-    """The CodebookHead, without the rows of special symbols, each cluster in the row of its number."""
-    embeddings, path = weights["label_embs_concat"], file.path
+    """The CodebookHead, without the rows of special symbols, each cluster in the row of its
+    number.
+    """
+    embeddings = weights["label_embs_concat"]
+    path = file.path
     dictionaries = file.dictionaries or [cluster_dictionary(len(embeddings) - SPECIAL_SYMBOLS)]
     fitting(
         [f"{index} {symbol}" for index, symbols in enumerate(dictionaries) for symbol in symbols],
@@ -205,7 +217,8 @@ def _codebooks(source: ForeignCheckpoint, file: _File, weights: dict[str, Tensor
         part[SPECIAL_SYMBOLS:][torch.tensor(cluster_rows(symbols))]
         for part, symbols in zip(parts, dictionaries, strict=True)
     ]
-    rows, width = len(weights["final_proj.weight"]), embeddings.shape[1]
+    rows = len(weights["final_proj.weight"])
+    width = embeddings.shape[1]
     if rows not in (width, width * len(sizes)):
         expected = f"{width}, or that for each of {len(sizes)} codebooks"
         raise ArtefactError(
@@ -257,14 +270,13 @@ def _ctc_vocabulary(file: _File, overrides: dict[str, Any]) -> ForeignCheckpoint
     head_state = {name: tensor for name, tensor in proj.items() if tensor is not None}
     rows = head_state["linear.weight"].shape[0]
     carried = preserved_extra(file.carried)
-    extra, notes = carried or {}, []
+    extra = carried or {}
+    notes = []
     if carried is not None and (
         taken := (file.carried or {}).get("rows")
     ):  # rows that our export added for fairseq's sake
-        head_state, rows = (
-            {name: tensor[torch.tensor(taken)] for name, tensor in head_state.items()},
-            len(taken),
-        )
+        head_state = {name: tensor[torch.tensor(taken)] for name, tensor in head_state.items()}
+        rows = len(taken)
     elif file.dictionaries is not None:
         extra = {
             "vocabulary": [
@@ -301,7 +313,8 @@ def _carry_head(source: ForeignCheckpoint, carried: dict[str, Any] | None) -> No
         and isinstance(carried.get("head_state"), dict)
         and carried.get("kind") in HEADS
     ):
-        source.kind, source.head = carried["kind"], carried.get("head")
+        source.kind = carried["kind"]
+        source.head = carried.get("head")
         source.head_state = {
             name: tensor
             for name, tensor in carried["head_state"].items()
@@ -310,7 +323,8 @@ def _carry_head(source: ForeignCheckpoint, carried: dict[str, Any] | None) -> No
         source.head_names = [f"{PRESERVED}.head_state.{name}" for name in source.head_state]
 
 
-# -- the parts of a file --------------------------------------------------------------------------------------------------------------
+# -- the parts of a file
+# --------------------------------------------------------------------------------------------------------------
 
 
 def _parts(content: Any, path: Path) -> _File:
@@ -324,12 +338,10 @@ def _parts(content: Any, path: Path) -> _File:
             f'{path}: not a checkpoint of fairseq or s3prl: expected the key "model" or "model_weight", found {found}'
         )
     if "model_weight" in content:
-        model, task, stored, layout = (
-            content.get("model_cfg"),
-            content.get("task_cfg"),
-            content["model_weight"],
-            "s3prl",
-        )
+        model = content.get("model_cfg")
+        task = content.get("task_cfg")
+        stored = content["model_weight"]
+        layout = "s3prl"
     else:
         cfg = plain(content.get("cfg")) or {}
         args = plain(content.get("args")) or {}
@@ -338,8 +350,11 @@ def _parts(content: Any, path: Path) -> _File:
             if isinstance(cfg, dict)
             else (args, args)
         )
-        stored, layout = content["model"], "fairseq"
-    model, task, carried = _dict(model), _dict(task), content.get(PRESERVED)
+        stored = content["model"]
+        layout = "fairseq"
+    model = _dict(model)
+    task = _dict(task)
+    carried = content.get(PRESERVED)
     name = model.get("_name") or model.get("arch") or "hubert"
     if name not in ("hubert", "hubert_ctc"):
         raise ArtefactError(
@@ -398,7 +413,9 @@ def _config(
 
 
 def conv_layers(expression: str, path: Path) -> list[tuple[int, int, int]]:
-    """`"[(512,10,5)] + [(512,3,2)] * 2"` -> [(512, 10, 5), (512, 3, 2), (512, 3, 2)]: (width, kernel, stride), without evaluating code."""
+    """`"[(512,10,5)] + [(512,3,2)] * 2"` -> [(512, 10, 5), (512, 3, 2), (512, 3, 2)]: (width,
+    kernel, stride), without evaluating code.
+    """
     try:
         value = _list_of(ast.parse(expression.strip(), mode="eval").body)
         return [(int(width), int(kernel), int(stride)) for width, kernel, stride in value]

@@ -28,23 +28,25 @@ from hubert_pretrain.model.config import HubertConfig
 
 
 def export_fairseq(path: str | Path, loaded: LoadedModel) -> None:
-    """Writes a pretraining checkpoint, or for a letter model a CTC one. Raises ArtefactError for what fairseq's HuBERT cannot compute."""
+    """Writes a pretraining checkpoint, or for a letter model a CTC one. Raises ArtefactError for
+    what fairseq's HuBERT cannot compute.
+    """
     if loaded.kind == "classify":
         raise ArtefactError(
             "fairseq has no HuBERT that classifies utterances; export to huggingface, torchaudio, s3prl or onnx"
         )
-    model, task = model_settings(loaded), task_settings(loaded.model.config)
-    weights, dictionaries = encoder_weights(loaded), [None]
+    model = model_settings(loaded)
+    task = task_settings(loaded.model.config)
+    weights = encoder_weights(loaded)
+    dictionaries = [None]
     carried: dict[str, Any] = dict(loaded.config)
     fine_tuned = loaded.kind == "ctc"
     if fine_tuned:
         weights = {CTC_PREFIX + name: tensor for name, tensor in weights.items()}
         state, symbols, carried["rows"] = ctc_rows(loaded)
         weights |= to_theirs(state, FAIRSEQ_CTC)
-        model, task = (
-            _ctc_settings(loaded, model, task),
-            {**task, "fine_tuning": True, "labels": ["ltr"]},
-        )
+        model = _ctc_settings(loaded, model, task)
+        task = {**task, "fine_tuning": True, "labels": ["ltr"]}
         task_state: dict[str, Any] = {
             "target_dictionary": Dictionary(symbols),
             "dictionaries": dictionaries,
@@ -76,11 +78,14 @@ def export_fairseq(path: str | Path, loaded: LoadedModel) -> None:
     save_pickle(Path(path), content)
 
 
-# -- weights ----------------------------------------------------------------------------------------------------------------------
+# -- weights
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def encoder_weights(loaded: LoadedModel) -> dict[str, Tensor]:
-    """The encoder under fairseq's names. Raises ArtefactError for a network that fairseq cannot build, naming the field."""
+    """The encoder under fairseq's names. Raises ArtefactError for a network that fairseq cannot
+    build, naming the field.
+    """
     config = loaded.model.config
     fixed = {
         "feat_proj_layer_norm": True,
@@ -95,10 +100,8 @@ def encoder_weights(loaded: LoadedModel) -> dict[str, Tensor]:
             )
     weights = to_theirs(loaded.model.state_dict(), fairseq_rules(config.feat_extract_norm))
     if config.conv_dim[-1] == config.hidden_size:
-        projection, bias = (
-            weights.pop("post_extract_proj.weight"),
-            weights.pop("post_extract_proj.bias"),
-        )
+        projection = weights.pop("post_extract_proj.weight")
+        bias = weights.pop("post_extract_proj.bias")
         if not torch.equal(projection, torch.eye(config.hidden_size)) or bias.any():
             found = f"{config.hidden_size} conv channels and hidden_size {config.hidden_size}"
             raise ArtefactError(
@@ -108,8 +111,8 @@ def encoder_weights(loaded: LoadedModel) -> dict[str, Tensor]:
 
 
 def codebook_rows(loaded: LoadedModel) -> tuple[dict[str, Tensor], list[list[str]]]:
-    """The pretraining head under fairseq's names and the symbols of its rows, codebook by codebook; without a head a projection of zeros,
-    which fairseq and s3prl expect, and no symbols."""
+    """The pretraining head under fairseq's names and the symbols of its rows, codebook by codebook;
+    without a head a projection of zeros, which fairseq and s3prl expect, and no symbols."""
     config = loaded.model.config
     if not loaded.head_state or loaded.kind != "pretrain":
         zeros = torch.zeros(config.projection_size, config.hidden_size)
@@ -139,7 +142,9 @@ def codebook_rows(loaded: LoadedModel) -> tuple[dict[str, Tensor], list[list[str
 
 
 def _unattractive(units: Tensor) -> Tensor:
-    """Rows for the special symbols, which no frame ever is: opposite to the clusters, where they take the least of fairseq's softmax."""
+    """Rows for the special symbols, which no frame ever is: opposite to the clusters, where they
+    take the least of fairseq's softmax.
+    """
     return (
         -torch.nn.functional.normalize(units, dim=-1)
         .mean(0, keepdim=True)
@@ -148,10 +153,11 @@ def _unattractive(units: Tensor) -> Tensor:
 
 
 def ctc_rows(loaded: LoadedModel) -> tuple[dict[str, Tensor], list[str], list[int]]:
-    """The letter head with a row for every symbol of a fairseq dictionary, the symbols, and of each of our rows its place among them.
+    """The letter head with a row for every symbol of a fairseq dictionary, the symbols, and of each
+    of our rows its place among them.
 
-    fairseq's dictionary begins with <s> (the blank), <pad>, </s>, <unk>. Those that our vocabulary lacks get a row that is never the
-    highest.
+    fairseq's dictionary begins with <s> (the blank), <pad>, </s>, <unk>. Those that our vocabulary
+    lacks get a row that is never the highest.
     """
     vocabulary = [str(symbol) for symbol in loaded.extra.get("vocabulary") or ()]
     rows = loaded.head_state["linear.weight"].shape[0]
@@ -166,7 +172,8 @@ def ctc_rows(loaded: LoadedModel) -> tuple[dict[str, Tensor], list[str], list[in
         )
     symbols = [*SPECIAL_NAMES, *(symbol for symbol in theirs if symbol not in SPECIAL_NAMES)]
     places = [symbols.index(symbol) for symbol in theirs]
-    weight, bias = loaded.head_state["linear.weight"], loaded.head_state["linear.bias"]
+    weight = loaded.head_state["linear.weight"]
+    bias = loaded.head_state["linear.bias"]
     state = {
         "linear.weight": weight.new_zeros(len(symbols), weight.shape[1]).index_copy(
             0, torch.tensor(places), weight
@@ -178,11 +185,14 @@ def ctc_rows(loaded: LoadedModel) -> tuple[dict[str, Tensor], list[str], list[in
     return state, symbols, places
 
 
-# -- configuration ----------------------------------------------------------------------------------------------------------------
+# -- configuration
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def model_settings(loaded: LoadedModel) -> dict[str, Any]:
-    """The fields of fairseq's HubertConfig. Mask settings, which belong to a training and not to a network, are those of the paper."""
+    """The fields of fairseq's HubertConfig. Mask settings, which belong to a training and not to a
+    network, are those of the paper.
+    """
     config = loaded.model.config
     activation = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}.get(
         config.hidden_act
@@ -257,7 +267,8 @@ def _ctc_settings(
     }
 
 
-# -- pickles of classes that are not installed ----------------------------------------------------------------------------------------
+# -- pickles of classes that are not installed
+# ----------------------------------------------------------------------------------------
 
 
 class Dictionary:
@@ -267,7 +278,9 @@ class Dictionary:
         names = dict(zip(("bos", "pad", "eos", "unk"), SPECIAL_NAMES, strict=True))
         self.__dict__ |= {f"{key}_word": name for key, name in names.items()}
         self.__dict__ |= {f"{key}_index": symbols.index(name) for key, name in names.items()}
-        self.symbols, self.count, self.nspecial = symbols, [1] * len(symbols), SPECIAL_SYMBOLS
+        self.symbols = symbols
+        self.count = [1] * len(symbols)
+        self.nspecial = SPECIAL_SYMBOLS
         self.indices = {symbol: index for index, symbol in enumerate(symbols)}
 
 
@@ -285,7 +298,9 @@ class _Pickler(_PYTHON_PICKLER):
 
 
 def save_pickle(path: Path, content: dict[str, Any]) -> None:
-    """`torch.save`, atomically, with `Dictionary` under fairseq's name, and tensors without the memory that they are views of."""
+    """`torch.save`, atomically, with `Dictionary` under fairseq's name, and tensors without the
+    memory that they are views of.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     torch.save(
@@ -303,7 +318,9 @@ def _apart(value: Any) -> Any:
 
 
 def export_s3prl(path: str | Path, loaded: LoadedModel) -> None:
-    """Writes the four keys that s3prl wants. Raises ArtefactError for what fairseq's HuBERT, which it has a copy of, cannot compute."""
+    """Writes the four keys that s3prl wants. Raises ArtefactError for what fairseq's HuBERT, which
+    it has a copy of, cannot compute.
+    """
     carried: dict[str, Any] = dict(loaded.config)
     plain_head = loaded.kind == "pretrain" and "unit_embeddings" not in loaded.head_state
     bare = (

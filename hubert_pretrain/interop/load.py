@@ -1,4 +1,6 @@
-"""One way in: any HuBERT checkpoint that this project can read, recognised by what it holds and not by its name."""
+"""One way in: any HuBERT checkpoint that this project can read, recognised by what it holds and not
+by its name.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,10 @@ def load_checkpoint(
 ) -> LoadedModel:
     """The network, its head and how it was read (`report`), from any of: see `READABLE`.
 
-    dictionary: `dict.km.txt` or `dict.ltr.txt` of fairseq, for a file that does not hold its symbols.
-    overrides: fields of HubertConfig, e.g. `layerdrop=0.0`; or what a torchaudio file does not tell, e.g. `num_attention_heads=4`.
-    Nothing in the file is executed. Raises ArtefactError naming the file, what it holds and what was expected.
+    dictionary: `dict.km.txt` or `dict.ltr.txt` of fairseq, for a file that does not hold its
+    symbols. overrides: fields of HubertConfig, e.g. `layerdrop=0.0`; or what a torchaudio file does
+    not tell, e.g. `num_attention_heads=4`. Nothing in the file is executed. Raises ArtefactError
+    naming the file, what it holds and what was expected.
     """
     path = Path(path)
     try:

@@ -1,8 +1,10 @@
-"""One file that runs without this project: an ONNX graph (for onnxruntime and others) or an ExportedProgram of PyTorch.
+"""One file that runs without this project: an ONNX graph (for onnxruntime and others) or an
+ExportedProgram of PyTorch.
 
-Input `waveform` (B, S) float32 at 16 kHz, any batch and length, rows of equal length; a model that wants normalised waveforms normalises
-them itself. Outputs by kind: pretrain `layer_1` ... `layer_L`, `last_hidden_state` and the unit `logits`; ctc and classify `logits`.
-What a user must know beside (vocabulary, classes, ...) is in the graph's metadata under "hubert_pretrain".
+Input `waveform` (B, S) float32 at 16 kHz, any batch and length, rows of equal length; a model that
+wants normalised waveforms normalises them itself. Outputs by kind: pretrain `layer_1` ...
+`layer_L`, `last_hidden_state` and the unit `logits`; ctc and classify `logits`. What a user must
+know beside (vocabulary, classes, ...) is in the graph's metadata under "hubert_pretrain".
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from hubert_pretrain.model.preprocess import VARIANCE_FLOOR
 
 
 class Deployed(nn.Module):
-    """The network and its head as one function of raw waveforms: (B, S) -> the outputs that `names` lists."""
+    """The network and its head as one function of raw waveforms: (B, S) -> the outputs that `names`
+    lists.
+    """
 
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__()
@@ -38,7 +42,8 @@ class Deployed(nn.Module):
             1.0  # matters to gradients alone, and has no ONNX operator
         )
         self.head = loaded.build_head() if loaded.head_state else None
-        self.kind, self.layers = loaded.kind, loaded.model.config.num_hidden_layers
+        self.kind = loaded.kind
+        self.layers = loaded.model.config.num_hidden_layers
 
     @property
     def names(self) -> list[str]:
@@ -52,7 +57,9 @@ class Deployed(nn.Module):
         ]
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, ...]:
-        """(B, S) -> (B, T, D) for every layer and the last hidden state, (B, T, K or V) or (B, classes) logits."""
+        """(B, S) -> (B, T, D) for every layer and the last hidden state, (B, T, K or V) or (B,
+        classes) logits.
+        """
         if self.model.config.normalize_waveform:
             variance, mean = torch.var_mean(waveform, dim=1, unbiased=False, keepdim=True)
             waveform = (waveform - mean) * torch.rsqrt(variance + VARIANCE_FLOOR)
@@ -86,7 +93,9 @@ def export_torch(path: str | Path, loaded: LoadedModel) -> None:
 
 
 def export_onnx(path: str | Path, loaded: LoadedModel) -> None:
-    """Writes an ONNX graph, opset 18, weights inside. Needs the packages of the extra `onnx`; raises ArtefactError without them."""
+    """Writes an ONNX graph, opset 18, weights inside. Needs the packages of the extra `onnx`;
+    raises ArtefactError without them.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _need("onnx", "onnxscript")
@@ -106,7 +115,9 @@ def export_onnx(path: str | Path, loaded: LoadedModel) -> None:
 
 
 def quantise_onnx(source: str | Path, target: str | Path) -> None:
-    """An ONNX file with int8 weights and activations quantised as they come (matrix products; convolutions stay fp32: faster and exact)."""
+    """An ONNX file with int8 weights and activations quantised as they come (matrix products;
+    convolutions stay fp32: faster and exact).
+    """
     _need("onnx", "onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -126,7 +137,8 @@ def run_onnx(path: str | Path, waveform: Tensor) -> dict[str, Tensor]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(
@@ -139,7 +151,9 @@ def run_onnx(path: str | Path, waveform: Tensor) -> dict[str, Tensor]:
 
 
 def compare_onnx(path: str | Path, loaded: LoadedModel, *, tolerance: float = TOLERANCE) -> Report:
-    """Every output of an ONNX file against ours, for two lengths and two batch sizes. Raises ArtefactError above `tolerance`."""
+    """Every output of an ONNX file against ours, for two lengths and two batch sizes. Raises
+    ArtefactError above `tolerance`.
+    """
     return _compare(
         path, loaded, lambda waveform: run_onnx(path, waveform), tolerance, "onnxruntime"
     )
@@ -167,7 +181,8 @@ def _compare(
     for batch, seconds in ((1, 1.0), (3, 0.7)):
         waveform = probe(loaded, batch, seconds)
         with torch.inference_mode():
-            mine, other = dict(zip(deployed.names, deployed(waveform), strict=True)), run(waveform)
+            mine = dict(zip(deployed.names, deployed(waveform), strict=True))
+            other = run(waveform)
         label = f"of {batch} x {waveform.shape[1]} samples"
         ours |= {f"{name} {label}": tensor for name, tensor in mine.items()}
         theirs |= {f"{name} {label}": other[name] for name in mine}

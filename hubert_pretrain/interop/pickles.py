@@ -1,7 +1,8 @@
 """Reads files of `torch.save` without running anything that they ask for.
 
-Such a file is a pickle: a program that may name any function of any installed package. Here every name but those of plain containers and
-of tensors becomes an inert object that remembers what it was given, so a hostile file builds a harmless heap of them.
+Such a file is a pickle: a program that may name any function of any installed package. Here every
+name but those of plain containers and of tensors becomes an inert object that remembers what it was
+given, so a hostile file builds a harmless heap of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from hubert_pretrain.errors import ArtefactError
 
 
 class Inert:
-    """Stands for any object of a class that we do not trust: it remembers its name and what it was given, and does nothing."""
+    """Stands for any object of a class that we do not trust: it remembers its name and what it was
+    given, and does nothing.
+    """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:  # noqa: D102
         instance = super().__new__(cls)
@@ -41,7 +44,8 @@ class Inert:
 
 
 def read_pickle(path: Path) -> Any:
-    """The content of a file of `torch.save`: containers, numbers and tensors as they are, everything else as `Inert`.
+    """The content of a file of `torch.save`: containers, numbers and tensors as they are,
+    everything else as `Inert`.
 
     Raises ArtefactError when it is missing, truncated or of another kind.
     """
@@ -69,7 +73,9 @@ def read_pickle(path: Path) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """OmegaConf nodes, argparse namespaces and enumerations, read as `Inert`, back to dicts, lists and values."""
+    """OmegaConf nodes, argparse namespaces and enumerations, read as `Inert`, back to dicts, lists
+    and values.
+    """
     if isinstance(value, Inert):
         state = vars(value)
         for key in ("_content", "_val"):

@@ -1,13 +1,15 @@
-"""Exported folders of `transformers` in 8 and 4 bits, on any device: what to call, and how far the outputs move.
+"""Exported folders of `transformers` in 8 and 4 bits, on any device: what to call, and how far the
+outputs move.
 
 | scheme | library | what is small | needs |
 |---|---|---|---|
-| bnb-int8, bnb-nf4 | bitsandbytes | weights of linear layers, at loading | bitsandbytes, accelerate |
+| bnb-int8, bnb-nf4 | bitsandbytes | weights of linear layers, at loading | bitsandbytes, accelerate
+|
 | torchao-int8, torchao-int4 | torchao | weights of linear layers, after loading | torchao |
 | torchao-int8-dynamic | torchao | activations too | torchao |
 
-`transformers`' own TorchAoConfig fails for HuBERT (its models have no `get_input_embeddings`), hence `quantize_` after loading. The
-ONNX way is interop/onnx.py: `quantise_onnx`.
+`transformers`' own TorchAoConfig fails for HuBERT (its models have no `get_input_embeddings`),
+hence `quantize_` after loading. The ONNX way is interop/onnx.py: `quantise_onnx`.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from hubert_pretrain.interop.transformers_writer import import_transformers
 
 
 def load_quantised(folder: str | Path, scheme: str) -> Any:
-    """The model of an exported folder, of the class that its config.json names, in eval mode, quantised.
+    """The model of an exported folder, of the class that its config.json names, in eval mode,
+    quantised.
 
-    scheme: one of `SCHEMES`. Raises ConfigError for another, ArtefactError when its package is not installed.
+    scheme: one of `SCHEMES`. Raises ConfigError for another, ArtefactError when its package is not
+    installed.
     """
     if scheme not in SCHEMES:
         raise ConfigError(
@@ -49,7 +53,8 @@ def load_quantised(folder: str | Path, scheme: str) -> Any:
 
 def _bitsandbytes(**settings: Any) -> Callable[[Any, str | Path], Any]:
     def load(architecture: Any, folder: str | Path) -> Any:
-        # Heads stay as they are: they are small, and on some CPUs the 4-bit product wants a multiple of 32 rows, which letters are not.
+        # Heads stay as they are: they are small, and on some CPUs the 4-bit product wants a
+        # multiple of 32 rows, which letters are not.
         config = import_transformers().BitsAndBytesConfig(
             **settings, llm_int8_skip_modules=["lm_head", "classifier"]
         )

@@ -24,7 +24,9 @@ class Format:
     """Name of its file in the folder of an export; empty when it is the folder itself."""
     export: Callable[[Path, LoadedModel], None]
     compare: Callable[[Path, LoadedModel], Report]
-    """With the library it is for, or where that cannot be installed (fairseq) with our own reading of the file."""
+    """With the library it is for, or where that cannot be installed (fairseq) with our own reading
+    of the file.
+    """
     returns: bool = True
     """Whether it can be read again."""
     any_front_end: bool = False
@@ -34,10 +36,8 @@ class Format:
         """Raises ConfigError for a network that the format has no place for."""
         front_end = loaded.model.config.front_end
         if front_end != "conv" and not self.any_front_end:
-            name, able = (
-                next(key for key, form in FORMATS.items() if form is self),
-                [key for key, form in FORMATS.items() if form.any_front_end],
-            )
+            name = next(key for key, form in FORMATS.items() if form is self)
+            able = [key for key, form in FORMATS.items() if form.any_front_end]
             raise ConfigError(
                 f"export.format={name} has no place for model.front_end={front_end}: its HuBERT begins with convolutions; "
                 f"choose {' or '.join(able)}, or load the checkpoint's own folder with this package"
@@ -45,7 +45,8 @@ class Format:
         self.export(path, loaded)
 
     def check(self, path: Path, loaded: LoadedModel) -> tuple[Report, int]:
-        """The differences of every output, and the number of tensors that came back bit for bit (0 for formats that cannot be read).
+        """The differences of every output, and the number of tensors that came back bit for bit (0
+        for formats that cannot be read).
 
         Raises ArtefactError naming the first output or tensor that differs.
         """
@@ -58,7 +59,8 @@ def compare_with_itself(path: Path, loaded: LoadedModel) -> Report:
     """The outputs of an export that was read again against those of what it was made from."""
     import torch
 
-    back, waveform = load_checkpoint(path), probe(loaded)
+    back = load_checkpoint(path)
+    waveform = probe(loaded)
     with torch.inference_mode():
         return judged(
             path, our_outputs(loaded, waveform), our_outputs(back, waveform), 0.0, "torch"

@@ -1,4 +1,5 @@
-"""One network, four vocabularies: what each tensor is called here, in `transformers`, in fairseq and in torchaudio.
+"""One network, four vocabularies: what each tensor is called here, in `transformers`, in fairseq
+and in torchaudio.
 
 Values never change on the way, except that our fused `qkv` (3D, D) is three tensors elsewhere.
 """
@@ -40,7 +41,9 @@ TRANSFORMERS: KeyMap = [
     (_LAYER + r"adapter\.down\.(.+)", r"encoder.layers.\1.adapter_layer.linear_1.\2"),
     (_LAYER + r"adapter\.up\.(.+)", r"encoder.layers.\1.adapter_layer.linear_2.\2"),
 ]
-"""`transformers.HubertModel`, 4.57 and 5.x. Older files say `conv.weight_g`, `conv.weight_v`: both are read, from everyone."""
+"""`transformers.HubertModel`, 4.57 and 5.x. Older files say `conv.weight_g`, `conv.weight_v`: both
+are read, from everyone.
+"""
 
 _FAIRSEQ_SHARED: KeyMap = [
     (r"mask_embedding", r"mask_emb"),
@@ -69,7 +72,9 @@ FAIRSEQ_LAYER_NORM: KeyMap = [
     *_FAIRSEQ_SHARED,
     (r"conv_encoder\.layers\.(\d+)\.norm\.(.+)", r"feature_extractor.conv_layers.\1.2.1.\2"),
 ]
-"""fairseq's HubertModel with `extractor_mode: layer_norm`, where the norm stands between two transposes."""
+"""fairseq's HubertModel with `extractor_mode: layer_norm`, where the norm stands between two
+transposes.
+"""
 
 FAIRSEQ_HEAD: KeyMap = [
     (r"projection\.(.+)", r"final_proj.\1"),
@@ -102,7 +107,9 @@ def _in_torchaudio(name: str) -> str:
 
 
 TORCHAUDIO: KeyMap = [(pattern, _in_torchaudio(name)) for pattern, name in TRANSFORMERS]
-"""`torchaudio.models.HuBERTPretrainModel`; a `Wav2Vec2Model` has the same names without `wav2vec2.`, and no mask embedding."""
+"""`torchaudio.models.HuBERTPretrainModel`; a `Wav2Vec2Model` has the same names without
+`wav2vec2.`, and no mask embedding.
+"""
 
 TORCHAUDIO_HEAD: KeyMap = [
     (r"projection\.(.+)", r"logit_generator.final_proj.\1"),
@@ -120,7 +127,9 @@ def fairseq_rules(feat_extract_norm: str) -> KeyMap:
 
 
 def foreign_names(name: str, rules: KeyMap) -> list[str]:
-    """What one of our tensors is called elsewhere: one name, or three for the fused queries, keys and values."""
+    """What one of our tensors is called elsewhere: one name, or three for the fused queries, keys
+    and values.
+    """
     theirs = _renamed(name, rules)
     if theirs is None:
         raise KeyError(f"no rule names {name!r}")
@@ -141,7 +150,8 @@ def to_ours(
 ) -> dict[str, Tensor]:
     """Their tensors under the names `wanted` (our names of the network that is to be filled).
 
-    Raises ArtefactError naming `source` and the first names that are missing. What is left over is the caller's to judge:
+    Raises ArtefactError naming `source` and the first names that are missing. What is left over is
+    the caller's to judge:
     see `left_over`.
     """
     state = {canonical_weight_norm(name): tensor for name, tensor in state.items()}

@@ -1,7 +1,9 @@
-"""Reads state dicts of torchaudio's HuBERT: Wav2Vec2Model (encoder, or with letters), HuBERTPretrainModel, and its recipe's checkpoints.
+"""Reads state dicts of torchaudio's HuBERT: Wav2Vec2Model (encoder, or with letters),
+HuBERTPretrainModel, and its recipe's checkpoints.
 
-Such a file holds tensors and nothing else. What they do not tell (attention heads, strides, the order of norms) is read from the
-note beside a file of our own export (`hubert.pt` and `hubert.side.safetensors`), given by the caller, or as in the published models.
+Such a file holds tensors and nothing else. What they do not tell (attention heads, strides, the
+order of norms) is read from the note beside a file of our own export (`hubert.pt` and
+`hubert.side.safetensors`), given by the caller, or as in the published models.
 """
 
 from __future__ import annotations
@@ -49,8 +51,9 @@ def load_torchaudio(
 ) -> LoadedModel:
     """A state dict of torchaudio as a network and its head: CodebookHead, LetterHead or none.
 
-    overrides: fields of HubertConfig that the file does not tell, such as `num_attention_heads=4, conv_stride=[...]`.
-    dictionary: `dict.ltr.txt` for the letters, with or without the four special symbols of fairseq. content: what `read_pickle` gave.
+    overrides: fields of HubertConfig that the file does not tell, such as `num_attention_heads=4,
+    conv_stride=[...]`. dictionary: `dict.ltr.txt` for the letters, with or without the four special
+    symbols of fairseq. content: what `read_pickle` gave.
     Raises ArtefactError when the file is damaged, no HuBERT, or does not tell enough.
     """
     path = Path(path)
@@ -77,7 +80,8 @@ def load_torchaudio(
     source = ForeignCheckpoint(
         path, "torchaudio Wav2Vec2Model", "pretrain", encoder, TORCHAUDIO, config, notes=notes
     )
-    source.extra, source.head_names = preserved_extra(note) or {}, list(head_weights)
+    source.extra = preserved_extra(note) or {}
+    source.head_names = list(head_weights)
     if "aux.weight" in head_weights:
         _ctc_vocabulary(source, head_weights, note, dictionary)
     elif head_weights:
@@ -87,13 +91,17 @@ def load_torchaudio(
             name.removeprefix("head."): side[name] for name in side if name.startswith("head.")
         }
     ):
-        source.kind, source.head, source.head_state = note["kind"], note["head"], beside
+        source.kind = note["kind"]
+        source.head = note["head"]
+        source.head_state = beside
         source.head_names = [f"{side_file(path).name}: head.{name}" for name in beside]
     return assemble(source)
 
 
 def torchaudio_weights(content: Any) -> dict[str, Tensor] | None:
-    """The tensors in the names of HuBERTPretrainModel, whichever of its forms a file has; None when it is something else."""
+    """The tensors in the names of HuBERTPretrainModel, whichever of its forms a file has; None when
+    it is something else.
+    """
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     items = state.items() if isinstance(state, dict) else ()
     weights = {
@@ -196,7 +204,9 @@ def _fields(
 def _guesses(
     fields: dict[str, Any], overrides: dict[str, Any], notes: list[str], path: Path
 ) -> dict[str, Any]:
-    """What no tensor tells, as in the published models of that shape. Raises ArtefactError when there is none."""
+    """What no tensor tells, as in the published models of that shape. Raises ArtefactError when
+    there is none.
+    """
     large = fields["feat_extract_norm"] == "layer"
     guesses = {
         "conv_stride": STANDARD_STRIDES.get(tuple(fields["conv_kernel"])),
@@ -236,7 +246,8 @@ def _ctc_vocabulary(
     note: dict[str, Any] | None,
     dictionary: str | Path | None,
 ) -> None:
-    source.kind, source.format = "ctc", "torchaudio Wav2Vec2Model with letters"
+    source.kind = "ctc"
+    source.format = "torchaudio Wav2Vec2Model with letters"
     source.head_state = to_ours(
         weights, ("linear.weight", "linear.bias"), TORCHAUDIO_CTC, str(source.path)
     )

@@ -1,4 +1,5 @@
-"""Writes a checkpoint as a state dict of torchaudio's HuBERT, and beside it (`hubert.side.safetensors`) what that has no slot for.
+"""Writes a checkpoint as a state dict of torchaudio's HuBERT, and beside it
+(`hubert.side.safetensors`) what that has no slot for.
 
 | checkpoint | loads into |
 |---|---|
@@ -33,7 +34,9 @@ _MASK = "mask_generator.mask_embedding"
 
 
 def export_torchaudio(path: str | Path, loaded: LoadedModel) -> None:
-    """Writes `path` and its side file. Raises ArtefactError for a network that torchaudio cannot compute, naming the field."""
+    """Writes `path` and its side file. Raises ArtefactError for a network that torchaudio cannot
+    compute, naming the field.
+    """
     path = Path(path)
     _check(loaded)
     weights = to_theirs(loaded.model.state_dict(), TORCHAUDIO)
@@ -56,7 +59,9 @@ def export_torchaudio(path: str | Path, loaded: LoadedModel) -> None:
 
 
 def arguments(loaded: LoadedModel) -> dict[str, Any]:
-    """Keyword arguments of `torchaudio.models.wav2vec2_model` for this network; the side file holds them too."""
+    """Keyword arguments of `torchaudio.models.wav2vec2_model` for this network; the side file holds
+    them too.
+    """
     config = loaded.model.config
     return {
         "extractor_mode": f"{config.feat_extract_norm}_norm",
@@ -86,9 +91,11 @@ def arguments(loaded: LoadedModel) -> dict[str, Any]:
 def compare_torchaudio(
     path: str | Path, loaded: LoadedModel, *, tolerance: float = TOLERANCE
 ) -> Report:
-    """Every layer, the last hidden state and the letters' logits of torchaudio's own network with an exported file, against ours.
+    """Every layer, the last hidden state and the letters' logits of torchaudio's own network with
+    an exported file, against ours.
 
-    Raises ArtefactError when any differs by more than `tolerance`, or when torchaudio does not find every tensor it wants.
+    Raises ArtefactError when any differs by more than `tolerance`, or when torchaudio does not find
+    every tensor it wants.
     """
     waveform = probe(loaded)
     theirs = _load(Path(path), loaded)
@@ -126,7 +133,9 @@ def _load(path: Path, loaded: LoadedModel) -> Any:
 
 
 def _has_slot(loaded: LoadedModel) -> bool:
-    """Whether HuBERTPretrainModel holds this head: cosines with the unit embeddings of one codebook."""
+    """Whether HuBERTPretrainModel holds this head: cosines with the unit embeddings of one
+    codebook.
+    """
     return (
         loaded.kind == "pretrain"
         and "unit_embeddings" in loaded.head_state

@@ -1,4 +1,5 @@
-"""Reads folders of `transformers` (HubertModel, HubertForCTC, HubertForSequenceClassification), written by 4.x or 5.x, without it.
+"""Reads folders of `transformers` (HubertModel, HubertForCTC, HubertForSequenceClassification),
+written by 4.x or 5.x, without it.
 
 | what | where |
 |---|---|
@@ -6,7 +7,8 @@
 | configuration | `config.json` |
 | normalisation | `processor_config.json` or `preprocessor_config.json`: `do_normalize` |
 | letters | `vocab.json`, `added_tokens.json`, `tokenizer_config.json` |
-| pretraining head, and what `transformers` has no field for | `pretraining_head.safetensors`, `hubert_pretrain.json`, of our own export |
+| pretraining head, and what `transformers` has no field for | `pretraining_head.safetensors`,
+`hubert_pretrain.json`, of our own export |
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.spec_augment import SpecAugment
 
 ELSEWHERE = "transformers"
-"""Key of a checkpoint's "extra" under which fields of `transformers.HubertConfig` are kept that are no part of our network."""
+"""Key of a checkpoint's "extra" under which fields of `transformers.HubertConfig` are kept that are
+no part of our network.
+"""
 KEPT = [
     *vars(SpecAugment()),
     *(
@@ -52,7 +56,9 @@ KEPT = [
         "classifier_proj_size",
     ),
 ]
-"""Those fields. Where a head of ours has a setting of that meaning, the head's is what an export says."""
+"""Those fields. Where a head of ours has a setting of that meaning, the head's is what an export
+says.
+"""
 PRETRAINING_HEAD = "pretraining_head.safetensors"
 PRESERVED_FILE = f"{PRESERVED}.json"
 _DEFAULTS: dict[str, Any] = {
@@ -61,21 +67,22 @@ _DEFAULTS: dict[str, Any] = {
     "layerdrop": 0.1,
     "final_dropout": 0.1,
 }
-"""Defaults of `transformers.HubertConfig` that differ from ours, for a field that an old file does not have."""
+"""Defaults of `transformers.HubertConfig` that differ from ours, for a field that an old file does
+not have.
+"""
 _SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "word_delimiter_token": "|"}
 """Key of `tokenizer_config.json` -> what we call that symbol, and its default."""
 
 
 def load_huggingface(folder: str | Path, **overrides: Any) -> LoadedModel:
-    """A folder of `transformers` as a network and its head; `overrides` replace fields of HubertConfig that change no shape.
+    """A folder of `transformers` as a network and its head; `overrides` replace fields of
+    HubertConfig that change no shape.
 
     Raises ArtefactError when it is damaged, no HuBERT, or its vocabulary does not fit its head.
     """
     folder = Path(folder)
-    stored, carried = (
-        read_small_json(folder / "config.json"),
-        read_small_json(folder / PRESERVED_FILE),
-    )
+    stored = read_small_json(folder / "config.json")
+    carried = read_small_json(folder / PRESERVED_FILE)
     if not isinstance(stored, dict) or stored.get("model_type") != "hubert":
         found = stored.get("model_type") if isinstance(stored, dict) else type(stored).__name__
         raise ArtefactError(
@@ -93,10 +100,8 @@ def load_huggingface(folder: str | Path, **overrides: Any) -> LoadedModel:
     }
     notes: list[str] = []
     fields = _fields(stored) | {"normalize_waveform": _normalises(folder, stored, notes)}
-    post_norm, adapters = (
-        not fields.get("do_stable_layer_norm", False),
-        any(".adapter_layer." in name for name in weights),
-    )
+    post_norm = not fields.get("do_stable_layer_norm", False)
+    adapters = any(".adapter_layer." in name for name in weights)
     if fields.get("adapter_attn_dim") is not None and post_norm and not adapters:
         notes.append(
             f"adapter_attn_dim is {fields['adapter_attn_dim']}, which transformers ignores in a post-norm model: no adapters"
@@ -162,10 +167,8 @@ def _weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
 
 
 def _normalises(folder: Path, stored: dict[str, Any], notes: list[str]) -> bool:
-    processor, extractor = (
-        read_small_json(folder / "processor_config.json"),
-        read_small_json(folder / "preprocessor_config.json"),
-    )
+    processor = read_small_json(folder / "processor_config.json")
+    extractor = read_small_json(folder / "preprocessor_config.json")
     nested = processor.get("feature_extractor") if isinstance(processor, dict) else None
     for found in (nested, extractor):
         if isinstance(found, dict) and isinstance(found.get("do_normalize"), bool):
@@ -181,7 +184,8 @@ def _normalises(folder: Path, stored: dict[str, Any], notes: list[str]) -> bool:
     return guess
 
 
-# -- heads ------------------------------------------------------------------------------------------------------------------------
+# -- heads
+# ------------------------------------------------------------------------------------------------------------------------
 
 
 def _codebook(source: ForeignCheckpoint, folder: Path, carried: dict[str, Any] | None) -> None:
@@ -194,10 +198,8 @@ def _codebook(source: ForeignCheckpoint, folder: Path, carried: dict[str, Any] |
         temperature = float((file.metadata() or {}).get("temperature", "0.1"))
     cosine = "label_embs_concat" in stored
     names = ["projection.weight", "projection.bias", *(["unit_embeddings"] if cosine else [])]
-    source.head_state, source.head_names = (
-        to_ours(stored, names, FAIRSEQ_HEAD, str(path)),
-        list(stored),
-    )
+    source.head_state = to_ours(stored, names, FAIRSEQ_HEAD, str(path))
+    source.head_names = list(stored)
     source.head = carried.get("head") if carried is not None else None
     if source.head is None:
         clusters, width = stored["label_embs_concat" if cosine else "final_proj.weight"].shape
@@ -211,11 +213,9 @@ def _ctc_vocabulary(
 ) -> None:
     state = to_ours(weights, ("linear.weight", "linear.bias"), TRANSFORMERS_CTC, str(source.path))
     rows = state["linear.weight"].shape[0]
-    source.kind, source.format, source.head_names = (
-        "ctc",
-        "transformers HubertForCTC",
-        ["lm_head.weight", "lm_head.bias"],
-    )
+    source.kind = "ctc"
+    source.format = "transformers HubertForCTC"
+    source.head_names = ["lm_head.weight", "lm_head.bias"]
     source.head = {
         "hidden_size": source.config.hidden_size,
         "vocabulary_size": rows,
@@ -237,7 +237,9 @@ def _ctc_vocabulary(
 
 
 def _vocabulary(folder: Path, rows: int) -> list[str] | None:
-    """The symbol of each row, under our names for the blank, the unknown symbol and the gap between words."""
+    """The symbol of each row, under our names for the blank, the unknown symbol and the gap between
+    words.
+    """
     stored, added, tokenizer = (
         read_small_json(folder / name)
         for name in ("vocab.json", "added_tokens.json", "tokenizer_config.json")
@@ -285,11 +287,9 @@ def _classes(source: ForeignCheckpoint, stored: dict[str, Any], weights: dict[st
     ]
     source.head_state = to_ours(weights, names, TRANSFORMERS_CLASSES, str(source.path))
     rows, width = source.head_state["linear.weight"].shape
-    source.kind, source.format, source.head_names = (
-        "classify",
-        "transformers HubertForSequenceClassification",
-        list(weights),
-    )
+    source.kind = "classify"
+    source.format = "transformers HubertForSequenceClassification"
+    source.head_names = list(weights)
     source.head = {
         **{
             "hidden_size": source.config.hidden_size,

@@ -2,15 +2,20 @@
 
 | kind | class | beside the weights |
 |---|---|---|
-| pretrain | HubertModel | `pretraining_head.safetensors` (fairseq's names): `transformers` has no slot for it |
-| ctc | HubertForCTC | tokenizer and processor; also for `pipeline("automatic-speech-recognition")` |
-| classify | HubertForSequenceClassification | names of the classes; also for `pipeline("audio-classification")` |
+| pretrain | HubertModel | `pretraining_head.safetensors` (fairseq's names): `transformers` has no
+slot for it |
+| ctc | HubertForCTC | tokenizer and processor; also for `pipeline("automatic-speech-recognition")`
+|
+| classify | HubertForSequenceClassification | names of the classes; also for
+`pipeline("audio-classification")` |
 
-Every folder says the truth about normalisation. `transformers` normalises with (x - mean) / sqrt(variance + 1e-7), training here (and in
-fairseq) with 1e-5: from the same waveform the two differ by .05 % at an RMS of .1, and by more for very quiet recordings.
+Every folder says the truth about normalisation. `transformers` normalises with (x - mean) /
+sqrt(variance + 1e-7), training here (and in fairseq) with 1e-5: from the same waveform the two
+differ by .05 % at an RMS of .1, and by more for very quiet recordings.
 
-A classifier over all layers of a pre-norm model follows 5.x; 4.57 puts the final norm on its last layer and gives other logits from the
-same file (tried: everything else is bit-equal in 4.57.1 and 5.23).
+A classifier over all layers of a pre-norm model follows 5.x; 4.57 puts the final norm on its last
+layer and gives other logits from the same file (tried: everything else is bit-equal in 4.57.1 and
+5.23).
 """
 
 from __future__ import annotations
@@ -53,14 +58,17 @@ ARCHITECTURES = {
 """The class of `transformers` for each kind of checkpoint."""
 _HEAD_RULES = {"ctc": TRANSFORMERS_CTC, "classify": TRANSFORMERS_CLASSES}
 _OURS_ALONE = {"conv_gradient_scale", "normalize_waveform", "projection_size"}
-"""Fields of HubertConfig that `transformers.HubertConfig` does not have; all others are the same there, in name and meaning."""
+"""Fields of HubertConfig that `transformers.HubertConfig` does not have; all others are the same
+there, in name and meaning.
+"""
 
 
 def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
     """Writes `config.json`, `model.safetensors` and what the processor needs into `folder`.
 
-    A letter model must say its vocabulary in `loaded.extra["vocabulary"]` (blank first), a classifier its classes in
-    `loaded.extra["classes"]`. Raises ArtefactError when they do not fit the head.
+    A letter model must say its vocabulary in `loaded.extra["vocabulary"]` (blank first), a
+    classifier its classes in `loaded.extra["classes"]`. Raises ArtefactError when they do not fit
+    the head.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,8 +100,8 @@ def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
 def import_transformers() -> Any:
     """The `transformers` module, also where an installed torchaudio is broken.
 
-    `transformers` imports torchaudio whenever its files are there; a build for another CUDA than torch's then breaks HuBERT, which does
-    not need it. Nothing else of the library is changed.
+    `transformers` imports torchaudio whenever its files are there; a build for another CUDA than
+    torch's then breaks HuBERT, which does not need it. Nothing else of the library is changed.
     """
     try:
         import torchaudio  # noqa: F401
@@ -104,7 +112,8 @@ def import_transformers() -> Any:
         for module in (transformers.utils, transformers.utils.import_utils):
             module.is_torchaudio_available = lambda: False  # type: ignore[attr-defined]
         sys.modules.pop("torchaudio", None)
-    # With torchao installed, loading the models imports it, and its import makes torch warn of what only its makers can change.
+    # With torchao installed, loading the models imports it, and its import makes torch warn of what
+    # only its makers can change.
     noisy = logging.getLogger("torch.utils._pytree")
     level = noisy.level
     noisy.setLevel(logging.ERROR)
@@ -140,7 +149,8 @@ def _config(loaded: LoadedModel) -> dict[str, Any]:
             if token in vocabulary
         }
     if loaded.kind == "classify":
-        head, classes = loaded.config["head"], [str(name) for name in loaded.extra["classes"]]
+        head = loaded.config["head"]
+        classes = [str(name) for name in loaded.extra["classes"]]
         fields |= {
             "use_weighted_layer_sum": head["weighted_layers"],
             "classifier_proj_size": head["projection_size"],
@@ -155,10 +165,8 @@ def _config(loaded: LoadedModel) -> dict[str, Any]:
 
 def _weights(loaded: LoadedModel) -> dict[str, Tensor]:
     encoder = to_theirs(loaded.model.state_dict(), TRANSFORMERS)
-    kept, made_anew = (
-        loaded.extra.get(ELSEWHERE, {}),
-        new_mask_embedding(loaded.model.config.hidden_size),
-    )
+    kept = loaded.extra.get(ELSEWHERE, {})
+    made_anew = new_mask_embedding(loaded.model.config.hidden_size)
     if kept.get("mask_time_prob") == kept.get("mask_feature_prob") == 0 and torch.equal(
         encoder["masked_spec_embed"], made_anew
     ):
@@ -178,12 +186,14 @@ def _feature_extractor(config: HubertConfig) -> Any:
         sampling_rate=SAMPLE_RATE,
         padding_value=0.0,
         do_normalize=config.normalize_waveform,
-        # A group norm over time sees the padding whatever the mask says; such models were trained without one (wav2vec 2.0 Base too).
+        # A group norm over time sees the padding whatever the mask says; such models were trained
+        # without one (wav2vec 2.0 Base too).
         return_attention_mask=config.feat_extract_norm == "layer",
     )
 
 
-# -- letters ----------------------------------------------------------------------------------------------------------------------
+# -- letters
+# ----------------------------------------------------------------------------------------------------------------------
 
 _SENTENCE_TOKENS = {"bos": "<s>", "eos": "</s>"}
 
@@ -195,8 +205,9 @@ def _vocabulary(loaded: LoadedModel) -> list[str]:
 def _write_processor(folder: Path, extractor: Any, vocabulary: list[str]) -> None:
     """`vocab.json`, the tokenizer's and the processor's configuration.
 
-    The tokenizer collapses repeats, drops the padding token, which is CTC's blank, and turns "|" into a space: our greedy decoding. Special
-    tokens that the vocabulary lacks are switched off; the tokenizer would otherwise number them beyond the rows of the head.
+    The tokenizer collapses repeats, drops the padding token, which is CTC's blank, and turns "|"
+    into a space: our greedy decoding. Special tokens that the vocabulary lacks are switched off;
+    the tokenizer would otherwise number them beyond the rows of the head.
     """
     transformers = import_transformers()
     write_json(folder / "vocab.json", {symbol: index for index, symbol in enumerate(vocabulary)})
@@ -221,17 +232,16 @@ def _write_processor(folder: Path, extractor: Any, vocabulary: list[str]) -> Non
     ).save_pretrained(folder)
 
 
-# -- checks -----------------------------------------------------------------------------------------------------------------------
+# -- checks
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 def _check_labels(loaded: LoadedModel) -> None:
     key = {"ctc": "vocabulary", "classify": "classes"}.get(loaded.kind)
     if key is None:
         return
-    labels, rows = (
-        loaded.extra.get(key),
-        loaded.head_state["linear.weight"].shape[0] if loaded.head_state else 0,
-    )
+    labels = loaded.extra.get(key)
+    rows = loaded.head_state["linear.weight"].shape[0] if loaded.head_state else 0
     if not isinstance(labels, list) or len(labels) != rows or len(set(map(str, labels))) != rows:
         found = f"{len(labels)} names" if isinstance(labels, list) else "none"
         raise ArtefactError(

@@ -1,4 +1,6 @@
-"""submitit, told to submit a command. Imported only where jobs are made: submitit is an extra (`pip install 'hubert-pretrain[slurm]'`)."""
+"""submitit, told to submit a command. Imported only where jobs are made: submitit is an extra (`pip
+install 'hubert-pretrain[slurm]'`).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from hubert_pretrain.pipeline.workspace import Workspace
 
 
 class CommandExecutor(submitit.SlurmExecutor):
-    """submitit's batch scripts and submission, around a shell command in place of a pickled function."""
+    """submitit's batch scripts and submission, around a shell command in place of a pickled
+    function.
+    """
 
     @classmethod
     def affinity(cls) -> int:
@@ -37,7 +41,9 @@ class CommandExecutor(submitit.SlurmExecutor):
         return Path(self.folder) / name
 
     def submit_command(self, command: str) -> str:
-        """Writes and submits the batch script; the job's number. Raises HubertPretrainError with sbatch's own words."""
+        """Writes and submits the batch script; the job's number. Raises HubertPretrainError with
+        sbatch's own words.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             return str(self._submit_command(command).job_id)
@@ -55,7 +61,9 @@ class CommandExecutor(submitit.SlurmExecutor):
 def executor_of(
     recipe: Recipe, workspace: Workspace, stage: Stage, after: list[str]
 ) -> CommandExecutor:
-    """The executor for the job of one stage, which begins when the jobs `after` have ended well. Scripts and logs lie in the workspace."""
+    """The executor for the job of one stage, which begins when the jobs `after` have ended well.
+    Scripts and logs lie in the workspace.
+    """
     executor = CommandExecutor(workspace.jobs_folder(stage.name))
     settings = {
         "HUBERT_MAX_REQUEUES": str(recipe.launch.max_requeues),

@@ -1,4 +1,6 @@
-"""Which SLURM job runs which stage, and what has become of it: `slurm/jobs.json` in the workspace, squeue, and sacct where there is one."""
+"""Which SLURM job runs which stage, and what has become of it: `slurm/jobs.json` in the workspace,
+squeue, and sacct where there is one.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ def states(ids: Iterable[str]) -> dict[str, State]:
 
 
 def ask(*command: str) -> str:
-    """The output of one of SLURM's commands. Raises HubertPretrainError with its own words when it fails."""
+    """The output of one of SLURM's commands. Raises HubertPretrainError with its own words when it
+    fails.
+    """
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=120
@@ -126,7 +130,9 @@ def _queued(ids: list[str]) -> dict[str, State]:
 
 
 def _together(rows: list[tuple[str, str]]) -> State:
-    """One state for a job or for all elements of an array: it is over when all are, and has failed when one has."""
+    """One state for a job or for all elements of an array: it is over when all are, and has failed
+    when one has.
+    """
     if len(rows) == 1:
         return State(*rows[0])
     counts = Counter(state for state, _ in rows)

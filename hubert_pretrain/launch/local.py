@@ -1,7 +1,8 @@
-"""How pending stages become processes: one after the other in this shell, each in a process (group) of its own.
+"""How pending stages become processes: one after the other in this shell, each in a process (group)
+of its own.
 
-One process per stage, because with plain DDP Lightning's children re-enter `main()` from the top: in a process that ran several stages
-every rank would run all of them.
+One process per stage, because with plain DDP Lightning's children re-enter `main()` from the top:
+in a process that ran several stages every rank would run all of them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class StageFailed(HubertPretrainError):
 def run_pending(
     recipe: Recipe, workspace: Workspace, stages: list[Stage], overrides: list[str]
 ) -> None:
-    """Runs every stage that is not done, in order. `overrides` are the words of the command line, without `stage=`."""
+    """Runs every stage that is not done, in order. `overrides` are the words of the command line,
+    without `stage=`.
+    """
     for stage in stages:
         plan.check_unchanged(stage, workspace)
     for number, stage in enumerate(stages, start=1):
@@ -72,5 +75,7 @@ def _run_process(stage: str, overrides: list[str]) -> None:
 
 
 def _die_with_parent() -> None:
-    """Runs in the child: when the driver is killed, even with -9, no stage is left behind that writes beside its successor."""
+    """Runs in the child: when the driver is killed, even with -9, no stage is left behind that
+    writes beside its successor.
+    """
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,4 +1,6 @@
-"""What the job of each stage asks SLURM for, as parameters of submitit, checked before anything is queued."""
+"""What the job of each stage asks SLURM for, as parameters of submitit, checked before anything is
+queued.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,11 @@ TRAINS = ("pretrain", "finetune")
 
 
 def resources_of(recipe: Recipe, stage: Stage) -> ResourcesConfig:
-    """`launch.resources`, what the stage's verb and its name have of their own, and the defaults that depend on the stage."""
-    launch, hardware = recipe.launch, recipe.trainer
+    """`launch.resources`, what the stage's verb and its name have of their own, and the defaults
+    that depend on the stage.
+    """
+    launch = recipe.launch
+    hardware = recipe.trainer
     merged = dataclasses.replace(launch.resources, options=dict(launch.resources.options))
     for key in (stage.verb, stage.name):
         own = launch.stages.get(key)
@@ -42,7 +47,8 @@ def resources_of(recipe: Recipe, stage: Stage) -> ResourcesConfig:
 
 def parameters(recipe: Recipe, stage: Stage, dependency: str | None) -> dict[str, Any]:
     """Parameters of submitit's SlurmExecutor for the job of a stage."""
-    launch, wanted = recipe.launch, resources_of(recipe, stage)
+    launch = recipe.launch
+    wanted = resources_of(recipe, stage)
     assert wanted.tasks is not None  # resources_of() saw to it
     more: dict[str, Any] = {
         "requeue": True,
@@ -69,7 +75,9 @@ def parameters(recipe: Recipe, stage: Stage, dependency: str | None) -> dict[str
 
 
 def check(recipe: Recipe, stages: list[Stage]) -> None:
-    """Raises ConfigError for what no job can be made of: unknown stages, and processes that cannot share the work of one."""
+    """Raises ConfigError for what no job can be made of: unknown stages, and processes that cannot
+    share the work of one.
+    """
     known = [*VERBS, *[stage.name for stage in plan.stages(recipe)]]
     for key in recipe.launch.stages:
         if key not in known:

@@ -1,4 +1,6 @@
-"""What a scheduler and the process of a stage say to each other: signals that mean "leave", and the code that it ends with."""
+"""What a scheduler and the process of a stage say to each other: signals that mean "leave", and the
+code that it ends with.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ REQUEUE_MARKER = "HUBERT_AGAIN"
 
 
 def hide_srun_from_lightning() -> None:
-    """Lightning takes every process of a SLURM job for one that srun started, unless the job has this name: also torchrun's, and a single
-    one in a batch script or a shell of salloc."""
+    """Lightning takes every process of a SLURM job for one that srun started, unless the job has
+    this name: also torchrun's, and a single one in a batch script or a shell of salloc."""
     by_srun = "SLURM_STEP_NUM_TASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     if "SLURM_NTASKS" in os.environ and not by_srun:
         os.environ["SLURM_JOB_NAME"] = "interactive"
@@ -25,10 +27,12 @@ def hide_srun_from_lightning() -> None:
 
 @contextlib.contextmanager
 def exit_on_signals(signals: Sequence[str]) -> Iterator[None]:
-    """While this is open, the signals end the process with code 75: every stage goes on after any interruption.
+    """While this is open, the signals end the process with code 75: every stage goes on after any
+    interruption.
 
-    The stages that train listen for themselves while they do, to save first (training/resilience/preemption.py). Worker processes, which a scheduler
-    signals too, are ended by this one.
+    The stages that train listen for themselves while they do, to save first
+    (training/resilience/preemption.py). Worker processes, which a scheduler signals too, are ended
+    by this one.
     """
     own = os.getpid()
 
@@ -45,8 +49,9 @@ def exit_on_signals(signals: Sequence[str]) -> Iterator[None]:
 
 
 def exit_code_for_scheduler(code: int) -> int:
-    """The exit code of this process. Under recipes/job.sh one that wants to go on says so by a file and ends with 0: srun ends the other
-    processes after any other code, and they may still be on their way out."""
+    """The exit code of this process. Under recipes/job.sh one that wants to go on says so by a file
+    and ends with 0: srun ends the other processes after any other code, and they may still be on
+    their way out."""
     mark = os.environ.get(REQUEUE_MARKER)
     if code != EXIT_PREEMPTED or not mark:
         return code

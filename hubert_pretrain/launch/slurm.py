@@ -1,7 +1,8 @@
 """`launch=slurm`: a job for each pending stage, after the jobs of the stages that it reads.
 
-submitit writes the batch scripts and submits them. What they run is not its pickled function but the command that a user would type, by way
-of `recipes/job.sh`: the function's process would take the signals that our stages save on, and would end with exit codes of its own.
+submitit writes the batch scripts and submits them. What they run is not its pickled function but
+the command that a user would type, by way of `recipes/job.sh`: the function's process would take
+the signals that our stages save on, and would end with exit codes of its own.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ _FOR_THE_DRIVER = re.compile(r"(\+\+|\+|~)?(launch[.=@]|launch$|stage=)")
 def run_pending(
     recipe: Recipe, workspace: Workspace, stages: list[Stage], overrides: list[str]
 ) -> None:
-    """Submits a job for every one of `stages` that is neither done nor queued. `overrides` are the words of the command line.
+    """Submits a job for every one of `stages` that is neither done nor queued. `overrides` are the
+    words of the command line.
 
     Raises:
-        ArtefactError: a finished stage was made by another configuration, or a stage reads one that is neither done nor queued.
-        ConfigError: a stage cannot run in so many processes, or is queued with another configuration.
-        HubertPretrainError: SLURM does not answer, or refuses a job.
+        ArtefactError: a finished stage was made by another configuration, or a stage reads one that
+        is neither done nor queued. ConfigError: a stage cannot run in so many processes, or is
+        queued with another configuration. HubertPretrainError: SLURM does not answer, or refuses a
+        job.
     """
     resources.check(recipe, stages)
     check_path(str(workspace.root))
@@ -134,7 +137,9 @@ def _command(recipe: Recipe, stage: Stage, words: list[str]) -> str:
 
 
 def _show(recipe: Recipe, workspace: Workspace, stages: list[Stage], words: list[str]) -> None:
-    """Prints the scripts. Stages that are not submitted yet have no number: dependencies name them instead."""
+    """Prints the scripts. Stages that are not submitted yet have no number: dependencies name them
+    instead.
+    """
     pending = [stage for stage in stages if not workspace.is_done(stage.name)]
     names = {stage.name for stage in pending}
     for stage in pending:
@@ -158,7 +163,9 @@ def _executor(recipe: Recipe, workspace: Workspace, stage: Stage, after: list[st
 
 
 def wait(recipe: Recipe, workspace: Workspace, submitted: dict[str, Job]) -> None:
-    """Reports every change until all jobs have ended. Raises HubertPretrainError when a stage is not done then."""
+    """Reports every change until all jobs have ended. Raises HubertPretrainError when a stage is
+    not done then.
+    """
     shown: dict[str, State] = {}
     while True:
         states = jobs.states(job.id for job in submitted.values())

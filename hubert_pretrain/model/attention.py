@@ -1,4 +1,5 @@
-"""Ways to compute softmax(q k / sqrt(d)) v. They differ in speed and in what they can show, not in the result.
+"""Ways to compute softmax(q k / sqrt(d)) v. They differ in speed and in what they can show, not in
+the result.
 
 Shapes: B utterances, H heads, T frames, d width of a head.
 
@@ -8,7 +9,8 @@ Shapes: B utterances, H heads, T frames, d width of a head.
 | eager | looking at the weights: they exist as a (B, H, T, T) tensor | yes | yes |
 | flex | CUDA: rows of different lengths, whose padding it leaves out block by block | no | no |
 
-A back end is a pair: what it makes of `valid` once per forward, and the function that every layer calls with that.
+A back end is a pair: what it makes of `valid` once per forward, and the function that every layer
+calls with that.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ AttentionMask = Any
 AttentionFn = Callable[
     [Tensor, Tensor, Tensor, AttentionMask, float], "tuple[Tensor, Tensor | None]"
 ]
-"""(q, k, v, attended, dropout probability), each of q, k, v (B, H, T, d) -> (B, H, T, d) and, if they exist, the weights (B, H, T, T)."""
+"""(q, k, v, attended, dropout probability), each of q, k, v (B, H, T, d) -> (B, H, T, d) and, if
+they exist, the weights (B, H, T, T).
+"""
 
 
 class Backend(NamedTuple):
@@ -57,7 +61,9 @@ def key_mask(valid: Tensor) -> Tensor:
 def sdpa(
     q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None, dropout: float
 ) -> tuple[Tensor, None]:
-    """PyTorch's fused attention: flash without a mask, memory-efficient or plain with one. It has none for dropout on a CPU; we have."""
+    """PyTorch's fused attention: flash without a mask, memory-efficient or plain with one. It has
+    none for dropout on a CPU; we have.
+    """
     if (
         dropout > 0
         and q.device.type == "cpu"
@@ -71,7 +77,9 @@ def sdpa(
 def eager(
     q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """The definition, step by step. The weights are those that were used: after dropout, as in `transformers`."""
+    """The definition, step by step. The weights are those that were used: after dropout, as in
+    `transformers`.
+    """
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, T, T)
     if attended is not None:
         scores = scores.masked_fill(~attended, torch.finfo(scores.dtype).min)
@@ -82,7 +90,9 @@ def eager(
 def flex(
     q: Tensor, k: Tensor, v: Tensor, attended: AttentionMask, dropout: float
 ) -> tuple[Tensor, None]:
-    """FlexAttention, compiled on CUDA. On a CPU it runs uncompiled, without gradients, and only to be checked."""
+    """FlexAttention, compiled on CUDA. On a CPU it runs uncompiled, without gradients, and only to
+    be checked.
+    """
     if dropout > 0:
         raise ConfigError(
             f"attention 'flex' has no dropout, but attention_dropout is {dropout}; set it to 0 or choose attention 'sdpa'"
@@ -91,7 +101,9 @@ def flex(
 
 
 def block_mask(valid: Tensor) -> AttentionMask:
-    """(B, T) -> FlexAttention's block mask. Padded queries look at nothing, so their output is 0 where the others' is arbitrary."""
+    """(B, T) -> FlexAttention's block mask. Padded queries look at nothing, so their output is 0
+    where the others' is arbitrary.
+    """
     from torch.nn.attention.flex_attention import create_block_mask
 
     batch, frames = valid.shape

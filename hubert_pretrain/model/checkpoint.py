@@ -1,7 +1,8 @@
-"""The weights of a network on disk: `model.safetensors` and a `config.json` that rebuilds it. Nothing in it can run code.
+"""The weights of a network on disk: `model.safetensors` and a `config.json` that rebuilds it.
+Nothing in it can run code.
 
-The encoder's tensors are named `hubert.*` and the head's `head.*`, in fp32 unless saved otherwise. (What a training run needs to resume
-is something else: training/resilience/checkpoint_io.py.)
+The encoder's tensors are named `hubert.*` and the head's `head.*`, in fp32 unless saved otherwise.
+(What a training run needs to resume is something else: training/resilience/checkpoint_io.py.)
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ MAX_JSON_BYTES = 16 << 20
 
 @dataclass
 class LoadReport:
-    """What reading a checkpoint of another project made of its tensors, under its names. A tensor that is needed and missing, or that is
-    there and has no meaning here, is an error; what is listed as missing or unexpected was harmless, and `notes` say why."""
+    """What reading a checkpoint of another project made of its tensors, under its names. A tensor
+    that is needed and missing, or that is there and has no meaning here, is an error; what is
+    listed as missing or unexpected was harmless, and `notes` say why."""
 
     path: str
     format: str
@@ -57,7 +59,9 @@ class LoadedModel:
     head_state: dict[str, Tensor] = field(default_factory=dict)
     """The head's weights under the names of its module; empty for a bare encoder."""
     config: dict[str, Any] = field(default_factory=dict)
-    """All of config.json: "model", "kind", "head" (the settings that rebuild it) and "extra" (what its maker added)."""
+    """All of config.json: "model", "kind", "head" (the settings that rebuild it) and "extra" (what
+    its maker added).
+    """
     report: LoadReport | None = None
     """How it was read, when it came from another project."""
 
@@ -69,10 +73,12 @@ class LoadedModel:
     def features(
         self, waveform: Tensor, *, layer: int, sampling_rate: int, name: str = "waveform"
     ) -> Tensor:
-        """Output of a layer, (B, T, D), for one waveform (S,) or several of equal length (B, S), raw, as they were recorded.
+        """Output of a layer, (B, T, D), for one waveform (S,) or several of equal length (B, S),
+        raw, as they were recorded.
 
-        Layers count from 1; each is taken after its residual and before a final norm (model/hubert.py). Raises DataError as
-        `network_input` does, and for a layer that does not exist.
+        Layers count from 1; each is taken after its residual and before a final norm
+        (model/hubert.py). Raises DataError as `network_input` does, and for a layer that does not
+        exist.
         """
         with torch.inference_mode():
             return self.model(
@@ -83,7 +89,9 @@ class LoadedModel:
             ).last
 
     def build_head(self) -> Head:
-        """The head with its weights. Raises ArtefactError when the checkpoint has none, or says another size of it."""
+        """The head with its weights. Raises ArtefactError when the checkpoint has none, or says
+        another size of it.
+        """
         if not self.head_state:
             raise ArtefactError(f"this {self.kind!r} checkpoint holds no head, only the encoder")
         form = functools.partial(HEADS[self.kind], **self.config["head"])
@@ -100,9 +108,11 @@ def save_model(
     head: Head | None = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Writes `model.safetensors` and, last, `config.json` into `folder`; each appears whole or not at all.
+    """Writes `model.safetensors` and, last, `config.json` into `folder`; each appears whole or not
+    at all.
 
-    `extra` must be plain JSON. The head decides the kind of the checkpoint; without one it is "pretrain".
+    `extra` must be plain JSON. The head decides the kind of the checkpoint; without one it is
+    "pretrain".
     """
     folder = Path(folder)
     tensors = {f"hubert.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -120,9 +130,11 @@ def save_model(
 
 
 def load_model(folder: str | Path, **overrides: Any) -> LoadedModel:
-    """Reads what `save_model` wrote. `overrides` replace values of its HubertConfig that change no shape, e.g. `layerdrop=0.0`.
+    """Reads what `save_model` wrote. `overrides` replace values of its HubertConfig that change no
+    shape, e.g. `layerdrop=0.0`.
 
-    Raises ArtefactError when a file is missing, damaged, or does not fit the other, before anything of the size that the configuration
+    Raises ArtefactError when a file is missing, damaged, or does not fit the other, before anything
+    of the size that the configuration
     says is in memory; ConfigError for an override that does not exist.
     """
     folder = Path(folder)
@@ -145,9 +157,11 @@ def load_model(folder: str | Path, **overrides: Any) -> LoadedModel:
 def load_strictly(
     module: nn.Module, state: dict[str, Tensor], source: Path, *, assign: bool = False
 ) -> None:
-    """Copies `state` into `module`, or with `assign` makes its tensors the module's own (for a module on the meta device).
+    """Copies `state` into `module`, or with `assign` makes its tensors the module's own (for a
+    module on the meta device).
 
-    Raises ArtefactError naming the file and the first tensors that are missing, unknown or misshapen.
+    Raises ArtefactError naming the file and the first tensors that are missing, unknown or
+    misshapen.
     """
     _refuse_misfits(module.state_dict(), state, source)
     module.load_state_dict(state, assign=assign)
@@ -156,7 +170,9 @@ def load_strictly(
 def refuse_misfits(
     form: Callable[[], nn.Module], state: dict[str, Tensor], source: Path | str
 ) -> None:
-    """Raises ArtefactError, as `load_strictly`, for a state that a module which is yet to be made would not take. Takes no memory."""
+    """Raises ArtefactError, as `load_strictly`, for a state that a module which is yet to be made
+    would not take. Takes no memory.
+    """
     with torch.device("meta"):
         wanted = form().state_dict()
     _refuse_misfits(wanted, state, source)
@@ -181,7 +197,8 @@ def _refuse_misfits(
 def save_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file atomically, synced to disk, and with the permissions that the user's umask gives.
+    """Writes a safetensors file atomically, synced to disk, and with the permissions that the
+    user's umask gives.
 
     (safetensors itself makes files that only their owner can read, and does not sync.)
     """
@@ -198,7 +215,9 @@ def save_tensors(
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Gives a finished temporary file in the same folder its final name: umask permissions, sync, rename, sync of the folder."""
+    """Gives a finished temporary file in the same folder its final name: umask permissions, sync,
+    rename, sync of the folder.
+    """
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(temporary, 0o666 & ~umask)
@@ -241,7 +260,9 @@ def _config(stored: dict[str, Any], overrides: dict[str, Any], folder: Path) -> 
 
 
 def read_small_json(path: Path) -> Any | None:
-    """The content of a JSON file beside weights, None when there is none or it is damaged. Raises ArtefactError for a huge one, unread."""
+    """The content of a JSON file beside weights, None when there is none or it is damaged. Raises
+    ArtefactError for a huge one, unread.
+    """
     return read_json(path, max_bytes=MAX_JSON_BYTES)
 
 

@@ -1,6 +1,8 @@
-"""torch.compile, layer by layer or the whole network: fewer passes over memory, the same numbers up to rounding.
+"""torch.compile, layer by layer or the whole network: fewer passes over memory, the same numbers up
+to rounding.
 
-Crops have few lengths (data/batching.py), so every shape is compiled for itself: nothing is dynamic, and CUDA graphs apply.
+Crops have few lengths (data/batching.py), so every shape is compiled for itself: nothing is
+dynamic, and CUDA graphs apply.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.model.hubert import Hubert
 
 _VARIANTS = 6
-"""Compilations per shape at most: training, its logged steps, both again with a frozen front end, validation in training and after it."""
+"""Compilations per shape at most: training, its logged steps, both again with a frozen front end,
+validation in training and after it.
+"""
 
 
 def compile_network(
@@ -22,15 +26,15 @@ def compile_network(
     """Has parts of the network compiled when they first run.
 
     Args:
-        model: changed in place; names of weights stay.
-        what: "none"; "layers": each transformer layer, which are alike and so compile once per shape; "model": all of it as one graph.
-        mode: of torch.compile. "reduce-overhead" replays CUDA graphs.
-        shapes: how many input shapes there will be.
-        backend: of torch.compile.
+        model: changed in place; names of weights stay. what: "none"; "layers": each transformer
+        layer, which are alike and so compile once per shape; "model": all of it as one graph. mode:
+        of torch.compile. "reduce-overhead" replays CUDA graphs. shapes: how many input shapes there
+        will be. backend: of torch.compile.
 
     Returns what measures how long that takes; None where nothing is compiled.
 
-    Raises ConfigError for "model" with layer drop, which would make a new graph of every choice of layers.
+    Raises ConfigError for "model" with layer drop, which would make a new graph of every choice of
+    layers.
     """
     if what == "none":
         return None
@@ -66,7 +70,8 @@ class CompileClock:
     def __init__(self) -> None:
         from torch._dynamo.callback import on_compile_end, on_compile_start
 
-        self.seconds, self._started = 0.0, 0.0
+        self.seconds = 0.0
+        self._started = 0.0
         on_compile_start(self._start)
         on_compile_end(self._end)
 

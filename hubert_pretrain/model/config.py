@@ -1,17 +1,23 @@
-"""The form of a network: a plain dataclass, free of torch so that the command line can check a recipe in no time.
+"""The form of a network: a plain dataclass, free of torch so that the command line can check a
+recipe in no time.
 
-Fields of `transformers.HubertConfig` that are not of the network itself live with what they belong to:
+Fields of `transformers.HubertConfig` that are not of the network itself live with what they belong
+to:
 
 | field | here |
 |---|---|
 | vocab_size, final_dropout | heads.LetterHead(vocabulary_size, dropout) |
 | ctc_loss_reduction, ctc_zero_infinity | finetune.ctc.CtcTask(reduction, zero_infinity) |
-| use_weighted_layer_sum, classifier_proj_size | heads.ClassificationHead(weighted_layers, projection_size) |
-| apply_spec_augment, mask_time_*, mask_feature_* | spec_augment.SpecAugment; the masks of recipes are masking.span_mask |
-| pad_token_id | the blank: always the first symbol of the vocabulary; bos and eos: where the vocabulary has them |
+| use_weighted_layer_sum, classifier_proj_size | heads.ClassificationHead(weighted_layers,
+projection_size) |
+| apply_spec_augment, mask_time_*, mask_feature_* | spec_augment.SpecAugment; the masks of recipes
+are masking.span_mask |
+| pad_token_id | the blank: always the first symbol of the vocabulary; bos and eos: where the
+vocabulary has them |
 | target_lang | languages.load_language |
 
-Those of a checkpoint that comes from `transformers` are kept in its `extra["transformers"]`, and an export says them again.
+Those of a checkpoint that comes from `transformers` are kept in its `extra["transformers"]`, and an
+export says them again.
 """
 
 from __future__ import annotations
@@ -25,10 +31,14 @@ ACTIVATIONS = ["gelu", "relu", "selu", "gelu_new", "silu"]
 """Names of `transformers`; "gelu" is the exact one (erf), "gelu_new" the tanh approximation."""
 
 FRONT_ENDS = ["conv", "log_mel"]
-"""What makes frames of a waveform: the conv encoder, or mel energies, which cost nothing (model/log_mel.py)."""
+"""What makes frames of a waveform: the conv encoder, or mel energies, which cost nothing
+(model/log_mel.py).
+"""
 
 ATTENTIONS = ["sdpa", "eager", "flex"]
-"""Ways to compute attention (model/attention.py). No part of a network's form: they give the same numbers."""
+"""Ways to compute attention (model/attention.py). No part of a network's form: they give the same
+numbers.
+"""
 
 COMPILED = ["none", "layers", "model"]
 COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -38,7 +48,9 @@ SPAN_LENGTHS = ["static", "uniform", "normal", "poisson"]
 """How the lengths of masked spans are drawn (model/masking.py)."""
 
 MASK_SAMPLERS = ["reference", "transformers"]
-"""Who draws the masks of fine-tuning: fairseq's way (model/masking.py) or that of `transformers` (model/spec_augment.py)."""
+"""Who draws the masks of fine-tuning: fairseq's way (model/masking.py) or that of `transformers`
+(model/spec_augment.py).
+"""
 
 LARGEST: dict[str, float] = {
     **{"mel_bins": 1024, "mel_hop_seconds": 10, "mel_window_seconds": 10, "mel_stack": 64},
@@ -56,8 +68,8 @@ LARGEST: dict[str, float] = {
         "projection_size": 32_768,
     },
 }
-"""What no network exceeds: some ten times the largest that was ever trained on speech. A file that asks for more is damaged, or wants to
-fill the memory."""
+"""What no network exceeds: some ten times the largest that was ever trained on speech. A file that
+asks for more is damaged, or wants to fill the memory."""
 MAX_CONV_LAYERS = 64
 
 
@@ -65,10 +77,13 @@ MAX_CONV_LAYERS = 64
 class HubertConfig:
     """Everything that determines the weights' shapes and what the network computes.
 
-    Fields are named as in `transformers.HubertConfig`; fairseq's name stands behind where it differs. Defaults are HuBERT Base.
+    Fields are named as in `transformers.HubertConfig`; fairseq's name stands behind where it
+    differs. Defaults are HuBERT Base.
     """
 
-    front_end: str = "conv"  # conv, or log_mel: then the fields of the conv encoder are not read, but for feat_extract_activation
+    # conv, or log_mel: then the fields of the conv encoder are not read, but for
+    # feat_extract_activation
+    front_end: str = "conv"
     # -- log-mel front end: waveform -> frames
     mel_bins: int = 80  # mel bands
     mel_hop_seconds: float = 0.01  # from one mel frame to the next
@@ -81,7 +96,8 @@ class HubertConfig:
     conv_kernel: list[int] = field(default_factory=lambda: [10, 3, 3, 3, 3, 2, 2])
     conv_stride: list[int] = field(default_factory=lambda: [5, 2, 2, 2, 2, 2, 2])
     conv_bias: bool = False
-    feat_extract_norm: str = "group"  # "group": norm over time in layer 1 only; "layer": over channels in each (extractor_mode)
+    # "group": norm over time in layer 1 only; "layer": over channels in each (extractor_mode)
+    feat_extract_norm: str = "group"
     feat_extract_activation: str = "gelu"
     conv_gradient_scale: float = (
         0.1  # gradient into the conv encoder times this; 0 freezes it (feature_grad_mult)
@@ -138,7 +154,9 @@ class HubertConfig:
         return self.conv_dim[-1] if self.front_end == "conv" else self.mel_stack * self.mel_bins
 
     def validate(self) -> None:
-        """Raises ConfigError when no network has these values, naming the field, what was found and what would do."""
+        """Raises ConfigError when no network has these values, naming the field, what was found and
+        what would do.
+        """
         self._validate_sizes()
         _one_of("front_end", self.front_end, FRONT_ENDS)
         if self.front_end == "conv":

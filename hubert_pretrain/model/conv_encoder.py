@@ -1,4 +1,5 @@
-"""The conv encoder: waveform -> frames (wav2vec 2.0, arXiv:2006.11477, section 2; fairseq's ConvFeatureExtractionModel).
+"""The conv encoder: waveform -> frames (wav2vec 2.0, arXiv:2006.11477, section 2; fairseq's
+ConvFeatureExtractionModel).
 
 Shapes: B utterances, S samples, T frames, C channels.
 """
@@ -28,8 +29,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class ConvEncoder(nn.Module):
     """A stack of unpadded convolutions: (B, S) -> (B, T, C), with `T = config.grid.num_frames(S)`.
 
-    With gradients it is computed as matrix products of strided views (model/tiled_convolution.py). Without them PyTorch's own convolution
-    and norm run: as fast there, and every bit is that of other libraries.
+    With gradients it is computed as matrix products of strided views (model/tiled_convolution.py).
+    Without them PyTorch's own convolution and norm run: as fast there, and every bit is that of
+    other libraries.
     """
 
     def __init__(self, config: HubertConfig) -> None:
@@ -53,7 +55,9 @@ class ConvEncoder(nn.Module):
         )
 
     def forward(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
-        """(B, S) -> (B, T, C). `num_samples`: (B,) real samples of each row, for norms over time that leave padding out."""
+        """(B, S) -> (B, T, C). `num_samples`: (B,) real samples of each row, for norms over time
+        that leave padding out.
+        """
         if torch.is_grad_enabled():
             return self._by_products(waveform, num_samples)
         first, *others = self.layers
@@ -63,15 +67,17 @@ class ConvEncoder(nn.Module):
         return x.transpose(1, 2)  # (B, C, T) -> (B, T, C)
 
     def _by_products(self, waveform: Tensor, num_samples: Tensor | None) -> Tensor:
-        """(B, S) -> (B, T, C). Norm and activation of a layer are left to the next one, which computes them again for its gradients."""
+        """(B, S) -> (B, T, C). Norm and activation of a layer are left to the next one, which
+        computes them again for its gradients.
+        """
         first, *others = cast("list[ConvLayer]", list(self.layers))
         if torch.compiler.is_compiling() and not isinstance(first.norm, TimeNorm):
-            # A compiler fuses norms and activations, and decides itself what to compute again for the gradients.
+            # A compiler fuses norms and activations, and decides itself what to compute again for
+            # the gradients.
             return self.layers(waveform[:, None]).transpose(1, 2)
-        x, before = (
-            waveform[..., None],
-            first.as_before(waveform[..., None], num_samples),
-        )  # (B, S, 1)
+        # (B, S, 1)
+        x = waveform[..., None]
+        before = first.as_before(waveform[..., None], num_samples)
         if torch.compiler.is_compiling():
             y = before.function(x, *before.tensors).transpose(1, 2)  # (B, C, U)
             return self.layers[1:](y).transpose(1, 2)
@@ -102,7 +108,8 @@ class ConvLayer(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight)
         norms = {"group": TimeNorm, "layer": ChannelNorm}
         self.norm = norms[norm](channels_out) if norm else None
-        self.activation, self.stride = ACTIVATIONS[activation], stride
+        self.activation = ACTIVATIONS[activation]
+        self.stride = stride
 
     @property
     def finish_weights(self) -> tuple[Any, ...]:
@@ -110,7 +117,9 @@ class ConvLayer(nn.Module):
         return () if self.norm is None else (self.norm.weight, self.norm.bias)
 
     def forward(self, x: Tensor, num_samples: Tensor | None = None) -> Tensor:
-        """(B, C_in, T) -> (B, C_out, U), by PyTorch's convolution. `num_samples`: as in ConvEncoder.forward."""
+        """(B, C_in, T) -> (B, C_out, U), by PyTorch's convolution. `num_samples`: as in
+        ConvEncoder.forward.
+        """
         y = self.conv(x)
         if isinstance(self.norm, TimeNorm):
             real = (
@@ -126,14 +135,20 @@ class ConvLayer(nn.Module):
         return self.activation(y)
 
     def finish(self, y: Tensor, *norm: Tensor) -> Tensor:
-        """What follows the convolution, given the weights of the norm: (B, U, C_out) -> (B, U, C_out)."""
+        """What follows the convolution, given the weights of the norm: (B, U, C_out) -> (B, U,
+        C_out).
+        """
         return self.activation(
             self.norm.normalise(y, *norm) if isinstance(self.norm, ChannelNorm) else y
         )
 
     def as_before(self, x: Tensor, num_samples: Tensor | None) -> Before:
-        """The layer as what comes before the next one, for narrow inputs (B, S, C_in): its windows times its kernel, norm, activation."""
-        flat, kernel = self.conv.weight.flatten(1), self.conv.kernel_size[0]  # (C_out, C_in k)
+        """The layer as what comes before the next one, for narrow inputs (B, S, C_in): its windows
+        times its kernel, norm, activation.
+        """
+        # (C_out, C_in k)
+        flat = self.conv.weight.flatten(1)
+        kernel = self.conv.kernel_size[0]
         if isinstance(self.norm, TimeNorm):  # which takes a bias away again
             folded = self.norm.folded_into(self.conv.weight, x, self.stride, num_samples)
         else:
@@ -150,20 +165,24 @@ class ConvLayer(nn.Module):
 
 
 class TimeNorm(nn.GroupNorm):
-    """Each channel to zero mean and unit variance over time: a group norm with one channel per group.
+    """Each channel to zero mean and unit variance over time: a group norm with one channel per
+    group.
 
-    Padding is part of the statistics, as in every other implementation, unless the real lengths are given.
+    Padding is part of the statistics, as in every other implementation, unless the real lengths are
+    given.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(num_groups=channels, num_channels=channels)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, C, T) -> (B, C, T), in fp32 whatever the precision (a sum over 50,000 samples), returned in the dtype it came in.
+        """(B, C, T) -> (B, C, T), in fp32 whatever the precision (a sum over 50,000 samples),
+        returned in the dtype it came in.
 
         lengths: (B,) real positions of each row, at its beginning; None when all are.
         """
-        weight, bias = self.weight.float(), self.bias.float()
+        weight = self.weight.float()
+        bias = self.bias.float()
         if lengths is None:
             return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
         count = lengths[:, None, None].clamp(min=1)  # an empty row must not become NaN
@@ -178,10 +197,12 @@ class TimeNorm(nn.GroupNorm):
     def folded_into(
         self, kernel: Tensor, x: Tensor, stride: int, lengths: Tensor | None = None
     ) -> Tensor:
-        """The norm of a convolution of few taps, without a pass over its result: (C, C_in, k), (B, T, C_in) -> (B, C, C_in k + 1).
+        """The norm of a convolution of few taps, without a pass over its result: (C, C_in, k), (B,
+        T, C_in) -> (B, C, C_in k + 1).
 
-        A channel is w . window, so its mean over time is w . mean(windows) and its variance w' Cov(windows) w: the norm becomes a factor
-        on the kernel of each utterance, and an offset (the last column). The statistics are float64 (sums over 50,000 positions, of which
+        A channel is w . window, so its mean over time is w . mean(windows) and its variance w'
+        Cov(windows) w: the norm becomes a factor on the kernel of each utterance, and an offset
+        (the last column). The statistics are float64 (sums over 50,000 positions, of which
         differences are taken).
 
         lengths: (B,) real ones of the T positions, at the beginning; None when all are.

@@ -1,4 +1,6 @@
-"""Dropout on a CPU with 16 random bits a number. PyTorch takes 32 of a slower generator, and ten nanoseconds: of a step of Base 2 %."""
+"""Dropout on a CPU with 16 random bits a number. PyTorch takes 32 of a slower generator, and ten
+nanoseconds: of a step of Base 2 %.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ LEVELS = 1 << 16
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout: (...) -> (...) with each number zero with probability `p` in training, and the others times 1 / (1 - p)."""
+    """nn.Dropout: (...) -> (...) with each number zero with probability `p` in training, and the
+    others times 1 / (1 - p).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(...) -> (...)."""
@@ -34,10 +38,8 @@ class Draws:
     """What is dropped, drawn from a seed: the same again for the backward pass."""
 
     def __init__(self, seed: int, probability: float) -> None:
-        self._source, self._below = (
-            np.random.SFC64(seed),
-            min(round(probability * LEVELS), LEVELS - 1),
-        )
+        self._source = np.random.SFC64(seed)
+        self._below = min(round(probability * LEVELS), LEVELS - 1)
         self.factor = LEVELS / (LEVELS - self._below)
         """On what stays."""
 
@@ -52,7 +54,9 @@ class Draws:
 
 
 def draw_seed() -> int:
-    """From PyTorch's generator, as every random number of a step, so that seeds and resumed runs mean what they say."""
+    """From PyTorch's generator, as every random number of a step, so that seeds and resumed runs
+    mean what they say.
+    """
     return int(torch.empty(1, dtype=torch.int64).random_().numpy()[0])
 
 
@@ -60,7 +64,8 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
         draws = Draws(draw_seed(), probability)
-        kept, ctx.factor = draws.kept(x.shape), draws.factor
+        kept = draws.kept(x.shape)
+        ctx.factor = draws.factor
         ctx.save_for_backward(kept)
         return _scaled(x, kept, ctx.factor)
 
@@ -71,6 +76,6 @@ class _Dropout(torch.autograd.Function):
 
 
 def _scaled(x: Tensor, kept: Tensor, factor: float) -> Tensor:
-    """A product with zeros and ones of the same type, in their array: `masked_fill` looks at number after number, and takes six times as
-    long."""
+    """A product with zeros and ones of the same type, in their array: `masked_fill` looks at number
+    after number, and takes six times as long."""
     return kept.to(x.dtype).mul_(x).mul_(factor)

@@ -1,7 +1,9 @@
-"""Attention with dropout on a CPU, a few heads at a time, so that their scores stay in the cache and none are kept.
+"""Attention with dropout on a CPU, a few heads at a time, so that their scores stay in the cache
+and none are kept.
 
-PyTorch's own flash attention has no dropout on a CPU: it falls back to three (B, H, T, T) tensors per layer that pass through memory a
-dozen times. Here the backward pass computes the scores and the draws again.
+PyTorch's own flash attention has no dropout on a CPU: it falls back to three (B, H, T, T) tensors
+per layer that pass through memory a dozen times. Here the backward pass computes the scores and the
+draws again.
 
 Shapes: B utterances, H heads, T frames, d width of a head, h heads of a piece.
 """
@@ -17,13 +19,17 @@ from torch import Tensor
 from hubert_pretrain.model.dropout import Draws, draw_seed
 
 PIECE_BYTES = 2 << 20
-"""Of the scores of the heads of an utterance that are computed together. One by one, calls cost as much as the work on 200 frames."""
+"""Of the scores of the heads of an utterance that are computed together. One by one, calls cost as
+much as the work on 200 frames.
+"""
 
 
 def dropped_attention(
     q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None, probability: float
 ) -> Tensor:
-    """dropout(softmax(q k / sqrt(d))) v: (B, H, T, d) each -> (B, H, T, d). `attended`: (B, 1, 1, T) bool, True for real frames."""
+    """dropout(softmax(q k / sqrt(d))) v: (B, H, T, d) each -> (B, H, T, d). `attended`: (B, 1, 1,
+    T) bool, True for real frames.
+    """
     return _DroppedAttention.apply(q, k, v, attended, probability)  # type: ignore[no-any-return]
 
 
@@ -32,7 +38,8 @@ class _DroppedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None, probability: float
     ) -> Tensor:
-        ctx.seed, ctx.probability = draw_seed(), probability
+        ctx.seed = draw_seed()
+        ctx.probability = probability
         out = torch.empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3], dtype=q.dtype).transpose(
             1, 2
         )  # as the next projection reads it
@@ -71,7 +78,9 @@ def _weights(q: Tensor, k: Tensor, attended: Tensor | None) -> Tensor:
 def _pieces(
     q: Tensor, probability: float, seed: int
 ) -> Iterator[tuple[tuple[int, slice], Tensor, float]]:
-    """For some heads of every row: which of their (h, T, T) weights stay, as ones and zeros of q's type, and the factor on those."""
+    """For some heads of every row: which of their (h, T, T) weights stay, as ones and zeros of q's
+    type, and the factor on those.
+    """
     batch, heads, frames, _ = q.shape
     at_once = max(1, PIECE_BYTES // (q.element_size() * frames**2))
     draws = Draws(seed, probability)
@@ -86,7 +95,9 @@ def _pieces(
 
 
 def _together(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the gradients of q, k and v that lies as the projection that made them wants it: (B, T, 3, H, d)."""
+    """Room for the gradients of q, k and v that lies as the projection that made them wants it: (B,
+    T, 3, H, d).
+    """
     batch, heads, frames, width = q.shape
     by_q, by_k, by_v = torch.empty(batch, frames, 3, heads, width, dtype=q.dtype).permute(
         2, 0, 3, 1, 4

@@ -1,7 +1,9 @@
-"""What a training step must compute, counted from the form of the network. Shapes: S samples, T frames, D width, K clusters.
+"""What a training step must compute, counted from the form of the network. Shapes: S samples, T
+frames, D width, K clusters.
 
-A multiplication and an addition are two operations (FLOPs); norms, activations and the softmax are left out, as everyone does. The backward
-pass costs twice the forward pass: a product has two factors that want gradients.
+A multiplication and an addition are two operations (FLOPs); norms, activations and the softmax are
+left out, as everyone does. The backward pass costs twice the forward pass: a product has two
+factors that want gradients.
 """
 
 from __future__ import annotations
@@ -11,9 +13,14 @@ from hubert_pretrain.model.config import HubertConfig
 
 
 def forward_macs(config: HubertConfig, num_samples: int) -> dict[str, int]:
-    """Multiplications of one utterance of S samples, by part of the network. Without the head: see `head_macs`."""
-    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    frames, channels = config.grid.num_frames(num_samples), config.frame_channels
+    """Multiplications of one utterance of S samples, by part of the network. Without the head: see
+    `head_macs`.
+    """
+    width = config.hidden_size
+    inner = config.intermediate_size
+    layers = config.num_hidden_layers
+    frames = config.grid.num_frames(num_samples)
+    channels = config.frame_channels
     adapter = 2 * width * config.adapter_attn_dim if config.adapter_attn_dim else 0
     return {
         "front end": _front_end_macs(config, num_samples),
@@ -34,7 +41,9 @@ def _front_end_macs(config: HubertConfig, num_samples: int) -> int:
             1 << (config.mel_grid.window - 1).bit_length()
         )  # points; the Fourier transform itself is left out, too
         return config.mel_grid.num_frames(num_samples) * (spectrum // 2 + 1) * config.mel_bins
-    frames, channels, macs = num_samples, 1, 0
+    frames = num_samples
+    channels = 1
+    macs = 0
     for out, kernel, stride in zip(
         config.conv_dim, config.conv_kernel, config.conv_stride, strict=True
     ):
@@ -52,7 +61,9 @@ def head_macs(
     head: str = "cosine",
     layers: int = 1,
 ) -> int:
-    """Multiplications of the head of each supervised layer on so many frames: "cosine" or "softmax" (model/heads.py)."""
+    """Multiplications of the head of each supervised layer on so many frames: "cosine" or "softmax"
+    (model/heads.py).
+    """
     cosine = config.projection_size * (config.hidden_size + n_clusters)
     return (
         layers
@@ -71,9 +82,11 @@ def training_flops_per_second(
     supervised_layers: int = 1,
     frozen: bool = False,
 ) -> float:
-    """FLOPs of forward and backward passes per second of audio, in clips of one length of which a share of frames is predicted.
+    """FLOPs of forward and backward passes per second of audio, in clips of one length of which a
+    share of frames is predicted.
 
-    A front end that is `frozen`, or does not learn at all (`conv_gradient_scale` 0, log-mel), has no backward pass.
+    A front end that is `frozen`, or does not learn at all (`conv_gradient_scale` 0, log-mel), has
+    no backward pass.
     """
     num_samples = round(clip_seconds * SAMPLE_RATE)
     macs = forward_macs(config, num_samples)

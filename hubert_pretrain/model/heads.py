@@ -13,10 +13,12 @@ from hubert_pretrain.model.hubert import HubertOutput
 
 
 class CodebookHead(nn.Module):
-    """Scores of each frame against each cluster: cosine of a projection and a unit embedding, over a temperature (paper, eq. 3).
+    """Scores of each frame against each cluster: cosine of a projection and a unit embedding, over
+    a temperature (paper, eq. 3).
 
-    One matrix product of normalised vectors; the reference code's expanded (K + 1, M, d) tensor computes the same. With several
-    codebooks each has its part of the projection, in order (fairseq's `untie_final_proj`), or all read the same one.
+    One matrix product of normalised vectors; the reference code's expanded (K + 1, M, d) tensor
+    computes the same. With several codebooks each has its part of the projection, in order
+    (fairseq's `untie_final_proj`), or all read the same one.
     """
 
     kind: ClassVar[str] = "pretrain"
@@ -32,11 +34,9 @@ class CodebookHead(nn.Module):
     ) -> None:
         """
         Args:
-            hidden_size: D.
-            projection_size: d.
-            n_clusters: K, or one number per codebook.
-            temperature: what cosines are divided by.
-            tie_projections: all codebooks read one projection. (With one codebook there is nothing to tie.)
+            hidden_size: D. projection_size: d. n_clusters: K, or one number per codebook.
+            temperature: what cosines are divided by. tie_projections: all codebooks read one
+            projection. (With one codebook there is nothing to tie.)
         """
         super().__init__()
         self.n_clusters = _sizes(n_clusters)
@@ -44,7 +44,8 @@ class CodebookHead(nn.Module):
         self.projection = nn.Linear(
             hidden_size, projection_size * (1 if tie_projections else len(self.n_clusters))
         )
-        # U[0, 1) as in fairseq: all units start in nearly the same direction, so the loss starts at about log K.
+        # U[0, 1) as in fairseq: all units start in nearly the same direction, so the loss starts at
+        # about log K.
         self.unit_embeddings = nn.Parameter(
             torch.empty(sum(self.n_clusters), projection_size).uniform_()
         )
@@ -62,7 +63,9 @@ class CodebookHead(nn.Module):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., K) logits, fp32 whatever the precision: bf16 would round cosines by .004, logits by .04."""
+        """(..., D) -> (..., K) logits, fp32 whatever the precision: bf16 would round cosines by
+        .004, logits by .04.
+        """
         projected = self.projection(x)
         with torch.autocast(x.device.type, enabled=False):
             units = F.normalize(self.unit_embeddings.float(), dim=-1, eps=1e-8)
@@ -116,7 +119,9 @@ def pretraining_head(
     projection_size: int | None = None,
     **cosine: Any,
 ) -> CodebookHead | SoftmaxHead:
-    """The head with these settings: a CodebookHead (to which `cosine` goes), or without a `projection_size` a SoftmaxHead."""
+    """The head with these settings: a CodebookHead (to which `cosine` goes), or without a
+    `projection_size` a SoftmaxHead.
+    """
     if projection_size is None:
         return SoftmaxHead(hidden_size, n_clusters)
     return CodebookHead(hidden_size, projection_size, n_clusters, **cosine)
@@ -131,7 +136,9 @@ def _one_or_several(sizes: tuple[int, ...]) -> int | list[int]:
 
 
 class CTCHead(nn.Module):
-    """A score of each frame for each symbol (fairseq's HubertEncoder.proj, `transformers`' lm_head)."""
+    """A score of each frame for each symbol (fairseq's HubertEncoder.proj, `transformers`'
+    lm_head).
+    """
 
     kind: ClassVar[str] = "ctc"
 
@@ -157,10 +164,12 @@ class CTCHead(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """One class per utterance: layers (weighted, or the last), projection, mean over valid frames, classifier.
+    """One class per utterance: layers (weighted, or the last), projection, mean over valid frames,
+    classifier.
 
-    The same computation as `transformers.HubertForSequenceClassification` 5.x: the weighted sum runs over the input of layer 1 and the
-    output of each layer, for pre-norm models without the final norm.
+    The same computation as `transformers.HubertForSequenceClassification` 5.x: the weighted sum
+    runs over the input of layer 1 and the output of each layer, for pre-norm models without the
+    final norm.
     """
 
     kind: ClassVar[str] = "classify"
@@ -199,7 +208,9 @@ class ClassificationHead(nn.Module):
         }
 
     def forward(self, output: HubertOutput, valid: Tensor | None = None) -> Tensor:
-        """The network's output and (B, T) bool of real frames (None: all) -> (B, n_classes) logits."""
+        """The network's output and (B, T) bool of real frames (None: all) -> (B, n_classes)
+        logits.
+        """
         x = self.projection(self._mixed(output))  # (B, T, d)
         if valid is None:
             return self.linear(x.mean(1))

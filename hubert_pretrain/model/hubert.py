@@ -1,7 +1,8 @@
 """HuBERT (Hsu et al. 2021, arXiv:2106.07447): conv encoder, projection, span mask, context encoder.
 
 Shapes: B utterances, S samples, T frames, C conv channels, D width, H heads, L layer (1-based).
-Norms and residuals are fp32 under autocast; nothing here is random but dropout: masks and dropped layers are given by the caller.
+Norms and residuals are fp32 under autocast; nothing here is random but dropout: masks and dropped
+layers are given by the caller.
 """
 
 from __future__ import annotations
@@ -29,15 +30,23 @@ class HubertOutput:
     """What the network makes of a batch of waveforms."""
 
     last: Tensor
-    """(B, T, D) output of the last layer that ran; after the final norm for pre-norm models, unless `layers` asked for fewer."""
+    """(B, T, D) output of the last layer that ran; after the final norm for pre-norm models, unless
+    `layers` asked for fewer.
+    """
     feature_penalty: Tensor
-    """Scalar, fp32: mean square of the conv encoder's output, taken after its gradient is scaled (so the penalty's gradient is too)."""
+    """Scalar, fp32: mean square of the conv encoder's output, taken after its gradient is scaled
+    (so the penalty's gradient is too).
+    """
     embedded: Tensor
-    """(B, T, D) what enters layer 1: projected, masked, positions added, and for post-norm models normalised."""
+    """(B, T, D) what enters layer 1: projected, masked, positions added, and for post-norm models
+    normalised.
+    """
     hidden_states: list[Tensor] | None = None
-    """Output of layer 1 ... L after its residual (and its norm, for post-norm models), never after a final norm: "layer 6" is always
-    `hidden_states[5]`, as fairseq's `extract_features(output_layer=6)`. (`transformers` puts `embedded` before them; whether its last one
-    is after the final norm of a pre-norm model depends on its version: yes in 4.57, no in 5.x.)"""
+    """Output of layer 1 ... L after its residual (and its norm, for post-norm models), never after
+    a final norm: "layer 6" is always `hidden_states[5]`, as fairseq's
+    `extract_features(output_layer=6)`. (`transformers` puts `embedded` before them; whether its
+    last one is after the final norm of a pre-norm model depends on its version: yes in 4.57, no in
+    5.x.)"""
     attentions: list[Tensor | None] | None = None
     """Attention weights (B, H, T, T) of layer 1 ... L; None for a layer that was dropped."""
 
@@ -45,8 +54,9 @@ class HubertOutput:
 class Hubert(nn.Module):
     """The network. `config` gives every size; `grid` says which samples each frame sees.
 
-    Two switches change how it is computed but not what: `attention`, the name of a back end (model/attention.py), and `recompute`, whether
-    layers are computed again for their gradients instead of being kept (gradient checkpointing: less memory, a third more time).
+    Two switches change how it is computed but not what: `attention`, the name of a back end
+    (model/attention.py), and `recompute`, whether layers are computed again for their gradients
+    instead of being kept (gradient checkpointing: less memory, a third more time).
     """
 
     def __init__(self, config: HubertConfig) -> None:
@@ -60,14 +70,18 @@ class Hubert(nn.Module):
         self.projection = FeatureProjection(config)
         self.mask_embedding = nn.Parameter(torch.empty(config.hidden_size).uniform_())
         self.context_encoder = ContextEncoder(config)
-        self.attention, self.recompute = "sdpa", False
+        self.attention = "sdpa"
+        self.recompute = False
         if config.conv_gradient_scale == 0:
             self.conv_encoder.requires_grad_(False)
 
     def computed(self, *, attention: str = "sdpa", recompute: bool = False) -> Hubert:
-        """Sets both switches, and returns itself. Raises ConfigError for a back end that does not exist."""
+        """Sets both switches, and returns itself. Raises ConfigError for a back end that does not
+        exist.
+        """
         backend(attention)
-        self.attention, self.recompute = attention, recompute
+        self.attention = attention
+        self.recompute = recompute
         return self
 
     def forward(
@@ -84,13 +98,16 @@ class Hubert(nn.Module):
         num_samples: Tensor | None = None,
         freeze_front_end: bool = False,
     ) -> HubertOutput:
-        """Runs the network on (B, S) float waveforms at 16 kHz, normalised by the caller when `config.normalize_waveform`.
+        """Runs the network on (B, S) float waveforms at 16 kHz, normalised by the caller when
+        `config.normalize_waveform`.
 
-        valid: (B, T) bool, True for real frames; None when there is no padding, and then no attention mask is built (flash attention).
-        mask: (B, T) bool, True for frames to hide. channel_mask: (B, D) bool, True for channels to set to zero.
-        layers: run only the first so many. layer_keep: which layers run (layer drop); None for all.
-        hidden_states: whether to return the output of every layer. attentions: the attention weights too (then the back end is "eager").
-        num_samples: (B,) real samples of each row. Given, the norm over time of group-norm models leaves padding out, and a padded row
+        valid: (B, T) bool, True for real frames; None when there is no padding, and then no
+        attention mask is built (flash attention). mask: (B, T) bool, True for frames to hide.
+        channel_mask: (B, D) bool, True for channels to set to zero. layers: run only the first so
+        many. layer_keep: which layers run (layer drop); None for all. hidden_states: whether to
+        return the output of every layer. attentions: the attention weights too (then the back end
+        is "eager"). num_samples: (B,) real samples of each row. Given, the norm over time of
+        group-norm models leaves padding out, and a padded row
             gives what it gives alone. No other implementation does so, hence it is not the default.
         freeze_front_end: compute no gradients of the conv encoder: a fifth of what Base costs.
 
@@ -133,7 +150,9 @@ class Hubert(nn.Module):
     def encode_frames(
         self, waveform: Tensor, num_samples: Tensor | None = None, *, freeze: bool = False
     ) -> Tensor:
-        """(B, S) -> (B, T, C): the front end alone, its gradient scaled by `config.conv_gradient_scale` (0, or `freeze`: none at all)."""
+        """(B, S) -> (B, T, C): the front end alone, its gradient scaled by
+        `config.conv_gradient_scale` (0, or `freeze`: none at all).
+        """
         if waveform.ndim != 2 or not waveform.is_floating_point():
             raise DataError(
                 f"expected a float waveform of shape (B, S), found {waveform.dtype} {tuple(waveform.shape)}; mix down to mono"
@@ -157,7 +176,9 @@ class Hubert(nn.Module):
 
 
 class FeatureProjection(nn.Module):
-    """Norm over channels, projection to the width of the context encoder, dropout: (B, T, C) -> (B, T, D)."""
+    """Norm over channels, projection to the width of the context encoder, dropout: (B, T, C) -> (B,
+    T, D).
+    """
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
@@ -167,7 +188,8 @@ class FeatureProjection(nn.Module):
             if config.feat_proj_layer_norm
             else nn.Identity()
         )
-        # PyTorch's default initialisation, as in fairseq. (fairseq leaves the layer out where C = D; its importer must insert identity.)
+        # PyTorch's default initialisation, as in fairseq. (fairseq leaves the layer out where C =
+        # D; its importer must insert identity.)
         self.linear = nn.Linear(channels, config.hidden_size)
         self.dropout = Dropout(config.feat_proj_dropout)
 
@@ -258,7 +280,8 @@ class ContextEncoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward, each with a residual; norms after them (Base) or before (Large): (B, T, D) -> (B, T, D).
+    """Self-attention and feed-forward, each with a residual; norms after them (Base) or before
+    (Large): (B, T, D) -> (B, T, D).
 
     With `adapter_attn_dim` an adapter follows, in its own residual.
     """
@@ -278,7 +301,9 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, attended: AttentionMask, attend: AttentionFn
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns (B, T, D) and, from back ends that have them, the attention weights (B, H, T, T)."""
+        """Returns (B, T, D) and, from back ends that have them, the attention weights (B, H, T,
+        T).
+        """
         if self.pre_norm:
             y, weights = self.attention(self.attention_norm(x), attended, attend)
             x = x + self.dropout(y)
@@ -291,11 +316,14 @@ class Block(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, queries, keys and values from one matrix product: (B, T, D) -> (B, T, D)."""
+    """Multi-head self-attention, queries, keys and values from one matrix product: (B, T, D) -> (B,
+    T, D).
+    """
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
-        self.heads, self.dropout = config.num_attention_heads, config.attention_dropout
+        self.heads = config.num_attention_heads
+        self.dropout = config.attention_dropout
         self.qkv = _linear(
             config.hidden_size, 3 * config.hidden_size, config.initializer_range
         )  # rows: queries, keys, values
@@ -328,10 +356,12 @@ class FeedForward(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A small correction of a layer's output, to be added to it: (B, T, D) -> (B, T, D). One set per language: model/language_adapters.py.
+    """A small correction of a layer's output, to be added to it: (B, T, D) -> (B, T, D). One set
+    per language: model/language_adapters.py.
 
-    Norm, projection to a few channels, ReLU, projection back (arXiv:2305.13516, section 4.2; `transformers`' HubertAttnAdapterLayer). The
-    last projection starts at zero, so that a new adapter changes nothing.
+    Norm, projection to a few channels, ReLU, projection back (arXiv:2305.13516, section 4.2;
+    `transformers`' HubertAttnAdapterLayer). The last projection starts at zero, so that a new
+    adapter changes nothing.
     """
 
     def __init__(self, config: HubertConfig, width: int) -> None:
@@ -346,7 +376,9 @@ class Adapter(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm computed in fp32 and returned in the dtype of its weights: fp32 under autocast, so the residual stream is fp32."""
+    """Layer norm computed in fp32 and returned in the dtype of its weights: fp32 under autocast, so
+    the residual stream is fp32.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""

@@ -1,11 +1,13 @@
-"""One network, many languages: a set of adapters and a letter head per language, exchanged in place (arXiv:2305.13516, section 4.2).
+"""One network, many languages: a set of adapters and a letter head per language, exchanged in place
+(arXiv:2305.13516, section 4.2).
 
-A language is one file, `adapter.<language>.safetensors`, beside the checkpoint whose other weights it shares: the adapters of all layers,
-the head, and the vocabulary in its metadata.
+A language is one file, `adapter.<language>.safetensors`, beside the checkpoint whose other weights
+it shares: the adapters of all layers, the head, and the vocabulary in its metadata.
 
-`transformers` follows half of the way. It builds adapters for HuBERT only with `do_stable_layer_norm=True` (otherwise it ignores
-`adapter_attn_dim` without a word; here both kinds have them), and cannot exchange them: `HubertForCTC.from_pretrained(target_lang=...)`
-fails, only Wav2Vec2 can. So load the language first and export then: the exported folder holds that language.
+`transformers` follows half of the way. It builds adapters for HuBERT only with
+`do_stable_layer_norm=True` (otherwise it ignores `adapter_attn_dim` without a word; here both kinds
+have them), and cannot exchange them: `HubertForCTC.from_pretrained(target_lang=...)` fails, only
+Wav2Vec2 can. So load the language first and export then: the exported folder holds that language.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Language:
 
 
 def save_language(folder: str | Path, language: Language, model: Hubert) -> Path:
-    """Writes the adapters that `model` holds now, with the head and its vocabulary. Returns the file."""
+    """Writes the adapters that `model` holds now, with the head and its vocabulary. Returns the
+    file.
+    """
     if len(language.vocabulary) != language.head.linear.out_features:
         found = f"{len(language.vocabulary)} symbols for a head of {language.head.linear.out_features} rows"
         raise ConfigError(
@@ -54,7 +58,8 @@ def save_language(folder: str | Path, language: Language, model: Hubert) -> Path
 def load_language(folder: str | Path, name: str, model: Hubert) -> Language:
     """Puts the adapters of a language into `model` and returns its head, in eval mode.
 
-    Raises ArtefactError when the folder has no such language, naming the nearest, or when the file does not fit the network; the network is
+    Raises ArtefactError when the folder has no such language, naming the nearest, or when the file
+    does not fit the network; the network is
     then as it was.
     """
     path = _path(Path(folder), name)
@@ -86,7 +91,9 @@ def languages(folder: str | Path) -> list[str]:
 
 
 def adapters_only(model: Hubert) -> None:
-    """Freezes everything but the adapters: a new language is trained without a change to the others."""
+    """Freezes everything but the adapters: a new language is trained without a change to the
+    others.
+    """
     model.requires_grad_(False)
     _adapters(model).requires_grad_(True)
 

@@ -1,11 +1,12 @@
-"""A convolution over time with many taps and groups, whose gradients are computed in the frequency domain on a CPU.
+"""A convolution over time with many taps and groups, whose gradients are computed in the frequency
+domain on a CPU.
 
-PyTorch takes four times as long for the gradients of HuBERT's positional convolution (128 taps, 16 groups) as for its forward pass. By FFT
-of blocks (overlap-save for the weight, overlap-add for the input) they take a small part of the multiplications. The forward pass is
-PyTorch's.
+PyTorch takes four times as long for the gradients of HuBERT's positional convolution (128 taps, 16
+groups) as for its forward pass. By FFT of blocks (overlap-save for the weight, overlap-add for the
+input) they take a small part of the multiplications. The forward pass is PyTorch's.
 
-Shapes: B rows, D channels in and out, G groups of W = D / G, T frames, K taps, U = T + 2 padding - K + 1 frames out, J blocks of L frames,
-N = L + K - 1 points of an FFT, Q = N / 2 + 1 frequencies.
+Shapes: B rows, D channels in and out, G groups of W = D / G, T frames, K taps, U = T + 2 padding -
+K + 1 frames out, J blocks of L frames, N = L + K - 1 points of an FFT, Q = N / 2 + 1 frequencies.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class _LongConvolution(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: int, groups: int
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.padding, ctx.groups = padding, groups
+        ctx.padding = padding
+        ctx.groups = groups
         return F.conv1d(x, weight, bias, padding=padding, groups=groups)
 
     @staticmethod
@@ -62,7 +64,8 @@ class _Blocks:
     """The gradient by the result, (B, D, U), as spectra of its blocks."""
 
     def __init__(self, gradient: Tensor, taps: int, groups: int) -> None:
-        self.taps, self.groups = taps, groups
+        self.taps = taps
+        self.groups = groups
         self.points = (
             2 << (taps - 1).bit_length()
         )  # N: twice the taps or a little more, a power of two
@@ -79,7 +82,9 @@ class _Blocks:
         return found.permute(1, 4, 0, 3, 2).flatten(2, 3)
 
     def by_x(self, weight: Tensor) -> Tensor:
-        """Gradient by the padded input: (D, W, K) -> (B, D, (J + 1) L). The last K - 1 frames of a block fall into the next."""
+        """Gradient by the padded input: (D, W, K) -> (B, D, (J + 1) L). The last K - 1 frames of a
+        block fall into the next.
+        """
         kernels = (
             torch.fft.rfft(weight, self.points).unflatten(0, (self.groups, -1)).permute(0, 3, 1, 2)
         )  # (G, Q, W out, W in)

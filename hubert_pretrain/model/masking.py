@@ -1,7 +1,8 @@
-"""Which frames are hidden: the reference's span sampler (fairseq's compute_mask_indices, mask version 2), seeded.
+"""Which frames are hidden: the reference's span sampler (fairseq's compute_mask_indices, mask
+version 2), seeded.
 
-NumPy only: masks are made by the loader's processes. T frames; True = hidden. The sampler that exported models use in `transformers` is
-another one: model/spec_augment.py.
+NumPy only: masks are made by the loader's processes. T frames; True = hidden. The sampler that
+exported models use in `transformers` is another one: model/spec_augment.py.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from hubert_pretrain.model.config import SPAN_LENGTHS
 
 Mask = NDArray[np.bool_]
 Lengths = Literal["static", "uniform", "normal", "poisson"]
-"""How long spans are. With L = `span_frames` and o = `length_other`: always L; uniform in o ... 2L; normal around L with standard deviation
-o, at least 1; Poisson around L. (fairseq: mask_selection, mask_length, mask_other.)"""
+"""How long spans are. With L = `span_frames` and o = `length_other`: always L; uniform in o ... 2L;
+normal around L with standard deviation o, at least 1; Poisson around L. (fairseq: mask_selection,
+mask_length, mask_other.)"""
 
 
 def span_mask(
@@ -32,18 +34,23 @@ def span_mask(
     overlap: bool = True,
     min_space: int = 1,
 ) -> Mask:
-    """Spans of `span_frames` frames from random starts; they may overlap and run over the end, where they are cut.
+    """Spans of `span_frames` frames from random starts; they may overlap and run over the end,
+    where they are cut.
 
-    The number of spans is `probability * num_frames / span_frames`, rounded up or down at random so that its mean is exact, and at least
-    `min_spans`. For probability .8, 10 frames and T = 781 that hides .567 of the frames on average (1 - (1 - .8 / 10)^10).
-    The same sampler makes channel masks (`num_frames` = width, `min_spans` = 0).
+    The number of spans is `probability * num_frames / span_frames`, rounded up or down at random so
+    that its mean is exact, and at least `min_spans`. For probability .8, 10 frames and T = 781 that
+    hides .567 of the frames on average (1 - (1 - .8 / 10)^10). The same sampler makes channel masks
+    (`num_frames` = width, `min_spans` = 0).
 
-    lengths, length_other: spans of other lengths, see `Lengths`. overlap: False keeps spans apart, with at least `min_space` visible
-    frames between them (fairseq: no_overlap, mask_min_space); those that find no room are left out, so less is hidden.
+    lengths, length_other: spans of other lengths, see `Lengths`. overlap: False keeps spans apart,
+    with at least `min_space` visible frames between them (fairseq: no_overlap, mask_min_space);
+    those that find no room are left out, so less is hidden.
 
-    Returns (T,) bool. At least one frame stays visible, however short the row: where every frame came to be hidden, one drawn at random is
-    shown again, so that a short utterance ends no training. The reference stops there with an error ("the entire sequence is masked"); in
-    every row where it does not, this changes nothing. Raises ConfigError when `lengths` has no such value.
+    Returns (T,) bool. At least one frame stays visible, however short the row: where every frame
+    came to be hidden, one drawn at random is shown again, so that a short utterance ends no
+    training. The reference stops there with an error ("the entire sequence is masked"); in every
+    row where it does not, this changes nothing. Raises ConfigError when `lengths` has no such
+    value.
     """
     count = max(min_spans, int(probability * num_frames / span_frames + generator.random()))
     mask = np.zeros(num_frames, dtype=np.bool_)
@@ -51,7 +58,8 @@ def span_mask(
         return mask
     sizes = _lengths(count, lengths, span_frames, length_other, generator)
     if overlap:
-        # In a row too short for so many full spans the starts may lie nearer to the end, where spans are cut, so that enough starts exist.
+        # In a row too short for so many full spans the starts may lie nearer to the end, where
+        # spans are cut, so that enough starts exist.
         starts = num_frames - sizes.min() if num_frames - sizes.min() > count else count + 1
         begin = generator.choice(starts, size=count, replace=False)
     else:
@@ -83,11 +91,14 @@ def _lengths(
 def _apart(
     num_frames: int, sizes: NDArray[np.int64], space: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Starts and sizes of spans that keep `space` frames apart: each, longest first, goes into a free stretch chosen by its length.
+    """Starts and sizes of spans that keep `space` frames apart: each, longest first, goes into a
+    free stretch chosen by its length.
 
-    (The reference, which current NumPy breaks here, also leaves the last frame of a row free and fills tight stretches less often.)
+    (The reference, which current NumPy breaks here, also leaves the last frame of a row free and
+    fills tight stretches less often.)
     """
-    free, placed = [(0, num_frames)], []
+    free = [(0, num_frames)]
+    placed = []
     for size in sorted(sizes.tolist(), reverse=True):
         room = np.array(
             [stop - start if stop - start >= max(size, 1) else 0 for start, stop in free]
@@ -107,8 +118,9 @@ def fixed_count(
 ) -> Mask:
     """A copy of `mask` with exactly `count` hidden frames.
 
-    Too many: random single frames are shown again, as the reference does when it equalises the rows of a batch. Too few: whole spans are
-    added at random until there are enough, then trimmed in the same way.
+    Too many: random single frames are shown again, as the reference does when it equalises the rows
+    of a batch. Too few: whole spans are added at random until there are enough, then trimmed in the
+    same way.
     Raises DataError when `count` is more than the frames that there are.
     """
     if count > len(mask):
@@ -134,10 +146,12 @@ def expected_count(
     trials: int = 200,
     **lengths: Any,
 ) -> int:
-    """Hidden frames per row that the reference has on average after it cut every row of a batch to the smallest count.
+    """Hidden frames per row that the reference has on average after it cut every row of a batch to
+    the smallest count.
 
-    The mean over `trials` simulated batches of the minimum over `rows` rows: .530 of T = 781 for probability .8 and spans of 10. A pure
-    function: the simulation is seeded by its arguments. `lengths`: further arguments of `span_mask`.
+    The mean over `trials` simulated batches of the minimum over `rows` rows: .530 of T = 781 for
+    probability .8 and spans of 10. A pure function: the simulation is seeded by its arguments.
+    `lengths`: further arguments of `span_mask`.
     """
     generator = np.random.Generator(np.random.PCG64([num_frames, span_frames, min_spans, rows]))
     sampler: dict[str, Any] = {

@@ -1,4 +1,6 @@
-"""Relative positions from a convolution over time (wav2vec 2.0, arXiv:2006.11477, section 2). B utterances, T frames, D width."""
+"""Relative positions from a convolution over time (wav2vec 2.0, arXiv:2006.11477, section 2). B
+utterances, T frames, D width.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,18 @@ from hubert_pretrain.model.long_convolution import long_convolution
 
 
 class PositionalConv(nn.Module):
-    """GELU of a wide grouped convolution with normalised weights: (B, T, D) -> (B, T, D), to be added to its input.
+    """GELU of a wide grouped convolution with normalised weights: (B, T, D) -> (B, T, D), to be
+    added to its input.
 
-    The kernel is `g * v / |v|`, the norm taken per tap (weight_norm over dim 2), recomputed in fp32 in each forward.
+    The kernel is `g * v / |v|`, the norm taken per tap (weight_norm over dim 2), recomputed in fp32
+    in each forward.
     """
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
-        width, self.taps, self.groups = (
-            config.hidden_size,
-            config.num_conv_pos_embeddings,
-            config.num_conv_pos_embedding_groups,
-        )
+        width = config.hidden_size
+        self.taps = config.num_conv_pos_embeddings
+        self.groups = config.num_conv_pos_embedding_groups
         self.weight_v = nn.Parameter(torch.empty(width, width // self.groups, self.taps))
         nn.init.normal_(self.weight_v, std=math.sqrt(4.0 / (self.taps * width)))
         self.weight_g = nn.Parameter(
@@ -45,18 +47,17 @@ class PositionalConv(nn.Module):
 
 
 class BatchNormPositionalConv(nn.Module):
-    """ConvPositions with a batch norm before a plain convolution in place of normalised weights (`conv_pos_batch_norm`).
+    """ConvPositions with a batch norm before a plain convolution in place of normalised weights
+    (`conv_pos_batch_norm`).
 
     As in the reference, padded frames (zeros) are part of the batch statistics in training.
     """
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
-        width, taps, groups = (
-            config.hidden_size,
-            config.num_conv_pos_embeddings,
-            config.num_conv_pos_embedding_groups,
-        )
+        width = config.hidden_size
+        taps = config.num_conv_pos_embeddings
+        groups = config.num_conv_pos_embedding_groups
         self.batch_norm = nn.BatchNorm1d(width)
         self.conv = nn.Conv1d(width, width, taps, padding=taps // 2, groups=groups)
         nn.init.normal_(self.conv.weight, std=math.sqrt(4.0 / (taps * width)))

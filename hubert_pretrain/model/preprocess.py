@@ -1,4 +1,6 @@
-"""A recording -> what the network takes, with the mistakes that a user can make named: rate, shape, length, broken samples."""
+"""A recording -> what the network takes, with the mistakes that a user can make named: rate, shape,
+length, broken samples.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,14 @@ def prepare_waveform(
     config: HubertConfig,
     name: str = "waveform",
 ) -> Tensor:
-    """One utterance (S,), or several of equal length (B, S), as (B, S) float32, normalised if the network wants it.
+    """One utterance (S,), or several of equal length (B, S), as (B, S) float32, normalised if the
+    network wants it.
 
-    sampling_rate: of the waveform, in samples per second; it must be the network's, since a rate cannot be heard from numbers.
-    name: what to call it in an error, e.g. its file.
+    sampling_rate: of the waveform, in samples per second; it must be the network's, since a rate
+    cannot be heard from numbers. name: what to call it in an error, e.g. its file.
 
-    Raises DataError for another rate, an integer or wrongly shaped waveform, one shorter than the window, and samples that are not finite.
+    Raises DataError for another rate, an integer or wrongly shaped waveform, one shorter than the
+    window, and samples that are not finite.
     """
     if sampling_rate != SAMPLE_RATE:
         raise DataError(

@@ -1,8 +1,10 @@
-"""The masks that `transformers` draws when an exported model is trained there (`_compute_mask_indices`), seeded.
+"""The masks that `transformers` draws when an exported model is trained there
+(`_compute_mask_indices`), seeded.
 
-Pretraining and fine-tuning here draw theirs with model/masking.py, the reference's sampler. This one is for continuing, or repeating,
-what `transformers` does: it differs in that all rows share one rounding, that spans lie wholly inside their row, that there are never
-more than fit side by side, and that rows are not made equal. NumPy only. B utterances, T frames, D width; True = hidden.
+Pretraining and fine-tuning here draw theirs with model/masking.py, the reference's sampler. This
+one is for continuing, or repeating, what `transformers` does: it differs in that all rows share one
+rounding, that spans lie wholly inside their row, that there are never more than fit side by side,
+and that rows are not made equal. NumPy only. B utterances, T frames, D width; True = hidden.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class SpecAugment:
-    """The fields of `transformers.HubertConfig` of these names, with its defaults. Masks are drawn in training only."""
+    """The fields of `transformers.HubertConfig` of these names, with its defaults. Masks are drawn
+    in training only.
+    """
 
     apply_spec_augment: bool = True
     mask_time_prob: float = 0.05
@@ -33,7 +37,9 @@ class SpecAugment:
 
     @staticmethod
     def of(fields: Mapping[str, Any]) -> SpecAugment:
-        """From a `config.json` of `transformers`, or what `load_checkpoint` kept of one: `loaded.extra["transformers"]`."""
+        """From a `config.json` of `transformers`, or what `load_checkpoint` kept of one:
+        `loaded.extra["transformers"]`.
+        """
         return SpecAugment(**{name: fields[name] for name in vars(SpecAugment()) if name in fields})
 
     def draw(
@@ -45,12 +51,14 @@ class SpecAugment:
         generator: np.random.Generator,
         valid_frames: Sequence[int] | None = None,
     ) -> tuple[Mask | None, Mask | None]:
-        """The arguments `mask` (B, T) and `channel_mask` (B, D) of Hubert.forward; None where a probability is 0.
+        """The arguments `mask` (B, T) and `channel_mask` (B, D) of Hubert.forward; None where a
+        probability is 0.
 
-        `valid_frames`: real frames of each row, to keep spans out of padding. HubertModel does not do so, whatever its attention mask
-        says: leave it out to repeat what `transformers` does.
+        `valid_frames`: real frames of each row, to keep spans out of padding. HubertModel does not
+        do so, whatever its attention mask says: leave it out to repeat what `transformers` does.
         """
-        time, channels = None, None
+        time = None
+        channels = None
         if self.apply_spec_augment and self.mask_time_prob > 0:
             time = span_masks(
                 (rows, num_frames),
@@ -80,10 +88,12 @@ def span_masks(
     generator: np.random.Generator,
     lengths: Sequence[int] | None = None,
 ) -> Mask:
-    """(B, T) bool: spans at random starts, which may overlap. `lengths`: (B,) positions of each row that may be hidden.
+    """(B, T) bool: spans at random starts, which may overlap. `lengths`: (B,) positions of each row
+    that may be hidden.
 
-    Draws in the same order as `transformers`: with `np.random.RandomState(seed)` in place of the generator the masks are those that it
-    draws after `np.random.seed(seed)`. Raises ConfigError for a span of no length, DataError for rows shorter than one span.
+    Draws in the same order as `transformers`: with `np.random.RandomState(seed)` in place of the
+    generator the masks are those that it draws after `np.random.seed(seed)`. Raises ConfigError for
+    a span of no length, DataError for rows shorter than one span.
     """
     rows, size = shape
     if span < 1:
@@ -118,7 +128,9 @@ def span_masks(
 def _count(
     length: int, size: int, probability: float, span: int, min_spans: int, rounding: float
 ) -> int:
-    """Spans in a row of `length` of `size` positions: no more than fit into `size` side by side, nor than there are starts."""
+    """Spans in a row of `length` of `size` positions: no more than fit into `size` side by side,
+    nor than there are starts.
+    """
     count = max(int(probability * length / span + rounding), min_spans)
     if count * span > size:
         count = size // span

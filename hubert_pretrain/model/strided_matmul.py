@@ -1,10 +1,12 @@
 """Convolutions over time as matrix products of strided views.
 
-With channels last, the `stride` frames from each output's first one on are one row of a matrix that already lies in memory, (T', stride C).
-A kernel as wide as the stride is one product with it; a third tap at stride 2 is a second product with the rows one further, of which only
-the first C columns count. No im2col copy, no transposes, and the products run at the speed of any other.
+With channels last, the `stride` frames from each output's first one on are one row of a matrix that
+already lies in memory, (T', stride C). A kernel as wide as the stride is one product with it; a
+third tap at stride 2 is a second product with the rows one further, of which only the first C
+columns count. No im2col copy, no transposes, and the products run at the speed of any other.
 
-Shapes: B rows, T frames in, U frames out, C channels in, O channels out, k taps, s stride; weights are nn.Conv1d's, (O, C, k).
+Shapes: B rows, T frames in, U frames out, C channels in, O channels out, k taps, s stride; weights
+are nn.Conv1d's, (O, C, k).
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor
 
 NARROW = 256
-"""Up to so many numbers per window, the gradient by the taps is cheaper as one product with a copy of the windows."""
+"""Up to so many numbers per window, the gradient by the taps is cheaper as one product with a copy
+of the windows.
+"""
 
 
 def as_taps(weight: Tensor) -> Tensor:
@@ -29,7 +33,9 @@ def as_weight(taps: Tensor, kernel: int) -> Tensor:
 
 
 def convolve(x: Tensor, taps: Tensor, kernel: int, stride: int, out: Tensor) -> Tensor:
-    """`out` (B, U, O), U = (T - k) // s + 1, is filled with what conv1d makes of x (B, T, C), transposed. No gradients."""
+    """`out` (B, U, O), U = (T - k) // s + 1, is filled with what conv1d makes of x (B, T, C),
+    transposed. No gradients.
+    """
     for number, (rows, columns) in enumerate(_views(x.contiguous(), out.shape[1], kernel, stride)):
         _multiply(out, rows, taps[columns], add=number > 0)
     return out
@@ -49,7 +55,8 @@ def add_gradient_by_taps(
     by_taps: Tensor, gradient: Tensor, x: Tensor, kernel: int, stride: int
 ) -> None:
     """Adds that of `convolve` by its taps to `by_taps` (kC, O)."""
-    out, width = gradient.shape[1], kernel * x.shape[2]
+    out = gradient.shape[1]
+    width = kernel * x.shape[2]
     views = (
         _views(x, out, kernel, stride)
         if width > NARROW
@@ -61,9 +68,12 @@ def add_gradient_by_taps(
 
 
 def _views(x: Tensor, out: int, kernel: int, stride: int) -> Iterator[tuple[Tensor, slice]]:
-    """The matrices (B, U, n) whose rows together are the windows of x (B, T, C), and the columns of the window that each holds."""
+    """The matrices (B, U, n) whose rows together are the windows of x (B, T, C), and the columns of
+    the window that each holds.
+    """
     for first in range(0, kernel, stride):
-        start, width = first * x.shape[2], min(stride, kernel - first) * x.shape[2]
+        start = first * x.shape[2]
+        width = min(stride, kernel - first) * x.shape[2]
         yield _view(x, out, stride, start, width), slice(start, start + width)
 
 

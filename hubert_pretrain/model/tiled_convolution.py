@@ -1,9 +1,12 @@
-"""A convolution and what comes before it (norm, activation), tile by tile, keeping little for the backward pass.
+"""A convolution and what comes before it (norm, activation), tile by tile, keeping little for the
+backward pass.
 
-On a CPU a tile is so short that what lies between the two stays in the cache: it is never written to memory, neither in the forward pass
-nor in the backward pass, which computes it again. Elsewhere a tile is the whole batch, and computing it again saves memory alone.
+On a CPU a tile is so short that what lies between the two stays in the cache: it is never written
+to memory, neither in the forward pass nor in the backward pass, which computes it again. Elsewhere
+a tile is the whole batch, and computing it again saves memory alone.
 
-Shapes: B rows, T positions in, E frames that enter the convolution, U frames out, C channels in, O channels out, k taps, s stride.
+Shapes: B rows, T positions in, E frames that enter the convolution, U frames out, C channels in, O
+channels out, k taps, s stride.
 """
 
 from __future__ import annotations
@@ -29,10 +32,14 @@ TILE_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Before:
-    """What comes before a convolution: a function of windows of `kernel` positions, one every `stride`, and of tensors."""
+    """What comes before a convolution: a function of windows of `kernel` positions, one every
+    `stride`, and of tensors.
+    """
 
     function: Callable[..., Tensor]
-    """(x (b, t, C_in), *shared, *per_row) -> (b, e, C), e = (t - kernel) // stride + 1, in operations that autograd knows."""
+    """(x (b, t, C_in), *shared, *per_row) -> (b, e, C), e = (t - kernel) // stride + 1, in
+    operations that autograd knows.
+    """
     shared: tuple[Tensor | None, ...] = ()
     """What is the same for all rows."""
     per_row: tuple[Tensor, ...] = ()
@@ -59,9 +66,11 @@ class Tile(NamedTuple):
 def convolve_after(
     before: Before, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int
 ) -> Tensor:
-    """The convolution of before(x): (B, T, C_in), (O, C, k), (O,) -> (B, U, O), with gradients for all tensors, of which only x is kept.
+    """The convolution of before(x): (B, T, C_in), (O, C, k), (O,) -> (B, U, O), with gradients for
+    all tensors, of which only x is kept.
 
-    Autograd alone would keep what enters and what leaves each norm and activation: of HuBERT Base's conv encoder three quarters more.
+    Autograd alone would keep what enters and what leaves each norm and activation: of HuBERT Base's
+    conv encoder three quarters more.
     """
     if torch.is_grad_enabled():
         return _Tiled.apply(before, stride, x, weight, bias, *before.tensors)  # type: ignore[no-any-return]
@@ -79,7 +88,9 @@ class _Tiled(torch.autograd.Function):
         bias: Tensor | None,
         *tensors: Tensor | None,
     ) -> Tensor:
-        ctx.before, ctx.stride, ctx.has_bias = before, stride, bias is not None
+        ctx.before = before
+        ctx.stride = stride
+        ctx.has_bias = bias is not None
         ctx.autocast = {
             "dtype": torch.get_autocast_dtype(x.device.type),
             "enabled": torch.is_autocast_enabled(x.device.type),
@@ -90,7 +101,9 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, *tensors = ctx.saved_tensors
-        before, stride, kernel = ctx.before, ctx.stride, weight.shape[2]
+        before = ctx.before
+        stride = ctx.stride
+        kernel = weight.shape[2]
         _, _, x_wanted, weight_wanted, bias_wanted, *wanted = ctx.needs_input_grad
         gradient, taps = gradient.contiguous(), as_taps(weight.to(gradient.dtype))
         by_taps = torch.zeros_like(taps) if weight_wanted else None
@@ -108,7 +121,8 @@ class _Tiled(torch.autograd.Function):
             piece = x[tile.rows, tile.into].detach().requires_grad_(x_wanted)
             with torch.enable_grad(), torch.autocast(x.device.type, **ctx.autocast):
                 entering = before.function(piece, *leaves)
-            arriving, frames = gradient[tile.rows, tile.out], entering.detach().to(gradient.dtype)
+            arriving = gradient[tile.rows, tile.out]
+            frames = entering.detach().to(gradient.dtype)
             if by_taps is not None:
                 add_gradient_by_taps(by_taps, arriving, frames, kernel, stride)
             onward = [leaf for leaf in (piece, *leaves) if leaf is not None and leaf.requires_grad]
@@ -133,7 +147,8 @@ def _forward(
     bias: Tensor | None,
     tensors: tuple[Tensor | None, ...],
 ) -> Tensor:
-    device, kernel = x.device.type, weight.shape[2]
+    device = x.device.type
+    kernel = weight.shape[2]
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     taps = as_taps(weight.to(dtype))
     entering_frames = (x.shape[1] - before.kernel) // before.stride + 1
@@ -159,8 +174,11 @@ def _parts(before: Before, tensors: Any, tile: Tile) -> list[Tensor | None]:
 
 
 def _tiles(x: Tensor, out: int, weight: Tensor, stride: int, before: Before) -> Iterator[Tile]:
-    """Several rows when they are short, parts of one when it is long; one tile in all unless on a CPU."""
-    rows, length = len(x), out
+    """Several rows when they are short, parts of one when it is long; one tile in all unless on a
+    CPU.
+    """
+    rows = len(x)
+    length = out
     if x.device.type == "cpu":
         length = max(1, min(out, TILE_BYTES // (stride * weight.shape[1] * x.element_size())))
         rows = max(1, TILE_BYTES // (out * stride * weight.shape[1] * x.element_size()))
@@ -177,17 +195,17 @@ class _Stitched:
     """The gradient by x from those of tiles, whose ends overlap."""
 
     def __init__(self, x: Tensor) -> None:
-        self._sum, self._row, self._covered = (
-            torch.empty_like(x, memory_format=torch.contiguous_format),
-            -1,
-            x.shape[1],
-        )
+        self._sum = torch.empty_like(x, memory_format=torch.contiguous_format)
+        self._row = -1
+        self._covered = x.shape[1]
 
     def add(self, tile: Tile, gradient: Tensor) -> None:
         """Tiles come row by row and from left to right."""
         if tile.rows.start != self._row:
-            self._row, self._covered = tile.rows.start, 0
-        part, start = self._sum[tile.rows], tile.into.start
+            self._row = tile.rows.start
+            self._covered = 0
+        part = self._sum[tile.rows]
+        start = tile.into.start
         part[:, self._covered : start] = 0.0  # where kernels leave gaps
         twice = max(self._covered - start, 0)
         part[:, start : start + twice] += gradient[:, :twice]

@@ -1,7 +1,9 @@
-"""One process per stage: a lock that the kernel releases however its holder dies, and that also holds where file locks do not reach.
+"""One process per stage: a lock that the kernel releases however its holder dies, and that also
+holds where file locks do not reach.
 
-Some network file systems lock only within one machine (Lustre's `localflock`), others not at all. So the holder also writes into the file
-who it is and touches it every few seconds. Who finds it untouched for longer takes over; clocks of machines are never compared.
+Some network file systems lock only within one machine (Lustre's `localflock`), others not at all.
+So the holder also writes into the file who it is and touches it every few seconds. Who finds it
+untouched for longer takes over; clocks of machines are never compared.
 """
 
 from __future__ import annotations
@@ -27,9 +29,15 @@ HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 4 * HEARTBEAT_SECONDS
 """How long a file stays untouched before its holder, on another machine, counts as dead."""
 SETTLE_SECONDS = 1.0
-"""How long two that start at the same moment need to see each other's name, where the kernel locks nothing."""
-FREE, HELD, UNKNOWN = "free", "held", "unknown"
-"""What the kernel says of a lock: it is ours now, another's, or there are no locks on this file system."""
+"""How long two that start at the same moment need to see each other's name, where the kernel locks
+nothing.
+"""
+FREE = "free"
+HELD = "held"
+UNKNOWN = "unknown"
+"""What the kernel says of a lock: it is ours now, another's, or there are no locks on this file
+system.
+"""
 _NO_LOCKS = (
     errno.ENOSYS,
     errno.ENOTSUP,
@@ -41,7 +49,8 @@ _NO_LOCKS = (
 
 @contextlib.contextmanager
 def acquire(path: Path, what: str) -> Iterator[None]:
-    """Holds the lock file `path` for this process; `what` is the name for people of what it stands for.
+    """Holds the lock file `path` for this process; `what` is the name for people of what it stands
+    for.
 
     Raises ArtefactError naming the process, machine and SLURM job that holds it.
     """
@@ -66,7 +75,8 @@ def holder(path: Path) -> str | None:
     if not path.is_file():
         return None
     with open(path, encoding="utf-8") as file:
-        busy, who = _try(file) == HELD, _read(file)
+        busy = _try(file) == HELD
+        who = _read(file)
     if busy:
         return describe(who)
     fresh = time.time() - path.stat().st_mtime < STALE_SECONDS
@@ -101,11 +111,14 @@ def _wait_for_kernel(file: IO[str], path: Path, what: str) -> bool:
 
 
 def _wait_for_others(file: IO[str], path: Path, what: str) -> None:
-    """The kernel has nothing against it, but the file may name a holder that the kernel does not know of."""
+    """The kernel has nothing against it, but the file may name a holder that the kernel does not
+    know of.
+    """
     who = _read(file)
     if not who or _is_dead(who):
         return
-    before, deadline = path.stat().st_mtime_ns, time.monotonic() + STALE_SECONDS
+    before = path.stat().st_mtime_ns
+    deadline = time.monotonic() + STALE_SECONDS
     print(
         f"{path}: left by {describe(who)}; waiting up to {STALE_SECONDS:.0f} s for a sign of life",
         flush=True,
@@ -119,7 +132,9 @@ def _wait_for_others(file: IO[str], path: Path, what: str) -> None:
 
 
 def _write_owner(file: IO[str], path: Path, what: str, kernel: bool) -> None:
-    """Writes who holds it. Where the kernel does not lock, the one of two that wrote last has it."""
+    """Writes who holds it. Where the kernel does not lock, the one of two that wrote last has
+    it.
+    """
     own = _self() | {"kernel": kernel}
     file.truncate(0)
     file.write(json.dumps(own))

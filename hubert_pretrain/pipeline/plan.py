@@ -1,6 +1,7 @@
 """Recipe -> ordered stages with their inputs; list them, run one.
 
-HuBERT's loop closes over artefacts: iteration 2 is the same three stages as iteration 1, with a checkpoint named in its features.
+HuBERT's loop closes over artefacts: iteration 2 is the same three stages as iteration 1, with a
+checkpoint named in its features.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ _NOT_SCIENCE = {
     *("workers", "max_bad_fraction", "download", "mirror", "cache_dir", "cache_gigabytes"),
     *("log_every_steps", "valid_every_steps", "checkpoint_every_steps", "probe"),
 }
-"""Fields that change how or how often something is done, not what comes out: left out of fingerprints."""
+"""Fields that change how or how often something is done, not what comes out: left out of
+fingerprints.
+"""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the pipeline: what it reads, and the part of the recipe that determines what it writes."""
+    """One step of the pipeline: what it reads, and the part of the recipe that determines what it
+    writes.
+    """
 
     name: str
     verb: str
@@ -46,8 +51,9 @@ class Stage:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The same without values at their default. Fingerprints are made of this, so that a run goes on under a later version of this
-        package that has more fields. (Hence: the default of a field in `config.py` never changes its meaning.)"""
+        """The same without values at their default. Fingerprints are made of this, so that a run
+        goes on under a later version of this package that has more fields. (Hence: the default of a
+        field in `config.py` never changes its meaning.)"""
         return {
             name: _science(section, with_defaults=False) for name, section in self.sections.items()
         }
@@ -81,7 +87,9 @@ def stages(recipe: Recipe) -> list[Stage]:
 
 
 def _targets_of(name: str, iteration: IterationConfig, seed: int) -> list[Stage]:
-    """The stages that make the targets of an iteration: clustering and labelling, or only bringing in those of others."""
+    """The stages that make the targets of an iteration: clustering and labelling, or only bringing
+    in those of others.
+    """
     if iteration.targets:
         return [
             Stage(
@@ -143,7 +151,9 @@ def state(stage: Stage, workspace: Workspace) -> str:
 
 
 def fingerprint_of(stage: Stage, workspace: Workspace) -> str | None:
-    """Hash of the stage's configuration and of the fingerprints of its inputs; None while an input is missing."""
+    """Hash of the stage's configuration and of the fingerprints of its inputs; None while an input
+    is missing.
+    """
     try:
         inputs = {name: workspace.resolve(name).fingerprint for name in stage.inputs}
     except ArtefactError:
@@ -155,7 +165,9 @@ def fingerprint_of(stage: Stage, workspace: Workspace) -> str | None:
 
 
 def check_unchanged(stage: Stage, workspace: Workspace) -> None:
-    """Raises ArtefactError, naming what differs, when a finished stage was made by another configuration."""
+    """Raises ArtefactError, naming what differs, when a finished stage was made by another
+    configuration.
+    """
     if state(stage, workspace) != "changed":
         return
     made = workspace.artefact(stage.name)
@@ -170,7 +182,9 @@ def check_unchanged(stage: Stage, workspace: Workspace) -> None:
 
 
 def _science(section: Any, with_defaults: bool = True) -> Any:
-    """A part of the recipe as plain containers, without the fields that do not change the result."""
+    """A part of the recipe as plain containers, without the fields that do not change the
+    result.
+    """
     if dataclasses.is_dataclass(section):
         defaults = {
             each.name: each.default_factory() if callable(each.default_factory) else each.default

@@ -19,7 +19,9 @@ ITERATION_FACTS = {
 
 
 def write(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
-    """Collects the facts of every finished stage and writes `summary.json`. Values that are not known (yet) are null."""
+    """Collects the facts of every finished stage and writes `summary.json`. Values that are not
+    known (yet) are null.
+    """
     collected = collect(recipe, workspace)
     write_json(workspace.summary_path, collected)
     return collected
@@ -67,11 +69,14 @@ def _seconds(workspace: Workspace, stage: str) -> float | None:
     return float(workspace.artefact(stage).meta["seconds"]) if workspace.is_done(stage) else None
 
 
-# -- tables -----------------------------------------------------------------------------------------------------------------------
+# -- tables
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 def print_stages(recipe: Recipe, workspace: Workspace, jobs: Mapping[str, str]) -> None:
-    """Table for `stage=list`: stage, state, artefact, size, age, and the SLURM job of each stage in `jobs`."""
+    """Table for `stage=list`: stage, state, artefact, size, age, and the SLURM job of each stage in
+    `jobs`.
+    """
     from rich.table import Table
 
     table = Table(title=f"{recipe.name} in {workspace.root}")
@@ -115,7 +120,8 @@ def print_results(summary: dict[str, Any]) -> None:
     for column in columns:
         table.add_column(column, justify="right")
     for name, facts in summary["iterations"].items():
-        loss, entropy = facts["masked_loss_nats"], facts["unigram_entropy_nats"]
+        loss = facts["masked_loss_nats"]
+        entropy = facts["unigram_entropy_nats"]
         under = f"{1 - loss / entropy:.1%}" if loss is not None and entropy else "-"
         keys = [
             "n_clusters",
@@ -145,7 +151,9 @@ def print_results(summary: dict[str, Any]) -> None:
 
 
 def _print(table: Any) -> None:
-    """Prints a table at its full width when the output is a file or a pipe, where nothing can be wrapped for a reader."""
+    """Prints a table at its full width when the output is a file or a pipe, where nothing can be
+    wrapped for a reader.
+    """
     from rich.console import Console
 
     console = Console()

@@ -1,7 +1,8 @@
 """Every path of a run, and the life of an artefact: absent -> partial -> done.
 
-A stage works in `<work_dir>/<stage>.partial`, which survives a kill. When it has finished, the folder is synced to disk, renamed to
-`<work_dir>/<stage>`, and `meta.json` is written into it last: a folder without `meta.json` is never taken for done.
+A stage works in `<work_dir>/<stage>.partial`, which survives a kill. When it has finished, the
+folder is synced to disk, renamed to `<work_dir>/<stage>`, and `meta.json` is written into it last:
+a folder without `meta.json` is never taken for done.
 """
 
 from __future__ import annotations
@@ -102,8 +103,9 @@ class Workspace:
         return open_artefact(self.folder(stage))
 
     def resolve(self, reference: str) -> Artefact:
-        """The artefact a recipe refers to: a stage of this run ("it1/pretrain"), the folder of one made elsewhere, or what no stage made, a
-        checkpoint (a file or a folder with a config.json) or a folder of targets, whose fingerprint is a hash of its files."""
+        """The artefact a recipe refers to: a stage of this run ("it1/pretrain"), the folder of one
+        made elsewhere, or what no stage made, a checkpoint (a file or a folder with a config.json)
+        or a folder of targets, whose fingerprint is a hash of its files."""
         if self.is_done(reference):
             return self.artefact(reference)
         path = Path(reference).expanduser().absolute()
@@ -120,11 +122,15 @@ class Workspace:
         )
 
     def lock(self, stage: str) -> contextlib.AbstractContextManager[None]:
-        """Holds a stage for this process (see locks.py). Raises ArtefactError when another process holds it."""
+        """Holds a stage for this process (see locks.py). Raises ArtefactError when another process
+        holds it.
+        """
         return locks.acquire(self._lock_path(stage), f"stage {stage!r}")
 
     def holder(self, stage: str) -> str | None:
-        """Which process holds the lock of a stage, e.g. "process 123 on node7"; None when it is free."""
+        """Which process holds the lock of a stage, e.g. "process 123 on node7"; None when it is
+        free.
+        """
         return locks.holder(self._lock_path(stage))
 
     def lock_submission(self) -> contextlib.AbstractContextManager[None]:
@@ -135,7 +141,9 @@ class Workspace:
         return self.root / ".locks" / name.replace("/", "-")
 
     def has_begun(self, stage: str, fingerprint: str) -> bool:
-        """Whether a process holds the stage and has opened its partial folder, which is then of this configuration."""
+        """Whether a process holds the stage and has opened its partial folder, which is then of
+        this configuration.
+        """
         left = read_json(self.partial_folder(stage) / PARTIAL_META)
         return (
             left is not None
@@ -144,11 +152,14 @@ class Workspace:
         )
 
     def begin(self, stage: str, fingerprint: str, config: dict[str, Any]) -> Path:
-        """Opens the partial folder of a stage, empty unless an interrupted run of the *same* configuration left one.
+        """Opens the partial folder of a stage, empty unless an interrupted run of the *same*
+        configuration left one.
 
-        What another configuration left is refused, unless there is nothing in it: a run that failed at once is no work to be lost.
+        What another configuration left is refused, unless there is nothing in it: a run that failed
+        at once is no work to be lost.
         """
-        folder, unsealed = self.partial_folder(stage), self.folder(stage)
+        folder = self.partial_folder(stage)
+        unsealed = self.folder(stage)
         if unsealed.exists() and not self.is_done(stage):
             # Killed between the rename and meta.json: the work is whole, only the seal is missing.
             shutil.rmtree(unsealed) if folder.exists() else unsealed.rename(folder)
@@ -172,7 +183,8 @@ class Workspace:
 
     def finish(self, stage: str, meta: dict[str, Any]) -> Artefact:
         """Publishes the partial folder of a stage: sync, rename, and `meta.json` last."""
-        partial, final = self.partial_folder(stage), self.folder(stage)
+        partial = self.partial_folder(stage)
+        final = self.folder(stage)
         sync_tree(partial)
         partial.rename(final)
         sync_folder(final.parent)
@@ -192,7 +204,9 @@ def open_artefact(path: Path) -> Artefact:
 
 
 def external_fingerprint(path: Path) -> str:
-    """SHA-256, shortened, of a file, or of the files that lie directly in a folder with their names."""
+    """SHA-256, shortened, of a file, or of the files that lie directly in a folder with their
+    names.
+    """
     files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())
     hashes = [
         (
@@ -206,7 +220,9 @@ def external_fingerprint(path: Path) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _sha256(path: Path, size: int, modified: int) -> str:
-    """Of a file that had this size when it was modified then: a large checkpoint is read once per process."""
+    """Of a file that had this size when it was modified then: a large checkpoint is read once per
+    process.
+    """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -216,7 +232,8 @@ def _sha256(path: Path, size: int, modified: int) -> str:
 
 def differing_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`["clustering.n_clusters: 100 -> 50", ...]` for every leaf that differs."""
-    flat_old, flat_new = flatten(old), flatten(new)
+    flat_old = flatten(old)
+    flat_new = flatten(new)
     keys = [key for key in {**flat_old, **flat_new} if flat_old.get(key) != flat_new.get(key)]
     return [f"{key}: {flat_old.get(key)} -> {flat_new.get(key)}" for key in keys]
 

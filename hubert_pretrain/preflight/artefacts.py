@@ -28,7 +28,9 @@ from hubert_pretrain.targets.store import TargetStore
 def readable_checkpoints(
     workspace: Workspace, outside: Mapping[str, str]
 ) -> tuple[CheckResult, dict[str, HubertConfig]]:
-    """Can the checkpoints be read that other runs or projects made (`outside`: reference -> the stage that reads it)? And their forms."""
+    """Can the checkpoints be read that other runs or projects made (`outside`: reference -> the
+    stage that reads it)? And their forms.
+    """
     found: dict[str, HubertConfig] = {}
     for reference, stage in outside.items():
         try:
@@ -48,8 +50,9 @@ def readable_checkpoints(
 def normalisation(models: Mapping[str, HubertConfig]) -> CheckResult:
     """Does each network (by its name) get the waveform that its front end wants?
 
-    HuBERT Large and XLarge, whose conv layers norm over channels, were trained on normalised waveforms (task.normalize=true), Base, with
-    its norm over time, on raw ones. A converter that writes `do_normalize` the same for both is how it goes wrong.
+    HuBERT Large and XLarge, whose conv layers norm over channels, were trained on normalised
+    waveforms (task.normalize=true), Base, with its norm over time, on raw ones. A converter that
+    writes `do_normalize` the same for both is how it goes wrong.
     """
     states = {
         name: "normalised" if model.normalize_waveform else "as recorded"
@@ -77,8 +80,9 @@ def normalisation(models: Mapping[str, HubertConfig]) -> CheckResult:
 def task_labels(
     name: str, task: Task, manifest: Manifest, grid: FrameGrid, splits: Mapping[str, str]
 ) -> CheckResult:
-    """Vocabulary or classes, transcripts that CTC cannot spell (T < U + repeats), letters that training never sees: what the stage itself
-    would find when it starts. `splits`: their names by their key in the recipe, the one that is trained on first."""
+    """Vocabulary or classes, transcripts that CTC cannot spell (T < U + repeats), letters that
+    training never sees: what the stage itself would find when it starts. `splits`: their names by
+    their key in the recipe, the one that is trained on first."""
     try:
         with _warnings() as said:
             found = gather_examples(task, manifest, grid, splits, name.replace("/", "."))
@@ -114,8 +118,10 @@ def _warnings() -> Iterator[list[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             said.append(record.getMessage())
 
-    log, listener = logging.getLogger("hubert_pretrain.finetune"), Listener(logging.WARNING)
-    propagate, log.propagate = log.propagate, False
+    log = logging.getLogger("hubert_pretrain.finetune")
+    listener = Listener(logging.WARNING)
+    propagate = log.propagate
+    log.propagate = False
     log.addHandler(listener)
     try:
         yield said
@@ -133,7 +139,9 @@ FEW_USED = 0.9
 def stored_targets(
     name: str, folder: Path, corpus: Corpus, grid: FrameGrid, cluster: Path | None
 ) -> CheckResult:
-    """Targets of these utterances, one for each frame, of this codebook. `cluster`: the folder of the codebook; None: it is not here."""
+    """Targets of these utterances, one for each frame, of this codebook. `cluster`: the folder of
+    the codebook; None: it is not here.
+    """
     try:
         store = TargetStore.open(folder)
         store.check(corpus.manifest, grid)
@@ -142,7 +150,8 @@ def stored_targets(
         return of_error(name, failure)
     row = _first_misfit(store, corpus.manifest, grid)
     if row is not None:
-        utterance, count = corpus.manifest[row], int(store.offsets[row + 1] - store.offsets[row])
+        utterance = corpus.manifest[row]
+        count = int(store.offsets[row + 1] - store.offsets[row])
         what = f"{utterance.id!r} has {count} targets for {grid.num_frames(utterance.num_samples)} frames"
         return error(name, what, f"delete {folder} and label again")
     made_by = store.codebook.get("sha256", "")
@@ -168,10 +177,12 @@ def target_quality(name: str, facts: dict[str, Any]) -> CheckResult:
     """Entropy and use of the clusters, from the facts of the label stage."""
     sizes = facts.get("n_clusters") or 0
     each = sizes if isinstance(sizes, list) else [sizes]
-    entropy, used = facts.get("unigram_entropy_nats"), facts.get("used_clusters")
+    entropy = facts.get("unigram_entropy_nats")
+    used = facts.get("used_clusters")
     if entropy is None or used is None or not all(each):
         return ok(name, "not measured")
-    most, mean_size = sum(map(math.log, each)), sum(each) / len(each)
+    most = sum(map(math.log, each))
+    mean_size = sum(each) / len(each)
     found = f"K {' + '.join(map(str, each))}, {used:g} used, entropy {entropy:.2f} of at most {most:.2f} nats"
     if most > 0 and entropy < LOW_ENTROPY * most:
         return warning(

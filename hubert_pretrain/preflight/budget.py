@@ -1,4 +1,6 @@
-"""What the stages that are still to run will write and hold, from the size of the corpus. N frames, D width."""
+"""What the stages that are still to run will write and hold, from the size of the corpus. N frames,
+D width.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ class Audio:
 
 
 def audio_of(workspace: Workspace) -> Audio:
-    """The corpus of a run, from the facts of `prepare`: however large it is, nothing of it is read."""
+    """The corpus of a run, from the facts of `prepare`: however large it is, nothing of it is
+    read.
+    """
     facts = workspace.artefact("prepare").facts if workspace.is_done("prepare") else {}
     hours = {split: float(found["hours"]) for split, found in facts.get("splits", {}).items()}
     train, valid = (samples(3600 * hours.get(split, 0.0)) for split in ("train", "valid"))
@@ -66,8 +70,8 @@ def audio_of(workspace: Workspace) -> Audio:
 def work_of(
     stage: str, verb: str, model: HubertConfig, workspace: Workspace, sections: Mapping[str, Any]
 ) -> Work:
-    """A stage of this run. `sections` are the parts of the recipe that it depends on. A checkpoint of another project, whose size is not
-    known yet, is taken to be like the model of the recipe."""
+    """A stage of this run. `sections` are the parts of the recipe that it depends on. A checkpoint
+    of another project, whose size is not known yet, is taken to be like the model of the recipe."""
     work = Work(
         stage=stage,
         grid=model.grid,
@@ -77,7 +81,8 @@ def work_of(
     if verb == "cluster":
         clustering = sections["clustering"]
         dim = model.hidden_size if sections["features"].get("checkpoint") else WIDEST
-        budget, frames = int(clustering.max_memory_gb * 1e9), clustering.max_frames
+        budget = int(clustering.max_memory_gb * 1e9)
+        frames = clustering.max_frames
         max_hours = (
             min(clustering.max_hours, seconds(frames * model.grid.hop) / 3600)
             if frames
@@ -113,10 +118,9 @@ def memory(
     """Bytes of memory that each stage holds.
 
     Args:
-        works: the stages.
-        audio: what they read.
-        processes: how many decode audio for a training.
-        on_cpu: precision of a network that is trained on the CPU, and so lies in this memory too; None: it is trained on a GPU.
+        works: the stages. audio: what they read. processes: how many decode audio for a training.
+        on_cpu: precision of a network that is trained on the CPU, and so lies in this memory too;
+        None: it is trained on a GPU.
     """
     needs = {}
     for work in works:
@@ -149,7 +153,9 @@ def _disk(work: Work, audio: Audio) -> int:
 
 
 def _sample(work: Work, audio: Audio) -> int:
-    """Frames that a codebook is fitted on: `clustering.fraction` of the training audio, at least an hour, at most `max_hours`."""
+    """Frames that a codebook is fitted on: `clustering.fraction` of the training audio, at least an
+    hour, at most `max_hours`.
+    """
     heard = min(
         audio.train,
         max(round(work.fraction * audio.train), samples(3600)),
@@ -159,5 +165,7 @@ def _sample(work: Work, audio: Audio) -> int:
 
 
 def targets(nodes: Mapping[str, Any], verbs: set[str]) -> list[str]:
-    """The `_target_`s in what the stages of these verbs build. `nodes`: verb -> parts of the recipe."""
+    """The `_target_`s in what the stages of these verbs build. `nodes`: verb -> parts of the
+    recipe.
+    """
     return re.findall(r"'_target_': '([\w.]+)'", str([nodes.get(verb) for verb in sorted(verbs)]))

@@ -1,4 +1,6 @@
-"""`stage=check`: what can be known before anything expensive runs, and the part of it that every stage asks when it starts."""
+"""`stage=check`: what can be known before anything expensive runs, and the part of it that every
+stage asks when it starts.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ SPLITS = ("train_split", "valid_split", "test_split")
 
 
 def run(recipe: Recipe, workspace: Workspace) -> None:
-    """Prints one table and writes check.json. Raises HubertPretrainError when a row of it is an error."""
+    """Prints one table and writes check.json. Raises HubertPretrainError when a row of it is an
+    error.
+    """
     stages = plan.stages(recipe)
     rows = [
         machine.locks(workspace, [stage.name for stage in stages]),
@@ -37,7 +41,9 @@ def run(recipe: Recipe, workspace: Workspace) -> None:
 
 
 def check_machine(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
-    """The rows about the machine, for one stage that is about to run: a line for each that is not well; an error ends the stage here."""
+    """The rows about the machine, for one stage that is about to run: a line for each that is not
+    well; an error ends the stage here.
+    """
     for row in _machine(recipe, workspace, [stage]):
         if row.state == ERROR:
             raise HubertPretrainError(report.line(row))
@@ -49,19 +55,15 @@ def _machine(
     recipe: Recipe, workspace: Workspace, stages: Sequence[Stage]
 ) -> Iterator[CheckResult]:
     pending = [stage for stage in stages if not workspace.is_done(stage.name)]
-    verbs, hardware, audio = (
-        {stage.verb for stage in pending},
-        recipe.trainer,
-        budget.audio_of(workspace),
-    )
+    verbs = {stage.verb for stage in pending}
+    hardware = recipe.trainer
+    audio = budget.audio_of(workspace)
     works = [
         budget.work_of(stage.name, stage.verb, recipe.model, workspace, stage.sections)
         for stage in pending
     ]
-    features, loggers = (
-        [iteration.features for iteration in recipe.iterations.values()],
-        list((recipe.logger or {}).values()),
-    )
+    features = [iteration.features for iteration in recipe.iterations.values()]
+    loggers = list((recipe.logger or {}).values())
     nodes = {
         "prepare": [recipe.data.corpus],
         "cluster": features,
@@ -83,10 +85,8 @@ def _machine(
     yield machine.device(
         accelerator=hardware.accelerator, devices=hardware.devices, precision=hardware.precision
     )
-    size, gpu = (
-        machine.device_memory(hardware.accelerator),
-        machine.gpu_precision(hardware.accelerator, hardware.precision),
-    )
+    size = machine.device_memory(hardware.accelerator)
+    gpu = machine.gpu_precision(hardware.accelerator, hardware.precision)
     precision = gpu or ("32-true" if hardware.precision == "auto" else hardware.precision)
     held = budget.memory(
         works,
@@ -96,10 +96,8 @@ def _machine(
     )
     yield machine.memory(held, machine.available_memory(), audio.unknown)
     form = {"recompute": hardware.recompute, "eager": hardware.attention == "eager"}
-    devices, trainings = (
-        hardware.devices * hardware.num_nodes,
-        [work.training for work in works if work.training is not None],
-    )
+    devices = hardware.devices * hardware.num_nodes
+    trainings = [work.training for work in works if work.training is not None]
     yield from training_cost.rows(
         trainings, devices=devices, device_bytes=size, precision=precision, **form
     )
@@ -130,10 +128,8 @@ def _artefacts(recipe: Recipe, workspace: Workspace) -> Iterator[CheckResult]:
     from hubert_pretrain.preflight import artefacts, shards, throughput
     from hubert_pretrain.preflight import corpus as about
 
-    corpus, grid = (
-        open_corpus(recipe, workspace) if workspace.is_done("prepare") else None,
-        recipe.model.grid,
-    )
+    corpus = open_corpus(recipe, workspace) if workspace.is_done("prepare") else None
+    grid = recipe.model.grid
     loading: dict[str, Any] = {
         "seed": recipe.seed,
         "readers": recipe.trainer.loader_workers,
@@ -176,7 +172,8 @@ def _artefacts(recipe: Recipe, workspace: Workspace) -> Iterator[CheckResult]:
         )
         yield artefacts.target_quality(f"clusters {name}", workspace.artefact(label).facts)
     for name, task in recipe.finetune.items():
-        splits, row = {key: getattr(task, key) for key in SPLITS}, f"finetune/{name}"
+        splits = {key: getattr(task, key) for key in SPLITS}
+        row = f"finetune/{name}"
         yield (
             artefacts.task_labels(row, compose.build(task.task), corpus.manifest, grid, splits)
             if corpus

@@ -1,4 +1,6 @@
-"""Rows about a prepared corpus: what it has, whether its tables join, and whether the audio is what they say. S samples."""
+"""Rows about a prepared corpus: what it has, whether its tables join, and whether the audio is what
+they say. S samples.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def rows(
     seed: int,
     workers: int,
 ) -> list[CheckResult]:
-    """All rows about a corpus; `later` for each when it is not prepared yet. What is damaged is a row too."""
+    """All rows about a corpus; `later` for each when it is not prepared yet. What is damaged is a
+    row too.
+    """
     questions: dict[str, Callable[[Corpus], CheckResult]] = {
         "utterances": partial(utterances, every_id=everything),
         "sample rate": rates,
@@ -71,8 +75,11 @@ def root(place: str | None) -> CheckResult:
 
 
 def utterances(corpus: Corpus, *, every_id: bool = False) -> CheckResult:
-    """Splits, ids and what `prepare` found: duplicates across splits, quarantined files. `every_id`: are all ids different?"""
-    manifest, card = corpus.manifest, corpus.card
+    """Splits, ids and what `prepare` found: duplicates across splits, quarantined files.
+    `every_id`: are all ids different?
+    """
+    manifest = corpus.manifest
+    card = corpus.card
     counts = {split: len(manifest.split_range(split)) for split in manifest.splits}
     found = f"{len(manifest)} in {', '.join(f'{split} {count}' for split, count in counts.items())}"
     if every_id and (distinct := len(manifest.column("id").unique())) != len(manifest):
@@ -99,12 +106,12 @@ def utterances(corpus: Corpus, *, every_id: bool = False) -> CheckResult:
 
 
 def rates(corpus: Corpus) -> CheckResult:
-    """Sample rates and channels of the files. Everything is brought to 16 kHz mono; what never was there cannot be."""
+    """Sample rates and channels of the files. Everything is brought to 16 kHz mono; what never was
+    there cannot be.
+    """
     card = corpus.card
-    rates, channels = (
-        {int(rate): count for rate, count in card.get("source_rates", {}).items()},
-        card.get("channels", {}),
-    )
+    rates = {int(rate): count for rate, count in card.get("source_rates", {}).items()}
+    channels = card.get("channels", {})
     found = ", ".join(f"{count} at {rate} Hz" for rate, count in sorted(rates.items()))
     mixed = sum(int(count) for number, count in channels.items() if number != "1")
     found += f"; {mixed} with several channels, mixed down to one" if mixed else "; one channel"
@@ -120,7 +127,8 @@ def alignments(corpus: Corpus) -> CheckResult:
     table = corpus.alignments
     if table is None:
         return ok("alignments", "none: PNMI and purities stay unknown")
-    rows, manifest = table.rows(), corpus.manifest
+    rows = table.rows()
+    manifest = corpus.manifest
     found = f"{len(rows)} of {len(manifest)} utterances, {len(table.phones)} phones"
     if len(rows) and not 0 <= int(rows[0]) <= int(rows[-1]) < len(manifest):
         return error(
@@ -188,7 +196,9 @@ def audio_fault(corpus: Corpus, row: int) -> str:
 
 
 def crops(corpus: Corpus, name: str, *, grid: FrameGrid, seed: int, **values: float) -> CheckResult:
-    """How much of the corpus a pretraining uses. `values` are the lengths that `BatchPlan` takes."""
+    """How much of the corpus a pretraining uses. `values` are the lengths that `BatchPlan`
+    takes.
+    """
     utterances = corpus.manifest.by_length("train")
     try:
         plan = BucketSampler(
@@ -196,7 +206,8 @@ def crops(corpus: Corpus, name: str, *, grid: FrameGrid, seed: int, **values: fl
         )  # type: ignore[arg-type]
     except DataError as failure:
         return of_error(name, failure)
-    count, least = sum(map(len, utterances)), np.array([samples(values["min_seconds"])])
+    count = sum(map(len, utterances))
+    least = np.array([samples(values["min_seconds"])])
     short = sum(int(one.shorter_than(least)[0]) for one in utterances)
     shapes = f"{len(plan.shapes)} shape{'s' * (len(plan.shapes) > 1)}"
     found = f"{shapes}, {plan.epoch_micro_batches} micro-batches an epoch; {short} of {count} are too short"
@@ -208,15 +219,16 @@ def crops(corpus: Corpus, name: str, *, grid: FrameGrid, seed: int, **values: fl
 
 
 def frames(corpus: Corpus, grid: FrameGrid) -> CheckResult:
-    """What the model sees of the corpus: how many frames, and of the shortest and the longest utterance."""
+    """What the model sees of the corpus: how many frames, and of the shortest and the longest
+    utterance.
+    """
     lengths = corpus.manifest.num_samples
     parts = (np.asarray(grid.num_frames(lengths[part])) for part in blocks(len(lengths)))  # type: ignore[arg-type]
-    total, row, longest = (
-        sum(int(part.sum()) for part in parts),
-        int(lengths.argmin()),
-        int(lengths.max()),
-    )
-    least, most = grid.num_frames(int(lengths[row])), grid.num_frames(longest)
+    total = sum(int(part.sum()) for part in parts)
+    row = int(lengths.argmin())
+    longest = int(lengths.max())
+    least = grid.num_frames(int(lengths[row]))
+    most = grid.num_frames(longest)
     found = f"{total} in all, {least} to {most} per utterance, {grid.frames_per_second:g} a second"
     if least < 1:
         what = f"{corpus.manifest[row].id!r} is {seconds(int(lengths[row])):.3f} s long"

@@ -28,7 +28,9 @@ PACKAGES = {
 
 
 def work_dir(root: Path) -> CheckResult:
-    """Can the run write where it is to write? Tried with a file, since permissions do not tell of quotas and read-only mounts."""
+    """Can the run write where it is to write? Tried with a file, since permissions do not tell of
+    quotas and read-only mounts.
+    """
     existed = root.exists()
     probe = root / f".probe-{os.getpid()}"
     try:
@@ -62,7 +64,9 @@ def locks(workspace: Workspace, stages: Iterable[str]) -> CheckResult:
 
 
 def disk(needs: Mapping[str, int], folder: Path, unknown: str = "") -> CheckResult:
-    """What is still to be written (bytes by stage) against what is free on the file system of `folder`. `unknown`: what is not counted."""
+    """What is still to be written (bytes by stage) against what is free on the file system of
+    `folder`. `unknown`: what is not counted.
+    """
     place = next(path for path in (folder, *folder.parents) if path.exists())
     fix = "free some, or choose a work_dir on another disk"
     return _against(
@@ -90,7 +94,9 @@ def memory(needs: Mapping[str, int], available: int | None, unknown: str = "") -
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still take: of the machine and of its control group, whichever is less; None where unknown."""
+    """Bytes that this process may still take: of the machine and of its control group, whichever is
+    less; None where unknown.
+    """
     found = []
     try:
         with open("/proc/meminfo") as file:
@@ -177,14 +183,18 @@ def device_memory(accelerator: str) -> int | None:
 
 
 def gpu_precision(accelerator: str, precision: str) -> str | None:
-    """In which precision a GPU trains, `auto` resolved as training does it (training/trainer.py); None on the CPU."""
+    """In which precision a GPU trains, `auto` resolved as training does it (training/trainer.py);
+    None on the CPU.
+    """
     if device_memory(accelerator) is None:
         return None
     return "bf16-mixed" if precision == "auto" else precision
 
 
 def packages(chosen: Iterable[str]) -> CheckResult:
-    """Can everything be imported that the recipe chooses? `chosen` are `_target_`s and `key=value` words."""
+    """Can everything be imported that the recipe chooses? `chosen` are `_target_`s and `key=value`
+    words.
+    """
     chosen = list(chosen)
     needed: dict[str, str] = {}
     for word in chosen:

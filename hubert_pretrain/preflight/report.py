@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-OK, WARNING, ERROR, SKIPPED = "ok", "warning", "error", "later"
+OK = "ok"
+WARNING = "warning"
+ERROR = "error"
+SKIPPED = "later"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ def show(rows: Sequence[CheckResult], title: str) -> None:
 
 
 def table(rows: Sequence[CheckResult], title: str) -> Any:
-    """A `rich` table: check, state, what was found and, where there is something to mend, the fix under it."""
+    """A `rich` table: check, state, what was found and, where there is something to mend, the fix
+    under it.
+    """
     from rich.table import Table
     from rich.text import Text
 

@@ -27,7 +27,9 @@ from hubert_pretrain.progress import progress
 def shards(
     corpus: Corpus | None, *, sample: int, everything: bool, seed: int, workers: int
 ) -> CheckResult:
-    """Are the shards what their indexes say? Those of a sample of the rows by their sizes, or all and all that is in them (sha256)."""
+    """Are the shards what their indexes say? Those of a sample of the rows by their sizes, or all
+    and all that is in them (sha256).
+    """
     if corpus is None:
         return skipped("shards", "prepare")
     found = sorted(
@@ -67,7 +69,8 @@ def shards(
 
 def _shards_of(corpus: Corpus, rows: NDArray[np.int64]) -> Iterator[str]:
     """The path of every shard that holds one of the rows, some more than once."""
-    manifest, offsets = corpus.manifest, corpus.manifest.numbers("offset")
+    manifest = corpus.manifest
+    offsets = corpus.manifest.numbers("offset")
     for part in chunks(len(rows)):
         inside = rows[part][offsets[rows[part]] >= 0]
         numbers = manifest.take("path", inside).dictionary_encode().indices.to_numpy()
@@ -97,7 +100,8 @@ def cache(folder: str | None, gigabytes: float) -> CheckResult:
         return error(
             "cache", f"{store.folder}: cannot be written to", "choose another data.cache_dir"
         )
-    there, free = size_in_bytes(store.folder), shutil.disk_usage(place).free
+    there = size_in_bytes(store.folder)
+    free = shutil.disk_usage(place).free
     found = f"{human_bytes(there)} of {human_bytes(store.max_bytes)} in {store.folder}, {human_bytes(free)} free"
     if store.max_bytes - there > free:
         return warning(

@@ -1,4 +1,6 @@
-"""Can the loader keep up with the device? What one process reads is measured, what a GPU takes is estimated."""
+"""Can the loader keep up with the device? What one process reads is measured, what a GPU takes is
+estimated.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,9 @@ def gpu_rate(model: HubertConfig, crop_seconds: float, precision: str) -> float:
 
 def reading_rate(corpus: Corpus, plan: BucketSampler, least_seconds: float = 0.5) -> float:
     """Seconds of audio per second that one process reads, in the order of training."""
-    read, index, started = 0, 0, time.perf_counter()
+    read = 0
+    index = 0
+    started = time.perf_counter()
     while (spent := time.perf_counter() - started) < least_seconds or not read:
         micro_batch = plan.micro_batch(index)
         length = plan.grid.num_samples(micro_batch.shape.num_frames)

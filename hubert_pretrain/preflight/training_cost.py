@@ -1,4 +1,5 @@
-"""What a training will take, from the form of its network: parameters, disk, memory, days. Estimates, and called so in the table.
+"""What a training will take, from the form of its network: parameters, disk, memory, days.
+Estimates, and called so in the table.
 
 N frames of a micro-batch, T frames of one crop, D width, L layers, C conv channels.
 """
@@ -20,7 +21,9 @@ FLOAT = 4
 MANY_DAYS = 2.0
 """A CPU that would take longer is a warning."""
 _CPU_EFFICIENCY = 0.3
-"""Share of the speed of a large matrix product that training reaches on a CPU (measured on the demo)."""
+"""Share of the speed of a large matrix product that training reaches on a CPU (measured on the
+demo).
+"""
 _RESERVE = 1.15
 """Buffers of the allocator and of the libraries."""
 
@@ -56,7 +59,9 @@ def parameters(model: HubertConfig) -> int:
 
 
 def checkpoint_bytes(model: HubertConfig, kept: int) -> int:
-    """On disk, at most: the weights and Adam's two moments in fp32, `kept` times and once while the next is written, and the result."""
+    """On disk, at most: the weights and Adam's two moments in fp32, `kept` times and once while the
+    next is written, and the result.
+    """
     return FLOAT * parameters(model) * (3 * (kept + 1) + 1)
 
 
@@ -65,20 +70,21 @@ def activation_bytes(
 ) -> int:
     """What one micro-batch keeps for the backward pass.
 
-    A layer keeps 18 D + 4 I bytes of a frame in half precision (Korthikanti et al. 2022, arXiv 2205.05198, section 4.1: 34 D for I = 4 D),
-    attention's matrices only where it is computed eagerly; a conv layer what comes out of its convolution (model/strided_matmul.py).
+    A layer keeps 18 D + 4 I bytes of a frame in half precision (Korthikanti et al. 2022, arXiv
+    2205.05198, section 4.1: 34 D for I = 4 D), attention's matrices only where it is computed
+    eagerly; a conv layer what comes out of its convolution (model/strided_matmul.py).
     """
-    model, num_samples = training.model, samples(training.micro_batch_seconds)
-    frames, crop = (
-        model.grid.num_frames(num_samples),
-        model.grid.num_frames(samples(training.crop_seconds)),
-    )
+    model = training.model
+    num_samples = samples(training.micro_batch_seconds)
+    frames = model.grid.num_frames(num_samples)
+    crop = model.grid.num_frames(samples(training.crop_seconds))
     layer = (9 * model.hidden_size + 2 * model.intermediate_size) * frames
     layer += 5 * model.num_attention_heads * crop * frames // 2 if eager else 0
     layers = model.num_hidden_layers * (model.hidden_size * frames if recompute else layer) + (
         layer if recompute else 0
     )
-    conv, length = 0, num_samples
+    conv = 0
+    length = num_samples
     for channels, stride in (
         zip(model.conv_dim, model.conv_stride, strict=True) if model.front_end == "conv" else ()
     ):
@@ -90,13 +96,16 @@ def activation_bytes(
 def training_bytes(
     training: Training, *, precision: str, recompute: bool = False, eager: bool = False
 ) -> int:
-    """Memory of a device: weights, gradients and Adam's moments in fp32, the copies that mixed precision makes, and activations."""
+    """Memory of a device: weights, gradients and Adam's moments in fp32, the copies that mixed
+    precision makes, and activations.
+    """
     mixed = not precision.startswith("32")
     weights = parameters(training.model) * (4 * FLOAT + (2 if mixed else 0))
     activations = activation_bytes(
         training, number_bytes=2 if mixed else FLOAT, recompute=recompute, eager=eager
     )
-    # The first conv layer is the widest moment: its output, that of its norm and a gradient, in fp32.
+    # The first conv layer is the widest moment: its output, that of its norm and a gradient, in
+    # fp32.
     moment = (
         0
         if training.model.front_end != "conv"
@@ -122,12 +131,10 @@ def cpu_speed(seconds: float = 0.2) -> float:
     import torch
 
     size = 512
-    one, other, count, started = (
-        torch.randn(size, size),
-        torch.randn(size, size),
-        0,
-        time.perf_counter(),
-    )
+    one = torch.randn(size, size)
+    other = torch.randn(size, size)
+    count = 0
+    started = time.perf_counter()
     while time.perf_counter() - started < seconds:
         one @ other
         count += 1
@@ -143,7 +150,9 @@ def rows(
     recompute: bool,
     eager: bool,
 ) -> list[CheckResult]:
-    """All rows about trainings; none when nothing is to be trained. `device_bytes`: of a GPU; None on the CPU."""
+    """All rows about trainings; none when nothing is to be trained. `device_bytes`: of a GPU; None
+    on the CPU.
+    """
     if not trainings:
         return []
     fits = fit(
@@ -183,7 +192,9 @@ def fit(
     recompute: bool,
     eager: bool,
 ) -> CheckResult:
-    """Does a micro-batch fit into the device? `device_bytes`: None on the CPU, whose memory has a row of its own."""
+    """Does a micro-batch fit into the device? `device_bytes`: None on the CPU, whose memory has a
+    row of its own.
+    """
     needs = [
         training_bytes(each, precision=precision, recompute=recompute, eager=eager)
         for each in trainings
@@ -205,8 +216,8 @@ def fit(
 
 
 def days(trainings: Sequence[Training], *, on_gpu: bool, speed: float | None = None) -> CheckResult:
-    """How long a CPU of `speed` operations per second (None: measure it) would train. Of GPUs nothing is said: recipes state what was
-    measured on them."""
+    """How long a CPU of `speed` operations per second (None: measure it) would train. Of GPUs
+    nothing is said: recipes state what was measured on them."""
     if on_gpu:
         return ok("time", "on a GPU: see the README of the recipe")
     total = (

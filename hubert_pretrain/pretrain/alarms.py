@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 UNK_SHARE = 0.3
-"""A cluster with more of the frames than this is no unit but a bin for the rest (silence is about a fifth of read speech)."""
+"""A cluster with more of the frames than this is no unit but a bin for the rest (silence is about a
+fifth of read speech).
+"""
 COLLAPSED_SHARE = 0.9
 WAIT_SHARE = 0.01
 FADED = 0.05
@@ -28,7 +30,9 @@ class Alarms:
         self._first: dict[str, float] = {}
 
     def check(self, step: int, values: dict[str, float]) -> dict[str, str]:
-        """Values as they are logged -> {name of an alarm: what is wrong, and what to do}; of each only the first."""
+        """Values as they are logged -> {name of an alarm: what is wrong, and what to do}; of each
+        only the first.
+        """
         new = {}
         for name, (wrong, patience, advice) in self._rules(step, values).items():
             self._agreeing[name] = self._agreeing[name] + 1 if wrong else 0
@@ -40,14 +44,13 @@ class Alarms:
     def _rules(self, step: int, values: dict[str, float]) -> dict[str, tuple[bool, int, str]]:
         """name -> (whether it looks so now, how often in a row it must, what to say)."""
         warm = step >= self.warmup_steps
-        loss, entropy = (
-            values.get("loss/masked", 0.0),
-            values.get("health/unigram_entropy", float("inf")),
-        )
+        loss = values.get("loss/masked", 0.0)
+        entropy = values.get("health/unigram_entropy", float("inf"))
         predicted = _most(values, "health/largest_share/predictions")
         asked = _most(values, "health/largest_share/targets")
         fed = values.get("audio_seconds_per_second", 0.0)
-        wait, scale = values.get("health/data_wait", 0.0), values.get("loss_scale", float("inf"))
+        wait = values.get("health/data_wait", 0.0)
+        scale = values.get("loss_scale", float("inf"))
         faded = self._faded(values)
         return {
             "collapse": (

@@ -43,11 +43,14 @@ class SpanMasking:
     min_space: int = 1
 
     def mask(self, micro_batch: MicroBatch, purpose: str) -> NDArray[np.bool_]:
-        """(B, T), True = hidden: `masked_frames` in every row, a pure function of (seed, number of the micro-batch, manifest row)."""
+        """(B, T), True = hidden: `masked_frames` in every row, a pure function of (seed, number of
+        the micro-batch, manifest row).
+        """
         return np.stack([self._row(micro_batch, purpose, row) for row in micro_batch.rows.tolist()])
 
     def _row(self, micro_batch: MicroBatch, purpose: str, row: int) -> NDArray[np.bool_]:
-        shape, draw = micro_batch.shape, generator(self.seed, purpose, micro_batch.index, row)
+        shape = micro_batch.shape
+        draw = generator(self.seed, purpose, micro_batch.index, row)
         sampler = {name: value for name, value in vars(self).items() if name != "seed"}
         mask = span_mask(shape.num_frames, **sampler, generator=draw)
         return fixed_count(mask, shape.masked_frames, span_frames=self.span_frames, generator=draw)
@@ -70,19 +73,17 @@ class CropSource:
     ) -> None:
         """
         Args:
-            targets: a manifest row's cluster ids (T,), or (T, N) for several codebooks; or soft targets (T, K) as floats.
-            split: of the rows that it will be asked for.
-            normalize: see HubertConfig.
-            augmentation: what is done to the audio of a micro-batch; None: nothing.
-            cache_bytes: a split whose audio takes no more than this as float32 are kept in memory; None: CACHE_BYTES.
+            targets: a manifest row's cluster ids (T,), or (T, N) for several codebooks; or soft
+            targets (T, K) as floats. split: of the rows that it will be asked for. normalize: see
+            HubertConfig. augmentation: what is done to the audio of a micro-batch; None: nothing.
+            cache_bytes: a split whose audio takes no more than this as float32 are kept in memory;
+            None: CACHE_BYTES.
         """
-        self.corpus, self.targets, self.grid, self.normalize, self.masking = (
-            corpus,
-            targets,
-            grid,
-            normalize,
-            masking,
-        )
+        self.corpus = corpus
+        self.targets = targets
+        self.grid = grid
+        self.normalize = normalize
+        self.masking = masking
         self.augmentation = augmentation
         num_samples = sum(group.total_samples for group in corpus.manifest.by_length(split))
         self._cached = num_samples * np.float32().nbytes <= (
@@ -91,7 +92,8 @@ class CropSource:
         self._cache: dict[int, NDArray[np.float32]] = {}
 
     def tensors(self, micro_batch: MicroBatch, purpose: str) -> dict[str, Any]:
-        """{"waveform" (B, S) float32, "targets" (B, T) int64, "mask" (B, T) bool, "masked_frames" int in all, "index" int}.
+        """{"waveform" (B, S) float32, "targets" (B, T) int64, "mask" (B, T) bool, "masked_frames"
+        int in all, "index" int}.
 
         Targets of several codebooks are (B, T, N) int64, soft ones (B, T, K) float32.
         """
@@ -129,11 +131,13 @@ class CropSource:
     def read(
         self, row: int, start_frame: int, num_frames: int, out: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Waveform (S,) of exactly `num_frames` frames from `start_frame` on, in `out`, normalised as a part of the whole utterance.
+        """Waveform (S,) of exactly `num_frames` frames from `start_frame` on, in `out`, normalised
+        as a part of the whole utterance.
 
         With an augmentation it is not normalised yet: that comes after it.
         """
-        start, length = self.grid.start_sample(start_frame), self.grid.num_samples(num_frames)
+        start = self.grid.start_sample(start_frame)
+        length = self.grid.num_samples(num_frames)
         if not self._cached:
             return self._kept(row, self.corpus.read(row, start, length, out))
         if row not in self._cache:
@@ -144,8 +148,9 @@ class CropSource:
     def _augmented(
         self, waveform: NDArray[np.float32], micro_batch: MicroBatch, augment: Augmentation
     ) -> NDArray[np.float32]:
-        """(B, S). A row that changed is normalised by its own mean and variance, noise included: at inference, too, a recording is
-        normalised with its noise in it, and of the whole utterance with noise nothing is known. The others are as without augmentation."""
+        """(B, S). A row that changed is normalised by its own mean and variance, noise included: at
+        inference, too, a recording is normalised with its noise in it, and of the whole utterance
+        with noise nothing is known. The others are as without augmentation."""
         rows = micro_batch.rows.tolist()
         waveform, changed = augment(waveform, index=micro_batch.index, rows=rows)
         for b, row in enumerate(rows if self.normalize else []):
@@ -168,10 +173,13 @@ class CropSource:
 
 
 class MicroBatches(Dataset[dict[str, Any]]):
-    """Item g is micro-batch g of the training stream. Holds no position: any process may be asked for any item."""
+    """Item g is micro-batch g of the training stream. Holds no position: any process may be asked
+    for any item.
+    """
 
     def __init__(self, plan: BucketSampler, source: CropSource) -> None:
-        self.plan, self.source = plan, source
+        self.plan = plan
+        self.source = source
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`CropSource.tensors`, and `step_frames`: the (hidden, all) frames of the whole step."""
@@ -182,17 +190,21 @@ class MicroBatches(Dataset[dict[str, Any]]):
 class ValidationBatches(Dataset[dict[str, Any]]):
     """The micro-batches of `BatchPlan.cover`, with masks that are the same at every validation.
 
-    Beyond the last one they come again and count nothing: every rank has equally many, see `even_share`.
+    Beyond the last one they come again and count nothing: every rank has equally many, see
+    `even_share`.
     """
 
     def __init__(self, micro_batches: Sequence[MicroBatch], source: CropSource) -> None:
-        self.micro_batches, self.source = micro_batches, source
+        self.micro_batches = micro_batches
+        self.source = source
 
     def __len__(self) -> int:
         return len(self.micro_batches)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`CropSource.tensors`, and `counts`: 1, or 0 for one that is only there to keep a rank in step."""
+        """`CropSource.tensors`, and `counts`: 1, or 0 for one that is only there to keep a rank in
+        step.
+        """
         item = self.source.tensors(self.micro_batches[index % len(self)], "valid mask")
         return item | {"counts": int(index < len(self))}
 
@@ -208,7 +220,8 @@ def loaders(
     workers: int,
     augmentation: Augmentation | None = None,
 ) -> tuple[Iterable[Any], DataLoader[Any]]:
-    """This rank's training stream from the trainer's step on, and its share of the `valid` split, which is never augmented.
+    """This rank's training stream from the trainer's step on, and its share of the `valid` split,
+    which is never augmented.
 
     Raises DataError when no utterance of `valid` is as long as the shortest crop.
     """
@@ -223,7 +236,8 @@ def loaders(
     source = partial(
         CropSource, corpus, targets, grid=plan.grid, normalize=normalize, masking=masking
     )
-    rank, world_size = trainer.global_rank, trainer.world_size
+    rank = trainer.global_rank
+    world_size = trainer.world_size
     numbers = ResumableSampler(
         lambda: trainer.global_step,
         steps=trainer.max_steps,

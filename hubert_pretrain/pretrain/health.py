@@ -1,4 +1,5 @@
-"""How a pretraining feels, measured in the steps that are logged and nowhere else: nothing here waits for the device between two logs.
+"""How a pretraining feels, measured in the steps that are logged and nowhere else: nothing here
+waits for the device between two logs.
 
 Shapes: M hidden frames, K clusters, N codebooks, L layer.
 """
@@ -22,7 +23,9 @@ from hubert_pretrain.training.strategies import full_tensor
 
 
 class Health:
-    """Collects on the device what one logging step shows: which clusters are asked for and predicted, and how large layers' outputs are."""
+    """Collects on the device what one logging step shows: which clusters are asked for and
+    predicted, and how large layers' outputs are.
+    """
 
     def __init__(self, n_clusters: Sequence[int]) -> None:
         """
@@ -37,9 +40,11 @@ class Health:
         self._passes = 0
 
     def measure(self, states: Sequence[Tensor], keep: Sequence[bool] | None) -> None:
-        """How large the outputs of the layers are (B, T, D) that ran in a micro-batch; all did when `keep` is None.
+        """How large the outputs of the layers are (B, T, D) that ran in a micro-batch; all did when
+        `keep` is None.
 
-        Not by hooks on the layers: inside a compiled network each would be a graph of its own for every number of micro-batches.
+        Not by hooks on the layers: inside a compiled network each would be a graph of its own for
+        every number of micro-batches.
         """
         self._passes += 1
         for layer, state in enumerate(states, start=1):
@@ -61,7 +66,9 @@ class Health:
         self._counts = [(a + c, b + d) for (a, b), (c, d) in zip(old, new, strict=True)]
 
     def read(self) -> dict[str, float]:
-        """The values of this step, over all ranks, which must all call it; forgets them. Empty when nothing was measured."""
+        """The values of this step, over all ranks, which must all call it; forgets them. Empty when
+        nothing was measured.
+        """
         if not self._counts:
             return {}
         sums = [each for pair in self._counts for each in pair]
@@ -85,12 +92,16 @@ class Health:
         # A layer that is dropped in this step is so on every rank.
         for layer, scale in zip(sorted(self._scales), numbers[at:].tolist(), strict=True):
             values[f"health/layer_scale/{layer:02d}"] = scale / distributed.world_size()
-        self._counts, self._scales, self._passes = [], {}, 0
+        self._counts = []
+        self._scales = {}
+        self._passes = 0
         return values
 
 
 def usage(counts: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, float]:
-    """Of counts (K,): share of clusters that occur, entropy in nats, perplexity, share of the most frequent one."""
+    """Of counts (K,): share of clusters that occur, entropy in nats, perplexity, share of the most
+    frequent one.
+    """
     total = max(1, int(counts.sum()))
     return {
         "codebook_use": float((counts > 0).mean()),
@@ -101,7 +112,9 @@ def usage(counts: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, float]:
 
 
 def embedding_norms(head: nn.Module) -> dict[str, float]:
-    """Length of the unit embeddings; nothing for a head without them. Cosines do not see it, but Adam's steps do."""
+    """Length of the unit embeddings; nothing for a head without them. Cosines do not see it, but
+    Adam's steps do.
+    """
     units = getattr(head, "unit_embeddings", None)
     if units is None:
         return {}
@@ -117,8 +130,8 @@ def embedding_norms(head: nn.Module) -> dict[str, float]:
 def training_flops(
     config: HubertConfig, rows: int, samples: int, n_clusters: int, masked: float, **step: Any
 ) -> float:
-    """Operations of a micro-batch (B, S), forward and backward; `step` as in model/flops.py. A dropped layer counts as if it had run, as is
-    the custom."""
+    """Operations of a micro-batch (B, S), forward and backward; `step` as in model/flops.py. A
+    dropped layer counts as if it had run, as is the custom."""
     clip_seconds = samples / SAMPLE_RATE
     return (
         rows
@@ -130,7 +143,9 @@ def training_flops(
 
 
 def _count(ids: Tensor, n_clusters: int) -> Tensor:
-    """(M,) -> (K,) counts. `bincount` would ask the device for the largest id, and wait; counts are exact in fp32 below 16 million."""
+    """(M,) -> (K,) counts. `bincount` would ask the device for the largest id, and wait; counts are
+    exact in fp32 below 16 million.
+    """
     return torch.zeros(n_clusters, device=ids.device).scatter_add_(
         0, ids, torch.ones_like(ids, dtype=torch.float32)
     )

@@ -1,6 +1,8 @@
-"""The masked-prediction loss as a pure function, divided so that gradients do not depend on how a step is cut up.
+"""The masked-prediction loss as a pure function, divided so that gradients do not depend on how a
+step is cut up.
 
-Shapes: B utterances, T frames, D width, M hidden frames, N codebooks of K_1 ... K_N clusters, K their sum.
+Shapes: B utterances, T frames, D width, M hidden frames, N codebooks of K_1 ... K_N clusters, K
+their sum.
 """
 
 from __future__ import annotations
@@ -37,12 +39,16 @@ class Prediction:
     nll: Tensor
     """Sum of the cross entropy in nats, over the codebooks too."""
     correct: Tensor
-    """Number of frames whose target has the highest score; with several codebooks the mean of their numbers."""
+    """Number of frames whose target has the highest score; with several codebooks the mean of their
+    numbers.
+    """
     frames: int
     codebooks: tuple[Prediction, ...] = ()
     """Each of several codebooks alone; empty for one."""
     wanted: Tensor | None = None
-    """(M,) target of each frame, the likeliest of a soft one; None for several codebooks together."""
+    """(M,) target of each frame, the likeliest of a soft one; None for several codebooks
+    together.
+    """
     guessed: Tensor | None = None
     """(M,) cluster with the highest score."""
 
@@ -77,24 +83,30 @@ def masked_prediction_loss(
     feature_penalty_weight: float = 10.0,
     measure_unmasked: bool = False,
 ) -> PretrainLoss:
-    """Cross entropy over clusters on hidden (and, with a weight, on visible) frames, plus the feature penalty (paper, eq. 2 to 4).
+    """Cross entropy over clusters on hidden (and, with a weight, on visible) frames, plus the
+    feature penalty (paper, eq. 2 to 4).
 
-    The reference divides the sum over the whole step by S, its number of predicted frames, over all devices and accumulation:
+    The reference divides the sum over the whole step by S, its number of predicted frames, over all
+    devices and accumulation:
 
-        gradient = sum over micro-batches of d(w_m CE_masked + w_u CE_unmasked + 10 mean(features^2) S_i) / S
+        gradient = sum over micro-batches of d(w_m CE_masked + w_u CE_unmasked + 10 mean(features^2)
+        S_i) / S
 
-    with S_i the predicted frames of micro-batch i: hidden ones when w_m > 0, visible ones when w_u > 0. S is known before the step runs
-    (data/batching.py), so each micro-batch returns its own share and shares only have to be *summed*. CE is a sum over the codebooks and
-    over the layers (times their weights), but S counts each frame once, as the reference takes S from its first target.
+    with S_i the predicted frames of micro-batch i: hidden ones when w_m > 0, visible ones when w_u
+    > 0. S is known before the step runs (data/batching.py), so each micro-batch returns its own
+    share and shares only have to be *summed*. CE is a sum over the codebooks and over the layers
+    (times their weights), but S counts each frame once, as the reference takes S from its first
+    target.
 
     Args:
-        layers: what predicts: the last layer, and before it those under intermediate supervision (ILS-SSL, arXiv:2112.08778).
-        targets: (B, T) cluster ids, (B, T, N) for several codebooks, int64; or soft ones, (B, T, K) floats that sum to 1 per codebook.
-        mask: (B, T) bool, True = hidden; exactly `masked_frames` in all, so that nothing here has a size that depends on data.
-        feature_penalty: scalar, mean square of the conv encoder's output.
-        n_clusters: K_1 ... K_N, one per codebook.
-        normaliser: S, the predicted frames of the whole step.
-        measure_unmasked: report visible frames even where they weigh nothing (then without a gradient).
+        layers: what predicts: the last layer, and before it those under intermediate supervision
+        (ILS-SSL, arXiv:2112.08778). targets: (B, T) cluster ids, (B, T, N) for several codebooks,
+        int64; or soft ones, (B, T, K) floats that sum to 1 per codebook. mask: (B, T) bool, True =
+        hidden; exactly `masked_frames` in all, so that nothing here has a size that depends on
+        data. feature_penalty: scalar, mean square of the conv encoder's output. n_clusters: K_1 ...
+        K_N, one per codebook. normaliser: S, the predicted frames of the whole step.
+        measure_unmasked: report visible frames even where they weigh nothing (then without a
+        gradient).
 
     Raises DataError when the targets are not for these codebooks.
     """
@@ -104,14 +116,16 @@ def masked_prediction_loss(
     terms = [
         layer.weight * masked_weight * part.nll for layer, part in zip(layers, masked, strict=True)
     ]
-    predicted, unmasked = masked_frames if masked_weight > 0 else 0, None
+    predicted = masked_frames if masked_weight > 0 else 0
+    unmasked = None
     if unmasked_weight > 0:
         seen = [_predict(layer, visible, wanted, n_clusters) for layer in layers]
         terms += [
             layer.weight * unmasked_weight * part.nll
             for layer, part in zip(layers, seen, strict=True)
         ]
-        predicted, unmasked = predicted + len(visible), seen[-1]
+        predicted = predicted + len(visible)
+        unmasked = seen[-1]
     elif measure_unmasked:
         with torch.no_grad():
             unmasked = _predict(layers[-1], visible, wanted, n_clusters)
@@ -126,7 +140,9 @@ def masked_prediction_loss(
 
 
 def per_codebook(targets: Tensor, n_clusters: Sequence[int]) -> list[Tensor]:
-    """The targets of each codebook: (B, T) ids, or (B, T, K_n) distributions. See `masked_prediction_loss`."""
+    """The targets of each codebook: (B, T) ids, or (B, T, K_n) distributions. See
+    `masked_prediction_loss`.
+    """
     soft = targets.is_floating_point()
     fits = targets.ndim == 3 and targets.shape[2] == (sum(n_clusters) if soft else len(n_clusters))
     if not fits and not (targets.ndim == 2 and len(n_clusters) == 1 and not soft):
@@ -142,7 +158,8 @@ def per_codebook(targets: Tensor, n_clusters: Sequence[int]) -> list[Tensor]:
 def _split(mask: Tensor, masked_frames: int) -> tuple[Tensor, Tensor]:
     """Positions of the hidden and of the visible frames in the flattened (B, T)."""
     hidden = mask.flatten()
-    # A stable sort puts the hidden frames first: `flat[hidden]` would ask the device how many there are, and wait for the answer.
+    # A stable sort puts the hidden frames first: `flat[hidden]` would ask the device how many there
+    # are, and wait for the answer.
     waits = hidden.device.type != "cpu" or torch.compiler.is_compiling()
     order = (
         torch.argsort(~hidden, stable=True)
@@ -170,7 +187,8 @@ def _predict(
 def _score(logits: Tensor, targets: Tensor) -> Prediction:
     """(M, K_n) logits of one codebook against (M,) ids or (M, K_n) distributions."""
     soft = targets.is_floating_point()
-    guessed, wanted = logits.detach().argmax(dim=-1), targets.argmax(dim=-1) if soft else targets
+    guessed = logits.detach().argmax(dim=-1)
+    wanted = targets.argmax(dim=-1) if soft else targets
     nll = F.cross_entropy(logits, targets.float() if soft else targets, reduction="sum")
     return Prediction(
         nll=nll,

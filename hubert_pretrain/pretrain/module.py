@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 class PretrainModule(TrainingModule):
-    """Loss on hidden frames, and what a person wants to see of it. Everything random is seeded by (seed, step) or (seed, micro-batch)."""
+    """Loss on hidden frames, and what a person wants to see of it. Everything random is seeded by
+    (seed, step) or (seed, micro-batch).
+    """
 
     def __init__(
         self,
@@ -47,13 +49,12 @@ class PretrainModule(TrainingModule):
     ) -> None:
         """
         Args:
-            head: of the last layer.
-            supervision: which layers predict; the last one alone when there is none.
-            freeze_conv_after_steps: updates after which the conv encoder does not learn any more; None: it always does.
-            compile_clock: of a network whose parts are compiled.
-            warmup_steps: before them nobody is alarmed that the network knows nothing.
-            describe_micro_batch: names the step and the utterances of a micro-batch.
-            training: goes to `TrainingModule`.
+            head: of the last layer. supervision: which layers predict; the last one alone when
+            there is none. freeze_conv_after_steps: updates after which the conv encoder does not
+            learn any more; None: it always does. compile_clock: of a network whose parts are
+            compiled. warmup_steps: before them nobody is alarmed that the network knows nothing.
+            describe_micro_batch: names the step and the utterances of a micro-batch. training: goes
+            to `TrainingModule`.
         """
         super().__init__(
             shown=(
@@ -64,17 +65,19 @@ class PretrainModule(TrainingModule):
             ),
             **training,
         )
-        self.model, self.head, self.seed = model, head, seed
-        self.masked_weight, self.unmasked_weight, self.feature_penalty = (
-            masked_weight,
-            unmasked_weight,
-            feature_penalty,
-        )
+        self.model = model
+        self.head = head
+        self.seed = seed
+        self.masked_weight = masked_weight
+        self.unmasked_weight = unmasked_weight
+        self.feature_penalty = feature_penalty
         self.freeze_conv_after_steps = freeze_conv_after_steps
         self.supervision = supervision or LayerSupervision(model.config)
         self._describe = describe_micro_batch
         self.valid_values: dict[str, float] = {}
-        """What the last validation found: masked_loss_nats, masked_accuracy, unmasked_loss_nats, unmasked_accuracy."""
+        """What the last validation found: masked_loss_nats, masked_accuracy, unmasked_loss_nats,
+        unmasked_accuracy.
+        """
         self.validated_step = -1
         self._valid = Meter()
         self._health = Health(head.n_clusters)
@@ -89,7 +92,8 @@ class PretrainModule(TrainingModule):
             derive(self.seed, "dropout", batch["index"])
         )  # torch's dropout has no generator argument
         if batch["waveform"].is_cuda and self.compile_clock is not None:
-            torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs may now write over what the last micro-batch left behind
+            # CUDA graphs may now write over what the last micro-batch left behind
+            torch.compiler.cudagraph_mark_step_begin()
         masked_frames, all_frames = batch["step_frames"]
         result = self._loss(
             batch,
@@ -107,17 +111,20 @@ class PretrainModule(TrainingModule):
         if self.is_logging_step:
             self._health.add(result.masked)
         loss = result.loss + zero_grad_term(self, self._idle(step))
-        # The wanted gradient is the sum over micro-batches. Lightning divides by their number per rank, DDP (and FSDP) by that of ranks.
+        # The wanted gradient is the sum over micro-batches. Lightning divides by their number per
+        # rank, DDP (and FSDP) by that of ranks.
         return loss * (self.trainer.accumulate_grad_batches * distributed.world_size())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """What had no part in this step (dropped layers, a frozen conv encoder) does not move, on any number of ranks: not even by Adam's
-        momentum."""
+        """What had no part in this step (dropped layers, a frozen conv encoder) does not move, on
+        any number of ranks: not even by Adam's momentum."""
         for parameter in self._idle(self.trainer.global_step):
             parameter.grad = None
 
     def health(self, step: int, values: dict[str, float]) -> dict[str, float]:
-        """Codebook use, scales, norms (pretrain/health.py); alarms are logged, and counted in `health/alarms`."""
+        """Codebook use, scales, norms (pretrain/health.py); alarms are logged, and counted in
+        `health/alarms`.
+        """
         measured = {**self._health.read(), **embedding_norms(self.head)}
         for advice in self._alarms.check(step, {**values, **measured}).values():
             if self.trainer.is_global_zero:
@@ -127,10 +134,8 @@ class PretrainModule(TrainingModule):
     def _flops_of(self, batch: dict[str, Any]) -> float:
         (rows, samples), frozen = batch["waveform"].shape, self.is_frozen(self.trainer.global_step)
         if (rows, samples, frozen) not in self._flops_by_shape:
-            share, head = (
-                batch["masked_frames"] / batch["mask"].numel(),
-                "softmax" if isinstance(self.head, SoftmaxHead) else "cosine",
-            )
+            share = batch["masked_frames"] / batch["mask"].numel()
+            head = "softmax" if isinstance(self.head, SoftmaxHead) else "cosine"
             form: dict[str, Any] = {
                 "head": head,
                 "supervised_layers": 1 + len(self.supervision.intermediate),
@@ -151,7 +156,9 @@ class PretrainModule(TrainingModule):
         return self.freeze_conv_after_steps is not None and step >= self.freeze_conv_after_steps
 
     def layer_keep(self, step: int) -> list[bool] | None:
-        """Which layers run at a step: the same on every rank and in every micro-batch of it. None for all."""
+        """Which layers run at a step: the same on every rank and in every micro-batch of it. None
+        for all.
+        """
         config = self.model.config
         if config.layerdrop == 0:
             return None
@@ -162,7 +169,9 @@ class PretrainModule(TrainingModule):
         ]
 
     def summarise(self, sums: dict[str, float], steps: int, seconds: float) -> dict[str, float]:
-        """Means over the hidden frames since the last logging step; those of visible frames are of this step alone, unless they weigh."""
+        """Means over the hidden frames since the last logging step; those of visible frames are of
+        this step alone, unless they weigh.
+        """
         return {
             "loss": sums["loss"] / max(1, steps),
             **_means(sums),
@@ -264,7 +273,9 @@ class PretrainModule(TrainingModule):
 
 
 def _add(sums: dict[str, Tensor | float], name: str, prediction: Prediction) -> None:
-    """Adds what the meter is to sum up: of the prediction, and of each of several codebooks under `<name>/codebook_<n>`, from 1."""
+    """Adds what the meter is to sum up: of the prediction, and of each of several codebooks under
+    `<name>/codebook_<n>`, from 1.
+    """
     sums |= {
         f"{name}_nll": prediction.nll,
         f"{name}_correct": prediction.correct,
@@ -275,8 +286,9 @@ def _add(sums: dict[str, Tensor | float], name: str, prediction: Prediction) -> 
 
 
 def _means(sums: dict[str, float]) -> dict[str, float]:
-    """{"loss/masked" in nats, "loss/masked_bits", "accuracy/masked"}, the same of visible frames where they were measured, and loss and
-    accuracy of what else there is a sum of, such as "loss/masked/layer_6" or "accuracy/masked/codebook_1"."""
+    """{"loss/masked" in nats, "loss/masked_bits", "accuracy/masked"}, the same of visible frames
+    where they were measured, and loss and accuracy of what else there is a sum of, such as
+    "loss/masked/layer_6" or "accuracy/masked/codebook_1"."""
     means: dict[str, float] = {}
     for name in [key.removesuffix("_frames") for key in sums if key.endswith("_frames")]:
         if frames := sums[f"{name}_frames"]:

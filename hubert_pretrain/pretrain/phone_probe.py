@@ -1,7 +1,9 @@
-"""How much a layer says about phones while it learns: its frames of a little aligned speech, clustered, every so many steps.
+"""How much a layer says about phones while it learns: its frames of a little aligned speech,
+clustered, every so many steps.
 
-Loss and accuracy say how well targets are predicted, not whether the layer that the next iteration will cluster becomes better.
-B utterances, S samples, T frames, N frames of all utterances, D width, K clusters, L layer (1-based).
+Loss and accuracy say how well targets are predicted, not whether the layer that the next iteration
+will cluster becomes better. B utterances, S samples, T frames, N frames of all utterances, D width,
+K clusters, L layer (1-based).
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ FRAMES_PER_CLUSTER = 5
 class PhoneProbe(L.Callback):
     """Logs `health/pnmi` at multiples of `every_steps`.
 
-    Changes nothing: no random number is drawn from torch, modes and weights are as before, and the time counts as no training. The crops
-    have shapes that training has compiled. Ranks share the utterances, equally many each; the first one clusters.
+    Changes nothing: no random number is drawn from torch, modes and weights are as before, and the
+    time counts as no training. The crops have shapes that training has compiled. Ranks share the
+    utterances, equally many each; the first one clusters.
     """
 
     def __init__(
@@ -63,8 +66,12 @@ class PhoneProbe(L.Callback):
             layer: L.
             n_clusters: K.
         """
-        self.micro_batches, self.source, self.layer, self.seed = micro_batches, source, layer, seed
-        self.n_clusters, self.every_steps = n_clusters, every_steps
+        self.micro_batches = micro_batches
+        self.source = source
+        self.layer = layer
+        self.seed = seed
+        self.n_clusters = n_clusters
+        self.every_steps = every_steps
         self.phones = np.concatenate([each.ravel() for each in phones])  # (N,)
         self._waveforms: dict[int, Tensor] = {}
 
@@ -124,7 +131,9 @@ class PhoneProbe(L.Callback):
         return self._waveforms[index]
 
     def _pnmi(self, frames: NDArray[np.float32]) -> float:
-        """Of frames (N, D); those without a phone take part in the clustering only. NaN while the weights are no numbers."""
+        """Of frames (N, D); those without a phone take part in the clustering only. NaN while the
+        weights are no numbers.
+        """
         if not np.isfinite(frames).all():
             return float("nan")
         settings: dict[str, Any] = {
@@ -152,7 +161,8 @@ def make_probe(
     depth: int,
     seed: int,
 ) -> list[PhoneProbe]:
-    """The callback, or none where none is wanted (`every_steps` 0) or, with a warning, the corpus has no phones to measure with.
+    """The callback, or none where none is wanted (`every_steps` 0) or, with a warning, the corpus
+    has no phones to measure with.
 
     Args:
         plan: whose shapes the crops have.
@@ -161,7 +171,8 @@ def make_probe(
         seconds: of aligned speech, at most.
         n_clusters: K.
 
-    Raises ConfigError for a layer that does not exist, and for more clusters than the speech has frames for.
+    Raises ConfigError for a layer that does not exist, and for more clusters than the speech has
+    frames for.
     """
     if every_steps <= 0:
         return []
@@ -194,7 +205,9 @@ def make_probe(
 def _aligned(
     plan: BucketSampler, corpus: Corpus, split: str, seconds: float, seed: int
 ) -> list[MicroBatch]:
-    """Aligned utterances of the split, a random choice of at most so many seconds, in the shapes of training."""
+    """Aligned utterances of the split, a random choice of at most so many seconds, in the shapes of
+    training.
+    """
     lengths = corpus.manifest.num_samples
     rows = corpus.manifest.rows(split)
     rows = (

@@ -1,4 +1,5 @@
-"""Pretraining that begins with the weights of another: more data, another language, the next iteration without starting over.
+"""Pretraining that begins with the weights of another: more data, another language, the next
+iteration without starting over.
 
 Shapes: K clusters of the new targets, J clusters of the old ones, d width of the unit embeddings.
 """
@@ -33,9 +34,13 @@ _FREE = {
     ),
     *("initializer_range", "projection_size"),
 }
-"""Fields of the network that a continued pretraining may have its own of: what is not in the encoder's weights."""
+"""Fields of the network that a continued pretraining may have its own of: what is not in the
+encoder's weights.
+"""
 SAMPLE_FRAMES = 2_000_000
-"""Of both targets, to match clusters by: eleven hours; with K = 500 some thousand frames of each cluster."""
+"""Of both targets, to match clusters by: eleven hours; with K = 500 some thousand frames of each
+cluster.
+"""
 
 
 def warm_start(
@@ -47,18 +52,19 @@ def warm_start(
     choice: str = "auto",
     seed: int = 0,
 ) -> str:
-    """Gives `model` the encoder of a checkpoint, and `head` what fits of its head. Returns one line that says what was done.
+    """Gives `model` the encoder of a checkpoint, and `head` what fits of its head. Returns one line
+    that says what was done.
 
     Args:
-        model: the recipe's network, new.
-        head: the recipe's, for the new targets, new.
-        path: any checkpoint that interop/load.py reads.
-        targets: what will be trained on.
-        choice: of the head: keep, new, warm (unit embeddings of matching clusters; `path` must be a pretrain stage, whose targets lie
+        model: the recipe's network, new. head: the recipe's, for the new targets, new. path: any
+        checkpoint that interop/load.py reads. targets: what will be trained on. choice: of the
+        head: keep, new, warm (unit embeddings of matching clusters; `path` must be a pretrain
+        stage, whose targets lie
             beside it), or auto: kept where number of clusters and codebook are the same, else new.
         seed: of the sample that clusters are matched on.
 
-    Raises ArtefactError when the checkpoint's network or head does not fit the recipe's, naming the fields.
+    Raises ArtefactError when the checkpoint's network or head does not fit the recipe's, naming the
+    fields.
     """
     loaded = load_checkpoint(path)
     _check_network(model.config, loaded.model.config, path)
@@ -83,7 +89,8 @@ def warm_start(
 def cooccurrence(
     new: TargetStore, old: TargetStore, *, seed: int, max_frames: int = SAMPLE_FRAMES
 ) -> NDArray[np.int64]:
-    """(K, J): how many frames have this new and that old id, counted over utterances drawn by the seed until `max_frames`.
+    """(K, J): how many frames have this new and that old id, counted over utterances drawn by the
+    seed until `max_frames`.
 
     Raises ArtefactError when the targets are of different utterances.
     """
@@ -92,7 +99,8 @@ def cooccurrence(
             f"{old.folder}: targets of other utterances than {new.folder}; start_head=warm needs both of one corpus"
         )
     (size,), (old_size,) = _one_codebook(new), _one_codebook(old)
-    counts, frames = np.zeros(size * old_size, dtype=np.int64), 0
+    counts = np.zeros(size * old_size, dtype=np.int64)
+    frames = 0
     for row in permute(np.arange(len(new)), len(new), seed, "matched rows").tolist():
         ids = new.targets(row).astype(np.int64) * old_size + old.targets(row)
         counts += np.bincount(ids, minlength=len(counts))
@@ -105,8 +113,8 @@ def cooccurrence(
 def match(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """(K, J) counts -> (K,): the old cluster of each new one, -1 for one that was not seen.
 
-    First one to one, so that as many frames as possible keep their cluster (Hungarian method); new clusters that are left over go to the
-    old one that they meet most.
+    First one to one, so that as many frames as possible keep their cluster (Hungarian method); new
+    clusters that are left over go to the old one that they meet most.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -151,7 +159,8 @@ def _width(head: CodebookHead) -> int:
 
 
 def _check_network(wanted: HubertConfig, found: HubertConfig, path: Path) -> None:
-    ours, theirs = dataclasses.asdict(wanted), dataclasses.asdict(found)
+    ours = dataclasses.asdict(wanted)
+    theirs = dataclasses.asdict(found)
     differing = [
         f"model.{name} is {theirs[name]} there, {ours[name]} here"
         for name in ours

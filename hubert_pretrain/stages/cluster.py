@@ -24,9 +24,11 @@ from hubert_pretrain.stages.prepare import open_corpus
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
-    """Fits the codebooks of an iteration. Started as several processes (torchrun) they share the frames.
+    """Fits the codebooks of an iteration. Started as several processes (torchrun) they share the
+    frames.
 
-    A killed run computes its frames again (unless they were in a file already); engine `torch` then goes on after its last whole pass.
+    A killed run computes its frames again (unless they were in a file already); engine `torch` then
+    goes on after its last whole pass.
     """
     iteration = stage.split("/")[0]
     corpus = open_corpus(recipe, workspace)
@@ -66,7 +68,9 @@ def fit(
     config = recipe.iterations[iteration].clustering
     budget = int(config.max_memory_gb * 1e9)
     with extraction(recipe, workspace, iteration, layer=layer) as at:
-        grid, dim, features = at.extractor.grid, at.extractor.dim, at.extractor.fingerprint()
+        grid = at.extractor.grid
+        dim = at.extractor.dim
+        features = at.extractor.fingerprint()
         wanted = parse_specs(config.codebooks, dim=dim, n_clusters=config.n_clusters)
         max_hours = min(
             config.max_hours,
@@ -118,7 +122,9 @@ def _settings(recipe: Recipe, iteration: str) -> dict[str, Any]:
 def choose_layer(
     recipe: Recipe, workspace: Workspace, iteration: str, corpus: Corpus, folder: Path
 ) -> tuple[int | None, dict[str, Any]]:
-    """The layer that stands for `features.layer=auto`, and the facts of how it was chosen; (None, {}) where the recipe names a layer."""
+    """The layer that stands for `features.layer=auto`, and the facts of how it was chosen; (None,
+    {}) where the recipe names a layer.
+    """
     if recipe.iterations[iteration].features.get("layer") != AUTO:
         return None, {}
     choice = recipe.iterations[iteration].layer_choice

@@ -1,4 +1,6 @@
-"""Stage `export`: checkpoints -> folders that others load, each compared with what it was made from."""
+"""Stage `export`: checkpoints -> folders that others load, each compared with what it was made
+from.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from hubert_pretrain.pipeline.workspace import Workspace
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
-    """Writes each checkpoint of the recipe into a folder named like its stage, and `report.json` with all differences beside them."""
+    """Writes each checkpoint of the recipe into a folder named like its stage, and `report.json`
+    with all differences beside them.
+    """
     form = export_format(recipe.export.format)
     reports: dict[str, Report] = {}
     names: dict[str, str] = {}

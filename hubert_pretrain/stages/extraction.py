@@ -1,4 +1,6 @@
-"""What the stages that compute frames share, `cluster` and `label`: the extractor of an iteration, on its device."""
+"""What the stages that compute frames share, `cluster` and `label`: the extractor of an iteration,
+on its device.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +37,13 @@ class Extraction:
 def extraction(
     recipe: Recipe, workspace: Workspace, iteration: str, *, layer: Any = None
 ) -> Iterator[Extraction]:
-    """The extractor of an iteration on its device. On a CPU each worker computes with one torch thread, for as long as this is open.
+    """The extractor of an iteration on its device. On a CPU each worker computes with one torch
+    thread, for as long as this is open.
 
     Args:
-        recipe: of the run.
-        workspace: of the run.
-        iteration: which one.
-        layer: what stands for `features.layer: auto`: what the cluster stage chose, as the codebook's `features["layer"]` says.
+        recipe: of the run. workspace: of the run. iteration: which one. layer: what stands for
+        `features.layer: auto`: what the cluster stage chose, as the codebook's `features["layer"]`
+        says.
     """
     node = resolved(dict(recipe.iterations[iteration].features), workspace)
     if node.get("layer") == AUTO:
@@ -57,7 +59,9 @@ def extraction(
 
 
 def resolved(node: Any, workspace: Workspace) -> Any:
-    """A node of features whose checkpoints, at any depth, are folders instead of names of stages."""
+    """A node of features whose checkpoints, at any depth, are folders instead of names of
+    stages.
+    """
     if isinstance(node, dict):
         checkpoint = (
             {"checkpoint": str(workspace.resolve(node["checkpoint"]).path)}

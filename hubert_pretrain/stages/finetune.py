@@ -42,9 +42,12 @@ REPLACED = (
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
-    """Trains from the newest checkpoint in `folder`, or from the start; writes weights, predictions on the test split and curves."""
+    """Trains from the newest checkpoint in `folder`, or from the start; writes weights, predictions
+    on the test split and curves.
+    """
     task_name = stage.split("/")[1]
-    config, seed = recipe.finetune[task_name], derive(recipe.seed, stage)
+    config = recipe.finetune[task_name]
+    seed = derive(recipe.seed, stage)
     corpus = open_corpus(recipe, workspace)
     model = pretrained(
         workspace.resolve(config.checkpoint).path,

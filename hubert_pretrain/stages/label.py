@@ -1,4 +1,6 @@
-"""Stage `it*/label`: corpus x codebook -> the target store, and its quality; or targets of another project, brought in."""
+"""Stage `it*/label`: corpus x codebook -> the target store, and its quality; or targets of another
+project, brought in.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,14 @@ from hubert_pretrain.targets.writer import TargetWriter
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
-    """Labels every utterance of the corpus with the codebooks of the iteration. A killed run goes on at its first unfinished block.
+    """Labels every utterance of the corpus with the codebooks of the iteration. A killed run goes
+    on at its first unfinished block.
 
-    Started as several processes (torchrun, srun, or RANK and WORLD_SIZE by hand) they share the blocks; rank 0 measures.
+    Started as several processes (torchrun, srun, or RANK and WORLD_SIZE by hand) they share the
+    blocks; rank 0 measures.
     """
-    iteration, rank = stage.split("/")[0], distributed.rank()
+    iteration = stage.split("/")[0]
+    rank = distributed.rank()
     corpus = open_corpus(recipe, workspace)
     if source := recipe.iterations[iteration].targets:
         if rank == 0:

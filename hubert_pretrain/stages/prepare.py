@@ -1,4 +1,6 @@
-"""Stage `prepare`: a corpus on disk -> manifest.arrow, alignments.arrow, quarantine.jsonl and card.json."""
+"""Stage `prepare`: a corpus on disk -> manifest.arrow, alignments.arrow, quarantine.jsonl and
+card.json.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ CLAIMS = ".claims"
 
 
 def open_corpus(recipe: Recipe, workspace: Workspace) -> Corpus:
-    """The output of this stage, for those that follow. Raises ArtefactError when there is none yet."""
+    """The output of this stage, for those that follow. Raises ArtefactError when there is none
+    yet.
+    """
     return Corpus.open(
         workspace.artefact("prepare").path,
         Cache.of(recipe.data.cache_dir, recipe.data.cache_gigabytes),
@@ -36,11 +40,12 @@ def open_corpus(recipe: Recipe, workspace: Workspace) -> Corpus:
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
-    """Prepares `recipe.data` in `folder`. Of what a killed run left there, the facts of files it had read are used, the rest written anew.
+    """Prepares `recipe.data` in `folder`. Of what a killed run left there, the facts of files it
+    had read are used, the rest written anew.
 
     Raises:
-        ConfigError: a value of `data.corpus` cannot be.
-        DataError: the corpus is missing or empty, too much of it is unreadable, ids are not unique, or nothing is left to train on.
+        ConfigError: a value of `data.corpus` cannot be. DataError: the corpus is missing or empty,
+        too much of it is unreadable, ids are not unique, or nothing is left to train on.
     """
     data = recipe.data
     source: CorpusSource = compose.build(data.corpus)

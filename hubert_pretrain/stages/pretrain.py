@@ -36,10 +36,14 @@ from hubert_pretrain.training.trainer import fit, validate
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
-    """Trains from the newest checkpoint in `folder`, or from the start; writes weights and curves.png, returns what validation found."""
+    """Trains from the newest checkpoint in `folder`, or from the start; writes weights and
+    curves.png, returns what validation found.
+    """
     iteration = stage.split("/")[0]
-    config, seed = recipe.iterations[iteration].pretrain, derive(recipe.seed, stage)
-    corpus, label = open_corpus(recipe, workspace), workspace.artefact(f"{iteration}/label")
+    config = recipe.iterations[iteration].pretrain
+    seed = derive(recipe.seed, stage)
+    corpus = open_corpus(recipe, workspace)
+    label = workspace.artefact(f"{iteration}/label")
     targets = TargetStore.open(label.path)
     targets.check(corpus.manifest, recipe.model.grid)
     plan = _plan(recipe, config, corpus, seed)
@@ -97,10 +101,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     fit(trainer, module, train, valid, folder)
     if module.validated_step != trainer.global_step:
         validate(trainer, module, valid)
-    model, head = (
-        gather_module(module.model, lambda: Hubert(recipe.model)),
-        gather_module(module.head, lambda: type(module.head)(**module.head.settings)),
-    )
+    model = gather_module(module.model, lambda: Hubert(recipe.model))
+    head = gather_module(module.head, lambda: type(module.head)(**module.head.settings))
     if trainer.is_global_zero:
         made_by = {
             "recipe": recipe.name,
@@ -109,10 +111,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
             "codebook": targets.codebook,
         }
         save_model(folder, model, head=head, extra=made_by)
-        metrics, entropy = (
-            logs.read_metrics(folder / "logs" / "metrics.csv"),
-            label.facts.get("unigram_entropy_nats"),
-        )
+        metrics = logs.read_metrics(folder / "logs" / "metrics.csv")
+        entropy = label.facts.get("unigram_entropy_nats")
         plot_pretraining(
             metrics,
             folder / "curves.png",
@@ -161,22 +161,19 @@ def _module(
     recipe: Recipe, config: PretrainConfig, n_clusters: list[int], seed: int, describe: Any
 ) -> PretrainModule:
     torch.manual_seed(derive(seed, "weights"))
-    model, loss = (
-        Hubert(recipe.model).computed(
-            attention=recipe.trainer.attention, recompute=recipe.trainer.recompute
-        ),
-        config.loss,
+    model = Hubert(recipe.model).computed(
+        attention=recipe.trainer.attention, recompute=recipe.trainer.recompute
     )
+    loss = config.loss
     clock = compile_network(
         model, recipe.trainer.compile, mode=recipe.trainer.compile_mode, shapes=config.max_shapes
     )
-    width, cosine = (
-        recipe.model.projection_size,
-        {"temperature": loss.temperature, "tie_projections": loss.tie_projections},
-    )
+    width = recipe.model.projection_size
+    cosine = {"temperature": loss.temperature, "tie_projections": loss.tie_projections}
     settings: dict[str, Any] = {"projection_size": width, **cosine} if loss.head == "cosine" else {}
     new_head = partial(pretraining_head, recipe.model.hidden_size, n_clusters, **settings)
-    head, own_head = new_head(), new_head if loss.separate_layer_heads else None
+    head = new_head()
+    own_head = new_head if loss.separate_layer_heads else None
     supervision = LayerSupervision(
         recipe.model, layers=loss.supervised_layers, weights=loss.layer_weights, make_head=own_head
     )

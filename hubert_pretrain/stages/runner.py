@@ -23,7 +23,9 @@ FOLLOW_SECONDS = 600.0
 
 
 def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
-    """Runs one stage in this process, unless it is done. Only rank 0 touches the workspace's bookkeeping."""
+    """Runs one stage in this process, unless it is done. Only rank 0 touches the workspace's
+    bookkeeping.
+    """
     for name in stage.inputs:
         workspace.resolve(name)
     check_unchanged(stage, workspace)
@@ -56,7 +58,8 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
 
 
 def _follow(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
-    """What the other ranks do: wait until rank 0 holds the stage and has opened its folder, then work in there with it.
+    """What the other ranks do: wait until rank 0 holds the stage and has opened its folder, then
+    work in there with it.
 
     Stages that one process does are none of their business.
     """

@@ -1,4 +1,6 @@
-"""From a recipe to a trainer: what the stages that train, `pretrain` and `finetune`, have in common."""
+"""From a recipe to a trainer: what the stages that train, `pretrain` and `finetune`, have in
+common.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ _LIGHTNINGS = (
     "progress_bar",
 )
 _RELIABILITY = ("signals", "time_limit_minutes", "hang_minutes")
-"""Fields of TrainerConfig that `build_trainer` takes as they are; others are for the loader, the network, the module."""
+"""Fields of TrainerConfig that `build_trainer` takes as they are; others are for the loader, the
+network, the module.
+"""
 _SAVING = {
     "keep_checkpoints": "keep",
     "keep_every_steps": "keep_every_steps",
@@ -48,9 +52,11 @@ def trainer_of(
     inputs: Mapping[str, Any] | None = None,
     callbacks: Sequence[L.Callback] = (),
 ) -> L.Trainer:
-    """The trainer of a stage, whose steps are `micro_batches` micro-batches over all devices; checkpoints and logs lie in `folder`.
+    """The trainer of a stage, whose steps are `micro_batches` micro-batches over all devices;
+    checkpoints and logs lie in `folder`.
 
-    Each checkpoint says which recipe, versions and `inputs` (plain values: fingerprints of codebook and targets) it comes from.
+    Each checkpoint says which recipe, versions and `inputs` (plain values: fingerprints of codebook
+    and targets) it comes from.
     """
     trainer = vars(recipe.trainer)
     about = {

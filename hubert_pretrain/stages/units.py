@@ -1,4 +1,6 @@
-"""The unit extractor of a run, from the folder of its cluster stage alone: codebooks, and the features that they were fitted on."""
+"""The unit extractor of a run, from the folder of its cluster stage alone: codebooks, and the
+features that they were fitted on.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,13 @@ def load_units(
     """Units as the label stage after this cluster stage gives them.
 
     Args:
-        folder: of a cluster stage, such as runs/demo/it2/cluster.
-        checkpoint: where the features' checkpoint lies now; None: where the recipe said, beside the folder.
-        device: where frames are computed.
+        folder: of a cluster stage, such as runs/demo/it2/cluster. checkpoint: where the features'
+        checkpoint lies now; None: where the recipe said, beside the folder. device: where frames
+        are computed.
 
     Raises:
-        ArtefactError: the folder is no finished cluster stage, the checkpoint is not found, or it is another one than the codebooks were
+        ArtefactError: the folder is no finished cluster stage, the checkpoint is not found, or it
+        is another one than the codebooks were
             fitted on (by its hash, wherever it lies).
     """
     folder = Path(folder).absolute()

@@ -1,7 +1,8 @@
-"""fairseq's targets: `<split>.tsv` names files and their samples, `<split>.km` has a line of labels for each, `dict.km.txt` every label.
+"""fairseq's targets: `<split>.tsv` names files and their samples, `<split>.km` has a line of labels
+for each, `dict.km.txt` every label.
 
-Reading runs no code and keeps only where each line begins, so labels of any size fit into memory. Of several codebooks there are
-`<split>.km1`, `<split>.km2`, ... T frames, K clusters.
+Reading runs no code and keeps only where each line begins, so labels of any size fit into memory.
+Of several codebooks there are `<split>.km1`, `<split>.km2`, ... T frames, K clusters.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from hubert_pretrain.frames import MFCC_GRID, SAMPLE_RATE, FrameGrid
 from hubert_pretrain.targets.store import TargetStore, check_ids, frames_of, length_message
 
 DOUBLE_RATE = 0.1
-"""How far from 2 the labels per frame of a whole file may be for it to be taken for one of 100 Hz (edges cost a frame per utterance)."""
+"""How far from 2 the labels per frame of a whole file may be for it to be taken for one of 100 Hz
+(edges cost a frame per utterance).
+"""
 
 
 def is_km_folder(folder: Path) -> bool:
@@ -33,17 +36,21 @@ def is_km_folder(folder: Path) -> bool:
     return any(folder.glob("*.tsv")) and any(folder.glob("*.km*"))
 
 
-# -- out --------------------------------------------------------------------------------------------------------------------------
+# -- out
+# --------------------------------------------------------------------------------------------------------------------------
 
 
 def write_km(folder: Path, corpus: Corpus, store: TargetStore) -> list[Path]:
-    """Writes what `fairseq-hydra-train ... task.labels=["km"] task.label_rate=50` reads; returns the files.
+    """Writes what `fairseq-hydra-train ... task.labels=["km"] task.label_rate=50` reads; returns
+    the files.
 
-    Raises DataError for an utterance that fairseq could not read: a part of a file, or of a shard, or of another rate than 16 kHz.
+    Raises DataError for an utterance that fairseq could not read: a part of a file, or of a shard,
+    or of another rate than 16 kHz.
     """
     store.check(corpus.manifest)
     folder.mkdir(parents=True, exist_ok=True)
-    names, written = label_names(len(store.sizes)), []
+    names = label_names(len(store.sizes))
+    written = []
     for name, size in zip(names, store.sizes, strict=True):
         written.append(folder / f"dict.{name}.txt")
         written[-1].write_text("".join(f"{unit} 1\n" for unit in range(size)))
@@ -86,7 +93,8 @@ def label_names(codebooks: int) -> list[str]:
     return ["km"] if codebooks == 1 else [f"km{number}" for number in range(1, codebooks + 1)]
 
 
-# -- in ---------------------------------------------------------------------------------------------------------------------------
+# -- in
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -111,9 +119,11 @@ class _Entry:
 
 @dataclass
 class KmTargets:
-    """Labels of fairseq for the rows of a manifest, found by path or by utterance id, whatever their order and their splits.
+    """Labels of fairseq for the rows of a manifest, found by path or by utterance id, whatever
+    their order and their splits.
 
-    Everything is checked when it is opened but the labels themselves, which are checked when they are read (`ids`).
+    Everything is checked when it is opened but the labels themselves, which are checked when they
+    are read (`ids`).
     """
 
     folder: Path
@@ -121,7 +131,9 @@ class KmTargets:
     grid: FrameGrid
     """The model's: what labels are brought to."""
     tolerance: int = 0
-    """Frames that an utterance's labels may be too many (cut at the end) or too few (the last one repeated)."""
+    """Frames that an utterance's labels may be too many (cut at the end) or too few (the last one
+    repeated).
+    """
     n_clusters: Sequence[int] | None = None
     """K of each codebook, when there is no `dict.km.txt`."""
     trimmed: int = field(default=0, init=False)
@@ -165,7 +177,8 @@ class KmTargets:
     def ids(self, row: int) -> NDArray[np.int64]:
         """The labels of a manifest row on the model's grid, (T,) or (T, N).
 
-        Raises DataError naming the file, line and utterance when a label is no whole number or not below K, or the lengths differ by
+        Raises DataError naming the file, line and utterance when a label is no whole number or not
+        below K, or the lengths differ by
         more than the tolerance.
         """
         columns = [
@@ -191,7 +204,8 @@ class KmTargets:
 
     def _column(self, row: int, name: str, size: int) -> NDArray[np.int64]:
         line = self._lines[row]
-        lines, utterance = self._files[line.split, name], self.manifest[row].id
+        lines = self._files[line.split, name]
+        utterance = self.manifest[row].id
         ids = lines.ids(line.number, utterance)[:: self.step]
         expected = int(self.grid.num_frames(int(self.manifest.num_samples[row])))
         try:
@@ -273,7 +287,9 @@ class KmTargets:
         return rows
 
     def _match(self, entries: list[_Entry]) -> list[KmLine]:
-        """The line of every manifest row: by its path, else by its id, which is the path below the root or the name, without suffix."""
+        """The line of every manifest row: by its path, else by its id, which is the path below the
+        root or the name, without suffix.
+        """
         names = Counter(entry.name.name for entry in entries)
         by_id = {entry.name.name: entry for entry in entries if names[entry.name.name] == 1}
         by_id |= {str(entry.name): entry for entry in entries}
@@ -296,7 +312,9 @@ class KmTargets:
         return found
 
     def _rate(self) -> int:
-        """1, or 2 when the labels of the whole corpus are twice as many as its frames, as of Kaldi's 100 Hz."""
+        """1, or 2 when the labels of the whole corpus are twice as many as its frames, as of
+        Kaldi's 100 Hz.
+        """
         if self.grid.hop != 2 * MFCC_GRID.hop:
             return 1
         expected = int(frames_of(self.manifest, self.grid).sum())
@@ -313,7 +331,8 @@ class _Lines:
         self.path = path
         if not path.is_file():
             raise DataError(f"{path}: missing; put the labels of {path.stem}.tsv there")
-        self._lengths, ends = [], [0]
+        self._lengths = []
+        ends = [0]
         with open(path, "rb") as file:
             for line in file:
                 self._lengths.append(len(line.split()))

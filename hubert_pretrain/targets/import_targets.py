@@ -1,4 +1,6 @@
-"""Targets that others made, as a target store of ours: fairseq's `.km` files, or a store of another run on the same corpus."""
+"""Targets that others made, as a target store of ours: fairseq's `.km` files, or a store of another
+run on the same corpus.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ def import_targets(
     tolerance: int = 0,
     n_clusters: Sequence[int] | None = None,
 ) -> str:
-    """Writes a store into `folder` for the rows of a manifest. An interrupted one goes on where it was.
+    """Writes a store into `folder` for the rows of a manifest. An interrupted one goes on where it
+    was.
 
     Args:
         source: folder with `.km` and `.tsv` files, or with a store.
@@ -81,7 +84,9 @@ def import_targets(
 
 
 def _refuse_constant(store: TargetStore) -> None:
-    """A dictionary without its labels once made every label the same one, and a month of training learnt nothing (fairseq#4521)."""
+    """A dictionary without its labels once made every label the same one, and a month of training
+    learnt nothing (fairseq#4521).
+    """
     for number, size in enumerate(store.sizes):
         if len(store) and size > 1 and np.ptp(store.ids[:, number]) == 0:
             raise DataError(

@@ -30,15 +30,17 @@ def label_corpus(
     rank: int = 0,
     world_size: int = 1,
 ) -> None:
-    """Fills the blocks of a store that are not done: each utterance is read, made into frames, assigned and forgotten.
+    """Fills the blocks of a store that are not done: each utterance is read, made into frames,
+    assigned and forgotten.
 
-    Process `rank` of `world_size` fills its own share of the blocks, then helps with what the others have left. So nobody waits for
-    anybody, all is done when the first process returns, and processes that died or never started only make it slower.
+    Process `rank` of `world_size` fills its own share of the blocks, then helps with what the
+    others have left. So nobody waits for anybody, all is done when the first process returns, and
+    processes that died or never started only make it slower.
 
     Raises:
-        ArtefactError: the codebooks were fitted on other features than the extractor's.
-        DataError: audio cannot be read or gives NaN; the message names the utterance. Blocks before it stay done.
-        HubertPretrainError: the disk is full.
+        ArtefactError: the codebooks were fitted on other features than the extractor's. DataError:
+        audio cannot be read or gives NaN; the message names the utterance. Blocks before it stay
+        done. HubertPretrainError: the disk is full.
     """
     codebooks.check_features(extractor)
     codebooks = codebooks.to(device)
@@ -65,7 +67,9 @@ def label_corpus(
 
 
 def _next_blocks(pending: NDArray[np.int64], own: range, at_once: int, rank: int) -> list[int]:
-    """Pending blocks of the own share; when there are none, a single one of another's, from the end, which that one comes to last."""
+    """Pending blocks of the own share; when there are none, a single one of another's, from the
+    end, which that one comes to last.
+    """
     mine = [block for block in pending.tolist() if block in own]
     if mine or len(pending) == 0:
         return mine[:at_once]

@@ -1,4 +1,6 @@
-"""Targets at a glance: which phones each unit stands for, how often units are used, how long their runs are. K clusters, P phones."""
+"""Targets at a glance: which phones each unit stands for, how often units are used, how long their
+runs are. K clusters, P phones.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def plot_targets(store: TargetStore, corpus: Corpus, path: Path, codebook: int =
 
 
 def sorted_shares(joint: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """P(phone | unit) as (P, used units) from counts (K, P), phones by frequency, and units in the order of the phone they mostly are."""
+    """P(phone | unit) as (P, used units) from counts (K, P), phones by frequency, and units in the
+    order of the phone they mostly are.
+    """
     phones = np.argsort(-joint.sum(axis=0), kind="stable")
     used = joint[joint.sum(axis=1) > 0][:, phones]
     shares = used / used.sum(axis=1, keepdims=True)

@@ -1,6 +1,8 @@
-"""What targets are worth: the facts of a label stage, and of any two stores of one corpus. K clusters, P phones, N codebooks.
+"""What targets are worth: the facts of a label stage, and of any two stores of one corpus. K
+clusters, P phones, N codebooks.
 
-Everything is computed from the finished store, so the facts do not depend on how often its making was interrupted.
+Everything is computed from the finished store, so the facts do not depend on how often its making
+was interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from hubert_pretrain.targets.store import TargetStore, one_or_several
 FRAMES_AT_ONCE = 1 << 24
 """Frames per pass of `count_ids`."""
 ROWS_TO_LOOK_AT = 50_000
-"""Runs, speakers and single words are measured on so many utterances of `train`, evenly spaced, when there are more."""
+"""Runs, speakers and single words are measured on so many utterances of `train`, evenly spaced,
+when there are more.
+"""
 SPEAKERS_TO_LOOK_AT = 1000
 ROWS_FOR_ABX = 2000
 """Aligned utterances, evenly spaced, whose phones are compared: some two hours."""
@@ -48,9 +52,11 @@ MEANS = (
 def measure_targets(store: TargetStore, corpus: Corpus) -> dict[str, Any]:
     """The facts of a label stage. None where a corpus has nothing to measure with.
 
-    Phone measures are over all rows with an alignment; entropy, use of clusters, runs and speakers over split `train`, whose entropy is
-    what a masked loss must fall below to have learnt more than how frequent each cluster is. With several codebooks the entropy is the
-    sum over them, as the loss is; ABX is of all of them together; the other measures are means, and `codebooks` has those of each.
+    Phone measures are over all rows with an alignment; entropy, use of clusters, runs and speakers
+    over split `train`, whose entropy is what a masked loss must fall below to have learnt more than
+    how frequent each cluster is. With several codebooks the entropy is the sum over them, as the
+    loss is; ABX is of all of them together; the other measures are means, and `codebooks` has those
+    of each.
     """
     facts: dict[str, Any] = {"n_clusters": one_or_several(store.sizes)}
     each = [_measure_codebook(store, corpus, number) for number in range(len(store.sizes))]
@@ -90,7 +96,9 @@ def _measure_codebook(store: TargetStore, corpus: Corpus, codebook: int) -> dict
 
 
 def _abx(store: TargetStore, corpus: Corpus) -> dict[str, float | None]:
-    """Of the ids themselves: of phones in context, or without alignments of words, where utterances are single words."""
+    """Of the ids themselves: of phones in context, or without alignments of words, where utterances
+    are single words.
+    """
     if corpus.alignments is not None:
         items = phone_items(corpus, spread(corpus.alignments.rows(), ROWS_FOR_ABX), store.grid)
     else:
@@ -110,10 +118,13 @@ def count_ids(store: TargetStore, rows: NDArray[np.int64], codebook: int = 0) ->
 
 
 def count_phones(store: TargetStore, corpus: Corpus, codebook: int = 0) -> NDArray[np.int64]:
-    """Joint counts (K, P) of ids and the phones at the frames' centres, over all aligned rows. P >= 1."""
+    """Joint counts (K, P) of ids and the phones at the frames' centres, over all aligned rows. P >=
+    1.
+    """
     alignments = corpus.alignments
     assert alignments is not None
-    size, n_phones = store.sizes[codebook], max(1, len(alignments.phones))
+    size = store.sizes[codebook]
+    n_phones = max(1, len(alignments.phones))
     joint = np.zeros((size, n_phones), dtype=np.int64)
     for row in map(int, alignments.rows()):
         ids = store.frames(row)[:, codebook]
@@ -124,10 +135,13 @@ def count_phones(store: TargetStore, corpus: Corpus, codebook: int = 0) -> NDArr
 
 
 def count_speakers(store: TargetStore, corpus: Corpus, codebook: int = 0) -> NDArray[np.int64]:
-    """Joint counts (K, speakers) of ids and who speaks, over `train`; of at most SPEAKERS_TO_LOOK_AT speakers. One column without names."""
+    """Joint counts (K, speakers) of ids and who speaks, over `train`; of at most
+    SPEAKERS_TO_LOOK_AT speakers. One column without names.
+    """
     rows = spread(corpus.manifest.rows("train"), ROWS_TO_LOOK_AT)
     speakers = corpus.manifest.take("speaker", rows)
-    numbers, names = speakers.indices.to_numpy(), speakers.dictionary.to_pylist()
+    numbers = speakers.indices.to_numpy()
+    names = speakers.dictionary.to_pylist()
     joint = np.zeros(
         (store.sizes[codebook], max(1, min(len(names), SPEAKERS_TO_LOOK_AT))), dtype=np.int64
     )
@@ -140,7 +154,9 @@ def count_speakers(store: TargetStore, corpus: Corpus, codebook: int = 0) -> NDA
 def count_both(
     store: TargetStore, other: TargetStore, codebook: int = 0, other_codebook: int = 0
 ) -> NDArray[np.int64]:
-    """Joint counts (K, K') of the ids that two stores give the same frames. Raises ArtefactError when their frames are not the same."""
+    """Joint counts (K, K') of the ids that two stores give the same frames. Raises ArtefactError
+    when their frames are not the same.
+    """
     if store.manifest_fingerprint != other.manifest_fingerprint or not np.array_equal(
         store.offsets, other.offsets
     ):
@@ -159,7 +175,8 @@ def count_both(
 
 
 def stability(store: TargetStore, other: TargetStore) -> list[float]:
-    """Adjusted mutual information of two stores of one corpus, codebook by codebook: 1 when they say the same, 0 when unrelated.
+    """Adjusted mutual information of two stores of one corpus, codebook by codebook: 1 when they
+    say the same, 0 when unrelated.
 
     Raises ArtefactError when they are not of the same frames, or have another number of codebooks.
     """
@@ -188,10 +205,12 @@ def mean_phone_ms(corpus: Corpus) -> float | None:
     """Mean length of an aligned phone: what runs of units may be compared with."""
     if corpus.alignments is None:
         return None
-    total, count = 0, 0
+    total = 0
+    count = 0
     for row in map(int, spread(corpus.alignments.rows(), ROWS_TO_LOOK_AT)):
         phones, starts, ends = corpus.alignments.intervals(row)
-        total, count = total + int((ends - starts).sum()), count + len(phones)
+        total = total + int((ends - starts).sum())
+        count = count + len(phones)
     return 1000 * seconds(total) / count if count else None
 
 

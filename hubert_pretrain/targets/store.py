@@ -1,13 +1,14 @@
-"""The target store: the cluster ids of every frame of every utterance of a manifest, as a memory map of 16-bit numbers.
+"""The target store: the cluster ids of every frame of every utterance of a manifest, as a memory
+map of 16-bit numbers.
 
 A folder with
     targets.bin   uint16, the ids of all rows behind one another; of several codebooks the N ids of a frame side by side
     offsets.npy   int64 (rows + 1): row i has the frames [offsets[i], offsets[i + 1])
     blocks.done   one byte per block of rows, 1 when its ids are on disk
     store.json    grid, numbers of clusters, the codebook's and the manifest's fingerprints
-LibriSpeech's 960 hours are 346 MB. Every file is allocated before the first id is known, so any process can write any block at any time
-(targets/writer.py), and the bytes do not depend on who wrote them or how often the work was interrupted.
-T frames, N codebooks of K_1 ... K_N clusters.
+LibriSpeech's 960 hours are 346 MB. Every file is allocated before the first id is known, so any
+process can write any block at any time (targets/writer.py), and the bytes do not depend on who
+wrote them or how often the work was interrupted. T frames, N codebooks of K_1 ... K_N clusters.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from hubert_pretrain.files import read_json
 from hubert_pretrain.frames import FrameGrid, rate_hint
 
 FORMAT = "hubert_pretrain.targets.1"
-TARGETS, OFFSETS, MARKS, DESCRIPTION = "targets.bin", "offsets.npy", "blocks.done", "store.json"
+TARGETS = "targets.bin"
+OFFSETS = "offsets.npy"
+MARKS = "blocks.done"
+DESCRIPTION = "store.json"
 DTYPE = np.dtype("<u2")
 
 
@@ -35,12 +39,14 @@ class TargetStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._description = read_description(folder)
-        rows, block_rows = int(self._description["rows"]), int(self._description["block_rows"])
+        rows = int(self._description["rows"])
+        block_rows = int(self._description["block_rows"])
         self._check_marks(-(-rows // block_rows))
         self.offsets: NDArray[np.int64] = load_offsets(folder, rows)
         """(rows + 1) int64."""
         shape = (int(self.offsets[-1]), len(self.sizes))
-        expected, found = DTYPE.itemsize * shape[0] * shape[1], _size(folder / TARGETS)
+        expected = DTYPE.itemsize * shape[0] * shape[1]
+        found = _size(folder / TARGETS)
         if found != expected:
             raise ArtefactError(
                 f"{folder / TARGETS}: has {found} bytes, expected {expected}; it was cut, label again"
@@ -52,7 +58,9 @@ class TargetStore:
 
     @staticmethod
     def open(folder: str | Path) -> TargetStore:
-        """Opens the output of a label stage in O(1). Raises ArtefactError when it is missing, damaged or unfinished."""
+        """Opens the output of a label stage in O(1). Raises ArtefactError when it is missing,
+        damaged or unfinished.
+        """
         return TargetStore(Path(folder).absolute())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -82,7 +90,8 @@ class TargetStore:
         return str(self._description["manifest"])
 
     def targets(self, row: int) -> NDArray[np.uint16]:
-        """Cluster ids of a manifest row, (T,), or (T, N) for several codebooks: a read-only view of the file.
+        """Cluster ids of a manifest row, (T,), or (T, N) for several codebooks: a read-only view of
+        the file.
 
         Raises ArtefactError for an id that is not below its K.
         """
@@ -105,7 +114,9 @@ class TargetStore:
         return ids
 
     def check(self, manifest: Manifest, grid: FrameGrid | None = None) -> None:
-        """Raises ArtefactError naming the first difference when the targets were not made for this manifest, or for another grid."""
+        """Raises ArtefactError naming the first difference when the targets were not made for this
+        manifest, or for another grid.
+        """
         if grid is not None and grid != self.grid:
             raise ArtefactError(
                 f"{self.folder}: targets come {self.grid.frames_per_second:g} times a second (a window of {self.grid.window} samples every "
@@ -117,7 +128,8 @@ class TargetStore:
             raise ArtefactError(
                 f"{self.folder}: targets of {len(self)} utterances, but {manifest.path} has {len(manifest)}; run the label stage again"
             )
-        found, expected = np.diff(self.offsets), frames_of(manifest, self.grid)
+        found = np.diff(self.offsets)
+        expected = frames_of(manifest, self.grid)
         if len(rows := np.flatnonzero(found != expected)):
             row = int(rows[0])
             raise ArtefactError(
@@ -148,7 +160,9 @@ class TargetStore:
 def check_ids(
     ids: NDArray[np.integer], *, num_frames: int, n_clusters: int | Sequence[int], utterance: str
 ) -> None:
-    """Raises DataError when ids are not whole numbers in [0, K), or not one per frame (and codebook) of the utterance."""
+    """Raises DataError when ids are not whole numbers in [0, K), or not one per frame (and
+    codebook) of the utterance.
+    """
     sizes = as_sizes(n_clusters)
     if (
         ids.shape[1:] != (() if len(sizes) == 1 else (len(sizes),))
@@ -169,7 +183,8 @@ def check_ids(
     outside = (columns < 0) | (columns >= np.array(sizes))
     if outside.any():
         frame, codebook = map(int, np.argwhere(outside)[0])
-        which, size = f" {codebook + 1}" if len(sizes) > 1 else "", sizes[codebook]
+        which = f" {codebook + 1}" if len(sizes) > 1 else ""
+        size = sizes[codebook]
         raise DataError(
             f"targets of {utterance!r}: id {int(columns[frame, codebook])} at frame {frame}, but the codebook{which} has K={size} clusters "
             f"(0 to {size - 1}); label with the codebook that these targets are to be trained with"
@@ -208,7 +223,9 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def load_offsets(folder: Path, rows: int) -> NDArray[np.int64]:
-    """`offsets.npy` as a memory map. Raises ArtefactError when it is missing, cut or of another number of rows."""
+    """`offsets.npy` as a memory map. Raises ArtefactError when it is missing, cut or of another
+    number of rows.
+    """
     path = folder / OFFSETS
     try:
         offsets: NDArray[np.int64] = np.load(path, mmap_mode="r")

@@ -1,4 +1,5 @@
-"""Units as a product: waveforms -> cluster ids and their runs, of whole recordings or of audio that is still arriving.
+"""Units as a product: waveforms -> cluster ids and their runs, of whole recordings or of audio that
+is still arriving.
 
 S samples, T frames, D width, N codebooks, R runs.
 """
@@ -19,8 +20,12 @@ from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features.extractor import Extractor
 from hubert_pretrain.frames import FrameGrid, samples, seconds
 
-LAYER_CHUNK_SECONDS, LAYER_PAST_SECONDS, LAYER_FUTURE_SECONDS = 0.5, 4.0, 0.5
-"""How a layer of a network is streamed unless one says otherwise: each half second, with four seconds before it and half a second after."""
+LAYER_CHUNK_SECONDS = 0.5
+LAYER_PAST_SECONDS = 4.0
+LAYER_FUTURE_SECONDS = 0.5
+"""How a layer of a network is streamed unless one says otherwise: each half second, with four
+seconds before it and half a second after.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,9 @@ class Run:
 
 
 def runs(ids: NDArray[np.integer], start_frame: int = 0) -> list[Run]:
-    """Units without repetitions: ids (T,) or (T, N) -> R runs, the first of which begins at `start_frame`."""
+    """Units without repetitions: ids (T,) or (T, N) -> R runs, the first of which begins at
+    `start_frame`.
+    """
     starts, lengths = run_lengths(ids)
     return [
         Run(_unit(ids[at]), start_frame + at, length)
@@ -63,14 +70,13 @@ class UnitExtractor:
             device: where frames are computed.
 
         Raises:
-            ArtefactError: the codebooks were fitted on other features; the message names each difference.
+            ArtefactError: the codebooks were fitted on other features; the message names each
+            difference.
         """
         codebooks.check_features(extractor)
-        self.extractor, self.codebooks, self.device = (
-            extractor,
-            codebooks.to(device),
-            torch.device(device),
-        )
+        self.extractor = extractor
+        self.codebooks = codebooks.to(device)
+        self.device = torch.device(device)
 
     @property
     def grid(self) -> FrameGrid:
@@ -78,7 +84,9 @@ class UnitExtractor:
         return self.codebooks.grid
 
     def __call__(self, waveform: NDArray[np.float32] | Tensor) -> NDArray[np.int64]:
-        """A recording of any length (S,), at 16 kHz, not normalised -> units (T,), or (T, N) of several codebooks."""
+        """A recording of any length (S,), at 16 kHz, not normalised -> units (T,), or (T, N) of
+        several codebooks.
+        """
         if len(waveform) < self.grid.window:
             return self.nothing
         with torch.inference_mode():
@@ -94,14 +102,17 @@ class UnitExtractor:
         return np.empty((0,) if codebooks == 1 else (0, codebooks), dtype=np.int64)
 
 
-# -- audio that is still arriving -------------------------------------------------------------------------------------------------
+# -- audio that is still arriving
+# -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class StreamPolicy:
-    """How arriving audio is cut: `chunk_frames` at a time, each computed with the frames around it as one short recording.
+    """How arriving audio is cut: `chunk_frames` at a time, each computed with the frames around it
+    as one short recording.
 
-    The cuts lie at multiples of `chunk_frames` whatever pieces the audio comes in, so the units do not depend on the pieces.
+    The cuts lie at multiples of `chunk_frames` whatever pieces the audio comes in, so the units do
+    not depend on the pieces.
     """
 
     chunk_frames: int
@@ -110,7 +121,9 @@ class StreamPolicy:
     future_frames: int
     """That it sees after itself, and waits for."""
     exact: bool
-    """Whether the units are those of the whole recording, up to ties. If not, they are those of this policy on the whole recording."""
+    """Whether the units are those of the whole recording, up to ties. If not, they are those of
+    this policy on the whole recording.
+    """
 
     def __post_init__(self) -> None:
         if self.chunk_frames < 1 or min(self.past_frames, self.future_frames) < 0:
@@ -120,13 +133,18 @@ class StreamPolicy:
             )
 
     def latency_seconds(self, grid: FrameGrid) -> float:
-        """From the first sample of a frame to its unit, at most, computing apart: its chunk and what that waits for."""
+        """From the first sample of a frame to its unit, at most, computing apart: its chunk and
+        what that waits for.
+        """
         return seconds(grid.num_samples(self.chunk_frames + self.future_frames))
 
     @staticmethod
     def of(extractor: Extractor, *, chunk_frames: int | None = None) -> StreamPolicy:
-        """The exact policy where frames depend only on those near them (MFCC: 5 frames at a time, 145 ms), else one for layers."""
-        reach, grid = local_reach(extractor.fingerprint()), extractor.grid
+        """The exact policy where frames depend only on those near them (MFCC: 5 frames at a time,
+        145 ms), else one for layers.
+        """
+        reach = local_reach(extractor.fingerprint())
+        grid = extractor.grid
         if reach is not None:
             return StreamPolicy(chunk_frames or 5, *reach, exact=True)
         past, future, chunk = (
@@ -137,7 +155,9 @@ class StreamPolicy:
 
 
 def local_reach(features: dict[str, Any]) -> tuple[int, int] | None:
-    """How many frames before and after itself a frame of these features depends on; None when on the whole recording."""
+    """How many frames before and after itself a frame of these features depends on; None when on
+    the whole recording.
+    """
     kind = features.get("kind")
     if kind == "mfcc":
         return (
@@ -163,11 +183,13 @@ def local_reach(features: dict[str, Any]) -> tuple[int, int] | None:
 
 
 class UnitStream:
-    """Units of audio that arrives in pieces of any size. The units are the same whatever the pieces are.
+    """Units of audio that arrives in pieces of any size. The units are the same whatever the pieces
+    are.
 
-    A chunk is computed by itself: what a network's layer would take from the whole recording (attention, the mean and variance of a
-    group norm, the normalisation of the waveform) it takes from the chunk and its surroundings, so there the units differ from those of
-    `UnitExtractor` on the whole recording. With an exact policy they do not.
+    A chunk is computed by itself: what a network's layer would take from the whole recording
+    (attention, the mean and variance of a group norm, the normalisation of the waveform) it takes
+    from the chunk and its surroundings, so there the units differ from those of `UnitExtractor` on
+    the whole recording. With an exact policy they do not.
     """
 
     def __init__(self, extract: UnitExtractor, policy: StreamPolicy | None = None) -> None:
@@ -186,7 +208,9 @@ class UnitStream:
         return self.policy.latency_seconds(self.extract.grid)
 
     def push(self, piece: NDArray[np.float32]) -> NDArray[np.int64]:
-        """More audio (S,) at 16 kHz in [-1, 1], of any length, also none -> the units (T,) or (T, N) that are certain now."""
+        """More audio (S,) at 16 kHz in [-1, 1], of any length, also none -> the units (T,) or (T,
+        N) that are certain now.
+        """
         self._samples = np.concatenate([self._samples, np.asarray(piece, dtype=np.float32)])
         found = [self.extract.nothing]
         ahead = self.policy.chunk_frames + self.policy.future_frames
@@ -199,13 +223,17 @@ class UnitStream:
         return np.concatenate(found)
 
     def finish(self) -> NDArray[np.int64]:
-        """The end of the recording -> the units that were still waited for. The stream is then as new, for another recording."""
+        """The end of the recording -> the units that were still waited for. The stream is then as
+        new, for another recording.
+        """
         found = [self.extract.nothing]
         while self._next_frame < self._available:
             found.append(
                 self._chunk(len(self._samples))
             )  # all there is: a feature's own frames may be denser than ours
-        self._samples, self._first_frame, self._next_frame = np.empty(0, dtype=np.float32), 0, 0
+        self._samples = np.empty(0, dtype=np.float32)
+        self._first_frame = 0
+        self._next_frame = 0
         return np.concatenate(found)
 
     @property
@@ -215,7 +243,9 @@ class UnitStream:
 
     def _chunk(self, num_samples: int) -> NDArray[np.int64]:
         """The next chunk, from so many of the samples that are there."""
-        grid, start, available = self.extract.grid, self._first_frame, self._available
+        grid = self.extract.grid
+        start = self._first_frame
+        available = self._available
         keep_stop = min(self._next_frame + self.policy.chunk_frames, available)
         units = self.extract(self._samples[:num_samples])[
             self._next_frame - start : keep_stop - start
@@ -248,7 +278,9 @@ class RunStream:
 
     def finish(self) -> list[Run]:
         """The end -> the last run, if there is one."""
-        last, self._open, self._frames = self._open, None, 0
+        last = self._open
+        self._open = None
+        self._frames = 0
         return [] if last is None else [last]
 
 

@@ -1,4 +1,6 @@
-"""Writing a target store: any number of processes, killed at any time, leave the same bytes. T frames, N codebooks, K clusters."""
+"""Writing a target store: any number of processes, killed at any time, leave the same bytes. T
+frames, N codebooks, K clusters.
+"""
 
 from __future__ import annotations
 
@@ -59,9 +61,11 @@ class Origin(Protocol):
 
 
 class TargetWriter:
-    """Writes a store block by block; what is marked as done is never written again, and what two processes write is the same.
+    """Writes a store block by block; what is marked as done is never written again, and what two
+    processes write is the same.
 
-    The files stay open: the folder may be renamed, because it is finished, while a process is still at a block that another has done.
+    The files stay open: the folder may be renamed, because it is finished, while a process is still
+    at a block that another has done.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -69,16 +73,19 @@ class TargetWriter:
         self._manifest = manifest
         self._description = read_description(folder)
         self._offsets = load_offsets(folder, len(manifest))
-        # O_DSYNC: what was written is on disk when the call returns. It also keeps a network file system from writing whole pages back,
-        # and with them older bytes of the blocks of other machines.
+        # O_DSYNC: what was written is on disk when the call returns. It also keeps a network file
+        # system from writing whole pages back, and with them older bytes of the blocks of other
+        # machines.
         flags = os.O_RDWR | getattr(os, "O_DSYNC", os.O_SYNC)
-        self._targets, self._marks = _File(folder / TARGETS, flags), _File(folder / MARKS, flags)
+        self._targets = _File(folder / TARGETS, flags)
+        self._marks = _File(folder / MARKS, flags)
 
     @staticmethod
     def create(
         folder: Path, manifest: Manifest, origin: Origin, *, block_rows: int = BLOCK_ROWS
     ) -> TargetWriter:
-        """Allocates a store in `folder`, or opens the one that an interrupted run of the same work left there.
+        """Allocates a store in `folder`, or opens the one that an interrupted run of the same work
+        left there.
 
         Raises:
             ConfigError: more clusters than 16 bits can number.
@@ -111,14 +118,13 @@ class TargetWriter:
         block_rows: int = BLOCK_ROWS,
         patience_seconds: float = 600.0,
     ) -> TargetWriter | None:
-        """Opens the store that rank 0 creates for the same work; waits until it is there. None when all of the work is done by then.
+        """Opens the store that rank 0 creates for the same work; waits until it is there. None when
+        all of the work is done by then.
 
         Raises ArtefactError when there is none after `patience_seconds`.
         """
-        description, deadline = (
-            _describe(manifest, origin, block_rows),
-            time.monotonic() + patience_seconds,
-        )
+        description = _describe(manifest, origin, block_rows)
+        deadline = time.monotonic() + patience_seconds
         while not is_done():
             if read_json(folder / DESCRIPTION) == description:
                 with suppress(ArtefactError, OSError):  # finished, and so renamed, at this moment
@@ -147,12 +153,15 @@ class TargetWriter:
         return np.arange(block * size, min((block + 1) * size, len(self._manifest)), dtype=np.int64)
 
     def write(self, block: int, ids: Sequence[NDArray[np.integer]]) -> None:
-        """Writes the ids of a block, one array (T,), or (T, N) of several codebooks, per row of it, and then marks it as done.
+        """Writes the ids of a block, one array (T,), or (T, N) of several codebooks, per row of it,
+        and then marks it as done.
 
-        Raises DataError, naming the utterance, for ids that do not fit (see `check_ids`), and HubertPretrainError when the disk is full;
+        Raises DataError, naming the utterance, for ids that do not fit (see `check_ids`), and
+        HubertPretrainError when the disk is full;
         the block then stays pending.
         """
-        rows, n_clusters = self.rows(block), self._description["n_clusters"]
+        rows = self.rows(block)
+        n_clusters = self._description["n_clusters"]
         num_frames = np.diff(self._offsets[rows[0] : rows[-1] + 2]).tolist()
         for part, length, utterance in zip(
             ids, num_frames, self._manifest.take("id", rows).to_pylist(), strict=True
@@ -178,7 +187,9 @@ def _describe(manifest: Manifest, origin: Origin, block_rows: int) -> dict[str, 
 
 
 def _allocate(path: Path, size: int) -> None:
-    """A file of `size` zero bytes whose place on disk is taken now, so that a full disk is found before the work and not after it."""
+    """A file of `size` zero bytes whose place on disk is taken now, so that a full disk is found
+    before the work and not after it.
+    """
     with disk_room(path, size), open(path, "wb") as file:
         if hasattr(os, "posix_fallocate") and size:  # not on macOS
             os.posix_fallocate(file.fileno(), 0, size)
@@ -198,4 +209,5 @@ class _File:
         """Overwrites a part of it."""
         while data:
             written = os.pwrite(self.descriptor, data, position)
-            data, position = data[written:], position + written
+            data = data[written:]
+            position = position + written

@@ -1,1 +1,3 @@
-"""What every training shares: a quiet Lightning trainer, checkpoints that survive a kill, schedules, loggers and progress."""
+"""What every training shares: a quiet Lightning trainer, checkpoints that survive a kill,
+schedules, loggers and progress.
+"""

@@ -10,9 +10,11 @@ from hubert_pretrain.pretrain.loss import LN_2
 
 
 def plot_finetuning(metrics: Sequence[dict[str, float]], path: Path, *, title: str) -> None:
-    """Writes a PNG: the loss of training and validation at the left, every score of the validation at the right.
+    """Writes a PNG: the loss of training and validation at the left, every score of the validation
+    at the right.
 
-    ``metrics`` are rows of `training.loggers.read_metrics`: train values under their names, those of the valid split under `valid/`.
+    ``metrics`` are rows of `training.loggers.read_metrics`: train values under their names, those
+    of the valid split under `valid/`.
     """
     # The object interface, without pyplot: no display, no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -58,7 +60,9 @@ PUBLISHED = {
         400_000: (3.42, 0.417, 0.662),
     },
 }
-"""Of healthy runs of fairseq's code on LibriSpeech 960 h: step -> loss in bits and accuracy on hidden frames, accuracy on visible ones."""
+"""Of healthy runs of fairseq's code on LibriSpeech 960 h: step -> loss in bits and accuracy on
+hidden frames, accuracy on visible ones.
+"""
 _HEALTH = (
     (
         "perplexity",
@@ -96,13 +100,14 @@ def plot_pretraining(
     unigram_entropy_nats: float | None = None,
     published: str | None = None,
 ) -> None:
-    """Writes a PNG: loss and accuracy on hidden and visible frames, scales of the layers; perplexity, norms, use of the hardware.
+    """Writes a PNG: loss and accuracy on hidden and visible frames, scales of the layers;
+    perplexity, norms, use of the hardware.
 
     Args:
-        metrics: rows of `training.loggers.read_metrics`: train values under their names, those of the valid split under `valid/`.
-        path: the PNG.
-        unigram_entropy_nats: the loss of a model that knows nothing but how frequent each cluster is: the line to get below.
-        published: a key of PUBLISHED, to be drawn beside; another: none.
+        metrics: rows of `training.loggers.read_metrics`: train values under their names, those of
+        the valid split under `valid/`. path: the PNG. unigram_entropy_nats: the loss of a model
+        that knows nothing but how frequent each cluster is: the line to get below. published: a key
+        of PUBLISHED, to be drawn beside; another: none.
     """
     # The object interface, without pyplot: no display, no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -173,7 +178,8 @@ def plot_pretraining(
 def _published(losses: Any, accuracies: Any, name: str, *, last_step: float) -> None:
     """At their own steps where ours come near, else where they ended, as lines across."""
     run = {step: values for step, values in PUBLISHED[name].items() if isinstance(step, int)}
-    label, end = PUBLISHED[name]["label"], max(run)
+    label = PUBLISHED[name]["label"]
+    end = max(run)
     for axes, index, scale, colour, what in (
         (losses, 0, LN_2, "tab:blue", "masked"),
         (accuracies, 1, 1.0, "tab:blue", "masked"),

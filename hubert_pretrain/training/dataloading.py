@@ -1,4 +1,6 @@
-"""A loader without a state: the sampler says what comes, so resuming is asking for another number."""
+"""A loader without a state: the sampler says what comes, so resuming is asking for another
+number.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,12 @@ FIRST_AT_EXIT = 100
 
 
 class ResumableSampler(Sampler[int]):
-    """Numbers of this rank's micro-batches, from the first of the step that training has reached to the last.
+    """Numbers of this rank's micro-batches, from the first of the step that training has reached to
+    the last.
 
-    `reached()` is asked when iteration starts: after a checkpoint was loaded, it is that checkpoint's step. There is no length on
-    purpose, so that Lightning sees one endless epoch and does not count batches that a resumed run skips.
+    `reached()` is asked when iteration starts: after a checkpoint was loaded, it is that
+    checkpoint's step. There is no length on purpose, so that Lightning sees one endless epoch and
+    does not count batches that a resumed run skips.
     """
 
     def __init__(
@@ -35,25 +39,33 @@ class ResumableSampler(Sampler[int]):
         rank: int,
         world_size: int,
     ) -> None:
-        self.reached, self.steps, self.micro_batches = reached, steps, micro_batches
-        self.rank, self.world_size = rank, world_size
+        self.reached = reached
+        self.steps = steps
+        self.micro_batches = micro_batches
+        self.rank = rank
+        self.world_size = world_size
 
     def __iter__(self) -> Iterator[int]:
-        first, last = self.reached() * self.micro_batches, self.steps * self.micro_batches
+        first = self.reached() * self.micro_batches
+        last = self.steps * self.micro_batches
         return iter(range(first + self.rank, last, self.world_size))
 
 
 def equal_share(count: int, rank: int, world_size: int) -> range:
-    """A rank's stretch of `count` batches to validate on, as long as that of every other rank: numbers from `count` on are filling.
+    """A rank's stretch of `count` batches to validate on, as long as that of every other rank:
+    numbers from `count` on are filling.
 
-    A rank with fewer would leave the validation earlier, or skip it, while others wait for it to sum up or to gather weights.
+    A rank with fewer would leave the validation earlier, or skip it, while others wait for it to
+    sum up or to gather weights.
     """
     each = -(-count // world_size)
     return range(rank * each, (rank + 1) * each)
 
 
 def loader(dataset: Dataset[Any], numbers: Iterable[int], *, workers: int) -> DataLoader[Any]:
-    """Items of `dataset` in the order of `numbers`, each of them already a batch. Workers only work ahead (0: in this process)."""
+    """Items of `dataset` in the order of `numbers`, each of them already a batch. Workers only work
+    ahead (0: in this process).
+    """
     if workers:
         Finalize(None, _end_workers, exitpriority=FIRST_AT_EXIT)
     return DataLoader(
@@ -68,9 +80,11 @@ def loader(dataset: Dataset[Any], numbers: Iterable[int], *, workers: int) -> Da
 
 
 def _end_workers() -> None:
-    """At exit, for workers that nobody ended: after an error their loader may still be held by its traceback.
+    """At exit, for workers that nobody ended: after an error their loader may still be held by its
+    traceback.
 
-    multiprocessing would send them SIGTERM, which they ignore because a scheduler sends it too (`ignore_in_worker`), and wait for ever.
+    multiprocessing would send them SIGTERM, which they ignore because a scheduler sends it too
+    (`ignore_in_worker`), and wait for ever.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(
@@ -83,19 +97,24 @@ def _end_workers() -> None:
 
 
 def to_device(device: torch.device, batches: Iterable[Any]) -> Iterable[Any]:
-    """The batches of a loader where they are computed with: on a GPU by way of `Copied`, elsewhere as they are."""
+    """The batches of a loader where they are computed with: on a GPU by way of `Copied`, elsewhere
+    as they are.
+    """
     return CudaPrefetcher(batches, device) if device.type == "cuda" else batches
 
 
 class CudaPrefetcher:
-    """Batches (flat dicts) on a GPU. Each is copied on a stream of its own, while the GPU still computes with the one before.
+    """Batches (flat dicts) on a GPU. Each is copied on a stream of its own, while the GPU still
+    computes with the one before.
 
-    Lightning would copy on the stream that computes, so the GPU would rest meanwhile: 87.5 s of audio are 5.6 MB, some .2 ms of the 10 ms
-    that a step of Base takes at 40 % of an H100. Needs batches in pinned memory, as `loader` makes them: copies of other memory wait.
+    Lightning would copy on the stream that computes, so the GPU would rest meanwhile: 87.5 s of
+    audio are 5.6 MB, some .2 ms of the 10 ms that a step of Base takes at 40 % of an H100. Needs
+    batches in pinned memory, as `loader` makes them: copies of other memory wait.
     """
 
     def __init__(self, batches: Iterable[Any], device: torch.device) -> None:
-        self.batches, self.device = batches, device
+        self.batches = batches
+        self.device = device
 
     def __iter__(self) -> Iterator[Any]:
         copying = torch.cuda.Stream(self.device)

@@ -1,4 +1,6 @@
-"""Averaged weights: an exponential moving average over the updates, for validation and for what the stage leaves behind."""
+"""Averaged weights: an exponential moving average over the updates, for validation and for what the
+stage leaves behind.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ from torch import Tensor
 
 
 class EMA(L.Callback):
-    """average <- decay average + (1 - decay) weights, after each update; both are in each checkpoint.
+    """average <- decay average + (1 - decay) weights, after each update; both are in each
+    checkpoint.
 
-    Validation, and what comes after the training, see the average; training goes on with the weights themselves. In the first updates the
-    decay is (1 + n) / (10 + n), so that the average does not remember the random start (as TensorFlow's and timm's).
+    Validation, and what comes after the training, see the average; training goes on with the
+    weights themselves. In the first updates the decay is (1 + n) / (10 + n), so that the average
+    does not remember the random start (as TensorFlow's and timm's).
     """
 
     def __init__(self, decay: float) -> None:
@@ -89,7 +93,9 @@ class EMA(L.Callback):
 
 @contextmanager
 def ema_weights(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
-    """While this is open, a module that trains has the weights that are validated: their average where there is one."""
+    """While this is open, a module that trains has the weights that are validated: their average
+    where there is one.
+    """
     average = next((each for each in trainer.callbacks if isinstance(each, EMA)), None)  # type: ignore[attr-defined]
     if average is None:
         yield

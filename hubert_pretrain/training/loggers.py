@@ -1,4 +1,6 @@
-"""Where numbers go: every logger of the recipe, and the progress display. A logger that fails is dropped; training goes on."""
+"""Where numbers go: every logger of the recipe, and the progress display. A logger that fails is
+dropped; training goes on.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def report(
     shown: Sequence[str] = (),
     kind: str = "train",
 ) -> None:
-    """Sends the values of a step to every logger, and those named in `shown` (all, when empty) to the progress display.
+    """Sends the values of a step to every logger, and those named in `shown` (all, when empty) to
+    the progress display.
 
     Call it on every rank; only the first one acts.
     """
@@ -47,7 +50,9 @@ def report(
 
 
 def logger_arguments(folder: Path, run_name: str) -> dict[str, str]:
-    """What a stage adds to each logger node: files go below `folder/logs`, and a resumed run goes on under its old identity."""
+    """What a stage adds to each logger node: files go below `folder/logs`, and a resumed run goes
+    on under its old identity.
+    """
     name = run_name.replace("/", "-")
     return {
         "save_dir": str(folder / "logs"),
@@ -72,8 +77,9 @@ def kind_of(each: Logger) -> str:
 
 
 def keep_folder(loggers: Sequence[Logger], name: str, kind: str, folder: Path) -> None:
-    """Hands what an artefact consists of to the loggers that keep files (W&B): its descriptions, weights and pictures, of targets the card
-    alone. Does nothing for one that does not exist. Call it on the first rank."""
+    """Hands what an artefact consists of to the loggers that keep files (W&B): its descriptions,
+    weights and pictures, of targets the card alone. Does nothing for one that does not exist. Call
+    it on the first rank."""
     paths = (
         sorted(path for path in folder.iterdir() if path.suffix in _KEPT) if folder.is_dir() else []
     )
@@ -85,7 +91,9 @@ def keep_folder(loggers: Sequence[Logger], name: str, kind: str, folder: Path) -
 def keep_table(
     loggers: Sequence[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
-    """Hands a table to the loggers that show tables (W&B, TensorBoard). Call it on the first rank."""
+    """Hands a table to the loggers that show tables (W&B, TensorBoard). Call it on the first
+    rank.
+    """
     for each in loggers:
         show = {"WandbLogger": _wandb_table, "TensorBoardLogger": _tensorboard_table}.get(
             kind_of(each)
@@ -120,7 +128,9 @@ def _tensorboard_table(
 
 
 class Guarded(Logger):
-    """A logger that may fail without anyone noticing but a reader of the warnings: after its first error it gets nothing more."""
+    """A logger that may fail without anyone noticing but a reader of the warnings: after its first
+    error it gets nothing more.
+    """
 
     def __init__(self, inner: Logger) -> None:
         super().__init__()
@@ -185,14 +195,15 @@ class Guarded(Logger):
 class CsvLogger(Logger):
     """`<save_dir>/metrics.csv`, one row per step, kept when a run is resumed.
 
-    Lightning's `CSVLogger` deletes the file of an interrupted run. This one goes on with it: rows of steps that are trained again are
-    replaced, so the file reads as if nothing had happened.
+    Lightning's `CSVLogger` deletes the file of an interrupted run. This one goes on with it: rows
+    of steps that are trained again are replaced, so the file reads as if nothing had happened.
     """
 
     def __init__(self, save_dir: str, name: str = "", version: str = "") -> None:
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
-        self._name, self._version = name, version
+        self._name = name
+        self._version = version
         self._rows = read_metrics(self.path)
         self._columns = list(dict.fromkeys(column for row in self._rows for column in row))
 
@@ -212,7 +223,9 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds the values to the row of `step`, and drops rows of later steps: they come from before an interruption."""
+        """Adds the values to the row of `step`, and drops rows of later steps: they come from
+        before an interruption.
+        """
         step = int(step or 0)
         went_back = bool(self._rows) and self._rows[-1]["step"] >= step
         same = next(
@@ -237,7 +250,9 @@ class CsvLogger(Logger):
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`, by step; values that a row lacks are left out. Empty when there is no file."""
+    """The rows of a `metrics.csv`, by step; values that a row lacks are left out. Empty when there
+    is no file.
+    """
     if not path.is_file():
         return []
     with open(path, encoding="utf-8", newline="") as file:

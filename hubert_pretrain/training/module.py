@@ -1,4 +1,6 @@
-"""The part of a LightningModule that pretraining and fine-tuning share: optimiser, clipping, measuring without slowing the device down."""
+"""The part of a LightningModule that pretraining and fine-tuning share: optimiser, clipping,
+measuring without slowing the device down.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,16 @@ class Optimisation:
 
 @dataclass
 class Meter:
-    """Sums that stay on the device until someone reads them: one transfer per logging step instead of one wait per step."""
+    """Sums that stay on the device until someone reads them: one transfer per logging step instead
+    of one wait per step.
+    """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, where: Tensor | None = None, /, **values: Tensor | float) -> None:
-        """Adds detached scalars to their sums; only if `where` is true, which stays on its device."""
+        """Adds detached scalars to their sums; only if `where` is true, which stays on its
+        device.
+        """
         for name, value in values.items():
             value = (
                 value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
@@ -50,19 +56,24 @@ class Meter:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def read(self, device: torch.device | None = None) -> dict[str, float]:
-        """The sums over all ranks since the last reading, and starts again from 0. Every rank must call it with the same names."""
+        """The sums over all ranks since the last reading, and starts again from 0. Every rank must
+        call it with the same names.
+        """
         if not self.sums:
             return {}
         target = device or next(iter(self.sums.values())).device
         total = torch.stack([value.to(target) for value in self.sums.values()]).double()
-        names, self.sums = list(self.sums), {}
+        names = list(self.sums)
+        self.sums = {}
         return dict(zip(names, distributed.sum_over_ranks(total).tolist(), strict=True))
 
 
 class TrainingModule(L.LightningModule):
-    """Optimiser, schedule, clipping, the log every `log_every_steps` updates, and no update by a loss that is not a number.
+    """Optimiser, schedule, clipping, the log every `log_every_steps` updates, and no update by a
+    loss that is not a number.
 
-    A subclass writes `training_step`, in which it calls `self.watch(...)` once per micro-batch, and `summarise`.
+    A subclass writes `training_step`, in which it calls `self.watch(...)` once per micro-batch, and
+    `summarise`.
     """
 
     def __init__(
@@ -86,16 +97,18 @@ class TrainingModule(L.LightningModule):
         self._audio_seconds = 0.0
         self._grad_norm: Tensor | None = None
         self._rate = 0.0  # of the last update
-        self._waited, self._left = (
-            0.0,
-            0.0,
-        )  # seconds without a micro-batch since the last log; when the last one was done
+        # seconds without a micro-batch since the last log; when the last one was done
+        self._waited = 0.0
+        self._left = 0.0
         self._flops = 0.0  # of this rank, since the last log
 
-    # -- for subclasses -----------------------------------------------------------------------------------------------------------
+    # -- for subclasses
+    # -----------------------------------------------------------------------------------------------------------
 
     def summarise(self, sums: dict[str, float], steps: int, seconds: float) -> dict[str, float]:
-        """Sums of the meter over the last `steps` updates, which took `seconds` -> the values to log."""
+        """Sums of the meter over the last `steps` updates, which took `seconds` -> the values to
+        log.
+        """
         raise NotImplementedError
 
     def health(self, step: int, values: dict[str, float]) -> dict[str, float]:
@@ -103,7 +116,9 @@ class TrainingModule(L.LightningModule):
         return {}
 
     def describe_batch(self, index: int) -> str:
-        """What to tell a person about the micro-batch `index` whose loss was not a number: step and utterance ids."""
+        """What to tell a person about the micro-batch `index` whose loss was not a number: step and
+        utterance ids.
+        """
         return f"micro-batch {index}"
 
     @property
@@ -116,9 +131,11 @@ class TrainingModule(L.LightningModule):
     def watch(
         self, index: int, loss: Tensor, *, audio_seconds: float = 0.0, flops: float = 0.0
     ) -> None:
-        """Remembers the loss of a micro-batch on the device, to find out later whether and where it stopped being a number.
+        """Remembers the loss of a micro-batch on the device, to find out later whether and where it
+        stopped being a number.
 
-        `audio_seconds` of the micro-batch count towards `audio_seconds_per_second`, its operations towards the share of the peak.
+        `audio_seconds` of the micro-batch count towards `audio_seconds_per_second`, its operations
+        towards the share of the peak.
         """
         self.skipping.note(index, loss)
         self._flops += flops
@@ -126,14 +143,17 @@ class TrainingModule(L.LightningModule):
 
     @property
     def audio_seconds_per_second(self) -> float | None:
-        """Audio trained on per second of training, over the whole run and all ranks; None before the first step."""
+        """Audio trained on per second of training, over the whole run and all ranks; None before
+        the first step.
+        """
         return (
             self._audio_seconds / self.stopwatch.seconds
             if self.stopwatch.seconds > 0 and self._audio_seconds > 0
             else None
         )
 
-    # -- Lightning's hooks --------------------------------------------------------------------------------------------------------
+    # -- Lightning's hooks
+    # --------------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
         """Under FSDP each rank keeps a part of the weights."""
@@ -206,7 +226,8 @@ class TrainingModule(L.LightningModule):
     def _log(self, step: int) -> None:
         self.skipping.read()
         seconds, self._clocked = self.stopwatch.seconds - self._clocked, self.stopwatch.seconds
-        steps, self._first_step = step - self._first_step, step
+        steps = step - self._first_step
+        self._first_step = step
         values = self.summarise(self.meter.read(self.device), steps, seconds)
         values["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         if self._grad_norm is not None:

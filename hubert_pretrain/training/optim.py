@@ -21,7 +21,9 @@ def adamw(
     weight_decay: float,
     fused: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW over the parameters that learn. `fused` must be off under fp16: a fused step unscales gradients itself, after clipping."""
+    """AdamW over the parameters that learn. `fused` must be off under fp16: a fused step unscales
+    gradients itself, after clipping.
+    """
     learning = [parameter for parameter in parameters if parameter.requires_grad]
     fused = fused and all(parameter.device.type in ("cpu", "cuda") for parameter in learning)
     first, second = betas
@@ -38,13 +40,16 @@ def adamw(
 def with_schedule(
     optimizer: torch.optim.Optimizer, factor: Callable[[int], float]
 ) -> dict[str, Any]:
-    """What `configure_optimizers` returns: the peak rate times `factor(updates done)`, stepped after each update."""
+    """What `configure_optimizers` returns: the peak rate times `factor(updates done)`, stepped
+    after each update.
+    """
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def update_norm(optimizer: torch.optim.Optimizer, rate: float) -> float:
-    """Length of the last update of all weights, rate x (m / (sqrt(v) + eps) + decay x weight) with Adam's moments.
+    """Length of the last update of all weights, rate x (m / (sqrt(v) + eps) + decay x weight) with
+    Adam's moments.
 
     Args:
         rate: the learning rate of that update (the schedule has moved on since).
@@ -59,10 +64,8 @@ def update_norm(optimizer: torch.optim.Optimizer, rate: float) -> float:
             if not state:
                 continue
             step = state["step"].to(parameter.device)
-            mean, square = (
-                state["exp_avg"] / (1 - first**step),
-                state["exp_avg_sq"] / (1 - second**step),
-            )
+            mean = state["exp_avg"] / (1 - first**step)
+            square = state["exp_avg_sq"] / (1 - second**step)
             update = rate * (
                 mean / (square.sqrt() + group["eps"]) + group["weight_decay"] * parameter.detach()
             )
@@ -72,9 +75,11 @@ def update_norm(optimizer: torch.optim.Optimizer, rate: float) -> float:
 
 
 def linear_schedule(step: int, *, steps: int, warmup_steps: int) -> float:
-    """Share of the peak for update `step` (0-based): linearly up over `warmup_steps`, then linearly to 0 at `steps`.
+    """Share of the peak for update `step` (0-based): linearly up over `warmup_steps`, then linearly
+    to 0 at `steps`.
 
-    fairseq's `polynomial_decay`, except that the warm-up is one update ahead: fairseq runs its very first update with a rate of 0.
+    fairseq's `polynomial_decay`, except that the warm-up is one update ahead: fairseq runs its very
+    first update with a rate of 0.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -90,11 +95,13 @@ def tri_stage_schedule(
     initial_scale: float,
     final_scale: float,
 ) -> float:
-    """Share of the peak for update `step` (0-based): linearly up from `initial_scale`, hold, exponentially down to `final_scale`.
+    """Share of the peak for update `step` (0-based): linearly up from `initial_scale`, hold,
+    exponentially down to `final_scale`.
 
     fairseq's `tri_stage` (SpecAugment, Park et al. 2019).
     """
-    warmup_steps, hold_steps = round(steps * warmup_fraction), round(steps * hold_fraction)
+    warmup_steps = round(steps * warmup_fraction)
+    hold_steps = round(steps * hold_fraction)
     decay_steps = max(1, steps - warmup_steps - hold_steps)
     if step < warmup_steps:
         return initial_scale + (1.0 - initial_scale) * step / warmup_steps

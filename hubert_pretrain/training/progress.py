@@ -1,4 +1,6 @@
-"""What a person sees while it trains: a live bar on a terminal, one plain line per logging step anywhere else, nothing on other ranks."""
+"""What a person sees while it trains: a live bar on a terminal, one plain line per logging step
+anywhere else, nothing on other ranks.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
 
 
 class Progress(L.Callback):
-    """Shows the values that `loggers.report` hands on. The bar moves with every step, without reading anything from the device."""
+    """Shows the values that `loggers.report` hands on. The bar moves with every step, without
+    reading anything from the device.
+    """
 
     def __init__(self, steps: int, *, enabled: bool = True) -> None:
         self.steps = steps
@@ -84,7 +88,8 @@ class Stopwatch:
 
     def stop(self) -> None:
         """Pauses."""
-        self._total, self._since = self.seconds, None
+        self._total = self.seconds
+        self._since = None
 
     @property
     def seconds(self) -> float:

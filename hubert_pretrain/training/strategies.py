@@ -1,6 +1,8 @@
-"""How the processes of a training share its work: each with the whole network (DDP), or each with a part of it (FSDP2).
+"""How the processes of a training share its work: each with the whole network (DDP), or each with a
+part of it (FSDP2).
 
-Both compute the same run: the module scales each micro-batch's loss so that the mean over the ranks is the gradient of the whole step.
+Both compute the same run: the module scales each micro-batch's loss so that the mean over the ranks
+is the gradient of the whole step.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ def make_strategy(
 
 
 class DDP(DDPStrategy):
-    """DDP with a static graph: gradients lie in the buckets that are sent, and nobody searches for parameters without one.
+    """DDP with a static graph: gradients lie in the buckets that are sent, and nobody searches for
+    parameters without one.
 
     The graph is static because every parameter has a gradient in every step: see `zero_term`.
     """
@@ -61,9 +64,10 @@ class DDP(DDPStrategy):
         self.compressed = compressed
 
     def configure_ddp(self) -> None:
-        """Also learns the graph, from a loss of zero of every parameter: torch 2.14 fails when it would have to in a backward pass that
-        is not sent (`no_sync`), and the first micro-batches of a step are such. (To send those of the first step only would round
-        differently after a resume.)"""
+        """Also learns the graph, from a loss of zero of every parameter: torch 2.14 fails when it
+        would have to in a backward pass that is not sent (`no_sync`), and the first micro-batches
+        of a step are such. (To send those of the first step only would round differently after a
+        resume.)"""
         super().configure_ddp()
         module = self.lightning_module
         assert module is not None
@@ -96,17 +100,20 @@ class DDP(DDPStrategy):
 
 
 class FSDP(ModelParallelStrategy):
-    """FSDP2: weights, gradients and the optimiser's state are cut over all ranks; a layer's weights come together while it runs.
+    """FSDP2: weights, gradients and the optimiser's state are cut over all ranks; a layer's weights
+    come together while it runs.
 
-    Checkpoints are folders to which each rank writes its part (sharded_io.py); any number of ranks, or another strategy, reads them, and
-    this strategy reads the files of the others.
+    Checkpoints are folders to which each rank writes its part (sharded_io.py); any number of ranks,
+    or another strategy, reads them, and this strategy reads the files of the others.
     """
 
     def __init__(self, *, world_size: int, timeout: timedelta) -> None:
         super().__init__(data_parallel_size=world_size, tensor_parallel_size=1, timeout=timeout)
 
     def setup_environment(self) -> None:
-        """Once the processes have met, those that write a checkpoint together form a group, on the CPU."""
+        """Once the processes have met, those that write a checkpoint together form a group, on the
+        CPU.
+        """
         super().setup_environment()
         self.ranks = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
         self.checkpoint_io.group = self.ranks  # type: ignore[attr-defined]
@@ -117,7 +124,9 @@ class FSDP(ModelParallelStrategy):
         return self.lightning_module.state_dict()
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """This rank's part, by the names of parameters, because their numbers mean nothing to another world size."""
+        """This rank's part, by the names of parameters, because their numbers mean nothing to
+        another world size.
+        """
         return sharded_checkpoint.optimizer_state(
             self._module, getattr(optimizer, "_optimizer", optimizer)
         )
@@ -132,10 +141,8 @@ class FSDP(ModelParallelStrategy):
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Fills weights and optimisers; returns the rest."""
-        path, optimizers = (
-            Path(checkpoint_path),
-            [getattr(each, "_optimizer", each) for each in self.optimizers],
-        )
+        path = Path(checkpoint_path)
+        optimizers = [getattr(each, "_optimizer", each) for each in self.optimizers]
         if path.is_dir():
             return sharded_checkpoint.load(path, self._module, optimizers, self.ranks)
         content = self.checkpoint_io.load_checkpoint(path)
@@ -148,17 +155,20 @@ class FSDP(ModelParallelStrategy):
 
 
 def shard(module: L.LightningModule) -> None:
-    """Under FSDP cuts the parts of a training module over the ranks, once; under any other strategy does nothing.
+    """Under FSDP cuts the parts of a training module over the ranks, once; under any other strategy
+    does nothing.
 
-    The matrices of each transformer layer are one group, the conv encoder another, everything else of the network the last. In bf16-mixed
-    the matrices travel as bf16, which is what autocast makes of them anyway; norms and the residual stream stay fp32.
+    The matrices of each transformer layer are one group, the conv encoder another, everything else
+    of the network the last. In bf16-mixed the matrices travel as bf16, which is what autocast makes
+    of them anyway; norms and the residual stream stay fp32.
     """
     strategy = module.trainer.strategy
     if not isinstance(strategy, FSDP):
         return
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    # Whoever reads weights between two forward passes (checkpoints, averages, norms) always finds them cut.
+    # Whoever reads weights between two forward passes (checkpoints, averages, norms) always finds
+    # them cut.
     cut = partial(
         fully_shard, mesh=strategy.device_mesh["data_parallel"], reshard_after_forward=True
     )
@@ -183,10 +193,12 @@ def shard(module: L.LightningModule) -> None:
 
 
 def zero_grad_term(module: L.LightningModule, parameters: Iterable[nn.Parameter]) -> Tensor | float:
-    """To be added to a loss that `parameters` have no part in: DDP waits for a gradient of every parameter, so these get one of zero.
+    """To be added to a loss that `parameters` have no part in: DDP waits for a gradient of every
+    parameter, so these get one of zero.
 
-    0 under any other strategy. Which parameters are idle must be the same on every rank and in every micro-batch of a step; their
-    gradients are removed before the optimiser steps, so that one process and many compute the same.
+    0 under any other strategy. Which parameters are idle must be the same on every rank and in
+    every micro-batch of a step; their gradients are removed before the optimiser steps, so that one
+    process and many compute the same.
     """
     if not isinstance(module.trainer.strategy, DDPStrategy):
         return 0.0
@@ -202,7 +214,8 @@ def full_tensor(value: Tensor) -> Tensor:
 
 
 def gather_module(module: Module, make: Callable[[], Module]) -> Module:
-    """A module with all of its weights, on the CPU where they were cut over the ranks: then in a new one from `make`.
+    """A module with all of its weights, on the CPU where they were cut over the ranks: then in a
+    new one from `make`.
 
     Every rank must call it. Only one tensor at a time is whole on a device.
     """

@@ -1,4 +1,6 @@
-"""Lightning, set up so that it trains and does nothing else: no banners, no `lightning_logs`, no requeueing, no silent endings."""
+"""Lightning, set up so that it trains and does nothing else: no banners, no `lightning_logs`, no
+requeueing, no silent endings.
+"""
 
 from __future__ import annotations
 
@@ -73,8 +75,8 @@ def build_trainer(
 ) -> L.Trainer:
     """A trainer for `steps` updates of `accumulate` micro-batches per device.
 
-    The loader it is given must be one endless epoch that begins at `trainer.global_step`. Gradient clipping belongs to the module,
-    which wants the norm. `folder` gets `checkpoints/`.
+    The loader it is given must be one endless epoch that begins at `trainer.global_step`. Gradient
+    clipping belongs to the module, which wants the norm. `folder` gets `checkpoints/`.
 
     Args:
         signals: names of what makes it save and leave (preemption.py).
@@ -88,10 +90,8 @@ def build_trainer(
     saver = CheckpointCallback(
         folder / checkpoint_io.FOLDER, writer, policy, last_step=steps, about=about
     )
-    watchdog, patience = (
-        Watchdog(folder, minutes=hang_minutes),
-        timedelta(minutes=hang_minutes or _NO_WATCHDOG_MINUTES),
-    )
+    watchdog = Watchdog(folder, minutes=hang_minutes)
+    patience = timedelta(minutes=hang_minutes or _NO_WATCHDOG_MINUTES)
     preemption = Preemption(
         Request(signals, time_limit_minutes=time_limit_minutes),
         saver.save_and_wait,
@@ -103,12 +103,14 @@ def build_trainer(
         timeout=patience,
         gradient_compression=gradient_compression,
     )
-    precision, plugins = resolve_precision(precision, accelerator), list[Any]([writer])
+    precision = resolve_precision(precision, accelerator)
+    plugins = list[Any]([writer])
     if precision == "16-mixed" and not _on_gpu(accelerator):
         # By name, Lightning would make bf16 of it on a CPU, and say so in a warning.
         plugins.append(MixedPrecision("16-mixed", "cpu"))
     if SLURMEnvironment.detect():
-        # Lightning's own requeueing saves inside a signal handler, where it can hang (Lightning#21406).
+        # Lightning's own requeueing saves inside a signal handler, where it can hang
+        # (Lightning#21406).
         plugins.append(SLURMEnvironment(auto_requeue=False))
     with _quiet():
         return L.Trainer(
@@ -153,9 +155,11 @@ def fit(
     valid_loader: Any,
     folder: Path,
 ) -> None:
-    """Trains to the last step from the newest checkpoint that verifies, or from the start when there is none.
+    """Trains to the last step from the newest checkpoint that verifies, or from the start when
+    there is none.
 
-    Raises HubertPretrainError when it stops before the last step for any reason: Lightning would call that success.
+    Raises HubertPretrainError when it stops before the last step for any reason: Lightning would
+    call that success.
     """
     checkpoint = checkpoint_io.newest(folder / checkpoint_io.FOLDER)
     if checkpoint is None and checkpoint_io.checkpoints(folder / checkpoint_io.FOLDER):
@@ -163,7 +167,8 @@ def fit(
             f"{folder / checkpoint_io.FOLDER}: every checkpoint is damaged, so the run cannot be resumed; "
             "restore one, or delete the folder to start anew"
         )
-    # Lightning's handlers save, and talk to other ranks, inside the signal handler, where both can hang.
+    # Lightning's handlers save, and talk to other ranks, inside the signal handler, where both can
+    # hang.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     with _quiet(), _part(trainer, Preemption).request.listening(), explain_failures(trainer):
         trainer.fit(module, train_loader, valid_loader, ckpt_path=checkpoint, weights_only=True)
@@ -180,7 +185,9 @@ def validate(trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None
 
 
 def resolve_precision(precision: str, accelerator: str = "auto") -> str:
-    """`auto` is bf16-mixed on a GPU that has it, else 32-true. bf16 needs no gradient scaler; only fp16 has one."""
+    """`auto` is bf16-mixed on a GPU that has it, else 32-true. bf16 needs no gradient scaler; only
+    fp16 has one.
+    """
     if precision != "auto":
         return precision
     return "bf16-mixed" if _on_gpu(accelerator) and torch.cuda.is_bf16_supported() else "32-true"
@@ -191,7 +198,9 @@ def _on_gpu(accelerator: str) -> bool:
 
 
 def accumulation(micro_batches: int, world_size: int) -> int:
-    """Micro-batches per device and update. Raises ConfigError when the devices cannot share them equally."""
+    """Micro-batches per device and update. Raises ConfigError when the devices cannot share them
+    equally.
+    """
     if micro_batches % world_size:
         fitting = [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
         raise ConfigError(

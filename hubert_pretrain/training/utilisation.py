@@ -1,4 +1,6 @@
-"""How well the hardware is used: waiting for data, memory, and the share of the arithmetic that it could do (MFU)."""
+"""How well the hardware is used: waiting for data, memory, and the share of the arithmetic that it
+could do (MFU).
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,15 @@ _DENSE_16_BIT = {
     "RTX 4090": 165.2e12,
     "RTX 3090": 71e12,
 }
-"""Operations per second in bf16 or fp16 without sparsity, of the vendors' data sheets. The first name that fits counts."""
+"""Operations per second in bf16 or fp16 without sparsity, of the vendors' data sheets. The first
+name that fits counts.
+"""
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
-    """Operations per second that a device can do at most: from the data sheet for 16 bits, else as a matrix product measured it."""
+    """Operations per second that a device can do at most: from the data sheet for 16 bits, else as
+    a matrix product measured it.
+    """
     if device.type == "cuda" and "16" in precision:
         name = torch.cuda.get_device_name(device)
         for known, peak in _DENSE_16_BIT.items():
@@ -64,7 +70,9 @@ def _measured(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def memory_gb(device: torch.device) -> float:
-    """The most memory, in 10^9 bytes, that was in use: of the GPU by tensors, or of this process."""
+    """The most memory, in 10^9 bytes, that was in use: of the GPU by tensors, or of this
+    process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

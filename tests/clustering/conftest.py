@@ -23,9 +23,12 @@ def tones() -> Callable[..., Corpus]:
 
 
 def make_corpus(folder: Path, aligned: bool = True) -> Corpus:
-    """Twelve utterances of eight phones, each phone a tone of its own; two speakers, one twice as loud."""
+    """Twelve utterances of eight phones, each phone a tone of its own; two speakers, one twice as
+    loud.
+    """
     folder.mkdir()
-    made, phones = [], {}
+    made = []
+    phones = {}
     for number in range(12):
         generator = np.random.default_rng(number)
         spoken = generator.permutation(np.repeat(np.arange(4), 2))

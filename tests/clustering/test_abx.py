@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from hubert_pretrain.clustering.abx import Item, abx, pair_distances
 
-# -- the definition ---------------------------------------------------------------------------------------------------------------
+# -- the definition
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def naive_dtw(costs: list[list[float]]) -> float:
     """The mean cost on the cheapest path, by the recurrence."""
-    rows, columns = len(costs), len(costs[0])
+    rows = len(costs)
+    columns = len(costs[0])
     best: dict[tuple[int, int], tuple[float, int]] = {}
     for i, j in itertools.product(range(rows), range(columns)):
         before = [
@@ -51,7 +53,9 @@ def naive_edit(one: list[int], other: list[int]) -> float:
 
 
 def naive_score(items: list[Item], distances: np.ndarray, *, across: bool) -> float | None:
-    """Every cell (phones a and b, context, speaker, speaker of x) and every triplet of it; a mean per speaker, pair, and over pairs."""
+    """Every cell (phones a and b, context, speaker, speaker of x) and every triplet of it; a mean
+    per speaker, pair, and over pairs.
+    """
     numbers = range(len(items))
     by_pair: dict[tuple[str, str], dict[str, list[float]]] = {}
     speakers = sorted({item.speaker for item in items})
@@ -90,7 +94,8 @@ def naive_score(items: list[Item], distances: np.ndarray, *, across: bool) -> fl
     return float(np.mean(scores)) if scores else None
 
 
-# -- parity -----------------------------------------------------------------------------------------------------------------------
+# -- parity
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -118,9 +123,11 @@ def test_distances_equal_their_definitions(lengths: list[tuple[int, int]], seed:
 def test_the_score_equals_its_definition(seed: int) -> None:
     draw = np.random.default_rng(seed)
     centres = draw.normal(size=(4, 6))
-    items, values = [], {}
+    items = []
+    values = {}
     for number in range(50):
-        phone, length = int(draw.integers(4)), int(draw.integers(2, 6))
+        phone = int(draw.integers(4))
+        length = int(draw.integers(2, 6))
         item = Item(
             number,
             0,
@@ -145,7 +152,8 @@ def test_the_score_equals_its_definition(seed: int) -> None:
     assert min(score.cells_within, score.cells_across) > 10
 
 
-# -- behaviour --------------------------------------------------------------------------------------------------------------------
+# -- behaviour
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def many(tokens: int, n_speakers: int = 2) -> list[Item]:

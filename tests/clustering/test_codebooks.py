@@ -1,4 +1,6 @@
-"""Several codebooks side by side: their ids against those computed one by one, their files, and what transforms before them do."""
+"""Several codebooks side by side: their ids against those computed one by one, their files, and
+what transforms before them do.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,8 @@ def test_product(engine: str) -> None:
 def test_each_residual_codebook_leaves_less() -> None:
     codebooks = fitted(RESIDUAL)
     assert codebooks.sizes == [7, 9, 7]
-    ids, rest = codebooks.assign(torch.from_numpy(FRAMES)).numpy(), FRAMES
+    ids = codebooks.assign(torch.from_numpy(FRAMES)).numpy()
+    rest = FRAMES
     inertias = [part.codebook.fit["inertia"] for part in codebooks.parts]
     assert inertias == sorted(inertias, reverse=True)
     for number, part in enumerate(codebooks.parts):
@@ -143,12 +146,11 @@ def test_a_folder_of_one_codebook_is_a_set_of_one_and_several_are_not_one(tmp_pa
 
 
 def test_principal_components_are_those_of_scikit_learn() -> None:
-    transform, reference = (
-        fit_transform(torch.from_numpy(FRAMES), dims=6, whiten=True),
-        PCA(6, whiten=True).fit(FRAMES),
-    )
+    transform = fit_transform(torch.from_numpy(FRAMES), dims=6, whiten=True)
+    reference = PCA(6, whiten=True).fit(FRAMES)
     assert transform is not None
-    ours, theirs = transform(torch.from_numpy(FRAMES)).numpy(), reference.transform(FRAMES)
+    ours = transform(torch.from_numpy(FRAMES)).numpy()
+    theirs = reference.transform(FRAMES)
     signs = np.sign((ours * theirs).sum(0))
     np.testing.assert_allclose(ours * signs, theirs, atol=2e-3)
     with pytest.raises(ConfigError, match="vary in only 2 of their 39 dimensions"):

@@ -1,4 +1,6 @@
-"""Codebooks of others are pickles: programs. Files that scikit-learn and joblib made are read, hostile ones do nothing."""
+"""Codebooks of others are pickles: programs. Files that scikit-learn and joblib made are read,
+hostile ones do nothing.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +49,16 @@ class Bomb:
     """Unpickling it creates a file."""
 
     def __init__(self, sentinel: Path, function: object = os.mkdir) -> None:
-        self.sentinel, self.function = sentinel, function
+        self.sentinel = sentinel
+        self.function = function
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return self.function, (str(self.sentinel),)
 
 
 def hostile(tmp_path: Path, how: str) -> Path:
-    bomb, path = Bomb(tmp_path / "sentinel"), tmp_path / "km.bin"
+    bomb = Bomb(tmp_path / "sentinel")
+    path = tmp_path / "km.bin"
     estimator = KMeans(3, n_init=1).fit(FRAMES)
     estimator.algorithm = bomb
     if how == "whole file":

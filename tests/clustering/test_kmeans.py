@@ -144,7 +144,9 @@ def test_more_clusters_than_different_frames_leaves_dead_ones_and_ends(engine: s
 
 
 def test_silence_in_bulk_does_not_swallow_clusters() -> None:
-    """Digital silence gives thousands of equal frames: splitting the most frequent cluster would go on forever."""
+    """Digital silence gives thousands of equal frames: splitting the most frequent cluster would go
+    on forever.
+    """
     frames = np.concatenate([blobs(3000), np.zeros((20_000, 4), np.float32)])
     found = KMeans("torch", 12, restarts=2).fit(frames)
     assert (found.counts_ > 0).all()
@@ -158,7 +160,8 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_centroids(
     frames = np.random.default_rng(0).normal(size=(30_000, 8)).astype(np.float32)
     estimator = KMeans("torch", 30, restarts=1, max_iterations=12)
     expected = estimator.fit(frames).cluster_centers_
-    saved, save = [], lloyd.save_state
+    saved = []
+    save = lloyd.save_state
 
     def save_and_die(*arguments: object) -> None:
         save(*arguments)  # type: ignore[arg-type]

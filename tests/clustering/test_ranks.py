@@ -1,4 +1,6 @@
-"""The cluster stage in several processes that share the frames: the same codebook, to the last bit, as in one."""
+"""The cluster stage in several processes that share the frames: the same codebook, to the last bit,
+as in one.
+"""
 
 from __future__ import annotations
 

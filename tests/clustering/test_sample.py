@@ -71,12 +71,12 @@ def test_a_limit_of_frames_is_a_limit_of_hours() -> None:
 
 
 def test_many_utterances_are_chosen_part_by_part_as_at_once() -> None:
-    """The plain way over all of them, and ours over more than a part; a range of rows is as the rows themselves."""
+    """The plain way over all of them, and ours over more than a part; a range of rows is as the
+    rows themselves.
+    """
     size = CHUNK + 5_000
-    lengths, rows = (
-        np.random.default_rng(3).integers(16_000, 300_000, size + 7),
-        np.arange(7, size + 7),
-    )
+    lengths = np.random.default_rng(3).integers(16_000, 300_000, size + 7)
+    rows = np.arange(7, size + 7)
     order = rows[permute(np.arange(size), size, 5, "codebook sample")]
     ends = np.cumsum(lengths[order])
     for fraction in (0.05, 0.97):

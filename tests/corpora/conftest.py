@@ -12,7 +12,9 @@ Tree = Callable[[Mapping[str, str | bytes]], Path]
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    """Writes files below a folder: path -> content. Listing opens no audio, so audio is empty unless a test needs its length."""
+    """Writes files below a folder: path -> content. Listing opens no audio, so audio is empty
+    unless a test needs its length.
+    """
 
     def write(files: Mapping[str, str | bytes]) -> Path:
         for path, content in files.items():

@@ -21,12 +21,12 @@ def row(speaker: str, number: int, sentence: str) -> str:
 
 @pytest.fixture
 def root(tree: Any) -> Path:
-    """A release with one language: speaker a in train, b in dev, c in test, d in no split; validated holds all and more of c."""
-    train, dev, test = (
-        row("a", 1, 'Er sagte "ja".'),
-        row("b", 2, "Nein."),
-        row("c", 3, "Vielleicht\u2026"),
-    )
+    """A release with one language: speaker a in train, b in dev, c in test, d in no split;
+    validated holds all and more of c.
+    """
+    train = row("a", 1, 'Er sagte "ja".')
+    dev = row("b", 2, "Nein.")
+    test = row("c", 3, "Vielleicht\u2026")
     rest = row("d", 4, "Noch eins.") + row("c", 5, "Noch eins von c.")
     files = {
         f"cv-corpus-17.0-2024-03-15/de/clips/common_voice_de_{number}.mp3": ""

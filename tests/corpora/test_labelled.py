@@ -1,4 +1,6 @@
-"""Corpora with a class label each and no options to speak of: Fluent Speech Commands, VoxCeleb1, IEMOCAP, FSDD."""
+"""Corpora with a class label each and no options to speak of: Fluent Speech Commands, VoxCeleb1,
+IEMOCAP, FSDD.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ def listed(source: Any) -> list[SourceUtterance]:
     return list(source.utterances(Path()))
 
 
-# -- Fluent Speech Commands ---------------------------------------------------------------------------------------------------------
+# -- Fluent Speech Commands
+# ---------------------------------------------------------------------------------------------------------
 
 HEADER = ",path,speakerId,transcription,action,object,location\n"
 
@@ -70,7 +73,8 @@ def test_a_table_without_its_audio_or_column(tree: Any) -> None:
         listed(FluentSpeechCommands(root=str(root)))
 
 
-# -- VoxCeleb1 ----------------------------------------------------------------------------------------------------------------------
+# -- VoxCeleb1
+# ----------------------------------------------------------------------------------------------------------------------
 
 VIDEO = "id10003/na8-QEFmj44"
 
@@ -109,7 +113,8 @@ def test_a_list_that_does_not_fit(tree: Any) -> None:
         listed(VoxCeleb1(root=str(root / "nowhere")))
 
 
-# -- IEMOCAP ------------------------------------------------------------------------------------------------------------------------
+# -- IEMOCAP
+# ------------------------------------------------------------------------------------------------------------------------
 
 JUDGED = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
 TURNS = [("F000", "neu"), ("F001", "fru"), ("M000", "exc"), ("M001", "xxx"), ("M002", "hap")]
@@ -197,7 +202,8 @@ def test_a_broken_release_is_named(tree: Any) -> None:
         listed(Iemocap(root=str(root)))
 
 
-# -- FSDD ---------------------------------------------------------------------------------------------------------------------------
+# -- FSDD
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_digits(tree: Any) -> None:

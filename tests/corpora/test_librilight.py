@@ -112,7 +112,8 @@ intervals = st.lists(st.tuples(st.floats(0, 30), st.floats(0.05, 80)), max_size=
 def test_no_second_of_speech_is_lost_or_in_two_pieces(
     gaps: list[tuple[float, float]], max_seconds: float, max_pause: float
 ) -> None:
-    activity, now = [], 0.0
+    activity = []
+    now = 0.0
     for gap, length in gaps:
         activity.append((now + gap, now + gap + length))
         now += gap + length
@@ -124,12 +125,15 @@ def test_no_second_of_speech_is_lost_or_in_two_pieces(
         assert inside == pytest.approx(end - start)
 
 
-# -- librispeech_finetuning ---------------------------------------------------------------------------------------------------------
+# -- librispeech_finetuning
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def limited(tmp_path: Path) -> Path:
-    """The tree of librispeech_finetuning.tgz, one chapter in each part, and LibriSpeech's dev-other beside it."""
+    """The tree of librispeech_finetuning.tgz, one chapter in each part, and LibriSpeech's dev-other
+    beside it.
+    """
     for number, part in enumerate(
         [f"1h/{fold}/{kind}" for fold in range(6) for kind in ("clean", "other")]
         + ["9h/clean", "9h/other"]

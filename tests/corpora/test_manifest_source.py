@@ -1,4 +1,6 @@
-"""`data=manifest`: recognising what a path is, splits, several manifests, and the stage and tool around it."""
+"""`data=manifest`: recognising what a path is, splits, several manifests, and the stage and tool
+around it.
+"""
 
 from __future__ import annotations
 
@@ -90,10 +92,8 @@ def test_splits_come_from_rows_then_arguments_then_names(tmp_path: Path) -> None
 
 def test_ids_are_unique_over_all_manifests(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.wav")
-    one, two = (
-        write(tmp_path / "train.csv", "path\na.wav\n"),
-        write(tmp_path / "dev.csv", "path\n./a.wav\n"),
-    )
+    one = write(tmp_path / "train.csv", "path\na.wav\n")
+    two = write(tmp_path / "dev.csv", "path\n./a.wav\n")
     with pytest.raises(
         DataError, match=r"dev\.csv: line 2: repeats utterance 'a' of .*train\.csv: line 2"
     ):
@@ -148,7 +148,8 @@ def test_rows_are_read_one_by_one(tmp_path: Path) -> None:
     assert peak < 500_000
 
 
-# -- the stage and the tool -------------------------------------------------------------------------------------------------------
+# -- the stage and the tool
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -233,8 +234,11 @@ LISTS = {
 def test_a_file_of_another_length_than_its_list_states_is_put_aside(
     tmp_path: Path, kind: str
 ) -> None:
-    """A WAV that was cut and whose header was mended is whole for every decoder; only the list knows."""
-    names, (name, whole, line) = [f"u{i}" for i in range(5)], LISTS[kind]
+    """A WAV that was cut and whose header was mended is whole for every decoder; only the list
+    knows.
+    """
+    names = [f"u{i}" for i in range(5)]
+    (name, whole, line) = LISTS[kind]
     for each in names:
         write_audio(tmp_path / f"data/{each}.wav", {"u3": 9_000, "u4": 21_000}.get(each, 16_000))
     write(
@@ -273,7 +277,9 @@ def test_a_file_of_another_length_than_its_list_states_is_put_aside(
 
 
 def test_a_start_makes_a_part_of_a_length(tmp_path: Path) -> None:
-    """In a table, a length beside a start, 0 as well, is that of a part; alone it is that of the whole file."""
+    """In a table, a length beside a start, 0 as well, is that of a part; alone it is that of the
+    whole file.
+    """
     write_audio(tmp_path / "a.wav")
     table = write(
         tmp_path / "x.csv",
@@ -311,7 +317,9 @@ def tool(repository: Path) -> ModuleType:
 def test_a_prepared_corpus_in_every_format(
     prepared: Path, tool: ModuleType, tmp_path: Path, to: str, name: str
 ) -> None:
-    """Written by the tool, read as a corpus: the same utterances, splits, texts and speakers; where the format holds them, starts."""
+    """Written by the tool, read as a corpus: the same utterances, splits, texts and speakers; where
+    the format holds them, starts.
+    """
     assert tool.main([str(prepared.parent), str(tmp_path / "out" / name), "--to", to]) == 0
     found = {claim.id: claim for claim in claims(str(tmp_path / "out" / name))}
     for row in (corpus := Corpus.open(prepared)).manifest.rows():

@@ -28,7 +28,9 @@ def prepared(folder: Path, *words: str) -> Corpus:
 
 
 def test_pieces_of_a_recording_are_those_very_samples(tmp_path: Path) -> None:
-    """Libri-Light: an hour-long recording is a place in the manifest for each piece, nothing is copied."""
+    """Libri-Light: an hour-long recording is a place in the manifest for each piece, nothing is
+    copied.
+    """
     book = tmp_path / "librilight/small/100/book"
     book.mkdir(parents=True)
     waveform = np.random.default_rng(0).normal(0, 0.1, 60 * 16000).clip(-1, 1)

@@ -18,7 +18,9 @@ OFFICIAL = "speech_commands_test_set_v0.02"
 
 @pytest.fixture
 def root(tree: Any) -> Path:
-    """Two of the ten words and one other, three speakers each; a noise of 20.5 s; the test set of 12 classes."""
+    """Two of the ten words and one other, three speakers each; a noise of 20.5 s; the test set of
+    12 classes.
+    """
     names = [
         f"{word}/{speaker}_nohash_0.wav"
         for word in ("yes", "no", "bed")

@@ -1,4 +1,6 @@
-"""Speed perturbation: the sound of a faster player, lengths and alignments that scale exactly, no leak into validation, resumable."""
+"""Speed perturbation: the sound of a faster player, lengths and alignments that scale exactly, no
+leak into validation, resumable.
+"""
 
 from __future__ import annotations
 
@@ -175,10 +177,8 @@ def test_what_is_bad_is_claimed_once_and_not_copied(tmp_path: Path) -> None:
 
 
 def test_copies_are_used_again_until_their_recording_changes(tmp_path: Path) -> None:
-    source, folder = (
-        SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "valid"))),
-        tmp_path / "prepare",
-    )
+    source = SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "valid")))
+    folder = tmp_path / "prepare"
     first = claims_of(source, folder)
     paths = [Path(claim.path) for name, claim in first.items() if "speed" in name]
     times = [path.stat().st_mtime_ns for path in paths]

@@ -24,7 +24,9 @@ def sentence(
 
 
 def disc() -> dict[str, str]:
-    """Four speakers of the disc: train, core test (DR1), validation (DR1), and another test speaker (DR2)."""
+    """Four speakers of the disc: train, core test (DR1), validation (DR1), and another test speaker
+    (DR2).
+    """
     return {
         **sentence("TRAIN/DR1/FCJF0", "SA1"),
         **sentence("TRAIN/DR1/FCJF0", "SX37"),
@@ -98,7 +100,9 @@ def test_the_lists_of_speakers_are_whole() -> None:
 
 
 def test_sphere_and_riff(tmp_path: Path) -> None:
-    """The LDC's files are NIST SPHERE under the name .WAV; copies of them are RIFF, one disc image has both."""
+    """The LDC's files are NIST SPHERE under the name .WAV; copies of them are RIFF, one disc image
+    has both.
+    """
     samples = (np.sin(np.arange(8000) / 20) * 12000).astype("<i2")
     header = f"NIST_1A\n   1024\nchannel_count -i 1\nsample_count -i {len(samples)}\nsample_rate -i 16000\nsample_n_bytes -i 2\n"
     header += "sample_byte_format -s2 01\nsample_sig_bits -i 16\nsample_coding -s3 pcm\nend_head\n"

@@ -1,4 +1,6 @@
-"""What a loader must deliver: the steps of a stream, whoever delivers them. For any corpus: of files, of shards, mixed."""
+"""What a loader must deliver: the steps of a stream, whoever delivers them. For any corpus: of
+files, of shards, mixed.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,17 @@ from hubert_pretrain.pretrain.dataset import CropSource, MicroBatches, SpanMaski
 from hubert_pretrain.training.dataloading import ResumableSampler, loader
 
 Steps = dict[int, list[tuple[int, str]]]
-"""step -> (number of the micro-batch, hash of its ids, crops, audio, targets and masks), in order of numbers."""
+"""step -> (number of the micro-batch, hash of its ids, crops, audio, targets and masks), in order
+of numbers.
+"""
 
 
 def stream(
     corpus: Corpus, *, micro_batches: int = 4, seed: int = 3, cache_bytes: int = 0
 ) -> MicroBatches:
-    """The training stream over a corpus whose utterances are a second or longer; step n is `micro_batches` micro-batches of 4 s."""
+    """The training stream over a corpus whose utterances are a second or longer; step n is
+    `micro_batches` micro-batches of 4 s.
+    """
     plan = BucketSampler(
         corpus.manifest.by_length("train"),
         grid=MODEL_GRID,
@@ -83,8 +89,11 @@ def by_step(items: MicroBatches, found: Iterable[tuple[int, str]]) -> Steps:
 
 
 def digest(items: MicroBatches, item: dict[str, Any]) -> str:
-    """Hash of all that a micro-batch holds, and of the ids and crops that the plan says it holds."""
-    batch, manifest = items.plan.micro_batch(item["index"]), items.source.corpus.manifest
+    """Hash of all that a micro-batch holds, and of the ids and crops that the plan says it
+    holds.
+    """
+    batch = items.plan.micro_batch(item["index"])
+    manifest = items.source.corpus.manifest
     ids = [manifest[row].id for row in batch.rows.tolist()]
     parts = [
         repr((ids, batch.starts.tolist(), tuple(item["step_frames"]))).encode()

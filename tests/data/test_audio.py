@@ -53,7 +53,8 @@ def test_probe_promises_what_read_gives_and_crops_are_slices(
 ) -> None:
     options = {"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}
     path = write(tmp_path / f"a.{suffix}", noise(2 * rate + 77, channels=2), rate, **options)
-    whole, facts = audio.read(path), scan(path)
+    whole = audio.read(path)
+    facts = scan(path)
     assert (len(whole), rate, 2) == (facts.num_samples, facts.source_rate, facts.channels)
     assert whole.dtype == np.float32
     assert facts.mean == pytest.approx(whole.mean(dtype=np.float64), abs=1e-7)
@@ -103,7 +104,8 @@ def test_the_short_ways_give_what_libsndfile_gives(
         .integers(-loudness - 1, loudness + 1, num_samples)
         .astype(np.int16)
     )
-    start, count = int(share[0] * num_samples), int(share[1] * num_samples)
+    start = int(share[0] * num_samples)
+    count = int(share[1] * num_samples)
     for format in ("WAV", "FLAC"):
         file = io.BytesIO()
         soundfile.write(file, samples, SAMPLE_RATE, format=format, subtype="PCM_16")
@@ -196,7 +198,8 @@ def test_resampling_keeps_a_tone(tmp_path: Path) -> None:
 
 def test_a_crop_is_normalised_as_inside_the_whole() -> None:
     whole = noise(5_000)[:, 0] * 3 + 0.2
-    mean, variance = float(whole.mean()), float(whole.var())
+    mean = float(whole.mean())
+    variance = float(whole.var())
     crop = audio.normalize(whole[100:900], mean, variance)
     np.testing.assert_allclose(crop, audio.normalize(whole, mean, variance)[100:900])
     np.testing.assert_allclose(crop, (whole[100:900] - mean) / np.sqrt(variance + 1e-5), atol=1e-5)

@@ -1,4 +1,6 @@
-"""Augmentation: ratios in dB as asked for, only where it was asked for, and a pure function of (seed, micro-batch, row)."""
+"""Augmentation: ratios in dB as asked for, only where it was asked for, and a pure function of
+(seed, micro-batch, row).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ def speech(seed: int = 0, rows: int = len(ROWS)) -> NDArray[np.float32]:
 @pytest.fixture(scope="module")
 def noises(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A long recording, a short one, one at 8 kHz; a text file that is no noise."""
-    folder, draw = tmp_path_factory.mktemp("noise"), np.random.default_rng(1)
+    folder = tmp_path_factory.mktemp("noise")
+    draw = np.random.default_rng(1)
     (folder / "deep").mkdir()
     for name, length, rate in (
         ("a.wav", 9000, 16000),
@@ -69,7 +72,8 @@ def everything(noises: Path) -> Callable[..., Augmentation]:
 def test_it_is_a_pure_function_of_seed_micro_batch_and_row(
     everything: Callable[..., Augmentation],
 ) -> None:
-    clean, augment = speech(), everything()
+    clean = speech()
+    augment = everything()
     before = clean.copy()
     first, changed = augment(clean, index=9, rows=ROWS)
     assert np.array_equal(clean, before), (
@@ -87,7 +91,9 @@ def test_it_is_a_pure_function_of_seed_micro_batch_and_row(
 def test_a_row_does_not_depend_on_what_happened_to_the_others(
     everything: Callable[..., Augmentation],
 ) -> None:
-    """What is mixed in is clean: the last row of a batch comes out the same, whether or not the first was augmented before it."""
+    """What is mixed in is clean: the last row of a batch comes out the same, whether or not the
+    first was augmented before it.
+    """
     augment = Augmentation(seed=1, mix_probability=1.0)
     clean = speech()
     together, _ = augment(clean, index=0, rows=ROWS)
@@ -123,7 +129,8 @@ def test_mixing_adds_at_most_half_of_the_length_at_the_ratio_asked_for(
         added = (augmented[b] - clean[b]).astype(np.float64)
         inside = np.flatnonzero(added)
         assert inside[-1] - inside[0] < SIZE // 2
-        # The scale of algorithm 1 is made of the energies of whole rows: only one of the other rows can be the source.
+        # The scale of algorithm 1 is made of the energies of whole rows: only one of the other rows
+        # can be the source.
         found = []
         for other in set(range(len(ROWS))) - {b}:
             stretch = added[inside[0] : inside[-1] + 1]
@@ -173,7 +180,8 @@ def test_probabilities_are_shares_of_the_rows(noises: Path, name: str) -> None:
 
 
 def test_one_kind_does_not_disturb_the_draws_of_another(noises: Path) -> None:
-    source, clean = noise.open_noise(noises), speech()
+    source = noise.open_noise(noises)
+    clean = speech()
     alone, _ = Augmentation(seed=2, mix_probability=1.0)(clean, index=0, rows=ROWS)
     louder, _ = Augmentation(seed=2, mix_probability=1.0, gain_probability=1.0, gain_db=(6.0, 6.0))(
         clean, index=0, rows=ROWS

@@ -38,7 +38,9 @@ def build(num_samples: np.ndarray, **changes: object) -> BucketSampler:
 
 def test_a_micro_batch_depends_on_seed_and_number_only() -> None:
     num_samples = lengths(500)
-    first, second, other = build(num_samples), build(num_samples), build(num_samples, seed=2)
+    first = build(num_samples)
+    second = build(num_samples)
+    other = build(num_samples, seed=2)
     for index in (999, 3, 10**9):
         a, b, c = (plan.micro_batch(index) for plan in (first, second, other))
         assert np.array_equal(a.rows, b.rows)
@@ -106,7 +108,9 @@ def test_crop_starts_spread_over_the_utterance() -> None:
 
 
 def librispeech(count: int, seed: int = 3) -> np.ndarray:
-    """Lengths as those of train-960 (281,241 utterances, 960 h): most between 13 and 16 s, some shorter, a few up to 24.5."""
+    """Lengths as those of train-960 (281,241 utterances, 960 h): most between 13 and 16 s, some
+    shorter, a few up to 24.5.
+    """
     draw = np.random.default_rng(seed)
     choice = draw.random(count)
     most = np.where(
@@ -128,7 +132,8 @@ def test_librispeech_loses_less_than_six_percent(micro_batch_seconds: float) -> 
         max_crop_seconds=15.625,
         max_shapes=16,
     )
-    # All of an epoch is of full shapes, so the shares of the shapes say what is used; some micro-batches are looked at.
+    # All of an epoch is of full shapes, so the shares of the shapes say what is used; some
+    # micro-batches are looked at.
     share = float(re.search(r"([\d.]+)% of the audio used", plan.describe())[1])  # type: ignore[index]
     assert share > 94.0
     assert len(plan.shapes) <= 16

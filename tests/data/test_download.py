@@ -1,4 +1,6 @@
-"""Downloading, against a server on localhost that is as bad as they come; and unpacking what nobody should unpack."""
+"""Downloading, against a server on localhost that is as bad as they come; and unpacking what nobody
+should unpack.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +126,8 @@ def ranges(server: Server) -> list[str | None]:
     return [headers.get("Range") for headers in server.requests]
 
 
-# -- one file -----------------------------------------------------------------------------------------------------------------------
+# -- one file
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_whole(server: Server, tmp_path: Path) -> None:
@@ -229,7 +232,8 @@ def test_the_disk_must_have_room_for_what_is_unpacked_too(
         fetch_file(f"{server.url}/a.bin", tmp_path / "b.bin", unpacked_ratio=1.1)
 
 
-# -- archives -----------------------------------------------------------------------------------------------------------------------
+# -- archives
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 def tar_of(files: dict[str, bytes], *members: tarfile.TarInfo, mode: str = "w:gz") -> bytes:
@@ -246,7 +250,8 @@ def tar_of(files: dict[str, bytes], *members: tarfile.TarInfo, mode: str = "w:gz
 
 def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
+    info.type = kind
+    info.linkname = target
     return info
 
 
@@ -329,7 +334,9 @@ def test_damaged_archives_are_named(tmp_path: Path, name: str, damage: str) -> N
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 @pytest.mark.parametrize("blocks", [1, 4, 8])
 def test_a_tar_cut_between_two_members_is_found(tmp_path: Path, mode: str, blocks: int) -> None:
-    """Each member is two blocks of 512 bytes: its header and its content. tarfile itself is content with such a file."""
+    """Each member is two blocks of 512 bytes: its header and its content. tarfile itself is content
+    with such a file.
+    """
     plain = tar_of({f"{number}": bytes(512) for number in range(9)}, mode="w")[: blocks * 1024]
     name = "a.tar" if mode == "w" else "a.tar.gz"
     (tmp_path / name).write_bytes(plain if mode == "w" else gzip.compress(plain))
@@ -347,11 +354,14 @@ def test_a_flipped_bit_in_a_gzip_is_found(tmp_path: Path) -> None:
         unpack.unpack(tmp_path / "a.tar.gz", tmp_path / "out")
 
 
-# -- a corpus -----------------------------------------------------------------------------------------------------------------------
+# -- a corpus
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 def subset(name: str) -> bytes:
-    """`<subset>.tar.gz` as LibriSpeech publishes it: one chapter, and files that every archive has."""
+    """`<subset>.tar.gz` as LibriSpeech publishes it: one chapter, and files that every archive
+    has.
+    """
     chapter = f"LibriSpeech/{name}/19/198/19-198"
     return tar_of(
         {
@@ -470,7 +480,9 @@ def test_two_at_once_are_one_too_many(server: Server, tmp_path: Path) -> None:
 def test_an_interruption_at_any_point_is_made_good(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    """What a kill leaves is taken for neither done nor damage: the next run brings it to the end without fetching again."""
+    """What a kill leaves is taken for neither done nor damage: the next run brings it to the end
+    without fetching again.
+    """
     from hubert_pretrain.corpora.download import archives as module
 
     wanted = archive(server)
@@ -480,7 +492,8 @@ def test_an_interruption_at_any_point_is_made_good(
 
     with monkeypatch.context() as patch:
         if when == "unpacking":
-            write, count = unpack._write, iter(range(9))
+            write = unpack._write
+            count = iter(range(9))
             patch.setattr(
                 unpack,
                 "_write",
@@ -576,7 +589,9 @@ def test_a_corpus_fetches_the_subsets_that_it_lacks(
 
 
 def test_prepare_downloads_first_when_it_is_asked_to(server: Server, tmp_path: Path) -> None:
-    """`data=fsdd data.download=true` from an empty folder, and nothing of the kind without being asked."""
+    """`data=fsdd data.download=true` from an empty folder, and nothing of the kind without being
+    asked.
+    """
     from hubert_pretrain.config import compose
     from hubert_pretrain.pipeline import plan
     from hubert_pretrain.pipeline.workspace import Workspace

@@ -100,7 +100,8 @@ except espeak.HubertPretrainError as error:
     refused = str(error)
 print(json.dumps([one.sample_rate, hashlib.sha256(one.waveform.tobytes()).hexdigest(), one.phones(), refused]))
 """
-    first, second = json.loads(in_a_fresh_process(code)), json.loads(in_a_fresh_process(code))
+    first = json.loads(in_a_fresh_process(code))
+    second = json.loads(in_a_fresh_process(code))
     assert first == second
     rate, _, phones, refused = first
     assert rate == 22_050

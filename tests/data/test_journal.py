@@ -67,7 +67,8 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path, audio: Location) -> N
     ],
 )
 def test_a_torn_or_foreign_record_is_dropped(tmp_path: Path, audio: Location, torn: bytes) -> None:
-    facts, path = scan(audio.path), tmp_path / "journal"
+    facts = scan(audio.path)
+    path = tmp_path / "journal"
     with ScanJournal(path) as journal:
         journal.add(audio, WHOLE, identity(audio), facts)
     path.write_bytes(path.read_bytes() + torn)

@@ -130,9 +130,11 @@ def test_temperature_brings_out_the_small(tmp_path: Path) -> None:
 
 def test_any_micro_batch_is_known_without_those_before_it(tmp_path: Path) -> None:
     manifest = manifest_of(tmp_path)
-    first, second = build(manifest, corpus_temperature=3.0), build(manifest, corpus_temperature=3.0)
+    first = build(manifest, corpus_temperature=3.0)
+    second = build(manifest, corpus_temperature=3.0)
     for index in (0, 10**9, 12_345):
-        one, other = first.micro_batch(index), pickle.loads(pickle.dumps(second)).micro_batch(index)
+        one = first.micro_batch(index)
+        other = pickle.loads(pickle.dumps(second)).micro_batch(index)
         assert np.array_equal(one.rows, other.rows)
         assert np.array_equal(one.starts, other.starts)
     assert len(pickle.dumps(first)) < 10_000
@@ -148,7 +150,8 @@ def test_any_micro_batch_is_known_without_those_before_it(tmp_path: Path) -> Non
 def test_a_bucket_repeats_evenly(
     corpora: list[tuple[int, float]], batch_rows: int, seed: int
 ) -> None:
-    sizes, repeat = np.array([n for n, _ in corpora]), np.array([r for _, r in corpora])
+    sizes = np.array([n for n, _ in corpora])
+    repeat = np.array([r for _, r in corpora])
     firsts = np.arange(len(sizes)) * 100
     bucket = make_bucket(firsts, sizes, repeat, batch_rows)
     if not (repeat == 1.0).all():

@@ -29,7 +29,9 @@ def noise(path: Path, num_samples: int = 8_000, rate: int = 16_000, seed: int = 
 
 
 def run_stage(folder: Path, target: str, root: Path, **values: object) -> dict:
-    """Runs stage prepare as the pipeline does, on a corpus class of this package or of this file."""
+    """Runs stage prepare as the pipeline does, on a corpus class of this package or of this
+    file.
+    """
     corpus = {"_target_": f"hubert_pretrain.corpora.{target}", "root": str(root)} | dict(
         values.pop("corpus", {})
     )  # type: ignore[call-overload]
@@ -281,7 +283,8 @@ def test_valid_is_held_out_by_hash(tmp_path: Path) -> None:
     def held(splits: dict[str, str]) -> set[str]:
         return {id for id, split in held_out(tmp_path, splits, 0.1).items() if split == "valid"}
 
-    before, more = held(train(*map(str, range(1000)))), held(train(*map(str, range(1500))))
+    before = held(train(*map(str, range(1000))))
+    more = held(train(*map(str, range(1500))))
     assert 70 <= len(before) <= 130
     assert {id for id in more if int(id) < 1000} == before
     assert before == {str(i) for i in range(1000) if share_of(str(i), "valid") < 0.1}
@@ -387,7 +390,8 @@ def test_segments_of_a_recording_become_utterances(
     whole = np.concatenate([corpus.read(row) for row in range(8)])
     assert len(whole) == 64_000
     for row in range(8):
-        utterance, waveform = corpus.manifest[row], corpus.read(row)
+        utterance = corpus.manifest[row]
+        waveform = corpus.read(row)
         assert (utterance.start, utterance.num_samples) == (8_000 * row, 8_000)
         assert utterance.variance == pytest.approx(waveform.var(), rel=1e-3)
         assert np.allclose(corpus.read(row, 320, 400), waveform[320:720], atol=1e-5)

@@ -137,7 +137,8 @@ def test_a_long_file_is_measured_in_blocks_as_in_one(tmp_path: Path) -> None:
 
 def test_content_is_that_of_the_sound_not_of_the_file(tmp_path: Path) -> None:
     samples = (speech() * 32_768).astype(np.int16)
-    wav, flac = scan(write(tmp_path / "a.wav", samples)), scan(write(tmp_path / "b.flac", samples))
+    wav = scan(write(tmp_path / "a.wav", samples))
+    flac = scan(write(tmp_path / "b.flac", samples))
     samples[-1] += 1
     other = scan(write(tmp_path / "c.wav", samples))
     assert wav.content == flac.content != other.content

@@ -1,4 +1,6 @@
-"""Interrupted at random steps and resumed = uninterrupted: ids, crops, audio and masks of every step, whoever delivers them."""
+"""Interrupted at random steps and resumed = uninterrupted: ids, crops, audio and masks of every
+step, whoever delivers them.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ def test_interrupted_and_resumed_is_uninterrupted(
     for first, stop in zip([0, *stops], [*stops, STEPS], strict=True):
         items = stream(corpus)  # as a new process would make it
         for rank in range(world_size):
-            # Loaders work ahead, and what is not trained on is lost: the next start asks for it again.
+            # Loaders work ahead, and what is not trained on is lost: the next start asks for it
+            # again.
             found += delivered(
                 items, first=first, stop=stop, workers=workers, rank=rank, world_size=world_size
             )
@@ -123,7 +126,9 @@ def test_processes_of_a_group_deliver_the_steps(
 
 
 def of_a_group(folder: Path, results: Path, rank: int) -> None:
-    """One of four gloo processes: delivers its share as a rank of four, then of two; the first of them notes what all have."""
+    """One of four gloo processes: delivers its share as a rank of four, then of two; the first of
+    them notes what all have.
+    """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{results}/group", rank=rank, world_size=4)
     pair = dist.new_group([0, 1])

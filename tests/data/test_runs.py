@@ -1,4 +1,6 @@
-"""Columns by their runs: whichever way a column is stored, every way of reading it gives the same."""
+"""Columns by their runs: whichever way a column is stored, every way of reading it gives the
+same.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +40,15 @@ def test_a_column_reads_alike_both_ways(
     path = tmp_path_factory.mktemp("table") / "t.arrow"
     write_table(path, {"x": stored}, {})
     table = open_table(path, "test")
-    found, rows = table.batch.column("x"), np.random.default_rng(0).permutation(len(plain))
+    found = table.batch.column("x")
+    rows = np.random.default_rng(0).permutation(len(plain))
     assert run_length.take(found, np.arange(len(plain))).to_pylist() == plain.to_pylist()
     assert run_length.take(found, rows).to_pylist() == plain.take(pa.array(rows)).to_pylist()
     if kind == "text":
         assert [table.text("x")(row) for row in range(len(plain))] == plain.to_pylist()
         return
-    numbers, cells = (plain.indices if kind == "name" else plain).to_numpy(), table.numbers("x")
+    numbers = (plain.indices if kind == "name" else plain).to_numpy()
+    cells = table.numbers("x")
     assert len(cells) == len(numbers)
     assert [cells[row] for row in range(len(numbers))] == numbers.tolist()
     assert cells.take(rows.reshape(1, -1)).tolist() == [numbers[rows].tolist()]
@@ -68,7 +72,8 @@ def test_only_what_repeats_itself_is_stored_by_runs(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_row_of_a_shard_takes_few_bytes(tmp_path: Path) -> None:
-    count, draw = 20_000, np.random.default_rng(0)
+    count = 20_000
+    draw = np.random.default_rng(0)
     rows = [
         Utterance(
             id=f"utterance-{i:09d}",

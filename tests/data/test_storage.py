@@ -135,7 +135,8 @@ def test_audio_behind_a_url_is_that_of_the_file(tmp_path: Path, where: str) -> N
 
 
 def test_the_cache_answers_without_the_network_and_stays_in_its_bounds(tmp_path: Path) -> None:
-    cache, draw = Cache(tmp_path / "cache", 20_000), np.random.default_rng(0)
+    cache = Cache(tmp_path / "cache", 20_000)
+    draw = np.random.default_rng(0)
     shard = draw.bytes(100_000)
     with served({"/s.tar": shard}) as (address, asked):
         for _ in range(3):
@@ -204,7 +205,8 @@ def test_what_is_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
 
 
 def _hammer(folder: str, number: int) -> None:
-    cache, draw = Cache(Path(folder), 50_000), np.random.default_rng(number)
+    cache = Cache(Path(folder), 50_000)
+    draw = np.random.default_rng(number)
     for name in draw.integers(0, 40, 150).tolist():
         expected = bytes([name]) * (1_000 + 50 * name)
         if cache.get(str(name), lambda expected=expected: expected) != expected:

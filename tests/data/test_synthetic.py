@@ -93,7 +93,9 @@ def test_phones_tile_the_file_and_say_where_it_is_silent(claims: list[SourceUtte
 
 
 def test_boundaries_after_a_pause_are_exact(claims: list[SourceUtterance]) -> None:
-    """The first sound of a phone that follows a long pause lies within a few milliseconds of where the phone begins."""
+    """The first sound of a phone that follows a long pause lies within a few milliseconds of where
+    the phone begins.
+    """
     for claim in claims:
         waveform, _ = soundfile.read(claim.path, dtype="float32")
         for (before, begin, start), (_, _, end) in zip(

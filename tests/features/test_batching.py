@@ -35,7 +35,8 @@ def test_padded_batches_have_little_padding(
     num_samples: np.ndarray, most: int, padding: float
 ) -> None:  # type: ignore[type-arg]
     for batch in padded_batches(num_samples, most, max_padding=padding):
-        longest, shortest = num_samples[batch].max(), num_samples[batch].min()
+        longest = num_samples[batch].max()
+        shortest = num_samples[batch].min()
         assert len(batch) == 1 or len(batch) * longest <= most
         assert longest <= (1 + padding) * shortest
 

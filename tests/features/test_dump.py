@@ -26,7 +26,8 @@ ROWS = 150
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """150 utterances of noise, three groups, one shorter than a frame."""
-    folder, made = tmp_path_factory.mktemp("dump") / "corpus", []
+    folder = tmp_path_factory.mktemp("dump") / "corpus"
+    made = []
     folder.mkdir()
     for number in range(ROWS):
         draw = np.random.default_rng(number)
@@ -114,7 +115,8 @@ def test_a_kill_and_several_processes_leave_the_same_bytes(corpus: Corpus, tmp_p
 
 
 def test_float16_takes_half(corpus: Corpus, tmp_path: Path) -> None:
-    full, half = write(corpus, tmp_path / "full"), write(corpus, tmp_path / "half", dtype="float16")
+    full = write(corpus, tmp_path / "full")
+    half = write(corpus, tmp_path / "half", dtype="float16")
     assert np.load(half.paths[0]).dtype == np.float16
     assert half[0:50].dtype == np.float32
     np.testing.assert_allclose(half[: len(half)], full[: len(full)], rtol=2e-3, atol=1e-3)
@@ -131,7 +133,8 @@ def test_float16_takes_half(corpus: Corpus, tmp_path: Path) -> None:
 def test_fairseqs_layout(corpus: Corpus, tmp_path: Path) -> None:
     dump = write(corpus, tmp_path / "dump")
     write_fairseq(dump, tmp_path / "fairseq", "train")
-    frames, lengths = [], []
+    frames = []
+    lengths = []
     for shard in range(3):  # as fairseq's learn_kmeans.py and dump_km_label.py read them
         frames.append(np.load(tmp_path / "fairseq" / f"train_{shard}_3.npy", mmap_mode="r"))
         lengths += [

@@ -68,13 +68,13 @@ def test_it_is_the_block_output_of_the_model(checkpoint: Path) -> None:
 
 def test_long_recordings_in_chunks_equal_whole_ones_up_to_attention(checkpoint: Path) -> None:
     waveform = 0.1 * torch.randn(1, 16_000 * 9 + 123) * torch.linspace(0.2, 2.0, 16_000 * 9 + 123)
-    whole, chunked = (
-        HubertLayer(checkpoint, 1),
-        HubertLayer(checkpoint, 1, chunk_seconds=2.5, context_seconds=0.6),
-    )
-    expected, found = whole(waveform), chunked(waveform)
+    whole = HubertLayer(checkpoint, 1)
+    chunked = HubertLayer(checkpoint, 1, chunk_seconds=2.5, context_seconds=0.6)
+    expected = whole(waveform)
+    found = chunked(waveform)
     assert found.shape == expected.shape
-    # Attention of a random model is nearly uniform over the chunk, so a seam or a shift of one frame would show at once.
+    # Attention of a random model is nearly uniform over the chunk, so a seam or a shift of one
+    # frame would show at once.
     assert (found - expected).abs().mean() < 0.1 * (expected[:, 1:] - expected[:, :-1]).abs().mean()
 
 
@@ -104,7 +104,8 @@ def test_chunks_keep_every_frame_once_with_its_context(
 
 
 def test_the_identity_follows_the_weights_not_the_path(tmp_path: Path) -> None:
-    first, second = Hubert(tiny()), Hubert(tiny())
+    first = Hubert(tiny())
+    second = Hubert(tiny())
     for folder, model in (("a", first), ("b", first), ("c", second)):
         (tmp_path / folder).mkdir()
         save_model(tmp_path / folder, model)
@@ -144,8 +145,10 @@ def test_several_layers_are_side_by_side(checkpoint: Path) -> None:
 
 def test_bfloat16_is_close_and_has_another_identity(checkpoint: Path) -> None:
     waveform = 0.1 * torch.randn(1, 16_000)
-    exact, fast = HubertLayer(checkpoint, 2), HubertLayer(checkpoint, 2, precision="bfloat16")
-    expected, found = exact(waveform), fast(waveform)
+    exact = HubertLayer(checkpoint, 2)
+    fast = HubertLayer(checkpoint, 2, precision="bfloat16")
+    expected = exact(waveform)
+    found = fast(waveform)
     assert found.dtype == torch.float32
     assert 0 < (found - expected).abs().mean() < 0.02 * expected.std()
     assert "precision" not in exact.fingerprint()
@@ -168,5 +171,6 @@ def test_an_hour_needs_little_more_memory_than_its_frames(tmp_path: Path) -> Non
             [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
         ).stdout
     )
-    # Frames: 180,000 x 32 floats = 23 MB; conv features: 6 MB, twice while pieces are joined. Whole, the first conv layer needs 368 MB.
+    # Frames: 180,000 x 32 floats = 23 MB; conv features: 6 MB, twice while pieces are joined.
+    # Whole, the first conv layer needs 368 MB.
     assert megabytes < 150

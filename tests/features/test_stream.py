@@ -1,4 +1,6 @@
-"""What clustering and labelling rest on: order, independence of workers and of what was done before, memory, messages."""
+"""What clustering and labelling rest on: order, independence of workers and of what was done
+before, memory, messages.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +137,8 @@ def test_nan_names_the_utterance_and_the_frame(extractor: Any, rowwise: bool) ->
 
 def test_an_extractor_that_miscounts_is_a_mistake_of_ours(corpus: Any) -> None:
     class Short:
-        grid, dim = MODEL_GRID, 1
+        grid = MODEL_GRID
+        dim = 1
 
         def fingerprint(self) -> dict[str, Any]:
             return {"kind": "short"}
@@ -149,7 +152,8 @@ def test_an_extractor_that_miscounts_is_a_mistake_of_ours(corpus: Any) -> None:
 
 def test_an_extractor_of_100_hz_is_diagnosed(corpus: Any) -> None:
     class Kaldi:
-        grid, dim = MODEL_GRID, 1
+        grid = MODEL_GRID
+        dim = 1
 
         def fingerprint(self) -> dict[str, Any]:
             return {"kind": "kaldi"}
@@ -163,7 +167,8 @@ def test_an_extractor_of_100_hz_is_diagnosed(corpus: Any) -> None:
 
 def test_an_extractor_without_batches_works_too(corpus: Any) -> None:
     class Means:
-        grid, dim = FrameGrid(window=400, hop=400), 1
+        grid = FrameGrid(window=400, hop=400)
+        dim = 1
 
         def fingerprint(self) -> dict[str, Any]:
             return {"kind": "means"}

@@ -1,4 +1,6 @@
-"""A small corpus of tones: each letter is a pitch and each speaker a timbre, so that both can be learnt."""
+"""A small corpus of tones: each letter is a pitch and each speaker a timbre, so that both can be
+learnt.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def _tones(text: str, buzz: bool) -> np.ndarray:
 def make_corpus(
     folder: Path, *, utterances: int = 24, **changes: Callable[[int], str] | str
 ) -> Corpus:
-    """A prepared corpus of all three splits. ``changes`` replace a column, by the number of the utterance."""
+    """A prepared corpus of all three splits. ``changes`` replace a column, by the number of the
+    utterance.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for number in range(utterances):

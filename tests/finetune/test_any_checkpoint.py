@@ -1,4 +1,6 @@
-"""Checkpoints of other projects where a recipe or a user names one: features, fine-tuning, transcription, export."""
+"""Checkpoints of other projects where a recipe or a user names one: features, fine-tuning,
+transcription, export.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,8 @@ def test_features_and_encoders_are_the_same_from_every_format(places: dict[str, 
 
 
 def test_features_of_a_folder_without_safetensors_are_told_apart(places: dict[str, Path]) -> None:
-    folder, prints = places["huggingface"], []
+    folder = places["huggingface"]
+    prints = []
     weights = load_tensors(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     for shift in (0.0, 0.0, 1.0):
@@ -91,7 +94,8 @@ def test_transcription_from_every_format(letters: dict[str, Path]) -> None:
 
 
 def test_bad_waveforms(letters: dict[str, Path], tmp_path: Path) -> None:
-    recogniser, waveform = SpeechRecognizer.load(letters["ours"]), np.zeros(8_000, dtype=np.float32)
+    recogniser = SpeechRecognizer.load(letters["ours"])
+    waveform = np.zeros(8_000, dtype=np.float32)
     soundfile.write(
         tmp_path / "nan.wav",
         np.where(np.arange(8_000) == 5, np.nan, waveform),

@@ -18,7 +18,9 @@ def lengths() -> np.ndarray:
 
 
 def test_a_micro_batch_depends_on_seed_and_number_only(lengths: np.ndarray) -> None:
-    forwards, backwards, other = _plan(lengths), _plan(lengths), _plan(lengths, seed=2)
+    forwards = _plan(lengths)
+    backwards = _plan(lengths)
+    other = _plan(lengths, seed=2)
     found = {index: backwards.micro_batch(index).rows.tolist() for index in reversed(range(200))}
     assert all(forwards.micro_batch(index).rows.tolist() == rows for index, rows in found.items())
     assert any(other.micro_batch(index).rows.tolist() != rows for index, rows in found.items())
@@ -36,7 +38,8 @@ def test_every_utterance_fits_its_shape_with_little_padding(lengths: np.ndarray)
 
 
 def test_all_utterances_are_seen_about_equally_often(lengths: np.ndarray) -> None:
-    plan, epochs = _plan(lengths), 20
+    plan = _plan(lengths)
+    epochs = 20
     per_epoch = sum(bucket.per_epoch for bucket in plan.buckets)
     seen = np.concatenate([plan.micro_batch(index).rows for index in range(epochs * per_epoch)])
     counts = np.bincount(seen - 7, minlength=len(lengths))
@@ -67,7 +70,8 @@ def test_one_utterance_is_enough() -> None:
 
 @pytest.mark.parametrize("count", [280, 2_763, 28_539])
 def test_librispeech_is_padded_by_less_than_five_percent(count: int) -> None:
-    # As train-clean-100 and its ten and one hour subsets: most between 13 and 16 s, a flat tail of shorter ones, a few of up to 24.5.
+    # As train-clean-100 and its ten and one hour subsets: most between 13 and 16 s, a flat tail of
+    # shorter ones, a few of up to 24.5.
     draw = np.random.default_rng(3)
     choice = draw.random(count)
     most = np.where(

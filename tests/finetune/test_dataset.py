@@ -44,7 +44,8 @@ def test_rows_are_whole_utterances_with_their_labels(
     dataset = _dataset(corpus, examples, model)
     padded = False
     for index in range(12):
-        batch, planned = dataset[index], dataset.plan.micro_batch(index)
+        batch = dataset[index]
+        planned = dataset.plan.micro_batch(index)
         assert batch["waveform"].shape == (len(planned.rows), planned.num_samples)
         assert (
             batch["valid"].shape
@@ -52,7 +53,8 @@ def test_rows_are_whole_utterances_with_their_labels(
             == (len(planned.rows), model.grid.num_frames(planned.num_samples))
         )
         for number, row in enumerate(planned.rows.tolist()):
-            waveform, length = corpus.read(row), corpus.manifest[row].num_samples
+            waveform = corpus.read(row)
+            length = corpus.manifest[row].num_samples
             np.testing.assert_array_equal(batch["waveform"][number, :length], waveform)
             assert not batch["waveform"][number, length:].any()
             assert batch["valid"][number].sum() == model.grid.num_frames(length)
@@ -68,7 +70,8 @@ def test_rows_are_whole_utterances_with_their_labels(
 def test_masks_are_seeded_by_step_and_row_and_never_hide_padding(
     corpus: Corpus, examples: Examples, model: Hubert
 ) -> None:
-    dataset, again = _dataset(corpus, examples, model), _dataset(corpus, examples, model)
+    dataset = _dataset(corpus, examples, model)
+    again = _dataset(corpus, examples, model)
     masks = {}
     for index in range(12):
         batch = dataset[index]

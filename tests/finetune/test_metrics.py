@@ -8,7 +8,8 @@ from hubert_pretrain.finetune.metrics import accuracy, character_error_rate, wor
 
 
 def test_error_rates_are_of_the_corpus_not_the_mean_of_utterances() -> None:
-    references, hypotheses = ["A B C D E F", "X"], ["A B C D E F", "Y"]
+    references = ["A B C D E F", "X"]
+    hypotheses = ["A B C D E F", "Y"]
     assert word_error_rate(references, hypotheses) == pytest.approx(1 / 7)
     assert character_error_rate(["AB CD"], ["AB D"]) == pytest.approx(1 / 5)
 

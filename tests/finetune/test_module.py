@@ -1,4 +1,6 @@
-"""Gradients and frozen parts of training, without a trainer: a stand-in gives the three numbers that the module asks for."""
+"""Gradients and frozen parts of training, without a trainer: a stand-in gives the three numbers
+that the module asks for.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +54,8 @@ def _batch(
     model: Hubert, rows: range, *, step: int = 0, index: int = 0, step_utterances: int = 4
 ) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
-    waveform, labels = (
-        torch.randn(4, 8000, generator=generator),
-        torch.randint(3, 7, (4, 3), generator=generator),
-    )
+    waveform = torch.randn(4, 8000, generator=generator)
+    labels = torch.randint(3, 7, (4, 3), generator=generator)
     frames = model.grid.num_frames(8000)
     valid = torch.arange(frames) < torch.tensor([frames, frames, frames - 3, frames - 5])[:, None]
     whole = {
@@ -86,7 +86,8 @@ def _gradients(module: FinetuneModule, parts: list[range], step: int = 0) -> dic
 
 @pytest.mark.parametrize("classify", [False, True])
 def test_gradients_do_not_depend_on_how_a_step_is_split(tiny: HubertConfig, classify: bool) -> None:
-    # Equal parts, and parts of unequal size, where a mean of means would be wrong. No dropout: its draws depend on the shapes.
+    # Equal parts, and parts of unequal size, where a mean of means would be wrong. No dropout: its
+    # draws depend on the shapes.
     config = _without_dropout(tiny)
     whole = _gradients(_module(config, classify=classify), [range(0, 4)])
     for parts in (
@@ -104,7 +105,9 @@ def test_gradients_do_not_depend_on_how_a_step_is_split(tiny: HubertConfig, clas
 def test_a_norm_over_valid_frames_makes_padding_count_for_nothing(
     tiny: HubertConfig, norm_over_valid: bool
 ) -> None:
-    """The loss of a padded batch is then that of its utterances alone; otherwise the norm over time of Base sees the padding."""
+    """The loss of a padded batch is then that of its utterances alone; otherwise the norm over time
+    of Base sees the padding.
+    """
     module = _module(_without_dropout(tiny), norm_over_valid=norm_over_valid)
     batch = _batch(module.model, range(0, 4))
     lengths = batch["num_samples"].tolist()
@@ -183,9 +186,11 @@ def test_a_dropped_layer_does_not_move(tiny: HubertConfig) -> None:
 def test_what_has_no_gradient_is_what_is_called_idle(
     tiny: HubertConfig, classify: bool, pre_norm: bool
 ) -> None:
-    # Under DDP those get a zero gradient; one that was forgotten would make every rank wait for ever.
+    # Under DDP those get a zero gradient; one that was forgotten would make every rank wait for
+    # ever.
     config = _without_dropout(tiny)
-    config.layerdrop, config.do_stable_layer_norm = 0.5, pre_norm
+    config.layerdrop = 0.5
+    config.do_stable_layer_norm = pre_norm
     module = _module(config, classify=classify, freeze_encoder_steps=2)
     for step in range(8):
         module.zero_grad()

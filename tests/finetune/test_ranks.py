@@ -1,4 +1,6 @@
-"""Fine-tuning on several ranks is fine-tuning on one: losses, scores over all that was heard, the table of what the test split says."""
+"""Fine-tuning on several ranks is fine-tuning on one: losses, scores over all that was heard, the
+table of what the test split says.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,17 @@ pytestmark = pytest.mark.xdist_group(
 
 TASKS = {"letters": CTC, "voices": VOICES}
 RATES = {"letters": 1e-3, "voices": 1e-2}
-"""Of letters so low that the head still says letters at the end: at higher ones it says nothing at first."""
+"""Of letters so low that the head still says letters at the end: at higher ones it says nothing at
+first.
+"""
 STEPS = 12
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A corpus of three valid utterances, fewer than there will be ranks, and a pretrained encoder."""
+    """A corpus of three valid utterances, fewer than there will be ranks, and a pretrained
+    encoder.
+    """
     workspace = Workspace(tmp_path_factory.mktemp("run"))
     splits = {0: "test", 1: "valid"}
     valid = iter(range(10**6))
@@ -51,8 +57,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def make(task: str, devices: int) -> Recipe:
-    """Four micro-batches per step; layers are dropped half of the time, the encoder begins to learn at the third step, weights are
-    averaged: each of them a way to get out of step."""
+    """Four micro-batches per step; layers are dropped half of the time, the encoder begins to learn
+    at the third step, weights are averaged: each of them a way to get out of step."""
     values: dict[str, Any] = {
         "checkpoint": "it2/pretrain",
         "steps": STEPS,
@@ -82,7 +88,9 @@ def make(task: str, devices: int) -> Recipe:
 
 @pytest.fixture(scope="module")
 def runs(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `<task>1`, `<task>2`, `<task>4`; `<task>again1`, on one rank, goes on from a checkpoint that two made."""
+    """Folders `<task>1`, `<task>2`, `<task>4`; `<task>again1`, on one rank, goes on from a
+    checkpoint that two made.
+    """
     root = tmp_path_factory.mktemp("ranks")
     for ranks in (2, 4, 1):
         jobs = [
@@ -119,8 +127,11 @@ def rows(folder: Path) -> dict[int, dict[str, float]]:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_are_accumulation(runs: Path, task: str, ranks: int) -> None:
-    """1 rank x 4 micro-batches = 2 x 2 = 4 x 1, in every value that is logged, and in the weights that are left."""
-    one, other = rows(runs / f"{task}1"), rows(runs / f"{task}{ranks}")
+    """1 rank x 4 micro-batches = 2 x 2 = 4 x 1, in every value that is logged, and in the weights
+    that are left.
+    """
+    one = rows(runs / f"{task}1")
+    other = rows(runs / f"{task}{ranks}")
     assert sorted(one) == sorted(other) == list(range(1, STEPS + 1))
     for step, values in one.items():
         assert other[step] == pytest.approx(values, rel=1e-4, abs=1e-6), f"step {step}"
@@ -133,7 +144,9 @@ def test_ranks_are_accumulation(runs: Path, task: str, ranks: int) -> None:
         same = weights[1][key]
         if key.endswith(
             "qkv.bias"
-        ):  # without that of the keys: softmax does not see it, so Adam makes steps of what rounding leaves
+            # without that of the keys: softmax does not see it, so Adam makes steps of what rounding
+            # leaves
+        ):
             tensor, same = (torch.stack(each.chunk(3))[[0, 2]] for each in (tensor, same))
         torch.testing.assert_close(same, tensor, rtol=1e-3, atol=1e-5)
 
@@ -141,12 +154,15 @@ def test_ranks_are_accumulation(runs: Path, task: str, ranks: int) -> None:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_scores_are_of_everything_once(runs: Path, task: str, ranks: int) -> None:
-    """Also where there are more ranks than valid utterances: the ranks without one wait, and nothing is heard twice."""
+    """Also where there are more ranks than valid utterances: the ranks without one wait, and
+    nothing is heard twice.
+    """
     names = {
         "letters": ("valid/loss", "valid/wer", "valid/cer"),
         "voices": ("valid/loss", "valid/accuracy"),
     }[task]
-    one, other = rows(runs / f"{task}1"), rows(runs / f"{task}{ranks}")
+    one = rows(runs / f"{task}1")
+    other = rows(runs / f"{task}{ranks}")
     for step in (4, 8, 12):
         assert [other[step][name] for name in names] == pytest.approx(
             [one[step][name] for name in names], rel=1e-4
@@ -169,7 +185,8 @@ def test_the_table_of_the_test_split_is_the_same(
 
 @pytest.mark.parametrize("task", TASKS)
 def test_what_two_ranks_began_one_finishes(runs: Path, task: str) -> None:
-    whole, again = rows(runs / f"{task}1"), rows(runs / f"{task}again1")
+    whole = rows(runs / f"{task}1")
+    again = rows(runs / f"{task}again1")
     assert sorted(again) == list(range(9, STEPS + 1))
     for step, values in again.items():
         assert values == pytest.approx(whole[step], rel=1e-4, abs=1e-6), f"step {step}"

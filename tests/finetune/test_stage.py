@@ -110,10 +110,8 @@ def test_letters(workspace: Workspace) -> None:
     lines = [line.split("\t") for line in (folder / "hypotheses.tsv").read_text().splitlines()]
     assert len(lines) == facts["utterances"] + 1
     # What the table says is what the saved model says of the file alone.
-    corpus, recogniser = (
-        Corpus.open(workspace.artefact("prepare").path),
-        SpeechRecognizer.load(folder),
-    )
+    corpus = Corpus.open(workspace.artefact("prepare").path)
+    recogniser = SpeechRecognizer.load(folder)
     paths = {
         utterance.id: utterance.path
         for utterance in map(corpus.manifest.__getitem__, range(len(corpus.manifest)))

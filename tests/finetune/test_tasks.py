@@ -129,7 +129,8 @@ def test_tables_say_what_was_heard(corpus: Corpus) -> None:
 
 
 def test_prediction_of_a_class_and_of_text(corpus: Corpus) -> None:
-    voices, letters = ClassifyTask(label="speaker"), CtcTask()
+    voices = ClassifyTask(label="speaker")
+    letters = CtcTask()
     _examples(voices, corpus)
     _examples(letters, corpus)
     assert voices.predict(torch.tensor([[0.1, 0.9]])) == "pure"

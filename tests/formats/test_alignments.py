@@ -19,7 +19,9 @@ from hubert_pretrain.formats.alignments import AlignmentFiles
 from hubert_pretrain.formats.intervals import phones_of
 
 HI = [("HH", 1600, 3200), ("AY", 3200, 4800)]
-"""What every file of these tests says: silence for 0.1 s, two phones of 0.1 s each, silence for 0.1 s."""
+"""What every file of these tests says: silence for 0.1 s, two phones of 0.1 s each, silence for 0.1
+s.
+"""
 
 
 def write(path: Path, content: str, encoding: str = "utf-8") -> Path:
@@ -126,11 +128,14 @@ def test_ctm_of_numbers_with_the_phones_beside(tmp_path: Path) -> None:
 def test_ctm_of_many(
     tmp_path_factory: pytest.TempPathFactory, utterances: list[list[tuple[int, int, str]]]
 ) -> None:
-    """Lengths in hundredths of a second: pause, phone. Written to the hundredth, read to the sample."""
+    """Lengths in hundredths of a second: pause, phone. Written to the hundredth, read to the
+    sample.
+    """
     expected: dict[str, list[tuple[str, int, int]]] = {}
     text = ""
     for number, parts in enumerate(utterances):
-        time, phones = 0, []
+        time = 0
+        phones = []
         for pause, length, name in parts:
             time += pause
             phones.append((name, time * 160, (time + length) * 160))
@@ -236,7 +241,8 @@ def test_where_there_are_none_or_several_kinds(tmp_path: Path) -> None:
         AlignmentFiles(tmp_path, format="timmit")
 
 
-# -- joined with a corpus ---------------------------------------------------------------------------------------------------------
+# -- joined with a corpus
+# ---------------------------------------------------------------------------------------------------------
 
 
 class Three:

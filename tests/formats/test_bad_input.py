@@ -1,4 +1,6 @@
-"""What is wrong with a manifest is said on one line that names file, line and fix; nothing is skipped, nothing is executed."""
+"""What is wrong with a manifest is said on one line that names file, line and fix; nothing is
+skipped, nothing is executed.
+"""
 
 from __future__ import annotations
 
@@ -214,7 +216,8 @@ def test_options_that_cannot_be(place: Path) -> None:
         read(place)
 
 
-# -- Kaldi ------------------------------------------------------------------------------------------------------------------------
+# -- Kaldi
+# ------------------------------------------------------------------------------------------------------------------------
 
 
 def kaldi(place: Path, **files: str) -> list[SourceUtterance]:
@@ -314,7 +317,8 @@ def test_our_own_commands_are_read_back(path: str) -> None:
     assert (path_of_command(command[:-1], "") if command.endswith("|") else command) == path
 
 
-# -- lhotse -----------------------------------------------------------------------------------------------------------------------
+# -- lhotse
+# -----------------------------------------------------------------------------------------------------------------------
 
 CUT: dict[str, Any] = {
     "id": "c",
@@ -409,7 +413,8 @@ def test_other_cuts_are_refused(
         cut(place, change)
 
 
-# -- names ------------------------------------------------------------------------------------------------------------------------
+# -- names
+# ------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

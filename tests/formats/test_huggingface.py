@@ -1,4 +1,6 @@
-"""Folders of `datasets`, built here as that library writes them (5.2): the same files, keys and schema metadata."""
+"""Folders of `datasets`, built here as that library writes them (5.2): the same files, keys and
+schema metadata.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,8 @@ def read(path: Path, out: Path, **options: Any) -> list[SourceUtterance]:
 @pytest.mark.parametrize("kind", ["dict", "one", "parquet"])
 @pytest.mark.parametrize("embed", [True, False])
 def test_datasets(tmp_path: Path, files: list[Path], kind: str, embed: bool) -> None:
-    home, out = tmp_path / "dataset", tmp_path / "out"
+    home = tmp_path / "dataset"
+    out = tmp_path / "out"
     splits = {"train": files[:3], "validation": files[3:]}
     if kind == "dict":
         for split, members in splits.items():
@@ -102,7 +105,8 @@ def test_datasets(tmp_path: Path, files: list[Path], kind: str, embed: bool) -> 
 
 def test_embedded_audio_is_written_once_under_safe_names(tmp_path: Path, files: list[Path]) -> None:
     content = table(files[:2], embed=True).append_column("id", pa.array(["../../evil", "b/c"]))
-    home, out = save_to_disk(tmp_path / "dataset", content), tmp_path / "deep" / "er" / "out"
+    home = save_to_disk(tmp_path / "dataset", content)
+    out = tmp_path / "deep" / "er" / "out"
     first = [Path(claim.path) for claim in read(home, out)]
     assert all(path.parent == out / "audio" / "train" for path in first)
     times = [path.stat().st_mtime_ns for path in first]

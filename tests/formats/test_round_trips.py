@@ -1,4 +1,6 @@
-"""Whatever is written is read back equal, for every format, as far as the format can hold it; what it cannot is refused or stated here."""
+"""Whatever is written is read back equal, for every format, as far as the format can hold it; what
+it cannot is refused or stated here.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ SPLITS = st.sampled_from(["train", "valid", "test"])
 def claims(
     draw: st.DrawFn, files: list[Path], parts: bool, distinct: bool = False
 ) -> list[SourceUtterance]:
-    """Utterances of the files: whole ones, and parts where wanted; `distinct`: one for each file."""
+    """Utterances of the files: whole ones, and parts where wanted; `distinct`: one for each
+    file.
+    """
     ids = draw(st.lists(NAMES, min_size=1, max_size=len(files), unique=True))
     found = []
     for i, id in enumerate(ids):
@@ -69,7 +73,8 @@ def round_trip(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(what was written, what was read) by id, without the fields that the format loses."""
     with tempfile.TemporaryDirectory() as folder:
-        target, form = Path(folder) / name, registry.FORMATS[to]
+        target = Path(folder) / name
+        form = registry.FORMATS[to]
         assert form.write is not None
         form.write(target, lambda: iter(given))
         read = [claim for _, claim in registry.read(target, "auto", Reading())]
@@ -162,7 +167,9 @@ def test_kaldi_holds_parts_texts_and_speakers(audio_files: list[Path]) -> None:
 
 
 def test_kaldi_lengths_of_parts_are_exact(audio_files: list[Path], tmp_path: Path) -> None:
-    """A part that reaches the end of its file is read as one that goes to the end, or says its length to the sample."""
+    """A part that reaches the end of its file is read as one that goes to the end, or says its
+    length to the sample.
+    """
     given = [
         SourceUtterance(
             id=f"u{n}", path=audio_files[0], split="train", start=n, num_samples=1000 - 2 * n
@@ -208,10 +215,8 @@ def test_huggingface_holds_the_audio_too(audio_files: list[Path]) -> None:
                     claim.label,
                     claim.corpus,
                 )
-                expected, found = (
-                    audio.read(claim.path, claim.start, claim.num_samples),
-                    audio.read(one.path),
-                )
+                expected = audio.read(claim.path, claim.start, claim.num_samples)
+                found = audio.read(one.path)
                 assert found.shape == expected.shape
                 assert abs(found - expected).max() <= 2**-15
 
@@ -221,7 +226,9 @@ def test_huggingface_holds_the_audio_too(audio_files: list[Path]) -> None:
 @pytest.fixture
 def shard(audio_files: list[Path], tmp_path: Path) -> list[SourceUtterance]:
     """Two audio files of one rate inside another file, with other bytes around them."""
-    path, content, found = tmp_path / "shards" / "000.tar", b"x" * 512, []
+    path = tmp_path / "shards" / "000.tar"
+    content = b"x" * 512
+    found = []
     for i, file in enumerate(audio_files[:2]):
         data = file.read_bytes()
         place = {"path": str(path), "offset": len(content), "num_bytes": len(data)}
@@ -256,10 +263,8 @@ def test_huggingface_takes_audio_out_of_shards(
 def test_what_a_format_cannot_hold_is_refused(
     audio_files: list[Path], shard: list[SourceUtterance], tmp_path: Path
 ) -> None:
-    wave, eight = (
-        SourceUtterance(id="a", path=audio_files[0], split="train"),
-        SourceUtterance(id="e", path=audio_files[2], split="train"),
-    )
+    wave = SourceUtterance(id="a", path=audio_files[0], split="train")
+    eight = SourceUtterance(id="e", path=audio_files[2], split="train")
     for to, name, members, message in [
         (
             "fairseq",

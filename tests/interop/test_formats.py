@@ -54,7 +54,8 @@ REFUSED = {("fairseq", "classify"), ("fairseq", "weighted"), ("fairseq", "softma
 
 def checkpoint(folder: Path, config: HubertConfig, kind: str, **extra: Any) -> LoadedModel:
     torch.manual_seed(0)
-    model, head = Hubert(config), HEADS[kind]()
+    model = Hubert(config)
+    head = HEADS[kind]()
     for module in (model, head) if head else (model,):
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
@@ -154,7 +155,9 @@ def test_variants_that_fairseq_holds(tmp_path: Path, change: dict[str, Any], for
 
 
 def test_equal_widths_have_no_projection_in_fairseq(tmp_path: Path) -> None:
-    """fairseq leaves `post_extract_proj` out there: read as identity, written out again only while it is one."""
+    """fairseq leaves `post_extract_proj` out there: read as identity, written out again only while
+    it is one.
+    """
     loaded = checkpoint(
         tmp_path / "ours", dataclasses.replace(GROUP, conv_dim=[24] * 7), "pretrain"
     )

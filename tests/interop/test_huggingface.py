@@ -48,7 +48,9 @@ KINDS = ["pretrain", "ctc", "classify", "weighted"]
 def checkpoint(
     folder: Path, config: HubertConfig, kind: str, extra: dict[str, Any] | None = None
 ) -> LoadedModel:
-    """A saved and reloaded model of random weights; random biases too, so that a bias put elsewhere would show."""
+    """A saved and reloaded model of random weights; random biases too, so that a bias put elsewhere
+    would show.
+    """
     torch.manual_seed(0)
     heads = {
         "pretrain": CodebookHead(config.hidden_size, config.projection_size, 20),
@@ -62,7 +64,8 @@ def checkpoint(
             weighted_layers=True,
         ),
     }
-    model, head = Hubert(config), heads[kind]
+    model = Hubert(config)
+    head = heads[kind]
     for name, parameter in itertools.chain(model.named_parameters(), head.named_parameters()):
         if name.endswith("bias") or name == "layer_weights":
             torch.nn.init.normal_(parameter, std=0.3)
@@ -143,10 +146,8 @@ def test_auto_classes_and_the_truth_about_normalisation(
     from transformers import AutoModelForCTC, AutoProcessor
 
     export_huggingface(tmp_path / "theirs", checkpoint(tmp_path / "ours", config, "ctc"))
-    model, processor = (
-        AutoModelForCTC.from_pretrained(tmp_path / "theirs"),
-        AutoProcessor.from_pretrained(tmp_path / "theirs"),
-    )
+    model = AutoModelForCTC.from_pretrained(tmp_path / "theirs")
+    processor = AutoProcessor.from_pretrained(tmp_path / "theirs")
     extractor = processor.feature_extractor
     assert extractor.do_normalize is config.normalize_waveform
     assert extractor.return_attention_mask is (config.feat_extract_norm == "layer")
@@ -209,7 +210,8 @@ def test_the_speech_recognition_pipeline_says_what_we_say(
     )
     with torch.inference_mode():
         states = loaded.model(torch.from_numpy(normalised)[None]).last
-        # A random network says one letter all the time; one that subtracts what its frames have in common changes its mind.
+        # A random network says one letter all the time; one that subtracts what its frames have in
+        # common changes its mind.
         loaded.head_state["linear.bias"] = -loaded.head_state["linear.weight"] @ states[0].mean(0)
         path = loaded.build_head()(states)[0].argmax(-1).tolist()
     assert len(set(path)) > 2

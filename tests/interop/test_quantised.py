@@ -37,7 +37,8 @@ PART = SAMPLE_RATE // 5
 
 def tones(text: str) -> Tensor:
     """(1, S): a letter is a pitch, between two is noise."""
-    time, draw = np.arange(PART) / SAMPLE_RATE, np.random.default_rng(len(text))
+    time = np.arange(PART) / SAMPLE_RATE
+    draw = np.random.default_rng(len(text))
     parts = [0.01 * draw.standard_normal(PART)]
     for letter in text:
         parts += [
@@ -48,14 +49,15 @@ def tones(text: str) -> Tensor:
 
 
 def trained(folder: Path) -> LoadedModel:
-    """A random network whose letters are fitted, frame by frame, to some texts of tones: enough to hear others."""
+    """A random network whose letters are fitted, frame by frame, to some texts of tones: enough to
+    hear others.
+    """
     torch.manual_seed(0)
-    model, head, draw = (
-        Hubert(CONFIG).eval(),
-        CTCHead(64, len(VOCABULARY)),
-        np.random.default_rng(0),
-    )
-    inputs, wanted = [], []
+    model = Hubert(CONFIG).eval()
+    head = CTCHead(64, len(VOCABULARY))
+    draw = np.random.default_rng(0)
+    inputs = []
+    wanted = []
     for _ in range(12):
         text = "".join(draw.choice(list(LETTERS), 8))
         waveform = tones(text)
@@ -63,10 +65,8 @@ def trained(folder: Path) -> LoadedModel:
             states = model(waveform).last[0]
         centres = (torch.arange(len(states)) * model.grid.hop + model.grid.window // 2) // PART
         said = torch.tensor([0, *(row for letter in text for row in (VOCABULARY.index(letter), 0))])
-        inputs, wanted = (
-            [*inputs, states],
-            [*wanted, torch.nn.functional.one_hot(said[centres], len(VOCABULARY)).float()],
-        )
+        inputs = [*inputs, states]
+        wanted = [*wanted, torch.nn.functional.one_hot(said[centres], len(VOCABULARY)).float()]
     x = torch.cat([torch.cat(inputs), torch.ones(sum(map(len, inputs)), 1)], dim=1).double()
     solved = torch.linalg.solve(
         x.T @ x + 1e-3 * torch.eye(65), x.T @ torch.cat(wanted).double()

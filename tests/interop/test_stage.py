@@ -1,4 +1,6 @@
-"""The export stage: folders named like their checkpoints, facts, what a killed run left; and a broken torchaudio."""
+"""The export stage: folders named like their checkpoints, facts, what a killed run left; and a
+broken torchaudio.
+"""
 
 from __future__ import annotations
 

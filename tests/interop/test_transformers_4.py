@@ -1,7 +1,9 @@
-"""Exported folders in the last `transformers` of version 4, which reads other processor files and writes other names than version 5.
+"""Exported folders in the last `transformers` of version 4, which reads other processor files and
+writes other names than version 5.
 
-`make` puts it beside the other packages, into `.venv/transformers4`, which a child process finds first. Not tested there: a weighted sum
-of layers of a pre-norm model, whose last layer means another thing in 4.57 (HubertOutput.hidden_states says which).
+`make` puts it beside the other packages, into `.venv/transformers4`, which a child process finds
+first. Not tested there: a weighted sum of layers of a pre-norm model, whose last layer means
+another thing in 4.57 (HubertOutput.hidden_states says which).
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ print(json.dumps(said))
 def read_in_4(
     folder: Path, architecture: str, waveform: np.ndarray, place: Path
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What version 4 says of a folder, and the arrays it computes; it saves the model again in `place / "again"`."""
+    """What version 4 says of a folder, and the arrays it computes; it saves the model again in
+    `place / "again"`.
+    """
     if not (OTHER / "transformers").is_dir():
         pytest.skip(f"no transformers 4 in {OTHER}: `make test` installs it")
     np.save(place / "waveform.npy", waveform)

@@ -1,4 +1,6 @@
-"""A SLURM made of shell scripts: what was submitted is kept, and the queue is a file that a test writes."""
+"""A SLURM made of shell scripts: what was submitted is kept, and the queue is a file that a test
+writes.
+"""
 
 from __future__ import annotations
 

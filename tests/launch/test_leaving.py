@@ -119,7 +119,8 @@ def test_torchrun_wants_one_stage(tmp_path: Path) -> None:
         "RANK": "0",
     }
     environment |= {"LOCAL_RANK": "0"}
-    # A step of smoke is one micro-batch, so that two processes are refused already for that where it trains.
+    # A step of smoke is one micro-batch, so that two processes are refused already for that where
+    # it trains.
     done = subprocess.run(
         [*words, "trainer.devices=1"], env=environment, capture_output=True, text=True, check=False
     )

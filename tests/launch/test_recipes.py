@@ -1,4 +1,6 @@
-"""The slurm.sh of every recipe submits what `launch=slurm` does: the same stages, the same dependencies, and the same commands."""
+"""The slurm.sh of every recipe submits what `launch=slurm` does: the same stages, the same
+dependencies, and the same commands.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def test_slurm_sh_is_in_step_with_its_recipe(name: str, slurm: FakeSlurm, tmp_pa
         cwd=tmp_path,
         capture_output=True,
     )
-    stages, calls = plan.stages(recipe), slurm.words()
+    stages = plan.stages(recipe)
+    calls = slurm.words()
     number = {stage.name: str(index) for index, stage in enumerate(stages, start=1)}
     assert [call[-2:] for call in calls] == [
         [f"stage={stage.name}", "launch=local"] for stage in stages

@@ -1,4 +1,6 @@
-"""`launch=slurm` against a SLURM that only keeps what it is told: which jobs, in which order, asking for what, and when none."""
+"""`launch=slurm` against a SLURM that only keeps what it is told: which jobs, in which order,
+asking for what, and when none.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +131,8 @@ def test_jobs_that_ended_without_finishing_their_stage_are_forgotten(
 ) -> None:
     submit(workspace)
     finish(workspace, "prepare")
-    # it1/cluster failed, it1/label was cancelled, the others are gone from the queue; it2/cluster still hangs there.
+    # it1/cluster failed, it1/label was cancelled, the others are gone from the queue; it2/cluster
+    # still hangs there.
     slurm.queue(
         "1|COMPLETED|None|0:09|n1",
         "2|FAILED|NonZeroExitCode|0:01|n1",
@@ -183,7 +186,9 @@ def test_what_a_stage_asks_for(slurm: FakeSlurm, workspace: Workspace) -> None:
         str(option(script, "job-name")).removeprefix("smoke:"): script
         for script in slurm.submitted().values()
     }
-    first, second, label = scripts["it1/pretrain"], scripts["it2/pretrain"], scripts["it1/label"]
+    first = scripts["it1/pretrain"]
+    second = scripts["it2/pretrain"]
+    label = scripts["it1/label"]
     names = ("nodes", "ntasks-per-node", "gpus-per-node", "time", "reservation", "partition")
     assert [option(first, name) for name in names] == ["2", "2", "2", "90", "winter", None]
     assert [option(second, name) for name in names] == ["1", "2", "2", "90", "winter", "long"]
@@ -346,11 +351,9 @@ def test_waiting_reports_changes_and_names_what_failed(
     monkeypatch.setattr(
         "time.sleep", lambda seconds: slurm.queue(*next(pictures)) if seconds == polls else None
     )
-    recipe.iterations, recipe.finetune, recipe.export.checkpoints = (
-        {"it1": recipe.iterations["it1"]},
-        {},
-        [],
-    )
+    recipe.iterations = {"it1": recipe.iterations["it1"]}
+    recipe.finetune = {}
+    recipe.export.checkpoints = []
     recipe.launch.wait = True
     with pytest.raises(
         HubertPretrainError,

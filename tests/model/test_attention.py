@@ -1,4 +1,6 @@
-"""The ways to compute attention, and to recompute layers: other speeds and memory, the same numbers."""
+"""The ways to compute attention, and to recompute layers: other speeds and memory, the same
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -66,10 +68,8 @@ def test_back_ends_agree(config: HubertConfig, valid: Tensor | None, name: str) 
 @CONFIGS
 def test_a_mask_of_real_frames_only_is_no_mask(config: HubertConfig) -> None:
     model = network(config)
-    plain, masked = (
-        model(waveform()).last,
-        model(waveform(), valid=torch.ones(2, 49, dtype=torch.bool)).last,
-    )
+    plain = model(waveform()).last
+    masked = model(waveform(), valid=torch.ones(2, 49, dtype=torch.bool)).last
     assert (plain - masked).abs().max() < 1e-5
 
 
@@ -137,7 +137,8 @@ def test_recomputed_layers_have_the_same_gradients(config: HubertConfig) -> None
 def test_recomputing_keeps_less() -> None:
     kept = []
     for recompute in (False, True):
-        model, sizes = network(POST_NORM).train(), []
+        model = network(POST_NORM).train()
+        sizes = []
         model.recompute = recompute
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t

@@ -44,7 +44,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    model, head = Hubert(SMALL), CTCHead(16, 5, dropout=0.1)
+    model = Hubert(SMALL)
+    head = CTCHead(16, 5, dropout=0.1)
     save_model(tmp_path, model, head=head, extra={"vocabulary": list("_ABC|")})
     loaded = load_model(tmp_path)
     assert loaded.kind == "ctc"

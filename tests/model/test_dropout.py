@@ -32,7 +32,8 @@ def test_what_stays_is_scaled_and_the_gradient_is_that_of_the_same_draws(
 def test_as_many_go_as_with_pytorch(probability: float) -> None:
     torch.manual_seed(1)
     x = torch.ones(1000, 1000)
-    ours, theirs = Dropout(probability)(x), nn.Dropout(probability)(x)
+    ours = Dropout(probability)(x)
+    theirs = nn.Dropout(probability)(x)
     deviation = (probability * (1 - probability) / x.numel()) ** 0.5
     for y in (ours, theirs):
         assert abs(float((y == 0).double().mean()) - probability) < 5 * deviation
@@ -40,7 +41,9 @@ def test_as_many_go_as_with_pytorch(probability: float) -> None:
 
 
 def test_neighbours_are_independent() -> None:
-    """The four draws of one 64-bit number, and those of the next: no correlation beyond chance at any of sixteen distances."""
+    """The four draws of one 64-bit number, and those of the next: no correlation beyond chance at
+    any of sixteen distances.
+    """
     kept = Draws(3, 0.5).kept((1_000_000,)).double() - 0.5
     for distance in range(1, 17):
         assert abs(float((kept[:-distance] * kept[distance:]).mean() / 0.25)) < 5e-3
@@ -49,7 +52,8 @@ def test_neighbours_are_independent() -> None:
 def test_seeds_decide_and_each_layer_draws_anew() -> None:
     x = torch.ones(100)
     torch.manual_seed(1)
-    first, second = Dropout(0.5)(x), Dropout(0.5)(x)
+    first = Dropout(0.5)(x)
+    second = Dropout(0.5)(x)
     torch.manual_seed(1)
     assert torch.equal(Dropout(0.5)(x), first)
     assert not torch.equal(first, second)

@@ -1,4 +1,6 @@
-"""The count of operations against the figures of reference.md section 6. (tests/pretrain/test_work.py counts those of a real step.)"""
+"""The count of operations against the figures of reference.md section 6.
+(tests/pretrain/test_work.py counts those of a real step.)
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def test_the_conv_encoder_costs_what_the_reference_says() -> None:
 
 
 def times_fewer(front_end: float, config: HubertConfig, clip_seconds: float = 15.0) -> float:
-    """How many times fewer multiplications a network has than Base, whose front end and projection have so many per second."""
+    """How many times fewer multiplications a network has than Base, whose front end and projection
+    have so many per second.
+    """
     num_samples = round(clip_seconds * SAMPLE_RATE)
     macs = forward_macs(config, num_samples) | {
         "front end": round(front_end * clip_seconds),
@@ -50,9 +54,10 @@ def times_fewer(front_end: float, config: HubertConfig, clip_seconds: float = 15
 
 
 def test_mel_frames_every_40_ms_save_two_thirds() -> None:
-    """3.06 times fewer with the front end of Fast-HuBERT (arXiv:2309.13860), as its softmax head and layers 4 and 12: 80 bands every 10 ms
-    through two gated convolutions of 5 taps and stride 2, 80 -> 1024 and 512 -> 1024 channels, of which the gates leave 512. Ours puts four
-    mel frames side by side (MelHuBERT, arXiv:2211.09944), which costs nothing: 3.15 times fewer."""
+    """3.06 times fewer with the front end of Fast-HuBERT (arXiv:2309.13860), as its softmax head
+    and layers 4 and 12: 80 bands every 10 ms through two gated convolutions of 5 taps and stride 2,
+    80 -> 1024 and 512 -> 1024 channels, of which the gates leave 512. Ours puts four mel frames
+    side by side (MelHuBERT, arXiv:2211.09944), which costs nothing: 3.15 times fewer."""
     fast_hubert = 50 * 80 * 1024 * 5 + 25 * 512 * 1024 * 5 + 25 * 512 * 768
     mel = HubertConfig(front_end="log_mel", mel_stack=4)
     assert times_fewer(fast_hubert, mel) == pytest.approx(3.06, rel=0.02)
@@ -63,7 +68,9 @@ def test_mel_frames_every_40_ms_save_two_thirds() -> None:
 
 
 def test_mel_frames_every_20_ms_save_what_melhubert_says() -> None:
-    """33.5 % of the multiplications (its abstract). It does not say of how long clips, on which attention depends: 10 s here."""
+    """33.5 % of the multiplications (its abstract). It does not say of how long clips, on which
+    attention depends: 10 s here.
+    """
     base, mel = (
         sum(forward_macs(config, 10 * SAMPLE_RATE).values())
         for config in (HubertConfig(), HubertConfig(front_end="log_mel"))

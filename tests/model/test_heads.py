@@ -14,7 +14,8 @@ from hubert_pretrain.model.hubert import HubertOutput
 
 def test_logits_are_cosines_over_the_temperature() -> None:
     torch.manual_seed(0)
-    head, x = CodebookHead(16, 8, 5, temperature=0.25), torch.randn(7, 16)
+    head = CodebookHead(16, 8, 5, temperature=0.25)
+    x = torch.randn(7, 16)
     expected = (
         F.cosine_similarity(head.projection(x)[:, None], head.unit_embeddings[None], dim=-1) / 0.25
     )
@@ -23,7 +24,8 @@ def test_logits_are_cosines_over_the_temperature() -> None:
 
 def test_logits_are_fp32_under_autocast() -> None:
     torch.manual_seed(0)
-    head, x = CodebookHead(16, 8, 500), torch.randn(7, 16)
+    head = CodebookHead(16, 8, 500)
+    x = torch.randn(7, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = head(x)
     assert logits.dtype == torch.float32
@@ -47,7 +49,8 @@ def test_letter_head_initialisation() -> None:
 
 def test_a_classifier_ignores_padding() -> None:
     torch.manual_seed(0)
-    head, x = ClassificationHead(16, 3, 8), torch.randn(1, 10, 16)
+    head = ClassificationHead(16, 3, 8)
+    x = torch.randn(1, 10, 16)
     padded = torch.cat([x, torch.full((1, 5, 16), 100.0)], dim=1)
     alone = HubertOutput(last=x, feature_penalty=torch.zeros(()), embedded=x)
     longer = HubertOutput(last=padded, feature_penalty=torch.zeros(()), embedded=padded)

@@ -78,7 +78,9 @@ DEFAULT = "as PyTorch"
 
 
 def reference_distribution(name: str, config: HubertConfig) -> tuple[float, float] | str:
-    """Mean and standard deviation of a tensor at the start (reference.md 2.2, 2.5, 2.7; fairseq's init_bert_params)."""
+    """Mean and standard deviation of a tensor at the start (reference.md 2.2, 2.5, 2.7; fairseq's
+    init_bert_params).
+    """
     layer = int(name.split(".")[2]) if name.startswith("conv_encoder") else 0
     fan_in = [1, *config.conv_dim][layer] * config.conv_kernel[layer]
     rules: dict[str, tuple[float, float] | str] = {
@@ -133,7 +135,8 @@ def test_initialisation_of_every_tensor_matches_the_reference(changes: dict[str,
             weight = state[name.replace("bias", "weight")]
             expected = (0.0, 1 / math.sqrt(3 * weight[0].numel()))
         mean, std = expected
-        values, count = tensor.double(), tensor.numel()
+        values = tensor.double()
+        count = tensor.numel()
         assert values.std(correction=0).item() == pytest.approx(std, rel=3 / math.sqrt(count)), name
         assert values.mean().item() == pytest.approx(mean, abs=4 * std / math.sqrt(count)), name
 
@@ -149,7 +152,8 @@ def test_masked_frames_are_the_mask_embedding_whatever_they_held() -> None:
     network = model()
     seen: list[Tensor] = []
     network.context_encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    waveform, mask = torch.randn(1, 16_000), torch.arange(49)[None] % 3 == 0
+    waveform = torch.randn(1, 16_000)
+    mask = torch.arange(49)[None] % 3 == 0
     network(waveform)
     network(waveform, mask=mask)
     plain, masked = seen
@@ -177,7 +181,8 @@ def test_padding_changes_nothing_in_a_layer_norm_model() -> None:
     frames = network.grid.num_frames(9_000)
     valid = torch.arange(49) < torch.tensor([[49], [frames]])
     with torch.no_grad():
-        alone, padded = network(short).last, network(batch, valid=valid).last
+        alone = network(short).last
+        padded = network(batch, valid=valid).last
     assert (alone[0] - padded[1, :frames]).abs().max() < 1e-5
 
 
@@ -190,7 +195,8 @@ def test_padding_changes_nothing_in_a_group_norm_model_that_is_told_the_lengths(
     config: HubertConfig,
 ) -> None:
     network = model(config)
-    short, long = torch.randn(1, 9_000) + 1, torch.randn(1, 16_000)
+    short = torch.randn(1, 9_000) + 1
+    long = torch.randn(1, 16_000)
     batch = torch.cat([long, torch.nn.functional.pad(short, (0, 7_000))])
     frames = network.grid.num_frames(9_000)
     valid = torch.arange(49) < torch.tensor([[49], [frames]])
@@ -211,8 +217,10 @@ def test_padding_changes_nothing_in_a_group_norm_model_that_is_told_the_lengths(
 
 
 def test_lengths_without_padding_change_nothing() -> None:
-    network, waveform = model(), torch.randn(2, 8_000)
-    told, untold = network(waveform, num_samples=torch.tensor([8_000, 8_000])), network(waveform)
+    network = model()
+    waveform = torch.randn(2, 8_000)
+    told = network(waveform, num_samples=torch.tensor([8_000, 8_000]))
+    untold = network(waveform)
     assert (told.last - untold.last).abs().max() < 1e-5
     layer_norm = model(LAYER)
     assert torch.equal(
@@ -221,7 +229,8 @@ def test_lengths_without_padding_change_nothing() -> None:
 
 
 def test_layers_are_the_same_states_whether_or_not_the_rest_runs() -> None:
-    network, waveform = model(LAYER), torch.randn(1, 8_000)
+    network = model(LAYER)
+    waveform = torch.randn(1, 8_000)
     everything = network(waveform, hidden_states=True)
     for layer in (1, 2, 3):
         part = network(waveform, layers=layer, hidden_states=True)
@@ -231,7 +240,8 @@ def test_layers_are_the_same_states_whether_or_not_the_rest_runs() -> None:
 
 
 def test_dropped_layers_pass_their_input_on() -> None:
-    network, waveform = model(), torch.randn(1, 8_000)
+    network = model()
+    waveform = torch.randn(1, 8_000)
     output = network(waveform, layer_keep=[True, False, True], hidden_states=True)
     assert torch.equal(output.hidden_states[0], output.hidden_states[1])
     assert not torch.equal(output.hidden_states[1], output.hidden_states[2])
@@ -258,7 +268,8 @@ def test_a_scale_of_zero_freezes_the_conv_encoder() -> None:
 
 @pytest.mark.parametrize("config", [SMALL, LAYER])
 def test_autocast_keeps_the_residual_stream_in_fp32(config: HubertConfig) -> None:
-    network, waveform = model(config), torch.randn(2, 16_000)
+    network = model(config)
+    waveform = torch.randn(2, 16_000)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         low = network(waveform, hidden_states=True)
     exact = network(waveform)

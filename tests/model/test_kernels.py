@@ -38,7 +38,8 @@ def test_products_and_convolutions_agree(tf32: bool) -> None:
 def test_fp32_is_as_exact_as_was_said(tf32: bool, bound: float) -> None:
     set_matmul_precision(tf32=tf32)
     torch.manual_seed(0)
-    x, weight = torch.randn(1, 512, 1000), torch.randn(512, 512, 3) / 40
+    x = torch.randn(1, 512, 1000)
+    weight = torch.randn(512, 512, 3) / 40
     expected = torch.nn.functional.conv1d(x.double(), weight.double())
     found = torch.nn.functional.conv1d(x.cuda(), weight.cuda()).cpu().double()
     assert (found - expected).abs().max() < bound * expected.abs().max()

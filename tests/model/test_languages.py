@@ -41,7 +41,9 @@ def network(config: HubertConfig) -> Hubert:
 
 
 def teach(model: Hubert, folder: Path, name: str, seed: int) -> torch.Tensor:
-    """Gives the network random adapters, saves them as a language, and returns the logits of a fixed waveform."""
+    """Gives the network random adapters, saves them as a language, and returns the logits of a
+    fixed waveform.
+    """
     torch.manual_seed(seed)
     with torch.no_grad():
         for layer in model.context_encoder.layers:

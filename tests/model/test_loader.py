@@ -1,4 +1,6 @@
-"""One way in: every readable kind is recognised by what it holds; everything else is refused in one line, and nothing in it runs."""
+"""One way in: every readable kind is recognised by what it holds; everything else is refused in one
+line, and nothing in it runs.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +111,8 @@ def test_half_precision_is_read_as_fp32(copy: Callable[[str, str], Path]) -> Non
     assert torch.equal(loaded.head_state["linear.weight"], tensors["lm_head.weight"].float())
 
 
-# -- bad input --------------------------------------------------------------------------------------------------------------------
+# -- bad input
+# --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,9 @@ class Bomb:
 def test_a_pickle_that_runs_code(
     copy: Callable[[str, str], Path], tmp_path: Path, place: str
 ) -> None:
-    """It is read for what it holds, where that is enough, and refused otherwise; either way it does not run."""
+    """It is read for what it holds, where that is enough, and refused otherwise; either way it does
+    not run.
+    """
     sentinel, bomb = tmp_path / "sentinel", Bomb(tmp_path / "sentinel")
     if place == "alone":
         path = tmp_path / "bomb.pt"

@@ -1,4 +1,6 @@
-"""The front end of mel energies: the numbers of features/log_mel.py (which equals Kaldi's), side by side, on the grid it promises."""
+"""The front end of mel energies: the numbers of features/log_mel.py (which equals Kaldi's), side by
+side, on the grid it promises.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,8 @@ def test_grids_of_20_and_40_ms() -> None:
 
 def test_a_crop_on_the_grid_gives_the_frames_of_the_whole() -> None:
     form = config(mel_stack=4)
-    encoder, waveform = LogMelEncoder(form), torch.randn(1, 20_000)
+    encoder = LogMelEncoder(form)
+    waveform = torch.randn(1, 20_000)
     start = form.grid.start_sample(7)
     torch.testing.assert_close(
         encoder(waveform[:, start:]), encoder(waveform)[:, 7:], atol=1e-4, rtol=0
@@ -69,7 +72,8 @@ def test_a_crop_on_the_grid_gives_the_frames_of_the_whole() -> None:
 
 
 def test_bf16_does_not_reach_the_energies() -> None:
-    encoder, waveform = LogMelEncoder(config()), torch.randn(1, 8000)
+    encoder = LogMelEncoder(config())
+    waveform = torch.randn(1, 8000)
     expected = encoder(waveform)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(encoder(waveform), expected)
@@ -92,7 +96,8 @@ def test_mfcc_on_its_grid_is_kaldis_frame_in_the_middle() -> None:
 def test_a_checkpoint_comes_back_and_is_a_feature(tmp_path: Path) -> None:
     torch.manual_seed(0)
     form = config(mel_stack=4, feat_proj_layer_norm=False)
-    model, waveform = Hubert(form).eval(), torch.randn(1, 40_000)
+    model = Hubert(form).eval()
+    waveform = torch.randn(1, 40_000)
     save_model(tmp_path, model, head=SoftmaxHead(16, 7))
     loaded = load_model(tmp_path)
     assert loaded.model.config == form

@@ -24,10 +24,8 @@ def test_equal_to_conv1d_and_its_gradients(taps: int, frames: int, groups: int, 
     assert torch.equal(found, F.conv1d(*inputs, padding=taps // 2, groups=groups))
     expected = F.conv1d(*wide, padding=taps // 2, groups=groups)
     direction = torch.randn(found.shape, generator=generator)
-    ours, theirs = (
-        torch.autograd.grad(found, inputs, direction),
-        torch.autograd.grad(expected, wide, direction.double()),
-    )
+    ours = torch.autograd.grad(found, inputs, direction)
+    theirs = torch.autograd.grad(expected, wide, direction.double())
     for mine, reference in zip(ours, theirs, strict=True):
         torch.testing.assert_close(
             mine, reference.float(), atol=2e-6 * float(reference.abs().max() + 1), rtol=0
@@ -35,11 +33,9 @@ def test_equal_to_conv1d_and_its_gradients(taps: int, frames: int, groups: int, 
 
 
 def test_no_gradient_that_nobody_wants() -> None:
-    x, weight, bias = (
-        torch.randn(2, 6, 50),
-        torch.randn(6, 2, 8, requires_grad=True),
-        torch.randn(6),
-    )
+    x = torch.randn(2, 6, 50)
+    weight = torch.randn(6, 2, 8, requires_grad=True)
+    bias = torch.randn(6)
     long_convolution(x, weight, bias, padding=4, groups=3).sum().backward()
     assert weight.grad is not None
     assert x.grad is None

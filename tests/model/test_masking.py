@@ -127,7 +127,9 @@ def test_lengths_of_spans(
     ("lengths", "mean"), [("static", 10), ("uniform", 11.5), ("normal", 10), ("poisson", 10)]
 )
 def test_expected_share_with_other_lengths(lengths: Lengths, mean: float) -> None:
-    """n spans of mean length m at random starts leave (1 - m / T)^n visible, a little less as no two start at the same frame."""
+    """n spans of mean length m at random starts leave (1 - m / T)^n visible, a little less as no
+    two start at the same frame.
+    """
     draw = rng()
     shares = [
         span_mask(781, **SPANS, generator=draw, lengths=lengths, length_other=3).mean()
@@ -158,7 +160,9 @@ def test_spans_that_keep_apart_hide_all_that_was_asked_for() -> None:
 
 
 def test_unequal_rows_before_equalising_and_after() -> None:
-    """Reference.md 2.5: .490 of the frames before, .456 after eight rows were cut to the shortest."""
+    """Reference.md 2.5: .490 of the frames before, .456 after eight rows were cut to the
+    shortest.
+    """
     draw = rng()
     counts = np.array(
         [[span_mask(781, **SPANS, generator=draw).sum() for _ in range(8)] for _ in range(300)]

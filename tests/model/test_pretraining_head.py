@@ -1,4 +1,6 @@
-"""Pretraining heads: equal to their definitions for one and several codebooks, and rebuilt from what a checkpoint says of them."""
+"""Pretraining heads: equal to their definitions for one and several codebooks, and rebuilt from
+what a checkpoint says of them.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,8 @@ def cosines(projected: Tensor, units: Tensor) -> Tensor:
 @pytest.mark.parametrize("tied", [False, True])
 def test_several_codebooks_stand_side_by_side(tied: bool) -> None:
     torch.manual_seed(0)
-    head, x = (
-        CodebookHead(16, 4, [5, 3, 2], temperature=0.25, tie_projections=tied),
-        torch.randn(7, 16),
-    )
+    head = CodebookHead(16, 4, [5, 3, 2], temperature=0.25, tie_projections=tied)
+    x = torch.randn(7, 16)
     assert head.projection.out_features == (4 if tied else 12)
     projected = head.projection(x)
     units = head.unit_embeddings.split([5, 3, 2])
@@ -35,7 +35,8 @@ def test_several_codebooks_stand_side_by_side(tied: bool) -> None:
 
 
 def test_one_codebook_is_the_same_however_it_is_given() -> None:
-    x, found = torch.randn(7, 16), []
+    x = torch.randn(7, 16)
+    found = []
     for n_clusters, tied in ((5, False), ([5], False), ([5], True)):
         torch.manual_seed(0)
         found.append(CodebookHead(16, 4, n_clusters, tie_projections=tied)(x))
@@ -44,7 +45,8 @@ def test_one_codebook_is_the_same_however_it_is_given() -> None:
 
 
 def test_a_softmax_head_is_a_linear_layer() -> None:
-    head, x = SoftmaxHead(16, [5, 3]), torch.randn(2, 7, 16)
+    head = SoftmaxHead(16, [5, 3])
+    x = torch.randn(2, 7, 16)
     torch.testing.assert_close(head(x), x @ head.projection.weight.T + head.projection.bias)
     assert head.n_clusters == (5, 3)
 
@@ -59,7 +61,9 @@ def test_logits_are_fp32_under_autocast(head: CodebookHead | SoftmaxHead) -> Non
 
 
 def test_names_of_tensors_never_change() -> None:
-    """Checkpoints and exports rely on them, also those of several codebooks (fairseq's final_proj and label_embs_concat)."""
+    """Checkpoints and exports rely on them, also those of several codebooks (fairseq's final_proj
+    and label_embs_concat).
+    """
     for n_clusters in (5, [5, 3]):
         assert list(CodebookHead(16, 8, n_clusters).state_dict()) == [
             "unit_embeddings",

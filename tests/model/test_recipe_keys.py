@@ -1,4 +1,6 @@
-"""What of the model a recipe can say beyond its form: masks of other spans, how attention is computed, what is recomputed."""
+"""What of the model a recipe can say beyond its form: masks of other spans, how attention is
+computed, what is recomputed.
+"""
 
 from __future__ import annotations
 

@@ -31,10 +31,8 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def test_equal_to_a_convolution_and_its_gradients_for_any_length_kernel_and_stride(
     extra: int, kernel: int, stride: int, channels: int
 ) -> None:
-    x, weight = (
-        random(2, kernel + extra, channels).requires_grad_(),
-        random(5, channels, kernel, seed=1).requires_grad_(),
-    )
+    x = random(2, kernel + extra, channels).requires_grad_()
+    weight = random(5, channels, kernel, seed=1).requires_grad_()
     expected = F.conv1d(x.transpose(1, 2), weight, None, stride).transpose(1, 2)
     direction = random(*expected.shape, seed=3)
     by_x, by_weight = torch.autograd.grad(expected, (x, weight), direction)

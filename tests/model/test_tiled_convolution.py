@@ -1,4 +1,6 @@
-"""A convolution and what comes before it, tile by tile, against PyTorch's operations one after the other."""
+"""A convolution and what comes before it, tile by tile, against PyTorch's operations one after the
+other.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ def by_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Te
 def test_equal_to_a_convolution_for_any_length_kernel_and_stride(
     extra: int, kernel: int, stride: int, channels: int, biased: bool
 ) -> None:
-    x, weight = random(2, kernel + extra, channels), random(5, channels, kernel, seed=1)
+    x = random(2, kernel + extra, channels)
+    weight = random(5, channels, kernel, seed=1)
     bias = random(5, seed=2) if biased else None
     found = convolve_after(Before(torch.tanh), x, weight, bias, stride)
     expected = by_conv1d(torch.tanh(x), weight, bias, stride)
@@ -62,12 +65,10 @@ def test_equal_to_a_convolution_for_any_length_kernel_and_stride(
 
 
 def test_what_comes_before_is_computed_again_with_its_weights(tile_bytes: int) -> None:
-    x, weight, scale, shift = (
-        random(2, 21, 40),
-        random(6, 40, 3, seed=1),
-        random(40, seed=2),
-        random(40, seed=3),
-    )
+    x = random(2, 21, 40)
+    weight = random(6, 40, 3, seed=1)
+    scale = random(40, seed=2)
+    shift = random(40, seed=3)
     calls = []
 
     def before(y: Tensor, *parameters: Tensor) -> Tensor:
@@ -106,10 +107,8 @@ def test_bfloat16_under_autocast_as_a_convolution_has_it() -> None:
         for tensor in (random(2, 41, 40), random(6, 40, 3, seed=1), random(6, seed=2))
     )
     with torch.autocast("cpu", torch.bfloat16):
-        found, expected = (
-            convolve_after(Before(F.gelu), x, weight, bias, 2),
-            by_conv1d(F.gelu(x), weight, bias, 2),
-        )
+        found = convolve_after(Before(F.gelu), x, weight, bias, 2)
+        expected = by_conv1d(F.gelu(x), weight, bias, 2)
     assert found.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected, atol=0.2, rtol=0.02)
     wanted = (x, weight, bias)
@@ -135,7 +134,8 @@ def test_the_conv_encoder_and_its_gradients_are_those_of_pytorchs_operations(
     x = waveform[:, None]
     for layer in encoder.layers:
         x = layer(x)
-    expected, wanted = x.transpose(1, 2), [waveform, *encoder.parameters()]
+    expected = x.transpose(1, 2)
+    wanted = [waveform, *encoder.parameters()]
     found = encoder(waveform)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     direction = torch.randn_like(found)
@@ -153,7 +153,8 @@ def test_the_conv_encoder_and_its_gradients_are_those_of_pytorchs_operations(
 )  # 15: two windows, as one has no variance and rounding is all there is
 def test_a_norm_over_time_folded_into_its_convolution(samples: int, offset: float) -> None:
     norm = TimeNorm(7).double()
-    kernel, x = random(7, 1, 10, seed=1), random(2, samples, 1)
+    kernel = random(7, 1, 10, seed=1)
+    x = random(2, samples, 1)
     with torch.no_grad():
         norm.weight.copy_(random(7, seed=2).detach())
         norm.bias.copy_(random(7, seed=3).detach())

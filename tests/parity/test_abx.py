@@ -1,6 +1,8 @@
-"""ABX against the program of the ZeroSpeech challenges and Libri-light (zerospeech-libriabx2 0.9.8): its scores of the same frames.
+"""ABX against the program of the ZeroSpeech challenges and Libri-light (zerospeech-libriabx2
+0.9.8): its scores of the same frames.
 
-It is compiled when it is installed, so it is no dependency: without it the scores that it gave are compared, with it those that it gives.
+It is compiled when it is installed, so it is no dependency: without it the scores that it gave are
+compared, with it those that it gives.
 """
 
 from __future__ import annotations
@@ -18,10 +20,14 @@ RECORDED = {0: (0.15537423, 0.20401558), 1: (0.16056056, 0.23000605), 2: (0.2065
 
 
 def speech(seed: int) -> tuple[list[Item], list[np.ndarray]]:
-    """Items of 3 speakers, 5 phones, 3 contexts, unevenly many of each; the frames (T, D) around each, one more on each side."""
+    """Items of 3 speakers, 5 phones, 3 contexts, unevenly many of each; the frames (T, D) around
+    each, one more on each side.
+    """
     draw = np.random.default_rng(seed)
-    centres, voices = draw.normal(size=(5, 8)), draw.normal(size=(3, 8))
-    items, frames = [], []
+    centres = draw.normal(size=(5, 8))
+    voices = draw.normal(size=(3, 8))
+    items = []
+    frames = []
     for row in range(120):
         phone, context, speaker = (
             int(draw.choice(n, p=np.arange(1, n + 1) / sum(range(1, n + 1)))) for n in (5, 3, 3)
@@ -49,7 +55,9 @@ def ours(seed: int) -> tuple[float | None, float | None]:
 
 
 def theirs(seed: int, folder: Path) -> tuple[float, float]:
-    """From its files: an array per utterance, and a line per item with times in the middle of frames."""
+    """From its files: an array per utterance, and a line per item with times in the middle of
+    frames.
+    """
     from zrc_abx2.eval_ABX import EvalABX, EvalArgs
 
     items, frames = speech(seed)

@@ -1,4 +1,6 @@
-"""fairseq's own files out again as they were; its CTC files, dictionaries in any order; s3prl's own network with our files."""
+"""fairseq's own files out again as they were; its CTC files, dictionaries in any order; s3prl's own
+network with our files.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +41,15 @@ def same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 def test_out_again_it_is_the_file_it_was(file: Path, tmp_path: Path, noted: bool) -> None:
     loaded = load_checkpoint(file)
     export_fairseq(tmp_path / "x.pt", loaded)
-    ours, theirs = read_pickle(tmp_path / "x.pt"), read_pickle(file)
+    ours = read_pickle(tmp_path / "x.pt")
+    theirs = read_pickle(file)
     assert same_tensors(ours["model"], theirs["model"])
     mine, dictionary = (content["task_state"]["dictionaries"][0] for content in (ours, theirs))
     assert isinstance(mine, Inert)
     assert type(mine).__name__ == type(dictionary).__name__ == "fairseq.data.dictionary.Dictionary"
     assert vars(mine) == vars(dictionary)
-    settings, wanted = ours["cfg"]["model"], plain(theirs["cfg"])["model"]
+    settings = ours["cfg"]["model"]
+    wanted = plain(theirs["cfg"])["model"]
     training = {
         "mask_prob",
         "label_rate",
@@ -64,7 +68,9 @@ def test_out_again_it_is_the_file_it_was(file: Path, tmp_path: Path, noted: bool
 
 
 def test_a_dictionary_sorted_by_frequency(file: Path, tmp_path: Path) -> None:
-    """Row 4 of the head is then not cluster 0: each unit embedding goes to the row of its number, and back."""
+    """Row 4 of the head is then not cluster 0: each unit embedding goes to the row of its number,
+    and back.
+    """
     content = read_pickle(file)
     clusters = [
         str(cluster)
@@ -73,7 +79,8 @@ def test_a_dictionary_sorted_by_frequency(file: Path, tmp_path: Path) -> None:
     content["task_state"] = {"dictionaries": [Dictionary([*SPECIAL_NAMES, *clusters])]}
     content["cfg"] = plain(content["cfg"])
     save_pickle(tmp_path / "x.pt", content)
-    loaded, straight = load_checkpoint(tmp_path / "x.pt"), load_checkpoint(file)
+    loaded = load_checkpoint(tmp_path / "x.pt")
+    straight = load_checkpoint(file)
     for row, cluster in enumerate(clusters):
         assert torch.equal(
             loaded.head_state["unit_embeddings"][int(cluster)],
@@ -90,8 +97,10 @@ def test_a_dictionary_sorted_by_frequency(file: Path, tmp_path: Path) -> None:
 
 def fine_tuned(file: Path, *, old: bool, dictionary: bool) -> dict[str, Any]:
     """A CTC checkpoint as fairseq's trainer writes one, made of a pretraining checkpoint."""
-    content, letters = read_pickle(file), [*SPECIAL_NAMES, "|", "E", "T", "A"]
-    settings, task = plain(content["cfg"])["model"], plain(content["cfg"])["task"]
+    content = read_pickle(file)
+    letters = [*SPECIAL_NAMES, "|", "E", "T", "A"]
+    settings = plain(content["cfg"])["model"]
+    task = plain(content["cfg"])["task"]
     head = {"w2v_encoder.proj.weight": torch.randn(8, 64), "w2v_encoder.proj.bias": torch.randn(8)}
     inner = {
         name: tensor

@@ -1,4 +1,6 @@
-"""torchaudio's own models: their state dicts read, every output equal to theirs, and given back bit for bit."""
+"""torchaudio's own models: their state dicts read, every output equal to theirs, and given back bit
+for bit.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,8 @@ def test_encoder(tmp_path: Path, variant: dict[str, Any], wrapped: bool) -> None
     if (
         wrapped
     ):  # a checkpoint of its HuBERT recipe's Lightning module; and names from before PyTorch 2.1
-        new, old = "parametrizations.weight.original", "weight_"
+        new = "parametrizations.weight.original"
+        old = "weight_"
         state = {
             f"model.wav2vec2.{name}".replace(f"{new}0", f"{old}g").replace(
                 f"{new}1", f"{old}v"
@@ -142,11 +145,9 @@ def test_pretraining_with_its_logits(tmp_path: Path, variant: dict[str, Any]) ->
     assert not loaded.report.missing
     assert torch.equal(loaded.model.mask_embedding, theirs.mask_generator.mask_embedding)
     assert_equal_outputs(loaded, theirs.wav2vec2)
-    waveform, mask, labels = (
-        0.3 * torch.randn(2, 9_000),
-        torch.rand(2, 27) < 0.5,
-        torch.randint(20, (2, 27)),
-    )
+    waveform = 0.3 * torch.randn(2, 9_000)
+    mask = torch.rand(2, 27) < 0.5
+    labels = torch.randint(20, (2, 27))
     with torch.no_grad():
         theirs.mask_generator.forward = lambda x, _: (
             torch.where(mask[..., None], theirs.mask_generator.mask_embedding, x),

@@ -1,4 +1,6 @@
-"""Folders that `transformers` itself wrote, of every class: read without it, every output equal to its own."""
+"""Folders that `transformers` itself wrote, of every class: read without it, every output equal to
+its own.
+"""
 
 from __future__ import annotations
 
@@ -73,10 +75,8 @@ def test_encoder(tmp_path: Path, variant: str) -> None:
     assert loaded.report is not None
     assert loaded.report.missing == (["masked_spec_embed"] if variant == "no masks" else [])
     FORMATS["huggingface"].export(tmp_path / "again", loaded)
-    before, after = (
-        load_tensors(tmp_path / "model.safetensors"),
-        load_tensors(tmp_path / "again" / "model.safetensors"),
-    )
+    before = load_tensors(tmp_path / "model.safetensors")
+    after = load_tensors(tmp_path / "again" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
@@ -153,7 +153,9 @@ def test_adapters_that_are_missing_are_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["safetensors", "bin", "shards"])
 @pytest.mark.parametrize("settings", [{}, LARGE], ids=["base", "large"])
 def test_letters(tmp_path: Path, settings: dict[str, Any], form: str) -> None:
-    """As fine-tuned models are published: the blank anywhere, its name in brackets, old names of weights, a *.bin."""
+    """As fine-tuned models are published: the blank anywhere, its name in brackets, old names of
+    weights, a *.bin.
+    """
     theirs = written(tmp_path, "HubertForCTC", pad_token_id=5, **settings)
     vocabulary = {"|": 0, "A": 1, "B": 2, "'": 3, "[UNK]": 4, "[PAD]": 5}
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
@@ -165,7 +167,8 @@ def test_letters(tmp_path: Path, settings: dict[str, Any], form: str) -> None:
     )
     tensors = load_tensors(tmp_path / "model.safetensors")
     if form == "bin":
-        new, old = "parametrizations.weight.original", "weight_"
+        new = "parametrizations.weight.original"
+        old = "weight_"
         state = {
             name.replace(f"{new}0", f"{old}g").replace(f"{new}1", f"{old}v"): tensor
             for name, tensor in tensors.items()
@@ -207,7 +210,9 @@ def test_classes(tmp_path: Path, settings: dict[str, Any], weighted: bool) -> No
 
 
 def test_a_folder_of_a_processor_of_5(tmp_path: Path) -> None:
-    """5.x nests the feature extractor in processor_config.json and writes no preprocessor_config.json."""
+    """5.x nests the feature extractor in processor_config.json and writes no
+    preprocessor_config.json.
+    """
     written(tmp_path, "HubertForCTC", pad_token_id=0)
     transformers = import_transformers()
     (tmp_path / "vocab.json").write_text(

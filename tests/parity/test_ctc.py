@@ -1,4 +1,6 @@
-"""Letter CTC and classification against transformers' own classes and against the definition of CTC."""
+"""Letter CTC and classification against transformers' own classes and against the definition of
+CTC.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ BLANK_FREE = st.lists(st.integers(1, 2), max_size=3)
 
 @given(labels=BLANK_FREE, seed=st.integers(0, 1000))
 def test_loss_is_minus_the_log_of_the_sum_over_all_paths(labels: list[int], seed: int) -> None:
-    num_frames, symbols = 4, 3
+    num_frames = 4
+    symbols = 3
     logits = torch.randn(1, num_frames, symbols, generator=torch.Generator().manual_seed(seed))
     probabilities = logits[0].softmax(-1).double().numpy()
     paths = [
@@ -40,11 +43,9 @@ def test_loss_is_minus_the_log_of_the_sum_over_all_paths(labels: list[int], seed
 
 def test_loss_is_torchs_and_ignores_padded_frames_and_labels() -> None:
     torch.manual_seed(0)
-    logits, frames, lengths = (
-        torch.randn(3, 20, 7),
-        torch.tensor([20, 15, 9]),
-        torch.tensor([5, 3, 0]),
-    )
+    logits = torch.randn(3, 20, 7)
+    frames = torch.tensor([20, 15, 9])
+    lengths = torch.tensor([5, 3, 0])
     labels = torch.randint(1, 7, (3, 5))
     rows = [
         torch.nn.functional.ctc_loss(
@@ -105,7 +106,8 @@ def test_loss_is_that_of_transformers_ctc_class(letters: Vocabulary) -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     theirs = HubertForCTC(config).eval()
-    waveform, attention = torch.randn(2, 16000), torch.ones(2, 16000, dtype=torch.long)
+    waveform = torch.randn(2, 16000)
+    attention = torch.ones(2, 16000, dtype=torch.long)
     attention[1, 12000:] = 0
     texts = [letters.ids("QUICK FOX"), letters.ids("A DOG")]
     labels = torch.full((2, len(texts[0])), -100)

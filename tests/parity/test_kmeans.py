@@ -1,4 +1,6 @@
-"""Our k-means is scikit-learn's with the settings of fairseq's learn_kmeans.py, called here as it calls it; our ids are its `predict`."""
+"""Our k-means is scikit-learn's with the settings of fairseq's learn_kmeans.py, called here as it
+calls it; our ids are its `predict`.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ def test_codebook_inertia_and_ids_equal_those_of_learn_kmeans() -> None:
 
     codebook = Codebook(torch.from_numpy(centroids), {}, MODEL_GRID)
     np.testing.assert_allclose(estimator.inertia_, -reference.score(frames), rtol=1e-4)
-    ours, theirs = codebook.assign(torch.from_numpy(frames)).numpy(), reference.predict(frames)
+    ours = codebook.assign(torch.from_numpy(frames)).numpy()
+    theirs = reference.predict(frames)
     differing = np.flatnonzero(ours != theirs)
     assert len(differing) <= len(frames) // 1000
     to_ours, to_theirs = (

@@ -1,4 +1,6 @@
-"""Full-batch k-means against scikit-learn's MiniBatchKMeans(n_init=20) on the same frames of real speech: never a larger inertia."""
+"""Full-batch k-means against scikit-learn's MiniBatchKMeans(n_init=20) on the same frames of real
+speech: never a larger inertia.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Our log-mel energies against torchaudio's Kaldi fbank and against kaldi-native-fbank (Kaldi's own code)."""
+"""Our log-mel energies against torchaudio's Kaldi fbank and against kaldi-native-fbank (Kaldi's own
+code).
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def test_equals_torchaudio_on_any_grid(
 ) -> None:
     from torchaudio.compliance.kaldi import fbank
 
-    waveform, (hop, window) = noise(num_samples, seed), times
+    waveform = noise(num_samples, seed)
+    (hop, window) = times
     ours = LogMel(bins, hop_seconds=hop, window_seconds=window)
     expected = fbank(
         waveform[None],
@@ -65,6 +68,7 @@ def test_equals_kaldi(shared: object) -> None:
         )
         found = LogMel(80)(waveform[None])[0]
         difference = (found - expected).abs()
-        # Where a band is empty beside a loud one, two float32 Fourier transforms differ in what they leave there (see test_mfcc.py).
+        # Where a band is empty beside a loud one, two float32 Fourier transforms differ in what
+        # they leave there (see test_mfcc.py).
         assert difference.mean() < 1e-4
         assert (difference < TOLERANCE).float().mean() > 0.9995

@@ -1,8 +1,10 @@
-"""The masked-prediction loss against fairseq's formulation, written out independently: values, gradients, and any cut of a step.
+"""The masked-prediction loss against fairseq's formulation, written out independently: values,
+gradients, and any cut of a step.
 
-reference.md 2.6: the positive's embedding stands in column 0 before all K embeddings, its duplicate among them is set to -inf, the
-cosine is computed on the expanded (K + 1, M, d) tensor, and the sum is divided by the predicted frames of the whole step. Several
-codebooks: `final_proj(x).chunk(N)` or the same projection for all, the cross entropies add up, the frames are those of the first target.
+reference.md 2.6: the positive's embedding stands in column 0 before all K embeddings, its duplicate
+among them is set to -inf, the cosine is computed on the expanded (K + 1, M, d) tensor, and the sum
+is divided by the predicted frames of the whole step. Several codebooks: `final_proj(x).chunk(N)` or
+the same projection for all, the cross entropies add up, the frames are those of the first target.
 Intermediate layers: ILS-SSL's loop over `layer_results`, each a term of its own.
 """
 
@@ -21,13 +23,17 @@ from hubert_pretrain.errors import DataError
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.pretrain.loss import PretrainLoss, SupervisedLayer, masked_prediction_loss
 
-B, T, D = 3, 17, 12
+B = 3
+T = 17
+D = 12
 HIDDEN = 8  # per row
-ONE, TWO = [7], [7, 5]
+ONE = [7]
+TWO = [7, 5]
 Head = CodebookHead | SoftmaxHead
 
 
-# -- the reference ----------------------------------------------------------------------------------------------------------------
+# -- the reference
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def compute_nce(projected: Tensor, ids: Tensor, embeddings: Tensor) -> Tensor:
@@ -87,7 +93,9 @@ class Case:
         self, layers: nn.ModuleList, heads: nn.ModuleList, part: dict[str, Tensor]
     ) -> tuple[Tensor, int]:
         """The criterion before its division, and its sample size."""
-        loss, size, states = torch.zeros(()), 0, outputs(layers, part["input"])
+        loss = torch.zeros(())
+        size = 0
+        states = outputs(layers, part["input"])
         for chosen, weight in (
             (part["mask"], self.masked_weight),
             (~part["mask"], self.unmasked_weight),
@@ -118,7 +126,8 @@ def gradients(*modules: nn.Module) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in parameters]  # type: ignore[union-attr]
 
 
-# -- the tests --------------------------------------------------------------------------------------------------------------------
+# -- the tests
+# --------------------------------------------------------------------------------------------------------------------
 
 CASES = {
     **{f"one codebook, unmasked {w}": Case(unmasked_weight=w) for w in (0.0, 1.0, 0.3)},
@@ -201,7 +210,8 @@ def ours(
 @pytest.mark.parametrize("clusters", [ONE, TWO])
 def test_accuracy_equals_the_reference(clusters: list[int]) -> None:
     case = Case(clusters)
-    part, ((layer,), (head,)) = case.micro_batch(9), case.networks()
+    part = case.micro_batch(9)
+    ((layer,), (head,)) = case.networks()
     encoded = layer(part["input"])
     result = ours(head, encoded, part["ids"], part["mask"], clusters, measure_unmasked=True)
     for prediction, chosen in ((result.masked, part["mask"]), (result.unmasked, ~part["mask"])):
@@ -230,9 +240,12 @@ def test_accuracy_equals_the_reference(clusters: list[int]) -> None:
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_one_codebook_equals_torchaudio(masked: bool) -> None:
-    """Its LogitGenerator: another port of the expanded formulation, with padding classes nowhere."""
+    """Its LogitGenerator: another port of the expanded formulation, with padding classes
+    nowhere.
+    """
     components = pytest.importorskip("torchaudio.models.wav2vec2.components")
-    part, ((layer,), (head,)) = Case().micro_batch(3), Case().networks()
+    part = Case().micro_batch(3)
+    ((layer,), (head,)) = Case().networks()
     theirs = components.LogitGenerator(
         D, num_classes=7, final_dim=5, skip_masked=False, skip_nomask=False
     )
@@ -243,7 +256,8 @@ def test_one_codebook_equals_torchaudio(masked: bool) -> None:
             "label_embeddings": head.unit_embeddings,
         }
     )
-    encoded, ids = layer(part["input"]).detach(), part["ids"][..., 0]
+    encoded = layer(part["input"]).detach()
+    ids = part["ids"][..., 0]
     logits = theirs(encoded, ids, part["mask"], ~part["mask"])[0 if masked else 1]
     expected = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long), reduction="sum")
     expected.backward()
@@ -269,8 +283,11 @@ def test_one_codebook_equals_torchaudio(masked: bool) -> None:
 @pytest.mark.parametrize("clusters", [ONE, TWO])
 @pytest.mark.parametrize("kind", [CodebookHead, SoftmaxHead])
 def test_soft_targets_are_a_mean_over_hard_ones(clusters: list[int], kind: type[Head]) -> None:
-    """Cross entropy is linear in the targets: p-weighted sum over clusters of the loss of that cluster, written as -sum p log q."""
-    part, draw = Case(clusters).micro_batch(4), torch.Generator().manual_seed(1)
+    """Cross entropy is linear in the targets: p-weighted sum over clusters of the loss of that
+    cluster, written as -sum p log q.
+    """
+    part = Case(clusters).micro_batch(4)
+    draw = torch.Generator().manual_seed(1)
     torch.manual_seed(0)
     head = SoftmaxHead(D, clusters) if kind is SoftmaxHead else CodebookHead(D, 5, clusters)
     soft = torch.cat([torch.randn(B, T, k, generator=draw).softmax(-1) for k in clusters], dim=-1)
@@ -278,10 +295,8 @@ def test_soft_targets_are_a_mean_over_hard_ones(clusters: list[int], kind: type[
     result.loss.backward()
     found = gradients(head)
     head.zero_grad()
-    logits, wanted = (
-        head(part["input"][part["mask"]]).split(clusters, -1),
-        soft[part["mask"]].split(clusters, -1),
-    )
+    logits = head(part["input"][part["mask"]]).split(clusters, -1)
+    wanted = soft[part["mask"]].split(clusters, -1)
     expected = sum(
         -(p * (q - q.logsumexp(-1, keepdim=True))).sum()
         for p, q in zip(wanted, logits, strict=True)
@@ -305,7 +320,8 @@ def test_soft_targets_are_a_mean_over_hard_ones(clusters: list[int], kind: type[
 def test_visible_frames_that_only_get_measured_change_no_gradient() -> None:
     found = []
     for measure in (False, True):
-        part, (layers, heads) = Case().micro_batch(5), Case().networks()
+        part = Case().micro_batch(5)
+        (layers, heads) = Case().networks()
         ours(
             heads[0],
             layers[0](part["input"]),
@@ -320,7 +336,8 @@ def test_visible_frames_that_only_get_measured_change_no_gradient() -> None:
 
 @pytest.mark.parametrize("shape", [(B, T, 2), (B, T, 3), (B,)])
 def test_targets_of_other_codebooks_are_refused(shape: tuple[int, ...]) -> None:
-    part, (_, heads) = Case().micro_batch(5), Case().networks()
+    part = Case().micro_batch(5)
+    (_, heads) = Case().networks()
     with pytest.raises(
         DataError, match=r"the head has 1 codebooks of 7 clusters; expected ids \(B, T, 1\)"
     ):

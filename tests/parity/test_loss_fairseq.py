@@ -1,4 +1,6 @@
-"""Our loss function against what fairseq's own criterion computed (reference/README.md of the shared folder)."""
+"""Our loss function against what fairseq's own criterion computed (reference/README.md of the
+shared folder).
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,13 @@ SPECIAL_SYMBOLS = (
 @pytest.mark.parametrize("name", ["base", "large"])
 def test_loss_parts_and_every_gradient(name: str, shared: Path) -> None:
     folder = shared / "reference"
-    tensors, facts = (
-        load_file(folder / f"{name}.safetensors"),
-        json.loads((folder / f"{name}.json").read_text()),
-    )
+    tensors = load_file(folder / f"{name}.safetensors")
+    facts = json.loads((folder / f"{name}.json").read_text())
     model = load_checkpoint(folder / f"{name}_checkpoint.pt").model.train()
     units = tensors["model.label_embs_concat"]
     head = CodebookHead(model.config.hidden_size, units.shape[1], len(units))
-    weight, bias = tensors["model.final_proj.weight"], tensors["model.final_proj.bias"]
+    weight = tensors["model.final_proj.weight"]
+    bias = tensors["model.final_proj.bias"]
     head.load_state_dict(
         {"unit_embeddings": units, "projection.weight": weight, "projection.bias": bias}
     )

@@ -1,4 +1,6 @@
-"""Our MFCC against torchaudio's Kaldi recipe (what fairseq calls) and against kaldi-native-fbank (Kaldi's own code)."""
+"""Our MFCC against torchaudio's Kaldi recipe (what fairseq calls) and against kaldi-native-fbank
+(Kaldi's own code).
+"""
 
 from __future__ import annotations
 
@@ -82,8 +84,9 @@ def test_equals_torchaudio_on_real_speech(shared: Path) -> None:
 
 
 def test_equals_kaldi_on_real_speech(shared: Path) -> None:
-    """Within 1e-3 of each coefficient's spread. In absolute terms two float32 Fourier transforms differ by up to 3e-3 where empty mel bins
-    lie beside loud ones; torchaudio and Kaldi differ as much, and ours is not further from Kaldi than torchaudio is."""
+    """Within 1e-3 of each coefficient's spread. In absolute terms two float32 Fourier transforms
+    differ by up to 3e-3 where empty mel bins lie beside loud ones; torchaudio and Kaldi differ as
+    much, and ours is not further from Kaldi than torchaudio is."""
     for waveform in real_speech(shared, 6):
         native = native_cepstra(waveform)
         difference = (mfcc.cepstra(waveform) - native).abs()

@@ -1,4 +1,6 @@
-"""Variants with parts of their own, exported: `transformers` loads them and computes the same; what it cannot is refused."""
+"""Variants with parts of their own, exported: `transformers` loads them and computes the same; what
+it cannot is refused.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ VOCABULARY = ["<pad>", "|", "A", "B"]
 def checkpoint(folder: Path, **changes: Any) -> LoadedModel:
     """A saved letter model in which every tensor is random."""
     torch.manual_seed(0)
-    model, head = Hubert(dataclasses.replace(SMALL, **changes)), CTCHead(32, len(VOCABULARY))
+    model = Hubert(dataclasses.replace(SMALL, **changes))
+    head = CTCHead(32, len(VOCABULARY))
     with torch.no_grad():
         for tensor in [
             *model.parameters(),

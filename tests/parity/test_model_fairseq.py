@@ -1,4 +1,6 @@
-"""Our network and loss against what fairseq's own HuBERT computed (reference/README.md of the shared folder)."""
+"""Our network and loss against what fairseq's own HuBERT computed (reference/README.md of the
+shared folder).
+"""
 
 from __future__ import annotations
 
@@ -99,11 +101,15 @@ def test_asking_for_a_layer_runs_only_the_layers_before(reference: Reference) ->
 
 
 def loss_parts(reference: Reference) -> dict[str, torch.Tensor]:
-    """The loss of reference.md 2.6: sums over frames, feature penalty times the number of frames."""
-    mask, target = reference.tensors["mask"], reference.tensors["target"] + SPECIAL_SYMBOLS
+    """The loss of reference.md 2.6: sums over frames, feature penalty times the number of
+    frames.
+    """
+    mask = reference.tensors["mask"]
+    target = reference.tensors["target"] + SPECIAL_SYMBOLS
     output = reference.model.train()(reference.tensors["waveform"], mask=mask)
     logits = reference.head(output.last)
-    weights, frames = reference.facts["weights"], reference.facts["sample_size"]
+    weights = reference.facts["weights"]
+    frames = reference.facts["sample_size"]
     masked = F.cross_entropy(logits[mask], target[mask], reduction="sum")
     unmasked = F.cross_entropy(logits[~mask], target[~mask], reduction="sum")
     penalty = weights["feature_penalty"] * output.feature_penalty * frames

@@ -1,9 +1,11 @@
-"""Our network against `transformers` with random weights: every field of its HubertConfig, every layer, in inference and in training.
+"""Our network against `transformers` with random weights: every field of its HubertConfig, every
+layer, in inference and in training.
 
-Training is compared draw by draw: both make the same random numbers in the same order, so dropout, layer drop and spec augment must agree
-exactly. Where `transformers` cannot follow: it ignores `adapter_attn_dim` with `do_stable_layer_norm=False` (tests/model/test_languages.py
-has ours), its 5.x releases lack "selu" (added to its table here), and a scaled gradient, several codebooks or a norm over valid frames only
-do not exist there.
+Training is compared draw by draw: both make the same random numbers in the same order, so dropout,
+layer drop and spec augment must agree exactly. Where `transformers` cannot follow: it ignores
+`adapter_attn_dim` with `do_stable_layer_norm=False` (tests/model/test_languages.py has ours), its
+5.x releases lack "selu" (added to its table here), and a scaled gradient, several codebooks or a
+norm over valid frames only do not exist there.
 """
 
 from __future__ import annotations
@@ -79,7 +81,9 @@ def selu(monkeypatch: pytest.MonkeyPatch) -> None:
 def pair(
     config: HubertConfig, architecture: str = "HubertModel", **more: Any
 ) -> tuple[Hubert, Any]:
-    """Our network and theirs with the same random weights (all of them random, norms and biases too)."""
+    """Our network and theirs with the same random weights (all of them random, norms and biases
+    too).
+    """
     torch.manual_seed(1)
     shared = {
         name: value
@@ -108,7 +112,9 @@ def pair(
 
 
 def layer_outputs(theirs: Any, *args: Any, **kwargs: Any) -> tuple[list[Tensor], Tensor]:
-    """Output of each of their layers by hooks (`hidden_states[-1]` means another thing in 4.57 than in 5.x), and the last hidden state."""
+    """Output of each of their layers by hooks (`hidden_states[-1]` means another thing in 4.57 than
+    in 5.x), and the last hidden state.
+    """
     states: list[Tensor] = []
     hooks = [
         layer.register_forward_hook(
@@ -165,7 +171,8 @@ def test_layer_numbers_whatever_their_version_means_by_its_last(name: str) -> No
 @pytest.mark.parametrize("name", ["base", "large"])
 def test_span_mask(name: str) -> None:
     ours, theirs = pair(VARIANTS[name])
-    waveform, mask = torch.randn(2, 16_000), torch.rand(2, 49) < 0.5
+    waveform = torch.randn(2, 16_000)
+    mask = torch.rand(2, 49) < 0.5
     with torch.no_grad():
         output = ours(waveform, mask=mask, hidden_states=True)
         states, last = layer_outputs(theirs, waveform, mask_time_indices=mask)
@@ -175,7 +182,8 @@ def test_span_mask(name: str) -> None:
 @pytest.mark.parametrize("name", ["base", "large", "batch norm in positions", "adapters"])
 def test_gradient_of_every_weight(name: str) -> None:
     ours, theirs = pair(VARIANTS[name])
-    waveform, direction = torch.randn(2, 16_000), torch.randn(2, 49, BASE.hidden_size)
+    waveform = torch.randn(2, 16_000)
+    direction = torch.randn(2, 49, BASE.hidden_size)
     mask = torch.rand(2, 49) < 0.5
     (ours(waveform, mask=mask).last * direction).mean().backward()
     (theirs(waveform, mask_time_indices=mask).last_hidden_state * direction).mean().backward()
@@ -228,7 +236,9 @@ def test_attention_weights(name: str, padded: bool) -> None:
 @pytest.mark.parametrize("name", ["base", "large"])
 @pytest.mark.parametrize("dropout", list(QUIET)[:4])
 def test_dropout_draw_by_draw(name: str, dropout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where numbers are dropped, with PyTorch's generator on both sides; our faster one on CPUs is tested in model/test_dropout.py."""
+    """Where numbers are dropped, with PyTorch's generator on both sides; our faster one on CPUs is
+    tested in model/test_dropout.py.
+    """
     monkeypatch.setattr(Dropout, "forward", nn.Dropout.forward)
     ours, theirs = pair(
         dataclasses.replace(VARIANTS[name], **{**QUIET, dropout: 0.3}),
@@ -339,7 +349,9 @@ def test_letters_in_training(name: str, reduction: str, zero_infinity: bool) -> 
 
 
 def batch(second: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Two waveforms, the second of so many samples: (2, 16000), `valid` and their attention mask, both None when there is no padding."""
+    """Two waveforms, the second of so many samples: (2, 16000), `valid` and their attention mask,
+    both None when there is no padding.
+    """
     real = torch.arange(16_000) < torch.tensor([[16_000], [second]])
     waveform = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(2)) * real
     if second == 16_000:

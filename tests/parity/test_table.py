@@ -1,4 +1,6 @@
-"""tools/parity_table.py: every variant against transformers and torchaudio, and docs/parity.md, which holds its table."""
+"""tools/parity_table.py: every variant against transformers and torchaudio, and docs/parity.md,
+which holds its table.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ CANNOT = {
         *("all relu", "all gelu_new", "all silu", "all selu"),
     },
 }
-"""What a library has no network for. (selu: transformers 5.x; tests/parity/test_model_transformers.py adds it and compares.)"""
+"""What a library has no network for. (selu: transformers 5.x;
+tests/parity/test_model_transformers.py adds it and compares.)
+"""
 
 
 @pytest.mark.parametrize("name", list(TOOL["VARIANTS"]))

@@ -1,4 +1,6 @@
-"""A prepared corpus of noise with alignments, targets and a codebook, as `prepare`, `cluster` and `label` leave them: made to be broken."""
+"""A prepared corpus of noise with alignments, targets and a codebook, as `prepare`, `cluster` and
+`label` leave them: made to be broken.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ CARD = {"duplicates": {"across_splits": 0}, "quarantined": {"utterances": 2}, "c
 
 @pytest.fixture
 def make_corpus(tmp_path: Path) -> Callable[..., Corpus]:
-    """`make_corpus(splits=..., rates=..., card=..., phones_end=...)`, in tmp_path/prepare, audio in tmp_path/audio."""
+    """`make_corpus(splits=..., rates=..., card=..., phones_end=...)`, in tmp_path/prepare, audio in
+    tmp_path/audio.
+    """
 
     def make(
         *,
@@ -35,7 +39,9 @@ def make_corpus(tmp_path: Path) -> Callable[..., Corpus]:
         phones_end: int = 10_000,
         texts: tuple[str, ...] = ("HELLO YOU",),
     ) -> Corpus:
-        folder, draw, utterances = tmp_path / "prepare", np.random.default_rng(0), []
+        folder = tmp_path / "prepare"
+        draw = np.random.default_rng(0)
+        utterances = []
         (tmp_path / "audio").mkdir(exist_ok=True)
         folder.mkdir(exist_ok=True)
         for number, split in enumerate(splits):
@@ -75,10 +81,8 @@ def make_targets() -> Callable[..., CodebookSet]:
         for name in ("cluster", "label"):
             (folder / name).mkdir(parents=True)
         codebook.save(folder / "cluster")
-        writer, draw = (
-            TargetWriter.create(folder / "label", corpus.manifest, codebook),
-            np.random.default_rng(1),
-        )
+        writer = TargetWriter.create(folder / "label", corpus.manifest, codebook)
+        draw = np.random.default_rng(1)
         for block in writer.pending():
             frames = MODEL_GRID.num_frames(corpus.manifest.num_samples[writer.rows(int(block))])
             writer.write(int(block), [draw.integers(CLUSTERS, size=n) for n in frames])

@@ -69,7 +69,8 @@ def kept_bytes(model: Hubert, rows: int, num_samples: int) -> int:
 )
 def test_activations_are_estimated_within_a_quarter(changes: dict[str, object]) -> None:
     torch.manual_seed(0)
-    # With dropout, torch computes attention on a CPU in the way that keeps its matrices; on a GPU it does not.
+    # With dropout, torch computes attention on a CPU in the way that keeps its matrices; on a GPU
+    # it does not.
     model = dataclasses.replace(SMALL, layerdrop=0.0, attention_dropout=0.0, **changes)  # type: ignore[arg-type]
     found = kept_bytes(Hubert(model), 4, samples(4.0))
     estimate = training_cost.activation_bytes(training(model), number_bytes=4, recompute=False)
@@ -93,12 +94,11 @@ def test_operations_are_those_that_torch_counts(model: HubertConfig) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    # A GPU that need not be there: on a CPU some of the work goes by ways that torch does not count.
+    # A GPU that need not be there: on a CPU some of the work goes by ways that torch does not
+    # count.
     with FakeTensorMode(), torch.device("cuda"):
-        network, waveform = (
-            Hubert(dataclasses.replace(model, layerdrop=0.0, attention_dropout=0.0)),
-            torch.empty(8, samples(4.0)),
-        )
+        network = Hubert(dataclasses.replace(model, layerdrop=0.0, attention_dropout=0.0))
+        waveform = torch.empty(8, samples(4.0))
         with FlopCounterMode(display=False) as counter:
             network(waveform)
     estimate = (

@@ -164,7 +164,9 @@ def work(**values: Any) -> Work:
 
 
 def test_needs_are_those_of_the_papers_corpus() -> None:
-    """LibriSpeech: 960 h for training, 970 in all. 346 MB of targets and 55 GB of frames for k-means, as measured (design idea 3)."""
+    """LibriSpeech: 960 h for training, 970 in all. 346 MB of targets and 55 GB of frames for
+    k-means, as measured (design idea 3).
+    """
     audio = Audio(all=samples(970 * 3600), train=samples(960 * 3600), valid=samples(10 * 3600))
     assert budget.disk([work(labels=True)], audio)["it1/x"] == pytest.approx(2 * 50 * 3600 * 970)
     clustering = work(dim=768, fraction=0.1, max_hours=100.0, memory_bytes=4_000_000_000)
@@ -191,10 +193,8 @@ def test_the_size_of_the_corpus_is_in_the_facts_of_prepare(tmp_path: Path) -> No
 
 
 def test_needs_of_a_training() -> None:
-    small, training = (
-        Audio(all=samples(1800), train=samples(1600), valid=samples(200)),
-        work(training=TRAINING),
-    )
+    small = Audio(all=samples(1800), train=samples(1600), valid=samples(200))
+    training = work(training=TRAINING)
     cached = budget.memory([training], small, processes=3, on_cpu=None)["it1/x"]
     assert cached == 3 * 4 * samples(1800)
     assert (

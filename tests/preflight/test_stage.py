@@ -1,4 +1,6 @@
-"""`stage=check` as a user meets it: one table, a JSON, an exit code; and the lines that a stage says when it starts."""
+"""`stage=check` as a user meets it: one table, a JSON, an exit code; and the lines that a stage
+says when it starts.
+"""
 
 from __future__ import annotations
 
@@ -201,7 +203,8 @@ def test_a_table_of_every_state(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_stage_that_starts_says_nothing_when_all_is_well(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe, workspace = composed(tmp_path), Workspace(tmp_path)
+    recipe = composed(tmp_path)
+    workspace = Workspace(tmp_path)
     for each in plan.stages(recipe):
         check.check_machine(recipe, workspace, each)
     assert capsys.readouterr().out == ""
@@ -211,7 +214,8 @@ def test_a_stage_that_starts_says_nothing_when_all_is_well(
 def test_a_stage_that_cannot_end_well_does_not_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, workspace = composed(tmp_path), Workspace(tmp_path)
+    recipe = composed(tmp_path)
+    workspace = Workspace(tmp_path)
     broken = error("disk", "about 1.0 TB to be written (it1/pretrain), 2.0 GB free", "free some")
     monkeypatch.setattr(machine, "disk", lambda *args: broken)
     with pytest.raises(
@@ -225,7 +229,8 @@ def test_a_stage_that_cannot_end_well_does_not_begin(
 def test_what_is_tight_is_a_line_and_no_obstacle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe, workspace = composed(tmp_path), Workspace(tmp_path)
+    recipe = composed(tmp_path)
+    workspace = Workspace(tmp_path)
     monkeypatch.setattr(
         machine, "disk", lambda *args: warning("disk", "needs 9 GB, 10 GB free", "free some")
     )

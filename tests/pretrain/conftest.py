@@ -1,4 +1,6 @@
-"""A corpus of noise with targets, as finished artefacts in a workspace: enough for everything that pretraining does."""
+"""A corpus of noise with targets, as finished artefacts in a workspace: enough for everything that
+pretraining does.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ CLUSTERS = 5
 
 
 def make_corpus(folder: Path) -> Manifest:
-    draw, utterances = np.random.default_rng(0), []
+    draw = np.random.default_rng(0)
+    utterances = []
     for number in range(28):
         num_samples = int(draw.uniform(0.8, 1.6) * SAMPLE_RATE)
         waveform = (0.1 * draw.standard_normal(num_samples)).astype(np.float32)
@@ -39,7 +42,8 @@ def make_corpus(folder: Path) -> Manifest:
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, waveform, SAMPLE_RATE, subtype="FLOAT")
         split = "valid" if number % 7 == 0 else "train"
-        mean, variance = float(waveform.mean()), float(waveform.var())
+        mean = float(waveform.mean())
+        variance = float(waveform.var())
         utterances.append(
             Utterance(
                 id=f"u{number:02d}",

@@ -1,4 +1,6 @@
-"""Augmentation in the training stream: the same whatever reads it, never in validation, normalised as said, and free when it is off."""
+"""Augmentation in the training stream: the same whatever reads it, never in validation, normalised
+as said, and free when it is off.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +135,8 @@ def test_cached_and_read_from_disk_are_the_same(stream: Callable[..., MicroBatch
 def test_targets_and_masks_stay_those_of_the_clean_audio(
     stream: Callable[..., MicroBatches],
 ) -> None:
-    plain, augmented = stream(None), stream(Augmentation(seed=3, **MIXED))
+    plain = stream(None)
+    augmented = stream(Augmentation(seed=3, **MIXED))
     for index in range(5):
         for name in ("targets", "mask"):
             assert torch.equal(plain[index][name], augmented[index][name])
@@ -142,7 +145,8 @@ def test_targets_and_masks_stay_those_of_the_clean_audio(
 def test_changed_rows_are_normalised_by_their_own_statistics_and_others_as_ever(
     stream: Callable[..., MicroBatches],
 ) -> None:
-    raw, clean = stream(None), stream(None, normalize=True)
+    raw = stream(None)
+    clean = stream(None, normalize=True)
     augmentation = Augmentation(seed=3, **MIXED)
     items = stream(augmentation, normalize=True)
     seen = set()

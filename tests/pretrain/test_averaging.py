@@ -1,4 +1,6 @@
-"""Averaged weights are what is validated and exported, and are as exact after an interruption as without one."""
+"""Averaged weights are what is validated and exported, and are as exact after an interruption as
+without one.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,11 @@ def leave_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 def test_the_average_is_exported_and_the_weights_go_on(
     recipe: Recipes, prepared: Workspace, tmp_path: Path
 ) -> None:
-    """Training is the same with and without it; what is left behind is the average that the definition gives."""
-    plain, averaged = tmp_path / "plain", tmp_path / "averaged"
+    """Training is the same with and without it; what is left behind is the average that the
+    definition gives.
+    """
+    plain = tmp_path / "plain"
+    averaged = tmp_path / "averaged"
     seen: list[dict[str, torch.Tensor]] = []
 
     run(recipe(valid_every_steps=3), prepared, "it1/pretrain", plain)
@@ -62,7 +67,8 @@ def test_the_average_is_exported_and_the_weights_go_on(
         patch.setattr(PretrainModule, "on_train_batch_end", recording)
         run(recipe(valid_every_steps=3, ema_decay=0.4), prepared, "it1/pretrain", averaged)
 
-    own, average = content(averaged), weights(averaged)
+    own = content(averaged)
+    average = weights(averaged)
     assert all(
         torch.equal(content(plain)["state_dict"][name], value)
         for name, value in own["state_dict"].items()
@@ -96,7 +102,8 @@ def test_an_interruption_changes_no_bit_of_the_average(
         with pytest.raises(Preempted):
             run(values, prepared, "it1/pretrain", tmp_path / "cut")
     run(values, prepared, "it1/pretrain", tmp_path / "cut")
-    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    whole = weights(tmp_path / "whole")
+    cut = weights(tmp_path / "cut")
     assert all(torch.equal(cut[name], value) for name, value in whole.items())
 
 

@@ -59,13 +59,15 @@ def gradients(model: Hubert, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
 )
 def test_compiled_parts_compute_the_same(what: str, changes: dict[str, object]) -> None:
     torch._dynamo.reset()
-    plain, compiled = network(**changes).eval(), network(**changes).eval()
+    plain = network(**changes).eval()
+    compiled = network(**changes).eval()
     clock = compile_network(compiled, what, shapes=2, backend="aot_eager")
     assert clock is not None
     assert list(compiled.state_dict()) == list(plain.state_dict())
     for num_samples in (4000, 6000):
         waveform = torch.randn(2, num_samples)
-        expected, found = gradients(plain, waveform), gradients(compiled, waveform)
+        expected = gradients(plain, waveform)
+        found = gradients(compiled, waveform)
         assert expected.keys() == found.keys()
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-4)
@@ -84,10 +86,12 @@ def test_layers_are_alike_so_that_one_compilation_serves_all() -> None:
 def test_inductor_computes_the_same() -> None:
     torch._dynamo.reset()
     changes = {"num_hidden_layers": 1, "attention_dropout": 0.0}
-    plain, compiled = network(**changes).eval(), network(**changes).eval()
+    plain = network(**changes).eval()
+    compiled = network(**changes).eval()
     compile_network(compiled, "layers")
     waveform = torch.randn(2, 4000)
-    expected, found = gradients(plain, waveform), gradients(compiled, waveform)
+    expected = gradients(plain, waveform)
+    found = gradients(compiled, waveform)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-4)
 
@@ -127,7 +131,9 @@ def test_a_compiled_run_is_the_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Logged steps, a conv encoder that is frozen on the way, and validation: each is a graph of its own, and none has a break."""
+    """Logged steps, a conv encoder that is frozen on the way, and validation: each is a graph of
+    its own, and none has a break.
+    """
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
 
@@ -169,7 +175,8 @@ def test_a_graph_of_every_choice_of_layers_is_refused() -> None:
 def test_a_frozen_conv_encoder_has_no_gradients_and_the_rest_has() -> None:
     model = network()
     waveform = torch.randn(2, 4000)
-    free, frozen = gradients(model, waveform), {}
+    free = gradients(model, waveform)
+    frozen = {}
     model.zero_grad()
     model(waveform, freeze_front_end=True).last.square().mean().backward()
     frozen = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -198,7 +205,9 @@ def test_it_learns_until_the_step_and_not_a_bit_after_it(
         run(recipe(freeze_conv_after_steps=freeze_after), prepared, "it1/pretrain", folder)
         return conv_weights(folder)
 
-    after_2, after_3, never = ends(2), ends(3), ends(None)
+    after_2 = ends(2)
+    after_3 = ends(3)
+    never = ends(None)
     assert not torch.equal(after_2, after_3)
     assert not torch.equal(after_3, never)
     earlier = torch.load(checkpoints(tmp_path / "after 3" / FOLDER)[0], weights_only=True)

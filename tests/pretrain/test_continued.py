@@ -1,4 +1,6 @@
-"""Pretraining that begins with other weights: what is taken, what is new, what is refused; clusters matched across iterations."""
+"""Pretraining that begins with other weights: what is taken, what is new, what is refused; clusters
+matched across iterations.
+"""
 
 from __future__ import annotations
 
@@ -51,13 +53,13 @@ def write_targets(
 
 @pytest.fixture(scope="module")
 def loop(prepared: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A finished iteration 1; labels of an iteration 2 that are those of iteration 1 under other names, of an it3 with more clusters."""
+    """A finished iteration 1; labels of an iteration 2 that are those of iteration 1 under other
+    names, of an it3 with more clusters.
+    """
     workspace = Workspace(tmp_path_factory.mktemp("loop") / "run")
     shutil.copytree(prepared.root, workspace.root)
-    old, manifest = (
-        TargetStore.open(workspace.folder("it1/label")),
-        Manifest.open(workspace.folder("prepare")),
-    )
+    old = TargetStore.open(workspace.folder("it1/label"))
+    manifest = Manifest.open(workspace.folder("prepare"))
     write_targets(
         workspace.folder("it2/label"),
         manifest,
@@ -115,14 +117,16 @@ def test_same_codebook_goes_on_with_the_head(
     loop: Workspace, first: dict[str, Any], tmp_path: Path
 ) -> None:
     facts, rows = still(loop, "it1", tmp_path)
-    # Crops and masks of the valid split are those of the stage's seed, and that is the same stage here.
+    # Crops and masks of the valid split are those of the stage's seed, and that is the same stage
+    # here.
     assert facts["masked_loss_nats"] == pytest.approx(first["masked_loss_nats"], rel=1e-4)
     assert rows[0]["lr"] > 0
 
 
 def test_another_codebook_gets_a_new_head(loop: Workspace, tmp_path: Path) -> None:
     still(loop, "it2", tmp_path)
-    one, two = load_checkpoint(loop.folder("it1/pretrain")), load_checkpoint(tmp_path)
+    one = load_checkpoint(loop.folder("it1/pretrain"))
+    two = load_checkpoint(tmp_path)
     for name, tensor in one.model.state_dict().items():
         torch.testing.assert_close(two.model.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(
@@ -131,7 +135,9 @@ def test_another_codebook_gets_a_new_head(loop: Workspace, tmp_path: Path) -> No
 
 
 def test_warm_units_make_renamed_clusters_no_new_task(loop: Workspace, tmp_path: Path) -> None:
-    """What the old head says of a cluster, the new one says of the same cluster under its new name."""
+    """What the old head says of a cluster, the new one says of the same cluster under its new
+    name.
+    """
     still(loop, "it2", tmp_path, start_head="warm")
     old, new = (
         load_checkpoint(folder).build_head() for folder in (loop.folder("it1/pretrain"), tmp_path)
@@ -186,7 +192,8 @@ def test_another_network_is_refused_by_its_fields(loop: Workspace) -> None:
 
 @pytest.mark.parametrize("format_name", ["huggingface", "fairseq", "torchaudio", "s3prl"])
 def test_from_other_projects(loop: Workspace, tmp_path: Path, format_name: str) -> None:
-    form, loaded = FORMATS[format_name], load_checkpoint(loop.folder("it1/pretrain"))
+    form = FORMATS[format_name]
+    loaded = load_checkpoint(loop.folder("it1/pretrain"))
     path = tmp_path / "out" / form.file if form.file else tmp_path / "out"
     path.parent.mkdir(exist_ok=True)
     form.write(path, loaded)
@@ -239,15 +246,14 @@ def test_a_run_that_was_interrupted_goes_on_and_does_not_start_over(
         run(recipe, loop, "it2/pretrain", folder)
         return load_checkpoint(folder).model.state_dict()
 
-    whole, cut = made(6, tmp_path / "whole"), made(1, tmp_path / "cut")
+    whole = made(6, tmp_path / "whole")
+    cut = made(1, tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 def test_counts_are_of_frames_that_meet(loop: Workspace) -> None:
-    new, old = (
-        TargetStore.open(loop.folder("it2/label")),
-        TargetStore.open(loop.folder("it1/label")),
-    )
+    new = TargetStore.open(loop.folder("it2/label"))
+    old = TargetStore.open(loop.folder("it1/label"))
     counts = cooccurrence(new, old, seed=1)
     assert counts.sum() == len(old.ids)
     assert np.array_equal(np.flatnonzero(counts.sum(axis=0)), np.arange(CLUSTERS))

@@ -1,4 +1,6 @@
-"""Micro-batches as tensors: audio, targets and masks belong to the same frames, and depend on nothing but the number."""
+"""Micro-batches as tensors: audio, targets and masks belong to the same frames, and depend on
+nothing but the number.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,8 @@ def test_audio_targets_and_masks_are_of_the_same_frames(
     store = TargetStore.open(prepared.folder("it1/label"))
     items = MicroBatches(plan, source(prepared, corpus))
     for index in range(10):
-        item, batch = items[index], plan.micro_batch(index)
+        item = items[index]
+        batch = plan.micro_batch(index)
         frames = batch.shape.num_frames
         assert item["waveform"].shape == (len(batch.rows), MODEL_GRID.num_samples(frames))
         assert item["targets"].shape == item["mask"].shape == (len(batch.rows), frames)
@@ -82,13 +85,13 @@ def test_audio_targets_and_masks_are_of_the_same_frames(
 def test_items_depend_on_seed_and_number_only(
     prepared: Workspace, corpus: Corpus, plan: BucketSampler
 ) -> None:
-    first, second = (
-        MicroBatches(plan, source(prepared, corpus)),
-        MicroBatches(plan, source(prepared, corpus)),
-    )
+    first = MicroBatches(plan, source(prepared, corpus))
+    second = MicroBatches(plan, source(prepared, corpus))
     other = MicroBatches(plan, source(prepared, corpus, seed=4))
     for index in (5, 1, 5, 123_456):
-        a, b, c = first[index], second[index], other[index]
+        a = first[index]
+        b = second[index]
+        c = other[index]
         assert all(torch.equal(a[name], b[name]) for name in ("waveform", "targets", "mask"))
         assert not torch.equal(a["mask"], c["mask"])
 
@@ -109,7 +112,8 @@ def test_crops_are_normalised_as_part_of_the_whole(prepared: Workspace, corpus: 
     row = int(corpus.manifest.rows("train")[0])
     whole = corpus.read(row)
     expected = torch.nn.functional.layer_norm(torch.from_numpy(whole), whole.shape, eps=1e-5)
-    start, length = MODEL_GRID.start_sample(7), MODEL_GRID.num_samples(20)
+    start = MODEL_GRID.start_sample(7)
+    length = MODEL_GRID.num_samples(20)
     crop = reader.read(row, 7, 20, out=np.empty(length, dtype=np.float32))
     np.testing.assert_allclose(crop, expected[start : start + length], rtol=1e-4, atol=1e-5)
 
@@ -133,11 +137,9 @@ def test_targets_of_several_codebooks_and_soft_ones(
     prepared: Workspace, corpus: Corpus, plan: BucketSampler
 ) -> None:
     store = TargetStore.open(prepared.folder("it1/label"))
-    plain, several, soft = (
-        source(prepared, corpus),
-        source(prepared, corpus),
-        source(prepared, corpus),
-    )
+    plain = source(prepared, corpus)
+    several = source(prepared, corpus)
+    soft = source(prepared, corpus)
     several.targets = lambda row: np.stack([store.targets(row), store.targets(row) + 1], axis=1)
     soft.targets = lambda row: np.eye(5, dtype=np.float16)[store.targets(row)]
     ids, both, shares = (

@@ -35,7 +35,9 @@ def test_two_processes_finish_what_one_began(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Four micro-batches per step, 1 x 4 and then 2 x 2: gradients are sums over the step, whoever computes which part of it."""
+    """Four micro-batches per step, 1 x 4 and then 2 x 2: gradients are sums over the step, whoever
+    computes which part of it.
+    """
     run(recipe(batch_seconds=16), prepared, "it1/pretrain", tmp_path / "one")
 
     original = PretrainModule.training_step
@@ -59,6 +61,7 @@ def test_two_processes_finish_what_one_began(
     )
     assert result.returncode == 0, result.stderr[-2000:]
 
-    one, two = load_model(tmp_path / "one"), load_model(tmp_path / "two")
+    one = load_model(tmp_path / "one")
+    two = load_model(tmp_path / "two")
     for name, tensor in one.model.state_dict().items():
         torch.testing.assert_close(two.model.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,5 @@
-"""Signals and kills at chosen moments, on one rank, all ranks and a loader's worker: nothing is lost, and the resumed run is the same run.
+"""Signals and kills at chosen moments, on one rank, all ranks and a loader's worker: nothing is
+lost, and the resumed run is the same run.
 
 The moments here are chosen; tools/fault_campaign.py draws them at random.
 """
@@ -66,11 +67,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def same(first: Path, second: Path) -> bool:
-    one, other = weights(first), weights(second)
+    one = weights(first)
+    other = weights(second)
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-# -- in this process: the moment is exact -----------------------------------------------------------------------------------------
+# -- in this process: the moment is exact
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +110,14 @@ def test_a_signal_at_any_moment_saves_and_leaves(
     undisturbed: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Three signals in a row are one. The run goes on where it left, to the same bits, and what it logged is the same."""
+    """Three signals in a row are one. The run goes on where it left, to the same bits, and what it
+    logged is the same.
+    """
     values = recipe(valid_every_steps=3)
     expected = undisturbed(values)
     owner, function, which, name = MOMENTS[moment]
-    original, calls = getattr(owner, function), []
+    original = getattr(owner, function)
+    calls = []
 
     def signalled(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -238,8 +244,12 @@ def test_a_disk_that_is_full_for_a_while(
     undisturbed: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The first checkpoint fails, training goes on, later ones are written; the result is the same."""
-    values, written, calls = recipe(), torch.save, []
+    """The first checkpoint fails, training goes on, later ones are written; the result is the
+    same.
+    """
+    values = recipe()
+    written = torch.save
+    calls = []
 
     def full(*args: Any) -> None:
         calls.append(1)
@@ -328,12 +338,15 @@ def test_losses_and_norms_are_fp32_in_every_precision(
     assert all(value.dtype == torch.float32 for value in weights(tmp_path).values())
 
 
-# -- real processes ---------------------------------------------------------------------------------------------------------------
+# -- real processes
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
 class Job:
-    """The processes of a run, as torchrun would start them; stdout and stderr of each in a file. TMPDIR is on another file system."""
+    """The processes of a run, as torchrun would start them; stdout and stderr of each in a file.
+    TMPDIR is on another file system.
+    """
 
     folder: Path
     ranks: list[subprocess.Popen[bytes]]
@@ -366,7 +379,8 @@ def job(recipe: Recipe, workspace: Workspace, folder: Path) -> Iterator[Job]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    world_size, ranks = recipe.trainer.devices, []
+    world_size = recipe.trainer.devices
+    ranks = []
     for rank in range(world_size):
         env = {
             **os.environ,
@@ -403,7 +417,9 @@ def job(recipe: Recipe, workspace: Workspace, folder: Path) -> Iterator[Job]:
 def test_signals_to_every_process_of_a_job(
     recipe: Recipes, prepared: Workspace, tmp_path: Path, undisturbed: Any
 ) -> None:
-    """As a scheduler does it: loader's workers too, TERM after USR2, and again. Then a worker dies, and then all is killed."""
+    """As a scheduler does it: loader's workers too, TERM after USR2, and again. Then a worker dies,
+    and then all is killed.
+    """
     values = recipe(steps=30, trainer={"loader_workers": 1, "async_checkpoints": True})
     with job(values, prepared, tmp_path) as first:
         first.wait_for("train step 4/30")
@@ -427,7 +443,9 @@ def test_signals_to_every_process_of_a_job(
 
 
 def test_one_rank_of_two(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
-    """A signal to one rank moves both; one that dies takes the other along, which says who is gone; one that stops is noticed."""
+    """A signal to one rank moves both; one that dies takes the other along, which says who is gone;
+    one that stops is noticed.
+    """
     values = recipe(steps=24, trainer={"devices": 2, "strategy": "ddp", "hang_minutes": 0.5})
     with job(values, prepared, tmp_path / "whole") as whole:
         assert whole.codes() == [0, 0]

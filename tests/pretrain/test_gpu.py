@@ -1,4 +1,6 @@
-"""What only an NVIDIA GPU can show: the same numbers as on the CPU, in fp32, bf16 and fp16. One command: pytest -m gpu."""
+"""What only an NVIDIA GPU can show: the same numbers as on the CPU, in fp32, bf16 and fp16. One
+command: pytest -m gpu.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ def test_pretraining_in_every_precision(
         "it1/pretrain",
         tmp_path / "gpu",
     )
-    # Dropout draws other numbers on a GPU, so eight steps end near each other, not on the same spot.
+    # Dropout draws other numbers on a GPU, so eight steps end near each other, not on the same
+    # spot.
     assert found["masked_loss_nats"] == pytest.approx(on_cpu["masked_loss_nats"], rel=0.05)
 
 
@@ -111,7 +114,8 @@ def test_nobody_waits_for_the_gpu_between_two_logs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of the whole loop: Lightning, the loader's copies, clipping, the update."""
-    begin, watched = PretrainModule.on_train_batch_start, []
+    begin = PretrainModule.on_train_batch_start
+    watched = []
 
     def watching(self: PretrainModule, *batch: Any) -> None:
         if inside := 2 <= self.trainer.global_step < 7:

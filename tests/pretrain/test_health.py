@@ -1,4 +1,6 @@
-"""What a run says of itself is right, is measured where it is logged and nowhere else, and raises the alarm once."""
+"""What a run says of itself is right, is measured where it is logged and nowhere else, and raises
+the alarm once.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,8 @@ def test_counts_add_up_over_micro_batches_and_are_forgotten_when_read() -> None:
 
 
 def test_several_codebooks_are_told_apart() -> None:
-    health, zero = Health([2, 4]), torch.zeros(())
+    health = Health([2, 4])
+    zero = torch.zeros(())
     parts = prediction([0, 1], [0, 0]), prediction([3, 3], [0, 1])
     health.add(Prediction(nll=zero, correct=zero, frames=2, codebooks=parts))
     values = health.read()
@@ -72,7 +75,8 @@ def test_several_codebooks_are_told_apart() -> None:
 
 
 def test_layers_are_measured_where_they_ran() -> None:
-    health, states = Health([2]), [torch.randn(2, 3, 4), torch.randn(2, 3, 4)]
+    health = Health([2])
+    states = [torch.randn(2, 3, 4), torch.randn(2, 3, 4)]
     for factor in (1, 3):
         health.measure([factor * states[0], factor * states[1]], None)
     health.add(prediction([0], [0]))
@@ -157,7 +161,9 @@ def test_a_run_logs_its_health(recipe: Recipes, prepared: Workspace, tmp_path: P
 
 
 class Questions(TorchDispatchMode):
-    """Notes the step at which the host asks a tensor for its value: on a GPU it would wait there."""
+    """Notes the step at which the host asks a tensor for its value: on a GPU it would wait
+    there.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +179,8 @@ class Questions(TorchDispatchMode):
 def test_the_device_is_asked_only_where_something_is_logged(
     recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    questions, original = Questions(), PretrainModule.training_step
+    questions = Questions()
+    original = PretrainModule.training_step
 
     def noting(self: PretrainModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
         questions.step = self.trainer.global_step + 1

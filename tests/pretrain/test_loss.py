@@ -1,4 +1,6 @@
-"""What the loss costs: never more than the scores of the chosen frames, and no question that a device would have to answer."""
+"""What the loss costs: never more than the scores of the chosen frames, and no question that a
+device would have to answer.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from torch.utils._pytree import tree_leaves
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.pretrain.loss import PretrainLoss, SupervisedLayer, masked_prediction_loss
 
-B, T, D, HIDDEN = 4, 50, 16, 20
+B = 4
+T = 50
+D = 16
+HIDDEN = 20
 CLUSTERS = [60, 40]
 
 
@@ -28,10 +33,8 @@ def prepare(kind: str, device: str, **weights: Any) -> Callable[[], PretrainLoss
     layers = [SupervisedLayer(head, encoded, 0.5), SupervisedLayer(head, encoded * 2)]
     mask = torch.zeros(B, T, dtype=torch.bool, device=device)
     mask[:, :HIDDEN] = True
-    hard, soft = (
-        torch.zeros(B, T, 2, dtype=torch.long, device=device),
-        torch.full((B, T, sum(CLUSTERS)), 0.01, device=device),
-    )
+    hard = torch.zeros(B, T, 2, dtype=torch.long, device=device)
+    soft = torch.full((B, T, sum(CLUSTERS)), 0.01, device=device)
     sizes = {"n_clusters": CLUSTERS, "masked_frames": B * HIDDEN, "normaliser": B * HIDDEN}
     penalty = torch.zeros((), device=device)
     return partial(
@@ -48,7 +51,9 @@ def prepare(kind: str, device: str, **weights: Any) -> Callable[[], PretrainLoss
 @pytest.mark.parametrize("weights", [{}, {"unmasked_weight": 0.5}, {"measure_unmasked": True}])
 @pytest.mark.parametrize("kind", ["hard", "soft", "softmax"])
 def test_a_gpu_is_never_waited_for(kind: str, weights: dict[str, Any]) -> None:
-    """Fake CUDA tensors have shapes and no values: anything whose size or branch depends on a value raises."""
+    """Fake CUDA tensors have shapes and no values: anything whose size or branch depends on a value
+    raises.
+    """
     with FakeTensorMode():
         result = prepare(kind, "cuda", **weights)()
     assert result.loss.shape == result.masked.correct.shape == ()

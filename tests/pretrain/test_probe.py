@@ -32,10 +32,13 @@ PROBE = ProbeConfig(every_steps=2, n_clusters=6)
 
 @pytest.fixture(scope="module")
 def aligned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """As `prepared`, with phones: tenths of a second of "a", "b", "c", and nothing in the last of each utterance."""
+    """As `prepared`, with phones: tenths of a second of "a", "b", "c", and nothing in the last of
+    each utterance.
+    """
     workspace = Workspace(tmp_path_factory.mktemp("aligned"))
     folder = workspace.folder("prepare")
-    manifest, tenth = make_corpus(folder), SAMPLE_RATE // 10
+    manifest = make_corpus(folder)
+    tenth = SAMPLE_RATE // 10
     make_targets(workspace.folder("it1/label"), manifest)
     lengths = [int(length) // tenth - 1 for length in manifest.num_samples]
     rows = [
@@ -60,7 +63,9 @@ def values(folder: Path, name: str = "health/pnmi") -> dict[int, float]:
 def test_training_does_not_notice(
     recipe: Recipes, aligned: Workspace, tmp_path: Path, ema_decay: float
 ) -> None:
-    """Dropout, layer drop and augmentation are drawn as before: not a bit of the weights or of the losses differs."""
+    """Dropout, layer drop and augmentation are drawn as before: not a bit of the weights or of the
+    losses differs.
+    """
     settings: dict[str, Any] = {
         "ema_decay": ema_decay,
         "valid_every_steps": 3,
@@ -97,7 +102,9 @@ def test_an_interrupted_run_probes_the_same(
 def test_it_hears_what_is_exported(
     recipe: Recipes, aligned: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: int
 ) -> None:
-    """The frames of the last step are those of the average that is exported, beside the phones of exactly those frames."""
+    """The frames of the last step are those of the average that is exported, beside the phones of
+    exactly those frames.
+    """
     seen: list[tuple[PhoneProbe, np.ndarray[Any, Any]]] = []
     original = PhoneProbe._pnmi
     monkeypatch.setattr(
@@ -112,7 +119,9 @@ def test_it_hears_what_is_exported(
         tmp_path,
     )
     phone_probe, frames = seen[-1]
-    corpus, loaded, at = phone_probe.source.corpus, load_model(tmp_path), 0
+    corpus = phone_probe.source.corpus
+    loaded = load_model(tmp_path)
+    at = 0
     assert sum(len(each.rows) for each in phone_probe.micro_batches) == len(
         corpus.manifest.rows("valid")
     )
@@ -132,7 +141,9 @@ def test_it_hears_what_is_exported(
 
 
 def test_what_it_measures() -> None:
-    """1 where clusters are phones, nearly 0 where they have nothing to do with them, whatever lies in frames without a phone."""
+    """1 where clusters are phones, nearly 0 where they have nothing to do with them, whatever lies
+    in frames without a phone.
+    """
     draw_numbers = np.random.default_rng(0)
     phones = draw_numbers.integers(-1, 3, size=600).astype(np.int32)
     of = PhoneProbe([], [phones], None, layer=1, n_clusters=4, every_steps=1, seed=1)  # type: ignore[arg-type]
@@ -143,7 +154,9 @@ def test_what_it_measures() -> None:
 
 
 def test_ranks_share_it(aligned: Workspace, tmp_path: Path) -> None:
-    """Nearly no learning, so that weights are the same: so is the value; with more ranks than micro-batches, and with weights cut."""
+    """Nearly no learning, so that weights are the same: so is the value; with more ranks than
+    micro-batches, and with weights cut.
+    """
     settings: dict[str, Any] = {
         "steps": 4,
         "learning_rate": 1e-12,

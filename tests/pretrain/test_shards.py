@@ -1,4 +1,6 @@
-"""Training from shards is training from files: the same losses and weights to the last bit, whoever reads and however few the shards."""
+"""Training from shards is training from files: the same losses and weights to the last bit, whoever
+reads and however few the shards.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,13 @@ from hubert_pretrain.training.loggers import read_metrics
 
 @pytest.fixture(scope="module")
 def corpora(prepared: Workspace, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Workspace]:
-    """One corpus as FLAC files, and in shards of PCM and FLAC; each a workspace with the same targets."""
-    source, home = Corpus.open(prepared.folder("prepare")), tmp_path_factory.mktemp("corpora")
-    files, utterances = home / "files" / "prepare", []
+    """One corpus as FLAC files, and in shards of PCM and FLAC; each a workspace with the same
+    targets.
+    """
+    source = Corpus.open(prepared.folder("prepare"))
+    home = tmp_path_factory.mktemp("corpora")
+    files = home / "files" / "prepare"
+    utterances = []
     (files / "audio").mkdir(parents=True)
     for row in range(len(source.manifest)):
         path = files / "audio" / f"{row}.flac"

@@ -1,4 +1,6 @@
-"""The whole stage: what it leaves behind, that an interruption changes nothing, and that it never ends well when it went wrong."""
+"""The whole stage: what it leaves behind, that an interruption changes nothing, and that it never
+ends well when it went wrong.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def equal(first: Path, second: Path) -> bool:
-    one, other = weights(first), weights(second)
+    one = weights(first)
+    other = weights(second)
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -122,7 +125,9 @@ def test_interrupted_and_resumed_is_uninterrupted(
     whole: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In the first step, before, on and after a checkpoint's boundary (step 3 = micro-batch 6), within a step, in the last one."""
+    """In the first step, before, on and after a checkpoint's boundary (step 3 = micro-batch 6),
+    within a step, in the last one.
+    """
     undisturbed, facts = whole(recipe())
     interrupt(monkeypatch, at)
     with pytest.raises(RuntimeError, match="killed"):
@@ -190,7 +195,9 @@ def test_workers_change_nothing(
 
 
 def test_kill_minus_nine(recipe: Recipes, prepared: Workspace, tmp_path: Path, whole: Any) -> None:
-    """A real process, killed at an arbitrary moment after its second checkpoint, while it trains or saves."""
+    """A real process, killed at an arbitrary moment after its second checkpoint, while it trains or
+    saves.
+    """
     values = recipe(steps=60)
     folder = tmp_path / "out"
     (tmp_path / "recipe.pickle").write_bytes(pickle.dumps((values, prepared.root, folder)))
@@ -314,7 +321,9 @@ def test_tensorboard_and_offline_wandb(
 
 
 def test_training_learns(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
-    """Random targets of twenty-odd utterances can be learnt by heart, up to a point: the loss falls."""
+    """Random targets of twenty-odd utterances can be learnt by heart, up to a point: the loss
+    falls.
+    """
     run(recipe(steps=40), prepared, "it1/pretrain", tmp_path)
     rows = read_metrics(tmp_path / "logs" / "metrics.csv")
     assert rows[-1]["loss/masked"] < rows[0]["loss/masked"]

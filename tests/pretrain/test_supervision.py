@@ -1,4 +1,6 @@
-"""What predicts: intermediate layers, several codebooks, another head - in a network, and through the whole stage."""
+"""What predicts: intermediate layers, several codebooks, another head - in a network, and through
+the whole stage.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ def test_nothing_given_is_the_last_layer_alone() -> None:
 @pytest.mark.parametrize("own_heads", [False, True])
 def test_layers_predict_with_their_weight_norm_and_head(pre_norm: bool, own_heads: bool) -> None:
     values = config(do_stable_layer_norm=pre_norm)
-    model, head = Hubert(values).eval(), CodebookHead(16, 4, 5)
+    model = Hubert(values).eval()
+    head = CodebookHead(16, 4, 5)
     supervision = LayerSupervision(
         values,
         layers=[1, 2, 3],
@@ -80,7 +83,8 @@ def test_layers_predict_with_their_weight_norm_and_head(pre_norm: bool, own_head
 @pytest.fixture
 def two_codebooks(prepared: Workspace, tmp_path: Path) -> Workspace:
     """A run whose store has each id twice: as it is, and modulo 3."""
-    workspace, single = Workspace(tmp_path / "run"), TargetStore.open(prepared.folder("it1/label"))
+    workspace = Workspace(tmp_path / "run")
+    single = TargetStore.open(prepared.folder("it1/label"))
     workspace.root.mkdir()
     workspace.folder("prepare").symlink_to(prepared.folder("prepare"))
     parts = [
@@ -147,10 +151,8 @@ def test_a_run_with_heads_of_its_own_layers_resumes(
         run(values, prepared, "it1/pretrain", tmp_path / "cut")
     monkeypatch.setattr(PretrainModule, "training_step", original)
     run(values, prepared, "it1/pretrain", tmp_path / "cut")
-    one, two = (
-        load_model(tmp_path / "whole").model.state_dict(),
-        load_model(tmp_path / "cut").model.state_dict(),
-    )
+    one = load_model(tmp_path / "whole").model.state_dict()
+    two = load_model(tmp_path / "cut").model.state_dict()
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
@@ -166,13 +168,12 @@ def test_soft_targets_through_the_stage(
 ) -> None:
     """Distributions that are sure of themselves train as ids do."""
     run(recipe(), prepared, "it1/pretrain", tmp_path / "hard")
-    hard, rows = TargetStore.targets, np.eye(5, dtype=np.float16)
+    hard = TargetStore.targets
+    rows = np.eye(5, dtype=np.float16)
     monkeypatch.setattr(TargetStore, "targets", lambda self, row: rows[hard(self, row)])
     run(recipe(), prepared, "it1/pretrain", tmp_path / "soft")
-    one, two = (
-        load_model(tmp_path / "hard").model.state_dict(),
-        load_model(tmp_path / "soft").model.state_dict(),
-    )
+    one = load_model(tmp_path / "hard").model.state_dict()
+    two = load_model(tmp_path / "soft").model.state_dict()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
 

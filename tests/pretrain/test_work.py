@@ -1,7 +1,9 @@
-"""What a training step does, counted instead of timed: so that a change that makes it slow fails here on any machine.
+"""What a training step does, counted instead of timed: so that a change that makes it slow fails
+here on any machine.
 
-The step runs on the meta device at the true size of Base: it takes the same branches as a GPU, computes nothing, and any question to the
-device (`.item()`, `nonzero`) is an error because there is nobody to answer.
+The step runs on the meta device at the true size of Base: it takes the same branches as a GPU,
+computes nothing, and any question to the device (`.item()`, `nonzero`) is an error because there is
+nobody to answer.
 """
 
 from __future__ import annotations
@@ -64,8 +66,12 @@ FAST = {"front_end": "log_mel", "mel_stack": 4, "layerdrop": 0.0}
 
 @pytest.fixture(autouse=True)
 def meta_without_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The meta device knows no autocast, not even that it is off, and is on no list of devices with foreach kernels."""
-    autocast, enabled, dtype = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype
+    """The meta device knows no autocast, not even that it is off, and is on no list of devices with
+    foreach kernels.
+    """
+    autocast = torch.autocast
+    enabled = torch.is_autocast_enabled
+    dtype = torch.get_autocast_dtype
     monkeypatch.setattr(
         torch,
         "autocast",
@@ -81,13 +87,16 @@ def meta_without_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Trace(TorchDispatchMode):
-    """Remembers the operations that ask the device, and the largest tensor that any operation makes."""
+    """Remembers the operations that ask the device, and the largest tensor that any operation
+    makes.
+    """
 
     def __init__(self, device: str = "meta") -> None:
         super().__init__()
         self.device = device
         self.asked: list[str] = []
-        self.largest, self.largest_of = 0, ""
+        self.largest = 0
+        self.largest_of = ""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -101,15 +110,15 @@ class Trace(TorchDispatchMode):
                 isinstance(each, torch.Tensor)
                 and each.untyped_storage().size() // each.element_size() > self.largest
             ):
-                self.largest, self.largest_of = (
-                    each.untyped_storage().size() // each.element_size(),
-                    str(function),
-                )
+                self.largest = each.untyped_storage().size() // each.element_size()
+                self.largest_of = str(function)
         return result
 
 
 def _convolution_backward_flop(gradient: Any, x: Any, weight: Any, *_: Any, **__: Any) -> int:
-    """Both gradients cost what the forward pass costs. (torch's own formula forgets the groups for that of the weight.)"""
+    """Both gradients cost what the forward pass costs. (torch's own formula forgets the groups for
+    that of the weight.)
+    """
     return 2 * 2 * math.prod(gradient) * math.prod(weight[1:])
 
 
@@ -119,7 +128,9 @@ def _addmm_flop(_: Any, left: Any, right: Any, **__: Any) -> int:
 
 
 class Step:
-    """A training step of PretrainModule without a corpus and without Lightning's loop: everything between two batches."""
+    """A training step of PretrainModule without a corpus and without Lightning's loop: everything
+    between two batches.
+    """
 
     def __init__(
         self,
@@ -132,11 +143,9 @@ class Step:
         softmax: bool = False,
     ) -> None:
         torch.manual_seed(0)
-        self.rows, self.samples, self.masked = (
-            rows,
-            config.grid.num_samples(frames),
-            expected_count(frames, probability=0.8, span_frames=10, min_spans=2),
-        )
+        self.rows = rows
+        self.samples = config.grid.num_samples(frames)
+        self.masked = expected_count(frames, probability=0.8, span_frames=10, min_spans=2)
         with torch.device(device):
             model = Hubert(config)
             head = (
@@ -260,7 +269,9 @@ def test_operations_of_a_step_are_those_of_the_formula(
 
 @pytest.mark.parametrize("softmax", [False, True])
 def test_no_tensor_is_larger_than_what_the_first_convolution_makes(softmax: bool) -> None:
-    """Of Base's micro-batch of 87.5 s that is 137 M numbers; logits expanded to (K + 1, M, d) would be 265 M."""
+    """Of Base's micro-batch of 87.5 s that is 137 M numbers; logits expanded to (K + 1, M, d) would
+    be 265 M.
+    """
     config = HubertConfig(layerdrop=0.0)
     step = Step(config, rows=5, frames=781, device="meta", softmax=softmax)
     assert (K + 1) * 5 * step.masked * config.projection_size > 2 * (
@@ -277,11 +288,9 @@ def test_without_a_conv_encoder_no_tensor_is_larger_than_attention_or_feed_forwa
     with Trace() as trace:
         step.run()
     # The meta device has no flash attention, so the weights of one layer exist there.
-    weights, inner, spectrum = (
-        config.num_attention_heads * 390**2,
-        390 * config.intermediate_size,
-        1560 * 512,
-    )
+    weights = config.num_attention_heads * 390**2
+    inner = 390 * config.intermediate_size
+    spectrum = 1560 * 512
     assert trace.largest <= max(
         5 * weights, 5 * inner, 5 * spectrum, config.hidden_size * config.intermediate_size
     ), trace.largest_of
@@ -312,7 +321,8 @@ def test_an_epoch_has_no_more_shapes_than_the_plan_says(seed: int) -> None:
 def test_a_compiler_sees_one_graph(config: dict[str, Any]) -> None:
     torch._dynamo.reset()
     config_ = HubertConfig(**{**SMALL, **config})
-    model, head = Hubert(config_), CodebookHead(32, 16, K)
+    model = Hubert(config_)
+    head = CodebookHead(32, 16, K)
     supervision = LayerSupervision(config_)
     frames = 50
     mask = torch.zeros(2, frames, dtype=torch.bool)

@@ -1,4 +1,6 @@
-"""One process, two, four; whole networks or parts of them: the same run. Processes of one machine that talk through gloo."""
+"""One process, two, four; whole networks or parts of them: the same run. Processes of one machine
+that talk through gloo.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,9 @@ class Job(NamedTuple):
 
 
 class Processes:
-    """What torchrun does on one machine, without its agent: starts ranks that do one job after the other."""
+    """What torchrun does on one machine, without its agent: starts ranks that do one job after the
+    other.
+    """
 
     def __init__(
         self, world_size: int, jobs: Sequence[Job], workspace: Workspace, folder: Path
@@ -148,8 +152,9 @@ class Processes:
 def make(
     devices: int, strategy: str = "auto", *, trainer: dict[str, Any] | None = None, **more: Any
 ) -> Recipe:
-    """A recipe whose layers are dropped half of the time, four micro-batches per step, every step logged; two layers with heads of their
-    own, and averaged weights, since each of these is a way to get out of step."""
+    """A recipe whose layers are dropped half of the time, four micro-batches per step, every step
+    logged; two layers with heads of their own, and averaged weights, since each of these is a way
+    to get out of step."""
     values: dict[str, Any] = {
         "batch_seconds": 16,
         "log_every_steps": 1,
@@ -168,8 +173,8 @@ def make(
 
 @pytest.fixture(scope="module")
 def runs(prepared: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of runs: `one`, `ddp2`, `ddp4`, `bf16`; `fsdp2`, and `fsdp1`, `fsdp4`, `plain1` that go on from its checkpoint of step 3;
-    `file4`, fsdp again, from that of `ddp2`."""
+    """Folders of runs: `one`, `ddp2`, `ddp4`, `bf16`; `fsdp2`, and `fsdp1`, `fsdp4`, `plain1` that
+    go on from its checkpoint of step 3; `file4`, fsdp again, from that of `ddp2`."""
     root = tmp_path_factory.mktemp("runs")
     fsdp = {"checkpoint_every_steps": 3}
     two = [
@@ -214,7 +219,8 @@ def losses(folder: Path, name: str = "loss") -> dict[int, float]:
 
 
 def assert_same(first: Path, second: Path, *, since: int = 1, rel: float = 1e-5) -> None:
-    one, two = losses(first), losses(second)
+    one = losses(first)
+    two = losses(second)
     assert sorted(two) == list(range(since, max(one) + 1))
     for step, loss in two.items():
         assert loss == pytest.approx(one[step], rel=rel), f"step {step}"
@@ -222,16 +228,21 @@ def assert_same(first: Path, second: Path, *, since: int = 1, rel: float = 1e-5)
 
 @pytest.mark.parametrize("name", ["ddp2", "ddp4", "fsdp2"])
 def test_losses_are_equal_at_every_world_size(runs: Path, name: str) -> None:
-    """Layer drop of one half: were a rank to wait for a gradient of a dropped layer, this would hang; were the layer to move, differ."""
+    """Layer drop of one half: were a rank to wait for a gradient of a dropped layer, this would
+    hang; were the layer to move, differ.
+    """
     assert_same(runs / "one", runs / name)
-    one, other = load_model(runs / "one"), load_model(runs / name)
+    one = load_model(runs / "one")
+    other = load_model(runs / name)
     for key, tensor in one.model.state_dict().items():
         torch.testing.assert_close(other.model.state_dict()[key], tensor, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ddp2", "ddp4", "fsdp2"])
 def test_gradients_are_those_of_the_whole_step(runs: Path, name: str) -> None:
-    """1 process x 4 accumulations = 2 x 2 = 4 x 1, normalised by the masked frames of all of them: 1e-6 relative in fp32."""
+    """1 process x 4 accumulations = 2 x 2 = 4 x 1, normalised by the masked frames of all of them:
+    1e-6 relative in fp32.
+    """
     one, other = (
         torch.load(runs / each / "gradients.pt", weights_only=True) for each in ("one", name)
     )
@@ -245,15 +256,20 @@ def test_gradients_are_those_of_the_whole_step(runs: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ddp2", "ddp4", "fsdp2"])
 def test_validation_counts_everything_once(runs: Path, name: str) -> None:
-    """Also with more ranks than micro-batches of the valid split, where ranks without work have to stay in step."""
-    one, other = losses(runs / "one", "valid/loss/masked"), losses(runs / name, "valid/loss/masked")
+    """Also with more ranks than micro-batches of the valid split, where ranks without work have to
+    stay in step.
+    """
+    one = losses(runs / "one", "valid/loss/masked")
+    other = losses(runs / name, "valid/loss/masked")
     assert sorted(other) == [10, 20]
     assert other == pytest.approx(one, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["fsdp1", "fsdp4", "plain1", "file4"])
 def test_a_checkpoint_of_two_ranks_goes_on_at_another_world_size(runs: Path, name: str) -> None:
-    """Uneven parts, too: 5 clusters and 8 channels over 4 ranks. The next loss and all that follow are the same."""
+    """Uneven parts, too: 5 clusters and 8 channels over 4 ranks. The next loss and all that follow
+    are the same.
+    """
     assert_same(runs / "one", runs / name, since=4)
     assert not list((runs / name / "checkpoints").glob(".*"))
 
@@ -268,7 +284,8 @@ def test_a_folder_of_shards_is_what_one_process_writes(runs: Path) -> None:
         torch.testing.assert_close(cut["state_dict"][name], tensor, rtol=1e-4, atol=1e-5)
     for name, tensor in whole["average"].items():
         torch.testing.assert_close(cut["average"][name], tensor, rtol=1e-4, atol=1e-5)
-    ours, theirs = cut["optimizer_states"][0], whole["optimizer_states"][0]
+    ours = cut["optimizer_states"][0]
+    theirs = whole["optimizer_states"][0]
     assert ours["param_groups"][0]["params"] == theirs["param_groups"][0]["params"]
     assert ours["param_groups"][0]["lr"] == theirs["param_groups"][0]["lr"]
     assert set(ours["state"]) == set(theirs["state"])
@@ -278,7 +295,8 @@ def test_a_folder_of_shards_is_what_one_process_writes(runs: Path) -> None:
 
 
 def test_compressed_gradients_are_close_and_rounded(runs: Path) -> None:
-    exact, rounded = losses(runs / "ddp2"), losses(runs / "bf16")
+    exact = losses(runs / "ddp2")
+    rounded = losses(runs / "bf16")
     schedule_is_the_same = 1  # the first step: later ones have another schedule, six steps long
     assert rounded[schedule_is_the_same] == pytest.approx(exact[schedule_is_the_same], rel=1e-5)
     assert all(math.isfinite(loss) for loss in rounded.values())
@@ -333,8 +351,11 @@ class Bomb:
 
 
 def test_opening_a_folder_runs_no_code(runs: Path, tmp_path: Path) -> None:
-    """DCP's `.metadata` is a pickle that its own reader executes; `rest.pt` goes through the restricted one."""
-    folder, sentinel = tmp_path / "step=00000003.ckpt", tmp_path / "ran"
+    """DCP's `.metadata` is a pickle that its own reader executes; `rest.pt` goes through the
+    restricted one.
+    """
+    folder = tmp_path / "step=00000003.ckpt"
+    sentinel = tmp_path / "ran"
     shutil.copytree(runs / "fsdp2" / "checkpoints" / folder.name, folder)
     (folder / ".metadata").write_bytes(pickle.dumps(Bomb(sentinel)))
     assert "state_dict" in VerifiedCheckpointIO().load_checkpoint(folder)
@@ -360,7 +381,9 @@ def test_fifty_steps_at_every_world_size(prepared: Workspace, tmp_path: Path) ->
 
 @pytest.mark.gpu
 def test_shards_on_a_gpu(prepared: Workspace, tmp_path: Path) -> None:
-    """One process through NCCL, matrices in bf16: as ddp in bf16-mixed, and its checkpoint goes on."""
+    """One process through NCCL, matrices in bf16: as ddp in bf16-mixed, and its checkpoint goes
+    on.
+    """
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     hardware = {"accelerator": "gpu", "precision": "bf16-mixed"}

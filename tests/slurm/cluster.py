@@ -1,4 +1,6 @@
-"""A real SLURM cluster of two nodes on this machine: munged, slurmctld and two slurmd of this user, all of it in one folder."""
+"""A real SLURM cluster of two nodes on this machine: munged, slurmctld and two slurmd of this user,
+all of it in one folder.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def which(name: str) -> str | None:
 
 
 class Cluster:
-    """Two nodes, n1 and n2, for as long as this is entered. Commands of SLURM find it by `environment`."""
+    """Two nodes, n1 and n2, for as long as this is entered. Commands of SLURM find it by
+    `environment`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -64,7 +68,8 @@ class Cluster:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Cluster:
-        folder, sockets = self.folder, [socket.socket() for _ in range(3)]
+        folder = self.folder
+        sockets = [socket.socket() for _ in range(3)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         ports = [each.getsockname()[1] for each in sockets]

@@ -18,7 +18,8 @@ WORDS = [
     "+recipe=smoke",
     "iterations.it1.clustering.engine=torch",  # several processes share it
     "iterations.it2.clustering.engine=torch",
-    "iterations.it1.pretrain.micro_batch_seconds=4",  # a step is four micro-batches, which two processes share
+    # a step is four micro-batches, which two processes share
+    "iterations.it1.pretrain.micro_batch_seconds=4",
     "iterations.it2.pretrain.micro_batch_seconds=4",
     "iterations.it1.pretrain.steps=60",
     "trainer.progress_bar=false",

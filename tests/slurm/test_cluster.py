@@ -1,4 +1,6 @@
-"""On a real cluster of two nodes: the loop, preemption, time limits, cancelling, and what a failure leaves in the queue."""
+"""On a real cluster of two nodes: the loop, preemption, time limits, cancelling, and what a failure
+leaves in the queue.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ starts, start = pathlib.Path(sys.argv[1]), int(os.environ.get("SLURM_RESTART_COU
 if start <= int(sys.argv[2]):
     leave() if sys.argv[3] == "at once" else time.sleep(60)
 """
-"""Stands for a stage: it asks to go on, at once or on a signal, as often as argument 2 says, and is done then."""
+"""Stands for a stage: it asks to go on, at once or on a signal, as often as argument 2 says, and is
+done then.
+"""
 
 
 def submit(cluster: Cluster, work_dir: Path, *words: str, fails: bool = False) -> str:
@@ -69,7 +73,9 @@ def stub(
     options: tuple[str, ...] = (),
     **environment: str,
 ) -> tuple[str, Path]:
-    """A job of recipes/job.sh around ASKS_AGAIN; its number, and the folder that keeps its starts."""
+    """A job of recipes/job.sh around ASKS_AGAIN; its number, and the folder that keeps its
+    starts.
+    """
     starts = folder / "starts"
     starts.mkdir()
     words = [
@@ -108,7 +114,9 @@ def seen(starts: Path) -> int:
 
 @pytest.fixture(scope="module", autouse=True)
 def timed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A job whose time will be over in a minute, which is the shortest there is: it begins before the other tests."""
+    """A job whose time will be over in a minute, which is the shortest there is: it begins before
+    the other tests.
+    """
     return stub(
         cluster,
         tmp_path_factory.mktemp("timed"),
@@ -151,15 +159,14 @@ def test_the_loop_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
 def test_preempted_and_requeued_equals_undisturbed(
     cluster: Cluster, run: Path, labelled: Path, tmp_path: Path
 ) -> None:
-    disturbed, undisturbed = run, tmp_path / "undisturbed"
+    disturbed = run
+    undisturbed = tmp_path / "undisturbed"
     subprocess.run(["cp", "-r", str(labelled), str(undisturbed)], check=True)
     words = [*TWO_NODES, "stage=it1/pretrain"]
     submit(cluster, undisturbed, *words, "launch.wait=true", "launch.poll_seconds=0.5")
     submit(cluster, disturbed, *words)
-    job, checkpoints = (
-        job_of(disturbed, "it1/pretrain"),
-        disturbed / "it1/pretrain.partial/checkpoints",
-    )
+    job = job_of(disturbed, "it1/pretrain")
+    checkpoints = disturbed / "it1/pretrain.partial/checkpoints"
     wait_for(checkpoints / "step=00000005.ckpt.sha256", 120)
     subprocess.run(["scancel", "--signal=USR2", job], env=cluster.environment, check=True)
     cluster.wait_for(job, "COMPLETED", "FAILED", "CANCELLED")

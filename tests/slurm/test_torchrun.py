@@ -1,4 +1,6 @@
-"""torchrun gives the run of one process, without being told the number of devices; stages that are one process stay that."""
+"""torchrun gives the run of one process, without being told the number of devices; stages that are
+one process stay that.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ def torchrun(work_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_processes_train_what_one_does(run: Path, labelled: Path, tmp_path: Path) -> None:
-    alone, words = tmp_path / "alone", ["stage=it1/pretrain", "iterations.it1.pretrain.steps=10"]
+    alone = tmp_path / "alone"
+    words = ["stage=it1/pretrain", "iterations.it1.pretrain.steps=10"]
     subprocess.run(["cp", "-r", str(labelled), str(alone)], check=True)
     done = subprocess.run(
         command(alone, *words), capture_output=True, text=True, cwd=tmp_path, check=False

@@ -16,9 +16,12 @@ PHONE_SAMPLES = 3200
 
 
 def make_corpus(folder: Path, utterances: int = 12) -> Corpus:
-    """Each phone is a tone of its own, so that MFCC clusters have something to find. The last utterance has no alignment."""
+    """Each phone is a tone of its own, so that MFCC clusters have something to find. The last
+    utterance has no alignment.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    made, phones = [], {}
+    made = []
+    phones = {}
     for number in range(utterances):
         generator = np.random.default_rng(number)
         spoken = generator.integers(0, 4, 5 + number % 4)

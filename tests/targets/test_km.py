@@ -36,7 +36,9 @@ def lines(path: Path) -> list[str]:
 
 
 def test_what_fairseq_reads(km: Path, corpus: Corpus) -> None:
-    """The rules of its `load_audio` and `load_label`: a root, then path and samples; labels for each; all of them in the dictionary."""
+    """The rules of its `load_audio` and `load_label`: a root, then path and samples; labels for
+    each; all of them in the dictionary.
+    """
     assert sorted(path.name for path in km.iterdir()) == [
         "dict.km.txt", "test.km", "test.tsv", "train.km", "train.tsv", "valid.km", "valid.tsv",
     ]  # fmt: skip
@@ -57,7 +59,8 @@ def test_what_fairseq_reads(km: Path, corpus: Corpus) -> None:
 
 
 def same_targets(one: Path, other: Path) -> bool:
-    first, second = TargetStore.open(one), TargetStore.open(other)
+    first = TargetStore.open(one)
+    second = TargetStore.open(other)
     return np.array_equal(first.ids, second.ids) and first.sizes == second.sizes
 
 
@@ -150,7 +153,8 @@ def test_lengths_are_mended_only_when_told(km: Path, corpus: Corpus, tmp_path: P
         import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID, tolerance=1)
     said = import_targets(km, tmp_path / "mended", corpus.manifest, grid=MODEL_GRID, tolerance=2)
     assert "1 utterances cut and 1 filled by up to 2 frames" in said
-    store, expected = TargetStore.open(tmp_path / "mended"), ids_of_row(corpus.manifest, 0)
+    store = TargetStore.open(tmp_path / "mended")
+    expected = ids_of_row(corpus.manifest, 0)
     assert store.targets(0).tolist() == [*expected[:-2], expected[-3], expected[-3]]
     np.testing.assert_array_equal(store.targets(1), ids_of_row(corpus.manifest, 1))
 
@@ -220,7 +224,10 @@ def test_labels_that_are_all_the_same_are_refused(km: Path, corpus: Corpus, tmp_
 
 def test_several_codebooks(corpus: Corpus, tmp_path: Path) -> None:
     class Two:
-        sizes, grid, features, fingerprint = [9, 4], MODEL_GRID, {"kind": "test"}, "two"
+        sizes = [9, 4]
+        grid = MODEL_GRID
+        features = {"kind": "test"}
+        fingerprint = "two"
 
     (tmp_path / "store").mkdir()
     writer = TargetWriter.create(tmp_path / "store", corpus.manifest, Two())

@@ -167,7 +167,9 @@ def test_results_come_in_the_order_of_the_rows(corpus: Corpus, workers: int) -> 
 
 
 def test_stability_of_two_stores(tmp_path: Path, corpus: Corpus) -> None:
-    """The same ids but for their numbers agree wholly; and as much as scikit-learn says, when half of the clusters are one."""
+    """The same ids but for their numbers agree wholly; and as much as scikit-learn says, when half
+    of the clusters are one.
+    """
     codebook = codebook_of(corpus)
     stores = {}
     for name, change in (
@@ -197,7 +199,9 @@ def test_stability_of_two_stores(tmp_path: Path, corpus: Corpus) -> None:
 
 
 def test_speakers_runs_and_words(tmp_path: Path, corpus: Corpus) -> None:
-    """Speakers that follow the ids, ids of known lengths, utterances of one word: a corpus without alignments."""
+    """Speakers that follow the ids, ids of known lengths, utterances of one word: a corpus without
+    alignments.
+    """
     rows = [corpus.manifest[row] for row in range(12)]
     named = [
         replace(one, speaker=f"s{one.row % 2}", text=("yes", "no")[one.row // 2 % 2], split="train")
@@ -205,7 +209,8 @@ def test_speakers_runs_and_words(tmp_path: Path, corpus: Corpus) -> None:
     ]
     (tmp_path / "prepare").mkdir()
     write_manifest(tmp_path / "prepare" / "manifest.arrow", named)
-    words, codebook = Corpus.open(tmp_path / "prepare"), codebook_of(corpus)
+    words = Corpus.open(tmp_path / "prepare")
+    codebook = codebook_of(corpus)
 
     def ids_of(one: Utterance) -> NDArray[np.int64]:
         """Five frames of who speaks, five of what is said, and again."""

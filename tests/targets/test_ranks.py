@@ -1,4 +1,6 @@
-"""The label stage on several processes: any number of them, killed at any moment, leave the same bytes."""
+"""The label stage on several processes: any number of them, killed at any moment, leave the same
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ class Slow(Corpus):
 def work(place: Path, folder: Path, rank: int, ranks: int) -> None:
     """What a process of the label stage does."""
     torch.set_num_threads(1)  # the threads of the process that was forked are not here
-    corpus, codebooks = Slow(place), CodebookSet.load(place)
+    corpus = Slow(place)
+    codebooks = CodebookSet.load(place)
     if rank == 0:
         writer: TargetWriter | None = TargetWriter.create(
             folder, corpus.manifest, codebooks, block_rows=2
@@ -67,7 +70,8 @@ def expected(place: Path) -> dict[str, bytes]:
     """What one undisturbed process writes."""
     folder = place.parent / "whole"
     folder.mkdir()
-    corpus, codebooks = Corpus.open(place), CodebookSet.load(place)
+    corpus = Corpus.open(place)
+    codebooks = CodebookSet.load(place)
     label_corpus(
         corpus,
         TargetWriter.create(folder, corpus.manifest, codebooks, block_rows=2),
@@ -107,8 +111,11 @@ def test_any_number_of_ranks_writes_the_same_bytes(
 def test_killed_again_and_again_on_two_ranks(
     place: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """kill -9 of one rank and then of both, at moments drawn at random, then a run to the end on another number of ranks."""
-    draw, killed = np.random.default_rng(7), 0
+    """kill -9 of one rank and then of both, at moments drawn at random, then a run to the end on
+    another number of ranks.
+    """
+    draw = np.random.default_rng(7)
+    killed = 0
     for _ in range(3):
         processes = start(place, tmp_path, 2)
         limit = time.monotonic() + 60
@@ -136,7 +143,8 @@ def done(folder: Path) -> int:
 def test_nobody_waits_for_a_rank_that_never_comes(
     place: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    corpus, codebooks = Corpus.open(place), CodebookSet.load(place)
+    corpus = Corpus.open(place)
+    codebooks = CodebookSet.load(place)
     writer = TargetWriter.create(tmp_path, corpus.manifest, codebooks, block_rows=2)
     label_corpus(corpus, writer, Mfcc(), codebooks, rank=0, world_size=5)
     assert content(tmp_path) == expected
@@ -145,7 +153,8 @@ def test_nobody_waits_for_a_rank_that_never_comes(
 def test_a_rank_that_lags_behind_may_write_into_a_finished_folder(
     place: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    corpus, codebooks = Corpus.open(place), CodebookSet.load(place)
+    corpus = Corpus.open(place)
+    codebooks = CodebookSet.load(place)
     (tmp_path / "partial").mkdir()
     first = TargetWriter.create(tmp_path / "partial", corpus.manifest, codebooks, block_rows=2)
     late = TargetWriter.join(
@@ -162,7 +171,8 @@ def test_a_rank_that_lags_behind_may_write_into_a_finished_folder(
 
 
 def test_joining(place: Path, tmp_path: Path) -> None:
-    corpus, codebooks = Corpus.open(place), CodebookSet.load(place)
+    corpus = Corpus.open(place)
+    codebooks = CodebookSet.load(place)
     assert TargetWriter.join(tmp_path, corpus.manifest, codebooks, is_done=lambda: True) is None
     with pytest.raises(
         ArtefactError, match=r"no store of these targets after 0.2 seconds; rank 0 makes it"

@@ -137,7 +137,9 @@ def test_the_stage_before_must_have_finished(workspace: Workspace) -> None:
 
 
 def test_targets_of_others_in_place_of_clustering(workspace: Workspace, tmp_path: Path) -> None:
-    """What `iterations.it1.targets` is for: fairseq's files in, no cluster stage, the same store out."""
+    """What `iterations.it1.targets` is for: fairseq's files in, no cluster stage, the same store
+    out.
+    """
     run(cluster_stage, recipe(), workspace, "it1/cluster")
     made = run(label_stage, recipe(), workspace, "it1/label")
     corpus = Corpus.open(workspace.folder("prepare"))

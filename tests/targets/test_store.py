@@ -244,8 +244,11 @@ def test_any_file_missing_or_cut_is_named(
 def test_a_disk_that_fills_up_costs_one_block(
     tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the place could not be taken beforehand, as on network file systems: half of a block is written, then nothing more."""
-    writer, real = fill(tmp_path / "store", corpus.manifest, blocks=1), writing.os.pwrite
+    """Where the place could not be taken beforehand, as on network file systems: half of a block is
+    written, then nothing more.
+    """
+    writer = fill(tmp_path / "store", corpus.manifest, blocks=1)
+    real = writing.os.pwrite
 
     def full(descriptor: int, data: bytes, position: int) -> int:
         if len(data) > 200:
@@ -268,7 +271,10 @@ def test_a_disk_that_fills_up_costs_one_block(
 class Three:
     """Three codebooks, as an origin."""
 
-    sizes, grid, features, fingerprint = [9, 300, 2], MODEL_GRID, {"kind": "test"}, "three"
+    sizes = [9, 300, 2]
+    grid = MODEL_GRID
+    features = {"kind": "test"}
+    fingerprint = "three"
 
 
 def three_ids(manifest: Manifest, row: int) -> np.ndarray:

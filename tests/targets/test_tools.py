@@ -131,8 +131,10 @@ def test_inspect(tool: Tool, run: Path) -> None:
 
 
 def test_units_of_files_folders_and_a_corpus(tool: Tool, run: Path) -> None:
-    store, corpus = TargetStore.open(run / "it1/label"), Corpus.open(run / "prepare")
-    cluster, audio = run / "it1/cluster", Path(corpus.manifest[0].path)
+    store = TargetStore.open(run / "it1/label")
+    corpus = Corpus.open(run / "prepare")
+    cluster = run / "it1/cluster"
+    audio = Path(corpus.manifest[0].path)
     code, out, _ = tool("extract_units", cluster, run / "prepare")
     assert code == 0
     for row, line in enumerate(map(json.loads, out.splitlines())):

@@ -1,4 +1,6 @@
-"""The stages cluster and label as a user starts them: torchrun with one process and four, kill -9 of all of them, the same bytes."""
+"""The stages cluster and label as a user starts them: torchrun with one process and four, kill -9
+of all of them, the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -104,8 +106,11 @@ def test_torchrun_gives_the_same_bytes(run: Path, processes: int) -> None:
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_killed_at_any_moment_and_run_again(run: Path, processes: int) -> None:
-    """kill -9 of all processes: once while they start, then later each time, at last while the stage is well under way."""
-    work_dir, killed = copy_of(run, f"killed {processes}"), 0
+    """kill -9 of all processes: once while they start, then later each time, at last while the
+    stage is well under way.
+    """
+    work_dir = copy_of(run, f"killed {processes}")
+    killed = 0
     for verb in FILES:
         partial = work_dir / "it1" / f"{verb}.partial"
         for delay in (0.0, 0.1, 0.3):

@@ -34,7 +34,8 @@ from hubert_pretrain.targets.units import (
 
 def speech(num_samples: int, seed: int = 0) -> np.ndarray:
     """Noise whose colour and loudness change, so that units do."""
-    draw, size = np.random.default_rng(seed), num_samples + 16
+    draw = np.random.default_rng(seed)
+    size = num_samples + 16
     loudness = np.repeat(draw.uniform(0.01, 0.5, size // 1000 + 1), 1000)[:size]
     return (np.convolve(draw.normal(size=size), draw.normal(size=9), "same") * loudness / 4).astype(
         np.float32
@@ -105,12 +106,15 @@ def test_mfcc_units_are_those_of_the_whole_recording(
 def test_units_of_a_layer_are_those_of_its_policy(
     layer: UnitExtractor, num_samples: int, cuts: list[int], chunk: int, past: int, future: int
 ) -> None:
-    """The policy written out: a chunk is computed with what is around it, as a recording of its own."""
+    """The policy written out: a chunk is computed with what is around it, as a recording of its
+    own.
+    """
     waveform = speech(num_samples)
     total = int(MODEL_GRID.num_frames(num_samples))
     expected = [np.empty(0, np.int64)]
     for start in range(0, total, chunk):
-        first, last = max(0, start - past), start + chunk + future
+        first = max(0, start - past)
+        last = start + chunk + future
         units = layer(waveform[320 * first : 320 * (last - 1) + 400 if last <= total else None])
         expected.append(units[start - first : start - first + chunk])
     stream = UnitStream(layer, StreamPolicy(chunk, past, future, exact=False))
@@ -122,7 +126,8 @@ def test_the_latency_is_what_is_stated(mfcc: UnitExtractor, layer: UnitExtractor
     stream = UnitStream(mfcc)
     assert stream.latency_seconds == pytest.approx(0.145)
     assert UnitStream(layer).latency_seconds == pytest.approx(1.005)
-    given_units, latest = 0, 0.0
+    given_units = 0
+    latest = 0.0
     for arrived, sample in enumerate(speech(8_000), start=1):
         new = len(stream.push(np.array([sample])))
         for frame in range(given_units, given_units + new):

@@ -1,4 +1,6 @@
-"""Checkpoints that a kill, a full disk or damage cannot take away, and that run no code when opened."""
+"""Checkpoints that a kill, a full disk or damage cannot take away, and that run no code when
+opened.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 def test_a_damaged_newest_checkpoint_falls_back_and_says_so(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    good, bad = save(tmp_path, 5), save(tmp_path, 10)
+    good = save(tmp_path, 5)
+    bad = save(tmp_path, 10)
     data = bytearray(bad.read_bytes())
     if damage == "flip":
         data[len(data) // 2] ^= 1

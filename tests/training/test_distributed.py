@@ -1,4 +1,6 @@
-"""Who computes what: the choice of a strategy, and presets that share the paper's batch. Runs are in tests/pretrain/test_world_sizes.py."""
+"""Who computes what: the choice of a strategy, and presets that share the paper's batch. Runs are
+in tests/pretrain/test_world_sizes.py.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,11 @@ def composed(tmp_path: Path, *words: str) -> Recipe:
 
 @pytest.mark.parametrize("count", GPUS)
 def test_presets_share_the_papers_batch(tmp_path: Path, count: int) -> None:
-    """The same steps of the same micro-batches, hence the same fingerprints, whatever the number of GPUs."""
-    recipe, plain_recipe = composed(tmp_path, f"trainer=gpus_{count}"), composed(tmp_path)
+    """The same steps of the same micro-batches, hence the same fingerprints, whatever the number of
+    GPUs.
+    """
+    recipe = composed(tmp_path, f"trainer=gpus_{count}")
+    plain_recipe = composed(tmp_path)
     world_size = recipe.trainer.devices * recipe.trainer.num_nodes
     assert world_size == count
     assert recipe.trainer.devices <= 8

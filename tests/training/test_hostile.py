@@ -88,7 +88,9 @@ ABSURD = [
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """What would be larger fails at once instead of filling the machine: 8 GB of addresses more than are in use."""
+    """What would be larger fails at once instead of filling the machine: 8 GB of addresses more
+    than are in use.
+    """
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 30), before[1]))
@@ -132,7 +134,9 @@ def test_so_is_one_of_transformers(folder: Path, tmp_path: Path, name: str) -> N
 
 @pytest.mark.usefixtures("little_memory")
 def test_sizes_that_are_allowed_must_be_those_of_the_weights(folder: Path) -> None:
-    """A network of 500 billion parameters, each size of it within the limits; then a head of as many clusters."""
+    """A network of 500 billion parameters, each size of it within the limits; then a head of as
+    many clusters.
+    """
     whole = (folder / "config.json").read_text()
     for name, value in (
         ("hidden_size", 32_768),

@@ -19,7 +19,9 @@ def test_on_a_cpu_a_loader_is_what_it_was() -> None:
 def test_each_batch_is_copied_on_another_stream_which_the_computing_one_waits_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With streams that write down what happens, since there is no GPU here: tensors go to the meta device."""
+    """With streams that write down what happens, since there is no GPU here: tensors go to the meta
+    device.
+    """
     events: list[str] = []
 
     class Stream:

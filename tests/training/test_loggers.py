@@ -1,4 +1,6 @@
-"""metrics.csv goes on after an interruption as if there had been none; a broken logger does not stop training."""
+"""metrics.csv goes on after an interruption as if there had been none; a broken logger does not
+stop training.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,8 @@ def test_a_resumed_log_reads_as_if_uninterrupted(tmp_path: Path) -> None:
         tmp_path / "cut", range(1, 9), offset=0.5
     )  # killed after step 8, last checkpoint at step 2
     write(tmp_path / "cut", range(3, 11))
-    whole, cut = (
-        read_metrics(tmp_path / "whole" / "metrics.csv"),
-        read_metrics(tmp_path / "cut" / "metrics.csv"),
-    )
+    whole = read_metrics(tmp_path / "whole" / "metrics.csv")
+    cut = read_metrics(tmp_path / "cut" / "metrics.csv")
     assert cut[2:] == whole[2:]
     assert [row["step"] for row in cut] == list(range(1, 11))
     assert whole[3] == {"step": 4.0, "loss": 4.0, "valid/loss": 4.0}
@@ -115,7 +115,9 @@ def test_a_table_and_files_for_those_who_keep_them(tmp_path: Path) -> None:
 
 
 def test_wandb_keeps_what_artefacts_consist_of(tmp_path: Path) -> None:
-    """Codebook, card of the targets and weights; not 350 MB of targets, nor checkpoints to resume from."""
+    """Codebook, card of the targets and weights; not 350 MB of targets, nor checkpoints to resume
+    from.
+    """
     kept: dict[str, tuple[str, list[str]]] = {}
 
     class WandbLogger(Broken):
@@ -144,10 +146,8 @@ def test_only_the_first_rank_reports(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_resumed_run_keeps_its_identity(tmp_path: Path) -> None:
-    first, second = (
-        logger_arguments(tmp_path, "demo/it1/pretrain"),
-        logger_arguments(tmp_path, "demo/it1/pretrain"),
-    )
+    first = logger_arguments(tmp_path, "demo/it1/pretrain")
+    second = logger_arguments(tmp_path, "demo/it1/pretrain")
     assert first == second
     assert first["name"] == "demo-it1-pretrain"
     assert first["version"].startswith("demo-it1-pretrain-")

@@ -21,7 +21,8 @@ from hubert_pretrain.training.resilience.preemption import (
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2", "USR1"])
 def test_a_signal_sets_the_flag_twice_is_once(name: str) -> None:
-    request, number = Request([name]), signal_number(name)
+    request = Request([name])
+    number = signal_number(name)
     before = signal.getsignal(number)
     with request.listening():
         assert not request.made

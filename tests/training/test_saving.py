@@ -197,7 +197,8 @@ def test_writing_beside_the_training_writes_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights move on while the file is being written."""
-    going, written = threading.Event(), torch.save
+    going = threading.Event()
+    written = torch.save
 
     def slow(content: Any, file: Any) -> None:
         assert going.wait(30)

@@ -12,7 +12,8 @@ from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.training.optim import adamw, update_norm
 from hubert_pretrain.training.resilience.nonfinite import FILE, NonFiniteGuard
 
-NAN, INF = float("nan"), float("inf")
+NAN = float("nan")
+INF = float("inf")
 
 
 def optimiser() -> tuple[torch.nn.Parameter, torch.optim.AdamW]:

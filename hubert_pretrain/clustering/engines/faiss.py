@@ -1,4 +1,6 @@
-"""Full-batch k-means of faiss, from the same start as our own (see lloyd.py). One process; frames in memory."""
+"""Full-batch k-means of faiss, from the same start as our own (see lloyd.py). One process; frames
+in memory.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Faiss:
     max_sample_bytes: int = 1 << 30
 
     def fit(self, shard: RankFrames, state: Path | None = None) -> Fitted:
-        """Centroids. It keeps no state: an interrupted fit begins anew. An empty cluster takes half of a large one, as faiss does it."""
+        """Centroids. It keeps no state: an interrupted fit begins anew. An empty cluster takes half
+        of a large one, as faiss does it.
+        """
         import faiss
 
         own = Lloyd(

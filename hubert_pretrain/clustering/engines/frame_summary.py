@@ -1,4 +1,5 @@
-"""One look at all frames before k-means: are they numbers, how large are they, and a random sample of them that every rank holds.
+"""One look at all frames before k-means: are they numbers, how large are they, and a random sample
+of them that every rank holds.
 
 Tensor alphabet: N frames, D width.
 """
@@ -24,7 +25,9 @@ class FrameSummary:
     """What is known of the frames; the same on every rank, to the last bit."""
 
     sample: Tensor
-    """(n, D) float32: frames drawn evenly from all of them, in random order, so that any beginning of it is a sample too."""
+    """(n, D) float32: frames drawn evenly from all of them, in random order, so that any beginning
+    of it is a sample too.
+    """
     sums: NDArray[np.float64]
     """(D,) over all frames."""
     squares: float
@@ -46,11 +49,13 @@ class FrameSummary:
 
 
 def summarise(shard: RankFrames, *, sample_frames: int, seed: int) -> FrameSummary:
-    """Reads every frame once. Each rank contributes its chunks to tables that are zero elsewhere: adding them up rounds nothing.
+    """Reads every frame once. Each rank contributes its chunks to tables that are zero elsewhere:
+    adding them up rounds nothing.
 
     Raises DataError naming the first frame that holds NaN or infinity, on every rank.
     """
-    number, dim = -(-shard.total // CHUNK_FRAMES), shard.dim
+    number = -(-shard.total // CHUNK_FRAMES)
+    dim = shard.dim
     table = torch.zeros(
         number, dim + 3, dtype=torch.float64
     )  # sums, squares, largest, 1 + first bad row
@@ -88,7 +93,9 @@ def summarise(shard: RankFrames, *, sample_frames: int, seed: int) -> FrameSumma
 
 
 def _draw(total: int, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`count` of `total` frames, one from each of `count` equal stretches, ascending; and where in the sample each of them goes."""
+    """`count` of `total` frames, one from each of `count` equal stretches, ascending; and where in
+    the sample each of them goes.
+    """
     generator = seeds.generator(seed, "k-means sample")
     if total <= count:
         rows = np.arange(total)

@@ -1,4 +1,5 @@
-"""Where Lloyd's iterations begin: k-means++ on a sample (Arthur and Vassilvitskii 2007), greedy, the best of several starts.
+"""Where Lloyd's iterations begin: k-means++ on a sample (Arthur and Vassilvitskii 2007), greedy,
+the best of several starts.
 
 Tensor alphabet: n frames of the sample, D width, K clusters, L candidates.
 """
@@ -15,19 +16,23 @@ from hubert_pretrain.clustering.assign import assign, score_weights
 from hubert_pretrain.clustering.engines.threads import at_once
 
 NOTHING = 1e-6
-"""A frame whose squared distance to its centroid is below this share of the frames' variance lies on it, up to rounding."""
+"""A frame whose squared distance to its centroid is below this share of the frames' variance lies
+on it, up to rounding.
+"""
 
 
 def kmeans_plusplus(frames: Tensor, n_clusters: int, *, restarts: int, seed: int) -> Tensor:
-    """Centroids (K, D) among frames (n, D), n >= K: each is drawn with probability proportional to its squared distance to those before
-    it, as the best of 2 + ln K candidates; the start with the smallest inertia is kept. A pure function of its arguments."""
+    """Centroids (K, D) among frames (n, D), n >= K: each is drawn with probability proportional to
+    its squared distance to those before it, as the best of 2 + ln K candidates; the start with the
+    smallest inertia is kept. A pure function of its arguments."""
     centred = frames - frames.double().mean(0).float()
     lengths = centred.square().sum(1)  # (n,)
 
     def start(restart: int) -> tuple[Tensor, float]:
         return _start(centred, lengths, n_clusters, seeds.derive(seed, "k-means++", restart))
 
-    # Starts side by side: each is a chain of small steps, in which threads would mostly wait for each other.
+    # Starts side by side: each is a chain of small steps, in which threads would mostly wait for
+    # each other.
     found = (
         at_once(start, range(restarts))
         if frames.device.type == "cpu"
@@ -62,9 +67,11 @@ def _distances(centred: Tensor, lengths: Tensor, rows: Tensor) -> Tensor:
 
 
 def reseed_empty(frames: Tensor, centroids: Tensor, count: int, seed: int) -> Tensor:
-    """New places for clusters that died, drawn as k-means++ draws: frames (n, D) -> up to `count` of them.
+    """New places for clusters that died, drawn as k-means++ draws: frames (n, D) -> up to `count`
+    of them.
 
-    Fewer, or none, when there are not so many frames away from their centroid: then there are more clusters than different frames.
+    Fewer, or none, when there are not so many frames away from their centroid: then there are more
+    clusters than different frames.
     """
     weight, bias = (each.float().contiguous() for each in score_weights(centroids))
     # As differences, not as one of large numbers: a frame on its centroid has to come out at 0.

@@ -1,7 +1,9 @@
-"""Full-batch k-means (Lloyd 1957) in torch: on a CPU or GPU, over any number of ranks, with the same centroids.
+"""Full-batch k-means (Lloyd 1957) in torch: on a CPU or GPU, over any number of ranks, with the
+same centroids.
 
-It begins on a sample that doubles in size, so that most iterations are cheap, and ends on all frames. Only counts and sums travel between
-ranks. Tensor alphabet: N frames, n frames of the sample, D width, K clusters.
+It begins on a sample that doubles in size, so that most iterations are cheap, and ends on all
+frames. Only counts and sums travel between ranks. Tensor alphabet: N frames, n frames of the
+sample, D width, K clusters.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class LloydState:
 
 
 def save_state(path: Path | None, key: str, state: LloydState) -> None:
-    """Replaces the file at `path` (None: does nothing). Only the first rank writes. Raises HubertPretrainError when the disk is full."""
+    """Replaces the file at `path` (None: does nothing). Only the first rank writes. Raises
+    HubertPretrainError when the disk is full.
+    """
     if path is None or distributed.rank() > 0:
         return
     numbers = torch.tensor(
@@ -56,7 +60,9 @@ def save_state(path: Path | None, key: str, state: LloydState) -> None:
 
 
 def load_state(path: Path | None, key: str) -> LloydState | None:
-    """What `save_state` left for the same settings and frames (`key`), the same on every rank; None when there is none."""
+    """What `save_state` left for the same settings and frames (`key`), the same on every rank; None
+    when there is none.
+    """
     if path is None:
         return None
     try:
@@ -76,8 +82,9 @@ def load_state(path: Path | None, key: str) -> LloydState | None:
 
 
 START_FRAMES = 64
-"""Frames per cluster that k-means++ draws from. Fewer cost quality that no number of iterations wins back: with 10, K=500 clusters of a
-layer of Base end 0.7 % worse, and worse than scikit-learn's."""
+"""Frames per cluster that k-means++ draws from. Fewer cost quality that no number of iterations
+wins back: with 10, K=500 clusters of a layer of Base end 0.7 % worse, and worse than
+scikit-learn's."""
 SAMPLE_FRAMES = 256
 """Frames per cluster in the sample."""
 SAMPLE_TOLERANCE = 5e-3
@@ -85,8 +92,8 @@ SAMPLE_TOLERANCE = 5e-3
 SAMPLE_ITERATIONS = 10
 """Or after so many."""
 LAST_TOLERANCE = 5e-4
-"""The same for the whole sample: what it settles need not be settled by passes over all frames, of which there may be thousands of times
-as many."""
+"""The same for the whole sample: what it settles need not be settled by passes over all frames, of
+which there may be thousands of times as many."""
 LAST_ITERATIONS = 30
 """Or after so many."""
 
@@ -117,7 +124,9 @@ class Lloyd:
     max_sample_bytes: int = 1 << 30
 
     def fit(self, shard: RankFrames, state: Path | None = None) -> Fitted:
-        """Centroids of the frames of all ranks. With `state`, a file, an interrupted fit goes on where it was."""
+        """Centroids of the frames of all ranks. With `state`, a file, an interrupted fit goes on
+        where it was.
+        """
         device = torch.device(self.device)
         survey = summarise(shard, sample_frames=self.sample_frames(shard), seed=self.seed)
         key = f"{self} {survey.total} {survey.squares!r}"
@@ -128,8 +137,11 @@ class Lloyd:
         return Fitted(now.centroids, now.iteration, now.reseeded)
 
     def start(self, survey: FrameSummary, device: torch.device) -> Tensor:
-        """Centroids from the sample alone: k-means++ on its beginning, then iterations on beginnings that double in length."""
-        sample, size = survey.sample, START_FRAMES * self.n_clusters
+        """Centroids from the sample alone: k-means++ on its beginning, then iterations on
+        beginnings that double in length.
+        """
+        sample = survey.sample
+        size = START_FRAMES * self.n_clusters
         centroids = kmeans_plusplus(
             sample[:size].to(device), self.n_clusters, restarts=self.restarts, seed=self.seed
         ).cpu()
@@ -137,7 +149,8 @@ class Lloyd:
         while size < len(sample):
             size = min(2 * size, len(sample))
             last = size == len(sample)
-            part, level = _all_ranks_hold(sample[:size]), _of_sample(sample[:size], survey)
+            part = _all_ranks_hold(sample[:size])
+            level = _of_sample(sample[:size], survey)
             now = LloydState(now.centroids, 0, 0, math.inf)
             while not now.finished and now.iteration < (
                 LAST_ITERATIONS if last else SAMPLE_ITERATIONS
@@ -157,7 +170,8 @@ class Lloyd:
     ) -> LloydState:
         found = statistics(shard, now.centroids, survey, device)
         centroids, drawn = self._update(now, found, survey)
-        # Inertias are known to float32's precision: without a tolerance the centroids themselves have to stand still.
+        # Inertias are known to float32's precision: without a tolerance the centroids themselves
+        # have to stand still.
         gained = (
             now.inertia - found.inertia > tolerance * found.inertia
             if tolerance
@@ -171,7 +185,9 @@ class Lloyd:
     def _update(
         self, now: LloydState, found: Statistics, survey: FrameSummary
     ) -> tuple[Tensor, int]:
-        """The mean frame of each cluster; one without frames is drawn anew (see `redraw`). Also how many were."""
+        """The mean frame of each cluster; one without frames is drawn anew (see `redraw`). Also how
+        many were.
+        """
         dead = (found.counts == 0).nonzero()[:, 0]
         means = (found.sums / found.counts.clamp(min=1)[:, None]).float()
         centroids = torch.where((found.counts > 0)[:, None], means, now.centroids)
@@ -190,7 +206,9 @@ class Lloyd:
         return torch.nn.functional.normalize(centroids, dim=1) if self.spherical else centroids
 
     def sample_frames(self, shard: RankFrames) -> int:
-        """How many frames the start is found on: a matter of the settings alone, whatever the machine."""
+        """How many frames the start is found on: a matter of the settings alone, whatever the
+        machine.
+        """
         return max(
             self.n_clusters,
             min(SAMPLE_FRAMES * self.n_clusters, self.max_sample_bytes // (4 * shard.dim)),

@@ -1,4 +1,6 @@
-"""Mini-batch k-means of scikit-learn with the settings of the paper (section 3.2, fairseq's learn_kmeans.py)."""
+"""Mini-batch k-means of scikit-learn with the settings of the paper (section 3.2, fairseq's
+learn_kmeans.py).
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from hubert_pretrain.clustering.engines.lloyd import Fitted
 from hubert_pretrain.clustering.frame_source import RankFrames, in_memory
 
 WORTH_THREADS = 10**9
-"""Multiplications per mini-batch from which threads pay. On smaller ones scikit-learn's threads mostly wait for each other, in busy loops:
-on a machine that others use, K=50 over 39 dimensions took 52 s with two threads and 11 s with one."""
+"""Multiplications per mini-batch from which threads pay. On smaller ones scikit-learn's threads
+mostly wait for each other, in busy loops: on a machine that others use, K=50 over 39 dimensions
+took 52 s with two threads and 11 s with one."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class MiniBatch:
     seed: int = 0
 
     def fit(self, shard: RankFrames, state: Path | None = None) -> Fitted:
-        """Centroids of frames in memory or in a memory map. It keeps no state: an interrupted fit begins anew."""
+        """Centroids of frames in memory or in a memory map. It keeps no state: an interrupted fit
+        begins anew.
+        """
         from sklearn.cluster import MiniBatchKMeans
         from threadpoolctl import threadpool_limits
 

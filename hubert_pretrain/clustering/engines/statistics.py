@@ -1,8 +1,10 @@
-"""What one pass over the frames tells about centroids: how many frames are nearest to each, and their sums.
+"""What one pass over the frames tells about centroids: how many frames are nearest to each, and
+their sums.
 
-Sums are kept as whole numbers of a tiny unit. Adding whole numbers rounds nothing, so the order does not matter: one thread, four ranks
-or a resumed run get the same bits, where sums of floats would differ in their last digits and drift apart over the iterations.
-Tensor alphabet: N frames, D width, K clusters, n frames of a block.
+Sums are kept as whole numbers of a tiny unit. Adding whole numbers rounds nothing, so the order
+does not matter: one thread, four ranks or a resumed run get the same bits, where sums of floats
+would differ in their last digits and drift apart over the iterations. Tensor alphabet: N frames, D
+width, K clusters, n frames of a block.
 """
 
 from __future__ import annotations
@@ -44,15 +46,18 @@ class Accumulator:
     def __init__(self, centroids: Tensor, survey: FrameSummary, device: torch.device) -> None:
         """
         Args:
-            centroids: (K, D) float32.
-            survey: of the frames that will come, all of them: how large they can get, and their centre.
-            device: where products are computed.
+            centroids: (K, D) float32. survey: of the frames that will come, all of them: how large
+            they can get, and their centre. device: where products are computed.
         """
-        self._survey, self._device = survey, device
+        self._survey = survey
+        self._device = device
         weight, bias = assign.score_weights(centroids.cpu(), torch.from_numpy(survey.centre))
-        self._weight, self._bias = weight.float().contiguous().to(device), bias.float().to(device)
+        self._weight = weight.float().contiguous().to(device)
+        self._bias = bias.float().to(device)
         # |sum of x| <= N largest, and a gain is at most |x - centre|^2 / 2 <= 2 D largest^2.
-        largest, total, dim = max(survey.largest, 1e-30), survey.total, centroids.shape[1]
+        largest = max(survey.largest, 1e-30)
+        total = survey.total
+        dim = centroids.shape[1]
         self._unit = 2.0 ** (SPARE_BITS - math.ceil(math.log2(2 * total * largest)))
         self._gain_unit = 2.0 ** (SPARE_BITS - math.ceil(math.log2(8 * total * dim * largest**2)))
         self._totals = torch.zeros(len(centroids), dim, dtype=torch.int64, device=device)
@@ -66,7 +71,8 @@ class Accumulator:
         sums, counts, gain = (self._on_cpu if self._device.type == "cpu" else self._on_device)(
             chunk
         )
-        sums, gain = (sums * self._unit).round().long(), (gain * self._gain_unit).round().long()
+        sums = (sums * self._unit).round().long()
+        gain = (gain * self._gain_unit).round().long()
         with self._lock:
             self._totals += sums
             self._counts += counts
@@ -74,7 +80,8 @@ class Accumulator:
 
     def _on_cpu(self, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sums = torch.zeros(self._totals.shape, dtype=torch.float64)
-        counts, gain = torch.zeros_like(self._counts), torch.zeros(1, dtype=torch.float64)
+        counts = torch.zeros_like(self._counts)
+        gain = torch.zeros(1, dtype=torch.float64)
         for block, ids, scores in assign.score_blocks(
             chunk, self._weight, self._bias
         ):  # so many are added up in float32
@@ -126,16 +133,17 @@ class Fit:
 
 
 def measure(shard: RankFrames, centroids: Tensor) -> Fit:
-    """Exactly: each distance is computed as one, not as a difference of large numbers. Centroids (K, D) float32 on the CPU."""
+    """Exactly: each distance is computed as one, not as a difference of large numbers. Centroids
+    (K, D) float32 on the CPU.
+    """
     weight, bias = (each.float().contiguous() for each in assign.score_weights(centroids))
-    totals, counts, lock = (
-        torch.zeros(1, dtype=torch.float64),
-        torch.zeros(len(centroids), dtype=torch.int64),
-        threading.Lock(),
-    )
+    totals = torch.zeros(1, dtype=torch.float64)
+    counts = torch.zeros(len(centroids), dtype=torch.int64)
+    lock = threading.Lock()
 
     def add(start: int, stop: int, part: NDArray[np.float32]) -> None:
-        inertia, found = torch.zeros(1, dtype=torch.float64), torch.zeros_like(counts)
+        inertia = torch.zeros(1, dtype=torch.float64)
+        found = torch.zeros_like(counts)
         for block, ids, _ in assign.score_blocks(torch.from_numpy(part), weight, bias):
             inertia += (block - centroids[ids]).square_().sum(dim=1).sum(dtype=torch.float64)
             found += torch.bincount(ids, minlength=len(counts))

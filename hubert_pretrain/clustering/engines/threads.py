@@ -1,4 +1,6 @@
-"""Work on all cores, each item or chunk of frames in one thread that computes it with one thread of torch."""
+"""Work on all cores, each item or chunk of frames in one thread that computes it with one thread of
+torch.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,15 @@ Result = TypeVar("Result")
 
 
 def over_chunks(shard: RankFrames, work: Work) -> None:
-    """Calls `work(start, stop, frames)` once for every chunk of a shard, from as many threads as torch uses, in no certain order.
+    """Calls `work(start, stop, frames)` once for every chunk of a shard, from as many threads as
+    torch uses, in no certain order.
 
-    A chunk is computed by one thread, so its numbers do not depend on how many there are. At most one chunk per thread is in memory.
+    A chunk is computed by one thread, so its numbers do not depend on how many there are. At most
+    one chunk per thread is in memory.
     """
     threads = torch.get_num_threads()
-    waiting, lock = iter(shard.chunks()), threading.Lock()
+    waiting = iter(shard.chunks())
+    lock = threading.Lock()
 
     def serve() -> None:
         while True:
@@ -44,7 +49,9 @@ def over_chunks(shard: RankFrames, work: Work) -> None:
 
 
 def at_once(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """`function` of every item, as many at a time as torch uses threads, each with one thread of it: any number of them gives the same."""
+    """`function` of every item, as many at a time as torch uses threads, each with one thread of
+    it: any number of them gives the same.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

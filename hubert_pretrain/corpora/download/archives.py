@@ -1,7 +1,8 @@
-"""Corpora whose licence allows it, from their publishers to disk: fetched, verified, unpacked, and marked as done last.
+"""Corpora whose licence allows it, from their publishers to disk: fetched, verified, unpacked, and
+marked as done last.
 
-Everything on the way lies in `<root>/.downloads`, so that a run that was interrupted at any moment goes on. Nothing here runs unless it is
-asked for: `data.download=true` or tools/download_corpus.py.
+Everything on the way lies in `<root>/.downloads`, so that a run that was interrupted at any moment
+goes on. Nothing here runs unless it is asked for: `data.download=true` or tools/download_corpus.py.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Archive:
     into: str = ""
     """The folder to unpack it in."""
     checksum: str = ""
-    """`md5:...` or `sha256:...` as its publisher or torchaudio has it; empty when none is known: the file's own is recorded, unverified."""
+    """`md5:...` or `sha256:...` as its publisher or torchaudio has it; empty when none is known:
+    the file's own is recorded, unverified.
+    """
 
     @property
     def name(self) -> str:
@@ -51,7 +54,9 @@ class Archive:
 
 
 def download(source: Any, mirror: str | None = None) -> None:
-    """Fetches what a corpus source lacks. Raises ConfigError when the corpus cannot be had this way; the message says where it is."""
+    """Fetches what a corpus source lacks. Raises ConfigError when the corpus cannot be had this
+    way; the message says where it is.
+    """
     method = getattr(source, "download", None)
     if method is None:
         obtain = getattr(source, "OBTAIN", "") or "bring it yourself"
@@ -69,7 +74,8 @@ def fetch_all(
     keep: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Brings every archive below `root` that is not there yet. Interrupted at any moment, the next call goes on.
+    """Brings every archive below `root` that is not there yet. Interrupted at any moment, the next
+    call goes on.
 
     Args:
         wanted: the archives.
@@ -97,7 +103,9 @@ def fetch_all(
 
 
 def is_there(archive: Archive, root: Path) -> bool:
-    """Whether what an archive brings lies below the root, from here or from elsewhere, and is not half moved."""
+    """Whether what an archive brings lies below the root, from here or from elsewhere, and is not
+    half moved.
+    """
     mark = read_json(_mark(archive, root))
     return (root / archive.brings).exists() and (mark is None or bool(mark["placed"]))
 
@@ -110,7 +118,8 @@ class _Delivery:
     """One archive on its way: fetched -> verified -> unpacked aside -> moved to its place."""
 
     def __init__(self, archive: Archive, root: Path, mirror: str | None) -> None:
-        self.archive, self.root = archive, root
+        self.archive = archive
+        self.root = root
         self.url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
         self.file = root / DESK / archive.name
         self.unpacking = root / DESK / f"{archive.name}.unpacking"
@@ -187,7 +196,9 @@ def _checksums(path: Path) -> dict[str, str]:
 
 
 def _move_in(source: Path, target: Path) -> None:
-    """Moves what a folder holds into another, merging folders that are in both; the source is gone when all has moved."""
+    """Moves what a folder holds into another, merging folders that are in both; the source is gone
+    when all has moved.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
         if path.is_dir() and (target / path.name).is_dir():

@@ -1,4 +1,6 @@
-"""One file over HTTP, however often the line breaks: resumed where it stopped, never mixed from two versions, whole or not there."""
+"""One file over HTTP, however often the line breaks: resumed where it stopped, never mixed from two
+versions, whole or not there.
+"""
 
 from __future__ import annotations
 
@@ -42,27 +44,29 @@ def fetch_file(
     attempts: int = 8,
     pause_seconds: float = 1.0,
 ) -> None:
-    """Fetches a URL into `target`, which appears when it is whole; until then `<target>.part` grows, over any number of runs.
+    """Fetches a URL into `target`, which appears when it is whole; until then `<target>.part`
+    grows, over any number of runs.
 
-    A part is continued (`Range`, `If-Range`) only when the server says by its ETag or date that the file is still the same, and fetched
-    anew otherwise.
+    A part is continued (`Range`, `If-Range`) only when the server says by its ETag or date that the
+    file is still the same, and fetched anew otherwise.
 
     Args:
-        url: http or https.
-        target: where the file is to lie; its folder exists.
-        unpacked_ratio: bytes that will be unpacked from it per byte of it; the disk must have room for both.
-        attempts: how many in a row may fail without a single new byte.
-        pause_seconds: after the first failure; doubled after each further one, up to a minute.
+        url: http or https. target: where the file is to lie; its folder exists. unpacked_ratio:
+        bytes that will be unpacked from it per byte of it; the disk must have room for both.
+        attempts: how many in a row may fail without a single new byte. pause_seconds: after the
+        first failure; doubled after each further one, up to a minute.
 
     Raises:
-        DataError: the server refuses or keeps failing, or the disk has no room. What was fetched so far is kept.
+        DataError: the server refuses or keeps failing, or the disk has no room. What was fetched so
+        far is kept.
     """
     if not url.startswith(("http://", "https://")):
         raise DataError(
             f"{url}: not an http(s) URL; give one, or put the file at {target} yourself"
         )
     part = _Part(url, target)
-    failures, farthest = 0, part.size()
+    failures = 0
+    farthest = part.size()
     while True:
         try:
             part.extend(unpacked_ratio)
@@ -82,7 +86,8 @@ class _Part:
     """The file that grows, and the note beside it that says what it is a part of."""
 
     def __init__(self, url: str, target: Path) -> None:
-        self.url, self.target = url, target
+        self.url = url
+        self.target = target
         self.path = target.with_name(f"{target.name}.part")
         self.note_path = target.with_name(f"{target.name}.part.json")
 
@@ -161,7 +166,9 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def _place(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """First byte of what is sent, and the length of the whole file, None when the server does not say."""
+    """First byte of what is sent, and the length of the whole file, None when the server does not
+    say.
+    """
     if response.status != 206:
         length = response.headers.get("Content-Length")
         return 0, int(length) if length else None
@@ -174,7 +181,9 @@ def _place(response: http.client.HTTPResponse) -> tuple[int, int | None]:
 
 
 def _validator(response: http.client.HTTPResponse) -> str:
-    """What a later `If-Range` compares: a strong ETag, or the date; "" when there is neither, and the part cannot be continued."""
+    """What a later `If-Range` compares: a strong ETag, or the date; "" when there is neither, and
+    the part cannot be continued.
+    """
     tag = str(response.headers.get("ETag", ""))
     return (
         tag if tag and not tag.startswith("W/") else str(response.headers.get("Last-Modified", ""))
@@ -184,10 +193,8 @@ def _validator(response: http.client.HTTPResponse) -> str:
 def _refuse_full_disk(target: Path, start: int, total: int | None, unpacked_ratio: float) -> None:
     if total is None:
         return
-    needed, free = (
-        total - start + int(total * unpacked_ratio),
-        shutil.disk_usage(target.parent).free,
-    )
+    needed = total - start + int(total * unpacked_ratio)
+    free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise DataError(
             f"{target.parent}: {needed / 1e9:.1f} GB are needed for {target.name} ({total / 1e9:.1f} GB, and what is unpacked from it), "
@@ -197,7 +204,9 @@ def _refuse_full_disk(target: Path, start: int, total: int | None, unpacked_rati
 
 @contextmanager
 def byte_progress(total: int | None, what: str) -> Iterator[Advance]:
-    """Gives a function to tell the number of bytes so far: a bar on a terminal, a line now and then in a log."""
+    """Gives a function to tell the number of bytes so far: a bar on a terminal, a line now and then
+    in a log.
+    """
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import (

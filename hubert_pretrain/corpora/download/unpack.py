@@ -1,4 +1,6 @@
-"""Unpacking archives of others: plain files and folders, never outside the folder. What is neither is refused by name."""
+"""Unpacking archives of others: plain files and folders, never outside the folder. What is neither
+is refused by name.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,15 @@ class _Member:
 
 
 def unpack(archive: Path, folder: Path) -> int:
-    """Unpacks a tar (plain or compressed) or zip below `folder`, in one pass and constant memory. Returns the number of files.
+    """Unpacks a tar (plain or compressed) or zip below `folder`, in one pass and constant memory.
+    Returns the number of files.
 
-    Nothing of the archive decides where anything lands but the names, which are checked; owners, modes and links are not taken over.
+    Nothing of the archive decides where anything lands but the names, which are checked; owners,
+    modes and links are not taken over.
 
     Raises:
-        DataError: the archive is damaged; a member is absolute, climbs with `..`, or is a link or a device; the disk is full.
+        DataError: the archive is damaged; a member is absolute, climbs with `..`, or is a link or a
+        device; the disk is full.
     """
     count = 0
     try:
@@ -69,7 +74,8 @@ class _Counted:
     """A file to read from, that counts the bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.count = file, 0
+        self._file = file
+        self.count = 0
 
     def read(self, size: int) -> bytes:
         block = self._file.read(size)
@@ -78,7 +84,8 @@ class _Counted:
 
 
 def _tar_members(archive: Path) -> Iterator[_Member]:
-    # Not tarfile's own decompression ("r|gz"): it takes a truncated file for a whole one, and checks no checksum.
+    # Not tarfile's own decompression ("r|gz"): it takes a truncated file for a whole one, and
+    # checks no checksum.
     opener: Any = _OPENERS.get(archive.suffix, open)
     with opener(archive, "rb") as file:
         counted = _Counted(file)

@@ -1,8 +1,11 @@
 """espeak-ng through ctypes: text to speech with the sample at which every phone begins.
 
-The library and its data come from the wheel `espeakng-loader` (extra `demo`); the structures are those of its `speak_lib.h`, version
-1.52. One process can speak once: the synthesiser keeps the phases and noise of its oscillators, so a second call in the same process
-gives other samples than the same call in a fresh one. `render.py` forks a process for each utterance.
+The library and its data come from the wheel `espeakng-loader` (extra `demo`); the structures are
+those of its `speak_lib.h`, version
+1.52. One process can speak once: the synthesiser keeps the phases and noise of its oscillators, so
+  a second call in the same process
+gives other samples than the same call in a fresh one. `render.py` forks a process for each
+utterance.
 """
 
 from __future__ import annotations
@@ -22,22 +25,32 @@ SILENCE = "sil"
 """The phone of every pause."""
 
 STOPS = ("p", "b", "t", "d", "k", "ɡ", "ʔ", "ɾ")
-"""First letters of the phones that begin with a closure (plosives, and the affricates tʃ and dʒ)."""
+"""First letters of the phones that begin with a closure (plosives, and the affricates tʃ and
+dʒ).
+"""
 
 VOWELS = tuple("aeiouyæɐɑɒɔəɚɛɜɪɵʉʊʌ")
 """First letters of the phones that are vowels."""
 
 SHORTEST_PAUSE_SECONDS = 0.02
-"""A silent gap before a sound that is no stop counts as a pause from this length on (one hop of the model)."""
+"""A silent gap before a sound that is no stop counts as a pause from this length on (one hop of the
+model).
+"""
 
-_SYNCHRONOUS, _PHONEME_EVENTS, _PHONEME_IPA, _DONT_EXIT = (
-    2,
-    0x0001,
-    0x0002,
-    0x8000,
-)  # espeak_Initialize
-_UTF8, _RATE, _VOLUME, _PITCH, _RANGE = 1, 1, 2, 3, 4  # espeak_Synth, espeak_SetParameter
-_LIST_TERMINATED, _PHONEME = 0, 7  # espeak_EVENT_TYPE
+# espeak_Initialize
+_SYNCHRONOUS = 2
+_PHONEME_EVENTS = 0x0001
+_PHONEME_IPA = 0x0002
+_DONT_EXIT = 0x8000
+# espeak_Synth, espeak_SetParameter
+_UTF8 = 1
+_RATE = 1
+_VOLUME = 2
+_PITCH = 3
+_RANGE = 4
+# espeak_EVENT_TYPE
+_LIST_TERMINATED = 0
+_PHONEME = 7
 _HEADROOM = 70  # per cent of the usual volume, which clips
 _NOISE_SEED = 1  # espeak_Initialize seeds its noise with the time of day
 
@@ -74,7 +87,9 @@ class Phone(NamedTuple):
 
 @dataclass(frozen=True)
 class Speech:
-    """What the synthesiser returned: waveform (S,) int16 at `sample_rate`, and the (IPA symbol, sample) of its phoneme events."""
+    """What the synthesiser returned: waveform (S,) int16 at `sample_rate`, and the (IPA symbol,
+    sample) of its phoneme events.
+    """
 
     waveform: NDArray[np.int16]
     sample_rate: int
@@ -83,14 +98,15 @@ class Speech:
     def phones(self) -> list[Phone]:
         """The phones in order, without gaps or overlaps, from sample 0 to the end of the waveform.
 
-        A symbol without a name is a pause where its samples are zero; where they are not, it is one of espeak-ng's two nameless sounds:
-        a glide between vowels ("the air"), or a very short schwa ("cam-ra").
+        A symbol without a name is a pause where its samples are zero; where they are not, it is one
+        of espeak-ng's two nameless sounds: a glide between vowels ("the air"), or a very short
+        schwa ("cam-ra").
 
-        An event stands where its sound begins, which for a stop is the release: the silence that espeak-ng inserts before it (its
-        "prepause") would be counted to the phone before. So we look at the samples, which are exactly zero there, and let a stop
-        begin with its closure; before any other sound a gap of a hop or more is a pause, a
-        shorter one stays with the sound before it. After a pause a stop has no audible closure
-        and begins at its release.
+        An event stands where its sound begins, which for a stop is the release: the silence that
+        espeak-ng inserts before it (its "prepause") would be counted to the phone before. So we
+        look at the samples, which are exactly zero there, and let a stop begin with its closure;
+        before any other sound a gap of a hop or more is a pause, a shorter one stays with the sound
+        before it. After a pause a stop has no audible closure and begins at its release.
         """
         shortest_pause = round(SHORTEST_PAUSE_SECONDS * self.sample_rate)
         starts: list[tuple[str, int]] = [(SILENCE, 0)]
@@ -117,7 +133,9 @@ class Speech:
 
 
 def segments(starts: list[tuple[str, int]], num_samples: int) -> list[Phone]:
-    """Start points to segments: drops empty ones (boundary marks that make no sound) and joins neighbouring pauses."""
+    """Start points to segments: drops empty ones (boundary marks that make no sound) and joins
+    neighbouring pauses.
+    """
     phones: list[Phone] = []
     ends = [start for _, start in starts[1:]] + [num_samples]
     for (name, start), end in zip(starts, ends, strict=True):
@@ -137,9 +155,11 @@ def silent_run(waveform: NDArray[np.int16], start: int, end: int) -> int:
 
 
 def phone_name(symbol: str) -> str:
-    """The phone of an espeak-ng IPA symbol: without stress, length and dental marks; "" (a pause) is `SILENCE`.
+    """The phone of an espeak-ng IPA symbol: without stress, length and dental marks; "" (a pause)
+    is `SILENCE`.
 
-    Accents keep their own vowels, diphthongs and r-coloured vowels stay one phone, as the synthesiser makes them in one piece.
+    Accents keep their own vowels, diphthongs and r-coloured vowels stay one phone, as the
+    synthesiser makes them in one piece.
     """
     for mark in ("ˈ", "ˌ", "ː", ":", "̪", "̩", "͡"):
         symbol = symbol.replace(mark, "")
@@ -149,10 +169,12 @@ def phone_name(symbol: str) -> str:
 def speak(
     text: str, *, voice: str, words_per_minute: int, pitch: int = 50, pitch_range: int = 50
 ) -> Speech:
-    """Speaks `text` with a voice such as "gmw/en-US+f1" (a file of espeak-ng's `lang`, plus a file of its `voices/!v`).
+    """Speaks `text` with a voice such as "gmw/en-US+f1" (a file of espeak-ng's `lang`, plus a file
+    of its `voices/!v`).
 
-    `pitch` and `pitch_range` run from 0 to 99, 50 is the voice's own. Call it once per process (see the top of this file); raises
-    HubertPretrainError on a second call, and DataError when espeak-ng is missing, has no such voice or makes no sound.
+    `pitch` and `pitch_range` run from 0 to 99, 50 is the voice's own. Call it once per process (see
+    the top of this file); raises HubertPretrainError on a second call, and DataError when espeak-ng
+    is missing, has no such voice or makes no sound.
     """
     library, data = locate()
     check_voice(voice, data)
@@ -215,7 +237,9 @@ def _claim_process() -> None:
 
 
 def locate() -> tuple[Path, Path]:
-    """The library and the data folder of the installed wheel; DataError with the command that installs it when there is none."""
+    """The library and the data folder of the installed wheel; DataError with the command that
+    installs it when there is none.
+    """
     try:
         import espeakng_loader
     except ImportError:
@@ -226,7 +250,9 @@ def locate() -> tuple[Path, Path]:
 
 
 def check_voice(voice: str, data: Path) -> None:
-    """Refuses a voice without a file (espeak-ng itself would just leave out an unknown variant) or with an echo."""
+    """Refuses a voice without a file (espeak-ng itself would just leave out an unknown variant) or
+    with an echo.
+    """
     language, _, variant = voice.partition("+")
     for name, folder in ((language, data / "lang"), (variant, data / "voices" / "!v")):
         if name and not (folder / name).is_file():

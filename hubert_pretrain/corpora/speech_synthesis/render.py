@@ -1,7 +1,8 @@
 """Renders utterances to 16 kHz WAV files with their phones, one fresh process for each.
 
-`python -m hubert_pretrain.corpora.speech_synthesis.render` reads one JSON job per line and forks for each: this process is small and never speaks itself, so
-every child starts from the same state and the same job gives the same bytes, whichever came before it.
+`python -m hubert_pretrain.corpora.speech_synthesis.render` reads one JSON job per line and forks
+for each: this process is small and never speaks itself, so every child starts from the same state
+and the same job gives the same bytes, whichever came before it.
 """
 
 from __future__ import annotations
@@ -49,12 +50,16 @@ class Job:
         return Path(self.path).with_suffix(".json")
 
     def recipe(self) -> dict[str, Any]:
-        """What the audio depends on, without where it lies (the folder of a stage is renamed when it is done)."""
+        """What the audio depends on, without where it lies (the folder of a stage is renamed when
+        it is done).
+        """
         return {name: value for name, value in asdict(self).items() if name != "path"}
 
 
 def render_all(jobs: list[Job], workers: int) -> None:
-    """Renders the jobs that are not done yet, in `workers` processes side by side. Raises DataError when one fails."""
+    """Renders the jobs that are not done yet, in `workers` processes side by side. Raises DataError
+    when one fails.
+    """
     pending = [job for job in jobs if read_phones(job) is None]
     for folder in {Path(job.path).parent for job in pending}:
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +122,9 @@ def render(job: Job) -> None:
 def at_our_rate(
     speech: espeak.Speech, *, lead: int, tail: int
 ) -> tuple[NDArray[np.int16], list[Phone]]:
-    """Resamples to 16 kHz and adds `lead` and `tail` samples of silence: waveform (S,) int16 and phones that tile [0, S)."""
+    """Resamples to 16 kHz and adds `lead` and `tail` samples of silence: waveform (S,) int16 and
+    phones that tile [0, S).
+    """
     import soxr
 
     resampled = soxr.resample(speech.waveform.astype(np.float32), speech.sample_rate, SAMPLE_RATE)
@@ -145,7 +152,9 @@ def _write_wav(path: Path, waveform: NDArray[np.int16]) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Writes a file so that its name never holds half of it. The stage syncs the whole folder when it publishes it."""
+    """Writes a file so that its name never holds half of it. The stage syncs the whole folder when
+    it publishes it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
     os.replace(temporary, path)

@@ -1,4 +1,5 @@
-"""English sentences from a small grammar: a few hundred words that cover the phones of English, in endless combinations.
+"""English sentences from a small grammar: a few hundred words that cover the phones of English, in
+endless combinations.
 
 Every sentence is a pure function of (seed, index). The words and the grammar are our own.
 """
@@ -44,7 +45,9 @@ SENTENCE = (
     "You can't {base} {thing} {soon}, unless {weather_if}.",
     "On {day}, {other} usually {went} {to_place}, and {past} {thing}.",
 )
-"""What a sentence can be; each name in braces is replaced by one of its own choices below, until none is left."""
+"""What a sentence can be; each name in braces is replaced by one of its own choices below, until
+none is left.
+"""
 
 # fmt: off
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -112,7 +115,9 @@ _NOT_SPOKEN = re.compile(r"[^A-Z' ]+")
 
 
 def sentences(seed: int) -> Iterator[str]:
-    """An endless stream of different sentences, each with its punctuation (which the synthesiser turns into pauses and melody)."""
+    """An endless stream of different sentences, each with its punctuation (which the synthesiser
+    turns into pauses and melody).
+    """
     seen: set[str] = set()
     index = 0
     while True:
@@ -142,6 +147,8 @@ def transcript(sentence: str) -> str:
 
 
 def repeats_a_word(sentence: str) -> bool:
-    """Whether a word of five letters or more occurs twice: grammatical, but odd ("George said that George ...")."""
+    """Whether a word of five letters or more occurs twice: grammatical, but odd ("George said that
+    George ...").
+    """
     long_words = [word for word in transcript(sentence).split() if len(word) > 4]
     return len(set(long_words)) < len(long_words)

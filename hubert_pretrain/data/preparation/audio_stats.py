@@ -31,7 +31,9 @@ _PEAK_LIMIT = 16.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AudioFacts:
-    """What a file or a segment of it holds, measured on the waveform that `audio.read` gives unless said otherwise."""
+    """What a file or a segment of it holds, measured on the waveform that `audio.read` gives unless
+    said otherwise.
+    """
 
     num_samples: int
     """Exactly the length of `audio.read(path)`, or that of the segment."""
@@ -54,7 +56,8 @@ class AudioStats:
     """Running statistics of every segment over the blocks of a recording."""
 
     def __init__(self, source_rate: int, segments: Sequence[Segment] = (WHOLE,)) -> None:
-        self.source_rate, self.source_samples = source_rate, 0
+        self.source_rate = source_rate
+        self.source_samples = 0
         self._resampler = (
             soxr.ResampleStream(source_rate, SAMPLE_RATE, 1, dtype="float32")
             if source_rate != SAMPLE_RATE
@@ -76,7 +79,9 @@ class AudioStats:
         return resampled_length(self.source_samples, self.source_rate)
 
     def add(self, path: str, block: Waveform) -> None:
-        """Counts in a block (S, channels) at the source rate. Raises DataError for samples that are no numbers."""
+        """Counts in a block (S, channels) at the source rate. Raises DataError for samples that are
+        no numbers.
+        """
         magnitude = np.abs(block)
         if not math.isfinite(float(magnitude.max())):
             place = f"{self.source_samples}..{self.source_samples + len(block)}"
@@ -110,14 +115,16 @@ class SegmentCursor:
     """Which segments a block of a recording touches, and where. Takes the blocks in order."""
 
     def __init__(self, bounds: list[tuple[int, int]]) -> None:
-        self._bounds, self._position = bounds, 0
+        self._bounds = bounds
+        self._position = 0
         self._waiting = sorted(
             range(len(bounds)), key=lambda number: bounds[number][0], reverse=True
         )
         self._open: list[int] = []
 
     def take(self, count: int) -> Iterator[tuple[int, slice]]:
-        begin, end = self._position, self._position + count
+        begin = self._position
+        end = self._position + count
         while self._waiting and self._bounds[self._waiting[-1]][0] < end:
             self._open.append(self._waiting.pop())
         self._open = [number for number in self._open if self._bounds[number][1] > begin]
@@ -131,20 +138,21 @@ class SegmentStats:
     """Running statistics of one segment."""
 
     def __init__(self, start: int, num_samples: int | None) -> None:
-        self.start, self._promised = start, num_samples
+        self.start = start
+        self._promised = num_samples
         self.stop = 1 << 62 if num_samples is None else start + num_samples
         self.peak = 0.0
         self._source_samples = self._channels = self._clipped = 0
-        self._count, self._sum, self._power = 0, 0.0, 0.0
+        self._count = 0
+        self._sum = 0.0
+        self._power = 0.0
         self._digest = hashlib.blake2b(digest_size=16)
         self._rest = np.zeros(0, dtype=np.float32)
         self._hops: list[Waveform] = []
 
     def add_source(self, waveform: Waveform, magnitude: Waveform) -> None:
-        self.peak, self._channels = (
-            max(self.peak, float(magnitude.max(initial=0.0))),
-            magnitude.shape[1],
-        )
+        self.peak = max(self.peak, float(magnitude.max(initial=0.0)))
+        self._channels = magnitude.shape[1]
         self._clipped += int((magnitude >= _FULL_SCALE).sum())
         self._source_samples += len(waveform)
         self._digest.update(waveform.tobytes())

@@ -1,4 +1,6 @@
-"""What a corpus claims -> what is there: read the audio, quarantine the bad, hold out `valid`. N claims."""
+"""What a corpus claims -> what is there: read the audio, quarantine the bad, hold out `valid`. N
+claims.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ def scan_corpus(
     workers: int = 0,
     cache: Cache | None = None,
 ) -> ScannedCorpus:
-    """Reads the audio of every claim that the journal does not know, each file once; see `probe_all` for `workers`."""
+    """Reads the audio of every claim that the journal does not know, each file once; see
+    `probe_all` for `workers`.
+    """
     record = np.full(len(claims), -1, dtype=np.int64)
     with progress(len(claims), "reading audio") as advance:
         todo: deque[tuple[Recording, list[int]]] = deque()  # those that are being read
@@ -148,7 +152,9 @@ def _quarantine_misfits(
 
 
 def _other_lengths(claims: RawUtterances, places: Ints, lengths: Ints) -> dict[int, str]:
-    """Files that are longer or shorter than their list states: where they stand in `places` -> why they cannot be used."""
+    """Files that are longer or shorter than their list states: where they stand in `places` -> why
+    they cannot be used.
+    """
     stated, within = (
         claims.take(name, places).to_numpy() for name in ("expected_samples", "expected_within")
     )
@@ -158,7 +164,8 @@ def _other_lengths(claims: RawUtterances, places: Ints, lengths: Ints) -> dict[i
 
 def _long_alignments(claims: RawUtterances, places: Ints, lengths: Ints) -> dict[int, str]:
     ends = claims.phone_ends(places)
-    # Times of alignments are rounded, to 10 ms at worst: what reaches less than a frame beyond the end holds no frame's centre.
+    # Times of alignments are rounded, to 10 ms at worst: what reaches less than a frame beyond the
+    # end holds no frame's centre.
     beyond = np.flatnonzero(ends >= lengths + MODEL_GRID.hop).tolist()
     return {
         i: f"alignment ends at sample {ends[i]}, the audio has {lengths[i]}; mend the alignment"
@@ -169,7 +176,8 @@ def _long_alignments(claims: RawUtterances, places: Ints, lengths: Ints) -> dict
 def hold_out_validation(measured: ScannedCorpus, fraction: float) -> None:
     """Moves a share of `train` to `valid`, for each corpus that brings no `valid` split.
 
-    Chosen by a hash of the id: an utterance stays where it is when others are added. At least one moves and at least one stays.
+    Chosen by a hash of the id: an utterance stays where it is when others are added. At least one
+    moves and at least one stays.
     """
     corpora = measured.claims.columns["corpus"].indices.to_numpy()
     sound = measured.record >= 0

@@ -1,4 +1,6 @@
-"""The corpus card: what a corpus is, in numbers that show what is wrong with it before a GPU sees it. Computed from columns, in parts."""
+"""The corpus card: what a corpus is, in numbers that show what is wrong with it before a GPU sees
+it. Computed from columns, in parts.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ _QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 def make_card(
     manifest: Manifest, measured: ScannedCorpus, rows: Ints, bad: Quarantine
 ) -> dict[str, Any]:
-    """The card of a non-empty corpus, as plain JSON values. Row r of the manifest is the claim at place `rows[r]`."""
+    """The card of a non-empty corpus, as plain JSON values. Row r of the manifest is the claim at
+    place `rows[r]`.
+    """
     quantiles = np.quantile(
         seconds(manifest.num_samples), list(_QUANTILES.values()), overwrite_input=True
     )  # type: ignore[arg-type]
@@ -72,12 +76,10 @@ def facts_of(card: dict[str, Any]) -> dict[str, Any]:
 
 def describe(card: dict[str, Any]) -> str:
     """A card as a few lines for the terminal."""
-    length, duplicates, bad, corpora = (
-        card["length_seconds"],
-        card["duplicates"],
-        card["quarantined"],
-        card["corpora"],
-    )
+    length = card["length_seconds"]
+    duplicates = card["duplicates"]
+    bad = card["quarantined"]
+    corpora = card["corpora"]
     rates = ", ".join(f"{rate} Hz: {count}" for rate, count in card["source_rates"].items())
     lines = [
         f"corpus       {card['utterances']} utterances, {_long(card['hours'])}, {card['speakers']} speakers, {card['labels']} labels",
@@ -106,7 +108,8 @@ def _long(hours: float) -> str:
 
 
 def _split(manifest: Manifest, split: str) -> dict[str, Any]:
-    groups, rows = manifest.by_length(split), manifest.split_range(split)
+    groups = manifest.by_length(split)
+    rows = manifest.split_range(split)
     hours = _hours(sum(group.total_samples for group in groups))
     return {
         "utterances": len(rows),
@@ -153,19 +156,16 @@ def _sound(measured: ScannedCorpus, rows: Ints) -> dict[str, Any]:
     rates: Counter[int] = Counter()
     channels: Counter[int] = Counter()
     silence = total = 0.0
-    clipped, peak = 0, 0.0
+    clipped = 0
+    peak = 0.0
     for part in chunks(len(rows)):
         facts = records[measured.record[rows[part]]]
         rates.update(_counts(facts["source_rate"]))
         channels.update(_counts(facts["channels"]))
-        silence, total = (
-            silence + float(facts["silence"] @ facts["num_samples"]),
-            total + float(facts["num_samples"].sum()),
-        )
-        clipped, peak = (
-            clipped + int((facts["clipped"] > _CLIPPED_UTTERANCE).sum()),
-            max(peak, float(facts["peak"].max())),
-        )
+        silence = silence + float(facts["silence"] @ facts["num_samples"])
+        total = total + float(facts["num_samples"].sum())
+        clipped = clipped + int((facts["clipped"] > _CLIPPED_UTTERANCE).sum())
+        peak = max(peak, float(facts["peak"].max()))
     return {
         "source_rates": {str(rate): count for rate, count in sorted(rates.items())},
         "channels": {str(number): count for number, count in sorted(channels.items())},
@@ -181,8 +181,11 @@ def _counts(values: NDArray[np.int64]) -> dict[int, int]:
 
 
 def _duplicates(manifest: Manifest, measured: ScannedCorpus, rows: Ints) -> dict[str, Any]:
-    """Utterances whose decoded audio is that of another one; those in several splits are a leak from training into the test."""
-    records, content = measured.journal.records(), np.empty((2, len(rows)), dtype=np.uint64)
+    """Utterances whose decoded audio is that of another one; those in several splits are a leak
+    from training into the test.
+    """
+    records = measured.journal.records()
+    content = np.empty((2, len(rows)), dtype=np.uint64)
     for part in chunks(len(rows)):
         content[:, part] = records["content"][measured.record[rows[part]]].T
     order = np.lexsort(content[::-1])

@@ -24,7 +24,9 @@ class Quarantined:
 
 
 class Quarantine:
-    """A list on disk of which only a few examples are in memory. Use it in a `with`; it is empty when nothing is bad."""
+    """A list on disk of which only a few examples are in memory. Use it in a `with`; it is empty
+    when nothing is bad.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,6 @@
-"""All that a corpus claims, as columns on disk: in memory there are only a few numbers per utterance."""
+"""All that a corpus claims, as columns on disk: in memory there are only a few numbers per
+utterance.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ class RawUtterances:
 
     def __init__(self, columns: Mapping[str, pa.Array], phones: list[str]) -> None:
         """Raises DataError when two share an id."""
-        self.columns, self._phones = columns, phones
+        self.columns = columns
+        self._phones = phones
         self.by_id = order_by_id(columns["id"], columns["path"])
         """(N,) places in order of ids."""
 
@@ -53,7 +56,9 @@ class RawUtterances:
         return self.columns[name].take(pa.array(places))
 
     def recordings(self) -> Iterator[tuple[Location, list[int], list[Segment]]]:
-        """Every audio file once, ordered by path: where it is, the places that are segments of it, and these."""
+        """Every audio file once, ordered by path: where it is, the places that are segments of it,
+        and these.
+        """
         keys = ("path", "offset", "start", "id")
         table = pa.table({name: self.columns[name] for name in keys})
         order: Ints = (
@@ -94,7 +99,8 @@ class RawUtterances:
         """The sample at which each claim's alignment ends; 0 where there is none."""
         column = self.columns["ends"]
         bounds = np.frombuffer(column.buffers()[1], dtype=np.int64)
-        counts, lasts = bounds[places + 1] - bounds[places], bounds[places + 1] - 1
+        counts = bounds[places + 1] - bounds[places]
+        lasts = bounds[places + 1] - 1
         ends = np.zeros(len(places), dtype=np.int64)
         ends[counts > 0] = column.values.to_numpy()[lasts[counts > 0]] if (counts > 0).any() else 0
         return ends

@@ -1,4 +1,6 @@
-"""Reading every audio file once, before anything is trained on it: its exact length, its statistics, and whether it is whole."""
+"""Reading every audio file once, before anything is trained on it: its exact length, its
+statistics, and whether it is whole.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ _AHEAD = 4
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """An audio file and the segments of it that are utterances. It is decoded once, however many they are."""
+    """An audio file and the segments of it that are utterances. It is decoded once, however many
+    they are.
+    """
 
     location: Location
     segments: Sequence[Segment] = (WHOLE,)
@@ -51,7 +55,8 @@ def scan(
         cache: for what lies behind URLs.
 
     Raises:
-        DataError: the file is missing, unreadable, truncated, shorter than one model frame, silent throughout, or holds NaN or
+        DataError: the file is missing, unreadable, truncated, shorter than one model frame, silent
+        throughout, or holds NaN or
             numbers that are not audio.
     """
     facts = scan_segments(Recording(Location(str(path), offset, num_bytes)), cache)[0]
@@ -83,14 +88,16 @@ def scan_segments(recording: Recording, cache: Cache | None = None) -> list[Audi
 def scan_all(
     recordings: Iterable[Recording], workers: int = 0, cache: Cache | None = None
 ) -> Iterator[list[AudioFacts | str]]:
-    """`probe_or_reason` of every recording, in their order whatever the number of processes. Takes no more of them than it needs.
+    """`probe_or_reason` of every recording, in their order whatever the number of processes. Takes
+    no more of them than it needs.
 
     Args:
         recordings: any number of them.
         workers: processes; 0 is one per core this process may use.
         cache: for what lies behind URLs.
     """
-    recordings, workers = iter(recordings), workers or usable_cores()
+    recordings = iter(recordings)
+    workers = workers or usable_cores()
     few = list(itertools.islice(recordings, _FEW + 1)) if workers > 1 else []
     recordings = itertools.chain(few, recordings)
     if len(few) <= _FEW:
@@ -133,7 +140,9 @@ def scan_or_reason(recording: Recording, cache: Cache | None = None) -> list[Aud
 
 
 def end_with_parent() -> None:
-    """Ends this process once the one that started it is gone: after a kill it would wait for work for ever."""
+    """Ends this process once the one that started it is gone: after a kill it would wait for work
+    for ever.
+    """
 
     def watch() -> None:
         parent = parent_process()
@@ -151,7 +160,9 @@ def _scan_chunk(
 
 
 def _refuse_truncated(path: str, part: ByteRange, file: soundfile.SoundFile, decoded: int) -> None:
-    """libsndfile reads what is there and says nothing (all but FLAC), so the promises of headers are checked here."""
+    """libsndfile reads what is there and says nothing (all but FLAC), so the promises of headers
+    are checked here.
+    """
     if decoded < file.frames:
         found = f"{decoded} of {file.frames} samples"
     elif file.format in ("WAV", "WAVEX") and (missing := _missing_wav_bytes(part)):
@@ -164,7 +175,9 @@ def _refuse_truncated(path: str, part: ByteRange, file: soundfile.SoundFile, dec
 
 
 def _missing_wav_bytes(part: ByteRange) -> int:
-    """Bytes by which the `data` chunk of a RIFF file is longer than the file; 0 when it fits or its length was never filled in."""
+    """Bytes by which the `data` chunk of a RIFF file is longer than the file; 0 when it fits or its
+    length was never filled in.
+    """
     if part.read(0, 4) != b"RIFF":
         return 0
     position = 12
@@ -178,7 +191,9 @@ def _missing_wav_bytes(part: ByteRange) -> int:
 
 
 def _has_ogg_end(part: ByteRange) -> bool:
-    """Whether an Ogg file ends with a whole page that is marked as the last (RFC 3533 section 6: flag 0x04, then the segment sizes)."""
+    """Whether an Ogg file ends with a whole page that is marked as the last (RFC 3533 section 6:
+    flag 0x04, then the segment sizes).
+    """
     longest_page = 65_307
     tail = part.read(max(0, part.size - longest_page), longest_page)
     page = tail[tail.rfind(b"OggS") :]

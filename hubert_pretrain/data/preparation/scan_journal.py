@@ -1,6 +1,8 @@
-"""What `prepare` has already read, record by record on disk, so that a killed run goes on instead of decoding 60,000 hours again.
+"""What `prepare` has already read, record by record on disk, so that a killed run goes on instead
+of decoding 60,000 hours again.
 
-It is also where the facts of a run are while it goes on: a table of numbers, of which only the place of a record is kept in memory.
+It is also where the facts of a run are while it goes on: a table of numbers, of which only the
+place of a record is kept in memory.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ RECORD = np.dtype(
     + [(name, "<f8") for name in _MEASURES[3:]]
     + [("content", ">u8", 2), ("check", "<u8")]
 )
-"""What is known of a segment: which it is, its file's size and time of change, its facts, and a checksum of all this."""
+"""What is known of a segment: which it is, its file's size and time of change, its facts, and a
+checksum of all this.
+"""
 _WORDS = RECORD.itemsize // 8
 
 Identity = tuple[int, int]
@@ -44,7 +48,9 @@ Identity = tuple[int, int]
 
 
 class ScanJournal:
-    """Facts of segments by place, file size and time of change: a file that changed since is read again. Use it in a `with`."""
+    """Facts of segments by place, file size and time of change: a file that changed since is read
+    again. Use it in a `with`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,7 +58,8 @@ class ScanJournal:
         self._count = len(records)
         keys = np.ascontiguousarray(records["key"][:, 0])
         self._order = np.argsort(keys, kind="stable")
-        self._keys, self._known = keys[self._order], records
+        self._keys = keys[self._order]
+        self._known = records
         self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 (closed by __exit__)
         self._file.truncate(self._count * RECORD.itemsize)  # a torn record is not continued
         self._file.seek(0, os.SEEK_END)
@@ -70,7 +77,9 @@ class ScanJournal:
         self._file.close()
 
     def find(self, location: Location, segment: Segment, identity: Identity) -> int:
-        """The number of the record of a segment that was read before, of a file that is the same still; -1 when there is none."""
+        """The number of the record of a segment that was read before, of a file that is the same
+        still; -1 when there is none.
+        """
         key = _key(location, segment)
         first, stop = (
             int(np.searchsorted(self._keys, key[0], side=side)) for side in ("left", "right")
@@ -87,7 +96,9 @@ class ScanJournal:
     def add(
         self, location: Location, segment: Segment, identity: Identity, facts: AudioFacts
     ) -> int:
-        """Notes the facts of a segment and gives the number of their record. They are on disk a few seconds later."""
+        """Notes the facts of a segment and gives the number of their record. They are on disk a few
+        seconds later.
+        """
         record = np.zeros((), dtype=RECORD)
         record["key"], record["size"], record["modified"] = _key(location, segment), *identity
         for name in _MEASURES:
@@ -116,7 +127,9 @@ def facts_of(record: Any) -> AudioFacts:
 
 
 def identity(location: Location) -> Identity:
-    """What tells that a file has changed. What lies behind a URL counts as unchanged while one `prepare` lasts."""
+    """What tells that a file has changed. What lies behind a URL counts as unchanged while one
+    `prepare` lasts.
+    """
     if is_url(location.path):
         return -1, -1
     try:

@@ -1,4 +1,6 @@
-"""What lies where in a shard: a sidecar `<shard>.index.json`, written after the shard, that tells a whole shard from one that was cut."""
+"""What lies where in a shard: a sidecar `<shard>.index.json`, written after the shard, that tells a
+whole shard from one that was cut.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ _LONGEST_KEY = 80
 
 
 def key_of(id: str) -> str:
-    """A name for an utterance's members that is safe everywhere: letters, digits, `_` and `-` (a dot would begin the extension).
+    """A name for an utterance's members that is safe everywhere: letters, digits, `_` and `-` (a
+    dot would begin the extension).
 
-    An id that is no such name gets its unsafe characters replaced and a hash appended, so that different ids keep different keys.
+    An id that is no such name gets its unsafe characters replaced and a hash appended, so that
+    different ids keep different keys.
     """
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", id)[:_LONGEST_KEY]
     return (
@@ -39,7 +43,8 @@ def shard_name(split: str, number: int) -> str:
 
 
 def expand(patterns: Sequence[str], root: str = "") -> list[str]:
-    """Shards that patterns name, each pattern's in order: `train-{000000..000012}.tar` (any URL) or `train-*.tar` (a folder, s3, gs).
+    """Shards that patterns name, each pattern's in order: `train-{000000..000012}.tar` (any URL) or
+    `train-*.tar` (a folder, s3, gs).
 
     Args:
         patterns: paths or URLs.

@@ -1,6 +1,8 @@
-"""Plain sequential reading of WebDataset shards, for those who stream what others made: no manifest, no random access, no resuming.
+"""Plain sequential reading of WebDataset shards, for those who stream what others made: no
+manifest, no random access, no resuming.
 
-Training does not use it: `prepare` with `data=webdataset` notes once where every utterance lies, and reads from there in any order.
+Training does not use it: `prepare` with `data=webdataset` notes once where every utterance lies,
+and reads from there in any order.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Sample:
 
     @property
     def waveform(self) -> Waveform:
-        """(S,) float32, mono, 16 kHz. Raises DataError when there is no audio or it cannot be decoded."""
+        """(S,) float32, mono, 16 kHz. Raises DataError when there is no audio or it cannot be
+        decoded.
+        """
         member = audio_of(self.shard, self.key, list(self.members))
         return audio.decode(
             f"{self.shard}: {self.key}.{member}", ByteRange.of(self.members[member])
@@ -44,7 +48,9 @@ class Sample:
 
     @property
     def json(self) -> dict[str, Any]:
-        """What the `json` member holds, {} without one. Raises DataError when it is no JSON object."""
+        """What the `json` member holds, {} without one. Raises DataError when it is no JSON
+        object.
+        """
         return fields_of(f"{self.shard}: {self.key}", self.members)
 
 
@@ -52,12 +58,14 @@ def stream(shards: Sequence[str], part: int = 0, parts: int = 1) -> Iterator[Sam
     """The samples of tar shards on disk or behind URLs, in the order in which they lie there.
 
     Args:
-        shards: paths and URLs, see `shards.names.expand`.
-        part, parts: only the `part`-th of `parts` disjoint shares, together everything: for the processes of a loader. Shares are whole
+        shards: paths and URLs, see `shards.names.expand`. part, parts: only the `part`-th of
+        `parts` disjoint shares, together everything: for the processes of a loader. Shares are
+        whole
             shards, or with fewer shards than processes every `parts`-th sample.
 
     Raises:
-        DataError: a shard is missing or damaged, or holds what it should not; the samples before that have been given out.
+        DataError: a shard is missing or damaged, or holds what it should not; the samples before
+        that have been given out.
     """
     by_shard = len(shards) >= parts
     number = 0
@@ -70,7 +78,9 @@ def stream(shards: Sequence[str], part: int = 0, parts: int = 1) -> Iterator[Sam
 
 
 def audio_of(shard: str, key: str, extensions: Sequence[str]) -> str:
-    """Which of a sample's extensions is its audio. Raises DataError when there is none or more than one."""
+    """Which of a sample's extensions is its audio. Raises DataError when there is none or more than
+    one.
+    """
     found = [extension for extension in extensions if extension in AUDIO]
     if len(found) != 1:
         raise DataError(
@@ -80,7 +90,9 @@ def audio_of(shard: str, key: str, extensions: Sequence[str]) -> str:
 
 
 def fields_of(where: str, members: dict[str, bytes]) -> dict[str, Any]:
-    """The `json` member as a dict, {} without one. Raises DataError when it is no JSON object; the message calls the sample `where`."""
+    """The `json` member as a dict, {} without one. Raises DataError when it is no JSON object; the
+    message calls the sample `where`.
+    """
     try:
         fields = json.loads(members.get("json", b"{}"))
     except ValueError as error:

@@ -1,7 +1,9 @@
-"""Reading tar shards that somebody else may have made: in one pass, nothing extracted, nothing executed, nothing skipped.
+"""Reading tar shards that somebody else may have made: in one pass, nothing extracted, nothing
+executed, nothing skipped.
 
-A shard is a tar in WebDataset's form: consecutive members of one key (`a/b` of `a/b.flac`, `a/b.json`) make one sample. `webdataset` itself
-runs what .pkl, .pyd and .pth members hold and takes the end of a shard that was cut between two members for its end; this does neither.
+A shard is a tar in WebDataset's form: consecutive members of one key (`a/b` of `a/b.flac`,
+`a/b.json`) make one sample. `webdataset` itself runs what .pkl, .pyd and .pth members hold and
+takes the end of a shard that was cut between two members for its end; this does neither.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class Shard:
     def samples(self, file: IO[bytes]) -> Iterator[list[Member]]:
         """The members of each sample, in the order of the shard.
 
-        Raises DataError: the shard is empty, cut, or no tar; or a member has a name that leads out of its folder, is a link or a device,
+        Raises DataError: the shard is empty, cut, or no tar; or a member has a name that leads out
+        of its folder, is a link or a device,
         would execute code, or comes twice.
         """
         sample: list[Member] = []
@@ -88,7 +91,8 @@ class Shard:
                 f"{self.where}: not readable as a tar ({error or 'it was cut'}); copy it again or make it anew"
             ) from error
         tap.drain()
-        self.size, self.sha256 = tap.size, tap.sha256.hexdigest()
+        self.size = tap.size
+        self.sha256 = tap.sha256.hexdigest()
         if not tap.is_zero_from(end, _END_MARK):
             raise DataError(
                 f"{self.where}: ends after {end} of {tap.size} bytes without the mark of a tar's end: it was cut, or its writer killed; "
@@ -96,7 +100,8 @@ class Shard:
             )
 
     def _refuse_dangerous(self, info: tarfile.TarInfo) -> None:
-        name, fix = info.name, "make the shard anew without it"
+        name = info.name
+        fix = "make the shard anew without it"
         if not info.isreg() or info.issparse():
             kind = "a link" if info.issym() or info.islnk() else "no plain file"
             raise DataError(f"{self.where}: member {name!r} is {kind}, which audio never is; {fix}")
@@ -128,7 +133,8 @@ class Shard:
 
 @contextmanager
 def open_shard(path: str) -> Iterator[IO[bytes]]:
-    """A shard on disk or behind a URL, to be read from beginning to end; a gzipped one is unpacked on the way.
+    """A shard on disk or behind a URL, to be read from beginning to end; a gzipped one is unpacked
+    on the way.
 
     Raises DataError: it is missing, cannot be reached, or is a command (`pipe:`).
     """
@@ -169,8 +175,10 @@ class _Tap(io.RawIOBase):
     """Reads a file through, and knows its size, its hash and its end."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._tail = file, b""
-        self.size, self.sha256 = 0, hashlib.sha256()
+        self._file = file
+        self._tail = b""
+        self.size = 0
+        self.sha256 = hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)

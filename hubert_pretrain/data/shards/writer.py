@@ -1,7 +1,9 @@
-"""A prepared corpus -> WebDataset tar shards of 16 kHz mono audio, as 16-bit PCM (fast to read) or FLAC (half the size).
+"""A prepared corpus -> WebDataset tar shards of 16 kHz mono audio, as 16-bit PCM (fast to read) or
+FLAC (half the size).
 
-Which utterances go into which shard, and every byte of it, depends on the corpus and nothing else, so shards are written by any number of
-processes, and a killed writer goes on with those that are missing and ends with the same files.
+Which utterances go into which shard, and every byte of it, depends on the corpus and nothing else,
+so shards are written by any number of processes, and a killed writer goes on with those that are
+missing and ends with the same files.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ def check_format(format: str) -> None:
 
 
 def assign(manifest: Manifest, format: str, megabytes: int) -> list[Assignment]:
-    """Deals the utterances of each split, in the order of their rows, to shards of about `megabytes`."""
+    """Deals the utterances of each split, in the order of their rows, to shards of about
+    `megabytes`.
+    """
     check_format(format)
     shards = []
     for split in manifest.splits:
@@ -93,8 +97,8 @@ def write_shards(
 ) -> Iterator[Utterance]:
     """Writes a corpus as shards and gives the rows of the manifest that reads from them.
 
-    Statistics of a row are those of what was stored: 16-bit audio at 16 kHz is stored to the bit and keeps its own; anything else is
-    resampled, rounded to 16 bits and measured again.
+    Statistics of a row are those of what was stored: 16-bit audio at 16 kHz is stored to the bit
+    and keeps its own; anything else is resampled, rounded to 16 bits and measured again.
 
     Args:
         corpus: the prepared corpus.
@@ -104,8 +108,8 @@ def write_shards(
         workers: processes; 0 is one per core.
 
     Raises:
-        ConfigError: `format` is none.
-        DataError: the disk has no room, audio cannot be read any more, the folder holds other shards, or a process died.
+        ConfigError: `format` is none. DataError: the disk has no room, audio cannot be read any
+        more, the folder holds other shards, or a process died.
     """
     assignments = assign(corpus.manifest, format, megabytes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,13 +142,14 @@ def convert(
     workers: int = 0,
     url: str | None = None,
 ) -> Manifest:
-    """A prepared corpus whose audio lies in shards: `out/shards/*.tar`, `out/manifest.arrow`, and the alignments and card of `corpus`.
+    """A prepared corpus whose audio lies in shards: `out/shards/*.tar`, `out/manifest.arrow`, and
+    the alignments and card of `corpus`.
 
     Args:
         corpus: the corpus; `out` may be its own folder, whose manifest then reads from the shards.
-        out: the folder to write.
-        format, megabytes, workers: see `write_shards`.
-        url: where the shards will lie, e.g. `s3://bucket/corpus`; the manifest then names that place, and copying them is left to you.
+        out: the folder to write. format, megabytes, workers: see `write_shards`. url: where the
+        shards will lie, e.g. `s3://bucket/corpus`; the manifest then names that place, and copying
+        them is left to you.
     """
     rows = write_shards(corpus, out / SHARDS, format=format, megabytes=megabytes, workers=workers)
     if url is not None:
@@ -157,11 +162,11 @@ def convert(
 
 
 def write_shard(corpus: Corpus, assignment: Assignment, folder: Path, format: str) -> ShardIndex:
-    """Writes one shard atomically and its index after it, unless both are there already and of the same utterances."""
-    path, rows = (
-        folder / assignment.name,
-        [corpus.manifest[row] for row in range(assignment.first, assignment.last)],
-    )
+    """Writes one shard atomically and its index after it, unless both are there already and of the
+    same utterances.
+    """
+    path = folder / assignment.name
+    rows = [corpus.manifest[row] for row in range(assignment.first, assignment.last)]
     made_of = _made_of(rows, format)
     found = ShardIndex.load(sidecar(path))
     if (
@@ -195,10 +200,12 @@ def _add(tar: tarfile.TarFile, corpus: Corpus, utterance: Utterance, format: str
     waveform = corpus.read(utterance.row)
     values = to_int16(waveform)
     if np.array_equal(values.astype(np.float32) * np.float32(2.0**-15), waveform):
-        mean, variance = utterance.mean, utterance.variance
+        mean = utterance.mean
+        variance = utterance.variance
     else:
         stored = values / 2.0**15
-        mean, variance = float(stored.mean()), float(stored.var())
+        mean = float(stored.mean())
+        variance = float(stored.var())
     key = key_of(utterance.id)
     name = f"{key}.{FORMATS[format]}"
     data = encode(values, format)
@@ -230,7 +237,9 @@ def _add(tar: tarfile.TarFile, corpus: Corpus, utterance: Utterance, format: str
 
 
 def _member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Adds a file, the same bytes whoever writes it and whenever. Returns where its content begins."""
+    """Adds a file, the same bytes whoever writes it and whenever. Returns where its content
+    begins.
+    """
     info = tarfile.TarInfo(name)
     info.size = len(data)
     start = int(tar.offset)
@@ -256,7 +265,9 @@ class _Hashing:
     """A file to write into that knows how much and what was written."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.size, self.sha256 = file, 0, hashlib.sha256()
+        self._file = file
+        self.size = 0
+        self.sha256 = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         self.size += len(data)
@@ -306,10 +317,8 @@ def _refuse_full_disk(
     left = [
         range(each.first, each.last) for each in assignments if not (folder / each.name).exists()
     ]
-    needed, free = (
-        sum(float(_sizes(manifest, rows, format).sum()) for rows in left),
-        shutil.disk_usage(folder).free,
-    )
+    needed = sum(float(_sizes(manifest, rows, format).sum()) for rows in left)
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
             f"{folder}: about {human_bytes(int(needed))} are needed for shards in {format}, {human_bytes(free)} are free; "

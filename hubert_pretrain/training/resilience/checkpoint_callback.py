@@ -1,4 +1,6 @@
-"""When checkpoints are written, in which thread, which of them stay, and what else they say. How one is written: checkpoint_io.py."""
+"""When checkpoints are written, in which thread, which of them stay, and what else they say. How
+one is written: checkpoint_io.py.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class CheckpointPolicy:
 
 
 class CheckpointWriter(VerifiedCheckpointIO):
-    """Writes and reads back; a failure is kept for who asks, because other ranks wait meanwhile. At most one file is being written."""
+    """Writes and reads back; a failure is kept for who asks, because other ranks wait meanwhile. At
+    most one file is being written.
+    """
 
     def __init__(self, *, asynchronous: bool = False) -> None:
         self.asynchronous = asynchronous
@@ -102,8 +106,9 @@ class CheckpointWriter(VerifiedCheckpointIO):
 class CheckpointCallback(L.Callback):
     """Saves every so many updates and after the last one, prunes, and resumes at the exact step.
 
-    The position of a run is its step number and nothing else (design idea 4), so Lightning's loop counters are left out of the file and
-    rebuilt on load. That also frees a resumed run to use another number of devices, hence another accumulation.
+    The position of a run is its step number and nothing else (design idea 4), so Lightning's loop
+    counters are left out of the file and rebuilt on load. That also frees a resumed run to use
+    another number of devices, hence another accumulation.
     """
 
     def __init__(
@@ -117,9 +122,13 @@ class CheckpointCallback(L.Callback):
     ) -> None:
         """
         Args:
-            about: plain containers that say what this run is (recipe, versions, fingerprints); they go into each file.
+            about: plain containers that say what this run is (recipe, versions, fingerprints); they
+            go into each file.
         """
-        self.folder, self.writer, self.policy, self.last_step = folder, writer, policy, last_step
+        self.folder = folder
+        self.writer = writer
+        self.policy = policy
+        self.last_step = last_step
         self.about = dict(about or {})
         self._saved = -1
         self._settled = True  # whether the outcome of the last save is known
@@ -127,7 +136,9 @@ class CheckpointCallback(L.Callback):
         self._best: dict[str, Any] = read_json(folder / BEST) or {}
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Fails now, not an hour later, when the folder cannot be written; sweeps up what killed writers left."""
+        """Fails now, not an hour later, when the folder cannot be written; sweeps up what killed
+        writers left.
+        """
         if trainer.is_global_zero:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +159,9 @@ class CheckpointCallback(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Runs after every micro-batch; acts after the update that reaches a multiple of `every_steps`."""
+        """Runs after every micro-batch; acts after the update that reaches a multiple of
+        `every_steps`.
+        """
         if not self._settled and not self.writer.busy:
             self._settle()
         step = trainer.global_step
@@ -175,18 +188,23 @@ class CheckpointCallback(L.Callback):
                 write_json(self.folder / BEST, self._best)
 
     def save(self, trainer: L.Trainer) -> None:
-        """Saves the step that was reached, once. Every rank must call it. Raises ArtefactError after too many failures in a row."""
+        """Saves the step that was reached, once. Every rank must call it. Raises ArtefactError
+        after too many failures in a row.
+        """
         if trainer.global_step == self._saved:
             return
         self._agree(trainer)
-        self._saved, self._settled = trainer.global_step, False
+        self._saved = trainer.global_step
+        self._settled = False
         trainer.save_checkpoint(self.folder / f"step={trainer.global_step:08d}.ckpt")
         if not self.policy.asynchronous:
             self._settle()
             self._agree(trainer)
 
     def save_and_wait(self, trainer: L.Trainer) -> None:
-        """The same, and on return it is on disk. Raises ArtefactError when it is not: then the run must not say that it saved."""
+        """The same, and on return it is on disk. Raises ArtefactError when it is not: then the run
+        must not say that it saved.
+        """
         self.save(trainer)
         self.writer.finish()
         self._settle()

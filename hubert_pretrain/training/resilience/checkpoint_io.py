@@ -1,8 +1,10 @@
 """Checkpoints that a kill, a full disk or a bad sector cannot take away.
 
-Lightning's own writer goes through `$TMPDIR`, which is often another file system than the checkpoint's: its "atomic" rename is then a copy,
-and a kill or a full disk in the middle of it destroys the previous good file. Here the new file is written beside its final place, synced,
-renamed, and described by a sha256 sidecar; older files go only when the new one has been read back and verified.
+Lightning's own writer goes through `$TMPDIR`, which is often another file system than the
+checkpoint's: its "atomic" rename is then a copy, and a kill or a full disk in the middle of it
+destroys the previous good file. Here the new file is written beside its final place, synced,
+renamed, and described by a sha256 sidecar; older files go only when the new one has been read back
+and verified.
 """
 
 from __future__ import annotations
@@ -30,15 +32,21 @@ _FAILED_WRITE = re.compile("PytorchStreamWriter failed|unexpected pos")
 
 
 class VerifiedCheckpointIO(CheckpointIO):
-    """Lightning plugin: atomic and checksummed writing, `weights_only` reading (a checkpoint is data: opening one runs no code)."""
+    """Lightning plugin: atomic and checksummed writing, `weights_only` reading (a checkpoint is
+    data: opening one runs no code).
+    """
 
     group: Any = None
-    """Of the ranks that write a checkpoint together, when weights are cut over them (sharded_io.py)."""
+    """Of the ranks that write a checkpoint together, when weights are cut over them
+    (sharded_io.py).
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Writes the file and its `.sha256` sidecar, both synced. On failure nothing but a temporary file is left, which is removed."""
+        """Writes the file and its `.sha256` sidecar, both synced. On failure nothing but a
+        temporary file is left, which is removed.
+        """
         path = Path(path)
         if sharded_checkpoint.is_cut(checkpoint):
             sharded_checkpoint.save(checkpoint, path, self.group)
@@ -54,7 +62,8 @@ class VerifiedCheckpointIO(CheckpointIO):
             checksum = sha256(temporary)
             os.replace(temporary, path)
         except (OSError, RuntimeError) as error:
-            # torch's zip writer turns a write that failed into "PytorchStreamWriter failed" or "unexpected pos".
+            # torch's zip writer turns a write that failed into "PytorchStreamWriter failed" or
+            # "unexpected pos".
             if not isinstance(error, OSError) and not _FAILED_WRITE.search(str(error)):
                 raise
             raise ArtefactError(
@@ -73,7 +82,9 @@ class VerifiedCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a checkpoint onto the CPU, always with `weights_only=True` whatever the caller asks for."""
+        """Reads a checkpoint onto the CPU, always with `weights_only=True` whatever the caller asks
+        for.
+        """
         if Path(path).is_dir():
             return sharded_checkpoint.load_whole(Path(path))
         try:
@@ -84,7 +95,9 @@ class VerifiedCheckpointIO(CheckpointIO):
             ) from error
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Removes a checkpoint: the sidecar first, so that a half-removed one no longer verifies."""
+        """Removes a checkpoint: the sidecar first, so that a half-removed one no longer
+        verifies.
+        """
         if Path(path).is_dir():
             return sharded_checkpoint.remove(Path(path))
         _sidecar(Path(path)).unlink(missing_ok=True)
@@ -106,7 +119,9 @@ def step_of(path: Path) -> int:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint that verifies, None when there is none. Says which ones it passed over and why."""
+    """The newest checkpoint that verifies, None when there is none. Says which ones it passed over
+    and why.
+    """
     for path in reversed(checkpoints(folder)):
         if verified(path):
             return path
@@ -141,7 +156,8 @@ def size_of(content: Any) -> int:
 
 def _check_space(checkpoint: dict[str, Any], path: Path) -> None:
     """Raises OSError now, not after half of the file."""
-    needed, free = size_of(checkpoint), shutil.disk_usage(path.parent).free
+    needed = size_of(checkpoint)
+    free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise OSError(
             errno.ENOSPC, f"{human_bytes(needed)} needed, {human_bytes(free)} free on its disk"

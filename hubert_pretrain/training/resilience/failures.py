@@ -1,4 +1,6 @@
-"""What ended a training, in one line: out of memory, a loader's worker that was killed, a rank that is gone."""
+"""What ended a training, in one line: out of memory, a loader's worker that was killed, a rank that
+is gone.
+"""
 
 from __future__ import annotations
 
@@ -61,13 +63,15 @@ def explain_failures(trainer: L.Trainer) -> Iterator[None]:
             distributed.rank() > 0
             and type(trainer.strategy.cluster_environment).__name__ == "LightningEnvironment"
         ):  # type: ignore[attr-defined]
-            # Lightning kills the first rank when a process that it started ends with anything but 0 before it.
+            # Lightning kills the first rank when a process that it started ends with anything but 0
+            # before it.
             preempted.exit_code = 0
         raise
     except torch.OutOfMemoryError as error:
         raise HubertPretrainError(out_of_memory(trainer, error)) from error
     except (RuntimeError, ConnectionError, EOFError) as error:
-        # A killed worker shows as torch's own message, or as a pipe that broke while something was read from it.
+        # A killed worker shows as torch's own message, or as a pipe that broke while something was
+        # read from it.
         reported = error if isinstance(error, RuntimeError) else _as_torch_says(error)
         named = _WORKER.search(str(reported))
         if named or not isinstance(error, RuntimeError):
@@ -102,7 +106,9 @@ def out_of_memory(trainer: L.Trainer, error: BaseException) -> str:
 
 
 def _as_torch_says(error: Exception) -> Exception:
-    """torch learns of a dead worker from the kernel, and raises wherever the process then is: better here than in a message."""
+    """torch learns of a dead worker from the kernel, and raises wherever the process then is:
+    better here than in a message.
+    """
     try:
         time.sleep(1.0)
     except RuntimeError as reported:
@@ -123,11 +129,13 @@ def missing_ranks() -> list[int]:
         return []
     import torch.distributed as dist
 
-    rank, world_size = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
+    world_size = dist.get_world_size()
     try:
         store = dist.distributed_c10d._get_default_store()
         store.set(f"here/{rank}", "yes")
-        missing, end = set(range(world_size)), time.monotonic() + ROLL_CALL_SECONDS
+        missing = set(range(world_size))
+        end = time.monotonic() + ROLL_CALL_SECONDS
         while missing and time.monotonic() < end:
             missing = {other for other in missing if not store.check([f"here/{other}"])}
             time.sleep(0.1)

@@ -1,6 +1,8 @@
-"""A step whose loss or gradient is not a number changes nothing: decided on the device, counted, and named at the next log.
+"""A step whose loss or gradient is not a number changes nothing: decided on the device, counted,
+and named at the next log.
 
-Nobody waits for the device: the fused AdamW reads the verdict there, and the host learns of it when it reads the log's sums anyway.
+Nobody waits for the device: the fused AdamW reads the verdict there, and the host learns of it when
+it reads the log's sums anyway.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ IN_ALL = 10
 class NonFiniteGuard:
     """The verdicts since the last reading, and how many steps were skipped before.
 
-    Under fp16 an infinite gradient is the loss scaler's everyday business: it skips the step itself, and those are counted apart.
+    Under fp16 an infinite gradient is the loss scaler's everyday business: it skips the step
+    itself, and those are counted apart.
     """
 
     limit: int  # steps in a row that may be skipped
@@ -54,7 +57,9 @@ class NonFiniteGuard:
         self._losses.append((index, loss.detach()))
 
     def judge(self, optimizer: torch.optim.Optimizer, step: int, gradient_norm: Tensor) -> None:
-        """After the backward passes of a step: `optimizer` will leave the weights and its own state alone if any rank met a bad number."""
+        """After the backward passes of a step: `optimizer` will leave the weights and its own state
+        alone if any rank met a bad number.
+        """
         losses = [loss for _, loss in self._losses[self._begun :]]
         self._begun = len(self._losses)
         bad_loss = (
@@ -64,7 +69,8 @@ class NonFiniteGuard:
         )
         bad = torch.stack([bad_loss, ~torch.isfinite(gradient_norm)]).float()
         if distributed.world_size() > 1:
-            # In the device's own queue. Gradients are summed over the ranks, so the norm agrees already; losses do not.
+            # In the device's own queue. Gradients are summed over the ranks, so the norm agrees
+            # already; losses do not.
             torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
         verdict = bad[0] if self.scaled else bad.max()
         self._steps.append((step, bad, verdict))
@@ -72,9 +78,11 @@ class NonFiniteGuard:
             optimizer.found_inf = bad.max()  # type: ignore[attr-defined]
 
     def read(self) -> None:
-        """What happened since the last reading. Every rank must call it at the same step; it waits for the device.
+        """What happened since the last reading. Every rank must call it at the same step; it waits
+        for the device.
 
-        Raises HubertPretrainError when more than `limit` steps in a row, or ten times as many in all, were skipped.
+        Raises HubertPretrainError when more than `limit` steps in a row, or ten times as many in
+        all, were skipped.
         """
         if not self._steps:
             return
@@ -90,7 +98,10 @@ class NonFiniteGuard:
             self.in_a_row = self.in_a_row + 1 if verdict else 0
             longest = max(longest, self.in_a_row)
         self.total += len(skipped)
-        losses, self._losses, self._steps, self._begun = self._losses, [], [], 0
+        losses = self._losses
+        self._losses = []
+        self._steps = []
+        self._begun = 0
         if not skipped:
             return
         names = self._names(losses)
@@ -114,7 +125,9 @@ class NonFiniteGuard:
         return {"total": self.total, "in_a_row": self.in_a_row, "by_scaler": self.by_scaler}
 
     def _names(self, losses: list[tuple[int, Tensor]]) -> list[str]:
-        """The micro-batches of all ranks whose loss was bad; only called where all ranks know of a skipped step."""
+        """The micro-batches of all ranks whose loss was bad; only called where all ranks know of a
+        skipped step.
+        """
         finite = (
             torch.isfinite(torch.stack([loss for _, loss in losses])).tolist() if losses else []
         )

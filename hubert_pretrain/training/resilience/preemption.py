@@ -1,7 +1,9 @@
-"""Leaving in time: a signal or a time limit sets a flag, all ranks agree at a step boundary, save, and end with exit code 75.
+"""Leaving in time: a signal or a time limit sets a flag, all ranks agree at a step boundary, save,
+and end with exit code 75.
 
-Nothing is done in the signal handler itself: a collective or a checkpoint in there hangs when the signal comes in the middle of a backward
-pass (Lightning#21406), which is why Lightning's own handlers are off (training/trainer.py).
+Nothing is done in the signal handler itself: a collective or a checkpoint in there hangs when the
+signal comes in the middle of a backward pass (Lightning#21406), which is why Lightning's own
+handlers are off (training/trainer.py).
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from hubert_pretrain import distributed
 from hubert_pretrain.errors import ConfigError, Preempted, did_you_mean
 
 MARGIN_SECONDS = 120.0
-"""Under SLURM, how long before the end of the job training leaves: a checkpoint and two steps have to fit in."""
+"""Under SLURM, how long before the end of the job training leaves: a checkpoint and two steps have
+to fit in.
+"""
 
 
 class Request:
@@ -32,8 +36,8 @@ class Request:
     def __init__(self, signals: Sequence[str] = (), *, time_limit_minutes: float = 0.0) -> None:
         """
         Args:
-            signals: names of what asks for it.
-            time_limit_minutes: from now; 0: none. The end of a SLURM job (SLURM_JOB_END_TIME) counts in any case.
+            signals: names of what asks for it. time_limit_minutes: from now; 0: none. The end of a
+            SLURM job (SLURM_JOB_END_TIME) counts in any case.
 
         Raises ConfigError for a name that is no signal.
         """
@@ -60,9 +64,12 @@ class Request:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """The signals set the flag while this is open; afterwards they mean what they meant before."""
+        """The signals set the flag while this is open; afterwards they mean what they meant
+        before.
+        """
         if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread can have handlers: in a thread of a notebook there are none
+            # only the main thread can have handlers: in a thread of a notebook there are none
+            yield
             return
         before = {number: signal.signal(number, self._note) for number in self._signals}
         try:
@@ -86,7 +93,9 @@ def signal_number(name: str) -> signal.Signals:
 
 
 def ignore_in_worker(worker: int) -> None:
-    """For a loader's worker: a scheduler signals every process of a job, and workers have to last until the checkpoint is written."""
+    """For a loader's worker: a scheduler signals every process of a job, and workers have to last
+    until the checkpoint is written.
+    """
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
@@ -94,8 +103,8 @@ def ignore_in_worker(worker: int) -> None:
 class Agreement:
     """All ranks learn, one step later, whether any of them raised a flag.
 
-    The sum runs beside the step, on the CPU, and is asked for at the next boundary: no rank waits, no device is synchronised, and all see
-    the same answer at the same step.
+    The sum runs beside the step, on the CPU, and is asked for at the next boundary: no rank waits,
+    no device is synchronised, and all see the same answer at the same step.
     """
 
     def __init__(self, patience: timedelta) -> None:
@@ -111,7 +120,9 @@ class Agreement:
             self._group = dist.new_group(backend="gloo", timeout=patience)
 
     def next(self, flag: bool) -> bool:
-        """Raises this rank's flag for this step; whether any rank's was raised at the step before (alone: at this step)."""
+        """Raises this rank's flag for this step; whether any rank's was raised at the step before
+        (alone: at this step).
+        """
         if self._group is None:
             return flag
         import torch.distributed as dist
@@ -133,7 +144,8 @@ class Agreement:
 
 
 class Preemption(L.Callback):
-    """At each step boundary: does any rank want to leave? Then all save and leave with `Preempted`, at most two steps after the signal.
+    """At each step boundary: does any rank want to leave? Then all save and leave with `Preempted`,
+    at most two steps after the signal.
 
     A validation that runs is finished first.
     """
@@ -144,7 +156,9 @@ class Preemption(L.Callback):
             save: called on every rank with the trainer; returns when the checkpoint is on disk.
             patience: how long ranks wait for each other.
         """
-        self.request, self.save, self.patience = request, save, patience
+        self.request = request
+        self.save = save
+        self.patience = patience
         self._agreement: Agreement | None = None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -154,7 +168,9 @@ class Preemption(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Acts before the first micro-batch of a step: the one before is whole, logged, and validated where that was due."""
+        """Acts before the first micro-batch of a step: the one before is whole, logged, and
+        validated where that was due.
+        """
         if batch_idx % trainer.accumulate_grad_batches or self._agreement is None:
             return
         if self._agreement.next(self.request.made):

@@ -1,11 +1,13 @@
-"""Checkpoints of a training whose weights are cut over the ranks: a folder, through torch's distributed checkpoints (DCP).
+"""Checkpoints of a training whose weights are cut over the ranks: a folder, through torch's
+distributed checkpoints (DCP).
 
     shard-*.safetensors   written by one rank each: its parts of the tensors, and where they belong
     rest.pt               everything else: step, schedule, counters (plain containers)
     checksums.json        sha256 of each file: written last, and without it the folder is no checkpoint
 
-DCP's own format describes its files by a pickle (`.metadata`) that runs what it names when it is read. With safetensors the shards
-describe themselves: nothing here is unpickled but `rest.pt`, by torch's restricted reader.
+DCP's own format describes its files by a pickle (`.metadata`) that runs what it names when it is
+read. With safetensors the shards describe themselves: nothing here is unpickled but `rest.pt`, by
+torch's restricted reader.
 """
 
 from __future__ import annotations
@@ -25,10 +27,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.files import read_json, sha256, sync_folder, write_json
 
-REST, CHECKSUMS = "rest.pt", "checksums.json"
-_WEIGHTS, _OPTIMIZER = "weights", "optimizer"
+REST = "rest.pt"
+CHECKSUMS = "checksums.json"
+_WEIGHTS = "weights"
+_OPTIMIZER = "optimizer"
 _BY_PARAMETER = ("average",)
-"""Entries of a checkpoint that are {name of parameter: tensor} beside the weights: training/ema.py."""
+"""Entries of a checkpoint that are {name of parameter: tensor} beside the weights:
+training/ema.py.
+"""
 
 
 def is_cut(checkpoint: dict[str, Any]) -> bool:
@@ -37,7 +43,9 @@ def is_cut(checkpoint: dict[str, Any]) -> bool:
 
 
 def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """{"state": {name of parameter: {key: tensor}}, "param_groups": [{..., "params": [names]}]}, tensors by reference."""
+    """{"state": {name of parameter: {key: tensor}}, "param_groups": [{..., "params": [names]}]},
+    tensors by reference.
+    """
     names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     groups = [
         {**group, "params": [names[parameter] for parameter in group["params"]]}
@@ -50,14 +58,17 @@ def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def save(checkpoint: dict[str, Any], path: Path, group: Any) -> None:
-    """Writes the folder beside its final place, syncs it, renames it. Every rank must call it with its part of one checkpoint.
+    """Writes the folder beside its final place, syncs it, renames it. Every rank must call it with
+    its part of one checkpoint.
 
-    Raises ArtefactError on every rank when any of them could not write; what was there before is intact.
+    Raises ArtefactError on every rank when any of them could not write; what was there before is
+    intact.
     """
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
     from torch.distributed.checkpoint import save as save_shards
 
-    first, temporary = dist.get_rank() == 0, path.with_name(f".{path.name}.tmp")
+    first = dist.get_rank() == 0
+    temporary = path.with_name(f".{path.name}.tmp")
     tensors, rest = _split(checkpoint)
     try:
         _together(lambda: _prepare(temporary) if first else None, path, group)
@@ -74,14 +85,17 @@ def save(checkpoint: dict[str, Any], path: Path, group: Any) -> None:
 def load(
     path: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], group: Any
 ) -> dict[str, Any]:
-    """Fills this rank's part of the weights and of the optimisers' state; returns the rest. Every rank must call it.
+    """Fills this rank's part of the weights and of the optimisers' state; returns the rest. Every
+    rank must call it.
 
-    The number of ranks may be another than when it was written. Raises ArtefactError when the folder does not fit the network.
+    The number of ranks may be another than when it was written. Raises ArtefactError when the
+    folder does not fit the network.
     """
     from torch.distributed.checkpoint import HuggingFaceStorageReader
     from torch.distributed.checkpoint import load as load_shards
 
-    rest, found = _read_rest(path), _tensors_in(path)
+    rest = _read_rest(path)
+    found = _tensors_in(path)
     wanted: dict[str, Tensor] = {
         f"{_WEIGHTS}/{name}": tensor for name, tensor in module.state_dict().items()
     }
@@ -116,7 +130,9 @@ def load(
 
 
 def load_whole(path: Path) -> dict[str, Any]:
-    """The checkpoint as one process would have written it, on the CPU. Raises ArtefactError when it cannot be read."""
+    """The checkpoint as one process would have written it, on the CPU. Raises ArtefactError when it
+    cannot be read.
+    """
     from torch.distributed.checkpoint import HuggingFaceStorageReader
     from torch.distributed.checkpoint import load as load_shards
 
@@ -149,11 +165,13 @@ def distribute(
     module: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> dict[str, Any]:
-    """Fills this rank's part from a checkpoint that one process wrote, `content` of `path`; returns the rest.
+    """Fills this rank's part from a checkpoint that one process wrote, `content` of `path`; returns
+    the rest.
 
     Raises ArtefactError when it does not fit the network.
     """
-    weights, states = content.pop("state_dict"), content.pop("optimizer_states")
+    weights = content.pop("state_dict")
+    states = content.pop("optimizer_states")
     wanted = module.state_dict()
     if set(weights) != set(wanted):
         other = sorted(set(weights) ^ set(wanted))
@@ -185,7 +203,9 @@ def distribute(
 
 
 def digests(folder: Path) -> dict[str, str] | None:
-    """{file: sha256} of a folder as it was written; None when it was never finished, or shards were added."""
+    """{file: sha256} of a folder as it was written; None when it was never finished, or shards were
+    added.
+    """
     listed = read_json(folder / CHECKSUMS)
     if not isinstance(listed, dict) or not {
         each.name for each in folder.glob("*.safetensors")
@@ -292,8 +312,12 @@ def _tensors_in(path: Path) -> dict[str, Tensor]:
 def _room_for_state(
     found: dict[str, Tensor], number: int, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Gives an optimiser, which has no state before its first step, tensors for what a folder holds; returns them by their names there."""
-    parameters, prefix, room = dict(module.named_parameters()), f"{_OPTIMIZER}{number}/", {}
+    """Gives an optimiser, which has no state before its first step, tensors for what a folder
+    holds; returns them by their names there.
+    """
+    parameters = dict(module.named_parameters())
+    prefix = f"{_OPTIMIZER}{number}/"
+    room = {}
     for name, tensor in found.items():
         if name.startswith(prefix):
             owner, key = name.removeprefix(prefix).rsplit("/", 1)

@@ -18,10 +18,11 @@ from hubert_pretrain.errors import EXIT_HANG
 
 
 class Watchdog(L.Callback):
-    """A step, a validation batch or a saved checkpoint is a heartbeat; none for `minutes`, and the process ends.
+    """A step, a validation batch or a saved checkpoint is a heartbeat; none for `minutes`, and the
+    process ends.
 
-    A thread watches. Where a library holds Python's lock for ever the thread cannot run: for that there is faulthandler's own timer, which
-    needs no lock, fires a quarter later and exits with 1.
+    A thread watches. Where a library holds Python's lock for ever the thread cannot run: for that
+    there is faulthandler's own timer, which needs no lock, fires a quarter later and exits with 1.
     """
 
     def __init__(self, folder: Path, *, minutes: float) -> None:
@@ -30,7 +31,8 @@ class Watchdog(L.Callback):
             folder: gets `hang-rank<n>.txt`.
             minutes: without a heartbeat; 0: no watchdog.
         """
-        self.folder, self.seconds = folder, 60 * minutes
+        self.folder = folder
+        self.seconds = 60 * minutes
         self._beat = time.monotonic()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -40,7 +42,9 @@ class Watchdog(L.Callback):
         self._beat = time.monotonic()
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Starts watching. What comes before the first step (compiling, reading ahead) has to be done in the same time."""
+        """Starts watching. What comes before the first step (compiling, reading ahead) has to be
+        done in the same time.
+        """
         if self.seconds > 0 and self._thread is None:
             self.beat()
             self._stop.clear()

@@ -19,8 +19,12 @@ from hubert_pretrain.frames import SAMPLE_RATE
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
-    """Twelve utterances: 16-bit WAV and FLAC at 16 kHz, 24-bit, stereo, 8 kHz, and two segments of one recording."""
-    folder, draw, utterances = tmp_path / "prepared", np.random.default_rng(0), []
+    """Twelve utterances: 16-bit WAV and FLAC at 16 kHz, 24-bit, stereo, 8 kHz, and two segments of
+    one recording.
+    """
+    folder = tmp_path / "prepared"
+    draw = np.random.default_rng(0)
+    utterances = []
     (folder / "audio").mkdir(parents=True)
     kinds = [
         ("wav", "PCM_16", 16_000, 1),

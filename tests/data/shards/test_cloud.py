@@ -1,4 +1,6 @@
-"""Shards in the clouds: s3 and gs, from servers on localhost that the tests start. Configured as users do it, by environment variables."""
+"""Shards in the clouds: s3 and gs, from servers on localhost that the tests start. Configured as
+users do it, by environment variables.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def anew(url: str) -> AbstractFileSystem:
-    """The file system of a URL. fsspec keeps those it has made by their arguments, not by the environment, so they are forgotten."""
+    """The file system of a URL. fsspec keeps those it has made by their arguments, not by the
+    environment, so they are forgotten.
+    """
     fsspec.get_filesystem_class(url.partition("://")[0]).clear_instance_cache()
     return fsspec.core.url_to_fs(url)[0]
 

@@ -1,4 +1,6 @@
-"""Stage `prepare` into shards, from shards, and the tool that does the former to a finished corpus."""
+"""Stage `prepare` into shards, from shards, and the tool that does the former to a finished
+corpus.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ def prepare(
         valid_fraction=0.2,
         **values,
     )  # type: ignore[arg-type]
-    recipe, workspace = Recipe(name="test", work_dir=str(work_dir), data=data), Workspace(work_dir)
+    recipe = Recipe(name="test", work_dir=str(work_dir), data=data)
+    workspace = Workspace(work_dir)
     folder = workspace.partial_folder("prepare")
     folder.mkdir(parents=True, exist_ok=True)
     stage.run(recipe, workspace, "prepare", folder)
@@ -64,7 +67,8 @@ def prepare(
 def same(one: Corpus, other: Corpus) -> None:
     assert len(one.manifest) == len(other.manifest)
     for row in range(len(one.manifest)):
-        a, b = one.manifest[row], other.manifest[row]
+        a = one.manifest[row]
+        b = other.manifest[row]
         assert (a.id, a.split, a.mean, a.variance, a.num_samples) == (
             b.id,
             b.split,
@@ -97,7 +101,8 @@ def test_an_interrupted_prepare_keeps_its_finished_shards(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = prepare(tmp_path / "whole", FOLDER, root, shards="pcm", shard_megabytes=0.1)
-    write, written = writer.write_shard, []
+    write = writer.write_shard
+    written = []
 
     def dying(corpus: Corpus, assignment: writer.Assignment, *rest: object) -> object:
         if len(written) == 2:
@@ -130,7 +135,8 @@ def test_a_mistyped_format_is_refused_before_anything_is_read(tmp_path: Path) ->
 def test_what_is_bad_in_foreign_shards_is_quarantined(
     tmp_path: Path, make_tar: Callable[..., Path]
 ) -> None:
-    truncated, garbage = sound(1)[:5_000], b"fLaC" + os.urandom(5_000)
+    truncated = sound(1)[:5_000]
+    garbage = b"fLaC" + os.urandom(5_000)
     members = [(f"u{number}.wav", sound(number + 10)) for number in range(4)]
     make_tar(
         [*members, ("cut.wav", truncated), ("bad.flac", garbage), ("zero.wav", b"")], "shards/a.tar"
@@ -179,10 +185,8 @@ def test_shards_behind_a_url_are_prepared_and_read_through_the_cache(
 
 
 def test_where_the_cache_lies_is_no_science() -> None:
-    here, there = (
-        DataConfig(corpus={}, root="x"),
-        DataConfig(corpus={}, root="x", cache_dir="/y", cache_gigabytes=3),
-    )
+    here = DataConfig(corpus={}, root="x")
+    there = DataConfig(corpus={}, root="x", cache_dir="/y", cache_gigabytes=3)
     assert (
         Stage("prepare", "prepare", (), {"data": here}).identity
         == Stage("prepare", "prepare", (), {"data": there}).identity

@@ -145,7 +145,8 @@ def test_long_names_and_folders_are_no_hindrance(make_tar: MakeTar) -> None:
         assert (sample.key, sample.members) == (name, {"seg.txt": b"x"})
 
 
-# -- F21, F22, F24: damaged shards ------------------------------------------------------------------------------------------------
+# -- F21, F22, F24: damaged shards
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,8 @@ def test_a_missing_shard_and_a_command_are_refused(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-# -- F26, F27: hostile shards -----------------------------------------------------------------------------------------------------
+# -- F26, F27: hostile shards
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,8 @@ def test_names_that_lead_out_are_refused(make_tar: MakeTar, name: str) -> None:
 )
 def test_links_and_devices_are_refused(make_tar: MakeTar, kind: bytes) -> None:
     info = tarfile.TarInfo("a.wav")
-    info.type, info.linkname = kind, "/etc/passwd"
+    info.type = kind
+    info.linkname = "/etc/passwd"
     with pytest.raises(DataError, match=r"s\.tar: member 'a\.wav' is (a link|no plain file)"):
         read(make_tar([(info, b"")]))
 
@@ -234,7 +237,8 @@ def test_links_and_devices_are_refused(make_tar: MakeTar, kind: bytes) -> None:
 def test_members_that_would_execute_code_are_refused(
     make_tar: MakeTar, tmp_path: Path, extension: str
 ) -> None:
-    mark, file = tmp_path / "mark", io.BytesIO()
+    mark = tmp_path / "mark"
+    file = io.BytesIO()
     if extension == "npy":
         np.save(file, np.array([Bomb(mark)], dtype=object), allow_pickle=True)
     else:

@@ -41,7 +41,8 @@ def test_a_corpus_in_shards_is_the_same_corpus(corpus: Corpus, tmp_path: Path, f
     assert len(list((tmp_path / "out" / "shards").glob("*.tar"))) > 3
     assert sharded.manifest.splits == corpus.manifest.splits
     for row in range(len(corpus.manifest)):
-        old, new = corpus.manifest[row], sharded.manifest[row]
+        old = corpus.manifest[row]
+        new = sharded.manifest[row]
         assert [
             getattr(new, name)
             for name in ("id", "num_samples", "speaker", "text", "label", "split", "corpus")
@@ -49,7 +50,8 @@ def test_a_corpus_in_shards_is_the_same_corpus(corpus: Corpus, tmp_path: Path, f
             getattr(old, name)
             for name in ("id", "num_samples", "speaker", "text", "label", "split", "corpus")
         ]
-        expected, found = corpus.read(row), sharded.read(row)
+        expected = corpus.read(row)
+        found = sharded.read(row)
         if soundfile.info(old.path).subtype == "PCM_16" and old.source_rate == SAMPLE_RATE:
             assert np.array_equal(found, expected)
             assert (new.mean, new.variance) == (old.mean, old.variance)
@@ -127,7 +129,8 @@ if __name__ == "__main__":
 def test_a_killed_writer_leaves_whole_shards_only_and_is_resumed_to_the_byte(
     corpus: Corpus, tmp_path: Path
 ) -> None:
-    script, folder = tmp_path / "write.py", tmp_path / "killed"
+    script = tmp_path / "write.py"
+    folder = tmp_path / "killed"
     script.write_text(WRITE)
     list(writer.write_shards(corpus, tmp_path / "whole", format="flac", megabytes=SMALL, workers=1))
     process = subprocess.Popen([sys.executable, str(script), str(corpus.folder), str(folder)])
