@@ -46,12 +46,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = HubertConfig(**sizes, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2)  # type: ignore[arg-type]
     for stage in ("it1/pretrain", "it2/pretrain"):
         save_model(run / stage, Hubert(config), head=CodebookHead(16, 8, 5))
-    letters = Vocabulary.of_texts(["ABC"])
+    vocabulary = Vocabulary.of_texts(["ABC"])
     save_model(
-        run / "finetune/letters",
+        run / "finetune/asr",
         Hubert(config),
-        head=CTCHead(16, len(letters)),
-        extra={"vocabulary": list(letters.symbols)},
+        head=CTCHead(16, len(vocabulary)),
+        extra={"vocabulary": list(vocabulary.symbols)},
     )
     Codebook(
         torch.randn(5, 16), HubertLayer(run / "it1/pretrain", 1).fingerprint(), MODEL_GRID

@@ -38,7 +38,7 @@ SMALL = [
         "model.mel_bins=40",
     ),
     *("data=synthetic_small", "trainer=cpu", "trainer.threads=1"),
-    *("export.checkpoints=[it2/pretrain]", "~finetune.letters"),
+    *("export.checkpoints=[it2/pretrain]", "~finetune.asr"),
 ]
 
 
@@ -136,7 +136,7 @@ def test_a_second_of_context_is_a_second_at_both_rates(tmp_path: Path) -> None:
     for name, grid in RECIPES.items():
         recipe = composed(f"data.root={tmp_path}", name=name)
         masks = [recipe.iterations[number].pretrain.mask for number in ("it1", "it2")] + [
-            recipe.finetune["letters"].mask
+            recipe.finetune["asr"].mask
         ]
         assert [mask.span_frames * grid.hop for mask in masks] == [3200] * 3
         assert recipe.model.num_conv_pos_embeddings * grid.hop == 40_960

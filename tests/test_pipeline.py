@@ -25,8 +25,8 @@ STAGES = [
         for iteration in ("it1", "it2")
         for stage in ("cluster", "label", "pretrain")
     ],
-    "finetune/letters",
-    "finetune/voices",
+    "finetune/asr",
+    "finetune/speakers",
     "export",
 ]
 UNDER_WAY = {
@@ -125,8 +125,8 @@ def test_summary_holds_what_was_measured(loop: tuple[Path, str, float]) -> None:
         assert 0 <= facts["masked_accuracy"] <= 1
         assert 0 <= facts["unmasked_accuracy"] <= 1
         assert facts["inertia"] > 0
-    assert set(summary["finetune"]["letters"]) >= {"wer", "cer"}
-    assert 0 <= summary["finetune"]["voices"]["accuracy"] <= 1
+    assert set(summary["finetune"]["asr"]) >= {"wer", "cer"}
+    assert 0 <= summary["finetune"]["speakers"]["accuracy"] <= 1
     assert (Path(summary["export"]["path"]) / "config.json").is_file()
 
 
@@ -169,10 +169,10 @@ def test_exported_model_transcribes_as_our_own_decoder(loop: tuple[Path, str, fl
     work_dir, _, _ = loop
     hypotheses = [
         line.split("\t")
-        for line in (work_dir / "finetune/letters/hypotheses.tsv").read_text().splitlines()[1:]
+        for line in (work_dir / "finetune/asr/hypotheses.tsv").read_text().splitlines()[1:]
     ]
     recogniser = pipeline(
-        "automatic-speech-recognition", model=str(work_dir / "export/finetune/letters")
+        "automatic-speech-recognition", model=str(work_dir / "export/finetune/asr")
     )
     from hubert_pretrain.data.corpus import Corpus
 
@@ -230,7 +230,7 @@ def test_killed_and_resumed_equals_undisturbed(
         for made in (before, after)
     ]
     assert hashes[0] == hashes[1]
-    assert hashes[0] or stage == "export" or stage == "finetune/voices"
+    assert hashes[0] or stage == "export" or stage == "finetune/speakers"
 
 
 def _child(pid: int) -> int:

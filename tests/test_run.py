@@ -39,7 +39,7 @@ def test_help_is_fast_and_lists_what_can_be_chosen(tmp_path: Path) -> None:
 def test_list_shows_every_stage(tmp_path: Path) -> None:
     result = run("+recipe=smoke", "stage=list", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    for stage in ("prepare", "it1/cluster", "it2/pretrain", "finetune/letters", "export"):
+    for stage in ("prepare", "it1/cluster", "it2/pretrain", "finetune/asr", "export"):
         assert stage in result.stdout
     assert "pending" in result.stdout
     assert not (tmp_path / "runs").exists()

@@ -85,6 +85,6 @@ def test_conf_and_recipes_travel_in_the_wheel(site: Path, repository: Path) -> N
 
 def test_stages_run_from_the_wheel(site: Path, tmp_path: Path) -> None:
     assert "base_ls960" in run(site, tmp_path, "--help")
-    assert "finetune/letters" in run(site, tmp_path, "+recipe=smoke", "stage=list")
+    assert "finetune/asr" in run(site, tmp_path, "+recipe=smoke", "stage=list")
     run(site, tmp_path, "+recipe=smoke", "stage=prepare")
     assert (tmp_path / "runs/smoke/prepare/meta.json").is_file()

@@ -1,9 +1,9 @@
-"""Decoding, of audio and of letters: ours against what everybody uses, both sides in one run and in
+"""Decoding, of audio and of CTC output: ours against what everybody uses, both sides in one run and in
 turns.
 
-    python tools/bench_decode.py                                            # generated audio, a letter model of Base's size
+    python tools/bench_decode.py                                            # generated audio, a CTC model of Base's size
     python tools/bench_decode.py transcribe --audio /corpora/LibriSpeech/dev-clean --checkpoint
-    runs/base_ls960/finetune/letters
+    runs/base_ls960/finetune/asr
 
 | row | work | against |
 |---|---|---|
@@ -14,7 +14,7 @@ utterance at a time |
 weights, one file at a time |
 
 Figures are audio-seconds per second; `cpu_ratio` is by processor time. `equal` is the share of
-files where both sides find the same samples or text. Without --checkpoint the letters are those of
+files where both sides find the same samples or text. Without --checkpoint the vocabulary is that of
 random weights: the work is the same, the texts are nonsense.
 """
 
@@ -63,7 +63,7 @@ TINY: dict[str, Any] = {
     },
     **{"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2},
 }
-LETTERS = Vocabulary.of_texts(["ABCDEFGHIJKLMNOPQRSTUVWXYZ' A"])
+VOCABULARY = Vocabulary.of_texts(["ABCDEFGHIJKLMNOPQRSTUVWXYZ' A"])
 
 Figures = dict[str, Any]
 
@@ -131,8 +131,8 @@ def read_files(options: argparse.Namespace, folder: Path, suffix: str) -> Figure
 
 
 def letter_model(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
-    """The folder of --checkpoint, or of random letters; and the same written for transformers."""
-    ours = Path(options.checkpoint or folder / "letters")
+    """The folder of --checkpoint, or of a random CTC model; and the same written for transformers."""
+    ours = Path(options.checkpoint or folder / "asr")
     theirs = folder / "transformers"
     if not options.checkpoint:
         torch.manual_seed(0)
@@ -140,15 +140,15 @@ def letter_model(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]
         save_model(
             ours,
             model,
-            head=CTCHead(model.config.hidden_size, len(LETTERS)),
-            extra={"vocabulary": list(LETTERS.symbols)},
+            head=CTCHead(model.config.hidden_size, len(VOCABULARY)),
+            extra={"vocabulary": list(VOCABULARY.symbols)},
         )
     export_huggingface(theirs, load_checkpoint(ours))
     return ours, theirs
 
 
 def greedy(options: argparse.Namespace, folder: Path) -> Figures:
-    """Scores as a trained letter model has them: a letter in one of four frames, the blank in the
+    """Scores as a trained CTC model has them: a character in one of four frames, the blank in the
     others.
     """
     _, theirs = letter_model(options, folder)
@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help=f"how much of it; without it {MINUTES}")
     parser.add_argument(
         "--checkpoint",
-        help="a letter model, such as runs/demo/finetune/letters; random weights without it",
+        help="a CTC model, such as runs/demo/finetune/asr; random weights without it",
     )
     parser.add_argument(
         "--size", choices=["base", "tiny"], default="base", help="of the random weights"

@@ -35,7 +35,7 @@ from hubert_pretrain.pretrain.loss import SupervisedLayer, masked_prediction_los
 
 TOLERANCE = 1e-5
 RELATIVE_TOLERANCE = 1e-4
-LETTERS = ["<pad>", "<unk>", "|", *"ABCD"]
+VOCABULARY = ["<pad>", "<unk>", "|", *"ABCD"]
 BASE = HubertConfig(
     conv_dim=[24, 24, 32, 32, 32, 40, 40],
     hidden_size=48,
@@ -143,7 +143,7 @@ def markdown(rows: dict[str, Row], columns: list[str]) -> str:
 
 def against_libraries(config: HubertConfig) -> Row:
     """The largest difference in every column, or `CANNOT`."""
-    letters = CTCHead(config.hidden_size, len(LETTERS))
+    ctc_head = CTCHead(config.hidden_size, len(VOCABULARY))
     classes = ClassificationHead(
         config.hidden_size, 5, 20, n_layers=config.num_hidden_layers, weighted_layers=True
     )
@@ -151,10 +151,10 @@ def against_libraries(config: HubertConfig) -> Row:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         spoken = random_model(
-            folder / "letters",
+            folder / "asr",
             config,
-            letters,
-            vocabulary=LETTERS,
+            ctc_head,
+            vocabulary=VOCABULARY,
             transformers={"ctc_loss_reduction": "mean"},
         )
         sorted_ = random_model(folder / "classes", config, classes, classes=list("abcde"))
@@ -211,7 +211,7 @@ def _hidden(report: Report) -> float:
 
 
 def _loss_difference(folder: Path, loaded: LoadedModel) -> float:
-    """Of the CTC loss per letter, mean over two utterances of which one is padded with labels."""
+    """Of the CTC loss per character, mean over two utterances of which one is padded with labels."""
     waveform = probe(loaded, batch=2)
     labels = torch.tensor([[3, 4, 4, 5], [6, 3, -100, -100]])
     lengths = torch.tensor([4, 2])

@@ -1,5 +1,5 @@
-"""Speech files -> text: python tools/transcribe.py runs/demo/finetune/letters speech.wav, or with
-any letter model that can be read.
+"""Speech files -> text: python tools/transcribe.py runs/demo/finetune/asr speech.wav, or with
+any CTC model that can be read.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "model",
-        help="letter model, such as runs/demo/finetune/letters, a folder of transformers, a *.pt of fairseq",
+        help="CTC model, such as runs/demo/finetune/asr, a folder of transformers, a *.pt of fairseq",
     )
     parser.add_argument(
         "files", nargs="+", metavar="file", help="audio of any rate: wav, flac, ogg, opus, mp3"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument(
-        "--dictionary", help="dict.ltr.txt, for a model that does not say its letters"
+        "--dictionary", help="dict.ltr.txt, for a model that does not list its characters"
     )
     options = parser.parse_args(arguments)
 

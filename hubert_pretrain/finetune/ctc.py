@@ -1,5 +1,5 @@
-"""Speech recognition: a letter per frame, trained by CTC (Graves et al. 2006). B utterances, T
-frames, U letters, V vocabulary.
+"""Speech recognition: a character per frame, trained by CTC (Graves et al. 2006). B utterances, T
+frames, U characters, V vocabulary.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class CtcTask:
-    """Letters from speech. Decoded greedily, without a language model."""
+    """Characters from speech. Decoded greedily, without a language model."""
 
     kind = "ctc"
     every_layer = False
@@ -122,7 +122,7 @@ class CtcTask:
         return self._vocabulary.text(greedy_decode(logits[0]))
 
     def score(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-        """Word and letter error rates over all utterances."""
+        """Word and character error rates over all utterances."""
         return {
             "wer": word_error_rate(references, predictions),
             "cer": character_error_rate(references, predictions),
@@ -207,7 +207,7 @@ def _transcripts(manifest: Manifest, rows: Rows) -> list[str]:
     if not any(texts):
         split = manifest[int(rows[0])].split
         raise DataError(
-            f"{manifest.path}: none of the {len(rows)} utterances of split {split!r} has a transcript; letter CTC needs them: "
+            f"{manifest.path}: none of the {len(rows)} utterances of split {split!r} has a transcript; CTC needs them: "
             "give the corpus texts, choose another split, or fine-tune with finetune/classify"
         )
     return texts

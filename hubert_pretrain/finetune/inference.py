@@ -78,7 +78,7 @@ def gather(items: list[Item]) -> list[Item]:
 
 class SpeechRecognizer:
     """A letter model ready to transcribe:
-    ``Recogniser.load("runs/demo/finetune/letters").transcribe("speech.wav")``.
+    ``Recogniser.load("runs/demo/finetune/asr").transcribe("speech.wav")``.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class SpeechRecognizer:
             )
         if "vocabulary" not in loaded.extra:
             raise ArtefactError(
-                f"{path}: does not say which letters its rows stand for; give dictionary=, the path of its dict.ltr.txt"
+                f"{path}: does not list the characters that its outputs stand for; give dictionary=, the path of its dict.ltr.txt"
             )
         return SpeechRecognizer(
             loaded.model, loaded.build_head(), Vocabulary(tuple(loaded.extra["vocabulary"])), device

@@ -53,7 +53,7 @@ class Vocabulary:
             or len(set(self.symbols)) < len(self.symbols)
         ):
             raise ArtefactError(
-                f"not a letter vocabulary: {list(self.symbols)[:8]}...; expected distinct symbols, {BLANK!r} first, "
+                f"not a CTC vocabulary: {list(self.symbols)[:8]}...; expected distinct symbols, {BLANK!r} first, "
                 f"and among them {UNKNOWN!r} and {BOUNDARY!r}"
             )
         object.__setattr__(

@@ -145,7 +145,7 @@ def load_fairseq(
     what `read_pickle` gave, if it was read. fairseq's rows for its four special symbols are kept in
     `extra["fairseq"]["special_embeddings"]`; its softmax runs over them too.
     Raises ArtefactError when the file is damaged, or is no HuBERT that was pretrained with one
-    codebook or fine-tuned on letters.
+    codebook or fine-tuned by CTC.
     """
     path = Path(path)
     file = _parts(read_pickle(path) if content is None else content, path)
@@ -285,7 +285,7 @@ def _ctc_vocabulary(file: _File, overrides: dict[str, Any]) -> ForeignCheckpoint
             ]
         }
     else:
-        notes = [f"it names none of its {rows} letters: give its dict.ltr.txt"]
+        notes = [f"it names none of its {rows} characters: give its dict.ltr.txt"]
     return ForeignCheckpoint(
         file.path,
         file.format,

@@ -28,7 +28,7 @@ from hubert_pretrain.model.config import HubertConfig
 
 
 def export_fairseq(path: str | Path, loaded: LoadedModel) -> None:
-    """Writes a pretraining checkpoint, or for a letter model a CTC one. Raises ArtefactError for
+    """Writes a pretraining checkpoint, or for a fine-tuned model a CTC one. Raises ArtefactError for
     what fairseq's HuBERT cannot compute.
     """
     if loaded.kind == "classify":
@@ -153,7 +153,7 @@ def _unattractive(units: Tensor) -> Tensor:
 
 
 def ctc_rows(loaded: LoadedModel) -> tuple[dict[str, Tensor], list[str], list[int]]:
-    """The letter head with a row for every symbol of a fairseq dictionary, the symbols, and of each
+    """The CTC head with a row for every symbol of a fairseq dictionary, the symbols, and of each
     of our rows its place among them.
 
     fairseq's dictionary begins with <s> (the blank), <pad>, </s>, <unk>. Those that our vocabulary
@@ -163,7 +163,7 @@ def ctc_rows(loaded: LoadedModel) -> tuple[dict[str, Tensor], list[str], list[in
     rows = loaded.head_state["linear.weight"].shape[0]
     if len(vocabulary) != rows or len(set(vocabulary)) != rows:
         raise ArtefactError(
-            f'a letter model must list one distinct symbol per row in extra["vocabulary"]: {rows} rows, {len(vocabulary)} symbols'
+            f'a CTC model must list one distinct symbol per row in extra["vocabulary"]: {rows} rows, {len(vocabulary)} symbols'
         )
     theirs = [BLANK_SWAP.get(symbol, symbol) for symbol in vocabulary]
     if theirs[0] != SPECIAL_NAMES[0]:

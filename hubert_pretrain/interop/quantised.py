@@ -54,7 +54,7 @@ def load_quantised(folder: str | Path, scheme: str) -> Any:
 def _bitsandbytes(**settings: Any) -> Callable[[Any, str | Path], Any]:
     def load(architecture: Any, folder: str | Path) -> Any:
         # Heads stay as they are: they are small, and on some CPUs the 4-bit product wants a
-        # multiple of 32 rows, which letters are not.
+        # multiple of 32 rows, which a CTC head has not.
         config = import_transformers().BitsAndBytesConfig(
             **settings, llm_int8_skip_modules=["lm_head", "classifier"]
         )

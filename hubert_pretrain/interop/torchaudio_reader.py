@@ -1,4 +1,4 @@
-"""Reads state dicts of torchaudio's HuBERT: Wav2Vec2Model (encoder, or with letters),
+"""Reads state dicts of torchaudio's HuBERT: Wav2Vec2Model (encoder, or with a CTC head),
 HuBERTPretrainModel, and its recipe's checkpoints.
 
 Such a file holds tensors and nothing else. What they do not tell (attention heads, strides, the
@@ -52,7 +52,7 @@ def load_torchaudio(
     """A state dict of torchaudio as a network and its head: CodebookHead, LetterHead or none.
 
     overrides: fields of HubertConfig that the file does not tell, such as `num_attention_heads=4,
-    conv_stride=[...]`. dictionary: `dict.ltr.txt` for the letters, with or without the four special
+    conv_stride=[...]`. dictionary: `dict.ltr.txt` for the CTC vocabulary, with or without the four special
     symbols of fairseq. content: what `read_pickle` gave.
     Raises ArtefactError when the file is damaged, no HuBERT, or does not tell enough.
     """
@@ -247,7 +247,7 @@ def _ctc_vocabulary(
     dictionary: str | Path | None,
 ) -> None:
     source.kind = "ctc"
-    source.format = "torchaudio Wav2Vec2Model with letters"
+    source.format = "torchaudio Wav2Vec2Model with a CTC head"
     source.head_state = to_ours(
         weights, ("linear.weight", "linear.bias"), TORCHAUDIO_CTC, str(source.path)
     )
@@ -266,4 +266,4 @@ def _ctc_vocabulary(
             symbols = [symbols[0], *symbols[len(SPECIAL_NAMES) :]]
         source.extra["vocabulary"] = fitting(symbols, rows, Path(dictionary), "dictionary")
     elif note is None:
-        source.notes.append(f"it names none of its {rows} letters: give its dict.ltr.txt")
+        source.notes.append(f"it names none of its {rows} characters: give its dict.ltr.txt")

@@ -4,7 +4,7 @@
 | checkpoint | loads into |
 |---|---|
 | pretraining, one codebook | `HuBERTPretrainModel` (its `.wav2vec2` is the encoder) |
-| letters | `Wav2Vec2Model` with `aux_num_out` |
+| CTC | `Wav2Vec2Model` with `aux_num_out` |
 | anything else | `Wav2Vec2Model`; the head lies in the side file |
 """
 
@@ -91,7 +91,7 @@ def arguments(loaded: LoadedModel) -> dict[str, Any]:
 def compare_torchaudio(
     path: str | Path, loaded: LoadedModel, *, tolerance: float = TOLERANCE
 ) -> Report:
-    """Every layer, the last hidden state and the letters' logits of torchaudio's own network with
+    """Every layer, the last hidden state and the CTC logits of torchaudio's own network with
     an exported file, against ours.
 
     Raises ArtefactError when any differs by more than `tolerance`, or when torchaudio does not find

@@ -6,7 +6,7 @@ written by 4.x or 5.x, without it.
 | weights | `model.safetensors` or its shards, `pytorch_model.bin` |
 | configuration | `config.json` |
 | normalisation | `processor_config.json` or `preprocessor_config.json`: `do_normalize` |
-| letters | `vocab.json`, `added_tokens.json`, `tokenizer_config.json` |
+| CTC vocabulary | `vocab.json`, `added_tokens.json`, `tokenizer_config.json` |
 | pretraining head, and what `transformers` has no field for | `pretraining_head.safetensors`,
 `hubert_pretrain.json`, of our own export |
 """
@@ -231,7 +231,7 @@ def _ctc_vocabulary(
     order = [blank, *(row for row in range(rows) if row != blank)]  # here the blank comes first
     source.head_state = {name: tensor[torch.tensor(order)] for name, tensor in state.items()}
     if symbols is None:
-        source.notes.append(f"no vocab.json names its {rows} letters")
+        source.notes.append(f"no vocab.json names its {rows} characters")
     else:
         source.extra["vocabulary"] = [symbols[row] for row in order]
 

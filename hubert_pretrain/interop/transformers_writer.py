@@ -66,7 +66,7 @@ there, in name and meaning.
 def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
     """Writes `config.json`, `model.safetensors` and what the processor needs into `folder`.
 
-    A letter model must say its vocabulary in `loaded.extra["vocabulary"]` (blank first), a
+    A CTC model must list its vocabulary in `loaded.extra["vocabulary"]` (blank first), a
     classifier its classes in `loaded.extra["classes"]`. Raises ArtefactError when they do not fit
     the head.
     """
@@ -192,7 +192,7 @@ def _feature_extractor(config: HubertConfig) -> Any:
     )
 
 
-# -- letters
+# -- CTC
 # ----------------------------------------------------------------------------------------------------------------------
 
 _SENTENCE_TOKENS = {"bos": "<s>", "eos": "</s>"}

@@ -1,4 +1,4 @@
-"""One network, many languages: a set of adapters and a letter head per language, exchanged in place
+"""One network, many languages: a set of adapters and a CTC head per language, exchanged in place
 (arXiv:2305.13516, section 4.2).
 
 A language is one file, `adapter.<language>.safetensors`, beside the checkpoint whose other weights

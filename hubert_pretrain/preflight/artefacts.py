@@ -80,7 +80,7 @@ def normalisation(models: Mapping[str, HubertConfig]) -> CheckResult:
 def task_labels(
     name: str, task: Task, manifest: Manifest, grid: FrameGrid, splits: Mapping[str, str]
 ) -> CheckResult:
-    """Vocabulary or classes, transcripts that CTC cannot spell (T < U + repeats), letters that
+    """Vocabulary or classes, transcripts that CTC cannot spell (T < U + repeats), characters that
     training never sees: what the stage itself would find when it starts. `splits`: their names by
     their key in the recipe, the one that is trained on first."""
     try:

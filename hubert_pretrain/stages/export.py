@@ -26,7 +26,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     for reference in recipe.export.checkpoints:
         source = workspace.resolve(reference).path
         loaded = load_checkpoint(source)
-        name = "/".join(source.parts[-2:])  # it2/pretrain, finetune/letters, also of another run
+        name = "/".join(source.parts[-2:])  # it2/pretrain, finetune/asr, also of another run
         if name in names.values():
             raise ConfigError(
                 f"export.checkpoints names two folders that end in {name}; export one of them in a run of its own"

@@ -13,5 +13,5 @@ submit it1/pretrain prepare it1/label --gpus-per-node=1 --cpus-per-task=10
 submit it2/cluster prepare it1/pretrain --gpus-per-node=1 --cpus-per-task=10
 submit it2/label prepare it2/cluster --gpus-per-node=1 --cpus-per-task=10
 submit it2/pretrain prepare it2/label --gpus-per-node=1 --cpus-per-task=10
-submit finetune/letters prepare it2/pretrain --gpus-per-node=1 --cpus-per-task=10
-submit export finetune/letters it2/pretrain --cpus-per-task=4
+submit finetune/asr prepare it2/pretrain --gpus-per-node=1 --cpus-per-task=10
+submit export finetune/asr it2/pretrain --cpus-per-task=4

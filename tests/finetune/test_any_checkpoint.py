@@ -40,14 +40,14 @@ def places(tmp_path: Path, tiny: HubertConfig) -> dict[str, Path]:
 
 
 @pytest.fixture
-def letters(tmp_path: Path, tiny: HubertConfig) -> dict[str, Path]:
-    """The same of a letter model."""
+def ctc_models(tmp_path: Path, tiny: HubertConfig) -> dict[str, Path]:
+    """The same of a CTC model."""
     torch.manual_seed(0)
     vocabulary = Vocabulary.of_texts(["ABC"])
     head = CTCHead(16, len(vocabulary))
     torch.nn.init.normal_(head.linear.weight, std=30)  # of many minds
     save_model(
-        tmp_path / "letters",
+        tmp_path / "asr",
         Hubert(tiny),
         head=head,
         extra={"vocabulary": list(vocabulary.symbols)},
@@ -55,10 +55,10 @@ def letters(tmp_path: Path, tiny: HubertConfig) -> dict[str, Path]:
     names = ("huggingface", "fairseq")
     for name in names:
         FORMATS[name].export(
-            tmp_path / "of letters" / name / FORMATS[name].file, load_model(tmp_path / "letters")
+            tmp_path / "of asr" / name / FORMATS[name].file, load_model(tmp_path / "asr")
         )
-    return {name: tmp_path / "of letters" / name / FORMATS[name].file for name in names} | {
-        "ours": tmp_path / "letters"
+    return {name: tmp_path / "of asr" / name / FORMATS[name].file for name in names} | {
+        "ours": tmp_path / "asr"
     }
 
 
@@ -85,16 +85,16 @@ def test_features_of_a_folder_without_safetensors_are_told_apart(places: dict[st
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_transcription_from_every_format(letters: dict[str, Path]) -> None:
+def test_transcription_from_every_format(ctc_models: dict[str, Path]) -> None:
     waveform = torch.cat([torch.randn(3000) * loud for loud in (0.01, 1.0, 0.1, 3.0)])
-    expected = SpeechRecognizer.load(letters["ours"]).transcribe(waveform)
+    expected = SpeechRecognizer.load(ctc_models["ours"]).transcribe(waveform)
     assert expected
-    for name, path in letters.items():
+    for name, path in ctc_models.items():
         assert SpeechRecognizer.load(path).transcribe(waveform) == expected, name
 
 
-def test_bad_waveforms(letters: dict[str, Path], tmp_path: Path) -> None:
-    recogniser = SpeechRecognizer.load(letters["ours"])
+def test_bad_waveforms(ctc_models: dict[str, Path], tmp_path: Path) -> None:
+    recogniser = SpeechRecognizer.load(ctc_models["ours"])
     waveform = np.zeros(8_000, dtype=np.float32)
     soundfile.write(
         tmp_path / "nan.wav",
@@ -112,13 +112,14 @@ def test_bad_waveforms(letters: dict[str, Path], tmp_path: Path) -> None:
         recogniser.transcribe(waveform[:100])  # type: ignore[arg-type]
 
 
-def test_letters_that_are_not_said(letters: dict[str, Path]) -> None:
-    (letters["huggingface"] / "vocab.json").unlink()
-    (letters["huggingface"] / "hubert_pretrain.json").unlink()
+def test_ctc_model_without_vocabulary(ctc_models: dict[str, Path]) -> None:
+    (ctc_models["huggingface"] / "vocab.json").unlink()
+    (ctc_models["huggingface"] / "hubert_pretrain.json").unlink()
     with pytest.raises(
-        ArtefactError, match=r"does not say which letters its rows stand for; give dictionary="
+        ArtefactError,
+        match=r"does not list the characters that its outputs stand for; give dictionary=",
     ):
-        SpeechRecognizer.load(letters["huggingface"])
+        SpeechRecognizer.load(ctc_models["huggingface"])
 
 
 def test_a_checkpoint_of_fairseq_is_exported_by_the_stage(

@@ -147,9 +147,9 @@ def test_the_mean_of_letters_and_the_sum_do_not_depend_on_how_a_step_is_split(
         .item()
         for row in range(4)
     ]
-    letters = [3, 2, 1, 3]
+    lengths = [3, 2, 1, 3]
     assert losses["mean"] == pytest.approx(
-        sum(row / count for row, count in zip(rows, letters, strict=True)), rel=1e-5
+        sum(row / count for row, count in zip(rows, lengths, strict=True)), rel=1e-5
     )
     assert losses["sum"] == pytest.approx(sum(rows), rel=1e-5)
     with pytest.raises(ConfigError, match="did you mean 'mean'"):

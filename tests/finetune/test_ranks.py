@@ -20,17 +20,17 @@ from hubert_pretrain.pipeline.workspace import META, Workspace
 from hubert_pretrain.training.loggers import read_metrics
 from hubert_pretrain.training.resilience.checkpoint_io import VerifiedCheckpointIO, newest
 from tests.finetune.conftest import TINY, make_corpus
-from tests.finetune.test_stage import CTC, VOICES
+from tests.finetune.test_stage import CTC, SPEAKERS
 from tests.pretrain.test_world_sizes import Job, Processes
 
 pytestmark = pytest.mark.xdist_group(
     "ranks of fine-tuning"
 )  # one process makes the fixture for all of them
 
-TASKS = {"letters": CTC, "voices": VOICES}
-RATES = {"letters": 1e-3, "voices": 1e-2}
-"""Of letters so low that the head still says letters at the end: at higher ones it says nothing at
-first.
+TASKS = {"asr": CTC, "speakers": SPEAKERS}
+RATES = {"asr": 1e-3, "speakers": 1e-2}
+"""Low enough for asr that the head still predicts characters at the end; at higher rates it predicts
+nothing at first.
 """
 STEPS = 12
 
@@ -158,8 +158,8 @@ def test_scores_are_of_everything_once(runs: Path, task: str, ranks: int) -> Non
     nothing is heard twice.
     """
     names = {
-        "letters": ("valid/loss", "valid/wer", "valid/cer"),
-        "voices": ("valid/loss", "valid/accuracy"),
+        "asr": ("valid/loss", "valid/wer", "valid/cer"),
+        "speakers": ("valid/loss", "valid/accuracy"),
     }[task]
     one = rows(runs / f"{task}1")
     other = rows(runs / f"{task}{ranks}")
@@ -175,7 +175,7 @@ def test_the_table_of_the_test_split_is_the_same(
     runs: Path, workspace: Workspace, task: str, ranks: int
 ) -> None:
     """Every utterance once, in order, whoever heard it."""
-    name = {"letters": "hypotheses.tsv", "voices": "predictions.tsv"}[task]
+    name = {"asr": "hypotheses.tsv", "speakers": "predictions.tsv"}[task]
     one, other = ((runs / f"{task}{each}" / name).read_text() for each in (1, ranks))
     said = [line.split("\t")[2] for line in one.splitlines()[1:]]
     assert len(said) == 6

@@ -25,7 +25,7 @@ from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.stages import finetune
 
 CTC = {"_target_": "hubert_pretrain.finetune.ctc.CtcTask"}
-VOICES = {
+SPEAKERS = {
     "_target_": "hubert_pretrain.finetune.classify.ClassifyTask",
     "label": "speaker",
     "weighted_layers": True,
@@ -88,21 +88,21 @@ def test_a_file_of_fairseq_is_fine_tuned_like_a_stage(workspace: Workspace, tmp_
     changes = {"checkpoint": str(tmp_path / "hubert.pt"), "norm_over_valid": True, "steps": 4}
     facts = _run(
         workspace,
-        "letters",
+        "asr",
         {**CTC, "reduction": "mean"},
         **changes,
         trainer={"recompute": True, "attention": "eager"},
     )
     assert facts["steps"] == 4
-    folder = workspace.partial_folder("finetune/letters")
+    folder = workspace.partial_folder("finetune/asr")
     export_huggingface(tmp_path / "exported", load_model(folder))
     stored = json.loads((tmp_path / "exported" / "config.json").read_text())
     assert (stored["ctc_loss_reduction"], stored["ctc_zero_infinity"]) == ("mean", True)
 
 
-def test_letters(workspace: Workspace) -> None:
-    facts = _run(workspace, "letters", CTC)
-    folder = workspace.partial_folder("finetune/letters")
+def test_asr(workspace: Workspace) -> None:
+    facts = _run(workspace, "asr", CTC)
+    folder = workspace.partial_folder("finetune/asr")
     assert set(facts) == {"wer", "cer", "steps", "utterances"}
     assert facts["steps"] == 6
     assert json.loads((folder / "config.json").read_text())["extra"]["vocabulary"][0] == "<pad>"
@@ -127,15 +127,15 @@ def test_voices_are_learnt_and_valid_may_be_the_test(workspace: Workspace) -> No
         "learning_rate": 0.003,
         "valid_every_steps": 20,
     }
-    facts = _run(workspace, "voices", VOICES, steps=60, test_split="valid", **changes)
+    facts = _run(workspace, "speakers", SPEAKERS, steps=60, test_split="valid", **changes)
     assert facts["accuracy"] >= 0.75
-    folder = workspace.partial_folder("finetune/voices")
+    folder = workspace.partial_folder("finetune/speakers")
     assert load_model(folder).kind == "classify"
     assert load_model(folder).extra["classes"] == ["buzzing", "pure"]
     assert (folder / "predictions.tsv").read_text().startswith("id\treference\tprediction\tright\n")
 
 
-@pytest.mark.parametrize(("name", "task"), [("letters", CTC), ("voices", VOICES)])
+@pytest.mark.parametrize(("name", "task"), [("asr", CTC), ("speakers", SPEAKERS)])
 def test_a_killed_run_ends_as_if_nothing_had_happened(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, name: str, task: dict[str, Any]
 ) -> None:
@@ -157,7 +157,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     for file in (
         "model.safetensors",
         "config.json",
-        "hypotheses.tsv" if name == "letters" else "predictions.tsv",
+        "hypotheses.tsv" if name == "asr" else "predictions.tsv",
     ):
         assert (workspace.partial_folder(f"finetune/{name}") / file).read_bytes() == (
             workspace.root / "whole" / file
@@ -167,28 +167,28 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
 def test_a_run_killed_after_training_only_tests_again(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = _run(workspace, "letters", CTC)
+    whole = _run(workspace, "asr", CTC)
     monkeypatch.setattr(
         module.FinetuneModule,
         "training_step",
         lambda self, batch, batch_idx: pytest.fail("trained again"),
     )
-    assert _run(workspace, "letters", CTC) == whole
+    assert _run(workspace, "asr", CTC) == whole
 
 
 def test_another_kind_of_checkpoint_is_refused(workspace: Workspace, tiny: HubertConfig) -> None:
     save_model(workspace.begin("finetune/other", "o", {}), Hubert(tiny), head=CTCHead(16, 5))
     workspace.finish("finetune/other", {"fingerprint": "o", "facts": {}})
     with pytest.raises(ArtefactError, match="holds a 'ctc' checkpoint, expected a pretrained one"):
-        _run(workspace, "letters", CTC, checkpoint="finetune/other")
+        _run(workspace, "asr", CTC, checkpoint="finetune/other")
 
 
 def test_bad_splits_stop_it_before_training(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finetune, "fit", None)
-    with pytest.raises(DataError, match=r"set finetune\.letters\.test_split to one of them"):
-        _run(workspace, "letters", CTC, test_split="dev")
+    with pytest.raises(DataError, match=r"set finetune\.asr\.test_split to one of them"):
+        _run(workspace, "asr", CTC, test_split="dev")
 
 
 def test_no_transcripts_stop_it_before_training(
@@ -204,4 +204,4 @@ def test_no_transcripts_stop_it_before_training(
     save_model(tmp_path / "pretrained", Hubert(tiny), head=CodebookHead(16, 8, 5))
     (tmp_path / "pretrained" / "meta.json").write_text('{"fingerprint": "q", "facts": {}}')
     with pytest.raises(DataError, match="has a transcript"):
-        _run(workspace, "letters", CTC, checkpoint=str(tmp_path / "pretrained"))
+        _run(workspace, "asr", CTC, checkpoint=str(tmp_path / "pretrained"))

@@ -115,8 +115,8 @@ def test_empty_split_names_those_that_are_not(corpus: Corpus) -> None:
 
 
 def test_tables_say_what_was_heard(corpus: Corpus) -> None:
-    letters = CtcTask()
-    name, table = letters.table(["a", "b"], ["A B", "C"], ["A B", "D"])
+    ctc = CtcTask()
+    name, table = ctc.table(["a", "b"], ["A B", "C"], ["A B", "D"])
     assert name == "hypotheses.tsv"
     assert table.splitlines() == [
         "id\treference\thypothesis\twer",
@@ -129,13 +129,10 @@ def test_tables_say_what_was_heard(corpus: Corpus) -> None:
 
 
 def test_prediction_of_a_class_and_of_text(corpus: Corpus) -> None:
-    voices = ClassifyTask(label="speaker")
-    letters = CtcTask()
-    _examples(voices, corpus)
-    _examples(letters, corpus)
-    assert voices.predict(torch.tensor([[0.1, 0.9]])) == "pure"
-    path = torch.tensor([[0, *letters.vocabulary.ids("AB A"), 0]])
-    assert (
-        letters.predict(torch.nn.functional.one_hot(path, len(letters.vocabulary)).float())
-        == "AB A"
-    )
+    speakers = ClassifyTask(label="speaker")
+    ctc = CtcTask()
+    _examples(speakers, corpus)
+    _examples(ctc, corpus)
+    assert speakers.predict(torch.tensor([[0.1, 0.9]])) == "pure"
+    path = torch.tensor([[0, *ctc.vocabulary.ids("AB A"), 0]])
+    assert ctc.predict(torch.nn.functional.one_hot(path, len(ctc.vocabulary)).float()) == "AB A"

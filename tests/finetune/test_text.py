@@ -47,7 +47,7 @@ def test_unknown_characters_are_kept_apart_and_counted() -> None:
     [(), ("A", BLANK, UNKNOWN, BOUNDARY), (BLANK, "A"), (BLANK, UNKNOWN, BOUNDARY, "A", "A")],
 )
 def test_a_vocabulary_without_what_decoding_needs_is_refused(symbols: tuple[str, ...]) -> None:
-    with pytest.raises(ArtefactError, match="not a letter vocabulary"):
+    with pytest.raises(ArtefactError, match="not a CTC vocabulary"):
         Vocabulary(symbols)
 
 

@@ -1,4 +1,4 @@
-"""tools/transcribe.py on a model of random letters."""
+"""tools/transcribe.py on a CTC model of random weights."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def model(tmp_path: Path, tiny: HubertConfig) -> Path:
     torch.manual_seed(0)
     vocabulary = Vocabulary.of_texts(["ABC"])
     save_model(
-        tmp_path / "letters",
+        tmp_path / "asr",
         Hubert(tiny),
         head=CTCHead(16, len(vocabulary)),
         extra={"vocabulary": list(vocabulary.symbols)},
     )
-    return tmp_path / "letters"
+    return tmp_path / "asr"
 
 
 @pytest.fixture

@@ -210,7 +210,7 @@ def test_the_speech_recognition_pipeline_says_what_we_say(
     )
     with torch.inference_mode():
         states = loaded.model(torch.from_numpy(normalised)[None]).last
-        # A random network says one letter all the time; one that subtracts what its frames have in
+        # A random network predicts one character all the time; one that subtracts what its frames have in
         # common changes its mind.
         loaded.head_state["linear.bias"] = -loaded.head_state["linear.weight"] @ states[0].mean(0)
         path = loaded.build_head()(states)[0].argmax(-1).tolist()

@@ -49,7 +49,7 @@ def tones(text: str) -> Tensor:
 
 
 def trained(folder: Path) -> LoadedModel:
-    """A random network whose letters are fitted, frame by frame, to some texts of tones: enough to
+    """A random network whose characters are fitted, frame by frame, to some texts of tones: enough to
     hear others.
     """
     torch.manual_seed(0)

@@ -45,7 +45,7 @@ def workspace(tmp_path: Path) -> Workspace:
     torch.manual_seed(0)
     workspace = Workspace(tmp_path / "run")
     finished(workspace, "it2/pretrain", CodebookHead(16, 8, 10))
-    finished(workspace, "finetune/letters", CTCHead(16, 4), vocabulary=["<pad>", "<unk>", "|", "A"])
+    finished(workspace, "finetune/asr", CTCHead(16, 4), vocabulary=["<pad>", "<unk>", "|", "A"])
     return workspace
 
 
@@ -59,12 +59,12 @@ def test_facts_and_folders(workspace: Workspace) -> None:
     (partial / "it2" / "pretrain" / "model.safetensors").write_bytes(
         b"half a file"
     )  # of a killed run
-    facts = run(recipe("finetune/letters", "it2/pretrain"), workspace, "export", partial)
-    assert facts["path"] == str(workspace.folder("export") / "finetune" / "letters")
+    facts = run(recipe("finetune/asr", "it2/pretrain"), workspace, "export", partial)
+    assert facts["path"] == str(workspace.folder("export") / "finetune" / "asr")
     assert (
         facts["folders"].keys()
         == facts["max_difference"].keys()
-        == {"finetune/letters", "it2/pretrain"}
+        == {"finetune/asr", "it2/pretrain"}
     )
     assert max(facts["max_difference"].values()) < 1e-5
     assert json.loads((partial / "report.json").read_text())["it2/pretrain"].keys() == {

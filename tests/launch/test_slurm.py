@@ -27,7 +27,7 @@ STAGES = [
     "prepare",
     *[f"{it}/{verb}" for it in ("it1", "it2") for verb in ("cluster", "label", "pretrain")],
 ]
-STAGES += ["finetune/letters", "finetune/voices", "export"]
+STAGES += ["finetune/asr", "finetune/speakers", "export"]
 WORDS = ["+recipe=smoke", "launch=slurm", "launch.resources.cpus=3", "stage=all", "seed=7"]
 
 
@@ -204,7 +204,7 @@ def test_devices_and_nodes_of_the_trainer_are_those_of_what_trains(
 ) -> None:
     words = ["trainer.devices=2", "trainer.num_nodes=2", "trainer.accelerator=gpu"]
     words += [f"iterations.{it}.pretrain.micro_batch_seconds=4" for it in ("it1", "it2")]
-    words += [f"finetune.{task}.micro_batch_seconds=4" for task in ("letters", "voices")]
+    words += [f"finetune.{task}.micro_batch_seconds=4" for task in ("asr", "speakers")]
     submit(workspace, *words)
     scripts = {
         str(option(script, "job-name")).removeprefix("smoke:"): script
@@ -214,7 +214,7 @@ def test_devices_and_nodes_of_the_trainer_are_those_of_what_trains(
         name: tuple(option(script, key) for key in ("nodes", "ntasks-per-node", "gpus-per-node"))
         for name, script in scripts.items()
     }
-    assert asked["it1/pretrain"] == asked["finetune/voices"] == ("2", "2", "2")
+    assert asked["it1/pretrain"] == asked["finetune/speakers"] == ("2", "2", "2")
     assert asked["it1/cluster"] == ("1", "1", "1")
     assert asked["prepare"] == asked["export"] == ("1", "1", None)
 

@@ -1,4 +1,4 @@
-"""Adapters and letter heads per language: exchanged in place, refused when they do not fit."""
+"""Adapters and CTC heads per language: exchanged in place, refused when they do not fit."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ READABLE = [name for name, form in FORMATS.items() if form.returns]
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """<format>/<kind>/... of a pretrained and of a letter model."""
+    """<format>/<kind>/... of a pretrained and of a CTC model."""
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
     for kind, head in (

@@ -44,9 +44,9 @@ def test_values_arrive() -> None:
         *(
             "trainer.attention=eager",
             "trainer.recompute=true",
-            "finetune.letters.norm_over_valid=true",
+            "finetune.asr.norm_over_valid=true",
         ),
-        *("finetune.letters.channel_mask.lengths=uniform", "+finetune.letters.task.reduction=mean"),
+        *("finetune.asr.channel_mask.lengths=uniform", "+finetune.asr.task.reduction=mean"),
     )
     mask = recipe.iterations["it1"].pretrain.mask
     assert (mask.lengths, mask.length_other, mask.overlap, mask.min_space) == (
@@ -56,8 +56,8 @@ def test_values_arrive() -> None:
         2,
     )
     assert (recipe.trainer.attention, recipe.trainer.recompute) == ("eager", True)
-    letters = recipe.finetune["letters"]
-    assert (letters.norm_over_valid, letters.channel_mask.lengths, letters.task["reduction"]) == (
+    asr = recipe.finetune["asr"]
+    assert (asr.norm_over_valid, asr.channel_mask.lengths, asr.task["reduction"]) == (
         True,
         "uniform",
         "mean",
@@ -93,7 +93,7 @@ def test_their_defaults_are_no_part_of_a_fingerprint() -> None:
             [f"{MASK}.lengths=normel"],
             r"mask\.lengths='normel': expected one of static.*did you mean 'normal'",
         ),
-        (["finetune.letters.mask.lengths=x"], r"finetune\.letters\.mask\.lengths='x'"),
+        (["finetune.asr.mask.lengths=x"], r"finetune\.asr\.mask\.lengths='x'"),
         (
             [f"{MASK}.lengths=uniform", f"{MASK}.length_other=99"],
             r"length_other=99\.0 is the shortest span of lengths=uniform",

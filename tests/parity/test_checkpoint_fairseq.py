@@ -98,7 +98,7 @@ def test_a_dictionary_sorted_by_frequency(file: Path, tmp_path: Path) -> None:
 def fine_tuned(file: Path, *, old: bool, dictionary: bool) -> dict[str, Any]:
     """A CTC checkpoint as fairseq's trainer writes one, made of a pretraining checkpoint."""
     content = read_pickle(file)
-    letters = [*SPECIAL_NAMES, "|", "E", "T", "A"]
+    symbols = [*SPECIAL_NAMES, "|", "E", "T", "A"]
     settings = plain(content["cfg"])["model"]
     task = plain(content["cfg"])["task"]
     head = {"w2v_encoder.proj.weight": torch.randn(8, 64), "w2v_encoder.proj.bias": torch.randn(8)}
@@ -139,7 +139,7 @@ def fine_tuned(file: Path, *, old: bool, dictionary: bool) -> dict[str, Any]:
         config: dict[str, Any] = {"args": flat}
     else:
         config = {"args": None, "cfg": {"model": model, "task": {**task, "fine_tuning": True}}}
-    state = {"task_state": {"target_dictionary": Dictionary(letters)}} if dictionary else {}
+    state = {"task_state": {"target_dictionary": Dictionary(symbols)}} if dictionary else {}
     return {
         **config,
         "model": OrderedDict(

@@ -122,7 +122,7 @@ def test_encoder(tmp_path: Path, variant: dict[str, Any], wrapped: bool) -> None
     assert_equal_outputs(loaded, theirs)
 
 
-def test_letters(tmp_path: Path, variant: dict[str, Any]) -> None:
+def test_ctc(tmp_path: Path, variant: dict[str, Any]) -> None:
     theirs = perturbed(torchaudio.models.wav2vec2_model(**variant, aux_num_out=5))
     torch.save(theirs.state_dict(), tmp_path / "x.pt")
     (tmp_path / "dict.ltr.txt").write_text("| 9\nE 5\nT 4\nA 3\n")
@@ -184,7 +184,7 @@ def test_published_sizes_need_no_telling(tmp_path: Path, monkeypatch: pytest.Mon
     ) == (3072, False, 16)
 
 
-@pytest.mark.parametrize("kind", ["encoder", "letters", "pretraining"])
+@pytest.mark.parametrize("kind", ["encoder", "asr", "pretraining"])
 def test_given_back_it_loads_into_torchaudio_bit_for_bit(
     tmp_path: Path, variant: dict[str, Any], kind: str
 ) -> None:
@@ -194,9 +194,7 @@ def test_given_back_it_loads_into_torchaudio_bit_for_bit(
         theirs = perturbed(torchaudio.models.hubert_pretrain_model(**variant, **MASK))
     else:
         theirs = perturbed(
-            torchaudio.models.wav2vec2_model(
-                **variant, aux_num_out=5 if kind == "letters" else None
-            )
+            torchaudio.models.wav2vec2_model(**variant, aux_num_out=5 if kind == "asr" else None)
         )
     torch.save(theirs.state_dict(), tmp_path / "x.pt")
     loaded = load_checkpoint(tmp_path / "x.pt", num_attention_heads=4)

@@ -152,7 +152,7 @@ def test_adapters_that_are_missing_are_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["safetensors", "bin", "shards"])
 @pytest.mark.parametrize("settings", [{}, LARGE], ids=["base", "large"])
-def test_letters(tmp_path: Path, settings: dict[str, Any], form: str) -> None:
+def test_ctc(tmp_path: Path, settings: dict[str, Any], form: str) -> None:
     """As fine-tuned models are published: the blank anywhere, its name in brackets, old names of
     weights, a *.bin.
     """

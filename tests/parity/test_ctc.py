@@ -1,4 +1,4 @@
-"""Letter CTC and classification against transformers' own classes and against the definition of
+"""Character CTC and classification against transformers' own classes and against the definition of
 CTC.
 """
 
@@ -70,37 +70,37 @@ def test_half_precision_logits_are_summed_in_fp32() -> None:
 
 
 @pytest.fixture(scope="module")
-def letters() -> Vocabulary:
+def vocabulary() -> Vocabulary:
     return Vocabulary.of_texts(["THE QUICK BROWN FOX'S", "JUMPS OVER A LAZY DOG"])
 
 
 @pytest.fixture(scope="module")
-def tokenizer(letters: Vocabulary, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def tokenizer(vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     import json
 
     from transformers import Wav2Vec2CTCTokenizer
 
     path = tmp_path_factory.mktemp("tokenizer") / "vocab.json"
-    path.write_text(json.dumps({symbol: index for index, symbol in enumerate(letters.symbols)}))
+    path.write_text(json.dumps({symbol: index for index, symbol in enumerate(vocabulary.symbols)}))
     return Wav2Vec2CTCTokenizer(str(path), bos_token=None, eos_token=None)
 
 
-def test_decoding_is_that_of_transformers(letters: Vocabulary, tokenizer) -> None:  # type: ignore[no-untyped-def]
+def test_decoding_is_that_of_transformers(vocabulary: Vocabulary, tokenizer) -> None:  # type: ignore[no-untyped-def]
     generator = np.random.default_rng(0)
     for _ in range(200):
         # Few symbols, so that repeats, blanks, double and outer boundaries are frequent.
         logits = torch.from_numpy(
-            generator.normal(size=(30, len(letters)))
-            + np.where(np.arange(len(letters)) < 5, 2.0, 0.0)
+            generator.normal(size=(30, len(vocabulary)))
+            + np.where(np.arange(len(vocabulary)) < 5, 2.0, 0.0)
         )
-        assert letters.text(greedy_decode(logits)) == tokenizer.decode(logits.argmax(-1))
+        assert vocabulary.text(greedy_decode(logits)) == tokenizer.decode(logits.argmax(-1))
 
 
-def test_loss_is_that_of_transformers_ctc_class(letters: Vocabulary) -> None:
+def test_loss_is_that_of_transformers_ctc_class(vocabulary: Vocabulary) -> None:
     from transformers import HubertConfig, HubertForCTC
 
     config = HubertConfig(
-        vocab_size=len(letters), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=[8] * 7,
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=[8] * 7,
         num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, feat_extract_norm="layer", pad_token_id=0, ctc_loss_reduction="sum",
         ctc_zero_infinity=True,
     )  # fmt: skip
@@ -109,7 +109,7 @@ def test_loss_is_that_of_transformers_ctc_class(letters: Vocabulary) -> None:
     waveform = torch.randn(2, 16000)
     attention = torch.ones(2, 16000, dtype=torch.long)
     attention[1, 12000:] = 0
-    texts = [letters.ids("QUICK FOX"), letters.ids("A DOG")]
+    texts = [vocabulary.ids("QUICK FOX"), vocabulary.ids("A DOG")]
     labels = torch.full((2, len(texts[0])), -100)
     for row, ids in enumerate(texts):
         labels[row, : len(ids)] = torch.tensor(ids)

@@ -34,7 +34,7 @@ VOCABULARY = ["<pad>", "|", "A", "B"]
 
 
 def checkpoint(folder: Path, **changes: Any) -> LoadedModel:
-    """A saved letter model in which every tensor is random."""
+    """A saved CTC model in which every tensor is random."""
     torch.manual_seed(0)
     model = Hubert(dataclasses.replace(SMALL, **changes))
     head = CTCHead(32, len(VOCABULARY))

@@ -335,7 +335,7 @@ def test_letters_in_training(name: str, reduction: str, zero_infinity: bool) -> 
     waveform, valid, attention_mask = batch(11_000)
     lengths = torch.tensor(
         [5, 40 if zero_infinity else 3]
-    )  # 40 letters do not fit 34 frames: an infinite loss
+    )  # 40 characters do not fit 34 frames: an infinite loss
     labels = torch.randint(1, 7, (2, 40)).masked_fill(torch.arange(40) >= lengths[:, None], -100)
     torch.manual_seed(5)
     logits = head(ours.train()(waveform, valid=valid).last)

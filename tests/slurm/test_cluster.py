@@ -129,8 +129,8 @@ def timed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[s
 def test_the_loop_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     work_dir = tmp_path / "the whole loop ü"
     short = [
-        "~finetune.voices",
-        "export.checkpoints=[finetune/letters]",
+        "~finetune.speakers",
+        "export.checkpoints=[finetune/asr]",
         "iterations.it1.pretrain.steps=10",
         "iterations.it2.pretrain.steps=10",
     ]
@@ -145,7 +145,7 @@ def test_the_loop_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
         "it1/label",
         "it1/pretrain",
         "it2/pretrain",
-        "finetune/letters",
+        "finetune/asr",
         "export",
     ):
         assert (work_dir / stage / "meta.json").is_file(), logs(work_dir)

@@ -59,8 +59,8 @@ def test_two_processes_train_what_one_does(run: Path, labelled: Path, tmp_path: 
     exported = torchrun(
         run,
         "stage=export",
-        "~finetune.voices",
-        "~finetune.letters",
+        "~finetune.speakers",
+        "~finetune.asr",
         "export.checkpoints=[it1/pretrain]",
         *words[1:],
     )
