@@ -72,16 +72,16 @@ class CommonVoice:
                 "train",
             ):  # what is held out is known before the training tables are read
                 for table in self.tables[split]:
-                    for claim in self._table(home, table, split):
+                    for utterance in self._table(home, table, split):
                         if (
                             split == "train"
                             and table in _WIDE
-                            and {claim.id, claim.speaker} & held_out
+                            and {utterance.id, utterance.speaker} & held_out
                         ):
                             continue
                         if split != "train":
-                            held_out |= {claim.id, claim.speaker} - {""}
-                        yield claim
+                            held_out |= {utterance.id, utterance.speaker} - {""}
+                        yield utterance
 
     def _home(self, language: str) -> Path:
         places = [

@@ -81,7 +81,7 @@ class Folder:
                 {"path": path.relative_to(self.root).as_posix()} for path in audio_below(self.root)
             )
         for row in found:
-            yield self._claim(row, by_folders)
+            yield self._utterance(row, by_folders)
 
     def _first_paths(self) -> Iterator[str]:
         """The path of one audio file directly below the root, and of one in each folder there: they
@@ -151,7 +151,7 @@ class Folder:
             f"{', but that of other files does' if known else ''}; move it, or split by data.corpus.split_by=hash"
         )
 
-    def _claim(self, row: dict[str, str], by_folders: bool) -> SourceUtterance:
+    def _utterance(self, row: dict[str, str], by_folders: bool) -> SourceUtterance:
         path = row["path"]
         id = row.get("id") or str(Path(path).with_suffix("").as_posix())
         return SourceUtterance(

@@ -77,15 +77,19 @@ class ManifestFile:
             root=self.root, columns=self.columns, rate=self.rate, ids=self.ids, folder=folder
         )
         for split, path in self.paths:
-            for number, (place, claim) in enumerate(
+            for number, (place, utterance) in enumerate(
                 registry.read(path, self.format, reading, split)
             ):
-                if number == 0 and "://" not in str(claim.path) and not Path(claim.path).is_file():
+                if (
+                    number == 0
+                    and "://" not in str(utterance.path)
+                    and not Path(utterance.path).is_file()
+                ):
                     raise DataError(
-                        f"{place} names {str(claim.path)!r}, which is not there; "
+                        f"{place} names {str(utterance.path)!r}, which is not there; "
                         "restore the audio, or say what paths are relative to with data.corpus.root"
                     )
-                yield place, claim
+                yield place, utterance
 
 
 def _by_split(

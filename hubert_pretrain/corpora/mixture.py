@@ -35,8 +35,8 @@ class Mixture:
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         """Every utterance of every corpus, one corpus after the other."""
         for name, source in self.corpora.items():
-            for claim in source.utterances(folder / name):
-                yield replace(claim, id=f"{name}/{claim.id}", corpus=name)
+            for utterance in source.utterances(folder / name):
+                yield replace(utterance, id=f"{name}/{utterance.id}", corpus=name)
 
     def download(self, mirror: str | None = None) -> None:
         """Fetches what the corpora lack that can be had this way. The others are there, or

@@ -102,9 +102,9 @@ class SpeechCommands:
         if self.classes == 12:
             for noise in common.audio_in(common.existing(home / _NOISE, _LAYOUT)):
                 yield from (
-                    claim
-                    for claim in _silence(noise)
-                    if not (claim.split == "test" and self.official_test)
+                    utterance
+                    for utterance in _silence(noise)
+                    if not (utterance.split == "test" and self.official_test)
                 )
         if self.official_test:
             yield from _official_test(home.parent / _TEST_NAME)

@@ -111,49 +111,51 @@ class SpeedPerturbation:
         copy = partial(
             self._copies, folder / FOLDER, held_out=self._held_out(self.corpus.utterances(folder))
         )
-        for claims in _in_order(copy, self.corpus.utterances(folder), self.workers):
-            yield from claims
+        for utterances in _in_order(copy, self.corpus.utterances(folder), self.workers):
+            yield from utterances
 
-    def _held_out(self, claims: Iterable[SourceUtterance]) -> float:
+    def _held_out(self, utterances: Iterable[SourceUtterance]) -> float:
         """Ids of `train` whose `share_of` is below this number are validated on: as `prepare`
         chooses them, at least one.
         """
         least = 1.0
-        for claim in claims:
-            if claim.split == "valid" or self.valid_fraction <= 0:
+        for utterance in utterances:
+            if utterance.split == "valid" or self.valid_fraction <= 0:
                 return 0.0
-            least = min(least, share_of(claim.id, "valid")) if claim.split == "train" else least
+            least = (
+                min(least, share_of(utterance.id, "valid")) if utterance.split == "train" else least
+            )
         return max(self.valid_fraction, math.nextafter(least, 1.0))
 
     def _copies(
-        self, folder: Path, claim: SourceUtterance, held_out: float
+        self, folder: Path, utterance: SourceUtterance, held_out: float
     ) -> list[SourceUtterance]:
-        claim = replace(claim, corpus=claim.corpus or corpus_name(self.corpus))
-        if claim.split == "train" and share_of(claim.id, "valid") < held_out:
-            claim = replace(claim, split="valid")
-        if claim.split != "train":
-            return [claim]
+        utterance = replace(utterance, corpus=utterance.corpus or corpus_name(self.corpus))
+        if utterance.split == "train" and share_of(utterance.id, "valid") < held_out:
+            utterance = replace(utterance, split="valid")
+        if utterance.split != "train":
+            return [utterance]
         try:
-            return [claim, *(self._copy(folder, claim, factor) for factor in self.factors)]
+            return [utterance, *(self._copy(folder, utterance, factor) for factor in self.factors)]
         except DataError:
-            return [claim]
+            return [utterance]
 
-    def _copy(self, folder: Path, claim: SourceUtterance, factor: float) -> SourceUtterance:
+    def _copy(self, folder: Path, utterance: SourceUtterance, factor: float) -> SourceUtterance:
         name = f"speed{factor:g}"
         # Ids may hold anything; the hash also spreads the files over folders of a few thousand.
-        key = f"{derive(claim.id, name):016x}"
+        key = f"{derive(utterance.id, name):016x}"
         path = folder / name / key[:2] / f"{key}.flac"
-        if not _is_newer(path, claim.path):
-            _write(path, change_speed(_whole(claim), factor))
+        if not _is_newer(path, utterance.path):
+            _write(path, change_speed(_whole(utterance), factor))
         rate = rate_of(factor)
-        phones = claim.phones and [
+        phones = utterance.phones and [
             (phone, resampled_length(start, rate), resampled_length(end, rate))
-            for phone, start, end in claim.phones
+            for phone, start, end in utterance.phones
         ]
         speaker = (
-            f"{claim.speaker}-{name}"
-            if claim.speaker and self.speakers == "suffix"
-            else claim.speaker
+            f"{utterance.speaker}-{name}"
+            if utterance.speaker and self.speakers == "suffix"
+            else utterance.speaker
         )
         place = {
             "path": str(path),
@@ -163,7 +165,9 @@ class SpeedPerturbation:
             "offset": -1,
             "num_bytes": -1,
         }
-        return replace(claim, id=f"{claim.id}-{name}", speaker=speaker, phones=phones, **place)  # type: ignore[arg-type]
+        return replace(
+            utterance, id=f"{utterance.id}-{name}", speaker=speaker, phones=phones, **place
+        )  # type: ignore[arg-type]
 
 
 def change_speed(waveform: Waveform, factor: float) -> Waveform:
@@ -183,24 +187,31 @@ def rate_of(factor: float) -> int:
     return round(SAMPLE_RATE * factor)
 
 
-def _whole(claim: SourceUtterance) -> Waveform:
-    """The audio of a claim. Raises DataError when it is not there in full."""
+def _whole(utterance: SourceUtterance) -> Waveform:
+    """The audio of a utterance. Raises DataError when it is not there in full."""
     if (
-        claim.num_samples is None
+        utterance.num_samples is None
         # of a segment there is a length to compare with; a long recording is not probed for each of its
         # own
     ):
         refuse_other_length(
-            claim, scan(claim.path, offset=claim.offset, num_bytes=claim.num_bytes).num_samples
+            utterance,
+            scan(
+                utterance.path, offset=utterance.offset, num_bytes=utterance.num_bytes
+            ).num_samples,
         )
     waveform = audio.read(
-        claim.path, claim.start, claim.num_samples, offset=claim.offset, num_bytes=claim.num_bytes
+        utterance.path,
+        utterance.start,
+        utterance.num_samples,
+        offset=utterance.offset,
+        num_bytes=utterance.num_bytes,
     )
-    if (claim.num_samples is not None and len(waveform) < claim.num_samples) or not np.isfinite(
-        waveform
-    ).all():
+    if (
+        utterance.num_samples is not None and len(waveform) < utterance.num_samples
+    ) or not np.isfinite(waveform).all():
         raise DataError(
-            f"{claim.path}: segment {claim.id!r} ends behind its recording, or holds NaN; mend the segments"
+            f"{utterance.path}: segment {utterance.id!r} ends behind its recording, or holds NaN; mend the segments"
         )
     return waveform
 

@@ -74,9 +74,9 @@ class WebDataset:
         with ThreadPoolExecutor(usable_cores()) as pool:
             found = pool.map(lambda named: self._index(named[1], folder / INDEX_FOLDER), shards)
             for (split, shard), index in zip(shards, found, strict=True):
-                yield from (self._claim(entry, shard, split) for entry in index.entries)
+                yield from (self._utterance(entry, shard, split) for entry in index.entries)
 
-    def _claim(self, entry: Entry, shard: str, split: str) -> SourceUtterance:
+    def _utterance(self, entry: Entry, shard: str, split: str) -> SourceUtterance:
         said = entry.fields or {}
         id = (
             f"{os.path.basename(shard).partition('.')[0]}/{entry.id}"

@@ -53,12 +53,12 @@ class WithAlignments:
         name = corpus_name(self.corpus)
         total = matched = 0
         other = ""
-        for claim in self.corpus.utterances(folder):
-            phones = files.find(claim.id)
+        for utterance in self.corpus.utterances(folder):
+            phones = files.find(utterance.id)
             total = total + 1
             matched = matched + (phones is not None)
-            other = other or ("" if phones is not None else claim.id)
-            yield replace(claim, phones=phones, corpus=claim.corpus or name)
+            other = other or ("" if phones is not None else utterance.id)
+            yield replace(utterance, phones=phones, corpus=utterance.corpus or name)
         if total and not matched:
             raise DataError(
                 f"{files.path}: aligns none of the {total} utterances; they are called such as {other!r}, the alignments such as "

@@ -68,10 +68,10 @@ def read(path: Path, reading: Reading) -> Iterator[Record]:
     count = 0
     for (number, line), text in _with_texts(path, rows):
         count += 1
-        claim = _utterance(line, f"{path}: line {number}", text, reading, home)
+        utterance = _utterance(line, f"{path}: line {number}", text, reading, home)
         if count <= _LOOKED_AT or count % _LOOKED_AT == 0:
-            _refuse_other_rate(claim, line, f"{path}: line {number}", reading)
-        yield f"{path}: line {number}", claim
+            _refuse_other_rate(utterance, line, f"{path}: line {number}", reading)
+        yield f"{path}: line {number}", utterance
     if not count:
         raise DataError(f"{path}: has no lines below its root; add one for each utterance")
 
@@ -97,14 +97,14 @@ def _utterance(line: str, place: str, text: str, reading: Reading, home: Path) -
     )
 
 
-def _refuse_other_rate(claim: SourceUtterance, line: str, place: str, reading: Reading) -> None:
+def _refuse_other_rate(utterance: SourceUtterance, line: str, place: str, reading: Reading) -> None:
     """The one mistake of which every length is a sign: samples counted at the rate of the files,
     which nobody has named.
     """
-    if claim.expected_samples is None or "://" in str(claim.path):
+    if utterance.expected_samples is None or "://" in str(utterance.path):
         return
     try:
-        header = read_header(claim)
+        header = read_header(utterance)
     except DataError:
         return  # `prepare` puts it aside with the reason
     if header.rate != reading.rate and header.num_samples == int(line.rpartition("\t")[2]):
@@ -167,7 +167,7 @@ def count_symbols(paths: Iterable[Path]) -> Counter[str]:
     return counts
 
 
-def write(target: Path, claims: Callable[[], Iterator[SourceUtterance]]) -> None:
+def write(target: Path, utterances: Callable[[], Iterator[SourceUtterance]]) -> None:
     """Writes `<split>.tsv`, and `<split>.wrd` and `<split>.ltr` where a split has texts, into a
     folder.
 
@@ -176,23 +176,27 @@ def write(target: Path, claims: Callable[[], Iterator[SourceUtterance]]) -> None
     Raises DataError for what fairseq cannot hold: parts of longer recordings, several rates, URLs,
     tabs in paths, "|" in texts.
     """
-    root = _common_root(claims())
+    root = _common_root(utterances())
     rates = dict[int, str]()
     with contextlib.ExitStack() as stack:
         files: dict[str, list[IO[str]]] = {}
-        for claim in claims():
-            if claim.split not in files:
-                names = [target / f"{claim.split}{suffix}" for suffix in (".tsv", ".wrd", ".ltr")]
-                files[claim.split] = [stack.enter_context(writing(name)) for name in names]
-                files[claim.split][0].write(f"{root}\n")
-            header = header_of(claim)
-            rates.setdefault(header.rate, claim.id)
+        for utterance in utterances():
+            if utterance.split not in files:
+                names = [
+                    target / f"{utterance.split}{suffix}" for suffix in (".tsv", ".wrd", ".ltr")
+                ]
+                files[utterance.split] = [stack.enter_context(writing(name)) for name in names]
+                files[utterance.split][0].write(f"{root}\n")
+            header = header_of(utterance)
+            rates.setdefault(header.rate, utterance.id)
             if len(rates) > 1:
                 (one, first), (other, second) = rates.items()
                 raise DataError(
                     f"{first!r} has {one} Hz, {second!r} {other}; fairseq wants one rate for all: resample the audio"
                 )
-            for file, line in zip(files[claim.split], _lines_of(claim, header, root), strict=True):
+            for file, line in zip(
+                files[utterance.split], _lines_of(utterance, header, root), strict=True
+            ):
                 file.write(f"{line}\n")
     for split in files:
         if not any(line.strip() for _, line in lines(target / f"{split}.wrd")):
@@ -200,10 +204,10 @@ def write(target: Path, claims: Callable[[], Iterator[SourceUtterance]]) -> None
                 (target / f"{split}{suffix}").unlink()
 
 
-def _common_root(claims: Iterator[SourceUtterance]) -> str:
+def _common_root(utterances: Iterator[SourceUtterance]) -> str:
     root: str | None = None
-    for claim in claims:
-        folder = os.path.dirname(_local(claim))
+    for utterance in utterances:
+        folder = os.path.dirname(_local(utterance))
         root = (
             folder
             if root is None
@@ -216,28 +220,28 @@ def _common_root(claims: Iterator[SourceUtterance]) -> str:
     return root
 
 
-def _lines_of(claim: SourceUtterance, header: Header, root: str) -> tuple[str, str, str]:
-    path = os.path.relpath(_local(claim), root)
+def _lines_of(utterance: SourceUtterance, header: Header, root: str) -> tuple[str, str, str]:
+    path = os.path.relpath(_local(utterance), root)
     if re.search(r"[\t\n\r]", path) or path != path.strip():
         raise DataError(
             f"{path!r}: a tsv of fairseq cannot hold a path with tabs, line breaks or blanks around it; rename the file"
         )
-    if "|" in claim.text:
+    if "|" in utterance.text:
         raise DataError(
-            f"utterance {claim.id!r}: its text holds '|', which separates words in .ltr; take it out of the text"
+            f"utterance {utterance.id!r}: its text holds '|', which separates words in .ltr; take it out of the text"
         )
-    if not header.is_whole(claim):
+    if not header.is_whole(utterance):
         raise DataError(
-            f"utterance {claim.id!r} is a part of {claim.path}, and fairseq knows whole files only; "
+            f"utterance {utterance.id!r} is a part of {utterance.path}, and fairseq knows whole files only; "
             "write --to huggingface first, which cuts the audio, and convert that"
         )
-    name = path if claim.offset < 0 else f"{path}:{claim.offset}:{claim.num_bytes}"
-    return f"{name}\t{header.num_samples}", _words(claim.text), letters_of_words(claim.text)
+    name = path if utterance.offset < 0 else f"{path}:{utterance.offset}:{utterance.num_bytes}"
+    return f"{name}\t{header.num_samples}", _words(utterance.text), letters_of_words(utterance.text)
 
 
-def _local(claim: SourceUtterance) -> str:
-    if "://" in str(claim.path):
+def _local(utterance: SourceUtterance) -> str:
+    if "://" in str(utterance.path):
         raise DataError(
-            f"{claim.path}: is a URL, which a tsv of fairseq cannot hold; copy the audio to a disk"
+            f"{utterance.path}: is a URL, which a tsv of fairseq cannot hold; copy the audio to a disk"
         )
-    return str(claim.path)
+    return str(utterance.path)

@@ -68,7 +68,7 @@ def store(folder: Path, id: str, content: bytes, name: str = "") -> Path:
     return path
 
 
-def store_utterance(folder: Path, claim: SourceUtterance) -> Path:
+def store_utterance(folder: Path, utterance: SourceUtterance) -> Path:
     """Writes the audio of an utterance: byte for byte when it is a whole file or member of a shard;
     a part of one as FLAC, 16 kHz, 16 bits.
 
@@ -76,28 +76,31 @@ def store_utterance(folder: Path, claim: SourceUtterance) -> Path:
     """
     import soundfile
 
-    if "://" in str(claim.path):
+    if "://" in str(utterance.path):
         raise DataError(
-            f"{claim.path}: is a URL; copy the audio to a disk, so that it can be written to {folder}"
+            f"{utterance.path}: is a URL; copy the audio to a disk, so that it can be written to {folder}"
         )
-    header = header_of(claim)
-    if header.is_whole(claim):
+    header = header_of(utterance)
+    if header.is_whole(utterance):
         return store(
-            folder, claim.id, stored_bytes(claim), str(claim.path) if claim.offset < 0 else ""
+            folder,
+            utterance.id,
+            stored_bytes(utterance),
+            str(utterance.path) if utterance.offset < 0 else "",
         )
-    if claim.offset >= 0:
+    if utterance.offset >= 0:
         raise DataError(
-            f"utterance {claim.id!r}: is a part of a member of the shard {claim.path}; write the whole members to files first"
+            f"utterance {utterance.id!r}: is a part of a member of the shard {utterance.path}; write the whole members to files first"
         )
-    wanted = header.length_of(claim)
-    waveform = audio.read(claim.path, claim.start, wanted)
+    wanted = header.length_of(utterance)
+    waveform = audio.read(utterance.path, utterance.start, wanted)
     if len(waveform) != wanted:
         raise DataError(
-            f"{claim.path}: has {len(waveform)} samples at {claim.start}, utterance {claim.id!r} needs {wanted}; mend the manifest"
+            f"{utterance.path}: has {len(waveform)} samples at {utterance.start}, utterance {utterance.id!r} needs {wanted}; mend the manifest"
         )
     packed = io.BytesIO()
     soundfile.write(packed, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return store(folder, claim.id, packed.getvalue())
+    return store(folder, utterance.id, packed.getvalue())
 
 
 USUAL = {
@@ -320,7 +323,7 @@ def _utterance(
     return table.utterance_of(values | {"id": id, "path": name}, place, reading, path.parent)
 
 
-def write(target: Path, claims: Callable[[], Iterator[SourceUtterance]]) -> None:
+def write(target: Path, utterances: Callable[[], Iterator[SourceUtterance]]) -> None:
     """Writes an audio folder: `<split>/metadata.jsonl` and the audio beside it, whole files byte
     for byte, parts of longer ones as FLAC.
 
@@ -328,18 +331,18 @@ def write(target: Path, claims: Callable[[], Iterator[SourceUtterance]]) -> None
     """
     with ExitStack() as stack:
         files: dict[str, IO[str]] = {}
-        for claim in claims():
-            if claim.split not in files:
-                files[claim.split] = stack.enter_context(
-                    writing(target / claim.split / "metadata.jsonl")
+        for utterance in utterances():
+            if utterance.split not in files:
+                files[utterance.split] = stack.enter_context(
+                    writing(target / utterance.split / "metadata.jsonl")
                 )
-            stored = store_utterance(target / claim.split, claim)
+            stored = store_utterance(target / utterance.split, utterance)
             row = {
                 "file_name": stored.name,
-                "id": claim.id,
-                "text": claim.text,
-                "speaker": claim.speaker,
-                "label": claim.label,
+                "id": utterance.id,
+                "text": utterance.text,
+                "speaker": utterance.speaker,
+                "label": utterance.label,
             }
-            row |= {"split": claim.split, "corpus": claim.corpus}
-            files[claim.split].write(json.dumps(row, ensure_ascii=False) + "\n")
+            row |= {"split": utterance.split, "corpus": utterance.corpus}
+            files[utterance.split].write(json.dumps(row, ensure_ascii=False) + "\n")

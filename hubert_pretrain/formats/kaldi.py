@@ -161,8 +161,8 @@ def read(folder: Path, reading: Reading) -> Iterator[Record]:
         )
     if texts is not None and len(texts) > used:
         known = {
-            claim
-            for _, claim, *_ in (
+            utterance
+            for _, utterance, *_ in (
                 _segments(folder, reading)
                 if (folder / SEGMENTS).is_file()
                 else _waves(folder, reading)
@@ -175,7 +175,7 @@ def read(folder: Path, reading: Reading) -> Iterator[Record]:
 
 
 _Part = tuple[str, str, str, dict[str, "int | None"]]
-"""(place, id, path, what is known of its length: fields of a claim)"""
+"""(place, id, path, what is known of its length: fields of a utterance)"""
 
 
 def _waves(folder: Path, reading: Reading) -> Iterator[_Part]:
@@ -295,62 +295,74 @@ def _of(table: dict[str, str] | None, id: str, place: str, path: Path) -> str:
     return table[id]
 
 
-def write(target: Path, claims: Callable[[], Iterator[SourceUtterance]]) -> None:
+def write(target: Path, utterances: Callable[[], Iterator[SourceUtterance]]) -> None:
     """Writes `<split>/` data directories, each sorted as Kaldi wants it (by bytes).
 
     Raises DataError for ids and speakers with blanks, and for audio inside shards.
     """
     splits: dict[str, list[SourceUtterance]] = defaultdict(list)
-    for claim in claims():
-        _refuse_unspeakable(claim)
-        splits[claim.split].append(claim)
+    for utterance in utterances():
+        _refuse_unspeakable(utterance)
+        splits[utterance.split].append(utterance)
     for split, members in splits.items():
-        _write_folder(target / split, sorted(members, key=lambda claim: claim.id.encode()))
+        _write_folder(target / split, sorted(members, key=lambda utterance: utterance.id.encode()))
 
 
-def _refuse_unspeakable(claim: SourceUtterance) -> None:
-    for name, value in (("id", claim.id), ("speaker", claim.speaker)):
+def _refuse_unspeakable(utterance: SourceUtterance) -> None:
+    for name, value in (("id", utterance.id), ("speaker", utterance.speaker)):
         if re.search(r"\s", value) or (name == "id" and not value):
             raise DataError(
-                f"utterance {claim.id!r}: its {name} {value!r} holds blanks, which separate fields in Kaldi; rename it"
+                f"utterance {utterance.id!r}: its {name} {value!r} holds blanks, which separate fields in Kaldi; rename it"
             )
-    if claim.offset >= 0 or re.search(r"[\n\r]|\s$", str(claim.path)):
+    if utterance.offset >= 0 or re.search(r"[\n\r]|\s$", str(utterance.path)):
         raise DataError(
-            f"utterance {claim.id!r}: {str(claim.path)!r} is a shard, or its name has a line break or a blank at its end; use huggingface"
+            f"utterance {utterance.id!r}: {str(utterance.path)!r} is a shard, or its name has a line break or a blank at its end; use huggingface"
         )
 
 
-def _write_folder(folder: Path, claims: list[SourceUtterance]) -> None:
-    headers = {str(claim.path): header_of(claim) for claim in claims}
-    whole = len(headers) == len(claims) and all(
-        headers[str(claim.path)].is_whole(claim) for claim in claims
+def _write_folder(folder: Path, utterances: list[SourceUtterance]) -> None:
+    headers = {str(utterance.path): header_of(utterance) for utterance in utterances}
+    whole = len(headers) == len(utterances) and all(
+        headers[str(utterance.path)].is_whole(utterance) for utterance in utterances
     )
     recordings = {
-        str(claim.path): claim.id if whole else safe_name(str(claim.path)) for claim in claims
+        str(utterance.path): utterance.id if whole else safe_name(str(utterance.path))
+        for utterance in utterances
     }
     _put(folder / WAVES, {id: command_for(path) for path, id in recordings.items()})
-    lengths = {claim.id: headers[str(claim.path)].length_of(claim) for claim in claims}
+    lengths = {
+        utterance.id: headers[str(utterance.path)].length_of(utterance) for utterance in utterances
+    }
     _put(folder / DURATIONS, {id: f"{length / SAMPLE_RATE:.6f}" for id, length in lengths.items()})
     (folder / SEGMENTS).unlink(missing_ok=True)
     if not whole:
         _put(
-            folder / SEGMENTS, {claim.id: _segment(claim, recordings, headers) for claim in claims}
+            folder / SEGMENTS,
+            {utterance.id: _segment(utterance, recordings, headers) for utterance in utterances},
         )
-    if any(claim.text.strip() for claim in claims):
-        _put(folder / TEXT, {claim.id: " ".join(claim.text.split()) for claim in claims})
+    if any(utterance.text.strip() for utterance in utterances):
+        _put(
+            folder / TEXT,
+            {utterance.id: " ".join(utterance.text.split()) for utterance in utterances},
+        )
     by_speaker: dict[str, list[str]] = defaultdict(list)
-    for claim in claims:
-        by_speaker[claim.speaker or claim.id].append(claim.id)
-    _put(folder / SPEAKERS, {claim.id: claim.speaker or claim.id for claim in claims})
+    for utterance in utterances:
+        by_speaker[utterance.speaker or utterance.id].append(utterance.id)
+    _put(
+        folder / SPEAKERS,
+        {utterance.id: utterance.speaker or utterance.id for utterance in utterances},
+    )
     _put(folder / UTTERANCES, {speaker: " ".join(ids) for speaker, ids in by_speaker.items()})
 
 
-def _segment(claim: SourceUtterance, recordings: dict[str, str], headers: dict[str, Header]) -> str:
-    path = str(claim.path)
-    if headers[path].is_whole(claim):
+def _segment(
+    utterance: SourceUtterance, recordings: dict[str, str], headers: dict[str, Header]
+) -> str:
+    path = str(utterance.path)
+    if headers[path].is_whole(utterance):
         return f"{recordings[path]} 0 {_TO_THE_END}"
-    end = claim.start + headers[path].length_of(claim)
-    return f"{recordings[path]} {claim.start / SAMPLE_RATE:.6f} {end / SAMPLE_RATE:.6f}"
+    end = utterance.start + headers[path].length_of(utterance)
+    return f"{recordings[path]} {utterance.start / SAMPLE_RATE:.6f} {end / SAMPLE_RATE:.6f}"
 
 
 def _put(path: Path, table: dict[str, str]) -> None:

@@ -162,25 +162,25 @@ def _phones(supervisions: list[dict[str, Any]], place: str, start: int) -> Phone
     return [phone for phone in sorted(found, key=lambda phone: phone[1:]) if phone[0]] or None
 
 
-def write(target: Path, claims: Callable[[], Iterator[SourceUtterance]]) -> None:
+def write(target: Path, utterances: Callable[[], Iterator[SourceUtterance]]) -> None:
     """Writes one cut set, jsonl or jsonl.gz as the name says. Raises DataError for audio inside
     shards.
     """
     with writing(target) as file:
-        for claim in claims():
-            file.write(json.dumps(_cut(claim), ensure_ascii=False) + "\n")
+        for utterance in utterances():
+            file.write(json.dumps(_cut(utterance), ensure_ascii=False) + "\n")
 
 
-def _cut(claim: SourceUtterance) -> dict[str, Any]:
-    if claim.offset >= 0:
+def _cut(utterance: SourceUtterance) -> dict[str, Any]:
+    if utterance.offset >= 0:
         raise DataError(
-            f"utterance {claim.id!r}: lies inside the shard {claim.path}, which a cut cannot say; write --to huggingface instead"
+            f"utterance {utterance.id!r}: lies inside the shard {utterance.path}, which a cut cannot say; write --to huggingface instead"
         )
-    header = header_of(claim)
-    path = str(claim.path)
-    start = claim.start / SAMPLE_RATE
-    length = header.length_of(claim) / SAMPLE_RATE
-    duration = header.num_samples / header.rate if header.is_whole(claim) else length
+    header = header_of(utterance)
+    path = str(utterance.path)
+    start = utterance.start / SAMPLE_RATE
+    length = header.length_of(utterance) / SAMPLE_RATE
+    duration = header.num_samples / header.rate if header.is_whole(utterance) else length
     recording = {
         "id": path,
         "sources": [{"type": "url" if "://" in path else "file", "channels": [0], "source": path}],
@@ -190,21 +190,23 @@ def _cut(claim: SourceUtterance) -> dict[str, Any]:
         "channel_ids": [0],
     }
     supervision = {
-        "id": claim.id,
+        "id": utterance.id,
         "recording_id": path,
         "start": 0.0,
         "duration": duration,
         "channel": 0,
-        "text": claim.text,
+        "text": utterance.text,
     }
-    supervision |= {"speaker": claim.speaker} if claim.speaker else {}
-    if claim.phones:
-        supervision["alignment"] = {"phone": [_item(phone, claim.start) for phone in claim.phones]}
+    supervision |= {"speaker": utterance.speaker} if utterance.speaker else {}
+    if utterance.phones:
+        supervision["alignment"] = {
+            "phone": [_item(phone, utterance.start) for phone in utterance.phones]
+        }
     custom = {
-        name: value for name in ("split", "label", "corpus") if (value := getattr(claim, name))
+        name: value for name in ("split", "label", "corpus") if (value := getattr(utterance, name))
     }
     cut = {
-        "id": claim.id,
+        "id": utterance.id,
         "start": start,
         "duration": duration,
         "channel": 0,

@@ -19,7 +19,7 @@ from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import SAMPLE_RATE
 
 Record = tuple[str, SourceUtterance]
-"""Where a row stands ("train.tsv: line 3"), and what it claims."""
+"""Where a row stands ("train.tsv: line 3"), and what it utterances."""
 
 SPLIT_NAMES = {
     "train": "train",
@@ -94,33 +94,33 @@ def split_in(name: str) -> str | None:
 
 
 def without_duplicates(read: Callable[[], Iterator[Record]]) -> Iterator[SourceUtterance]:
-    """The claims of all records; after the last, DataError when two have one id, naming both
+    """The utterances of all records; after the last, DataError when two have one id, naming both
     places.
 
     Eight bytes are kept for each row, a hash of its id. Only if two hashes agree is everything read
     again, to compare ids.
     """
     hashes = array("q")
-    for _, claim in read():
-        hashes.append(hash(claim.id))
-        yield claim
+    for _, utterance in read():
+        hashes.append(hash(utterance.id))
+        yield utterance
     ordered = np.sort(np.frombuffer(hashes, dtype=np.int64))
     repeated = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     if not repeated:
         return
     places: dict[str, str] = {}
-    for place, claim in read():
-        if hash(claim.id) not in repeated:
+    for place, utterance in read():
+        if hash(utterance.id) not in repeated:
             continue
-        if (first := places.setdefault(claim.id, place)) is not place:
+        if (first := places.setdefault(utterance.id, place)) is not place:
             raise DataError(
-                f"{place}: repeats utterance {claim.id!r} of {first}; ids must be unique, rename one or remove the line"
+                f"{place}: repeats utterance {utterance.id!r} of {first}; ids must be unique, rename one or remove the line"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Length and rate of the audio file that a claim lies in."""
+    """Length and rate of the audio file that a utterance lies in."""
 
     num_samples: int
     """At the file's own rate."""
@@ -131,48 +131,52 @@ class Header:
         """Samples at 16 kHz."""
         return resampled_length(self.num_samples, self.rate)
 
-    def is_whole(self, claim: SourceUtterance) -> bool:
-        """Whether the claim is about the whole file."""
-        return claim.start == 0 and claim.num_samples in (None, self.resampled)
+    def is_whole(self, utterance: SourceUtterance) -> bool:
+        """Whether the utterance is about the whole file."""
+        return utterance.start == 0 and utterance.num_samples in (None, self.resampled)
 
-    def length_of(self, claim: SourceUtterance) -> int:
+    def length_of(self, utterance: SourceUtterance) -> int:
         """Samples of the utterance at 16 kHz. Raises DataError when it reaches beyond the file."""
-        length = self.resampled - claim.start if claim.num_samples is None else claim.num_samples
-        if not 0 < length <= self.resampled - claim.start:
+        length = (
+            self.resampled - utterance.start
+            if utterance.num_samples is None
+            else utterance.num_samples
+        )
+        if not 0 < length <= self.resampled - utterance.start:
             raise DataError(
-                f"{claim.path}: has {self.resampled} samples at 16 kHz, utterance {claim.id!r} claims {length} from {claim.start} on; "
+                f"{utterance.path}: has {self.resampled} samples at 16 kHz, utterance {utterance.id!r} utterances {length} from {utterance.start} on; "
                 "mend the manifest or restore the audio"
             )
         return length
 
 
-def header_of(claim: SourceUtterance) -> Header:
+def header_of(utterance: SourceUtterance) -> Header:
     """Raises DataError when the audio is missing, not audio, or not as long as its list states."""
-    header = read_header(claim)
-    refuse_other_length(claim, header.resampled)
+    header = read_header(utterance)
+    refuse_other_length(utterance, header.resampled)
     return header
 
 
-def read_header(claim: SourceUtterance) -> Header:
+def read_header(utterance: SourceUtterance) -> Header:
     """Raises DataError when the audio is missing or not audio."""
     import soundfile
 
     try:
-        with soundfile.SoundFile(_part(claim).file()) as file:
+        with soundfile.SoundFile(_part(utterance).file()) as file:
             return Header(file.frames, file.samplerate)
     except soundfile.SoundFileError as error:
         raise DataError(
-            f"{claim.path}: utterance {claim.id!r} is not readable as audio ({one_line(error)}); replace the file"
+            f"{utterance.path}: utterance {utterance.id!r} is not readable as audio ({one_line(error)}); replace the file"
         ) from error
 
 
-def stored_bytes(claim: SourceUtterance) -> bytes:
-    """The audio file of a claim, byte for byte, be it a file, a member of a shard, or behind a
+def stored_bytes(utterance: SourceUtterance) -> bytes:
+    """The audio file of a utterance, byte for byte, be it a file, a member of a shard, or behind a
     URL.
     """
-    part = _part(claim)
+    part = _part(utterance)
     return part.read(0, part.size)
 
 
-def _part(claim: SourceUtterance) -> ByteRange:
-    return open_bytes(str(claim.path), claim.offset, claim.num_bytes)
+def _part(utterance: SourceUtterance) -> ByteRange:
+    return open_bytes(str(utterance.path), utterance.offset, utterance.num_bytes)

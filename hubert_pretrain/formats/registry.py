@@ -174,20 +174,20 @@ def convert(
     form = _writer(target, to)
     counts: Counter[str] = Counter()
 
-    def claims() -> Iterator[SourceUtterance]:
+    def utterances() -> Iterator[SourceUtterance]:
         counts.clear()
-        for claim in without_duplicates(lambda: read(source, format, reading)):
-            if not splits or claim.split in splits:
-                counts[claim.split] += 1
-                yield claim
+        for utterance in without_duplicates(lambda: read(source, format, reading)):
+            if not splits or utterance.split in splits:
+                counts[utterance.split] += 1
+                yield utterance
 
     if splits:
-        found = {claim.split for _, claim in read(source, format, reading)}
+        found = {utterance.split for _, utterance in read(source, format, reading)}
         if missing := [split for split in splits if split not in found]:
             raise DataError(
                 f"{source}: no utterances in split {missing[0]!r}, it has {', '.join(sorted(found))}{did_you_mean(missing[0], sorted(found))}"
             )
-    form(target, claims)
+    form(target, utterances)
     return counts
 
 

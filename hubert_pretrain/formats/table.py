@@ -267,7 +267,7 @@ def _bytes(row: Row, place: str, name: str) -> int:
     )
 
 
-def write(target: Path, claims: Callable[[], Iterator[SourceUtterance]]) -> None:
+def write(target: Path, utterances: Callable[[], Iterator[SourceUtterance]]) -> None:
     """Writes a csv, tsv or jsonl, as the name says. Paths below the table's folder are written
     relative to it.
 
@@ -279,19 +279,19 @@ def write(target: Path, claims: Callable[[], Iterator[SourceUtterance]]) -> None
             if ".jsonl" in target.suffixes
             else _csv_writer(file, Tsv if ".tsv" in target.suffixes else Csv)
         )
-        for claim in claims():
-            put(row_of(claim, target.absolute().parent))
+        for utterance in utterances():
+            put(row_of(utterance, target.absolute().parent))
 
 
-def row_of(claim: SourceUtterance, home: Path) -> Row:
-    """A claim as a row of a table in the folder `home`."""
-    path = str(claim.path)
+def row_of(utterance: SourceUtterance, home: Path) -> Row:
+    """A utterance as a row of a table in the folder `home`."""
+    path = str(utterance.path)
     inside = f"{home}{os.sep}"
-    values = {name: getattr(claim, name) for name in _WRITTEN}
-    if claim.num_samples is None:  # a whole file, or one from `start` to its end
+    values = {name: getattr(utterance, name) for name in _WRITTEN}
+    if utterance.num_samples is None:  # a whole file, or one from `start` to its end
         values |= {
-            "start": claim.start or None,
-            "num_samples": claim.expected_samples if claim.expected_within <= 1 else None,
+            "start": utterance.start or None,
+            "num_samples": utterance.expected_samples if utterance.expected_within <= 1 else None,
         }
     unset = {"offset": -1, "num_bytes": -1}
     values |= {"path": path.removeprefix(inside)} | {

@@ -49,13 +49,13 @@ def root(tree: Any) -> Path:
     )
 
 
-def claims(root: Path, **values: Any) -> list[SourceUtterance]:
+def utterances(root: Path, **values: Any) -> list[SourceUtterance]:
     return list(CommonVoice(**({"root": str(root), "languages": ["de"]} | values)).utterances(root))
 
 
 def test_tables_are_splits(root: Path) -> None:
-    found = {claim.split: claim for claim in claims(root)}
-    assert {split: claim.id for split, claim in found.items()} == {
+    found = {utterance.split: utterance for utterance in utterances(root)}
+    assert {split: utterance.id for split, utterance in found.items()} == {
         "train": "de/common_voice_de_1",
         "valid": "de/common_voice_de_2",
         "test": "de/common_voice_de_3",
@@ -63,35 +63,38 @@ def test_tables_are_splits(root: Path) -> None:
     assert found["train"].text == 'Er sagte "ja".'
     assert found["train"].speaker == "a" * 32
     assert found["train"].label == ""
-    assert all(Path(claim.path).is_file() for claim in found.values())
+    assert all(Path(utterance.path).is_file() for utterance in found.values())
 
 
 def test_the_release_or_the_language_may_be_the_root(root: Path) -> None:
     for place in (root / "cv-corpus-17.0-2024-03-15", root / "cv-corpus-17.0-2024-03-15/de"):
-        assert len(claims(place)) == 3
+        assert len(utterances(place)) == 3
 
 
 def test_validated_leaves_out_clips_and_speakers_of_dev_and_test(root: Path) -> None:
-    found = claims(root, train=["validated", "other"])
-    assert sorted(claim.id[-1] for claim in found if claim.split == "train") == ["1", "4"]
+    found = utterances(root, train=["validated", "other"])
+    assert sorted(utterance.id[-1] for utterance in found if utterance.split == "train") == [
+        "1",
+        "4",
+    ]
     with pytest.raises(ConfigError, match=r"'validated' holds 'train' already"):
-        claims(root, train=["train", "validated"])
+        utterances(root, train=["train", "validated"])
 
 
 def test_labels_from_a_column(root: Path) -> None:
-    assert {claim.label for claim in claims(root, label="locale")} == {"de"}
+    assert {utterance.label for utterance in utterances(root, label="locale")} == {"de"}
     with pytest.raises(
         DataError, match=r"dev\.tsv: no column 'accent' \(did you mean 'accents'\?\)"
     ):
-        claims(root, label="accent")
+        utterances(root, label="accent")
 
 
 def test_releases_of_2019(tree: Any) -> None:
     """`accent` in place of `accents`, no locale, and names without .mp3."""
     table = OLD + "f" * 128 + "\tabcdef\tHello there.\t2\t0\t\t\t\n"
     root = tree({"en/clips/abcdef.mp3": "", "en/train.tsv": table})
-    (claim,) = claims(root, languages=["en"], valid=[], test=[])
-    assert (claim.id, claim.text, Path(claim.path).name) == (
+    (utterance,) = utterances(root, languages=["en"], valid=[], test=[])
+    assert (utterance.id, utterance.text, Path(utterance.path).name) == (
         "en/abcdef",
         "Hello there.",
         "abcdef.mp3",
@@ -104,19 +107,19 @@ def test_what_is_missing_is_named(root: Path) -> None:
         DataError,
         match=r"tests\.tsv: not there \(did you mean 'test\.tsv'\?\).*expected <root>/<language>",
     ):
-        claims(root, test=["tests"])
+        utterances(root, test=["tests"])
     with pytest.raises(DataError, match=r"/fr: not there.*expected <root>/<language>/\{train"):
-        claims(root, languages=["fr"])
+        utterances(root, languages=["fr"])
     (home / "clips/common_voice_de_2.mp3").unlink()
     with pytest.raises(
         DataError, match=r"common_voice_de_2\.mp3: no such file, but .*dev\.tsv: line 2 names it"
     ):
-        claims(root)
+        utterances(root)
     with pytest.raises(DataError, match=r"nowhere: no such folder; .*commonvoice\.mozilla\.org"):
-        claims(root / "nowhere")
+        utterances(root / "nowhere")
 
 
 def test_two_releases_are_one_too_many(root: Path) -> None:
     (root / "cv-corpus-18.0/de/clips").mkdir(parents=True)
     with pytest.raises(DataError, match=r"set data\.root to the folder of one release"):
-        claims(root)
+        utterances(root)

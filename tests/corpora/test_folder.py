@@ -15,7 +15,7 @@ def tree(root: Path, *paths: str) -> Path:
     return root
 
 
-def claims(root: Path, **values: object) -> list[SourceUtterance]:
+def utterances(root: Path, **values: object) -> list[SourceUtterance]:
     return list(Folder(**({"root": str(root)} | values)).utterances(root))
 
 
@@ -31,7 +31,7 @@ def test_every_audio_file_counts_and_nothing_else(tmp_path: Path) -> None:
         "x/._a.flac",
         "cover.jpg",
     )
-    assert [(claim.id, claim.split) for claim in claims(tmp_path)] == [
+    assert [(utterance.id, utterance.split) for utterance in utterances(tmp_path)] == [
         (id, "train") for id in ("b", "d", "e", "x/a", "x/y/c")
     ]
 
@@ -41,46 +41,52 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     root = tree(tmp_path / "root", "2.wav")
     (root / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/loop").symlink_to(root)
-    assert [claim.id for claim in claims(root)] == ["2", "link/x/1"]
+    assert [utterance.id for utterance in utterances(root)] == ["2", "link/x/1"]
 
 
 def test_speaker_and_label_from_the_levels_above(tmp_path: Path) -> None:
     tree(tmp_path, "yes/anna/1.wav", "no/bob/1.wav")
     assert [
-        (claim.speaker, claim.label) for claim in claims(tmp_path, speaker_level=1, label_level=2)
+        (utterance.speaker, utterance.label)
+        for utterance in utterances(tmp_path, speaker_level=1, label_level=2)
     ] == [("bob", "no"), ("anna", "yes")]
-    assert [(claim.speaker, claim.label) for claim in claims(tmp_path)] == [("", ""), ("", "")]
+    assert [(utterance.speaker, utterance.label) for utterance in utterances(tmp_path)] == [
+        ("", ""),
+        ("", ""),
+    ]
     with pytest.raises(DataError, match=r"no/bob/1\.wav: has 2 folders .* level 3"):
-        claims(tmp_path, speaker_level=3)
+        utterances(tmp_path, speaker_level=3)
 
 
 def test_splits_from_folders(tmp_path: Path) -> None:
     tree(tmp_path, "train/s/1.wav", "dev/s/1.wav", "Test/s/1.wav")
-    assert [(claim.id, claim.split) for claim in claims(tmp_path)] == [
+    assert [(utterance.id, utterance.split) for utterance in utterances(tmp_path)] == [
         ("Test/s/1", "test"),
         ("dev/s/1", "valid"),
         ("train/s/1", "train"),
     ]
-    assert {claim.split for claim in claims(tmp_path, split_by="hash")} == {"train"}
+    assert {utterance.split for utterance in utterances(tmp_path, split_by="hash")} == {"train"}
     tree(tmp_path, "extra/1.wav")
     with pytest.raises(
         DataError,
         match=r"extra/1\.wav: its first folder .* names no split .*but that of other files does.*split_by=hash",
     ):
-        claims(tmp_path)
+        utterances(tmp_path)
 
 
 def test_splits_from_folders_when_asked_for(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"one/1\.wav: its first folder"):
-        claims(tree(tmp_path, "one/1.wav"), split_by="folders")
+        utterances(tree(tmp_path, "one/1.wav"), split_by="folders")
 
 
 def test_test_share_by_hash_does_not_move_when_files_are_added(tmp_path: Path) -> None:
     tree(tmp_path, *[f"{i}.wav" for i in range(300)])
-    before = {claim.id: claim.split for claim in claims(tmp_path, test_fraction=0.2)}
+    before = {
+        utterance.id: utterance.split for utterance in utterances(tmp_path, test_fraction=0.2)
+    }
     assert 40 <= list(before.values()).count("test") <= 80
     tree(tmp_path, *[f"{i}.wav" for i in range(300, 400)])
-    after = {claim.id: claim.split for claim in claims(tmp_path, test_fraction=0.2)}
+    after = {utterance.id: utterance.split for utterance in utterances(tmp_path, test_fraction=0.2)}
     assert before.items() <= after.items()
 
 
@@ -90,7 +96,7 @@ def test_a_table_says_all(tmp_path: Path) -> None:
     table.write_bytes(
         '\ufeffpath,speaker,text,label,split,extra\r\na/1.wav,anna,"HELLO, YOU",hi,dev,x\r\n2.flac,,,,,\r\n'.encode()
     )
-    one, two = claims(tmp_path, table="list.csv")
+    one, two = utterances(tmp_path, table="list.csv")
     assert (one.id, one.speaker, one.text, one.label, one.split) == (
         "a/1",
         "anna",
@@ -105,10 +111,10 @@ def test_a_table_with_other_names_for_columns(tmp_path: Path) -> None:
     tree(tmp_path, "clips/1.mp3")
     elsewhere = tmp_path / "validated.tsv"
     elsewhere.write_text('client_id\tpath\tsentence\nanna\tclips/1.mp3\t"hi" she said\n')
-    (claim,) = claims(
+    (utterance,) = utterances(
         tmp_path, table=str(elsewhere), columns={"speaker": "client_id", "text": "sentence"}
     )
-    assert (claim.speaker, claim.text, claim.path) == (
+    assert (utterance.speaker, utterance.text, utterance.path) == (
         "anna",
         '"hi" she said',
         tmp_path / "clips/1.mp3",
@@ -117,7 +123,7 @@ def test_a_table_with_other_names_for_columns(tmp_path: Path) -> None:
         DataError,
         match=r"validated\.tsv: no column 'sentense' \(did you mean 'sentence'\?\).*columns\.text",
     ):
-        claims(tmp_path, table=str(elsewhere), columns={"text": "sentense"})
+        utterances(tmp_path, table=str(elsewhere), columns={"text": "sentense"})
 
 
 @pytest.mark.parametrize(
@@ -136,26 +142,26 @@ def test_a_bad_table_is_named(tmp_path: Path, content: str, message: str) -> Non
     tree(tmp_path, "1.wav")
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(DataError, match=rf"list\.csv: {message}"):
-        claims(tmp_path, table="list.csv")
+        utterances(tmp_path, table="list.csv")
 
 
 def test_a_table_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(b"path\n\xff\xfe\n")
     with pytest.raises(DataError, match=r"list\.csv: line 2, byte 5 is not UTF-8 text"):
-        claims(tmp_path, table="list.csv")
+        utterances(tmp_path, table="list.csv")
 
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: no such folder; .*data\.root"):
-        claims(tmp_path / "nowhere")
+        utterances(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no audio files below it; expected \.wav"):
-        claims(tree(tmp_path, "readme.txt"))
+        utterances(tree(tmp_path, "readme.txt"))
     with pytest.raises(DataError, match=r"list\.csv: no such file; data\.corpus\.table"):
-        claims(tmp_path, table="list.csv")
+        utterances(tmp_path, table="list.csv")
 
 
 def test_mistyped_values_name_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"split_by='folder'.*did you mean 'folders'"):
-        claims(tmp_path, split_by="folder")
+        utterances(tmp_path, split_by="folder")
     with pytest.raises(ConfigError, match=r"'speakers' is not one of .*did you mean 'speaker'"):
-        claims(tmp_path, columns={"speakers": "x"})
+        utterances(tmp_path, columns={"speakers": "x"})

@@ -38,13 +38,13 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def claims(root: Path, **values: Any) -> list[SourceUtterance]:
+def utterances(root: Path, **values: Any) -> list[SourceUtterance]:
     return list(LibriLight(**({"root": str(root), "subsets": ["small"]} | values)).utterances(root))
 
 
 def test_pieces_follow_the_voice_activity(root: Path) -> None:
-    found = claims(root, max_seconds=5.0, max_pause_seconds=1.0)
-    assert [(claim.id, claim.start, claim.num_samples) for claim in found] == [
+    found = utterances(root, max_seconds=5.0, max_pause_seconds=1.0)
+    assert [(utterance.id, utterance.start, utterance.num_samples) for utterance in found] == [
         (f"{BOOK}/01_baum_64kb_0000", 8000, 56000),  # a pause of 0.4 s is inside, one of 3 s is not
         (
             f"{BOOK}/01_baum_64kb_0001",
@@ -53,12 +53,14 @@ def test_pieces_follow_the_voice_activity(root: Path) -> None:
         ),  # the activity ends 0.08 s behind the recording
         (f"{BOOK}/02_baum_64kb_0000", 0, 64000),
     ]
-    assert {(claim.speaker, claim.split) for claim in found} == {("100", "train")}
+    assert {(utterance.speaker, utterance.split) for utterance in found} == {("100", "train")}
 
 
 def test_long_speech_is_cut_into_equal_parts(root: Path) -> None:
-    found = claims(root, max_seconds=1.5)
-    assert [(claim.start, claim.num_samples) for claim in found if "02_" in claim.id] == [
+    found = utterances(root, max_seconds=1.5)
+    assert [
+        (utterance.start, utterance.num_samples) for utterance in found if "02_" in utterance.id
+    ] == [
         (0, 21333),
         (21333, 21334),
         (42667, 21333),
@@ -67,13 +69,13 @@ def test_long_speech_is_cut_into_equal_parts(root: Path) -> None:
 
 def test_whole_recordings_need_no_json(root: Path) -> None:
     (root / BOOK / "01_baum_64kb.json").unlink()
-    found = claims(root, max_seconds=None)
-    assert [(claim.id, claim.start, claim.num_samples) for claim in found] == [
+    found = utterances(root, max_seconds=None)
+    assert [(utterance.id, utterance.start, utterance.num_samples) for utterance in found] == [
         (f"{BOOK}/01_baum_64kb", 0, None),
         (f"{BOOK}/02_baum_64kb", 0, None),
     ]
     with pytest.raises(DataError, match=r"01_baum_64kb\.json: not there, .*max_seconds=null"):
-        claims(root)
+        utterances(root)
 
 
 @pytest.mark.parametrize(
@@ -85,12 +87,12 @@ def test_a_bad_json_is_named(root: Path, content: str) -> None:
         DataError,
         match=r"01_baum_64kb\.json: no list of \[start, end\] in seconds under 'voice_activity'",
     ):
-        claims(root)
+        utterances(root)
 
 
 def test_a_recording_that_cannot_be_opened_is_left_to_prepare(root: Path) -> None:
     (root / BOOK / "01_baum_64kb.flac").write_bytes(b"garbage")
-    assert [claim.num_samples for claim in claims(root)] == [None, 64000]
+    assert [utterance.num_samples for utterance in utterances(root)] == [None, 64000]
 
 
 def test_a_missing_subset_names_the_nearest(root: Path) -> None:
@@ -98,11 +100,11 @@ def test_a_missing_subset_names_the_nearest(root: Path) -> None:
         DataError,
         match=r"smal: not there \(did you mean 'small'\?\), found small; expected <root>/\{small,medium,large\}",
     ):
-        claims(root, subsets=["smal"])
+        utterances(root, subsets=["smal"])
     with pytest.raises(DataError, match=r"nowhere: no such folder; .*libri-light"):
-        claims(root / "nowhere")
+        utterances(root / "nowhere")
     with pytest.raises(ConfigError, match=r"max_seconds=0: expected more than 0, or null"):
-        claims(root, max_seconds=0)
+        utterances(root, max_seconds=0)
 
 
 intervals = st.lists(st.tuples(st.floats(0, 30), st.floats(0.05, 80)), max_size=12)
@@ -156,12 +158,12 @@ def test_the_three_sizes(limited: Path, size: str, count: int) -> None:
     for root in (limited, limited / "librispeech_finetuning"):
         found = list(LibriLightLimited(root=str(root), size=size).utterances(limited))
         assert len(found) == count
-        assert {(claim.split, claim.text) for claim in found} == {("train", "A TEXT")}
+        assert {(utterance.split, utterance.text) for utterance in found} == {("train", "A TEXT")}
 
 
 def test_a_fold_of_ten_minutes(limited: Path) -> None:
     found = list(LibriLightLimited(root=str(limited), size="10min", fold=2).utterances(limited))
-    assert [claim.speaker for claim in found] == ["104", "105"]
+    assert [utterance.speaker for utterance in found] == ["104", "105"]
     with pytest.raises(ConfigError, match=r"fold=6: expected 0 to 5"):
         LibriLightLimited(root=str(limited), size="10min", fold=6)
     with pytest.raises(
@@ -180,7 +182,9 @@ def test_dev_and_test_are_those_of_librispeech(limited: Path) -> None:
     found = list(
         LibriLightLimited(root=str(limited), size="1h", valid=["dev-other"]).utterances(limited)
     )
-    assert [claim.id for claim in found if claim.split == "valid"] == ["116-288045-0000"]
+    assert [utterance.id for utterance in found if utterance.split == "valid"] == [
+        "116-288045-0000"
+    ]
     with pytest.raises(DataError, match=r"test-other: no such subset .*found dev-other"):
         list(
             LibriLightLimited(root=str(limited), size="1h", test=["test-other"]).utterances(limited)

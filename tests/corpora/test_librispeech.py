@@ -7,7 +7,7 @@ from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError
 
 
-def claims(root: Path, **values: object) -> list[SourceUtterance]:
+def utterances(root: Path, **values: object) -> list[SourceUtterance]:
     return list(
         LibriSpeech(**({"root": str(root), "train": ["train-clean-100"]} | values)).utterances(root)
     )
@@ -31,14 +31,17 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_any_subsets_to_any_split(root: Path) -> None:
-    found = claims(root, test=["test-other"])
-    assert [(claim.id, claim.split, claim.speaker, claim.text) for claim in found[1:4]] == [
+    found = utterances(root, test=["test-other"])
+    assert [
+        (utterance.id, utterance.split, utterance.speaker, utterance.text)
+        for utterance in found[1:4]
+    ] == [
         ("19-198-0001", "train", "19", "TEXT OF 1"),
         ("26-495-0000", "train", "26", "TEXT OF 0"),
         ("26-495-0001", "train", "26", "TEXT OF 1"),
     ]
-    assert {claim.split for claim in found[4:]} == {"test"}
-    assert all(claim.path.is_file() for claim in found)
+    assert {utterance.split for utterance in found[4:]} == {"test"}
+    assert all(utterance.path.is_file() for utterance in found)
 
 
 def test_the_folder_may_be_the_one_above(
@@ -46,14 +49,16 @@ def test_the_folder_may_be_the_one_above(
 ) -> None:
     above = tmp_path_factory.mktemp("above")
     (above / "LibriSpeech").symlink_to(root)
-    assert [claim.id for claim in claims(above)] == [claim.id for claim in claims(root)]
+    assert [utterance.id for utterance in utterances(above)] == [
+        utterance.id for utterance in utterances(root)
+    ]
 
 
 def test_a_missing_root_shows_the_layout(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"nowhere: no such folder; expected <root>/<subset>/<speaker>.*data\.root"
     ):
-        claims(tmp_path / "nowhere")
+        utterances(tmp_path / "nowhere")
 
 
 def test_a_missing_subset_names_the_nearest(root: Path) -> None:
@@ -61,13 +66,13 @@ def test_a_missing_subset_names_the_nearest(root: Path) -> None:
         DataError,
         match=r"train-clean-10: no such subset \(did you mean 'train-clean-100'\?\), found test-other",
     ):
-        claims(root, train=["train-clean-10"])
+        utterances(root, train=["train-clean-10"])
 
 
 def test_an_empty_subset_is_named(root: Path) -> None:
     (root / "dev-clean").mkdir()
     with pytest.raises(DataError, match=r"dev-clean: no <speaker>/<chapter> folders"):
-        claims(root, valid=["dev-clean"])
+        utterances(root, valid=["dev-clean"])
 
 
 def test_a_transcript_without_audio_is_named(root: Path) -> None:
@@ -76,7 +81,7 @@ def test_a_transcript_without_audio_is_named(root: Path) -> None:
         DataError,
         match=r"19-198\.trans\.txt: has a transcript of '19-198-0001', but there is no .*0001\.flac; unpack",
     ):
-        claims(root)
+        utterances(root)
 
 
 def test_audio_without_a_transcript_is_named_unless_allowed(root: Path) -> None:
@@ -85,9 +90,9 @@ def test_audio_without_a_transcript_is_named_unless_allowed(root: Path) -> None:
         DataError,
         match=r"19-198-0002\.flac: audio without a transcript, .*does not name it; .*require_transcripts=false",
     ):
-        claims(root)
+        utterances(root)
     (root / "train-clean-100/26/495/26-495.trans.txt").unlink()
-    assert [claim.text for claim in claims(root, require_transcripts=False)] == [
+    assert [utterance.text for utterance in utterances(root, require_transcripts=False)] == [
         "TEXT OF 0",
         "TEXT OF 1",
         "",
@@ -99,13 +104,13 @@ def test_audio_without_a_transcript_is_named_unless_allowed(root: Path) -> None:
         DataError,
         match=r"26-495-0000\.flac: audio without a transcript and 1 more, 26-495\.trans\.txt does not exist",
     ):
-        claims(root)
+        utterances(root)
 
 
 def test_bom_windows_lines_and_empty_lines_do_not_matter(root: Path) -> None:
     transcript = root / "train-clean-100/19/198/19-198.trans.txt"
     transcript.write_bytes(b"\xef\xbb\xbf19-198-0000 A B\r\n\r\n19-198-0001\tC  D \r\n")
-    assert [claim.text for claim in claims(root)][:2] == ["A B", "C D"]
+    assert [utterance.text for utterance in utterances(root)][:2] == ["A B", "C D"]
 
 
 @pytest.mark.parametrize(
@@ -119,12 +124,16 @@ def test_bom_windows_lines_and_empty_lines_do_not_matter(root: Path) -> None:
 def test_a_bad_transcript_names_its_line(root: Path, content: bytes, message: str) -> None:
     (root / "train-clean-100/19/198/19-198.trans.txt").write_bytes(content)
     with pytest.raises(DataError, match=rf"19-198\.trans\.txt: {message}"):
-        claims(root)
+        utterances(root)
 
 
 def test_real_subsets(shared: Path) -> None:
-    found = claims(shared / "data/librispeech", test=["test-other"])
-    assert len([claim for claim in found if claim.split == "train"]) == 117
-    assert len([claim for claim in found if claim.split == "test"]) == 100
-    assert {claim.speaker for claim in found if claim.split == "train"} == {"19", "26", "27"}
-    assert all(claim.text == claim.text.upper() and claim.text for claim in found)
+    found = utterances(shared / "data/librispeech", test=["test-other"])
+    assert len([utterance for utterance in found if utterance.split == "train"]) == 117
+    assert len([utterance for utterance in found if utterance.split == "test"]) == 100
+    assert {utterance.speaker for utterance in found if utterance.split == "train"} == {
+        "19",
+        "26",
+        "27",
+    }
+    assert all(utterance.text == utterance.text.upper() and utterance.text for utterance in found)

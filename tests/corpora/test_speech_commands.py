@@ -61,20 +61,20 @@ def root(tree: Any) -> Path:
     return root
 
 
-def claims(root: Path, **values: Any) -> list[SourceUtterance]:
+def utterances(root: Path, **values: Any) -> list[SourceUtterance]:
     return list(SpeechCommands(root=str(root), **values).utterances(root))
 
 
 def test_thirty_five_words_in_their_published_splits(root: Path) -> None:
     for place in (root, root / HOME):
-        found = claims(place)
+        found = utterances(place)
         assert len(found) == 9  # the noises are no words
-        assert {(claim.speaker, claim.split) for claim in found} == {
+        assert {(utterance.speaker, utterance.split) for utterance in found} == {
             ("0a2b400e", "train"),
             ("1b4c9b89", "valid"),
             ("004ae714", "test"),
         }
-        assert {(claim.label, claim.text) for claim in found} == {
+        assert {(utterance.label, utterance.text) for utterance in found} == {
             ("yes", "yes"),
             ("no", "no"),
             ("bed", "bed"),
@@ -82,31 +82,31 @@ def test_thirty_five_words_in_their_published_splits(root: Path) -> None:
 
 
 def test_twelve_classes(root: Path) -> None:
-    found = claims(root, classes=12)
-    assert {claim.label for claim in found} == {"yes", "no", "_unknown_", "_silence_"}
-    silence = [claim for claim in found if claim.label == "_silence_"]
-    assert Counter(claim.split for claim in silence) == {"train": 16, "valid": 2, "test": 2}
-    assert [(claim.start, claim.num_samples) for claim in silence] == [
+    found = utterances(root, classes=12)
+    assert {utterance.label for utterance in found} == {"yes", "no", "_unknown_", "_silence_"}
+    silence = [utterance for utterance in found if utterance.label == "_silence_"]
+    assert Counter(utterance.split for utterance in silence) == {"train": 16, "valid": 2, "test": 2}
+    assert [(utterance.start, utterance.num_samples) for utterance in silence] == [
         (second * 16000, 16000) for second in range(20)
     ]
-    assert len({claim.id for claim in found}) == len(found)
+    assert len({utterance.id for utterance in found}) == len(found)
 
 
 def test_the_official_test_set_replaces_the_list(root: Path) -> None:
-    found = claims(root, classes=12, official_test=True)
-    test = [claim for claim in found if claim.split == "test"]
-    assert all(f"/{OFFICIAL}/" in str(claim.path) for claim in test)
-    assert len({claim.label for claim in test}) == len(test) == 12
-    assert "004ae714" not in {claim.speaker for claim in found}
-    assert len({claim.id for claim in found}) == len(found)
+    found = utterances(root, classes=12, official_test=True)
+    test = [utterance for utterance in found if utterance.split == "test"]
+    assert all(f"/{OFFICIAL}/" in str(utterance.path) for utterance in test)
+    assert len({utterance.label for utterance in test}) == len(test) == 12
+    assert "004ae714" not in {utterance.speaker for utterance in found}
+    assert len({utterance.id for utterance in found}) == len(found)
     with pytest.raises(
         ConfigError,
         match=r"official_test=true: that test set has 12 classes; add data\.corpus\.classes=12",
     ):
-        claims(root, official_test=True)
+        utterances(root, official_test=True)
     (root / OFFICIAL / "_silence_").rename(root / OFFICIAL / "silence")
     with pytest.raises(DataError, match=r"_silence_: not there \(did you mean 'silence'\?\)"):
-        claims(root, classes=12, official_test=True)
+        utterances(root, classes=12, official_test=True)
 
 
 def test_what_is_missing_is_named(root: Path) -> None:
@@ -115,8 +115,8 @@ def test_what_is_missing_is_named(root: Path) -> None:
         DataError,
         match=r"testing_list\.txt: not there.*expected <root>/\{validation_list\.txt,testing_list\.txt\}",
     ):
-        claims(root)
+        utterances(root)
     with pytest.raises(DataError, match=r"nowhere: no such folder; .*data\.download=true"):
-        claims(root / "nowhere")
+        utterances(root / "nowhere")
     with pytest.raises(ConfigError, match=r"classes=10: expected 35 or 12"):
-        claims(root, classes=10)
+        utterances(root, classes=10)

@@ -37,7 +37,7 @@ def disc() -> dict[str, str]:
     }
 
 
-def claims(root: Path, **values: Any) -> list[SourceUtterance]:
+def utterances(root: Path, **values: Any) -> list[SourceUtterance]:
     return list(Timit(root=str(root), **values).utterances(root))
 
 
@@ -45,8 +45,8 @@ def claims(root: Path, **values: Any) -> list[SourceUtterance]:
 @pytest.mark.parametrize("lower", [False, True])
 def test_splits_in_capitals_or_not(tree: Any, above: str, lower: bool) -> None:
     files = {above + (path.lower() if lower else path): content for path, content in disc().items()}
-    found = claims(tree(files | {f"{above}README.DOC": ""}))
-    assert [(claim.id, claim.split) for claim in found] == [
+    found = utterances(tree(files | {f"{above}README.DOC": ""}))
+    assert [(utterance.id, utterance.split) for utterance in found] == [
         ("fcjf0-sx37", "train"),
         ("faks0-sx43", "valid"),
         ("mdab0-si1039", "test"),
@@ -63,18 +63,22 @@ def test_splits_in_capitals_or_not(tree: Any, above: str, lower: bool) -> None:
 
 def test_full_test_and_the_sentences_of_everyone(tree: Any) -> None:
     root = tree(disc())
-    assert [claim.id for claim in claims(root, test="full") if claim.split == "test"] == [
+    assert [
+        utterance.id for utterance in utterances(root, test="full") if utterance.split == "test"
+    ] == [
         "mdab0-si1039",
         "fram1-si522",
     ]
-    assert [claim.id for claim in claims(root, include_sa=True) if "-sa" in claim.id] == [
+    assert [
+        utterance.id for utterance in utterances(root, include_sa=True) if "-sa" in utterance.id
+    ] == [
         "fcjf0-sa1",
         "mdab0-sa1",
     ]
 
 
 def test_phones_folded_to_39(tree: Any) -> None:
-    found = claims(tree(disc()), phones=39)
+    found = utterances(tree(disc()), phones=39)
     assert found[0].phones == [
         ("sil", 0, 3050),
         ("sh", 3050, 4559),
@@ -82,7 +86,7 @@ def test_phones_folded_to_39(tree: Any) -> None:
         ("hh", 5723, 6642),
     ]
     with pytest.raises(ConfigError, match=r"phones=48: expected 61 or 39"):
-        claims(tree({}), phones=48)
+        utterances(tree({}), phones=48)
 
 
 def test_the_lists_of_speakers_are_whole() -> None:
@@ -115,7 +119,7 @@ def test_sphere_and_riff(tmp_path: Path) -> None:
     for name in ("SX37", "SX38"):
         (folder / f"{name}.PHN").write_text(PHONES)
         (folder / f"{name}.TXT").write_text(TEXT)
-    sphere, riff = claims(tmp_path)
+    sphere, riff = utterances(tmp_path)
     assert (Path(sphere.path).name, Path(riff.path).name) == ("SX37.WAV", "SX38.WAV.wav")
     np.testing.assert_array_equal(audio.read(sphere.path), samples.astype(np.float32) / 32768)
 
@@ -132,25 +136,25 @@ def test_sphere_and_riff(tmp_path: Path) -> None:
 )
 def test_bad_phones_are_named(tree: Any, phones: str, message: str) -> None:
     with pytest.raises(DataError, match=rf"SX37\.PHN: .*{message}"):
-        claims(tree(disc() | {"TRAIN/DR1/FCJF0/SX37.PHN": phones}))
+        utterances(tree(disc() | {"TRAIN/DR1/FCJF0/SX37.PHN": phones}))
 
 
 def test_what_is_missing_is_named(tree: Any) -> None:
     root = tree(disc())
     (root / "TRAIN/DR1/FCJF0/SX37.PHN").unlink()
     with pytest.raises(DataError, match=r"SX37\.WAV: no SX37\.PHN beside it"):
-        claims(root)
+        utterances(root)
     (root / "TRAIN").rename(root / "TRIAN")
     with pytest.raises(
         DataError,
         match=r"TRAIN: not there \(did you mean 'TRIAN'\?\).*expected <root>/\{TRAIN,TEST\}",
     ):
-        claims(root)
+        utterances(root)
     with pytest.raises(
         DataError, match=r"nowhere: no such folder; .*Linguistic Data Consortium, LDC93S1"
     ):
-        claims(root / "nowhere")
+        utterances(root / "nowhere")
     with pytest.raises(
         ConfigError, match=r"test='cor': expected core or full \(did you mean 'core'\?\)"
     ):
-        claims(root, test="cor")
+        utterances(root, test="cor")

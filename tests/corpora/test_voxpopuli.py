@@ -14,7 +14,7 @@ EVENT = "20190401-0900-PLENARY"
 HEADER = "id\traw_text\tnormalized_text\tspeaker_id\tsplit\tgender\n"
 
 
-def claims(root: Path, **values: Any) -> list[SourceUtterance]:
+def utterances(root: Path, **values: Any) -> list[SourceUtterance]:
     return list(VoxPopuli(**({"root": str(root), "languages": ["en"]} | values)).utterances(root))
 
 
@@ -48,57 +48,57 @@ def root(tree: Any) -> Path:
 
 
 def test_unlabelled_segments_of_some_years(root: Path) -> None:
-    assert [claim.id for claim in claims(root)] == [
+    assert [utterance.id for utterance in utterances(root)] == [
         "20120101-0900-PLENARY_en_0",
         f"{EVENT}-3_en_0",
         f"{EVENT}-3_en_1",
     ]
-    assert [(claim.label, claim.split) for claim in claims(root, years=[2019])] == [
+    assert [(utterance.label, utterance.split) for utterance in utterances(root, years=[2019])] == [
         ("en", "train")
     ] * 2
 
 
 def test_transcribed_speech_in_its_splits(root: Path) -> None:
-    found = claims(root, part="transcribed")
-    assert [(claim.split, claim.text, claim.speaker) for claim in found] == [
+    found = utterances(root, part="transcribed")
+    assert [(utterance.split, utterance.text, utterance.speaker) for utterance in found] == [
         ("train", "he said yes", "120"),
         ("valid", "he said yes", "121"),
         ("test", "he said yes", "122"),
     ]
-    assert claims(root, part="transcribed", text="raw_text")[0].text == 'He said "yes".'
+    assert utterances(root, part="transcribed", text="raw_text")[0].text == 'He said "yes".'
 
 
 def test_raw_recordings_are_cut_by_the_table(root: Path) -> None:
-    found = claims(root, part="raw", years=[2019])
-    assert [(claim.id, claim.start, claim.num_samples) for claim in found] == [
+    found = utterances(root, part="raw", years=[2019])
+    assert [(utterance.id, utterance.start, utterance.num_samples) for utterance in found] == [
         (f"{EVENT}-3_en_0", 24000, 316000),
         (f"{EVENT}-3_en_1", 480000, 16000),
     ]
-    assert {Path(claim.path).name for claim in found} == {f"{EVENT}-3_en.ogg"}
+    assert {Path(utterance.path).name for utterance in found} == {f"{EVENT}-3_en.ogg"}
 
 
 def test_what_is_missing_is_named(root: Path) -> None:
     with pytest.raises(
         DataError, match=r"raw_audios/en/2020: not there.*found 2019; expected <root>/raw_audios"
     ):
-        claims(root, part="raw", years=[2019, 2020])
+        utterances(root, part="raw", years=[2019, 2020])
     with pytest.raises(
         DataError, match=r"unlabelled_data/de: not there.*expected <root>/unlabelled_data"
     ):
-        claims(root, languages=["de"])
+        utterances(root, languages=["de"])
     with pytest.raises(ConfigError, match=r"languages='eng': expected en, de, .*did you mean 'en'"):
-        claims(root, languages=["eng"])
+        utterances(root, languages=["eng"])
     with pytest.raises(
         ConfigError,
         match=r"part='unlabeled': expected raw, unlabelled or transcribed \(did you mean 'unlabelled'\?\)",
     ):
-        claims(root, part="unlabeled")
+        utterances(root, part="unlabeled")
     (root / "unlabelled_v2.tsv.gz").write_bytes(b"no gzip")
     with pytest.raises(
         DataError,
         match=r"unlabelled_v2\.tsv\.gz: no column 'event_id', it has no gzip; is it a table of this corpus",
     ):
-        claims(root, part="raw", years=[2019])
+        utterances(root, part="raw", years=[2019])
 
 
 def test_only_raw_recordings_are_downloaded(root: Path) -> None:

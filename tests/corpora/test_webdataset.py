@@ -15,7 +15,7 @@ from tests.data.shards.conftest import corpus, make_tar, sound  # noqa: F401
 MakeTar = Callable[..., Path]
 
 
-def claims(tmp_path: Path, **values: object) -> list[SourceUtterance]:
+def utterances(tmp_path: Path, **values: object) -> list[SourceUtterance]:
     return list(
         WebDataset(**{"root": str(tmp_path), "train": ["*.tar"], **values}).utterances(
             tmp_path / "out"
@@ -35,7 +35,7 @@ def test_foreign_shards_are_indexed(make_tar: MakeTar, tmp_path: Path) -> None:
         "t-0.tar",
     )
     make_tar([("v.mp3", sound(3, suffix="mp3"))], "v-0.tar")
-    found = claims(
+    found = utterances(
         tmp_path, train=["t-{0..0}.tar"], valid=["v-*.tar"], text="transcript", speaker="spk"
     )
     assert [(one.id, one.split, one.speaker, one.text, one.label) for one in found] == [
@@ -53,26 +53,26 @@ def test_a_shard_is_read_once(
     make_tar: MakeTar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_tar([("a.wav", sound(1))])
-    first = claims(tmp_path)
+    first = utterances(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(WebDataset, "_read", lambda *args: pytest.fail("read again"))
-        assert claims(tmp_path) == first
+        assert utterances(tmp_path) == first
     make_tar([("b.wav", sound(2))])
     os.utime(path, (1, 1))
-    assert [one.id for one in claims(tmp_path)] == ["b"]
+    assert [one.id for one in utterances(tmp_path)] == ["b"]
 
 
 def test_shards_that_all_count_from_zero(make_tar: MakeTar, tmp_path: Path) -> None:
     for name in ("x.tar", "y.tar"):
         make_tar([("0.wav", sound(1))], name)
-    assert [one.id for one in claims(tmp_path, ids="shard")] == ["x/0", "y/0"]
+    assert [one.id for one in utterances(tmp_path, ids="shard")] == ["x/0", "y/0"]
     with pytest.raises(ConfigError, match=r"ids='shards'"):
-        claims(tmp_path, ids="shards")
+        utterances(tmp_path, ids="shards")
 
 
 def test_our_shards_come_back_with_their_ids(corpus: Corpus, tmp_path: Path) -> None:
     writer.convert(corpus, tmp_path / "out", format="pcm", megabytes=0.06, workers=1)
-    found = claims(
+    found = utterances(
         tmp_path,
         root=str(tmp_path / "out" / "shards"),
         train=["train-*.tar"],
@@ -93,7 +93,7 @@ def test_shards_behind_a_url(make_tar: MakeTar, tmp_path: Path) -> None:
 
     fsspec.filesystem("memory").pipe("/wds/s-0.tar", make_tar([("a.wav", sound(1))]).read_bytes())
     for pattern in ("s-*.tar", "s-{0..0}.tar"):
-        (one,) = claims(tmp_path, root="memory://wds", train=[pattern])
+        (one,) = utterances(tmp_path, root="memory://wds", train=[pattern])
         assert (one.id, one.path) == ("a", "memory://wds/s-0.tar")
 
 
@@ -107,7 +107,7 @@ def test_a_shard_that_differs_from_its_index_is_refused(corpus: Corpus, tmp_path
         DataError,
         match=r"train-000000\.tar: has \d+ bytes .* with another content; copy the shard again",
     ):
-        claims(tmp_path, root=str(shard.parent), train=["train-*.tar"])
+        utterances(tmp_path, root=str(shard.parent), train=["train-*.tar"])
 
 
 @pytest.mark.parametrize(
@@ -123,16 +123,16 @@ def test_bad_shards_are_named(
 ) -> None:
     make_tar(members)
     with pytest.raises(DataError, match=message):
-        claims(tmp_path)
+        utterances(tmp_path)
 
 
 def test_missing_cut_and_compressed_shards_are_named(make_tar: MakeTar, tmp_path: Path) -> None:
     path = make_tar([("a.wav", sound(1)), ("b.wav", sound(2))])
     with pytest.raises(DataError, match=r"n-1\.tar: no such shard"):
-        claims(tmp_path, train=["n-1.tar"])
+        utterances(tmp_path, train=["n-1.tar"])
     os.truncate(path, 512 + (len(sound(1)) + 511) // 512 * 512)  # between a and b
     with pytest.raises(DataError, match=r"s\.tar: ends after .* it was cut"):
-        claims(tmp_path)
+        utterances(tmp_path)
     (tmp_path / "s.tar.gz").touch()
     with pytest.raises(DataError, match=r"s\.tar\.gz: is compressed as a whole"):
-        claims(tmp_path, train=["s.tar.gz"])
+        utterances(tmp_path, train=["s.tar.gz"])

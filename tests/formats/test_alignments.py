@@ -261,8 +261,8 @@ def test_a_corpus_with_alignments(tmp_path: Path, capsys: pytest.CaptureFixture[
     before = list(Three().utterances(tmp_path))
     expected = [HI, [("AY", 0, 4800)], None]
     assert found == [
-        replace(claim, phones=phones, corpus="three")
-        for claim, phones in zip(before, expected, strict=True)
+        replace(utterance, phones=phones, corpus="three")
+        for utterance, phones in zip(before, expected, strict=True)
     ]
     assert "2 of 3 utterances are aligned" in (out := capsys.readouterr().out)
     assert "without, e.g. w; 1 alignments of others" in out

@@ -145,15 +145,15 @@ def test_line_ends_blank_lines_and_byte_order_marks_change_nothing(
     ]:
         write(place / "train.wrd", f"HI YOU{ending}HO{ending}{ending}")
         found = read(write(place / name, bom + content.replace("\n", ending)))
-        assert [(claim.id, claim.text, str(claim.path)) for claim in found] == [
+        assert [(utterance.id, utterance.text, str(utterance.path)) for utterance in found] == [
             ("a", "HI YOU", str(place / "a.wav")),
             ("ü c", "HO", str(place / "ü c.wav")),
         ]
 
 
 def test_a_text_may_hold_what_unicode_calls_a_line_break(place: Path) -> None:
-    (claim,) = read(write(place / "x.jsonl", '{"path": "a.wav", "text": "a\u2028b\x85c"}\n'))
-    assert claim.text == "a\u2028b\x85c"
+    (utterance,) = read(write(place / "x.jsonl", '{"path": "a.wav", "text": "a\u2028b\x85c"}\n'))
+    assert utterance.text == "a\u2028b\x85c"
 
 
 def test_quoted_lines_are_counted(place: Path) -> None:
@@ -164,12 +164,14 @@ def test_quoted_lines_are_counted(place: Path) -> None:
 
 def test_paths_absolute_relative_and_below_a_root(place: Path) -> None:
     manifest = write(place / "lists" / "x.csv", f"path\n{place}/a.wav\n../b.wav\n")
-    assert [str(claim.path) for claim in read(manifest)] == [
+    assert [str(utterance.path) for utterance in read(manifest)] == [
         str(place / "a.wav"),
         str(place / "b.wav"),
     ]
     manifest = write(place / "lists" / "y.csv", "path\na.wav\n")
-    assert [str(claim.path) for claim in read(manifest, root=str(place))] == [str(place / "a.wav")]
+    assert [str(utterance.path) for utterance in read(manifest, root=str(place))] == [
+        str(place / "a.wav")
+    ]
 
 
 def test_damaged_gzip_is_named(place: Path) -> None:
@@ -198,7 +200,7 @@ def test_counts_at_the_files_rate_are_noticed(tmp_path: Path) -> None:
         match=r"line 2: counts samples at the 8000 Hz of the file; .*data\.corpus\.rate=8000",
     ):
         read(manifest)
-    assert [claim.expected_samples for claim in read(manifest, rate=8000)] == [16_000]
+    assert [utterance.expected_samples for utterance in read(manifest, rate=8000)] == [16_000]
 
 
 def test_options_that_cannot_be(place: Path) -> None:
@@ -361,13 +363,13 @@ CUT: dict[str, Any] = {
 def cut(place: Path, change: Callable[[dict[str, Any]], Any]) -> SourceUtterance:
     row = json.loads(json.dumps(CUT))
     change(row)
-    (claim,) = read(write(place / "cuts_dev-clean.jsonl", json.dumps(row) + "\n"))
-    return claim
+    (utterance,) = read(write(place / "cuts_dev-clean.jsonl", json.dumps(row) + "\n"))
+    return utterance
 
 
 def test_a_cut(place: Path) -> None:
-    claim = cut(place, lambda row: None)
-    assert claim == SourceUtterance(
+    utterance = cut(place, lambda row: None)
+    assert utterance == SourceUtterance(
         id="c",
         path=str(place / "a.wav"),
         split="valid",

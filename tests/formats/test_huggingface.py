@@ -89,28 +89,33 @@ def test_datasets(tmp_path: Path, files: list[Path], kind: str, embed: bool) -> 
             pq.write_table(table(members, embed), home / "data" / f"{split}-00000-of-00001.parquet")
     found = read(home, out)
     ids = [str(path.with_suffix("")) if not embed else path.stem for path in files]
-    assert [(claim.id, claim.text) for claim in found] == [
+    assert [(utterance.id, utterance.text) for utterance in found] == [
         (id, f"TEXT {path.stem}") for id, path in zip(ids, files, strict=True)
     ]
-    assert [claim.split for claim in found] == ["train"] * 3 + [
+    assert [utterance.split for utterance in found] == ["train"] * 3 + [
         "train" if kind == "one" else "valid"
     ]
-    assert [claim.speaker for claim in found] == ["84", "85", "86", "87" if kind == "one" else "84"]
-    assert [claim.label for claim in found[:3]] == ["", "no", "yes"]
-    assert [Path(claim.path).read_bytes() for claim in found] == [
+    assert [utterance.speaker for utterance in found] == [
+        "84",
+        "85",
+        "86",
+        "87" if kind == "one" else "84",
+    ]
+    assert [utterance.label for utterance in found[:3]] == ["", "no", "yes"]
+    assert [Path(utterance.path).read_bytes() for utterance in found] == [
         path.read_bytes() for path in files
     ]
-    assert all((out in Path(claim.path).parents) == embed for claim in found)
+    assert all((out in Path(utterance.path).parents) == embed for utterance in found)
 
 
 def test_embedded_audio_is_written_once_under_safe_names(tmp_path: Path, files: list[Path]) -> None:
     content = table(files[:2], embed=True).append_column("id", pa.array(["../../evil", "b/c"]))
     home = save_to_disk(tmp_path / "dataset", content)
     out = tmp_path / "deep" / "er" / "out"
-    first = [Path(claim.path) for claim in read(home, out)]
+    first = [Path(utterance.path) for utterance in read(home, out)]
     assert all(path.parent == out / "audio" / "train" for path in first)
     times = [path.stat().st_mtime_ns for path in first]
-    again = [Path(claim.path) for claim in read(home, out)]
+    again = [Path(utterance.path) for utterance in read(home, out)]
     assert (again, [path.stat().st_mtime_ns for path in again]) == (first, times)
     first[0].write_bytes(b"RIFF half")  # of a killed run
     assert Path(read(home, out)[0].path).read_bytes() == files[0].read_bytes()
@@ -129,9 +134,10 @@ def test_audio_folders(tmp_path: Path, files: list[Path]) -> None:
             else 'file_name,transcription,speaker_id\n0.wav,"HI, YOU",7'
         )
         (home / split / name).write_text(text + "\n")
-    found = sorted(read(home, tmp_path / "out"), key=lambda claim: claim.id)
+    found = sorted(read(home, tmp_path / "out"), key=lambda utterance: utterance.id)
     assert [
-        (claim.id, claim.split, claim.text, claim.speaker, str(claim.path)) for claim in found
+        (utterance.id, utterance.split, utterance.text, utterance.speaker, str(utterance.path))
+        for utterance in found
     ] == [
         ("0", "train", "HI, YOU", "7", str(home / "train/0.wav")),
         ("1", "test", "HI, YOU", "7", str(home / "test/1.wav")),

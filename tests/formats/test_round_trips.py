@@ -29,7 +29,7 @@ SPLITS = st.sampled_from(["train", "valid", "test"])
 
 
 @st.composite
-def claims(
+def utterances(
     draw: st.DrawFn, files: list[Path], parts: bool, distinct: bool = False
 ) -> list[SourceUtterance]:
     """Utterances of the files: whole ones, and parts where wanted; `distinct`: one for each
@@ -39,7 +39,7 @@ def claims(
     found = []
     for i, id in enumerate(ids):
         path = files[i] if distinct else draw(st.sampled_from(files))
-        claim = SourceUtterance(
+        utterance = SourceUtterance(
             id=id,
             path=path,
             split=draw(SPLITS),
@@ -48,14 +48,16 @@ def claims(
             label=draw(NAMES),
             corpus="c",
         )
-        length = header_of(claim).resampled
+        length = header_of(utterance).resampled
         if not parts:
-            found.append(replace(claim, expected_samples=length))
+            found.append(replace(utterance, expected_samples=length))
             continue
         start = draw(st.integers(0, length - 1))
         num_samples = draw(st.integers(1, length - start))
         found.append(
-            replace(claim, start=start, num_samples=num_samples, phones=draw(phones(num_samples)))
+            replace(
+                utterance, start=start, num_samples=num_samples, phones=draw(phones(num_samples))
+            )
         )
     return found
 
@@ -77,7 +79,7 @@ def round_trip(
         form = registry.FORMATS[to]
         assert form.write is not None
         form.write(target, lambda: iter(given))
-        read = [claim for _, claim in registry.read(target, "auto", Reading())]
+        read = [utterance for _, utterance in registry.read(target, "auto", Reading())]
         assert {format for _, format in registry.parts(target, "auto", {})} == {to}
     return table(given, lost), table(read, lost)
 
@@ -88,8 +90,8 @@ def table(
     """Claims as dictionaries, ordered, with path as text."""
     names = [field.name for field in fields(SourceUtterance) if field.name not in lost]
     rows = [
-        {name: getattr(claim, name) for name in names} | {"path": str(claim.path)}
-        for claim in found
+        {name: getattr(utterance, name) for name in names} | {"path": str(utterance.path)}
+        for utterance in found
     ]
     return sorted(rows, key=lambda row: (row["split"], row.get("id", ""), row["path"]))
 
@@ -106,7 +108,7 @@ def test_tables_hold_everything_but_phones(audio_files: list[Path], to: str, nam
     @given(st.data())
     def check(data: st.DataObject) -> None:
         written, read = round_trip(
-            data.draw(claims(audio_files, parts=True)), to, name, lost=("phones",)
+            data.draw(utterances(audio_files, parts=True)), to, name, lost=("phones",)
         )
         assert written == read
 
@@ -125,7 +127,7 @@ def test_tables_hold_any_text_and_shards(tmp_path: Path, to: str, name: str) -> 
         st.integers(0, 2**60),
     )
     def check(text: str, offset: int) -> None:
-        claim = SourceUtterance(
+        utterance = SourceUtterance(
             id="x",
             path="s3://bucket/a b.tar",
             split="other",
@@ -134,7 +136,7 @@ def test_tables_hold_any_text_and_shards(tmp_path: Path, to: str, name: str) -> 
             num_bytes=offset + 1,
             num_samples=5,
         )
-        written, read = round_trip([claim], to, name)
+        written, read = round_trip([utterance], to, name)
         assert written == read
 
     check()
@@ -142,7 +144,7 @@ def test_tables_hold_any_text_and_shards(tmp_path: Path, to: str, name: str) -> 
 
 def test_lhotse_holds_everything(audio_files: list[Path]) -> None:
     @MANY
-    @given(claims(audio_files, parts=True), st.sampled_from(["cuts.jsonl", "cuts.jsonl.gz"]))
+    @given(utterances(audio_files, parts=True), st.sampled_from(["cuts.jsonl", "cuts.jsonl.gz"]))
     def check(given: list[SourceUtterance], name: str) -> None:
         written, read = round_trip(given, "lhotse", name)
         assert written == read
@@ -152,11 +154,13 @@ def test_lhotse_holds_everything(audio_files: list[Path]) -> None:
 
 def test_kaldi_holds_parts_texts_and_speakers(audio_files: list[Path]) -> None:
     @MANY
-    @given(claims(audio_files, parts=True))
+    @given(utterances(audio_files, parts=True))
     def check(given: list[SourceUtterance]) -> None:
         given = [
-            replace(claim, speaker="" if claim.speaker == claim.id else claim.speaker)
-            for claim in given
+            replace(
+                utterance, speaker="" if utterance.speaker == utterance.id else utterance.speaker
+            )
+            for utterance in given
         ]
         written, read = round_trip(
             given, "kaldi", "data", lost=("phones", "label", "corpus", "num_samples")
@@ -178,14 +182,14 @@ def test_kaldi_lengths_of_parts_are_exact(audio_files: list[Path], tmp_path: Pat
     ]
     _, read = round_trip(given, "kaldi", "data")
     assert {row["id"]: (row["start"], row["num_samples"] or 1000) for row in read} == {
-        claim.id: (claim.start, claim.num_samples) for claim in given
+        utterance.id: (utterance.start, utterance.num_samples) for utterance in given
     }
 
 
 def test_fairseq_holds_files_lengths_and_texts(audio_files: list[Path]) -> None:
     @MANY
     @given(
-        claims(
+        utterances(
             [path for path in audio_files if path.stem in ("a", "b c")], parts=False, distinct=True
         )
     )
@@ -200,22 +204,25 @@ def test_fairseq_holds_files_lengths_and_texts(audio_files: list[Path]) -> None:
 
 def test_huggingface_holds_the_audio_too(audio_files: list[Path]) -> None:
     @settings(MANY, max_examples=15)
-    @given(claims(audio_files, parts=True))
+    @given(utterances(audio_files, parts=True))
     def check(given: list[SourceUtterance]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             huggingface.write(Path(folder), lambda: iter(given))
-            read = {claim.id: claim for _, claim in registry.read(Path(folder), "auto", Reading())}
-            assert read.keys() == {claim.id for claim in given}
-            for claim in given:
-                one = read[claim.id]
+            read = {
+                utterance.id: utterance
+                for _, utterance in registry.read(Path(folder), "auto", Reading())
+            }
+            assert read.keys() == {utterance.id for utterance in given}
+            for utterance in given:
+                one = read[utterance.id]
                 assert (one.split, one.speaker, one.text, one.label, one.corpus) == (
-                    claim.split,
-                    claim.speaker,
-                    claim.text,
-                    claim.label,
-                    claim.corpus,
+                    utterance.split,
+                    utterance.speaker,
+                    utterance.text,
+                    utterance.label,
+                    utterance.corpus,
                 )
-                expected = audio.read(claim.path, claim.start, claim.num_samples)
+                expected = audio.read(utterance.path, utterance.start, utterance.num_samples)
                 found = audio.read(one.path)
                 assert found.shape == expected.shape
                 assert abs(found - expected).max() <= 2**-15
@@ -253,11 +260,11 @@ def test_huggingface_takes_audio_out_of_shards(
     shard: list[SourceUtterance], audio_files: list[Path], tmp_path: Path
 ) -> None:
     huggingface.write(tmp_path / "out", lambda: iter(shard))
-    read = [claim for _, claim in registry.read(tmp_path / "out", "auto", Reading())]
-    assert [Path(claim.path).read_bytes() for claim in read] == [
+    read = [utterance for _, utterance in registry.read(tmp_path / "out", "auto", Reading())]
+    assert [Path(utterance.path).read_bytes() for utterance in read] == [
         path.read_bytes() for path in audio_files[:2]
     ]
-    assert [Path(claim.path).suffix for claim in read] == [".wav", ".flac"]
+    assert [Path(utterance.path).suffix for utterance in read] == [".wav", ".flac"]
 
 
 def test_what_a_format_cannot_hold_is_refused(
@@ -283,7 +290,7 @@ def test_what_a_format_cannot_hold_is_refused(
             "lhotse",
             "c.jsonl",
             [replace(wave, start=900, num_samples=200)],
-            "has 1000 samples at 16 kHz, utterance 'a' claims 200 from 900",
+            "has 1000 samples at 16 kHz, utterance 'a' utterances 200 from 900",
         ),
         ("tsv", "x.tsv", [replace(wave, text="a\tb")], "a text holds a tab"),
         ("csv", "x.csv", [replace(wave, text="a\rb")], "a text holds a carriage return"),

@@ -53,8 +53,8 @@ class Tones:
 
 def claims_of(source: SpeedPerturbation, folder: Path) -> dict[str, SourceUtterance]:
     found = list(source.utterances(folder))
-    assert len({claim.id for claim in found}) == len(found)
-    return {claim.id: claim for claim in found}
+    assert len({utterance.id for utterance in found}) == len(found)
+    return {utterance.id: utterance for utterance in found}
 
 
 @given(factor=st.sampled_from([0.5, 0.9, 0.95, 1.1, 1.25, 2.0]), length=st.integers(1000, 30_000))
@@ -68,11 +68,11 @@ def test_a_tone_moves_by_the_factor_and_the_length_is_exact(factor: float, lengt
 
 
 def test_copies_of_train_only(tmp_path: Path) -> None:
-    claims = claims_of(
+    utterances = claims_of(
         SpeedPerturbation(corpus=Tones(tmp_path), valid_fraction=0.1), tmp_path / "prepare"
     )
     splits = {
-        split: {name for name, claim in claims.items() if claim.split == split}
+        split: {name for name, utterance in utterances.items() if utterance.split == split}
         for split in ("train", "valid", "test")
     }
     assert splits["test"] == {f"t{number}" for number in range(40, 44)}
@@ -84,49 +84,51 @@ def test_copies_of_train_only(tmp_path: Path) -> None:
         f"{name}-speed{factor}" for name in originals for factor in ("0.9", "1.1")
     }
     assert originals | splits["valid"] == {f"t{n:02d}" for n in range(40)}
-    assert {claim.corpus for claim in claims.values()} == {"tones"}
-    assert {claim.text for claim in claims.values()} == {"A B C"}
+    assert {utterance.corpus for utterance in utterances.values()} == {"tones"}
+    assert {utterance.text for utterance in utterances.values()} == {"A B C"}
 
 
 def test_one_is_held_out_where_the_share_is_none_of_them(tmp_path: Path) -> None:
     corpus = Tones(tmp_path, splits=("train",) * 5)
-    claims = claims_of(SpeedPerturbation(corpus=corpus, valid_fraction=1e-9), tmp_path / "prepare")
-    held_out = [name for name, claim in claims.items() if claim.split == "valid"]
+    utterances = claims_of(
+        SpeedPerturbation(corpus=corpus, valid_fraction=1e-9), tmp_path / "prepare"
+    )
+    held_out = [name for name, utterance in utterances.items() if utterance.split == "valid"]
     assert held_out == [
         min((f"t{n:02d}" for n in range(5)), key=lambda name: share_of(name, "valid"))
     ]
-    assert not [name for name in claims if name.startswith(f"{held_out[0]}-")]
+    assert not [name for name in utterances if name.startswith(f"{held_out[0]}-")]
     assert not [
-        claim
-        for claim in claims_of(
+        utterance
+        for utterance in claims_of(
             SpeedPerturbation(corpus=corpus, valid_fraction=0.0), tmp_path / "all"
         ).values()
-        if claim.split == "valid"
+        if utterance.split == "valid"
     ]
 
 
 def test_a_corpus_with_its_own_valid_split_keeps_it(tmp_path: Path) -> None:
-    claims = claims_of(
+    utterances = claims_of(
         SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "train", "valid"))),
         tmp_path / "prepare",
     )
-    assert [name for name, claim in claims.items() if claim.split == "valid"] == ["t02"]
-    assert len(claims) == 7
+    assert [name for name, utterance in utterances.items() if utterance.split == "valid"] == ["t02"]
+    assert len(utterances) == 7
 
 
 def test_files_hold_what_the_claims_say_and_alignments_scale(tmp_path: Path) -> None:
-    claims = claims_of(
+    utterances = claims_of(
         SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "valid"))), tmp_path / "prepare"
     )
-    whole = audio.read(claims["t00"].path)
+    whole = audio.read(utterances["t00"].path)
     for factor in (0.9, 1.1):
-        copy = claims[f"t00-speed{factor}"]
+        copy = utterances[f"t00-speed{factor}"]
         assert copy.speaker == f"s0-speed{factor}"
         assert Path(copy.path).is_relative_to(tmp_path / "prepare" / "speed")
         np.testing.assert_allclose(audio.read(copy.path), change_speed(whole, factor), atol=2**-15)
         length = scan(copy.path).num_samples
         for (name, start, end), (original, first, last) in zip(
-            copy.phones or [], claims["t00"].phones or [], strict=True
+            copy.phones or [], utterances["t00"].phones or [], strict=True
         ):
             assert name == original
             assert abs(start - first / factor) <= 0.5
@@ -151,11 +153,11 @@ def test_segments_of_a_recording_are_copied_alone(tmp_path: Path) -> None:
                 id="c", path=tmp_path / "long.flac", split="valid", start=0, num_samples=9000
             )
 
-    claims = claims_of(SpeedPerturbation(corpus=Segments()), tmp_path / "prepare")
-    assert set(claims) == {"a", "a-speed0.9", "a-speed1.1", "b", "c"}, (
+    utterances = claims_of(SpeedPerturbation(corpus=Segments()), tmp_path / "prepare")
+    assert set(utterances) == {"a", "a-speed0.9", "a-speed1.1", "b", "c"}, (
         "b ends behind its recording, which prepare will say"
     )
-    copy = claims["a-speed0.9"]
+    copy = utterances["a-speed0.9"]
     assert (copy.start, copy.num_samples, copy.offset, copy.num_bytes) == (0, None, -1, -1)
     whole = audio.read(tmp_path / "long.flac", 20_000, 9000)
     np.testing.assert_allclose(
@@ -180,7 +182,7 @@ def test_copies_are_used_again_until_their_recording_changes(tmp_path: Path) -> 
     source = SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "valid")))
     folder = tmp_path / "prepare"
     first = claims_of(source, folder)
-    paths = [Path(claim.path) for name, claim in first.items() if "speed" in name]
+    paths = [Path(utterance.path) for name, utterance in first.items() if "speed" in name]
     times = [path.stat().st_mtime_ns for path in paths]
     litter = paths[0].with_name(".abc.123.tmp.flac")
     litter.write_bytes(b"half")
@@ -204,11 +206,11 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_speakers_may_be_kept(tmp_path: Path) -> None:
-    claims = claims_of(
+    utterances = claims_of(
         SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "valid")), speakers="keep"),
         tmp_path / "prepare",
     )
-    assert {claims[name].speaker for name in claims if name.startswith("t00")} == {"s0"}
+    assert {utterances[name].speaker for name in utterances if name.startswith("t00")} == {"s0"}
 
 
 @pytest.mark.parametrize(

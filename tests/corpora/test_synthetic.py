@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def claims(folder: Path) -> list[SourceUtterance]:
+def utterances(folder: Path) -> list[SourceUtterance]:
     return list(Synthetic(**SMALL).utterances(folder))
 
 
@@ -51,55 +51,63 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def test_every_voice_is_in_every_split_and_no_sentence_twice(claims: list[SourceUtterance]) -> None:
+def test_every_voice_is_in_every_split_and_no_sentence_twice(
+    utterances: list[SourceUtterance],
+) -> None:
     assert (
-        len(claims)
-        == len({claim.id for claim in claims})
-        == len({claim.text for claim in claims})
+        len(utterances)
+        == len({utterance.id for utterance in utterances})
+        == len({utterance.text for utterance in utterances})
         == 6
     )
-    assert {(claim.speaker, claim.split) for claim in claims} == {
+    assert {(utterance.speaker, utterance.split) for utterance in utterances} == {
         (v, s) for v in ("amy", "ben") for s in ("train", "valid", "test")
     }
-    assert all(claim.label == claim.speaker for claim in claims)
+    assert all(utterance.label == utterance.speaker for utterance in utterances)
 
 
 def test_transcripts_are_letters_apostrophes_and_single_spaces(
-    claims: list[SourceUtterance],
+    utterances: list[SourceUtterance],
 ) -> None:
-    assert all(re.fullmatch(r"[A-Z']+( [A-Z']+)*", claim.text) for claim in claims)
+    assert all(re.fullmatch(r"[A-Z']+( [A-Z']+)*", utterance.text) for utterance in utterances)
     assert transcript("It's two o'clock, isn't it?") == "IT'S TWO O'CLOCK ISN'T IT"
 
 
-def test_phones_tile_the_file_and_say_where_it_is_silent(claims: list[SourceUtterance]) -> None:
+def test_phones_tile_the_file_and_say_where_it_is_silent(utterances: list[SourceUtterance]) -> None:
     loudness: dict[str, list[float]] = {"silence": [], "vowel": []}
-    for claim in claims:
-        waveform, rate = soundfile.read(claim.path, dtype="float32")
+    for utterance in utterances:
+        waveform, rate = soundfile.read(utterance.path, dtype="float32")
         assert rate == SAMPLE_RATE
         assert waveform.ndim == 1
-        assert claim.phones is not None
-        assert claim.phones[0][:2] == (SILENCE, 0)
-        assert claim.phones[-1][0] == SILENCE
-        assert claim.phones[-1][2] == len(waveform)
-        for (_, _, end), (_, start, _) in zip(claim.phones[:-1], claim.phones[1:], strict=True):
+        assert utterance.phones is not None
+        assert utterance.phones[0][:2] == (SILENCE, 0)
+        assert utterance.phones[-1][0] == SILENCE
+        assert utterance.phones[-1][2] == len(waveform)
+        for (_, _, end), (_, start, _) in zip(
+            utterance.phones[:-1], utterance.phones[1:], strict=True
+        ):
             assert end == start
-        for name, start, end in claim.phones:
+        for name, start, end in utterance.phones:
             kind = "silence" if name == SILENCE else "vowel" if name.startswith(VOWELS) else ""
             loudness.setdefault(kind, []).append(float(np.sqrt(np.mean(waveform[start:end] ** 2))))
     assert max(loudness["silence"]) < 0.01 * min(
         loudness["vowel"]
     )  # 40 dB between the loudest pause and the faintest vowel
-    assert 0.25 < np.mean([len(claim.phones or []) / len(claim.text) for claim in claims]) < 1.2
+    assert (
+        0.25
+        < np.mean([len(utterance.phones or []) / len(utterance.text) for utterance in utterances])
+        < 1.2
+    )
 
 
-def test_boundaries_after_a_pause_are_exact(claims: list[SourceUtterance]) -> None:
+def test_boundaries_after_a_pause_are_exact(utterances: list[SourceUtterance]) -> None:
     """The first sound of a phone that follows a long pause lies within a few milliseconds of where
     the phone begins.
     """
-    for claim in claims:
-        waveform, _ = soundfile.read(claim.path, dtype="float32")
+    for utterance in utterances:
+        waveform, _ = soundfile.read(utterance.path, dtype="float32")
         for (before, begin, start), (_, _, end) in zip(
-            claim.phones or [], (claim.phones or [])[1:], strict=False
+            utterance.phones or [], (utterance.phones or [])[1:], strict=False
         ):
             if before == SILENCE and start - begin > 0.04 * SAMPLE_RATE:
                 loud = np.flatnonzero(
@@ -109,14 +117,14 @@ def test_boundaries_after_a_pause_are_exact(claims: list[SourceUtterance]) -> No
 
 
 def test_the_same_bytes_whatever_the_number_of_workers(
-    folder: Path, claims: list[SourceUtterance], tmp_path: Path
+    folder: Path, utterances: list[SourceUtterance], tmp_path: Path
 ) -> None:
     list(Synthetic(**SMALL | {"workers": 1}).utterances(tmp_path))
     assert contents(tmp_path) == contents(folder)
 
 
 def test_what_is_whole_is_kept_and_the_rest_made_again(
-    folder: Path, claims: list[SourceUtterance], tmp_path: Path
+    folder: Path, utterances: list[SourceUtterance], tmp_path: Path
 ) -> None:
     list(Synthetic(**SMALL).utterances(tmp_path))
     wavs = sorted(tmp_path.rglob("*.wav"))
@@ -130,12 +138,12 @@ def test_what_is_whole_is_kept_and_the_rest_made_again(
     assert contents(tmp_path) == contents(folder)
     assert wavs[4].stat().st_mtime_ns == kept
     assert [(one.id, one.text, one.phones) for one in again] == [
-        (one.id, one.text, one.phones) for one in claims
+        (one.id, one.text, one.phones) for one in utterances
     ]
 
 
 def test_killed_in_the_middle_it_ends_as_if_nothing_had_happened(
-    folder: Path, claims: list[SourceUtterance], tmp_path: Path
+    folder: Path, utterances: list[SourceUtterance], tmp_path: Path
 ) -> None:
     code = "from pathlib import Path; from hubert_pretrain.corpora.synthetic import Synthetic; "
     code += f"list(Synthetic(**{SMALL}).utterances(Path({str(tmp_path)!r})))"

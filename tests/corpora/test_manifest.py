@@ -38,7 +38,7 @@ def write(path: Path, content: str) -> Path:
     return path
 
 
-def claims(path: Any, **options: Any) -> list[SourceUtterance]:
+def utterances(path: Any, **options: Any) -> list[SourceUtterance]:
     return list(ManifestFile(path=path, **options).utterances(Path("unused")))
 
 
@@ -70,23 +70,24 @@ def test_splits_come_from_rows_then_arguments_then_names(tmp_path: Path) -> None
     write(tmp_path / "lists" / "train.csv", "path,split\n../a.wav,\n../b.wav,Dev\n")
     write(tmp_path / "lists" / "my_eval-clean.csv", "path\n../c.wav\n")
     write(tmp_path / "lists" / "other.csv", "path\n../d.wav\n")
-    found = claims(str(tmp_path / "lists"))
-    assert {claim.id[-1]: claim.split for claim in found} == {
+    found = utterances(str(tmp_path / "lists"))
+    assert {utterance.id[-1]: utterance.split for utterance in found} == {
         "a": "train",
         "b": "valid",
         "c": "test",
         "d": "train",
     }
-    chosen = claims(
+    chosen = utterances(
         {"valid": str(tmp_path / "lists/train.csv"), "test": [str(tmp_path / "lists/other.csv")]}
     )
-    assert {claim.id[-1]: claim.split for claim in chosen} == {
+    assert {utterance.id[-1]: utterance.split for utterance in chosen} == {
         "a": "valid",
         "b": "valid",
         "d": "test",
     }
     assert {
-        claim.split for claim in claims([str(tmp_path / "lists/other.csv")], split="extra")
+        utterance.split
+        for utterance in utterances([str(tmp_path / "lists/other.csv")], split="extra")
     } == {"extra"}
 
 
@@ -97,14 +98,14 @@ def test_ids_are_unique_over_all_manifests(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"dev\.csv: line 2: repeats utterance 'a' of .*train\.csv: line 2"
     ):
-        claims([str(one), str(two)])
+        utterances([str(one), str(two)])
 
 
 def test_names_of_files_as_ids(tmp_path: Path) -> None:
     write_audio(tmp_path / "84/1/84-1-0.wav")
     manifest = write(tmp_path / "train.tsv", ".\n84/1/84-1-0.wav\t8000\n")
-    assert [claim.id for claim in claims(str(manifest))] == ["84/1/84-1-0"]
-    assert [claim.id for claim in claims(str(manifest), ids="name")] == ["84-1-0"]
+    assert [utterance.id for utterance in utterances(str(manifest))] == ["84/1/84-1-0"]
+    assert [utterance.id for utterance in utterances(str(manifest), ids="name")] == ["84-1-0"]
 
 
 def test_columns_of_others(tmp_path: Path) -> None:
@@ -116,9 +117,9 @@ def test_columns_of_others(tmp_path: Path) -> None:
     )
     columns = {"path": "audio_filepath", "start_seconds": "offset", "duration_seconds": "duration"}
     with pytest.raises(DataError, match=r"line 1: offset is 0\.25"):
-        claims(str(manifest), columns={"path": "audio_filepath"})
-    (claim,) = claims(str(manifest), columns=columns)
-    assert (claim.start, claim.num_samples, claim.text) == (4000, 8000, "hi")
+        utterances(str(manifest), columns={"path": "audio_filepath"})
+    (utterance,) = utterances(str(manifest), columns=columns)
+    assert (utterance.start, utterance.num_samples, utterance.text) == (4000, 8000, "hi")
 
 
 def test_several_formats_in_a_folder_want_a_choice(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_several_formats_in_a_folder_want_a_choice(tmp_path: Path) -> None:
         DataError,
         match=r"several formats, train\.csv \(csv\), valid\.jsonl \(jsonl\); name one file",
     ):
-        claims(str(tmp_path))
+        utterances(str(tmp_path))
 
 
 def test_rows_are_read_one_by_one(tmp_path: Path) -> None:
@@ -286,7 +287,8 @@ def test_a_start_makes_a_part_of_a_length(tmp_path: Path) -> None:
         "id,path,start,num_samples\none,a.wav,0,500\ntwo,a.wav,,8000\nthree,a.wav,7000,\n",
     )
     found = [
-        (claim.start, claim.num_samples, claim.expected_samples) for claim in claims(str(table))
+        (utterance.start, utterance.num_samples, utterance.expected_samples)
+        for utterance in utterances(str(table))
     ]
     assert found == [(0, 500, None), (0, None, 8000), (7000, None, None)]
 
@@ -321,20 +323,20 @@ def test_a_prepared_corpus_in_every_format(
     the format holds them, starts.
     """
     assert tool.main([str(prepared.parent), str(tmp_path / "out" / name), "--to", to]) == 0
-    found = {claim.id: claim for claim in claims(str(tmp_path / "out" / name))}
+    found = {utterance.id: utterance for utterance in utterances(str(tmp_path / "out" / name))}
     for row in (corpus := Corpus.open(prepared)).manifest.rows():
         expected = corpus.manifest[row]
-        claim = found.pop(expected.id)
-        assert (claim.split, claim.text, claim.speaker) == (
+        utterance = found.pop(expected.id)
+        assert (utterance.split, utterance.text, utterance.speaker) == (
             expected.split,
             expected.text,
             expected.speaker,
         )
         if to != "huggingface":
-            assert (claim.start, str(claim.path)) == (expected.start, expected.path)
-            assert (claim.num_samples or 48_000 - claim.start) == expected.num_samples
+            assert (utterance.start, str(utterance.path)) == (expected.start, expected.path)
+            assert (utterance.num_samples or 48_000 - utterance.start) == expected.num_samples
         if to == "lhotse":
-            assert claim.phones == [("HH", 0, 8000), ("AY", 8000, 16_080)]
+            assert utterance.phones == [("HH", 0, 8000), ("AY", 8000, 16_080)]
     assert not found
 
 

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubert_pretrain.corpora.voxceleb1 import VoxCeleb1
+from hubert_pretrain.data.source import SourceUtterance
+from hubert_pretrain.errors import DataError
+
+
+def listed(source: Any) -> list[SourceUtterance]:
+    return list(source.utterances(Path()))
+
+
+VIDEO = "id10003/na8-QEFmj44"
+
+
+def test_identification_splits(tree: Any) -> None:
+    table = "".join(f"{n} {VIDEO}/0000{n}.wav\n" for n in (3, 1, 2))
+    root = tree({f"wav/{VIDEO}/0000{n}.wav": "" for n in (1, 2, 3)} | {"iden_split.txt": table})
+    found = listed(VoxCeleb1(root=str(root)))
+    assert [(utterance.id, utterance.split) for utterance in found] == [
+        (f"{VIDEO}/00003", "test"),
+        (f"{VIDEO}/00001", "train"),
+        (f"{VIDEO}/00002", "valid"),
+    ]
+    assert {(utterance.label, utterance.speaker) for utterance in found} == {("id10003", "id10003")}
+
+
+def test_a_list_that_does_not_fit(tree: Any) -> None:
+    root = tree({"wav/id10001/x/00001.wav": "", "iden_split.txt": f"1 {VIDEO}/00001.wav\n"})
+    with pytest.raises(
+        DataError,
+        match=r"na8-QEFmj44/00001\.wav: no such file, but .*iden_split\.txt, line 1, names it",
+    ):
+        listed(VoxCeleb1(root=str(root)))
+    (root / "iden_split.txt").write_text("4 id10001/x/00001.wav\n")
+    with pytest.raises(
+        DataError,
+        match=r"iden_split\.txt: line 1 is '4 id10001/x/00001\.wav', expected '1, 2 or 3 <speaker>",
+    ):
+        listed(VoxCeleb1(root=str(root)))
+    (root / "iden_split.txt").rename(root / "iden_split (1).txt")
+    with pytest.raises(
+        DataError, match=r"iden_split\.txt: not there \(did you mean 'iden_split \(1\)\.txt'\?\)"
+    ):
+        listed(VoxCeleb1(root=str(root)))
+    with pytest.raises(DataError, match=r"nowhere: no such folder; .*Visual Geometry Group"):
+        listed(VoxCeleb1(root=str(root / "nowhere")))
