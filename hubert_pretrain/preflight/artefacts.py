@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hubert_pretrain import finetune
 from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest
@@ -118,7 +119,7 @@ def _warnings() -> Iterator[list[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             said.append(record.getMessage())
 
-    log = logging.getLogger("hubert_pretrain.finetune")
+    log = logging.getLogger(finetune.__name__)
     listener = Listener(logging.WARNING)
     propagate = log.propagate
     log.propagate = False

@@ -9,6 +9,8 @@ from typing import Any
 
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.storage import Cache
 from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.files import write_json
 from hubert_pretrain.pipeline import plan
@@ -16,7 +18,6 @@ from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.preflight import budget, machine, report, training_cost
 from hubert_pretrain.preflight.report import ERROR, WARNING, CheckResult, skipped
-from hubert_pretrain.stages.prepare import open_corpus
 
 PLAN = "batch_seconds", "micro_batch_seconds", "max_crop_seconds", "min_seconds", "max_shapes"
 SPLITS = ("train_split", "valid_split", "test_split")
@@ -128,7 +129,7 @@ def _artefacts(recipe: Recipe, workspace: Workspace) -> Iterator[CheckResult]:
     from hubert_pretrain.preflight import artefacts, shards, throughput
     from hubert_pretrain.preflight import corpus as about
 
-    corpus = open_corpus(recipe, workspace) if workspace.is_done("prepare") else None
+    corpus = _corpus(recipe, workspace)
     grid = recipe.model.grid
     loading: dict[str, Any] = {
         "seed": recipe.seed,
@@ -179,3 +180,11 @@ def _artefacts(recipe: Recipe, workspace: Workspace) -> Iterator[CheckResult]:
             if corpus
             else skipped(row, "prepare")
         )
+
+
+def _corpus(recipe: Recipe, workspace: Workspace) -> Corpus | None:
+    """The prepared corpus; None before `prepare` has run."""
+    if not workspace.is_done("prepare"):
+        return None
+    cache = Cache.of(recipe.data.cache_dir, recipe.data.cache_gigabytes)
+    return Corpus.open(workspace.folder("prepare"), cache)

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from hubert_pretrain import features
 from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.pipeline.workspace import open_artefact
 from hubert_pretrain.targets.units import UnitExtractor
 
-FEATURES = "hubert_pretrain.features."
+FEATURES = f"{features.__name__}."
 """Only classes from here are made: an artefact of someone else decides nothing more."""
 
 

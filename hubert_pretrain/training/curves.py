@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from hubert_pretrain.pretrain.loss import LN_2
 
 
 def plot_finetuning(metrics: Sequence[dict[str, float]], path: Path, *, title: str) -> None:
@@ -181,7 +180,7 @@ def _published(losses: Any, accuracies: Any, name: str, *, last_step: float) -> 
     label = PUBLISHED[name]["label"]
     end = max(run)
     for axes, index, scale, colour, what in (
-        (losses, 0, LN_2, "tab:blue", "masked"),
+        (losses, 0, math.log(2), "tab:blue", "masked"),
         (accuracies, 1, 1.0, "tab:blue", "masked"),
         (accuracies, 2, 1.0, "tab:orange", "unmasked"),
     ):
