@@ -42,6 +42,7 @@ from hubert_pretrain.data.preparation.scan import Recording, scan_all
 from hubert_pretrain.data.shards.writer import write_shards
 from hubert_pretrain.data.storage import Location
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE, samples, seconds
+from hubert_pretrain.model.preprocess import normalize
 from hubert_pretrain.pretrain.dataset import CropSource, SpanMasking
 
 MAX_CROP = 250_000
@@ -57,9 +58,7 @@ class WholeFiles(Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         waveform = torch.from_numpy(soundfile.read(self.paths[index], dtype="float32")[0])
-        return (
-            torch.nn.functional.layer_norm(waveform, waveform.shape) if self.normalize else waveform
-        )
+        return normalize(waveform) if self.normalize else waveform
 
 
 def plain_batches(

@@ -62,9 +62,6 @@ _MARGIN = SAMPLE_RATE // 10
 filter.
 """
 
-VARIANCE_FLOOR = 1e-5
-"""torch's `layer_norm` epsilon, with which fairseq normalises waveforms."""
-
 
 def resampled_length(num_samples: int, source_rate: int) -> int:
     """Samples at 16 kHz of `num_samples` samples at `source_rate`: rounded half up, in whole
@@ -144,18 +141,6 @@ def decode(
             raise DataError(
                 f"{path}: cannot be decoded ({one_line(error)}); replace the file"
             ) from error
-
-
-def normalize(
-    waveform: Waveform, mean: float, variance: float, out: Waveform | None = None
-) -> Waveform:
-    """(S,) with zero mean and unit variance, given those of the *whole* utterance, so a crop comes
-    out as it would inside the whole.
-
-    out: (S,) to write into, which may be `waveform`.
-    """
-    centred = np.subtract(waveform, np.float32(mean), out=out)
-    return np.divide(centred, np.float32(math.sqrt(variance + VARIANCE_FLOOR)), out=centred)
 
 
 def mono(block: Waveform) -> Waveform:

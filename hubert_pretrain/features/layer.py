@@ -24,6 +24,7 @@ from hubert_pretrain.features.extractor import MAX_PADDING, Batches, padded_batc
 from hubert_pretrain.files import sha256
 from hubert_pretrain.frames import FrameGrid, samples
 from hubert_pretrain.model.checkpoint import WEIGHTS
+from hubert_pretrain.model.preprocess import normalize
 
 
 def weights_sha256(checkpoint: Path) -> str:
@@ -155,12 +156,7 @@ class LayerFeatures(nn.Module):
             device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"
         ):
             if self.normalize_waveform:
-                # fairseq's layer_norm over the utterance; the 1e-5 matters for quiet audio
-                # (reference.md 2.3).
-                waveforms = [
-                    nn.functional.layer_norm(waveform, waveform.shape, eps=1e-5)
-                    for waveform in waveforms
-                ]
+                waveforms = [normalize(waveform) for waveform in waveforms]
             counts = [self.grid.num_frames(len(waveform)) for waveform in waveforms]
             if max(counts) > self.chunk_frames:
                 computed = zip(waveforms, counts, strict=True)

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hubert_pretrain.data.audio import normalize
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.finetune.batching import PaddedBucketSampler
 from hubert_pretrain.finetune.masks import Masks
 from hubert_pretrain.finetune.task import Examples, strings
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.preprocess import normalize_
 from hubert_pretrain.training.dataloading import ResumableSampler, equal_share, loader, to_device
 
 Batch = dict[str, Any]
@@ -150,7 +150,7 @@ def read_whole(corpus: Corpus, row: int, normalized: bool) -> NDArray[np.float32
     if not normalized:
         return waveform
     utterance = corpus.manifest[row]
-    return normalize(waveform, utterance.mean, utterance.variance)
+    return normalize_(waveform, utterance.mean, utterance.variance)
 
 
 def _stack(arrays: list[NDArray[Any]], length: int) -> Tensor:

@@ -27,7 +27,7 @@ from hubert_pretrain.interop.assemble import PRESERVED
 from hubert_pretrain.interop.compare import TOLERANCE, Report, judged, probe
 from hubert_pretrain.model.checkpoint import LoadedModel, publish
 from hubert_pretrain.model.heads import ClassificationHead
-from hubert_pretrain.model.preprocess import VARIANCE_FLOOR
+from hubert_pretrain.model.preprocess import normalize
 
 
 class Deployed(nn.Module):
@@ -61,8 +61,7 @@ class Deployed(nn.Module):
         classes) logits.
         """
         if self.model.config.normalize_waveform:
-            variance, mean = torch.var_mean(waveform, dim=1, unbiased=False, keepdim=True)
-            waveform = (waveform - mean) * torch.rsqrt(variance + VARIANCE_FLOOR)
+            waveform = normalize(waveform)
         output = self.model(waveform, hidden_states=True)
         logits = (
             [self.head(output if isinstance(self.head, ClassificationHead) else output.last)]

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from hubert_pretrain.data import audio
 from hubert_pretrain.data.augment import Augmentation
 from hubert_pretrain.data.batching import BucketSampler, MicroBatch
 from hubert_pretrain.data.corpus import Corpus
@@ -24,6 +23,7 @@ from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.model.masking import Lengths, fixed_count, span_mask
+from hubert_pretrain.model.preprocess import normalize_
 from hubert_pretrain.seeds import generator
 from hubert_pretrain.training.dataloading import ResumableSampler, equal_share, loader, to_device
 from hubert_pretrain.training.limits import CACHE_BYTES
@@ -156,7 +156,7 @@ class CropSource:
         for b, row in enumerate(rows if self.normalize else []):
             own = changed[b]
             waveform[b] = (
-                audio.normalize(waveform[b], waveform[b].mean(), waveform[b].var())
+                normalize_(waveform[b], float(waveform[b].mean()), float(waveform[b].var()))
                 if own
                 else self._normalised(row, waveform[b])
             )
@@ -169,7 +169,7 @@ class CropSource:
         if not self.normalize:
             return waveform
         number = self.corpus.manifest.number
-        return audio.normalize(waveform, number("mean", row), number("variance", row), out=waveform)
+        return normalize_(waveform, float(number("mean", row)), float(number("variance", row)))
 
 
 class MicroBatches(Dataset[dict[str, Any]]):

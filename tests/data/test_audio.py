@@ -196,25 +196,6 @@ def test_resampling_keeps_a_tone(tmp_path: Path) -> None:
     np.testing.assert_allclose(waveform[500:-500], expected[500:-500], atol=1e-4)
 
 
-def test_a_crop_is_normalised_as_inside_the_whole() -> None:
-    whole = noise(5_000)[:, 0] * 3 + 0.2
-    mean = float(whole.mean())
-    variance = float(whole.var())
-    crop = audio.normalize(whole[100:900], mean, variance)
-    np.testing.assert_allclose(crop, audio.normalize(whole, mean, variance)[100:900])
-    np.testing.assert_allclose(crop, (whole[100:900] - mean) / np.sqrt(variance + 1e-5), atol=1e-5)
-    assert crop.dtype == np.float32
-
-
-def test_normalisation_is_layer_norm_of_torch() -> None:
-    torch = pytest.importorskip("torch")
-    whole = noise(5_000)[:, 0] * 1e-2 + 0.2
-    expected = torch.nn.functional.layer_norm(torch.from_numpy(whole), whole.shape).numpy()
-    np.testing.assert_allclose(
-        audio.normalize(whole, float(whole.mean()), float(whole.var())), expected, atol=1e-4
-    )
-
-
 def test_missing_garbage_and_changed_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.wav: no such file"):
         audio.read(tmp_path / "none.wav")

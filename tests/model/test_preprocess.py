@@ -1,4 +1,4 @@
-"""What a user may do wrong with a recording, named."""
+"""Checks and normalisation of waveforms before the network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hubert_pretrain.errors import DataError
 from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.preprocess import prepare_waveform
+from hubert_pretrain.model.preprocess import normalize, normalize_, prepare_waveform
 
 SMALL = HubertConfig(
     conv_dim=[8] * 7,
@@ -53,14 +53,37 @@ def test_mistakes(waveform: Any, rate: int, message: str) -> None:
         prepare_waveform(waveform, sampling_rate=rate, config=SMALL, name="a.wav")
 
 
-def test_normalised_if_the_network_wants_it() -> None:
+def test_a_network_of_normalised_waveforms_gets_them() -> None:
+    torch.manual_seed(0)
     waveform = 3 + 2 * torch.randn(2, 1000)
+    before = waveform.clone()
     assert torch.equal(prepare_waveform(waveform, sampling_rate=16_000, config=SMALL), waveform)
     config = dataclasses.replace(SMALL, normalize_waveform=True)
     expected = torch.nn.functional.layer_norm(waveform, (1000,))
     torch.testing.assert_close(
         prepare_waveform(waveform, sampling_rate=16_000, config=config), expected
     )
+    assert torch.equal(waveform, before)  # the caller's own is left as it was
+
+
+def test_normalisation_is_layer_norm_of_torch() -> None:
+    torch.manual_seed(0)
+    quiet = torch.randn(5_000) * 1e-3 + 0.002  # so quiet that the variance floor matters
+    expected = torch.nn.functional.layer_norm(quiet, (5_000,))
+    torch.testing.assert_close(normalize(quiet), expected)
+    mean = float(quiet.mean())
+    variance = float(quiet.var(correction=0))
+    array = normalize_(quiet.numpy().copy(), mean, variance)
+    assert array.dtype == np.float32
+    np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_crop_is_normalised_as_inside_the_whole() -> None:
+    whole = np.random.default_rng(0).standard_normal(5_000).astype(np.float32) * 0.3 + 0.2
+    mean = float(whole.mean())
+    variance = float(whole.var())
+    crop = normalize_(whole[100:900].copy(), mean, variance)
+    np.testing.assert_array_equal(crop, normalize_(whole.copy(), mean, variance)[100:900])
 
 
 def test_features_of_a_layer() -> None:
