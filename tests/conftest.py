@@ -1,4 +1,4 @@
-"""What every test may use."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -17,15 +17,22 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real speech and fairseq's own outputs, beside the repository (or where
-    HUBERT_SHARED says).
-    """
+    """The folder with real speech: `shared` beside the repository, or HUBERT_SHARED."""
     folder = Path(os.environ.get("HUBERT_SHARED", REPOSITORY.parent / "shared"))
     if not folder.is_dir():
-        pytest.skip(f"no {folder}: set HUBERT_SHARED to the folder with data/ and reference/")
+        pytest.skip(
+            f"no real speech in {folder}: set HUBERT_SHARED to a folder with data/librispeech (the "
+            "layout of LibriSpeech) and data/fsdd (the recordings of the Free Spoken Digit Dataset)"
+        )
     return folder
 
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def fairseq_outputs() -> Path:
+    """The folder with what fairseq's own HuBERT computed, see its README.md."""
+    return REPOSITORY / "tests" / "parity" / "reference"

@@ -27,8 +27,8 @@ from hubert_pretrain.interop.pickles import Inert, plain, read_pickle
 
 
 @pytest.fixture(params=["base", "large"])
-def file(request: pytest.FixtureRequest, shared: Path) -> Path:
-    return shared / "reference" / f"{request.param}_checkpoint.pt"
+def file(request: pytest.FixtureRequest, fairseq_outputs: Path) -> Path:
+    return fairseq_outputs / f"{request.param}_checkpoint.pt"
 
 
 def same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:

@@ -1,6 +1,4 @@
-"""Our loss function against what fairseq's own criterion computed (reference/README.md of the
-shared folder).
-"""
+"""Our loss function against what fairseq's own criterion computed (reference/README.md)."""
 
 from __future__ import annotations
 
@@ -22,8 +20,8 @@ SPECIAL_SYMBOLS = (
 
 
 @pytest.mark.parametrize("name", ["base", "large"])
-def test_loss_parts_and_every_gradient(name: str, shared: Path) -> None:
-    folder = shared / "reference"
+def test_loss_parts_and_every_gradient(name: str, fairseq_outputs: Path) -> None:
+    folder = fairseq_outputs
     tensors = load_file(folder / f"{name}.safetensors")
     facts = json.loads((folder / f"{name}.json").read_text())
     model = load_checkpoint(folder / f"{name}_checkpoint.pt").model.train()

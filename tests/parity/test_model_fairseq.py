@@ -1,6 +1,4 @@
-"""Our network and loss against what fairseq's own HuBERT computed (reference/README.md of the
-shared folder).
-"""
+"""Our network and loss against what fairseq's own HuBERT computed (reference/README.md)."""
 
 from __future__ import annotations
 
@@ -79,8 +77,8 @@ class Reference:
 
 
 @pytest.fixture(params=["base", "large"])
-def reference(request: pytest.FixtureRequest, shared: Path) -> Reference:
-    return Reference(shared / "reference", request.param)
+def reference(request: pytest.FixtureRequest, fairseq_outputs: Path) -> Reference:
+    return Reference(fairseq_outputs, request.param)
 
 
 def test_hidden_states_of_every_layer(reference: Reference) -> None:

@@ -18,9 +18,11 @@ from hubert_pretrain.model.checkpoint import load_model, save_model
 
 
 @pytest.mark.parametrize("name", ["base", "large"])
-def test_the_file_gives_the_network_that_wrote_it(shared: Path, tmp_path: Path, name: str) -> None:
-    reference = load_file(shared / "reference" / f"{name}.safetensors")
-    loaded = load_fairseq(shared / "reference" / f"{name}_checkpoint.pt")
+def test_the_file_gives_the_network_that_wrote_it(
+    fairseq_outputs: Path, tmp_path: Path, name: str
+) -> None:
+    reference = load_file(fairseq_outputs / f"{name}.safetensors")
+    loaded = load_fairseq(fairseq_outputs / f"{name}_checkpoint.pt")
     with torch.no_grad():
         states = loaded.model(reference["waveform"], hidden_states=True).hidden_states
     for layer, state in enumerate(states, start=1):
@@ -64,8 +66,8 @@ def test_nothing_in_a_pickle_runs(tmp_path: Path, new_format: bool) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
-def test_truncated_file(shared: Path, tmp_path: Path, share: float) -> None:
-    content = (shared / "reference" / "base_checkpoint.pt").read_bytes()
+def test_truncated_file(fairseq_outputs: Path, tmp_path: Path, share: float) -> None:
+    content = (fairseq_outputs / "base_checkpoint.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(content[: int(len(content) * share)])
     with pytest.raises(ArtefactError, match=r"cut\.pt: cannot be read as a PyTorch checkpoint"):
         load_fairseq(tmp_path / "cut.pt")

@@ -59,8 +59,8 @@ def test_differences_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["base", "large"])
-def test_fairseq(name: str, shared: Path) -> None:
-    row = TOOL["against_fairseq"](shared / "reference", name)
+def test_fairseq(name: str, fairseq_outputs: Path) -> None:
+    row = TOOL["against_fairseq"](fairseq_outputs, name)
     assert row["hidden states"] < 1e-5
     assert max(row["loss and its parts (relative)"], row["gradients (relative)"]) < 1e-4
 

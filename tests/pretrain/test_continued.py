@@ -208,9 +208,9 @@ def test_from_other_projects(loop: Workspace, tmp_path: Path, format_name: str) 
 
 @pytest.mark.parametrize("name", ["base", "large"])
 def test_from_fairseqs_own_checkpoint(
-    shared: Path, loop: Workspace, tmp_path: Path, name: str
+    fairseq_outputs: Path, loop: Workspace, tmp_path: Path, name: str
 ) -> None:
-    path = shared / "reference" / f"{name}_checkpoint.pt"
+    path = fairseq_outputs / f"{name}_checkpoint.pt"
     theirs = load_checkpoint(path).model
     recipe = continued("it2", steps=2, learning_rate=1e-9, log_every_steps=1, start_from=str(path))
     recipe.model = dataclasses.replace(theirs.config, layerdrop=0.1)
