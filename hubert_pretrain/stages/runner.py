@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hubert_pretrain import distributed
@@ -18,6 +19,8 @@ from hubert_pretrain.pipeline.plan import SHARED, Stage, check_unchanged, finger
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.preflight.check import check_machine
 
+TRAINING = ("pretrain", "finetune")
+"""Verbs whose stage imports Lightning."""
 FOLLOW_SECONDS = 600.0
 """How long the other ranks wait for rank 0 to begin."""
 
@@ -88,8 +91,16 @@ def _call(recipe: Recipe, workspace: Workspace, stage: Stage, folder: Path) -> d
         from hubert_pretrain.model.precision import set_matmul_precision
 
         set_matmul_precision(tf32=recipe.trainer.tf32)
-    module = importlib.import_module(f"hubert_pretrain.stages.{stage.verb}")
-    return dict(module.run(recipe, workspace, stage.name, folder))
+    return dict(import_stage(stage.verb).run(recipe, workspace, stage.name, folder))
+
+
+def import_stage(verb: str) -> ModuleType:
+    """The module `stages/<verb>.py`."""
+    if verb in TRAINING:
+        from hubert_pretrain.training.lightning_import import import_lightning
+
+        import_lightning()
+    return importlib.import_module(f"hubert_pretrain.stages.{verb}")
 
 
 def _versions() -> dict[str, str]:
