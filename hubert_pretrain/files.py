@@ -1,64 +1,100 @@
-"""Files: atomic JSON and text, fsync, SHA-256, sizes, and errors for a full disk."""
+"""Files: atomic writing, flushing to disk, JSON, SHA-256, sizes, and errors for a full disk.
+
+Every file that must not be seen half written is written through `replacing`, and every file is
+hashed by `sha256`; no other module renames a file into its place or hashes one.
+"""
 
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hubert_pretrain.errors import ArtefactError, HubertPretrainError
 
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+_HASH_BLOCK_BYTES = 1 << 20
 
 
-@contextmanager
-def disk_room(path: Path, size: int) -> Iterator[None]:
-    """Says in words that the disk is full while `size` bytes were written to `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise HubertPretrainError(
-            f"{path}: the disk has no room for {size} bytes; free some and run the stage again"
-        ) from error
-
-
-# -- writing that survives a kill
+# -- atomic writing
 # -------------------------------------------------------------------------------------------------
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically: readers see the old file or the new one, never half of either."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+@contextmanager
+def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """Replaces the file at `path` atomically: readers see the old file or the new one, whole.
 
+    Gives the path of a temporary file in the same folder to write to. When the block ends it is
+    flushed to disk and takes the name `path`; when the block raises it is removed, and what lay at
+    `path` is intact. The file gets the permissions of the user's umask even if a library made it
+    private (safetensors does).
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically (temporary file in the same folder, fsync, rename, fsync of the
-    folder).
+    Args:
+        path: the file to write; its folder is made if need be.
+        sync: flush the file and the name to disk. False where the caller syncs the whole folder
+            later, or where the content can be made again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o777
+        yield temporary
+        if temporary.stat().st_mode & 0o777 != mode:
+            temporary.chmod(mode)
+        publish(temporary, path, sync=sync)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, path: Path, *, sync: bool = True) -> None:
+    """Gives a finished file or folder its final name on the same disk: flush all of it, rename,
+    flush the folder that lists the name.
+    """
+    if sync:
+        sync_tree(temporary)
     os.replace(temporary, path)
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
+
+
+def remove_temporaries(path: Path) -> None:
+    """Removes what killed processes left of their `replacing`: of the file at `path`, or of all
+    files below it when it is a folder. No other process may be writing there.
+    """
+    if path.is_dir():
+        left = list(path.rglob(".*.tmp"))
+    else:
+        left = list(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
+    for temporary in left:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, sync: bool = True) -> None:
+    """Writes a UTF-8 text file atomically (see `replacing`)."""
+    with replacing(path, sync=sync) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Writes a binary file atomically (see `replacing`)."""
+    with replacing(path, sync=sync) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON atomically (see `replacing`)."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path, *, max_bytes: int | None = None) -> Any | None:
@@ -69,21 +105,30 @@ def read_json(path: Path, *, max_bytes: int | None = None) -> Any | None:
     try:
         if max_bytes is not None and (size := path.stat().st_size) > max_bytes:
             raise ArtefactError(
-                f"{path}: has {human_bytes(size)}, but at most {human_bytes(max_bytes)} were expected"
+                f"{path}: has {human_bytes(size)}, "
+                f"but at most {human_bytes(max_bytes)} were expected"
             )
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def sync_tree(folder: Path) -> None:
-    """Flushes every file below a folder to the disk."""
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir():
-            sync_folder(path)
-        elif path.is_file() and not path.is_symlink():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+# -- flushing to disk
+# -------------------------------------------------------------------------------------------------
+
+
+def sync_tree(path: Path) -> None:
+    """Flushes a file, or every file below a folder and the lists of names, to the disk."""
+    if path.is_symlink():
+        return
+    if not path.is_dir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        return
+    for entry in path.iterdir():
+        if entry.is_dir() or entry.is_file():
+            sync_tree(entry)
+    sync_folder(path)
 
 
 def sync_folder(folder: Path) -> None:
@@ -95,10 +140,66 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def empty_folder(folder: Path) -> None:
-    """Removes everything inside a folder."""
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+# -- a full disk
+# -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def disk_room(
+    path: Path, size: int | None = None, *, fix: str = "free some and run the stage again"
+) -> Iterator[None]:
+    """Turns the system's error for a full disk (or an exhausted quota) into one with its fix.
+
+    Args:
+        path: what is being written, for the message.
+        size: bytes that are written inside, when known.
+        fix: what to do about it.
+
+    Raises:
+        HubertPretrainError: the disk became full inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        found = "is full" if size is None else f"has no room for {size} bytes"
+        raise HubertPretrainError(f"{path}: the disk {found}; {fix}") from error
+
+
+# -- hashes and sizes
+# -------------------------------------------------------------------------------------------------
+
+
+def sha256(*paths: Path) -> str:
+    """SHA-256 of a file, or of the content of several files one after another, in hexadecimal."""
+    return checksums(paths, ["sha256"])["sha256"]
+
+
+def checksums(
+    paths: Sequence[Path], kinds: Sequence[str], advance: Callable[[int], None] | None = None
+) -> dict[str, str]:
+    """Hashes of the content of files one after another, from one reading.
+
+    Args:
+        paths: the files.
+        kinds: names that `hashlib` knows, e.g. `sha256` and `md5`.
+        advance: is called with the number of bytes read so far.
+
+    Returns:
+        Kind -> digest in hexadecimal.
+    """
+    digests = {kind: hashlib.new(kind, usedforsecurity=False) for kind in kinds}
+    done = 0
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(_HASH_BLOCK_BYTES):
+                for digest in digests.values():
+                    digest.update(block)
+                done += len(block)
+                if advance is not None:
+                    advance(done)
+    return {kind: digest.hexdigest() for kind, digest in digests.items()}
 
 
 def size_in_bytes(folder: Path) -> int:
@@ -118,3 +219,12 @@ def human_bytes(count: float) -> str:
 def age_in_seconds(path: Path) -> float:
     """Seconds since a file was written."""
     return max(0.0, time.time() - path.stat().st_mtime)
+
+
+def empty_folder(folder: Path) -> None:
+    """Removes everything inside a folder."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

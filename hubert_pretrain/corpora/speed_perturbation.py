@@ -34,6 +34,7 @@ from hubert_pretrain.data.source import (
 )
 from hubert_pretrain.distributed import usable_cores
 from hubert_pretrain.errors import ConfigError, DataError
+from hubert_pretrain.files import remove_temporaries, replacing
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.seeds import derive, share_of
 
@@ -41,7 +42,6 @@ SPEAKERS = ("suffix", "keep")
 SLOWEST = 0.5
 FASTEST = 2.0
 FOLDER = "speed"
-_UNFINISHED = ".tmp.flac"
 _AT_ONCE = 256
 """Claims whose copies are made side by side."""
 
@@ -106,8 +106,7 @@ class SpeedPerturbation:
         One that cannot be read, or is truncated, is claimed without copies: `prepare` will find it
         and say so once.
         """
-        for half_written in (folder / FOLDER).rglob(f".*{_UNFINISHED}"):
-            half_written.unlink(missing_ok=True)
+        remove_temporaries(folder / FOLDER)
         copy = partial(
             self._copies, folder / FOLDER, held_out=self._held_out(self.corpus.utterances(folder))
         )
@@ -220,12 +219,10 @@ def _write(path: Path, waveform: Waveform) -> None:
     """16-bit FLAC under its final name only when it is whole. The stage syncs the folder when it
     publishes it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{_UNFINISHED}")
-    soundfile.write(
-        temporary, np.clip(waveform, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16"
-    )
-    os.replace(temporary, path)
+    with replacing(path, sync=False) as temporary:
+        soundfile.write(
+            temporary, np.clip(waveform, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16"
+        )
 
 
 def _is_newer(path: Path, source: str | Path) -> bool:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from hubert_pretrain.data.run_length import RunLengthColumn, is_encoded, run_text
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.files import sync_folder
+from hubert_pretrain.files import replacing
 
 CHUNK = 1 << 16
 """Rows handled at a time where a table is made or walked through."""
@@ -40,14 +40,12 @@ def write_table(path: Path, columns: dict[str, pa.Array], metadata: dict[str, st
     fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
     schema = pa.schema(fields, metadata=metadata)
     batch = pa.RecordBatch.from_arrays(list(columns.values()), schema=schema)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        with pa.ipc.new_file(file, schema) as writer:
-            writer.write_batch(batch)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    with (
+        replacing(path) as temporary,
+        open(temporary, "wb") as file,
+        pa.ipc.new_file(file, schema) as writer,
+    ):
+        writer.write_batch(batch)
 
 
 class Table:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hubert_pretrain.errors import DataError
+from hubert_pretrain.files import write_bytes
 
 ATTEMPTS = 4
 """How often a fetch is tried before it is an error; the waits between are 0.5, 1 and 2 seconds."""
@@ -71,21 +72,14 @@ class Cache:
         return data
 
     def _keep(self, path: Path, data: bytes) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        checksum = zlib.crc32(data).to_bytes(4, "little")
+        trailer = _MAGIC + checksum + len(data).to_bytes(8, "little")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._make_room(len(data) + _TRAILER)
-            temporary.write_bytes(
-                data
-                + _MAGIC
-                + zlib.crc32(data).to_bytes(4, "little")
-                + len(data).to_bytes(8, "little")
-            )
-            os.replace(temporary, path)
+            write_bytes(path, data + trailer, sync=False)
         except OSError as error:
             # Training goes on without a cache, only slower.
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             warnings.warn(
                 f"{self.folder}: nothing can be kept in the cache ({error}); free space or set data.cache_dir",
                 stacklevel=2,

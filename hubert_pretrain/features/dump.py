@@ -11,10 +11,7 @@ T frames, N frames of all utterances, D width.
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, HubertPretrainError
+from hubert_pretrain.errors import ArtefactError, ConfigError, DataError
 from hubert_pretrain.features.corpus_frames import GROUP_ROWS, map_frames
 from hubert_pretrain.features.extractor import Extractor, describe
-from hubert_pretrain.files import read_json, write_json
+from hubert_pretrain.files import disk_room, read_json, replacing, write_json
 from hubert_pretrain.frames import FrameGrid
 
 FORMAT = "hubert_pretrain.features.1"
@@ -37,6 +34,7 @@ OFFSETS = "offsets.npy"
 IDS = "ids.txt"
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 SHARD_BYTES = 1 << 30
+_FULL_DISK_FIX = "free some room and run it again, what is finished stays (float16 needs half)"
 
 
 class FrameDump:
@@ -200,7 +198,7 @@ def write_fairseq(dump: FrameDump, folder: Path, split: str) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = len(dump.paths)
-    with _room_for(folder):
+    with disk_room(folder, fix=_FULL_DISK_FIX):
         for number, path in enumerate(dump.paths):
             first = dump.firsts[number]
             last = dump.firsts[number + 1]
@@ -252,7 +250,7 @@ def _begin(
         raise ArtefactError(
             f"{folder}: holds {kept}, extracted in another way (other {', '.join(differing)}); choose another folder or delete it"
         )
-    with _room_for(folder):
+    with disk_room(folder, fix=_FULL_DISK_FIX):
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / OFFSETS, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
         (folder / IDS).write_text(
@@ -267,36 +265,21 @@ def _write_shard(
     """Writes a .npy file part by part and gives it its name when it is whole. (Not through a memory
     map: a full disk would be a crash.)
     """
-    partial = path.with_suffix(f".partial{os.getpid()}")
-    try:
-        with _room_for(path), open(partial, "wb") as file:
-            header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for part in parts:
-                with np.errstate(over="ignore"):  # it is looked at below
-                    values = part.astype(dtype)
-                if not np.isfinite(values).all():
-                    raise DataError(
-                        f"{path}: a frame has values up to {np.abs(part).max():g}, more than float16 holds; use dtype=float32"
-                    )
-                file.write(values.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def _room_for(path: Path) -> Iterator[None]:
-    """Says in words that the disk is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        fix = "free some room and run it again, what is finished stays (float16 needs half)"
-        raise HubertPretrainError(f"{path}: the disk is full; {fix}") from error
+    with (
+        disk_room(path, fix=_FULL_DISK_FIX),
+        replacing(path) as temporary,
+        open(temporary, "wb") as file,
+    ):
+        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            with np.errstate(over="ignore"):  # it is looked at below
+                values = part.astype(dtype)
+            if not np.isfinite(values).all():
+                raise DataError(
+                    f"{path}: a frame has values up to {np.abs(part).max():g}, more than float16 holds; use dtype=float32"
+                )
+            file.write(values.tobytes())
 
 
 def _to_numpy(frames: Tensor) -> NDArray[np.float32]:

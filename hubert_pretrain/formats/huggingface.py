@@ -21,7 +21,7 @@ import pyarrow as pa
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError, did_you_mean
-from hubert_pretrain.files import read_json
+from hubert_pretrain.files import read_json, write_bytes
 from hubert_pretrain.formats import table
 from hubert_pretrain.formats.record import (
     Reading,
@@ -61,10 +61,7 @@ def store(folder: Path, id: str, content: bytes, name: str = "") -> Path:
     if not (
         path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
     ):
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        write_bytes(path, content, sync=False)
     return path
 
 

@@ -9,14 +9,13 @@ import gzip
 import hashlib
 import io
 import math
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
 from hubert_pretrain.errors import DataError
-from hubert_pretrain.files import sync_folder
+from hubert_pretrain.files import replacing
 from hubert_pretrain.frames import SAMPLE_RATE
 
 _BOM = b"\xef\xbb\xbf"
@@ -79,28 +78,19 @@ def writing(path: str | Path) -> Iterator[IO[str]]:
     name only when all was written.
     """
     path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as raw:
-            # No name and no time in the gzip, so that equal content gives equal files.
-            packed = (
-                gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
-                if path.suffix == ".gz"
-                else None
-            )
-            file = io.TextIOWrapper(packed or raw, encoding="utf-8", newline="", write_through=True)
-            yield file
-            file.flush()
-            file.detach()
-            if packed is not None:
-                packed.close()
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "wb") as raw:
+        # No name and no time in the gzip, so that equal content gives equal files.
+        packed = (
+            gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
+            if path.suffix == ".gz"
+            else None
+        )
+        file = io.TextIOWrapper(packed or raw, encoding="utf-8", newline="", write_through=True)
+        yield file
+        file.flush()
+        file.detach()
+        if packed is not None:
+            packed.close()
 
 
 def seconds_to_samples(seconds: float) -> int:

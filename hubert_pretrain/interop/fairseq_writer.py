@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import types
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.files import replacing
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.interop.assemble import PRESERVED
 from hubert_pretrain.interop.fairseq_dictionary import (
@@ -23,7 +23,7 @@ from hubert_pretrain.interop.fairseq_dictionary import (
 )
 from hubert_pretrain.interop.fairseq_reader import ACTIVATIONS, CTC_PREFIX, FIELDS
 from hubert_pretrain.interop.tensor_names import FAIRSEQ_CTC, FAIRSEQ_HEAD, fairseq_rules, to_theirs
-from hubert_pretrain.model.checkpoint import LoadedModel, publish
+from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.model.config import HubertConfig
 
 
@@ -301,14 +301,12 @@ def save_pickle(path: Path, content: dict[str, Any]) -> None:
     """`torch.save`, atomically, with `Dictionary` under fairseq's name, and tensors without the
     memory that they are views of.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save(
-        _apart(content),
-        temporary,
-        pickle_module=types.SimpleNamespace(Pickler=_Pickler, __name__="pickle"),
-    )
-    publish(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(
+            _apart(content),
+            temporary,
+            pickle_module=types.SimpleNamespace(Pickler=_Pickler, __name__="pickle"),
+        )
 
 
 def _apart(value: Any) -> Any:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.files import replacing
 from hubert_pretrain.interop.assemble import PRESERVED
 from hubert_pretrain.interop.compare import TOLERANCE, Report, judged, probe
-from hubert_pretrain.model.checkpoint import LoadedModel, publish
+from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.model.heads import ClassificationHead
 from hubert_pretrain.model.preprocess import normalize
 
@@ -83,12 +83,10 @@ def export_program(loaded: LoadedModel) -> Any:
 def export_torch(path: str | Path, loaded: LoadedModel) -> None:
     """Writes `export_program` to a file for `torch.export.load` (by convention *.pt2)."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.stem}.pt2")
-    torch.export.save(
-        export_program(loaded), temporary, extra_files={PRESERVED: json.dumps(loaded.config)}
-    )
-    publish(temporary, path)
+    program = export_program(loaded)
+    # A file object, because of a path torch expects the ending .pt2.
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.export.save(program, file, extra_files={PRESERVED: json.dumps(loaded.config)})
 
 
 def export_onnx(path: str | Path, loaded: LoadedModel) -> None:
@@ -96,7 +94,6 @@ def export_onnx(path: str | Path, loaded: LoadedModel) -> None:
     raises ArtefactError without them.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     _need("onnx", "onnxscript")
     with _quietly():
         program: Any = torch.onnx.export(
@@ -108,9 +105,8 @@ def export_onnx(path: str | Path, loaded: LoadedModel) -> None:
             verbose=False,
         )
     program.model.metadata_props[PRESERVED] = json.dumps(loaded.config)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    program.save(temporary)
-    publish(temporary, path)
+    with replacing(path) as temporary:
+        program.save(temporary)
 
 
 def quantise_onnx(source: str | Path, target: str | Path) -> None:
@@ -120,14 +116,10 @@ def quantise_onnx(source: str | Path, target: str | Path) -> None:
     _need("onnx", "onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
-    with _quietly():
+    with replacing(Path(target)) as temporary, _quietly():
         quantize_dynamic(
             source, temporary, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
         )
-    publish(temporary, target)
 
 
 def run_onnx(path: str | Path, waveform: Tensor) -> dict[str, Tensor]:

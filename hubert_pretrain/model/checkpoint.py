@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hubert_pretrain.errors import ArtefactError, ConfigError, did_you_mean
-from hubert_pretrain.files import read_json, sync_folder, write_json
+from hubert_pretrain.files import read_json, replacing, write_json
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import HEADS, CodebookHead, Head
 from hubert_pretrain.model.hubert import Hubert
@@ -204,27 +203,12 @@ def save_tensors(
     """
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        temporary,
-        metadata or {"format": "pt"},
-    )
-    publish(temporary, path)
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Gives a finished temporary file in the same folder its final name: umask permissions, sync,
-    rename, sync of the folder.
-    """
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(temporary, 0o666 & ~umask)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    with replacing(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata or {"format": "pt"},
+        )
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

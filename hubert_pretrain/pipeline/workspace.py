@@ -19,10 +19,10 @@ from typing import Any
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.files import (
     empty_folder,
+    publish,
     read_json,
+    sha256,
     size_in_bytes,
-    sync_folder,
-    sync_tree,
     write_json,
 )
 from hubert_pretrain.pipeline import locks
@@ -162,7 +162,10 @@ class Workspace:
         unsealed = self.folder(stage)
         if unsealed.exists() and not self.is_done(stage):
             # Killed between the rename and meta.json: the work is whole, only the seal is missing.
-            shutil.rmtree(unsealed) if folder.exists() else unsealed.rename(folder)
+            if folder.exists():
+                shutil.rmtree(unsealed)
+            else:
+                publish(unsealed, folder)
         left = read_json(folder / PARTIAL_META)
         same = left is not None and left.get("fingerprint") == fingerprint
         if (
@@ -185,9 +188,7 @@ class Workspace:
         """Publishes the partial folder of a stage: sync, rename, and `meta.json` last."""
         partial = self.partial_folder(stage)
         final = self.folder(stage)
-        sync_tree(partial)
-        partial.rename(final)
-        sync_folder(final.parent)
+        publish(partial, final)
         write_json(final / META, meta)
         (final / PARTIAL_META).unlink(missing_ok=True)
         return open_artefact(final)
@@ -211,7 +212,7 @@ def external_fingerprint(path: Path) -> str:
     hashes = [
         (
             each.name if path.is_dir() else "",
-            _sha256(each, each.stat().st_size, each.stat().st_mtime_ns),
+            _cached_sha256(each, each.stat().st_size, each.stat().st_mtime_ns),
         )
         for each in files
     ]
@@ -219,15 +220,11 @@ def external_fingerprint(path: Path) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _sha256(path: Path, size: int, modified: int) -> str:
-    """Of a file that had this size when it was modified then: a large checkpoint is read once per
+def _cached_sha256(path: Path, size: int, modified: int) -> str:
+    """SHA-256 of a file of this size and time of modification: a large checkpoint is read once per
     process.
     """
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256(path)
 
 
 def differing_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ Of several codebooks there are `<split>.km1`, `<split>.km2`, ... T frames, K clu
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import DataError
+from hubert_pretrain.files import sha256
 from hubert_pretrain.frames import MFCC_GRID, SAMPLE_RATE, FrameGrid
 from hubert_pretrain.targets.store import TargetStore, check_ids, frames_of, length_message
 
@@ -160,10 +160,7 @@ class KmTargets:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the label files, in order."""
-        digest = hashlib.sha256()
-        for lines in self._files.values():
-            digest.update(lines.path.read_bytes())
-        return digest.hexdigest()
+        return sha256(*(lines.path for lines in self._files.values()))
 
     @property
     def features(self) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def test_copies_are_used_again_until_their_recording_changes(tmp_path: Path) -> 
     first = claims_of(source, folder)
     paths = [Path(utterance.path) for name, utterance in first.items() if "speed" in name]
     times = [path.stat().st_mtime_ns for path in paths]
-    litter = paths[0].with_name(".abc.123.tmp.flac")
+    litter = paths[0].with_name(".abc.flac.123.tmp")
     litter.write_bytes(b"half")
     assert claims_of(source, folder) == first
     assert [path.stat().st_mtime_ns for path in paths] == times

@@ -127,7 +127,7 @@ def test_float16_takes_half(corpus: Corpus, tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="more than float16 holds; use dtype=float32"):
         write_dump(corpus, corpus.manifest.rows(), Loud(), tmp_path / "loud", dtype="float16")
-    assert not list((tmp_path / "loud").glob("*.partial*"))
+    assert not list((tmp_path / "loud").glob(".*.tmp"))
 
 
 def test_fairseqs_layout(corpus: Corpus, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_bad_input(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         HubertPretrainError, match=r"frames-00000-of-00003\.npy: the disk is full; free some room"
     ):
         write(corpus, tmp_path / "full")
-    assert not list((tmp_path / "full").glob("*.partial*"))
+    assert not list((tmp_path / "full").glob(".*.tmp"))
 
 
 @pytest.fixture

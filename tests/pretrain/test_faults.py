@@ -95,7 +95,7 @@ MOMENTS: dict[str, tuple[Any, str, int, str]] = {
     "forward": (PretrainModule, "training_step", 4, "SIGTERM"),
     "update": (PretrainModule, "configure_gradient_clipping", 3, "SIGUSR2"),
     "validation": (PretrainModule, "validation_step", 2, "SIGTERM"),
-    "save": (checkpoint_io, "sync_folder", 1, "SIGUSR2"),
+    "save": (checkpoint_io, "write_text", 1, "SIGUSR2"),
     "log": (CsvLogger, "log_metrics", 2, "SIGTERM"),
 }
 """What is being called, for the how-manieth time, and the signal."""

@@ -222,7 +222,7 @@ def test_a_thread_that_fails_is_reported_at_the_next_boundary(
 ) -> None:
     run = Run(tmp_path, every_steps=2, asynchronous=True)
     with monkeypatch.context() as broken:
-        broken.setattr(checkpoint_io, "sync_folder", lambda path: 1 / 0)
+        broken.setattr(checkpoint_io, "write_text", lambda path, text: 1 / 0)
         run.step(2)
         run.writer.finish()
     assert "division" not in caplog.text

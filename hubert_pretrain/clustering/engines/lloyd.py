@@ -9,7 +9,6 @@ sample, D width, K clusters.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from hubert_pretrain.clustering.engines.frame_summary import FrameSummary, summa
 from hubert_pretrain.clustering.engines.init import kmeans_plusplus, reseed_empty
 from hubert_pretrain.clustering.engines.statistics import Statistics, statistics
 from hubert_pretrain.clustering.frame_source import CHUNK_FRAMES, RankFrames, share_of_frames
-from hubert_pretrain.files import disk_room
+from hubert_pretrain.files import disk_room, remove_temporaries, write_bytes
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,8 @@ def save_state(path: Path | None, key: str, state: LloydState) -> None:
     data = save(
         {"centroids": state.centroids.contiguous(), "numbers": numbers}, metadata={"key": key}
     )
-    temporary = path.with_name(f".{path.name}.tmp")
-    with disk_room(path, len(data)), open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with disk_room(path, len(data)):
+        write_bytes(path, data)
 
 
 def load_state(path: Path | None, key: str) -> LloydState | None:
@@ -65,6 +60,8 @@ def load_state(path: Path | None, key: str) -> LloydState | None:
     """
     if path is None:
         return None
+    if distributed.rank() == 0:
+        remove_temporaries(path)  # of a fit that was killed while it saved
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") != key:

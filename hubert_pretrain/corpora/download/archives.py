@@ -8,8 +8,6 @@ goes on. Nothing here runs unless it is asked for: `data.download=true` or tools
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ from urllib.parse import urlsplit
 from hubert_pretrain.corpora.download import unpack
 from hubert_pretrain.corpora.download.http import byte_progress, fetch_file
 from hubert_pretrain.errors import ConfigError, DataError
-from hubert_pretrain.files import read_json, write_json
+from hubert_pretrain.files import checksums, publish, read_json, write_json
 
 DESK = ".downloads"
 _UNPACKED_RATIO = 1.05
@@ -157,7 +155,8 @@ class _Delivery:
                 unpacked_ratio=_UNPACKED_RATIO if self.archive.is_packed else 0.0,
             )
         kind, _, expected = self.archive.checksum.partition(":")
-        sums = _checksums(self.file)
+        with byte_progress(self.file.stat().st_size, f"checking {self.file.name}") as advance:
+            sums = checksums([self.file], ["md5", "sha256"], advance)
         if expected and sums[kind] != expected:
             self.file.unlink()
             raise DataError(
@@ -178,21 +177,7 @@ class _Delivery:
             unpack.unpack(self.file, self.unpacking)
         else:
             shutil.copyfile(self.file, self.unpacking / Path(self.archive.brings).name)
-        os.replace(self.unpacking, self.unpacked)
-
-
-def _checksums(path: Path) -> dict[str, str]:
-    """md5 and sha256 of a file, in one reading."""
-    digests = {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}
-    with (
-        open(path, "rb") as file,
-        byte_progress(path.stat().st_size, f"checking {path.name}") as advance,
-    ):
-        while block := file.read(1 << 22):
-            for digest in digests.values():
-                digest.update(block)
-            advance(file.tell())
-    return {kind: digest.hexdigest() for kind, digest in digests.items()}
+        publish(self.unpacking, self.unpacked, sync=False)
 
 
 def _move_in(source: Path, target: Path) -> None:
@@ -204,7 +189,7 @@ def _move_in(source: Path, target: Path) -> None:
         if path.is_dir() and (target / path.name).is_dir():
             _move_in(path, target / path.name)
         else:
-            os.replace(path, target / path.name)
+            publish(path, target / path.name, sync=False)
     source.rmdir()
 
 

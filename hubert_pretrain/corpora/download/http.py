@@ -4,9 +4,7 @@ versions, whole or not there.
 
 from __future__ import annotations
 
-import errno
 import http.client
-import os
 import shutil
 import sys
 import time
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hubert_pretrain.errors import DataError
-from hubert_pretrain.files import read_json, write_json
+from hubert_pretrain.files import disk_room, publish, read_json, write_json
 from hubert_pretrain.progress import LOG_EVERY_SECONDS
 
 _BLOCK = 1 << 16
@@ -79,7 +77,8 @@ def fetch_file(
                     f"{url}: {error}, {failures} times in a row; run again later, it goes on where it stopped"
                 ) from error
             time.sleep(min(pause_seconds * 2 ** (failures - 1), _LONGEST_PAUSE_SECONDS))
-    part.publish()
+    publish(part.path, target)
+    part.note_path.unlink(missing_ok=True)
 
 
 class _Part:
@@ -93,12 +92,6 @@ class _Part:
 
     def size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
-
-    def publish(self) -> None:
-        with open(self.path, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self.path, self.target)
-        self.note_path.unlink(missing_ok=True)
 
     def extend(self, unpacked_ratio: float) -> None:
         """One attempt to fetch what is missing. Raises _Broken when it does not get to the end."""
@@ -123,18 +116,13 @@ class _Part:
             raise _Broken(f"the connection ended after {self.size()} of {total} bytes")
 
     def _append(self, response: http.client.HTTPResponse, start: int, advance: Advance) -> None:
+        fix = "make room and run again, it goes on where it stopped"
         with open(self.path, "r+b" if self.path.exists() else "wb") as file:
             file.truncate(start)
             file.seek(start)
             while block := _read(response):
-                try:
+                with disk_room(self.path, fix=fix):
                     file.write(block)
-                except OSError as error:
-                    if error.errno != errno.ENOSPC:
-                        raise
-                    raise DataError(
-                        f"{self.path}: the disk is full; make room and run again, it goes on where it stopped"
-                    ) from error
                 advance(file.tell())
 
 

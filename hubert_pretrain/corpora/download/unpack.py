@@ -5,7 +5,6 @@ is refused by name.
 from __future__ import annotations
 
 import bz2
-import errno
 import gzip
 import lzma
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from hubert_pretrain.errors import DataError
+from hubert_pretrain.files import disk_room
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 """Names of files that are unpacked."""
@@ -48,22 +48,19 @@ def unpack(archive: Path, folder: Path) -> int:
         device; the disk is full.
     """
     count = 0
+    members = _zip_members(archive) if archive.suffix == ".zip" else _tar_members(archive)
     try:
-        for member in _zip_members(archive) if archive.suffix == ".zip" else _tar_members(archive):
-            place = _place(archive, folder, member)
-            if member.kind == "folder":
-                place.mkdir(parents=True, exist_ok=True)
-                continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _write(archive, member, place)
-            count += 1
+        with disk_room(folder, fix=f"make room for what {archive.name} holds and run again"):
+            for member in members:
+                place = _place(archive, folder, member)
+                if member.kind == "folder":
+                    place.mkdir(parents=True, exist_ok=True)
+                    continue
+                place.parent.mkdir(parents=True, exist_ok=True)
+                _write(archive, member, place)
+                count += 1
     except (*_DAMAGED, OSError) as error:
-        number = getattr(error, "errno", None)
-        if number == errno.ENOSPC:
-            raise DataError(
-                f"{folder}: the disk is full after {count} files of {archive.name}; make room and run again"
-            ) from error
-        if number is not None:
+        if getattr(error, "errno", None) is not None:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{archive}: damaged ({reason}); remove it and fetch it again") from error

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hubert_pretrain.corpora.speech_synthesis import espeak
 from hubert_pretrain.corpora.speech_synthesis.espeak import Phone
 from hubert_pretrain.errors import DataError, HubertPretrainError
-from hubert_pretrain.files import read_json
+from hubert_pretrain.files import read_json, remove_temporaries, write_bytes, write_text
 from hubert_pretrain.frames import SAMPLE_RATE, samples
 
 _WAV_HEADER_BYTES = 44
@@ -63,8 +63,7 @@ def render_all(jobs: list[Job], workers: int) -> None:
     pending = [job for job in jobs if read_phones(job) is None]
     for folder in {Path(job.path).parent for job in pending}:
         folder.mkdir(parents=True, exist_ok=True)
-        for half_written in folder.glob(".*.tmp"):
-            half_written.unlink(missing_ok=True)
+        remove_temporaries(folder)
     shares = [share for first in range(workers) if (share := pending[first::workers])]
     if shares:
         with ThreadPoolExecutor(len(shares)) as pool:
@@ -116,7 +115,7 @@ def render(job: Job) -> None:
     )
     _write_wav(Path(job.path), waveform)
     sidecar = {"recipe": job.recipe(), "num_samples": len(waveform), "phones": phones}
-    _replace(job.sidecar, (json.dumps(sidecar, ensure_ascii=False) + "\n").encode())
+    write_text(job.sidecar, json.dumps(sidecar, ensure_ascii=False) + "\n", sync=False)
 
 
 def at_our_rate(
@@ -148,16 +147,8 @@ def _write_wav(path: Path, waveform: NDArray[np.int16]) -> None:
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
         file.writeframes(waveform.astype("<i2").tobytes())
-    _replace(path, content.getvalue())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file so that its name never holds half of it. The stage syncs the whole folder when
-    it publishes it.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    # The stage syncs the whole folder when it publishes it.
+    write_bytes(path, content.getvalue(), sync=False)
 
 
 def _render_in_child(job: Job) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ from hubert_pretrain.data.preparation.scan import end_with_parent
 from hubert_pretrain.data.shards.index import Entry, ShardIndex, key_of, shard_name, sidecar, verify
 from hubert_pretrain.distributed import usable_cores
 from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
-from hubert_pretrain.files import human_bytes, sync_folder
+from hubert_pretrain.files import human_bytes, remove_temporaries, replacing
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.progress import progress
 
@@ -113,6 +112,7 @@ def write_shards(
     """
     assignments = assign(corpus.manifest, format, megabytes)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(folder)
     _refuse_others(folder, {assignment.name for assignment in assignments})
     _refuse_full_disk(corpus.manifest, folder, assignments, format)
     with progress(len(assignments), "writing shards") as advance:
@@ -176,15 +176,10 @@ def write_shard(corpus: Corpus, assignment: Assignment, folder: Path, format: st
         and path.stat().st_size == found.size
     ):
         return found
-    temporary = path.with_name(f"{path.name}.partial")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         output = _Hashing(file)
         with tarfile.open(fileobj=output, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
             entries = [_add(tar, corpus, utterance, format) for utterance in rows]
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(folder)
     index = ShardIndex(
         shard=path.name,
         size=output.size,

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 
 from hubert_pretrain import distributed
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.files import read_json, write_json
+from hubert_pretrain.files import read_json, remove_temporaries, write_json
 from hubert_pretrain.training.limits import KEPT
 from hubert_pretrain.training.resilience.checkpoint_io import (
     VerifiedCheckpointIO,
@@ -148,8 +147,7 @@ class CheckpointCallback(L.Callback):
                 raise ArtefactError(
                     f"{self.folder}: checkpoints cannot be written here ({error}); mend the permissions"
                 ) from error
-            for stale in self.folder.glob(".*.tmp"):
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+            remove_temporaries(self.folder)
 
     def on_train_batch_end(
         self,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import re
 import shutil
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.files import human_bytes, sha256, sync_folder, write_text
+from hubert_pretrain.files import human_bytes, replacing, sha256, write_text
 from hubert_pretrain.training.resilience import sharded_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -51,16 +50,12 @@ class VerifiedCheckpointIO(CheckpointIO):
         if sharded_checkpoint.is_cut(checkpoint):
             sharded_checkpoint.save(checkpoint, path, self.group)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            _check_space(checkpoint, path)
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            checksum = sha256(temporary)
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                _check_space(checkpoint, path)
+                with open(temporary, "wb") as file:
+                    torch.save(checkpoint, file)
+                checksum = sha256(temporary)
         except (OSError, RuntimeError) as error:
             # torch's zip writer turns a write that failed into "PytorchStreamWriter failed" or
             # "unexpected pos".
@@ -69,9 +64,6 @@ class VerifiedCheckpointIO(CheckpointIO):
             raise ArtefactError(
                 f"{path}: the checkpoint could not be written ({error}); the previous one is intact"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
         try:
             write_text(_sidecar(path), checksum + "\n")
         except OSError as error:

@@ -12,7 +12,6 @@ torch's restricted reader.
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.files import read_json, sha256, sync_folder, write_json
+from hubert_pretrain.files import publish, read_json, sha256, write_json
 
 REST = "rest.pt"
 CHECKSUMS = "checksums.json"
@@ -267,18 +266,14 @@ def _prepare(temporary: Path) -> None:
 
 def _publish(rest: dict[str, Any], temporary: Path, path: Path) -> None:
     """All shards are on disk: describes them, and gives the folder its name."""
-    with open(temporary / REST, "wb") as file:
-        torch.save(rest, file)
-        file.flush()
-        os.fsync(file.fileno())
+    torch.save(rest, temporary / REST)
     write_json(
         temporary / CHECKSUMS,
         {each.name: sha256(each) for each in sorted(temporary.iterdir()) if each.name != CHECKSUMS},
     )
     if path.exists():  # a damaged one, of the same step
         remove(path)
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    publish(temporary, path)
 
 
 def _read_rest(path: Path) -> dict[str, Any]:

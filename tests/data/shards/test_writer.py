@@ -135,20 +135,20 @@ def test_a_killed_writer_leaves_whole_shards_only_and_is_resumed_to_the_byte(
     list(writer.write_shards(corpus, tmp_path / "whole", format="flac", megabytes=SMALL, workers=1))
     process = subprocess.Popen([sys.executable, str(script), str(corpus.folder), str(folder)])
     deadline = time.monotonic() + 60
-    while not (len(list(folder.glob("*.index.json"))) >= 1 and list(folder.glob("*.partial"))):
+    while not (len(list(folder.glob("*.index.json"))) >= 1 and list(folder.glob(".*.tmp"))):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert list(folder.glob("*.partial")), "killed in the middle of a shard"
+    assert list(folder.glob(".*.tmp")), "killed in the middle of a shard"
     for shard in folder.glob("*.tar"):
         assert (
             hashlib.sha256(shard.read_bytes()).hexdigest() == hashes(tmp_path / "whole")[shard.name]
         )
     list(writer.write_shards(corpus, folder, format="flac", megabytes=SMALL, workers=1))
     assert hashes(folder) == hashes(tmp_path / "whole")
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(".*.tmp"))
 
 
 def test_shards_are_dealt_within_splits_and_near_their_size(corpus: Corpus) -> None:
