@@ -1,81 +1,110 @@
-"""The form of a recipe: every field once, with its unit. The values live in conf/ (what can be
-chosen) and recipes/ (what was chosen).
+"""The configuration: every key once, with its type, default, unit and allowed values.
 
-Swappable parts (`Any` below) are `_target_` nodes: the class that does the work and its keyword
-arguments. A comment in brackets is fairseq's name of the field.
+docs/configuration.md is generated from this file. The yaml files in conf/ and recipes/ state only
+what differs from the defaults. Parts that can be exchanged (`Any`) are `_target_` nodes: the class
+that does the work, and its keyword arguments. A name in brackets is fairseq's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import MISSING
-
-from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.config.fields import (
+    MISSING,
+    all_positive,
+    choice,
+    decibels,
+    field,
+    positive,
+    share,
+    share_above_zero,
+    share_below_one,
+    zero_or_more,
+)
+from hubert_pretrain.model.config import (
+    ATTENTIONS,
+    COMPILE_MODES,
+    COMPILED,
+    MASK_SAMPLERS,
+    HubertConfig,
+)
 
 
 @dataclass
 class DataConfig:
-    """Speech on disk -> a corpus."""
+    """Speech on disk -> a prepared corpus."""
 
-    corpus: Any = MISSING  # `_target_` of a class in data/corpora/
-    root: str | None = MISSING  # folder of the corpus on disk; null for a corpus that makes itself
-    # fetch what is missing of the corpus first, from its publisher, where the licence allows it
-    # (docs/corpora.md)
-    download: bool = False
-    mirror: str | None = (
-        None  # URL of a folder with the same archives, to fetch them from in place of the publisher
-    )
-    # phone alignments from elsewhere, joined by id: a folder or file, or its path, format, tier,
-    # silence, symbols
-    alignments: Any = None
-    # share of `train` held out as `valid`, by a hash of the id, where the corpus has no such split
-    valid_fraction: float = 0.05
-    max_bad_fraction: float = (
-        0.001  # more unreadable files than this share is an error, fewer are quarantined
-    )
-    workers: int = 0  # processes that read audio in `prepare`; 0: one per core
-    # pcm or flac: `prepare` also writes the audio into tar shards, 16 kHz mono, and training reads
-    # those
-    shards: str = "none"
-    shard_megabytes: int = 512  # size of a shard, roughly
-    cache_dir: str | None = (
-        None  # folder on local disk for audio fetched from URLs; null: fetched anew each time
-    )
-    cache_gigabytes: float = 100.0  # how large it may grow; the longest unused goes first
+    corpus: Any = MISSING
+    """`_target_` of a class in hubert_pretrain/corpora/, and its arguments."""
+    root: str | None = field(MISSING, path=True)
+    """Folder of the corpus on disk; null for a corpus that makes its own audio."""
+    download: bool = field(False, science=False)
+    """Fetch missing parts of the corpus first, where its licence allows it (docs/corpora.md)."""
+    mirror: str | None = field(None, science=False)
+    """URL of a folder with the same archives, to fetch them from instead of the publisher."""
+    alignments: Any = field(None, path=True)
+    """Phone alignments from elsewhere, joined by utterance id: a file or folder, or its path,
+    format, tier, silence and symbols."""
+    valid_fraction: float = field(0.05, share)
+    """Share of `train` that is held out as `valid`, by a hash of the id, where the corpus has no
+    such split."""
+    max_bad_fraction: float = field(0.001, share, science=False)
+    """A larger share of unreadable files is an error; fewer are quarantined."""
+    workers: int = field(0, zero_or_more, science=False)
+    """Processes that read audio in `prepare`; 0: one per core."""
+    shards: str = field("none", choice("none", "pcm", "flac"))
+    """pcm or flac: `prepare` also writes the audio into tar shards, 16 kHz mono, and training reads
+    those."""
+    shard_megabytes: int = field(512, positive)
+    """Approximate size of a shard."""
+    cache_dir: str | None = field(None, science=False)
+    """Folder on a local disk for audio that is fetched from URLs; null: fetched again each time."""
+    cache_gigabytes: float = field(100.0, positive, science=False)
+    """Size limit of the cache; the longest unused files are removed first."""
 
 
 @dataclass
 class ClusteringConfig:
-    """Frames -> codebook (learn_kmeans.py). The defaults are the paper's MiniBatchKMeans
-    settings.
-    """
+    """Frames -> codebook (fairseq's learn_kmeans.py). The defaults are the paper's mini-batch
+    k-means."""
 
     n_clusters: int = MISSING
-    fraction: float = (
-        0.1  # share of the training utterances that the codebook is fitted on [percent]
-    )
-    max_hours: float = 100.0  # never more than this much audio, however large the share
-    max_frames: int = 0  # nor more than so many frames; 0: no limit
-    # 10^9 bytes of the process, frames and all; what does not fit of the frames lies in a scratch
-    # file
-    max_memory_gb: float = 4.0
-    # minibatch (the paper's), torch (full batch) or faiss, see clustering/kmeans.py
-    engine: str = "minibatch"
-    codebooks: list[Any] = field(
-        default_factory=list
-    )  # of {name, columns, n_clusters, residual}; []: one over all columns
-    pca_dims: int = 0  # principal components that frames are reduced to before; 0: none
-    whiten: bool = False  # principal components, all or pca_dims of them, scaled to variance 1
-    spherical: bool = False  # frames are scaled to length 1: clusters by cosine (torch, faiss)
-    batch_frames: int = 10_000  # [batch_size]
-    max_iterations: int = 100  # passes over the sample [max_iter]
-    max_no_improvement: int = 100
-    restarts: int = 20  # k-means++ starts, the best is kept [n_init]
-    # torch, faiss: stop below this relative gain of a pass; minibatch: when centroids move less
-    tolerance: float = 0.0
-    reassignment_ratio: float = 0.0
+    """K, the number of clusters, at most 65536."""
+    fraction: float = field(0.1, share_above_zero)
+    """Share of the training utterances that the codebook is fitted on; at least an hour of audio,
+    or everything [percent]."""
+    max_hours: float = field(100.0, positive)
+    """Never more than this much audio, however large the share."""
+    max_frames: int = field(0, zero_or_more)
+    """Nor more than this many frames; 0: no limit."""
+    max_memory_gb: float = field(4.0, positive)
+    """Memory of the process (10^9 bytes), frames included. Frames that do not fit lie in a scratch
+    file."""
+    engine: str = field("minibatch", choice("minibatch", "torch", "faiss"))
+    """minibatch: scikit-learn's mini-batches, as in the paper; torch: full batch, also on a GPU or
+    several processes; faiss: full batch by faiss."""
+    codebooks: list[Any] = field([])
+    """Several codebooks, each {name, columns, n_clusters, residual}; []: one over all columns."""
+    pca_dims: int = field(0, zero_or_more)
+    """Principal components that frames are reduced to first; 0: no reduction."""
+    whiten: bool = False
+    """Scale the principal components (all, or pca_dims of them) to variance 1."""
+    spherical: bool = False
+    """Scale frames to length 1: clusters by cosine (torch, faiss)."""
+    batch_frames: int = field(10_000, positive)
+    """Frames per mini-batch [batch_size]."""
+    max_iterations: int = field(100, positive)
+    """Passes over the sample, at most [max_iter]."""
+    max_no_improvement: int = field(100, zero_or_more)
+    """Stop after this many mini-batches without improvement (minibatch)."""
+    restarts: int = field(20, positive)
+    """k-means++ initialisations, of which the best is kept [n_init]."""
+    tolerance: float = field(0.0, zero_or_more)
+    """torch, faiss: stop when a pass improves the inertia by less than this share. minibatch: stop
+    when centroids move less than this; 0: never."""
+    reassignment_ratio: float = field(0.0, zero_or_more)
+    """Draw clusters again that are smaller than this share of the largest; 0: never (minibatch)."""
 
 
 @dataclass
@@ -100,323 +129,402 @@ class MaskConfig:
 class LossConfig:
     """The head and the loss of pretraining (paper section 2.3)."""
 
-    masked_weight: float = 1.0  # alpha [pred_masked_weight]
-    unmasked_weight: float = 0.0  # 1 - alpha [pred_nomask_weight]
-    feature_penalty: float = (
-        10.0  # times the mean square of the conv encoder's output [loss_weights]
-    )
-    # cosine: to unit embeddings (eq. 3); softmax: a linear classifier, which has no temperature
-    head: str = "cosine"
-    temperature: float = 0.1  # tau [logit_temp]
-    tie_projections: bool = False  # several codebooks read one projection [not untie_final_proj]
-    supervised_layers: list[int] = field(
-        default_factory=list
-    )  # layers that predict, the last one among them; []: it alone
-    layer_weights: list[float] = field(
-        default_factory=list
-    )  # of their losses, one each; []: 1 each
-    separate_layer_heads: bool = False  # each supervised layer has a head of its own
+    masked_weight: float = field(1.0, zero_or_more)
+    """alpha, the weight of masked frames [pred_masked_weight]."""
+    unmasked_weight: float = field(0.0, zero_or_more)
+    """1 - alpha, the weight of unmasked frames [pred_nomask_weight]."""
+    feature_penalty: float = field(10.0, zero_or_more)
+    """Weight of the mean square of the conv encoder's output [loss_weights]."""
+    head: str = field("cosine", choice("cosine", "softmax"))
+    """cosine: similarity to unit embeddings (equation 3); softmax: a linear classifier."""
+    temperature: float = field(0.1, positive)
+    """tau, the temperature of the cosine head [logit_temp]."""
+    tie_projections: bool = False
+    """Several codebooks: one projection for all of them [not untie_final_proj]."""
+    supervised_layers: list[int] = field([])
+    """Layers that predict the targets, ascending, the last layer among them; []: the last alone."""
+    layer_weights: list[float] = field([], all_positive)
+    """Weights of their losses, one for each; []: 1 each."""
+    separate_layer_heads: bool = False
+    """Give each supervised layer a head of its own."""
 
 
 @dataclass
 class AugmentConfig:
-    """What is done to the audio of a crop in training, data/augment.py; nothing by default, as in
-    the paper. Targets stay as they are.
-    """
+    """Augmentation of training crops (data/augment.py); off by default, as in the paper. Targets
+    stay those of the clean audio."""
 
-    mix_probability: float = (
-        0.0  # share of the rows that get a part of another row of the micro-batch [WavLM: 0.2]
-    )
-    mix_ratio_db: list[float] = field(
-        default_factory=lambda: [-5.0, 5.0]
-    )  # energy of the row over that of the part: drawn from here
-    # of those rows, how many get a part of the noise instead [WavLM Base+, Large: 0.1, Base: 0]
-    mix_noise_share: float = 0.0
-    mix_noise_ratio_db: list[float] = field(default_factory=lambda: [-5.0, 20.0])
-    noise: str | None = None  # folder of audio files, or of a prepared corpus
-    noise_probability: float = 0.0  # share of the rows that get noise from beginning to end
-    noise_ratio_db: list[float] = field(default_factory=lambda: [5.0, 20.0])
-    gain_probability: float = 0.0  # share of the rows made louder or softer
-    gain_db: list[float] = field(default_factory=lambda: [-6.0, 6.0])
+    mix_probability: float = field(0.0, share)
+    """Share of the rows that get a part of another row of the micro-batch (WavLM: 0.2)."""
+    mix_ratio_db: list[float] = field([-5.0, 5.0], decibels)
+    """Range of the energy of the row over that of the part."""
+    mix_noise_share: float = field(0.0, share)
+    """Share of those rows that get a part of the noise instead (WavLM Base+ and Large: 0.1)."""
+    mix_noise_ratio_db: list[float] = field([-5.0, 20.0], decibels)
+    """Range of the energy of the row over that of the noise."""
+    noise: str | None = field(None, path=True)
+    """Folder of noise: audio files, or a prepared corpus."""
+    noise_probability: float = field(0.0, share)
+    """Share of the rows that get noise from beginning to end."""
+    noise_ratio_db: list[float] = field([5.0, 20.0], decibels)
+    """Range of the energy of the row over that of this noise."""
+    gain_probability: float = field(0.0, share)
+    """Share of the rows that are made louder or softer."""
+    gain_db: list[float] = field([-6.0, 6.0], decibels)
+    """Range of that gain."""
 
 
 @dataclass
 class ProbeConfig:
-    """How much a layer says about phones while it learns (pretrain/phone_probe.py): PNMI of its
-    clusters, `health/pnmi`. Needs alignments.
-    """
+    """PNMI of a layer during pretraining, logged as `health/pnmi` (pretrain/phone_probe.py). Needs
+    phone alignments."""
 
-    every_steps: int = 0  # 0: not measured
-    layer: int = 0  # 1-based; 0: the middle one, rounded up
+    every_steps: int = field(0, zero_or_more)
+    """Steps between two measurements; 0: not measured."""
+    layer: int = field(0, zero_or_more)
+    """Layer, counted from 1; 0: the middle one, rounded up."""
     split: str = "valid"
-    seconds: float = 120.0  # of aligned speech, at most
-    n_clusters: int = 100
+    """Split whose frames are clustered."""
+    seconds: float = field(120.0, positive)
+    """Aligned speech, at most."""
+    n_clusters: int = field(100, positive)
+    """K of the clustering that is scored."""
 
 
 @dataclass
 class PretrainConfig:
-    """Corpus + targets -> checkpoint: the science of one pretraining."""
+    """Corpus + targets -> checkpoint."""
 
-    start_from: str | None = (
-        # continued pretraining: a stage ("it1/pretrain") or any checkpoint (docs/checkpoints.md);
-        # null: anew
-        None
-    )
-    # keep, new, warm (units of matching clusters), auto: keep if K and codebook are the same, else
-    # new
-    start_head: str = "auto"
-    steps: int = MISSING  # optimiser updates [max_update]
-    batch_seconds: float = (
-        MISSING  # audio per update, over all devices [max_tokens x GPUs x update_freq]
-    )
-    micro_batch_seconds: float = MISSING  # audio per forward pass; divides batch_seconds
-    learning_rate: float = 5e-4  # peak
-    warmup_fraction: float = 0.08  # of the steps, linear from 0; then linear to 0
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    eps: float = 1e-6
-    weight_decay: float = 0.01  # on every parameter, as fairseq does
-    clip_norm: float = 10.0  # global gradient norm
-    min_seconds: float = 2.0  # shorter utterances are left out [min_sample_size]
-    max_crop_seconds: float = 15.625  # longer ones are cropped [max_sample_size]
-    max_shapes: int = 16  # number of crop lengths (buckets)
-    corpus_weights: dict[str, float] = field(
-        default_factory=dict
-    )  # of each corpus: in proportion to its audio drawn; {}: all there is, once
-    # instead of weights: hours ** (1 / temperature), more than 1 brings out the small corpora
-    corpus_temperature: float = 1.0
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
-    # what is validated and exported is an average of the weights over about 1 / (1 - this) updates;
-    # 0: no average
-    ema_decay: float = 0.0
-    freeze_conv_after_steps: int | None = (
-        None  # from this step on the conv encoder learns no more: a fifth of the work of Base saved
-    )
-    log_every_steps: int = 50
-    valid_every_steps: int = 5000
-    checkpoint_every_steps: int = 1000
+    start_from: str | None = field(None, path=True)
+    """Continued pretraining: a stage ("it1/pretrain") or any checkpoint (docs/checkpoints.md);
+    null: new weights."""
+    start_head: str = field("auto", choice("auto", "keep", "new", "warm"))
+    """Head of that checkpoint: keep it, make a new one, or warm: unit embeddings of matching
+    clusters. auto: keep if K and codebook are the same, else new (docs/distributed.md)."""
+    steps: int = field(MISSING, positive)
+    """Optimiser updates [max_update]."""
+    batch_seconds: float = field(MISSING, positive)
+    """Audio per update, over all devices [max_tokens x GPUs x update_freq]."""
+    micro_batch_seconds: float = field(MISSING, positive)
+    """Audio per forward pass; divides batch_seconds."""
+    learning_rate: float = field(5e-4, positive)
+    """Peak learning rate."""
+    warmup_fraction: float = field(0.08, share)
+    """Share of the steps with a linear rise from 0; a linear fall to 0 follows."""
+    betas: list[float] = field([0.9, 0.98])
+    """AdamW's decay rates of the two moments."""
+    eps: float = field(1e-6, positive)
+    """AdamW's epsilon."""
+    weight_decay: float = field(0.01, zero_or_more)
+    """On every parameter, as in fairseq."""
+    clip_norm: float = field(10.0, zero_or_more)
+    """Limit of the global gradient norm."""
+    min_seconds: float = field(2.0, positive)
+    """Shorter utterances are left out [min_sample_size]."""
+    max_crop_seconds: float = field(15.625, positive)
+    """Longer utterances are cropped [max_sample_size]."""
+    max_shapes: int = field(16, positive)
+    """Number of crop lengths (buckets)."""
+    corpus_weights: dict[str, float] = field({})
+    """Mixture: how much audio of each corpus is drawn, in proportion; {}: everything once."""
+    corpus_temperature: float = field(1.0, positive)
+    """Mixture, instead of weights: hours ** (1 / temperature); above 1 small corpora are drawn more
+    often."""
+    mask: MaskConfig = field(MaskConfig)
+    """Span masks over time."""
+    loss: LossConfig = field(LossConfig)
+    """Head and loss."""
+    augment: AugmentConfig = field(AugmentConfig)
+    """Augmentation of the audio."""
+    probe: ProbeConfig = field(ProbeConfig, science=False)
+    """PNMI of a layer during training."""
+    ema_decay: float = field(0.0, share_below_one)
+    """Validate and export an average of the weights over about 1 / (1 - ema_decay) updates; 0: no
+    average."""
+    freeze_conv_after_steps: int | None = field(None, zero_or_more)
+    """From this step on the conv encoder is frozen, which saves a fifth of the work of Base; null:
+    never."""
+    log_every_steps: int = field(50, positive, science=False)
+    """Steps between two rows of logs/metrics.csv."""
+    valid_every_steps: int = field(5000, positive, science=False)
+    """Steps between two validations."""
+    checkpoint_every_steps: int = field(1000, positive, science=False)
+    """Steps between two checkpoints to resume from."""
 
 
 @dataclass
 class LayerChoiceConfig:
-    """How `features.layer=auto` becomes a layer: every layer is clustered on some speech and scored
-    (clustering/layer_selection.py).
-    """
+    """`features.layer=auto`: every layer is clustered and scored, the best is taken
+    (clustering/layer_selection.py)."""
 
-    # pnmi, phone_purity (with alignments), abx (with them, or one word per utterance), stability
-    # (nothing needed)
-    criterion: str = "pnmi"
-    split: str = "valid"  # the speech that layers are scored on
-    n_clusters: int = 100
-    max_hours: float = 0.5  # never more than this much of the split
+    criterion: str = field("pnmi", choice("pnmi", "phone_purity", "abx", "stability"))
+    """pnmi, phone_purity: need alignments; abx: needs alignments or one word per utterance;
+    stability: needs neither."""
+    split: str = "valid"
+    """Split whose speech the layers are scored on."""
+    n_clusters: int = field(100, positive)
+    """K of the clusterings that are scored."""
+    max_hours: float = field(0.5, positive)
+    """Never more than this much of the split."""
 
 
 @dataclass
 class IterationConfig:
     """One round of HuBERT: features -> codebook -> targets -> checkpoint."""
 
-    features: Any = MISSING  # `_target_` of a class in features/
-    clustering: ClusteringConfig = field(default_factory=ClusteringConfig)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    layer_choice: LayerChoiceConfig = field(
-        default_factory=LayerChoiceConfig
-    )  # only for features.layer=auto
-    targets: str | None = (
-        # instead of features and clustering: folder of fairseq's .tsv and .km, or of another run's
-        # label stage
-        None
-    )
+    features: Any = MISSING
+    """`_target_` of a class in hubert_pretrain/features/, and its arguments."""
+    clustering: ClusteringConfig = field(ClusteringConfig)
+    """Frames -> codebook."""
+    pretrain: PretrainConfig = field(PretrainConfig)
+    """Targets -> checkpoint."""
+    layer_choice: LayerChoiceConfig = field(LayerChoiceConfig)
+    """Only for features.layer=auto."""
+    targets: str | None = field(None, path=True)
+    """Instead of features and clustering: a folder of fairseq's .tsv and .km files, or the label
+    stage of another run."""
 
 
 @dataclass
 class FinetuneConfig:
     """Checkpoint + labels -> task model."""
 
-    task: Any = MISSING  # `_target_` of a class in finetune/ (ctc, classify) and its own values
-    # a stage of this run ("it2/pretrain"), or any pretrained checkpoint (docs/checkpoints.md)
-    checkpoint: str = MISSING
+    task: Any = MISSING
+    """`_target_` of a task in hubert_pretrain/finetune/, and its arguments."""
+    checkpoint: str = field(MISSING, path=True)
+    """A stage of this run ("it2/pretrain"), or any pretrained checkpoint (docs/checkpoints.md)."""
     train_split: str = "train"
+    """Split to train on."""
     valid_split: str = "valid"
-    test_split: str = "test"
-    steps: int = MISSING
-    batch_seconds: float = MISSING  # audio per update, padding included, over all devices
-    micro_batch_seconds: float = MISSING
-    learning_rate: float = 5e-5
-    warmup_fraction: float = 0.1  # tri-stage schedule: up from initial_lr_scale x peak,
-    hold_fraction: float = 0.4  # hold,
-    initial_lr_scale: float = 0.01
-    final_lr_scale: float = 0.05  # then exponentially down to this share of the peak
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 10.0
-    freeze_encoder_steps: int = 0  # only the new head learns until then [freeze_finetune_updates]
-    conv_gradient_scale: float = 0.0  # 0: the conv encoder is frozen throughout [feature_grad_mult]
-    norm_over_valid: bool = (
-        False  # a norm over time (Base) leaves padding out, as no other implementation does
-    )
-    hidden_dropout: float = 0.0  # dropouts replace those of pretraining
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.1
-    feat_proj_dropout: float = 0.0
-    layerdrop: float = 0.1
-    mask: MaskConfig = field(
-        default_factory=lambda: MaskConfig(probability=0.65)
-    )  # time mask while training
+    """Split to validate on."""
+    test_split: str = field("test", science=False)
+    """Split to score in the end. A finished task keeps its scores when this changes."""
+    steps: int = field(MISSING, positive)
+    """Optimiser updates [max_update]."""
+    batch_seconds: float = field(MISSING, positive)
+    """Audio per update, padding included, over all devices."""
+    micro_batch_seconds: float = field(MISSING, positive)
+    """Audio per forward pass; divides batch_seconds."""
+    learning_rate: float = field(5e-5, positive)
+    """Peak of the tri-stage schedule: linear rise, constant, exponential fall."""
+    warmup_fraction: float = field(0.1, share)
+    """Share of the steps in which the rate rises."""
+    hold_fraction: float = field(0.4, share)
+    """Share of the steps in which the rate stays at its peak."""
+    initial_lr_scale: float = field(0.01, share)
+    """First rate, as a share of the peak."""
+    final_lr_scale: float = field(0.05, share)
+    """Last rate, as a share of the peak."""
+    betas: list[float] = field([0.9, 0.98])
+    """AdamW's decay rates of the two moments."""
+    eps: float = field(1e-8, positive)
+    """AdamW's epsilon."""
+    weight_decay: float = field(0.0, zero_or_more)
+    """On every parameter, as in fairseq."""
+    clip_norm: float = field(10.0, zero_or_more)
+    """Limit of the global gradient norm."""
+    freeze_encoder_steps: int = field(0, zero_or_more)
+    """Only the new head is trained until this step [freeze_finetune_updates]."""
+    conv_gradient_scale: float = field(0.0, zero_or_more)
+    """Gradient into the conv encoder times this; 0: frozen throughout [feature_grad_mult]."""
+    norm_over_valid: bool = False
+    """The norm over time (Base) leaves padding out, as in exports and scoring, where there is
+    none."""
+    hidden_dropout: float = field(0.0, share_below_one)
+    """Dropout after attention, feed-forward and positions. Dropouts replace those of
+    pretraining."""
+    attention_dropout: float = field(0.0, share_below_one)
+    """Dropout of attention weights."""
+    activation_dropout: float = field(0.1, share_below_one)
+    """Dropout inside the feed-forward layers."""
+    feat_proj_dropout: float = field(0.0, share_below_one)
+    """Dropout after the projection of frames."""
+    layerdrop: float = field(0.1, share_below_one)
+    """Probability that a layer is left out of a training step."""
+    mask: MaskConfig = field(lambda: MaskConfig(probability=0.65))
+    """Masks over time while training."""
     channel_mask: MaskConfig = field(
-        default_factory=lambda: MaskConfig(probability=0.5, span_frames=64, min_spans=0)
+        lambda: MaskConfig(probability=0.5, span_frames=64, min_spans=0)
     )
-    # who draws both: reference (fairseq's) or transformers (mask_time_*, mask_feature_* mean the
-    # same)
-    mask_sampler: str = "reference"
-    # what is validated and exported is an average of the weights over about 1 / (1 - this) updates;
-    # 0: no average
-    ema_decay: float = 0.0
-    log_every_steps: int = 50
-    valid_every_steps: int = 1000
-    checkpoint_every_steps: int = 1000
+    """Masks over channels while training; spans are counted in channels."""
+    mask_sampler: str = field("reference", choice(*MASK_SAMPLERS))
+    """reference: fairseq's sampler; transformers: its mask_time_* and mask_feature_*."""
+    ema_decay: float = field(0.0, share_below_one)
+    """Validate and export an average of the weights over about 1 / (1 - ema_decay) updates; 0: no
+    average."""
+    log_every_steps: int = field(50, positive, science=False)
+    """Steps between two rows of logs/metrics.csv."""
+    valid_every_steps: int = field(1000, positive, science=False)
+    """Steps between two validations."""
+    checkpoint_every_steps: int = field(1000, positive, science=False)
+    """Steps between two checkpoints to resume from."""
 
 
 @dataclass
 class ExportConfig:
-    """Checkpoint -> what others load."""
+    """Checkpoint -> the files of another project."""
 
-    format: str = "huggingface"
-    checkpoints: list[str] = field(
-        default_factory=list
-    )  # stages or other checkpoints; the first is what `summary.json` names
+    format: str = field(
+        "huggingface", choice("huggingface", "fairseq", "s3prl", "torchaudio", "onnx", "torch")
+    )
+    """The project that reads the files (docs/checkpoints.md)."""
+    checkpoints: list[str] = field([], path=True)
+    """Stages of this run or other checkpoints; `summary.json` names the first."""
 
 
 @dataclass
 class TrainerConfig:
-    """The hardware. Nothing here changes what is computed, only where."""
+    """The hardware, and how a training survives it. Nothing here changes what is computed."""
 
-    accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    # of several processes: ddp (auto) or fsdp, which cuts the weights over them
-    # (docs/distributed.md)
-    strategy: str = "auto"
-    gradient_compression: str = "none"  # bf16: ddp sends half as much, gradients are rounded
-    precision: str = (
-        "auto"  # auto: bf16-mixed on a GPU, 32-true elsewhere; or any name Lightning knows
-    )
-    loader_workers: int = 2  # processes per device that decode audio
-    threads: int = 0  # CPU threads per process; 0: torch's choice
-    # how attention is computed: sdpa, eager or (CUDA, without attention dropout) flex, see
-    # model/attention.py
-    attention: str = "sdpa"
-    # on a GPU fp32 products and convolutions take factors of ten bits (model/precision.py); False:
-    # fp32 is fp32
+    accelerator: str = field("auto", choice("auto", "cpu", "gpu", "cuda", "mps"))
+    """auto: a GPU where there is one."""
+    devices: int = field(1, positive)
+    """Processes per node, one for each GPU."""
+    num_nodes: int = field(1, positive)
+    """Machines."""
+    strategy: str = field("auto", choice("auto", "ddp", "fsdp"))
+    """Several processes: ddp (auto) copies the weights, fsdp shards them (docs/distributed.md)."""
+    gradient_compression: str = field("none", choice("none", "bf16"))
+    """bf16: ddp sends half as much, and gradients are rounded."""
+    precision: str = "auto"
+    """auto: bf16-mixed on a GPU, 32-true elsewhere; or 16-mixed, bf16-mixed, 32-true."""
+    loader_workers: int = field(2, zero_or_more)
+    """Processes per device that decode audio; 0: the training process does."""
+    threads: int = field(0, zero_or_more)
+    """CPU threads per process; 0: PyTorch's choice."""
+    attention: str = field("sdpa", choice(*ATTENTIONS))
+    """Back end of attention: sdpa, eager, or flex (CUDA, without attention dropout)."""
     tf32: bool = False
-    # gradient checkpointing: layers run again for their gradients, less memory for a third more
-    # time
-    recompute: bool = False
-    # of pretraining: none, layers (each transformer layer) or model (all as one graph, without
-    # layer drop)
-    compile: str = "none"
-    # of torch.compile; reduce-overhead replays CUDA graphs, max-autotune tries kernels for minutes
-    compile_mode: str = "default"
+    """On a GPU, fp32 products and convolutions use TF32 (factors of ten bits)."""
+    gradient_checkpointing: bool = False
+    """Compute layers again for their gradients: less memory for a third more time."""
+    compile: str = field("none", choice(*COMPILED))
+    """torch.compile of pretraining: none, layers (each transformer layer), or model (one graph;
+    needs model.layerdrop=0)."""
+    compile_mode: str = field("default", choice(*COMPILE_MODES))
+    """reduce-overhead replays CUDA graphs, max-autotune tries kernels for minutes."""
     progress_bar: bool = True
-    signals: list[str] = field(
-        default_factory=lambda: ["SIGTERM", "SIGUSR2"]
-    )  # save at the next step boundary and leave with code 75
-    time_limit_minutes: float = (
-        0.0  # the same after this long; 0: never (the end of a SLURM job counts in any case)
-    )
-    # without a step: stacks of all threads, exit code 76; 0: no watchdog. Ranks wait for each other
-    # as long
-    hang_minutes: float = 30.0
-    max_skipped_steps: int = (
-        10  # in a row whose loss or gradient is no number, ten times as many in all; then it ends
-    )
-    keep_checkpoints: int = 2  # the newest so many
-    keep_every_steps: int = 0  # and those of multiples of this step; 0: none
-    # and the best by this value of the valid split: valid/loss/masked, valid/wer ...; "": none
+    """Show a progress bar on a terminal."""
+    signals: list[str] = field(["SIGTERM", "SIGUSR2"])
+    """Signals on which a training saves at the next step and ends with exit code 75."""
+    time_limit_minutes: float = field(0.0, zero_or_more)
+    """The same after this time; 0: no limit (a SLURM job's end always counts)."""
+    hang_minutes: float = field(30.0, zero_or_more)
+    """Without a step for this long: print the stacks of all threads, exit code 76; 0: never. Ranks
+    wait as long for each other."""
+    max_skipped_steps: int = field(10, zero_or_more)
+    """Steps in a row with a non-finite loss or gradient that are skipped (ten times as many in
+    all) before training ends."""
+    keep_checkpoints: int = field(2, positive)
+    """Newest checkpoints to keep."""
+    keep_every_steps: int = field(0, zero_or_more)
+    """Also keep those of multiples of this step; 0: none."""
     keep_best: str = ""
-    async_checkpoints: bool = False  # copied to CPU memory, then written while training goes on
-    max_failed_checkpoints: int = (
-        3  # in a row that could not be written (full disk) before training ends
-    )
-    # loggers that keep files (W&B) get the codebook, the card of the targets and the weights
+    """Also keep the best by this value of the valid split, e.g. valid/loss/masked, valid/wer."""
+    async_checkpoints: bool = False
+    """Copy the state to CPU memory, then write it while training goes on."""
+    max_failed_checkpoints: int = field(3, zero_or_more)
+    """Checkpoints in a row that could not be written (full disk) before training ends."""
     log_artefacts: bool = False
+    """Send codebook, targets' card and weights to loggers that keep files (W&B)."""
 
 
 @dataclass
 class CheckConfig:
-    """`stage=check`: what can be known before anything expensive runs."""
+    """`stage=check`: tests of machine, corpus and artefacts before anything expensive runs."""
 
-    sample: int = 200  # utterances whose audio is read whole, chosen by the seed
-    all: bool = False  # read every utterance
+    sample: int = field(200, positive)
+    """Utterances whose audio is read whole."""
+    all: bool = False
+    """Read every utterance."""
 
 
 @dataclass
 class ResourcesConfig:
-    """What the SLURM job of a stage asks for. Null: what `launch.resources` says; null there: the
-    cluster's own default.
-    """
+    """Resources of a stage's SLURM job. null: the value of launch.resources; null there: the
+    cluster's default."""
 
     partition: str | None = None
+    """Partition."""
     account: str | None = None
+    """Account."""
     qos: str | None = None
+    """Quality of service."""
     constraint: str | None = None
-    time_minutes: int | None = None  # a stage that needs longer saves, and the job is requeued
-    memory_gb: float | None = None  # per node
-    cpus: int | None = None  # cores per process
-    gpus: int | None = (
-        None  # per process; null: 1 where trainer.accelerator is gpu and the stage computes
-    )
-    nodes: int | None = None  # null: trainer.num_nodes where it trains, else 1
-    tasks: int | None = None  # processes per node; null: trainer.devices where it trains, else 1
-    array: int | None = (
-        None  # label only: so many independent jobs share the work, each started when there is room
-    )
-    options: dict[str, Any] = field(
-        default_factory=dict
-    )  # any other option of sbatch: {reservation: winter, exclusive: true}
+    """Required node features."""
+    time_minutes: int | None = field(None, positive)
+    """Time limit; a stage that needs longer saves, and its job is requeued."""
+    memory_gb: float | None = field(None, positive)
+    """Memory per node."""
+    cpus: int | None = field(None, positive)
+    """Cores per process."""
+    gpus: int | None = field(None, zero_or_more)
+    """GPUs per process; null: 1 where the stage computes and trainer.accelerator is gpu."""
+    nodes: int | None = None
+    """Machines; null: trainer.num_nodes where it trains, else 1."""
+    tasks: int | None = None
+    """Processes per node; null: trainer.devices where it trains, else 1."""
+    array: int | None = field(None, zero_or_more)
+    """label only: this many independent jobs share the work, each started when there is room."""
+    options: dict[str, Any] = field({})
+    """Other options of sbatch: {reservation: winter, exclusive: true}."""
 
 
 @dataclass
 class LaunchConfig:
-    """How a stage becomes processes."""
+    """Processes of the pending stages: here, or as SLURM jobs."""
 
-    kind: str = (
-        "local"  # local: here, one after the other; slurm: jobs with dependencies (docs/cluster.md)
-    )
-    dry_run: bool = False  # slurm: print the jobs instead of submitting them
-    wait: bool = False  # slurm: stay, and report every change, until all jobs have ended
-    poll_seconds: float = 30.0  # how often `wait` asks
-    signal_seconds: int = 300  # before its time is over, a job is told to save (SIGUSR2)
-    max_requeues: int = 100  # of a job that saved and was not done
-    python: str | None = None  # interpreter on the nodes; null: this one
-    setup: list[str] = field(
-        default_factory=list
-    )  # lines of shell before the stage: module load, export NCCL_...
-    srun: list[str] = field(
-        default_factory=list
-    )  # more options of srun, e.g. --mpi=pmix, --container-image=...
-    resources: ResourcesConfig = field(default_factory=ResourcesConfig)  # of every stage
-    stages: dict[str, ResourcesConfig] = field(
-        default_factory=dict
-    )  # what differs for a verb (pretrain) or one stage (it2/pretrain)
+    kind: str = field("local", choice("local", "slurm"))
+    """local: here, one after another; slurm: jobs with dependencies (docs/cluster.md)."""
+    dry_run: bool = False
+    """slurm: print the jobs instead of submitting them."""
+    wait: bool = False
+    """slurm: stay and report every change until all jobs have ended."""
+    poll_seconds: float = field(30.0, positive)
+    """Time between two questions while it waits."""
+    signal_seconds: int = field(300, positive)
+    """A job is told to save (SIGUSR2) this long before its time limit."""
+    max_requeues: int = field(100, zero_or_more)
+    """Requeues of a job that saved before it was done, at most."""
+    python: str | None = None
+    """Python interpreter on the nodes; null: the one that submits."""
+    setup: list[str] = field([])
+    """Lines of shell before the stage: module load, export NCCL_SOCKET_IFNAME=..."""
+    srun: list[str] = field([])
+    """More options of srun, e.g. --mpi=pmix, --container-image=..."""
+    resources: ResourcesConfig = field(ResourcesConfig)
+    """Resources of every stage."""
+    stages: dict[str, ResourcesConfig] = field({})
+    """Differences for a verb (pretrain) or one stage (it2/pretrain)."""
 
 
 @dataclass
 class Recipe:
-    """All of a run. `name` is the recipe's folder."""
+    """A whole run."""
 
     name: str = MISSING
+    """Name of the recipe: its folder."""
     work_dir: str = MISSING
-    stage: str = "all"  # all | list | check | the name of one stage
+    """Folder of the run; runs/<recipe> unless given."""
+    stage: str = "all"
+    """all (every pending stage), list, check, or one stage such as it2/cluster."""
     seed: int = 1
-    data: DataConfig = field(default_factory=DataConfig)
-    model: HubertConfig = field(default_factory=HubertConfig)
-    iterations: dict[str, IterationConfig] = field(default_factory=dict)  # it1, it2, ... in order
-    finetune: dict[str, FinetuneConfig] = field(default_factory=dict)
-    export: ExportConfig = field(default_factory=ExportConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: Any = MISSING  # {name: `_target_` of a Lightning logger}
-    check: CheckConfig = field(default_factory=CheckConfig)
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """Of everything random."""
+    data: DataConfig = field(DataConfig)
+    """The corpus."""
+    model: HubertConfig = field(HubertConfig)
+    """The network."""
+    iterations: dict[str, IterationConfig] = field({})
+    """it1, it2, ... in order."""
+    finetune: dict[str, FinetuneConfig] = field({})
+    """Tasks by name."""
+    export: ExportConfig = field(ExportConfig)
+    """Formats of other projects."""
+    trainer: TrainerConfig = field(TrainerConfig)
+    """Hardware."""
+    logger: Any = MISSING
+    """{name: `_target_` of a Lightning logger}."""
+    check: CheckConfig = field(CheckConfig)
+    """stage=check."""
+    launch: LaunchConfig = field(LaunchConfig)
+    """Here, or on a SLURM cluster."""

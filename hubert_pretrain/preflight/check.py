@@ -96,7 +96,7 @@ def _machine(
         on_cpu=None if gpu else precision,
     )
     yield machine.memory(held, machine.available_memory(), audio.unknown)
-    form = {"recompute": hardware.recompute, "eager": hardware.attention == "eager"}
+    form = {"recompute": hardware.gradient_checkpointing, "eager": hardware.attention == "eager"}
     devices = hardware.devices * hardware.num_nodes
     trainings = [work.training for work in works if work.training is not None]
     yield from training_cost.rows(

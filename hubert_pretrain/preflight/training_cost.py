@@ -210,7 +210,7 @@ def fit(
         saved = human_bytes(
             training_bytes(smaller, precision=precision, recompute=recompute, eager=eager)
         )
-        fix = f"halve micro_batch_seconds (about {saved}; the run stays the same but for its buckets), or set trainer.recompute=true"
+        fix = f"halve micro_batch_seconds (about {saved}; the run stays the same but for its buckets), or set trainer.gradient_checkpointing=true"
         return warning("batch fit", found, fix)
     return ok("batch fit", found)
 

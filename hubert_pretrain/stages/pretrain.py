@@ -162,7 +162,7 @@ def _module(
 ) -> PretrainModule:
     torch.manual_seed(derive(seed, "weights"))
     model = Hubert(recipe.model).computed(
-        attention=recipe.trainer.attention, recompute=recipe.trainer.recompute
+        attention=recipe.trainer.attention, recompute=recipe.trainer.gradient_checkpointing
     )
     loss = config.loss
     clock = compile_network(

@@ -91,7 +91,7 @@ def test_a_file_of_fairseq_is_fine_tuned_like_a_stage(workspace: Workspace, tmp_
         "asr",
         {**CTC, "reduction": "mean"},
         **changes,
-        trainer={"recompute": True, "attention": "eager"},
+        trainer={"gradient_checkpointing": True, "attention": "eager"},
     )
     assert facts["steps"] == 4
     folder = workspace.partial_folder("finetune/asr")

@@ -43,7 +43,7 @@ def test_values_arrive() -> None:
         ),
         *(
             "trainer.attention=eager",
-            "trainer.recompute=true",
+            "trainer.gradient_checkpointing=true",
             "finetune.asr.norm_over_valid=true",
         ),
         *("finetune.asr.channel_mask.lengths=uniform", "+finetune.asr.task.reduction=mean"),
@@ -55,7 +55,7 @@ def test_values_arrive() -> None:
         False,
         2,
     )
-    assert (recipe.trainer.attention, recipe.trainer.recompute) == ("eager", True)
+    assert (recipe.trainer.attention, recipe.trainer.gradient_checkpointing) == ("eager", True)
     asr = recipe.finetune["asr"]
     assert (asr.norm_over_valid, asr.channel_mask.lengths, asr.task["reduction"]) == (
         True,
@@ -68,7 +68,9 @@ def test_their_defaults_are_no_part_of_a_fingerprint() -> None:
     text = str(
         [
             stage.identity
-            for stage in plan.stages(composed("trainer.attention=eager", "trainer.recompute=true"))
+            for stage in plan.stages(
+                composed("trainer.attention=eager", "trainer.gradient_checkpointing=true")
+            )
         ]
     )
     for name in (
@@ -78,7 +80,7 @@ def test_their_defaults_are_no_part_of_a_fingerprint() -> None:
         "min_space",
         "norm_over_valid",
         "attention=",
-        "recompute",
+        "gradient_checkpointing",
     ):
         assert name not in text
     assert "lengths" in str(

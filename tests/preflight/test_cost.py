@@ -138,7 +138,7 @@ def test_a_micro_batch_that_does_not_fit_says_so() -> None:
     assert "an estimate" in row.found
     assert "the GPU has 4.0 GB" in row.found
     assert "halve micro_batch_seconds" in row.fix
-    assert "trainer.recompute=true" in row.fix
+    assert "trainer.gradient_checkpointing=true" in row.fix
     assert training_cost.fit([base], device_bytes=None, **values).state == "ok"
     assert training_cost.rows([], devices=1, device_bytes=None, **values) == []
     rows = training_cost.rows([base], devices=4, device_bytes=140 * 10**9, **values)

@@ -34,14 +34,16 @@ def test_recomputing_and_eager_attention_train_the_same_model(
     weights = {}
     for name, trainer in (
         ("plain", {}),
-        ("recompute", {"recompute": True}),
+        ("recompute", {"gradient_checkpointing": True}),
         ("eager", {"attention": "eager"}),
     ):
         seen.clear()
         values = recipe(trainer=trainer, steps=3)
         values.model.attention_dropout = 0.0  # its draws differ between back ends
         run(values, prepared, "it1/pretrain", tmp_path / name)
-        assert set(seen) == {(trainer.get("attention", "sdpa"), trainer.get("recompute", False))}
+        assert set(seen) == {
+            (trainer.get("attention", "sdpa"), trainer.get("gradient_checkpointing", False))
+        }
         weights[name] = load_tensors(tmp_path / name / "model.safetensors")
     for name, expected in weights["plain"].items():
         assert torch.equal(weights["recompute"][name], expected), name

@@ -13,6 +13,8 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from torch import nn
 
+from hubert_pretrain.config.fields import names_of
+from hubert_pretrain.config.schema import TrainerConfig
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import ConfigError
@@ -115,9 +117,7 @@ def test_what_cannot_be_is_refused_on_the_command_line(
 
 
 def test_strategies_by_name() -> None:
-    from hubert_pretrain.config import validate
-
-    assert validate.STRATEGIES == STRATEGIES
+    assert names_of(TrainerConfig, "strategy") == STRATEGIES
     assert make_strategy("auto", world_size=1, timeout=HOUR) == "auto"
     assert isinstance(make_strategy("fsdp", world_size=1, timeout=HOUR), FSDP)
     for name, world_size in (("auto", 2), ("ddp", 1)):

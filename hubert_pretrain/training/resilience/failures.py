@@ -101,7 +101,7 @@ def out_of_memory(trainer: L.Trainer, error: BaseException) -> str:
     return (
         f"{where} in a micro-batch of {rows} x {samples} samples ({audio:.1f} s of audio): {first_line}. "
         f"Try micro_batch_seconds={audio / 2:.4g} (any that divides batch_seconds: the run stays the same), or "
-        "trainer.recompute=true; the same command resumes"
+        "trainer.gradient_checkpointing=true; the same command resumes"
     )
 
 

@@ -1,0 +1,105 @@
+"""Fields of the configuration: defaults with their allowed values, and the check of all of them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hubert_pretrain.errors import ConfigError, did_you_mean
+
+MISSING: Any = "???"
+"""Mark of a value that has no default (OmegaConf's): a recipe or the command line gives it."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The values that a field takes, beyond its type."""
+
+    expected: str
+    """As messages and docs/configuration.md say it, e.g. "a number above 0"."""
+    holds: Callable[[Any], bool]
+    names: tuple[str, ...] = ()
+    """All values, where they are names."""
+
+    def check(self, key: str, value: Any) -> None:
+        """Raises ConfigError for a value that is not allowed, with the nearest name."""
+        if self.holds(value):
+            return
+        found = repr(value) if isinstance(value, str) else value
+        nearest = did_you_mean(str(value), list(self.names))
+        raise ConfigError(f"{key}={found}: expected {self.expected}{nearest}")
+
+
+positive = Allowed("a number above 0", lambda value: value > 0)
+zero_or_more = Allowed("0 or more", lambda value: value >= 0)
+share = Allowed("a share from 0 to 1", lambda value: 0 <= value <= 1)
+share_above_zero = Allowed("a share above 0 and up to 1", lambda value: 0 < value <= 1)
+share_below_one = Allowed("a share from 0 up to, but not, 1", lambda value: 0 <= value < 1)
+all_positive = Allowed("numbers above 0", lambda values: all(value > 0 for value in values))
+decibels = Allowed(
+    "a range in dB, the lower end first, e.g. [-5, 5]",
+    lambda limits: len(limits) == 2 and limits[0] <= limits[1],
+)
+
+
+def choice(*names: str) -> Allowed:
+    """One of several names."""
+    return Allowed(f"one of {', '.join(names)}", lambda value: value in names, names)
+
+
+def field(
+    default: Any, allowed: Allowed | None = None, *, science: bool = True, path: bool = False
+) -> Any:
+    """A dataclass field.
+
+    Args:
+        default: the value; a list, a dict or a class (a nested section) is made for each instance.
+        allowed: the values that it takes.
+        science: False for a value that changes how something is done, not what comes out: it is no
+            part of a fingerprint.
+        path: the value names files (or a stage of the run): in fingerprints it is absolute.
+    """
+    metadata = {"allowed": allowed, "science": science, "path": path}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a dataclass field; MISSING when it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return MISSING if field.default is dataclasses.MISSING else field.default
+
+
+def sections(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """A dataclass and all dataclasses inside it, also as values of dicts, with their keys."""
+    yield key, config
+    for each in dataclasses.fields(config):
+        name = f"{key}.{each.name}" if key else each.name
+        value = getattr(config, each.name)
+        inner = value if isinstance(value, dict) else {None: value}
+        for word, part in inner.items():
+            if dataclasses.is_dataclass(part):
+                yield from sections(part, name if word is None else f"{name}.{word}")
+
+
+def check_values(config: Any) -> None:
+    """Raises ConfigError for the first value that its field does not allow."""
+    for key, section in sections(config):
+        for each in dataclasses.fields(section):
+            allowed = each.metadata.get("allowed")
+            value = getattr(section, each.name)
+            if allowed is not None and value is not None:
+                allowed.check(f"{key}.{each.name}" if key else each.name, value)
+
+
+def names_of(section: type, key: str) -> list[str]:
+    """The names that a field chooses from, e.g. `names_of(TrainerConfig, "strategy")`."""
+    (found,) = (each for each in dataclasses.fields(section) if each.name == key)
+    return list(found.metadata["allowed"].names)
