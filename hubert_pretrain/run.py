@@ -40,6 +40,9 @@ def main() -> None:
     # A waiting thread gives its core away. By default it spins: where cores are shared with others,
     # a step then takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(compose.help_text())
+        return
     hide_srun_from_lightning()
     compose.register()
     try:
@@ -58,9 +61,8 @@ def main() -> None:
 def _main(config: DictConfig) -> None:
     try:
         _run(config, list(HydraConfig.get().overrides.task))
-    except (
-        HubertPretrainError
-    ) as error:  # reported here: Hydra would print a line of its own before it
+    except HubertPretrainError as error:
+        # Reported here: Hydra would print a line of its own before it.
         _exit_codes.append(_report(str(error), error.exit_code))
 
 
@@ -76,7 +78,8 @@ def _run(config: DictConfig, overrides: list[str]) -> None:
     elif recipe.stage == "all":
         if distributed.launcher() and recipe.launch.kind == "local":
             raise ConfigError(
-                "torchrun and srun start the processes of one stage; add stage=<its name>, stage=list shows them"
+                "torchrun and srun start the processes of one stage; add stage=<its name>, "
+                "stage=list shows them"
             )
         stages = plan.stages(recipe)  # refuses what cannot run before anything is written
         if recipe.launch.kind == "slurm":

@@ -5,9 +5,9 @@ for each mistake.
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,19 +26,27 @@ def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def processor_seconds() -> float:
+    """Of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_is_fast_and_lists_what_can_be_chosen(tmp_path: Path) -> None:
-    started = time.monotonic()
+    before = processor_seconds()
     result = run("--help", cwd=tmp_path)
+    assert processor_seconds() - before < 1
     assert result.returncode == 0
     assert "base_ls960" in result.stdout
     assert "librispeech" in result.stdout
-    assert time.monotonic() - started < 10  # torch alone takes longer than this on a busy machine
     assert not list(tmp_path.iterdir())
 
 
 def test_list_shows_every_stage(tmp_path: Path) -> None:
+    before = processor_seconds()
     result = run("+recipe=smoke", "stage=list", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert processor_seconds() - before < 1
     for stage in ("prepare", "it1/cluster", "it2/pretrain", "finetune/asr", "export"):
         assert stage in result.stdout
     assert "pending" in result.stdout

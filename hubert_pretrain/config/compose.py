@@ -1,5 +1,5 @@
-"""Command line -> checked `Recipe`: finds conf/ and recipes/, validates once, and turns Hydra's
-errors into one line each.
+"""Command line -> checked `Recipe`, by Hydra: conf/ and recipes/ are found, the recipe is validated
+once, and Hydra's errors become one line each.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,24 @@ from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import ConfigError, HubertPretrainError, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+
+HELP = """\
+Pretrain HuBERT: features -> k-means -> targets -> masked prediction, twice; then fine-tune, export.
+
+  python -m hubert_pretrain.run +recipe=RECIPE [stage=all|list|check|STAGE] \\
+      [GROUP=CHOICE ...] [KEY=VALUE ...]
+
+Run the same command again to resume. Examples:
+  python -m hubert_pretrain.run +recipe=demo
+  python -m hubert_pretrain.run +recipe=demo stage=list
+  python -m hubert_pretrain.run +recipe=base_ls960 data.root=/corpora/LibriSpeech \\
+      trainer=ddp trainer.devices=8
+
+Groups and their choices:
+{groups}
+
+Keys: docs/configuration.md explains them all, --cfg job shows the values of a recipe.
+"""
 
 
 def conf_folder() -> Path:
@@ -42,12 +61,12 @@ def recipe_files() -> dict[str, Path]:
 
 
 def job_script() -> Path:
-    """What a SLURM job of a stage runs: `job.sh`, beside the recipes."""
+    """Script that a SLURM job of a stage runs: `job.sh`, beside the recipes."""
     return _beside("recipes") / "job.sh"
 
 
 def register() -> None:
-    """Gives Hydra the form of a recipe, and makes every recipe choosable as `+recipe=<folder>` from
+    """Register the schema with Hydra, and make every recipe choosable as `+recipe=<folder>` from
     any working directory.
 
     A search path (`file://recipes`) would silently turn `+recipe=x` into a plain string outside the
@@ -57,6 +76,14 @@ def register() -> None:
     store.store(name="schema", node=Recipe)
     for name, path in recipe_files().items():
         store.store(group="recipe", name=name, node=OmegaConf.load(path), package="_global_")
+
+
+def help_text() -> str:
+    """Text of `--help`. (Hydra's own copies the whole configuration for each group: 1.5 s.)"""
+    names = sorted(path.name for path in conf_folder().iterdir() if path.is_dir())
+    groups = {"recipe": _options("recipe")} | {name: _options(name) for name in names}
+    lines = [f"  {name}: {', '.join(choices)}" for name, choices in groups.items() if choices]
+    return HELP.format(groups="\n".join(lines))
 
 
 def to_recipe(config: DictConfig, overrides: list[str]) -> Recipe:
@@ -96,7 +123,11 @@ def explain(error: Exception) -> str | None:
     if match := re.search(r"Could not find '([\w/]+)/([^/']+)'", text):
         group, name = match.groups()
         options = _options(group)
-        return f"{group}={name}: no such {group.split('/')[-1]}{did_you_mean(name, options)}; choose one of {', '.join(options)}"
+        kind = group.split("/")[-1]
+        return (
+            f"{group}={name}: no such {kind}{did_you_mean(name, options)}; "
+            f"choose one of {', '.join(options)}"
+        )
     if match := re.search(r"Could not override '([^']+)'", text):
         return _explain_override(match[1])
     if match := re.search(r"Key '([^']+)' (?:not in|is not in struct)[^\n]*", text):
@@ -117,7 +148,10 @@ def _explain_missing(key: str) -> str:
 
 def _explain_override(key: str) -> str:
     if key.split("@")[0].lstrip("+") == "recipe":
-        return "write +recipe=<name>, with the plus sign: a recipe is added to the defaults, it does not replace one"
+        return (
+            "write +recipe=<name>, with the plus sign: a recipe is added to the defaults, it does "
+            "not replace one"
+        )
     known = _known_keys()
     # Compare within the same parent first: "pretrain.lerning_rate" is nearer to a sibling than to
     # any long path.
@@ -131,8 +165,6 @@ def _known_keys() -> list[str]:
     """Dotted names of every key of the configuration that the command line is about, as far as they
     can be composed.
     """
-    import sys
-
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -180,8 +212,8 @@ def _beside(name: str) -> Path:
 
 
 def build(node: dict[str, Any], **more: Any) -> Any:
-    """What a `_target_` node describes, e.g. an extractor. An error of ours stays the one line it
-    is: Hydra would wrap it in its own.
+    """The object that a `_target_` node describes, e.g. an extractor. Our own errors are raised as
+    they are: Hydra would wrap them in its own.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
@@ -195,11 +227,10 @@ def build(node: dict[str, Any], **more: Any) -> Any:
 
 
 # -- `_target_` nodes
-# -------------------------------------------------------------------------------------------------------------
 
 
 def _check_targets(recipe: Recipe) -> None:
-    """Checks the keyword arguments of every `_target_` of ours, by reading its source: importing it
+    """Check the keyword arguments of every `_target_` of ours, by reading its source: importing it
     would import torch.
     """
     nodes: dict[str, Any] = {"data.corpus": recipe.data.corpus}
@@ -229,7 +260,8 @@ def _check_arguments(key: str, node: dict[str, Any]) -> None:
     for name in node:
         if arguments is not None and name != "_target_" and name not in arguments:
             raise ConfigError(
-                f"{key}.{name}: {node['_target_']} has no such argument{did_you_mean(name, arguments)}"
+                f"{key}.{name}: {node['_target_']} has no such argument"
+                f"{did_you_mean(name, arguments)}"
             )
 
 

@@ -197,7 +197,7 @@ def test_only_visible_frames(recipe: Recipes, prepared: Workspace, tmp_path: Pat
             {"supervised_layers": [1, 2], "layer_weights": [1.0]},
             r"layer_weights=\[1.0\]: expected one for each of the 2",
         ),
-        ({"layer_weights": [0.0]}, r"layer_weights=0.0: expected a number above 0"),
+        ({"layer_weights": [0.0]}, r"layer_weights=\[0.0\]: expected numbers above 0"),
         ({"temperature": 0.0}, r"temperature=0.0"),
         ({"masked_weight": 0.0}, r"not both 0"),
         ({"masked_weight": -1.0, "unmasked_weight": 2.0}, r"0 or more"),

@@ -13,10 +13,9 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from torch import nn
 
-from hubert_pretrain.config.fields import names_of
-from hubert_pretrain.config.schema import TrainerConfig
 from hubert_pretrain.config import compose
-from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.config.fields import names_of
+from hubert_pretrain.config.schema import Recipe, TrainerConfig
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.pipeline import plan
 from hubert_pretrain.training.dataloading import ResumableSampler
