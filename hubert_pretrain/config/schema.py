@@ -115,7 +115,7 @@ class MaskConfig:
         0.8  # expected share of frames that start inside a span, before overlaps [mask_prob]
     )
     span_frames: int = 10  # [mask_length]
-    min_spans: int = 2
+    min_spans: int = 2  # at least this many spans in a row
     # of spans: static, uniform, normal or poisson, see model/masking.py [mask_selection]
     lengths: str = "static"
     length_other: float = (

@@ -81,60 +81,83 @@ class HubertConfig:
     differs. Defaults are HuBERT Base.
     """
 
-    # conv, or log_mel: then the fields of the conv encoder are not read, but for
-    # feat_extract_activation
     front_end: str = "conv"
+    """conv: the conv encoder; log_mel: mel energies, then only feat_extract_activation of the conv
+    encoder's fields is read."""
+
     # -- log-mel front end: waveform -> frames
-    mel_bins: int = 80  # mel bands
-    mel_hop_seconds: float = 0.01  # from one mel frame to the next
-    mel_window_seconds: float = 0.025  # that one mel frame sees
-    mel_stack: int = (
-        2  # mel frames side by side in one frame: 2 make a frame every 20 ms, 4 every 40 ms
-    )
+    mel_bins: int = 80
+    """Mel bands."""
+    mel_hop_seconds: float = 0.01
+    """Time from one mel frame to the next."""
+    mel_window_seconds: float = 0.025
+    """Time that one mel frame sees."""
+    mel_stack: int = 2
+    """Mel frames side by side in one frame: 2 make a frame every 20 ms, 4 every 40 ms."""
+
     # -- conv encoder: waveform -> frames
-    conv_dim: list[int] = field(default_factory=lambda: [512] * 7)  # channels of each layer
+    conv_dim: list[int] = field(default_factory=lambda: [512] * 7)
+    """Channels of each layer."""
     conv_kernel: list[int] = field(default_factory=lambda: [10, 3, 3, 3, 3, 2, 2])
+    """Samples (layer 1) or frames that each layer sees: together a window of 25 ms."""
     conv_stride: list[int] = field(default_factory=lambda: [5, 2, 2, 2, 2, 2, 2])
+    """Steps of each layer: together a frame every 20 ms."""
     conv_bias: bool = False
-    # "group": norm over time in layer 1 only; "layer": over channels in each (extractor_mode)
+    """Convolutions have biases."""
     feat_extract_norm: str = "group"
+    """group: norm over time in layer 1 only; layer: over channels in each layer
+    [extractor_mode]."""
     feat_extract_activation: str = "gelu"
-    conv_gradient_scale: float = (
-        0.1  # gradient into the conv encoder times this; 0 freezes it (feature_grad_mult)
-    )
+    """Activation of the conv encoder and of the positional convolution: gelu, relu, selu, gelu_new
+    or silu."""
+    conv_gradient_scale: float = 0.1
+    """Gradient into the conv encoder times this; 0 freezes it [feature_grad_mult]."""
+
     # -- frames -> context encoder
     feat_proj_layer_norm: bool = True
-    feat_proj_dropout: float = 0.1  # dropout_input
+    """Layer norm before the projection of frames to hidden_size."""
+    feat_proj_dropout: float = 0.1
+    """Dropout after that projection [dropout_input]."""
+
     # -- context encoder
-    hidden_size: int = 768  # encoder_embed_dim
-    num_hidden_layers: int = 12  # encoder_layers
-    num_attention_heads: int = 12  # encoder_attention_heads
-    intermediate_size: int = 3072  # encoder_ffn_embed_dim
-    hidden_act: str = "gelu"  # activation_fn
-    hidden_dropout: float = 0.1  # dropout
+    hidden_size: int = 768
+    """D, the width of the transformer [encoder_embed_dim]."""
+    num_hidden_layers: int = 12
+    """Transformer layers [encoder_layers]."""
+    num_attention_heads: int = 12
+    """Attention heads of each layer [encoder_attention_heads]."""
+    intermediate_size: int = 3072
+    """Width of the feed-forward layers [encoder_ffn_embed_dim]."""
+    hidden_act: str = "gelu"
+    """Activation of the feed-forward layers: gelu, relu, selu, gelu_new or silu [activation_fn]."""
+    hidden_dropout: float = 0.1
+    """Dropout after attention, feed-forward and positions [dropout]."""
     attention_dropout: float = 0.1
+    """Dropout of attention weights."""
     activation_dropout: float = 0.0
-    layerdrop: float = 0.05  # encoder_layerdrop
+    """Dropout inside the feed-forward layers."""
+    layerdrop: float = 0.05
+    """Probability that a layer is left out of a training step [encoder_layerdrop]."""
     layer_norm_eps: float = 1e-5
-    do_stable_layer_norm: bool = (
-        False  # False: norm after each residual; True: before (layer_norm_first)
-    )
-    num_conv_pos_embeddings: int = 128  # conv_pos
-    num_conv_pos_embedding_groups: int = 16  # conv_pos_groups
-    conv_pos_batch_norm: bool = (
-        False  # False: normalised weights in the positional convolution; True: batch norm before it
-    )
-    adapter_attn_dim: int | None = (
-        None  # width of an adapter after each layer, swapped per language; None: no adapters
-    )
-    initializer_range: float = (
-        0.02  # standard deviation of the transformer layers' weights at the start
-    )
-    # -- what it is fed and what it predicts
-    normalize_waveform: bool = (
-        False  # zero mean, unit variance per utterance before the network (task.normalize)
-    )
-    projection_size: int = 256  # width d of the unit embeddings (final_dim)
+    """Epsilon of the layer norms."""
+    do_stable_layer_norm: bool = False
+    """False: norm after each residual; True: before it [layer_norm_first]."""
+    num_conv_pos_embeddings: int = 128
+    """Frames that the positional convolution sees [conv_pos]."""
+    num_conv_pos_embedding_groups: int = 16
+    """Groups of the positional convolution [conv_pos_groups]."""
+    conv_pos_batch_norm: bool = False
+    """Positional convolution. False: normalised weights; True: batch norm before it."""
+    adapter_attn_dim: int | None = None
+    """Width of an adapter after each layer, swapped per language; null: no adapters."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights of the transformer layers."""
+
+    # -- input and output
+    normalize_waveform: bool = False
+    """Zero mean and unit variance per utterance before the network [task.normalize]."""
+    projection_size: int = 256
+    """d, the width of the unit embeddings that pretraining predicts [final_dim]."""
 
     @property
     def grid(self) -> FrameGrid:
