@@ -102,7 +102,7 @@ def ours(
     """Our loader's items, and how many make an epoch."""
     manifest = corpus.manifest
     plan = BucketSampler(
-        [utterances for split in manifest.splits for utterances in manifest.by_length(split)],
+        [utterances for split in manifest.splits for utterances in manifest.length_sorted(split)],
         grid=MODEL_GRID,
         seed=1,
         batch_seconds=batch_seconds,

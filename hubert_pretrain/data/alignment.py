@@ -65,19 +65,19 @@ class Alignments:
 
     def has(self, row: int) -> bool:
         """Whether a manifest row has an alignment."""
-        return self._place(row) is not None
+        return self._position(row) is not None
 
     def intervals(self, row: int) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
         """Phone numbers, starts and ends (each (P,), in samples of the utterance) of a row. Raises
         DataError when it has none.
         """
-        place = self._place(row)
-        if place is None:
+        position = self._position(row)
+        if position is None:
             raise DataError(
                 f"{self.path}: row {row} has no alignment; ask has(row) first, or leave the row out"
             )
         phones, starts, ends = (
-            self._batch.column(column)[place].values.to_numpy() for column in (1, 2, 3)
+            self._batch.column(column)[position].values.to_numpy() for column in (1, 2, 3)
         )
         return phones, starts, ends
 
@@ -89,16 +89,16 @@ class Alignments:
         """
         phones, starts, ends = self.intervals(row)
         centres = np.arange(num_frames, dtype=np.int64) * grid.hop + grid.centre_sample(0)
-        # The last phone that starts at or before the centre; place -1 (none has started) is masked
+        # The last phone that starts at or before the centre; position -1 (none has started) is masked
         # below.
-        place = np.searchsorted(starts, centres, side="right") - 1
+        position = np.searchsorted(starts, centres, side="right") - 1
         inside = (
-            (place >= 0) & (centres < ends[place])
+            (position >= 0) & (centres < ends[position])
             if len(ends)
             else np.zeros(num_frames, dtype=bool)
         )
         ids = np.full(num_frames, NO_PHONE, dtype=np.int32)
-        ids[inside] = phones[place[inside]]
+        ids[inside] = phones[position[inside]]
         return ids
 
     def frame_phones(self, row: int, num_frames: int, grid: FrameGrid = MODEL_GRID) -> list[str]:
@@ -106,10 +106,10 @@ class Alignments:
         names = [*self.phones, ""]
         return [names[i] for i in self.frame_phone_ids(row, num_frames, grid)]
 
-    def _place(self, row: int) -> int | None:
+    def _position(self, row: int) -> int | None:
         rows = self.rows()
-        place = int(np.searchsorted(rows, row))
-        return place if place < len(rows) and rows[place] == row else None
+        position = int(np.searchsorted(rows, row))
+        return position if position < len(rows) and rows[position] == row else None
 
 
 def write_alignments(path: Path, alignments: Iterable[tuple[int, Phones]]) -> None:

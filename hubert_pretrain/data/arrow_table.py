@@ -78,7 +78,7 @@ class Table:
         """`numbers` of a column that is stored row by row."""
         column = self.batch.column(name)
         column = column.indices if pa.types.is_dictionary(column.type) else column
-        return self._stretch(column.buffers()[1], column.type, len(column))
+        return self._slice(column.buffers()[1], column.type, len(column))
 
     def text(self, name: str) -> Callable[[int], str]:
         """Gives the text of a row."""
@@ -87,19 +87,19 @@ class Table:
 
     def _text(self, column: pa.Array) -> Callable[[int], str]:
         _, offsets, data = column.buffers()
-        bounds = self._stretch(offsets, pa.int64(), len(column) + 1)
+        bounds = self._slice(offsets, pa.int64(), len(column) + 1)
         begin = data.address - self._base if data else 0
         table = self
 
-        def read(place: int) -> str:
-            first, stop = bounds.pair(place)
+        def read(position: int) -> str:
+            first, stop = bounds.pair(position)
             return (
                 os.pread(table.file, stop - first, begin + first).decode() if stop > first else ""
             )
 
         return read
 
-    def _stretch(self, buffer: pa.Buffer, kind: pa.DataType, count: int) -> ColumnReader:
+    def _slice(self, buffer: pa.Buffer, kind: pa.DataType, count: int) -> ColumnReader:
         return ColumnReader(
             self, buffer.address - self._base, np.dtype(kind.to_pandas_dtype()), count
         )
@@ -122,26 +122,26 @@ class ColumnReader:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, place: int) -> Any:
+    def __getitem__(self, position: int) -> Any:
         return self._one.unpack(
-            os.pread(self._table.file, self._size, self._start + place * self._size)
+            os.pread(self._table.file, self._size, self._start + position * self._size)
         )[0]
 
-    def pair(self, place: int) -> tuple[Any, Any]:
-        """The cells `place` and `place + 1`."""
+    def pair(self, position: int) -> tuple[Any, Any]:
+        """The cells `position` and `position + 1`."""
         first, second = self._two.unpack(
-            os.pread(self._table.file, 2 * self._size, self._start + place * self._size)
+            os.pread(self._table.file, 2 * self._size, self._start + position * self._size)
         )
         return first, second
 
-    def take(self, places: NDArray[np.integer[Any]]) -> NDArray[Any]:
-        """The numbers at some places."""
+    def take(self, positions: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """The numbers at some positions."""
         return np.array(
-            [self[place] for place in places.ravel().tolist()], dtype=self._dtype
-        ).reshape(places.shape)
+            [self[position] for position in positions.ravel().tolist()], dtype=self._dtype
+        ).reshape(positions.shape)
 
-    def part(self, start: int, stop: int) -> ColumnReader:
-        """The places from `start` to `stop`."""
+    def slice(self, start: int, stop: int) -> ColumnReader:
+        """The positions from `start` to `stop`."""
         return ColumnReader(
             self._table, self._start + start * self._size, self._dtype, stop - start
         )

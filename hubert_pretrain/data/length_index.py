@@ -1,6 +1,7 @@
-"""The utterances of a split in order of length, in O(1) memory: what a plan of crops is made of.
+"""Length-sorted index of a split, used for bucketing. O(1) memory.
 
-The order by samples is the order by frames on every grid, so one serves all. N utterances.
+The order by samples is the order by frames on every grid, so one index serves all grids. N
+utterances; a position is a place in the order by length, a row is one of the manifest.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ class Numbers(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, indices: Ints, /) -> NDArray[Any]:
-        """The numbers at some places."""
+        """The numbers at some indices."""
         ...
 
 
 class _Origin(Protocol):
-    def by_length(self, split: str) -> list[LengthIndex]: ...
+    def length_sorted(self, split: str) -> list[LengthIndex]: ...
 
 
 class LengthIndex:
-    """Utterances of one split of one corpus, shortest first. They stay in the manifest: cheap to
+    """Utterances of one split of one corpus, shortest first. Only views of the manifest: cheap to
     make, to pickle and to fork.
     """
 
@@ -45,64 +46,64 @@ class LengthIndex:
     ) -> None:
         """
         Args:
-            rows: manifest rows (N,) in order of length. num_samples: length of every row of the
-            manifest. corpus: where they come from. total_samples: sum of the lengths of `rows`,
-            where it is known. origin: (manifest, split, number) that give the same again, so that
-            pickling copies no rows.
+            rows: manifest rows (N,) in order of length.
+            num_samples: length of every row of the manifest.
+            corpus: the corpus that the utterances come from.
+            total_samples: sum of the lengths of `rows`, where it is known.
+            origin: (manifest, split, number) that give the same index again, so that pickling
+                copies no rows.
         """
         self._rows = rows
         self._num_samples = num_samples
         self._origin = origin
         self.corpus = corpus
-        self.total_samples = (
-            int(self.num_samples(np.arange(len(rows))).sum())
-            if total_samples is None
-            else total_samples
-        )
+        if total_samples is None:
+            total_samples = int(self.num_samples(np.arange(len(rows))).sum())
+        self.total_samples = total_samples
 
     @staticmethod
     def of(num_samples: Ints, corpus: str = "") -> LengthIndex:
-        """Of utterances that are in no manifest: row i has `num_samples[i]` samples."""
+        """The index of utterances that are in no manifest: row i has `num_samples[i]` samples."""
         return LengthIndex(np.argsort(num_samples, kind="stable"), num_samples, corpus=corpus)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._origin is None:
             return _plain, (self._rows, self._num_samples, self.corpus, self.total_samples)
-        return _again, self._origin
+        return _from_manifest, self._origin
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def rows(self, places: Ints) -> Ints:
-        """Manifest rows of places in the order."""
-        return self._rows.take(places).astype(np.int64)
+    def rows(self, positions: Ints) -> Ints:
+        """Manifest rows at some positions."""
+        return self._rows.take(positions).astype(np.int64)
 
-    def num_samples(self, places: Ints) -> Ints:
-        """Lengths of places in the order, in samples."""
-        return self.num_samples_of(self._rows.take(places))
+    def num_samples(self, positions: Ints) -> Ints:
+        """Lengths at some positions, in samples."""
+        return self.num_samples_of(self._rows.take(positions))
 
     def num_samples_of(self, rows: Ints) -> Ints:
         """Lengths of manifest rows, in samples."""
         return self._num_samples.take(rows)
 
     def shorter_than(self, num_samples: Ints) -> Ints:
-        """How many utterances are shorter than each of these lengths, by bisection: O(log N) reads
-        each.
+        """The number of utterances that are shorter than each of these lengths, by bisection:
+        O(log N) reads for each.
         """
-        wanted = np.asarray(num_samples, dtype=np.int64)
-        low = np.zeros(wanted.shape, dtype=np.int64)
-        high = np.full(wanted.shape, len(self), dtype=np.int64)
+        bounds = np.asarray(num_samples, dtype=np.int64)
+        low = np.zeros(bounds.shape, dtype=np.int64)
+        high = np.full(bounds.shape, len(self), dtype=np.int64)
         while (open := low < high).any():
             middle = (low + high) // 2
-            shorter = np.zeros(wanted.shape, dtype=bool)
-            shorter[open] = self.num_samples(middle[open]) < wanted[open]
+            shorter = np.zeros(bounds.shape, dtype=bool)
+            shorter[open] = self.num_samples(middle[open]) < bounds[open]
             low = np.where(open & shorter, middle + 1, low)
             high = np.where(open & ~shorter, middle, high)
         return low
 
     def frame_counts(self, grid: FrameGrid, min_samples: int, max_frames: int) -> Ints:
-        """(max_frames + 1,): how many utterances of at least `min_samples` have t frames; the last
-        counts all that have more, too.
+        """Histogram (max_frames + 1,) of lengths: entry t counts the utterances of at least
+        `min_samples` that have t frames; the last one counts longer ones too.
         """
         bounds = np.array(
             [max(grid.num_samples(t), min_samples) for t in range(1, max_frames + 1)],
@@ -112,8 +113,8 @@ class LengthIndex:
         return np.concatenate([[0], np.diff(below)])
 
 
-def _again(manifest: _Origin, split: str, number: int) -> LengthIndex:
-    return manifest.by_length(split)[number]
+def _from_manifest(manifest: _Origin, split: str, number: int) -> LengthIndex:
+    return manifest.length_sorted(split)[number]
 
 
 def _plain(rows: Numbers, num_samples: Numbers, corpus: str, total_samples: int) -> LengthIndex:

@@ -61,7 +61,7 @@ TYPES: dict[str, pa.DataType] = {
 }
 """The columns of a row, in the order of the table."""
 _PLAIN = [name for name, kind in TYPES.items() if kind not in (TEXT, NAME)]
-_BY_LENGTH = "by_length"
+_LENGTH_SORTED = "by_length"  # as it is called on disk
 
 Ints = NDArray[np.int64]
 
@@ -122,7 +122,7 @@ class Manifest:
             if kind == NAME
         }
         self._cells = {name: self._table.numbers(name) for name in TYPES if name not in self._texts}
-        self._by_length = self._table.cells(_BY_LENGTH)
+        self._length_sorted = self._table.cells(_LENGTH_SORTED)
         self._views: dict[str, NDArray[Any]] = {}
         self.root = root or path.parent / metadata["root"]
         self.fingerprint = metadata["fingerprint"]
@@ -179,13 +179,13 @@ class Manifest:
         start, stop = (0, len(self)) if split is None else self._ranges.get(split, (0, 0))
         return np.arange(start, stop, dtype=np.int64)
 
-    def by_length(self, split: str) -> list[LengthIndex]:
+    def length_sorted(self, split: str) -> list[LengthIndex]:
         """The utterances of a split in order of length, each corpus for itself, by name; none when
         the split has no rows. O(1).
         """
         return [
             LengthIndex(
-                self._by_length.part(start, stop),
+                self._length_sorted.slice(start, stop),
                 self._cells["num_samples"],
                 corpus=corpus,
                 total_samples=total,
@@ -283,7 +283,7 @@ def write_columns(
             spool.append({**part, "path": _stored(part["path"], inside, below)})
         columns = spool.columns()
         ranges = _ranges(columns["split"])
-        by_length, groups = _order_by_length(columns, ranges)
+        length_sorted, groups = _order_by_length(columns, ranges)
         metadata = {
             "format": FORMAT,
             "root": "."
@@ -294,12 +294,12 @@ def write_columns(
             "fingerprint": _fingerprint(columns),
         }
         stored = {name: run_length.encode_runs(column) for name, column in columns.items()}
-        write_table(path, {**stored, _BY_LENGTH: pa.array(by_length)}, metadata)
+        write_table(path, {**stored, _LENGTH_SORTED: pa.array(length_sorted)}, metadata)
     return Manifest.open(path)
 
 
 def order_by_id(ids: pa.Array, paths: pa.Array) -> Ints:
-    """The places of `ids` in their order. Raises DataError, with the paths of both, when two are
+    """The positions of `ids` in their order. Raises DataError, with the paths of both, when two are
     the same.
     """
     order: Ints = pc.sort_indices(ids).to_numpy().view(np.int64)
@@ -307,8 +307,8 @@ def order_by_id(ids: pa.Array, paths: pa.Array) -> Ints:
         part = slice(max(0, part.start - 1), part.stop)
         ordered = ids.take(pa.array(order[part]))
         same = pc.equal(ordered[:-1], ordered[1:])
-        if (place := pc.index(same, True).as_py()) >= 0:
-            one, other = (int(order[part.start + place + i]) for i in range(2))
+        if (position := pc.index(same, True).as_py()) >= 0:
+            one, other = (int(order[part.start + position + i]) for i in range(2))
             id = ids[other].as_py()
             raise DataError(
                 f"{paths[other]}: its id {id!r} is also the id of {paths[one]}; ids must be unique, rename or remove one"
@@ -318,7 +318,7 @@ def order_by_id(ids: pa.Array, paths: pa.Array) -> Ints:
 
 def order_by_split(by_id: Ints, splits: NDArray[np.int32], names: list[str]) -> Ints:
     """Places in the order of the manifest's rows, given those in order of ids, and the split of
-    every place as a number into `names`.
+    every position as a number into `names`.
     """
     ranks = np.empty(len(names), dtype=np.int16)
     ranks[sorted(range(len(names)), key=lambda number: split_order(names[number]))] = np.arange(

@@ -57,12 +57,12 @@ def values(column: pa.Array) -> pa.Array:
 
 def take(column: pa.Array, rows: Ints) -> pa.Array:
     """The values (N,) at some rows (N,) of a column, whichever way it is stored."""
-    places = (
+    positions = (
         np.searchsorted(column.run_ends.to_numpy(), rows, side="right")
         if is_encoded(column)
         else rows
     )
-    return values(column).take(pa.array(places))
+    return values(column).take(pa.array(positions))
 
 
 def as_numpy(column: pa.Array) -> NDArray[Any]:

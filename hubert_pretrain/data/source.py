@@ -47,15 +47,17 @@ class SourceUtterance:
     """Name of the corpus it comes from; "" for `corpus_name` of what lists it."""
 
 
-def refuse_other_length(claim: SourceUtterance, num_samples: int) -> None:
+def refuse_other_length(utterance: SourceUtterance, num_samples: int) -> None:
     """Raises DataError unless a file of so many samples at 16 kHz is as long as its list states, if
     it does.
     """
     if (
-        claim.expected_samples is not None
-        and abs(num_samples - claim.expected_samples) > claim.expected_within
+        utterance.expected_samples is not None
+        and abs(num_samples - utterance.expected_samples) > utterance.expected_within
     ):
-        raise DataError(f"{claim.path}: {other_length(num_samples, claim.expected_samples)}")
+        raise DataError(
+            f"{utterance.path}: {other_length(num_samples, utterance.expected_samples)}"
+        )
 
 
 def other_length(num_samples: int, expected: int) -> str:

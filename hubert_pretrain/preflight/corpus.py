@@ -199,7 +199,7 @@ def crops(corpus: Corpus, name: str, *, grid: FrameGrid, seed: int, **values: fl
     """How much of the corpus a pretraining uses. `values` are the lengths that `BatchPlan`
     takes.
     """
-    utterances = corpus.manifest.by_length("train")
+    utterances = corpus.manifest.length_sorted("train")
     try:
         plan = BucketSampler(
             utterances, grid=grid, seed=seed, masked_frames=lambda frames: frames, **values

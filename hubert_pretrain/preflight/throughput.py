@@ -47,7 +47,7 @@ def loader_throughput(
         return skipped(name, "prepare")
     try:
         plan = BucketSampler(
-            corpus.manifest.by_length("train"),
+            corpus.manifest.length_sorted("train"),
             grid=model.grid,
             seed=seed,
             masked_frames=lambda frames: frames,

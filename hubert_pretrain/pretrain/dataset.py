@@ -85,7 +85,7 @@ class CropSource:
         self.normalize = normalize
         self.masking = masking
         self.augmentation = augmentation
-        num_samples = sum(group.total_samples for group in corpus.manifest.by_length(split))
+        num_samples = sum(group.total_samples for group in corpus.manifest.length_sorted(split))
         self._cached = num_samples * np.float32().nbytes <= (
             CACHE_BYTES if cache_bytes is None else cache_bytes
         )
@@ -226,8 +226,8 @@ def loaders(
     Raises DataError when no utterance of `valid` is as long as the shortest crop.
     """
     manifest = corpus.manifest
-    valid = manifest.by_length("valid")
-    covered = plan.cover(valid)
+    valid = manifest.length_sorted("valid")
+    covered = plan.validation(valid)
     if not covered:
         raise DataError(
             f"{manifest.path}: {sum(map(len, valid))} utterances in split 'valid', none as long as the shortest crop "

@@ -220,7 +220,9 @@ def _aligned(
     rows = choose_rows(
         lengths, rows, fraction=1.0, max_hours=seconds / 3600, seed=derive(seed, "probe")
     )
-    return list(plan.cover([LengthIndex(rows[np.argsort(lengths[rows], kind="stable")], lengths)]))
+    return list(
+        plan.validation([LengthIndex(rows[np.argsort(lengths[rows], kind="stable")], lengths)])
+    )
 
 
 def _phones(micro_batch: MicroBatch, plan: BucketSampler, corpus: Corpus) -> NDArray[np.int32]:

@@ -26,7 +26,7 @@ from hubert_pretrain.files import write_json
 from hubert_pretrain.pipeline.workspace import Workspace
 
 JOURNAL = "read.journal"
-CLAIMS = ".claims"
+RAW_UTTERANCES = ".utterances"
 
 
 def open_corpus(recipe: Recipe, workspace: Workspace) -> Corpus:
@@ -56,22 +56,25 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         download(source, data.mirror)
     if data.alignments:
         source = with_alignments(source, data.alignments)
-    with ColumnSpool(folder / CLAIMS, COLUMNS) as spool, ScanJournal(folder / JOURNAL) as journal:
-        claims = collect(source, folder, spool)
-        with Quarantine(folder / QUARANTINE) as bad:
-            measured = build.scan_corpus(claims, journal, bad, data.workers, cache)
-        bad.refuse_too_many(len(claims), data.max_bad_fraction)
-        build.hold_out_validation(measured, data.valid_fraction)
-        build.refuse_no_train(measured, str(data.root or corpus_name(source)))
+    with (
+        ColumnSpool(folder / RAW_UTTERANCES, COLUMNS) as spool,
+        ScanJournal(folder / JOURNAL) as journal,
+    ):
+        utterances = collect(source, folder, spool)
+        with Quarantine(folder / QUARANTINE) as quarantine:
+            scanned = build.scan_corpus(utterances, journal, quarantine, data.workers, cache)
+        quarantine.refuse_too_many(len(utterances), data.max_bad_fraction)
+        build.hold_out_validation(scanned, data.valid_fraction)
+        build.refuse_no_train(scanned, str(data.root or corpus_name(source)))
 
-        rows = measured.rows()
+        rows = scanned.rows()
         manifest = write_columns(
-            folder / MANIFEST, measured.manifest(rows), Path(data.root or folder).expanduser()
+            folder / MANIFEST, scanned.manifest(rows), Path(data.root or folder).expanduser()
         )
-        summary = corpus_card.make_card(manifest, measured, rows, bad)
+        summary = corpus_card.make_card(manifest, scanned, rows, quarantine)
         (folder / ALIGNMENTS).unlink(missing_ok=True)
         if summary["aligned_utterances"]:
-            write_alignments(folder / ALIGNMENTS, measured.alignments(rows))
+            write_alignments(folder / ALIGNMENTS, scanned.alignments(rows))
     write_json(folder / CARD, summary)
     if data.shards != "none":
         convert(

@@ -149,7 +149,7 @@ def _plan(recipe: Recipe, config: PretrainConfig, corpus: Corpus, seed: int) -> 
     }
     masked_frames = partial(expected_count, **vars(config.mask))
     return BucketSampler(
-        corpus.manifest.by_length("train"),
+        corpus.manifest.length_sorted("train"),
         grid=recipe.model.grid,
         seed=seed,
         masked_frames=masked_frames,

@@ -29,7 +29,7 @@ def stream(
     `micro_batches` micro-batches of 4 s.
     """
     plan = BucketSampler(
-        corpus.manifest.by_length("train"),
+        corpus.manifest.length_sorted("train"),
         grid=MODEL_GRID,
         seed=seed,
         batch_seconds=4.0 * micro_batches,

@@ -196,7 +196,7 @@ def test_the_order_of_length_is_of_each_split_and_corpus(path: Path) -> None:
     manifest = write_manifest(path, given, root="/corpus")
     rows = [manifest[row] for row in range(300)]
     for split in ("train", "valid"):
-        groups = manifest.by_length(split)
+        groups = manifest.length_sorted(split)
         assert [group.corpus for group in groups] == ["", "a", "b"]
         for group in groups:
             mine = [row for row in rows if (row.split, row.corpus) == (split, group.corpus)]
@@ -214,7 +214,7 @@ def test_the_order_of_length_is_of_each_split_and_corpus(path: Path) -> None:
                 group.total_samples,
             )
             assert len(pickle.dumps(group)) < 600
-    assert manifest.by_length("test") == []
+    assert manifest.length_sorted("test") == []
 
 
 @pytest.mark.parametrize(
@@ -246,4 +246,4 @@ def test_many_parts_are_as_one(path: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_an_empty_manifest_opens(path: Path) -> None:
     manifest = write_manifest(path, [])
-    assert (len(manifest), manifest.splits, manifest.by_length("train")) == (0, [], [])
+    assert (len(manifest), manifest.splits, manifest.length_sorted("train")) == (0, [], [])

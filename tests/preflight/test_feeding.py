@@ -76,7 +76,7 @@ def test_reading_is_measured_on_crops_of_the_training_stream(
 ) -> None:
     corpus = make_corpus()
     plan = BucketSampler(
-        corpus.manifest.by_length("train"),
+        corpus.manifest.length_sorted("train"),
         grid=MODEL_GRID,
         seed=1,
         masked_frames=lambda frames: frames,

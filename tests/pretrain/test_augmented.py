@@ -49,7 +49,7 @@ def stream(prepared: Workspace, corpus: Corpus) -> Callable[..., MicroBatches]:
         "max_shapes": 2,
     }
     plan = BucketSampler(
-        corpus.manifest.by_length("train"),
+        corpus.manifest.length_sorted("train"),
         grid=MODEL_GRID,
         seed=3,
         masked_frames=lambda frames: frames // 2,

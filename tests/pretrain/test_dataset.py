@@ -38,7 +38,7 @@ def plan(corpus: Corpus) -> BucketSampler:
         "max_shapes": 2,
     }
     return BucketSampler(
-        corpus.manifest.by_length("train"),
+        corpus.manifest.length_sorted("train"),
         grid=MODEL_GRID,
         seed=3,
         masked_frames=lambda frames: frames // 2,
@@ -121,7 +121,7 @@ def test_crops_are_normalised_as_part_of_the_whole(prepared: Workspace, corpus: 
 def test_validation_masks_never_change(
     prepared: Workspace, corpus: Corpus, plan: BucketSampler
 ) -> None:
-    batches = plan.cover(corpus.manifest.by_length("valid"))
+    batches = plan.validation(corpus.manifest.length_sorted("valid"))
     first, second = (ValidationBatches(batches, source(prepared, corpus)) for _ in range(2))
     assert len(first) == len(batches)
     assert all(torch.equal(first[i]["mask"], second[i]["mask"]) for i in range(len(first)))

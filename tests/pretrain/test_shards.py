@@ -108,7 +108,7 @@ def test_every_micro_batch_is_that_of_the_files_from_any_step_on(
             "max_shapes": 2,
         }
         plan = BucketSampler(
-            corpus.manifest.by_length("train"),
+            corpus.manifest.length_sorted("train"),
             grid=MODEL_GRID,
             seed=3,
             masked_frames=lambda frames: frames // 2,

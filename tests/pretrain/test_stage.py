@@ -334,11 +334,11 @@ def test_no_valid_split_is_one_clear_error_before_training(
 ) -> None:
     from hubert_pretrain.data.manifest import Manifest
 
-    by_length = Manifest.by_length
+    length_sorted = Manifest.length_sorted
     monkeypatch.setattr(
         Manifest,
-        "by_length",
-        lambda self, split: [] if split == "valid" else by_length(self, split),
+        "length_sorted",
+        lambda self, split: [] if split == "valid" else length_sorted(self, split),
     )
     with pytest.raises(DataError, match=r"split 'valid'.*valid_fraction"):
         run(recipe(), prepared, "it1/pretrain", tmp_path)

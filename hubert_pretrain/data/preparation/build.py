@@ -1,5 +1,6 @@
-"""What a corpus claims -> what is there: read the audio, quarantine the bad, hold out `valid`. N
-claims.
+"""Join a corpus source and the scan of its audio: quarantine what does not fit, hold out `valid`.
+
+N utterances of the source.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hubert_pretrain.data.manifest import order_by_split
 from hubert_pretrain.data.preparation.quarantine import Quarantine, Quarantined
 from hubert_pretrain.data.preparation.raw_utterances import PASSTHROUGH, Ints, RawUtterances
 from hubert_pretrain.data.preparation.scan import Recording, scan_all
-from hubert_pretrain.data.preparation.scan_journal import ScanJournal, identity
+from hubert_pretrain.data.preparation.scan_journal import Identity, ScanJournal, identity
 from hubert_pretrain.data.source import other_length
 from hubert_pretrain.data.storage import Cache
 from hubert_pretrain.errors import DataError
@@ -26,196 +27,208 @@ from hubert_pretrain.frames import MODEL_GRID
 from hubert_pretrain.progress import progress
 from hubert_pretrain.seeds import share_of
 
-
-@dataclass
-class ScannedCorpus:
-    """Claims whose audio was read."""
-
-    claims: RawUtterances
-    journal: ScanJournal
-    record: Ints
-    """(N,) the number of each claim's facts in the journal; -1: it cannot be used."""
-    splits: NDArray[np.int32]
-    """(N,) as numbers into `names`."""
-    names: list[str]
-
-    def rows(self) -> Ints:
-        """The places of the sound claims in the order of the manifest's rows."""
-        sound = self.claims.by_id[self.record[self.claims.by_id] >= 0]
-        return order_by_split(sound, self.splits, self.names)
-
-    def manifest(self, rows: Ints) -> Iterator[dict[str, pa.Array]]:
-        """The columns of the manifest, in parts."""
-        records = self.journal.records()
-        for part in chunks(len(rows)):
-            places = rows[part]
-            facts = records[self.record[places]]
-            measured = {name: facts[name].astype(kind) for name, kind in _SCANNED.items()}
-            split = pa.DictionaryArray.from_arrays(
-                self.splits[places], pa.array(self.names, pa.large_string())
-            )
-            said = {name: self.claims.take(name, places) for name in PASSTHROUGH}
-            yield (
-                said
-                | {name: pa.array(values) for name, values in measured.items()}
-                | {"split": split}
-            )
-
-    def alignments(self, rows: Ints) -> Iterator[tuple[int, Phones]]:
-        """(row, phones) of the rows that have them."""
-        for part in chunks(len(rows)):
-            aligned = self.claims.take("aligned", rows[part]).to_numpy()
-            for row in (np.flatnonzero(aligned) + part.start).tolist():
-                yield row, self.claims.phones(int(rows[row]))
-
-
 _SCANNED = {
     "num_samples": np.int64,
     "source_rate": np.int32,
     "mean": np.float32,
     "variance": np.float32,
 }
+"""Columns of the manifest that are measured on the audio."""
+
+
+@dataclass
+class ScannedCorpus:
+    """The utterances of a source together with the facts of their audio."""
+
+    utterances: RawUtterances
+    journal: ScanJournal
+    record: Ints
+    """(N,) number of each utterance's facts in the journal; -1: quarantined."""
+    splits: NDArray[np.int32]
+    """(N,) split of each utterance, as a number into `names`."""
+    names: list[str]
+
+    def rows(self) -> Ints:
+        """Positions of the usable utterances in the order of the manifest's rows."""
+        by_id = self.utterances.by_id
+        usable = by_id[self.record[by_id] >= 0]
+        return order_by_split(usable, self.splits, self.names)
+
+    def manifest(self, rows: Ints) -> Iterator[dict[str, pa.Array]]:
+        """The columns of the manifest, in parts."""
+        records = self.journal.records()
+        for part in chunks(len(rows)):
+            positions = rows[part]
+            facts = records[self.record[positions]]
+            columns = {name: self.utterances.take(name, positions) for name in PASSTHROUGH}
+            for name, kind in _SCANNED.items():
+                columns[name] = pa.array(facts[name].astype(kind))
+            columns["split"] = pa.DictionaryArray.from_arrays(
+                self.splits[positions], pa.array(self.names, pa.large_string())
+            )
+            yield columns
+
+    def alignments(self, rows: Ints) -> Iterator[tuple[int, Phones]]:
+        """(row, phones) of the rows that have an alignment."""
+        for part in chunks(len(rows)):
+            aligned = self.utterances.take("aligned", rows[part]).to_numpy()
+            for row in (np.flatnonzero(aligned) + part.start).tolist():
+                yield row, self.utterances.phones(int(rows[row]))
+
+
+# -- scanning
+# -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Scanning:
+    """A recording that is being read, the position of each of its segments, and its identity."""
+
+    recording: Recording
+    positions: list[int]
+    identity: Identity
 
 
 def scan_corpus(
-    claims: RawUtterances,
+    utterances: RawUtterances,
     journal: ScanJournal,
-    bad: Quarantine,
+    quarantine: Quarantine,
     workers: int = 0,
     cache: Cache | None = None,
 ) -> ScannedCorpus:
-    """Reads the audio of every claim that the journal does not know, each file once; see
-    `probe_all` for `workers`.
+    """Reads the audio of every utterance that the journal does not know, each file once.
+
+    Args:
+        utterances: of the source.
+        journal: facts of files that an interrupted run has read; the new ones are added.
+        quarantine: takes the utterances that cannot be used.
+        workers: processes; 0 is one per usable core.
+        cache: for audio behind URLs.
     """
-    record = np.full(len(claims), -1, dtype=np.int64)
-    with progress(len(claims), "reading audio") as advance:
-        todo: deque[tuple[Recording, list[int]]] = deque()  # those that are being read
+    record = np.full(len(utterances), -1, dtype=np.int64)
+    with progress(len(utterances), "reading audio") as advance:
+        scanning: deque[_Scanning] = deque()
 
         def unread() -> Iterator[Recording]:
-            for location, places, segments in claims.recordings():
+            for location, positions, segments in utterances.recordings():
                 now = identity(location)
                 found = [journal.find(location, segment, now) for segment in segments]
-                record[places] = found
-                left = [i for i, number in enumerate(found) if number < 0]
-                for _ in range(len(found) - len(left)):
+                record[positions] = found
+                missing = [i for i, number in enumerate(found) if number < 0]
+                for _ in range(len(found) - len(missing)):
                     advance()
-                if left:
-                    todo.append(
-                        (
-                            Recording(location, [segments[i] for i in left]),
-                            [places[i] for i in left],
-                        )
-                    )
-                    yield todo[-1][0]
+                if missing:
+                    recording = Recording(location, [segments[i] for i in missing])
+                    scanning.append(_Scanning(recording, [positions[i] for i in missing], now))
+                    yield recording
 
+        # `scan_all` takes recordings ahead of its results, which come in the same order.
         for results in scan_all(unread(), workers, cache):
-            recording, places = todo.popleft()
-            now = identity(recording.location)
-            for place, segment, facts in zip(places, recording.segments, results, strict=True):
+            read = scanning.popleft()
+            location = read.recording.location
+            for position, segment, facts in zip(
+                read.positions, read.recording.segments, results, strict=True
+            ):
                 if isinstance(facts, str):
-                    bad.add(
-                        Quarantined(
-                            claims.columns["id"][place].as_py(), recording.location.path, facts
-                        )
-                    )
+                    id = utterances.columns["id"][position].as_py()
+                    quarantine.add(Quarantined(id, location.path, facts))
                 else:
-                    record[place] = journal.add(recording.location, segment, now, facts)
+                    record[position] = journal.add(location, segment, read.identity, facts)
                 advance()
-    _quarantine_misfits(claims, journal, record, bad)
-    splits = claims.columns["split"]
+    _quarantine_misfits(utterances, journal, record, quarantine)
+    splits = utterances.columns["split"]
     return ScannedCorpus(
-        claims, journal, record, splits.indices.to_numpy().copy(), splits.dictionary.to_pylist()
+        utterances,
+        journal,
+        record,
+        splits=splits.indices.to_numpy().copy(),
+        names=splits.dictionary.to_pylist(),
     )
 
 
 def _quarantine_misfits(
-    claims: RawUtterances, journal: ScanJournal, record: Ints, bad: Quarantine
+    utterances: RawUtterances, journal: ScanJournal, record: Ints, quarantine: Quarantine
 ) -> None:
-    """Leaves out what is said of an utterance and does not fit its audio."""
+    """Quarantines utterances whose stated length or alignment does not fit their audio."""
     records = journal.records()
-    for part in chunks(len(claims)):
-        places = claims.by_id[part]
-        places = places[record[places] >= 0]
-        lengths = records["num_samples"][record[places]]
-        for i, reason in (
-            _other_lengths(claims, places, lengths) | _long_alignments(claims, places, lengths)
-        ).items():
-            place = int(places[i])
-            bad.add(
-                Quarantined(
-                    claims.columns["id"][place].as_py(),
-                    claims.columns["path"][place].as_py(),
-                    reason,
-                )
-            )
-            record[place] = -1
+    for part in chunks(len(utterances)):
+        positions = utterances.by_id[part]
+        positions = positions[record[positions] >= 0]
+        lengths = records["num_samples"][record[positions]]
+        reasons = _other_lengths(utterances, positions, lengths)
+        reasons |= _long_alignments(utterances, positions, lengths)
+        for i, reason in reasons.items():
+            position = int(positions[i])
+            id, path = (utterances.columns[name][position].as_py() for name in ("id", "path"))
+            quarantine.add(Quarantined(id, path, reason))
+            record[position] = -1
 
 
-def _other_lengths(claims: RawUtterances, places: Ints, lengths: Ints) -> dict[int, str]:
-    """Files that are longer or shorter than their list states: where they stand in `places` -> why
-    they cannot be used.
-    """
-    stated, within = (
-        claims.take(name, places).to_numpy() for name in ("expected_samples", "expected_within")
-    )
+def _other_lengths(utterances: RawUtterances, positions: Ints, lengths: Ints) -> dict[int, str]:
+    """Index into `positions` -> reason, for files longer or shorter than their list states."""
+    stated = utterances.take("expected_samples", positions).to_numpy()
+    within = utterances.take("expected_within", positions).to_numpy()
     differ = np.flatnonzero((stated >= 0) & (np.abs(lengths - stated) > within)).tolist()
     return {i: other_length(int(lengths[i]), int(stated[i])) for i in differ}
 
 
-def _long_alignments(claims: RawUtterances, places: Ints, lengths: Ints) -> dict[int, str]:
-    ends = claims.phone_ends(places)
-    # Times of alignments are rounded, to 10 ms at worst: what reaches less than a frame beyond the
-    # end holds no frame's centre.
+def _long_alignments(utterances: RawUtterances, positions: Ints, lengths: Ints) -> dict[int, str]:
+    """Index into `positions` -> reason, for alignments that end after their audio."""
+    ends = utterances.phone_ends(positions)
+    # Times of alignments are rounded, to 10 ms at worst: an end less than a hop beyond the audio
+    # covers no frame's centre.
     beyond = np.flatnonzero(ends >= lengths + MODEL_GRID.hop).tolist()
     return {
-        i: f"alignment ends at sample {ends[i]}, the audio has {lengths[i]}; mend the alignment"
+        i: f"alignment ends at sample {ends[i]}, the audio has {lengths[i]}; fix the alignment"
         for i in beyond
     }
 
 
-def hold_out_validation(measured: ScannedCorpus, fraction: float) -> None:
+# -- validation split
+# -------------------------------------------------------------------------------------------------
+
+
+def hold_out_validation(scanned: ScannedCorpus, fraction: float) -> None:
     """Moves a share of `train` to `valid`, for each corpus that brings no `valid` split.
 
-    Chosen by a hash of the id: an utterance stays where it is when others are added. At least one
-    moves and at least one stays.
+    Chosen by a hash of the id, so that an utterance stays in its split when others are added. At
+    least one utterance moves and at least one stays.
     """
-    corpora = measured.claims.columns["corpus"].indices.to_numpy()
-    sound = measured.record >= 0
-    for number in np.unique(corpora[sound]).tolist() if fraction > 0 else []:
-        mine = np.flatnonzero(sound & (corpora == number))
-        present = {measured.names[split] for split in np.unique(measured.splits[mine]).tolist()}
+    if fraction <= 0:
+        return
+    corpora = scanned.utterances.columns["corpus"].indices.to_numpy()
+    usable = scanned.record >= 0
+    for number in np.unique(corpora[usable]).tolist():
+        mine = np.flatnonzero(usable & (corpora == number))
+        splits = scanned.splits[mine]
+        present = {scanned.names[split] for split in np.unique(splits).tolist()}
         if "train" in present and "valid" not in present:
-            _hold_out_of(
-                measured, mine[measured.splits[mine] == measured.names.index("train")], fraction
-            )
+            train = mine[splits == scanned.names.index("train")]
+            _hold_out_of(scanned, train, fraction)
 
 
-def _hold_out_of(measured: ScannedCorpus, train: Ints, fraction: float) -> None:
-    """Moves a share of these places to `valid`."""
+def _hold_out_of(scanned: ScannedCorpus, train: Ints, fraction: float) -> None:
+    """Moves a share of the utterances at these positions to `valid`."""
     if len(train) < 2:
         return
     shares = np.empty(len(train))
     for part in chunks(len(train)):
-        shares[part] = [
-            share_of(id, "valid") for id in measured.claims.take("id", train[part]).to_pylist()
-        ]
+        ids = scanned.utterances.take("id", train[part]).to_pylist()
+        shares[part] = [share_of(id, "valid") for id in ids]
     chosen = shares < fraction
     chosen[shares.argmin()] = True
     chosen[shares.argmax()] = False
-    if "valid" not in measured.names:
-        measured.names.append("valid")
-    measured.splits[train[chosen]] = measured.names.index("valid")
+    if "valid" not in scanned.names:
+        scanned.names.append("valid")
+    scanned.splits[train[chosen]] = scanned.names.index("valid")
 
 
-def refuse_no_train(measured: ScannedCorpus, where: str) -> None:
-    """Raises DataError when nothing is left to train on."""
-    splits = sorted(
-        {
-            measured.names[number]
-            for number in np.unique(measured.splits[measured.record >= 0]).tolist()
-        }
-    )
+def refuse_no_train(scanned: ScannedCorpus, where: str) -> None:
+    """Raises DataError when there is nothing to train on."""
+    numbers = np.unique(scanned.splits[scanned.record >= 0]).tolist()
+    splits = sorted({scanned.names[number] for number in numbers})
     if "train" not in splits:
         raise DataError(
-            f"{where}: no utterances in split 'train', only in {', '.join(splits)}; give it some for training"
+            f"{where}: no utterances in split 'train', only in {', '.join(splits)}; "
+            "give it some for training"
         )

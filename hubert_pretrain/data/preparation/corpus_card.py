@@ -26,9 +26,9 @@ _QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 
 def make_card(
-    manifest: Manifest, measured: ScannedCorpus, rows: Ints, bad: Quarantine
+    manifest: Manifest, scanned: ScannedCorpus, rows: Ints, bad: Quarantine
 ) -> dict[str, Any]:
-    """The card of a non-empty corpus, as plain JSON values. Row r of the manifest is the claim at
+    """The card of a non-empty corpus, as plain JSON values. Row r of the manifest is the utterance at
     place `rows[r]`.
     """
     quantiles = np.quantile(
@@ -40,7 +40,7 @@ def make_card(
             sum(
                 group.total_samples
                 for split in manifest.splits
-                for group in manifest.by_length(split)
+                for group in manifest.length_sorted(split)
             )
         ),
         "speakers": _distinct(manifest, "speaker", range(len(manifest))),
@@ -50,7 +50,7 @@ def make_card(
             for part in _parts(range(len(manifest)))
         ),
         "aligned_utterances": sum(
-            int(measured.claims.take("aligned", rows[part]).to_numpy().sum())
+            int(scanned.utterances.take("aligned", rows[part]).to_numpy().sum())
             for part in chunks(len(rows))
         ),
         "splits": {split: _split(manifest, split) for split in manifest.splits},
@@ -58,8 +58,8 @@ def make_card(
         "length_seconds": {
             name: round(float(value), 3) for name, value in zip(_QUANTILES, quantiles, strict=True)
         },
-        **_sound(measured, rows),
-        "duplicates": _duplicates(manifest, measured, rows),
+        **_sound(scanned, rows),
+        "duplicates": _duplicates(manifest, scanned, rows),
         "quarantined": _quarantined(bad),
     }
 
@@ -108,7 +108,7 @@ def _long(hours: float) -> str:
 
 
 def _split(manifest: Manifest, split: str) -> dict[str, Any]:
-    groups = manifest.by_length(split)
+    groups = manifest.length_sorted(split)
     rows = manifest.split_range(split)
     hours = _hours(sum(group.total_samples for group in groups))
     return {
@@ -122,7 +122,7 @@ def _corpora(manifest: Manifest) -> dict[str, Any]:
     utterances: Counter[str] = Counter()
     lengths: Counter[str] = Counter()
     for split in manifest.splits:
-        for group in manifest.by_length(split):
+        for group in manifest.length_sorted(split):
             utterances[group.corpus] += len(group)
             lengths[group.corpus] += group.total_samples
     return {
@@ -150,16 +150,16 @@ def _distinct(manifest: Manifest, name: str, rows: range) -> int:
     return int(seen.sum()) - sum(bool(seen[i]) for i in [names.index("").as_py()] if i >= 0)
 
 
-def _sound(measured: ScannedCorpus, rows: Ints) -> dict[str, Any]:
+def _sound(scanned: ScannedCorpus, rows: Ints) -> dict[str, Any]:
     """What was heard: rates, channels, silence, clipping, peak."""
-    records = measured.journal.records()
+    records = scanned.journal.records()
     rates: Counter[int] = Counter()
     channels: Counter[int] = Counter()
     silence = total = 0.0
     clipped = 0
     peak = 0.0
     for part in chunks(len(rows)):
-        facts = records[measured.record[rows[part]]]
+        facts = records[scanned.record[rows[part]]]
         rates.update(_counts(facts["source_rate"]))
         channels.update(_counts(facts["channels"]))
         silence = silence + float(facts["silence"] @ facts["num_samples"])
@@ -180,19 +180,19 @@ def _counts(values: NDArray[np.int64]) -> dict[int, int]:
     return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
 
-def _duplicates(manifest: Manifest, measured: ScannedCorpus, rows: Ints) -> dict[str, Any]:
+def _duplicates(manifest: Manifest, scanned: ScannedCorpus, rows: Ints) -> dict[str, Any]:
     """Utterances whose decoded audio is that of another one; those in several splits are a leak
     from training into the test.
     """
-    records = measured.journal.records()
+    records = scanned.journal.records()
     content = np.empty((2, len(rows)), dtype=np.uint64)
     for part in chunks(len(rows)):
-        content[:, part] = records["content"][measured.record[rows[part]]].T
+        content[:, part] = records["content"][scanned.record[rows[part]]].T
     order = np.lexsort(content[::-1])
     new = np.append(True, (content[:, order[1:]] != content[:, order[:-1]]).any(axis=0))
     firsts = np.flatnonzero(new)
     counts = np.diff(np.append(firsts, len(order)))
-    splits = measured.splits[rows[order]]
+    splits = scanned.splits[rows[order]]
     mixed = np.minimum.reduceat(splits, firsts) != np.maximum.reduceat(splits, firsts)
     groups = [(firsts[i], firsts[i] + counts[i]) for i in np.flatnonzero(counts > 1)[:_EXAMPLES]]
     return {

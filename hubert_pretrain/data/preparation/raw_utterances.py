@@ -1,5 +1,7 @@
-"""All that a corpus claims, as columns on disk: in memory there are only a few numbers per
-utterance.
+"""All utterances of a corpus source as columns on disk, with a few numbers per utterance in
+memory.
+
+N utterances. A position is the number of an utterance in the order in which the source gave it.
 """
 
 from __future__ import annotations
@@ -7,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +27,7 @@ from hubert_pretrain.errors import DataError
 Ints = NDArray[np.int64]
 
 PASSTHROUGH = ("id", "path", "offset", "num_bytes", "start", "speaker", "text", "label", "corpus")
-"""Columns of the manifest that come from the corpus as they are."""
+"""Columns of the manifest that are taken from the source unchanged."""
 COLUMNS: dict[str, pa.DataType] = {
     name: TYPES[name] for name in (*PASSTHROUGH, "split", "num_samples")
 } | {
@@ -36,28 +38,49 @@ COLUMNS: dict[str, pa.DataType] = {
     "starts": pa.large_list(pa.int64()),
     "ends": pa.large_list(pa.int64()),
 }
+_UNCHANGED = (
+    "id",
+    "offset",
+    "num_bytes",
+    "start",
+    "speaker",
+    "text",
+    "label",
+    "split",
+    "expected_within",
+)
+"""Columns that hold the field of `SourceUtterance` as it is."""
+
+
+class _Placed(NamedTuple):
+    """An utterance as a segment of an audio file."""
+
+    position: int
+    location: Location
+    start: int
+    num_samples: int
 
 
 class RawUtterances:
-    """The claims of a corpus, each at a place that says nothing but in which order they came."""
+    """The utterances of a source, by position."""
 
     def __init__(self, columns: Mapping[str, pa.Array], phones: list[str]) -> None:
-        """Raises DataError when two share an id."""
+        """Raises DataError when two utterances have the same id."""
         self.columns = columns
         self._phones = phones
         self.by_id = order_by_id(columns["id"], columns["path"])
-        """(N,) places in order of ids."""
+        """(N,) positions in order of ids."""
 
     def __len__(self) -> int:
         return len(self.by_id)
 
-    def take(self, name: str, places: Ints) -> pa.Array:
-        """A column at some places."""
-        return self.columns[name].take(pa.array(places))
+    def take(self, name: str, positions: Ints) -> pa.Array:
+        """The values of a column at some positions."""
+        return self.columns[name].take(pa.array(positions))
 
     def recordings(self) -> Iterator[tuple[Location, list[int], list[Segment]]]:
-        """Every audio file once, ordered by path: where it is, the places that are segments of it,
-        and these.
+        """Every audio file once, ordered by path: its location, the positions of the utterances
+        that are segments of it, and the segments.
         """
         keys = ("path", "offset", "start", "id")
         table = pa.table({name: self.columns[name] for name in keys})
@@ -66,107 +89,98 @@ class RawUtterances:
             .to_numpy()
             .view(np.int64)
         )
-        for (path, offset, num_bytes), group in groupby(
-            self._segments(order), key=lambda one: one[1:4]
-        ):
+        for location, group in groupby(self._placed(order), key=lambda one: one.location):
             members = list(group)
             segments = [
-                (start, num_samples if num_samples >= 0 else None)
-                for *_, start, num_samples in members
+                (one.start, one.num_samples if one.num_samples >= 0 else None) for one in members
             ]
-            yield Location(path, offset, num_bytes), [one[0] for one in members], segments
+            yield location, [one.position for one in members], segments
 
-    def _segments(self, order: Ints) -> Iterator[tuple[Any, ...]]:
+    def _placed(self, order: Ints) -> Iterator[_Placed]:
+        names = ("path", "offset", "num_bytes", "start", "num_samples")
         for part in chunks(len(order)):
-            names = ("path", "offset", "num_bytes", "start", "num_samples")
-            yield from zip(
-                order[part].tolist(),
-                *(self.take(name, order[part]).to_pylist() for name in names),
-                strict=True,
-            )
+            columns = (self.take(name, order[part]).to_pylist() for name in names)
+            for position, path, offset, num_bytes, start, num_samples in zip(
+                order[part].tolist(), *columns, strict=True
+            ):
+                yield _Placed(position, Location(path, offset, num_bytes), start, num_samples)
 
-    def phones(self, place: int) -> Phones:
-        """The alignment of a claim; empty when it has none."""
+    def phones(self, position: int) -> Phones:
+        """The alignment of an utterance; empty when it has none."""
         numbers, starts, ends = (
-            self.columns[name][place].as_py() for name in ("phones", "starts", "ends")
+            self.columns[name][position].as_py() for name in ("phones", "starts", "ends")
         )
         return [
             (self._phones[number], start, end)
             for number, start, end in zip(numbers, starts, ends, strict=True)
         ]
 
-    def phone_ends(self, places: Ints) -> Ints:
-        """The sample at which each claim's alignment ends; 0 where there is none."""
+    def phone_ends(self, positions: Ints) -> Ints:
+        """The sample at which each utterance's alignment ends; 0 where there is none."""
         column = self.columns["ends"]
         bounds = np.frombuffer(column.buffers()[1], dtype=np.int64)
-        counts = bounds[places + 1] - bounds[places]
-        lasts = bounds[places + 1] - 1
-        ends = np.zeros(len(places), dtype=np.int64)
-        ends[counts > 0] = column.values.to_numpy()[lasts[counts > 0]] if (counts > 0).any() else 0
+        counts = bounds[positions + 1] - bounds[positions]
+        lasts = bounds[positions + 1] - 1
+        ends = np.zeros(len(positions), dtype=np.int64)
+        aligned = counts > 0
+        if aligned.any():
+            ends[aligned] = column.values.to_numpy()[lasts[aligned]]
         return ends
 
 
 def collect(source: CorpusSource, folder: Path, spool: ColumnSpool) -> RawUtterances:
-    """All claims of a corpus.
+    """All utterances of a source.
 
     Args:
         source: lists them, in any order.
-        folder: where it may write audio of its own.
-        spool: of `COLUMNS`; it holds the claims as long as they are used.
+        folder: where the source may write audio of its own.
+        spool: has the columns `COLUMNS`; it stores the utterances as long as they are used.
 
     Raises:
-        DataError: there are none, or two share an id.
+        DataError: there are no utterances, two have the same id, or a text is not UTF-8.
     """
     inventory: dict[str, int] = {}
-    claims = iter(source.utterances(folder))
-    while chunk := list(islice(claims, CHUNK)):
+    utterances = iter(source.utterances(folder))
+    while chunk := list(islice(utterances, CHUNK)):
         try:
             spool.append(_columns(chunk, corpus_name(source), inventory))
         except UnicodeEncodeError as error:
             raise DataError(
-                f"{error.object!r}: a name or text that is not UTF-8; rename the file, or save its list as UTF-8"
+                f"{error.object!r}: a name or text that is not UTF-8; "
+                "rename the file, or save its list as UTF-8"
             ) from error
     if not spool.num_rows:
         where = getattr(source, "root", None) or corpus_name(source)
         raise DataError(
-            f"{where}: no utterances found, expected at least one; check data.root and the names of the subsets"
+            f"{where}: no utterances found, expected at least one; "
+            "check data.root and the names of the subsets"
         )
     return RawUtterances(spool.columns(), list(inventory))
 
 
 def _columns(
-    claims: Sequence[SourceUtterance], corpus: str, inventory: dict[str, int]
+    utterances: Sequence[SourceUtterance], corpus: str, inventory: dict[str, int]
 ) -> dict[str, list[Any]]:
+    """Utterances as `COLUMNS`; phones are numbered by `inventory`, which grows."""
     columns: dict[str, list[Any]] = {
-        name: [getattr(claim, name) for claim in claims]
-        for name in (
-            "id",
-            "offset",
-            "num_bytes",
-            "start",
-            "speaker",
-            "text",
-            "label",
-            "split",
-            "expected_within",
-        )
+        name: [getattr(utterance, name) for utterance in utterances] for name in _UNCHANGED
     }
-    phones = [claim.phones or () for claim in claims]
-    return columns | {
-        "path": [_whole(str(claim.path)) for claim in claims],
-        "corpus": [claim.corpus or corpus for claim in claims],
-        "num_samples": [-1 if claim.num_samples is None else claim.num_samples for claim in claims],
-        "expected_samples": [
-            -1 if claim.expected_samples is None else claim.expected_samples for claim in claims
-        ],
-        "aligned": [int(claim.phones is not None) for claim in claims],
-        "phones": [
-            [inventory.setdefault(phone, len(inventory)) for phone, _, _ in one] for one in phones
-        ],
-        "starts": [[start for _, start, _ in one] for one in phones],
-        "ends": [[end for _, _, end in one] for one in phones],
-    }
+    columns["path"] = [_absolute(str(utterance.path)) for utterance in utterances]
+    columns["corpus"] = [utterance.corpus or corpus for utterance in utterances]
+    for name in ("num_samples", "expected_samples"):
+        lengths = [getattr(utterance, name) for utterance in utterances]
+        columns[name] = [-1 if length is None else length for length in lengths]
+
+    alignments = [utterance.phones or () for utterance in utterances]
+    columns["aligned"] = [int(utterance.phones is not None) for utterance in utterances]
+    columns["phones"] = [
+        [inventory.setdefault(phone, len(inventory)) for phone, _, _ in alignment]
+        for alignment in alignments
+    ]
+    columns["starts"] = [[start for _, start, _ in alignment] for alignment in alignments]
+    columns["ends"] = [[end for _, _, end in alignment] for alignment in alignments]
+    return columns
 
 
-def _whole(path: str) -> str:
+def _absolute(path: str) -> str:
     return path if is_url(path) else str(Path(path).absolute())

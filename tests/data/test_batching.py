@@ -194,7 +194,7 @@ def test_too_little_audio_is_one_clear_error(num_samples: np.ndarray) -> None:
 def test_cover_takes_every_long_enough_utterance_once_in_the_same_shapes() -> None:
     plan = build(lengths(500))
     num_samples = lengths(77, 1.0, 20.0, seed=5)
-    batches = plan.cover(
+    batches = plan.validation(
         [
             LengthIndex.of(num_samples[:50]),
             LengthIndex(50 + np.argsort(num_samples[50:]), num_samples),
@@ -208,7 +208,9 @@ def test_cover_takes_every_long_enough_utterance_once_in_the_same_shapes() -> No
     assert all((batch.starts >= 0).all() for batch in batches)
     assert [batch.index for batch in batches] == list(range(len(batches)))
     assert (
-        len(plan.cover([])) == len(plan.cover([LengthIndex.of(np.array([], dtype=np.int64))])) == 0
+        len(plan.validation([]))
+        == len(plan.validation([LengthIndex.of(np.array([], dtype=np.int64))]))
+        == 0
     )
     with pytest.raises(IndexError, match=f"micro-batch {len(batches)} of {len(batches)}"):
         batches[len(batches)]

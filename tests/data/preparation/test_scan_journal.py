@@ -108,12 +108,14 @@ class Three:
             )
 
 
-def measured(source: Three, folder: Path, journal: ScanJournal) -> list[AudioFacts]:
-    with ColumnSpool(folder / "claims", COLUMNS) as spool, Quarantine(folder / "bad") as bad:
-        claims = collect(source, folder, spool)
-        result = build.scan_corpus(claims, journal, bad)
+def scanned(source: Three, folder: Path, journal: ScanJournal) -> list[AudioFacts]:
+    with ColumnSpool(folder / "utterances", COLUMNS) as spool, Quarantine(folder / "bad") as bad:
+        utterances = collect(source, folder, spool)
+        result = build.scan_corpus(utterances, journal, bad)
         assert len(bad) == 0
-        return [facts_of(journal.records()[result.record[place]]) for place in claims.by_id]
+        return [
+            facts_of(journal.records()[result.record[position]]) for position in utterances.by_id
+        ]
 
 
 def test_a_killed_run_reads_only_what_is_left(
@@ -121,7 +123,7 @@ def test_a_killed_run_reads_only_what_is_left(
 ) -> None:
     source = Three(tmp_path)
     with ScanJournal(tmp_path / "journal") as journal:
-        expected = measured(source, tmp_path, journal)
+        expected = scanned(source, tmp_path, journal)
     second, third = (Location(str(path)) for path in source.paths[1:])
     with ScanJournal(tmp_path / "killed") as journal:
         journal.add(second, WHOLE, identity(second), expected[1])
@@ -137,7 +139,7 @@ def test_a_killed_run_reads_only_what_is_left(
 
     monkeypatch.setattr(build, "scan_all", spy)
     with ScanJournal(tmp_path / "killed") as journal:
-        assert measured(source, tmp_path, journal) == expected
+        assert scanned(source, tmp_path, journal) == expected
     assert read == [
         Recording(Location(str(source.paths[0])), [WHOLE]),
         Recording(third, [(0, 1_000)]),

@@ -179,7 +179,7 @@ def test_duplicate_ids_are_an_error(tmp_path: Path) -> None:
 def test_a_corpus_without_utterances_is_an_error(tmp_path: Path) -> None:
     with (
         pytest.raises(DataError, match=rf"{tmp_path}: no utterances found"),
-        ColumnSpool(tmp_path / "claims", COLUMNS) as spool,
+        ColumnSpool(tmp_path / "utterances", COLUMNS) as spool,
     ):
         collect(LibriSpeech(root=str(tmp_path), train=[]), tmp_path, spool)
 
@@ -261,17 +261,21 @@ def held_out(
     folder: Path, splits: dict[str, str], fraction: float, bad: set[str] = frozenset()
 ) -> dict[str, str]:  # type: ignore[assignment]
     """The splits of the sound ones after `hold_out`, in the order of the manifest."""
-    with ColumnSpool(folder / "claims", COLUMNS) as spool:
-        claims: RawUtterances = collect(Named(splits), folder, spool)
-        record = np.array([-1 if id in bad else 0 for id in claims.columns["id"].to_pylist()])
-        column = claims.columns["split"]
-        measured = build.ScannedCorpus(
-            claims, None, record, column.indices.to_numpy().copy(), column.dictionary.to_pylist()
+    with ColumnSpool(folder / "utterances", COLUMNS) as spool:
+        utterances: RawUtterances = collect(Named(splits), folder, spool)
+        record = np.array([-1 if id in bad else 0 for id in utterances.columns["id"].to_pylist()])
+        column = utterances.columns["split"]
+        scanned = build.ScannedCorpus(
+            utterances,
+            None,
+            record,
+            column.indices.to_numpy().copy(),
+            column.dictionary.to_pylist(),
         )  # type: ignore[arg-type]
-        build.hold_out_validation(measured, fraction)
+        build.hold_out_validation(scanned, fraction)
         return {
-            claims.columns["id"][place].as_py(): measured.names[measured.splits[place]]
-            for place in measured.rows().tolist()
+            utterances.columns["id"][position].as_py(): scanned.names[scanned.splits[position]]
+            for position in scanned.rows().tolist()
         }
 
 
@@ -419,7 +423,7 @@ def test_what_was_heard_is_on_the_card(tmp_path: Path) -> None:
 
 def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
     with (
-        ColumnSpool(tmp_path / "claims", COLUMNS) as spool,
+        ColumnSpool(tmp_path / "utterances", COLUMNS) as spool,
         pytest.raises(DataError, match=r"a\\udcff.*not UTF-8; rename"),
     ):
         collect(Named({"a\udcff": "train"}), tmp_path, spool)

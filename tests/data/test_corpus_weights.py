@@ -55,7 +55,7 @@ def build(manifest: Manifest, **changes: object) -> BucketSampler:
         "max_shapes": 4,
         "masked_frames": lambda frames: frames // 2,
     }
-    return BucketSampler(manifest.by_length("train"), **{**values, **changes})  # type: ignore[arg-type]
+    return BucketSampler(manifest.length_sorted("train"), **{**values, **changes})  # type: ignore[arg-type]
 
 
 def drawn(plan: BucketSampler, first: int, stop: int) -> tuple[Counter[int], Counter[int]]:
@@ -73,7 +73,7 @@ def drawn(plan: BucketSampler, first: int, stop: int) -> tuple[Counter[int], Cou
 def by_corpus(manifest: Manifest, counts: Counter[int]) -> dict[str, list[int]]:
     return {
         group.corpus: [counts[row] for row in group.rows(np.arange(len(group))).tolist()]
-        for group in manifest.by_length("train")
+        for group in manifest.length_sorted("train")
     }
 
 
@@ -108,7 +108,7 @@ def test_weights_are_shares_of_the_audio_and_repeats_differ_by_one(
     crops = [shape.num_frames for shape in plan.shapes]
     bounds = [MODEL_GRID.num_samples(t) for t in crops] + [10**9]
     lengths = manifest.num_samples
-    for group in manifest.by_length("train"):
+    for group in manifest.length_sorted("train"):
         every = group.rows(np.arange(len(group)))
         for low, high in itertools.pairwise(bounds):
             counts = [rows[row] for row in every.tolist() if low <= lengths[row] < high]
@@ -120,12 +120,12 @@ def test_temperature_brings_out_the_small(tmp_path: Path) -> None:
     plan = build(manifest, corpus_temperature=2.0)
     _, frames = drawn(plan, 0, 3 * plan.epoch_micro_batches)
     heard = {name: sum(counts) for name, counts in by_corpus(manifest, frames).items()}
-    roots = {group.corpus: group.total_samples**0.5 for group in manifest.by_length("train")}
+    roots = {group.corpus: group.total_samples**0.5 for group in manifest.length_sorted("train")}
     for name in NAMES:
         assert heard[name] / sum(heard.values()) == pytest.approx(
             roots[name] / sum(roots.values()), abs=0.02
         )
-    assert "an epoch draws large 0." in plan.describe()
+    assert "an epoch samples large 0." in plan.describe()
 
 
 def test_any_micro_batch_is_known_without_those_before_it(tmp_path: Path) -> None:
@@ -160,8 +160,8 @@ def test_a_bucket_repeats_evenly(
         assert (np.abs(bucket.quotas - repeat * sizes) < batch_rows + 1).all()
     seen: Counter[tuple[int, int]] = Counter()
     for epoch in range(4):
-        found, places = bucket.draw(np.arange(bucket.total), epoch, seed)
-        seen.update(zip(found.tolist(), places.tolist(), strict=True))
+        found, positions = bucket.sample(np.arange(bucket.total), epoch, seed)
+        seen.update(zip(found.tolist(), positions.tolist(), strict=True))
         for c, size in enumerate(sizes.tolist()):
             counts = [seen[c, int(firsts[c]) + i] for i in range(size)]
             assert max(counts, default=0) - min(counts, default=0) <= 1
@@ -267,8 +267,11 @@ def test_a_mixture_is_prepared_with_names_and_splits(tmp_path: Path, shared: Pat
     for row in range(len(corpus.manifest)):
         utterance = corpus.manifest[row]
         assert utterance.id.startswith(f"{utterance.corpus}/")
-    assert {group.corpus for group in corpus.manifest.by_length("train")} == {"librispeech", "own"}
-    assert {group.corpus for group in corpus.manifest.by_length("test")} == {"librispeech"}
+    assert {group.corpus for group in corpus.manifest.length_sorted("train")} == {
+        "librispeech",
+        "own",
+    }
+    assert {group.corpus for group in corpus.manifest.length_sorted("test")} == {"librispeech"}
 
 
 def test_a_wrong_argument_inside_a_mixture_is_named(tmp_path: Path) -> None:
