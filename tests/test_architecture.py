@@ -30,7 +30,8 @@ LAYERS = [
     {"pretrain", "preflight"},
     {"stages"},
     {"run"},
-    {"tools", "benchmark"},
+    {"tools"},
+    {"__main__"},
 ]
 """Rooms (folders, and files at the top) from the ground up. A room imports from lower layers only;
 rooms of one layer do not know each other."""

@@ -1,7 +1,8 @@
-"""The Python in README.md runs as it stands, against a tiny run made on the spot."""
+"""The Python of README.md runs as it stands, against a tiny run, and commands in the docs exist."""
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.tools import COMMANDS
 
 SECTIONS = [
     "Load any checkpoint",
@@ -125,3 +127,39 @@ def test_the_units_are_those_of_the_demo(repository: Path) -> None:
     ).iterations.it2.features
     code = snippets(repository / "README.md")["Units of a recording"]
     assert f'HubertLayer("runs/demo/{features.checkpoint}", layer={features.layer})' in code
+
+
+def commands_in_the_docs(repository: Path) -> list[tuple[str, str, str]]:
+    """(page, command, its words) of every `hubert-pretrain COMMAND` in README.md and docs/."""
+    found = []
+    for page in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
+        text = page.read_text().replace("\\\n", " ")
+        for words in re.findall(r"hubert-pretrain ([a-z][^\n`#|>]*)", text):
+            found.append((page.name, words.split()[0], words))
+    return found
+
+
+def test_commands_in_the_docs_exist_with_their_options(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    breaches = []
+    for page, command, words in commands_in_the_docs(repository):
+        verb = command.replace("-", "_")
+        if verb not in {*COMMANDS, "help", "run"}:
+            breaches.append(f"{page}: hubert-pretrain {command}")
+        elif verb in COMMANDS:
+            with pytest.raises(SystemExit):
+                importlib.import_module(f"hubert_pretrain.tools.{verb}").main(["--help"])
+            known = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
+            unknown = set(re.findall(r"--[a-z0-9-]+", words)) - known
+            breaches += [f"{page}: hubert-pretrain {command} {option}" for option in unknown]
+    assert not breaches
+
+
+def test_links_of_the_docs_lead_somewhere(repository: Path) -> None:
+    breaches = []
+    for page in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            if not (page.parent / target).exists():
+                breaches.append(f"{page.name}: {target}")
+    assert not breaches

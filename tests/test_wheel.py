@@ -1,5 +1,5 @@
-"""The installed wheel is whole: conf/ and recipes/ travel in it, and it works from a folder that is
-no checkout.
+"""The installed wheel is complete: conf/, recipes/ and the commands travel in it, and it runs
+outside a checkout.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from hubert_pretrain.tools import COMMANDS
 
 pytestmark = pytest.mark.xdist_group("wheel")  # one process makes the fixture for all of them
 
@@ -48,26 +50,33 @@ def site(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     return folder / "site"
 
 
-def run(site: Path, cwd: Path, *words: str) -> str:
-    """`python -m hubert_pretrain.run WORDS` with the wheel before anything else on the path."""
+def python(site: Path, cwd: Path, *words: str) -> str:
+    """Output of `python WORDS` with the wheel before anything else on the path."""
     environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "160"}
-    command = [sys.executable, "-m", "hubert_pretrain.run", *words]
-    return subprocess.run(
-        command, cwd=cwd, env=environment, check=True, capture_output=True, text=True
-    ).stdout
+    done = subprocess.run(
+        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run(site: Path, cwd: Path, *words: str) -> str:
+    """Output of `python -m hubert_pretrain.run WORDS`."""
+    return python(site, cwd, "-m", "hubert_pretrain.run", *words)
+
+
+def command(site: Path, cwd: Path, *words: str) -> str:
+    """Output of the script `hubert-pretrain WORDS`."""
+    return python(site, cwd, str(site / "bin" / "hubert-pretrain"), *words)
 
 
 def test_the_wheel_is_what_runs(site: Path, tmp_path: Path) -> None:
-    code = "import hubert_pretrain.config.compose as c; print(c.__file__, c.conf_folder(), *c.recipe_files().values())"
-    shown = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        check=True,
-        capture_output=True,
-        text=True,
+    code = (
+        "from hubert_pretrain.config import compose; "
+        "print(compose.__file__, compose.conf_folder(), *compose.recipe_files().values())"
     )
-    assert all(path.startswith(str(site)) for path in shown.stdout.split())
+    shown = python(site, tmp_path, "-c", code)
+    assert all(path.startswith(str(site)) for path in shown.split())
 
 
 def test_conf_and_recipes_travel_in_the_wheel(site: Path, repository: Path) -> None:
@@ -88,3 +97,23 @@ def test_stages_run_from_the_wheel(site: Path, tmp_path: Path) -> None:
     assert "finetune/asr" in run(site, tmp_path, "+recipe=smoke", "stage=list")
     run(site, tmp_path, "+recipe=smoke", "stage=prepare")
     assert (tmp_path / "runs/smoke/prepare/meta.json").is_file()
+
+
+def test_commands_run_from_the_wheel(site: Path, tmp_path: Path) -> None:
+    places = "import hubert_pretrain.tools as tools; print(*tools.__path__)"
+    assert python(site, tmp_path, "-c", places).split() == [str(site / "hubert_pretrain" / "tools")]
+    installed = {path.stem for path in (site / "hubert_pretrain" / "tools").glob("*.py")}
+    assert installed == {"__init__", "command", *COMMANDS}
+    command(site, tmp_path, "+recipe=smoke", "stage=prepare")
+    prepared = tmp_path / "runs/smoke/prepare"
+    command(site, tmp_path, "convert-manifest", str(prepared), "smoke.csv", "--to", "csv")
+    assert (tmp_path / "smoke.csv").read_text().startswith("id,")
+    assert "transcribe " in command(site, tmp_path, "help")
+    module = "hubert_pretrain.tools.extract_features"
+    shown = python(site, tmp_path, "-m", module, "mfcc", str(prepared), "features")
+    assert "of dimension 39 of 35 utterances" in shown
+
+
+def test_names_of_the_package_come_from_the_wheel(site: Path, tmp_path: Path) -> None:
+    code = "from hubert_pretrain import HubertConfig; print(HubertConfig().hidden_size)"
+    assert python(site, tmp_path, "-c", code) == "768\n"

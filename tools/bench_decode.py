@@ -36,7 +36,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from hubert_pretrain import benchmark
+from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.audio import audio_below
 from hubert_pretrain.finetune.ctc import CtcTask
@@ -78,7 +78,7 @@ def waveforms(options: argparse.Namespace, row: str) -> list[np.ndarray]:
     files = iter(sorted(audio_below(Path(options.audio).expanduser()))) if options.audio else None
     while sum(map(len, found)) < wanted:
         if files is None:
-            length = samples(benchmark.librispeech_seconds(draw.random()))
+            length = samples(benchmarking.librispeech_seconds(draw.random()))
             loudness = np.repeat(draw.uniform(0.001, 0.1, length // 1_600 + 1), 1_600)[:length]
             found.append((draw.normal(size=length) * loudness).astype(np.float32))
         elif (path := next(files, None)) is not None:
@@ -109,7 +109,7 @@ def compared(
         found[name] = work()
 
     audio_seconds = seconds(sum(map(len, speech)))
-    figures = benchmark.speeds(
+    figures = benchmarking.speeds(
         audio_seconds, lambda: keep("ours", ours), lambda: keep("peer", peer), pairs
     )
     equal = np.mean(
@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := [name for name in options.rows if name not in ROWS]:
         parser.error(f"no row {unknown[0]!r}; choose from {', '.join(ROWS)}")
     works = {name: functools.partial(ROWS[name], options) for name in options.rows or ROWS}
-    benchmark.print_rows("decode", works, gpu=options.device != "cpu")
+    benchmarking.print_rows("decode", works, gpu=options.device != "cpu")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from hubert_pretrain import benchmark
+from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CodebookHead
@@ -128,7 +128,7 @@ def main() -> None:
             f"{name}: a step {row['step']:.4g} s, sums of a step +{row['sums']:.2g} s, a log +{row['log']:.2g} s every "
             f"{WORKS[name].log_every_steps} steps: {row['ours']:.2%} of the time (allowed {ALLOWED:.0%})"
         )
-    benchmark.print_json("health", rows, gpu=on_gpu)
+    benchmarking.print_json("health", rows, gpu=on_gpu)
 
 
 def measured(work: Work, turns: int, threads: int) -> dict[str, float]:

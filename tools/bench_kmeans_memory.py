@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hubert_pretrain import benchmark
+from hubert_pretrain.tools import benchmarking
 
 DIM = 39
 K = 100
@@ -80,9 +80,9 @@ def measure(answer: Connection, count: int, budget: int, disk: Path | None, pass
         "max_iterations": passes,
         "max_sample_bytes": sample.sample_bytes(budget),
     }
-    start = benchmark.seconds_of(lambda: KMeans("torch", K, **settings).fit(frames[0:SAMPLE]))
+    start = benchmarking.seconds_of(lambda: KMeans("torch", K, **settings).fit(frames[0:SAMPLE]))
     estimator = KMeans("torch", K, **settings)
-    seconds = benchmark.seconds_of(lambda: estimator.fit(frames))
+    seconds = benchmarking.seconds_of(lambda: estimator.fit(frames))
     found: dict[str, Any] = {
         "seconds": seconds,
         "start_seconds": start,
@@ -146,7 +146,7 @@ def main() -> None:
             + ", ".join(f"{name} {value:g}" for name, value in rows[f"{count:.0e}_frames"].items()),
             flush=True,
         )
-    benchmark.print_json("kmeans_memory", rows)
+    benchmarking.print_json("kmeans_memory", rows)
 
 
 if __name__ == "__main__":

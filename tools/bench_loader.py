@@ -32,7 +32,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hubert_pretrain import benchmark
+from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.data.audio import audio_below
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import MANIFEST, Corpus
@@ -157,7 +157,7 @@ def make_files(folder: Path, minutes: float) -> list[str]:
     total = 0.0
     folder.mkdir(parents=True)
     while total < minutes * 60:
-        length = benchmark.librispeech_seconds(draw.random())
+        length = benchmarking.librispeech_seconds(draw.random())
         total += length
         paths.append(str(folder / f"{len(paths):05d}.flac"))
         soundfile.write(paths[-1], speech_like(samples(length), draw), SAMPLE_RATE)
@@ -235,9 +235,10 @@ def compare(
         name: functools.partial(lambda epoch: speed(epoch()), epoch)
         for name, epoch in loaders.items()
     }
-    measured = benchmark.in_turns(sides, pairs)
+    measured = benchmarking.in_turns(sides, pairs)
     found = {
-        row: benchmark.compared(measured[our], measured[peer]) for row, (our, peer) in rows.items()
+        row: benchmarking.compared(measured[our], measured[peer])
+        for row, (our, peer) in rows.items()
     }
     return {
         row: figures | {"fed_by_16_cores": 16 * figures["ours"]} for row, figures in found.items()
@@ -308,7 +309,7 @@ def main() -> None:
         spread = f"{figures['ratio']:.2f}x ({figures['ratio_min']:.2f}..{figures['ratio_max']:.2f})"
         speeds = f"ours {figures['ours']:7.0f}  plain {figures['peer']:6.0f}"
         print(f"{row:20s} {speeds}  {spread}; 16 cores feed {figures['fed_by_16_cores']:.0f}")
-    benchmark.print_json("loader", found)
+    benchmarking.print_json("loader", found)
 
 
 if __name__ == "__main__":

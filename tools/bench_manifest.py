@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hubert_pretrain import benchmark
+from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.data.arrow_table import TEXT, chunks
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.manifest import TYPES, Manifest, write_columns
@@ -94,7 +94,7 @@ def main() -> None:
         for rows, values in found.items()
         for name, limit in LIMITS.items()
     }
-    benchmark.print_json("manifest", lines)
+    benchmarking.print_json("manifest", lines)
 
 
 def measure(rows: int, folder: Path, *, keep: bool) -> dict[str, float]:
@@ -202,7 +202,7 @@ def seconds_for(manifest: Manifest, rows: list[int]) -> float:
         for row in rows:
             assert manifest[row].row == row
 
-    return benchmark.seconds_of(read)
+    return benchmarking.seconds_of(read)
 
 
 def private_megabytes() -> tuple[float, float]:

@@ -46,7 +46,7 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from hubert_pretrain import benchmark
+from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.clustering import sample
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.clustering.codebook_set import CodebookSet
@@ -118,7 +118,7 @@ def _noise(wanted: int, folder: Path) -> list[Path]:
     paths = []
     total = 0
     while total < wanted:
-        length = samples(benchmark.librispeech_seconds(draw.random()))
+        length = samples(benchmarking.librispeech_seconds(draw.random()))
         loudness = np.repeat(draw.uniform(0.001, 0.1, length // 1_600 + 1), 1_600)[:length]
         paths.append(folder / f"{len(paths):05}.flac")
         soundfile.write(paths[-1], draw.normal(size=length) * loudness, SAMPLE_RATE)
@@ -299,7 +299,7 @@ def mfcc_to_targets(options: argparse.Namespace, folder: Path) -> Figures:
         centroids = usual_targets(paths, rows, k, folder, threads)
         codebooks["peer"] = Codebook(torch.from_numpy(centroids), Mfcc().fingerprint(), Mfcc().grid)
 
-    threads = benchmark.faster_threads(
+    threads = benchmarking.faster_threads(
         lambda threads: usual_targets(paths[:50], np.arange(50), k, folder, threads)
     )
     figures = speeds(options, corpus, ours, lambda: usual(threads))
@@ -325,7 +325,7 @@ def labelling(options: argparse.Namespace, folder: Path) -> Figures:
     codebook = our_codebook(corpus, sampled(corpus), options.n_clusters, folder)
     paths = paths_of(corpus)
     centroids = codebook.centroids.numpy()
-    threads = benchmark.faster_threads(
+    threads = benchmarking.faster_threads(
         lambda threads: usual_labels(paths[:50], centroids, folder, threads)
     )
     found = speeds(
@@ -346,7 +346,7 @@ def speeds(
 ) -> Figures:
     """Audio-seconds per second of both sides."""
     audio = seconds(int(corpus.manifest.num_samples.sum()))
-    return {"audio_seconds": audio, "files": len(corpus.manifest)} | benchmark.speeds(
+    return {"audio_seconds": audio, "files": len(corpus.manifest)} | benchmarking.speeds(
         audio, ours, usual, options.pairs
     )
 
@@ -381,7 +381,7 @@ def kmeans(
     `inertia_ratio` < 1: ours is better.
     """
     frames = frames_of(corpus, corpus.manifest.rows(), extractor, folder)
-    threads = benchmark.faster_threads(
+    threads = benchmarking.faster_threads(
         lambda threads: fit_usual(frames[: 10 * n_clusters], n_clusters, threads, 1)
     )
     audio = seconds(int(corpus.manifest.num_samples.sum()))
@@ -409,7 +409,7 @@ def kmeans(
         "peer_threads": threads,
     }
     for engine, (wall, processor, inertia) in zip(("torch", "faiss"), ours, strict=True):
-        figures = benchmark.compared((audio / wall).tolist(), (audio / peer[0]).tolist())
+        figures = benchmarking.compared((audio / wall).tolist(), (audio / peer[0]).tolist())
         figures |= {"cpu_ratio": float(np.median(peer[1] / processor))}
         figures |= {
             f"inertia_ratio{name}": float(of(inertia / peer[2]))
@@ -467,7 +467,7 @@ def layer_features(options: argparse.Namespace, folder: Path) -> Figures:
         )
         found["ours"] = list(frames)
 
-    threads = benchmark.faster_threads(lambda threads: usual(threads, rows=2))
+    threads = benchmarking.faster_threads(lambda threads: usual(threads, rows=2))
     figures = speeds(options, corpus, batched, lambda: usual(threads))
     largest = max(
         float(np.abs(a - b).max()) for a, b in zip(found["ours"], found["theirs"], strict=True)
@@ -514,7 +514,7 @@ def main() -> None:
     if unknown := [name for name in options.rows if name not in ROWS]:
         parser.error(f"no row {unknown[0]!r}; choose from {', '.join(ROWS)}")
     works = {name: functools.partial(ROWS[name], options) for name in options.rows or ROWS}
-    benchmark.print_rows("targets", works, gpu=options.device != "cpu")
+    benchmarking.print_rows("targets", works, gpu=options.device != "cpu")
 
 
 if __name__ == "__main__":

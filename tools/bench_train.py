@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hubert_pretrain import benchmark
+from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.interop.transformers_writer import import_transformers
 from hubert_pretrain.model.compile import compile_network
@@ -312,7 +312,7 @@ def compare(name: str, work: Work, pairs: int) -> dict[str, Any]:
         contender: functools.partial(seconds_of, step, work.device)
         for contender, step in steps.items()
     }
-    times = benchmark.in_turns(sides, pairs, warm_up=2)
+    times = benchmarking.in_turns(sides, pairs, warm_up=2)
     peak_flops = matmul_flops(work.device)
     steps.clear()
     sides.clear()
@@ -331,7 +331,7 @@ def compare(name: str, work: Work, pairs: int) -> dict[str, Any]:
     )
     return {
         "unit": "audio-seconds per second",
-        **benchmark.compared(rates["ours"], rates[fastest]),
+        **benchmarking.compared(rates["ours"], rates[fastest]),
         "fastest_peer": fastest,
         "peers": {
             contender: round(value, 2) for contender, value in rate.items() if contender != "ours"
@@ -377,7 +377,7 @@ def main() -> None:
             sys.exit(f"{name}: no NVIDIA GPU here")
         rows[name] = compare(name, work, arguments.pairs)
         print(f"{name}: {json.dumps(rows[name])}", flush=True)
-    benchmark.print_json("train", rows, gpu=torch.cuda.is_available())
+    benchmarking.print_json("train", rows, gpu=torch.cuda.is_available())
 
 
 if __name__ == "__main__":

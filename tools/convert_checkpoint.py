@@ -1,9 +1,10 @@
-"""Any HuBERT checkpoint -> another format, and the proof: python tools/convert_checkpoint.py IN OUT
---to huggingface --check.
+"""Convert a HuBERT checkpoint to the format of another library, with a check.
 
-IN is recognised by what it holds: a *.pt of fairseq (pretraining or CTC) or s3prl, a folder of
-transformers, a state dict of torchaudio, or a folder of this project. OUT is a folder for --to
-huggingface and ours, a file for the others.
+    hubert-pretrain convert-checkpoint IN OUT --to huggingface --check
+
+IN is recognised by its content: a *.pt of fairseq (pretraining or CTC) or s3prl, a folder of
+transformers, a state dict of torchaudio, or a folder of this package. OUT is a folder for
+--to huggingface and --to ours, a file for the others.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubert_pretrain.errors import ConfigError, HubertPretrainError
+from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.tools.command import command_parser, run_command
 
 if TYPE_CHECKING:
     from hubert_pretrain.model.checkpoint import LoadedModel
@@ -23,12 +25,8 @@ TARGETS = ["huggingface", "fairseq", "torchaudio", "s3prl", "onnx", "torch", "ou
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Converts, and prints what was taken and how far the result differs. Exit code 0; 1 when a
-    check fails or IN cannot be read.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Entry point; returns the exit code: 1 when a check fails or IN cannot be read."""
+    parser = command_parser(__doc__)
     parser.add_argument("source", metavar="IN", help="file or folder of any readable kind")
     parser.add_argument("target", metavar="OUT", help="where to write")
     parser.add_argument("--to", required=True, choices=TARGETS, help="format of OUT")
@@ -46,20 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="+",
         default=[],
         metavar="FIELD=VALUE",
-        help="what IN does not tell, e.g. num_attention_heads=4",
+        help="fields of the configuration that IN does not hold, e.g. num_attention_heads=4",
     )
     parser.add_argument(
         "--int8", metavar="FILE", help="with --to onnx: also write the graph with 8-bit weights"
     )
-    options = parser.parse_args(arguments)
-    try:
-        return _convert(options)
-    except HubertPretrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_command(convert, parser.parse_args(arguments))
 
 
-def _convert(options: argparse.Namespace) -> int:
+def convert(options: argparse.Namespace) -> None:
+    """Convert, and print what was read, written and checked."""
     if options.int8 and options.to != "onnx":
         raise ConfigError(f"--int8 needs --to onnx, found --to {options.to}")
     from hubert_pretrain.interop.load import load_checkpoint
@@ -68,20 +62,25 @@ def _convert(options: argparse.Namespace) -> int:
     target = Path(options.target)
     if target.resolve() == source.resolve():
         raise ConfigError(f"{target}: OUT is IN; give another place, so that nothing is lost")
-    loaded = load_checkpoint(source, dictionary=options.dictionary, **_fields(options.set))
-    _describe(loaded, source)
+    loaded = load_checkpoint(source, dictionary=options.dictionary, **parse_fields(options.set))
+    print_source(loaded, source)
     if options.to == "ours":
-        return _keep(target, loaded, options.check)
+        write_ours(target, loaded, check=options.check)
+    else:
+        write_foreign(target, loaded, options)
 
+
+def write_foreign(target: Path, loaded: LoadedModel, options: argparse.Namespace) -> None:
+    """Write a checkpoint of another library, and compare it with the source."""
     from hubert_pretrain.interop.onnx import quantise_onnx
     from hubert_pretrain.interop.registry import export_format
 
-    form = export_format(options.to)
-    form.write(target, loaded)
+    file_format = export_format(options.to)
+    file_format.write(target, loaded)
     print(f"wrote     {target}")
     if options.check:
-        report, tensors = form.check(target, loaded)
-        for name, difference in report.differences.items():
+        comparison, tensors = file_format.check(target, loaded)
+        for name, difference in comparison.differences.items():
             print(f"  {name:<40} max difference {difference:.2g}")
         print(
             f"checked   {tensors} tensors came back bit for bit"
@@ -91,49 +90,43 @@ def _convert(options: argparse.Namespace) -> int:
     if options.int8:
         quantise_onnx(target, options.int8)
         print(f"wrote     {options.int8}")
-    return 0
 
 
-def _keep(target: Path, loaded: LoadedModel, check: bool) -> int:
-    """Writes a folder of this project."""
+def write_ours(target: Path, loaded: LoadedModel, *, check: bool) -> None:
+    """Write a folder of this package, and compare it with the source."""
     from hubert_pretrain.interop.compare import bit_equal
     from hubert_pretrain.model.checkpoint import load_model, save_model
 
-    save_model(
-        target,
-        loaded.model,
-        head=loaded.build_head() if loaded.head_state else None,
-        extra=loaded.extra,
-    )
+    head = loaded.build_head() if loaded.head_state else None
+    save_model(target, loaded.model, head=head, extra=loaded.extra)
     print(f"wrote     {target}")
     if check:
-        print(
-            f"checked   {bit_equal(target, loaded, load_model(target))} tensors came back bit for bit"
-        )
-    return 0
+        tensors = bit_equal(target, loaded, load_model(target))
+        print(f"checked   {tensors} tensors came back bit for bit")
 
 
-def _describe(loaded: LoadedModel, source: Path) -> None:
-    """What was read: sizes, keys taken, missing and unexpected, and what was taken for granted."""
+def print_source(loaded: LoadedModel, source: Path) -> None:
+    """Print the size of the source, and which tensors were taken, missing and unexpected."""
     config = loaded.model.config
     report = loaded.report
-    form = report.format if report else "this project"
+    origin = report.format if report else "this project"
     print(
-        f"read      {source}: {form}, {loaded.kind}, {config.num_hidden_layers} layers of width {config.hidden_size}"
+        f"read      {source}: {origin}, {loaded.kind}, "
+        f"{config.num_hidden_layers} layers of width {config.hidden_size}"
     )
     if report is None:
         return
+    missing = ", ".join(report.missing) + " (new weights)" if report.missing else "none"
+    unexpected = ", ".join(report.unexpected) + " (ignored)" if report.unexpected else "none"
     print(f"taken     {len(report.taken)} tensors")
-    print(f"missing   {', '.join(report.missing) + ' (made anew)' if report.missing else 'none'}")
-    print(
-        f"unexpected {', '.join(report.unexpected) + ' (left there)' if report.unexpected else 'none'}"
-    )
+    print(f"missing   {missing}")
+    print(f"unexpected {unexpected}")
     for note in report.notes:
         print(f"note      {note}")
 
 
-def _fields(settings: list[str]) -> dict[str, Any]:
-    """`["layerdrop=0", "conv_stride=[5,2]"]` -> values; what is no JSON is text."""
+def parse_fields(settings: list[str]) -> dict[str, Any]:
+    """`["layerdrop=0", "conv_stride=[5,2]"]` -> values; a value that is not JSON is text."""
     fields = {}
     for setting in settings:
         name, equals, value = setting.partition("=")

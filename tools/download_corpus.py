@@ -1,9 +1,10 @@
-"""A corpus, or subsets of it, from its publisher to disk: python tools/download_corpus.py
-librispeech --subset dev-clean --to /corpora.
+"""Download a corpus, or subsets of it, from its publisher.
 
-Resumed when interrupted, verified, unpacked; what is there already is not fetched. The same as
-data.download=true in a recipe. For corpora that must be asked for or bought it says where.
-docs/corpora.md has the table.
+    hubert-pretrain download-corpus librispeech --subset dev-clean --to /corpora
+
+Archives are verified and unpacked; an interrupted download resumes, and files that are present are
+not fetched. `data.download=true` in a recipe does the same. For corpora that need a licence it
+tells where to get them. docs/corpora.md has the table.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from hubert_pretrain.corpora.speech_commands import SpeechCommands
 from hubert_pretrain.corpora.timit import Timit
 from hubert_pretrain.corpora.voxceleb1 import VoxCeleb1
 from hubert_pretrain.corpora.voxpopuli import VoxPopuli
-from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.tools.command import command_parser, run_command
 
 CORPORA: dict[str, tuple[str, Callable[[str, list[str]], Any]]] = {
     "librispeech": (
@@ -55,19 +56,17 @@ CORPORA: dict[str, tuple[str, Callable[[str, list[str]], Any]]] = {
     "timit": ("", lambda root, _: Timit(root=root)),
     "voxceleb1": ("", lambda root, _: VoxCeleb1(root=root)),
 }
-"""Name -> what --subset chooses from (nothing: the corpus comes whole), and the corpus."""
+"""By name: the choices of --subset (empty: the corpus is downloaded whole), and the corpus."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fetches what is missing. Exit code 0; 1 when that fails; 2 when the corpus or a subset cannot
-    be had this way.
+    """Entry point; returns the exit code: 1 when a download fails, 2 for a corpus or subset that
+    cannot be downloaded.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("corpus", choices=CORPORA)
     parser.add_argument(
-        "--to", required=True, metavar="FOLDER", help="the corpus's root: what data.root will be"
+        "--to", required=True, metavar="FOLDER", help="root of the corpus: the data.root of a run"
     )
     parser.add_argument(
         "--subset", nargs="+", default=[], help="subsets, or languages; see docs/corpora.md"
@@ -76,19 +75,18 @@ def main(arguments: list[str] | None = None) -> int:
         "--mirror", metavar="URL", help="a folder with the same archives, in place of the publisher"
     )
     options = parser.parse_args(arguments)
-    choices, corpus = CORPORA[options.corpus]
-    if bool(choices) != bool(options.subset):
-        parser.error(
-            f"{options.corpus}: choose with --subset ({choices})"
-            if choices
-            else f"{options.corpus} has no subsets"
-        )
-    try:
-        download(corpus(options.to, options.subset), options.mirror)
-    except HubertPretrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    choices, _ = CORPORA[options.corpus]
+    if choices and not options.subset:
+        parser.error(f"{options.corpus}: choose with --subset ({choices})")
+    if options.subset and not choices:
+        parser.error(f"{options.corpus} has no subsets")
+    return run_command(fetch, options)
+
+
+def fetch(options: argparse.Namespace) -> None:
+    """Download what is missing."""
+    _, corpus = CORPORA[options.corpus]
+    download(corpus(options.to, options.subset), options.mirror)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Features on disk: python tools/extract_features.py mfcc runs/demo/prepare features/mfcc
-                  python tools/extract_features.py runs/demo/it1/pretrain --layer 2 /my/recordings
-                  features/layer2 --dtype float16
+"""Write features (MFCC, log-mel, layers of a checkpoint) to disk.
 
-The first argument is mfcc, log_mel, or a checkpoint (with --layer). Reads a prepared corpus, an
-audio file or a folder of them. Writes .npy shards, offsets and ids
-(hubert_pretrain/features/dump.py); run it again and it goes on. Clustering and labelling need none
-of this.
+    hubert-pretrain extract-features mfcc runs/demo/prepare features/mfcc
+    hubert-pretrain extract-features runs/demo/it1/pretrain --layer 2 /my/recordings \\
+        features/layer2 --dtype float16
+
+The first argument is mfcc, log_mel, or a checkpoint (with --layer). The input is a prepared corpus,
+an audio file or a folder of them. The output is a folder of .npy shards, offsets and ids
+(hubert_pretrain/features/dump.py). The same command again continues an interrupted dump. The stages
+cluster and label need no dump: they compute features while they run.
 """
 
 from __future__ import annotations
@@ -13,19 +15,19 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hubert_pretrain.errors import ConfigError, DataError, HubertPretrainError
+from hubert_pretrain.errors import ConfigError, DataError
+from hubert_pretrain.tools.command import command_parser, run_command
 
 if TYPE_CHECKING:
     from hubert_pretrain.data.corpus import Corpus
+    from hubert_pretrain.features.extractor import Extractor
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes the dump and says where its parts are."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Entry point; returns the exit code."""
+    parser = command_parser(__doc__)
     parser.add_argument("features", help="mfcc, log_mel, or a checkpoint (docs/checkpoints.md)")
     parser.add_argument(
         "input", type=Path, help="prepared corpus, audio file, or folder of audio files"
@@ -50,32 +52,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--rank", type=int, default=0, help="of this process, when several write one dump"
     )
-    parser.add_argument("--world-size", type=int, default=1, help="how many they are")
-    options = parser.parse_args(arguments)
-    try:
-        _run(options)
-    except HubertPretrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    parser.add_argument("--world-size", type=int, default=1, help="number of these processes")
+    return run_command(extract, parser.parse_args(arguments))
 
 
-def _run(options: argparse.Namespace) -> None:
+def extract(options: argparse.Namespace) -> None:
+    """Write the dump, and print its size."""
     import torch
 
     from hubert_pretrain.distributed import usable_cores
     from hubert_pretrain.features.dump import FrameDump, write_dump, write_fairseq
 
-    extractor = _extractor(options).to(options.device)
-    corpus = _corpus(options.input, options.output)
+    extractor = open_extractor(options).to(options.device)
+    corpus = open_corpus(options.input, options.output)
     rows = corpus.manifest.rows(options.split) if options.split else corpus.manifest.rows()
     if len(rows) == 0:
-        raise DataError(
-            f"{options.input}: no utterances{f' in split {options.split!r}' if options.split else ''}; name another"
-        )
+        where = f" in split {options.split!r}" if options.split else ""
+        raise DataError(f"{options.input}: no utterances{where}; name another")
     torch.set_num_threads(1)
-    ranks = {"rank": options.rank, "world_size": options.world_size}
-    workers = options.workers or usable_cores()
     write_dump(
         corpus,
         rows,
@@ -83,52 +77,60 @@ def _run(options: argparse.Namespace) -> None:
         options.output,
         dtype=options.dtype,
         device=options.device,
-        workers=workers,
-        **ranks,
+        workers=options.workers or usable_cores(),
+        rank=options.rank,
+        world_size=options.world_size,
     )
     if options.world_size > 1:
         print(
-            f"{options.output}: the shards of process {options.rank} of {options.world_size} are written"
+            f"{options.output}: the shards of process {options.rank} "
+            f"of {options.world_size} are written"
         )
         return
     dump = FrameDump.open(options.output)
     print(
-        f"{options.output}: {len(dump)} frames of dimension {dump.shape[1]} of {len(rows)} utterances in {len(dump.paths)} shards"
+        f"{options.output}: {len(dump)} frames of dimension {dump.shape[1]} "
+        f"of {len(rows)} utterances in {len(dump.paths)} shards"
     )
     if options.fairseq:
         write_fairseq(dump, options.output / "fairseq", options.split or "all")
 
 
-def _extractor(options: argparse.Namespace) -> Any:
+def open_extractor(options: argparse.Namespace) -> Extractor:
+    """Extractor of the features that the command line names."""
     from hubert_pretrain.features.hubert_layer import HubertLayer
     from hubert_pretrain.features.log_mel import LogMel
     from hubert_pretrain.features.mfcc import Mfcc
     from hubert_pretrain.features.transformers_layer import TransformersLayer
 
-    if options.features in ("mfcc", "log_mel"):
-        return Mfcc() if options.features == "mfcc" else LogMel(options.num_mel_bins)
+    if options.features == "mfcc":
+        return Mfcc()
+    if options.features == "log_mel":
+        return LogMel(options.num_mel_bins)
     if options.layer is None:
         raise ConfigError(
-            f"--layer has no value: which layer of {options.features}? A number from 1 on, several with commas, or all"
+            f"--layer has no value: which layer of {options.features}? "
+            "A number from 1 on, several with commas, or all"
         )
-    words = options.layer.split(",")
+    network = TransformersLayer if options.transformers else HubertLayer
+    return network(options.features, parse_layer(options.layer))
+
+
+def parse_layer(text: str) -> int | list[int] | str:
+    """`2`, `[2, 5]` for `2,5`, or `all`."""
+    if text == "all":
+        return text
     try:
-        layer = (
-            "all"
-            if options.layer == "all"
-            else [int(word) for word in words]
-            if len(words) > 1
-            else int(words[0])
-        )
+        layers = [int(number) for number in text.split(",")]
     except ValueError:
         raise ConfigError(
-            f"--layer {options.layer}: expected a number, several with commas, or all"
+            f"--layer {text}: expected a number, several with commas, or all"
         ) from None
-    return (TransformersLayer if options.transformers else HubertLayer)(options.features, layer)
+    return layers if len(layers) > 1 else layers[0]
 
 
-def _corpus(path: Path, output: Path) -> Corpus:
-    """A prepared corpus as it is; files become one whose manifest lies with the features."""
+def open_corpus(path: Path, output: Path) -> Corpus:
+    """A prepared corpus; for audio files, one whose manifest is written beside the features."""
     from hubert_pretrain.data.audio import audio_below
     from hubert_pretrain.data.corpus import MANIFEST, Corpus
     from hubert_pretrain.data.manifest import Utterance, write_manifest
@@ -136,7 +138,9 @@ def _corpus(path: Path, output: Path) -> Corpus:
 
     if (path / MANIFEST).is_file():
         return Corpus.open(path)
-    files = [path] if path.is_file() else list(audio_below(path)) if path.is_dir() else []
+    files = [path] if path.is_file() else []
+    if path.is_dir():
+        files = list(audio_below(path))
     if not files:
         raise DataError(
             f"{path}: neither audio, nor a folder with audio files, nor a prepared corpus; name one"
@@ -144,14 +148,15 @@ def _corpus(path: Path, output: Path) -> Corpus:
     utterances = []
     for file in files:
         facts = scan(file)
-        name = file.name if file == path else str(file.relative_to(path))
-        measured = {
-            "source_rate": facts.source_rate,
-            "mean": facts.mean,
-            "variance": facts.variance,
-        }
         utterances.append(
-            Utterance(id=name, path=str(file.absolute()), num_samples=facts.num_samples, **measured)
+            Utterance(
+                id=file.name if file == path else str(file.relative_to(path)),
+                path=str(file.absolute()),
+                num_samples=facts.num_samples,
+                source_rate=facts.source_rate,
+                mean=facts.mean,
+                variance=facts.variance,
+            )
         )
     output.mkdir(parents=True, exist_ok=True)
     write_manifest(output / MANIFEST, utterances)

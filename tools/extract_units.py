@@ -1,14 +1,16 @@
-"""Speech -> units: python tools/extract_units.py runs/demo/it2/cluster speech.wav folder/
-runs/demo/prepare > units.jsonl
+"""Extract discrete units (cluster ids) from speech.
 
-Reads audio files, folders of them, prepared corpora, or with - raw PCM (16 kHz, mono, signed 16-bit
-little-endian) from a microphone:
+    hubert-pretrain extract-units runs/demo/it2/cluster speech.wav folder/ > units.jsonl
+    arecord -q -t raw -f S16_LE -r 16000 | hubert-pretrain extract-units runs/demo/it2/cluster -
 
-    arecord -q -t raw -f S16_LE -r 16000 | python tools/extract_units.py runs/demo/it2/cluster -
+Reads audio files, folders of them, prepared corpora, or with - raw PCM from a microphone (16 kHz,
+mono, signed 16-bit little-endian).
 
-jsonl: an object per recording with units, how many frames each lasts, and when it begins; from a
-microphone an object per run of equal units, as soon as it is over. km: all units of a recording,
-one per frame, on a line.
+--format jsonl writes one object per recording: its units (equal neighbours merged), the frames that
+each lasts, and its start. From a microphone it writes one object per unit as soon as the unit ends.
+--format km writes one line per recording with the unit of every frame.
+
+A file that cannot be read is reported on stderr and makes the exit code 1; the others are done.
 """
 
 from __future__ import annotations
@@ -16,30 +18,29 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hubert_pretrain.errors import DataError, HubertPretrainError
+from hubert_pretrain.tools.command import command_parser, report, run_command
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from hubert_pretrain.targets.units import Run, UnitExtractor
+    from hubert_pretrain import UnitExtractor
+    from hubert_pretrain.targets.units import Run, UnitStream
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus"}
-PIECE_BYTES = 3200
-"""A tenth of a second."""
+PCM_BYTES = 3200
+"""Read from a microphone at a time: a tenth of a second."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes units to stdout. A file that cannot be read is named on stderr and makes the exit code
-    1; the others are done.
-    """
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Entry point; returns the exit code."""
+    parser = command_parser(__doc__)
     parser.add_argument("codebook", help="folder of a cluster stage, such as runs/demo/it2/cluster")
     parser.add_argument(
         "inputs",
@@ -49,148 +50,150 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--checkpoint",
-        help="where the features' checkpoint lies, when it is no longer beside the codebook",
+        help="checkpoint of the features, when it is no longer beside the codebook",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--format", choices=["jsonl", "km"], default="jsonl")
     parser.add_argument(
         "--stream",
         action="store_true",
-        help="files: the units that they would have if they arrived in pieces, as from -",
+        help="process files in chunks, as audio from a microphone is",
     )
     parser.add_argument(
         "--chunk-frames",
         type=int,
-        help="frames that are computed at a time when streaming: less is sooner, and slower",
+        help="frames per chunk when streaming: fewer give units sooner, and cost more",
     )
-    options = parser.parse_args(arguments)
+    return run_command(extract, parser.parse_args(arguments))
 
+
+def extract(options: argparse.Namespace) -> int:
+    """Write the units of all inputs; returns the highest exit code of a recording."""
     from hubert_pretrain.stages.units import load_units
 
-    try:
-        extract = load_units(options.codebook, checkpoint=options.checkpoint, device=options.device)
-        if "-" in options.inputs:
-            return _listen(extract, options)
-        return max(
-            [_write(extract, options, *found) for found in _recordings(options.inputs)], default=0
-        )
-    except HubertPretrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # who read our units has seen enough
-        sys.stdout = None  # type: ignore[assignment]
-        return 0
+    extractor = load_units(options.codebook, checkpoint=options.checkpoint, device=options.device)
+    if "-" in options.inputs:
+        return extract_from_microphone(extractor, options)
+    codes = [
+        extract_recording(extractor, options, name, read)
+        for name, read in recordings(options.inputs)
+    ]
+    return max(codes, default=0)
 
 
-def _recordings(inputs: list[str]) -> Iterator[tuple[str, Any]]:
-    """(name, function that reads the waveform) of everything that is named."""
-    from functools import partial
-
+def recordings(inputs: list[str]) -> Iterator[tuple[str, Callable[[], NDArray[np.float32]]]]:
+    """Name of every recording, and the function that reads its waveform (S,)."""
     from hubert_pretrain.data import audio
     from hubert_pretrain.data.corpus import MANIFEST, Corpus
 
     for path in map(Path, inputs):
         if (path / MANIFEST).is_file():
             corpus = Corpus.open(path)
-            yield from (
-                (corpus.manifest[row].id, partial(corpus.read, row))
-                for row in range(len(corpus.manifest))
-            )
+            for row in range(len(corpus.manifest)):
+                yield corpus.manifest[row].id, partial(corpus.read, row)
         elif path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
             if not files:
                 raise DataError(
-                    f"{path}: no audio in it; expected files ending in {', '.join(sorted(SUFFIXES))}, or a prepared corpus"
+                    f"{path}: no audio in it; expected files ending in "
+                    f"{', '.join(sorted(SUFFIXES))}, or a prepared corpus"
                 )
-            yield from ((str(file), partial(audio.read, str(file))) for file in files)
+            for file in files:
+                yield str(file), partial(audio.read, str(file))
         else:
             yield str(path), partial(audio.read, str(path))
 
 
-def _write(extract: UnitExtractor, options: argparse.Namespace, name: str, read: Any) -> int:
-    from hubert_pretrain.targets.units import runs
-
+def extract_recording(
+    extractor: UnitExtractor,
+    options: argparse.Namespace,
+    name: str,
+    read: Callable[[], NDArray[np.float32]],
+) -> int:
+    """Print the units of one recording; returns its exit code."""
     try:
-        units = _streamed(extract, options, read()) if options.stream else extract(read())
+        units = units_in_chunks(extractor, options, read()) if options.stream else extractor(read())
     except HubertPretrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    if options.format == "km":
-        print(
-            " ".join(map(str, units.tolist()))
-            if units.ndim == 1
-            else " ".join("-".join(map(str, each)) for each in units.tolist())
-        )
-    else:
-        found = runs(units)
-        frames = [run.num_frames for run in found]
-        starts = [round(run.start_seconds(extract.grid), 3) for run in found]
-        print(
-            json.dumps(
-                {
-                    "id": name,
-                    "units": [run.unit for run in found],
-                    "frames": frames,
-                    "start_seconds": starts,
-                }
-            )
-        )
+        return report(error)
+    print(as_km(units) if options.format == "km" else as_json(extractor, name, units))
     return 0
 
 
-def _streamed(
-    extract: UnitExtractor, options: argparse.Namespace, waveform: NDArray[np.float32]
-) -> NDArray[np.int64]:
-    import numpy as np
-
-    stream = _stream(extract, options)
-    return np.concatenate([stream.push(waveform), stream.finish()])
+def as_km(units: NDArray[np.int64]) -> str:
+    """Units (T,) as in a .km file; of several codebooks (T, N), joined by a hyphen."""
+    if units.ndim == 1:
+        return " ".join(map(str, units.tolist()))
+    return " ".join("-".join(map(str, frame)) for frame in units.tolist())
 
 
-def _stream(extract: UnitExtractor, options: argparse.Namespace) -> Any:
-    from hubert_pretrain.targets.units import StreamPolicy, UnitStream
+def as_json(extractor: UnitExtractor, name: str, units: NDArray[np.int64]) -> str:
+    """Units of a recording as one JSON object, equal neighbours merged."""
+    from hubert_pretrain.targets.units import runs
 
-    return UnitStream(
-        extract, StreamPolicy.of(extract.extractor, chunk_frames=options.chunk_frames)
+    merged = runs(units)
+    return json.dumps(
+        {
+            "id": name,
+            "units": [run.unit for run in merged],
+            "frames": [run.num_frames for run in merged],
+            "start_seconds": [round(run.start_seconds(extractor.grid), 3) for run in merged],
+        }
     )
 
 
-def _listen(extract: UnitExtractor, options: argparse.Namespace) -> int:
+def units_in_chunks(
+    extractor: UnitExtractor, options: argparse.Namespace, waveform: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """Units (T,) of a waveform (S,), computed chunk by chunk."""
+    import numpy as np
+
+    stream = open_stream(extractor, options)
+    return np.concatenate([stream.push(waveform), stream.finish()])
+
+
+def open_stream(extractor: UnitExtractor, options: argparse.Namespace) -> UnitStream:
+    """Stream with the requested chunk size."""
+    from hubert_pretrain.targets.units import StreamPolicy, UnitStream
+
+    policy = StreamPolicy.of(extractor.extractor, chunk_frames=options.chunk_frames)
+    return UnitStream(extractor, policy)
+
+
+def extract_from_microphone(extractor: UnitExtractor, options: argparse.Namespace) -> int:
+    """Print the units of PCM on stdin while it arrives."""
     import numpy as np
 
     from hubert_pretrain.targets.units import RunStream
 
-    stream = _stream(extract, options)
+    stream = open_stream(extractor, options)
     runs = RunStream()
-    left = b""
     print(
         f"a unit comes at most {stream.latency_seconds:.3f} s after the first sample of its frame",
         file=sys.stderr,
     )
-    while piece := sys.stdin.buffer.read1(PIECE_BYTES):  # type: ignore[attr-defined]
-        data = left + piece
-        left = b""
-        if len(data) % 2:
-            data, left = data[:-1], data[-1:]
-        _say(
-            runs.push(stream.push(np.frombuffer(data, dtype="<i2").astype(np.float32) / 32768)),
-            extract,
-            options,
-        )
-    _say([*runs.push(stream.finish()), *runs.finish()], extract, options)
+    half_sample = b""
+    while received := sys.stdin.buffer.read1(PCM_BYTES):  # type: ignore[attr-defined]
+        pcm = half_sample + received
+        whole = len(pcm) - len(pcm) % 2
+        half_sample = pcm[whole:]
+        waveform = np.frombuffer(pcm[:whole], dtype="<i2").astype(np.float32) / 32768
+        print_runs(runs.push(stream.push(waveform)), extractor, options)
+    print_runs([*runs.push(stream.finish()), *runs.finish()], extractor, options)
     return 0
 
 
-def _say(found: list[Run], extract: UnitExtractor, options: argparse.Namespace) -> None:
-    for run in found:
+def print_runs(ended: list[Run], extractor: UnitExtractor, options: argparse.Namespace) -> None:
+    """Print units that have ended, and flush."""
+    for run in ended:
         if options.format == "km":
             print(" ".join([str(run.unit)] * run.num_frames), flush=True)
         else:
-            start = round(run.start_seconds(extract.grid), 3)
-            print(
-                json.dumps({"unit": run.unit, "frames": run.num_frames, "start_seconds": start}),
-                flush=True,
-            )
+            unit = {
+                "unit": run.unit,
+                "frames": run.num_frames,
+                "start_seconds": round(run.start_seconds(extractor.grid), 3),
+            }
+            print(json.dumps(unit), flush=True)
 
 
 if __name__ == "__main__":

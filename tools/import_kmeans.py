@@ -1,5 +1,6 @@
-"""A k-means of fairseq (joblib) -> a codebook: python tools/import_kmeans.py km_100.bin
-codebooks/km_100 --trust-pickle --features mfcc
+"""Import a k-means model of fairseq (a joblib file) as a codebook.
+
+    hubert-pretrain import-kmeans km_100.bin codebooks/km_100 --trust-pickle --features mfcc
 
 For a layer of a checkpoint: --features runs/demo/it1/pretrain --layer 6. The folder that is written
 works wherever a codebook is read.
@@ -11,18 +12,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.tools.command import command_parser, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints what was read. The exit code is not 0 when nothing was written."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Entry point; returns the exit code, not 0 when nothing was written."""
+    parser = command_parser(__doc__)
     parser.add_argument(
         "file",
         type=Path,
-        help="what joblib.dump or pickle.dump made of a fitted KMeans or MiniBatchKMeans",
+        help="a fitted KMeans or MiniBatchKMeans, written by joblib.dump or pickle.dump",
     )
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument(
@@ -34,27 +33,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--trust-pickle",
         action="store_true",
-        help="read it although it is a program, in a process that can do nothing",
+        help="read it although a pickle is a program, in a process that has no rights",
     )
     options = parser.parse_args(arguments)
     if options.features != "mfcc" and options.layer is None:
         parser.error("--features CHECKPOINT needs --layer")
+    return run_command(convert, options)
 
+
+def convert(options: argparse.Namespace) -> None:
+    """Write the codebook, and print its size."""
     from hubert_pretrain.clustering.fairseq_kmeans import import_kmeans
     from hubert_pretrain.features.hubert_layer import HubertLayer
     from hubert_pretrain.features.mfcc import Mfcc
 
-    try:
-        extractor = (
-            Mfcc() if options.features == "mfcc" else HubertLayer(options.features, options.layer)
-        )
-        codebooks = import_kmeans(options.file, extractor, trust_pickle=options.trust_pickle)
-        codebooks.save(options.out)
-    except HubertPretrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    if options.features == "mfcc":
+        extractor = Mfcc()
+    else:
+        extractor = HubertLayer(options.features, options.layer)
+    codebooks = import_kmeans(options.file, extractor, trust_pickle=options.trust_pickle)
+    codebooks.save(options.out)
     print(f"{options.out}: K={codebooks.sizes[0]}, {codebooks.dim} dimensions")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Looks into a target store: python tools/inspect_targets.py runs/demo/it1/label --corpus
-runs/demo/prepare [UTTERANCE ...]
+"""Print what a target store holds, or the targets of single utterances.
 
-Without utterances: what made the targets, their grid, sizes, counts. With ids: every run of equal
-targets, when it begins, how long it is, and the phones it lies on where the corpus is aligned.
+    hubert-pretrain inspect-targets runs/demo/it1/label --corpus runs/demo/prepare [UTTERANCE ...]
+
+Without utterances: the features and codebook of the targets, their frame grid, sizes and counts.
+With ids: every run of equal targets, its start, its length, and the phones under it where the
+corpus is aligned.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from hubert_pretrain.errors import DataError, HubertPretrainError, did_you_mean
+from hubert_pretrain.errors import DataError, did_you_mean
+from hubert_pretrain.tools.command import command_parser, run_command
 
 if TYPE_CHECKING:
     from hubert_pretrain.data.corpus import Corpus
@@ -19,53 +22,50 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints text for people."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Entry point; returns the exit code."""
+    parser = command_parser(__doc__)
     parser.add_argument("store", help="folder of a label stage")
-    parser.add_argument(
-        "--corpus", required=True, help="the prepared corpus that the targets are of"
-    )
+    parser.add_argument("--corpus", required=True, help="the prepared corpus of the targets")
     parser.add_argument("utterances", nargs="*", metavar="UTTERANCE", help="ids")
-    options = parser.parse_intermixed_args(arguments)
+    return run_command(inspect, parser.parse_intermixed_args(arguments))
 
+
+def inspect(options: argparse.Namespace) -> None:
+    """Print the store, or the utterances named."""
     from hubert_pretrain.data.corpus import Corpus
     from hubert_pretrain.targets.store import TargetStore
 
-    try:
-        corpus = Corpus.open(options.corpus)
-        store = TargetStore.open(options.store)
-        store.check(corpus.manifest)
-        if not options.utterances:
-            _describe(store, corpus)
-        for utterance in options.utterances:
-            _show(store, corpus, utterance)
-    except HubertPretrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    corpus = Corpus.open(options.corpus)
+    store = TargetStore.open(options.store)
+    store.check(corpus.manifest)
+    if not options.utterances:
+        print_store(store, corpus)
+    for utterance in options.utterances:
+        print_utterance(store, corpus, utterance)
 
 
-def _describe(store: TargetStore, corpus: Corpus) -> None:
+def print_store(store: TargetStore, corpus: Corpus) -> None:
+    """Print origin, grid, K and counts of a store."""
     from hubert_pretrain.features.extractor import describe
 
     frames = int(store.offsets[-1])
     sizes = ", ".join(map(str, store.sizes))
     print(
-        f"{store.folder}: {len(store)} utterances, {frames} frames at {store.grid.frames_per_second:g} Hz, K={sizes}"
+        f"{store.folder}: {len(store)} utterances, {frames} frames "
+        f"at {store.grid.frames_per_second:g} Hz, K={sizes}"
     )
     print(
-        f"features: {describe(store.codebook['features'])}; codebook {store.codebook['sha256'][:12]}"
+        f"features: {describe(store.codebook['features'])}; "
+        f"codebook {store.codebook['sha256'][:12]}"
     )
     for split in corpus.manifest.splits:
         rows = corpus.manifest.split_range(split)
-        print(
-            f"{split}: {len(rows)} utterances, {int(store.offsets[rows.stop] - store.offsets[rows.start])} frames"
-        )
+        split_frames = int(store.offsets[rows.stop] - store.offsets[rows.start])
+        print(f"{split}: {len(rows)} utterances, {split_frames} frames")
 
 
-def _show(store: TargetStore, corpus: Corpus, utterance: str) -> None:
+def print_utterance(store: TargetStore, corpus: Corpus, utterance: str) -> None:
+    """Print the runs of equal targets of one utterance, with the phones under them."""
     from hubert_pretrain.targets.units import runs
 
     ids = corpus.manifest.column("id").to_pylist()
@@ -75,18 +75,16 @@ def _show(store: TargetStore, corpus: Corpus, utterance: str) -> None:
         )
     row = ids.index(utterance)
     targets = store.targets(row)
-    aligned = corpus.alignments is not None and corpus.alignments.has(row)
-    phones = (
-        corpus.alignments.frame_phones(row, len(targets), store.grid)
-        if aligned and corpus.alignments
-        else [""] * len(targets)
-    )
+    phones = [""] * len(targets)
+    if corpus.alignments is not None and corpus.alignments.has(row):
+        phones = corpus.alignments.frame_phones(row, len(targets), store.grid)
     print(f"{utterance}: {len(targets)} frames  {corpus.manifest[row].text}")
     for run in runs(targets):
-        under = dict.fromkeys(phones[run.start_frame : run.start_frame + run.num_frames])
-        print(
-            f"{run.start_seconds(store.grid):8.2f} s  {1000 * run.num_seconds(store.grid):5.0f} ms  {run.unit!s:>6}  {' '.join(under)}"
-        )
+        end_frame = run.start_frame + run.num_frames
+        phones_under = " ".join(dict.fromkeys(phones[run.start_frame : end_frame]))
+        start = run.start_seconds(store.grid)
+        milliseconds = 1000 * run.num_seconds(store.grid)
+        print(f"{start:8.2f} s  {milliseconds:5.0f} ms  {run.unit!s:>6}  {phones_under}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""A prepared corpus -> the same corpus in tar shards (WebDataset's form), as a new prepared folder.
+"""Copy a prepared corpus into tar shards (the form of WebDataset).
 
-    python tools/make_shards.py runs/base_ls960/prepare /fast/ls960 --format pcm --workers 8
-    python -m hubert_pretrain.run +recipe=base_ls960 data=webdataset data.root=/fast/ls960/shards
+    hubert-pretrain make-shards runs/base_ls960/prepare /fast/ls960 --format pcm --workers 8
+    hubert-pretrain +recipe=base_ls960 data=webdataset data.root=/fast/ls960/shards
 
-pcm: 16-bit WAV members, 115 MB an hour, cropped without decoding. flac: about half of that. Both
-are 16 kHz mono; audio of that form in 16 bits is kept to the bit. Run again after a kill: finished
-shards stay, and the result is the same to the byte. `data.shards=pcm` does the same inside
-`stage=prepare`.
+--format pcm writes 16-bit WAV members, 115 MB an hour, which are cropped without decoding; flac
+takes half of that. Both are 16 kHz mono, and audio of that form in 16 bits is copied without loss.
+The same command after a kill keeps finished shards and gives the same bytes. `data.shards=pcm` does
+the same inside the prepare stage.
 """
 
 from __future__ import annotations
@@ -15,19 +15,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.data.shards.index import verify
-from hubert_pretrain.data.shards.writer import FORMATS, SHARDS, convert
-from hubert_pretrain.errors import HubertPretrainError
-from hubert_pretrain.frames import seconds
+from hubert_pretrain.data.shards.writer import FORMATS
+from hubert_pretrain.tools.command import command_parser, run_command
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("corpus", type=Path, help="folder of a finished `prepare`")
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = command_parser(__doc__)
+    parser.add_argument("corpus", type=Path, help="folder of a finished prepare stage")
     parser.add_argument(
         "out", type=Path, help="folder for shards/, manifest.arrow, alignments.arrow and card.json"
     )
@@ -36,32 +31,39 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
     parser.add_argument(
         "--url",
-        help="where you will put the shards, e.g. s3://bucket/corpus: the manifest then names that place",
+        help="future place of the shards, e.g. s3://bucket/corpus: the manifest then names it",
     )
     parser.add_argument(
-        "--verify", action="store_true", help="read every shard once more and compare its sha256"
+        "--verify", action="store_true", help="read every shard again and compare its SHA-256"
     )
-    args = parser.parse_args()
-    try:
-        corpus = Corpus.open(args.corpus.expanduser())
-        out = args.out.expanduser()
-        manifest = convert(
-            corpus,
-            out,
-            format=args.format,
-            megabytes=args.megabytes,
-            workers=args.workers,
-            url=args.url,
-        )
-        shards = sorted((out / SHARDS).glob("*.tar"))
-        gigabytes = sum(verify(shard, content=args.verify).size for shard in shards) / 1e9
-    except HubertPretrainError as error:
-        sys.exit(f"error: {error}")
+    return run_command(make_shards, parser.parse_args(arguments))
+
+
+def make_shards(options: argparse.Namespace) -> None:
+    """Write the shards, and print their number and size."""
+    from hubert_pretrain.data.corpus import Corpus
+    from hubert_pretrain.data.shards.index import verify
+    from hubert_pretrain.data.shards.writer import SHARDS, convert
+    from hubert_pretrain.frames import seconds
+
+    corpus = Corpus.open(options.corpus.expanduser())
+    out = options.out.expanduser()
+    manifest = convert(
+        corpus,
+        out,
+        format=options.format,
+        megabytes=options.megabytes,
+        workers=options.workers,
+        url=options.url,
+    )
+    shards = sorted((out / SHARDS).glob("*.tar"))
+    gigabytes = sum(verify(shard, content=options.verify).size for shard in shards) / 1e9
     hours = seconds(int(manifest.num_samples.sum())) / 3600
     print(
-        f"{out}: {len(manifest)} utterances, {hours:.2f} h in {len(shards)} shards, {gigabytes:.2f} GB"
+        f"{out}: {len(manifest)} utterances, {hours:.2f} h "
+        f"in {len(shards)} shards, {gigabytes:.2f} GB"
     )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

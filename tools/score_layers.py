@@ -1,9 +1,11 @@
-"""Which layer to cluster: python tools/score_layers.py runs/demo/it1/pretrain --corpus
-runs/demo/prepare [--split valid]
+"""Score every layer of a checkpoint, to choose the one to cluster.
 
-Scores every layer of a checkpoint in one pass: PNMI and purities against phones where the corpus is
-aligned, ABX where there is something to compare, agreement of two codebooks always.
-`features.layer=auto` does the same inside a run.
+    hubert-pretrain score-layers runs/demo/it1/pretrain --corpus runs/demo/prepare
+
+One pass over the speech scores all layers: PNMI and purities against phones where the corpus is
+aligned, ABX where there are pairs to compare, and always the agreement of two codebooks fitted with
+different seeds. `features.layer=auto` does the same inside a run. docs/glossary.md explains the
+measures.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.tools.command import command_parser, run_command
 
 COLUMNS = (
     "layer",
@@ -30,10 +32,8 @@ COLUMNS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints a table, and as JSON on request."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Entry point; returns the exit code."""
+    parser = command_parser(__doc__)
     parser.add_argument(
         "checkpoint", help="folder of a run, or any other checkpoint (docs/checkpoints.md)"
     )
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--criterion",
         default="pnmi",
-        help="what the best layer is chosen by: pnmi, phone_purity, abx, stability",
+        help="measure of the best layer: pnmi, phone_purity, abx, stability (default: pnmi)",
     )
     parser.add_argument(
         "--n-clusters",
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="clusters of every layer's codebook (default: 100)",
     )
     parser.add_argument(
-        "--max-hours", type=float, default=0.5, help="at most so much speech (default: 0.5)"
+        "--max-hours", type=float, default=0.5, help="at most this much speech (default: 0.5)"
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
@@ -66,22 +66,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--scratch",
         default=None,
-        help="folder for the frames when they are many (default: the system's)",
+        help="folder for frames that do not fit in memory (default: the system's)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object instead of a table"
     )
-    options = parser.parse_args(arguments)
-    try:
-        found = _score(options)
-    except HubertPretrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(found) if options.json else _table(found))
-    return 0
+    return run_command(print_scores, parser.parse_args(arguments))
 
 
-def _score(options: argparse.Namespace) -> dict[str, Any]:
+def print_scores(options: argparse.Namespace) -> None:
+    """Score the layers, and print a table or JSON."""
+    result = score(options)
+    print(json.dumps(result) if options.json else format_table(result))
+
+
+def score(options: argparse.Namespace) -> dict[str, Any]:
+    """Scores of all layers, and the best layer by the criterion."""
     import torch
 
     from hubert_pretrain.clustering import layer_selection
@@ -94,9 +94,8 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
     rows = layer_selection.choose_rows(
         corpus, options.split, options.criterion, max_hours=options.max_hours, seed=options.seed
     )
-    extractor = (TransformersLayer if options.transformers else HubertLayer)(
-        options.checkpoint, "all"
-    ).to(options.device)
+    network = TransformersLayer if options.transformers else HubertLayer
+    extractor = network(options.checkpoint, "all").to(options.device)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         scores = layer_selection.score_layers(
@@ -109,23 +108,24 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
             workers=options.workers or usable_cores(),
             scratch=Path(scratch),
         )
-    best = layer_selection.best_layer(scores, options.criterion)
     return {
         "criterion": options.criterion,
         "split": options.split,
         "utterances": len(rows),
-        "best": best,
+        "best": layer_selection.best_layer(scores, options.criterion),
         "scores": layer_selection.table(scores),
     }
 
 
-def _table(found: dict[str, Any]) -> str:
+def format_table(result: dict[str, Any]) -> str:
+    """Table with a line per layer, `-` for a measure that the corpus does not allow."""
     lines = ["  ".join(f"{name:>14}" for name in COLUMNS)]
-    for score in found["scores"]:
-        values = ["-" if score[name] is None else f"{score[name]:.3f}" for name in COLUMNS[1:]]
-        lines.append("  ".join(f"{value:>14}" for value in [str(score["layer"]), *values]))
+    for layer in result["scores"]:
+        values = ["-" if layer[name] is None else f"{layer[name]:.3f}" for name in COLUMNS[1:]]
+        lines.append("  ".join(f"{value:>14}" for value in [str(layer["layer"]), *values]))
     lines.append(
-        f"best by {found['criterion']} on {found['utterances']} utterances of {found['split']}: layer {found['best']}"
+        f"best by {result['criterion']} on {result['utterances']} utterances "
+        f"of {result['split']}: layer {result['best']}"
     )
     return "\n".join(lines)
 

@@ -1,18 +1,19 @@
-"""What targets are worth.
+"""Measure the quality of targets.
 
-    python tools/score_targets.py runs/demo/it1/label --corpus runs/demo/prepare [--against OTHER]
-    [--codebook DIR] [--picture x.png]
+    hubert-pretrain score-targets runs/demo/it1/label --corpus runs/demo/prepare
 
-Prints the facts that a label stage keeps as JSON: PNMI and purities against phones, purity and
-information against speakers, entropy, use of clusters, lengths of runs, ABX. Phone measures need
-alignments. Of utterances that are one word each (spoken digits, commands) ABX compares the words.
---against says how much another store of the same corpus agrees, as adjusted mutual information,
-  codebook by codebook.
---codebook compares the inertia of a cluster stage's codebook, such as runs/demo/it1/cluster, with
-  that of scikit-learn's MiniBatchKMeans
-(the paper's settings) fitted on an hour of `train`, or on --hours. With K=500 clusters of a layer
-scikit-learn takes an hour for that;
---hours 0.05 gives a first answer.
+Prints the measures that a label stage records, as JSON: PNMI and purities against phones, purity
+and information against speakers, entropy, cluster use, run lengths, ABX. Measures against phones
+need alignments. Where each utterance is one word (spoken digits, commands), ABX compares words.
+docs/glossary.md explains the measures.
+
+--against OTHER adds the agreement with other targets of the same corpus, as adjusted mutual
+information, codebook by codebook.
+
+--codebook DIR adds the inertia of a cluster stage's codebook, such as runs/demo/it1/cluster, beside
+that of scikit-learn's MiniBatchKMeans (the paper's settings) fitted on an hour of `train`, or on
+--hours. With K=500 clusters of a layer scikit-learn takes an hour for that; --hours 0.05 gives a
+first answer.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.tools.command import command_parser, run_command
 
 if TYPE_CHECKING:
     from hubert_pretrain.data.corpus import Corpus
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints one JSON object."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Entry point; returns the exit code."""
+    parser = command_parser(__doc__)
     parser.add_argument("store", help="folder of a label stage, or of imported targets")
     parser.add_argument(
         "--corpus",
         required=True,
-        help="the prepared corpus that they were made for, such as runs/demo/prepare",
+        help="the prepared corpus of the targets, such as runs/demo/prepare",
     )
     parser.add_argument(
         "--against",
@@ -54,18 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--hours", type=float, default=1.0, help="of audio for --codebook (default: 1)"
     )
     parser.add_argument(
-        "--picture", metavar="PNG", help="draw P(phone | unit), use of units and lengths of runs"
+        "--picture", metavar="PNG", help="draw P(phone | unit), use of units and run lengths"
     )
-    options = parser.parse_args(arguments)
-    try:
-        print(json.dumps(_score(options), indent=2))
-    except HubertPretrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_command(print_scores, parser.parse_args(arguments))
 
 
-def _score(options: argparse.Namespace) -> dict[str, Any]:
+def print_scores(options: argparse.Namespace) -> None:
+    """Measure the targets, and print JSON."""
     from hubert_pretrain.data.corpus import Corpus
     from hubert_pretrain.targets.plots import plot_targets
     from hubert_pretrain.targets.quality import measure_targets, stability
@@ -78,28 +74,30 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
     if options.against:
         facts["adjusted_mutual_information"] = stability(store, TargetStore.open(options.against))
     if options.codebook:
-        facts["against_scikit_learn"] = _inertia(options.codebook, corpus, options.hours)
+        facts["against_scikit_learn"] = compare_inertia(options.codebook, corpus, options.hours)
     if options.picture:
         plot_targets(store, corpus, Path(options.picture))
-    return facts
+    print(json.dumps(facts, indent=2))
 
 
-def _inertia(folder: str, corpus: Corpus, hours: float) -> dict[str, float]:
-    import tempfile
-
+def compare_inertia(folder: str, corpus: Corpus, hours: float) -> dict[str, float]:
+    """Inertia of a codebook and of scikit-learn's k-means on the same frames."""
     from hubert_pretrain.clustering import sample
     from hubert_pretrain.clustering.reference import against_scikit_learn
-    from hubert_pretrain.errors import ArtefactError
     from hubert_pretrain.stages.units import load_units
 
     units = load_units(folder)
     if not units.codebooks.is_plain:
         raise ArtefactError(
-            f"{folder}: holds {units.codebooks.num_codebooks} codebooks; --codebook compares one over all columns"
+            f"{folder}: holds {units.codebooks.num_codebooks} codebooks; "
+            "--codebook compares one over all columns"
         )
-    train = corpus.manifest.split_range("train")
     rows = sample.choose_rows(
-        corpus.manifest.num_samples, train, fraction=1.0, max_hours=hours, seed=0
+        corpus.manifest.num_samples,
+        corpus.manifest.split_range("train"),
+        fraction=1.0,
+        max_hours=hours,
+        seed=0,
     )
     with tempfile.TemporaryDirectory() as scratch:
         frames = sample.gather(corpus, rows, units.extractor, scratch=Path(scratch))

@@ -1,5 +1,10 @@
-"""Speech files -> text: python tools/transcribe.py runs/demo/finetune/asr speech.wav, or with
-any CTC model that can be read.
+"""Transcribe speech files with a CTC model.
+
+    hubert-pretrain transcribe runs/demo/finetune/asr speech.wav
+
+Any CTC model that the package reads will do: a finetune stage of a run, a folder of transformers, a
+*.pt of fairseq. Prints one line per file, `path<TAB>text`. A file that cannot be read is reported
+on stderr and makes the exit code 1; the others are transcribed.
 """
 
 from __future__ import annotations
@@ -9,47 +14,42 @@ import sys
 from typing import TYPE_CHECKING
 
 from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.tools.command import command_parser, report, run_command
 
 if TYPE_CHECKING:
-    from hubert_pretrain.finetune.inference import SpeechRecognizer
+    from hubert_pretrain import SpeechRecognizer
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints one line per file, `path<TAB>text`. A file that cannot be read is named on stderr and
-    makes the exit code 1.
-    """
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Entry point; returns the exit code."""
+    parser = command_parser(__doc__)
     parser.add_argument(
-        "model",
-        help="CTC model, such as runs/demo/finetune/asr, a folder of transformers, a *.pt of fairseq",
+        "model", help="CTC model: a stage such as runs/demo/finetune/asr, a folder or a *.pt"
     )
     parser.add_argument(
         "files", nargs="+", metavar="file", help="audio of any rate: wav, flac, ogg, opus, mp3"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument(
-        "--dictionary", help="dict.ltr.txt, for a model that does not list its characters"
+        "--dictionary", help="dict.ltr.txt, for a model that does not hold its characters"
     )
-    options = parser.parse_args(arguments)
-
-    from hubert_pretrain.finetune.inference import SpeechRecognizer
-
-    try:
-        recogniser = SpeechRecognizer.load(
-            options.model, options.device, dictionary=options.dictionary
-        )
-    except HubertPretrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return max([_transcribe(recogniser, file) for file in options.files])
+    return run_command(transcribe, parser.parse_args(arguments))
 
 
-def _transcribe(recogniser: SpeechRecognizer, file: str) -> int:
+def transcribe(options: argparse.Namespace) -> int:
+    """Transcribe all files; returns the highest exit code of a file."""
+    from hubert_pretrain import SpeechRecognizer
+
+    recogniser = SpeechRecognizer.load(options.model, options.device, dictionary=options.dictionary)
+    return max([transcribe_file(recogniser, file) for file in options.files])
+
+
+def transcribe_file(recogniser: SpeechRecognizer, file: str) -> int:
+    """Print the text of one file; returns its exit code."""
     try:
         print(f"{file}\t{recogniser.transcribe(file)}", flush=True)
     except HubertPretrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return report(error)
     return 0
 
 

@@ -69,7 +69,7 @@ class Alarms:
                 asked > UNK_SHARE,
                 1,
                 f"{asked:.0%} of the frames have one cluster as their target: much silence, or features that do not tell frames apart. "
-                "Listen to it (tools/inspect_targets.py); trim silence or cluster again",
+                "Listen to it (hubert-pretrain inspect-targets); trim silence or cluster again",
             ),
             "loss_scale": (
                 scale < 1.0,

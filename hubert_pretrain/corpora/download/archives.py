@@ -2,7 +2,7 @@
 marked as done last.
 
 Everything on the way lies in `<root>/.downloads`, so that a run that was interrupted at any moment
-goes on. Nothing here runs unless it is asked for: `data.download=true` or tools/download_corpus.py.
+goes on. Runs only on request: `data.download=true` or `hubert-pretrain download-corpus`.
 """
 
 from __future__ import annotations

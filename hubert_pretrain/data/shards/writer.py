@@ -317,7 +317,7 @@ def _refuse_full_disk(
     if needed > free:
         raise DataError(
             f"{folder}: about {human_bytes(int(needed))} are needed for shards in {format}, {human_bytes(free)} are free; "
-            "make room, or write them elsewhere with tools/make_shards.py"
+            "make room, or write them elsewhere with hubert-pretrain make-shards"
         )
 
 

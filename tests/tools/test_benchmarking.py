@@ -1,4 +1,4 @@
-"""What the benchmark tools share."""
+"""Turns, ratios and output of the benchmarks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from hubert_pretrain import benchmark
+from hubert_pretrain.tools import benchmarking
 
 
 def test_sides_take_turns_and_warm_up_turns_do_not_count() -> None:
@@ -17,25 +17,25 @@ def test_sides_take_turns_and_warm_up_turns_do_not_count() -> None:
         calls.append(name)
         return float(len(calls))
 
-    found = benchmark.in_turns({"ours": lambda: side("ours"), "peer": lambda: side("peer")}, 2)
+    found = benchmarking.in_turns({"ours": lambda: side("ours"), "peer": lambda: side("peer")}, 2)
     assert calls == ["ours", "peer"] * 3
     assert found == {"ours": [3.0, 5.0], "peer": [4.0, 6.0]}
 
 
 def test_the_ratio_is_that_of_each_turn_not_of_the_medians() -> None:
-    found = benchmark.compared([10.0, 30.0, 20.0], [1.0, 10.0, 4.0])
+    found = benchmarking.compared([10.0, 30.0, 20.0], [1.0, 10.0, 4.0])
     assert (found["ours"], found["peer"]) == (20.0, 4.0)
     assert (found["ratio_min"], found["ratio"], found["ratio_max"]) == (3.0, 5.0, 10.0)
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.05, 0.1, 0.55, 0.999])
 def test_lengths_follow_the_deciles(uniform: float) -> None:
-    expected = np.interp(uniform, np.linspace(0, 1, 11), benchmark.LIBRISPEECH_SECONDS)
-    assert benchmark.librispeech_seconds(uniform) == pytest.approx(expected)
+    expected = np.interp(uniform, np.linspace(0, 1, 11), benchmarking.LIBRISPEECH_SECONDS)
+    assert benchmarking.librispeech_seconds(uniform) == pytest.approx(expected)
 
 
 def test_the_line_of_json_has_short_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark.print_json(
+    benchmarking.print_json(
         "none", {"row": {"ours": 1.23456789, "frames": 123456789, "peers": {"a": 2 / 3}}}
     )
     found = json.loads(capsys.readouterr().out)

@@ -1,22 +1,15 @@
-"""tools/bench_decode.py: each row runs in small, and both sides find the same."""
+"""tools/bench_decode.py: each row runs at a small size, and both sides agree."""
 
 from __future__ import annotations
 
 import json
-import runpy
-from pathlib import Path
-from typing import Any
 
 import pytest
-
-
-@pytest.fixture
-def main(repository: Path) -> Any:
-    return runpy.run_path(str(repository / "tools" / "bench_decode.py"))["main"]
+from hubert_pretrain.tools.bench_decode import main
 
 
 def test_both_sides_read_the_same_samples_and_write_the_same_text(
-    main: Any, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     main(["--size", "tiny", "--minutes", "0.1", "--pairs", "1"])
     *lines, last = capsys.readouterr().out.splitlines()
@@ -32,7 +25,7 @@ def test_both_sides_read_the_same_samples_and_write_the_same_text(
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"], rel=0.01)
 
 
-def test_a_row_that_does_not_exist(main: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["read_aiff"])
     assert "no row 'read_aiff'; choose from read_flac" in capsys.readouterr().err

@@ -1,13 +1,12 @@
-"""tools/convert_checkpoint.py: what it prints, what it refuses, and its exit code."""
+"""`hubert-pretrain convert-checkpoint`: output, refusals and exit codes."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hubert_pretrain.tools.convert_checkpoint import main
 
 from hubert_pretrain.interop import registry
 from hubert_pretrain.model.checkpoint import save_model
@@ -25,18 +24,6 @@ SMALL = HubertConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def convert(repository: Path) -> Callable[[list[str]], int]:
-    spec = importlib.util.spec_from_file_location(
-        "convert_checkpoint", repository / "tools" / "convert_checkpoint.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
 @pytest.fixture
 def ours(tmp_path: Path) -> Path:
     torch.manual_seed(0)
@@ -45,7 +32,6 @@ def ours(tmp_path: Path) -> Path:
 
 
 def test_round_through_every_format(
-    convert: Callable[[list[str]], int],
     ours: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -53,7 +39,7 @@ def test_round_through_every_format(
     source = ours
     for name in ("fairseq", "huggingface", "s3prl", "torchaudio", "ours"):
         target = tmp_path / f"to_{name}"
-        assert convert([str(source), str(target), "--to", name, "--check"]) == 0
+        assert main([str(source), str(target), "--to", name, "--check"]) == 0
         printed = capsys.readouterr().out
         assert "46 tensors came back bit for bit" in printed
         source = target
@@ -63,7 +49,6 @@ def test_round_through_every_format(
 
 
 def test_a_failed_check_is_an_error(
-    convert: Callable[[list[str]], int],
     ours: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -81,12 +66,11 @@ def test_a_failed_check_is_an_error(
     monkeypatch.setitem(
         registry.FORMATS, "fairseq", registry.Format(whole.file, spoilt, whole.compare)
     )
-    assert convert([str(ours), str(tmp_path / "x.pt"), "--to", "fairseq", "--check"]) == 1
+    assert main([str(ours), str(tmp_path / "x.pt"), "--to", "fairseq", "--check"]) == 1
     assert "x.pt: layer 1 of the exported model differs" in capsys.readouterr().err
 
 
 def test_what_it_refuses(
-    convert: Callable[[list[str]], int],
     ours: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -98,7 +82,7 @@ def test_what_it_refuses(
         ([str(ours), "x", "--to", "ours", "--set", "layerdrop"], 2, "expected FIELD=VALUE"),
         ([str(ours), "x", "--to", "fairseq", "--int8", "y"], 2, "--int8 needs --to onnx"),
     ):
-        assert convert(arguments) == code
+        assert main(arguments) == code
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1

@@ -1,36 +1,30 @@
-"""tools/transcribe.py on a CTC model of random weights."""
+"""`hubert-pretrain transcribe` with a CTC model of random weights."""
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from hubert_pretrain.tools.transcribe import main
 
 from hubert_pretrain.finetune.inference import SpeechRecognizer
 from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.model.checkpoint import save_model
-from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
+from tests.finetune.conftest import TINY
 
 
 @pytest.fixture
-def main(repository: Path) -> Any:
-    return runpy.run_path(str(repository / "tools" / "transcribe.py"))["main"]
-
-
-@pytest.fixture
-def model(tmp_path: Path, tiny: HubertConfig) -> Path:
+def model(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     vocabulary = Vocabulary.of_texts(["ABC"])
     save_model(
         tmp_path / "asr",
-        Hubert(tiny),
+        Hubert(TINY),
         head=CTCHead(16, len(vocabulary)),
         extra={"vocabulary": list(vocabulary.symbols)},
     )
@@ -44,7 +38,7 @@ def speech(tmp_path: Path) -> Path:
 
 
 def test_prints_path_and_text(
-    main: Any, model: Path, speech: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, speech: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(model), str(speech)]) == 0
     assert (
@@ -53,7 +47,7 @@ def test_prints_path_and_text(
 
 
 def test_goes_on_after_a_bad_file(
-    main: Any, model: Path, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     soundfile.write(tmp_path / "short.wav", np.zeros(100), 16000)
     assert (
@@ -67,9 +61,9 @@ def test_goes_on_after_a_bad_file(
 
 
 def test_another_kind_of_model(
-    main: Any, tiny: HubertConfig, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_model(tmp_path / "pretrained", Hubert(tiny), head=CodebookHead(16, 8, 5))
+    save_model(tmp_path / "pretrained", Hubert(TINY), head=CodebookHead(16, 8, 5))
     assert main([str(tmp_path / "pretrained"), str(speech)]) == 1
     assert "holds a 'pretrain' checkpoint, which cannot transcribe" in capsys.readouterr().err
     assert main([str(tmp_path / "nowhere"), str(speech)]) == 1

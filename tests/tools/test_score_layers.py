@@ -1,27 +1,23 @@
-"""tools/score_layers.py on a tiny random checkpoint and the tones of conftest.py."""
+"""`hubert-pretrain score-layers` on a tiny random checkpoint and tones."""
 
 from __future__ import annotations
 
 import json
-import runpy
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from hubert_pretrain.tools.score_layers import main
 
-from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
+from tests.clustering.conftest import make_corpus
 
 
 @pytest.fixture(scope="module")
-def inputs(
-    tmp_path_factory: pytest.TempPathFactory, tones: Callable[..., Corpus]
-) -> tuple[str, str]:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("tool")
-    tones(folder / "corpus")
+    make_corpus(folder / "corpus")
     torch.manual_seed(0)
     sizes = {
         "conv_dim": [8] * 7,
@@ -38,10 +34,7 @@ def inputs(
     return str(folder / "checkpoint"), str(folder / "corpus")
 
 
-def test_a_table_and_json(
-    inputs: tuple[str, str], repository: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main = runpy.run_path(str(repository / "tools" / "score_layers.py"))["main"]
+def test_a_table_and_json(inputs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint, corpus = inputs
     assert main([checkpoint, "--corpus", corpus, "--n-clusters", "8", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -63,8 +56,7 @@ def test_a_table_and_json(
 
 
 def test_a_criterion_that_does_not_exist(
-    inputs: tuple[str, str], repository: Path, capsys: pytest.CaptureFixture[str]
+    inputs: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main = runpy.run_path(str(repository / "tools" / "score_layers.py"))["main"]
     assert main([inputs[0], "--corpus", inputs[1], "--criterion", "pmni"]) == 2
     assert "did you mean 'pnmi'?" in capsys.readouterr().err

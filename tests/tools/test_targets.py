@@ -1,14 +1,13 @@
-"""The tools of this room, as a person runs them."""
+"""The commands for targets and units: score, convert, inspect, extract."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -51,15 +50,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tool(repository: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> Tool:
-    """Runs tools/<name>.py: exit code, stdout, stderr."""
+def tool(capsysbinary: pytest.CaptureFixture[bytes]) -> Tool:
+    """Run a command: exit code, stdout, stderr."""
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
-        spec = importlib.util.spec_from_file_location(name, repository / "tools" / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module: Any = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = importlib.import_module(f"hubert_pretrain.tools.{name}")
         code = module.main(list(map(str, arguments)))
         found = capsysbinary.readouterr()
         return code, found.out.decode(), found.err.decode()
