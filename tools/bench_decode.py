@@ -36,7 +36,6 @@ import soundfile
 import torch
 from torch import Tensor
 
-from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.audio import audio_below
 from hubert_pretrain.finetune.ctc import CtcTask
@@ -49,6 +48,7 @@ from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CTCHead
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.tools import benchmarking
 
 MINUTES = {"read_flac": 30.0, "read_wav": 30.0, "read_ogg": 10.0, "greedy": 60.0, "transcribe": 1.5}
 """Audio of each row."""

@@ -27,12 +27,12 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pretrain.module import PretrainModule
+from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.training.loggers import CsvLogger, Guarded
 from hubert_pretrain.training.module import Optimisation
 from hubert_pretrain.training.trainer import build_trainer

@@ -32,7 +32,6 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.data.audio import audio_below
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import MANIFEST, Corpus
@@ -44,6 +43,7 @@ from hubert_pretrain.data.storage import Location
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE, samples, seconds
 from hubert_pretrain.model.preprocess import normalize
 from hubert_pretrain.pretrain.dataset import CropSource, SpanMasking
+from hubert_pretrain.tools import benchmarking
 
 MAX_CROP = 250_000
 """fairseq's max_sample_size."""

@@ -29,11 +29,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.data.arrow_table import TEXT, chunks
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.manifest import TYPES, Manifest, write_columns
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
+from hubert_pretrain.tools import benchmarking
 
 LIMITS = {
     "open_seconds": 1.0,

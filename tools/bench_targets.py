@@ -46,7 +46,6 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.clustering import sample
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.clustering.codebook_set import CodebookSet
@@ -69,6 +68,7 @@ from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.targets.labelling import label_corpus
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
+from hubert_pretrain.tools import benchmarking
 
 MINUTES = {
     "mfcc_to_targets": 60.0,

@@ -30,7 +30,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.interop.transformers_writer import import_transformers
 from hubert_pretrain.model.compile import compile_network
@@ -40,6 +39,7 @@ from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.precision import set_matmul_precision
 from hubert_pretrain.pretrain.loss import SupervisedLayer, masked_prediction_loss
+from hubert_pretrain.tools import benchmarking
 
 K = 500
 LARGE = {
