@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hubert_pretrain.model.hubert import Hubert
     from hubert_pretrain.targets.units import UnitExtractor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Codebook",

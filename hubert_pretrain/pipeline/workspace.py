@@ -1,4 +1,4 @@
-"""Every path of a run, and the life of an artefact: absent -> partial -> done.
+"""Layout of a run on disk, and the life cycle of an artefact: absent -> partial -> done.
 
 A stage works in `<work_dir>/<stage>.partial`, which survives a kill. When it has finished, the
 folder is synced to disk, renamed to `<work_dir>/<stage>`, and `meta.json` is written into it last:
@@ -29,6 +29,8 @@ from hubert_pretrain.pipeline import locks
 
 META = "meta.json"
 PARTIAL_META = "partial.json"
+FORMAT = "hubert_pretrain.stage.2"
+"""Form of both files and of the fingerprints in them; version 0.1 wrote none."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Artefact:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the stage measured."""
+        """Values that the stage measured."""
         return dict(self.meta["facts"])
 
 
@@ -62,7 +64,7 @@ class Workspace:
 
     @property
     def check_path(self) -> Path:
-        """`check.json`, what `stage=check` found last."""
+        """`check.json`, the last results of `stage=check`."""
         return self.root / "check.json"
 
     @property
@@ -72,7 +74,7 @@ class Workspace:
 
     @property
     def jobs_path(self) -> Path:
-        """`slurm/jobs.json`, which job runs which stage."""
+        """`slurm/jobs.json`, the submitted job of each stage."""
         return self.root / "slurm" / "jobs.json"
 
     def jobs_folder(self, stage: str) -> Path:
@@ -80,32 +82,38 @@ class Workspace:
         return self.root / "slurm" / stage.replace("/", "-")
 
     def folder(self, stage: str) -> Path:
-        """Where the finished output of a stage lies."""
+        """Folder of the finished output of a stage."""
         return self.root / stage
 
     def partial_folder(self, stage: str) -> Path:
-        """Where a stage works until it is done; kept across kills so that the stage can resume."""
+        """Folder that a stage works in until it is done; it survives a kill, so that the stage can
+        resume."""
         return self.root / f"{stage}.partial"
 
     def is_done(self, stage: str) -> bool:
-        """Whether the stage has finished."""
+        """True when the stage has finished."""
         return (self.folder(stage) / META).is_file()
 
     def artefact(self, stage: str) -> Artefact:
         """The finished output of a stage of this run.
 
-        Raises ArtefactError when the stage has not finished; the message says how to run it.
+        Raises ArtefactError when the stage has not finished, or was run by version 0.1.
         """
         if not self.is_done(stage):
             raise ArtefactError(
-                f"{self.folder(stage)}: no finished output of stage {stage!r}; run it first with stage={stage}"
+                f"{self.folder(stage)}: no finished output of stage {stage!r}; "
+                f"run it first with stage={stage}"
             )
         return open_artefact(self.folder(stage))
 
     def resolve(self, reference: str) -> Artefact:
-        """The artefact a recipe refers to: a stage of this run ("it1/pretrain"), the folder of one
-        made elsewhere, or what no stage made, a checkpoint (a file or a folder with a config.json)
-        or a folder of targets, whose fingerprint is a hash of its files."""
+        """The artefact that a recipe refers to.
+
+        Args:
+            reference: a stage of this run ("it1/pretrain"); the folder of a stage of another run; or
+                files that no stage made: a checkpoint (a file, or a folder with a config.json) or a
+                folder of targets. Their fingerprint is a hash of the files.
+        """
         if self.is_done(reference):
             return self.artefact(reference)
         path = Path(reference).expanduser().absolute()
@@ -117,8 +125,9 @@ class Workspace:
         if path.is_file() or (readable and not (path / PARTIAL_META).exists()):
             return Artefact(path, {"fingerprint": external_fingerprint(path), "facts": {}})
         raise ArtefactError(
-            f"{reference!r} is neither a finished stage of {self.root} nor a folder with a {META} nor targets nor a checkpoint of another "
-            "project; name a stage such as 'it1/pretrain', the folder of a finished one, or a checkpoint"
+            f"{reference!r} is neither a finished stage of {self.root} nor a folder with a {META} "
+            "nor targets nor a checkpoint of another project; name a stage such as 'it1/pretrain', "
+            "the folder of a finished one, or a checkpoint"
         )
 
     def lock(self, stage: str) -> contextlib.AbstractContextManager[None]:
@@ -128,21 +137,21 @@ class Workspace:
         return locks.acquire(self._lock_path(stage), f"stage {stage!r}")
 
     def holder(self, stage: str) -> str | None:
-        """Which process holds the lock of a stage, e.g. "process 123 on node7"; None when it is
+        """The process that holds the lock of a stage, e.g. "process 123 on node7"; None when it is
         free.
         """
         return locks.holder(self._lock_path(stage))
 
     def lock_submission(self) -> contextlib.AbstractContextManager[None]:
-        """Only one process at a time looks what is queued and submits the rest."""
+        """Lock of launch=slurm: one process at a time reads the queue and submits."""
         return locks.acquire(self._lock_path("submission"), "launch=slurm")
 
     def _lock_path(self, name: str) -> Path:
         return self.root / ".locks" / name.replace("/", "-")
 
     def has_begun(self, stage: str, fingerprint: str) -> bool:
-        """Whether a process holds the stage and has opened its partial folder, which is then of
-        this configuration.
+        """True when a process holds the stage and has opened its partial folder with this
+        fingerprint.
         """
         left = read_json(self.partial_folder(stage) / PARTIAL_META)
         return (
@@ -152,11 +161,11 @@ class Workspace:
         )
 
     def begin(self, stage: str, fingerprint: str, config: dict[str, Any]) -> Path:
-        """Opens the partial folder of a stage, empty unless an interrupted run of the *same*
-        configuration left one.
+        """Open the partial folder of a stage: empty, or with the work that an interrupted run of
+        the same configuration left.
 
-        What another configuration left is refused, unless there is nothing in it: a run that failed
-        at once is no work to be lost.
+        Raises ArtefactError for work of another configuration. (An empty folder is no work: that
+        run failed at once.)
         """
         folder = self.partial_folder(stage)
         unsealed = self.folder(stage)
@@ -167,21 +176,14 @@ class Workspace:
             else:
                 publish(unsealed, folder)
         left = read_json(folder / PARTIAL_META)
-        same = left is not None and left.get("fingerprint") == fingerprint
-        if (
-            left is not None
-            and not same
-            and size_in_bytes(folder) > (folder / PARTIAL_META).stat().st_size
-        ):
-            found = ", ".join(differing_fields(left.get("config", {}), config)) or "its inputs"
-            raise ArtefactError(
-                f"{folder}: an interrupted {stage!r} was started with another configuration ({found}). "
-                f"Restore those values to resume it, delete the folder to start it anew, or choose another work_dir"
-            )
+        if left is not None and left.get("fingerprint") == fingerprint:
+            return folder
+        if left is not None and size_in_bytes(folder) > (folder / PARTIAL_META).stat().st_size:
+            raise _not_the_same(folder, stage, left, config)
         folder.mkdir(parents=True, exist_ok=True)
-        if not same:
-            empty_folder(folder)
-            write_json(folder / PARTIAL_META, {"fingerprint": fingerprint, "config": config})
+        empty_folder(folder)
+        begun = {"format": FORMAT, "fingerprint": fingerprint, "config": config}
+        write_json(folder / PARTIAL_META, begun)
         return folder
 
     def finish(self, stage: str, meta: dict[str, Any]) -> Artefact:
@@ -189,19 +191,49 @@ class Workspace:
         partial = self.partial_folder(stage)
         final = self.folder(stage)
         publish(partial, final)
-        write_json(final / META, meta)
+        write_json(final / META, {"format": FORMAT, **meta})
         (final / PARTIAL_META).unlink(missing_ok=True)
         return open_artefact(final)
 
 
 def open_artefact(path: Path) -> Artefact:
-    """Reads the `meta.json` of a finished folder."""
+    """Read the `meta.json` of a finished folder.
+
+    Raises ArtefactError when it was never finished, or was made by version 0.1.
+    """
     meta = read_json(path / META)
     if meta is None:
         raise ArtefactError(
-            f"{path}: has no readable {META}, so it was never finished; delete it and run its stage again"
+            f"{path}: has no readable {META}, so it was never finished; delete it and run its "
+            "stage again"
+        )
+    if meta.get("format") != FORMAT:
+        raise ArtefactError(
+            f"{path}: made by version {_version_of(meta)} of hubert_pretrain, which this version "
+            "cannot use; delete it and run its stage again, or choose another work_dir"
         )
     return Artefact(path=path, meta=meta)
+
+
+def _version_of(meta: dict[str, Any]) -> str:
+    return str(meta.get("versions", {}).get("hubert-pretrain", "0.1"))
+
+
+def _not_the_same(
+    folder: Path, stage: str, left: dict[str, Any], config: dict[str, Any]
+) -> ArtefactError:
+    """The error for interrupted work that another configuration or version left."""
+    fix = "delete the folder to start it again, or choose another work_dir"
+    if left.get("format") != FORMAT:
+        return ArtefactError(
+            f"{folder}: an interrupted {stage!r} was started by version 0.1 of hubert_pretrain, "
+            f"which this version cannot resume; {fix}"
+        )
+    found = ", ".join(differing_fields(left.get("config", {}), config)) or "its inputs"
+    return ArtefactError(
+        f"{folder}: an interrupted {stage!r} was started with another configuration ({found}). "
+        f"Restore those values to resume it, {fix}"
+    )
 
 
 def external_fingerprint(path: Path) -> str:

@@ -34,7 +34,7 @@ from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline.plan import stages
-from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
 from hubert_pretrain.stages import cluster as cluster_stage
 from hubert_pretrain.stages.extraction import extraction
 
@@ -158,7 +158,9 @@ def test_layer_auto_is_chosen_once_and_recorded(corpus: Corpus, tmp_path: Path) 
     workspace = Workspace(tmp_path / "run")
     workspace.folder("prepare").parent.mkdir(parents=True)
     workspace.folder("prepare").symlink_to(corpus.folder)
-    write_json(corpus.folder / "meta.json", {"fingerprint": "prepare", "facts": {}})
+    write_json(
+        corpus.folder / "meta.json", {"format": FORMAT, "fingerprint": "prepare", "facts": {}}
+    )
     folder = workspace.partial_folder("it1/cluster")
     folder.mkdir(parents=True)
     facts = cluster_stage.run(recipe, workspace, "it1/cluster", folder)

@@ -23,7 +23,7 @@ from hubert_pretrain.config.schema import ClusteringConfig, IterationConfig, Rec
 from hubert_pretrain.distributed import group
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.files import write_json
-from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
 from hubert_pretrain.stages import cluster as stage
 from tests.targets.conftest import make_corpus
 
@@ -48,7 +48,10 @@ FORMS: dict[str, dict[str, Any]] = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     make_corpus(folder / "run" / "prepare", 60)
-    write_json(folder / "run" / "prepare" / "meta.json", {"fingerprint": "prepare", "facts": {}})
+    write_json(
+        folder / "run" / "prepare" / "meta.json",
+        {"format": FORMAT, "fingerprint": "prepare", "facts": {}},
+    )
     return folder
 
 

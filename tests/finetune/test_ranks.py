@@ -16,7 +16,7 @@ from hubert_pretrain.files import write_json
 from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.pipeline.workspace import META, Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
 from hubert_pretrain.training.loggers import read_metrics
 from hubert_pretrain.training.resilience.checkpoint_io import VerifiedCheckpointIO, newest
 from tests.finetune.conftest import TINY, make_corpus
@@ -52,7 +52,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     torch.manual_seed(0)
     save_model(workspace.folder("it2/pretrain"), Hubert(TINY), head=CodebookHead(16, 8, 5))
     for stage in ("prepare", "it2/pretrain"):
-        write_json(workspace.folder(stage) / META, {"fingerprint": stage, "facts": {}})
+        write_json(
+            workspace.folder(stage) / META, {"format": FORMAT, "fingerprint": stage, "facts": {}}
+        )
     return workspace
 
 

@@ -21,7 +21,7 @@ from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
 from hubert_pretrain.stages import finetune
 
 CTC = {"_target_": "hubert_pretrain.finetune.ctc.CtcTask"}
@@ -200,8 +200,12 @@ def test_no_transcripts_stop_it_before_training(
     monkeypatch.setattr(finetune, "fit", None)
     workspace = Workspace(tmp_path)
     corpus_with(text="").folder.rename(tmp_path / "prepare")
-    (tmp_path / "prepare" / "meta.json").write_text('{"fingerprint": "p", "facts": {}}')
+    (tmp_path / "prepare" / "meta.json").write_text(
+        json.dumps({"format": FORMAT, "fingerprint": "p", "facts": {}})
+    )
     save_model(tmp_path / "pretrained", Hubert(tiny), head=CodebookHead(16, 8, 5))
-    (tmp_path / "pretrained" / "meta.json").write_text('{"fingerprint": "q", "facts": {}}')
+    (tmp_path / "pretrained" / "meta.json").write_text(
+        json.dumps({"format": FORMAT, "fingerprint": "q", "facts": {}})
+    )
     with pytest.raises(DataError, match="has a transcript"):
         _run(workspace, "asr", CTC, checkpoint=str(tmp_path / "pretrained"))

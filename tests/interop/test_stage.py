@@ -20,7 +20,7 @@ from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
 from hubert_pretrain.stages.export import run
 
 SMALL = HubertConfig(
@@ -37,7 +37,9 @@ def finished(
     workspace: Workspace, stage: str, head: CodebookHead | CTCHead, **extra: object
 ) -> None:
     save_model(workspace.folder(stage), Hubert(SMALL), head=head, extra=extra)
-    write_json(workspace.folder(stage) / "meta.json", {"fingerprint": "x", "facts": {}})
+    write_json(
+        workspace.folder(stage) / "meta.json", {"format": FORMAT, "fingerprint": "x", "facts": {}}
+    )
 
 
 @pytest.fixture

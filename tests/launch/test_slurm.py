@@ -19,7 +19,7 @@ from hubert_pretrain.errors import ArtefactError, ConfigError, HubertPretrainErr
 from hubert_pretrain.files import write_json
 from hubert_pretrain.launch import jobs, slurm
 from hubert_pretrain.pipeline import plan, summary
-from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
 from tests.launch.conftest import FakeSlurm
 from tests.test_recipes import composed
 
@@ -67,7 +67,13 @@ def finish(workspace: Workspace, *names: str) -> None:
         fingerprint = plan.fingerprint_of(stage, workspace)
         write_json(
             workspace.folder(name) / "meta.json",
-            {"fingerprint": fingerprint, "config": stage.config, "inputs": {}, "facts": {}},
+            {
+                "format": FORMAT,
+                "fingerprint": fingerprint,
+                "config": stage.config,
+                "inputs": {},
+                "facts": {},
+            },
         )
 
 

@@ -14,7 +14,7 @@ import torch
 from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import MODEL_GRID, samples
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
 from hubert_pretrain.preflight import budget, machine
 from hubert_pretrain.preflight.budget import Audio, Work
 from hubert_pretrain.preflight.training_cost import Training
@@ -186,7 +186,10 @@ def test_the_size_of_the_corpus_is_in_the_facts_of_prepare(tmp_path: Path) -> No
     assert budget.audio_of(workspace) == Audio()
     assert budget.audio_of(workspace).unknown == "more is known after prepare"
     splits = {"train": {"hours": 2.0}, "valid": {"hours": 0.5}, "test": {"hours": 1.0}}
-    write_json(tmp_path / "prepare" / "meta.json", {"fingerprint": "", "facts": {"splits": splits}})
+    write_json(
+        tmp_path / "prepare" / "meta.json",
+        {"format": FORMAT, "fingerprint": "", "facts": {"splits": splits}},
+    )
     assert budget.audio_of(workspace) == Audio(
         all=samples(3.5 * 3600), train=samples(7200), valid=samples(1800)
     )

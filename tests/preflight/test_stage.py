@@ -23,7 +23,7 @@ from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.files import read_json, write_json
 from hubert_pretrain.pipeline import plan
-from hubert_pretrain.pipeline.workspace import META, Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
 from hubert_pretrain.preflight import check, machine, report
 from hubert_pretrain.preflight.report import error, ok, skipped, warning
 from hubert_pretrain.stages.runner import run_stage
@@ -70,7 +70,7 @@ def prepared(
     for name, facts in (("prepare", hours), ("it1/cluster", {}), ("it1/label", label)):
         write_json(
             workspace.folder(name) / META,
-            {"fingerprint": name, "facts": facts, "config": {}, "inputs": {}},
+            {"format": FORMAT, "fingerprint": name, "facts": facts, "config": {}, "inputs": {}},
         )
     return workspace
 

@@ -26,7 +26,7 @@ from hubert_pretrain.data.manifest import Manifest, Utterance, write_manifest
 from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.pipeline.workspace import META, Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
 from hubert_pretrain.targets.writer import TargetWriter
 
 CLUSTERS = 5
@@ -77,7 +77,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         ("prepare", {}),
         ("it1/label", {"unigram_entropy_nats": float(np.log(CLUSTERS))}),
     ):
-        write_json(workspace.folder(stage) / META, {"fingerprint": stage, "facts": facts})
+        write_json(
+            workspace.folder(stage) / META, {"format": FORMAT, "fingerprint": stage, "facts": facts}
+        )
     return workspace
 
 

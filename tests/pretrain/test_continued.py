@@ -29,7 +29,7 @@ from hubert_pretrain.interop.registry import FORMATS
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline import plan
-from hubert_pretrain.pipeline.workspace import META, Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
 from hubert_pretrain.pretrain.warm_start import cooccurrence, match, warm_start
 from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.targets.store import TargetStore
@@ -73,11 +73,14 @@ def loop(prepared: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Works
         lambda row: np.array([5, 6, 7, 0, 1])[old.targets(row)],
     )
     for stage in ("it2/label", "it3/label"):
-        write_json(workspace.folder(stage) / META, {"fingerprint": stage, "facts": {}})
+        write_json(
+            workspace.folder(stage) / META, {"format": FORMAT, "fingerprint": stage, "facts": {}}
+        )
     first = workspace.folder("it1/pretrain")
     write_json(
         first / META,
         {
+            "format": FORMAT,
             "fingerprint": "it1/pretrain",
             "facts": run(continued(), workspace, "it1/pretrain", first),
         },

@@ -17,7 +17,7 @@ from hubert_pretrain.errors import ConfigError, Preempted
 from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.model.checkpoint import load_model
-from hubert_pretrain.pipeline.workspace import META, Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
 from hubert_pretrain.pretrain.phone_probe import PhoneProbe
 from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.training.curves import plot_pretraining
@@ -47,7 +47,9 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     ]
     write_alignments(folder / "alignments.arrow", rows)
     for stage, facts in (("prepare", {}), ("it1/label", {"unigram_entropy_nats": math.log(5)})):
-        write_json(workspace.folder(stage) / META, {"fingerprint": stage, "facts": facts})
+        write_json(
+            workspace.folder(stage) / META, {"format": FORMAT, "fingerprint": stage, "facts": facts}
+        )
     return workspace
 
 

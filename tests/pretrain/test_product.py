@@ -13,7 +13,7 @@ import torch
 from hubert_pretrain.config.schema import ClusteringConfig, ExportConfig, LossConfig, Recipe
 from hubert_pretrain.files import write_json
 from hubert_pretrain.model.checkpoint import load_model
-from hubert_pretrain.pipeline.workspace import META, Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
 from hubert_pretrain.stages import cluster as cluster_stage
 from hubert_pretrain.stages import export as export_stage
 from hubert_pretrain.stages import label as label_stage
@@ -33,7 +33,10 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A prepared corpus."""
     workspace = Workspace(tmp_path_factory.mktemp("product"))
     make_corpus(workspace.folder("prepare"), 20)
-    write_json(workspace.folder("prepare") / META, {"fingerprint": "prepare", "facts": {}})
+    write_json(
+        workspace.folder("prepare") / META,
+        {"format": FORMAT, "fingerprint": "prepare", "facts": {}},
+    )
     return workspace
 
 
@@ -42,7 +45,7 @@ def run(module: object, recipe: Recipe, workspace: Workspace, stage: str) -> dic
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     facts: dict[str, object] = module.run(recipe, workspace, stage, folder)  # type: ignore[attr-defined]
-    write_json(folder / META, {"fingerprint": stage, "facts": facts})
+    write_json(folder / META, {"format": FORMAT, "fingerprint": stage, "facts": facts})
     return facts
 
 

@@ -23,7 +23,7 @@ from hubert_pretrain.data.shards.writer import convert
 from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
 from hubert_pretrain.model.checkpoint import load_model
-from hubert_pretrain.pipeline.workspace import META, Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
 from hubert_pretrain.pretrain.dataset import CropSource, MicroBatches, SpanMasking
 from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.targets.store import TargetStore
@@ -56,7 +56,10 @@ def corpora(prepared: Workspace, tmp_path_factory: pytest.TempPathFactory) -> di
     )  # a single shard of each split
     for name in ("files", "pcm", "flac"):
         shutil.copytree(prepared.folder("it1"), home / name / "it1")
-        write_json(home / name / "prepare" / META, {"fingerprint": "prepare", "facts": {}})
+        write_json(
+            home / name / "prepare" / META,
+            {"format": FORMAT, "fingerprint": "prepare", "facts": {}},
+        )
     return {name: Workspace(home / name) for name in ("files", "pcm", "flac")}
 
 

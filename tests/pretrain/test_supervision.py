@@ -26,7 +26,7 @@ from hubert_pretrain.model.checkpoint import load_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.pipeline.workspace import META, Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
 from hubert_pretrain.pretrain.layer_supervision import LayerSupervision
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.stages.pretrain import run
@@ -99,7 +99,10 @@ def two_codebooks(prepared: Workspace, tmp_path: Path) -> Workspace:
     for block in writer.pending().tolist():
         ids = [single.targets(row) for row in writer.rows(block).tolist()]
         writer.write(block, [np.stack([each, each % 3], axis=1) for each in ids])
-    write_json(workspace.folder("it1/label") / META, {"fingerprint": "label", "facts": {}})
+    write_json(
+        workspace.folder("it1/label") / META,
+        {"format": FORMAT, "fingerprint": "label", "facts": {}},
+    )
     return workspace
 
 

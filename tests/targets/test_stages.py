@@ -19,7 +19,7 @@ from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline import plan
-from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
 from hubert_pretrain.stages import cluster as cluster_stage
 from hubert_pretrain.stages import label as label_stage
 from hubert_pretrain.stages.units import load_units
@@ -59,7 +59,10 @@ def seal(workspace: Workspace, stage: str, folder: Path, facts: dict[str, Any]) 
     """What the pipeline does when a stage has returned."""
     workspace.folder(stage).parent.mkdir(parents=True, exist_ok=True)
     folder.rename(workspace.folder(stage))
-    write_json(workspace.folder(stage) / "meta.json", {"fingerprint": stage, "facts": facts})
+    write_json(
+        workspace.folder(stage) / "meta.json",
+        {"format": FORMAT, "fingerprint": stage, "facts": facts},
+    )
 
 
 def run(module: Any, recipe: Recipe, workspace: Workspace, stage: str) -> dict[str, Any]:
@@ -185,7 +188,7 @@ def test_units_of_a_run_from_its_cluster_stage_alone(workspace: Workspace, tmp_p
     for iteration, node in (("it1", MFCC), ("it2", LAYER)):
         run(cluster_stage, recipe(), workspace, f"{iteration}/cluster")
         run(label_stage, recipe(), workspace, f"{iteration}/label")
-        meta = {"fingerprint": "x", "facts": {}, "config": {"features": node}}
+        meta = {"format": FORMAT, "fingerprint": "x", "facts": {}, "config": {"features": node}}
         write_json(workspace.folder(f"{iteration}/cluster") / "meta.json", meta)
         units = load_units(workspace.folder(f"{iteration}/cluster"))
         store = TargetStore.open(workspace.folder(f"{iteration}/label"))
@@ -207,6 +210,7 @@ def test_units_of_a_run_from_its_cluster_stage_alone(workspace: Workspace, tmp_p
 def test_an_artefact_decides_nothing_but_features(workspace: Workspace) -> None:
     run(cluster_stage, recipe(), workspace, "it1/cluster")
     meta = {
+        "format": FORMAT,
         "fingerprint": "x",
         "facts": {},
         "config": {"features": {"_target_": "os.system", "command": "touch executed"}},

@@ -18,6 +18,7 @@ from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.files import write_json
+from hubert_pretrain.pipeline.workspace import FORMAT
 from hubert_pretrain.targets.labelling import label_corpus
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
@@ -37,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     features = {"_target_": "hubert_pretrain.features.mfcc.Mfcc"}
     write_json(
         root / "it1/cluster/meta.json",
-        {"fingerprint": "x", "facts": {}, "config": {"features": features}},
+        {"format": FORMAT, "fingerprint": "x", "facts": {}, "config": {"features": features}},
     )
     (root / "it1/label").mkdir()
     label_corpus(

@@ -15,7 +15,7 @@ from hubert_pretrain.errors import ArtefactError, Preempted
 from hubert_pretrain.files import write_json
 from hubert_pretrain.pipeline import plan
 from hubert_pretrain.pipeline.plan import Stage
-from hubert_pretrain.pipeline.workspace import META, Workspace
+from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
 from hubert_pretrain.stages import runner
 from hubert_pretrain.stages.runner import run_stage
 
@@ -30,6 +30,7 @@ def second_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Recipe
     workspace = Workspace(tmp_path)
     stages = {stage.name: stage for stage in plan.stages(recipe)}
     made = {
+        "format": FORMAT,
         "fingerprint": plan.fingerprint_of(stages["prepare"], workspace),
         "config": stages["prepare"].config,
         "inputs": {},

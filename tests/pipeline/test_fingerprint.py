@@ -1,0 +1,154 @@
+"""Fingerprints of stages: the same for the same result, another for another result."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.files import read_json, write_json
+from hubert_pretrain.pipeline import fingerprint, plan
+from hubert_pretrain.pipeline.plan import Stage
+from hubert_pretrain.pipeline.workspace import FORMAT, META, PARTIAL_META, Workspace
+from tests.test_recipes import composed
+
+
+@pytest.fixture(scope="module")
+def smoke() -> Recipe:
+    return composed("smoke")
+
+
+def identities(recipe: Recipe) -> dict[str, str]:
+    """A hash of the configuration of every stage."""
+    return {stage.name: fingerprint.digest(stage.identity) for stage in plan.stages(recipe)}
+
+
+def changed(before: Recipe, after: Recipe) -> set[str]:
+    """The stages whose configuration has another hash."""
+    old = identities(before)
+    new = identities(after)
+    return {name for name in old if old[name] != new.get(name)}
+
+
+def test_moving_a_module_changes_nothing(smoke: Recipe) -> None:
+    moved = copy.deepcopy(smoke)
+    moved.data.corpus["_target_"] = "hubert_pretrain.corpora.elsewhere.Synthetic"
+    moved.iterations["it1"].features["_target_"] = "hubert_pretrain.features.other.place.Mfcc"
+    assert smoke.data.corpus["_target_"].endswith(".Synthetic")
+    assert not changed(smoke, moved)
+
+
+def test_another_class_is_another_fingerprint(smoke: Recipe) -> None:
+    other = copy.deepcopy(smoke)
+    other.iterations["it1"].features["_target_"] = "hubert_pretrain.features.log_mel.LogMel"
+    assert changed(smoke, other) == {"it1/cluster", "it1/label"}
+    other.iterations["it1"].features["_target_"] = "theirs.Mfcc"
+    assert changed(smoke, other) == {"it1/cluster", "it1/label"}
+
+
+def test_the_seed_counts_where_it_is_used(smoke: Recipe) -> None:
+    other = copy.deepcopy(smoke)
+    other.seed += 1
+    trainings = {"it1/pretrain", "it2/pretrain", "finetune/asr", "finetune/speakers"}
+    assert changed(smoke, other) == {"it1/cluster", "it2/cluster"} | trainings
+
+
+def test_values_that_do_not_change_the_result_do_not_count(smoke: Recipe) -> None:
+    other = copy.deepcopy(smoke)
+    other.data.workers = 7
+    other.data.corpus["workers"] = 7
+    other.data.max_bad_fraction = 0.5
+    other.data.cache_dir = "/cache"
+    pretrain = other.iterations["it1"].pretrain
+    pretrain.log_every_steps += 1
+    pretrain.valid_every_steps += 1
+    pretrain.checkpoint_every_steps += 1
+    pretrain.probe.every_steps += 1
+    other.finetune["asr"].test_split = "valid"
+    other.trainer.precision = "bf16-mixed"
+    assert not changed(smoke, other)
+    pretrain.learning_rate *= 2
+    assert changed(smoke, other) == {"it1/pretrain"}
+
+
+def test_spellings_of_a_path_are_one(
+    smoke: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "teacher").mkdir()
+    recipes = []
+    for root in (f"{tmp_path}/corpus", "corpus", "./corpus/", "~/corpus", "teacher/../corpus"):
+        recipe = copy.deepcopy(smoke)
+        recipe.data.root = root
+        recipe.data.corpus["root"] = root
+        recipe.iterations["it2"].features["checkpoint"] = root.replace("corpus", "teacher")
+        recipe.iterations["it2"].pretrain.start_from = root.replace("corpus", "teacher")
+        recipes.append(recipe)
+    for recipe in recipes[1:]:
+        assert not changed(recipes[0], recipe)
+        assert plan.find(recipes[0], "it2/pretrain").inputs == (
+            "prepare",
+            "it2/label",
+            f"{tmp_path}/teacher",
+        )
+    assert changed(smoke, recipes[0]) == {"prepare", "it2/cluster", "it2/label", "it2/pretrain"}
+
+
+def test_stages_of_the_run_and_urls_stay_as_they_are(smoke: Recipe) -> None:
+    cluster = plan.find(smoke, "it2/cluster")
+    assert cluster.inputs == ("prepare", "it1/pretrain")
+    assert cluster.config["features"]["checkpoint"] == "it1/pretrain"
+    assert fingerprint.absolute("s3://bucket/a/../b") == "s3://bucket/a/../b"
+
+
+# -- versions
+
+
+def made_by_0_1(workspace: Workspace, stage: Stage, name: str) -> Path:
+    """A file of version 0.1 in the folder of a stage: what it wrote had no format."""
+    finished = name == META
+    folder = (workspace.folder if finished else workspace.partial_folder)(stage.name)
+    meta = {"fingerprint": "0" * 16, "config": stage.config, "inputs": {}, "facts": {}}
+    write_json(folder / name, meta | {"versions": {"hubert-pretrain": "0.1.0"}})
+    (folder / "manifest.arrow").write_bytes(b"work")
+    return folder
+
+
+def test_a_finished_stage_of_version_0_1_is_refused(smoke: Recipe, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    stage = plan.find(smoke, "prepare")
+    folder = made_by_0_1(workspace, stage, META)
+    assert plan.state(stage, workspace) == plan.OUTDATED
+    for use in (
+        lambda: plan.check_unchanged(stage, workspace),
+        lambda: workspace.artefact("prepare"),
+        lambda: workspace.resolve("prepare"),
+        lambda: Workspace(tmp_path / "other").resolve(str(folder)),
+    ):
+        with pytest.raises(
+            ArtefactError, match=r"made by version 0\.1\.0 .*; delete it"
+        ) as refused:
+            use()
+        assert str(refused.value).startswith(f"{folder}: ")
+        assert "\n" not in str(refused.value)
+
+
+def test_interrupted_work_of_version_0_1_is_refused(smoke: Recipe, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    stage = plan.find(smoke, "prepare")
+    folder = made_by_0_1(workspace, stage, PARTIAL_META)
+    with pytest.raises(ArtefactError, match=r"was started by version 0\.1 .*; delete the folder"):
+        workspace.begin("prepare", "a", stage.config)
+    assert (folder / "manifest.arrow").exists()
+
+
+def test_a_finished_stage_states_its_format(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.begin("prepare", "a", {})
+    workspace.finish("prepare", {"fingerprint": "a", "facts": {}})
+    assert read_json(tmp_path / "prepare" / META)["format"] == FORMAT
