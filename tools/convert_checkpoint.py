@@ -94,14 +94,14 @@ def write_foreign(target: Path, loaded: LoadedModel, options: argparse.Namespace
 
 def write_ours(target: Path, loaded: LoadedModel, *, check: bool) -> None:
     """Write a folder of this package, and compare it with the source."""
-    from hubert_pretrain.interop.compare import bit_equal
+    from hubert_pretrain.interop.compare import count_equal_tensors
     from hubert_pretrain.model.checkpoint import load_model, save_model
 
     head = loaded.build_head() if loaded.head_state else None
     save_model(target, loaded.model, head=head, extra=loaded.extra)
     print(f"wrote     {target}")
     if check:
-        tensors = bit_equal(target, loaded, load_model(target))
+        tensors = count_equal_tensors(target, loaded, load_model(target))
         print(f"checked   {tensors} tensors came back bit for bit")
 
 

@@ -24,7 +24,7 @@ from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.finetune.ctc import ctc_loss
 from hubert_pretrain.interop.compare import Report, compare, load_quietly, probe
 from hubert_pretrain.interop.load import load_checkpoint
-from hubert_pretrain.interop.tensor_names import FAIRSEQ_HEAD, fairseq_rules, to_theirs
+from hubert_pretrain.interop.tensor_names import FAIRSEQ_HEAD, fairseq_key_map, to_theirs
 from hubert_pretrain.interop.torchaudio_writer import compare_torchaudio, export_torchaudio
 from hubert_pretrain.interop.transformers_writer import export_huggingface, import_transformers
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
@@ -288,7 +288,7 @@ def _gradients(model: Hubert, head: CodebookHead, tensors: dict[str, torch.Tenso
     """
     ours: dict[str, torch.Tensor] = {}
     for module, rules in (
-        (model, fairseq_rules(model.config.feat_extract_norm)),
+        (model, fairseq_key_map(model.config.feat_extract_norm)),
         (head, FAIRSEQ_HEAD),
     ):
         ours |= to_theirs(

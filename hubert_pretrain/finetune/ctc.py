@@ -26,7 +26,7 @@ from hubert_pretrain.finetune.text import (
     normalise,
 )
 from hubert_pretrain.frames import FrameGrid
-from hubert_pretrain.interop.transformers_reader import ELSEWHERE
+from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CTCHead
 from hubert_pretrain.model.hubert import HubertOutput
@@ -133,7 +133,7 @@ class CtcTask:
         names of `transformers`.
         """
         loss = {"ctc_loss_reduction": self.reduction, "ctc_zero_infinity": self.zero_infinity}
-        return {"vocabulary": list(self._vocabulary.symbols), ELSEWHERE: loss}
+        return {"vocabulary": list(self._vocabulary.symbols), EXTRA_KEY: loss}
 
     def table(
         self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]

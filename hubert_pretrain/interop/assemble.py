@@ -1,8 +1,8 @@
-"""What the readers of other projects' checkpoints share: their tensors and values -> a LoadedModel,
+"""Assembly of a foreign checkpoint: tensors and settings of another project -> LoadedModel, checked
 strictly.
 
-A reader finds out what a file holds and says it as a `Source`; `assemble` checks it, fills the
-network and reports.
+A reader finds out what a file holds and returns it as a `ForeignCheckpoint`; `assemble` checks it,
+fills the network and writes the report.
 """
 
 from __future__ import annotations
@@ -23,28 +23,30 @@ from hubert_pretrain.model.heads import HEADS
 from hubert_pretrain.model.hubert import Hubert
 
 PRESERVED = "hubert_pretrain"
-"""Key or name under which our exports keep what another format has no slot for: our config.json."""
+"""Key or name under which our exports keep our config.json, with all that another format has no
+field for.
+"""
 
 
 @dataclass
 class ForeignCheckpoint:
-    """A checkpoint of another project, understood but not yet checked."""
+    """A checkpoint of another project after parsing, before any check."""
 
     path: Path
     format: str
     kind: str
     weights: dict[str, Tensor]
-    """The encoder's, under their names."""
-    rules: KeyMap
+    """Of the encoder, under their names."""
+    key_map: KeyMap
     config: HubertConfig
     head: dict[str, Any] | None = None
-    """Settings of the head, None when there is none."""
+    """Settings of the head; None without one."""
     head_state: dict[str, Tensor] = field(default_factory=dict)
-    """Under our names."""
+    """The head's tensors under our names."""
     head_names: list[str] = field(default_factory=list)
-    """Under theirs, for the report."""
+    """Their names of the head's tensors, for the report."""
     ignored: list[str] = field(default_factory=list)
-    """Tensors that are known and of no use here."""
+    """Tensors that are known and have no use here."""
     extra: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -53,43 +55,33 @@ def assemble(source: ForeignCheckpoint) -> LoadedModel:
     """The network and the head's weights in fp32, on the CPU, in eval mode, with a report.
 
     Raises ArtefactError naming the file and the first tensors that are missing, misshapen, not
-    finite, or without a place here.
+    finite, or unknown here.
     """
-    if source.config.num_hidden_layers > len(
-        source.weights
-    ):  # a lying config must not make us build a billion layers
+    # A damaged config must not make us build a billion layers.
+    if source.config.num_hidden_layers > len(source.weights):
         found = f"{source.config.num_hidden_layers} layers, but {len(source.weights)} tensors"
         raise ArtefactError(f"{source.path}: has {found}; is it a HuBERT of this shape?")
     with torch.device("meta"):
         model = Hubert(source.config)
-    wanted = list(model.state_dict())
+    names = list(model.state_dict())
     weights = dict(source.weights)
     missing = []
-    mask_name = foreign_names("mask_embedding", source.rules)[0]
-    if (
-        mask_name not in weights
-        # fine-tuned without masks, or a format without it: drawn as a new one is, the same each time
-    ):
+    # A network that was fine-tuned without masks, or a format without the tensor, gets a new mask
+    # embedding, the same each time.
+    mask_name = foreign_names("mask_embedding", source.key_map)[0]
+    if mask_name not in weights:
         weights[mask_name] = new_mask_embedding(source.config.hidden_size)
         missing.append(mask_name)
-    _refuse_unknown(source, left_over(weights, wanted, source.rules))
-    state = _clean(to_ours(weights, wanted, source.rules, str(source.path)), source)
+    _refuse_unknown(source, left_over(weights, names, source.key_map))
+    state = _clean(to_ours(weights, names, source.key_map, str(source.path)), source.path)
     load_strictly(model, state, source.path, assign=True)
-    head_state = _clean(source.head_state, source)
-    if source.head is not None:
-        try:
-            with torch.device("meta"):
-                head = HEADS[source.kind](**source.head)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ArtefactError(
-                f"{source.path}: {source.head} makes no {source.kind!r} head: {error}"
-            ) from error
-        load_strictly(head, head_state, source.path, assign=True)
+    head_state = _clean(source.head_state, source.path)
+    _check_head(source, head_state)
+    read = [name for name in weights if name not in {*missing, *source.ignored}]
     report = LoadReport(
         path=str(source.path),
         format=source.format,
-        taken=[name for name in weights if name not in {*missing, *source.ignored}]
-        + source.head_names,
+        taken=read + source.head_names,
         missing=missing,
         unexpected=list(source.ignored),
         notes=list(source.notes),
@@ -110,26 +102,33 @@ def assemble(source: ForeignCheckpoint) -> LoadedModel:
 
 
 def build_config(
-    fields: dict[str, Any], *, carried: dict[str, Any] | None, overrides: dict[str, Any], path: Path
+    fields: dict[str, Any],
+    *,
+    preserved: dict[str, Any] | None,
+    overrides: dict[str, Any],
+    path: Path,
 ) -> HubertConfig:
-    """What a file says of its network, over what one of our exports noted beside it, and under what
-    the caller knows better.
+    """The configuration of a foreign network.
 
-    Raises ArtefactError when no network has these values, ConfigError for an override that does not
-    exist.
+    Args:
+        fields: those that the file tells; they replace those of `preserved`.
+        preserved: our own config.json beside or inside one of our exports, or None.
+        overrides: by the caller; they replace both.
+        path: of the file, for messages.
+
+    Raises:
+        ArtefactError: no network has these values.
+        ConfigError: an override that is no field.
     """
     known = [f.name for f in dataclasses.fields(HubertConfig)]
     for name in overrides:
         if name not in known:
             raise ConfigError(f"{name!r} is no field of the model{did_you_mean(name, known)}")
-    noted = carried.get("model") if isinstance(carried, dict) else None
-    noted = (
-        {name: value for name, value in noted.items() if name in known}
-        if isinstance(noted, dict)
-        else {}
-    )
+    model = preserved.get("model") if isinstance(preserved, dict) else None
+    stored = model if isinstance(model, dict) else {}
+    stored = {name: value for name, value in stored.items() if name in known}
     try:
-        config = HubertConfig(**{**noted, **fields, **overrides})
+        config = HubertConfig(**{**stored, **fields, **overrides})
         config.validate()
     except (ConfigError, TypeError, ValueError) as error:
         raise ArtefactError(f"{path}: its configuration makes no network: {error}") from error
@@ -137,46 +136,60 @@ def build_config(
 
 
 def new_mask_embedding(width: int) -> Tensor:
-    """(D,), the same each time."""
+    """(D,), the same values on each call."""
     return torch.rand(width, generator=torch.Generator().manual_seed(0))
 
 
-def preserved_extra(carried: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The "extra" that one of our exports noted beside a model; None when the file is not one of
-    ours.
-    """
-    extra = carried.get("extra") if isinstance(carried, dict) else None
+def preserved_extra(preserved: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The "extra" that one of our exports preserved; None when the file is no export of ours."""
+    extra = preserved.get("extra") if isinstance(preserved, dict) else None
     return dict(extra) if isinstance(extra, dict) else None
 
 
-def fitting(symbols: list[str], rows: int, path: Path, what: str = "vocabulary") -> list[str]:
-    """`symbols`, one for each row of a head. Raises ArtefactError when they are not."""
+def check_symbols(symbols: list[str], rows: int, path: Path, what: str = "vocabulary") -> list[str]:
+    """`symbols`, when they are distinct and one for each row of a head; otherwise ArtefactError."""
     if len(symbols) != rows or len(set(symbols)) != rows:
         found = f"{len(symbols)} symbols, {len(set(symbols))} of them distinct"
         raise ArtefactError(
-            f"{path}: the {what} does not fit the head: {found}, where {rows} were expected, one per row of the head"
+            f"{path}: the {what} does not fit the head: {found}, where {rows} were expected, "
+            "one per row of the head"
         )
     return symbols
+
+
+def _check_head(source: ForeignCheckpoint, head_state: dict[str, Tensor]) -> None:
+    if source.head is None:
+        return
+    try:
+        with torch.device("meta"):
+            head = HEADS[source.kind](**source.head)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArtefactError(
+            f"{source.path}: {source.head} makes no {source.kind!r} head: {error}"
+        ) from error
+    load_strictly(head, head_state, source.path, assign=True)
 
 
 def _refuse_unknown(source: ForeignCheckpoint, names: list[str]) -> None:
     unknown = sorted(set(names) - set(source.ignored))
     if unknown:
         raise ArtefactError(
-            f"{source.path}: {len(unknown)} weights have no place in our network, first {unknown[0]}; its architecture is another"
+            f"{source.path}: {len(unknown)} weights have no place in our network, "
+            f"first {unknown[0]}; its architecture is another"
         )
 
 
-def _clean(state: dict[str, Tensor], source: ForeignCheckpoint) -> dict[str, Tensor]:
-    """Finite fp32 tensors that share no memory with what they came from."""
+def _clean(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Finite fp32 copies, which share no memory with `state`. Integers stay as they are."""
+    clean = {}
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not tensor.is_floating_point():
+            clean[name] = tensor
+            continue
+        if not bool(torch.isfinite(tensor).all()):
             raise ArtefactError(
-                f"{source.path}: {name} holds numbers that are not finite; expected the weights of a healthy run"
+                f"{path}: {name} holds numbers that are not finite; "
+                "expected the weights of a healthy run"
             )
-    return {
-        name: tensor.detach().to(torch.float32, copy=True).contiguous()
-        if tensor.is_floating_point()
-        else tensor
-        for name, tensor in state.items()
-    }
+        clean[name] = tensor.detach().to(torch.float32, copy=True).contiguous()
+    return clean

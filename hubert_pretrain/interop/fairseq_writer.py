@@ -1,4 +1,7 @@
-"""Export of fairseq and s3prl checkpoints."""
+"""Checkpoints of fairseq and s3prl, written without either.
+
+Both files keep our config.json under the key `PRESERVED`, so that reading them again loses nothing.
+"""
 
 from __future__ import annotations
 
@@ -22,48 +25,53 @@ from hubert_pretrain.interop.fairseq_dictionary import (
     cluster_rows,
 )
 from hubert_pretrain.interop.fairseq_reader import ACTIVATIONS, CTC_PREFIX, FIELDS
-from hubert_pretrain.interop.tensor_names import FAIRSEQ_CTC, FAIRSEQ_HEAD, fairseq_rules, to_theirs
+from hubert_pretrain.interop.tensor_names import (
+    FAIRSEQ_CTC,
+    FAIRSEQ_HEAD,
+    fairseq_key_map,
+    to_theirs,
+)
 from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.model.config import HubertConfig
 
 
 def export_fairseq(path: str | Path, loaded: LoadedModel) -> None:
-    """Writes a pretraining checkpoint, or for a fine-tuned model a CTC one. Raises ArtefactError for
-    what fairseq's HuBERT cannot compute.
+    """Writes a pretraining checkpoint, or a CTC checkpoint of a model with a CTC head.
+
+    Raises ArtefactError for a network that fairseq's HuBERT cannot compute.
     """
     if loaded.kind == "classify":
         raise ArtefactError(
-            "fairseq has no HuBERT that classifies utterances; export to huggingface, torchaudio, s3prl or onnx"
+            "fairseq has no HuBERT that classifies utterances; "
+            "export to huggingface, torchaudio, s3prl or onnx"
         )
     model = model_settings(loaded)
     task = task_settings(loaded.model.config)
     weights = encoder_weights(loaded)
-    dictionaries = [None]
-    carried: dict[str, Any] = dict(loaded.config)
-    fine_tuned = loaded.kind == "ctc"
-    if fine_tuned:
+    preserved: dict[str, Any] = dict(loaded.config)
+    if loaded.kind == "ctc":
+        state, symbols, preserved["rows"] = ctc_rows(loaded)
         weights = {CTC_PREFIX + name: tensor for name, tensor in weights.items()}
-        state, symbols, carried["rows"] = ctc_rows(loaded)
         weights |= to_theirs(state, FAIRSEQ_CTC)
         model = _ctc_settings(loaded, model, task)
         task = {**task, "fine_tuning": True, "labels": ["ltr"]}
+        criterion = "ctc"
         task_state: dict[str, Any] = {
             "target_dictionary": Dictionary(symbols),
-            "dictionaries": dictionaries,
+            "dictionaries": [None],
         }
     else:
-        head, symbols_of = codebook_rows(loaded)
+        head, dictionaries = codebook_rows(loaded)
         weights |= head
-        task_state = {
-            "dictionaries": [Dictionary(symbols) for symbols in symbols_of] or dictionaries
-        }
+        criterion = "hubert"
+        task_state = {"dictionaries": [Dictionary(each) for each in dictionaries] or [None]}
     content = {
         "args": None,
         "cfg": {
             "common": {},
             "task": task,
             "model": model,
-            "criterion": {"_name": "ctc" if fine_tuned else "hubert"},
+            "criterion": {"_name": criterion},
         },
         "model": weights,
         "criterion": None,
@@ -73,171 +81,197 @@ def export_fairseq(path: str | Path, loaded: LoadedModel) -> None:
         "task_state": task_state,
         "extra_state": {"train_iterator": {"epoch": 1}},
         "last_optimizer_state": None,
-        PRESERVED: carried,
+        PRESERVED: preserved,
+    }
+    save_pickle(Path(path), content)
+
+
+def export_s3prl(path: str | Path, loaded: LoadedModel) -> None:
+    """Writes the four keys that s3prl reads; a head without a key there is preserved beside them.
+
+    Raises ArtefactError for a network that s3prl's copy of fairseq's HuBERT cannot compute.
+    """
+    preserved: dict[str, Any] = dict(loaded.config)
+    softmax_head = loaded.kind == "pretrain" and "unit_embeddings" not in loaded.head_state
+    without_head = LoadedModel(loaded.model, "pretrain", {}, {**loaded.config, "head": None})
+    head, dictionaries = codebook_rows(without_head if softmax_head else loaded)
+    symbols: list[Any] = [*dictionaries] or [None]
+    if not dictionaries and loaded.head_state:
+        preserved["head_state"] = loaded.head_state
+    content = {
+        "task_cfg": task_settings(loaded.model.config),
+        "model_cfg": model_settings(loaded),
+        "model_weight": {**encoder_weights(loaded), **head},
+        "dictionaries_symbols": symbols,
+        PRESERVED: preserved,
     }
     save_pickle(Path(path), content)
 
 
 # -- weights
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def encoder_weights(loaded: LoadedModel) -> dict[str, Tensor]:
-    """The encoder under fairseq's names. Raises ArtefactError for a network that fairseq cannot
-    build, naming the field.
+    """The encoder's tensors under fairseq's names.
+
+    Raises ArtefactError for a network that fairseq cannot build, naming the field.
     """
     config = loaded.model.config
-    fixed = {
+    only_values = {
         "feat_proj_layer_norm": True,
         "feat_extract_activation": "gelu",
         "layer_norm_eps": 1e-5,
         "adapter_attn_dim": None,
     }
-    for name, value in fixed.items():
+    for name, value in only_values.items():
         if getattr(config, name) != value:
             raise ArtefactError(
-                f"fairseq's HuBERT has {name} {value!r} only, found {getattr(config, name)!r}; export to huggingface"
+                f"fairseq's HuBERT has {name} {value!r} only, found {getattr(config, name)!r}; "
+                "export to huggingface"
             )
-    weights = to_theirs(loaded.model.state_dict(), fairseq_rules(config.feat_extract_norm))
+    weights = to_theirs(loaded.model.state_dict(), fairseq_key_map(config.feat_extract_norm))
     if config.conv_dim[-1] == config.hidden_size:
         projection = weights.pop("post_extract_proj.weight")
         bias = weights.pop("post_extract_proj.bias")
         if not torch.equal(projection, torch.eye(config.hidden_size)) or bias.any():
-            found = f"{config.hidden_size} conv channels and hidden_size {config.hidden_size}"
             raise ArtefactError(
-                f"fairseq's HuBERT has no projection between equal widths, found one ({found}); export to huggingface"
+                "fairseq's HuBERT has no projection between equal widths, found one "
+                f"({config.hidden_size} conv channels and hidden_size {config.hidden_size}); "
+                "export to huggingface"
             )
     return weights
 
 
 def codebook_rows(loaded: LoadedModel) -> tuple[dict[str, Tensor], list[list[str]]]:
-    """The pretraining head under fairseq's names and the symbols of its rows, codebook by codebook;
-    without a head a projection of zeros, which fairseq and s3prl expect, and no symbols."""
+    """The CodebookHead under fairseq's names, with rows of special symbols, and the symbols of all
+    rows, one list per codebook.
+
+    Without a pretraining head: a projection of zeros, which fairseq and s3prl expect, and no lists.
+    """
     config = loaded.model.config
     if not loaded.head_state or loaded.kind != "pretrain":
         zeros = torch.zeros(config.projection_size, config.hidden_size)
         return {"final_proj.weight": zeros, "final_proj.bias": zeros[:, 0].clone()}, []
     if "unit_embeddings" not in loaded.head_state:
         raise ArtefactError(
-            "fairseq's HuBERT has no plain softmax head, only unit embeddings; export to huggingface or torchaudio"
+            "fairseq's HuBERT has no plain softmax head, only unit embeddings; "
+            "export to huggingface or torchaudio"
         )
     counts = loaded.config["head"]["n_clusters"]
     counts = [counts] if isinstance(counts, int) else list(counts)
+    blocks = loaded.head_state["unit_embeddings"].split(counts)  # one per codebook: (K, d)
     origin = loaded.extra.get("fairseq", {})
     dictionaries = origin.get("dictionaries") or [cluster_dictionary(count) for count in counts]
-    parts = loaded.head_state["unit_embeddings"].split(counts)
-    special = origin.get("special_embeddings")
-    before = (
-        torch.tensor(special).split(SPECIAL_SYMBOLS)
-        if special
-        else [_unattractive(part) for part in parts]
-    )
+    if origin.get("special_embeddings"):
+        special = torch.tensor(origin["special_embeddings"]).split(SPECIAL_SYMBOLS)
+    else:
+        special = tuple(_special_embeddings(block) for block in blocks)
     rows = []
-    for part, symbols, first in zip(parts, dictionaries, before, strict=True):
+    for block, symbols, first in zip(blocks, dictionaries, special, strict=True):
         places = torch.tensor(cluster_rows(symbols))
-        rows += [first, torch.empty_like(part).index_copy(0, places, part)]
-    return to_theirs(
-        {**loaded.head_state, "unit_embeddings": torch.cat(rows)}, FAIRSEQ_HEAD
-    ), dictionaries
+        rows += [first, torch.empty_like(block).index_copy(0, places, block)]
+    head = to_theirs({**loaded.head_state, "unit_embeddings": torch.cat(rows)}, FAIRSEQ_HEAD)
+    return head, dictionaries
 
 
-def _unattractive(units: Tensor) -> Tensor:
-    """Rows for the special symbols, which no frame ever is: opposite to the clusters, where they
-    take the least of fairseq's softmax.
+def _special_embeddings(units: Tensor) -> Tensor:
+    """Unit embeddings of the special symbols, (4, d), opposite to the mean of the clusters (K, d).
+
+    They are never a target; there they take the smallest share of fairseq's softmax.
     """
-    return (
-        -torch.nn.functional.normalize(units, dim=-1)
-        .mean(0, keepdim=True)
-        .expand(SPECIAL_SYMBOLS, -1)
-    )
+    mean = torch.nn.functional.normalize(units, dim=-1).mean(0, keepdim=True)
+    return (-mean).expand(SPECIAL_SYMBOLS, -1)
 
 
 def ctc_rows(loaded: LoadedModel) -> tuple[dict[str, Tensor], list[str], list[int]]:
-    """The CTC head with a row for every symbol of a fairseq dictionary, the symbols, and of each
-    of our rows its place among them.
+    """The CTCHead with a row for every symbol of a fairseq dictionary, those symbols, and the place
+    of each of our rows among them.
 
     fairseq's dictionary begins with <s> (the blank), <pad>, </s>, <unk>. Those that our vocabulary
-    lacks get a row that is never the highest.
+    lacks get a row whose logit is never the highest.
     """
     vocabulary = [str(symbol) for symbol in loaded.extra.get("vocabulary") or ()]
     rows = loaded.head_state["linear.weight"].shape[0]
     if len(vocabulary) != rows or len(set(vocabulary)) != rows:
         raise ArtefactError(
-            f'a CTC model must list one distinct symbol per row in extra["vocabulary"]: {rows} rows, {len(vocabulary)} symbols'
+            'a CTC model must list one distinct symbol per row in extra["vocabulary"]: '
+            f"{rows} rows, {len(vocabulary)} symbols"
         )
     theirs = [BLANK_SWAP.get(symbol, symbol) for symbol in vocabulary]
     if theirs[0] != SPECIAL_NAMES[0]:
         raise ArtefactError(
-            f"the vocabulary begins with {vocabulary[0]!r}, expected the blank {BLANK_SWAP[SPECIAL_NAMES[0]]!r}"
+            f"the vocabulary begins with {vocabulary[0]!r}, "
+            f"expected the blank {BLANK_SWAP[SPECIAL_NAMES[0]]!r}"
         )
     symbols = [*SPECIAL_NAMES, *(symbol for symbol in theirs if symbol not in SPECIAL_NAMES)]
     places = [symbols.index(symbol) for symbol in theirs]
+    index = torch.tensor(places)
     weight = loaded.head_state["linear.weight"]
     bias = loaded.head_state["linear.bias"]
+    all_weights = weight.new_zeros(len(symbols), weight.shape[1])
+    all_biases = bias.new_full((len(symbols),), -1e4)
     state = {
-        "linear.weight": weight.new_zeros(len(symbols), weight.shape[1]).index_copy(
-            0, torch.tensor(places), weight
-        ),
-        "linear.bias": bias.new_full((len(symbols),), -1e4).index_copy(
-            0, torch.tensor(places), bias
-        ),
+        "linear.weight": all_weights.index_copy(0, index, weight),
+        "linear.bias": all_biases.index_copy(0, index, bias),
     }
     return state, symbols, places
 
 
 # -- configuration
-# ----------------------------------------------------------------------------------------------------------------
 
 
 def model_settings(loaded: LoadedModel) -> dict[str, Any]:
-    """The fields of fairseq's HubertConfig. Mask settings, which belong to a training and not to a
-    network, are those of the paper.
+    """The fields of fairseq's HubertConfig.
+
+    Mask settings are those of the paper: they belong to a training, not to a network.
     """
     config = loaded.model.config
-    activation = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}.get(
-        config.hidden_act
-    )
-    if activation is None:
+    activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    if config.hidden_act not in activations:
         raise ArtefactError(
-            f"fairseq has no hidden_act {config.hidden_act!r}, expected one of {', '.join(ACTIVATIONS.values())}"
+            f"fairseq has no hidden_act {config.hidden_act!r}, "
+            f"expected one of {', '.join(ACTIVATIONS.values())}"
         )
     head = loaded.config.get("head") or {}
+    pretrained = loaded.kind == "pretrain"
     layers = zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
-    return {
+    settings = {
         "_name": "hubert",
         "label_rate": config.grid.frames_per_second,
         "extractor_mode": "layer_norm" if config.feat_extract_norm == "layer" else "default",
         "conv_feature_layers": str([tuple(layer) for layer in layers]),
-        "activation_fn": activation,
-        "logit_temp": head.get("temperature", 0.1) if loaded.kind == "pretrain" else 0.1,
-        "untie_final_proj": loaded.kind == "pretrain" and not head.get("tie_projections", False),
-        **{"mask_length": 10, "mask_prob": 0.8, "mask_selection": "static", "mask_other": 0.0},
+        "activation_fn": activations[config.hidden_act],
+        "logit_temp": head.get("temperature", 0.1) if pretrained else 0.1,
+        "untie_final_proj": pretrained and not head.get("tie_projections", False),
+        "mask_length": 10,
+        "mask_prob": 0.8,
+        "mask_selection": "static",
+        "mask_other": 0.0,
         **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
-        "final_dim": head.get("projection_size", config.projection_size)
-        if loaded.kind == "pretrain"
-        else config.projection_size,
     }
+    if pretrained:
+        settings["final_dim"] = head.get("projection_size", config.projection_size)
+    return settings
 
 
 def task_settings(config: HubertConfig) -> dict[str, Any]:
     """The fields of fairseq's HubertPretrainingConfig."""
     return {
         "_name": "hubert_pretraining",
-        **{
-            "data": "",
-            "labels": ["km"],
-            "label_rate": config.grid.frames_per_second,
-            "fine_tuning": False,
-        },
-        **{"sample_rate": SAMPLE_RATE, "normalize": config.normalize_waveform},
+        "data": "",
+        "labels": ["km"],
+        "label_rate": config.grid.frames_per_second,
+        "fine_tuning": False,
+        "sample_rate": SAMPLE_RATE,
+        "normalize": config.normalize_waveform,
     }
 
 
 def _ctc_settings(
     loaded: LoadedModel, model: dict[str, Any], task: dict[str, Any]
 ) -> dict[str, Any]:
-    """The fields of fairseq's HubertCtcConfig, with the pretraining's inside."""
-    same = (
+    """The fields of fairseq's HubertCtcConfig, with those of the pretraining in `w2v_args`."""
+    same_name = (
         "dropout",
         "attention_dropout",
         "activation_dropout",
@@ -247,32 +281,25 @@ def _ctc_settings(
         "mask_prob",
     )
     return {
-        **{
-            "_name": "hubert_ctc",
-            "w2v_path": "",
-            "w2v_args": {"model": model, "task": task},
-            "data": "",
-        },
-        **{
-            "apply_mask": True,
-            "normalize": task["normalize"],
-            "layerdrop": model["encoder_layerdrop"],
-        },
-        **{
-            "final_dropout": loaded.config["head"]["dropout"],
-            "freeze_finetune_updates": 0,
-            "autoregressive": False,
-        },
-        **{name: model[name] for name in same},
+        "_name": "hubert_ctc",
+        "w2v_path": "",
+        "w2v_args": {"model": model, "task": task},
+        "data": "",
+        "apply_mask": True,
+        "normalize": task["normalize"],
+        "layerdrop": model["encoder_layerdrop"],
+        "final_dropout": loaded.config["head"]["dropout"],
+        "freeze_finetune_updates": 0,
+        "autoregressive": False,
+        **{name: model[name] for name in same_name},
     }
 
 
 # -- pickles of classes that are not installed
-# ----------------------------------------------------------------------------------------
 
 
 class Dictionary:
-    """Stands for fairseq's Dictionary of these symbols, and is written as one."""
+    """Stands for a Dictionary of fairseq with these symbols, and is pickled as one."""
 
     def __init__(self, symbols: list[str]) -> None:
         names = dict(zip(("bos", "pad", "eos", "unk"), SPECIAL_NAMES, strict=True))
@@ -284,7 +311,8 @@ class Dictionary:
         self.indices = {symbol: index for index, symbol in enumerate(symbols)}
 
 
-_PYTHON_PICKLER: Any = pickle._Pickler  # type: ignore[attr-defined]  # the one whose way of naming a class can be changed
+# Only the pickler in Python lets a class be written under another name.
+_PYTHON_PICKLER: Any = pickle._Pickler  # type: ignore[attr-defined]
 
 
 class _Pickler(_PYTHON_PICKLER):
@@ -298,42 +326,18 @@ class _Pickler(_PYTHON_PICKLER):
 
 
 def save_pickle(path: Path, content: dict[str, Any]) -> None:
-    """`torch.save`, atomically, with `Dictionary` under fairseq's name, and tensors without the
-    memory that they are views of.
+    """`torch.save`, atomically, with `Dictionary` under fairseq's name.
+
+    Tensors are copied first: a view would be saved with all the memory that it is a view of.
     """
+    pickle_module = types.SimpleNamespace(Pickler=_Pickler, __name__="pickle")
     with replacing(path) as temporary:
-        torch.save(
-            _apart(content),
-            temporary,
-            pickle_module=types.SimpleNamespace(Pickler=_Pickler, __name__="pickle"),
-        )
+        torch.save(_with_copies(content), temporary, pickle_module=pickle_module)
 
 
-def _apart(value: Any) -> Any:
+def _with_copies(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
-    return {key: _apart(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def export_s3prl(path: str | Path, loaded: LoadedModel) -> None:
-    """Writes the four keys that s3prl wants. Raises ArtefactError for what fairseq's HuBERT, which
-    it has a copy of, cannot compute.
-    """
-    carried: dict[str, Any] = dict(loaded.config)
-    plain_head = loaded.kind == "pretrain" and "unit_embeddings" not in loaded.head_state
-    bare = (
-        LoadedModel(loaded.model, "pretrain", {}, {**loaded.config, "head": None})
-        if plain_head
-        else loaded
-    )
-    head, dictionaries = codebook_rows(bare)
-    if not dictionaries and loaded.head_state:
-        carried["head_state"] = loaded.head_state
-    content = {
-        "task_cfg": task_settings(loaded.model.config),
-        "model_cfg": model_settings(loaded),
-        "model_weight": {**encoder_weights(loaded), **head},
-        "dictionaries_symbols": dictionaries if dictionaries else [None],
-        PRESERVED: carried,
-    }
-    save_pickle(Path(path), content)
+    if isinstance(value, dict):
+        return {key: _with_copies(item) for key, item in value.items()}
+    return value

@@ -1,5 +1,5 @@
-"""One way in: any HuBERT checkpoint that this project can read, recognised by what it holds and not
-by its name.
+"""`load_checkpoint`: the one way to read a HuBERT checkpoint of any project, recognised by its
+content and not by its name.
 """
 
 from __future__ import annotations
@@ -20,34 +20,39 @@ from hubert_pretrain.model.checkpoint import (
     read_small_json,
 )
 
-READABLE = "fairseq or s3prl *.pt, a folder of transformers, a state dict of torchaudio, or a folder of this project"
+READABLE = (
+    "fairseq or s3prl *.pt, a folder of transformers, a state dict of torchaudio, "
+    "or a folder of this project"
+)
+_TORCH_SAVE = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""First bytes of a file of `torch.save`: a zip archive, in old versions a bare pickle."""
 
 
 def load_checkpoint(
     path: str | Path, *, dictionary: str | Path | None = None, **overrides: Any
 ) -> LoadedModel:
-    """The network, its head and how it was read (`report`), from any of: see `READABLE`.
+    """The network, its head and a report of how they were read.
 
-    dictionary: `dict.km.txt` or `dict.ltr.txt` of fairseq, for a file that does not hold its
-    symbols. overrides: fields of HubertConfig, e.g. `layerdrop=0.0`; or what a torchaudio file does
-    not tell, e.g. `num_attention_heads=4`. Nothing in the file is executed. Raises ArtefactError
-    naming the file, what it holds and what was expected.
+    Nothing in the file is executed.
+
+    Args:
+        path: a checkpoint of any kind listed in `READABLE`.
+        dictionary: `dict.km.txt` or `dict.ltr.txt` of fairseq, for a file without its symbols.
+        overrides: fields of HubertConfig, e.g. `layerdrop=0.0`; or those that a torchaudio file
+            does not tell, e.g. `num_attention_heads=4`.
+
+    Raises:
+        ArtefactError: the file cannot be read as one; names the file, what it holds and what was
+            expected.
+        ConfigError: an override that is no field of HubertConfig.
     """
     path = Path(path)
     try:
         return _load(path, dictionary, overrides)
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-    ) as error:  # parts of the right names and wrong forms
-        raise ArtefactError(
-            f"{path}: its parts do not fit together ({type(error).__name__}: {error})".replace(
-                "\n", " "
-            )
-        ) from error
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        # Parts with the right names and unexpected shapes or types.
+        detail = f"{type(error).__name__}: {error}".replace("\n", " ")
+        raise ArtefactError(f"{path}: its parts do not fit together ({detail})") from error
 
 
 def _load(path: Path, dictionary: str | Path | None, overrides: dict[str, Any]) -> LoadedModel:
@@ -57,25 +62,14 @@ def _load(path: Path, dictionary: str | Path | None, overrides: dict[str, Any]) 
         raise ArtefactError(f"{path}: does not exist; expected {READABLE}")
     with open(path, "rb") as file:
         start = file.read(16)
-    if start[:2] in (
-        b"PK",
-        b"\x80\x02",
-        b"\x80\x03",
-        b"\x80\x04",
-        b"\x80\x05",
-    ):  # torch.save: a zip archive, in old versions a bare pickle
-        content = read_pickle(path)
-    elif (
-        start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
-    ):  # safetensors: length of the header, header
-        content = load_tensors(path)
-    elif path.name == CONFIG:
+    if start.startswith(_TORCH_SAVE):
+        return _load_content(read_pickle(path), path, dictionary, overrides)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
+        # safetensors: the length of its header, then the header in JSON.
+        return _load_content(load_tensors(path), path, dictionary, overrides)
+    if path.name == CONFIG:
         return _load_folder(path.parent, overrides)
-    else:
-        raise ArtefactError(
-            f"{path}: is no checkpoint: it begins with {start!r}; expected {READABLE}"
-        )
-    return _load_content(content, path, dictionary, overrides)
+    raise ArtefactError(f"{path}: is no checkpoint: it begins with {start!r}; expected {READABLE}")
 
 
 def _load_folder(folder: Path, overrides: dict[str, Any]) -> LoadedModel:
@@ -84,13 +78,12 @@ def _load_folder(folder: Path, overrides: dict[str, Any]) -> LoadedModel:
         return load_model(folder, **overrides)
     if isinstance(stored, dict) and "model_type" in stored:
         return load_huggingface(folder, **overrides)
-    found = (
-        f"the keys {', '.join(list(stored)[:4])}"
-        if isinstance(stored, dict)
-        else "none that can be read"
-    )
+    found = "none that can be read"
+    if isinstance(stored, dict):
+        found = f"the keys {', '.join(list(stored)[:4])}"
     raise ArtefactError(
-        f"{folder / CONFIG}: {found}, expected the {CONFIG} of transformers (model_type) or of this project (model, kind)"
+        f"{folder / CONFIG}: {found}, expected the {CONFIG} of transformers (model_type) or of "
+        "this project (model, kind)"
     )
 
 
@@ -101,13 +94,11 @@ def _load_content(
         return load_torchaudio(path, dictionary=dictionary, content=content, **overrides)
     if is_fairseq(content):
         return load_fairseq(path, dictionary=dictionary, content=content, **overrides)
-    if (path.parent / CONFIG).is_file():  # the weights of a folder
+    if (path.parent / CONFIG).is_file():  # the file of weights in a folder
         return _load_folder(path.parent, overrides)
-    found = (
-        ", ".join(map(str, list(content)[:3]))
-        if isinstance(content, dict)
-        else f"a {type(content).__name__}"
-    )
+    found = f"a {type(content).__name__}"
+    if isinstance(content, dict):
+        found = ", ".join(map(str, list(content)[:3])) or "nothing"
     raise ArtefactError(
-        f"{path}: holds {found or 'nothing'}, which is no HuBERT that can be read; expected {READABLE}"
+        f"{path}: holds {found}, which is no HuBERT that can be read; expected {READABLE}"
     )

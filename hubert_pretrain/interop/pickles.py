@@ -1,8 +1,8 @@
-"""Reads files of `torch.save` without running anything that they ask for.
+"""Files of `torch.save`, read without running code.
 
-Such a file is a pickle: a program that may name any function of any installed package. Here every
-name but those of plain containers and of tensors becomes an inert object that remembers what it was
-given, so a hostile file builds a harmless heap of them.
+Such a file is a pickle: a program that may call any function of any installed package. Here every
+name becomes an inert object that only stores its arguments, except the names of plain containers
+and of tensors. A hostile file therefore builds objects that do nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from hubert_pretrain.errors import ArtefactError
 
 
 class Inert:
-    """Stands for any object of a class that we do not trust: it remembers its name and what it was
-    given, and does nothing.
+    """Stands for an object of any class that is not trusted: stores its arguments and state, and
+    does nothing.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:  # noqa: D102
@@ -44,10 +44,10 @@ class Inert:
 
 
 def read_pickle(path: Path) -> Any:
-    """The content of a file of `torch.save`: containers, numbers and tensors as they are,
-    everything else as `Inert`.
+    """The content of a file of `torch.save`: containers, numbers and tensors as they are, every
+    other object as `Inert`.
 
-    Raises ArtefactError when it is missing, truncated or of another kind.
+    Raises ArtefactError when the file is missing, truncated or of another kind.
     """
     try:
         return torch.load(path, map_location="cpu", pickle_module=_INERT_PICKLE, weights_only=False)
@@ -65,60 +65,53 @@ def read_pickle(path: Path) -> Any:
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
-        raise ArtefactError(
-            f"{path}: cannot be read as a PyTorch checkpoint ({type(error).__name__}: {error})".split(
-                "\n"
-            )[0]
-        ) from error
+        detail = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise ArtefactError(f"{path}: cannot be read as a PyTorch checkpoint ({detail})") from error
 
 
 def plain(value: Any) -> Any:
-    """OmegaConf nodes, argparse namespaces and enumerations, read as `Inert`, back to dicts, lists
-    and values.
+    """Converts OmegaConf nodes, argparse namespaces and members of enumerations, which were read as
+    `Inert`, to dicts, lists and values.
     """
     if isinstance(value, Inert):
         state = vars(value)
         for key in ("_content", "_val"):
             if key in state:
                 return plain(state[key])
-        if (
-            state.keys() == {"arguments"} and len(state["arguments"]) == 1
-        ):  # a member of an enumeration, by its value
-            return plain(state["arguments"][0])
+        if state.keys() == {"arguments"} and len(state["arguments"]) == 1:
+            return plain(state["arguments"][0])  # a member of an enumeration: its value
         return {key: plain(item) for key, item in state.items() if key != "arguments"}
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 
-_BUILTINS: dict[str, Any] = {
-    kind.__name__: kind
-    for kind in (
-        dict,
-        list,
-        set,
-        frozenset,
-        tuple,
-        int,
-        float,
-        complex,
-        bool,
-        str,
-        bytes,
-        bytearray,
-    )
-} | {"long": int, "unicode": str}
+_BUILTIN_TYPES = [
+    dict,
+    list,
+    set,
+    frozenset,
+    tuple,
+    int,
+    float,
+    complex,
+    bool,
+    str,
+    bytes,
+    bytearray,
+]
+_BUILTINS: dict[str, Any] = {type_.__name__: type_ for type_ in _BUILTIN_TYPES}
+_BUILTINS |= {"long": int, "unicode": str}  # of Python 2
+_DTYPES = ["float32", "float16", "bfloat16", "float64", "int64", "int32", "bool"]
 _TRUSTED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("collections", "defaultdict"): collections.defaultdict,
     ("torch", "Size"): torch.Size,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
-    **{
-        ("torch", name): getattr(torch, name)
-        for name in ("float32", "float16", "bfloat16", "float64", "int64", "int32", "bool")
-    },
+    **{("torch", name): getattr(torch, name) for name in _DTYPES},
 }
+"""(module, name) -> the object itself. All other names become subclasses of `Inert`."""
 
 
 class _Unpickler(pickle.Unpickler):

@@ -1,15 +1,13 @@
-"""Exported folders of `transformers` in 8 and 4 bits, on any device: what to call, and how far the
-outputs move.
+"""Exported folders of `transformers`, loaded with 8-bit or 4-bit weights.
 
-| scheme | library | what is small | needs |
-|---|---|---|---|
-| bnb-int8, bnb-nf4 | bitsandbytes | weights of linear layers, at loading | bitsandbytes, accelerate
-|
-| torchao-int8, torchao-int4 | torchao | weights of linear layers, after loading | torchao |
-| torchao-int8-dynamic | torchao | activations too | torchao |
+| scheme | quantised | packages |
+|---|---|---|
+| bnb-int8, bnb-nf4 | weights of linear layers, while loading | bitsandbytes, accelerate |
+| torchao-int8, torchao-int4 | weights of linear layers, after loading | torchao |
+| torchao-int8-dynamic | weights and activations of linear layers | torchao |
 
-`transformers`' own TorchAoConfig fails for HuBERT (its models have no `get_input_embeddings`),
-hence `quantize_` after loading. The ONNX way is interop/onnx.py: `quantise_onnx`.
+`transformers`' own TorchAoConfig fails for HuBERT (its models have no `get_input_embeddings`), so
+torchao's `quantize_` is called after loading. For ONNX: `quantise_onnx` in onnx.py.
 """
 
 from __future__ import annotations
@@ -27,34 +25,36 @@ from hubert_pretrain.interop.transformers_writer import import_transformers
 
 
 def load_quantised(folder: str | Path, scheme: str) -> Any:
-    """The model of an exported folder, of the class that its config.json names, in eval mode,
-    quantised.
+    """The quantised model of a folder, of the class that its config.json names, in eval mode.
 
     scheme: one of `SCHEMES`. Raises ConfigError for another, ArtefactError when its package is not
     installed.
     """
     if scheme not in SCHEMES:
+        hint = did_you_mean(scheme, list(SCHEMES))
         raise ConfigError(
-            f"no quantisation is called {scheme!r}, expected one of {', '.join(SCHEMES)}{did_you_mean(scheme, list(SCHEMES))}"
+            f"no quantisation is called {scheme!r}, expected one of {', '.join(SCHEMES)}{hint}"
         )
     package = "bitsandbytes" if scheme.startswith("bnb") else "torchao"
     if importlib.util.find_spec(package) is None:
         raise ArtefactError(
-            f"{scheme} needs the package {package}, which is not installed: pip install 'hubert-pretrain[quantise]'"
+            f"{scheme} needs the package {package}, which is not installed: "
+            "pip install 'hubert-pretrain[quantise]'"
         )
     stored = read_json(Path(folder) / "config.json")
     names = stored.get("architectures") if isinstance(stored, dict) else None
     if not isinstance(names, list) or not names:
         raise ArtefactError(
-            f"{Path(folder) / 'config.json'}: names no architecture; expected the folder of an export to huggingface"
+            f"{Path(folder) / 'config.json'}: names no architecture; "
+            "expected the folder of an export to huggingface"
         )
     return SCHEMES[scheme](getattr(import_transformers(), names[0]), folder).eval()
 
 
 def _bitsandbytes(**settings: Any) -> Callable[[Any, str | Path], Any]:
     def load(architecture: Any, folder: str | Path) -> Any:
-        # Heads stay as they are: they are small, and on some CPUs the 4-bit product wants a
-        # multiple of 32 rows, which a CTC head has not.
+        # Heads are not quantised: they are small, and on some CPUs the 4-bit product needs a
+        # multiple of 32 rows, which a CTC head does not have.
         config = import_transformers().BitsAndBytesConfig(
             **settings, llm_int8_skip_modules=["lm_head", "classifier"]
         )
@@ -74,11 +74,12 @@ def _torchao(name: str, **settings: Any) -> Callable[[Any, str | Path], Any]:
     return load
 
 
+_INT4 = getattr(torch, "int4")  # noqa: B009  # missing from torch's type stubs
 SCHEMES: dict[str, Callable[[Any, str | Path], Any]] = {
     "bnb-int8": _bitsandbytes(load_in_8bit=True),
     "bnb-nf4": _bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
     "torchao-int8": _torchao("Int8WeightOnlyConfig"),
     "torchao-int8-dynamic": _torchao("Int8DynamicActivationInt8WeightConfig"),
-    "torchao-int4": _torchao("IntxWeightOnlyConfig", weight_dtype=getattr(torch, "int4")),  # noqa: B009  # not in its type stubs
+    "torchao-int4": _torchao("IntxWeightOnlyConfig", weight_dtype=_INT4),
 }
-"""How to load a folder with a class of `transformers`, by name."""
+"""Name -> function of a class of `transformers` and a folder, which returns the model."""

@@ -1,7 +1,7 @@
-"""One network, four vocabularies: what each tensor is called here, in `transformers`, in fairseq
-and in torchaudio.
+"""State-dict key mapping between this package, `transformers`, fairseq and torchaudio.
 
-Values never change on the way, except that our fused `qkv` (3D, D) is three tensors elsewhere.
+Only names change, never values, with one exception: our fused projection `qkv` (3D, D) is three
+tensors (D, D) in the other projects.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from torch import Tensor
 from hubert_pretrain.errors import ArtefactError
 
 KeyMap = list[tuple[str, str]]
-"""(regular expression on our name, replacement); the first that matches the whole name wins."""
+"""(regular expression of our name, replacement); the first one that matches the whole name counts.
+A replacement with `{qkv}` stands for three names.
+"""
 
 _POSITIONS = r"context_encoder\.positions\."
 _LAYER = r"context_encoder\.layers\.(\d+)\."
@@ -41,8 +43,8 @@ TRANSFORMERS: KeyMap = [
     (_LAYER + r"adapter\.down\.(.+)", r"encoder.layers.\1.adapter_layer.linear_1.\2"),
     (_LAYER + r"adapter\.up\.(.+)", r"encoder.layers.\1.adapter_layer.linear_2.\2"),
 ]
-"""`transformers.HubertModel`, 4.57 and 5.x. Older files say `conv.weight_g`, `conv.weight_v`: both
-are read, from everyone.
+"""`transformers.HubertModel`, 4.57 and 5.x. (Older files have `conv.weight_g` and `conv.weight_v`;
+see `canonical_weight_norm`.)
 """
 
 _FAIRSEQ_SHARED: KeyMap = [
@@ -80,10 +82,10 @@ FAIRSEQ_HEAD: KeyMap = [
     (r"projection\.(.+)", r"final_proj.\1"),
     (r"unit_embeddings", r"label_embs_concat"),
 ]
-"""CodebookHead. (`transformers` has no such head.)"""
+"""CodebookHead in fairseq's HubertModel. (`transformers` has no such head.)"""
 
 TRANSFORMERS_CTC: KeyMap = [(r"linear\.(.+)", r"lm_head.\1")]
-"""LetterHead in `transformers.HubertForCTC`."""
+"""CTCHead in `transformers.HubertForCTC`."""
 
 TRANSFORMERS_CLASSES: KeyMap = [
     (r"layer_weights", r"layer_weights"),
@@ -93,21 +95,22 @@ TRANSFORMERS_CLASSES: KeyMap = [
 """ClassificationHead in `transformers.HubertForSequenceClassification`."""
 
 FAIRSEQ_CTC: KeyMap = [(r"linear\.(.+)", r"w2v_encoder.proj.\1")]
-"""LetterHead in fairseq's HubertCtc, whose encoder stands under `w2v_encoder.w2v_model.`"""
+"""CTCHead in fairseq's HubertCtc, whose encoder has the prefix `w2v_encoder.w2v_model.`"""
 
 
-def _in_torchaudio(name: str) -> str:
+def _torchaudio_name(name: str) -> str:
+    """The name in torchaudio of a tensor with this name in `transformers`."""
     if name == "masked_spec_embed":
         return "mask_generator.mask_embedding"
     if name.startswith("feature_projection."):
         return f"wav2vec2.encoder.{name}"
-    return "wav2vec2." + name.replace(
-        "encoder.", "encoder.transformer.", 1 if name.startswith("encoder.") else 0
-    )
+    if name.startswith("encoder."):
+        return "wav2vec2.encoder.transformer." + name.removeprefix("encoder.")
+    return f"wav2vec2.{name}"
 
 
-TORCHAUDIO: KeyMap = [(pattern, _in_torchaudio(name)) for pattern, name in TRANSFORMERS]
-"""`torchaudio.models.HuBERTPretrainModel`; a `Wav2Vec2Model` has the same names without
+TORCHAUDIO: KeyMap = [(pattern, _torchaudio_name(name)) for pattern, name in TRANSFORMERS]
+"""`torchaudio.models.HuBERTPretrainModel`. A `Wav2Vec2Model` has the same names without the prefix
 `wav2vec2.`, and no mask embedding.
 """
 
@@ -118,84 +121,87 @@ TORCHAUDIO_HEAD: KeyMap = [
 """CodebookHead in `torchaudio.models.HuBERTPretrainModel`."""
 
 TORCHAUDIO_CTC: KeyMap = [(r"linear\.(.+)", r"aux.\1")]
-"""LetterHead in `torchaudio.models.Wav2Vec2Model`."""
+"""CTCHead in `torchaudio.models.Wav2Vec2Model`."""
 
 
-def fairseq_rules(feat_extract_norm: str) -> KeyMap:
-    """The rules that fit a network whose conv encoder has this norm ("group" or "layer")."""
+def fairseq_key_map(feat_extract_norm: str) -> KeyMap:
+    """The key map of fairseq for a conv encoder with this norm: "group" or "layer"."""
     return FAIRSEQ_LAYER_NORM if feat_extract_norm == "layer" else FAIRSEQ_GROUP_NORM
 
 
-def foreign_names(name: str, rules: KeyMap) -> list[str]:
-    """What one of our tensors is called elsewhere: one name, or three for the fused queries, keys
+def foreign_names(name: str, key_map: KeyMap) -> list[str]:
+    """Names in the other project of one of our tensors: one, or three for the fused queries, keys
     and values.
     """
-    theirs = _renamed(name, rules)
-    if theirs is None:
-        raise KeyError(f"no rule names {name!r}")
-    return [theirs.replace("{qkv}", letter) for letter in "qkv"] if "{qkv}" in theirs else [theirs]
+    for pattern, replacement in key_map:
+        if match := re.fullmatch(pattern, name):
+            theirs = match.expand(replacement)
+            break
+    else:
+        raise KeyError(f"no entry of the key map matches {name!r}")
+    if "{qkv}" not in theirs:
+        return [theirs]
+    return [theirs.replace("{qkv}", letter) for letter in "qkv"]
 
 
-def to_theirs(state: dict[str, Tensor], rules: KeyMap) -> dict[str, Tensor]:
-    """Our tensors under their names."""
-    out: dict[str, Tensor] = {}
+def to_theirs(state: dict[str, Tensor], key_map: KeyMap) -> dict[str, Tensor]:
+    """Renames our tensors to the names of the other project."""
+    renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        theirs = foreign_names(name, rules)
-        out |= zip(theirs, tensor.chunk(len(theirs)) if len(theirs) > 1 else [tensor], strict=True)
-    return out
+        theirs = foreign_names(name, key_map)
+        parts = [tensor] if len(theirs) == 1 else tensor.chunk(len(theirs))
+        renamed |= zip(theirs, parts, strict=True)
+    return renamed
 
 
 def to_ours(
-    state: dict[str, Tensor], wanted: Iterable[str], rules: KeyMap, source: str
+    state: dict[str, Tensor], names: Iterable[str], key_map: KeyMap, source: str
 ) -> dict[str, Tensor]:
-    """Their tensors under the names `wanted` (our names of the network that is to be filled).
+    """Renames tensors of the other project to `names`: all tensors of our network that is filled.
 
-    Raises ArtefactError naming `source` and the first names that are missing. What is left over is
-    the caller's to judge:
-    see `left_over`.
+    Tensors of `state` that correspond to none of them are left out: see `left_over`. Raises
+    ArtefactError naming `source` and the first tensors that are missing.
     """
-    state = {canonical_weight_norm(name): tensor for name, tensor in state.items()}
-    names = {
-        name: [canonical_weight_norm(theirs) for theirs in foreign_names(name, rules)]
-        for name in wanted
+    state = {canonical_weight_norm(theirs): tensor for theirs, tensor in state.items()}
+    groups = {
+        name: [canonical_weight_norm(theirs) for theirs in foreign_names(name, key_map)]
+        for name in names
     }
-    missing = [theirs for group in names.values() for theirs in group if theirs not in state]
+    missing = [theirs for group in groups.values() for theirs in group if theirs not in state]
     if missing:
         raise ArtefactError(
-            f"{source}: {len(missing)} tensors are missing, first {', '.join(missing[:3])}; is it a HuBERT of this shape?"
+            f"{source}: {len(missing)} tensors are missing, first {', '.join(missing[:3])}; "
+            "is it a HuBERT of this shape?"
         )
     return {
         name: state[group[0]] if len(group) == 1 else _fused(state, group, source)
-        for name, group in names.items()
+        for name, group in groups.items()
     }
 
 
-def _fused(state: dict[str, Tensor], group: list[str], source: str) -> Tensor:
-    shapes = {theirs: tuple(state[theirs].shape) for theirs in group}
-    if len(set(shapes.values())) > 1:
-        raise ArtefactError(
-            f"{source}: does not fit the network: queries, keys and values have shape {shapes}, expected the same"
-        )
-    return torch.cat([state[theirs] for theirs in group])
-
-
-def left_over(state: dict[str, Tensor], wanted: Iterable[str], rules: KeyMap) -> list[str]:
-    """Names in `state` that no tensor of ours corresponds to."""
-    taken = {
-        canonical_weight_norm(theirs) for name in wanted for theirs in foreign_names(name, rules)
+def left_over(state: dict[str, Tensor], names: Iterable[str], key_map: KeyMap) -> list[str]:
+    """Names in `state` that correspond to none of our tensors `names`."""
+    known = {
+        canonical_weight_norm(theirs) for name in names for theirs in foreign_names(name, key_map)
     }
-    return [name for name in state if canonical_weight_norm(name) not in taken]
+    return [theirs for theirs in state if canonical_weight_norm(theirs) not in known]
 
 
 def canonical_weight_norm(name: str) -> str:
-    """One name for the two halves of a normalised weight, which PyTorch 2.1 renamed."""
+    """The name with `weight_g` and `weight_v` for the two parts of a normalised weight, which
+    PyTorch 2.1 renamed.
+    """
     return name.replace("parametrizations.weight.original0", "weight_g").replace(
         "parametrizations.weight.original1", "weight_v"
     )
 
 
-def _renamed(name: str, rules: KeyMap) -> str | None:
-    for pattern, replacement in rules:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(replacement)
-    return None
+def _fused(state: dict[str, Tensor], group: list[str], source: str) -> Tensor:
+    """Queries, keys and values as one tensor."""
+    shapes = {theirs: tuple(state[theirs].shape) for theirs in group}
+    if len(set(shapes.values())) > 1:
+        raise ArtefactError(
+            f"{source}: does not fit the network: queries, keys and values have shape {shapes}, "
+            "expected the same"
+        )
+    return torch.cat([state[theirs] for theirs in group])

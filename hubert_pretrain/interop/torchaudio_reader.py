@@ -1,9 +1,9 @@
-"""Reads state dicts of torchaudio's HuBERT: Wav2Vec2Model (encoder, or with a CTC head),
-HuBERTPretrainModel, and its recipe's checkpoints.
+"""State dicts of torchaudio's HuBERT, in: Wav2Vec2Model (an encoder, or with a CTC head),
+HuBERTPretrainModel, and checkpoints of torchaudio's HuBERT recipe.
 
-Such a file holds tensors and nothing else. What they do not tell (attention heads, strides, the
-order of norms) is read from the note beside a file of our own export (`hubert.pt` and
-`hubert.side.safetensors`), given by the caller, or as in the published models.
+Such a file holds tensors and nothing else. Attention heads, strides and the order of norms cannot
+be read from tensors. They come from the side file of our own export (`hubert.side.safetensors`
+beside `hubert.pt`), from the caller, or from the published model of the same shape.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hubert_pretrain.interop.assemble import (
     ForeignCheckpoint,
     assemble,
     build_config,
-    fitting,
+    check_symbols,
     preserved_extra,
 )
 from hubert_pretrain.interop.fairseq_dictionary import BLANK_SWAP, SPECIAL_NAMES, read_dictionary
@@ -38,69 +38,77 @@ STANDARD_STRIDES = {(10, 3, 3, 3, 3, 2, 2): [5, 2, 2, 2, 2, 2, 2]}
 """Kernels of the published conv encoders -> their strides."""
 STANDARD_HEADS = {768: 12, 1024: 16, 1280: 16}
 """Width of the published networks -> their attention heads."""
-_FIRST = "wav2vec2.feature_extractor.conv_layers.0.conv.weight"
-
-
-def side_file(path: Path) -> Path:
-    """Where our export keeps what torchaudio's file has no slot for."""
-    return path.with_name(f"{path.stem}.side.safetensors")
+_ENCODER = "wav2vec2.encoder."
+_LAYERS = "wav2vec2.encoder.transformer.layers."
+_CONV_LAYERS = "wav2vec2.feature_extractor.conv_layers."
+_FIRST = _CONV_LAYERS + "0.conv.weight"
+_POSITIONS = re.compile(
+    r"wav2vec2\.encoder\.transformer\.pos_conv_embed\.conv\."
+    r"(weight_v|parametrizations\.weight\.original1)"
+)
 
 
 def load_torchaudio(
     path: str | Path, *, dictionary: str | Path | None = None, content: Any = None, **overrides: Any
 ) -> LoadedModel:
-    """A state dict of torchaudio as a network and its head: CodebookHead, LetterHead or none.
+    """A state dict of torchaudio as a network and its head: CodebookHead, CTCHead or none.
 
-    overrides: fields of HubertConfig that the file does not tell, such as `num_attention_heads=4,
-    conv_stride=[...]`. dictionary: `dict.ltr.txt` for the CTC vocabulary, with or without the four special
-    symbols of fairseq. content: what `read_pickle` gave.
-    Raises ArtefactError when the file is damaged, no HuBERT, or does not tell enough.
+    Args:
+        path: of the file.
+        dictionary: `dict.ltr.txt` with the CTC vocabulary, with or without fairseq's four special
+            symbols.
+        content: result of `read_pickle`, if the file has been read.
+        overrides: fields of HubertConfig that the file does not tell, such as
+            `num_attention_heads=4, conv_stride=[...]`.
+
+    Raises:
+        ArtefactError: the file is damaged, no HuBERT, or a field that it does not tell is needed.
     """
     path = Path(path)
     weights = torchaudio_weights(read_pickle(path) if content is None else content)
     if weights is None:
         raise ArtefactError(
-            f"{path}: not a state dict of torchaudio's HuBERT: no {_FIRST.removeprefix('wav2vec2.')}"
+            f"{path}: not a state dict of torchaudio's HuBERT: "
+            f"no {_FIRST.removeprefix('wav2vec2.')}"
         )
-    note, side = _side(side_file(path))
-    head_weights = {
+    preserved, side = _read_side_file(side_file(path))
+    head = {
         name: tensor
         for name, tensor in weights.items()
-        if re.match(r"logit_generator\.|aux\.", name)
+        if name.startswith(("logit_generator.", "aux."))
     }
-    encoder = {name: tensor for name, tensor in weights.items() if name not in head_weights}
-    encoder |= (
-        {"mask_generator.mask_embedding": side["hubert.mask_embedding"]}
-        if "hubert.mask_embedding" in side
-        else {}
-    )
+    encoder = {name: tensor for name, tensor in weights.items() if name not in head}
+    if "hubert.mask_embedding" in side:
+        encoder["mask_generator.mask_embedding"] = side["hubert.mask_embedding"]
+    fields = _fields(encoder, path)
     notes: list[str] = []
-    fields = _fields(encoder, head_weights, note, overrides, notes, path)
-    config = build_config(fields, carried=note, overrides=overrides, path=path)
+    if preserved is None:
+        if "logit_generator.final_proj.weight" in head:
+            fields["projection_size"] = head["logit_generator.final_proj.weight"].shape[0]
+        fields |= _published_fields(fields, overrides, notes, path)
     source = ForeignCheckpoint(
-        path, "torchaudio Wav2Vec2Model", "pretrain", encoder, TORCHAUDIO, config, notes=notes
+        path=path,
+        format="torchaudio Wav2Vec2Model",
+        kind="pretrain",
+        weights=encoder,
+        key_map=TORCHAUDIO,
+        config=build_config(fields, preserved=preserved, overrides=overrides, path=path),
+        head_names=list(head),
+        extra=preserved_extra(preserved) or {},
+        notes=notes,
     )
-    source.extra = preserved_extra(note) or {}
-    source.head_names = list(head_weights)
-    if "aux.weight" in head_weights:
-        _ctc_vocabulary(source, head_weights, note, dictionary)
-    elif head_weights:
-        _codebook(source, head_weights, note)
-    elif note is not None and (
-        beside := {
-            name.removeprefix("head."): side[name] for name in side if name.startswith("head.")
-        }
-    ):
-        source.kind = note["kind"]
-        source.head = note["head"]
-        source.head_state = beside
-        source.head_names = [f"{side_file(path).name}: head.{name}" for name in beside]
+    if "aux.weight" in head:
+        _add_ctc_head(source, head, preserved, dictionary)
+    elif head:
+        _add_codebook(source, head, preserved)
+    elif preserved is not None:
+        _add_side_head(source, side, preserved)
     return assemble(source)
 
 
 def torchaudio_weights(content: Any) -> dict[str, Tensor] | None:
-    """The tensors in the names of HuBERTPretrainModel, whichever of its forms a file has; None when
-    it is something else.
+    """The tensors of any of torchaudio's files under the names of HuBERTPretrainModel; None for
+    another content.
     """
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     items = state.items() if isinstance(state, dict) else ()
@@ -109,13 +117,11 @@ def torchaudio_weights(content: Any) -> dict[str, Tensor] | None:
         for name, tensor in items
         if isinstance(name, str) and isinstance(tensor, Tensor)
     }
-    for prefix in (
-        "model.",
-        "module.",
-    ):  # of the Lightning module of its recipe, of DistributedDataParallel
+    # Prefixes of the Lightning module of torchaudio's recipe and of DistributedDataParallel.
+    for prefix in ("model.", "module."):
         if weights and all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-    if _FIRST.removeprefix("wav2vec2.") in weights:
+    if _FIRST.removeprefix("wav2vec2.") in weights:  # a Wav2Vec2Model
         weights = {
             name if name.startswith("aux.") else f"wav2vec2.{name}": tensor
             for name, tensor in weights.items()
@@ -124,14 +130,17 @@ def torchaudio_weights(content: Any) -> dict[str, Tensor] | None:
         name.removeprefix("wav2vec2.") if name.startswith("wav2vec2.aux.") else name: tensor
         for name, tensor in weights.items()
     }
-    known = _FIRST in weights and any(
-        name.startswith("wav2vec2.encoder.transformer.") for name in weights
-    )
-    return weights if known else None
+    transformer = any(name.startswith("wav2vec2.encoder.transformer.") for name in weights)
+    return weights if _FIRST in weights and transformer else None
 
 
-def _side(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    """The note and the tensors beside a file of our own export; nothing when there are none."""
+def side_file(path: Path) -> Path:
+    """The file beside an export to torchaudio for everything that a state dict cannot hold."""
+    return path.with_name(f"{path.stem}.side.safetensors")
+
+
+def _read_side_file(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """Our config.json and the tensors in the side file; (None, {}) when there is none."""
     if not path.is_file():
         return None, {}
     from safetensors import safe_open
@@ -143,127 +152,126 @@ def _side(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
         return dict(json.loads(stored)), tensors
     except (TypeError, ValueError) as error:
         raise ArtefactError(
-            f"{path}: holds no readable {PRESERVED!r} note ({error}); remove the file, or export again"
+            f"{path}: holds no readable {PRESERVED!r} metadata ({error}); "
+            "remove the file, or export again"
         ) from error
 
 
-def _fields(
-    weights: dict[str, Tensor],
-    head: dict[str, Tensor],
-    note: dict[str, Any] | None,
-    overrides: dict[str, Any],
-    notes: list[str],
-    path: Path,
-) -> dict[str, Any]:
-    """Every field that the tensors tell by their shapes, and guesses for those that they do not."""
-    number = re.compile(r"wav2vec2\.feature_extractor\.conv_layers\.(\d+)\.conv\.weight")
-    layers = sorted(int(match[1]) for name in weights if (match := number.fullmatch(name)))
-    convolutions = [
-        weights[f"wav2vec2.feature_extractor.conv_layers.{index}.conv.weight"] for index in layers
-    ]
-    blocks = {
-        match[1]
-        for name in weights
-        if (match := re.match(r"wav2vec2\.encoder\.transformer\.layers\.(\d+)\.", name))
-    }
-    positions = re.compile(
-        r"wav2vec2\.encoder\.transformer\.pos_conv_embed\.conv\.(weight_v|parametrizations\.weight\.original1)"
-    )
+# -- configuration
+
+
+def _fields(weights: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """The fields of HubertConfig that follow from the shapes of the encoder's tensors."""
+    number = re.compile(re.escape(_CONV_LAYERS) + r"(\d+)\.conv\.weight")
+    indices = sorted(int(match[1]) for name in weights if (match := number.fullmatch(name)))
+    kernels = [weights[f"{_CONV_LAYERS}{index}.conv.weight"] for index in indices]
+    layer = re.compile(re.escape(_LAYERS) + r"(\d+)\.")
+    layers = {match[1] for name in weights if (match := layer.match(name))}
+    layer_norm = f"{_CONV_LAYERS}1.layer_norm.weight" in weights
     try:
-        direction = next(weights[name] for name in weights if positions.fullmatch(name))
-        width = weights["wav2vec2.encoder.feature_projection.projection.weight"].shape[0]
-        feed_forward = weights[
-            "wav2vec2.encoder.transformer.layers.0.feed_forward.intermediate_dense.weight"
-        ].shape[0]
-        fields: dict[str, Any] = {
-            "conv_dim": [tensor.shape[0] for tensor in convolutions],
-            "conv_kernel": [tensor.shape[2] for tensor in convolutions],
-            "conv_bias": "wav2vec2.feature_extractor.conv_layers.0.conv.bias" in weights,
-            "feat_extract_norm": "layer"
-            if "wav2vec2.feature_extractor.conv_layers.1.layer_norm.weight" in weights
-            else "group",
-            **{
-                "hidden_size": width,
-                "intermediate_size": feed_forward,
-                "num_hidden_layers": len(blocks),
-            },
-            **{
-                "num_conv_pos_embeddings": direction.shape[2],
-                "num_conv_pos_embedding_groups": width // direction.shape[1],
-            },
+        positions = next(weights[name] for name in weights if _POSITIONS.fullmatch(name))
+        width = weights[_ENCODER + "feature_projection.projection.weight"].shape[0]
+        feed_forward = weights[_LAYERS + "0.feed_forward.intermediate_dense.weight"]
+        return {
+            "conv_dim": [kernel.shape[0] for kernel in kernels],
+            "conv_kernel": [kernel.shape[2] for kernel in kernels],
+            "conv_bias": f"{_CONV_LAYERS}0.conv.bias" in weights,
+            "feat_extract_norm": "layer" if layer_norm else "group",
+            "hidden_size": width,
+            "intermediate_size": feed_forward.shape[0],
+            "num_hidden_layers": len(layers),
+            "num_conv_pos_embeddings": positions.shape[2],
+            "num_conv_pos_embedding_groups": width // positions.shape[1],
         }
     except (StopIteration, KeyError, IndexError) as error:
+        missing = error.args[0] if error.args else "pos_conv_embed"
         raise ArtefactError(
-            f"{path}: {error.args[0] if error.args else 'pos_conv_embed'} is missing; expected torchaudio's HuBERT"
+            f"{path}: {missing} is missing; expected torchaudio's HuBERT"
         ) from error
-    if note is None and "logit_generator.final_proj.weight" in head:
-        fields["projection_size"] = head["logit_generator.final_proj.weight"].shape[0]
-    return fields if note is not None else {**fields, **_guesses(fields, overrides, notes, path)}
 
 
-def _guesses(
+def _published_fields(
     fields: dict[str, Any], overrides: dict[str, Any], notes: list[str], path: Path
 ) -> dict[str, Any]:
-    """What no tensor tells, as in the published models of that shape. Raises ArtefactError when
-    there is none.
+    """The fields that no tensor tells, as in the published model of this shape, each with a note.
+
+    Raises ArtefactError when there is no such model and the caller does not give them.
     """
     large = fields["feat_extract_norm"] == "layer"
-    guesses = {
+    published = {
         "conv_stride": STANDARD_STRIDES.get(tuple(fields["conv_kernel"])),
         "num_attention_heads": STANDARD_HEADS.get(fields["hidden_size"]),
         "do_stable_layer_norm": large,
         "normalize_waveform": large,
     }
-    guesses = {name: value for name, value in guesses.items() if name not in overrides}
-    for name, value in guesses.items():
+    published = {name: value for name, value in published.items() if name not in overrides}
+    for name, value in published.items():
         if value is None:
             raise ArtefactError(
-                f"{path}: a torchaudio file does not tell {name}, and no published model has this shape; give {name}=..."
+                f"{path}: a torchaudio file does not tell {name}, and no published model has this "
+                f"shape; give {name}=..."
             )
         notes.append(f"{name} is not in the file: taken as {value}")
-    return guesses
+    return published
 
 
-def _codebook(
-    source: ForeignCheckpoint, weights: dict[str, Tensor], note: dict[str, Any] | None
+# -- heads
+
+
+def _add_codebook(
+    source: ForeignCheckpoint, weights: dict[str, Tensor], preserved: dict[str, Any] | None
 ) -> None:
     source.format = "torchaudio HuBERTPretrainModel"
     names = ("projection.weight", "projection.bias", "unit_embeddings")
     source.head_state = to_ours(weights, names, TORCHAUDIO_HEAD, str(source.path))
     clusters, width = source.head_state["unit_embeddings"].shape
-    told = {
+    source.head = {
         "hidden_size": source.config.hidden_size,
         "projection_size": width,
         "n_clusters": clusters,
-        "temperature": 0.1,
+        "temperature": 0.1,  # torchaudio has no other
     }
-    source.head = note["head"] if note is not None else told  # torchaudio has no other temperature
+    if preserved is not None:
+        source.head = preserved["head"]
 
 
-def _ctc_vocabulary(
+def _add_ctc_head(
     source: ForeignCheckpoint,
     weights: dict[str, Tensor],
-    note: dict[str, Any] | None,
+    preserved: dict[str, Any] | None,
     dictionary: str | Path | None,
 ) -> None:
     source.kind = "ctc"
     source.format = "torchaudio Wav2Vec2Model with a CTC head"
-    source.head_state = to_ours(
-        weights, ("linear.weight", "linear.bias"), TORCHAUDIO_CTC, str(source.path)
-    )
+    names = ("linear.weight", "linear.bias")
+    source.head_state = to_ours(weights, names, TORCHAUDIO_CTC, str(source.path))
     rows = source.head_state["linear.weight"].shape[0]
-    dropout = note["head"]["dropout"] if note is not None else 0.0
     source.head = {
         "hidden_size": source.config.hidden_size,
         "vocabulary_size": rows,
-        "dropout": dropout,
+        "dropout": preserved["head"]["dropout"] if preserved is not None else 0.0,
     }
     if dictionary is not None:
         symbols = [BLANK_SWAP.get(symbol, symbol) for symbol in read_dictionary(dictionary)]
-        if (
-            len(symbols) - len(SPECIAL_NAMES) + 1 == rows
-        ):  # torchaudio's published models keep only the blank of the four
+        if len(symbols) - len(SPECIAL_NAMES) + 1 == rows:
+            # torchaudio's published models keep only the blank of the four special symbols.
             symbols = [symbols[0], *symbols[len(SPECIAL_NAMES) :]]
-        source.extra["vocabulary"] = fitting(symbols, rows, Path(dictionary), "dictionary")
-    elif note is None:
+        source.extra["vocabulary"] = check_symbols(symbols, rows, Path(dictionary), "dictionary")
+    elif preserved is None:
         source.notes.append(f"it names none of its {rows} characters: give its dict.ltr.txt")
+
+
+def _add_side_head(
+    source: ForeignCheckpoint, side: dict[str, Tensor], preserved: dict[str, Any]
+) -> None:
+    """Adds a head that torchaudio has no network for, from the side file."""
+    state = {
+        name.removeprefix("head."): tensor
+        for name, tensor in side.items()
+        if name.startswith("head.")
+    }
+    if state:
+        source.kind = preserved["kind"]
+        source.head = preserved["head"]
+        source.head_state = state
+        source.head_names = [f"{side_file(source.path).name}: head.{name}" for name in state]

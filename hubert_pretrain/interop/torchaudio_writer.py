@@ -1,11 +1,11 @@
-"""Writes a checkpoint as a state dict of torchaudio's HuBERT, and beside it
-(`hubert.side.safetensors`) what that has no slot for.
+"""State dicts of torchaudio's HuBERT, out, each with a side file (`hubert.side.safetensors` beside
+`hubert.pt`) for everything that a state dict cannot hold.
 
 | checkpoint | loads into |
 |---|---|
 | pretraining, one codebook | `HuBERTPretrainModel` (its `.wav2vec2` is the encoder) |
 | CTC | `Wav2Vec2Model` with `aux_num_out` |
-| anything else | `Wav2Vec2Model`; the head lies in the side file |
+| any other | `Wav2Vec2Model`; the head is in the side file |
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.interop.assemble import PRESERVED
-from hubert_pretrain.interop.compare import TOLERANCE, Report, judged, our_outputs, probe
+from hubert_pretrain.interop.compare import TOLERANCE, Report, check_differences, our_outputs, probe
 from hubert_pretrain.interop.fairseq_writer import save_pickle
 from hubert_pretrain.interop.tensor_names import (
     TORCHAUDIO,
@@ -34,14 +34,15 @@ _MASK = "mask_generator.mask_embedding"
 
 
 def export_torchaudio(path: str | Path, loaded: LoadedModel) -> None:
-    """Writes `path` and its side file. Raises ArtefactError for a network that torchaudio cannot
-    compute, naming the field.
+    """Writes `path` and its side file.
+
+    Raises ArtefactError for a network that torchaudio cannot compute, naming the field.
     """
     path = Path(path)
     _check(loaded)
     weights = to_theirs(loaded.model.state_dict(), TORCHAUDIO)
     side: dict[str, Tensor] = {}
-    if _has_slot(loaded):
+    if _is_codebook_head(loaded):
         weights |= to_theirs(loaded.head_state, TORCHAUDIO_HEAD)
     else:
         side["hubert.mask_embedding"] = weights.pop(_MASK)
@@ -50,25 +51,20 @@ def export_torchaudio(path: str | Path, loaded: LoadedModel) -> None:
             weights |= to_theirs(loaded.head_state, TORCHAUDIO_CTC)
         else:
             side |= {f"head.{name}": tensor for name, tensor in loaded.head_state.items()}
-    save_tensors(
-        side_file(path),
-        side,
-        {"format": "pt", PRESERVED: json.dumps({**loaded.config, "torchaudio": arguments(loaded)})},
-    )
+    preserved = {**loaded.config, "torchaudio": arguments(loaded)}
+    save_tensors(side_file(path), side, {"format": "pt", PRESERVED: json.dumps(preserved)})
     save_pickle(path, weights)
 
 
 def arguments(loaded: LoadedModel) -> dict[str, Any]:
-    """Keyword arguments of `torchaudio.models.wav2vec2_model` for this network; the side file holds
-    them too.
+    """Keyword arguments of `torchaudio.models.wav2vec2_model` for this network; they are also in
+    the side file.
     """
     config = loaded.model.config
+    conv_layers = zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
     return {
         "extractor_mode": f"{config.feat_extract_norm}_norm",
-        "extractor_conv_layer_config": [
-            list(layer)
-            for layer in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
-        ],
+        "extractor_conv_layer_config": [list(layer) for layer in conv_layers],
         "extractor_conv_bias": config.conv_bias,
         "encoder_embed_dim": config.hidden_size,
         "encoder_projection_dropout": config.feat_proj_dropout,
@@ -82,33 +78,31 @@ def arguments(loaded: LoadedModel) -> dict[str, Any]:
         "encoder_dropout": config.hidden_dropout,
         "encoder_layer_norm_first": config.do_stable_layer_norm,
         "encoder_layer_drop": config.layerdrop,
-        "aux_num_out": loaded.head_state["linear.weight"].shape[0]
-        if loaded.kind == "ctc"
-        else None,
+        "aux_num_out": len(loaded.head_state["linear.weight"]) if loaded.kind == "ctc" else None,
     }
 
 
 def compare_torchaudio(
     path: str | Path, loaded: LoadedModel, *, tolerance: float = TOLERANCE
 ) -> Report:
-    """Every layer, the last hidden state and the CTC logits of torchaudio's own network with
-    an exported file, against ours.
+    """Compares every layer, the last hidden state and the CTC logits of torchaudio's network with
+    an exported file's weights with ours.
 
     Raises ArtefactError when any differs by more than `tolerance`, or when torchaudio does not find
-    every tensor it wants.
+    all its tensors.
     """
     waveform = probe(loaded)
-    theirs = _load(Path(path), loaded)
+    model = _load(Path(path), loaded)
     with torch.inference_mode():
-        states, _ = theirs.extract_features(waveform)
-        last = theirs.encoder(theirs.feature_extractor(waveform, None)[0])
-        found = {f"layer {layer}": state for layer, state in enumerate(states, start=1)} | {
-            "last": last
-        }
-        if theirs.aux is not None:
-            found["logits"] = theirs.aux(last)
+        states, _ = model.extract_features(waveform)
+        last = model.encoder(model.feature_extractor(waveform, None)[0])
+        theirs = {f"layer {layer}": state for layer, state in enumerate(states, start=1)}
+        theirs["last"] = last
+        if model.aux is not None:
+            theirs["logits"] = model.aux(last)
         ours = our_outputs(loaded, waveform)
-    return judged(path, {name: ours[name] for name in found}, found, tolerance, "torchaudio")
+    ours = {name: ours[name] for name in theirs}
+    return check_differences(path, ours, theirs, tolerance=tolerance, library="torchaudio")
 
 
 def _load(path: Path, loaded: LoadedModel) -> Any:
@@ -132,10 +126,8 @@ def _load(path: Path, loaded: LoadedModel) -> Any:
     return model
 
 
-def _has_slot(loaded: LoadedModel) -> bool:
-    """Whether HuBERTPretrainModel holds this head: cosines with the unit embeddings of one
-    codebook.
-    """
+def _is_codebook_head(loaded: LoadedModel) -> bool:
+    """True for the head of HuBERTPretrainModel: cosines with the units of one codebook."""
     return (
         loaded.kind == "pretrain"
         and "unit_embeddings" in loaded.head_state
@@ -145,15 +137,17 @@ def _has_slot(loaded: LoadedModel) -> bool:
 
 def _check(loaded: LoadedModel) -> None:
     config = loaded.model.config
-    fixed: dict[str, Any] = {
+    only_values: dict[str, Any] = {
         "feat_proj_layer_norm": True,
         "feat_extract_activation": "gelu",
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-5,
+        "conv_pos_batch_norm": False,
+        "adapter_attn_dim": None,
     }
-    fixed |= {"conv_pos_batch_norm": False, "adapter_attn_dim": None}
-    for name, value in fixed.items():
+    for name, value in only_values.items():
         if getattr(config, name) != value:
             raise ArtefactError(
-                f"torchaudio's HuBERT has {name} {value!r} only, found {getattr(config, name)!r}; export to huggingface"
+                f"torchaudio's HuBERT has {name} {value!r} only, found {getattr(config, name)!r}; "
+                "export to huggingface"
             )

@@ -1,14 +1,14 @@
-"""Reads folders of `transformers` (HubertModel, HubertForCTC, HubertForSequenceClassification),
-written by 4.x or 5.x, without it.
+"""Folders of `transformers` 4.x and 5.x (HubertModel, HubertForCTC,
+HubertForSequenceClassification), in; read without it.
 
-| what | where |
+| content | file |
 |---|---|
 | weights | `model.safetensors` or its shards, `pytorch_model.bin` |
 | configuration | `config.json` |
-| normalisation | `processor_config.json` or `preprocessor_config.json`: `do_normalize` |
+| normalisation | `do_normalize` in `processor_config.json` or `preprocessor_config.json` |
 | CTC vocabulary | `vocab.json`, `added_tokens.json`, `tokenizer_config.json` |
-| pretraining head, and what `transformers` has no field for | `pretraining_head.safetensors`,
-`hubert_pretrain.json`, of our own export |
+| pretraining head, in our own exports | `pretraining_head.safetensors` |
+| our config.json, in our own exports | `hubert_pretrain.json` |
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hubert_pretrain.interop.assemble import (
     ForeignCheckpoint,
     assemble,
     build_config,
-    fitting,
+    check_symbols,
     preserved_extra,
 )
 from hubert_pretrain.interop.pickles import read_pickle
@@ -42,23 +42,19 @@ from hubert_pretrain.model.checkpoint import WEIGHTS, LoadedModel, load_tensors,
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.spec_augment import SpecAugment
 
-ELSEWHERE = "transformers"
-"""Key of a checkpoint's "extra" under which fields of `transformers.HubertConfig` are kept that are
-no part of our network.
+EXTRA_KEY = "transformers"
+"""Key of a checkpoint's "extra" for fields of `transformers.HubertConfig` that are no part of our
+network.
 """
-KEPT = [
+EXTRA_FIELDS = [
     *vars(SpecAugment()),
-    *(
-        "ctc_loss_reduction",
-        "ctc_zero_infinity",
-        "final_dropout",
-        "use_weighted_layer_sum",
-        "classifier_proj_size",
-    ),
+    "ctc_loss_reduction",
+    "ctc_zero_infinity",
+    "final_dropout",
+    "use_weighted_layer_sum",
+    "classifier_proj_size",
 ]
-"""Those fields. Where a head of ours has a setting of that meaning, the head's is what an export
-says.
-"""
+"""Those fields. An export writes a setting of our head in place of the field with that meaning."""
 PRETRAINING_HEAD = "pretraining_head.safetensors"
 PRESERVED_FILE = f"{PRESERVED}.json"
 _DEFAULTS: dict[str, Any] = {
@@ -67,106 +63,86 @@ _DEFAULTS: dict[str, Any] = {
     "layerdrop": 0.1,
     "final_dropout": 0.1,
 }
-"""Defaults of `transformers.HubertConfig` that differ from ours, for a field that an old file does
+"""Defaults of `transformers.HubertConfig` that differ from ours, for fields that an old file does
 not have.
 """
-_SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "word_delimiter_token": "|"}
-"""Key of `tokenizer_config.json` -> what we call that symbol, and its default."""
+_SPECIAL_TOKENS = {"pad_token": "<pad>", "unk_token": "<unk>", "word_delimiter_token": "|"}
+"""Key in `tokenizer_config.json` -> our name for that symbol, which is also its default there."""
 
 
 def load_huggingface(folder: str | Path, **overrides: Any) -> LoadedModel:
-    """A folder of `transformers` as a network and its head; `overrides` replace fields of
-    HubertConfig that change no shape.
+    """A folder of `transformers` as a network and its head.
 
-    Raises ArtefactError when it is damaged, no HuBERT, or its vocabulary does not fit its head.
+    Args:
+        folder: with config.json and weights.
+        overrides: fields of HubertConfig that change no shape.
+
+    Raises:
+        ArtefactError: the folder is damaged, no HuBERT, or its vocabulary does not fit its head.
     """
     folder = Path(folder)
     stored = read_small_json(folder / "config.json")
-    carried = read_small_json(folder / PRESERVED_FILE)
     if not isinstance(stored, dict) or stored.get("model_type") != "hubert":
         found = stored.get("model_type") if isinstance(stored, dict) else type(stored).__name__
         raise ArtefactError(
-            f"{folder / 'config.json'}: model_type is {found!r}, expected 'hubert'; its architecture is another"
+            f"{folder / 'config.json'}: model_type is {found!r}, expected 'hubert'; "
+            "its architecture is another"
         )
-    everything, path = _weights(folder)
-    prefix = "hubert." if any(name.startswith("hubert.") for name in everything) else ""
-    weights = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in everything.items()
-        if name.startswith(prefix)
-    }
-    head_weights = {
-        name: tensor for name, tensor in everything.items() if not name.startswith(prefix)
-    }
+    preserved = read_small_json(folder / PRESERVED_FILE)
+    preserved = preserved if isinstance(preserved, dict) else None
+    tensors, path = _read_weights(folder)
+    # HubertModel has no prefix; the classes with a head have one before the encoder's tensors.
+    prefix = "hubert." if any(name.startswith("hubert.") for name in tensors) else ""
+    weights = {}
+    head = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            weights[name.removeprefix(prefix)] = tensor
+        else:
+            head[name] = tensor
     notes: list[str] = []
-    fields = _fields(stored) | {"normalize_waveform": _normalises(folder, stored, notes)}
-    post_norm = not fields.get("do_stable_layer_norm", False)
-    adapters = any(".adapter_layer." in name for name in weights)
-    if fields.get("adapter_attn_dim") is not None and post_norm and not adapters:
-        notes.append(
-            f"adapter_attn_dim is {fields['adapter_attn_dim']}, which transformers ignores in a post-norm model: no adapters"
-        )
-        fields["adapter_attn_dim"] = None
-    carried = carried if isinstance(carried, dict) else None
-    config = build_config(fields, carried=carried, overrides=overrides, path=folder / "config.json")
+    fields = _fields(stored) | {"normalize_waveform": _normalizes(folder, stored, notes)}
+    _drop_ignored_adapters(fields, weights, notes)
     source = ForeignCheckpoint(
-        path, "transformers HubertModel", "pretrain", weights, TRANSFORMERS, config, notes=notes
+        path=path,
+        format="transformers HubertModel",
+        kind="pretrain",
+        weights=weights,
+        key_map=TRANSFORMERS,
+        config=build_config(
+            fields, preserved=preserved, overrides=overrides, path=folder / "config.json"
+        ),
+        extra=preserved_extra(preserved) or {},
+        notes=notes,
     )
-    source.extra = preserved_extra(carried) or {}
-    kept = {name: stored[name] for name in KEPT if name in stored}
-    source.extra |= (
-        {ELSEWHERE: {**source.extra.get(ELSEWHERE, {}), **kept}} if kept and carried is None else {}
-    )
-    if "lm_head.weight" in head_weights:
-        _ctc_vocabulary(source, folder, stored, head_weights)
-    elif "classifier.weight" in head_weights:
-        _classes(source, stored, head_weights)
+    if preserved is None:
+        extra_fields = {name: stored[name] for name in EXTRA_FIELDS if name in stored}
+        if extra_fields:
+            source.extra[EXTRA_KEY] = extra_fields
+    if "lm_head.weight" in head:
+        _add_ctc_head(source, folder, stored, head)
+    elif "classifier.weight" in head:
+        _add_classes(source, stored, head)
     elif (folder / PRETRAINING_HEAD).is_file():
-        _codebook(source, folder, carried)
-    unknown = [name for name in head_weights if name not in source.head_names]
-    source.weights |= {name: head_weights[name] for name in unknown}  # refused by name
+        _add_codebook(source, folder, preserved)
+    # Tensors of no known head: `assemble` refuses them by name.
+    source.weights |= {
+        name: tensor for name, tensor in head.items() if name not in source.head_names
+    }
     return assemble(source)
 
 
+# -- configuration and weights
+
+
 def _fields(stored: dict[str, Any]) -> dict[str, Any]:
-    """The values of our fields: `transformers` calls them the same."""
+    """The values of our fields, which have the same names in `transformers`."""
     known = {f.name for f in dataclasses.fields(HubertConfig)}
     return {name: value for name, value in {**_DEFAULTS, **stored}.items() if name in known}
 
 
-def _weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
-    """All tensors of a folder and the file that holds them, or lists the files that do."""
-    index = folder / f"{WEIGHTS}.index.json"
-    if (folder / WEIGHTS).is_file():
-        return load_tensors(folder / WEIGHTS), folder / WEIGHTS
-    if index.is_file():
-        listed = read_small_json(index)
-        shards = (
-            sorted(set(listed.get("weight_map", {}).values())) if isinstance(listed, dict) else []
-        )
-        if not shards or any(Path(shard).name != shard for shard in shards):
-            raise ArtefactError(
-                f"{index}: weight_map lists no files of this folder; expected names such as model-00001-of-00002.safetensors"
-            )
-        return {
-            name: tensor
-            for shard in shards
-            for name, tensor in load_tensors(folder / shard).items()
-        }, index
-    if (folder / "pytorch_model.bin").is_file():
-        content = read_pickle(folder / "pytorch_model.bin")
-        items = content.items() if isinstance(content, dict) else ()
-        return {
-            name: tensor
-            for name, tensor in items
-            if isinstance(name, str) and isinstance(tensor, Tensor)
-        }, folder / "pytorch_model.bin"
-    raise ArtefactError(
-        f"{folder}: has a config.json but no weights; expected {WEIGHTS} or pytorch_model.bin"
-    )
-
-
-def _normalises(folder: Path, stored: dict[str, Any], notes: list[str]) -> bool:
+def _normalizes(folder: Path, stored: dict[str, Any], notes: list[str]) -> bool:
+    """True when the folder's processor normalises waveforms."""
     processor = read_small_json(folder / "processor_config.json")
     extractor = read_small_json(folder / "preprocessor_config.json")
     nested = processor.get("feature_extractor") if isinstance(processor, dict) else None
@@ -174,41 +150,103 @@ def _normalises(folder: Path, stored: dict[str, Any], notes: list[str]) -> bool:
         if isinstance(found, dict) and isinstance(found.get("do_normalize"), bool):
             if found.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
                 raise ArtefactError(
-                    f"{folder}: its processor wants {found['sampling_rate']} samples per second, expected {SAMPLE_RATE}"
+                    f"{folder}: its processor wants {found['sampling_rate']} samples per second, "
+                    f"expected {SAMPLE_RATE}"
                 )
             return found["do_normalize"]
-    guess = stored.get("feat_extract_norm") == "layer"
+    published = stored.get("feat_extract_norm") == "layer"
     notes.append(
-        f"no processor file says whether waveforms are normalised: taken as {guess}, as the published model of this kind"
+        f"no processor file says whether waveforms are normalised: taken as {published}, "
+        "as the published model of this kind"
     )
-    return guess
+    return published
+
+
+def _drop_ignored_adapters(
+    fields: dict[str, Any], weights: dict[str, Tensor], notes: list[str]
+) -> None:
+    """Removes adapters from a post-norm network: `transformers` builds none there, whatever the
+    configuration says.
+    """
+    post_norm = not fields.get("do_stable_layer_norm", False)
+    stored = any(".adapter_layer." in name for name in weights)
+    if fields.get("adapter_attn_dim") is not None and post_norm and not stored:
+        notes.append(
+            f"adapter_attn_dim is {fields['adapter_attn_dim']}, which transformers ignores in a "
+            "post-norm model: no adapters"
+        )
+        fields["adapter_attn_dim"] = None
+
+
+def _read_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
+    """All tensors of a folder, and the file that holds them or lists the files that do."""
+    index = folder / f"{WEIGHTS}.index.json"
+    pickle_file = folder / "pytorch_model.bin"
+    if (folder / WEIGHTS).is_file():
+        return load_tensors(folder / WEIGHTS), folder / WEIGHTS
+    if index.is_file():
+        tensors: dict[str, Tensor] = {}
+        for shard in _shards(index):
+            tensors |= load_tensors(folder / shard)
+        return tensors, index
+    if pickle_file.is_file():
+        content = read_pickle(pickle_file)
+        items = content.items() if isinstance(content, dict) else ()
+        tensors = {
+            name: tensor
+            for name, tensor in items
+            if isinstance(name, str) and isinstance(tensor, Tensor)
+        }
+        return tensors, pickle_file
+    raise ArtefactError(
+        f"{folder}: has a config.json but no weights; expected {WEIGHTS} or pytorch_model.bin"
+    )
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the files that an index lists, all of its own folder."""
+    listed = read_small_json(index)
+    names = listed.get("weight_map", {}).values() if isinstance(listed, dict) else ()
+    shards = sorted(set(names))
+    if not shards or any(Path(shard).name != shard for shard in shards):
+        raise ArtefactError(
+            f"{index}: weight_map lists no files of this folder; "
+            "expected names such as model-00001-of-00002.safetensors"
+        )
+    return shards
 
 
 # -- heads
-# ------------------------------------------------------------------------------------------------------------------------
 
 
-def _codebook(source: ForeignCheckpoint, folder: Path, carried: dict[str, Any] | None) -> None:
-    """The pretraining head beside the weights: unit embeddings, or a plain softmax."""
+def _add_codebook(
+    source: ForeignCheckpoint, folder: Path, preserved: dict[str, Any] | None
+) -> None:
+    """Adds the pretraining head beside the weights: unit embeddings, or a plain softmax."""
     from safetensors import safe_open
 
     path = folder / PRETRAINING_HEAD
     stored = load_tensors(path)
-    with safe_open(path, "pt") as file:
-        temperature = float((file.metadata() or {}).get("temperature", "0.1"))
     cosine = "label_embs_concat" in stored
-    names = ["projection.weight", "projection.bias", *(["unit_embeddings"] if cosine else [])]
+    names = ["projection.weight", "projection.bias"]
+    if cosine:
+        names.append("unit_embeddings")
     source.head_state = to_ours(stored, names, FAIRSEQ_HEAD, str(path))
     source.head_names = list(stored)
-    source.head = carried.get("head") if carried is not None else None
-    if source.head is None:
-        clusters, width = stored["label_embs_concat" if cosine else "final_proj.weight"].shape
-        source.head = {"hidden_size": source.config.hidden_size, "n_clusters": clusters}
-        source.head |= {"projection_size": width, "temperature": temperature} if cosine else {}
+    source.head = preserved.get("head") if preserved is not None else None
+    if source.head is not None:
+        return
+    # Without our config.json the settings follow from the shapes.
+    clusters, width = stored["label_embs_concat" if cosine else "final_proj.weight"].shape
+    source.head = {"hidden_size": source.config.hidden_size, "n_clusters": clusters}
+    if cosine:
+        with safe_open(path, "pt") as file:
+            temperature = float((file.metadata() or {}).get("temperature", "0.1"))
+        source.head |= {"projection_size": width, "temperature": temperature}
         source.config = dataclasses.replace(source.config, projection_size=width)
 
 
-def _ctc_vocabulary(
+def _add_ctc_head(
     source: ForeignCheckpoint, folder: Path, stored: dict[str, Any], weights: dict[str, Tensor]
 ) -> None:
     state = to_ours(weights, ("linear.weight", "linear.bias"), TRANSFORMERS_CTC, str(source.path))
@@ -221,15 +259,16 @@ def _ctc_vocabulary(
         "vocabulary_size": rows,
         "dropout": stored.get("final_dropout", 0.1),
     }
-    symbols = _vocabulary(folder, rows)
     blank = stored.get("pad_token_id")
     blank = 0 if blank is None else blank
     if not isinstance(blank, int) or not 0 <= blank < rows:
         raise ArtefactError(
-            f"{folder / 'config.json'}: pad_token_id, CTC's blank, is {blank}, expected one of the {rows} rows of the head"
+            f"{folder / 'config.json'}: pad_token_id, CTC's blank, is {blank}, "
+            f"expected one of the {rows} rows of the head"
         )
-    order = [blank, *(row for row in range(rows) if row != blank)]  # here the blank comes first
+    order = [blank, *(row for row in range(rows) if row != blank)]  # our blank is the first row
     source.head_state = {name: tensor[torch.tensor(order)] for name, tensor in state.items()}
+    symbols = _vocabulary(folder, rows)
     if symbols is None:
         source.notes.append(f"no vocab.json names its {rows} characters")
     else:
@@ -237,72 +276,68 @@ def _ctc_vocabulary(
 
 
 def _vocabulary(folder: Path, rows: int) -> list[str] | None:
-    """The symbol of each row, under our names for the blank, the unknown symbol and the gap between
-    words.
+    """The symbol of each row, with our names for the blank, the unknown symbol and the word
+    delimiter; None when the folder has no vocabulary.
     """
-    stored, added, tokenizer = (
-        read_small_json(folder / name)
-        for name in ("vocab.json", "added_tokens.json", "tokenizer_config.json")
-    )
+    path = folder / "vocab.json"
+    stored = read_small_json(path)
     if not isinstance(stored, dict):
         return None
+    added = read_small_json(folder / "added_tokens.json")
+    tokenizer = read_small_json(folder / "tokenizer_config.json")
     tokenizer = tokenizer if isinstance(tokenizer, dict) else {}
     if any(isinstance(value, dict) for value in stored.values()):  # one vocabulary per language
         language = tokenizer.get("target_lang")
         if language not in stored:
             raise ArtefactError(
-                f"{folder / 'vocab.json'}: target_lang is {language!r}, expected one of {', '.join(stored)}"
+                f"{path}: target_lang is {language!r}, expected one of {', '.join(stored)}"
             )
         stored = stored[language]
-    later = tokenizer.get("added_tokens_decoder", {})
-    found = {
+    # Three places name symbols: the tokenizer's table, then added tokens, then the vocabulary.
+    by_row = {
         int(row): str(item["content"])
-        for row, item in later.items()
+        for row, item in tokenizer.get("added_tokens_decoder", {}).items()
         if isinstance(item, dict) and "content" in item
     }
-    found |= {
-        row: symbol
-        for symbol, row in {**(added if isinstance(added, dict) else {}), **stored}.items()
+    named_rows = {**(added if isinstance(added, dict) else {}), **stored}
+    by_row |= {row: symbol for symbol, row in named_rows.items()}
+    symbols = [by_row[row] for row in range(rows) if row in by_row]
+    check_symbols(symbols if len(stored) <= rows else list(stored), rows, path)
+    ours = {
+        _token_text(tokenizer.get(key), default): default
+        for key, default in _SPECIAL_TOKENS.items()
     }
-    symbols = [found[row] for row in range(rows) if row in found]
-    fitting(symbols if len(stored) <= rows else list(stored), rows, folder / "vocab.json")
-    ours = {_content(tokenizer.get(key), default): default for key, default in _SPECIAL.items()}
-    return fitting([ours.get(symbol, symbol) for symbol in symbols], rows, folder / "vocab.json")
+    return check_symbols([ours.get(symbol, symbol) for symbol in symbols], rows, path)
 
 
-def _content(token: Any, default: str) -> str:
-    """A special token's text: newer files keep it in a table of its properties."""
+def _token_text(token: Any, default: str) -> str:
+    """The text of a special token; newer files keep it in a table of the token's properties."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else default
 
 
-def _classes(source: ForeignCheckpoint, stored: dict[str, Any], weights: dict[str, Tensor]) -> None:
+def _add_classes(
+    source: ForeignCheckpoint, stored: dict[str, Any], weights: dict[str, Tensor]
+) -> None:
     weighted = "layer_weights" in weights
-    names = [
-        "projection.weight",
-        "projection.bias",
-        "linear.weight",
-        "linear.bias",
-        *(["layer_weights"] if weighted else []),
-    ]
+    names = ["projection.weight", "projection.bias", "linear.weight", "linear.bias"]
+    if weighted:
+        names.append("layer_weights")
     source.head_state = to_ours(weights, names, TRANSFORMERS_CLASSES, str(source.path))
     rows, width = source.head_state["linear.weight"].shape
     source.kind = "classify"
     source.format = "transformers HubertForSequenceClassification"
     source.head_names = list(weights)
     source.head = {
-        **{
-            "hidden_size": source.config.hidden_size,
-            "n_classes": rows,
-            "projection_size": width,
-            "weighted_layers": weighted,
-        },
+        "hidden_size": source.config.hidden_size,
+        "n_classes": rows,
+        "projection_size": width,
+        "weighted_layers": weighted,
         "n_layers": source.config.num_hidden_layers if weighted else 0,
     }
     labels = stored.get("id2label") or {index: f"LABEL_{index}" for index in range(rows)}
-    names = (
-        [str(labels[key]) for key in sorted(labels, key=int)] if isinstance(labels, dict) else []
-    )
-    source.extra["classes"] = fitting(
-        names, rows, source.path.parent / "config.json", "table id2label"
-    )
+    classes = []
+    if isinstance(labels, dict):
+        classes = [str(labels[key]) for key in sorted(labels, key=int)]
+    path = source.path.parent / "config.json"
+    source.extra["classes"] = check_symbols(classes, rows, path, "table id2label")

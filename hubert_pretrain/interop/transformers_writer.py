@@ -1,21 +1,19 @@
-"""Writes a checkpoint as a folder that `transformers` loads, 4.57 and 5.x.
+"""Folders of `transformers`, out, for 4.57 and 5.x.
 
 | kind | class | beside the weights |
 |---|---|---|
-| pretrain | HubertModel | `pretraining_head.safetensors` (fairseq's names): `transformers` has no
-slot for it |
-| ctc | HubertForCTC | tokenizer and processor; also for `pipeline("automatic-speech-recognition")`
-|
-| classify | HubertForSequenceClassification | names of the classes; also for
-`pipeline("audio-classification")` |
+| pretrain | HubertModel | the head, under fairseq's names: `pretraining_head.safetensors` |
+| ctc | HubertForCTC | tokenizer and processor |
+| classify | HubertForSequenceClassification | class names |
 
-Every folder says the truth about normalisation. `transformers` normalises with (x - mean) /
-sqrt(variance + 1e-7), training here (and in fairseq) with 1e-5: from the same waveform the two
-differ by .05 % at an RMS of .1, and by more for very quiet recordings.
+The last two also load in the pipelines "automatic-speech-recognition" and "audio-classification".
 
-A classifier over all layers of a pre-norm model follows 5.x; 4.57 puts the final norm on its last
-layer and gives other logits from the same file (tried: everything else is bit-equal in 4.57.1 and
-5.23).
+Normalisation: `do_normalize` is what the network was trained with. `transformers` normalises with
+(x - mean) / sqrt(variance + 1e-7), training here (as in fairseq) with 1e-5: from the same waveform
+the two differ by .05 % at an RMS of .1, and by more for very quiet recordings.
+
+A classifier over all layers of a pre-norm model follows 5.x. 4.57 puts the final norm on its last
+layer and computes other logits from the same file; all else is bit-equal in 4.57.1 and 5.23.
 """
 
 from __future__ import annotations
@@ -42,8 +40,8 @@ from hubert_pretrain.interop.tensor_names import (
     to_theirs,
 )
 from hubert_pretrain.interop.transformers_reader import (
-    ELSEWHERE,
-    KEPT,
+    EXTRA_FIELDS,
+    EXTRA_KEY,
     PRESERVED_FILE,
     PRETRAINING_HEAD,
 )
@@ -56,19 +54,19 @@ ARCHITECTURES = {
     "classify": "HubertForSequenceClassification",
 }
 """The class of `transformers` for each kind of checkpoint."""
-_HEAD_RULES = {"ctc": TRANSFORMERS_CTC, "classify": TRANSFORMERS_CLASSES}
-_OURS_ALONE = {"conv_gradient_scale", "normalize_waveform", "projection_size"}
-"""Fields of HubertConfig that `transformers.HubertConfig` does not have; all others are the same
-there, in name and meaning.
+_HEAD_KEY_MAPS = {"ctc": TRANSFORMERS_CTC, "classify": TRANSFORMERS_CLASSES}
+_OURS_ONLY = {"conv_gradient_scale", "normalize_waveform", "projection_size"}
+"""Fields of HubertConfig that `transformers.HubertConfig` does not have. All others have the same
+name and meaning there.
 """
 
 
 def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
-    """Writes `config.json`, `model.safetensors` and what the processor needs into `folder`.
+    """Writes `config.json`, `model.safetensors` and the files of the processor into `folder`.
 
-    A CTC model must list its vocabulary in `loaded.extra["vocabulary"]` (blank first), a
-    classifier its classes in `loaded.extra["classes"]`. Raises ArtefactError when they do not fit
-    the head.
+    A CTC model must list its vocabulary in `loaded.extra["vocabulary"]` (blank first), a classifier
+    its classes in `loaded.extra["classes"]`. Raises ArtefactError when they do not fit the head, or
+    for a network that `transformers` cannot compute.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,23 +74,18 @@ def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
     _check_variant(loaded.model.config)
     write_json(folder / "config.json", _config(loaded))
     save_tensors(folder / WEIGHTS, _weights(loaded))
-    write_json(folder / PRESERVED_FILE, loaded.config)  # what `transformers` has no field for
+    write_json(folder / PRESERVED_FILE, loaded.config)
     extractor = _feature_extractor(loaded.model.config)
     if loaded.kind == "ctc":
         _write_processor(folder, extractor, _vocabulary(loaded))
-    extractor.save_pretrained(
-        folder
-    )  # preprocessor_config.json: for a processor 5.x no longer writes it, 4.x and others read it
+    # preprocessor_config.json: 5.x does not write it for a processor, but 4.x and others read it.
+    extractor.save_pretrained(folder)
     if loaded.kind == "pretrain" and loaded.head_state:
-        settings = {
-            name: str(value)
-            for name, value in loaded.config["head"].items()
-            if name == "temperature"
-        }
+        metadata = {"format": "pt"}
+        if "temperature" in loaded.config["head"]:
+            metadata["temperature"] = str(loaded.config["head"]["temperature"])
         save_tensors(
-            folder / PRETRAINING_HEAD,
-            to_theirs(loaded.head_state, FAIRSEQ_HEAD),
-            {"format": "pt", **settings},
+            folder / PRETRAINING_HEAD, to_theirs(loaded.head_state, FAIRSEQ_HEAD), metadata
         )
 
 
@@ -100,7 +93,7 @@ def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
 def import_transformers() -> Any:
     """The `transformers` module, also where an installed torchaudio is broken.
 
-    `transformers` imports torchaudio whenever its files are there; a build for another CUDA than
+    `transformers` imports torchaudio whenever it is installed; a build for another CUDA than
     torch's then breaks HuBERT, which does not need it. Nothing else of the library is changed.
     """
     try:
@@ -112,8 +105,8 @@ def import_transformers() -> Any:
         for module in (transformers.utils, transformers.utils.import_utils):
             module.is_torchaudio_available = lambda: False  # type: ignore[attr-defined]
         sys.modules.pop("torchaudio", None)
-    # With torchao installed, loading the models imports it, and its import makes torch warn of what
-    # only its makers can change.
+    # Loading the models imports torchao where it is installed, and its import makes torch warn
+    # about torchao's own code.
     noisy = logging.getLogger("torch.utils._pytree")
     level = noisy.level
     noisy.setLevel(logging.ERROR)
@@ -126,58 +119,53 @@ def import_transformers() -> Any:
     return transformers
 
 
+# -- configuration and weights
+
+
 def _config(loaded: LoadedModel) -> dict[str, Any]:
-    ours = loaded.model.config
-    fields: dict[str, Any] = {
-        name: value for name, value in dataclasses.asdict(ours).items() if name not in _OURS_ALONE
+    config = loaded.model.config
+    extra_fields = loaded.extra.get(EXTRA_KEY, {})
+    fields = {
+        name: value for name, value in dataclasses.asdict(config).items() if name not in _OURS_ONLY
     }
-    fields |= {
-        name: value for name, value in loaded.extra.get(ELSEWHERE, {}).items() if name in KEPT
-    }
+    fields |= {name: value for name, value in extra_fields.items() if name in EXTRA_FIELDS}
     fields |= {
         "architectures": [ARCHITECTURES[loaded.kind]],
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": 0,
     }
+    head = loaded.config.get("head") or {}
     if loaded.kind == "ctc":
         vocabulary = _vocabulary(loaded)
-        fields |= {"vocab_size": len(vocabulary), "final_dropout": loaded.config["head"]["dropout"]}
-        fields |= {
-            f"{name}_token_id": vocabulary.index(token)
-            for name, token in _SENTENCE_TOKENS.items()
-            if token in vocabulary
-        }
+        fields |= {"vocab_size": len(vocabulary), "final_dropout": head["dropout"]}
+        for name, token in _SENTENCE_TOKENS.items():
+            if token in vocabulary:
+                fields[f"{name}_token_id"] = vocabulary.index(token)
     if loaded.kind == "classify":
-        head = loaded.config["head"]
         classes = [str(name) for name in loaded.extra["classes"]]
         fields |= {
             "use_weighted_layer_sum": head["weighted_layers"],
             "classifier_proj_size": head["projection_size"],
-        }
-        fields |= {
             "id2label": dict(enumerate(classes)),
             "label2id": {name: index for index, name in enumerate(classes)},
         }
-    config = import_transformers().HubertConfig(**fields)
-    return {**config.to_dict(), "model_type": "hubert"}
+    theirs = import_transformers().HubertConfig(**fields)
+    return {**theirs.to_dict(), "model_type": "hubert"}
 
 
 def _weights(loaded: LoadedModel) -> dict[str, Tensor]:
     encoder = to_theirs(loaded.model.state_dict(), TRANSFORMERS)
-    kept = loaded.extra.get(ELSEWHERE, {})
-    made_anew = new_mask_embedding(loaded.model.config.hidden_size)
-    if kept.get("mask_time_prob") == kept.get("mask_feature_prob") == 0 and torch.equal(
-        encoder["masked_spec_embed"], made_anew
-    ):
-        del encoder[
-            "masked_spec_embed"
-        ]  # it came without, and `transformers` has none with these values
+    fields = loaded.extra.get(EXTRA_KEY, {})
+    without_masks = fields.get("mask_time_prob") == fields.get("mask_feature_prob") == 0
+    mask_embedding = encoder["masked_spec_embed"]
+    if without_masks and torch.equal(mask_embedding, new_mask_embedding(len(mask_embedding))):
+        # The file that it was read from had none, and `transformers` builds none without masks.
+        del encoder["masked_spec_embed"]
     if loaded.kind == "pretrain":
         return encoder
-    return {f"hubert.{name}": tensor for name, tensor in encoder.items()} | to_theirs(
-        loaded.head_state, _HEAD_RULES[loaded.kind]
-    )
+    head = to_theirs(loaded.head_state, _HEAD_KEY_MAPS[loaded.kind])
+    return {f"hubert.{name}": tensor for name, tensor in encoder.items()} | head
 
 
 def _feature_extractor(config: HubertConfig) -> Any:
@@ -186,14 +174,13 @@ def _feature_extractor(config: HubertConfig) -> Any:
         sampling_rate=SAMPLE_RATE,
         padding_value=0.0,
         do_normalize=config.normalize_waveform,
-        # A group norm over time sees the padding whatever the mask says; such models were trained
-        # without one (wav2vec 2.0 Base too).
+        # A group norm over time includes the padding, with or without a mask; such models were
+        # trained without one (wav2vec 2.0 Base too).
         return_attention_mask=config.feat_extract_norm == "layer",
     )
 
 
-# -- CTC
-# ----------------------------------------------------------------------------------------------------------------------
+# -- CTC vocabulary
 
 _SENTENCE_TOKENS = {"bos": "<s>", "eos": "</s>"}
 
@@ -203,37 +190,37 @@ def _vocabulary(loaded: LoadedModel) -> list[str]:
 
 
 def _write_processor(folder: Path, extractor: Any, vocabulary: list[str]) -> None:
-    """`vocab.json`, the tokenizer's and the processor's configuration.
+    """Writes `vocab.json` and the configuration of the tokenizer and the processor.
 
-    The tokenizer collapses repeats, drops the padding token, which is CTC's blank, and turns "|"
-    into a space: our greedy decoding. Special tokens that the vocabulary lacks are switched off;
-    the tokenizer would otherwise number them beyond the rows of the head.
+    The tokenizer decodes as our greedy decoding does: it collapses repetitions, drops the padding
+    token, which is CTC's blank, and turns "|" into a space. Special tokens that the vocabulary
+    lacks are switched off; the tokenizer would otherwise number them beyond the rows of the head.
     """
     transformers = import_transformers()
+    sentence_tokens = {
+        f"{name}_token": token if token in vocabulary else None
+        for name, token in _SENTENCE_TOKENS.items()
+    }
     write_json(folder / "vocab.json", {symbol: index for index, symbol in enumerate(vocabulary)})
     tokenizer = transformers.Wav2Vec2CTCTokenizer(
         str(folder / "vocab.json"),
         pad_token=vocabulary[0],
         unk_token="<unk>" if "<unk>" in vocabulary else None,
         word_delimiter_token="|" if "|" in vocabulary else None,
-        **{
-            f"{name}_token": token if token in vocabulary else None
-            for name, token in _SENTENCE_TOKENS.items()
-        },
+        **sentence_tokens,
         clean_up_tokenization_spaces=False,  # it would turn "DO n't" into "DOn't"
     )
     if len(tokenizer) != len(vocabulary):
         extra = sorted(set(tokenizer.get_vocab()) - set(vocabulary))
         raise ArtefactError(
-            f"{folder}: the tokenizer has symbols that the head does not ({', '.join(extra)}); export would decode wrongly"
+            f"{folder}: the tokenizer has symbols that the head does not have "
+            f"({', '.join(extra)}); the export would decode wrongly"
         )
-    transformers.Wav2Vec2Processor(
-        feature_extractor=extractor, tokenizer=tokenizer
-    ).save_pretrained(folder)
+    processor = transformers.Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)
+    processor.save_pretrained(folder)
 
 
 # -- checks
-# -----------------------------------------------------------------------------------------------------------------------
 
 
 def _check_labels(loaded: LoadedModel) -> None:
@@ -245,7 +232,8 @@ def _check_labels(loaded: LoadedModel) -> None:
     if not isinstance(labels, list) or len(labels) != rows or len(set(map(str, labels))) != rows:
         found = f"{len(labels)} names" if isinstance(labels, list) else "none"
         raise ArtefactError(
-            f'a {loaded.kind!r} checkpoint must list one distinct name per row of its head in extra["{key}"]: {rows} rows, {found}'
+            f"a {loaded.kind!r} checkpoint must list one distinct name per row of its head in "
+            f'extra["{key}"]: {rows} rows, {found}'
         )
 
 
@@ -255,9 +243,11 @@ def _check_variant(config: HubertConfig) -> None:
         if getattr(config, name) not in known:
             version = import_transformers().__version__
             raise ArtefactError(
-                f"transformers {version} has no {name} {getattr(config, name)!r}; a model with it cannot be exported to it"
+                f"transformers {version} has no {name} {getattr(config, name)!r}; "
+                "a model with it cannot be exported to it"
             )
     if config.adapter_attn_dim is not None and not config.do_stable_layer_norm:
         raise ArtefactError(
-            "transformers ignores adapters of a post-norm model (do_stable_layer_norm=False); it cannot be exported to it"
+            "transformers ignores adapters of a post-norm model (do_stable_layer_norm=False); "
+            "it cannot be exported to it"
         )

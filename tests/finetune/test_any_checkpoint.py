@@ -24,7 +24,7 @@ from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.stages import export as export_stage
 
-READABLE = [name for name, form in FORMATS.items() if form.returns]
+READABLE = [name for name, form in FORMATS.items() if form.readable]
 
 
 @pytest.fixture

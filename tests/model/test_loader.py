@@ -35,7 +35,7 @@ SMALL = HubertConfig(
     projection_size=4,
 )
 VOCABULARY = ["<pad>", "<unk>", "|", *"AB"]
-READABLE = [name for name, form in FORMATS.items() if form.returns]
+READABLE = [name for name, form in FORMATS.items() if form.readable]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.interop.tensor_names import (
     TRANSFORMERS,
     KeyMap,
-    fairseq_rules,
+    fairseq_key_map,
     left_over,
     to_ours,
     to_theirs,
@@ -33,7 +33,7 @@ SMALL = HubertConfig(
 @pytest.mark.parametrize("dialect", ["transformers", "fairseq"])
 def test_there_and_back_is_bit_equal(norm: str, dialect: str) -> None:
     model = Hubert(dataclasses.replace(SMALL, feat_extract_norm=norm))
-    rules: KeyMap = TRANSFORMERS if dialect == "transformers" else fairseq_rules(norm)
+    rules: KeyMap = TRANSFORMERS if dialect == "transformers" else fairseq_key_map(norm)
     state = model.state_dict()
     there = to_theirs(state, rules)
     back = to_ours(there, state, rules, "test")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from hubert_pretrain.interop.load import load_checkpoint
-from hubert_pretrain.interop.tensor_names import FAIRSEQ_HEAD, fairseq_rules, to_theirs
+from hubert_pretrain.interop.tensor_names import FAIRSEQ_HEAD, fairseq_key_map, to_theirs
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.pretrain.loss import SupervisedLayer, masked_prediction_loss
 
@@ -55,7 +55,7 @@ def test_loss_parts_and_every_gradient(name: str, fairseq_outputs: Path) -> None
     result.loss.backward()
     ours = {}
     for module, rules in (
-        (model, fairseq_rules(model.config.feat_extract_norm)),
+        (model, fairseq_key_map(model.config.feat_extract_norm)),
         (head, FAIRSEQ_HEAD),
     ):
         ours |= to_theirs(

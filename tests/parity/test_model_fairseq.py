@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from hubert_pretrain.interop.fairseq_reader import conv_layers
 from hubert_pretrain.interop.tensor_names import (
     FAIRSEQ_HEAD,
-    fairseq_rules,
+    fairseq_key_map,
     left_over,
     to_ours,
     to_theirs,
@@ -69,7 +69,7 @@ class Reference:
             weights["label_embs_concat"].shape[0],
             temperature=0.1,
         )
-        self.rules = fairseq_rules(config.feat_extract_norm)
+        self.rules = fairseq_key_map(config.feat_extract_norm)
         self.model.load_state_dict(to_ours(weights, self.model.state_dict(), self.rules, name))
         self.head.load_state_dict(to_ours(weights, self.head.state_dict(), FAIRSEQ_HEAD, name))
         unused = set(left_over(weights, self.model.state_dict(), self.rules))
