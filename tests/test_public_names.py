@@ -28,6 +28,14 @@ def test_the_configuration_of_a_network_needs_no_torch() -> None:
     assert python(code) == "False\n"
 
 
+def test_what_does_not_train_needs_no_lightning() -> None:
+    code = (
+        "import sys, hubert_pretrain as h; [getattr(h, name) for name in h.__all__]; "
+        "print([name for name in ('lightning', 'transformers', 'sklearn') if name in sys.modules])"
+    )
+    assert python(code) == "[]\n"
+
+
 @pytest.mark.parametrize("name", hubert_pretrain.__all__)
 def test_each_name_is_the_object_of_its_module(name: str) -> None:
     value = getattr(hubert_pretrain, name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from hubert_pretrain import distributed
 from hubert_pretrain.data import audio
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.finetune.ctc import CtcTask
-from hubert_pretrain.finetune.dataset import WholeUtterances
 from hubert_pretrain.finetune.task import Task
 from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.frames import SAMPLE_RATE
@@ -26,6 +25,9 @@ from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.preprocess import prepare_waveform
+
+if TYPE_CHECKING:
+    from hubert_pretrain.finetune.dataset import WholeUtterances
 
 Item = TypeVar("Item")
 
