@@ -57,14 +57,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def convert(options: argparse.Namespace) -> None:
     """Convert, and print the number of utterances of each split."""
-    from hubert_pretrain.formats.record import Reading
+    from hubert_pretrain.formats.record import ReadOptions
 
     source = Path(options.source).absolute()
     target = Path(options.target).absolute()
     if target.resolve() == source.resolve():
         raise ConfigError(f"{target}: OUT is IN; give another place, so that nothing is lost")
     with tempfile.TemporaryDirectory() as scratch:
-        reading = Reading(
+        read_options = ReadOptions(
             root=options.root,
             rate=options.rate,
             ids=options.ids,
@@ -72,7 +72,12 @@ def convert(options: argparse.Namespace) -> None:
             folder=audio_folder(options.to, target, Path(scratch)),
         )
         counts = registry.convert(
-            source, target, options.to, format=options.format, reading=reading, splits=options.split
+            source,
+            target,
+            options.to,
+            format=options.format,
+            options=read_options,
+            splits=options.split,
         )
     for split, count in counts.items():
         print(f"{split:<12} {count} utterances")

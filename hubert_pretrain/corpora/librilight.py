@@ -1,9 +1,9 @@
-"""Libri-Light (Kahn et al. 2020): 60,000 hours of read English without transcripts,
-`<subset>/<speaker>/<book>/<recording>.flac`.
+"""Libri-Light (Kahn et al. 2020): 60,000 hours of read English without transcripts, and its limited
+supervision sets. LibriVox recordings, in the public domain.
 
-Recordings last up to hours. Beside each lies a .json with the seconds in which somebody speaks
-(`voice_activity`): from these they are cut into pieces, as places in the manifest; no audio is
-copied. LibriVox recordings, in the public domain.
+Layout: `<subset>/<speaker>/<book>/<recording>.flac`, each with a .json beside it. Recordings last
+up to hours. The .json lists the seconds with speech (`voice_activity`); recordings are cut into
+segments along it. A segment is a (start, length) in the manifest: no audio is copied.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ PUBLISHED = {
 }
 """Subset -> checksum of its tar (the publisher's README)."""
 
-_FINETUNING = "librispeech_finetuning"
-_FINETUNING_CHECKSUM = (
+_LIMITED_FOLDER = "librispeech_finetuning"
+"""The folder that the archive unpacks into."""
+_LIMITED_CHECKSUM = (
     "sha256:5d1efdc777b548194d7e09ba89126e2188026df9fd57aa57eb14408d2b2342af"  # torchaudio's
 )
-_FINETUNING_LAYOUT = (
-    f"<root>/{_FINETUNING}/{{1h/{{0..5}},9h}}/{{clean,other}}/<speaker>/<chapter>/*.flac"
+_LIMITED_LAYOUT = (
+    f"<root>/{_LIMITED_FOLDER}/{{1h/{{0..5}},9h}}/{{clean,other}}/<speaker>/<chapter>/*.flac"
 )
 FOLDS = 6
-"""Ten-minute parts of the 1 h set."""
+"""Number of ten-minute parts of the 1 h set."""
 
 
 class LibriLight:
     """Subsets of Libri-Light; all of it is for training."""
 
-    OBTAIN = (
+    AVAILABLE_FROM = (
         "github.com/facebookresearch/libri-light, or data.download=true (35 GB, 321 GB and 3 TB)"
     )
 
@@ -59,17 +60,19 @@ class LibriLight:
         max_seconds: float | None = 20.0,
         max_pause_seconds: float = 1.0,
     ) -> None:
-        """Nothing is read until `utterances`.
+        """No file is read before `utterances` is called.
 
         Args:
-            root: the folder that holds the subsets. subsets: any of small (577 h), medium (5,193
-            h), large (51,934 h) and duplicate. max_seconds: the longest piece; None takes each
-            recording as it is, e.g. when they were cut before. max_pause_seconds: a longer pause
-            ends a piece, and belongs to none.
+            root: folder with the subsets.
+            subsets: any of small (577 h), medium (5,193 h), large (51,934 h) and duplicate.
+            max_seconds: length of the longest segment; None takes each recording whole, e.g. when
+                recordings were cut before.
+            max_pause_seconds: a longer pause ends a segment and belongs to none.
         """
         if max_seconds is not None and max_seconds <= 0:
             raise ConfigError(
-                f"data.corpus.max_seconds={max_seconds}: expected more than 0, or null to take recordings whole"
+                f"data.corpus.max_seconds={max_seconds}: expected more than 0, "
+                "or null to take recordings whole"
             )
         self.root = Path(root).expanduser().absolute()
         self.subsets = list(subsets)
@@ -77,37 +80,33 @@ class LibriLight:
         self.max_pause_seconds = max_pause_seconds
 
     def download(self, mirror: str | None = None) -> None:
-        """Fetches the subsets that are not there."""
+        """Fetches the missing subsets."""
         for subset in self.subsets:
             common.check_choice("subsets", subset, list(PUBLISHED))
-        fetch_all(
-            [
-                Archive(url=f"{_URL}/{name}.tar", brings=name, checksum=PUBLISHED[name])
-                for name in self.subsets
-            ],
-            self.root,
-            mirror,
-        )
+        archives = [
+            Archive(url=f"{_URL}/{name}.tar", provides=name, checksum=PUBLISHED[name])
+            for name in self.subsets
+        ]
+        fetch_all(archives, self.root, mirror)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every piece of speech, recording by recording. Raises DataError for a missing subset or
-        .json.
-        """
-        common.existing_root(self.root, _LAYOUT, self.OBTAIN)
+        """Every segment, recording by recording. Raises DataError for a missing subset or .json."""
+        common.find_root(self.root, _LAYOUT, self.AVAILABLE_FROM)
         for subset in self.subsets:
-            for speaker in common.folders_in(common.existing(self.root / subset, _LAYOUT)):
-                for book in common.folders_in(speaker):
-                    for recording in common.audio_in(book):
-                        yield from self._recording(recording, speaker.name)
+            for speaker in common.subfolders(common.require(self.root / subset, _LAYOUT)):
+                for book in common.subfolders(speaker):
+                    for recording in common.audio_files_in(book):
+                        yield from self._segments(recording, speaker.name)
 
-    def _recording(self, path: Path, speaker: str) -> Iterator[SourceUtterance]:
+    def _segments(self, path: Path, speaker: str) -> Iterator[SourceUtterance]:
+        """The segments of a recording."""
         id = path.relative_to(self.root).with_suffix("").as_posix()
         length = None if self.max_seconds is None else _length(path)
         if self.max_seconds is None or length is None:
             yield SourceUtterance(id=id, path=path, split="train", speaker=speaker)
             return
-        pieces = cut(_voice_activity(path), self.max_seconds, self.max_pause_seconds)
-        for number, (start, end) in enumerate(pieces):
+        segments = cut(_voice_activity(path), self.max_seconds, self.max_pause_seconds)
+        for number, (start, end) in enumerate(segments):
             first = samples(start)
             last = min(samples(end), length)
             if first < last:
@@ -126,7 +125,7 @@ class LibriLightLimited:
     little supervision.
     """
 
-    OBTAIN = "github.com/facebookresearch/libri-light, or data.download=true (0.6 GB)"
+    AVAILABLE_FROM = "github.com/facebookresearch/libri-light, or data.download=true (0.6 GB)"
     SIZES = ("10min", "1h", "10h")
 
     def __init__(
@@ -139,15 +138,16 @@ class LibriLightLimited:
         valid: Sequence[str] = (),
         test: Sequence[str] = (),
     ) -> None:
-        """Nothing is read until `utterances`.
+        """No file is read before `utterances` is called.
 
         Args:
-            root: the folder that holds `librispeech_finetuning`, or that folder.
+            root: folder with `librispeech_finetuning`, or that folder.
             size: 10min, 1h or 10h.
-            fold: which of the six parts of ten minutes; only for 10min.
+            fold: number of the ten-minute part, 0 to 5; only for 10min.
             evaluation_root: folder of LibriSpeech, for `valid` and `test`; None: `root`.
-            valid: its subsets for validation; empty: a share of the training data is held out.
-            test: its subsets for testing.
+            valid: subsets of LibriSpeech for validation; empty: stage `prepare` holds a share of
+                the training data out.
+            test: subsets of LibriSpeech for testing.
         """
         common.check_choice("size", size, self.SIZES)
         if not 0 <= fold < FOLDS:
@@ -160,12 +160,14 @@ class LibriLightLimited:
         )
 
     def download(self, mirror: str | None = None) -> None:
-        """Fetches the training data, and the subsets of LibriSpeech, that are not there."""
-        above = self.root.parent if self.root.name == _FINETUNING else self.root
-        archive = Archive(
-            url=f"{_URL}/{_FINETUNING}.tgz", brings=_FINETUNING, checksum=_FINETUNING_CHECKSUM
-        )
+        """Fetches the training data and the subsets of LibriSpeech that are missing."""
+        above = self.root.parent if self.root.name == _LIMITED_FOLDER else self.root
         if not (self.root / "9h").is_dir():
+            archive = Archive(
+                url=f"{_URL}/{_LIMITED_FOLDER}.tgz",
+                provides=_LIMITED_FOLDER,
+                checksum=_LIMITED_CHECKSUM,
+            )
             fetch_all([archive], above, mirror)
         self.evaluation.download(mirror)
 
@@ -173,54 +175,68 @@ class LibriLightLimited:
         """Every utterance. Raises DataError for missing parts and for audio without a
         transcript.
         """
-        home = common.existing_root(
-            self.root, _FINETUNING_LAYOUT, self.OBTAIN, inside=[_FINETUNING]
+        home = common.find_root(
+            self.root, _LIMITED_LAYOUT, self.AVAILABLE_FROM, inside=[_LIMITED_FOLDER]
         )
-        folds = (
-            [f"1h/{self.fold}"] if self.size == "10min" else [f"1h/{fold}" for fold in range(FOLDS)]
-        )
-        for part in [*folds, *(["9h"] if self.size == "10h" else [])]:
-            for kind in ("clean", "other"):
-                for speaker in common.folders_in(
-                    common.existing(home / part / kind, _FINETUNING_LAYOUT)
-                ):
-                    for chapter in common.folders_in(speaker):
+        for part in self._parts():
+            for quality in ("clean", "other"):
+                folder_of_part = common.require(home / part / quality, _LIMITED_LAYOUT)
+                for speaker in common.subfolders(folder_of_part):
+                    for chapter in common.subfolders(speaker):
                         yield from chapter_utterances(chapter, "train", require_audio=False)
         yield from self.evaluation.utterances(folder)
+
+    def _parts(self) -> list[str]:
+        """Folders of the training data."""
+        if self.size == "10min":
+            return [f"1h/{self.fold}"]
+        parts = [f"1h/{fold}" for fold in range(FOLDS)]
+        if self.size == "10h":
+            parts.append("9h")
+        return parts
 
 
 def cut(
     activity: Sequence[tuple[float, float]], max_seconds: float, max_pause_seconds: float
 ) -> Iterator[tuple[float, float]]:
-    """Seconds in which somebody speaks -> pieces of at most `max_seconds`, in order, as long as
-    they get.
+    """Cuts a recording into segments of at most `max_seconds`, each as long as possible.
 
-    A piece holds the pauses between its stretches of speech, up to `max_pause_seconds` each. Speech
-    that goes on for longer than `max_seconds` is cut into equal parts. No second of speech is left
-    out, none is in two pieces.
+    A segment includes the pauses between its stretches of speech, up to `max_pause_seconds` each.
+    Continuous speech longer than `max_seconds` is cut into equal parts. Every second of speech is
+    in exactly one segment.
+
+    Args:
+        activity: (start, end) of each stretch of speech, in order [s].
+        max_seconds: length of the longest segment.
+        max_pause_seconds: a longer pause ends a segment.
+
+    Yields:
+        (start, end) of each segment, in order [s].
     """
-    piece: tuple[float, float] | None = None
+    segment: tuple[float, float] | None = None
     for start, end in activity:
-        if piece is not None and (
-            end - piece[0] > max_seconds or start - piece[1] > max_pause_seconds
-        ):
-            yield from _equal_parts(*piece, max_seconds)
-            piece = None
-        piece = (start if piece is None else piece[0], end)
-    if piece is not None:
-        yield from _equal_parts(*piece, max_seconds)
+        if segment is None:
+            segment = (start, end)
+            continue
+        begin, previous_end = segment
+        if end - begin > max_seconds or start - previous_end > max_pause_seconds:
+            yield from _equal_parts(begin, previous_end, max_seconds)
+            begin = start
+        segment = (begin, end)
+    if segment is not None:
+        yield from _equal_parts(*segment, max_seconds)
 
 
 def _equal_parts(start: float, end: float, max_seconds: float) -> Iterator[tuple[float, float]]:
-    # A hair of tolerance: 60 s as the difference of two floats may be more than 60.
+    # The tolerance absorbs rounding: the difference of two floats may be slightly more than 60.
     count = max(1, math.ceil((end - start) / max_seconds - 1e-6))
     edges = [start + (end - start) * i / count for i in range(count)] + [end]
     yield from pairwise(edges)
 
 
 def _length(path: Path) -> int | None:
-    """Samples of a recording at 16 kHz by its header; None when it cannot be opened (`prepare` then
-    says why).
+    """Samples of a recording at 16 kHz, from its header; None when it cannot be opened (`prepare`
+    reports the reason).
     """
     try:
         with open_audio(path) as file:
@@ -234,7 +250,8 @@ def _voice_activity(recording: Path) -> list[tuple[float, float]]:
     path = recording.with_suffix(".json")
     if not path.is_file():
         raise DataError(
-            f"{path}: not there, and {recording.name} cannot be cut without it; expected {_LAYOUT}: unpack the subset again, "
+            f"{path}: not there, and {recording.name} cannot be cut without it; "
+            f"expected {_LAYOUT}: unpack the subset again, "
             "or take recordings whole with data.corpus.max_seconds=null"
         )
     try:
@@ -243,6 +260,7 @@ def _voice_activity(recording: Path) -> list[tuple[float, float]]:
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(
-            f"{path}: no list of [start, end] in seconds under 'voice_activity' ({reason}); unpack the subset again"
+            f"{path}: no list of [start, end] in seconds under 'voice_activity' ({reason}); "
+            "unpack the subset again"
         ) from error
     return [(start, end) for start, end in activity if end > start]

@@ -1,8 +1,8 @@
-"""LibriSpeech (Panayotov et al. 2015): about 1,000 hours of read English,
-`<subset>/<speaker>/<chapter>/<utterance>.flac`.
+"""LibriSpeech (Panayotov et al. 2015): about 1,000 hours of read English. CC BY 4.0.
 
-Transcripts lie in `<speaker>-<chapter>.trans.txt` beside the audio, one `<utterance> <TEXT>` a
-line. The mini corpus (train-clean-5, dev-clean-2) has the same form. CC BY 4.0.
+Layout: `<subset>/<speaker>/<chapter>/<utterance>.flac`, with transcripts beside the audio in
+`<speaker>-<chapter>.trans.txt`, one `<utterance> <TEXT>` per line. The mini corpus (train-clean-5,
+dev-clean-2) has the same form.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError, did_you_mean
 
 _LAYOUT = "<root>/<subset>/<speaker>/<chapter>/<speaker>-<chapter>-<utterance>.flac"
-_NAME = "LibriSpeech"
+_FOLDER = "LibriSpeech"
 """The folder that the archives unpack into."""
 
 _FULL = "https://www.openslr.org/resources/12"
@@ -47,15 +47,15 @@ PUBLISHED = {
     "train-clean-5": (_MINI, "md5:5df7d4e78065366204ca6845bb08f490"),
     "dev-clean-2": (_MINI, "md5:6d7ab67ac6a1d2c993d050e16d61080d"),
 }
-"""Subset -> where its archive is, and its checksum (sha256: torchaudio's; md5: the publisher's
-md5sum.txt).
+"""Subset -> (URL of the folder of its archive, checksum). The sha256 are torchaudio's, the md5 the
+publisher's md5sum.txt.
 """
 
 
 class LibriSpeech:
     """Any subsets of LibriSpeech, or of a corpus in its layout."""
 
-    OBTAIN = "openslr.org resources 12 and 31, or data.download=true"
+    AVAILABLE_FROM = "openslr.org resources 12 and 31, or data.download=true"
 
     def __init__(
         self,
@@ -66,64 +66,68 @@ class LibriSpeech:
         test: Sequence[str] = (),
         require_transcripts: bool = True,
     ) -> None:
-        """Nothing is read until `utterances`.
+        """No file is read before `utterances` is called.
 
         Args:
-            root: the folder that holds the subsets, or the one above with `LibriSpeech/` in it (as
-            the archives unpack). train: subsets for training, e.g. ["train-clean-100"]. valid:
-            subsets for validation; empty: a share of `train` is held out. test: subsets for
-            testing. require_transcripts: whether audio without a transcript is an error; False
-            gives it an empty text.
+            root: folder with the subsets, or the folder above, with `LibriSpeech/` in it (as the
+                archives unpack).
+            train: subsets for training, e.g. ["train-clean-100"].
+            valid: subsets for validation; empty: stage `prepare` holds a share of `train` out.
+            test: subsets for testing.
+            require_transcripts: audio without a transcript is an error; False: its text is empty.
         """
         self.root = Path(root).expanduser().absolute()
         self.subsets = {"train": list(train), "valid": list(valid), "test": list(test)}
         self.require_transcripts = require_transcripts
 
     def download(self, mirror: str | None = None) -> None:
-        """Fetches the subsets that are not there."""
-        above = self.root.parent if self.root.name == _NAME else self.root
+        """Fetches the missing subsets."""
+        above = self.root.parent if self.root.name == _FOLDER else self.root
         archives = []
         for subset in (subset for subsets in self.subsets.values() for subset in subsets):
             common.check_choice("train, .valid or .test", subset, list(PUBLISHED))
             if not (self.root / subset).is_dir():
                 url, checksum = PUBLISHED[subset]
-                archives.append(
-                    Archive(
-                        url=f"{url}/{subset}.tar.gz", brings=f"{_NAME}/{subset}", checksum=checksum
-                    )
+                archive = Archive(
+                    url=f"{url}/{subset}.tar.gz",
+                    provides=f"{_FOLDER}/{subset}",
+                    checksum=checksum,
                 )
+                archives.append(archive)
         fetch_all(archives, above, mirror)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         """Every utterance of the chosen subsets. Raises DataError for missing subsets and for audio
-        and text that do not match.
+        and transcripts that do not match.
         """
-        common.existing_root(self.root, _LAYOUT, self.OBTAIN)
+        common.find_root(self.root, _LAYOUT, self.AVAILABLE_FROM)
         for split, subsets in self.subsets.items():
             for subset in subsets:
                 yield from self._subset(self._find(subset), split)
 
     def _find(self, subset: str) -> Path:
-        for path in (self.root / _NAME / subset, self.root / subset):
+        for path in (self.root / _FOLDER / subset, self.root / subset):
             if path.is_dir():
                 return path
-        home = self.root / _NAME if (self.root / _NAME).is_dir() else self.root
-        found = [path.name for path in common.folders_in(home)]
+        home = self.root / _FOLDER if (self.root / _FOLDER).is_dir() else self.root
+        found = [path.name for path in common.subfolders(home)]
         raise DataError(
-            f"{home / subset}: no such subset{did_you_mean(subset, found)}, found {', '.join(found[:12]) or 'no folders'}; "
+            f"{home / subset}: no such subset{did_you_mean(subset, found)}, "
+            f"found {', '.join(found[:12]) or 'no folders'}; "
             f"expected {_LAYOUT}, unpack the subset there (data.download=true does), "
             "or choose others with data.corpus.train, .valid and .test"
         )
 
     def _subset(self, path: Path, split: str) -> Iterator[SourceUtterance]:
         empty = True
-        for speaker in common.folders_in(path):
-            for chapter in common.folders_in(speaker):
+        for speaker in common.subfolders(path):
+            for chapter in common.subfolders(speaker):
                 empty = False
                 yield from chapter_utterances(chapter, split, self.require_transcripts)
         if empty:
             raise DataError(
-                f"{path}: no <speaker>/<chapter> folders in it; expected {_LAYOUT}, unpack the subset again"
+                f"{path}: no <speaker>/<chapter> folders in it; "
+                f"expected {_LAYOUT}, unpack the subset again"
             )
 
 
@@ -133,12 +137,14 @@ def chapter_utterances(
     """The utterances of one `<speaker>/<chapter>` folder.
 
     Args:
-        chapter: the folder. split: what to say of them. require_transcripts: whether audio without
-        a transcript is an error. require_audio: whether a transcript without audio is one (a part
-        of a chapter may keep the whole chapter's transcript).
+        chapter: the folder.
+        split: the split of its utterances.
+        require_transcripts: audio without a transcript is an error.
+        require_audio: a transcript without audio is an error. (Folders with a part of a chapter may
+            have the whole chapter's transcript.)
     """
     speaker = chapter.parent.name
-    audio = {path.stem: path for path in common.audio_in(chapter)}
+    audio = {path.stem: path for path in common.audio_files_in(chapter)}
     transcript = chapter / f"{speaker}-{chapter.name}.trans.txt"
     texts = read_transcript(transcript) if transcript.is_file() else {}
     if require_audio:
@@ -162,7 +168,8 @@ def read_transcript(path: Path) -> dict[str, str]:
         id, *words = line.split()
         if not words:
             raise DataError(
-                f"{path}: line {number} is {line!r}, expected '<utterance> <TEXT>'; add the text or remove the line"
+                f"{path}: line {number} is {line!r}, expected '<utterance> <TEXT>'; "
+                "add the text or remove the line"
             )
         if id in texts:
             raise DataError(
@@ -176,7 +183,8 @@ def _refuse_text_without_audio(transcript: Path, ids: list[str]) -> None:
     if ids:
         more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
         raise DataError(
-            f"{transcript}: has a transcript of {ids[0]!r}{more}, but there is no {transcript.parent / ids[0]}.flac; "
+            f"{transcript}: has a transcript of {ids[0]!r}{more}, "
+            f"but there is no {transcript.parent / ids[0]}.flac; "
             "unpack the subset again, or remove those lines"
         )
 

@@ -1,5 +1,5 @@
-"""Several corpora as one. Each keeps its splits; how often it is drawn is said by
-`pretrain.corpus_weights` or `.corpus_temperature`.
+"""Several corpora as one. Each keeps its splits; `pretrain.corpus_weights` or
+`pretrain.corpus_temperature` set how often it is sampled.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ class Mixture:
     """Named corpora: an utterance's id becomes `<name>/<id>`, its corpus `<name>`."""
 
     def __init__(self, *, corpora: Mapping[str, CorpusSource]) -> None:
-        """Nothing is read until `utterances`.
+        """No file is read before `utterances` is called.
 
         Args:
-            corpora: by name, each a node of conf/data/*.yaml with its own `root`.
+            corpora: name -> corpus; in a recipe, each a node of conf/data/*.yaml with its own
+                `root`.
         """
         if not corpora:
             raise ConfigError(
                 "data.corpus.corpora: is empty, expected a name and a corpus for each"
             )
-        if bad := [name for name in corpora if not name or "/" in name]:
-            raise ConfigError(
-                f"data.corpus.corpora: {bad[0]!r} cannot be a name; take one without a slash"
-            )
+        for name in corpora:
+            if not name or "/" in name:
+                raise ConfigError(
+                    f"data.corpus.corpora: {name!r} cannot be a name; take one without a slash"
+                )
         self.corpora = dict(corpora)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
@@ -39,8 +41,8 @@ class Mixture:
                 yield replace(utterance, id=f"{name}/{utterance.id}", corpus=name)
 
     def download(self, mirror: str | None = None) -> None:
-        """Fetches what the corpora lack that can be had this way. The others are there, or
-        `utterances` says where they are to be had.
+        """Downloads the corpora that can be downloaded. `utterances` reports others that are
+        missing.
         """
         for source in self.corpora.values():
             if hasattr(source, "download"):

@@ -1,5 +1,6 @@
-"""Speech Commands v0.02 (Warden 2018): 105,829 recordings of one of 35 words each,
-`<word>/<speaker>_nohash_<n>.wav`. CC BY 4.0.
+"""Speech Commands v0.02 (Warden 2018): 105,829 recordings of one of 35 words each. CC BY 4.0.
+
+Layout: `<word>/<speaker>_nohash_<n>.wav`, and lists of the recordings for validation and testing.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.frames import SAMPLE_RATE
 
-_NAME = "speech_commands_v0.02"
-_TEST_NAME = "speech_commands_test_set_v0.02"
+_FOLDER = "speech_commands_v0.02"
+_TEST_FOLDER = "speech_commands_test_set_v0.02"
 _LAYOUT = "<root>/{validation_list.txt,testing_list.txt} and <root>/<word>/<speaker>_nohash_<n>.wav"
 _URL = "https://storage.googleapis.com/download.tensorflow.org/data"
 _CHECKSUM = (
@@ -27,87 +28,86 @@ SILENCE = "_silence_"
 UNKNOWN = "_unknown_"
 _NOISE = "_background_noise_"
 _NOISE_SPLITS = (("train", 0.8), ("valid", 0.9), ("test", 1.0))
-"""Where in a recording of noise each split ends: seconds of one split touch those of another, but
-never overlap.
+"""Split -> the share of a noise recording at which it ends. Splits are adjacent and do not
+overlap.
 """
 
 
 class SpeechCommands:
     """The 35 words, or the 12 classes of SUPERB and of the paper: ten words, `_unknown_` for the
-    others, `_silence_` from the noises.
+    others, and `_silence_` from the background noises.
     """
 
-    OBTAIN = "download.tensorflow.org, or data.download=true (2.4 GB)"
+    AVAILABLE_FROM = "download.tensorflow.org, or data.download=true (2.4 GB)"
 
     def __init__(self, *, root: str, classes: int = 35, official_test: bool = False) -> None:
-        """Nothing is read until `utterances`.
+        """No file is read before `utterances` is called.
 
         Args:
-            root: the folder that holds the words, or the one above with `speech_commands_v0.02/` in
-            it. classes: 35 or 12. official_test: test on `speech_commands_test_set_v0.02` beside
-            that folder, the balanced test set of 12 classes, in place of
-                testing_list.txt (which is left out of train all the same).
+            root: folder of the words, or the folder above, with `speech_commands_v0.02/` in it.
+            classes: 35 or 12.
+            official_test: test on `speech_commands_test_set_v0.02` beside that folder, the balanced
+                test set of 12 classes, instead of testing_list.txt (which stays out of train).
         """
         if classes not in (35, 12):
             raise ConfigError(f"data.corpus.classes={classes}: expected 35 or 12")
         if official_test and classes != 12:
             raise ConfigError(
-                "data.corpus.official_test=true: that test set has 12 classes; add data.corpus.classes=12"
+                "data.corpus.official_test=true: that test set has 12 classes; "
+                "add data.corpus.classes=12"
             )
         self.root = Path(root).expanduser().absolute()
         self.classes = classes
         self.official_test = official_test
+        self.splits = ("train", "valid") if official_test else common.SPLITS
 
     def download(self, mirror: str | None = None) -> None:
         """Fetches the recordings, and the official test set when it is used."""
-        is_home = self.root.name == _NAME or (self.root / "testing_list.txt").is_file()
-        wanted = []
-        if not (self.root / "testing_list.txt").is_file():
-            wanted.append(
-                Archive(
-                    url=f"{_URL}/{_NAME}.tar.gz",
-                    brings=f"{_NAME}/testing_list.txt",
-                    into=_NAME,
-                    checksum=_CHECKSUM,
-                )
+        has_recordings = (self.root / "testing_list.txt").is_file()
+        archives = []
+        if not has_recordings:
+            recordings = Archive(
+                url=f"{_URL}/{_FOLDER}.tar.gz",
+                provides=f"{_FOLDER}/testing_list.txt",
+                into=_FOLDER,
+                checksum=_CHECKSUM,
             )
+            archives.append(recordings)
         if self.official_test:
-            wanted.append(
-                Archive(
-                    url=f"{_URL}/{_TEST_NAME}.tar.gz",
-                    brings=f"{_TEST_NAME}/{SILENCE}",
-                    into=_TEST_NAME,
-                )
+            test_set = Archive(
+                url=f"{_URL}/{_TEST_FOLDER}.tar.gz",
+                provides=f"{_TEST_FOLDER}/{SILENCE}",
+                into=_TEST_FOLDER,
             )
-        fetch_all(wanted, self.root.parent if is_home else self.root, mirror)
+            archives.append(test_set)
+        is_home = has_recordings or self.root.name == _FOLDER
+        fetch_all(archives, self.root.parent if is_home else self.root, mirror)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         """Every recording. Raises DataError for missing lists and folders."""
-        home = common.existing_root(self.root, _LAYOUT, self.OBTAIN, inside=[_NAME])
+        home = common.find_root(self.root, _LAYOUT, self.AVAILABLE_FROM, inside=[_FOLDER])
         splits = {
             line: split
             for split, name in (("valid", "validation_list.txt"), ("test", "testing_list.txt"))
-            for _, line in common.read_lines(common.existing(home / name, _LAYOUT))
+            for _, line in common.read_lines(common.require(home / name, _LAYOUT))
         }
-        words = [word for word in common.folders_in(home) if not word.name.startswith("_")]
+        words = [word for word in common.subfolders(home) if not word.name.startswith("_")]
         if not words:
             raise DataError(
                 f"{home}: no folders of words in it; expected {_LAYOUT}, unpack the corpus again"
             )
         for word in words:
-            for path in common.audio_in(word):
+            for path in common.audio_files_in(word):
                 split = splits.get(f"{word.name}/{path.name}", "train")
-                if not (split == "test" and self.official_test):
+                if split in self.splits:
                     yield _utterance(path, split, self._label(word.name), word.name)
         if self.classes == 12:
-            for noise in common.audio_in(common.existing(home / _NOISE, _LAYOUT)):
-                yield from (
-                    utterance
-                    for utterance in _silence(noise)
-                    if not (utterance.split == "test" and self.official_test)
-                )
+            for noise in common.audio_files_in(common.require(home / _NOISE, _LAYOUT)):
+                for utterance in _silence(noise):
+                    if utterance.split in self.splits:
+                        yield utterance
         if self.official_test:
-            yield from _official_test(home.parent / _TEST_NAME)
+            yield from _official_test(home.parent / _TEST_FOLDER)
 
     def _label(self, word: str) -> str:
         return word if self.classes == 35 or word in TEN_WORDS else UNKNOWN
@@ -126,22 +126,26 @@ def _utterance(path: Path, split: str, label: str, text: str, prefix: str = "") 
 
 
 def _silence(path: Path) -> Iterator[SourceUtterance]:
-    """Seconds of a recording of noise, as places in it."""
+    """One-second segments of a noise recording."""
     with open_audio(path) as file:
         count = resampled_length(file.frames, file.samplerate) // SAMPLE_RATE
     for second in range(count):
         split = next(name for name, end in _NOISE_SPLITS if second < count * end)
         start = second * SAMPLE_RATE
-        id = f"{_NOISE}/{path.stem}_{second:03d}"
         yield SourceUtterance(
-            id=id, path=path, split=split, label=SILENCE, start=start, num_samples=SAMPLE_RATE
+            id=f"{_NOISE}/{path.stem}_{second:03d}",
+            path=path,
+            split=split,
+            label=SILENCE,
+            start=start,
+            num_samples=SAMPLE_RATE,
         )
 
 
 def _official_test(folder: Path) -> Iterator[SourceUtterance]:
-    layout = f"{_TEST_NAME}/{{{','.join((*TEN_WORDS, UNKNOWN, SILENCE))}}}/*.wav beside {_NAME}"
-    for label in (*TEN_WORDS, UNKNOWN, SILENCE):
-        for path in common.audio_in(common.existing(folder / label, layout)):
-            yield _utterance(
-                path, "test", label, "" if label.startswith("_") else label, prefix="test/"
-            )
+    labels = (*TEN_WORDS, UNKNOWN, SILENCE)
+    layout = f"{_TEST_FOLDER}/{{{','.join(labels)}}}/*.wav beside {_FOLDER}"
+    for label in labels:
+        text = label if label in TEN_WORDS else ""
+        for path in common.audio_files_in(common.require(folder / label, layout)):
+            yield _utterance(path, "test", label, text, prefix="test/")

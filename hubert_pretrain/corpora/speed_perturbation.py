@@ -1,9 +1,9 @@
-"""Another corpus with copies of its training utterances at other speeds (Ko et al. 2015, "Audio
-augmentation for speech recognition").
+"""Speed perturbation (Ko et al. 2015, "Audio augmentation for speech recognition"): another corpus
+with copies of its training utterances at other speeds.
 
-A copy is the recording played faster or slower: tempo and pitch change together, as `sox speed` and
-Kaldi's perturb_data_dir_speed.sh do. Copies are made once, in `prepare`, as FLAC files beside the
-manifest, because targets are made of what is heard.
+A copy is the recording played faster or slower: tempo and pitch change together, as with `sox
+speed` and Kaldi's perturb_data_dir_speed.sh. Stage `prepare` makes the copies once, as FLAC files
+beside the manifest, because targets are computed from the perturbed audio.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from hubert_pretrain.corpora.common import check_choice
 from hubert_pretrain.corpora.download.archives import download
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.audio import Waveform, fit_length, resampled_length
@@ -42,15 +43,16 @@ SPEAKERS = ("suffix", "keep")
 SLOWEST = 0.5
 FASTEST = 2.0
 FOLDER = "speed"
-_AT_ONCE = 256
-"""Claims whose copies are made side by side."""
+"""Folder of the copies, beside the manifest."""
+_BLOCK = 256
+"""Utterances whose copies are made in parallel."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
 class SpeedPerturbation:
-    """Every utterance of a corpus, and copies of those of split `train` at other speeds, with ids
+    """Every utterance of a corpus, and copies of its `train` utterances at other speeds, with ids
     such as `19-198-0001-speed0.9`.
     """
 
@@ -63,31 +65,27 @@ class SpeedPerturbation:
         valid_fraction: float = 0.05,
         workers: int = 0,
     ) -> None:
-        """
+        """No file is read before `utterances` is called.
+
         Args:
-            corpus: the corpus, as another node of data.corpus. factors: speeds; 1.0 stands for the
-            utterances themselves and must be among them. 1.1 is a tenth faster. speakers: "suffix":
-            a copy has a speaker of its own (`19-speed0.9`), as in Kaldi, since its voice is
-            another; "keep". valid_fraction: share of `train` that is held out as `valid` where the
-            corpus has no such split, before copies are made: a
-                copy of what is validated on must not be trained on. Give it the value of
-                data.valid_fraction.
-            workers: threads that make copies; 0 is one per core.
+            corpus: the corpus; in a recipe, a node with its own `_target_`.
+            factors: speeds; 1.1 is a tenth faster. 1.0 are the utterances themselves and must be
+                among them.
+            speakers: "suffix": a copy has a speaker of its own (`19-speed0.9`), as in Kaldi,
+                because its voice differs; "keep": the speaker of its original.
+            valid_fraction: the value of data.valid_fraction. A corpus without a `valid` split has
+                this share of `train` held out before copies are made, so that no copy of a
+                validation utterance is trained on.
+            workers: threads that make copies; 0: one per core.
         """
         factors = [float(factor) for factor in factors]
-        if (
-            1.0 not in factors
-            or len(set(factors)) < len(factors)
-            or not all(SLOWEST <= factor <= FASTEST for factor in factors)
-        ):
-            found = f"data.corpus.factors={factors}"
+        in_range = all(SLOWEST <= factor <= FASTEST for factor in factors)
+        if 1.0 not in factors or len(set(factors)) < len(factors) or not in_range:
             raise ConfigError(
-                f"{found}: expected different speeds from {SLOWEST} to {FASTEST}, 1.0 among them, e.g. [0.9, 1.0, 1.1]"
+                f"data.corpus.factors={factors}: expected different speeds from {SLOWEST} to "
+                f"{FASTEST}, 1.0 among them, e.g. [0.9, 1.0, 1.1]"
             )
-        if speakers not in SPEAKERS:
-            raise ConfigError(
-                f"data.corpus.speakers={speakers!r}: expected one of {', '.join(SPEAKERS)}"
-            )
+        check_choice("speakers", speakers, SPEAKERS)
         self.corpus = corpus
         self.speakers = speakers
         self.valid_fraction = valid_fraction
@@ -95,38 +93,36 @@ class SpeedPerturbation:
         self.workers = workers or usable_cores()
         self.root = getattr(corpus, "root", None)
 
-    def download(self, mirror: str | None) -> None:
-        """Fetches what the other corpus lacks."""
+    def download(self, mirror: str | None = None) -> None:
+        """Downloads the other corpus."""
         download(self.corpus, mirror)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Each utterance, followed by its copies. Copies that lie in `folder` already, of the same
-        recording, are used again.
+        """Each utterance, followed by its copies. Existing copies in `folder` are used if they are
+        newer than their recording.
 
-        One that cannot be read, or is truncated, is claimed without copies: `prepare` will find it
-        and say so once.
+        An utterance that cannot be read or is truncated comes without copies: `prepare` finds the
+        fault and reports it once.
         """
         remove_temporaries(folder / FOLDER)
-        copy = partial(
-            self._copies, folder / FOLDER, held_out=self._held_out(self.corpus.utterances(folder))
-        )
-        for utterances in _in_order(copy, self.corpus.utterances(folder), self.workers):
+        held_out = self._held_out_share(self.corpus.utterances(folder))
+        with_copies = partial(self._with_copies, folder / FOLDER, held_out=held_out)
+        for utterances in _map_in_order(with_copies, self.corpus.utterances(folder), self.workers):
             yield from utterances
 
-    def _held_out(self, utterances: Iterable[SourceUtterance]) -> float:
-        """Ids of `train` whose `share_of` is below this number are validated on: as `prepare`
-        chooses them, at least one.
+    def _held_out_share(self, utterances: Iterable[SourceUtterance]) -> float:
+        """Bound on `share_of` below which `train` utterances become `valid`: the choice that
+        `prepare` makes, at least one utterance. 0 when the corpus has a `valid` split.
         """
-        least = 1.0
+        smallest = 1.0
         for utterance in utterances:
             if utterance.split == "valid" or self.valid_fraction <= 0:
                 return 0.0
-            least = (
-                min(least, share_of(utterance.id, "valid")) if utterance.split == "train" else least
-            )
-        return max(self.valid_fraction, math.nextafter(least, 1.0))
+            if utterance.split == "train":
+                smallest = min(smallest, share_of(utterance.id, "valid"))
+        return max(self.valid_fraction, math.nextafter(smallest, 1.0))
 
-    def _copies(
+    def _with_copies(
         self, folder: Path, utterance: SourceUtterance, held_out: float
     ) -> list[SourceUtterance]:
         utterance = replace(utterance, corpus=utterance.corpus or corpus_name(self.corpus))
@@ -135,70 +131,60 @@ class SpeedPerturbation:
         if utterance.split != "train":
             return [utterance]
         try:
-            return [utterance, *(self._copy(folder, utterance, factor) for factor in self.factors)]
+            copies = [self._copy(folder, utterance, factor) for factor in self.factors]
         except DataError:
             return [utterance]
+        return [utterance, *copies]
 
     def _copy(self, folder: Path, utterance: SourceUtterance, factor: float) -> SourceUtterance:
         name = f"speed{factor:g}"
-        # Ids may hold anything; the hash also spreads the files over folders of a few thousand.
+        # Ids may hold any character. The hash also spreads the files over 256 folders.
         key = f"{derive(utterance.id, name):016x}"
         path = folder / name / key[:2] / f"{key}.flac"
         if not _is_newer(path, utterance.path):
-            _write(path, change_speed(_whole(utterance), factor))
+            _write(path, change_speed(_read_whole(utterance), factor))
+
+        speaker = utterance.speaker
+        if speaker and self.speakers == "suffix":
+            speaker = f"{speaker}-{name}"
         rate = rate_of(factor)
         phones = utterance.phones and [
             (phone, resampled_length(start, rate), resampled_length(end, rate))
             for phone, start, end in utterance.phones
         ]
-        speaker = (
-            f"{utterance.speaker}-{name}"
-            if utterance.speaker and self.speakers == "suffix"
-            else utterance.speaker
-        )
-        place = {
-            "path": str(path),
-            "start": 0,
-            "num_samples": None,
-            "expected_samples": None,
-            "offset": -1,
-            "num_bytes": -1,
-        }
         return replace(
-            utterance, id=f"{utterance.id}-{name}", speaker=speaker, phones=phones, **place
-        )  # type: ignore[arg-type]
+            utterance,
+            id=f"{utterance.id}-{name}",
+            speaker=speaker,
+            phones=phones,
+            path=str(path),
+            start=0,
+            num_samples=None,
+            expected_samples=None,
+            offset=-1,
+            num_bytes=-1,
+        )
 
 
 def change_speed(waveform: Waveform, factor: float) -> Waveform:
-    """A waveform (S,) played `factor` times as fast: (S / factor,), where S / factor is rounded
-    half up.
-    """
+    """A waveform (S,) played `factor` times as fast: (S / factor,), rounded half up."""
     rate = rate_of(factor)
-    return fit_length(
-        soxr.resample(waveform, rate, SAMPLE_RATE), resampled_length(len(waveform), rate)
-    )
+    faster = soxr.resample(waveform, rate, SAMPLE_RATE)
+    return fit_length(faster, resampled_length(len(waveform), rate))
 
 
 def rate_of(factor: float) -> int:
-    """The rate at which a recording would have to have been made to sound `factor` times as
-    fast.
-    """
+    """Sample rate [Hz] under which 16 kHz samples sound `factor` times as fast."""
     return round(SAMPLE_RATE * factor)
 
 
-def _whole(utterance: SourceUtterance) -> Waveform:
-    """The audio of a utterance. Raises DataError when it is not there in full."""
-    if (
-        utterance.num_samples is None
-        # of a segment there is a length to compare with; a long recording is not probed for each of its
-        # own
-    ):
-        refuse_other_length(
-            utterance,
-            scan(
-                utterance.path, offset=utterance.offset, num_bytes=utterance.num_bytes
-            ).num_samples,
-        )
+def _read_whole(utterance: SourceUtterance) -> Waveform:
+    """The audio of an utterance. Raises DataError when a part of it is missing."""
+    # A truncated file is found by a full scan. A segment has a length to compare with instead: its
+    # long recording is not scanned for each of its segments.
+    if utterance.num_samples is None:
+        found = scan(utterance.path, offset=utterance.offset, num_bytes=utterance.num_bytes)
+        refuse_other_length(utterance, found.num_samples)
     waveform = audio.read(
         utterance.path,
         utterance.start,
@@ -206,18 +192,18 @@ def _whole(utterance: SourceUtterance) -> Waveform:
         offset=utterance.offset,
         num_bytes=utterance.num_bytes,
     )
-    if (
-        utterance.num_samples is not None and len(waveform) < utterance.num_samples
-    ) or not np.isfinite(waveform).all():
+    is_short = utterance.num_samples is not None and len(waveform) < utterance.num_samples
+    if is_short or not np.isfinite(waveform).all():
         raise DataError(
-            f"{utterance.path}: segment {utterance.id!r} ends behind its recording, or holds NaN; mend the segments"
+            f"{utterance.path}: segment {utterance.id!r} ends behind its recording, or holds NaN; "
+            "fix the segments"
         )
     return waveform
 
 
 def _write(path: Path, waveform: Waveform) -> None:
-    """16-bit FLAC under its final name only when it is whole. The stage syncs the folder when it
-    publishes it.
+    """16-bit FLAC, under its final name only when it is complete. The stage syncs the folder when
+    it publishes it.
     """
     with replacing(path, sync=False) as temporary:
         soundfile.write(
@@ -226,24 +212,24 @@ def _write(path: Path, waveform: Waveform) -> None:
 
 
 def _is_newer(path: Path, source: str | Path) -> bool:
-    """Whether a copy was made after its recording changed last. What lies behind a URL does not
-    change.
-    """
+    """True if a copy exists and is newer than its recording. Files behind a URL do not change."""
+    if not path.exists():
+        return False
+    if "://" in str(source):
+        return True
     try:
-        return (
-            "://" in str(source) or path.stat().st_mtime_ns >= os.stat(source).st_mtime_ns
-            if path.exists()
-            else False
-        )
+        return path.stat().st_mtime_ns >= os.stat(source).st_mtime_ns
     except OSError:
         return False
 
 
-def _in_order(function: Callable[[In], Out], values: Iterable[In], workers: int) -> Iterator[Out]:
-    """`map` over threads (decoding, resampling and encoding release the interpreter), some hundred
-    values ahead and not all.
+def _map_in_order(
+    function: Callable[[In], Out], values: Iterable[In], workers: int
+) -> Iterator[Out]:
+    """`map` over threads, a block of values at a time. (Decoding, resampling and encoding release
+    the interpreter lock.)
     """
     values = iter(values)
     with ThreadPoolExecutor(workers) as pool:
-        while part := list(islice(values, _AT_ONCE)):
-            yield from pool.map(function, part)
+        while block := list(islice(values, _BLOCK)):
+            yield from pool.map(function, block)

@@ -1,14 +1,13 @@
-"""The embedded corpus: English sentences spoken by espeak-ng, with transcripts, voice labels and
+"""Synthetic corpus: English sentences spoken by espeak-ng, with transcripts, voices as labels and
 exact phone alignments.
 
-It needs no download and is made in seconds, so that the whole loop can run on a fresh machine. It
-is a toy: one synthesiser, no noise, no rooms. Speaking rate, pitch, melody and pauses vary,
+It needs no download and takes seconds, so that the whole pipeline runs on a new machine. It is a
+toy: one synthesiser, no noise, no rooms. Speaking rate, pitch, intonation and pauses vary; the
 sentences come from the grammar of `sentences.py`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,16 +18,15 @@ from hubert_pretrain.corpora.speech_synthesis import espeak, render
 from hubert_pretrain.corpora.speech_synthesis.render import Job
 from hubert_pretrain.corpora.speech_synthesis.sentences import sentences, transcript
 from hubert_pretrain.data.source import SourceUtterance
+from hubert_pretrain.distributed import usable_cores
 from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
 
 SHORTEST_SECONDS = 2.75
 LONGEST_SECONDS = 6.0
-"""Expected lengths of the sentences that are spoken (pretraining leaves out what is shorter than 2
-s).
-"""
+"""Range of the expected length of a sentence (pretraining drops utterances shorter than 2 s)."""
 
-FEWEST_UTTERANCES = 3
-"""Of each voice: one for every split."""
+MIN_UTTERANCES = 3
+"""Fewest utterances of a voice: one for each split."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,12 @@ class Voice:
     """espeak-ng's accent and variant, e.g. "gmw/en-US+f1"."""
     words_per_minute: int = 165
     pitch: int = 50
-    """0 to 99, 50 is the variant's own."""
+    """0 to 99; 50 is the variant's own."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A sentence given to a voice."""
+    """A sentence assigned to a voice."""
 
     id: str
     voice: Voice
@@ -54,17 +52,7 @@ class Line:
 
 
 class Synthetic:
-    """Speech from espeak-ng, the same bytes for the same arguments.
-
-    Args:
-        minutes: how much speech to make, all splits together. The true length is within a few per
-        cent. voices: `{name, voice, words_per_minute, pitch}` of each speaker. num_voices: use only
-        the first so many of them (0: all). valid_fraction, test_fraction: share of each voice's
-        sentences that goes to these splits, at least one sentence. variation: how far words per
-        minute may stray from the voice's own, as a fraction; pitch strays by 50 times as many
-        points. seed: of the sentences and of the variation. workers: processes to speak with (0:
-        one per core); they do not change the result.
-    """
+    """Speech from espeak-ng. The same arguments give the same bytes."""
 
     def __init__(
         self,
@@ -78,11 +66,24 @@ class Synthetic:
         seed: int = 0,
         workers: int = 0,
     ) -> None:
-        check(minutes > 0, f"minutes={minutes}", "expected more than none")
+        """Nothing is spoken before `utterances` is called.
+
+        Args:
+            minutes: total length of the speech, all splits together, within a few per cent.
+            voices: `{name, voice, words_per_minute, pitch}` of each speaker (see `Voice`).
+            num_voices: number of voices to use, from the first; 0: all.
+            valid_fraction: share of each voice's sentences for validation, at least one sentence.
+            test_fraction: the same for testing.
+            variation: largest relative change of a voice's words per minute from sentence to
+                sentence; pitch changes by up to 50 times as many points.
+            seed: seed of the sentences and of the variation.
+            workers: processes that speak; 0: one per core. They do not change the result.
+        """
+        check(minutes > 0, f"minutes={minutes}", "expected more than 0")
         check(
             valid_fraction > 0 and test_fraction > 0,
-            "valid_fraction, test_fraction",
-            "expected more than none",
+            f"valid_fraction={valid_fraction}, test_fraction={test_fraction}",
+            "expected more than 0",
         )
         check(
             valid_fraction + test_fraction < 1,
@@ -101,7 +102,7 @@ class Synthetic:
         self.test_fraction = test_fraction
         self.variation = variation
         self.seed = seed
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or usable_cores()
         names = [voice.name for voice in self.voices]
         check(
             0 < len(names) == len(set(names)),
@@ -110,7 +111,7 @@ class Synthetic:
         )
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Speaks what is not yet in `folder`/audio, then yields every utterance.
+        """Speaks the utterances that are not yet in `folder`/audio, then yields all.
 
         Raises DataError when espeak-ng is not installed or refuses a voice.
         """
@@ -124,7 +125,8 @@ class Synthetic:
             phones = render.read_phones(job)
             if phones is None:
                 raise DataError(
-                    f"{job.path}: was spoken but is not there any more; is another run working in {folder}?"
+                    f"{job.path}: was spoken but is not there any more; "
+                    f"is another run working in {folder}?"
                 )
             yield SourceUtterance(
                 id=line.id,
@@ -137,8 +139,8 @@ class Synthetic:
             )
 
     def script(self) -> list[Line]:
-        """Who says what: one voice after the other takes sentences until it has its share of the
-        minutes, so none is said twice.
+        """The sentences of each voice. The voices take sentences in turn from one stream, each
+        until it has its share of the minutes, so no sentence occurs twice.
         """
         stream = sentences(self.seed)
         lines: list[Line] = []
@@ -146,21 +148,20 @@ class Synthetic:
             share = self._share(stream, voice)
             num_valid = max(1, round(self.valid_fraction * len(share)))
             num_test = max(1, round(self.test_fraction * len(share)))
-            splits = (
-                ["valid"] * num_valid
-                + ["test"] * num_test
-                + ["train"] * (len(share) - num_valid - num_test)
-            )
-            ids = [f"{voice.name}-{index:04d}" for index in range(len(share))]
-            lines += [
-                Line(id=id_, voice=voice, split=split, sentence=text)
-                for id_, split, text in zip(ids, splits, share, strict=True)
-            ]
+            for index, sentence in enumerate(share):
+                if index < num_valid:
+                    split = "valid"
+                elif index < num_valid + num_test:
+                    split = "test"
+                else:
+                    split = "train"
+                id = f"{voice.name}-{index:04d}"
+                lines.append(Line(id=id, voice=voice, split=split, sentence=sentence))
         return lines
 
     def _share(self, stream: Iterator[str], voice: Voice) -> list[str]:
-        """The next sentences of `stream` that last as long as one voice should speak."""
-        wanted = 60 * self.minutes / len(self.voices)
+        """The next sentences of `stream`, for one voice's share of the minutes."""
+        target = 60 * self.minutes / len(self.voices)
         total = 0.0
         share: list[str] = []
         for sentence in stream:
@@ -168,11 +169,12 @@ class Synthetic:
             if SHORTEST_SECONDS <= length <= LONGEST_SECONDS:
                 share.append(sentence)
                 total += length
-            if total >= wanted and len(share) >= FEWEST_UTTERANCES:
+            if total >= target and len(share) >= MIN_UTTERANCES:
                 break
         return share
 
     def _job(self, line: Line, folder: Path) -> Job:
+        """Rendering of a line: rate, pitch, pitch range and pauses drawn from its id."""
         generator = seeds.generator(self.seed, "delivery", line.id)
         faster, higher, livelier = generator.uniform(-self.variation, self.variation, size=3)
         lead, tail = generator.uniform(0.05, 0.25, size=2)
@@ -189,8 +191,8 @@ class Synthetic:
 
 
 def as_voice(values: Mapping[str, Any]) -> Voice:
-    """A voice from the values of conf/data/synthetic.yaml; ConfigError for a field that is missing
-    or that there is not.
+    """A voice from the values of conf/data/synthetic.yaml. Raises ConfigError for a missing or
+    unknown field.
     """
     known = [field.name for field in fields(Voice)]
     for key in values:
@@ -207,15 +209,15 @@ def as_voice(values: Mapping[str, Any]) -> Voice:
     return Voice(**values)
 
 
-def check(fine: bool, found: str, expected: str) -> None:
-    """Raises ConfigError unless `fine`."""
-    if not fine:
+def check(valid: bool, found: str, expected: str) -> None:
+    """Raises ConfigError unless `valid`."""
+    if not valid:
         raise ConfigError(f"data.corpus.{found}; {expected}")
 
 
 def expected_seconds(sentence: str, words_per_minute: int) -> float:
-    """How long a sentence lasts: letters and pauses at the measured pace of espeak-ng (within a few
-    per cent over many).
+    """Expected length of a spoken sentence, from its letters and pauses and the measured pace of
+    espeak-ng (within a few per cent over many sentences).
     """
     letters = sum(character.isalpha() for character in sentence)
     pauses = sentence.count(",")

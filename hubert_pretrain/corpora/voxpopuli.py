@@ -1,9 +1,10 @@
 """VoxPopuli (Wang et al. 2021): speeches in the European Parliament, 400,000 hours in 23 languages,
-1,800 of them transcribed in 16.
+1,800 of them transcribed in 16. CC0.
 
-Its own scripts cut the raw recordings into `unlabelled_data/<language>/<year>/*.ogg` and
-`transcribed_data/<language>/` (`asr_*.tsv` and `<year>/*.ogg`). Without them its table of segments
-does it: pieces are then places in the raw recordings. CC0.
+Layout: `unlabelled_data/<language>/<year>/*.ogg` and `transcribed_data/<language>/` (`asr_*.tsv`
+and `<year>/*.ogg`), which the publisher's scripts cut from the raw recordings. Raw recordings can
+also be used without the scripts: the publisher's table of segments cuts them in the manifest, and
+no audio is copied.
 """
 
 from __future__ import annotations
@@ -15,30 +16,40 @@ from hubert_pretrain.corpora import common
 from hubert_pretrain.corpora.download.archives import Archive, fetch_all
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError
-from hubert_pretrain.formats.text import number_of, seconds_to_samples
+from hubert_pretrain.formats.text import parse_number
+from hubert_pretrain.frames import samples
 
-_CUT = "<root>/unlabelled_data/<language>/<year>/*.ogg"
-_RAW = "<root>/raw_audios/<language>/<year>/<event>.ogg and <root>/unlabelled_v2.tsv.gz"
-_TRANSCRIBED = "<root>/transcribed_data/<language>/asr_{train,dev,test}.tsv and <year>/<id>.ogg"
+_LAYOUTS = {
+    "raw": "<root>/raw_audios/<language>/<year>/<event>.ogg and <root>/unlabelled_v2.tsv.gz",
+    "unlabelled": "<root>/unlabelled_data/<language>/<year>/*.ogg",
+    "transcribed": (
+        "<root>/transcribed_data/<language>/asr_{train,dev,test}.tsv and <year>/<id>.ogg"
+    ),
+}
+"""Part of the corpus -> its layout."""
 _URL = "https://dl.fbaipublicfiles.com/voxpopuli"
+# fmt: off
 LANGUAGES = (
-    *("en", "de", "fr", "es", "pl", "it", "ro", "hu", "cs", "nl", "fi", "hr"),
-    *("sk", "sl", "et", "lt", "pt", "bg", "el", "lv", "mt", "sv", "da"),
+    "en", "de", "fr", "es", "pl", "it", "ro", "hu", "cs", "nl", "fi", "hr",
+    "sk", "sl", "et", "lt", "pt", "bg", "el", "lv", "mt", "sv", "da",
 )
+# fmt: on
 YEARS = tuple(range(2009, 2021))
 SEGMENTS = "unlabelled_v2.tsv.gz"
 """The publisher's table of all segments."""
-_SEGMENT = ("event_id", "segment_no", "start", "end")
-"""Its columns; times in seconds."""
+_SEGMENT_COLUMNS = ("event_id", "segment_no", "start", "end")
+"""Columns of that table; times in seconds."""
+_TABLES = {"train": "asr_train.tsv", "valid": "asr_dev.tsv", "test": "asr_test.tsv"}
+"""Split -> table of its transcribed utterances."""
 
 
 class VoxPopuli:
-    """Unlabelled or transcribed speech of any languages. The label of an utterance is its
-    language.
-    """
+    """Unlabelled or transcribed speech of any languages. The label is the language."""
 
-    OBTAIN = "github.com/facebookresearch/voxpopuli; data.download=true fetches raw recordings, for data.corpus.part=raw"
-    PARTS = ("raw", "unlabelled", "transcribed")
+    AVAILABLE_FROM = (
+        "github.com/facebookresearch/voxpopuli; "
+        "data.download=true fetches raw recordings, for data.corpus.part=raw"
+    )
 
     def __init__(
         self,
@@ -49,24 +60,25 @@ class VoxPopuli:
         years: Sequence[int] = YEARS,
         text: str = "normalized_text",
     ) -> None:
-        """Nothing is read until `utterances`.
+        """No file is read before `utterances` is called.
 
         Args:
-            root: the folder that holds `raw_audios`, `unlabelled_data` or `transcribed_data`.
-            languages: e.g. ["en", "de"]. part: "unlabelled": what the publisher's
-            get_unlabelled_data cut; "raw": the recordings as they are published, cut by its table
-                of segments without copying (Ogg cannot be sought exactly: write shards of it before
-                training); "transcribed": what its get_asr_data cut.
-            years: of the recordings, for raw and unlabelled; also what is downloaded.
+            root: folder with `raw_audios`, `unlabelled_data` or `transcribed_data`.
+            languages: e.g. ["en", "de"].
+            part: "unlabelled": cut by the publisher's get_unlabelled_data; "raw": the published
+                recordings, cut by the table of segments without copying (Ogg cannot seek to an
+                exact sample: write shards before training); "transcribed": cut by the publisher's
+                get_asr_data.
+            years: years of the recordings, for raw and unlabelled; also those to download.
             text: column of asr_*.tsv with the transcript, normalized_text or raw_text.
         """
-        common.check_choice("part", part, self.PARTS)
+        common.check_choice("part", part, tuple(_LAYOUTS))
         for language in languages:
             common.check_choice("languages", language, LANGUAGES)
         self.root = Path(root).expanduser().absolute()
         self.languages = list(languages)
         self.part = part
-        self.years = list(years)
+        self.years = [str(year) for year in years]
         self.text = text
 
     def download(self, mirror: str | None = None) -> None:
@@ -75,77 +87,74 @@ class VoxPopuli:
         """
         if self.part != "raw":
             raise ConfigError(
-                f"data.corpus.part={self.part}: only raw is downloaded, the publisher's scripts cut the others: {self.OBTAIN}"
+                f"data.corpus.part={self.part}: only raw is downloaded, "
+                f"the publisher's scripts cut the others: {self.AVAILABLE_FROM}"
             )
-        wanted = [Archive(url=f"{_URL}/annotations/{SEGMENTS}", brings=SEGMENTS)]
-        wanted += [
-            Archive(
-                url=f"{_URL}/audios/{language}_{year}.tar",
-                brings=f"raw_audios/{language}/{year}",
-                into="raw_audios",
-            )
-            for language in self.languages
-            for year in self.years
-        ]
-        fetch_all(wanted, self.root, mirror)
+        archives = [Archive(url=f"{_URL}/annotations/{SEGMENTS}", provides=SEGMENTS)]
+        for language in self.languages:
+            for year in self.years:
+                recordings = Archive(
+                    url=f"{_URL}/audios/{language}_{year}.tar",
+                    provides=f"raw_audios/{language}/{year}",
+                    into="raw_audios",
+                )
+                archives.append(recordings)
+        fetch_all(archives, self.root, mirror)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         """Every segment. Raises DataError for missing folders, tables, columns and audio."""
-        layout = {"raw": _RAW, "unlabelled": _CUT, "transcribed": _TRANSCRIBED}[self.part]
-        common.existing_root(self.root, layout, self.OBTAIN)
+        layout = _LAYOUTS[self.part]
+        common.find_root(self.root, layout, self.AVAILABLE_FROM)
         if self.part == "raw":
-            yield from self._raw()
+            yield from self._raw(layout)
             return
         for language in self.languages:
-            yield from (
-                self._transcribed(language)
-                if self.part == "transcribed"
-                else self._unlabelled(language)
-            )
+            if self.part == "transcribed":
+                yield from self._transcribed(language, layout)
+            else:
+                yield from self._unlabelled(language, layout)
 
-    def _unlabelled(self, language: str) -> Iterator[SourceUtterance]:
-        home = common.existing(self.root / "unlabelled_data" / language, _CUT)
-        for year in common.folders_in(home):
-            if year.name[:4] in {str(each) for each in self.years}:
-                for path in common.audio_in(year):
+    def _unlabelled(self, language: str, layout: str) -> Iterator[SourceUtterance]:
+        home = common.require(self.root / "unlabelled_data" / language, layout)
+        for folder in common.subfolders(home):
+            if folder.name[:4] in self.years:
+                for path in common.audio_files_in(folder):
                     yield SourceUtterance(id=path.stem, path=path, split="train", label=language)
 
-    def _transcribed(self, language: str) -> Iterator[SourceUtterance]:
-        home = common.existing(self.root / "transcribed_data" / language, _TRANSCRIBED)
-        for name, split in (("train", "train"), ("dev", "valid"), ("test", "test")):
-            table = common.existing(home / f"asr_{name}.tsv", _TRANSCRIBED)
+    def _transcribed(self, language: str, layout: str) -> Iterator[SourceUtterance]:
+        home = common.require(self.root / "transcribed_data" / language, layout)
+        for split, name in _TABLES.items():
+            table = common.require(home / name, layout)
             for place, row in common.read_table(table, ["id", self.text, "speaker_id"]):
-                path = common.existing_audio(home / row["id"][:4] / f"{row['id']}.ogg", place)
+                year = row["id"][:4]
                 yield SourceUtterance(
                     id=row["id"],
-                    path=path,
+                    path=common.require_audio(home / year / f"{row['id']}.ogg", place),
                     split=split,
                     speaker=row["speaker_id"],
                     text=row[self.text],
                     label=language,
                 )
 
-    def _raw(self) -> Iterator[SourceUtterance]:
-        table = common.existing(self.root / SEGMENTS, _RAW)
-        wanted = {(language, str(year)) for language in self.languages for year in self.years}
-        for language, year in sorted(wanted):
-            common.existing(self.root / "raw_audios" / language / year, _RAW)
-        for place, row in common.read_table(table, _SEGMENT):
-            language = row["event_id"].rpartition("_")[2]
-            year = row["event_id"][:4]
-            if (language, year) not in wanted:
+    def _raw(self, layout: str) -> Iterator[SourceUtterance]:
+        table = common.require(self.root / SEGMENTS, layout)
+        recordings = self.root / "raw_audios"
+        for language in sorted(self.languages):
+            for year in sorted(self.years):
+                common.require(recordings / language / year, layout)
+        for place, row in common.read_table(table, _SEGMENT_COLUMNS):
+            event = row["event_id"]  # e.g. 20190401-0900-PLENARY-3_en
+            year = event[:4]
+            language = event.rpartition("_")[2]
+            if language not in self.languages or year not in self.years:
                 continue
-            path = common.existing_audio(
-                self.root / "raw_audios" / language / year / f"{row['event_id']}.ogg", place
-            )
-            first, last = (
-                seconds_to_samples(number_of(row[name], place, name)) for name in ("start", "end")
-            )
+            start = samples(parse_number(row["start"], place, "start"))
+            end = samples(parse_number(row["end"], place, "end"))
             yield SourceUtterance(
-                id=f"{row['event_id']}_{row['segment_no']}",
-                path=path,
+                id=f"{event}_{row['segment_no']}",
+                path=common.require_audio(recordings / language / year / f"{event}.ogg", place),
                 split="train",
                 label=language,
-                start=first,
-                num_samples=last - first,
+                start=start,
+                num_samples=end - start,
             )

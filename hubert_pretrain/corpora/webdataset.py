@@ -1,9 +1,9 @@
-"""Tar shards in WebDataset's form, on disk or behind URLs: one audio member a key (`x.flac`), and
-as they like `x.txt`, `x.json`.
+"""Tar shards in WebDataset's form, on disk or behind URLs: per key one audio member (`x.flac`), and
+optionally `x.txt` and `x.json`.
 
-Every shard is read through once in `prepare`, which notes where each utterance lies, the shard's
-size and its sha256. Training then reads from any place in any order: what step n contains does not
-depend on the number of shards, workers or devices.
+Stage `prepare` reads every shard once and records the byte range of each utterance, and the shard's
+size and sha256. Training then reads utterances in any order: the batch of a step does not depend on
+the number of shards, workers or devices.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from hubert_pretrain.distributed import usable_cores
 from hubert_pretrain.errors import DataError
 
 _PASSTHROUGH = ("speaker", "label")
+"""Fields of the `json` members that are taken as they are."""
 
 
 class WebDataset:
-    """Other people's shards, or ours."""
+    """The utterances of tar shards, of this package or of others."""
 
     def __init__(
         self,
@@ -41,16 +42,19 @@ class WebDataset:
         label: str = "label",
         ids: str = "key",
     ) -> None:
-        """Nothing is read until `utterances`.
+        """No file is read before `utterances` is called.
 
         Args:
-            root: folder or URL that the shards lie below. train: their names, below `root` or
-            absolute: `train-{000000..000099}.tar` anywhere, `train-*.tar` where names can be
-            listed. valid: the same; none: a share of `train` is held out. test: the same. text,
-            speaker, label: fields of the `json` members that hold them. A `txt` member comes before
-            the text of a `json`. ids: key: an utterance is called as its `json` says under `id`,
-            otherwise as its key; shard: `<shard>/<key>`, for shards
-                that all count from 0.
+            root: folder or URL above the shards.
+            train: names of shards, below `root` or absolute: `train-{000000..000099}.tar` anywhere,
+                `train-*.tar` where names can be listed.
+            valid: the same; empty: stage `prepare` holds a share of `train` out.
+            test: the same.
+            text: field of the `json` members with the transcript. A `txt` member takes precedence.
+            speaker: field of the `json` members with the speaker.
+            label: field of the `json` members with the class label.
+            ids: "key": the field `id` of the `json` member, else the key; "shard":
+                `<shard>/<key>`, for shards that all number their keys from 0.
         """
         check_choice("ids", ids, ("key", "shard"))
         self.root = str(root) if is_url(str(root)) else str(Path(root).expanduser().absolute())
@@ -59,51 +63,50 @@ class WebDataset:
         self.fields = {"text": text, "speaker": speaker, "label": label}
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every utterance, shard by shard. What was found in a shard is kept in `folder`, so a
-        killed run reads the others only.
+        """Every utterance, shard by shard. The index of each shard is stored in `folder`, so that a
+        killed run reads only the remaining shards.
 
-        Raises DataError: shards are missing, were cut, are none, hold what they should not, or
-        differ from their own index.
+        Raises DataError for shards that are missing, truncated or not tar files, for unexpected
+        members, and for shards that differ from the index beside them.
         """
-        shards = [
-            (split, shard)
-            for split, names in self.shards.items()
-            if names
-            for shard in expand(names, self.root)
-        ]
+        shards: list[tuple[str, str]] = []
+        for split, patterns in self.shards.items():
+            if patterns:
+                shards += [(split, shard) for shard in expand(patterns, self.root)]
         with ThreadPoolExecutor(usable_cores()) as pool:
-            found = pool.map(lambda named: self._index(named[1], folder / INDEX_FOLDER), shards)
-            for (split, shard), index in zip(shards, found, strict=True):
-                yield from (self._utterance(entry, shard, split) for entry in index.entries)
+            indices = pool.map(
+                lambda split_and_shard: self._index(split_and_shard[1], folder / INDEX_FOLDER),
+                shards,
+            )
+            for (split, shard), index in zip(shards, indices, strict=True):
+                for entry in index.entries:
+                    yield self._utterance(entry, shard, split)
 
     def _utterance(self, entry: Entry, shard: str, split: str) -> SourceUtterance:
-        said = entry.fields or {}
-        id = (
-            f"{os.path.basename(shard).partition('.')[0]}/{entry.id}"
-            if self.ids == "shard"
-            else said.get("id") or entry.id
-        )
-        text, speaker, label = (said.get(name, "") for name in ("text", *_PASSTHROUGH))
-        offset = entry.offset
-        num_bytes = entry.num_bytes
+        fields = entry.fields or {}
+        if self.ids == "shard":
+            id = f"{os.path.basename(shard).partition('.')[0]}/{entry.id}"
+        else:
+            id = fields.get("id") or entry.id
         return SourceUtterance(
             id=id,
             path=shard,
             split=split,
-            speaker=speaker,
-            text=text,
-            label=label,
-            offset=offset,
-            num_bytes=num_bytes,
+            speaker=fields.get("speaker", ""),
+            text=fields.get("text", ""),
+            label=fields.get("label", ""),
+            offset=entry.offset,
+            num_bytes=entry.num_bytes,
         )
 
     def _index(self, shard: str, folder: Path) -> ShardIndex:
-        """What lies in a shard: as an earlier run found it, when the shard is the same still,
-        otherwise by reading it through.
+        """The index of a shard: from an earlier run if the shard has not changed, else by reading
+        it.
         """
         if shard.endswith(("gz", "tgz")):
             raise DataError(
-                f"{shard}: is compressed as a whole, so nothing in it can be read alone; unpack it to a .tar (audio hardly shrinks)"
+                f"{shard}: is compressed as a whole, so its members cannot be read one by one; "
+                "unpack it to a .tar (audio hardly shrinks)"
             )
         made_of = self._identity(shard)
         place = kept(folder, shard)
@@ -114,8 +117,8 @@ class WebDataset:
         return index
 
     def _identity(self, shard: str) -> str:
-        """Changes with the shard and with what is looked for in it. Of a shard behind a URL, only
-        its name is known.
+        """A hash that changes with the shard and with the fields to read. A shard behind a URL is
+        identified by its name alone.
         """
         place = [shard, *self.fields.values()]
         if not is_url(shard):
@@ -123,7 +126,8 @@ class WebDataset:
                 status = os.stat(shard)
             except OSError as error:
                 raise DataError(
-                    f"{shard}: no such shard; restore it, or name others with data.corpus.train, .valid and .test"
+                    f"{shard}: no such shard; restore it, "
+                    "or name others with data.corpus.train, .valid and .test"
                 ) from error
             place += [str(status.st_size), str(status.st_mtime_ns)]
         return hashlib.blake2b("\n".join(place).encode(), digest_size=16).hexdigest()
@@ -149,29 +153,26 @@ class WebDataset:
         member = next(member for member in sample if member.extension == extension)
         where = f"{shard}: {key}"
         fields = fields_of(where, members)
-        said = {name: str(fields.get(self.fields[name]) or "") for name in _PASSTHROUGH}
-        said |= {
-            "id": str(fields.get("id") or ""),
-            "text": text_of(where, members, self.fields["text"]),
-        }
+        stored = {name: str(fields.get(self.fields[name]) or "") for name in _PASSTHROUGH}
+        stored["id"] = str(fields.get("id") or "")
+        stored["text"] = text_of(where, members, self.fields["text"])
         return Entry(
             id=key,
             name=f"{key}.{extension}",
             offset=member.offset,
             num_bytes=len(member.data),
-            fields=said,
+            fields=stored,
         )
 
 
 def _refuse_other_than_promised(shard: str, found: ShardIndex) -> None:
-    """Raises DataError when the shard has an index of our writer beside it that says something
-    else.
-    """
+    """Raises DataError when our writer's index beside the shard differs."""
     value = read_json_at(f"{shard}{SUFFIX}")
     promised = ShardIndex.parse(value) if isinstance(value, dict) else None
     if promised is None or promised.sha256 == found.sha256:
         return
+    other_content = " with another content" if promised.size == found.size else ""
     raise DataError(
-        f"{shard}: has {found.size} bytes and {len(found.entries)} utterances, its index promises {promised.size} and "
-        f"{len(promised.entries)}{'' if promised.size != found.size else ' with another content'}; copy the shard again"
+        f"{shard}: has {found.size} bytes and {len(found.entries)} utterances, its index promises "
+        f"{promised.size} and {len(promised.entries)}{other_content}; copy the shard again"
     )

@@ -1,8 +1,8 @@
-"""Lists of alignments: CTM (words or phones of many utterances, a line each), and LibriSpeech's
-`.alignment.txt` (an utterance each).
+"""Alignment lists: CTM (one word or phone per line) and LibriSpeech's `.alignment.txt` (one
+utterance per line).
 
-Such a list may be as long as its corpus, so it is not kept: `spans` finds where each utterance
-stands, and only that is read again.
+A list may be as large as its corpus, so it is not held in memory: `spans` finds the bytes of each
+utterance, `read_span` reads them again.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from pathlib import Path
 
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.formats.intervals import Interval
-from hubert_pretrain.formats.text import filled_lines, number_of, seconds_to_samples
+from hubert_pretrain.formats.text import nonblank_lines, parse_number
+from hubert_pretrain.frames import samples
 
-_POSITION = re.compile(r"_[BIES]$")
-"""Kaldi marks where in its word a phone stands: AH_B, AH_I, AH_E, AH_S."""
+_WORD_POSITION = re.compile(r"_[BIES]$")
+"""Kaldi's marks of a phone's position in its word: AH_B, AH_I, AH_E, AH_S."""
 _QUOTED = re.compile(r'(\S+)\s+"([^"]*)"\s+"([^"]*)"')
+_COMMENT = ";;"
 
 
 def spans(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(utterance, first byte, number of bytes) of each utterance of a list, in the order of the
-    file.
+    """(utterance, first byte, number of bytes) of each utterance, in the order of the file.
 
-    Raises DataError when the lines of an utterance do not stand together, or the file is not UTF-8.
+    Raises DataError when the lines of an utterance are not adjacent, or the file is not UTF-8.
     """
     seen: set[int] = set()
     current = ""
@@ -37,7 +38,8 @@ def spans(path: Path) -> Iterator[tuple[str, int, int]]:
             if id and id != current:
                 if hash(id) in seen:
                     raise DataError(
-                        f"{path}: line {number} comes back to utterance {id!r}; sort the file, so that its lines stand together"
+                        f"{path}: line {number} comes back to utterance {id!r}; "
+                        "sort the file, so that the lines of an utterance are adjacent"
                     )
                 if current:
                     yield current, start, end - start
@@ -51,7 +53,7 @@ def spans(path: Path) -> Iterator[tuple[str, int, int]]:
 
 def _first_word(raw: bytes, place: str) -> str:
     words = raw.removeprefix(b"\xef\xbb\xbf").split(maxsplit=1)
-    if not words or words[0].startswith(b";;"):
+    if not words or words[0].startswith(_COMMENT.encode()):
         return ""
     try:
         return words[0].decode()
@@ -60,56 +62,63 @@ def _first_word(raw: bytes, place: str) -> str:
 
 
 def read_span(path: Path, start: int, length: int) -> list[str]:
-    """The lines of one utterance."""
+    """The lines of one utterance, without blank lines and comments."""
     with open(path, "rb") as file:
         file.seek(start)
         raw = file.read(length)
     try:
-        return [
-            line.strip()
-            for line in raw.decode("utf-8-sig").split("\n")
-            if line.strip() and not line.startswith(";;")
-        ]
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: byte {start + error.start} is no UTF-8 text; save the file as UTF-8"
         ) from error
+    return [
+        line.strip() for line in text.split("\n") if line.strip() and not line.startswith(_COMMENT)
+    ]
 
 
 def ctm_intervals(lines: list[str], place: str, name: Callable[[str], str] = str) -> list[Interval]:
-    """`utterance channel start duration label [confidence]` lines, times in seconds.
+    """Intervals of CTM lines: `utterance channel start duration label [confidence]`, in seconds.
 
-    Raises DataError for another number of fields or what is no number.
+    Args:
+        lines: of one utterance.
+        place: file and utterance, for messages.
+        name: maps the labels of the file to names.
+
+    Raises:
+        DataError: another number of fields, or a time that is not a number.
     """
     intervals = []
     for line in lines:
         fields = line.split()
         if len(fields) not in (5, 6):
             raise DataError(
-                f"{place}: {line[:60]!r} has {len(fields)} fields, expected '<utterance> <channel> <start> <duration> <label>'"
+                f"{place}: {line[:60]!r} has {len(fields)} fields, "
+                "expected '<utterance> <channel> <start> <duration> <label>'"
             )
-        begin = number_of(fields[2], place, "start")
-        end = begin + number_of(fields[3], place, "duration")
-        intervals.append((name(fields[4]), seconds_to_samples(begin), seconds_to_samples(end)))
+        start = parse_number(fields[2], place, "start")
+        end = start + parse_number(fields[3], place, "duration")
+        intervals.append((name(fields[4]), samples(start), samples(end)))
     return intervals
 
 
 def quoted_intervals(lines: list[str], place: str) -> list[Interval]:
-    """`84-121123-0000 ",GO,,DO" "0.49,0.89,1.27,1.38"`: labels and where each ends, in seconds;
-    silence has no label.
+    """Intervals of `84-121123-0000 ",GO,,DO" "0.49,0.89,1.27,1.38"`: labels (empty for silence) and
+    the end of each, in seconds.
 
-    Raises DataError when a line is not so, or has not as many ends as labels.
+    Raises DataError for a line of another form or with another number of ends than labels.
     """
     match = _QUOTED.fullmatch(lines[0]) if len(lines) == 1 else None
     if match is None:
         raise DataError(
-            f'{place}: {lines[0][:60]!r} is not \'<utterance> "<labels>" "<ends>"\', once for each utterance; mend the line'
+            f'{place}: {lines[0][:60]!r} is not \'<utterance> "<labels>" "<ends>"\', '
+            "once for each utterance; fix the line"
         )
     labels = match[2].split(",")
     ends = match[3].split(",")
     if len(labels) != len(ends):
-        raise DataError(f"{place}: has {len(labels)} labels and {len(ends)} ends; mend the line")
-    times = [0, *(seconds_to_samples(number_of(end, place, "end")) for end in ends)]
+        raise DataError(f"{place}: has {len(labels)} labels and {len(ends)} ends; fix the line")
+    times = [0, *(samples(parse_number(end, place, "end")) for end in ends)]
     return [
         (label, start, end) for label, start, end in zip(labels, times[:-1], times[1:], strict=True)
     ]
@@ -117,15 +126,17 @@ def quoted_intervals(lines: list[str], place: str) -> list[Interval]:
 
 @functools.lru_cache(maxsize=4)
 def read_symbols(path: Path) -> dict[str, str]:
-    """Kaldi's phones.txt (`SIL 1` in each line): number -> name, without marks of the place in a
-    word. Raises DataError for other lines.
+    """Kaldi's phones.txt (`SIL 1` per line): number -> name, without marks of word positions.
+
+    Raises DataError for lines of another form.
     """
     names = {}
-    for number, line in filled_lines(path):
+    for number, line in nonblank_lines(path):
         fields = line.split()
         if len(fields) != 2 or not fields[1].isdigit():
             raise DataError(
-                f"{path}: line {number} is {line[:40]!r}, expected a name and a number such as 'SIL 1'; name a phones.txt"
+                f"{path}: line {number} is {line[:40]!r}, expected a name and a number "
+                "such as 'SIL 1'; name a phones.txt"
             )
-        names[fields[1]] = _POSITION.sub("", fields[0])
+        names[fields[1]] = _WORD_POSITION.sub("", fields[0])
     return names

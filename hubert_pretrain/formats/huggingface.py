@@ -1,8 +1,8 @@
-"""Folders of Hugging Face `datasets`, read with pyarrow alone: what save_to_disk writes, parquet
-files, and audio folders with metadata.
+"""Hugging Face `datasets` folders, read with pyarrow alone: output of save_to_disk, parquet files,
+and audio folders with metadata. Writing makes an audio folder.
 
-Audio inside a table is written once to files below `Reading.folder`. Columns are found by the names
-they usually have, or by `Reading.columns`. Class labels come out by name.
+Columns are found by their usual names or by `ReadOptions.columns`. Class labels are read as names.
+Audio embedded in a table is written once to files below `ReadOptions.folder`.
 """
 
 from __future__ import annotations
@@ -24,83 +24,17 @@ from hubert_pretrain.errors import DataError, did_you_mean
 from hubert_pretrain.files import read_json, write_bytes
 from hubert_pretrain.formats import table
 from hubert_pretrain.formats.record import (
-    Reading,
+    ReadOptions,
     Record,
     header_of,
     split_in,
     split_named,
     stored_bytes,
 )
-from hubert_pretrain.formats.text import filled_lines, safe_name, writing
+from hubert_pretrain.formats.text import nonblank_lines, safe_name, writing
 from hubert_pretrain.frames import SAMPLE_RATE
 
-_MAGIC = (
-    (b"RIFF", ".wav"),
-    (b"fLaC", ".flac"),
-    (b"OggS", ".ogg"),
-    (b"ID3", ".mp3"),
-    (b"\xff\xfb", ".mp3"),
-    (b"\xff\xf3", ".mp3"),
-)
-
-
-def suffix_of(content: bytes, name: str = "") -> str:
-    """The suffix of an audio file by its first bytes, else by the name it had; ".audio" when
-    neither tells.
-    """
-    found = next((suffix for magic, suffix in _MAGIC if content.startswith(magic)), None)
-    suffix = os.path.splitext(name)[1].lower()
-    return suffix if suffix in audio.SUFFIXES and found in (None, ".ogg") else found or ".audio"
-
-
-def store(folder: Path, id: str, content: bytes, name: str = "") -> Path:
-    """Writes an audio file under a safe name made of the id, once: one that is there with this
-    content stays.
-    """
-    path = folder / f"{safe_name(id)}{suffix_of(content, name)}"
-    if not (
-        path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
-    ):
-        write_bytes(path, content, sync=False)
-    return path
-
-
-def store_utterance(folder: Path, utterance: SourceUtterance) -> Path:
-    """Writes the audio of an utterance: byte for byte when it is a whole file or member of a shard;
-    a part of one as FLAC, 16 kHz, 16 bits.
-
-    Raises DataError for a URL, and for a part that its file does not hold.
-    """
-    import soundfile
-
-    if "://" in str(utterance.path):
-        raise DataError(
-            f"{utterance.path}: is a URL; copy the audio to a disk, so that it can be written to {folder}"
-        )
-    header = header_of(utterance)
-    if header.is_whole(utterance):
-        return store(
-            folder,
-            utterance.id,
-            stored_bytes(utterance),
-            str(utterance.path) if utterance.offset < 0 else "",
-        )
-    if utterance.offset >= 0:
-        raise DataError(
-            f"utterance {utterance.id!r}: is a part of a member of the shard {utterance.path}; write the whole members to files first"
-        )
-    wanted = header.length_of(utterance)
-    waveform = audio.read(utterance.path, utterance.start, wanted)
-    if len(waveform) != wanted:
-        raise DataError(
-            f"{utterance.path}: has {len(waveform)} samples at {utterance.start}, utterance {utterance.id!r} needs {wanted}; mend the manifest"
-        )
-    packed = io.BytesIO()
-    soundfile.write(packed, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return store(folder, utterance.id, packed.getvalue())
-
-
-USUAL = {
+USUAL_COLUMNS = {
     "id": ("id", "utterance_id", "utt_id", "segment_id"),
     "path": ("audio", "file_name", "audio_file_name", "path", "file"),
     "text": ("text", "transcription", "transcript", "sentence", "normalized_text"),
@@ -108,12 +42,18 @@ USUAL = {
     "label": ("label", "labels", "intent"),
     "split": ("split",),
     "corpus": ("corpus",),
+    "start": ("start",),
+    "num_samples": ("num_samples",),
+    "start_seconds": ("start_seconds",),
+    "duration_seconds": ("duration_seconds",),
 }
-"""Our name -> the names that a column usually has there, the first that is there counts."""
-_EXACT = {name: (name,) for name in ("start", "num_samples", "start_seconds", "duration_seconds")}
+"""Our name -> usual names of the column; the first that is present counts."""
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-_BATCH = 16
-"""Rows of a parquet file held at a time, with their audio."""
+_BATCH_ROWS = 16
+"""Rows of a parquet file in memory at a time, with their audio."""
+
+
+# -- finding the files
 
 
 @dataclass(frozen=True)
@@ -125,35 +65,34 @@ class Source:
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether a file or folder is of this kind."""
+    """True for a file or folder that is a dataset."""
     if path.is_file():
-        return path.suffix in (".parquet", ".arrow") and _magic(path)
-    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json")) or any(
-        _files(path)
-    )
+        return path.suffix in (".parquet", ".arrow") and _has_magic(path)
+    is_saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return is_saved or any(_files(path))
 
 
-def _magic(path: Path) -> bool:
+def _has_magic(path: Path) -> bool:
     with open(path, "rb") as file:
         # "PAR1" begins a parquet file; a message of an Arrow stream begins with ff ff ff ff.
         return file.read(4) in (b"PAR1", b"\xff\xff\xff\xff")
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Tables at most two folders below, metadata of audio folders before others."""
+    """Tables up to two folders below, metadata of audio folders before others."""
     for pattern in ("", "*/", "*/*/"):
         yield from sorted(path for name in _METADATA for path in folder.glob(pattern + name))
     for pattern in ("", "*/"):
         yield from sorted(
             path
-            for end in ("parquet", "arrow")
-            for path in folder.glob(f"{pattern}*.{end}")
+            for suffix in ("parquet", "arrow")
+            for path in folder.glob(f"{pattern}*.{suffix}")
             if path.name not in _METADATA
         )
 
 
 def sources(path: Path, split: str) -> list[Source]:
-    """The files of a dataset. Raises DataError for a folder of save_to_disk that lacks some."""
+    """The files of a dataset. Raises DataError for an incomplete folder of save_to_disk."""
     if path.is_file():
         return [Source(path, split_in(path.stem) or split)]
     if (path / "dataset_dict.json").is_file():
@@ -166,8 +105,8 @@ def sources(path: Path, split: str) -> list[Source]:
     if (path / "state.json").is_file():
         return _saved(path, split)
     found = list(_files(path))
-    metadata = [each for each in found if each.name in _METADATA]
-    return [Source(each, _split_below(path, each) or split) for each in metadata or found]
+    metadata = [file for file in found if file.name in _METADATA]
+    return [Source(file, _split_below(path, file) or split) for file in metadata or found]
 
 
 def _saved(folder: Path, split: str) -> list[Source]:
@@ -177,29 +116,35 @@ def _saved(folder: Path, split: str) -> list[Source]:
         raise DataError(
             f"{folder / 'state.json'}: missing or damaged; save the dataset again with save_to_disk"
         )
-    # A name may not lead out of the folder.
+    # Only the last part of a name counts, so that it cannot lead out of the folder.
     files = [folder / Path(str(each.get("filename", ""))).name for each in state["_data_files"]]
-    if missing := [path for path in files if not path.is_file()]:
-        raise DataError(
-            f"{missing[0]}: no such file, {folder / 'state.json'} names it; copy the whole folder again"
-        )
-    return [Source(path, split) for path in files]
+    for file in files:
+        if not file.is_file():
+            raise DataError(
+                f"{file}: no such file, {folder / 'state.json'} names it; "
+                "copy the whole folder again"
+            )
+    return [Source(file, split) for file in files]
 
 
 def _split_below(folder: Path, path: Path) -> str | None:
-    """The split in the name of a file, or of a folder above it."""
-    parts = path.relative_to(folder).parts
-    return next(
-        (split for part in reversed(parts) if (split := split_in(part.partition(".")[0]))), None
-    )
+    """The split in the name of a file, or of a folder between it and `folder`."""
+    for part in reversed(path.relative_to(folder).parts):
+        split = split_in(part.partition(".")[0])
+        if split:
+            return split
+    return None
 
 
-def read(path: Path, reading: Reading) -> Iterator[Record]:
-    """Every row. Raises DataError for a folder without tables, tables without audio, and rows that
-    cannot be.
+# -- reading
+
+
+def read(path: Path, options: ReadOptions) -> Iterator[Record]:
+    """Every row. Raises DataError for a folder without tables, tables without audio, and invalid
+    rows.
     """
-    for source in sources(path, reading.split):
-        here = replace(reading, split=source.split)
+    for source in sources(path, options.split):
+        here = replace(options, split=source.split)
         if source.path.suffix in (".csv", ".jsonl"):
             columns = _columns(source.path, _header(source.path), here)
             yield from table.read(source.path, replace(here, columns=columns))
@@ -208,7 +153,8 @@ def read(path: Path, reading: Reading) -> Iterator[Record]:
 
 
 def _header(path: Path) -> list[str]:
-    number, line = next(filled_lines(path), (0, ""))
+    """Names of the columns of a csv or jsonl."""
+    number, line = next(nonblank_lines(path), (0, ""))
     if not number:
         raise DataError(f"{path}: is empty; expected a column file_name")
     if path.suffix == ".jsonl":
@@ -216,47 +162,49 @@ def _header(path: Path) -> list[str]:
     return [name.strip().strip('"') for name in line.split(",")]
 
 
-def _columns(path: Path, header: list[str], reading: Reading) -> dict[str, str]:
-    """Our name -> the table's, for what is there. Raises DataError for a chosen column that is not,
-    and when none holds audio.
+def _columns(path: Path, header: list[str], options: ReadOptions) -> dict[str, str]:
+    """Our name -> the table's, for the columns that are present. Raises DataError for a chosen
+    column that is missing, and without a column of audio.
     """
-    for name, theirs in reading.columns.items():
+    for ours, theirs in options.columns.items():
         if theirs not in header:
             raise DataError(
-                f"{path}: no column {theirs!r}{did_you_mean(theirs, header)}, it has {', '.join(header)}; mend data.corpus.columns.{name}"
+                f"{path}: no column {theirs!r}{did_you_mean(theirs, header)}, it has "
+                f"{', '.join(header)}; fix data.corpus.columns.{ours}"
             )
-    usual = {
-        ours: next((name for name in names if name in header), None)
-        for ours, names in (USUAL | _EXACT).items()
-    }
-    found = {ours: name for ours, name in (usual | dict(reading.columns)).items() if name}
-    if "path" not in found:
+    columns: dict[str, str] = {}
+    for ours, names in USUAL_COLUMNS.items():
+        present = [name for name in names if name in header]
+        if present:
+            columns[ours] = present[0]
+    columns |= options.columns
+    if "path" not in columns:
         raise DataError(
-            f"{path}: no column with audio, it has {', '.join(header)}; name it with data.corpus.columns.path"
+            f"{path}: no column with audio, it has {', '.join(header)}; "
+            "name it with data.corpus.columns.path"
         )
-    return found
+    return columns
 
 
-def _rows(path: Path, reading: Reading) -> Iterator[Record]:
+def _rows(path: Path, options: ReadOptions) -> Iterator[Record]:
     """Rows of an Arrow or parquet table, batch by batch."""
     try:
         schema, batches = _open(path)
-        columns = _columns(path, schema.names, reading)
-        names = _class_names(schema)
+        columns = _columns(path, schema.names, options)
+        class_names = _class_names(schema)
         row = 0
         for batch in batches:
             chosen = batch.select(list(dict.fromkeys(columns.values())))
             for i in range(chosen.num_rows):
-                values = {
-                    ours: chosen.column(theirs)[i].as_py() for ours, theirs in columns.items()
-                }
-                values |= {
-                    ours: _named(values[ours], names[theirs])
-                    for ours, theirs in columns.items()
-                    if theirs in names
-                }
+                values = {}
+                for ours, theirs in columns.items():
+                    value = chosen.column(theirs)[i].as_py()
+                    if theirs in class_names:
+                        value = _class_name(value, class_names[theirs])
+                    values[ours] = value
                 place = f"{path}: row {row}"
-                yield place, _utterance(values, place, f"{reading.split}-{row:09}", path, reading)
+                default_id = f"{options.split}-{row:09}"
+                yield place, _utterance(values, place, default_id, path, options)
                 row += 1
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
@@ -271,75 +219,148 @@ def _open(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     import pyarrow.parquet
 
     file = pyarrow.parquet.ParquetFile(path)
-    return file.schema_arrow, file.iter_batches(_BATCH)
+    return file.schema_arrow, file.iter_batches(_BATCH_ROWS)
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Names of the classes of each column of class labels, as `datasets` notes them in the table's
+    """Column of class labels -> names of its classes, which `datasets` stores in the table's
     metadata.
     """
     try:
         info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = info.get("info", {}).get("features", {})
         return {
-            name: each["names"]
-            for name, each in features.items()
-            if isinstance(each, dict) and each.get("_type") == "ClassLabel"
+            name: feature["names"]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }
     except (ValueError, AttributeError, KeyError):
         return {}
 
 
-def _named(value: Any, names: list[str]) -> Any:
-    return (
-        names[value] if isinstance(value, int) and 0 <= value < len(names) else ""
-    )  # -1: no label
+def _class_name(value: Any, names: list[str]) -> Any:
+    is_known = isinstance(value, int) and 0 <= value < len(names)
+    return names[value] if is_known else ""  # -1: no label
 
 
 def _utterance(
-    values: dict[str, Any], place: str, numbered: str, path: Path, reading: Reading
+    values: dict[str, Any], place: str, default_id: str, path: Path, options: ReadOptions
 ) -> SourceUtterance:
-    sound = values["path"]
-    path_there, content = (
-        (sound.get("path"), sound.get("bytes")) if isinstance(sound, dict) else (sound, None)
-    )
-    name = path_there if isinstance(path_there, str) else ""
+    # An audio column holds a path, or a struct of a path and, when embedded, the file's bytes.
+    audio_value = values["path"]
+    stored_path = audio_value.get("path") if isinstance(audio_value, dict) else audio_value
+    content = audio_value.get("bytes") if isinstance(audio_value, dict) else None
+    name = stored_path if isinstance(stored_path, str) else ""
     if content is None and not name:
         raise DataError(
-            f"{place}: has neither audio nor the path of any; remove the row, or name the column with data.corpus.columns.path"
+            f"{place}: has neither audio nor the path of any; remove the row, "
+            "or name the column with data.corpus.columns.path"
         )
     if content is not None:
-        name = os.path.basename(name)  # where it lay on the machine that made the dataset
-    id = table.text_of(values.get("id"), place, "id") or (reading.id_of(name) if name else numbered)
+        name = os.path.basename(name)  # folders are those of the machine that made the dataset
+    id = table.parse_text(values.get("id"), place, "id")
+    if not id:
+        id = options.id_of(name) if name else default_id
     if content is not None:
-        if reading.folder is None:
+        if options.folder is None:
             raise DataError(
-                f"{place}: holds its audio inside, and there is no folder to write it to; prepare it with data=manifest"
+                f"{place}: holds its audio inside, and there is no folder to write it to; "
+                "prepare it with data=manifest"
             )
-        name = str(store(reading.folder / "audio" / reading.split, id, content, name))
-    return table.utterance_of(values | {"id": id, "path": name}, place, reading, path.parent)
+        name = str(store(options.folder / "audio" / options.split, id, content, name))
+    return table.utterance_of(values | {"id": id, "path": name}, place, options, path.parent)
+
+
+# -- writing
 
 
 def write(target: Path, utterances: Callable[[], Iterator[SourceUtterance]]) -> None:
     """Writes an audio folder: `<split>/metadata.jsonl` and the audio beside it, whole files byte
-    for byte, parts of longer ones as FLAC.
+    for byte, segments of longer ones as FLAC.
 
     It loads with `datasets.load_dataset("audiofolder", data_dir=...)`.
     """
     with ExitStack() as stack:
         files: dict[str, IO[str]] = {}
         for utterance in utterances():
+            folder = target / utterance.split
             if utterance.split not in files:
-                files[utterance.split] = stack.enter_context(
-                    writing(target / utterance.split / "metadata.jsonl")
-                )
-            stored = store_utterance(target / utterance.split, utterance)
+                files[utterance.split] = stack.enter_context(writing(folder / "metadata.jsonl"))
             row = {
-                "file_name": stored.name,
+                "file_name": store_utterance(folder, utterance).name,
                 "id": utterance.id,
                 "text": utterance.text,
                 "speaker": utterance.speaker,
                 "label": utterance.label,
+                "split": utterance.split,
+                "corpus": utterance.corpus,
             }
-            row |= {"split": utterance.split, "corpus": utterance.corpus}
             files[utterance.split].write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def store_utterance(folder: Path, utterance: SourceUtterance) -> Path:
+    """Writes the audio of an utterance: a whole file or member of a shard byte for byte; a segment
+    as FLAC, 16 kHz, 16 bits.
+
+    Raises DataError for a URL, and for a segment that its file does not hold.
+    """
+    import soundfile
+
+    if "://" in str(utterance.path):
+        raise DataError(
+            f"{utterance.path}: is a URL; copy the audio to a disk, "
+            f"so that it can be written to {folder}"
+        )
+    header = header_of(utterance)
+    if header.is_whole(utterance):
+        name = str(utterance.path) if utterance.offset < 0 else ""
+        return store(folder, utterance.id, stored_bytes(utterance), name)
+    if utterance.offset >= 0:
+        raise DataError(
+            f"utterance {utterance.id!r}: is a part of a member of the shard {utterance.path}; "
+            "write the whole members to files first"
+        )
+    length = header.length_of(utterance)
+    waveform = audio.read(utterance.path, utterance.start, length)
+    if len(waveform) != length:
+        raise DataError(
+            f"{utterance.path}: has {len(waveform)} samples at {utterance.start}, "
+            f"utterance {utterance.id!r} needs {length}; fix the manifest"
+        )
+    flac = io.BytesIO()
+    soundfile.write(flac, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return store(folder, utterance.id, flac.getvalue())
+
+
+# -- audio files from bytes
+
+_MAGIC = (
+    (b"RIFF", ".wav"),
+    (b"fLaC", ".flac"),
+    (b"OggS", ".ogg"),
+    (b"ID3", ".mp3"),
+    (b"\xff\xfb", ".mp3"),
+    (b"\xff\xf3", ".mp3"),
+)
+
+
+def store(folder: Path, id: str, content: bytes, name: str = "") -> Path:
+    """Writes an audio file under a safe name made of the id. An existing file with this content
+    stays.
+    """
+    path = folder / f"{safe_name(id)}{suffix_of(content, name)}"
+    if not (
+        path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+    ):
+        write_bytes(path, content, sync=False)
+    return path
+
+
+def suffix_of(content: bytes, name: str = "") -> str:
+    """Suffix of an audio file by its first bytes, else by its name; ".audio" when neither tells."""
+    by_content = next((suffix for magic, suffix in _MAGIC if content.startswith(magic)), None)
+    by_name = os.path.splitext(name)[1].lower()
+    # Ogg also holds Opus: only the name tells .ogg from .opus.
+    if by_name in audio.SUFFIXES and by_content in (None, ".ogg"):
+        return by_name
+    return by_content or ".audio"

@@ -1,4 +1,4 @@
-"""From labelled times to an alignment: what is silence, what overlaps, what is no time."""
+"""Labelled time intervals: conversion to phone alignments, and TIMIT's `.phn` and `.wrd` files."""
 
 from __future__ import annotations
 
@@ -8,70 +8,91 @@ from pathlib import Path
 
 from hubert_pretrain.data.alignment import Phones
 from hubert_pretrain.errors import DataError
-from hubert_pretrain.formats.text import filled_lines, whole_number_of
-from hubert_pretrain.frames import SAMPLE_RATE
+from hubert_pretrain.formats.text import nonblank_lines, parse_whole_number
+from hubert_pretrain.frames import samples, seconds
 
 Interval = tuple[str, int, int]
 """(label, start, end) in samples at 16 kHz."""
 
-SILENCES = {"", "sil", "sp", "spn", "<eps>", "<sil>", "sil_s", "pau", "h#", "epi", "<p:>"}
-"""Labels of silence, in lower case: of MFA and Kaldi, TIMIT, MAUS."""
+SILENCES = {
+    # Montreal Forced Aligner and Kaldi
+    "",
+    "sil",
+    "sp",
+    "spn",
+    "<eps>",
+    "<sil>",
+    "sil_s",
+    # TIMIT
+    "pau",
+    "h#",
+    "epi",
+    # MAUS
+    "<p:>",
+}
+"""Labels of silence, in lower case."""
 
-_SLACK = SAMPLE_RATE // 100
-"""Starts and lengths that were each rounded to 10 ms may overlap by so much."""
+_OVERLAP_TOLERANCE = samples(0.01)
+"""Intervals may overlap by this many samples: starts and durations rounded to 10 ms each."""
 
 
 def phones_of(intervals: Iterable[Interval], silence: str, place: str) -> Phones:
-    """Intervals in any order as an alignment.
+    """A phone alignment from intervals in any order. Intervals without length are dropped.
 
     Args:
-        intervals: with labels; those without a length are dropped. silence: what silence becomes:
-        "gap", nothing is said there; "keep", its label (one without a label is a gap); else this
-        label. place: where they stand, for messages.
+        intervals: (label, start, end).
+        silence: label of silence in the result: "gap" leaves it out, "keep" keeps the label (an
+            empty label stays a gap), any other value replaces it.
+        place: file and utterance, for messages.
 
     Raises:
-        DataError: two of them overlap by more than 10 ms.
+        DataError: two intervals overlap by more than 10 ms.
     """
-    ordered = sorted((each for each in intervals if each[2] > each[1]), key=lambda each: each[1:])
-    for (one, _, end), (other, start, _) in pairwise(ordered):
-        if end - start > _SLACK:
-            begins = start / SAMPLE_RATE
-            ends = end / SAMPLE_RATE
+    ordered = sorted(
+        (interval for interval in intervals if interval[2] > interval[1]),
+        key=lambda interval: interval[1:],
+    )
+    for (first, _, end), (second, start, _) in pairwise(ordered):
+        if end - start > _OVERLAP_TOLERANCE:
             raise DataError(
-                f"{place}: {other!r} begins at {begins:.3f} s, before {one!r} ends at {ends:.3f} s; mend the alignment"
+                f"{place}: {second!r} begins at {seconds(start):.3f} s, before {first!r} ends at "
+                f"{seconds(end):.3f} s; fix the alignment"
             )
     phones = []
-    before = 0
+    previous_end = 0
     for label, start, end in ordered:
-        name = _name(label.strip(), silence)
-        start = max(start, before)
-        before = max(end, before)
+        name = _phone_name(label.strip(), silence)
+        start = max(start, previous_end)
+        previous_end = max(end, previous_end)
         if name and end > start:
             phones.append((name, start, end))
     return phones
 
 
-def _name(label: str, silence: str) -> str:
+def _phone_name(label: str, silence: str) -> str:
     if silence == "keep" or label.lower() not in SILENCES:
         return label
     return "" if silence == "gap" else silence
 
 
 def read_phn(path: Path) -> list[Interval]:
-    """The intervals of one file. Raises DataError naming the line that is none."""
+    """The intervals of a `.phn` or `.wrd` file: `start end label` per line, in samples.
+
+    Raises DataError with the line that has another form.
+    """
     intervals = []
-    for number, line in filled_lines(path):
+    for number, line in nonblank_lines(path):
         place = f"{path}: line {number}"
         fields = line.split()
         if len(fields) != 3:
             raise DataError(
-                f"{place} is {line[:40]!r}, expected 'start end label' in samples; mend the line"
+                f"{place} is {line[:40]!r}, expected 'start end label' in samples; fix the line"
             )
-        start = whole_number_of(fields[0], place, "start")
-        end = whole_number_of(fields[1], place, "end")
+        start = parse_whole_number(fields[0], place, "start")
+        end = parse_whole_number(fields[1], place, "end")
         if end < start:
             raise DataError(
-                f"{place}: {fields[2]!r} ends at {end}, before its start {start}; mend the line"
+                f"{place}: {fields[2]!r} ends at {end}, before its start {start}; fix the line"
             )
         intervals.append((fields[2], start, end))
     return intervals

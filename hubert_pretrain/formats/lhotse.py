@@ -1,9 +1,9 @@
-"""Cut sets of lhotse: a MonoCut in each line of a jsonl or jsonl.gz, its recording inside. lhotse
+"""lhotse cut sets: one MonoCut per line of a jsonl or jsonl.gz, with its recording inside. lhotse
 need not be installed.
 
-Of several supervisions in a cut the texts are joined in time order. An alignment named phone or
-phones comes along; lhotse counts its times from the start of the recording. Split, label and corpus
-stand in `custom`.
+The texts of several supervisions in a cut are joined in time order. An alignment named phone or
+phones is read too; lhotse counts its times from the start of the recording. Split, label and corpus
+are in `custom`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,29 @@ from hubert_pretrain.data.alignment import Phones
 from hubert_pretrain.data.audio import resampled_length
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError
-from hubert_pretrain.formats.record import Reading, Record, header_of, split_named
-from hubert_pretrain.formats.table import json_object, text_of
+from hubert_pretrain.formats.record import ReadOptions, Record, header_of, split_named
+from hubert_pretrain.formats.table import json_object, parse_text
 from hubert_pretrain.formats.text import (
-    filled_lines,
-    number_of,
-    seconds_to_samples,
-    whole_number_of,
+    nonblank_lines,
+    parse_number,
+    parse_whole_number,
     writing,
 )
-from hubert_pretrain.frames import SAMPLE_RATE
+from hubert_pretrain.frames import samples, seconds
 
 PHONE_TIERS = ("phone", "phones", "phoneme", "phonemes")
+"""Names of an alignment of phones."""
+
+_LENGTH_TOLERANCE = samples(0.025)
+"""Samples by which a recording may differ from its cut's `num_samples`."""
+
+
+# -- reading
 
 
 def is_cut(row: dict[str, Any]) -> bool:
-    """Whether a JSON object is a cut, or another item of lhotse, for which reading has a message of
-    its own.
+    """True for a JSON object that is a cut, or another item of lhotse, for which `read` has an
+    error message of its own.
     """
     return (
         str(row.get("type", "")).endswith("Cut")
@@ -42,128 +48,140 @@ def is_cut(row: dict[str, Any]) -> bool:
     )
 
 
-def read(path: Path, reading: Reading) -> Iterator[Record]:
-    """Every cut. Raises DataError, naming the line, for other channels than 0, mixtures, and
-    changed, embedded or computed audio.
+def read(path: Path, options: ReadOptions) -> Iterator[Record]:
+    """Every cut.
+
+    Raises DataError, with the line, for channels other than 0, mixtures, and audio that is
+    transformed, embedded or computed.
     """
     empty = True
-    for number, line in filled_lines(path):
+    for number, line in nonblank_lines(path):
         empty = False
         place = f"{path}: line {number}"
         try:
-            yield place, _utterance(json_object(line, place), place, reading, path.parent)
+            yield place, _utterance(json_object(line, place), place, options, path.parent)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise DataError(
-                f"{place}: is no MonoCut of lhotse ({type(error).__name__}: {error}); write the cuts again with to_jsonl"
+                f"{place}: is no MonoCut of lhotse ({type(error).__name__}: {error}); "
+                "write the cuts again with to_jsonl"
             ) from error
     if empty:
         raise DataError(f"{path}: is empty; expected a cut in each line")
 
 
-def _utterance(cut: dict[str, Any], place: str, reading: Reading, home: Path) -> SourceUtterance:
-    _refuse_other(cut, place)
+def _utterance(
+    cut: dict[str, Any], place: str, options: ReadOptions, home: Path
+) -> SourceUtterance:
+    _refuse_unreadable(cut, place)
     recording = cut["recording"]
-    supervisions = sorted(cut.get("supervisions") or [], key=lambda one: one["start"])
-    rate = whole_number_of(recording["sampling_rate"], place, "recording.sampling_rate")
+    supervisions = sorted(cut.get("supervisions") or [], key=lambda each: each["start"])
+    texts = [parse_text(each.get("text"), place, "text") for each in supervisions]
+    speakers = {parse_text(each.get("speaker"), place, "speaker") for each in supervisions}
+    custom = cut.get("custom") or {}
+    split = parse_text(custom.get("split"), place, "custom.split")
+
+    # Lengths at 16 kHz. Seconds are rounded at the recording's rate, so the last sample of the cut
+    # may lie one behind the recording.
+    rate = parse_whole_number(recording["sampling_rate"], place, "recording.sampling_rate")
     if rate == 0:
-        raise DataError(f"{place}: recording.sampling_rate is 0; mend the line")
+        raise DataError(f"{place}: recording.sampling_rate is 0; fix the line")
     length = resampled_length(
-        whole_number_of(recording["num_samples"], place, "recording.num_samples"), rate
+        parse_whole_number(recording["num_samples"], place, "recording.num_samples"), rate
     )
-    start = seconds_to_samples(number_of(cut["start"], place, "start"))
-    # Seconds are rounded at the recording's rate, so the last sample may lie one beyond.
-    num_samples = min(
-        seconds_to_samples(number_of(cut["duration"], place, "duration")), length - start
-    )
+    start = samples(parse_number(cut["start"], place, "start"))
+    duration = samples(parse_number(cut["duration"], place, "duration"))
+    num_samples = min(duration, length - start)
     if num_samples <= 0:
         raise DataError(
-            f"{place}: begins at {cut['start']} s of a recording of {length / SAMPLE_RATE:g} s; mend the line"
+            f"{place}: begins at {cut['start']} s of a recording of {seconds(length):g} s; "
+            "fix the line"
         )
-    whole = start == 0 and length - num_samples <= 1
-    custom = cut.get("custom") or {}
-    speakers = {text_of(one.get("speaker"), place, "speaker") for one in supervisions}
-    split = text_of(custom.get("split"), place, "custom.split")
+    is_whole = start == 0 and length - num_samples <= 1
+
     return SourceUtterance(
-        id=text_of(cut["id"], place, "id"),
-        path=reading.locate(_source(recording, place), home),
-        **(
-            {"expected_samples": length, "expected_within": SAMPLE_RATE // 40}
-            if whole
-            else {"start": start, "num_samples": num_samples}
-        ),
-        split=split_named(split) if split else reading.split,
+        id=parse_text(cut["id"], place, "id"),
+        path=options.locate(_audio_path(recording, place), home),
+        start=start,
+        num_samples=None if is_whole else num_samples,
+        expected_samples=length if is_whole else None,
+        expected_within=_LENGTH_TOLERANCE if is_whole else 1,
+        split=split_named(split) if split else options.split,
         speaker=speakers.pop() if len(speakers) == 1 else "",
-        text=" ".join(
-            filter(None, (text_of(one.get("text"), place, "text") for one in supervisions))
-        ),
-        label=text_of(custom.get("label"), place, "custom.label"),
-        corpus=text_of(custom.get("corpus"), place, "custom.corpus"),
+        text=" ".join(text for text in texts if text),
+        label=parse_text(custom.get("label"), place, "custom.label"),
+        corpus=parse_text(custom.get("corpus"), place, "custom.corpus"),
         phones=_phones(supervisions, place, start),
     )
 
 
-def _refuse_other(cut: dict[str, Any], place: str) -> None:
-    kind = cut.get("type", "MonoCut")
-    if "sources" in cut or "recording" not in cut:
-        kind = (
-            "recording"
-            if "sources" in cut
-            else "cut without its recording"
-            if "duration" in cut
-            else "JSON object"
-        )
+def _refuse_unreadable(cut: dict[str, Any], place: str) -> None:
+    kind = _kind_of(cut)
     if kind != "MonoCut":
         raise DataError(
-            f"{place}: is a {kind}, expected a MonoCut with its recording inside; make cuts of it in lhotse and write them to_jsonl"
+            f"{place}: is a {kind}, expected a MonoCut with its recording inside; "
+            "make cuts of it in lhotse and write them to_jsonl"
         )
     channel = cut.get("channel", 0)
     if channel not in (0, [0]):
         raise DataError(
-            f"{place}: is about channel {channel}, only channel 0 is read here; write that channel to a file of its own"
+            f"{place}: is about channel {channel}, only channel 0 is read here; "
+            "write that channel to a file of its own"
         )
     if cut["recording"].get("transforms"):
         raise DataError(
-            f"{place}: its recording is changed while it is read (transforms); save the changed audio first"
+            f"{place}: its recording is changed while it is read (transforms); "
+            "save the changed audio first"
         )
 
 
-def _source(recording: dict[str, Any], place: str) -> str:
+def _kind_of(cut: dict[str, Any]) -> str:
+    if "sources" in cut:
+        return "recording"
+    if "recording" in cut:
+        return str(cut.get("type", "MonoCut"))
+    return "cut without its recording" if "duration" in cut else "JSON object"
+
+
+def _audio_path(recording: dict[str, Any], place: str) -> str:
     sources = recording["sources"]
     source = sources[0]
     if len(sources) > 1 or len(source.get("channels", [0])) > 1:
         raise DataError(
-            f"{place}: its recording has {len(sources)} sources or several channels, only one of one is read; write mono files"
+            f"{place}: its recording has {len(sources)} sources or several channels, "
+            "only one of one is read; write mono files"
         )
     if source["type"] == "command":
         raise DataError(
-            f"{place}: its audio is the command {str(source['source'])[:60]!r}, which would be code to execute; write it to a file"
+            f"{place}: its audio is the command {str(source['source'])[:60]!r}, "
+            "which would be code to execute; write it to a file"
         )
     if source["type"] not in ("file", "url"):
         raise DataError(
-            f"{place}: its audio is of type {source['type']!r}, expected file or url; save the audio first"
+            f"{place}: its audio is of type {source['type']!r}, expected file or url; "
+            "save the audio first"
         )
-    return text_of(source["source"], place, "recording.sources")
+    return parse_text(source["source"], place, "recording.sources")
 
 
 def _phones(supervisions: list[dict[str, Any]], place: str, start: int) -> Phones | None:
+    """The phones of all supervisions, in samples from the cut's `start`; None without phones."""
     found: list[tuple[str, int, int]] = []
-    for one in supervisions:
-        tiers = one.get("alignment") or {}
-        for item in tiers.get(next((name for name in PHONE_TIERS if name in tiers), ""), []):
-            begin = number_of(item[1], place, "alignment")
-            end = begin + number_of(item[2], place, "alignment")
-            found.append(
-                (
-                    text_of(item[0], place, "alignment"),
-                    seconds_to_samples(begin) - start,
-                    seconds_to_samples(end) - start,
-                )
-            )
+    for supervision in supervisions:
+        tiers = supervision.get("alignment") or {}
+        tier = next((name for name in PHONE_TIERS if name in tiers), "")
+        for item in tiers.get(tier, []):
+            phone = parse_text(item[0], place, "alignment")
+            begin = parse_number(item[1], place, "alignment")
+            end = begin + parse_number(item[2], place, "alignment")
+            found.append((phone, samples(begin) - start, samples(end) - start))
     return [phone for phone in sorted(found, key=lambda phone: phone[1:]) if phone[0]] or None
 
 
+# -- writing
+
+
 def write(target: Path, utterances: Callable[[], Iterator[SourceUtterance]]) -> None:
-    """Writes one cut set, jsonl or jsonl.gz as the name says. Raises DataError for audio inside
+    """Writes one cut set: jsonl, or jsonl.gz, by the name. Raises DataError for audio inside
     shards.
     """
     with writing(target) as file:
@@ -174,22 +192,25 @@ def write(target: Path, utterances: Callable[[], Iterator[SourceUtterance]]) -> 
 def _cut(utterance: SourceUtterance) -> dict[str, Any]:
     if utterance.offset >= 0:
         raise DataError(
-            f"utterance {utterance.id!r}: lies inside the shard {utterance.path}, which a cut cannot say; write --to huggingface instead"
+            f"utterance {utterance.id!r}: lies inside the shard {utterance.path}, "
+            "which a cut cannot say; write --to huggingface instead"
         )
     header = header_of(utterance)
     path = str(utterance.path)
-    start = utterance.start / SAMPLE_RATE
-    length = header.length_of(utterance) / SAMPLE_RATE
-    duration = header.num_samples / header.rate if header.is_whole(utterance) else length
+    # A whole file has the length that its own rate gives; a segment, that of 16 kHz.
+    recording_seconds = header.num_samples / header.rate
+    duration = seconds(header.length_of(utterance))
+    if header.is_whole(utterance):
+        duration = recording_seconds
     recording = {
         "id": path,
         "sources": [{"type": "url" if "://" in path else "file", "channels": [0], "source": path}],
         "sampling_rate": header.rate,
         "num_samples": header.num_samples,
-        "duration": header.num_samples / header.rate,
+        "duration": recording_seconds,
         "channel_ids": [0],
     }
-    supervision = {
+    supervision: dict[str, Any] = {
         "id": utterance.id,
         "recording_id": path,
         "start": 0.0,
@@ -197,25 +218,25 @@ def _cut(utterance: SourceUtterance) -> dict[str, Any]:
         "channel": 0,
         "text": utterance.text,
     }
-    supervision |= {"speaker": utterance.speaker} if utterance.speaker else {}
+    if utterance.speaker:
+        supervision["speaker"] = utterance.speaker
     if utterance.phones:
-        supervision["alignment"] = {
-            "phone": [_item(phone, utterance.start) for phone in utterance.phones]
-        }
-    custom = {
-        name: value for name in ("split", "label", "corpus") if (value := getattr(utterance, name))
-    }
-    cut = {
+        items = [_alignment_item(phone, utterance.start) for phone in utterance.phones]
+        supervision["alignment"] = {"phone": items}
+    custom = {"split": utterance.split, "label": utterance.label, "corpus": utterance.corpus}
+    return {
         "id": utterance.id,
-        "start": start,
+        "start": seconds(utterance.start),
         "duration": duration,
         "channel": 0,
         "supervisions": [supervision],
         "recording": recording,
+        "custom": {name: value for name, value in custom.items() if value},
+        "type": "MonoCut",
     }
-    return cut | {"custom": custom, "type": "MonoCut"}
 
 
-def _item(phone: tuple[str, int, int], start: int) -> list[Any]:
+def _alignment_item(phone: tuple[str, int, int], start: int) -> list[Any]:
+    """[phone, start, duration, score] in seconds of the recording."""
     name, begin, end = phone
-    return [name, (start + begin) / SAMPLE_RATE, (end - begin) / SAMPLE_RATE, None]
+    return [name, seconds(start + begin), seconds(end - begin), None]

@@ -1,53 +1,55 @@
-"""A corpus that stage `prepare` made, as a manifest like any other: read row by row from its
-table.
-"""
+"""A prepared corpus (output of stage `prepare`) as a manifest, read row by row."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+from hubert_pretrain.data.alignment import Phones
 from hubert_pretrain.data.corpus import MANIFEST, Corpus
 from hubert_pretrain.data.source import SourceUtterance
-from hubert_pretrain.formats.record import Reading, Record
+from hubert_pretrain.formats.record import ReadOptions, Record
 
 
 def folder_of(path: Path) -> Path | None:
-    """The folder with the manifest: the given one, or `prepare/` in the folder of a run; None for
-    others.
-    """
-    return next(
-        (folder for folder in (path, path / "prepare") if (folder / MANIFEST).is_file()), None
-    )
+    """Folder with the manifest: `path` itself, or `prepare/` in the folder of a run; else None."""
+    for folder in (path, path / "prepare"):
+        if (folder / MANIFEST).is_file():
+            return folder
+    return None
 
 
-def read(path: Path, reading: Reading) -> Iterator[Record]:
+def read(path: Path, options: ReadOptions) -> Iterator[Record]:
     """Every row, with its alignment. Raises ArtefactError for a damaged table."""
     folder = folder_of(path) or path
     corpus = Corpus.open(folder)
     for row in range(len(corpus.manifest)):
-        one = corpus.manifest[row]
-        phones = None
-        if corpus.alignments is not None and corpus.alignments.has(row):
-            ids, starts, ends = (values.tolist() for values in corpus.alignments.intervals(row))
-            phones = [
-                (corpus.alignments.phones[id], start, end)
-                for id, start, end in zip(ids, starts, ends, strict=True)
-            ]
+        entry = corpus.manifest[row]
         yield (
             f"{folder / MANIFEST}: row {row}",
             SourceUtterance(
-                id=one.id,
-                path=one.path,
-                start=one.start,
-                num_samples=one.num_samples,
-                offset=one.offset,
-                num_bytes=one.num_bytes,
-                speaker=one.speaker,
-                text=one.text,
-                label=one.label,
-                split=one.split,
-                corpus=one.corpus,
-                phones=phones,
+                id=entry.id,
+                path=entry.path,
+                start=entry.start,
+                num_samples=entry.num_samples,
+                offset=entry.offset,
+                num_bytes=entry.num_bytes,
+                speaker=entry.speaker,
+                text=entry.text,
+                label=entry.label,
+                split=entry.split,
+                corpus=entry.corpus,
+                phones=_phones(corpus, row),
             ),
         )
+
+
+def _phones(corpus: Corpus, row: int) -> Phones | None:
+    alignments = corpus.alignments
+    if alignments is None or not alignments.has(row):
+        return None
+    ids, starts, ends = (values.tolist() for values in alignments.intervals(row))
+    return [
+        (alignments.phones[id], start, end)
+        for id, start, end in zip(ids, starts, ends, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""What all formats of manifests have in common: how one is read, and what a row of it becomes."""
+"""One row of a manifest, options for reading it, and the header of its audio file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,54 @@ from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import SAMPLE_RATE
 
 Record = tuple[str, SourceUtterance]
-"""Where a row stands ("train.tsv: line 3"), and what it utterances."""
+"""Place of a row ("train.tsv: line 3", for error messages) and its utterance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """Facts that a manifest does not state itself."""
+
+    root: Path | None = None
+    """Folder that relative paths start from; None: as the format says, or the manifest's folder."""
+    split: str = "train"
+    """Split of rows that name none."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Our name -> the manifest's name of a column."""
+    rate: int = SAMPLE_RATE
+    """Rate [Hz] of the sample counts in the manifest, where it does not say."""
+    ids: str = "path"
+    """Ids of rows without one: "path" (relative, without suffix) or "name" (file name, without
+    suffix).
+    """
+    folder: Path | None = None
+    """Folder for audio that is embedded in the manifest; None: such audio is an error."""
+
+    def locate(self, path: str, home: Path) -> str:
+        """Absolute path, or URL, of `path` in a manifest of the folder `home`. `..` is resolved, so
+        that a file has only one path.
+        """
+        if "://" in path:
+            return path
+        absolute = os.path.join(_absolute(self.root or home), os.path.expanduser(path))
+        has_dots = "/." in absolute or "//" in absolute
+        return os.path.normpath(absolute) if has_dots else absolute
+
+    def id_of(self, path: str) -> str:
+        """Id of a row that has none, made from its path."""
+        without_suffix = os.path.splitext(path)[0]
+        if self.ids == "name":
+            return os.path.basename(without_suffix)
+        while without_suffix.startswith("./"):
+            without_suffix = without_suffix.removeprefix("./")
+        return without_suffix
+
+
+@functools.lru_cache(maxsize=16)
+def _absolute(folder: Path) -> str:
+    return str(folder.expanduser().absolute())
+
+
+# -- splits
 
 SPLIT_NAMES = {
     "train": "train",
@@ -32,73 +79,31 @@ SPLIT_NAMES = {
     "testing": "test",
     "eval": "test",
 }
-"""Names of folders and files, or values of a split column -> split."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What a manifest does not say itself."""
-
-    root: Path | None = None
-    """What relative paths are relative to; None: what the format says, or the folder of the
-    manifest.
-    """
-    split: str = "train"
-    """Of the rows that name none."""
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """Our name -> the manifest's name of a column."""
-    rate: int = SAMPLE_RATE
-    """Samples per second in which a manifest counts that does not say."""
-    ids: str = "path"
-    """Of rows without an id: "path", relative and without its suffix, or "name", the file's without
-    its suffix.
-    """
-    folder: Path | None = None
-    """Where audio that a manifest holds inside itself is written; None: where it is not wanted."""
-
-    def locate(self, path: str, home: Path) -> str:
-        """The absolute path, or URL, of what a manifest in the folder `home` calls `path`; without
-        `..`, so that a file has one path.
-        """
-        if "://" in path:
-            return path
-        whole = os.path.join(_absolute(self.root or home), os.path.expanduser(path))
-        return os.path.normpath(whole) if "/." in whole or "//" in whole else whole
-
-    def id_of(self, path: str) -> str:
-        """The id of a row that has none."""
-        bare = os.path.splitext(path)[0]
-        if self.ids == "name":
-            return os.path.basename(bare)
-        while bare.startswith("./"):
-            bare = bare.removeprefix("./")
-        return bare
-
-
-@functools.lru_cache(maxsize=16)
-def _absolute(folder: Path) -> str:
-    return str(folder.expanduser().absolute())
+"""Names of splits in folders, files and columns -> our split."""
 
 
 def split_named(name: str) -> str:
-    """The split that a value of a split column means: "dev" is valid; others stay as they are."""
+    """Split of a value in a split column: "dev" is valid; unknown names stay as they are."""
     return SPLIT_NAMES.get(name.lower(), name)
 
 
 def split_in(name: str) -> str | None:
-    """The split that the name of a file or folder tells: "cuts_dev-clean.jsonl.gz" is valid; None
-    when it tells none.
+    """Split found in the name of a file or folder: "cuts_dev-clean.jsonl.gz" is valid; None without
+    one.
     """
     words = re.split(r"[^a-z]+", name.lower())
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
 
 
+# -- unique ids
+
+
 def without_duplicates(read: Callable[[], Iterator[Record]]) -> Iterator[SourceUtterance]:
-    """The utterances of all records; after the last, DataError when two have one id, naming both
+    """The utterances of all records. After the last one, DataError when two share an id, with both
     places.
 
-    Eight bytes are kept for each row, a hash of its id. Only if two hashes agree is everything read
-    again, to compare ids.
+    Memory: a hash of 8 bytes per row. Only if two hashes are equal, `read` is called a second time
+    to compare the ids themselves.
     """
     hashes = array("q")
     for _, utterance in read():
@@ -112,15 +117,20 @@ def without_duplicates(read: Callable[[], Iterator[Record]]) -> Iterator[SourceU
     for place, utterance in read():
         if hash(utterance.id) not in repeated:
             continue
-        if (first := places.setdefault(utterance.id, place)) is not place:
+        first = places.setdefault(utterance.id, place)
+        if first is not place:
             raise DataError(
-                f"{place}: repeats utterance {utterance.id!r} of {first}; ids must be unique, rename one or remove the line"
+                f"{place}: repeats utterance {utterance.id!r} of {first}; "
+                "ids must be unique, rename one or remove the line"
             )
+
+
+# -- the audio file of a row
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Length and rate of the audio file that a utterance lies in."""
+    """Length and sample rate of an audio file."""
 
     num_samples: int
     """At the file's own rate."""
@@ -132,51 +142,50 @@ class Header:
         return resampled_length(self.num_samples, self.rate)
 
     def is_whole(self, utterance: SourceUtterance) -> bool:
-        """Whether the utterance is about the whole file."""
+        """True if the utterance is the whole file."""
         return utterance.start == 0 and utterance.num_samples in (None, self.resampled)
 
     def length_of(self, utterance: SourceUtterance) -> int:
-        """Samples of the utterance at 16 kHz. Raises DataError when it reaches beyond the file."""
-        length = (
-            self.resampled - utterance.start
-            if utterance.num_samples is None
-            else utterance.num_samples
-        )
-        if not 0 < length <= self.resampled - utterance.start:
+        """Samples of the utterance at 16 kHz. Raises DataError when it ends after the file."""
+        rest = self.resampled - utterance.start
+        length = rest if utterance.num_samples is None else utterance.num_samples
+        if not 0 < length <= rest:
             raise DataError(
-                f"{utterance.path}: has {self.resampled} samples at 16 kHz, utterance {utterance.id!r} utterances {length} from {utterance.start} on; "
-                "mend the manifest or restore the audio"
+                f"{utterance.path}: has {self.resampled} samples at 16 kHz, utterance "
+                f"{utterance.id!r} is {length} samples from {utterance.start} on; "
+                "fix the manifest or restore the audio"
             )
         return length
 
 
 def header_of(utterance: SourceUtterance) -> Header:
-    """Raises DataError when the audio is missing, not audio, or not as long as its list states."""
+    """`read_header`, compared with the length that the manifest states (DataError)."""
     header = read_header(utterance)
     refuse_other_length(utterance, header.resampled)
     return header
 
 
 def read_header(utterance: SourceUtterance) -> Header:
-    """Raises DataError when the audio is missing or not audio."""
+    """Header of the audio file of an utterance. Raises DataError when it is missing or is not
+    audio.
+    """
     import soundfile
 
     try:
-        with soundfile.SoundFile(_part(utterance).file()) as file:
+        with soundfile.SoundFile(_byte_range(utterance).file()) as file:
             return Header(file.frames, file.samplerate)
     except soundfile.SoundFileError as error:
         raise DataError(
-            f"{utterance.path}: utterance {utterance.id!r} is not readable as audio ({one_line(error)}); replace the file"
+            f"{utterance.path}: utterance {utterance.id!r} is not readable as audio "
+            f"({one_line(error)}); replace the file"
         ) from error
 
 
 def stored_bytes(utterance: SourceUtterance) -> bytes:
-    """The audio file of a utterance, byte for byte, be it a file, a member of a shard, or behind a
-    URL.
-    """
-    part = _part(utterance)
+    """The audio file of an utterance, byte for byte: a file, a member of a shard, or a URL."""
+    part = _byte_range(utterance)
     return part.read(0, part.size)
 
 
-def _part(utterance: SourceUtterance) -> ByteRange:
+def _byte_range(utterance: SourceUtterance) -> ByteRange:
     return open_bytes(str(utterance.path), utterance.offset, utterance.num_bytes)

@@ -1,6 +1,4 @@
-"""Every format of manifests by name, which one a file or folder is (by what it holds), and one into
-another.
-"""
+"""Manifest formats by name, detection of a format by content, and conversion between formats."""
 
 from __future__ import annotations
 
@@ -13,20 +11,21 @@ from pathlib import Path
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
 from hubert_pretrain.formats import fairseq, huggingface, kaldi, lhotse, prepared, table
-from hubert_pretrain.formats.record import Reading, Record, split_in, without_duplicates
-from hubert_pretrain.formats.text import filled_lines
+from hubert_pretrain.formats.record import ReadOptions, Record, split_in, without_duplicates
+from hubert_pretrain.formats.text import nonblank_lines
 
-_LISTS = (".tsv", ".csv", ".jsonl", ".jsonl.gz", ".csv.gz", ".tsv.gz")
+Reader = Callable[[Path, ReadOptions], Iterator[Record]]
+Writer = Callable[[Path, Callable[[], Iterator[SourceUtterance]]], None]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A way in and, unless None, a way out."""
+    """Reader and, unless None, writer of a format."""
 
-    read: Callable[[Path, Reading], Iterator[Record]]
-    write: Callable[[Path, Callable[[], Iterator[SourceUtterance]]], None] | None
+    read: Reader
+    write: Writer | None
     suffixes: tuple[str, ...] = ()
-    """What the name of a written file ends in; none: a folder is written."""
+    """Suffixes of a written file; none: a folder is written."""
 
 
 FORMATS = {
@@ -39,111 +38,127 @@ FORMATS = {
     "huggingface": Format(huggingface.read, huggingface.write),
     "prepared": Format(prepared.read, None),
 }
-WRITTEN = [name for name, form in FORMATS.items() if form.write is not None]
+WRITTEN = [name for name, format in FORMATS.items() if format.write is not None]
+"""Names of the formats that can be written."""
+
+_LIST_SUFFIXES = (".tsv", ".csv", ".jsonl", ".jsonl.gz", ".csv.gz", ".tsv.gz")
+_EXPECTED = (
+    "*.tsv of fairseq, *.csv or *.jsonl with a column 'path', wav.scp (Kaldi), "
+    "cuts*.jsonl.gz (lhotse), or a folder of datasets"
+)
 
 
-def check_format(name: str, where: str = "data.corpus.format") -> None:
-    """Raises ConfigError naming the nearest when there is no such format."""
+def check_format(name: str, key: str = "data.corpus.format") -> None:
+    """Raises ConfigError, with the nearest name, unless there is such a format."""
     if name != "auto" and name not in FORMATS:
         raise ConfigError(
-            f"{where}={name}: expected auto or one of {', '.join(FORMATS)}{did_you_mean(name, list(FORMATS))}"
+            f"{key}={name}: expected auto or one of {', '.join(FORMATS)}"
+            f"{did_you_mean(name, list(FORMATS))}"
         )
 
 
-def read(path: Path, format: str, reading: Reading, split: str | None = None) -> Iterator[Record]:
-    """Every row of a manifest: a file, or a folder of one or several.
+def read(
+    path: Path, format: str, options: ReadOptions, split: str | None = None
+) -> Iterator[Record]:
+    """Every row of the manifests at a path.
 
     Args:
-        path: the file or folder. format: a name in `FORMATS`, or auto. reading: what it does not
-        say itself. split: of rows that name none; None: what the name of their file or folder
-        tells, else `reading.split`.
+        path: a file, or a folder with one or several manifests.
+        format: a name in `FORMATS`, or auto.
+        options: facts that the manifests do not state.
+        split: split of rows that name none; None: the one in the name of their file or folder, else
+            `options.split`.
     """
-    for file, name in parts(path, format, reading.columns):
-        here = split or split_in(file.name if file != path else _stem(path)) or reading.split
-        yield from FORMATS[name].read(file, replace(reading, split=here))
+    for file, name in find_manifests(path, format, options.columns):
+        # Of a folder's name only the part before the first dot may tell a split.
+        named = file.name if file != path else path.name.partition(".")[0]
+        default = split or split_in(named) or options.split
+        yield from FORMATS[name].read(file, replace(options, split=default))
 
 
-def _stem(path: Path) -> str:
-    """The name of a manifest, or of a Kaldi folder, in which a split may stand."""
-    return path.name.partition(".")[0]
+# -- detection
 
 
-def parts(path: Path, format: str, columns: Mapping[str, str]) -> list[tuple[Path, str]]:
-    """The manifests that a path means, each with its format. Raises DataError when there is
-    none.
+def find_manifests(path: Path, format: str, columns: Mapping[str, str]) -> list[tuple[Path, str]]:
+    """(manifest, format) of every manifest at a path. Raises DataError when there is none.
+
+    Args:
+        path: a file or folder.
+        format: a name in `FORMATS`, or auto.
+        columns: our name -> the manifest's name of a column, for detection.
     """
     if not path.exists():
         raise DataError(
-            f"{path}: no such file or folder; name a manifest, or a folder of them, with data.root or data.corpus.path"
+            f"{path}: no such file or folder; name a manifest, or a folder of them, "
+            "with data.root or data.corpus.path"
         )
     if path.is_file():
-        whole = path.parent if path.name == kaldi.WAVES and format in ("auto", "kaldi") else path
-        return [(whole, recognise(path, columns) if format == "auto" else format)]
-    found = _folder_parts(path, format, columns)
+        is_kaldi = path.name == kaldi.WAVES and format in ("auto", "kaldi")
+        manifest = path.parent if is_kaldi else path
+        return [(manifest, detect_format(path, columns) if format == "auto" else format)]
+    found = _manifests_in_folder(path, format, columns)
     if not found:
         inside = sorted(each.name for each in path.iterdir())[:8]
         raise DataError(
-            f"{path}: no manifest in it, it has {', '.join(inside) or 'nothing'}; expected {_KNOWN}. "
-            "A folder that has audio only is read by data=folder"
+            f"{path}: no manifest in it, it has {', '.join(inside) or 'nothing'}; "
+            f"expected {_EXPECTED}. A folder that has audio only is read by data=folder"
         )
     return found
 
 
-_KNOWN = "*.tsv of fairseq, *.csv or *.jsonl with a column 'path', wav.scp (Kaldi), cuts*.jsonl.gz (lhotse), or a folder of datasets"
-
-
-def _folder_parts(path: Path, format: str, columns: Mapping[str, str]) -> list[tuple[Path, str]]:
-    """In a folder: a prepared corpus, a dataset, data directories of Kaldi, or lists of one
-    format.
-    """
+def _manifests_in_folder(
+    path: Path, format: str, columns: Mapping[str, str]
+) -> list[tuple[Path, str]]:
+    """A prepared corpus, a dataset, Kaldi data directories, or lists of one format."""
     if format in ("auto", "prepared") and prepared.folder_of(path):
         return [(path, "prepared")]
     if format in ("auto", "huggingface") and huggingface.is_dataset(path):
         return [(path, "huggingface")]
-    directories = [
-        folder for folder in (path, *sorted(path.iterdir())) if (folder / kaldi.WAVES).is_file()
-    ]
-    if format in ("auto", "kaldi") and directories:
-        return [
-            (folder, "kaldi")
-            for folder in (directories[:1] if directories[0] == path else directories)
+    if format in ("auto", "kaldi"):
+        if (path / kaldi.WAVES).is_file():
+            return [(path, "kaldi")]
+        directories = [
+            folder for folder in sorted(path.iterdir()) if (folder / kaldi.WAVES).is_file()
         ]
-    lists = sorted(
-        each
-        for each in path.iterdir()
-        if each.is_file() and each.name.endswith(_LISTS) and not each.name.startswith(".")
-    )
-    found = [(each, recognise(each, columns) if format == "auto" else format) for each in lists]
+        if directories:
+            return [(folder, "kaldi") for folder in directories]
+    found = [
+        (each, detect_format(each, columns) if format == "auto" else format)
+        for each in sorted(path.iterdir())
+        if each.is_file() and each.name.endswith(_LIST_SUFFIXES) and not each.name.startswith(".")
+    ]
     if len({name for _, name in found}) > 1:
         kinds = ", ".join(f"{file.name} ({name})" for file, name in found[:6])
         raise DataError(
-            f"{path}: has manifests of several formats, {kinds}; name one file, or choose with data.corpus.format"
+            f"{path}: has manifests of several formats, {kinds}; "
+            "name one file, or choose with data.corpus.format"
         )
     return found
 
 
-def recognise(path: Path, columns: Mapping[str, str]) -> str:
-    """The format of a file, by what it holds. Raises DataError with what was expected."""
+def detect_format(path: Path, columns: Mapping[str, str]) -> str:
+    """Format of a file, by its content. Raises DataError for content of no format."""
     if path.name == kaldi.WAVES:
         return "kaldi"
     if huggingface.is_dataset(path):
         return "huggingface"
-    number, first = next(filled_lines(path), (0, ""))
+    number, first = next(nonblank_lines(path), (0, ""))
     if first.startswith("{"):
-        return (
-            "lhotse"
-            if lhotse.is_cut(table.json_object(first, f"{path}: line {number}"))
-            else "jsonl"
-        )
-    dialect = table.dialect_of(path, first)
-    header = [
-        field.strip().strip('"') for field in first.split("\t" if dialect is table.Tsv else ",")
-    ]
-    if columns.get("path", "path") not in header and fairseq.is_manifest(path):
+        row = table.json_object(first, f"{path}: line {number}")
+        return "lhotse" if lhotse.is_cut(row) else "jsonl"
+    is_tsv = table.dialect_of(path, first) is table.Tsv
+    header = [field.strip().strip('"') for field in first.split("\t" if is_tsv else ",")]
+    has_path = columns.get("path", "path") in header
+    if not has_path and fairseq.is_manifest(path):
         return "fairseq"
-    if columns.get("path", "path") in header or len(header) > 1:
-        return "tsv" if dialect is table.Tsv else "csv"
-    raise DataError(f"{path}: begins with {first[:40]!r}, which is no manifest; expected {_KNOWN}")
+    if has_path or len(header) > 1:
+        return "tsv" if is_tsv else "csv"
+    raise DataError(
+        f"{path}: begins with {first[:40]!r}, which is no manifest; expected {_EXPECTED}"
+    )
+
+
+# -- conversion
 
 
 def convert(
@@ -152,57 +167,59 @@ def convert(
     to: str,
     *,
     format: str = "auto",
-    reading: Reading,
+    options: ReadOptions,
     splits: list[str],
 ) -> Counter[str]:
-    """Writes a manifest in another format, and counts the utterances of each split.
+    """Writes a manifest in another format; returns the number of utterances of each split.
 
     Args:
         source: any manifest that can be read, or a prepared corpus.
         target: the file, or the folder for formats that have one.
         to: a name in `WRITTEN`.
-        format: of the source.
-        reading: what the source does not say itself.
+        format: format of the source.
+        options: facts that the source does not state.
         splits: only these; empty: all.
 
     Raises:
-        ConfigError: an unknown format, or a target whose name is not of it. DataError: the source
-        is not readable, has two rows with one id or none of the splits, or holds what the format
-        cannot.
+        ConfigError: an unknown format, or a target whose name does not fit it.
+        DataError: the source is not readable, repeats an id, has none of the splits, or holds
+            content that the format cannot.
     """
     check_format(format, "--format")
-    form = _writer(target, to)
+    write = _writer(target, to)
     counts: Counter[str] = Counter()
 
-    def utterances() -> Iterator[SourceUtterance]:
-        counts.clear()
-        for utterance in without_duplicates(lambda: read(source, format, reading)):
+    def selected() -> Iterator[SourceUtterance]:
+        counts.clear()  # a writer may read everything twice
+        for utterance in without_duplicates(lambda: read(source, format, options)):
             if not splits or utterance.split in splits:
                 counts[utterance.split] += 1
                 yield utterance
 
     if splits:
-        found = {utterance.split for _, utterance in read(source, format, reading)}
-        if missing := [split for split in splits if split not in found]:
-            raise DataError(
-                f"{source}: no utterances in split {missing[0]!r}, it has {', '.join(sorted(found))}{did_you_mean(missing[0], sorted(found))}"
-            )
-    form(target, utterances)
+        found = sorted({utterance.split for _, utterance in read(source, format, options)})
+        for split in splits:
+            if split not in found:
+                raise DataError(
+                    f"{source}: no utterances in split {split!r}, it has {', '.join(found)}"
+                    f"{did_you_mean(split, found)}"
+                )
+    write(target, selected)
     return counts
 
 
-def _writer(
-    target: Path, to: str
-) -> Callable[[Path, Callable[[], Iterator[SourceUtterance]]], None]:
-    form = FORMATS.get(to)
-    if form is None or form.write is None:
+def _writer(target: Path, to: str) -> Writer:
+    format = FORMATS.get(to)
+    if format is None or format.write is None:
         raise ConfigError(
             f"--to {to}: expected one of {', '.join(WRITTEN)}{did_you_mean(to, WRITTEN)}"
         )
-    if form.suffixes and not target.name.endswith(form.suffixes):
+    if format.suffixes and not target.name.endswith(format.suffixes):
         raise ConfigError(
-            f"{target}: --to {to} writes a file, its name should end in {' or '.join(form.suffixes)}"
+            f"{target}: --to {to} writes a file, "
+            f"its name should end in {' or '.join(format.suffixes)}"
         )
-    if not form.suffixes and (target.is_file() or os.path.splitext(target.name)[1] in _LISTS):
+    is_file_name = os.path.splitext(target.name)[1] in _LIST_SUFFIXES
+    if not format.suffixes and (target.is_file() or is_file_name):
         raise ConfigError(f"{target}: --to {to} writes a folder; give the name of one")
-    return form.write
+    return format.write

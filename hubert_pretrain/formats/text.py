@@ -1,6 +1,4 @@
-"""Text files line by line, in and out: whatever else is wrong with a manifest, its line is
-named.
-"""
+"""Text files line by line, numbers and names in them. Every error names the file and the line."""
 
 from __future__ import annotations
 
@@ -16,23 +14,27 @@ from typing import IO, cast
 
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.files import replacing
-from hubert_pretrain.frames import SAMPLE_RATE
+from hubert_pretrain.frames import SAMPLE_RATE, samples
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
-_OTHER_UTF = (b"\xff\xfe", b"\xfe\xff")
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _LONGEST_NAME = 80
+"""Letters of a file name made from an id."""
+_DECODER_TOLERANCE_SECONDS = 0.025
+"""Lengths in seconds may be off by this much: decoders and frame counts differ (lhotse tolerates
+the same).
+"""
 
 
 def lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a text file in UTF-8, gzipped or not, with or
-    without a byte order mark or CR.
+    """(line number from 1, line without its end) of a UTF-8 text file, gzipped or not, with or
+    without byte order mark and CR. Memory holds one line at a time.
 
-    Lines end at LF only, so that a text may hold whatever else Unicode calls a line break. Nothing
-    but the line is held in memory.
+    Lines end at LF only, because transcripts may contain the other line breaks of Unicode.
 
-    Raises DataError when the file is missing, is not UTF-8 (naming line and byte) or is a damaged
-    gzip.
+    Raises DataError for a missing file, text that is not UTF-8 (naming line and byte) and a
+    damaged gzip.
     """
     path = Path(path)
     before = 0
@@ -40,14 +42,15 @@ def lines(path: str | Path) -> Iterator[tuple[int, str]]:
         with _open_bytes(path) as file:
             for number, raw in enumerate(file, start=1):
                 start = 3 if number == 1 and raw.startswith(_BOM) else 0
-                if number == 1 and raw.startswith(_OTHER_UTF):
+                if number == 1 and raw.startswith(_UTF16_BOMS):
                     raise DataError(f"{path}: is UTF-16 text, expected UTF-8; save it as UTF-8")
                 try:
                     yield number, raw[start:].decode().removesuffix("\n").removesuffix("\r")
                 except UnicodeDecodeError as error:
                     place = f"line {number}, byte {before + start + error.start}"
+                    found = f"0x{error.object[error.start]:02x}"
                     raise DataError(
-                        f"{path}: {place} is not UTF-8 text (0x{error.object[error.start]:02x}); save the file as UTF-8"
+                        f"{path}: {place} is not UTF-8 text ({found}); save the file as UTF-8"
                     ) from error
                 before += len(raw)
     except (EOFError, gzip.BadGzipFile) as error:
@@ -67,15 +70,15 @@ def _open_bytes(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if magic == _GZIP else file
 
 
-def filled_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """`lines` without those that are blank."""
+def nonblank_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """`lines`, without blank ones."""
     return ((number, line) for number, line in lines(path) if line.strip())
 
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[IO[str]]:
-    """A text file to write, UTF-8 with LF, gzipped when the name ends in .gz. It stands under its
-    name only when all was written.
+    """A text file to write, UTF-8 with LF, gzipped when the name ends in .gz. The file gets its
+    name only after everything was written.
     """
     path = Path(path).absolute()
     with replacing(path) as temporary, open(temporary, "wb") as raw:
@@ -93,51 +96,48 @@ def writing(path: str | Path) -> Iterator[IO[str]]:
             packed.close()
 
 
-def seconds_to_samples(seconds: float) -> int:
-    """The nearest sample at 16 kHz."""
-    return round(seconds * SAMPLE_RATE)
+def length_tolerance(seconds: object) -> int:
+    """Samples by which a length stated in seconds may differ from the audio: half of its last
+    digit, at least 25 ms.
 
-
-def rounding_of(seconds: object) -> int:
-    """By how many samples at 16 kHz a stated length in seconds may be off: half its last digit, and
-    25 ms in any case.
-
-    Other decoders and counts of frames differ by as much (lhotse tolerates the same).
+    >>> length_tolerance("12.34"), length_tolerance("12.3"), length_tolerance("12")
+    (400, 800, 8000)
     """
     decimals = len(str(seconds).partition(".")[2])
-    return max(SAMPLE_RATE // 40, math.ceil(0.5 * SAMPLE_RATE / 10**decimals))
+    half_a_digit = math.ceil(0.5 * SAMPLE_RATE / 10**decimals)
+    return max(samples(_DECODER_TOLERANCE_SECONDS), half_a_digit)
 
 
-def number_of(value: object, place: str, name: str) -> float:
-    """A finite number that is not negative. Raises DataError naming the place, the column and what
-    stands there.
+def parse_number(value: object, place: str, name: str) -> float:
+    """A finite number from 0 up. Raises DataError with the place, the column `name` and the value
+    found.
     """
     try:
         number = math.nan if isinstance(value, bool) else float(str(value))
     except ValueError:
         number = math.nan
     if not (math.isfinite(number) and number >= 0):
-        raise DataError(f"{place}: {name} is {value!r}, expected a number from 0 up; mend the line")
+        raise DataError(f"{place}: {name} is {value!r}, expected a number from 0 up; fix the line")
     return number
 
 
-def whole_number_of(value: object, place: str, name: str) -> int:
-    """A whole number that is not negative, exactly. Raises DataError naming the place, the column
-    and what stands there.
+def parse_whole_number(value: object, place: str, name: str) -> int:
+    """A whole number from 0 up; "3.0" is one. Raises DataError with the place, the column `name`
+    and the value found.
     """
     text = str(value).strip()
     if text.isascii() and text.isdigit():
         return int(text)
     if isinstance(value, bool) or not re.fullmatch(r"[0-9]+(\.0+)?", text):
         raise DataError(
-            f"{place}: {name} is {value!r}, expected a whole number from 0 up; mend the line"
+            f"{place}: {name} is {value!r}, expected a whole number from 0 up; fix the line"
         )
     return int(text.partition(".")[0])
 
 
 def safe_name(id: str) -> str:
-    """A file name for an id, whatever the id holds: no folders, no dots in front, not too long;
-    different ids give different names.
+    """A file name for any id: no folders, no leading dots, not too long. Different ids give
+    different names.
 
     >>> safe_name("84-121123-0001")
     '84-121123-0001'
@@ -145,7 +145,7 @@ def safe_name(id: str) -> str:
     'etc_passwd-eb1a7f8d'
     """
     clean = re.sub(r"[^\w.-]+", "_", id).lstrip("._-")[:_LONGEST_NAME]
-    # The bytes count, not the letters: file systems allow 255 of them.
+    # File systems allow 255 bytes, and a letter may take several.
     if clean == id != "" and len(id.encode()) <= 2 * _LONGEST_NAME:
         return id
     while len(clean.encode()) > 2 * _LONGEST_NAME:

@@ -1,5 +1,5 @@
-"""Praat TextGrids, long, short or JSON, in UTF-8 or UTF-16: one file for each utterance, as the
-Montreal Forced Aligner writes them.
+"""Praat TextGrids (long, short or JSON; UTF-8 or UTF-16), one file per utterance, as the Montreal
+Forced Aligner writes them.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from hubert_pretrain.errors import DataError, did_you_mean
 from hubert_pretrain.formats.intervals import Interval
-from hubert_pretrain.formats.text import seconds_to_samples
+from hubert_pretrain.frames import samples
 
 TIERS = {
     "phones": ("phones", "phone", "phonemes", "phoneme", "segments", "mau"),
     "words": ("words", "word", "ort", "ort-mau"),
 }
-"""Kind -> what a tier of it may be called, in any case; MFA writes "anna - phones" when a file has
-several speakers.
+"""Kind of tier -> its usual names, in lower case. With several speakers in a file, MFA puts the
+speaker in front ("anna - phones").
 """
 
 
@@ -27,8 +27,8 @@ def read(path: Path, tier: str) -> list[Interval]:
         tier: phones, words, auto (phones, or else words), or the name of a tier.
 
     Raises:
-        DataError: no such tier or two, a tier of points, a file that is no TextGrid; praatio is not
-        installed.
+        DataError: no such tier or two of them, a point tier, a file that is not a TextGrid, or
+            praatio is not installed.
     """
     try:
         from praatio import textgrid
@@ -41,32 +41,35 @@ def read(path: Path, tier: str) -> list[Interval]:
         grid = textgrid.openTextgrid(
             str(path), includeEmptyIntervals=False, reportingMode="silence"
         )
-    except Exception as error:  # praatio raises whatever its parser trips over
+    except Exception as error:  # praatio raises errors of many types
+        reason = f"{type(error).__name__}: {str(error)[:80]}"
         raise DataError(
-            f"{path}: not readable as a TextGrid ({type(error).__name__}: {str(error)[:80]}); align the file again"
+            f"{path}: not readable as a TextGrid ({reason}); align the file again"
         ) from error
     chosen = grid.getTier(_choose(path, tier, list(grid.tierNames)))
     if not isinstance(chosen, IntervalTier):
         raise DataError(
-            f"{path}: tier {chosen.name!r} has points, expected intervals; name another with data.alignments.tier"
+            f"{path}: tier {chosen.name!r} has points, expected intervals; "
+            "name another with data.alignments.tier"
         )
-    return [
-        (label, seconds_to_samples(start), seconds_to_samples(end))
-        for start, end, label in chosen.entries
-    ]
+    return [(label, samples(start), samples(end)) for start, end, label in chosen.entries]
 
 
 def _choose(path: Path, tier: str, names: list[str]) -> str:
+    """The name of the tier to read."""
     if tier in names:
         return tier
-    for kind in ("phones", "words") if tier == "auto" else (tier,):
+    kinds = ("phones", "words") if tier == "auto" else (tier,)
+    for kind in kinds:
         found = [name for name in names if name.lower().rpartition(" - ")[2] in TIERS.get(kind, ())]
         if len(found) == 1:
             return found[0]
         if found:
             raise DataError(
-                f"{path}: has {len(found)} tiers of {kind}, {', '.join(found)}; name one with data.alignments.tier"
+                f"{path}: has {len(found)} tiers of {kind}, {', '.join(found)}; "
+                "name one with data.alignments.tier"
             )
     raise DataError(
-        f"{path}: no tier {tier!r}{did_you_mean(tier, names)}, it has {', '.join(names) or 'none'}; name one with data.alignments.tier"
+        f"{path}: no tier {tier!r}{did_you_mean(tier, names)}, it has "
+        f"{', '.join(names) or 'none'}; name one with data.alignments.tier"
     )

@@ -10,7 +10,7 @@ from typing import Any
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.corpora.download.archives import download
-from hubert_pretrain.corpora.with_alignments import with_alignments
+from hubert_pretrain.corpora.with_alignments import WithAlignments
 from hubert_pretrain.data.alignment import write_alignments
 from hubert_pretrain.data.arrow_table import ColumnSpool
 from hubert_pretrain.data.corpus import ALIGNMENTS, CARD, MANIFEST, QUARANTINE, Corpus
@@ -55,7 +55,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     if data.download:
         download(source, data.mirror)
     if data.alignments:
-        source = with_alignments(source, data.alignments)
+        source = WithAlignments(corpus=source, alignments=data.alignments)
     with (
         ColumnSpool(folder / RAW_UTTERANCES, COLUMNS) as spool,
         ScanJournal(folder / JOURNAL) as journal,

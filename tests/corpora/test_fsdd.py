@@ -39,9 +39,11 @@ def test_digits(tree: Any) -> None:
         }
 
 
-def test_a_name_that_says_no_digit(tree: Any) -> None:
+def test_a_file_name_of_another_form_is_refused(tree: Any) -> None:
     root = tree({"recordings/seven_jackson_0.wav": ""})
-    with pytest.raises(DataError, match=r"seven_jackson_0\.wav: its name says no digit"):
+    with pytest.raises(
+        DataError, match=r"seven_jackson_0\.wav: its name has no digit, speaker and number"
+    ):
         listed(Fsdd(root=str(root)))
     (root / "recordings/seven_jackson_0.wav").unlink()
     with pytest.raises(DataError, match=r"recordings: no recordings in it"):

@@ -60,8 +60,8 @@ def utterances(path: Any, **options: Any) -> list[SourceUtterance]:
 )
 def test_a_file_is_what_it_holds(tmp_path: Path, name: str, content: str, expected: str) -> None:
     path = write(tmp_path / name, content)
-    assert registry.recognise(path, {}) == expected
-    assert [format for _, format in registry.parts(path, "auto", {})] == [expected]
+    assert registry.detect_format(path, {}) == expected
+    assert [format for _, format in registry.find_manifests(path, "auto", {})] == [expected]
 
 
 def test_splits_come_from_rows_then_arguments_then_names(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_speakers_may_be_kept(tmp_path: Path) -> None:
         ),
         ({"factors": [1.0, 3.0]}, "expected different speeds"),
         ({"factors": [1.0, 1.0]}, "expected different speeds"),
-        ({"speakers": "kept"}, r"speakers='kept': expected one of suffix, keep"),
+        ({"speakers": "kept"}, r"speakers='kept': expected suffix or keep"),
     ],
 )
 def test_values_that_cannot_be(tmp_path: Path, values: dict[str, object], message: str) -> None:

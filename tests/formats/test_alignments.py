@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubert_pretrain.corpora.with_alignments import WithAlignments, with_alignments
-from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError, DataError
-from hubert_pretrain.formats.alignments import AlignmentFiles
+from hubert_pretrain.formats.alignments import AlignmentFiles, AlignmentOptions
 from hubert_pretrain.formats.intervals import phones_of
 
 HI = [("HH", 1600, 3200), ("AY", 3200, 4800)]
-"""What every file of these tests says: silence for 0.1 s, two phones of 0.1 s each, silence for 0.1
-s.
+"""Content of most files of these tests: silence for 0.1 s, two phones of 0.1 s each, silence for
+0.1 s.
 """
 
 
@@ -30,21 +26,29 @@ def write(path: Path, content: str, encoding: str = "utf-8") -> Path:
     return path
 
 
+def open_alignments(path: Path, **options: Any) -> AlignmentFiles:
+    return AlignmentFiles(AlignmentOptions(str(path), **options))
+
+
 def textgrid(tiers: dict[str, list[tuple[float, float, str]]], end: float = 0.4) -> str:
     """A long TextGrid, written by hand as Praat does."""
-    text = f'File type = "ooTextFile"\nObject class = "TextGrid"\n\nxmin = 0\nxmax = {end}\ntiers? <exists>\nsize = {len(tiers)}\nitem []:\n'
+    text = 'File type = "ooTextFile"\nObject class = "TextGrid"\n\n'
+    text += f"xmin = 0\nxmax = {end}\ntiers? <exists>\nsize = {len(tiers)}\nitem []:\n"
     for number, (name, intervals) in enumerate(tiers.items(), start=1):
-        text += f'    item [{number}]:\n        class = "IntervalTier"\n        name = "{name}"\n        xmin = 0\n        xmax = {end}\n'
+        text += f'    item [{number}]:\n        class = "IntervalTier"\n'
+        text += f'        name = "{name}"\n        xmin = 0\n        xmax = {end}\n'
         text += f"        intervals: size = {len(intervals)}\n"
         for i, (start, stop, label) in enumerate(intervals, start=1):
-            text += f'        intervals [{i}]:\n            xmin = {start}\n            xmax = {stop}\n            text = "{label}"\n'
+            text += f"        intervals [{i}]:\n            xmin = {start}\n"
+            text += f'            xmax = {stop}\n            text = "{label}"\n'
     return text
 
 
 PHONES = [(0.0, 0.1, "sil"), (0.1, 0.2, "HH"), (0.2, 0.3, "AY"), (0.3, 0.4, "")]
 WORDS = [(0.0, 0.1, ""), (0.1, 0.3, "hi"), (0.3, 0.4, "")]
 SHORT = (
-    'File type = "ooTextFile"\nObject class = "TextGrid"\n\n0\n0.4\n<exists>\n1\n"IntervalTier"\n"phones"\n0\n0.4\n4\n'
+    'File type = "ooTextFile"\nObject class = "TextGrid"\n\n0\n0.4\n<exists>\n1\n'
+    '"IntervalTier"\n"phones"\n0\n0.4\n4\n'
     '0\n0.1\n"sil"\n0.1\n0.2\n"HH"\n0.2\n0.3\n"AY"\n0.3\n0.4\n""\n'
 )
 JSON = json.dumps(
@@ -72,30 +76,30 @@ JSON = json.dumps(
 )
 def test_textgrids(tmp_path: Path, content: str, encoding: str) -> None:
     write(tmp_path / "dev-clean/84/1/84-1-0.TextGrid", content, encoding)
-    assert AlignmentFiles(tmp_path).find("84-1-0") == HI
+    assert open_alignments(tmp_path).find("84-1-0") == HI
 
 
 def test_tiers_of_a_textgrid(tmp_path: Path) -> None:
     write(tmp_path / "u.TextGrid", textgrid({"words": WORDS, "phones": PHONES}))
-    assert AlignmentFiles(tmp_path, tier="words").find("u") == [("hi", 1600, 4800)]
+    assert open_alignments(tmp_path, tier="words").find("u") == [("hi", 1600, 4800)]
     with pytest.raises(
         DataError,
         match=r"u\.TextGrid: no tier 'phnes' \(did you mean 'phones'\?\), it has words, phones",
     ):
-        AlignmentFiles(tmp_path, tier="phnes").find("u")
+        open_alignments(tmp_path, tier="phnes").find("u")
     write(tmp_path / "u.TextGrid", textgrid({"a - phones": PHONES, "b - phones": PHONES}))
     with pytest.raises(DataError, match="has 2 tiers of phones, a - phones, b - phones"):
-        AlignmentFiles(tmp_path).find("u")
+        open_alignments(tmp_path).find("u")
     write(tmp_path / "u.TextGrid", "no TextGrid at all")
     with pytest.raises(DataError, match=r"u\.TextGrid: not readable as a TextGrid"):
-        AlignmentFiles(tmp_path).find("u")
+        open_alignments(tmp_path).find("u")
 
 
 CTM = ";; by hand\nu 1 0.00 0.10 SIL\nu 1 0.10 0.10 HH 0.9\nu 1 0.20 0.10 AY\nv A 0.00 0.30 AY\n"
 
 
 def test_ctm(tmp_path: Path) -> None:
-    files = AlignmentFiles(write(tmp_path / "phones.ctm", CTM))
+    files = open_alignments(write(tmp_path / "phones.ctm", CTM))
     assert (len(files), files.find("u"), files.find("v"), files.find("w")) == (
         2,
         HI,
@@ -107,9 +111,9 @@ def test_ctm(tmp_path: Path) -> None:
 def test_ctm_of_numbers_with_the_phones_beside(tmp_path: Path) -> None:
     write(tmp_path / "phones.txt", "<eps> 0\nSIL 1\nHH_B 2\nAY_E 3\n")
     path = write(tmp_path / "ali.ctm", "u 1 0 0.1 1\nu 1 0.1 0.1 2\nu 1 0.2 0.1 3\n")
-    assert AlignmentFiles(path).find("u") == HI
+    assert open_alignments(path).find("u") == HI
     other = write(tmp_path / "other" / "symbols.txt", "HH_B 3\nAY_E 2\nSIL 1\n")
-    assert AlignmentFiles(path, symbols=str(other)).find("u") == [
+    assert open_alignments(path, symbols=str(other)).find("u") == [
         ("AY", 1600, 3200),
         ("HH", 3200, 4800),
     ]
@@ -142,7 +146,7 @@ def test_ctm_of_many(
             text += f"u{number} 1 {time / 100:.2f} {length / 100:.2f} {name}\n"
             time += length
         expected[f"u{number}"] = phones
-    files = AlignmentFiles(write(tmp_path_factory.mktemp("ctm") / "x.ctm", text))
+    files = open_alignments(write(tmp_path_factory.mktemp("ctm") / "x.ctm", text))
     assert {id: files.find(id) for id in expected} == expected
 
 
@@ -153,7 +157,7 @@ def test_librispeech_lists(tmp_path: Path) -> None:
         '84-1-0 ",HI," "0.100,0.300,0.400"\n84-1-1 "HI,YOU" "0.1,0.25"\n',
     )
     write(tmp_path / "85/1/85-1.alignment.txt", '85-1-0 "," "0.100,0.2"\n')
-    files = AlignmentFiles(tmp_path)
+    files = open_alignments(tmp_path)
     assert files.find("84-1-0") == [("HI", 1600, 4800)]
     assert files.find("x/84-1-1") == [("HI", 0, 1600), ("YOU", 1600, 4000)]
     assert files.find("85-1-0") == []
@@ -163,12 +167,12 @@ def test_timit(tmp_path: Path) -> None:
     write(tmp_path / "TRAIN/DR1/F/SA1.PHN", "0 1600 h#\n1600 3200 HH\n3200 4800 AY\n4800 6400 h#\n")
     write(tmp_path / "TRAIN/DR1/F/SA1.WRD", "1600 4800 hi\n")
     write(tmp_path / "TRAIN/DR1/M/SA1.PHN", "0 1600 AY\n")
-    assert AlignmentFiles(tmp_path).find("TRAIN/DR1/F/SA1") == HI
-    assert AlignmentFiles(tmp_path / "TRAIN").find("TRAIN/DR1/F/SA1") == HI
-    assert AlignmentFiles(tmp_path, tier="words").find("TRAIN/DR1/F/SA1") == [("hi", 1600, 4800)]
+    assert open_alignments(tmp_path).find("TRAIN/DR1/F/SA1") == HI
+    assert open_alignments(tmp_path / "TRAIN").find("TRAIN/DR1/F/SA1") == HI
+    assert open_alignments(tmp_path, tier="words").find("TRAIN/DR1/F/SA1") == [("hi", 1600, 4800)]
     with pytest.raises(DataError, match=r"'SA1' may be 'TRAIN/DR1/F/SA1' or 'TRAIN/DR1/M/SA1'"):
-        AlignmentFiles(tmp_path).find("SA1")
-    assert AlignmentFiles(tmp_path).find("TRAIN/DR2/F/SA1") is None
+        open_alignments(tmp_path).find("SA1")
+    assert open_alignments(tmp_path).find("TRAIN/DR2/F/SA1") is None
 
 
 @pytest.mark.parametrize(
@@ -224,68 +228,18 @@ def test_overlaps() -> None:
 )
 def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        AlignmentFiles(write(tmp_path / name, content)).find("u")
+        open_alignments(write(tmp_path / name, content)).find("u")
 
 
 def test_where_there_are_none_or_several_kinds(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
-        AlignmentFiles(tmp_path / "nowhere")
+        open_alignments(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no alignments there; expected files \*\.textgrid"):
-        AlignmentFiles(tmp_path)
+        open_alignments(tmp_path)
     write(tmp_path / "a" / "u.phn", "0 1600 A\n")
     write(tmp_path / "b" / "x.ctm", "u 1 0 1 A\n")
     with pytest.raises(DataError, match="has alignments of ctm and timit; choose one"):
-        AlignmentFiles(tmp_path)
-    assert AlignmentFiles(tmp_path, format="timit").find("a/u") == [("A", 0, 1600)]
+        open_alignments(tmp_path)
+    assert open_alignments(tmp_path, format="timit").find("a/u") == [("A", 0, 1600)]
     with pytest.raises(ConfigError, match="did you mean 'timit'"):
-        AlignmentFiles(tmp_path, format="timmit")
-
-
-# -- joined with a corpus
-# ---------------------------------------------------------------------------------------------------------
-
-
-class Three:
-    """Utterances u, v, w."""
-
-    def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        yield from (
-            SourceUtterance(id=id, path=folder / f"{id}.wav", split="train", phones=[("old", 0, 1)])
-            for id in "uvw"
-        )
-
-
-def test_a_corpus_with_alignments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path / "x.ctm", f"{CTM}z 1 0 1 A\n")
-    found = list(WithAlignments(corpus=Three(), alignments=str(path)).utterances(tmp_path))
-    before = list(Three().utterances(tmp_path))
-    expected = [HI, [("AY", 0, 4800)], None]
-    assert found == [
-        replace(utterance, phones=phones, corpus="three")
-        for utterance, phones in zip(before, expected, strict=True)
-    ]
-    assert "2 of 3 utterances are aligned" in (out := capsys.readouterr().out)
-    assert "without, e.g. w; 1 alignments of others" in out
-
-
-def test_no_match_shows_a_name_of_each_side(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.ctm", "other-1 1 0 1 A\n")
-    with pytest.raises(
-        DataError,
-        match=r"aligns none of the 3 utterances; .* such as 'u', the alignments such as 'other-1'",
-    ):
-        list(WithAlignments(corpus=Three(), alignments=str(path)).utterances(tmp_path))
-
-
-@pytest.mark.parametrize("options", [{"path": "x", "tiers": "y"}, {"tier": "phones"}])
-def test_data_alignments_that_cannot_be(options: dict[str, Any]) -> None:
-    with pytest.raises(
-        ConfigError, match=r"data\.alignments: expected a path, or path and any of format, tier"
-    ):
-        with_alignments(Three(), options)
-
-
-def test_data_alignments(tmp_path: Path) -> None:
-    path = str(write(tmp_path / "x.ctm", CTM))
-    for value in (path, {"path": path, "silence": "sil"}):
-        assert next(with_alignments(Three(), value).utterances(tmp_path)).phones[-2:] == HI  # type: ignore[index]
+        open_alignments(tmp_path, format="timmit")

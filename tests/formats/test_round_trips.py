@@ -18,7 +18,7 @@ from hubert_pretrain.data import audio
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.formats import huggingface, registry
-from hubert_pretrain.formats.record import Reading, header_of
+from hubert_pretrain.formats.record import ReadOptions, header_of
 
 WORDS = st.text(
     st.characters(exclude_categories=("C", "Z"), exclude_characters="|"), min_size=1, max_size=6
@@ -79,8 +79,8 @@ def round_trip(
         form = registry.FORMATS[to]
         assert form.write is not None
         form.write(target, lambda: iter(given))
-        read = [utterance for _, utterance in registry.read(target, "auto", Reading())]
-        assert {format for _, format in registry.parts(target, "auto", {})} == {to}
+        read = [utterance for _, utterance in registry.read(target, "auto", ReadOptions())]
+        assert {format for _, format in registry.find_manifests(target, "auto", {})} == {to}
     return table(given, lost), table(read, lost)
 
 
@@ -210,7 +210,7 @@ def test_huggingface_holds_the_audio_too(audio_files: list[Path]) -> None:
             huggingface.write(Path(folder), lambda: iter(given))
             read = {
                 utterance.id: utterance
-                for _, utterance in registry.read(Path(folder), "auto", Reading())
+                for _, utterance in registry.read(Path(folder), "auto", ReadOptions())
             }
             assert read.keys() == {utterance.id for utterance in given}
             for utterance in given:
@@ -260,7 +260,7 @@ def test_huggingface_takes_audio_out_of_shards(
     shard: list[SourceUtterance], audio_files: list[Path], tmp_path: Path
 ) -> None:
     huggingface.write(tmp_path / "out", lambda: iter(shard))
-    read = [utterance for _, utterance in registry.read(tmp_path / "out", "auto", Reading())]
+    read = [utterance for _, utterance in registry.read(tmp_path / "out", "auto", ReadOptions())]
     assert [Path(utterance.path).read_bytes() for utterance in read] == [
         path.read_bytes() for path in audio_files[:2]
     ]
@@ -290,7 +290,7 @@ def test_what_a_format_cannot_hold_is_refused(
             "lhotse",
             "c.jsonl",
             [replace(wave, start=900, num_samples=200)],
-            "has 1000 samples at 16 kHz, utterance 'a' utterances 200 from 900",
+            "has 1000 samples at 16 kHz, utterance 'a' is 200 samples from 900 on",
         ),
         ("tsv", "x.tsv", [replace(wave, text="a\tb")], "a text holds a tab"),
         ("csv", "x.csv", [replace(wave, text="a\rb")], "a text holds a carriage return"),

@@ -1,8 +1,7 @@
-"""Corpora whose licence allows it, from their publishers to disk: fetched, verified, unpacked, and
-marked as done last.
+"""Downloads of corpora whose licence allows it: fetch, verify, unpack, and mark as done last.
 
-Everything on the way lies in `<root>/.downloads`, so that a run that was interrupted at any moment
-goes on. Runs only on request: `data.download=true` or `hubert-pretrain download-corpus`.
+Unfinished work lies in `<root>/.downloads`, so that an interrupted run continues. Nothing is
+downloaded unless asked for: `data.download=true` or `hubert-pretrain download-corpus`.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from hubert_pretrain.corpora.download.http import byte_progress, fetch_file
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.files import checksums, publish, read_json, write_json
 
-DESK = ".downloads"
+WORK_FOLDER = ".downloads"
 _UNPACKED_RATIO = 1.05
 """Bytes on disk per byte of an archive: FLAC and Ogg do not compress."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Archive:
-    """A file that a corpus is published as. All paths are below the corpus's root."""
+    """A published file of a corpus. All paths are below the corpus's root."""
 
     url: str
-    brings: str
-    """A file or folder that is there once it is unpacked; what is there already is not fetched."""
+    provides: str
+    """A file or folder that exists after unpacking; if it exists already, nothing is fetched."""
     into: str = ""
-    """The folder to unpack it in."""
+    """The folder to unpack into."""
     checksum: str = ""
-    """`md5:...` or `sha256:...` as its publisher or torchaudio has it; empty when none is known:
-    the file's own is recorded, unverified.
+    """`md5:...` or `sha256:...`, from the publisher or torchaudio; empty when none is known: then
+    the sha256 is recorded, unverified.
     """
 
     @property
@@ -47,100 +46,103 @@ class Archive:
 
     @property
     def is_packed(self) -> bool:
-        """Whether it is to be unpacked, and not the wanted file itself."""
+        """True for a file that must be unpacked."""
         return self.name.endswith(unpack.SUFFIXES)
 
 
 def download(source: Any, mirror: str | None = None) -> None:
-    """Fetches what a corpus source lacks. Raises ConfigError when the corpus cannot be had this
-    way; the message says where it is.
+    """Fetches the missing files of a corpus source. Raises ConfigError for a corpus without a
+    download; the message says where it is available.
     """
     method = getattr(source, "download", None)
     if method is None:
-        obtain = getattr(source, "OBTAIN", "") or "bring it yourself"
+        available_from = getattr(source, "AVAILABLE_FROM", "") or "bring it yourself"
         raise ConfigError(
-            f"data.download=true: {type(source).__name__} has no download: {obtain}; then set data.root, data.download=false"
+            f"data.download=true: {type(source).__name__} has no download: {available_from}; "
+            "then set data.root, data.download=false"
         )
     method(mirror)
 
 
 def fetch_all(
-    wanted: Sequence[Archive],
+    archives: Sequence[Archive],
     root: Path,
     mirror: str | None = None,
     *,
     keep: bool = False,
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> None:
-    """Brings every archive below `root` that is not there yet. Interrupted at any moment, the next
-    call goes on.
+    """Fetches and unpacks the archives whose content is missing. After an interruption at any
+    moment, the next call continues.
 
     Args:
-        wanted: the archives.
-        root: folder of the corpus; made if need be.
-        mirror: URL of a folder that holds the same files; None: each from its publisher.
-        keep: whether archives stay in `<root>/.downloads` after unpacking.
-        say: takes a line for each archive.
+        archives: the archives.
+        root: folder of the corpus; created if missing.
+        mirror: URL of a folder with the same files; None: each from its publisher.
+        keep: keep the archives in `<root>/.downloads` after unpacking.
+        report: receives one line per archive.
 
     Raises:
-        DataError: see `fetch_file` and `unpack`; a checksum differs; another process is at it.
+        DataError: see `fetch_file` and `unpack`; a wrong checksum; another process downloads here.
     """
-    missing = [archive for archive in wanted if not is_there(archive, root)]
+    missing = [archive for archive in archives if not is_present(archive, root)]
     if not missing:
         return
-    (root / DESK).mkdir(parents=True, exist_ok=True)
-    with _alone(root / DESK):
+    (root / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+    with _exclusive(root / WORK_FOLDER):
         for archive in missing:
-            facts = _Delivery(archive, root, mirror).run(keep)
-            how = (
+            facts = _ArchiveDownload(archive, root, mirror).run(keep)
+            check = (
                 "verified"
                 if facts["verified"]
                 else f"unverified, no checksum is published; sha256 {facts['sha256']}"
             )
-            say(f"{archive.name}: {facts['bytes'] / 1e6:.1f} MB, {how}, {root / archive.brings}")
+            size = facts["bytes"] / 1e6
+            report(f"{archive.name}: {size:.1f} MB, {check}, {root / archive.provides}")
 
 
-def is_there(archive: Archive, root: Path) -> bool:
-    """Whether what an archive brings lies below the root, from here or from elsewhere, and is not
-    half moved.
+def is_present(archive: Archive, root: Path) -> bool:
+    """True if the content of an archive is below the root, downloaded or not, and completely
+    moved.
     """
     mark = read_json(_mark(archive, root))
-    return (root / archive.brings).exists() and (mark is None or bool(mark["placed"]))
+    return (root / archive.provides).exists() and (mark is None or bool(mark["placed"]))
 
 
 def _mark(archive: Archive, root: Path) -> Path:
-    return root / DESK / f"{archive.name}.json"
+    """The file with the facts of a download."""
+    return root / WORK_FOLDER / f"{archive.name}.json"
 
 
-class _Delivery:
-    """One archive on its way: fetched -> verified -> unpacked aside -> moved to its place."""
+class _ArchiveDownload:
+    """Steps of one archive: fetch, verify, unpack into the work folder, move to its place."""
 
     def __init__(self, archive: Archive, root: Path, mirror: str | None) -> None:
         self.archive = archive
         self.root = root
         self.url = f"{mirror.rstrip('/')}/{archive.name}" if mirror else archive.url
-        self.file = root / DESK / archive.name
-        self.unpacking = root / DESK / f"{archive.name}.unpacking"
-        self.unpacked = root / DESK / f"{archive.name}.unpacked"
+        self.file = root / WORK_FOLDER / archive.name
+        self.unpacking = root / WORK_FOLDER / f"{archive.name}.unpacking"
+        self.unpacked = root / WORK_FOLDER / f"{archive.name}.unpacked"
         self.mark = _mark(archive, root)
 
     def run(self, keep: bool) -> dict[str, Any]:
-        """Returns the facts of the file: url, bytes, sha256, verified."""
+        """Does the remaining steps. Returns the facts of the file: url, bytes, sha256, verified."""
         facts = read_json(self.mark)
         if facts is None or facts["placed"] or not self.unpacked.exists():
             facts = self._fetch()
             self._unpack()
             write_json(self.mark, facts | {"placed": False})
-        _move_in(
+        content = self.root / self.archive.provides
+        _merge_into(
             self.unpacked,
-            self.root / self.archive.into
-            if self.archive.is_packed
-            else (self.root / self.archive.brings).parent,
+            self.root / self.archive.into if self.archive.is_packed else content.parent,
         )
-        if not (self.root / self.archive.brings).exists():
+        if not content.exists():
             self.mark.unlink()
             raise DataError(
-                f"{self.file}: does not bring {self.archive.brings}, which was expected; is {self.url} the right file?"
+                f"{self.file}: does not contain {self.archive.provides}, which was expected; "
+                f"is {self.url} the right file?"
             )
         write_json(self.mark, facts | {"placed": True})
         if not keep:
@@ -160,7 +162,8 @@ class _Delivery:
         if expected and sums[kind] != expected:
             self.file.unlink()
             raise DataError(
-                f"{self.url}: its {kind} is {sums[kind]}, expected {expected}; what was fetched is removed, run again or give data.mirror"
+                f"{self.url}: its {kind} is {sums[kind]}, expected {expected}; "
+                "the file is removed, run again or give data.mirror"
             )
         return {
             "url": self.url,
@@ -176,31 +179,33 @@ class _Delivery:
         if self.archive.is_packed:
             unpack.unpack(self.file, self.unpacking)
         else:
-            shutil.copyfile(self.file, self.unpacking / Path(self.archive.brings).name)
+            shutil.copyfile(self.file, self.unpacking / Path(self.archive.provides).name)
         publish(self.unpacking, self.unpacked, sync=False)
 
 
-def _move_in(source: Path, target: Path) -> None:
-    """Moves what a folder holds into another, merging folders that are in both; the source is gone
-    when all has moved.
+def _merge_into(source: Path, target: Path) -> None:
+    """Moves the content of a folder into another, merging folders that are in both. The source is
+    removed last.
     """
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
         if path.is_dir() and (target / path.name).is_dir():
-            _move_in(path, target / path.name)
+            _merge_into(path, target / path.name)
         else:
             publish(path, target / path.name, sync=False)
     source.rmdir()
 
 
 @contextmanager
-def _alone(desk: Path) -> Iterator[None]:
-    """Holds the folder for this process; the kernel lets go of it when the process dies."""
-    with open(desk / "lock", "w") as file:
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Locks the work folder for this process; the kernel releases the lock when the process
+    ends.
+    """
+    with open(folder / "lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(
-                f"{desk}: another process is downloading there; wait for it or end it"
+                f"{folder}: another process is downloading there; wait for it or end it"
             ) from None
         yield

@@ -1,11 +1,9 @@
-"""espeak-ng through ctypes: text to speech with the sample at which every phone begins.
+"""espeak-ng through ctypes: text to speech, with the sample at which every phone begins.
 
-The library and its data come from the wheel `espeakng-loader` (extra `demo`); the structures are
-those of its `speak_lib.h`, version
-1.52. One process can speak once: the synthesiser keeps the phases and noise of its oscillators, so
-  a second call in the same process
-gives other samples than the same call in a fresh one. `render.py` forks a process for each
-utterance.
+The library and its data come from the wheel `espeakng-loader` (extra `demo`). The structures are
+those of `speak_lib.h`, version 1.52. A process can speak only once: the synthesiser keeps the phase
+and noise of its oscillators, so a second call gives other samples. `render.py` forks a process for
+each utterance.
 """
 
 from __future__ import annotations
@@ -22,18 +20,16 @@ from numpy.typing import NDArray
 from hubert_pretrain.errors import DataError, HubertPretrainError, did_you_mean
 
 SILENCE = "sil"
-"""The phone of every pause."""
+"""The phone name of pauses."""
 
 STOPS = ("p", "b", "t", "d", "k", "ɡ", "ʔ", "ɾ")
-"""First letters of the phones that begin with a closure (plosives, and the affricates tʃ and
-dʒ).
-"""
+"""First letters of phones that begin with a closure (plosives, and the affricates tʃ and dʒ)."""
 
 VOWELS = tuple("aeiouyæɐɑɒɔəɚɛɜɪɵʉʊʌ")
-"""First letters of the phones that are vowels."""
+"""First letters of vowels."""
 
 SHORTEST_PAUSE_SECONDS = 0.02
-"""A silent gap before a sound that is no stop counts as a pause from this length on (one hop of the
+"""A silent gap before a sound other than a stop is a pause from this length on (one hop of the
 model).
 """
 
@@ -87,8 +83,8 @@ class Phone(NamedTuple):
 
 @dataclass(frozen=True)
 class Speech:
-    """What the synthesiser returned: waveform (S,) int16 at `sample_rate`, and the (IPA symbol,
-    sample) of its phoneme events.
+    """Output of the synthesiser: waveform (S,) int16 at `sample_rate`, and (IPA symbol, sample) of
+    its phoneme events.
     """
 
     waveform: NDArray[np.int16]
@@ -98,15 +94,15 @@ class Speech:
     def phones(self) -> list[Phone]:
         """The phones in order, without gaps or overlaps, from sample 0 to the end of the waveform.
 
-        A symbol without a name is a pause where its samples are zero; where they are not, it is one
-        of espeak-ng's two nameless sounds: a glide between vowels ("the air"), or a very short
-        schwa ("cam-ra").
+        A symbol without a name is a pause where its samples are zero. Elsewhere it is one of
+        espeak-ng's two nameless sounds: a glide between vowels ("the air"), or a very short schwa
+        ("cam-ra").
 
-        An event stands where its sound begins, which for a stop is the release: the silence that
-        espeak-ng inserts before it (its "prepause") would be counted to the phone before. So we
-        look at the samples, which are exactly zero there, and let a stop begin with its closure;
-        before any other sound a gap of a hop or more is a pause, a shorter one stays with the sound
-        before it. After a pause a stop has no audible closure and begins at its release.
+        The event of a stop is its release. The silence that espeak-ng inserts before it (its
+        "prepause") would be assigned to the previous phone; since its samples are exactly zero, the
+        stop is extended to begin with this closure. Before any other sound, a gap of a hop or more
+        is a pause, and a shorter one stays with the previous sound. After a pause, a stop has no
+        audible closure and begins at its release.
         """
         shortest_pause = round(SHORTEST_PAUSE_SECONDS * self.sample_rate)
         starts: list[tuple[str, int]] = [(SILENCE, 0)]
@@ -133,8 +129,8 @@ class Speech:
 
 
 def segments(starts: list[tuple[str, int]], num_samples: int) -> list[Phone]:
-    """Start points to segments: drops empty ones (boundary marks that make no sound) and joins
-    neighbouring pauses.
+    """Segments from start points. Empty ones (boundary marks without sound) are dropped, adjacent
+    pauses joined.
     """
     phones: list[Phone] = []
     ends = [start for _, start in starts[1:]] + [num_samples]
@@ -149,7 +145,7 @@ def segments(starts: list[tuple[str, int]], num_samples: int) -> list[Phone]:
 
 
 def silent_run(waveform: NDArray[np.int16], start: int, end: int) -> int:
-    """How many samples right before `end`, and not before `start`, are exactly zero."""
+    """Number of samples directly before `end`, and not before `start`, that are exactly zero."""
     sounding = np.flatnonzero(waveform[start:end])
     return end - start - (int(sounding[-1]) + 1 if len(sounding) else 0)
 
@@ -158,8 +154,8 @@ def phone_name(symbol: str) -> str:
     """The phone of an espeak-ng IPA symbol: without stress, length and dental marks; "" (a pause)
     is `SILENCE`.
 
-    Accents keep their own vowels, diphthongs and r-coloured vowels stay one phone, as the
-    synthesiser makes them in one piece.
+    Accents keep their own vowels. Diphthongs and r-coloured vowels stay one phone, because the
+    synthesiser makes each as one sound.
     """
     for mark in ("ˈ", "ˌ", "ː", ":", "̪", "̩", "͡"):
         symbol = symbol.replace(mark, "")
@@ -169,12 +165,18 @@ def phone_name(symbol: str) -> str:
 def speak(
     text: str, *, voice: str, words_per_minute: int, pitch: int = 50, pitch_range: int = 50
 ) -> Speech:
-    """Speaks `text` with a voice such as "gmw/en-US+f1" (a file of espeak-ng's `lang`, plus a file
-    of its `voices/!v`).
+    """Speaks `text`. Call it once per process (see the top of this file).
 
-    `pitch` and `pitch_range` run from 0 to 99, 50 is the voice's own. Call it once per process (see
-    the top of this file); raises HubertPretrainError on a second call, and DataError when espeak-ng
-    is missing, has no such voice or makes no sound.
+    Args:
+        text: the sentence.
+        voice: such as "gmw/en-US+f1": a file of espeak-ng's `lang`, and one of its `voices/!v`.
+        words_per_minute: speaking rate.
+        pitch: 0 to 99; 50 is the voice's own.
+        pitch_range: 0 to 99; 50 is the voice's own.
+
+    Raises:
+        HubertPretrainError: a second call in this process.
+        DataError: espeak-ng is missing, has no such voice, or makes no sound.
     """
     library, data = locate()
     check_voice(voice, data)
@@ -205,7 +207,8 @@ def speak(
     espeak.espeak_SetSynthCallback(callback)
     if espeak.espeak_SetVoiceByName(voice.encode()) != 0:
         raise DataError(
-            f"espeak-ng refuses the voice {voice!r}; choose a file of {data / 'lang'}, such as 'gmw/en-US+f1'"
+            f"espeak-ng refuses the voice {voice!r}; "
+            f"choose a file of {data / 'lang'}, such as 'gmw/en-US+f1'"
         )
     for parameter, value in (
         (_RATE, words_per_minute),
@@ -219,7 +222,8 @@ def speak(
     waveform = np.frombuffer(b"".join(blocks), dtype=np.int16)
     if not waveform.any():
         raise DataError(
-            f"espeak-ng made no sound of {text!r} with the voice {voice!r}; expected words of its language"
+            f"espeak-ng made no sound of {text!r} with the voice {voice!r}; "
+            "expected words of its language"
         )
     return Speech(waveform=waveform, sample_rate=sample_rate, events=events)
 
@@ -231,38 +235,41 @@ def _claim_process() -> None:
     global _has_spoken
     if _has_spoken:
         raise HubertPretrainError(
-            "espeak-ng has already spoken in this process and would give other samples; use a process per utterance"
+            "espeak-ng has already spoken in this process and would give other samples; "
+            "use a process per utterance"
         )
     _has_spoken = True
 
 
 def locate() -> tuple[Path, Path]:
-    """The library and the data folder of the installed wheel; DataError with the command that
-    installs it when there is none.
+    """The library and the data folder of the installed wheel. Raises DataError with the command
+    that installs it.
     """
     try:
         import espeakng_loader
     except ImportError:
         raise DataError(
-            "the synthetic corpus speaks with espeak-ng, which is not installed: pip install 'hubert-pretrain[demo]'"
+            "the synthetic corpus speaks with espeak-ng, which is not installed: "
+            "pip install 'hubert-pretrain[demo]'"
         ) from None
     return Path(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())
 
 
 def check_voice(voice: str, data: Path) -> None:
-    """Refuses a voice without a file (espeak-ng itself would just leave out an unknown variant) or
-    with an echo.
+    """Raises DataError for a voice without a file (espeak-ng ignores an unknown variant), and for
+    a variant with an echo, which would be heard in the pauses.
     """
     language, _, variant = voice.partition("+")
     for name, folder in ((language, data / "lang"), (variant, data / "voices" / "!v")):
         if name and not (folder / name).is_file():
             known = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
             raise DataError(
-                f"voice {voice!r}: espeak-ng has no {name!r} among the files of {folder}{did_you_mean(name, known)}"
+                f"voice {voice!r}: espeak-ng has no {name!r} among the files of {folder}"
+                f"{did_you_mean(name, known)}"
             )
-    if variant and re.search(
-        r"^echo", (data / "voices" / "!v" / variant).read_text(errors="replace"), re.MULTILINE
-    ):
+    settings = (data / "voices" / "!v" / variant).read_text(errors="replace") if variant else ""
+    if re.search(r"^echo", settings, re.MULTILINE):
         raise DataError(
-            f"voice {voice!r}: its echo would sound on in the pauses; choose a variant without one, such as 'f1'"
+            f"voice {voice!r}: its echo would sound on in the pauses; "
+            "choose a variant without one, such as 'f1'"
         )

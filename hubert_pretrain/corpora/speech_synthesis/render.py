@@ -1,8 +1,8 @@
-"""Renders utterances to 16 kHz WAV files with their phones, one fresh process for each.
+"""Rendering of utterances to 16 kHz WAV files with their phones, each in a process of its own.
 
 `python -m hubert_pretrain.corpora.speech_synthesis.render` reads one JSON job per line and forks
-for each: this process is small and never speaks itself, so every child starts from the same state
-and the same job gives the same bytes, whichever came before it.
+for each. The parent never speaks, so every child starts from the same state, and the same job gives
+the same bytes, whatever was spoken before.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _WAV_HEADER_BYTES = 44
 
 @dataclass(frozen=True)
 class Job:
-    """One utterance to speak. Everything that its audio depends on."""
+    """One utterance to speak: everything that its audio depends on."""
 
     path: str
-    """The WAV file to write; its phones go beside it, as `.json`."""
+    """The WAV file; its phones are written beside it, as `.json`."""
     text: str
     voice: str
     words_per_minute: int
@@ -50,21 +50,21 @@ class Job:
         return Path(self.path).with_suffix(".json")
 
     def recipe(self) -> dict[str, Any]:
-        """What the audio depends on, without where it lies (the folder of a stage is renamed when
-        it is done).
+        """The fields without `path`, which changes when the folder of the finished stage is
+        renamed.
         """
         return {name: value for name, value in asdict(self).items() if name != "path"}
 
 
 def render_all(jobs: list[Job], workers: int) -> None:
-    """Renders the jobs that are not done yet, in `workers` processes side by side. Raises DataError
-    when one fails.
+    """Renders the unfinished jobs in `workers` parallel processes. Raises DataError when one
+    fails.
     """
     pending = [job for job in jobs if read_phones(job) is None]
     for folder in {Path(job.path).parent for job in pending}:
         folder.mkdir(parents=True, exist_ok=True)
         remove_temporaries(folder)
-    shares = [share for first in range(workers) if (share := pending[first::workers])]
+    shares = [pending[first::workers] for first in range(min(workers, len(pending)))]
     if shares:
         with ThreadPoolExecutor(len(shares)) as pool:
             list(pool.map(_render_in_process, shares))
@@ -91,7 +91,7 @@ def _render_in_process(jobs: list[Job]) -> None:
 
 
 def read_phones(job: Job) -> list[Phone] | None:
-    """The phones of a rendered job, or None when it is not, or not wholly, rendered."""
+    """The phones of a rendered job, or None when it is not rendered completely."""
     written = read_json(job.sidecar)
     if not isinstance(written, dict) or written.get("recipe") != job.recipe():
         return None
@@ -102,7 +102,7 @@ def read_phones(job: Job) -> list[Phone] | None:
 
 
 def render(job: Job) -> None:
-    """Speaks one job and writes its WAV file and its phones. Once per process."""
+    """Speaks one job and writes its WAV file and its phones. Only once per process."""
     speech = espeak.speak(
         job.text,
         voice=job.voice,
@@ -121,8 +121,10 @@ def render(job: Job) -> None:
 def at_our_rate(
     speech: espeak.Speech, *, lead: int, tail: int
 ) -> tuple[NDArray[np.int16], list[Phone]]:
-    """Resamples to 16 kHz and adds `lead` and `tail` samples of silence: waveform (S,) int16 and
-    phones that tile [0, S).
+    """Resamples to 16 kHz and adds `lead` and `tail` samples of silence.
+
+    Returns:
+        The waveform (S,) int16, and phones that cover [0, S) without gaps.
     """
     import soxr
 
@@ -159,13 +161,9 @@ def _render_in_child(job: Job) -> None:
             render(job)
             status = 0
         except Exception as error:
-            print(
-                f"{job.path}: {error!r}"
-                if not isinstance(error, HubertPretrainError)
-                else str(error),
-                file=sys.stderr,
-                flush=True,
-            )
+            is_ours = isinstance(error, HubertPretrainError)
+            message = str(error) if is_ours else f"{job.path}: {error!r}"
+            print(message, file=sys.stderr, flush=True)
         finally:
             os._exit(status)
     if os.waitpid(child, 0)[1] != 0:
@@ -173,13 +171,13 @@ def _render_in_child(job: Job) -> None:
 
 
 def main() -> None:
-    """The body of a worker: one JSON job per line of stdin, each in a child of its own."""
-    import soxr  # noqa: F401  (before the fork, so that no child has to load it)
+    """Worker process: one JSON job per line of stdin, each in a child process."""
+    import soxr  # noqa: F401  (loaded before the fork, once for all children)
 
     jobs = [Job(**json.loads(line)) for line in sys.stdin]
     parent = os.getppid()
     for job in jobs:
-        if os.getppid() != parent:  # the pipeline was killed: leave the rest to its next run
+        if os.getppid() != parent:  # the pipeline was killed: its next run does the rest
             raise SystemExit(1)
         _render_in_child(job)
 

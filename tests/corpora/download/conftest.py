@@ -136,7 +136,7 @@ def archive(server: Server) -> Callable[..., Archive]:
         if checksum is None:
             checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
         return Archive(
-            url=f"{server.url}/{name}.tar.gz", brings=f"LibriSpeech/{name}", checksum=checksum
+            url=f"{server.url}/{name}.tar.gz", provides=f"LibriSpeech/{name}", checksum=checksum
         )
 
     return publish

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hubert_pretrain.corpora.download import unpack
-from hubert_pretrain.corpora.download.archives import DESK, Archive, fetch_all, is_there
+from hubert_pretrain.corpora.download.archives import WORK_FOLDER, Archive, fetch_all, is_present
 from hubert_pretrain.corpora.fsdd import Fsdd
 from hubert_pretrain.corpora.librispeech import LibriSpeech
 from hubert_pretrain.errors import DataError
@@ -25,8 +25,8 @@ def test_archives_are_fetched_verified_unpacked_and_removed_once(
 ) -> None:
     wanted = [archive("dev-clean"), archive("test-clean")]
     said: list[str] = []
-    fetch_all(wanted, tmp_path, say=said.append)
-    fetch_all(wanted, tmp_path, say=said.append)
+    fetch_all(wanted, tmp_path, report=said.append)
+    fetch_all(wanted, tmp_path, report=said.append)
     assert len(server.requests) == len(said) == 2
     assert "dev-clean.tar.gz: 0.0 MB, verified" in said[0]
     found = list(
@@ -38,7 +38,7 @@ def test_archives_are_fetched_verified_unpacked_and_removed_once(
         ("train", "A TEXT"),
         ("test", "A TEXT"),
     ]
-    assert sorted(path.name for path in (tmp_path / DESK).iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / WORK_FOLDER).iterdir()) == [
         "dev-clean.tar.gz.json",
         "lock",
         "test-clean.tar.gz.json",
@@ -47,7 +47,9 @@ def test_archives_are_fetched_verified_unpacked_and_removed_once(
 
 def test_archives_may_be_kept(server: Any, tmp_path: Path, archive: Any) -> None:
     fetch_all([archive()], tmp_path, keep=True)
-    assert (tmp_path / DESK / "dev-clean.tar.gz").read_bytes() == server.files["dev-clean.tar.gz"]
+    assert (tmp_path / WORK_FOLDER / "dev-clean.tar.gz").read_bytes() == server.files[
+        "dev-clean.tar.gz"
+    ]
 
 
 def test_a_wrong_checksum_is_refused_and_nothing_unpacked(
@@ -56,10 +58,10 @@ def test_a_wrong_checksum_is_refused_and_nothing_unpacked(
     wrong = archive(checksum="md5:" + "0" * 32)
     with pytest.raises(
         DataError,
-        match=r"dev-clean\.tar\.gz: its md5 is [0-9a-f]{32}, expected 0{32}; what was fetched is removed",
+        match=r"dev-clean\.tar\.gz: its md5 is [0-9a-f]{32}, expected 0{32}; the file is removed",
     ):
         fetch_all([wrong], tmp_path)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [DESK, "lock"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [WORK_FOLDER, "lock"]
     md5 = hashlib.md5(server.files["dev-clean.tar.gz"]).hexdigest()
     fetch_all([archive(checksum=f"md5:{md5}")], tmp_path)
     assert (tmp_path / "LibriSpeech/dev-clean").is_dir()
@@ -69,10 +71,10 @@ def test_without_a_published_checksum_it_says_so_and_records_its_own(
     server: Any, tmp_path: Path, archive: Any
 ) -> None:
     said: list[str] = []
-    fetch_all([archive(checksum="")], tmp_path, say=said.append)
+    fetch_all([archive(checksum="")], tmp_path, report=said.append)
     sha256 = hashlib.sha256(server.files["dev-clean.tar.gz"]).hexdigest()
     assert f"unverified, no checksum is published; sha256 {sha256}" in said[0]
-    mark = json.loads((tmp_path / DESK / "dev-clean.tar.gz.json").read_text())
+    mark = json.loads((tmp_path / WORK_FOLDER / "dev-clean.tar.gz.json").read_text())
     assert (mark["sha256"], mark["verified"], mark["placed"]) == (sha256, False, True)
 
 
@@ -80,7 +82,8 @@ def test_a_mirror_holds_the_same_names(server: Any, tmp_path: Path, archive: Any
     archive("dev-clean")
     server.files["mirror/dev-clean.tar.gz"] = server.files.pop("dev-clean.tar.gz")
     wanted = Archive(
-        url="https://nowhere.invalid/resources/12/dev-clean.tar.gz", brings="LibriSpeech/dev-clean"
+        url="https://nowhere.invalid/resources/12/dev-clean.tar.gz",
+        provides="LibriSpeech/dev-clean",
     )
     fetch_all([wanted], tmp_path, f"{server.url}/mirror/")
     assert (tmp_path / "LibriSpeech/dev-clean").is_dir()
@@ -88,22 +91,22 @@ def test_a_mirror_holds_the_same_names(server: Any, tmp_path: Path, archive: Any
 
 def test_a_plain_file_is_not_unpacked(server: Any, tmp_path: Path) -> None:
     server.files["list.tsv.gz"] = b"a table"
-    fetch_all([Archive(url=f"{server.url}/list.tsv.gz", brings="lists/list.tsv.gz")], tmp_path)
+    fetch_all([Archive(url=f"{server.url}/list.tsv.gz", provides="lists/list.tsv.gz")], tmp_path)
     assert (tmp_path / "lists/list.tsv.gz").read_bytes() == b"a table"
 
 
-def test_what_is_there_already_is_not_fetched(server: Any, tmp_path: Path, archive: Any) -> None:
+def test_existing_content_is_not_fetched(server: Any, tmp_path: Path, archive: Any) -> None:
     (tmp_path / "LibriSpeech/dev-clean").mkdir(parents=True)
     fetch_all([archive()], tmp_path)
     assert not server.requests
-    assert not (tmp_path / DESK).exists()
+    assert not (tmp_path / WORK_FOLDER).exists()
 
 
 def test_an_archive_that_brings_something_else(server: Any, tmp_path: Path, archive: Any) -> None:
     wanted = archive()
-    other = Archive(url=wanted.url, brings="LibriSpeech/dev-other", checksum=wanted.checksum)
+    other = Archive(url=wanted.url, provides="LibriSpeech/dev-other", checksum=wanted.checksum)
     with pytest.raises(
-        DataError, match=r"does not bring LibriSpeech/dev-other, which was expected"
+        DataError, match=r"does not contain LibriSpeech/dev-other, which was expected"
     ):
         fetch_all([other], tmp_path)
 
@@ -111,8 +114,8 @@ def test_an_archive_that_brings_something_else(server: Any, tmp_path: Path, arch
 def test_two_at_once_are_one_too_many(server: Any, tmp_path: Path, archive: Any) -> None:
     import fcntl
 
-    (tmp_path / DESK).mkdir()
-    with open(tmp_path / DESK / "lock", "w") as file:
+    (tmp_path / WORK_FOLDER).mkdir()
+    with open(tmp_path / WORK_FOLDER / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(DataError, match=r"another process is downloading there"):
             fetch_all([archive()], tmp_path)
@@ -142,10 +145,10 @@ def test_an_interruption_at_any_point_is_made_good(
                 lambda *arguments: stop() if next(count) == 2 else write(*arguments),
             )
         elif when == "moving":
-            move = module._move_in
+            move = module._merge_into
             patch.setattr(
                 module,
-                "_move_in",
+                "_merge_into",
                 lambda source, target: (
                     stop() if target.name == "LibriSpeech" else move(source, target)
                 ),
@@ -160,14 +163,14 @@ def test_an_interruption_at_any_point_is_made_good(
             )
         with pytest.raises(KeyboardInterrupt):
             fetch_all([wanted], tmp_path)
-    assert not is_there(wanted, tmp_path)
+    assert not is_present(wanted, tmp_path)
     fetch_all([wanted], tmp_path)
-    assert is_there(wanted, tmp_path)
+    assert is_present(wanted, tmp_path)
     assert len(server.requests) == 1
     assert (
         tmp_path / "LibriSpeech/dev-clean/19/198/19-198.trans.txt"
     ).read_bytes() == b"19-198-0000 A TEXT\n"
-    assert sorted(path.name for path in (tmp_path / DESK).iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / WORK_FOLDER).iterdir()) == [
         "dev-clean.tar.gz.json",
         "lock",
     ]
@@ -185,7 +188,7 @@ def test_kill_9_in_the_middle_of_a_file(
     server.files["v1.0.10.tar.gz"] = content
     server.stall_after = 400_000
     words = ["fsdd", "--to", str(tmp_path), "--mirror", server.url]
-    part = tmp_path / DESK / "v1.0.10.tar.gz.part"
+    part = tmp_path / WORK_FOLDER / "v1.0.10.tar.gz.part"
     with subprocess.Popen(
         [sys.executable, str(repository / "tools/download_corpus.py"), *words]
     ) as process:
@@ -200,7 +203,7 @@ def test_kill_9_in_the_middle_of_a_file(
         [
             Archive(
                 url=f"{server.url}/v1.0.10.tar.gz",
-                brings="free-spoken-digit-dataset-1.0.10/recordings",
+                provides="free-spoken-digit-dataset-1.0.10/recordings",
             )
         ],
         tmp_path,

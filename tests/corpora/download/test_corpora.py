@@ -220,7 +220,7 @@ def test_what_each_corpus_fetches_lands_where_it_looks(
     }
     monkeypatch.setattr(librilight, "PUBLISHED", checksums)
     monkeypatch.setattr(
-        librilight, "_FINETUNING_CHECKSUM", checksums.get("librispeech_finetuning", "")
+        librilight, "_LIMITED_CHECKSUM", checksums.get("librispeech_finetuning", "")
     )
     monkeypatch.setattr(speech_commands, "_CHECKSUM", checksums.get("speech_commands_v0", ""))
     source = build(str(tmp_path / "root"))
