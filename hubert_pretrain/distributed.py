@@ -1,11 +1,14 @@
-"""Rank, world size, a rank's share of a range, sums over ranks. Every function is a no-op on one
-process.
+"""Processes of one run: rank, world size, shares of a range, reductions over ranks, waiting for
+rank 0, and usable cores.
+
+In one process every function of a group is a no-op.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -17,14 +20,20 @@ if TYPE_CHECKING:
     import torch
 
 PATIENCE = timedelta(days=1)
-"""How long a rank of `group` waits for another: one may read audio for hours."""
+"""Longest wait of a rank of `group` for another one, which may read audio for hours."""
 
 _ALONE = ContextVar("alone", default=False)
 
+_POLL_SECONDS = 0.1
+
 _SRUN = "SLURM_STEP_NUM_TASKS"
-"""Set by srun for its tasks. SLURM_NTASKS is also there in a batch script or a shell of salloc,
+"""Set by srun for its tasks. SLURM_NTASKS is also set in a batch script and in a shell of salloc,
 which are one process.
 """
+
+
+# -- ranks
+# -------------------------------------------------------------------------------------------------
 
 
 def rank() -> int:
@@ -51,15 +60,15 @@ def world_size() -> int:
 
 
 def launched() -> int:
-    """How many processes the launcher says it starts (torchrun, srun, or WORLD_SIZE and RANK set by
-    hand), whether they form a group or not; 1 without a launcher."""
-    return max(
-        world_size(), rank() + 1, int(os.environ.get("WORLD_SIZE") or os.environ.get(_SRUN) or 1)
-    )
+    """Number of processes that the launcher starts (torchrun, srun, or WORLD_SIZE and RANK set by
+    hand), whether they form a group or not; 1 without a launcher.
+    """
+    stated = int(os.environ.get("WORLD_SIZE") or os.environ.get(_SRUN) or 1)
+    return max(world_size(), rank() + 1, stated)
 
 
 def launcher() -> tuple[int, int] | None:
-    """Processes per node and nodes, when torchrun or srun started this process as one of several;
+    """(processes per node, nodes) when torchrun or srun started this process as one of several;
     None otherwise.
     """
     environment = os.environ
@@ -73,6 +82,10 @@ def launcher() -> tuple[int, int] | None:
     return None
 
 
+# -- shares
+# -------------------------------------------------------------------------------------------------
+
+
 def share(count: int, rank: int, world_size: int) -> range:
     """A rank's contiguous share of ``range(count)``: shares differ by at most one and cover the
     range once.
@@ -80,35 +93,39 @@ def share(count: int, rank: int, world_size: int) -> range:
     return range(count * rank // world_size, count * (rank + 1) // world_size)
 
 
-def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of ``tensor`` over all ranks, in place."""
-    if (dist := _initialised()) is not None:
-        dist.all_reduce(tensor)
-    return tensor
+def accumulation(micro_batches: int, devices: int, *, key: str = "") -> int:
+    """Micro-batches of a step that each device accumulates.
+
+    Raises ConfigError, beginning with the configuration `key` when it is given, unless the devices
+    can share the micro-batches equally.
+    """
+    if micro_batches % devices:
+        fitting = [str(n) for n in range(1, micro_batches + 1) if micro_batches % n == 0]
+        raise ConfigError(
+            f"{key and f'{key}: '}a step has {micro_batches} micro-batches, which {devices} "
+            f"devices cannot share equally; use {', '.join(fitting)} devices, or another "
+            "micro_batch_seconds"
+        )
+    return micro_batches // devices
 
 
-def from_first(value: Any) -> Any:
-    """What the first rank gives; the others' values are ignored."""
-    box = [value]
-    if (dist := _initialised()) is not None:
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
+# -- a group of processes
+# -------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def group() -> Iterator[None]:
-    """The processes that a launcher started (torchrun, or what else sets RANK, WORLD_SIZE,
-    MASTER_ADDR and MASTER_PORT) form a group for as long as this is open. Nothing happens in one
-    process, or when they are a group already.
+    """Makes the processes of a launcher a group while it is open (torchrun, or any launcher that
+    sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT). Does nothing in one process, or when they
+    are a group already.
 
-    Raises ConfigError when the launcher did not say where to meet.
+    Raises ConfigError when the launcher did not set where the processes meet.
     """
     if launched() == 1 or _initialised() is not None:
         yield
         return
-    if missing := [
-        name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
-    ]:
+    needed = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in needed if name not in os.environ]:
         raise ConfigError(
             f"{launched()} processes were started, but {', '.join(missing)} is not set; "
             "start them with torchrun, or with srun by recipes/job.sh"
@@ -124,8 +141,8 @@ def group() -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process is the only one for this module, whatever group it belongs to: what
-    others may do or not do meanwhile.
+    """Inside, this process counts as the only one for this module, whatever group it belongs to,
+    because the other ranks may not take part.
     """
     token = _ALONE.set(True)
     try:
@@ -134,14 +151,47 @@ def alone() -> Iterator[None]:
         _ALONE.reset(token)
 
 
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of ``tensor`` over all ranks, in place."""
+    if (dist := _initialised()) is not None:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def from_first(value: Any) -> Any:
+    """Broadcast: the value of rank 0 on every rank; the others' values are ignored."""
+    box = [value]
+    if (dist := _initialised()) is not None:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def barrier() -> None:
     """Waits until every rank is here."""
     if (dist := _initialised()) is not None:
         dist.barrier()
 
 
+def wait_for_first(is_ready: Callable[[], bool], patience_seconds: float) -> bool:
+    """Waits until rank 0 has left a trace on disk, for processes that form no group.
+
+    Args:
+        is_ready: looks for the trace; called again every tenth of a second.
+        patience_seconds: longest wait.
+
+    Returns:
+        False when the trace was not there in time.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while not is_ready():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
 def _initialised():  # type: ignore[no-untyped-def]
-    """torch.distributed when it is in use, else None. Does not import torch when nothing else
+    """torch.distributed when it is in use, else None. Does not import torch when no one else
     did.
     """
     import sys
@@ -153,6 +203,12 @@ def _initialised():  # type: ignore[no-untyped-def]
     return dist if dist.is_available() and dist.is_initialized() else None
 
 
+# -- this machine
+# -------------------------------------------------------------------------------------------------
+
+
 def usable_cores() -> int:
     """Cores that this process may use (on a cluster fewer than the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

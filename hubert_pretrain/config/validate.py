@@ -20,6 +20,7 @@ from hubert_pretrain.config.schema import (
     Recipe,
     TrainerConfig,
 )
+from hubert_pretrain.distributed import accumulation
 from hubert_pretrain.errors import ConfigError, did_you_mean
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid, samples, seconds
 from hubert_pretrain.model.config import SPAN_LENGTHS, HubertConfig
@@ -321,9 +322,4 @@ def check_shares(recipe: Recipe, stage: str, devices: int) -> None:
         key = f"iterations.{first}.pretrain"
         config = recipe.iterations[first].pretrain
     count = round(config.batch_seconds / config.micro_batch_seconds)
-    if count % devices:
-        divisors = [str(number) for number in range(1, count + 1) if count % number == 0]
-        raise ConfigError(
-            f"{key}: a step has {count} micro-batches, which {devices} devices cannot share "
-            f"equally; use {', '.join(divisors)} devices, or another micro_batch_seconds"
-        )
+    accumulation(count, devices, key=key)

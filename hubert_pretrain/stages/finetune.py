@@ -53,7 +53,9 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         workspace.resolve(config.checkpoint).path,
         **{name: getattr(config, name) for name in REPLACED},
     )
-    model.computed(attention=recipe.trainer.attention, recompute=recipe.trainer.gradient_checkpointing)
+    model.computed(
+        attention=recipe.trainer.attention, recompute=recipe.trainer.gradient_checkpointing
+    )
     task: Task = compose.build(config.task)
     splits = {key: getattr(config, key) for key in ("train_split", "valid_split", "test_split")}
     train, valid, test = gather_examples(

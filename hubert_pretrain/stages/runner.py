@@ -22,7 +22,7 @@ from hubert_pretrain.preflight.check import check_machine
 TRAINING = ("pretrain", "finetune")
 """Verbs whose stage imports Lightning."""
 FOLLOW_SECONDS = 600.0
-"""How long the other ranks wait for rank 0 to begin."""
+"""Longest wait of the other ranks for rank 0 to begin."""
 
 
 def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
@@ -61,27 +61,26 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
 
 
 def _follow(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
-    """What the other ranks do: wait until rank 0 holds the stage and has opened its folder, then
-    work in there with it.
-
-    Stages that one process does are none of their business.
+    """The part of the other ranks: waits until rank 0 holds the stage and has opened its folder,
+    then works in there with it. Does nothing in a stage of one process.
     """
     if stage.verb not in SHARED:
         return
     fingerprint = fingerprint_of(stage, workspace)
     assert fingerprint is not None  # every input was resolved by run_stage
-    deadline = time.monotonic() + FOLLOW_SECONDS
-    while not workspace.has_begun(stage.name, fingerprint):
-        if workspace.is_done(stage.name):
-            return
-        if time.monotonic() > deadline:
-            message = f"{stage.name}: rank 0 has not begun after {FOLLOW_SECONDS:g} seconds"
-            if "SLURM_ARRAY_TASK_ID" in os.environ:  # it may still be waiting for a node
-                raise Preempted(f"{message}; trying again later")
-            raise ArtefactError(
-                f"{message}; see what it says, and that all ranks have the same work_dir"
-            )
-        time.sleep(0.1)
+
+    def has_begun() -> bool:
+        return workspace.has_begun(stage.name, fingerprint) or workspace.is_done(stage.name)
+
+    if not distributed.wait_for_first(has_begun, FOLLOW_SECONDS):
+        message = f"{stage.name}: rank 0 has not begun after {FOLLOW_SECONDS:g} seconds"
+        if "SLURM_ARRAY_TASK_ID" in os.environ:  # it may still be waiting for a node
+            raise Preempted(f"{message}; trying again later")
+        raise ArtefactError(
+            f"{message}; see what it says, and that all ranks have the same work_dir"
+        )
+    if workspace.is_done(stage.name):
+        return
     _call(recipe, workspace, stage, workspace.partial_folder(stage.name))
 
 

@@ -15,9 +15,10 @@ import lightning as L
 
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import FinetuneConfig, PretrainConfig, Recipe
+from hubert_pretrain.distributed import accumulation
 from hubert_pretrain.training.ema import EMA
 from hubert_pretrain.training.loggers import Guarded, logger_arguments
-from hubert_pretrain.training.trainer import accumulation, build_trainer
+from hubert_pretrain.training.trainer import build_trainer
 
 _LIGHTNINGS = (
     "accelerator",

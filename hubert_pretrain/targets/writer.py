@@ -5,7 +5,6 @@ frames, N codebooks, K clusters.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hubert_pretrain.data.manifest import Manifest
+from hubert_pretrain.distributed import wait_for_first
 from hubert_pretrain.errors import ArtefactError, ConfigError
 from hubert_pretrain.files import disk_room, read_json, write_json
 from hubert_pretrain.frames import FrameGrid
@@ -124,18 +124,23 @@ class TargetWriter:
         Raises ArtefactError when there is none after `patience_seconds`.
         """
         description = _describe(manifest, origin, block_rows)
-        deadline = time.monotonic() + patience_seconds
-        while not is_done():
+        store: TargetWriter | None = None
+
+        def is_there() -> bool:
+            nonlocal store
+            if is_done():
+                return True
             if read_json(folder / DESCRIPTION) == description:
                 with suppress(ArtefactError, OSError):  # finished, and so renamed, at this moment
-                    return TargetWriter(folder, manifest)
-            if time.monotonic() > deadline:
-                raise ArtefactError(
-                    f"{folder}: no store of these targets after {patience_seconds:g} seconds; rank 0 makes it, so see that it runs with "
-                    "the same recipe and work_dir"
-                )
-            time.sleep(0.1)
-        return None
+                    store = TargetWriter(folder, manifest)
+            return store is not None
+
+        if not wait_for_first(is_there, patience_seconds):
+            raise ArtefactError(
+                f"{folder}: no store of these targets after {patience_seconds:g} seconds; rank 0 "
+                "makes it, so see that it runs with the same recipe and work_dir"
+            )
+        return store
 
     @property
     def num_blocks(self) -> int:

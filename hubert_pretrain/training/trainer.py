@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from hubert_pretrain.errors import ConfigError, HubertPretrainError
+from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.training.limits import SIGNALS
 from hubert_pretrain.training.progress import Progress
 from hubert_pretrain.training.resilience import checkpoint_io
@@ -195,19 +195,6 @@ def resolve_precision(precision: str, accelerator: str = "auto") -> str:
 
 def _on_gpu(accelerator: str) -> bool:
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-
-
-def accumulation(micro_batches: int, world_size: int) -> int:
-    """Micro-batches per device and update. Raises ConfigError when the devices cannot share them
-    equally.
-    """
-    if micro_batches % world_size:
-        fitting = [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
-        raise ConfigError(
-            f"a step has {micro_batches} micro-batches, which {world_size} devices cannot share equally; "
-            f"use one of {fitting} devices, or change micro_batch_seconds"
-        )
-    return micro_batches // world_size
 
 
 def _part(trainer: L.Trainer, kind: type[_Callback]) -> _Callback:

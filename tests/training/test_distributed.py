@@ -16,6 +16,7 @@ from torch import nn
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.fields import names_of
 from hubert_pretrain.config.schema import Recipe, TrainerConfig
+from hubert_pretrain.distributed import accumulation
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.pipeline import plan
 from hubert_pretrain.training.dataloading import ResumableSampler
@@ -27,7 +28,6 @@ from hubert_pretrain.training.strategies import (
     gather_module,
     make_strategy,
 )
-from hubert_pretrain.training.trainer import accumulation
 
 HOUR = timedelta(hours=1)
 GPUS = [1, 4, 8, 16, 32]

@@ -1,0 +1,63 @@
+"""Shares and waiting of processes that form no group. Groups are tested in the rooms that use them
+(tests/clustering/test_ranks.py, tests/targets/test_torchrun.py, tests/training/)."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubert_pretrain import distributed
+from hubert_pretrain.errors import ConfigError
+
+
+@given(count=st.integers(0, 500), world_size=st.integers(1, 20))
+def test_shares_cover_a_range_once_and_differ_by_one_at_most(count: int, world_size: int) -> None:
+    shares = [distributed.share(count, rank, world_size) for rank in range(world_size)]
+    assert [number for share in shares for number in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_devices_that_cannot_share_a_step_are_refused_with_those_that_can() -> None:
+    assert distributed.accumulation(12, 4) == 3
+    message = (
+        r"^iterations\.it1\.pretrain: a step has 6 micro-batches, which 4 devices cannot share "
+        r"equally; use 1, 2, 3, 6 devices, or another micro_batch_seconds$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        distributed.accumulation(6, 4, key="iterations.it1.pretrain")
+    with pytest.raises(ConfigError, match=r"^a step has 6 micro-batches"):
+        distributed.accumulation(6, 4)
+
+
+def test_waiting_for_the_first_rank_ends_with_its_trace_or_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distributed, "_POLL_SECONDS", 0.001)
+    answers = iter([False, False, True])
+    assert distributed.wait_for_first(lambda: next(answers), patience_seconds=60.0)
+    assert not distributed.wait_for_first(lambda: False, patience_seconds=0.01)
+
+
+def test_one_process_is_its_own_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    with distributed.group():
+        assert (distributed.rank(), distributed.world_size(), distributed.launched()) == (0, 1, 1)
+        assert distributed.from_first("value") == "value"
+        distributed.barrier()
+
+
+def test_a_launcher_that_does_not_set_where_to_meet_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    message = (
+        r"2 processes were started, but WORLD_SIZE, MASTER_ADDR, MASTER_PORT is not set; start"
+    )
+    with pytest.raises(ConfigError, match=message), distributed.group():
+        pass
+    with distributed.alone():
+        assert distributed.rank() == 0
