@@ -40,7 +40,8 @@ class Bomb:
 
 
 def test_what_webdataset_writes_is_read(tmp_path: Path) -> None:
-    wds = pytest.importorskip("webdataset")
+    import webdataset as wds
+
     options = {"opus": {"format": "OGG", "subtype": "OPUS"}}
     files = {
         suffix: sound(1, suffix=suffix, **options.get(suffix, {}))
