@@ -21,6 +21,7 @@ from hubert_pretrain.model.checkpoint import LoadedModel, LoadReport, load_stric
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import HEADS
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.shapes import shapes_only
 
 PRESERVED = "hubert_pretrain"
 """Key or name under which our exports keep our config.json, with all that another format has no
@@ -61,7 +62,7 @@ def assemble(source: ForeignCheckpoint) -> LoadedModel:
     if source.config.num_hidden_layers > len(source.weights):
         found = f"{source.config.num_hidden_layers} layers, but {len(source.weights)} tensors"
         raise ArtefactError(f"{source.path}: has {found}; is it a HuBERT of this shape?")
-    with torch.device("meta"):
+    with shapes_only():
         model = Hubert(source.config)
     names = list(model.state_dict())
     weights = dict(source.weights)
@@ -161,7 +162,7 @@ def _check_head(source: ForeignCheckpoint, head_state: dict[str, Tensor]) -> Non
     if source.head is None:
         return
     try:
-        with torch.device("meta"):
+        with shapes_only():
             head = HEADS[source.kind](**source.head)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ArtefactError(

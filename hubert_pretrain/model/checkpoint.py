@@ -23,6 +23,7 @@ from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import HEADS, CodebookHead, Head
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.preprocess import prepare_waveform
+from hubert_pretrain.model.shapes import shapes_only
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -172,7 +173,7 @@ def refuse_misfits(
     """Raises ArtefactError, as `load_strictly`, for a state that a module which is yet to be made
     would not take. Takes no memory.
     """
-    with torch.device("meta"):
+    with shapes_only():
         wanted = form().state_dict()
     _refuse_misfits(wanted, state, source)
 
