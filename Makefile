@@ -40,7 +40,7 @@ clean:
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,demo,slurm]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,demo]'
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/transformers4 --upgrade 'transformers==4.57.1' 'huggingface-hub<1' 'tokenizers<=0.23'
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/s3prl --upgrade s3prl==0.4.18
 	touch $(READY)

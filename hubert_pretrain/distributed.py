@@ -128,7 +128,7 @@ def group() -> Iterator[None]:
     if missing := [name for name in needed if name not in os.environ]:
         raise ConfigError(
             f"{launched()} processes were started, but {', '.join(missing)} is not set; "
-            "start them with torchrun, or with srun by recipes/job.sh"
+            "start them with torchrun, or with srun by hubert_pretrain/launch/job.sh"
         )
     import torch.distributed as dist
 

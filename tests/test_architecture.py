@@ -40,7 +40,7 @@ CONFIGURED = {"run", "config", "pipeline", "launch", "preflight", "stages", "too
 RUNNER = "stages/runner.py"
 """The only file that imports a module by its name: the verb of a stage."""
 ENTRY_POINTS = {
-    "launch/slurm.py": "hubert_pretrain.run",
+    "launch/sbatch.py": "hubert_pretrain.run",
     "launch/local.py": "hubert_pretrain.run",
     "clustering/fairseq_kmeans.py": "hubert_pretrain.clustering.kmeans_sandbox",
 }

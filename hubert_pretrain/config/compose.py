@@ -60,11 +60,6 @@ def recipe_files() -> dict[str, Path]:
     }
 
 
-def job_script() -> Path:
-    """Script that a SLURM job of a stage runs: `job.sh`, beside the recipes."""
-    return _beside("recipes") / "job.sh"
-
-
 def register() -> None:
     """Register the schema with Hydra, and make every recipe choosable as `+recipe=<folder>` from
     any working directory.

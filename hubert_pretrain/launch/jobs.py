@@ -1,5 +1,5 @@
-"""Which SLURM job runs which stage, and what has become of it: `slurm/jobs.json` in the workspace,
-squeue, and sacct where there is one.
+"""SLURM jobs of the stages and their states: `slurm/jobs.json` in the workspace, squeue, and sacct
+where the cluster has it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from hubert_pretrain.files import read_json, write_json
 from hubert_pretrain.pipeline.workspace import Workspace
 
 OVER = {
-    *(
-        "BOOT_FAIL",
-        "CANCELLED",
-        "COMPLETED",
-        "DEADLINE",
-        "FAILED",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "PREEMPTED",
-        "REVOKED",
-        "TIMEOUT",
-    ),
-    *("GONE", "UNKNOWN"),
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+    "GONE",
+    "UNKNOWN",
 }
 """States of jobs that run no more; any other is waiting, running or about to run again."""
 _FIELDS = "%F|%T|%r|%M|%N"
+"""Of squeue: job, state, reason, elapsed time, nodes."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Job:
 
 @dataclass(frozen=True)
 class State:
-    """What SLURM says of a job, all of its array elements together."""
+    """State of a job, all of its array elements together."""
 
     name: str  # RUNNING, PENDING, ...; GONE: SLURM no longer knows it
     detail: str = ""
 
     @property
     def is_over(self) -> bool:
-        """Whether it neither runs nor ever will."""
+        """True when it neither runs nor will run."""
         return self.name in OVER
 
     def __str__(self) -> str:
@@ -74,11 +74,11 @@ def record(workspace: Workspace, jobs: dict[str, Job]) -> None:
 
 def states(ids: Iterable[str]) -> dict[str, State]:
     """The state of each job. Raises HubertPretrainError when SLURM does not answer."""
-    wanted = list(dict.fromkeys(ids))
-    if not wanted:
+    jobs = list(dict.fromkeys(ids))
+    if not jobs:
         return {}
-    found = _queued(wanted)
-    missing = [job for job in wanted if job not in found]
+    found = _queued(jobs)
+    missing = [job for job in jobs if job not in found]
     return found | (_accounted(missing) if missing else {})
 
 
@@ -106,7 +106,7 @@ def ask(*command: str) -> str:
 
 
 def words_of(stderr: str) -> str:
-    """What a command of SLURM complained about, on one line."""
+    """The error message of one of SLURM's commands, on one line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     return "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in lines)
 
@@ -118,20 +118,22 @@ def _queued(ids: list[str]) -> dict[str, State]:
             "squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", f"--format={_FIELDS}"
         )
     except HubertPretrainError as error:
-        if "Invalid job id" in str(error):  # the only one asked for is forgotten
+        if "Invalid job id" in str(error):  # SLURM has forgotten the only job of the question
             return {}
         raise
     rows: dict[str, list[tuple[str, str]]] = {}
     for line in answer.splitlines():
         job, state, reason, elapsed, nodes = line.strip().split("|")
-        detail = f"{elapsed} on {nodes}" if nodes else "" if reason == "None" else reason
+        detail = "" if reason == "None" else reason
+        if nodes:
+            detail = f"{elapsed} on {nodes}"
         rows.setdefault(job, []).append((state, detail))
     return {job: _together(of_job) for job, of_job in rows.items()}
 
 
 def _together(rows: list[tuple[str, str]]) -> State:
-    """One state for a job or for all elements of an array: it is over when all are, and has failed
-    when one has.
+    """One state for a job or for all elements of an array: over when all are over, failed when one
+    has failed.
     """
     if len(rows) == 1:
         return State(*rows[0])
@@ -141,7 +143,7 @@ def _together(rows: list[tuple[str, str]]) -> State:
 
 
 def _accounted(ids: list[str]) -> dict[str, State]:
-    """Jobs that squeue has forgotten: from the accounting, where the cluster has it."""
+    """States from the accounting, for jobs that squeue has forgotten."""
     try:
         answer = ask(
             "sacct",

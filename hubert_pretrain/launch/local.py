@@ -1,8 +1,7 @@
-"""How pending stages become processes: one after the other in this shell, each in a process (group)
-of its own.
+"""`launch=local`: pending stages run one after another in this shell, each in a process of its own.
 
-One process per stage, because with plain DDP Lightning's children re-enter `main()` from the top:
-in a process that ran several stages every rank would run all of them.
+One process per stage, because with plain DDP Lightning's children enter `main()` again from the
+top: in a process that ran several stages every rank would run all of them.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class StageFailed(HubertPretrainError):
 def run_pending(
     recipe: Recipe, workspace: Workspace, stages: list[Stage], overrides: list[str]
 ) -> None:
-    """Runs every stage that is not done, in order. `overrides` are the words of the command line,
+    """Run every stage that is not done, in order. `overrides` are the words of the command line,
     without `stage=`.
     """
     for stage in stages:
@@ -42,7 +41,7 @@ def run_pending(
             plan.check_unchanged(stage, workspace)
             print(f"{title}: done before", flush=True)
         else:
-            resumed = " (resumed)" if plan.state(stage, workspace) == "interrupted" else ""
+            resumed = " (resumed)" if plan.state(stage, workspace) == plan.INTERRUPTED else ""
             print(f"{title}{resumed} ...", flush=True)
             started = time.time()
             _run_process(stage.name, overrides)
@@ -58,24 +57,26 @@ def _run_process(stage: str, overrides: list[str]) -> None:
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        # The terminal sent the interrupt to the stage too: let it leave in its own way.
+        # The terminal sent the interrupt to the stage too: wait until it has ended.
         process.wait()
         raise
     if code == 0:
         return
     if code < 0:
-        how = f"was killed by {signal.Signals(-code).name}" + (
-            " (out of memory?)" if -code == signal.SIGKILL else ""
+        name = signal.Signals(-code).name
+        guess = " (out of memory?)" if -code == signal.SIGKILL else ""
+        raise StageFailed(
+            f"stage {stage} was killed by {name}{guess}; the same command resumes it", 128 - code
         )
-        raise StageFailed(f"stage {stage} {how}; the same command resumes it", 128 - code)
     raise StageFailed(
-        f"stage {stage} failed (exit code {code}, its message is above); the same command resumes it",
+        f"stage {stage} failed (exit code {code}, its message is above); the same command resumes "
+        "it",
         code,
     )
 
 
 def _die_with_parent() -> None:
-    """Runs in the child: when the driver is killed, even with -9, no stage is left behind that
-    writes beside its successor.
+    """Runs in the child: it is killed with the driver, even by kill -9, so that no stage is left
+    that writes beside its successor.
     """
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,6 +1,4 @@
-"""What a scheduler and the process of a stage say to each other: signals that mean "leave", and the
-code that it ends with.
-"""
+"""Signals and exit codes between a scheduler and the process of a stage."""
 
 from __future__ import annotations
 
@@ -13,13 +11,17 @@ from types import FrameType
 
 from hubert_pretrain.errors import EXIT_PREEMPTED, Preempted
 
-REQUEUE_MARKER = "HUBERT_AGAIN"
-"""Set by recipes/job.sh: the file that a process makes when it saved and wants to go on."""
+REQUEUE_MARKER = "HUBERT_REQUEUE_MARKER"
+"""Environment variable, set by job.sh: the file that a process makes when it saved and its job
+shall be requeued."""
 
 
 def hide_srun_from_lightning() -> None:
-    """Lightning takes every process of a SLURM job for one that srun started, unless the job has
-    this name: also torchrun's, and a single one in a batch script or a shell of salloc."""
+    """Rename the job for Lightning where srun did not start this process.
+
+    Lightning takes every process of a SLURM job for one of srun's, unless the job is called
+    "interactive": also those of torchrun, and a single one in a batch script or a shell of salloc.
+    """
     by_srun = "SLURM_STEP_NUM_TASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     if "SLURM_NTASKS" in os.environ and not by_srun:
         os.environ["SLURM_JOB_NAME"] = "interactive"
@@ -27,12 +29,11 @@ def hide_srun_from_lightning() -> None:
 
 @contextlib.contextmanager
 def exit_on_signals(signals: Sequence[str]) -> Iterator[None]:
-    """While this is open, the signals end the process with code 75: every stage goes on after any
-    interruption.
+    """End the process with exit code 75 on one of the signals, while this is open.
 
-    The stages that train listen for themselves while they do, to save first
-    (training/resilience/preemption.py). Worker processes, which a scheduler signals too, are ended
-    by this one.
+    Every stage can be resumed. Stages that train install handlers of their own, to save first
+    (training/resilience/preemption.py). Worker processes get the signals too and ignore them: this
+    process ends them.
     """
     own = os.getpid()
 
@@ -49,9 +50,11 @@ def exit_on_signals(signals: Sequence[str]) -> Iterator[None]:
 
 
 def exit_code_for_scheduler(code: int) -> int:
-    """The exit code of this process. Under recipes/job.sh one that wants to go on says so by a file
-    and ends with 0: srun ends the other processes after any other code, and they may still be on
-    their way out."""
+    """The exit code of this process.
+
+    Under job.sh a process that shall be requeued makes the marker file and ends with 0: after any
+    other code srun would kill the other processes, which may still be saving.
+    """
     mark = os.environ.get(REQUEUE_MARKER)
     if code != EXIT_PREEMPTED or not mark:
         return code
@@ -60,6 +63,6 @@ def exit_code_for_scheduler(code: int) -> int:
 
 
 def _numbers(signals: Sequence[str]) -> list[signal.Signals]:
-    """`SIGUSR2` or `USR2` -> its number; names that are none are refused where training begins."""
+    """`SIGUSR2` or `USR2` -> its number. Training refuses unknown names; here they are left out."""
     names = [name if name.startswith("SIG") else f"SIG{name}" for name in signals]
     return [signal.Signals[name] for name in names if name in signal.Signals.__members__]

@@ -22,7 +22,6 @@ PACKAGES = {
     "export.format=huggingface": ("transformers", ""),
     "export.format=torchaudio": ("torchaudio", ""),
     "export.format=onnx": ("onnxruntime", "onnx"),
-    "launch.kind=slurm": ("submitit", "slurm"),
 }
 """A part of what a recipe chooses -> the package that it needs, and our extra that brings it."""
 

@@ -8,20 +8,24 @@ import copy
 import functools
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import Recipe, ResourcesConfig
 from hubert_pretrain.errors import ArtefactError, ConfigError, HubertPretrainError
 from hubert_pretrain.files import write_json
 from hubert_pretrain.launch import jobs, slurm
+from hubert_pretrain.launch.sbatch import JOB_SCRIPT
 from hubert_pretrain.pipeline import plan, summary
 from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
 from tests.launch.conftest import FakeSlurm
-from tests.test_recipes import composed
+from tests.test_recipes import composed, overrides_of
 
 STAGES = [
     "prepare",
@@ -93,7 +97,7 @@ def test_every_pending_stage_is_a_job_after_those_that_it_reads(
         assert "#SBATCH --requeue\n" in script
         assert option(script, "signal") == "USR2@300"
         assert option(script, "cpus-per-task") == ("16" if stage.verb == "prepare" else "8")
-        assert option(script, "output") == str(workspace.jobs_folder(stage.name) / "%j_0_log.out")
+        assert option(script, "output") == str(workspace.jobs_folder(stage.name) / "%j.out")
 
 
 def test_a_job_runs_the_command_of_a_user(slurm: FakeSlurm, workspace: Workspace) -> None:
@@ -110,6 +114,28 @@ def test_a_job_runs_the_command_of_a_user(slurm: FakeSlurm, workspace: Workspace
         "stage=prepare",
         "launch=local",
     ]
+
+
+def test_the_job_script_is_well_formed() -> None:
+    subprocess.run(["bash", "-n", str(JOB_SCRIPT)], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", str(JOB_SCRIPT)], check=True)
+
+
+@pytest.mark.parametrize("name", sorted(compose.recipe_files()))
+def test_every_recipe_can_be_submitted(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each stage is a job after those that it reads, with processes that share its work."""
+    recipe = composed(name, "launch=slurm", "launch.dry_run=true", *overrides_of(name, tmp_path))
+    stages = plan.stages(recipe)
+    slurm.run_pending(recipe, Workspace(tmp_path / "run"), stages, [f"+recipe={name}"])
+    scripts = capsys.readouterr().out.split("# ---- ")[1:]
+    assert [script.split("\n")[0] for script in scripts] == [stage.name for stage in stages]
+    own = {stage.name for stage in stages}
+    for stage, script in zip(stages, scripts, strict=True):
+        after = [f"<job of {each}>" for each in stage.inputs if each in own]
+        assert option(script, "dependency") == (f"afterok:{':'.join(after)}" if after else None)
 
 
 def test_stages_that_are_done_are_not_submitted(
@@ -137,8 +163,7 @@ def test_jobs_that_ended_without_finishing_their_stage_are_forgotten(
 ) -> None:
     submit(workspace)
     finish(workspace, "prepare")
-    # it1/cluster failed, it1/label was cancelled, the others are gone from the queue; it2/cluster
-    # still hangs there.
+    # it1/cluster failed, it1/label was cancelled, it2/cluster waits; the queue has no others.
     slurm.queue(
         "1|COMPLETED|None|0:09|n1",
         "2|FAILED|NonZeroExitCode|0:01|n1",
@@ -199,7 +224,7 @@ def test_what_a_stage_asks_for(slurm: FakeSlurm, workspace: Workspace) -> None:
     assert [option(first, name) for name in names] == ["2", "2", "2", "90", "winter", None]
     assert [option(second, name) for name in names] == ["1", "2", "2", "90", "winter", "long"]
     assert [option(label, name) for name in ("array", "mem", "output")] == [
-        "0-3", "1536M", str(workspace.jobs_folder("it1/label") / "%A_%a_0_log.out"),
+        "0-3", "1536M", str(workspace.jobs_folder("it1/label") / "%A_%a.out"),
     ]  # fmt: skip
     assert "module load cuda" in first
     assert "export HUBERT_SRUN=--mpi=pmix" in first
@@ -363,7 +388,7 @@ def test_waiting_reports_changes_and_names_what_failed(
     recipe.launch.wait = True
     with pytest.raises(
         HubertPretrainError,
-        match=r"prepare is not done: job 1 ended as FAILED .*prepare/1_0_log.out",
+        match=r"prepare is not done: job 1 ended as FAILED .*prepare/1.out",
     ):
         slurm_run(recipe, workspace)
     printed = capsys.readouterr().out

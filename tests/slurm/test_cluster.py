@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hubert_pretrain.config import compose
+from hubert_pretrain.launch.sbatch import JOB_SCRIPT
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import command, weights
 
@@ -29,7 +29,7 @@ TWO_NODES = ["launch.stages.cluster.nodes=2", "launch.stages.pretrain.nodes=2"]
 ASKS_AGAIN = """
 import os, pathlib, signal, sys, time
 def leave(*_):
-    pathlib.Path(os.environ["HUBERT_AGAIN"]).touch()
+    pathlib.Path(os.environ["HUBERT_REQUEUE_MARKER"]).touch()
     sys.exit(0)
 signal.signal(signal.SIGUSR2, leave)
 starts, start = pathlib.Path(sys.argv[1]), int(os.environ.get("SLURM_RESTART_COUNT", 0)) + 1
@@ -73,7 +73,7 @@ def stub(
     options: tuple[str, ...] = (),
     **environment: str,
 ) -> tuple[str, Path]:
-    """A job of recipes/job.sh around ASKS_AGAIN; its number, and the folder that keeps its
+    """A job of job.sh around ASKS_AGAIN; its number, and the folder that keeps its
     starts.
     """
     starts = folder / "starts"
@@ -87,7 +87,7 @@ def stub(
         f"--output={folder}/log",
         *options,
     ]
-    words += [str(compose.job_script()), sys.executable, "-c", ASKS_AGAIN, str(starts), *arguments]
+    words += [str(JOB_SCRIPT), sys.executable, "-c", ASKS_AGAIN, str(starts), *arguments]
     done = subprocess.run(
         words,
         env=cluster.environment | environment,
@@ -153,7 +153,7 @@ def test_the_loop_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     listed = submit(cluster, work_dir, *short, "stage=list")
     assert len(re.findall(r"│ done +│.*│ \d+ COMPLETED \(", listed)) == 9
     assert "on n[1-2]" in listed
-    assert not list(work_dir.rglob(".again*"))
+    assert not list(work_dir.rglob(".requeue*"))
 
 
 def test_preempted_and_requeued_equals_undisturbed(
@@ -241,18 +241,3 @@ def test_what_a_user_cancels_stays_cancelled(cluster: Cluster, tmp_path: Path) -
     time.sleep(8)
     assert cluster.state(job) == "CANCELLED"
     assert seen(starts) == 1
-
-
-def test_recipes_run_by_plain_sbatch(cluster: Cluster, tmp_path: Path) -> None:
-    script = compose.recipe_files()["smoke"].with_name("slurm.sh")
-    words = ["bash", str(script), f"work_dir={tmp_path}/run", "seed=not-a-number"]
-    environment = cluster.environment | {"PYTHON": sys.executable, "SBATCH_MEM_PER_NODE": "500M"}
-    done = subprocess.run(
-        words, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    jobs = dict(line.split(": job ") for line in done.stdout.splitlines())
-    assert len(jobs) == 10
-    cluster.wait_for(jobs["prepare"], "FAILED")
-    cluster.wait_for(jobs["export"], "CANCELLED")
-    assert "seed" in next((tmp_path / "slurm-logs/smoke").glob("prepare-*.out")).read_text()

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# What a SLURM job of a stage does: `sbatch OPTIONS recipes/job.sh python -m hubert_pretrain.run ... stage=STAGE launch=local`.
-# Both launch=slurm and every recipe's slurm.sh use it. One task of srun per process; requeued when it saved and wants to go on.
+# The work of a SLURM job: a stage, by one task of srun per process. Saved work is requeued.
+#   sbatch OPTIONS job.sh python -m hubert_pretrain.run ... stage=STAGE launch=local
 #
-# HUBERT_MAX_REQUEUES  how often it is requeued at most (100)
-# HUBERT_SRUN          more options of srun, e.g. "--mpi=pmix"
+# HUBERT_MAX_REQUEUES    requeues at most (100)
+# HUBERT_SRUN            more options of srun, e.g. "--mpi=pmix"
+# HUBERT_REQUEUE_FOLDER  folder for the requeue marker (the working directory)
 set -uo pipefail
-tasks=${SLURM_NTASKS:-1} # not set where the job did not ask for any number
+tasks=${SLURM_NTASKS:-1} # not set where the job did not ask for a number
 
-# Where the processes meet: this script runs on the first node, as rank 0 does.
+# The processes meet here: this script runs on the first node, as rank 0 does.
 MASTER_ADDR=${MASTER_ADDR:-$(hostname)}
 MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 export MASTER_ADDR MASTER_PORT
@@ -17,9 +18,10 @@ else
     export WORLD_SIZE=$tasks
 fi
 export PYTHONUNBUFFERED=1
-# A process that saved and wants to go on makes this file and ends with 0, so that srun kills the others only after a failure.
-export HUBERT_AGAIN="${HUBERT_AGAIN_FOLDER:-$PWD}/.again-$SLURM_JOB_ID"
-rm -f "$HUBERT_AGAIN"
+# A process that saved and has more to do makes this file and ends with 0: srun kills the other
+# processes only after a failure.
+export HUBERT_REQUEUE_MARKER="${HUBERT_REQUEUE_FOLDER:-$PWD}/.requeue-$SLURM_JOB_ID"
+rm -f "$HUBERT_REQUEUE_MARKER"
 
 options=(--mpi=none --kill-on-bad-exit=1)
 [ "$tasks" -gt 1 ] && options+=(--label)
@@ -36,8 +38,8 @@ while kill -0 "$step" 2>/dev/null; do
 done
 
 killed_by_usr2=140 # before the process was ready for it
-if { [ "$code" -eq 0 ] && [ -e "$HUBERT_AGAIN" ]; } || [ "$code" -eq "$killed_by_usr2" ]; then
-    rm -f "$HUBERT_AGAIN"
+if { [ "$code" -eq 0 ] && [ -e "$HUBERT_REQUEUE_MARKER" ]; } || [ "$code" -eq "$killed_by_usr2" ]; then
+    rm -f "$HUBERT_REQUEUE_MARKER"
     code=75
     # A job that was cancelled is no longer RUNNING: it stays cancelled.
     state=$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID" 2>/dev/null)
