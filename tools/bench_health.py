@@ -27,6 +27,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from hubert_pretrain.config.schema import TrainerConfig
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CodebookHead
@@ -34,7 +35,8 @@ from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.training.loggers import CsvLogger, Guarded
-from hubert_pretrain.training.module import Optimisation
+from hubert_pretrain.training.module import Monitor
+from hubert_pretrain.training.optim import AdamWSettings
 from hubert_pretrain.training.trainer import build_trainer
 
 TINY = {
@@ -156,21 +158,25 @@ def timed_steps(work: Work, turns: int, threads: int) -> Turns:
     steps = (WARM_UP_TURNS + turns) * len(KINDS) + 1
     clock = Turns()
     torch.manual_seed(0)
-    rate = Optimisation(learning_rate=1e-4, factor=lambda done: 1.0)
     model = Hubert(work.config)
     head = CodebookHead(work.config.hidden_size, work.config.projection_size, work.n_clusters)
-    module = PretrainModule(model, head, seed=1, optimisation=rate, log_every_steps=len(KINDS))
+    module = PretrainModule(
+        model,
+        head,
+        seed=1,
+        optimiser=AdamWSettings(learning_rate=1e-4),
+        schedule=lambda updates: 1.0,
+        monitor=Monitor(log_every_steps=len(KINDS)),
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         trainer = build_trainer(
             folder,
+            TrainerConfig(accelerator=work.accelerator, threads=threads, progress_bar=False),
             steps=steps,
             accumulate=1,
             valid_every_steps=10 * steps,
             checkpoint_every_steps=10 * steps,
-            accelerator=work.accelerator,
-            threads=threads,
-            progress_bar=False,
             loggers=[Guarded(CsvLogger(str(folder / "logs")))],
             callbacks=[clock],
         )
@@ -179,21 +185,21 @@ def timed_steps(work: Work, turns: int, threads: int) -> Turns:
 
 
 class Endless(IterableDataset[dict[str, Any]]):
-    """The same batch of noise again and again, 53 % of it hidden."""
+    """The same batch of noise again and again, 53 % of it masked."""
 
     def __init__(self, work: Work) -> None:
         samples = round(work.seconds * SAMPLE_RATE)
         frames = work.config.grid.num_frames(samples)
-        hidden = round(0.53 * frames)
-        mask = torch.stack([torch.randperm(frames) < hidden for _ in range(work.rows)])
+        masked = round(0.53 * frames)
+        mask = torch.stack([torch.randperm(frames) < masked for _ in range(work.rows)])
         targets = torch.randint(0, work.n_clusters, (work.rows, frames))
         self.batch = {
             "waveform": torch.randn(work.rows, samples),
             "targets": targets,
             "mask": mask,
-            "masked_frames": hidden * work.rows,
+            "masked_frames": masked * work.rows,
         }
-        self.batch |= {"step_frames": (hidden * work.rows, frames * work.rows)}
+        self.batch |= {"step_frames": (masked * work.rows, frames * work.rows)}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return ({**self.batch, "index": index} for index in itertools.count())

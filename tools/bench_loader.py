@@ -41,8 +41,9 @@ from hubert_pretrain.data.preparation.scan import Recording, scan_all
 from hubert_pretrain.data.shards.writer import write_shards
 from hubert_pretrain.data.storage import Location
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE, samples, seconds
+from hubert_pretrain.model.config import SpanMask
 from hubert_pretrain.model.preprocess import normalize
-from hubert_pretrain.pretrain.dataset import CropSource, SpanMasking
+from hubert_pretrain.pretrain.dataset import CropSource
 from hubert_pretrain.tools import benchmarking
 
 MAX_CROP = 250_000
@@ -112,7 +113,7 @@ def ours(
         max_shapes=16,
         masked_frames=lambda frames: frames // 2,
     )
-    masking = SpanMasking(seed=1, probability=0.8, span_frames=10, min_spans=2)
+    spans = SpanMask(probability=0.8, span_frames=10, min_spans=2)
     nothing: Callable[[int], Any] = lambda row: None  # noqa: E731
     source = CropSource(
         corpus,
@@ -120,7 +121,8 @@ def ours(
         split="train",
         grid=MODEL_GRID,
         normalize=normalize,
-        masking=masking,
+        spans=spans,
+        seed=1,
         cache_bytes=0,
     )
     return Crops(plan, source), plan.epoch_micro_batches

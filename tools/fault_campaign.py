@@ -190,7 +190,7 @@ def child(arguments: list[str], env: dict[str, str], pipe: int | None, log: Path
     os.dup2(out, 2)
     if pipe is not None:
         mark_calls(pipe)
-    pretrain_stage.draw = lambda *args, **values: None
+    pretrain_stage.plot_pretraining = lambda *args, **values: None
     sys.argv = ["hubert_pretrain.run", *arguments]
     program.main()
 

@@ -31,7 +31,7 @@ from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import ClassificationHead, CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.pretrain.loss import SupervisedLayer, masked_prediction_loss
+from hubert_pretrain.pretrain.loss import LossWeights, SupervisedLayer, masked_prediction_loss
 
 TOLERANCE = 1e-5
 RELATIVE_TOLERANCE = 1e-4
@@ -252,7 +252,11 @@ def against_fairseq(folder: Path, name: str) -> dict[str, float]:
     head.load_state_dict({"unit_embeddings": units, **projection})
     output = model.train()(tensors["waveform"], mask=tensors["mask"])
     frames = int(tensors["mask"].sum())
-    weights = {f"{kind}_weight": facts["weights"][kind] for kind in ("masked", "unmasked")}
+    weights = LossWeights(
+        masked=facts["weights"]["masked"],
+        unmasked=facts["weights"]["unmasked"],
+        feature_penalty=facts["weights"]["feature_penalty"],
+    )
     result = masked_prediction_loss(
         [SupervisedLayer(head, output.last)],
         tensors["target"] + 4,
@@ -261,8 +265,7 @@ def against_fairseq(folder: Path, name: str) -> dict[str, float]:
         n_clusters=head.n_clusters,
         masked_frames=frames,
         normaliser=facts["sample_size"],
-        feature_penalty_weight=facts["weights"]["feature_penalty"],
-        **weights,
+        weights=weights,
     )
     result.loss.backward()
     assert result.unmasked is not None

@@ -28,6 +28,7 @@ from hubert_pretrain.model.config import (
     COMPILED,
     MASK_SAMPLERS,
     HubertConfig,
+    SpanMask,
 )
 
 
@@ -105,24 +106,6 @@ class ClusteringConfig:
     when centroids move less than this; 0: never."""
     reassignment_ratio: float = field(0.0, zero_or_more)
     """Draw clusters again that are smaller than this share of the largest; 0: never (minibatch)."""
-
-
-@dataclass
-class MaskConfig:
-    """Which frames are hidden (paper section 2.2)."""
-
-    probability: float = (
-        0.8  # expected share of frames that start inside a span, before overlaps [mask_prob]
-    )
-    span_frames: int = 10  # [mask_length]
-    min_spans: int = 2  # at least this many spans in a row
-    # of spans: static, uniform, normal or poisson, see model/masking.py [mask_selection]
-    lengths: str = "static"
-    length_other: float = (
-        0.0  # the second number of uniform (shortest) and normal (standard deviation) [mask_other]
-    )
-    overlap: bool = True  # whether spans may overlap [not no_mask_overlap]
-    min_space: int = 1  # visible frames between spans that may not overlap [mask_min_space]
 
 
 @dataclass
@@ -230,7 +213,7 @@ class PretrainConfig:
     corpus_temperature: float = field(1.0, positive)
     """Mixture, instead of weights: hours ** (1 / temperature); above 1 small corpora are drawn more
     often."""
-    mask: MaskConfig = field(MaskConfig)
+    mask: SpanMask = field(SpanMask)
     """Span masks over time."""
     loss: LossConfig = field(LossConfig)
     """Head and loss."""
@@ -341,11 +324,9 @@ class FinetuneConfig:
     """Dropout after the projection of frames."""
     layerdrop: float = field(0.1, share_below_one)
     """Probability that a layer is left out of a training step."""
-    mask: MaskConfig = field(lambda: MaskConfig(probability=0.65))
+    mask: SpanMask = field(lambda: SpanMask(probability=0.65))
     """Masks over time while training."""
-    channel_mask: MaskConfig = field(
-        lambda: MaskConfig(probability=0.5, span_frames=64, min_spans=0)
-    )
+    channel_mask: SpanMask = field(lambda: SpanMask(probability=0.5, span_frames=64, min_spans=0))
     """Masks over channels while training; spans are counted in channels."""
     mask_sampler: str = field("reference", choice(*MASK_SAMPLERS))
     """reference: fairseq's sampler; transformers: its mask_time_* and mask_feature_*."""

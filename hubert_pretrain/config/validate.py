@@ -15,7 +15,6 @@ from hubert_pretrain.config.schema import (
     FinetuneConfig,
     IterationConfig,
     LossConfig,
-    MaskConfig,
     PretrainConfig,
     Recipe,
     TrainerConfig,
@@ -23,7 +22,7 @@ from hubert_pretrain.config.schema import (
 from hubert_pretrain.distributed import accumulation
 from hubert_pretrain.errors import ConfigError, did_you_mean
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid, samples, seconds
-from hubert_pretrain.model.config import SPAN_LENGTHS, HubertConfig
+from hubert_pretrain.model.config import SPAN_LENGTHS, HubertConfig, SpanMask
 
 MAX_CLUSTERS = 2**16
 """Targets are 16-bit numbers."""
@@ -241,7 +240,7 @@ def _check_batches(key: str, config: PretrainConfig | FinetuneConfig) -> None:
         )
 
 
-def _check_spans(key: str, config: MaskConfig) -> None:
+def _check_spans(key: str, config: SpanMask) -> None:
     if config.lengths not in SPAN_LENGTHS:
         raise ConfigError(
             f"{key}.lengths={config.lengths!r}: expected one of {', '.join(SPAN_LENGTHS)}"

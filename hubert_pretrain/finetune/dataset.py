@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.finetune.batching import PaddedBucketSampler
-from hubert_pretrain.finetune.masks import Masks
+from hubert_pretrain.finetune.masks import MaskSampler
 from hubert_pretrain.finetune.task import Examples, strings
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.preprocess import normalize_
@@ -43,7 +43,7 @@ class TrainingDataset(Dataset[Batch]):
         examples: Examples,
         plan: PaddedBucketSampler,
         model: Hubert,
-        masks: Masks,
+        masks: MaskSampler,
     ) -> None:
         """``model`` says what it wants: frame grid, width, normalised waveforms or not."""
         self.corpus = corpus

@@ -1,5 +1,5 @@
-"""What a fine-tuned model says: one utterance at a time, in fp32, so that neither padding nor
-neighbours nor precision can change it.
+"""Inference with fine-tuned models: one utterance at a time, in fp32, so that neither padding nor
+neighbours nor precision can change a prediction.
 
 A group-norm model (Base) sees padding in its statistics; a batch of one has none, and is what an
 exported pipeline runs.
@@ -32,55 +32,9 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
-def pretrained(path: Path, **overrides: Any) -> Hubert:
-    """The encoder of a pretrained checkpoint of any readable kind; ``overrides`` as in
-    `load_checkpoint`.
-
-    Raises ArtefactError when it is one of another kind.
-    """
-    loaded = load_checkpoint(path, **overrides)
-    if loaded.kind != CodebookHead.kind:
-        raise ArtefactError(
-            f"{path}: holds a {loaded.kind!r} checkpoint, expected a pretrained one; give a stage such as it2/pretrain"
-        )
-    return loaded.model
-
-
-@torch.inference_mode()
-def predict(
-    model: Hubert, head: nn.Module, task: Task, utterances: WholeUtterances, device: torch.device
-) -> list[str]:
-    """The prediction for every utterance, in order. Ranks share the work and all get the whole
-    list.
-    """
-    model.to(device).eval()
-    head.to(device).eval()
-    mine = distributed.share(len(utterances), distributed.rank(), distributed.world_size())
-    return gather(
-        [
-            task.predict(scores(model, head, task, utterances[index]["waveform"].to(device)))
-            for index in mine
-        ]
-    )
-
-
-def scores(model: Hubert, head: nn.Module, task: Task, waveform: Tensor) -> Tensor:
-    """Logits for waveforms (B, S) without padding."""
-    return task.logits(head, model(waveform, hidden_states=task.every_layer), None)
-
-
-def gather(items: list[Item]) -> list[Item]:
-    """The items of every rank, those of rank 0 first."""
-    if distributed.world_size() == 1:
-        return items
-    parts: list[list[Item]] = [[] for _ in range(distributed.world_size())]
-    torch.distributed.all_gather_object(parts, items)
-    return [item for part in parts for item in part]
-
-
 class SpeechRecognizer:
-    """A letter model ready to transcribe:
-    ``Recogniser.load("runs/demo/finetune/asr").transcribe("speech.wav")``.
+    """A CTC model ready to transcribe:
+    ``SpeechRecognizer.load("runs/demo/finetune/asr").transcribe("speech.wav")``.
     """
 
     def __init__(
@@ -98,23 +52,24 @@ class SpeechRecognizer:
 
     @staticmethod
     def load(path: str | Path, device: str | torch.device = "cpu", **more: Any) -> SpeechRecognizer:
-        """Opens the folder that a CTC fine-tuning wrote, or any other letter model; ``more`` goes
-        to `load_checkpoint`.
+        """Load the folder of a CTC fine-tuning, or any other CTC model; ``more`` goes to
+        `load_checkpoint`.
 
-        Raises ArtefactError when it holds something else, or does not say its letters.
+        Raises ArtefactError when it holds something else, or does not list its characters.
         """
         loaded = load_checkpoint(path, **more)
         if loaded.kind != CtcTask.kind:
             raise ArtefactError(
-                f"{path}: holds a {loaded.kind!r} checkpoint, which cannot transcribe; give the folder of a CTC model"
+                f"{path}: holds a {loaded.kind!r} checkpoint, which cannot transcribe; give the "
+                "folder of a CTC model"
             )
         if "vocabulary" not in loaded.extra:
             raise ArtefactError(
-                f"{path}: does not list the characters that its outputs stand for; give dictionary=, the path of its dict.ltr.txt"
+                f"{path}: does not list the characters that its outputs stand for; give "
+                "dictionary=, the path of its dict.ltr.txt"
             )
-        return SpeechRecognizer(
-            loaded.model, loaded.build_head(), Vocabulary(tuple(loaded.extra["vocabulary"])), device
-        )
+        vocabulary = Vocabulary(tuple(loaded.extra["vocabulary"]))
+        return SpeechRecognizer(loaded.model, loaded.build_head(), vocabulary, device)
 
     def transcribe(
         self, speech: str | Path | Sequence[float] | Tensor, *, sampling_rate: int = SAMPLE_RATE
@@ -122,8 +77,8 @@ class SpeechRecognizer:
         """The text of an audio file of any rate, or of a waveform (S,) in [-1, 1] at
         `sampling_rate`, which must be 16 kHz.
 
-        Raises DataError when it cannot be read, is shorter than one window, of another rate, or
-        holds what is no number.
+        Raises DataError when it cannot be read, is shorter than one window, of another rate, or not
+        finite.
         """
         if isinstance(speech, (str, Path)):
             name = str(speech)
@@ -135,6 +90,52 @@ class SpeechRecognizer:
             speech, sampling_rate=sampling_rate, config=self.model.config, name=name
         )
         with torch.inference_mode():
-            return self._task.predict(
-                scores(self.model, self.head, self._task, waveform.to(self.device))
-            )
+            logits = logits_of(self.model, self.head, self._task, waveform.to(self.device))
+            return self._task.predict(logits)
+
+
+def pretrained(path: Path, **overrides: Any) -> Hubert:
+    """The encoder of a pretrained checkpoint of any readable kind; ``overrides`` as in
+    `load_checkpoint`.
+
+    Raises ArtefactError when it is one of another kind.
+    """
+    loaded = load_checkpoint(path, **overrides)
+    if loaded.kind != CodebookHead.kind:
+        raise ArtefactError(
+            f"{path}: holds a {loaded.kind!r} checkpoint, expected a pretrained one; give a stage "
+            "such as it2/pretrain"
+        )
+    return loaded.model
+
+
+@torch.inference_mode()
+def predict(
+    model: Hubert, head: nn.Module, task: Task, utterances: WholeUtterances, device: torch.device
+) -> list[str]:
+    """The prediction for every utterance, in order.
+
+    Ranks share the work; all return the whole list.
+    """
+    model.to(device).eval()
+    head.to(device).eval()
+    share = distributed.share(len(utterances), distributed.rank(), distributed.world_size())
+    predictions = []
+    for index in share:
+        waveform = utterances[index]["waveform"].to(device)  # (1, S)
+        predictions.append(task.predict(logits_of(model, head, task, waveform)))
+    return gather(predictions)
+
+
+def logits_of(model: Hubert, head: nn.Module, task: Task, waveform: Tensor) -> Tensor:
+    """Logits of the task's head for waveforms (B, S) without padding."""
+    return task.logits(head, model(waveform, hidden_states=task.every_layer), None)
+
+
+def gather(items: list[Item]) -> list[Item]:
+    """The items of every rank, those of rank 0 first."""
+    if distributed.world_size() == 1:
+        return items
+    parts: list[list[Item]] = [[] for _ in range(distributed.world_size())]
+    torch.distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]

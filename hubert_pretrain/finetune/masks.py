@@ -1,6 +1,4 @@
-"""What fine-tuning hides of a micro-batch: spans of frames and of channels. B utterances, T frames,
-D width; True = hidden.
-"""
+"""Time and channel masks of fine-tuning. B utterances, T frames, D width; True = masked."""
 
 from __future__ import annotations
 
@@ -9,38 +7,19 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hubert_pretrain.errors import ConfigError, did_you_mean
-from hubert_pretrain.model.config import MASK_SAMPLERS
-from hubert_pretrain.model.masking import Lengths, span_mask
+from hubert_pretrain.model.config import MASK_SAMPLERS, SpanMask
+from hubert_pretrain.model.masking import Mask, span_mask
 from hubert_pretrain.model.spec_augment import SpecAugment
 from hubert_pretrain.seeds import generator
 
-Mask = NDArray[np.bool_]
+SPEC_AUGMENT_FIELDS = ("probability", "span_frames", "min_spans")
+"""Fields of SpanMask that SpecAugment has too."""
 
 
-@dataclass(frozen=True)
-class Masking:
-    """How spans are drawn: `probability` 0 for none. See `model.masking.span_mask`."""
-
-    probability: float
-    span_frames: int
-    min_spans: int
-    lengths: Lengths = "static"
-    length_other: float = 0.0
-    overlap: bool = True
-    min_space: int = 1
-
-    def draw(self, length: int, source: np.random.Generator) -> Mask:
-        """(length,) bool."""
-        if self.probability == 0:
-            return np.zeros(length, dtype=np.bool_)
-        return span_mask(length, **vars(self), generator=source)
-
-
-class Masks(Protocol):
-    """A sampler of both masks, a pure function of the seed and its arguments."""
+class MaskSampler(Protocol):
+    """A sampler of both masks, a pure function of its seed and its arguments."""
 
     def draw(
         self,
@@ -51,20 +30,26 @@ class Masks(Protocol):
         step: int,
         index: int,
     ) -> tuple[Mask, Mask]:
-        """(B, T) and (B, D) for B manifest rows of so many real frames each, padded to `shape` (T,
-        D), in micro-batch `index` of a step.
+        """Time mask (B, T) and channel mask (B, D) of a micro-batch.
+
+        Args:
+            rows: manifest rows of the B utterances.
+            num_frames: real frames of each.
+            shape: (T, D), padding included.
+            step: the step that the micro-batch belongs to.
+            index: number of the micro-batch.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ReferenceMasks:
-    """fairseq's sampler, each utterance by itself: seeded by (seed, step, row), so its mask does
-    not depend on its neighbours.
+    """fairseq's sampler, seeded per utterance by (seed, step, row), so that a mask does not depend
+    on the other utterances of the micro-batch.
     """
 
-    time: Masking
-    channels: Masking
+    time: SpanMask
+    channels: SpanMask
     seed: int
 
     def draw(
@@ -76,20 +61,20 @@ class ReferenceMasks:
         step: int,
         index: int,
     ) -> tuple[Mask, Mask]:
-        """See `Masks`. Spans lie in real frames only."""
+        """See `MaskSampler`. Spans lie in real frames only."""
         longest, width = shape
         time = np.zeros((len(rows), longest), dtype=np.bool_)
-        for place, (row, frames) in enumerate(zip(rows, num_frames, strict=True)):
-            time[place, :frames] = self.time.draw(frames, generator(self.seed, "mask", step, row))
-        return time, np.stack(
-            [self.channels.draw(width, generator(self.seed, "channels", step, row)) for row in rows]
-        )
+        channels = np.zeros((len(rows), width), dtype=np.bool_)
+        for b, (row, frames) in enumerate(zip(rows, num_frames, strict=True)):
+            time[b, :frames] = _draw(frames, self.time, generator(self.seed, "mask", step, row))
+            channels[b] = _draw(width, self.channels, generator(self.seed, "channels", step, row))
+        return time, channels
 
 
 @dataclass(frozen=True)
 class TransformersMasks:
-    """What `transformers.HubertForCTC` draws in training by its `mask_time_*` and `mask_feature_*`;
-    seeded by (seed, micro-batch).
+    """The masks that `transformers.HubertForCTC` draws in training by its `mask_time_*` and
+    `mask_feature_*`; seeded by (seed, micro-batch).
     """
 
     settings: SpecAugment
@@ -104,27 +89,32 @@ class TransformersMasks:
         step: int,
         index: int,
     ) -> tuple[Mask, Mask]:
-        """See `Masks`. As there, spans may lie in padding."""
+        """See `MaskSampler`. As in `transformers`, spans may lie in padding."""
         longest, width = shape
         time, channels = self.settings.draw(
             len(rows), longest, width, generator=generator(self.seed, "spec augment", index)
         )
-        nothing = [np.zeros((len(rows), size), dtype=np.bool_) for size in shape]
-        return nothing[0] if time is None else time, nothing[1] if channels is None else channels
+        if time is None:
+            time = np.zeros((len(rows), longest), dtype=np.bool_)
+        if channels is None:
+            channels = np.zeros((len(rows), width), dtype=np.bool_)
+        return time, channels
 
 
-def make_masks(sampler: str, time: Masking, channels: Masking, seed: int) -> Masks:
-    """The sampler of that name. Raises ConfigError when there is none, or when `transformers`
-    cannot draw what the settings ask for.
+def make_masks(sampler: str, time: SpanMask, channels: SpanMask, seed: int) -> MaskSampler:
+    """The sampler of that name.
+
+    Raises ConfigError when there is none, or when `transformers` cannot draw such spans.
     """
     if sampler not in MASK_SAMPLERS:
         raise ConfigError(
-            f"mask_sampler={sampler!r}: expected one of {', '.join(MASK_SAMPLERS)}{did_you_mean(sampler, MASK_SAMPLERS)}"
+            f"mask_sampler={sampler!r}: expected one of {', '.join(MASK_SAMPLERS)}"
+            f"{did_you_mean(sampler, MASK_SAMPLERS)}"
         )
     if sampler == "reference":
         return ReferenceMasks(time, channels, seed)
-    _refuse_other_spans("mask", time)
-    _refuse_other_spans("channel_mask", channels)
+    _check_spec_augment("mask", time)
+    _check_spec_augment("channel_mask", channels)
     settings = SpecAugment(
         mask_time_prob=time.probability,
         mask_time_length=time.span_frames,
@@ -136,13 +126,20 @@ def make_masks(sampler: str, time: Masking, channels: Masking, seed: int) -> Mas
     return TransformersMasks(settings, seed)
 
 
-def _refuse_other_spans(name: str, masking: Masking) -> None:
-    for field in fields(Masking):
-        if (
-            field.default is not MISSING
-            and (found := getattr(masking, field.name)) != field.default
-        ):
+def _draw(length: int, spans: SpanMask, source: np.random.Generator) -> Mask:
+    """(length,) bool. A probability of 0 masks nothing, whatever `min_spans` says."""
+    if spans.probability == 0:
+        return np.zeros(length, dtype=np.bool_)
+    return span_mask(length, spans, source)
+
+
+def _check_spec_augment(name: str, spans: SpanMask) -> None:
+    for field in fields(SpanMask):
+        if field.name in SPEC_AUGMENT_FIELDS or field.default is MISSING:
+            continue
+        found = getattr(spans, field.name)
+        if found != field.default:
             raise ConfigError(
-                f"{name}.{field.name} is {found!r}, but transformers draws spans of one length that may overlap; "
-                f"leave it at {field.default!r} or take mask_sampler=reference"
+                f"{name}.{field.name} is {found!r}, but transformers draws spans of one length that "
+                f"may overlap; leave it at {field.default!r} or take mask_sampler=reference"
             )

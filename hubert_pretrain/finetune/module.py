@@ -1,29 +1,37 @@
-"""Training of an encoder with a head on it. B utterances, T frames, L layer."""
+"""FinetuneModule: training of an encoder with the head of a task. B utterances, T frames."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hubert_pretrain import distributed
 from hubert_pretrain.finetune.dataset import Batch
-from hubert_pretrain.finetune.inference import gather, scores
+from hubert_pretrain.finetune.inference import gather, logits_of
 from hubert_pretrain.finetune.task import Task
 from hubert_pretrain.frames import seconds as in_seconds
 from hubert_pretrain.model.heads import ClassificationHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.seeds import derive, generator
+from hubert_pretrain.seeds import derive
 from hubert_pretrain.training.loggers import report
-from hubert_pretrain.training.module import Meter, TrainingModule
+from hubert_pretrain.training.module import Meter, Monitor, TrainingModule
+from hubert_pretrain.training.optim import AdamWSettings, Schedule
 from hubert_pretrain.training.strategies import zero_grad_term
 
 
+class ValidationOutput(NamedTuple):
+    """An utterance of the valid split."""
+
+    reference: str
+    hypothesis: str
+
+
 class FinetuneModule(TrainingModule):
-    """The task says what is predicted; this says how it is trained (fairseq's HubertEncoder and CTC
-    criterion).
+    """An encoder with the head of a task, trained as fairseq's HubertEncoder under its CTC
+    criterion.
 
     The conv encoder is frozen when its gradient scale is 0. For the first `freeze_encoder_steps`
     updates the whole encoder is, though it stays in training mode: masks, dropout and layer drop
@@ -31,44 +39,53 @@ class FinetuneModule(TrainingModule):
     micro-batch), so the step number is all there is to resume.
     """
 
+    head: CTCHead | ClassificationHead
+
     def __init__(
         self,
         model: Hubert,
         head: CTCHead | ClassificationHead,
         task: Task,
         *,
-        freeze_encoder_steps: int,
         seed: int,
+        optimiser: AdamWSettings,
+        schedule: Schedule,
+        monitor: Monitor,
+        freeze_encoder_steps: int = 0,
         norm_over_valid: bool = False,
         describe_micro_batch: Callable[[int], str] = "micro-batch {}".format,
-        **training: Any,
     ) -> None:
         """
         Args:
+            head: `task.head(model.config)`.
+            freeze_encoder_steps: steps in which only the head learns.
             norm_over_valid: a norm over time (group-norm models) leaves padding out, so that a
-            padded row counts as it does alone, which is
-                how it is scored and exported. The reference's does not.
-            describe_micro_batch: names the step and the utterances of a micro-batch.
-            training: goes to `TrainingModule`.
+                padded row counts as it does alone, which is how it is scored and exported. The
+                reference's does not.
+            describe_micro_batch: see `TrainingModule`.
         """
-        super().__init__(shown=("loss", "lr", "audio_seconds_per_second"), **training)
-        self.model = model
-        self.head = head
+        super().__init__(
+            model,
+            head,
+            seed=seed,
+            optimiser=optimiser,
+            schedule=schedule,
+            monitor=monitor,
+            describe_micro_batch=describe_micro_batch,
+            shown=("loss", "lr", "audio_seconds_per_second"),
+        )
         self.task = task
         self.freeze_encoder_steps = freeze_encoder_steps
-        self.seed = seed
         self.norm_over_valid = norm_over_valid
         self.train()  # a loaded model is in eval mode, and Lightning leaves modes as they are
-        self.describe_batch = describe_micro_batch  # type: ignore[method-assign, assignment]
-        self._heard: list[
-            tuple[str, str]
-        ] = []  # (reference, prediction) of the validation that runs
         self._valid = Meter()
+        self._validation_outputs: list[ValidationOutput] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss per utterance of the step, as this micro-batch's share of it."""
         step = batch["step"]
         valid = batch["valid"]
+        # torch's dropout has no generator argument.
         torch.manual_seed(derive(self.seed, "dropout", batch["index"]))
         with torch.set_grad_enabled(step >= self.freeze_encoder_steps):
             output = self.model(
@@ -85,8 +102,8 @@ class FinetuneModule(TrainingModule):
         audio_seconds = in_seconds(batch["waveform"].numel())
         self.watch(batch["index"], loss, audio_seconds=audio_seconds)
         self.meter.add(loss=loss, utterances=len(valid), audio=audio_seconds)
-        loss = loss + zero_grad_term(self, self._idle(step))
-        # The gradient wanted is d(sum over all micro-batches of the step) / utterances of the step.
+        loss = loss + zero_grad_term(self, self.idle_parameters(step))
+        # The gradient of the step is d(sum over all its micro-batches) / utterances of the step.
         # Lightning divides by the number of accumulated micro-batches and DDP by the number of
         # ranks, so both are multiplied back.
         return loss * (
@@ -95,36 +112,34 @@ class FinetuneModule(TrainingModule):
             / batch["step_utterances"]
         )
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Parameters that had no part in this step do not move, on any number of ranks: not even by
-        Adam's momentum.
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """One utterance, without padding or masks.
+
+        An item that only keeps this rank in step with the others is not scored.
         """
-        for parameter in self._idle(self.trainer.global_step):
-            parameter.grad = None
+        if not batch["counts"]:
+            self._valid.add(loss=0.0, utterances=0.0)
+            return
+        waveform = batch["waveform"]
+        logits = logits_of(self.model, self.head, self.task, waveform)
+        frames = self.model.grid.num_frames(waveform.shape[1])
+        num_frames = torch.tensor([frames], device=logits.device)
+        loss = self.task.loss(logits, num_frames, batch["labels"], batch["label_lengths"])
+        self._valid.add(loss=loss, utterances=1.0)
+        output = ValidationOutput(batch["reference"], self.task.predict(logits))
+        self._validation_outputs.append(output)
 
-    def layer_keep(self, step: int) -> list[bool]:
-        """Which layers run at a step: the same on every rank."""
-        layers = self.model.config.num_hidden_layers
-        return [
-            bool(keep)
-            for keep in generator(self.seed, "layerdrop", step).random(layers)
-            >= self.model.config.layerdrop
-        ]
-
-    def _idle(self, step: int) -> list[nn.Parameter]:
-        if step < self.freeze_encoder_steps:
-            return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        encoder = self.model.context_encoder
-        idle = [
-            layer
-            for layer, kept in zip(encoder.layers, self.layer_keep(step), strict=True)
-            if not kept
-        ]
-        if self.task.every_layer and encoder.pre_norm:
-            idle.append(
-                encoder.norm
-            )  # comes after the last layer, and a mixture of layers is taken before it
-        return [parameter for part in idle for parameter in part.parameters()]
+    def on_validation_epoch_end(self) -> None:
+        """Compute validation metrics over all ranks."""
+        outputs = gather(self._validation_outputs)
+        self._validation_outputs = []
+        sums = self._valid.read(self.device)
+        scores = self.task.score(
+            [output.reference for output in outputs], [output.hypothesis for output in outputs]
+        )
+        values = {"loss": sums["loss"] / sums["utterances"], **scores}
+        self.validated = {f"valid/{name}": value for name, value in values.items()}
+        report(self.trainer, self.trainer.global_step, self.validated, kind="valid")
 
     def summarise(self, sums: dict[str, float], steps: int, seconds: float) -> dict[str, float]:
         """Loss per utterance in nats, and speed."""
@@ -133,29 +148,15 @@ class FinetuneModule(TrainingModule):
             "audio_seconds_per_second": sums["audio"] / max(seconds, 1e-9),
         }
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """One utterance, without padding or masks; one that only keeps this rank in step with the
-        others is not heard.
+    def idle_parameters(self, step: int) -> list[nn.Parameter]:
+        """Those of a frozen encoder, else of dropped layers, and of a final norm that a mixture of
+        layers does not use.
         """
-        if not batch["counts"]:
-            self._valid.add(loss=0.0, utterances=0.0)
-            return
-        logits = scores(self.model, self.head, self.task, batch["waveform"])
-        num_frames = torch.tensor(
-            [self.model.grid.num_frames(batch["waveform"].shape[1])], device=logits.device
-        )
-        self._valid.add(
-            loss=self.task.loss(logits, num_frames, batch["labels"], batch["label_lengths"]),
-            utterances=1.0,
-        )
-        self._heard.append((batch["reference"], self.task.predict(logits)))
-
-    def on_validation_epoch_end(self) -> None:
-        """Scores everything that was heard, on all ranks."""
-        heard = gather(self._heard)
-        sums = self._valid.read(self.device)
-        self._heard = []
-        scored = self.task.score([said for said, _ in heard], [guess for _, guess in heard])
-        values = {"loss": sums["loss"] / sums["utterances"], **scored}
-        self.validated = {f"valid/{name}": value for name, value in values.items()}
-        report(self.trainer, self.trainer.global_step, self.validated, kind="valid")
+        if step < self.freeze_encoder_steps:
+            return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        idle = super().idle_parameters(step)
+        encoder = self.model.context_encoder
+        if self.task.every_layer and encoder.pre_norm:
+            # The norm comes after the last layer; a mixture of layers is taken before it.
+            idle += list(encoder.norm.parameters())
+        return idle

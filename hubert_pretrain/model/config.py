@@ -52,6 +52,32 @@ MASK_SAMPLERS = ["reference", "transformers"]
 (model/spec_augment.py).
 """
 
+
+@dataclass
+class SpanMask:
+    """Which frames are masked: spans from random starts (paper section 2.2).
+
+    The same settings make masks of channels, where a "frame" is one of D channels. A name in
+    brackets is fairseq's.
+    """
+
+    probability: float = 0.8
+    """Expected share of frames that start inside a span, before overlaps [mask_prob]."""
+    span_frames: int = 10
+    """L, the length of a span [mask_length]."""
+    min_spans: int = 2
+    """Spans per row, at least."""
+    lengths: str = "static"
+    """How long spans are: static (L), uniform (from length_other to 2 L), normal (mean L, deviation
+    length_other, at least 1) or poisson (mean L) [mask_selection]."""
+    length_other: float = 0.0
+    """Second parameter of uniform and normal [mask_other]."""
+    overlap: bool = True
+    """Whether spans may overlap [not no_mask_overlap]."""
+    min_space: int = 1
+    """Unmasked frames between spans that may not overlap [mask_min_space]."""
+
+
 LARGEST: dict[str, float] = {
     **{"mel_bins": 1024, "mel_hop_seconds": 10, "mel_window_seconds": 10, "mel_stack": 64},
     **{"conv_dim": 16_384, "conv_kernel": 4096, "conv_stride": 4096},

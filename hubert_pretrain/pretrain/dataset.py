@@ -6,8 +6,6 @@ Shapes: B utterances, S samples, T frames.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -22,38 +20,29 @@ from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import FrameGrid
-from hubert_pretrain.model.masking import Lengths, fixed_count, span_mask
+from hubert_pretrain.model.config import SpanMask
+from hubert_pretrain.model.masking import fixed_count, span_mask
 from hubert_pretrain.model.preprocess import normalize_
 from hubert_pretrain.seeds import generator
 from hubert_pretrain.training.dataloading import ResumableSampler, equal_share, loader, to_device
 from hubert_pretrain.training.limits import CACHE_BYTES
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpanMasking:
-    """Which frames are hidden (model/masking.py), seeded."""
-
-    seed: int
-    probability: float
-    span_frames: int
-    min_spans: int
-    lengths: Lengths = "static"
-    length_other: float = 0.0
-    overlap: bool = True
-    min_space: int = 1
-
-    def mask(self, micro_batch: MicroBatch, purpose: str) -> NDArray[np.bool_]:
-        """(B, T), True = hidden: `masked_frames` in every row, a pure function of (seed, number of
-        the micro-batch, manifest row).
-        """
-        return np.stack([self._row(micro_batch, purpose, row) for row in micro_batch.rows.tolist()])
-
-    def _row(self, micro_batch: MicroBatch, purpose: str, row: int) -> NDArray[np.bool_]:
-        shape = micro_batch.shape
-        draw = generator(self.seed, purpose, micro_batch.index, row)
-        sampler = {name: value for name, value in vars(self).items() if name != "seed"}
-        mask = span_mask(shape.num_frames, **sampler, generator=draw)
-        return fixed_count(mask, shape.masked_frames, span_frames=self.span_frames, generator=draw)
+def draw_masks(
+    micro_batch: MicroBatch, spans: SpanMask, seed: int, purpose: str
+) -> NDArray[np.bool_]:
+    """(B, T), True = masked: `masked_frames` in every row, a pure function of (seed, number of the
+    micro-batch, manifest row).
+    """
+    shape = micro_batch.shape
+    masks = []
+    for row in micro_batch.rows.tolist():
+        draw = generator(seed, purpose, micro_batch.index, row)
+        mask = span_mask(shape.num_frames, spans, draw)
+        masks.append(
+            fixed_count(mask, shape.masked_frames, span_frames=spans.span_frames, generator=draw)
+        )
+    return np.stack(masks)
 
 
 class CropSource:
@@ -67,7 +56,8 @@ class CropSource:
         split: str,
         grid: FrameGrid,
         normalize: bool,
-        masking: SpanMasking,
+        spans: SpanMask,
+        seed: int,
         augmentation: Augmentation | None = None,
         cache_bytes: int | None = None,
     ) -> None:
@@ -83,7 +73,8 @@ class CropSource:
         self.targets = targets
         self.grid = grid
         self.normalize = normalize
-        self.masking = masking
+        self.spans = spans
+        self.seed = seed
         self.augmentation = augmentation
         num_samples = sum(group.total_samples for group in corpus.manifest.length_sorted(split))
         self._cached = num_samples * np.float32().nbytes <= (
@@ -107,7 +98,7 @@ class CropSource:
                     np.float32 if np.issubdtype(targets.dtype, np.floating) else np.int64
                 )
             ),
-            "mask": torch.from_numpy(self.masking.mask(micro_batch, purpose)),
+            "mask": torch.from_numpy(draw_masks(micro_batch, self.spans, self.seed, purpose)),
             "masked_frames": micro_batch.shape.masked_frames * len(crops),
             "index": micro_batch.index,
         }
@@ -188,7 +179,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
 
 
 class ValidationBatches(Dataset[dict[str, Any]]):
-    """The micro-batches of `BatchPlan.cover`, with masks that are the same at every validation.
+    """The micro-batches of `BucketSampler.validation`, with masks that are the same at every validation.
 
     Beyond the last one they come again and count nothing: every rank has equally many, see
     `even_share`.
@@ -212,51 +203,38 @@ class ValidationBatches(Dataset[dict[str, Any]]):
 def loaders(
     trainer: L.Trainer,
     plan: BucketSampler,
-    corpus: Corpus,
-    targets: Callable[[int], NDArray[Any]],
     *,
-    normalize: bool,
-    masking: SpanMasking,
+    train: CropSource,
+    valid: CropSource,
     workers: int,
-    augmentation: Augmentation | None = None,
 ) -> tuple[Iterable[Any], DataLoader[Any]]:
-    """This rank's training stream from the trainer's step on, and its share of the `valid` split,
-    which is never augmented.
+    """This rank's training stream from the trainer's step on, and its share of the `valid` split.
 
     Raises DataError when no utterance of `valid` is as long as the shortest crop.
     """
-    manifest = corpus.manifest
-    valid = manifest.length_sorted("valid")
-    covered = plan.validation(valid)
+    manifest = valid.corpus.manifest
+    utterances = manifest.length_sorted("valid")
+    covered = plan.validation(utterances)
     if not covered:
         raise DataError(
-            f"{manifest.path}: {sum(map(len, valid))} utterances in split 'valid', none as long as the shortest crop "
-            f"({plan.shapes[0].num_frames} frames); raise data.valid_fraction, or give the corpus a 'valid' split"
+            f"{manifest.path}: {sum(map(len, utterances))} utterances in split 'valid', none as "
+            f"long as the shortest crop ({plan.shapes[0].num_frames} frames); raise "
+            "data.valid_fraction, or give the corpus a 'valid' split"
         )
-    source = partial(
-        CropSource, corpus, targets, grid=plan.grid, normalize=normalize, masking=masking
-    )
     rank = trainer.global_rank
     world_size = trainer.world_size
-    numbers = ResumableSampler(
+    indices = ResumableSampler(
         lambda: trainer.global_step,
         steps=trainer.max_steps,
         micro_batches=plan.micro_batches,
         rank=rank,
         world_size=world_size,
     )
-    stream = loader(
-        MicroBatches(plan, source(split="train", augmentation=augmentation)),
-        numbers,
-        workers=workers,
-    )
+    stream = loader(MicroBatches(plan, train), indices, workers=workers)
+    share = equal_share(len(covered), rank, world_size)
     return (
         to_device(trainer.strategy.root_device, stream),
-        loader(
-            ValidationBatches(covered, source(split="valid")),
-            equal_share(len(covered), rank, world_size),
-            workers=workers,
-        ),
+        loader(ValidationBatches(covered, valid), share, workers=workers),
     )
 
 

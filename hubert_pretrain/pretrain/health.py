@@ -1,16 +1,16 @@
-"""How a pretraining feels, measured in the steps that are logged and nowhere else: nothing here
-waits for the device between two logs.
+"""Training diagnostics (codebook usage, layer activation scale, embedding norms), computed only on
+logging steps, without device synchronisation in between.
 
-Shapes: M hidden frames, K clusters, N codebooks, L layer.
+Shapes: M masked frames, K clusters, N codebooks, L layer (1-based).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hubert_pretrain import distributed
@@ -23,8 +23,8 @@ from hubert_pretrain.training.strategies import full_tensor
 
 
 class Health:
-    """Collects on the device what one logging step shows: which clusters are asked for and
-    predicted, and how large layers' outputs are.
+    """Diagnostics of one logging step, accumulated on the device over its micro-batches: counts of
+    targets and predictions per cluster, and the scale of the layers' outputs.
     """
 
     def __init__(self, n_clusters: Sequence[int]) -> None:
@@ -33,74 +33,93 @@ class Health:
             n_clusters: K_1 ... K_N.
         """
         self.n_clusters = n_clusters
-        self._counts: list[
-            tuple[Tensor, Tensor]
-        ] = []  # per codebook: of targets (K,) and of predictions (K,)
-        self._scales: dict[int, Tensor] = {}  # L -> sum over micro-batches of the rms of its output
-        self._passes = 0
+        # Per codebook, (K,) each.
+        self._targets: list[Tensor] = []
+        self._predictions: list[Tensor] = []
+        # L -> sum over the micro-batches of the root mean square of its output.
+        self._scales: dict[int, Tensor] = {}
+        self._micro_batches = 0
 
     def measure(self, states: Sequence[Tensor], keep: Sequence[bool] | None) -> None:
-        """How large the outputs of the layers are (B, T, D) that ran in a micro-batch; all did when
-        `keep` is None.
+        """Accumulate the scale of the layers' outputs in a micro-batch.
 
-        Not by hooks on the layers: inside a compiled network each would be a graph of its own for
-        every number of micro-batches.
+        Takes the states instead of hooks on the layers: inside a compiled network each hook would
+        make a graph of its own for every number of micro-batches.
+
+        Args:
+            states: (B, T, D) of every layer.
+            keep: layers that ran; None: all did.
         """
-        self._passes += 1
+        self._micro_batches += 1
         for layer, state in enumerate(states, start=1):
             if keep is None or keep[layer - 1]:
                 scale = state.detach().float().square().mean().sqrt()
-                self._scales[layer] = (
-                    self._scales[layer] + scale if layer in self._scales else scale
-                )
+                if layer in self._scales:
+                    scale = self._scales[layer] + scale
+                self._scales[layer] = scale
 
     def add(self, masked: Prediction) -> None:
-        """The hidden frames of a micro-batch."""
-        parts = masked.codebooks or (masked,)
-        new = []
-        for part, k in zip(parts, self.n_clusters, strict=True):
-            assert part.wanted is not None
-            assert part.guessed is not None
-            new.append((_count(part.wanted, k), _count(part.guessed, k)))
-        old = self._counts or [(torch.zeros_like(a), torch.zeros_like(b)) for a, b in new]
-        self._counts = [(a + c, b + d) for (a, b), (c, d) in zip(old, new, strict=True)]
+        """Accumulate the targets and predictions of a micro-batch's masked frames."""
+        codebooks = masked.codebooks or (masked,)
+        if not self._targets:
+            device = masked.nll.device
+            self._targets = [torch.zeros(k, device=device) for k in self.n_clusters]
+            self._predictions = [torch.zeros(k, device=device) for k in self.n_clusters]
+        for index, codebook in enumerate(codebooks):
+            assert codebook.targets is not None
+            assert codebook.predictions is not None
+            _count(self._targets[index], codebook.targets)
+            _count(self._predictions[index], codebook.predictions)
 
     def read(self) -> dict[str, float]:
-        """The values of this step, over all ranks, which must all call it; forgets them. Empty when
-        nothing was measured.
+        """Return the values of this step over all ranks, and reset.
+
+        Every rank must call it. Empty when nothing was measured.
         """
-        if not self._counts:
+        if not self._targets:
             return {}
-        sums = [each for pair in self._counts for each in pair]
-        scales = [self._scales[layer] / self._passes for layer in sorted(self._scales)]
-        vector = torch.cat([*sums, *([torch.stack(scales).float()] if scales else [])]).double()
-        vector = distributed.sum_over_ranks(vector)
-        numbers = vector.cpu().numpy()
-        values: dict[str, float] = {}
-        at = 0
-        for codebook, k in enumerate(self.n_clusters, start=1):
-            suffix = f"/codebook_{codebook}" if len(self.n_clusters) > 1 else ""
-            for kind in ("targets", "predictions"):
-                values |= {
-                    f"health/{name}/{kind}{suffix}": value
-                    for name, value in usage(numbers[at : at + k].astype(np.int64)).items()
-                }
-                at += k
-        values["health/unigram_entropy"] = sum(
-            value for name, value in values.items() if name.startswith("health/entropy/targets")
-        )
-        # A layer that is dropped in this step is so on every rank.
-        for layer, scale in zip(sorted(self._scales), numbers[at:].tolist(), strict=True):
+        # One transfer: all counts and scales as one vector.
+        layers = sorted(self._scales)
+        scales = [(self._scales[layer] / self._micro_batches).float() for layer in layers]
+        counts = [*self._targets, *self._predictions]
+        vector = torch.cat([*counts, *(scale.reshape(1) for scale in scales)]).double()
+        numbers = distributed.sum_over_ranks(vector).cpu().numpy()
+        *counts_of, scale_sums = np.split(numbers, np.cumsum([len(each) for each in counts]))
+        n = len(self.n_clusters)
+        values = self._usage(counts_of[:n], counts_of[n:])
+        for layer, scale in zip(layers, scale_sums.tolist(), strict=True):
+            # A layer that is dropped in this step is dropped on every rank.
             values[f"health/layer_scale/{layer:02d}"] = scale / distributed.world_size()
-        self._counts = []
+
+        self._targets = []
+        self._predictions = []
         self._scales = {}
-        self._passes = 0
+        self._micro_batches = 0
         return values
 
+    def _usage(
+        self,
+        targets: Sequence[NDArray[np.float64]],
+        predictions: Sequence[NDArray[np.float64]],
+    ) -> dict[str, float]:
+        """Usage of each codebook, (K,) counts each, and the sum of the targets' entropies."""
+        values: dict[str, float] = {}
+        total_entropy = 0.0
+        for index in range(len(self.n_clusters)):
+            suffix = f"/codebook_{index + 1}" if len(self.n_clusters) > 1 else ""
+            of_targets = usage(targets[index].astype(np.int64))
+            of_predictions = usage(predictions[index].astype(np.int64))
+            total_entropy += of_targets["entropy"]
+            for name, value in of_targets.items():
+                values[f"health/{name}/targets{suffix}"] = value
+            for name, value in of_predictions.items():
+                values[f"health/{name}/predictions{suffix}"] = value
+        return values | {"health/unigram_entropy": total_entropy}
 
-def usage(counts: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, float]:
-    """Of counts (K,): share of clusters that occur, entropy in nats, perplexity, share of the most
-    frequent one.
+
+def usage(counts: NDArray[np.int64]) -> dict[str, float]:
+    """Codebook usage from counts (K,): share of clusters that occur, entropy in nats, perplexity,
+    share of the most frequent cluster.
     """
     total = max(1, int(counts.sum()))
     return {
@@ -112,8 +131,9 @@ def usage(counts: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, float]:
 
 
 def embedding_norms(head: nn.Module) -> dict[str, float]:
-    """Length of the unit embeddings; nothing for a head without them. Cosines do not see it, but
-    Adam's steps do.
+    """Norms of the unit embeddings; empty for a head without them.
+
+    The cosine logits do not depend on them, but the relative size of Adam's steps does.
     """
     units = getattr(head, "unit_embeddings", None)
     if units is None:
@@ -128,24 +148,37 @@ def embedding_norms(head: nn.Module) -> dict[str, float]:
 
 
 def training_flops(
-    config: HubertConfig, rows: int, samples: int, n_clusters: int, masked: float, **step: Any
+    config: HubertConfig,
+    rows: int,
+    samples: int,
+    n_clusters: int,
+    masked: float,
+    *,
+    head: str = "cosine",
+    supervised_layers: int = 1,
+    frozen: bool = False,
 ) -> float:
-    """Operations of a micro-batch (B, S), forward and backward; `step` as in model/flops.py. A
-    dropped layer counts as if it had run, as is the custom."""
-    clip_seconds = samples / SAMPLE_RATE
-    return (
-        rows
-        * clip_seconds
-        * training_flops_per_second(
-            config, clip_seconds=clip_seconds, n_clusters=n_clusters, masked=masked, **step
-        )
-    )
+    """Operations of a micro-batch (B, S), forward and backward; arguments as in model/flops.py.
 
-
-def _count(ids: Tensor, n_clusters: int) -> Tensor:
-    """(M,) -> (K,) counts. `bincount` would ask the device for the largest id, and wait; counts are
-    exact in fp32 below 16 million.
+    A dropped layer counts as if it had run, as is the custom.
     """
-    return torch.zeros(n_clusters, device=ids.device).scatter_add_(
-        0, ids, torch.ones_like(ids, dtype=torch.float32)
+    clip_seconds = samples / SAMPLE_RATE
+    per_second = training_flops_per_second(
+        config,
+        clip_seconds=clip_seconds,
+        n_clusters=n_clusters,
+        masked=masked,
+        head=head,
+        supervised_layers=supervised_layers,
+        frozen=frozen,
     )
+    return rows * clip_seconds * per_second
+
+
+def _count(counts: Tensor, ids: Tensor) -> None:
+    """Add ids (M,) to counts (K,) in place.
+
+    `bincount` would ask the device for the largest id, and wait. Counts are exact in fp32 below 16
+    million.
+    """
+    counts.scatter_add_(0, ids, torch.ones_like(ids, dtype=torch.float32))

@@ -1,15 +1,15 @@
 """The masked-prediction loss as a pure function, divided so that gradients do not depend on how a
-step is cut up.
+step is cut into micro-batches.
 
-Shapes: B utterances, T frames, D width, M hidden frames, N codebooks of K_1 ... K_N clusters, K
-their sum.
+Shapes: B utterances, T frames, D width, M masked (or unmasked) frames, N codebooks of K_1 ... K_N
+clusters, K their sum.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +17,44 @@ from torch import Tensor
 
 from hubert_pretrain.errors import DataError
 
+if TYPE_CHECKING:
+    from hubert_pretrain.config.schema import LossConfig
+
 LN_2 = 0.6931471805599453
 """Nats per bit: fairseq logs bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Weights of the terms of the loss (paper, eq. 2 to 4)."""
+
+    masked: float = 1.0  # alpha
+    unmasked: float = 0.0  # 1 - alpha
+    feature_penalty: float = 10.0  # times the mean square of the conv encoder's output
+
+    @staticmethod
+    def of(config: LossConfig) -> LossWeights:
+        """The weights of a recipe."""
+        return LossWeights(
+            masked=config.masked_weight,
+            unmasked=config.unmasked_weight,
+            feature_penalty=config.feature_penalty,
+        )
+
+    def predicted_frames(self, masked: int, unmasked: int) -> int:
+        """How many of so many masked and unmasked frames are predicted with a weight: S."""
+        return (masked if self.masked > 0 else 0) + (unmasked if self.unmasked > 0 else 0)
 
 
 class SupervisedLayer(NamedTuple):
     """A layer that predicts the targets."""
 
-    score: Callable[[Tensor], Tensor]
+    head: Callable[[Tensor], Tensor]
     """(M, D) -> (M, K) fp32 logits: the pretraining head."""
-    encoded: Tensor
+    hidden_state: Tensor
     """(B, T, D) output of the layer."""
     weight: float = 1.0
-    """What its cross entropy counts."""
+    """Weight of its cross entropy."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +70,12 @@ class Prediction:
     frames: int
     codebooks: tuple[Prediction, ...] = ()
     """Each of several codebooks alone; empty for one."""
-    wanted: Tensor | None = None
+    targets: Tensor | None = None
     """(M,) target of each frame, the likeliest of a soft one; None for several codebooks
     together.
     """
-    guessed: Tensor | None = None
-    """(M,) cluster with the highest score."""
+    predictions: Tensor | None = None
+    """(M,) cluster with the highest score; None for several codebooks together."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +83,15 @@ class PretrainLoss:
     """The terms of the loss of one micro-batch."""
 
     loss: Tensor
-    """What to call backward on: this micro-batch's share of the loss of the whole step."""
+    """Call backward on this: the micro-batch's share of the loss of the whole step."""
     masked: Prediction
-    """Of the last supervised layer."""
+    """Masked frames, predicted by the last supervised layer."""
     unmasked: Prediction | None
-    """Likewise; None where nobody asked for it."""
+    """The same of unmasked frames; None where they neither weigh nor are measured."""
     feature_penalty: Tensor
-    """The unweighted penalty, as it was given."""
+    """The penalty without its weight, as it was given."""
     intermediate: tuple[Prediction, ...] = ()
-    """Hidden frames predicted by the supervised layers before the last one."""
+    """Masked frames, predicted by the supervised layers before the last one."""
 
 
 def masked_prediction_loss(
@@ -78,12 +103,10 @@ def masked_prediction_loss(
     n_clusters: Sequence[int],
     masked_frames: int,
     normaliser: float,
-    masked_weight: float = 1.0,
-    unmasked_weight: float = 0.0,
-    feature_penalty_weight: float = 10.0,
+    weights: LossWeights | None = None,
     measure_unmasked: bool = False,
 ) -> PretrainLoss:
-    """Cross entropy over clusters on hidden (and, with a weight, on visible) frames, plus the
+    """Cross entropy over clusters on masked (and, with a weight, on unmasked) frames, plus the
     feature penalty (paper, eq. 2 to 4).
 
     The reference divides the sum over the whole step by S, its number of predicted frames, over all
@@ -92,48 +115,56 @@ def masked_prediction_loss(
         gradient = sum over micro-batches of d(w_m CE_masked + w_u CE_unmasked + 10 mean(features^2)
         S_i) / S
 
-    with S_i the predicted frames of micro-batch i: hidden ones when w_m > 0, visible ones when w_u
+    with S_i the predicted frames of micro-batch i: masked ones when w_m > 0, unmasked ones when w_u
     > 0. S is known before the step runs (data/batching.py), so each micro-batch returns its own
     share and shares only have to be *summed*. CE is a sum over the codebooks and over the layers
     (times their weights), but S counts each frame once, as the reference takes S from its first
     target.
 
     Args:
-        layers: what predicts: the last layer, and before it those under intermediate supervision
-        (ILS-SSL, arXiv:2112.08778). targets: (B, T) cluster ids, (B, T, N) for several codebooks,
-        int64; or soft ones, (B, T, K) floats that sum to 1 per codebook. mask: (B, T) bool, True =
-        hidden; exactly `masked_frames` in all, so that nothing here has a size that depends on
-        data. feature_penalty: scalar, mean square of the conv encoder's output. n_clusters: K_1 ...
-        K_N, one per codebook. normaliser: S, the predicted frames of the whole step.
-        measure_unmasked: report visible frames even where they weigh nothing (then without a
-        gradient).
+        layers: the layers that predict: the last one, and before it those under intermediate
+            supervision (ILS-SSL, arXiv:2112.08778).
+        targets: (B, T) cluster ids, (B, T, N) for several codebooks, int64; or soft ones, (B, T, K)
+            floats that sum to 1 per codebook.
+        mask: (B, T) bool, True = masked; exactly `masked_frames` in all, so that nothing here has a
+            size that depends on data.
+        feature_penalty: scalar, mean square of the conv encoder's output.
+        n_clusters: K_1 ... K_N, one per codebook.
+        normaliser: S, the predicted frames of the whole step.
+        weights: of the terms; None: the paper's.
+        measure_unmasked: predict unmasked frames even where they weigh nothing (then without a
+            gradient).
 
     Raises DataError when the targets are not for these codebooks.
     """
-    hidden, visible = _split(mask, masked_frames)
-    wanted = [part.flatten(0, 1) for part in per_codebook(targets, n_clusters)]
-    masked = [_predict(layer, hidden, wanted, n_clusters) for layer in layers]
+    weights = weights or LossWeights()
+    masked_at, unmasked_at = _split(mask, masked_frames)
+    flat_targets = [part.flatten(0, 1) for part in per_codebook(targets, n_clusters)]
+
+    masked = [_predict(layer, masked_at, flat_targets, n_clusters) for layer in layers]
     terms = [
-        layer.weight * masked_weight * part.nll for layer, part in zip(layers, masked, strict=True)
+        layer.weight * weights.masked * prediction.nll
+        for layer, prediction in zip(layers, masked, strict=True)
     ]
-    predicted = masked_frames if masked_weight > 0 else 0
-    unmasked = None
-    if unmasked_weight > 0:
-        seen = [_predict(layer, visible, wanted, n_clusters) for layer in layers]
+    last_unmasked = None
+    if weights.unmasked > 0:
+        unmasked = [_predict(layer, unmasked_at, flat_targets, n_clusters) for layer in layers]
         terms += [
-            layer.weight * unmasked_weight * part.nll
-            for layer, part in zip(layers, seen, strict=True)
+            layer.weight * weights.unmasked * prediction.nll
+            for layer, prediction in zip(layers, unmasked, strict=True)
         ]
-        predicted = predicted + len(visible)
-        unmasked = seen[-1]
+        last_unmasked = unmasked[-1]
     elif measure_unmasked:
         with torch.no_grad():
-            unmasked = _predict(layers[-1], visible, wanted, n_clusters)
-    loss = sum(terms[1:], terms[0]) + feature_penalty_weight * feature_penalty.float() * predicted
+            last_unmasked = _predict(layers[-1], unmasked_at, flat_targets, n_clusters)
+
+    predicted = weights.predicted_frames(masked_frames, len(unmasked_at))  # S_i
+    penalty = weights.feature_penalty * feature_penalty.float() * predicted
+    loss = sum(terms[1:], terms[0]) + penalty
     return PretrainLoss(
         loss=loss / normaliser,
         masked=masked[-1],
-        unmasked=unmasked,
+        unmasked=last_unmasked,
         feature_penalty=feature_penalty,
         intermediate=tuple(masked[:-1]),
     )
@@ -144,11 +175,14 @@ def per_codebook(targets: Tensor, n_clusters: Sequence[int]) -> list[Tensor]:
     `masked_prediction_loss`.
     """
     soft = targets.is_floating_point()
-    fits = targets.ndim == 3 and targets.shape[2] == (sum(n_clusters) if soft else len(n_clusters))
-    if not fits and not (targets.ndim == 2 and len(n_clusters) == 1 and not soft):
+    last_size = sum(n_clusters) if soft else len(n_clusters)
+    fits = targets.ndim == 3 and targets.shape[2] == last_size
+    fits_one = targets.ndim == 2 and len(n_clusters) == 1 and not soft
+    if not fits and not fits_one:
         raise DataError(
-            f"targets are {targets.dtype} of shape {tuple(targets.shape)}, but the head has {len(n_clusters)} codebooks of "
-            f"{', '.join(map(str, n_clusters))} clusters; expected ids (B, T, {len(n_clusters)}) or soft targets (B, T, {sum(n_clusters)})"
+            f"targets are {targets.dtype} of shape {tuple(targets.shape)}, but the head has "
+            f"{len(n_clusters)} codebooks of {', '.join(map(str, n_clusters))} clusters; expected "
+            f"ids (B, T, {len(n_clusters)}) or soft targets (B, T, {sum(n_clusters)})"
         )
     if soft:
         return list(targets.split(list(n_clusters), dim=2))
@@ -156,44 +190,49 @@ def per_codebook(targets: Tensor, n_clusters: Sequence[int]) -> list[Tensor]:
 
 
 def _split(mask: Tensor, masked_frames: int) -> tuple[Tensor, Tensor]:
-    """Positions of the hidden and of the visible frames in the flattened (B, T)."""
-    hidden = mask.flatten()
-    # A stable sort puts the hidden frames first: `flat[hidden]` would ask the device how many there
-    # are, and wait for the answer.
-    waits = hidden.device.type != "cpu" or torch.compiler.is_compiling()
-    order = (
-        torch.argsort(~hidden, stable=True)
-        if waits
-        else torch.cat([hidden.nonzero()[:, 0], (~hidden).nonzero()[:, 0]])
-    )
+    """Positions of the masked and of the unmasked frames in the flattened (B, T)."""
+    flat = mask.flatten()
+    if flat.device.type == "cpu" and not torch.compiler.is_compiling():
+        order = torch.cat([flat.nonzero()[:, 0], (~flat).nonzero()[:, 0]])
+    else:
+        # A stable sort puts the masked frames first: `nonzero` would ask the device how many there
+        # are, and wait for the answer.
+        order = torch.argsort(~flat, stable=True)
     return order[:masked_frames], order[masked_frames:]
 
 
 def _predict(
-    layer: SupervisedLayer, chosen: Tensor, targets: Sequence[Tensor], n_clusters: Sequence[int]
+    layer: SupervisedLayer, positions: Tensor, targets: Sequence[Tensor], n_clusters: Sequence[int]
 ) -> Prediction:
-    logits = layer.score(layer.encoded.flatten(0, 1)[chosen]).float()  # (M, K)
-    each = [
-        _score(part, wanted[chosen])
-        for part, wanted in zip(logits.split(list(n_clusters), dim=1), targets, strict=True)
+    """The prediction of a layer at M positions of the flattened (B, T)."""
+    logits = layer.head(layer.hidden_state.flatten(0, 1)[positions]).float()  # (M, K)
+    codebooks = [
+        _score(part, ids[positions])
+        for part, ids in zip(logits.split(list(n_clusters), dim=1), targets, strict=True)
     ]
-    if len(each) == 1:
-        return each[0]
-    nll = torch.stack([part.nll for part in each]).sum()
-    correct = torch.stack([part.correct for part in each]).float().mean()
-    return Prediction(nll=nll, correct=correct, frames=len(chosen), codebooks=tuple(each))
+    if len(codebooks) == 1:
+        return codebooks[0]
+    return Prediction(
+        nll=torch.stack([each.nll for each in codebooks]).sum(),
+        correct=torch.stack([each.correct for each in codebooks]).float().mean(),
+        frames=len(positions),
+        codebooks=tuple(codebooks),
+    )
 
 
 def _score(logits: Tensor, targets: Tensor) -> Prediction:
     """(M, K_n) logits of one codebook against (M,) ids or (M, K_n) distributions."""
-    soft = targets.is_floating_point()
-    guessed = logits.detach().argmax(dim=-1)
-    wanted = targets.argmax(dim=-1) if soft else targets
-    nll = F.cross_entropy(logits, targets.float() if soft else targets, reduction="sum")
+    predictions = logits.detach().argmax(dim=-1)
+    if targets.is_floating_point():
+        ids = targets.argmax(dim=-1)
+        nll = F.cross_entropy(logits, targets.float(), reduction="sum")
+    else:
+        ids = targets
+        nll = F.cross_entropy(logits, targets, reduction="sum")
     return Prediction(
         nll=nll,
-        correct=(guessed == wanted).sum(),
+        correct=(predictions == ids).sum(),
         frames=len(targets),
-        wanted=wanted,
-        guessed=guessed,
+        targets=ids,
+        predictions=predictions,
     )

@@ -1,15 +1,18 @@
-"""How much a layer says about phones while it learns: its frames of a little aligned speech,
-clustered, every so many steps.
+"""PNMI of a layer during training: the layer's frames of a little aligned speech are clustered every
+so many steps and compared with the phones.
 
-Loss and accuracy say how well targets are predicted, not whether the layer that the next iteration
-will cluster becomes better. B utterances, S samples, T frames, N frames of all utterances, D width,
-K clusters, L layer (1-based).
+Loss and accuracy measure how well targets are predicted, not whether the layer that the next
+iteration will cluster becomes better. PNMI (phone-normalised mutual information, paper section 4.3)
+is the share of the phones' entropy that the clusters explain.
+
+B utterances, S samples, T frames, N frames of all utterances, D width, K clusters, L layer
+(1-based).
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
@@ -31,20 +34,23 @@ from hubert_pretrain.training.dataloading import equal_share
 from hubert_pretrain.training.ema import ema_weights
 from hubert_pretrain.training.loggers import report
 
+if TYPE_CHECKING:
+    from hubert_pretrain.config.schema import ProbeConfig
+
 logger = logging.getLogger(__name__)
 
 RESTARTS = 3
 MAX_ITERATIONS = 30
 FRAMES_PER_CLUSTER = 5
-"""Fewer would be told apart one by one, and every layer would look good."""
+"""With fewer, nearly every frame has a cluster of its own, and every layer looks good."""
 
 
 class PhoneProbe(L.Callback):
     """Logs `health/pnmi` at multiples of `every_steps`.
 
-    Changes nothing: no random number is drawn from torch, modes and weights are as before, and the
-    time counts as no training. The crops have shapes that training has compiled. Ranks share the
-    utterances, equally many each; the first one clusters.
+    The training is unchanged by it: no random number is drawn from torch, modes and weights are
+    restored, and the time does not count as training. The crops have shapes that training has
+    compiled. Ranks share the utterances, equally many each; the first rank clusters.
     """
 
     def __init__(
@@ -83,25 +89,27 @@ class PhoneProbe(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """After the updates that are due."""
-        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not whole or trainer.global_step % self.every_steps:
+        """Measure after the updates that are due."""
+        is_update = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not is_update or trainer.global_step % self.every_steps:
             return
-        clock: Any = module.stopwatch
-        clock.stop()
+        stopwatch: Any = module.stopwatch
+        stopwatch.stop()
         frames = self._frames(trainer, module)
         if trainer.is_global_zero:
             with distributed.alone():
-                value = self._pnmi(frames.cpu().numpy())
-            report(trainer, trainer.global_step, {"health/pnmi": value}, kind=f"layer {self.layer}")
-        clock.start()
+                pnmi = self._pnmi(frames.cpu().numpy())
+            report(trainer, trainer.global_step, {"health/pnmi": pnmi}, kind=f"layer {self.layer}")
+        stopwatch.start()
 
     def _frames(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor:
-        """(N, D): each rank fills in its share, so that adding up rounds nothing."""
+        """(N, D) frames of the layer, on every rank."""
         model: Any = module.model
         modes = [(part, part.training) for part in model.modules()]
+        count = len(self.micro_batches)
         sizes = [len(each.rows) * each.shape.num_frames for each in self.micro_batches]
         ends = np.cumsum(sizes)
+        # Each rank fills in its share and leaves 0 elsewhere, so that the sum rounds nothing.
         frames = torch.zeros(len(self.phones), model.config.hidden_size, device=module.device)
         model.eval()
         with (
@@ -109,15 +117,14 @@ class PhoneProbe(L.Callback):
             ema_weights(trainer, module),
             trainer.precision_plugin.forward_context(),
         ):
-            for number in equal_share(len(sizes), trainer.global_rank, trainer.world_size):
-                index = number % len(sizes)
-                state = model(
-                    self._waveform(index).to(module.device), layers=self.layer
-                ).last  # (B, T, D)
-                if (
-                    number == index
-                ):  # beyond the last one they come again, to keep the ranks in step
-                    frames[ends[index] - sizes[index] : ends[index]] = state.flatten(0, 1).float()
+            for number in equal_share(count, trainer.global_rank, trainer.world_size):
+                index = number % count
+                waveform = self._waveform(index).to(module.device)  # (B, S)
+                state = model(waveform, layers=self.layer).last  # (B, T, D)
+                # Numbers from `count` on only keep this rank in step with the others.
+                if number < count:
+                    first = ends[index] - sizes[index]
+                    frames[first : ends[index]] = state.flatten(0, 1).float()
         for part, mode in modes:
             part.training = mode
         return distributed.sum_over_ranks(frames)
@@ -125,108 +132,106 @@ class PhoneProbe(L.Callback):
     def _waveform(self, index: int) -> Tensor:
         """(B, S), read once: a few megabytes."""
         if index not in self._waveforms:
-            self._waveforms[index] = torch.from_numpy(
-                self.source.waveform(self.micro_batches[index])
-            )
+            waveform = self.source.waveform(self.micro_batches[index])
+            self._waveforms[index] = torch.from_numpy(waveform)
         return self._waveforms[index]
 
     def _pnmi(self, frames: NDArray[np.float32]) -> float:
-        """Of frames (N, D); those without a phone take part in the clustering only. NaN while the
-        weights are no numbers.
+        """PNMI of the clusters of frames (N, D); NaN when a frame is not finite.
+
+        Frames without a phone take part in the clustering only.
         """
         if not np.isfinite(frames).all():
             return float("nan")
-        settings: dict[str, Any] = {
-            "n_clusters": self.n_clusters,
-            "max_iterations": MAX_ITERATIONS,
-            "restarts": RESTARTS,
-        }
-        ids = KMeans(engine="torch", seed=self.seed, **settings).fit(frames).predict(frames)
-        quality = phone_quality(
-            count_pairs(ids, self.phones, self.n_clusters, int(self.phones.max()) + 1)
+        kmeans = KMeans(
+            n_clusters=self.n_clusters,
+            engine="torch",
+            max_iterations=MAX_ITERATIONS,
+            restarts=RESTARTS,
+            seed=self.seed,
         )
-        return float("nan") if quality.pnmi is None else quality.pnmi
+        ids = kmeans.fit(frames).predict(frames)
+        counts = count_pairs(ids, self.phones, self.n_clusters, int(self.phones.max()) + 1)
+        pnmi = phone_quality(counts).pnmi
+        return float("nan") if pnmi is None else pnmi
 
 
 def make_probe(
+    settings: ProbeConfig,
     plan: BucketSampler,
     corpus: Corpus,
     source: CropSource,
     *,
-    every_steps: int,
-    layer: int,
-    split: str,
-    seconds: float,
-    n_clusters: int,
-    depth: int,
+    num_layers: int,
     seed: int,
-) -> list[PhoneProbe]:
-    """The callback, or none where none is wanted (`every_steps` 0) or, with a warning, the corpus
-    has no phones to measure with.
+) -> PhoneProbe | None:
+    """The callback; None when it is off (`every_steps` 0) or, with a warning, when the corpus has no
+    alignments.
 
     Args:
-        plan: whose shapes the crops have.
-        source: reads crops of `split`.
-        layer: L; 0 for the middle one of the network's `depth`.
-        seconds: of aligned speech, at most.
-        n_clusters: K.
+        settings: of the recipe.
+        plan: the crops get its shapes.
+        source: reads crops of `settings.split`.
+        num_layers: of the network.
 
     Raises ConfigError for a layer that does not exist, and for more clusters than the speech has
     frames for.
     """
-    if every_steps <= 0:
-        return []
-    if not 0 <= layer <= depth:
+    if settings.every_steps <= 0:
+        return None
+    if not 0 <= settings.layer <= num_layers:
         raise ConfigError(
-            f"pretrain.probe.layer={layer}: the network has layers 1 to {depth}; 0 is the middle one"
+            f"pretrain.probe.layer={settings.layer}: the network has layers 1 to {num_layers}; 0 is "
+            "the middle one"
         )
-    micro_batches = _aligned(plan, corpus, split, seconds, seed)
+    probe_seed = derive(seed, "probe")
+    micro_batches = _aligned(plan, corpus, settings, probe_seed)
     phones = [_phones(each, plan, corpus) for each in micro_batches]
-    spoken = sum(int((each >= 0).sum()) for each in phones)
-    if not spoken:
+    aligned_frames = sum(int((each >= 0).sum()) for each in phones)
+    if not aligned_frames:
         logger.warning(
-            "pretrain.probe: split %r has no alignments, so PNMI is not measured (data.alignments brings them in)",
-            split,
+            "pretrain.probe: split %r has no alignments, so PNMI is not measured (data.alignments "
+            "brings them in)",
+            settings.split,
         )
-        return []
-    if spoken < FRAMES_PER_CLUSTER * n_clusters:
+        return None
+    if aligned_frames < FRAMES_PER_CLUSTER * settings.n_clusters:
         raise ConfigError(
-            f"pretrain.probe.n_clusters={n_clusters} needs {FRAMES_PER_CLUSTER} aligned frames per cluster, there are {spoken}; "
-            "raise pretrain.probe.seconds or lower n_clusters"
+            f"pretrain.probe.n_clusters={settings.n_clusters} needs {FRAMES_PER_CLUSTER} aligned "
+            f"frames per cluster, there are {aligned_frames}; raise pretrain.probe.seconds or lower "
+            "n_clusters"
         )
-    settings: dict[str, int] = {
-        "layer": layer or (depth + 1) // 2,
-        "n_clusters": n_clusters,
-        "every_steps": every_steps,
-    }
-    return [PhoneProbe(micro_batches, phones, source, **settings, seed=derive(seed, "probe"))]
+    return PhoneProbe(
+        micro_batches,
+        phones,
+        source,
+        layer=settings.layer or (num_layers + 1) // 2,
+        n_clusters=settings.n_clusters,
+        every_steps=settings.every_steps,
+        seed=probe_seed,
+    )
 
 
 def _aligned(
-    plan: BucketSampler, corpus: Corpus, split: str, seconds: float, seed: int
+    plan: BucketSampler, corpus: Corpus, settings: ProbeConfig, seed: int
 ) -> list[MicroBatch]:
-    """Aligned utterances of the split, a random choice of at most so many seconds, in the shapes of
-    training.
+    """Aligned utterances of the split, a random choice of at most `settings.seconds`, in the shapes
+    of training.
     """
+    if corpus.alignments is None:
+        return []
     lengths = corpus.manifest.num_samples
-    rows = corpus.manifest.rows(split)
-    rows = (
-        np.intersect1d(rows, corpus.alignments.rows())
-        if corpus.alignments is not None
-        else rows[:0]
-    )
+    rows = np.intersect1d(corpus.manifest.rows(settings.split), corpus.alignments.rows())
     if not len(rows):
         return []
-    rows = choose_rows(
-        lengths, rows, fraction=1.0, max_hours=seconds / 3600, seed=derive(seed, "probe")
-    )
-    return list(
-        plan.validation([LengthIndex(rows[np.argsort(lengths[rows], kind="stable")], lengths)])
-    )
+    max_hours = settings.seconds / 3600
+    rows = choose_rows(lengths, rows, fraction=1.0, max_hours=max_hours, seed=seed)
+    by_length = LengthIndex(rows[np.argsort(lengths[rows], kind="stable")], lengths)
+    return list(plan.validation([by_length]))
 
 
 def _phones(micro_batch: MicroBatch, plan: BucketSampler, corpus: Corpus) -> NDArray[np.int32]:
-    """(B, T) of its crops."""
+    """(B, T) phone of each frame of the crops, -1 for none."""
     assert corpus.alignments is not None
     frames = micro_batch.shape.num_frames
     crops = zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True)

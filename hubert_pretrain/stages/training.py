@@ -1,6 +1,4 @@
-"""From a recipe to a trainer: what the stages that train, `pretrain` and `finetune`, have in
-common.
-"""
+"""The Lightning trainer of a training stage (`pretrain`, `finetune`)."""
 
 from __future__ import annotations
 
@@ -14,36 +12,14 @@ from typing import Any
 import lightning as L
 
 from hubert_pretrain.config import compose
-from hubert_pretrain.config.schema import FinetuneConfig, PretrainConfig, Recipe
+from hubert_pretrain.config.schema import FinetuneConfig, PretrainConfig, Recipe, TrainerConfig
 from hubert_pretrain.distributed import accumulation
 from hubert_pretrain.training.ema import EMA
 from hubert_pretrain.training.loggers import Guarded, logger_arguments
 from hubert_pretrain.training.trainer import build_trainer
 
-_LIGHTNINGS = (
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "gradient_compression",
-    "precision",
-    "threads",
-    "progress_bar",
-)
-_RELIABILITY = ("signals", "time_limit_minutes", "hang_minutes")
-"""Fields of TrainerConfig that `build_trainer` takes as they are; others are for the loader, the
-network, the module.
-"""
-_SAVING = {
-    "keep_checkpoints": "keep",
-    "keep_every_steps": "keep_every_steps",
-    "keep_best": "keep_best",
-    "async_checkpoints": "asynchronous",
-    "max_failed_checkpoints": "max_failures",
-}
-"""Fields of TrainerConfig, and what `saving.Policy` calls them."""
 
-
-def trainer_of(
+def stage_trainer(
     recipe: Recipe,
     config: PretrainConfig | FinetuneConfig,
     folder: Path,
@@ -53,43 +29,51 @@ def trainer_of(
     inputs: Mapping[str, Any] | None = None,
     callbacks: Sequence[L.Callback] = (),
 ) -> L.Trainer:
-    """The trainer of a stage, whose steps are `micro_batches` micro-batches over all devices;
-    checkpoints and logs lie in `folder`.
+    """The trainer of a stage.
 
-    Each checkpoint says which recipe, versions and `inputs` (plain values: fingerprints of codebook
-    and targets) it comes from.
+    Each checkpoint stores which recipe, versions and inputs it comes from.
+
+    Args:
+        folder: gets checkpoints and logs.
+        micro_batches: of a step, over all devices.
+        inputs: fingerprints of codebook and targets, as plain values.
     """
-    trainer = vars(recipe.trainer)
-    about = {
-        "recipe": dataclasses.asdict(recipe),
-        "stage": stage,
-        "inputs": dict(inputs or {}),
-        "versions": versions(),
-    }
+    hardware = _hardware(recipe, config)
+    loggers = [
+        Guarded(compose.build(node, **logger_arguments(folder, f"{recipe.name}/{stage}")))
+        for node in (recipe.logger or {}).values()
+    ]
+    ema = [EMA(config.ema_decay)] if config.ema_decay > 0 else []
     return build_trainer(
         folder,
+        hardware,
         steps=config.steps,
-        accumulate=accumulation(micro_batches, recipe.trainer.devices * recipe.trainer.num_nodes),
+        accumulate=accumulation(micro_batches, hardware.devices * hardware.num_nodes),
         valid_every_steps=config.valid_every_steps,
         checkpoint_every_steps=config.checkpoint_every_steps,
-        loggers=[
-            Guarded(compose.build(node, **logger_arguments(folder, f"{recipe.name}/{stage}")))
-            for node in (recipe.logger or {}).values()
-        ],
-        callbacks=[*([EMA(config.ema_decay)] if config.ema_decay > 0 else []), *callbacks],
-        saving={ours: trainer[name] for name, ours in _SAVING.items()},
-        about=about,
-        # A network that is fine-tuned fits on one device, and predicts on each without the others.
-        strategy="ddp"
-        if isinstance(config, FinetuneConfig) and recipe.trainer.strategy == "fsdp"
-        else recipe.trainer.strategy,
-        **{name: trainer[name] for name in (*_LIGHTNINGS, *_RELIABILITY)},
+        about={
+            "recipe": dataclasses.asdict(recipe),
+            "stage": stage,
+            "inputs": dict(inputs or {}),
+            "versions": versions(),
+        },
+        loggers=loggers,
+        callbacks=[*ema, *callbacks],
     )
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what computes."""
+    """Versions of Python and of the packages that compute."""
     packages = ("hubert-pretrain", "torch", "lightning", "numpy")
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in packages
     }
+
+
+def _hardware(recipe: Recipe, config: PretrainConfig | FinetuneConfig) -> TrainerConfig:
+    """The recipe's, but fine-tuning under fsdp runs under ddp: its network fits on one device, and
+    predicts on each without the others.
+    """
+    if isinstance(config, FinetuneConfig) and recipe.trainer.strategy == "fsdp":
+        return dataclasses.replace(recipe.trainer, strategy="ddp")
+    return recipe.trainer

@@ -1,5 +1,5 @@
-"""The part of a LightningModule that pretraining and fine-tuning share: optimiser, clipping,
-measuring without slowing the device down.
+"""TrainingModule: the part of a LightningModule that pretraining and fine-tuning share (optimiser,
+clipping, layer drop, logging without slowing the device down).
 """
 
 from __future__ import annotations
@@ -7,44 +7,61 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hubert_pretrain import distributed
+from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.seeds import generator
 from hubert_pretrain.training.limits import MAX_SKIPPED_STEPS
 from hubert_pretrain.training.loggers import report
-from hubert_pretrain.training.optim import adamw, update_norm, with_schedule
+from hubert_pretrain.training.optim import (
+    AdamWSettings,
+    Schedule,
+    adamw,
+    update_norm,
+    with_schedule,
+)
 from hubert_pretrain.training.progress import Stopwatch
 from hubert_pretrain.training.resilience.nonfinite import NonFiniteGuard
 from hubert_pretrain.training.strategies import full_tensor, shard
 from hubert_pretrain.training.utilisation import memory_gb, peak_flops
 
+if TYPE_CHECKING:
+    from hubert_pretrain.config.schema import FinetuneConfig, PretrainConfig, TrainerConfig
+
 
 @dataclass(frozen=True, kw_only=True)
-class Optimisation:
-    """How weights move."""
+class Monitor:
+    """How often a training logs, and what it tolerates before it warns or ends."""
 
-    learning_rate: float  # peak
-    factor: Callable[[int], float]  # updates done -> share of the peak (training/optim.py)
-    betas: Sequence[float] = (0.9, 0.98)
-    eps: float = 1e-6
-    weight_decay: float = 0.01
-    clip_norm: float = 10.0  # global gradient norm; 0: no clipping
+    log_every_steps: int = 50
+    warmup_steps: int = 0  # no "nothing learnt" alarm before this step
+    max_skipped_steps: int = MAX_SKIPPED_STEPS  # in a row, with a non-finite loss or gradient
+
+    @staticmethod
+    def of(config: PretrainConfig | FinetuneConfig, trainer: TrainerConfig) -> Monitor:
+        """The settings of a training stage."""
+        return Monitor(
+            log_every_steps=config.log_every_steps,
+            warmup_steps=round(config.steps * config.warmup_fraction),
+            max_skipped_steps=trainer.max_skipped_steps,
+        )
 
 
 @dataclass
 class Meter:
-    """Sums that stay on the device until someone reads them: one transfer per logging step instead
-    of one wait per step.
+    """Sums that stay on the device until they are read: one transfer per logging step instead of
+    one wait per step.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, where: Tensor | None = None, /, **values: Tensor | float) -> None:
-        """Adds detached scalars to their sums; only if `where` is true, which stays on its
+        """Add detached scalars to their sums; only if `where` is true, which stays on its
         device.
         """
         for name, value in values.items():
@@ -56,8 +73,9 @@ class Meter:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def read(self, device: torch.device | None = None) -> dict[str, float]:
-        """The sums over all ranks since the last reading, and starts again from 0. Every rank must
-        call it with the same names.
+        """Return the sums over all ranks since the last reading, and reset them to 0.
+
+        Every rank must call it with the same names.
         """
         if not self.sums:
             return {}
@@ -69,8 +87,8 @@ class Meter:
 
 
 class TrainingModule(L.LightningModule):
-    """Optimiser, schedule, clipping, the log every `log_every_steps` updates, and no update by a
-    loss that is not a number.
+    """Optimiser, schedule, clipping, layer drop, a log every `log_every_steps` updates, and no
+    update by a non-finite loss or gradient.
 
     A subclass writes `training_step`, in which it calls `self.watch(...)` once per micro-batch, and
     `summarise`.
@@ -78,32 +96,49 @@ class TrainingModule(L.LightningModule):
 
     def __init__(
         self,
+        model: Hubert,
+        head: nn.Module,
         *,
-        optimisation: Optimisation,
-        log_every_steps: int,
+        seed: int,
+        optimiser: AdamWSettings,
+        schedule: Schedule,
+        monitor: Monitor,
+        describe_micro_batch: Callable[[int], str] = "micro-batch {}".format,
         shown: Sequence[str] = (),
-        max_skipped_steps: int = MAX_SKIPPED_STEPS,
     ) -> None:
+        """
+        Args:
+            seed: of layer drop and dropout.
+            describe_micro_batch: number of a micro-batch -> its step and the ids of its utterances,
+                for messages.
+            shown: names of the logged values that the progress display shows too; none: all.
+        """
         super().__init__()
-        self.optimisation = optimisation
-        self.log_every_steps = log_every_steps
+        self.model = model
+        self.head = head
+        self.seed = seed
+        self.optimiser = optimiser
+        self.schedule = schedule
+        self.monitor = monitor
         self.shown = shown
         self.meter = Meter()
         self.stopwatch = Stopwatch()
-        self.skipping = NonFiniteGuard(max_skipped_steps, lambda index: self.describe_batch(index))
+        self.nonfinite = NonFiniteGuard(monitor.max_skipped_steps, describe_micro_batch)
         self.validated: dict[str, float] = {}
-        """What the last validation found, as it was logged."""
-        self._clocked = 0.0
-        self._audio_seconds = 0.0
-        self._grad_norm: Tensor | None = None
+        """Values of the last validation, as they were logged."""
+        self._audio_seconds = 0.0  # over the whole run and all ranks
+        self._gradient_norm: Tensor | None = None
         self._rate = 0.0  # of the last update
-        # seconds without a micro-batch since the last log; when the last one was done
-        self._waited = 0.0
-        self._left = 0.0
-        self._flops = 0.0  # of this rank, since the last log
+        # Since the last log: the step and the time of that log, this rank's seconds without a
+        # micro-batch, its operations.
+        self._logged_step = 0
+        self._logged_seconds = 0.0
+        self._waited_seconds = 0.0
+        self._flops = 0.0
+        self._batch_ended = 0.0  # time at which the last micro-batch was done
 
     # -- for subclasses
-    # -----------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def summarise(self, sums: dict[str, float], steps: int, seconds: float) -> dict[str, float]:
         """Sums of the meter over the last `steps` updates, which took `seconds` -> the values to
@@ -112,32 +147,49 @@ class TrainingModule(L.LightningModule):
         raise NotImplementedError
 
     def health(self, step: int, values: dict[str, float]) -> dict[str, float]:
-        """What else there is to log, once `values` are known. Runs on every rank."""
+        """Further values to log, once `values` are known. Runs on every rank."""
         return {}
 
-    def describe_batch(self, index: int) -> str:
-        """What to tell a person about the micro-batch `index` whose loss was not a number: step and
-        utterance ids.
+    def idle_parameters(self, step: int) -> list[nn.Parameter]:
+        """Parameters without a part in the loss of a step: here those of dropped layers.
+
+        The same on every rank and in every micro-batch of a step.
         """
-        return f"micro-batch {index}"
+        keep = self.layer_keep(step)
+        if keep is None:
+            return []
+        layers = self.model.context_encoder.layers
+        dropped = [layer for layer, runs in zip(layers, keep, strict=True) if not runs]
+        return [parameter for layer in dropped for parameter in layer.parameters()]
+
+    def layer_keep(self, step: int) -> list[bool] | None:
+        """Layers that run at a step (True) or are dropped; None: all run.
+
+        The same on every rank and in every micro-batch of a step.
+        """
+        config = self.model.config
+        if config.layerdrop == 0:
+            return None
+        draws = generator(self.seed, "layerdrop", step).random(config.num_hidden_layers)
+        return [bool(keep) for keep in draws >= config.layerdrop]
 
     @property
     def is_logging_step(self) -> bool:
         """Whether the update that is being computed is one that will be logged."""
-        return (
-            self.trainer.global_step + 1
-        ) % self.log_every_steps == 0 or self.trainer.global_step + 1 == self.trainer.max_steps
+        return self._is_logged(self.trainer.global_step + 1)
 
     def watch(
         self, index: int, loss: Tensor, *, audio_seconds: float = 0.0, flops: float = 0.0
     ) -> None:
-        """Remembers the loss of a micro-batch on the device, to find out later whether and where it
-        stopped being a number.
+        """Count a micro-batch.
 
-        `audio_seconds` of the micro-batch count towards `audio_seconds_per_second`, its operations
-        towards the share of the peak.
+        Args:
+            index: its number.
+            loss: stays on the device, to find out later whether and where it was not finite.
+            audio_seconds: count towards `audio_seconds_per_second`.
+            flops: operations; count towards `health/mfu`.
         """
-        self.skipping.note(index, loss)
+        self.nonfinite.record(index, loss)
         self._flops += flops
         self._audio_seconds += audio_seconds * self.trainer.world_size
 
@@ -146,127 +198,126 @@ class TrainingModule(L.LightningModule):
         """Audio trained on per second of training, over the whole run and all ranks; None before
         the first step.
         """
-        return (
-            self._audio_seconds / self.stopwatch.seconds
-            if self.stopwatch.seconds > 0 and self._audio_seconds > 0
-            else None
-        )
+        if self.stopwatch.seconds == 0 or self._audio_seconds == 0:
+            return None
+        return self._audio_seconds / self.stopwatch.seconds
 
     # -- Lightning's hooks
-    # --------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Under FSDP each rank keeps a part of the weights."""
+        """Shard the weights over the ranks, under FSDP."""
         shard(self)
 
     def configure_optimizers(self) -> Any:
         """AdamW with the schedule, stepped after every update."""
-        values = self.optimisation
         fused = self.trainer.precision != "16-mixed"
-        optimizer = adamw(
-            self.parameters(),
-            learning_rate=values.learning_rate,
-            betas=values.betas,
-            eps=values.eps,
-            weight_decay=values.weight_decay,
-            fused=fused,
-        )
-        return with_schedule(optimizer, values.factor)
+        return with_schedule(adamw(self.parameters(), self.optimiser, fused=fused), self.schedule)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave idle parameters where they are, on any number of ranks: without a gradient not even
+        Adam's momentum moves them.
+        """
+        for parameter in self.idle_parameters(self.trainer.global_step):
+            parameter.grad = None
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clips by the global norm and keeps the norm, on the device, for the log."""
-        limit = self.optimisation.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.parameters(), limit if limit > 0 else float("inf"), foreach=True
-        )
-        self._grad_norm = full_tensor(norm.detach())
+        """Clip by the global norm, which stays on the device for the log, and decide whether the
+        update is skipped.
+        """
+        limit = self.optimiser.clip_norm if self.optimiser.clip_norm > 0 else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit, foreach=True)
+        self._gradient_norm = full_tensor(norm.detach())
         self._rate = float(optimizer.param_groups[0]["lr"])
-        self.skipping.judge(self.trainer.optimizers[0], self.trainer.global_step, self._grad_norm)
+        self.nonfinite.decide(
+            self.trainer.optimizers[0], self.trainer.global_step, self._gradient_norm
+        )
 
     def on_train_start(self) -> None:
-        """The clock runs while it trains."""
-        self.skipping.scaled, self.skipping.folder = (
-            self.trainer.precision == "16-mixed",
-            Path(self.trainer.default_root_dir),
-        )
+        """Start the clock."""
+        self.nonfinite.scaled = self.trainer.precision == "16-mixed"
+        self.nonfinite.folder = Path(self.trainer.default_root_dir)
         self.stopwatch.start()
-        self._clocked = self._left = self.stopwatch.seconds
-        self._first_step = self.trainer.global_step
+        self._logged_seconds = self.stopwatch.seconds
+        self._batch_ended = self.stopwatch.seconds
+        self._logged_step = self.trainer.global_step
 
     def on_validation_start(self) -> None:
-        """Validation is not training time."""
-        self.skipping.read()
+        """Pause the clock: validation is not training time."""
+        self.nonfinite.report()
         self.stopwatch.stop()
 
     def on_validation_end(self) -> None:
-        """Back to training."""
+        """Go on with the clock."""
         if self.trainer.state.fn == "fit":
             self.stopwatch.start()
 
     def on_train_end(self) -> None:
-        """Stops the clock."""
-        self.skipping.read()
+        """Stop the clock."""
+        self.nonfinite.report()
         self.stopwatch.stop()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """The wait for this micro-batch is over."""
-        self._waited += self.stopwatch.seconds - self._left
+        """Accumulate data-loading time."""
+        self._waited_seconds += self.stopwatch.seconds - self._batch_ended
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Logs after the updates that are multiples of `log_every_steps`, and after the last."""
-        step = self.trainer.global_step
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 and (
-            step % self.log_every_steps == 0 or step == self.trainer.max_steps
-        ):
-            self._log(step)
-        self._left = self.stopwatch.seconds
-
-    def _log(self, step: int) -> None:
-        self.skipping.read()
-        seconds, self._clocked = self.stopwatch.seconds - self._clocked, self.stopwatch.seconds
-        steps = step - self._first_step
-        self._first_step = step
-        values = self.summarise(self.meter.read(self.device), steps, seconds)
-        values["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        if self._grad_norm is not None:
-            values["gradient_norm"] = float(self._grad_norm)
-        if self.skipping.total:
-            values["skipped_steps"] = self.skipping.total
-        if self.skipping.scaled:
-            values["scaler_skipped_steps"] = self.skipping.by_scaler
-            values["loss_scale"] = float(self.trainer.scaler.get_scale())  # type: ignore[union-attr]
-        values |= {
-            "health/update_norm": update_norm(self.trainer.optimizers[0], self._rate),
-            **self._usage(seconds),
-        }
-        values |= self.health(step, values)
-        report(self.trainer, step, values, shown=self.shown)
-
-    def _usage(self, seconds: float) -> dict[str, float]:
-        """How well this rank's hardware was used since the last log."""
-        waited, flops, self._waited, self._flops = self._waited, self._flops, 0.0, 0.0
-        values = {
-            "health/data_wait": waited / max(seconds, 1e-9),
-            "health/memory_gb": memory_gb(self.device),
-        }
-        if flops:
-            values["health/mfu"] = (
-                flops / max(seconds, 1e-9) / peak_flops(self.device, str(self.trainer.precision))
-            )
-        return values
+        """Log after the updates that are multiples of `log_every_steps`, and after the last."""
+        is_update = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        if is_update and self._is_logged(self.trainer.global_step):
+            self._log(self.trainer.global_step)
+        self._batch_ended = self.stopwatch.seconds
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What a resumed run goes on counting."""
-        self.skipping.read()
-        checkpoint["skipped"] = self.skipping.state()
+        """Store the counters that a resumed run continues."""
+        self.nonfinite.report()
+        checkpoint["skipped"] = self.nonfinite.state()
         checkpoint["training_seconds"] = self.stopwatch.seconds
         checkpoint["audio_seconds"] = self._audio_seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Training time and skipped steps count over interruptions."""
-        for name, value in checkpoint.get("skipped", {}).items():
-            setattr(self.skipping, name, int(value))
+        """Restore the counters of training time, audio and skipped steps."""
+        self.nonfinite.load_state(checkpoint.get("skipped", {}))
         self.stopwatch = Stopwatch(float(checkpoint["training_seconds"]))
         self._audio_seconds = float(checkpoint["audio_seconds"])
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.monitor.log_every_steps == 0 or step == self.trainer.max_steps
+
+    def _log(self, step: int) -> None:
+        self.nonfinite.report()
+        seconds = self.stopwatch.seconds - self._logged_seconds
+        steps = step - self._logged_step
+        self._logged_seconds = self.stopwatch.seconds
+        self._logged_step = step
+
+        optimizer = self.trainer.optimizers[0]
+        values = self.summarise(self.meter.read(self.device), steps, seconds)
+        values["lr"] = optimizer.param_groups[0]["lr"]
+        if self._gradient_norm is not None:
+            values["gradient_norm"] = float(self._gradient_norm)
+        if self.nonfinite.total:
+            values["skipped_steps"] = self.nonfinite.total
+        if self.nonfinite.scaled:
+            values["scaler_skipped_steps"] = self.nonfinite.by_scaler
+            values["loss_scale"] = float(self.trainer.scaler.get_scale())  # type: ignore[union-attr]
+        values["health/update_norm"] = update_norm(optimizer, self._rate)
+        values |= self._utilisation(seconds)
+        values |= self.health(step, values)
+        report(self.trainer, step, values, shown=self.shown)
+
+    def _utilisation(self, seconds: float) -> dict[str, float]:
+        """Use of this rank's hardware since the last log; resets the counters."""
+        elapsed = max(seconds, 1e-9)
+        values = {
+            "health/data_wait": self._waited_seconds / elapsed,
+            "health/memory_gb": memory_gb(self.device),
+        }
+        if self._flops:
+            peak = peak_flops(self.device, str(self.trainer.precision))
+            values["health/mfu"] = self._flops / elapsed / peak
+        self._waited_seconds = 0.0
+        self._flops = 0.0
+        return values

@@ -1,5 +1,5 @@
-"""Lightning, set up so that it trains and does nothing else: no banners, no `lightning_logs`, no
-requeueing, no silent endings.
+"""The Lightning trainer: built, fitted, validated, without banners, `lightning_logs`, requeueing or
+silent endings.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning as L
 import torch
@@ -19,7 +19,6 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from hubert_pretrain.errors import HubertPretrainError
-from hubert_pretrain.training.limits import SIGNALS
 from hubert_pretrain.training.progress import Progress
 from hubert_pretrain.training.resilience import checkpoint_io
 from hubert_pretrain.training.resilience.checkpoint_callback import (
@@ -32,11 +31,14 @@ from hubert_pretrain.training.resilience.preemption import Preemption, Request
 from hubert_pretrain.training.resilience.watchdog import Watchdog
 from hubert_pretrain.training.strategies import FSDP, make_strategy
 
+if TYPE_CHECKING:
+    from hubert_pretrain.config.schema import TrainerConfig
+
 logger = logging.getLogger(__name__)
 _Callback = TypeVar("_Callback", bound=L.Callback)
 
 _NO_WATCHDOG_MINUTES = 24 * 60
-"""How long a rank waits for another where there is no watchdog."""
+"""Patience of a rank with another where there is no watchdog."""
 
 _NOISE = (
     r".*does not have many workers.*",
@@ -52,23 +54,12 @@ _NOISE = (
 
 def build_trainer(
     folder: Path,
+    config: TrainerConfig,
     *,
     steps: int,
     accumulate: int,
     valid_every_steps: int,
     checkpoint_every_steps: int,
-    accelerator: str = "auto",
-    devices: int = 1,
-    num_nodes: int = 1,
-    strategy: str = "auto",
-    gradient_compression: str = "none",
-    precision: str = "auto",
-    threads: int = 0,
-    progress_bar: bool = True,
-    signals: Sequence[str] = SIGNALS,
-    time_limit_minutes: float = 0.0,
-    hang_minutes: float = 30.0,
-    saving: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[L.Callback] = (),
@@ -76,53 +67,52 @@ def build_trainer(
     """A trainer for `steps` updates of `accumulate` micro-batches per device.
 
     The loader it is given must be one endless epoch that begins at `trainer.global_step`. Gradient
-    clipping belongs to the module, which wants the norm. `folder` gets `checkpoints/`.
+    clipping belongs to the module, which logs the norm.
 
     Args:
-        signals: names of what makes it save and leave (preemption.py).
-        saving: the rest of `saving.Policy`.
-        about: what each checkpoint says of the run, as plain containers.
+        folder: gets `checkpoints/`.
+        config: the hardware, and what is saved.
+        about: recipe, versions and inputs, as plain containers; stored in each checkpoint.
     """
-    torch.set_num_threads(threads or torch.get_num_threads())
+    torch.set_num_threads(config.threads or torch.get_num_threads())
     _silence(logging.getLogger("lightning.pytorch"), logging.getLogger("lightning.fabric"))
-    policy = CheckpointPolicy(every_steps=checkpoint_every_steps, **(saving or {}))
+
+    # Resilience: checkpoints, leaving on a signal, ending a hang.
+    policy = CheckpointPolicy.of(config, every_steps=checkpoint_every_steps)
     writer = CheckpointWriter(asynchronous=policy.asynchronous)
     saver = CheckpointCallback(
         folder / checkpoint_io.FOLDER, writer, policy, last_step=steps, about=about
     )
-    watchdog = Watchdog(folder, minutes=hang_minutes)
-    patience = timedelta(minutes=hang_minutes or _NO_WATCHDOG_MINUTES)
-    preemption = Preemption(
-        Request(signals, time_limit_minutes=time_limit_minutes),
-        saver.save_and_wait,
-        patience=patience,
-    )
-    sharing = make_strategy(
-        strategy,
-        world_size=devices * num_nodes,
+    patience = timedelta(minutes=config.hang_minutes or _NO_WATCHDOG_MINUTES)
+    request = Request(config.signals, time_limit_minutes=config.time_limit_minutes)
+    preemption = Preemption(request, saver.save_and_wait, patience=patience)
+    watchdog = Watchdog(folder, minutes=config.hang_minutes)
+
+    strategy = make_strategy(
+        config.strategy,
+        world_size=config.devices * config.num_nodes,
         timeout=patience,
-        gradient_compression=gradient_compression,
+        gradient_compression=config.gradient_compression,
     )
-    precision = resolve_precision(precision, accelerator)
+    precision: Any = resolve_precision(config.precision, config.accelerator)
     plugins = list[Any]([writer])
-    if precision == "16-mixed" and not _on_gpu(accelerator):
+    if precision == "16-mixed" and not _on_gpu(config.accelerator):
         # By name, Lightning would make bf16 of it on a CPU, and say so in a warning.
         plugins.append(MixedPrecision("16-mixed", "cpu"))
+        precision = None
     if SLURMEnvironment.detect():
         # Lightning's own requeueing saves inside a signal handler, where it can hang
         # (Lightning#21406).
         plugins.append(SLURMEnvironment(auto_requeue=False))
     with _quiet():
         return L.Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=num_nodes,
-            strategy=sharing,
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=strategy,
             # FSDP gathers weights while it validates, which torch's inference mode forbids.
-            inference_mode=not isinstance(sharing, FSDP),
-            precision=None
-            if any(isinstance(each, MixedPrecision) for each in plugins)
-            else precision,  # type: ignore[arg-type]
+            inference_mode=not isinstance(strategy, FSDP),
+            precision=precision,
             max_steps=steps,
             max_epochs=-1,
             accumulate_grad_batches=accumulate,
@@ -130,11 +120,13 @@ def build_trainer(
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             logger=list(loggers) or False,
+            # In this order: a heartbeat first, the save after everything that a step changes, the
+            # decision to leave last.
             callbacks=[
                 watchdog,
                 BatchShape(),
                 *callbacks,
-                Progress(steps, enabled=progress_bar),
+                Progress(steps, enabled=config.progress_bar),
                 saver,
                 preemption,
             ],
@@ -155,8 +147,8 @@ def fit(
     valid_loader: Any,
     folder: Path,
 ) -> None:
-    """Trains to the last step from the newest checkpoint that verifies, or from the start when
-    there is none.
+    """Train to the last step from the newest checkpoint that verifies, or from the start when there
+    is none.
 
     Raises HubertPretrainError when it stops before the last step for any reason: Lightning would
     call that success.
@@ -164,47 +156,51 @@ def fit(
     checkpoint = checkpoint_io.newest(folder / checkpoint_io.FOLDER)
     if checkpoint is None and checkpoint_io.checkpoints(folder / checkpoint_io.FOLDER):
         raise HubertPretrainError(
-            f"{folder / checkpoint_io.FOLDER}: every checkpoint is damaged, so the run cannot be resumed; "
-            "restore one, or delete the folder to start anew"
+            f"{folder / checkpoint_io.FOLDER}: every checkpoint is damaged, so the run cannot be "
+            "resumed; restore one, or delete the folder to start again"
         )
     # Lightning's handlers save, and talk to other ranks, inside the signal handler, where both can
     # hang.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    with _quiet(), _part(trainer, Preemption).request.listening(), explain_failures(trainer):
+    with _quiet(), _callback(trainer, Preemption).request.listening(), explain_failures(trainer):
         trainer.fit(module, train_loader, valid_loader, ckpt_path=checkpoint, weights_only=True)
     if trainer.global_step < trainer.max_steps:
         raise HubertPretrainError(
-            f"training stopped at step {trainer.global_step} of {trainer.max_steps}; the same command resumes it"
+            f"training stopped at step {trainer.global_step} of {trainer.max_steps}; the same "
+            "command resumes it"
         )
 
 
 def validate(trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:
-    """Runs the module's validation once over the loader, without Lightning's table."""
+    """Run the module's validation once over the loader, without Lightning's table."""
     with _quiet():
         trainer.validate(module, loader, verbose=False)
 
 
 def resolve_precision(precision: str, accelerator: str = "auto") -> str:
-    """`auto` is bf16-mixed on a GPU that has it, else 32-true. bf16 needs no gradient scaler; only
-    fp16 has one.
+    """The precision of `auto`: bf16-mixed on a GPU that has it, else 32-true.
+
+    bf16 needs no loss scaler; only fp16 has one.
     """
     if precision != "auto":
         return precision
-    return "bf16-mixed" if _on_gpu(accelerator) and torch.cuda.is_bf16_supported() else "32-true"
+    if _on_gpu(accelerator) and torch.cuda.is_bf16_supported():
+        return "bf16-mixed"
+    return "32-true"
 
 
 def _on_gpu(accelerator: str) -> bool:
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
-def _part(trainer: L.Trainer, kind: type[_Callback]) -> _Callback:
-    """The callback of a kind."""
+def _callback(trainer: L.Trainer, kind: type[_Callback]) -> _Callback:
+    """The callback of that class."""
     return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides the warnings that are about a use of Lightning that is intended here."""
+    """Hide warnings about a use of Lightning that is intended here."""
     with warnings.catch_warnings():
         for message in _NOISE:
             warnings.filterwarnings("ignore", message=message)

@@ -13,7 +13,8 @@ import numpy as np
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.frames import MODEL_GRID
-from hubert_pretrain.pretrain.dataset import CropSource, MicroBatches, SpanMasking
+from hubert_pretrain.model.config import SpanMask
+from hubert_pretrain.pretrain.dataset import CropSource, MicroBatches
 from hubert_pretrain.training.dataloading import ResumableSampler, loader
 
 Steps = dict[int, list[tuple[int, str]]]
@@ -39,7 +40,7 @@ def stream(
         max_shapes=3,
         masked_frames=lambda frames: frames // 2,
     )
-    masking = SpanMasking(seed=seed, probability=0.8, span_frames=5, min_spans=2)
+    spans = SpanMask(probability=0.8, span_frames=5, min_spans=2)
 
     def targets(row: int) -> np.ndarray[Any, Any]:
         return (np.arange(MODEL_GRID.num_frames(corpus.manifest[row].num_samples)) * 7 + row) % 11
@@ -50,7 +51,8 @@ def stream(
         split="train",
         grid=MODEL_GRID,
         normalize=True,
-        masking=masking,
+        spans=spans,
+        seed=seed,
         cache_bytes=cache_bytes,
     )
     return MicroBatches(plan, source)

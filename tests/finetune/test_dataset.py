@@ -8,13 +8,13 @@ from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.finetune.batching import PaddedBucketSampler
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.dataset import TrainingDataset, WholeUtterances
-from hubert_pretrain.finetune.masks import Masking, make_masks
+from hubert_pretrain.finetune.masks import make_masks
 from hubert_pretrain.finetune.task import Examples
-from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.config import HubertConfig, SpanMask
 from hubert_pretrain.model.hubert import Hubert
 
-NO_MASK = Masking(probability=0.0, span_frames=10, min_spans=2)
-SPANS = Masking(probability=0.5, span_frames=4, min_spans=2)
+NO_MASK = SpanMask(probability=0.0, span_frames=10, min_spans=2)
+SPANS = SpanMask(probability=0.5, span_frames=4, min_spans=2)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def examples(corpus: Corpus, model: Hubert) -> Examples:
 
 
 def _dataset(
-    corpus: Corpus, examples: Examples, model: Hubert, mask: Masking = SPANS, seed: int = 3
+    corpus: Corpus, examples: Examples, model: Hubert, mask: SpanMask = SPANS, seed: int = 3
 ) -> TrainingDataset:
     lengths = corpus.manifest.num_samples[examples.rows]
     plan = PaddedBucketSampler(

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from hubert_pretrain.errors import ConfigError
-from hubert_pretrain.finetune.masks import Masking, ReferenceMasks, TransformersMasks, make_masks
+from hubert_pretrain.finetune.masks import ReferenceMasks, TransformersMasks, make_masks
+from hubert_pretrain.model.config import SpanMask
+from hubert_pretrain.model.masking import span_mask
 from hubert_pretrain.seeds import generator
 
-TIME = Masking(probability=0.3, span_frames=5, min_spans=2)
-CHANNELS = Masking(probability=0.2, span_frames=4, min_spans=1)
+TIME = SpanMask(probability=0.3, span_frames=5, min_spans=2)
+CHANNELS = SpanMask(probability=0.2, span_frames=4, min_spans=1)
 
 
 def test_the_fields_of_transformers_mean_what_they_mean_there(
@@ -61,12 +63,12 @@ def test_the_reference_leaves_padding_out() -> None:
     assert time[1].any()
     assert not time[0, 40:].any()
     assert not time[1, 11:].any()
-    np.testing.assert_array_equal(time[0, :40], TIME.draw(40, generator(3, "mask", 0, 4)))
+    np.testing.assert_array_equal(time[0, :40], span_mask(40, TIME, generator(3, "mask", 0, 4)))
 
 
 @pytest.mark.parametrize("name", ["reference", "transformers"])
 def test_no_mask_when_probabilities_are_0(name: str) -> None:
-    off = Masking(probability=0.0, span_frames=5, min_spans=2)
+    off = SpanMask(probability=0.0, span_frames=5, min_spans=2)
     time, channels = make_masks(name, off, off, seed=0).draw(
         [1, 2], [30, 20], (30, 16), step=0, index=0
     )
@@ -82,7 +84,7 @@ def test_an_unknown_sampler_and_what_transformers_cannot_draw_are_refused() -> N
         match=r"mask_sampler='transformer': expected one of reference, transformers .*mean 'transformers'",
     ):
         make_masks("transformer", TIME, CHANNELS, seed=0)
-    poisson = Masking(probability=0.3, span_frames=5, min_spans=2, lengths="poisson")
+    poisson = SpanMask(probability=0.3, span_frames=5, min_spans=2, lengths="poisson")
     with pytest.raises(
         ConfigError,
         match=r"channel_mask.lengths is 'poisson', but transformers .* mask_sampler=reference",

@@ -18,7 +18,8 @@ from hubert_pretrain.finetune.module import FinetuneModule
 from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.training.module import Optimisation
+from hubert_pretrain.training.module import Monitor
+from hubert_pretrain.training.optim import AdamWSettings
 
 
 def _module(
@@ -36,14 +37,16 @@ def _module(
     if classify:
         task = ClassifyTask(weighted_layers=True)
         task.classes = list("abcdefg")
-    optimisation = Optimisation(learning_rate=1e-3, factor=lambda _: 1.0)
-    values = {
-        "freeze_encoder_steps": 0,
-        "seed": 1,
-        "optimisation": optimisation,
-        "log_every_steps": 10,
-    } | settings
-    module = FinetuneModule(model, task.head(config), task, **values)
+    module = FinetuneModule(
+        model,
+        task.head(config),
+        task,
+        seed=1,
+        optimiser=AdamWSettings(learning_rate=1e-3),
+        schedule=lambda _: 1.0,
+        monitor=Monitor(log_every_steps=10),
+        **settings,
+    )
     module._trainer = SimpleNamespace(
         accumulate_grad_batches=accumulate, global_step=step, world_size=1, strategy=None
     )  # type: ignore[assignment]
@@ -195,7 +198,7 @@ def test_what_has_no_gradient_is_what_is_called_idle(
     for step in range(8):
         module.zero_grad()
         gradients = _gradients(module, [range(0, 4)], step=step)
-        idle = {id(parameter) for parameter in module._idle(step)}
+        idle = {id(parameter) for parameter in module.idle_parameters(step)}
         learning = {
             name: parameter
             for name, parameter in module.named_parameters()

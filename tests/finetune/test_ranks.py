@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from hubert_pretrain.config.schema import FinetuneConfig, MaskConfig, Recipe, TrainerConfig
+from hubert_pretrain.config.schema import FinetuneConfig, Recipe, TrainerConfig
 from hubert_pretrain.files import write_json
 from hubert_pretrain.model.checkpoint import load_model, save_model
+from hubert_pretrain.model.config import SpanMask
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
@@ -75,8 +76,8 @@ def make(task: str, devices: int) -> Recipe:
         "conv_gradient_scale": 0.1,
     }
     values |= {"log_every_steps": 1, "valid_every_steps": 4, "checkpoint_every_steps": 4}
-    values |= {"mask": MaskConfig(probability=0.2, span_frames=2, min_spans=1)}
-    values |= {"channel_mask": MaskConfig(probability=0.1, span_frames=2, min_spans=0)}
+    values |= {"mask": SpanMask(probability=0.2, span_frames=2, min_spans=1)}
+    values |= {"channel_mask": SpanMask(probability=0.1, span_frames=2, min_spans=0)}
     return Recipe(
         name="tones",
         work_dir="unused",

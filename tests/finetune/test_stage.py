@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from hubert_pretrain.config.schema import FinetuneConfig, MaskConfig, Recipe, TrainerConfig
+from hubert_pretrain.config.schema import FinetuneConfig, Recipe, TrainerConfig
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.finetune import module
@@ -18,7 +18,7 @@ from hubert_pretrain.finetune.inference import SpeechRecognizer
 from hubert_pretrain.interop.fairseq_writer import export_fairseq
 from hubert_pretrain.interop.transformers_writer import export_huggingface
 from hubert_pretrain.model.checkpoint import load_model, save_model
-from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.config import HubertConfig, SpanMask
 from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
@@ -63,8 +63,8 @@ def _run(
         "micro_batch_seconds": 3.0,
         "learning_rate": 0.01,
         "freeze_encoder_steps": 2,
-        "mask": MaskConfig(probability=0.2, span_frames=2, min_spans=1),
-        "channel_mask": MaskConfig(probability=0.1, span_frames=2, min_spans=0),
+        "mask": SpanMask(probability=0.2, span_frames=2, min_spans=1),
+        "channel_mask": SpanMask(probability=0.1, span_frames=2, min_spans=0),
         "log_every_steps": 2,
         "valid_every_steps": 3,
         "checkpoint_every_steps": 2,

@@ -21,7 +21,12 @@ from torch import Tensor, nn
 
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
-from hubert_pretrain.pretrain.loss import PretrainLoss, SupervisedLayer, masked_prediction_loss
+from hubert_pretrain.pretrain.loss import (
+    LossWeights,
+    PretrainLoss,
+    SupervisedLayer,
+    masked_prediction_loss,
+)
 
 B = 3
 T = 17
@@ -136,7 +141,7 @@ CASES = {
         for w in (0.0, 0.5)
         for tied in (False, True)
     },
-    "only visible frames": Case(masked_weight=0.0, unmasked_weight=1.0),
+    "only unmasked frames": Case(masked_weight=0.0, unmasked_weight=1.0),
     "three layers": Case(layer_weights=(1.0, 1.0, 1.0)),
     "three layers, weights, unmasked": Case(unmasked_weight=0.5, layer_weights=(0.2, 0.7, 1.5)),
     "three layers, a head each": Case(layer_weights=(0.5, 0.5, 1.0), separate=True),
@@ -175,8 +180,7 @@ def test_loss_and_gradients_equal_the_reference(name: str, cut: int) -> None:
             n_clusters=case.clusters,
             masked_frames=len(group) * B * HIDDEN,
             normaliser=size,
-            masked_weight=case.masked_weight,
-            unmasked_weight=case.unmasked_weight,
+            weights=LossWeights(masked=case.masked_weight, unmasked=case.unmasked_weight),
         )
         result.loss.backward()
         total += result.loss.item()
@@ -191,7 +195,7 @@ def ours(
     targets: Tensor,
     mask: Tensor,
     clusters: Sequence[int],
-    **weights: Any,
+    **settings: Any,
 ) -> PretrainLoss:
     """The loss of one layer without a penalty, as a plain sum."""
     frames = int(mask.sum())
@@ -203,7 +207,7 @@ def ours(
         n_clusters=clusters,
         masked_frames=frames,
         normaliser=1,
-        **weights,
+        **settings,
     )
 
 
@@ -267,8 +271,7 @@ def test_one_codebook_equals_torchaudio(masked: bool) -> None:
         ids,
         part["mask"],
         ONE,
-        masked_weight=float(masked),
-        unmasked_weight=float(not masked),
+        weights=LossWeights(masked=float(masked), unmasked=float(not masked)),
     )
     result.loss.backward()
     torch.testing.assert_close(result.loss, expected, rtol=1e-6, atol=1e-6)
@@ -317,7 +320,7 @@ def test_soft_targets_are_a_mean_over_hard_ones(clusters: list[int], kind: type[
     assert sharp.masked.correct == plain.masked.correct
 
 
-def test_visible_frames_that_only_get_measured_change_no_gradient() -> None:
+def test_unmasked_frames_that_only_get_measured_change_no_gradient() -> None:
     found = []
     for measure in (False, True):
         part = Case().micro_batch(5)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.interop.tensor_names import FAIRSEQ_HEAD, fairseq_key_map, to_theirs
 from hubert_pretrain.model.heads import CodebookHead
-from hubert_pretrain.pretrain.loss import SupervisedLayer, masked_prediction_loss
+from hubert_pretrain.pretrain.loss import LossWeights, SupervisedLayer, masked_prediction_loss
 
 SPECIAL_SYMBOLS = (
     4  # rows that fairseq's dictionary puts before the clusters; its softmax runs over them too
@@ -41,9 +41,11 @@ def test_loss_parts_and_every_gradient(name: str, fairseq_outputs: Path) -> None
         n_clusters=head.n_clusters,
         masked_frames=int(tensors["mask"].sum()),
         normaliser=facts["sample_size"],
-        masked_weight=facts["weights"]["masked"],
-        unmasked_weight=facts["weights"]["unmasked"],
-        feature_penalty_weight=facts["weights"]["feature_penalty"],
+        weights=LossWeights(
+            masked=facts["weights"]["masked"],
+            unmasked=facts["weights"]["unmasked"],
+            feature_penalty=facts["weights"]["feature_penalty"],
+        ),
     )
     assert result.loss.item() * facts["sample_size"] == pytest.approx(
         facts["log"]["loss"], rel=1e-4

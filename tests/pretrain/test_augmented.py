@@ -21,10 +21,11 @@ from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.frames import MODEL_GRID
+from hubert_pretrain.model.config import SpanMask
 from hubert_pretrain.model.preprocess import normalize
 from hubert_pretrain.pipeline import plan as pipeline
 from hubert_pretrain.pipeline.workspace import Workspace
-from hubert_pretrain.pretrain.dataset import CropSource, MicroBatches, SpanMasking
+from hubert_pretrain.pretrain.dataset import CropSource, MicroBatches
 from hubert_pretrain.stages import pretrain
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.training.dataloading import ResumableSampler, loader
@@ -62,12 +63,13 @@ def stream(prepared: Workspace, corpus: Corpus) -> Callable[..., MicroBatches]:
         normalize: bool = False,
         cache_bytes: int = CACHE_BYTES,
     ) -> MicroBatches:
-        masking = SpanMasking(seed=3, probability=0.8, span_frames=5, min_spans=2)
+        spans = SpanMask(probability=0.8, span_frames=5, min_spans=2)
         targets = TargetStore.open(prepared.folder("it1/label")).targets
         shared: dict[str, Any] = {
             "split": "train",
             "grid": MODEL_GRID,
-            "masking": masking,
+            "spans": spans,
+            "seed": 3,
             "cache_bytes": cache_bytes,
         }
         return MicroBatches(

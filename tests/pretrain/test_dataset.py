@@ -11,12 +11,12 @@ import torch
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.frames import MODEL_GRID
+from hubert_pretrain.model.config import SpanMask
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain import dataset
 from hubert_pretrain.pretrain.dataset import (
     CropSource,
     MicroBatches,
-    SpanMasking,
     ValidationBatches,
     describe_micro_batch,
 )
@@ -49,10 +49,10 @@ def plan(corpus: Corpus) -> BucketSampler:
 def source(
     prepared: Workspace, corpus: Corpus, *, normalize: bool = False, seed: int = 3
 ) -> CropSource:
-    masking = SpanMasking(seed=seed, probability=0.8, span_frames=5, min_spans=2)
+    spans = SpanMask(probability=0.8, span_frames=5, min_spans=2)
     targets = TargetStore.open(prepared.folder("it1/label")).targets
     return CropSource(
-        corpus, targets, split="train", grid=MODEL_GRID, normalize=normalize, masking=masking
+        corpus, targets, split="train", grid=MODEL_GRID, normalize=normalize, spans=spans, seed=seed
     )
 
 

@@ -327,7 +327,7 @@ def test_losses_and_norms_are_fp32_in_every_precision(
 
     def watching(layers: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(layers, *args, **kwargs)
-        seen.update({result.loss.dtype, layers[-1].score(layers[-1].encoded[0]).dtype})
+        seen.update({result.loss.dtype, layers[-1].head(layers[-1].hidden_state[0]).dtype})
         return result
 
     monkeypatch.setattr(pretrain_module, "masked_prediction_loss", watching)

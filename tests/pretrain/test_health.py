@@ -1,6 +1,4 @@
-"""What a run says of itself is right, is measured where it is logged and nowhere else, and raises
-the alarm once.
-"""
+"""Diagnostics are right and computed only on logging steps; each alarm fires once."""
 
 from __future__ import annotations
 
@@ -27,14 +25,14 @@ from hubert_pretrain.training.loggers import read_metrics
 Recipes = Callable[..., Recipe]
 
 
-def prediction(wanted: list[int], guessed: list[int]) -> Prediction:
+def prediction(targets: list[int], predictions: list[int]) -> Prediction:
     zero = torch.zeros(())
     return Prediction(
         nll=zero,
         correct=zero,
-        frames=len(wanted),
-        wanted=torch.tensor(wanted),
-        guessed=torch.tensor(guessed),
+        frames=len(targets),
+        targets=torch.tensor(targets),
+        predictions=torch.tensor(predictions),
     )
 
 
@@ -112,10 +110,13 @@ HEALTHY = {
 SICK = {
     "collapse": ({"health/largest_share/predictions": 0.95}, "collapsed"),
     "nothing_learnt": ({"loss/masked": 4.1}, "below the unigram entropy"),
-    "unknown_unit": ({"health/largest_share/targets": 0.4}, "40% of the frames have one cluster"),
-    "starved": ({"health/data_wait": 0.2}, "loader_workers"),
+    "dominant_cluster": (
+        {"health/largest_share/targets": 0.4},
+        "40% of the frames have one cluster",
+    ),
+    "slow_loader": ({"health/data_wait": 0.2}, "loader_workers"),
     "loss_scale": ({"loss_scale": 0.5}, "bf16-mixed"),
-    "faded": ({"health/layer_scale/03": 0.01}, "layer 3 has shrunk"),
+    "vanishing_layer": ({"health/layer_scale/03": 0.01}, "layer 3 has shrunk"),
 }
 
 
@@ -126,19 +127,19 @@ def test_every_alarm_is_raised_once_with_advice(name: str) -> None:
     healthy = HEALTHY | {"health/layer_scale/03": 1.0}
     assert not any(alarms.check(step, healthy) for step in range(100, 200, 10))
     raised = [alarms.check(step, healthy | change) for step in range(200, 300, 10)]
-    said = {key: text for row in raised for key, text in row.items()}
-    assert list(said) == [name]
-    assert advice in said[name]
+    fired = {key: text for row in raised for key, text in row.items()}
+    assert list(fired) == [name]
+    assert advice in fired[name]
     assert sum(map(len, raised)) == 1
 
 
-def test_before_the_warm_up_ends_nobody_expects_anything() -> None:
+def test_no_alarm_about_learning_during_the_warm_up() -> None:
     alarms = Alarms(warmup_steps=100)
     sick = HEALTHY | {"loss/masked": 5.0, "health/largest_share/predictions": 1.0}
     assert not any(alarms.check(step, sick) for step in range(0, 100, 10))
 
 
-def test_one_slow_log_is_no_starvation() -> None:
+def test_a_single_slow_log_raises_no_alarm() -> None:
     alarms = Alarms(warmup_steps=0)
     waits = [0.5, 0.5, 0.0, 0.5, 0.5, 0.0]
     assert not any(

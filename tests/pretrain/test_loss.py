@@ -16,7 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
-from hubert_pretrain.pretrain.loss import PretrainLoss, SupervisedLayer, masked_prediction_loss
+from hubert_pretrain.pretrain.loss import (
+    LossWeights,
+    PretrainLoss,
+    SupervisedLayer,
+    masked_prediction_loss,
+)
 
 B = 4
 T = 50
@@ -25,7 +30,7 @@ HIDDEN = 20
 CLUSTERS = [60, 40]
 
 
-def prepare(kind: str, device: str, **weights: Any) -> Callable[[], PretrainLoss]:
+def prepare(kind: str, device: str, **settings: Any) -> Callable[[], PretrainLoss]:
     """Everything but the loss: two codebooks, two layers, their targets."""
     with torch.device(device):
         head = SoftmaxHead(D, CLUSTERS) if kind == "softmax" else CodebookHead(D, 8, CLUSTERS)
@@ -44,18 +49,20 @@ def prepare(kind: str, device: str, **weights: Any) -> Callable[[], PretrainLoss
         mask,
         penalty,
         **sizes,
-        **weights,
+        **settings,
     )
 
 
-@pytest.mark.parametrize("weights", [{}, {"unmasked_weight": 0.5}, {"measure_unmasked": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"weights": LossWeights(unmasked=0.5)}, {"measure_unmasked": True}]
+)
 @pytest.mark.parametrize("kind", ["hard", "soft", "softmax"])
-def test_a_gpu_is_never_waited_for(kind: str, weights: dict[str, Any]) -> None:
+def test_a_gpu_is_never_waited_for(kind: str, settings: dict[str, Any]) -> None:
     """Fake CUDA tensors have shapes and no values: anything whose size or branch depends on a value
     raises.
     """
     with FakeTensorMode():
-        result = prepare(kind, "cuda", **weights)()
+        result = prepare(kind, "cuda", **settings)()
     assert result.loss.shape == result.masked.correct.shape == ()
     assert result.loss.device.type == "cuda"
 
@@ -93,7 +100,7 @@ def test_nothing_is_larger_than_the_scores_of_the_hidden_frames(kind: str) -> No
 def test_a_real_gpu_is_never_waited_for(kind: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
-    loss = prepare(kind, "cuda", unmasked_weight=0.5)
+    loss = prepare(kind, "cuda", weights=LossWeights(unmasked=0.5))
     loss().loss.backward()  # the first time libraries are loaded
     torch.cuda.set_sync_debug_mode("error")
     try:

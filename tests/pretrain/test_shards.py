@@ -23,8 +23,9 @@ from hubert_pretrain.data.shards.writer import convert
 from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
 from hubert_pretrain.model.checkpoint import load_model
+from hubert_pretrain.model.config import SpanMask
 from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
-from hubert_pretrain.pretrain.dataset import CropSource, MicroBatches, SpanMasking
+from hubert_pretrain.pretrain.dataset import CropSource, MicroBatches
 from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.training.dataloading import loader
@@ -117,7 +118,7 @@ def test_every_micro_batch_is_that_of_the_files_from_any_step_on(
             masked_frames=lambda frames: frames // 2,
             **sizes,
         )
-        masking = SpanMasking(seed=3, probability=0.8, span_frames=5, min_spans=2)
+        spans = SpanMask(probability=0.8, span_frames=5, min_spans=2)
         targets = TargetStore.open(corpora[name].folder("it1/label")).targets
         source = CropSource(
             corpus,
@@ -125,7 +126,8 @@ def test_every_micro_batch_is_that_of_the_files_from_any_step_on(
             split="train",
             grid=MODEL_GRID,
             normalize=True,
-            masking=masking,
+            spans=spans,
+            seed=3,
             cache_bytes=0,
         )
         return list(loader(MicroBatches(plan, source), numbers, workers=workers))

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from hubert_pretrain.config.schema import MaskConfig, Recipe
+from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import (
     ArtefactError,
     ConfigError,
@@ -26,6 +26,7 @@ from hubert_pretrain.errors import (
     Preempted,
 )
 from hubert_pretrain.model.checkpoint import load_model
+from hubert_pretrain.model.config import SpanMask
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.stages.pretrain import run
@@ -355,7 +356,7 @@ def test_devices_that_cannot_share_a_step(
 def test_targets_on_another_grid_are_refused(
     recipe: Recipes, prepared: Workspace, tmp_path: Path
 ) -> None:
-    values = recipe(mask=MaskConfig(span_frames=4))
+    values = recipe(mask=SpanMask(span_frames=4))
     values.model.conv_stride = [5, 2, 2, 2, 2, 2, 4]
     with pytest.raises(ArtefactError, match="label on its grid"):
         run(values, prepared, "it1/pretrain", tmp_path)

@@ -70,14 +70,14 @@ def test_layers_predict_with_their_weight_norm_and_head(pre_norm: bool, own_head
     output = model(torch.randn(1, 4000), hidden_states=True)
     first, second, last = supervision(output, head)
     assert [layer.weight for layer in (first, second, last)] == [0.1, 0.2, 0.7]
-    assert (first.score is head) is not own_heads
-    assert last.score is head
-    assert torch.equal(last.encoded, output.last)
+    assert (first.head is head) is not own_heads
+    assert last.head is head
+    assert torch.equal(last.hidden_state, output.last)
     state = output.hidden_states[1]
     expected = (
         nn.functional.layer_norm(state, (16,), eps=values.layer_norm_eps) if pre_norm else state
     )
-    torch.testing.assert_close(second.encoded, expected)
+    torch.testing.assert_close(second.hidden_state, expected)
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_soft_targets_through_the_stage(
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_only_visible_frames(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
+def test_only_unmasked_frames(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
     """The paper's negative control: the step is divided by the frames that count."""
     loss = LossConfig(masked_weight=0.0, unmasked_weight=1.0, feature_penalty=0.0)
     run(recipe(loss=loss, steps=3, log_every_steps=1), prepared, "it1/pretrain", tmp_path)

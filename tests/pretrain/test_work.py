@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.length_index import LengthIndex
 from hubert_pretrain.frames import SAMPLE_RATE
-from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.config import HubertConfig, SpanMask
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.masking import expected_count
@@ -30,7 +30,8 @@ from hubert_pretrain.pretrain.health import training_flops
 from hubert_pretrain.pretrain.layer_supervision import LayerSupervision
 from hubert_pretrain.pretrain.loss import masked_prediction_loss
 from hubert_pretrain.pretrain.module import PretrainModule
-from hubert_pretrain.training.module import Optimisation
+from hubert_pretrain.training.module import Monitor
+from hubert_pretrain.training.optim import AdamWSettings
 
 aten = torch.ops.aten
 K = 500
@@ -145,7 +146,7 @@ class Step:
         torch.manual_seed(0)
         self.rows = rows
         self.samples = config.grid.num_samples(frames)
-        self.masked = expected_count(frames, probability=0.8, span_frames=10, min_spans=2)
+        self.masked = expected_count(frames, SpanMask())
         with torch.device(device):
             model = Hubert(config)
             head = (
@@ -154,15 +155,15 @@ class Step:
                 else CodebookHead(config.hidden_size, config.projection_size, K)
             )
             layers = [1, config.num_hidden_layers] if softmax else []
-            optimisation = Optimisation(learning_rate=1e-3, factor=lambda updates: 1.0)
             supervision = LayerSupervision(config, layers=layers)
             self.module = PretrainModule(
                 model,
                 head,
                 seed=1,
                 supervision=supervision,
-                optimisation=optimisation,
-                log_every_steps=10,
+                optimiser=AdamWSettings(learning_rate=1e-3),
+                schedule=lambda updates: 1.0,
+                monitor=Monitor(log_every_steps=10),
             )
             mask = torch.zeros(rows, frames, dtype=torch.bool)
             mask[:, : self.masked] = True

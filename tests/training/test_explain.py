@@ -14,13 +14,16 @@ from hubert_pretrain.training.resilience.failures import BatchShape, explain_fai
 
 def trainer(batch: Any = None) -> Any:
     last = BatchShape()
-    last.note(batch)
+    last.record(batch)
     return SimpleNamespace(callbacks=[last], global_step=41)
 
 
 def test_out_of_memory_names_the_shape_and_half_of_it() -> None:
     batch = {"waveform": torch.empty(8, 160_000, device="meta")}
-    message = r"out of memory at step 42 in a micro-batch of 8 x 160000 samples \(80\.0 s of audio\): CUDA out of memory.*=40 .*recompute"
+    message = (
+        r"out of memory at step 42 in a micro-batch of 8 x 160000 samples \(80\.0 s of audio\): "
+        r"CUDA out of memory.*=40 .*gradient_checkpointing"
+    )
     with pytest.raises(HubertPretrainError, match=message), explain_failures(trainer(batch)):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 

@@ -182,7 +182,7 @@ def test_an_unwritable_folder_is_found_at_the_start(
 
     monkeypatch.setattr(Path, "write_bytes", refused)
     with pytest.raises(
-        ArtefactError, match=r"cannot be written here.*Permission denied.*mend the permissions"
+        ArtefactError, match=r"cannot be written here.*Permission denied.*fix the permissions"
     ):
         Run(tmp_path)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hubert_pretrain.errors import HubertPretrainError
-from hubert_pretrain.training.optim import adamw, update_norm
+from hubert_pretrain.training.optim import AdamWSettings, adamw, update_norm
 from hubert_pretrain.training.resilience.nonfinite import FILE, NonFiniteGuard
 
 NAN = float("nan")
@@ -18,19 +18,17 @@ INF = float("inf")
 
 def optimiser() -> tuple[torch.nn.Parameter, torch.optim.AdamW]:
     weight = torch.nn.Parameter(torch.arange(4.0))
-    return weight, adamw(
-        [weight], learning_rate=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01
-    )
+    return weight, adamw([weight], AdamWSettings(learning_rate=0.1))
 
 
 def train(
-    gradients: list[float], skipping: NonFiniteGuard, losses: list[float] | None = None
+    gradients: list[float], guard: NonFiniteGuard, losses: list[float] | None = None
 ) -> tuple[torch.Tensor, torch.optim.AdamW]:
     weight, adam = optimiser()
     for step, gradient in enumerate(gradients):
         weight.grad = torch.full((4,), gradient)
-        skipping.note(step, torch.tensor(1.0 if losses is None else losses[step]))
-        skipping.judge(adam, step, weight.grad.norm())
+        guard.record(step, torch.tensor(1.0 if losses is None else losses[step]))
+        guard.decide(adam, step, weight.grad.norm())
         adam.step()
     return weight.detach(), adam
 
@@ -46,20 +44,20 @@ def test_a_skipped_step_is_a_step_that_never_was(bad: float) -> None:
 
 
 def test_a_bad_loss_with_a_fine_gradient_is_skipped_too() -> None:
-    skipping = NonFiniteGuard(10)
-    weights, _ = train([1.0, 1.0], skipping, losses=[1.0, INF])
+    guard = NonFiniteGuard(10)
+    weights, _ = train([1.0, 1.0], guard, losses=[1.0, INF])
     assert torch.equal(weights, train([1.0], NonFiniteGuard(10))[0])
-    skipping.read()
-    assert skipping.total == 1
+    guard.report()
+    assert guard.total == 1
 
 
 def test_what_was_skipped_is_counted_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    skipping = NonFiniteGuard(2, lambda index: f"batch {index}", folder=tmp_path)
-    train([1.0, NAN, 1.0, NAN, NAN], skipping, losses=[1.0, NAN, 1.0, 1.0, NAN])
-    skipping.read()
-    assert skipping.state() == {"total": 3, "in_a_row": 2, "by_scaler": 0}
+    guard = NonFiniteGuard(2, lambda index: f"batch {index}", folder=tmp_path)
+    train([1.0, NAN, 1.0, NAN, NAN], guard, losses=[1.0, NAN, 1.0, 1.0, NAN])
+    guard.report()
+    assert guard.state() == {"total": 3, "in_a_row": 2, "by_scaler": 0}
     assert (
         "not a number in batch 1; batch 4: skipped 3 steps, weights unchanged (3 skipped in all)"
         in caplog.text
@@ -71,33 +69,33 @@ def test_what_was_skipped_is_counted_and_named(
 
 
 def test_too_many_in_a_row_end_it_also_over_two_readings() -> None:
-    skipping = NonFiniteGuard(2)
-    train([NAN, NAN], skipping)
-    skipping.read()
-    train([NAN], skipping)
+    guard = NonFiniteGuard(2)
+    train([NAN, NAN], guard)
+    guard.report()
+    train([NAN], guard)
     with pytest.raises(
         HubertPretrainError,
         match=r"3 steps in a row, 3 in all, were skipped.*max_skipped_steps=2.*learning rate",
     ):
-        skipping.read()
+        guard.report()
 
 
 def test_too_many_in_all_end_it() -> None:
-    skipping = NonFiniteGuard(1)
+    guard = NonFiniteGuard(1)
     for _ in range(10):
-        train([NAN, 1.0], skipping)
-        skipping.read()
-    train([NAN, 1.0], skipping)
+        train([NAN, 1.0], guard)
+        guard.report()
+    train([NAN, 1.0], guard)
     with pytest.raises(HubertPretrainError, match="11 in all"):
-        skipping.read()
+        guard.report()
 
 
 def test_the_scaler_of_fp16_has_its_own_count() -> None:
     """Its infinite gradients are no fault; a loss that is no number is."""
-    skipping = NonFiniteGuard(2, scaled=True)
-    train([INF, INF, INF, INF, 1.0], skipping, losses=[1.0, 1.0, 1.0, NAN, 1.0])
-    skipping.read()
-    assert (skipping.by_scaler, skipping.total) == (3, 1)
+    guard = NonFiniteGuard(2, scaled=True)
+    train([INF, INF, INF, INF, 1.0], guard, losses=[1.0, 1.0, 1.0, NAN, 1.0])
+    guard.report()
+    assert (guard.by_scaler, guard.total) == (3, 1)
 
 
 def test_the_update_norm_is_that_of_the_update() -> None:

@@ -1,5 +1,5 @@
-"""When checkpoints are written, in which thread, which of them stay, and what else they say. How
-one is written: checkpoint_io.py.
+"""When checkpoints are written, in which thread, and which of them stay. How one is written:
+checkpoint_io.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -26,43 +26,57 @@ from hubert_pretrain.training.resilience.checkpoint_io import (
     verified,
 )
 
+if TYPE_CHECKING:
+    from hubert_pretrain.config.schema import TrainerConfig
+
 logger = logging.getLogger(__name__)
 
 BEST = "best.json"
 _HIGHER_IS_BETTER = re.compile("accuracy|pnmi|score|perplexity")
+"""In the name of a metric; any other metric is better when it is lower."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPolicy:
-    """Which checkpoints there are."""
+    """When checkpoints are written, and which of them stay."""
 
     every_steps: int
     keep: int = KEPT  # the newest so many stay
-    keep_every_steps: int = 0  # and those of steps that are a multiple of this; 0: none
-    keep_best: str = (
-        ""  # and the best by this value of the valid split, e.g. valid/loss/masked; "": none
-    )
+    keep_every_steps: int = 0  # and those of multiples of this step; 0: none
+    keep_best: str = ""  # and the best by this value of the valid split; "": none
     asynchronous: bool = False  # copied to CPU memory, then written while training goes on
-    max_failures: int = (
-        3  # checkpoints in a row that may fail to be written (a full disk) while training goes on
-    )
+    max_failures: int = 3  # failed writes in a row (a full disk) that do not end the training
+
+    @staticmethod
+    def of(config: TrainerConfig, *, every_steps: int) -> CheckpointPolicy:
+        """The policy of a recipe."""
+        return CheckpointPolicy(
+            every_steps=every_steps,
+            keep=config.keep_checkpoints,
+            keep_every_steps=config.keep_every_steps,
+            keep_best=config.keep_best,
+            asynchronous=config.async_checkpoints,
+            max_failures=config.max_failed_checkpoints,
+        )
 
 
 class CheckpointWriter(VerifiedCheckpointIO):
-    """Writes and reads back; a failure is kept for who asks, because other ranks wait meanwhile. At
-    most one file is being written.
+    """Writes a checkpoint and reads it back, in this thread or another. At most one file is being
+    written.
+
+    A failure is stored instead of raised, because other ranks wait meanwhile.
     """
 
     def __init__(self, *, asynchronous: bool = False) -> None:
         self.asynchronous = asynchronous
         self.failure: str | None = None
-        """Why the last checkpoint that was written is none; None where it is one."""
+        """Reason why the last checkpoint could not be written; None: it was written."""
         self._thread: threading.Thread | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Writes now, or copies the tensors to CPU memory now and writes in a thread."""
+        """Write now; or copy the tensors to CPU memory now, and write in a thread."""
         self.finish()
         if not self.asynchronous:
             self._write(checkpoint, Path(path))
@@ -79,7 +93,7 @@ class CheckpointWriter(VerifiedCheckpointIO):
         return self._thread is not None and self._thread.is_alive()
 
     def finish(self) -> None:
-        """Waits until nothing is being written."""
+        """Wait until nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -88,15 +102,15 @@ class CheckpointWriter(VerifiedCheckpointIO):
         self.failure = "its writer did not finish"
         try:
             super().save_checkpoint(checkpoint, path)
-            intact = distributed.rank() > 0 or verified(
-                path
-            )  # of a checkpoint of many ranks, the first reads all
-            self.failure = (
-                None
-                if intact
-                else f"{path}: reads back differently from what was written; the disk is failing"
-            )
+            # The first rank reads all of a checkpoint of many ranks.
+            if distributed.rank() > 0 or verified(path):
+                self.failure = None
+            else:
+                self.failure = (
+                    f"{path}: reads back differently from what was written; the disk is failing"
+                )
         except Exception as error:
+            # Without a thread, anything but a failed write is a bug, and raised.
             if not self.asynchronous and not isinstance(error, ArtefactError):
                 raise
             self.failure = str(error)
@@ -105,9 +119,9 @@ class CheckpointWriter(VerifiedCheckpointIO):
 class CheckpointCallback(L.Callback):
     """Saves every so many updates and after the last one, prunes, and resumes at the exact step.
 
-    The position of a run is its step number and nothing else (design idea 4), so Lightning's loop
-    counters are left out of the file and rebuilt on load. That also frees a resumed run to use
-    another number of devices, hence another accumulation.
+    The position of a run is its step number and nothing else, so Lightning's loop counters are left
+    out of the file and rebuilt on load. That also allows a resumed run to use another number of
+    devices, hence another accumulation.
     """
 
     def __init__(
@@ -121,33 +135,34 @@ class CheckpointCallback(L.Callback):
     ) -> None:
         """
         Args:
-            about: plain containers that say what this run is (recipe, versions, fingerprints); they
-            go into each file.
+            last_step: of the training; it is saved too.
+            about: recipe, versions and fingerprints as plain containers; they go into each file.
         """
         self.folder = folder
         self.writer = writer
         self.policy = policy
         self.last_step = last_step
         self.about = dict(about or {})
-        self._saved = -1
-        self._settled = True  # whether the outcome of the last save is known
-        self._failures = 0
+        self._saved_step = -1
+        self._is_finished = True  # whether the outcome of the last save was handled
+        self._failures = 0  # in a row
         self._best: dict[str, Any] = read_json(folder / BEST) or {}
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Fails now, not an hour later, when the folder cannot be written; sweeps up what killed
-        writers left.
+        """Check that the folder can be written, before an hour is spent; remove the temporary files
+        of killed writers.
         """
-        if trainer.is_global_zero:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / ".probe").write_bytes(b"")
-                (self.folder / ".probe").unlink()
-            except OSError as error:
-                raise ArtefactError(
-                    f"{self.folder}: checkpoints cannot be written here ({error}); mend the permissions"
-                ) from error
-            remove_temporaries(self.folder)
+        if not trainer.is_global_zero:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / ".probe").write_bytes(b"")
+            (self.folder / ".probe").unlink()
+        except OSError as error:
+            raise ArtefactError(
+                f"{self.folder}: checkpoints cannot be written here ({error}); fix the permissions"
+            ) from error
+        remove_temporaries(self.folder)
 
     def on_train_batch_end(
         self,
@@ -157,18 +172,17 @@ class CheckpointCallback(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Runs after every micro-batch; acts after the update that reaches a multiple of
-        `every_steps`.
-        """
-        if not self._settled and not self.writer.busy:
-            self._settle()
+        """Save after the updates that are multiples of `every_steps`, and after the last."""
+        if not self._is_finished and not self.writer.busy:
+            self._finish_save()
         step = trainer.global_step
-        due = step % self.policy.every_steps == 0 or step == self.last_step
-        if due and step > 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        is_update = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        is_due = step % self.policy.every_steps == 0 or step == self.last_step
+        if is_update and is_due and step > 0:
             self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Keeps the weights that the valid split likes best."""
+        """Save when the valid split scores better than ever before."""
         name = self.policy.keep_best
         if not name or trainer.state.fn != "fit":
             return
@@ -176,120 +190,128 @@ class CheckpointCallback(L.Callback):
         if name not in values:
             known = ", ".join(sorted(values)) or "none"
             raise ArtefactError(
-                f"trainer.keep_best={name}: no value of the valid split is called so; there are {known}"
+                f"trainer.keep_best={name}: no value of the valid split has this name; there are "
+                f"{known}"
             )
-        sign = -1 if _HIGHER_IS_BETTER.search(name) else 1
-        if self._best.get("metric") != name or sign * values[name] < sign * self._best["value"]:
+        if self._is_better(name, values[name]):
             self.save(trainer)
             self._best = {"metric": name, "value": values[name], "step": trainer.global_step}
             if trainer.is_global_zero:
                 write_json(self.folder / BEST, self._best)
 
     def save(self, trainer: L.Trainer) -> None:
-        """Saves the step that was reached, once. Every rank must call it. Raises ArtefactError
-        after too many failures in a row.
+        """Save the step that was reached, once. Every rank must call it.
+
+        Raises ArtefactError after too many failures in a row.
         """
-        if trainer.global_step == self._saved:
+        if trainer.global_step == self._saved_step:
             return
-        self._agree(trainer)
-        self._saved = trainer.global_step
-        self._settled = False
+        self._check_failures()  # of the save before, which may have been asynchronous
+        self._saved_step = trainer.global_step
+        self._is_finished = False
         trainer.save_checkpoint(self.folder / f"step={trainer.global_step:08d}.ckpt")
         if not self.policy.asynchronous:
-            self._settle()
-            self._agree(trainer)
+            self._check_failures()
 
     def save_and_wait(self, trainer: L.Trainer) -> None:
-        """The same, and on return it is on disk. Raises ArtefactError when it is not: then the run
-        must not say that it saved.
+        """Save, and wait until the checkpoint is on disk.
+
+        Raises ArtefactError when it is not: then the run must not report that it saved.
         """
         self.save(trainer)
         self.writer.finish()
-        self._settle()
+        self._finish_save()
         if reason := distributed.from_first(self.writer.failure):
             raise ArtefactError(str(reason))
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """What is being written is finished."""
+        """Finish the file that is being written."""
         self.writer.finish()
-        self._settle()
+        self._finish_save()
 
     def on_exception(
         self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
     ) -> None:
-        """What is being written is finished, whatever happened."""
+        """Finish the file that is being written, whatever happened."""
         self.writer.finish()
-        self._settle()
+        self._finish_save()
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The step number says it all; beside it stands what the run is."""
+        """Replace Lightning's loop counters, which the step number makes superfluous, by the
+        description of the run.
+        """
         checkpoint.pop("loops", None)
         checkpoint["about"] = self.about
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Sets Lightning's counters to "`step` updates done, nothing begun"."""
-        step = self._saved = int(checkpoint["global_step"])
+        """Rebuild Lightning's loop counters: `step` updates done, nothing begun."""
+        step = int(checkpoint["global_step"])
+        self._saved_step = step
         state = trainer.fit_loop.state_dict()
         batches = step * trainer.accumulate_grad_batches
-        state["epoch_loop.batch_progress"]["total"] = dict.fromkeys(
-            ("ready", "started", "processed", "completed"), batches
-        )
-        updates = state["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"][
-            "total"
-        ]
-        updates["ready"] = updates["completed"] = step
+        progress = ("ready", "started", "processed", "completed")
+        state["epoch_loop.batch_progress"]["total"] = dict.fromkeys(progress, batches)
+        optimization = state["epoch_loop.automatic_optimization.optim_progress"]
+        updates = optimization["optimizer"]["step"]["total"]
+        updates["ready"] = step
+        updates["completed"] = step
         checkpoint["loops"] = {"fit_loop": state}
 
-    def _settle(self) -> None:
-        """After a file was written, or was not: warns, or prunes."""
-        if self._settled:
+    def _is_better(self, name: str, value: float) -> bool:
+        if self._best.get("metric") != name:
+            return True
+        if _HIGHER_IS_BETTER.search(name):
+            return value > float(self._best["value"])
+        return value < float(self._best["value"])
+
+    def _finish_save(self) -> None:
+        """Once, after a file was written or failed: prune, or warn."""
+        if self._is_finished:
             return
-        self._settled = True
+        self._is_finished = True
         if distributed.rank() > 0:
             return
         if self.writer.failure is None:
             self._failures = 0
             self._prune()
-        else:
-            self._failures += 1
-            allowed = self.policy.max_failures
-            logger.warning(
-                "%s; training goes on (%d of at most %d in a row)",
-                self.writer.failure,
-                self._failures,
-                allowed,
-            )
+            return
+        self._failures += 1
+        logger.warning(
+            "%s; training goes on (%d of at most %d in a row)",
+            self.writer.failure,
+            self._failures,
+            self.policy.max_failures,
+        )
 
-    def _agree(self, trainer: L.Trainer) -> None:
-        """All ranks stop when the first one could not write too often."""
+    def _check_failures(self) -> None:
+        """End all ranks when the first one failed to write too often. A collective."""
         self.writer.finish()
-        self._settle()
+        self._finish_save()
         if distributed.from_first(self._failures) > self.policy.max_failures:
             raise ArtefactError(
-                f"{self.folder}: more than {self.policy.max_failures} checkpoints in a row could not be written ({self.writer.failure}); "
-                "the last one that could is intact. Free some space; the same command resumes"
+                f"{self.folder}: more than {self.policy.max_failures} checkpoints in a row could not "
+                f"be written ({self.writer.failure}); the last one that could is intact. Free some "
+                "space; the same command resumes"
             )
 
     def _prune(self) -> None:
+        """Remove all checkpoints but the newest, the regular and the best ones."""
         files = checkpoints(self.folder)
-        kept = set(files[-self.policy.keep :])
+        newest = set(files[-self.policy.keep :])
         every = self.policy.keep_every_steps
-        for old in files:
-            step = step_of(old)
-            if (
-                old not in kept
-                and step != self._best.get("step")
-                and not (every and step % every == 0)
-            ):
-                self.writer.remove_checkpoint(old)
+        for path in files:
+            step = step_of(path)
+            is_regular = every > 0 and step % every == 0
+            if path not in newest and not is_regular and step != self._best.get("step"):
+                self.writer.remove_checkpoint(path)
 
 
 def snapshot(content: Any) -> Any:
-    """A copy of nested containers whose tensors lie in CPU memory and belong to nobody else."""
+    """A deep copy of nested containers, with the tensors in CPU memory."""
     if isinstance(content, torch.Tensor):
         return content.detach().to("cpu", copy=True)
     if isinstance(content, dict):

@@ -34,7 +34,7 @@ class BatchShape(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """The micro-batch that comes now."""
-        self.note(batch)
+        self.record(batch)
 
     def on_validation_batch_start(
         self,
@@ -45,9 +45,9 @@ class BatchShape(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """The micro-batch that comes now."""
-        self.note(batch)
+        self.record(batch)
 
-    def note(self, batch: Any) -> None:
+    def record(self, batch: Any) -> None:
         """(B, S) of a dict with a "waveform"."""
         if isinstance(batch, dict) and "waveform" in batch:
             self.shape = tuple(batch["waveform"].shape)
