@@ -49,7 +49,7 @@ from omegaconf import OmegaConf
 from hubert_pretrain.clustering import sample
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.clustering.codebook_set import CodebookSet
-from hubert_pretrain.clustering.engines.statistics import measure
+from hubert_pretrain.clustering.engines.statistics import measure_fit
 from hubert_pretrain.clustering.frame_source import RankFrames
 from hubert_pretrain.clustering.kmeans import KMeans
 from hubert_pretrain.data.audio import SUFFIXES
@@ -57,7 +57,7 @@ from hubert_pretrain.data.corpus import MANIFEST, Corpus
 from hubert_pretrain.data.manifest import Utterance, write_manifest
 from hubert_pretrain.distributed import usable_cores
 from hubert_pretrain.features.corpus_frames import map_frames
-from hubert_pretrain.features.extractor import Extractor
+from hubert_pretrain.features.extractor import FeatureExtractor
 from hubert_pretrain.features.hubert_layer import HubertLayer
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.frames import SAMPLE_RATE, samples, seconds
@@ -212,7 +212,9 @@ def our_codebook(corpus: Corpus, rows: np.ndarray, n_clusters: int, folder: Path
     return Codebook(torch.from_numpy(estimator.cluster_centers_), Mfcc().fingerprint(), Mfcc().grid)
 
 
-def frames_of(corpus: Corpus, rows: np.ndarray, extractor: Extractor, folder: Path) -> np.ndarray:
+def frames_of(
+    corpus: Corpus, rows: np.ndarray, extractor: FeatureExtractor, folder: Path
+) -> np.ndarray:
     """Frames (N, D) of some utterances, by as many threads as there are cores; torch may use them
     all again afterwards.
     """
@@ -305,7 +307,8 @@ def mfcc_to_targets(options: argparse.Namespace, folder: Path) -> Figures:
     figures = speeds(options, corpus, ours, lambda: usual(threads))
     frames = RankFrames.whole(frames_of(corpus, rows, Mfcc(), folder))
     inertia = {
-        name: measure(frames, codebook.centroids).inertia for name, codebook in codebooks.items()
+        name: measure_fit(frames, codebook.centroids).inertia
+        for name, codebook in codebooks.items()
     }
     figures |= {
         "peer_threads": threads,
@@ -375,7 +378,11 @@ def kmeans_layer(options: argparse.Namespace, folder: Path) -> Figures:
 
 
 def kmeans(
-    options: argparse.Namespace, corpus: Corpus, extractor: Extractor, n_clusters: int, folder: Path
+    options: argparse.Namespace,
+    corpus: Corpus,
+    extractor: FeatureExtractor,
+    n_clusters: int,
+    folder: Path,
 ) -> Figures:
     """`fit` of both engines, a seed a turn, and the inertia, which each side computes;
     `inertia_ratio` < 1: ours is better.
@@ -462,8 +469,8 @@ def layer_features(options: argparse.Namespace, folder: Path) -> Figures:
             bring,
             device=options.device,
             workers=usable_cores(),
-            what="ours",
-            rowwise=True,
+            description="ours",
+            framewise=True,
         )
         found["ours"] = list(frames)
 

@@ -22,7 +22,7 @@ from hubert_pretrain.tools.command import command_parser, run_command
 
 if TYPE_CHECKING:
     from hubert_pretrain.data.corpus import Corpus
-    from hubert_pretrain.features.extractor import Extractor
+    from hubert_pretrain.features.extractor import FeatureExtractor
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,8 +96,8 @@ def extract(options: argparse.Namespace) -> None:
         write_fairseq(dump, options.output / "fairseq", options.split or "all")
 
 
-def open_extractor(options: argparse.Namespace) -> Extractor:
-    """Extractor of the features that the command line names."""
+def open_extractor(options: argparse.Namespace) -> FeatureExtractor:
+    """FeatureExtractor of the features that the command line names."""
     from hubert_pretrain.features.hubert_layer import HubertLayer
     from hubert_pretrain.features.log_mel import LogMel
     from hubert_pretrain.features.mfcc import Mfcc

@@ -113,7 +113,7 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
         "split": options.split,
         "utterances": len(rows),
         "best": layer_selection.best_layer(scores, options.criterion),
-        "scores": layer_selection.table(scores),
+        "scores": layer_selection.score_table(scores),
     }
 
 

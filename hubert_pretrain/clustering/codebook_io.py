@@ -1,5 +1,5 @@
-"""The two files of a codebook: tensors as safetensors, everything else as JSON. They open anywhere
-and run no code.
+"""The two files of a codebook: tensors as safetensors, everything else as JSON. Any program can
+open them, and they run no code.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ DESCRIPTION = "codebook.json"
 
 
 def write_codebook(folder: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
-    """Writes the tensors, then the description with their hash: after a kill between the two,
-    `read` and the hash refuse them.
+    """Writes the tensors, then the description, which holds their hash.
+
+    After an interruption between the two, `read_codebook` and `check_hash` refuse the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
@@ -31,11 +32,12 @@ def write_codebook(folder: Path, tensors: dict[str, Tensor], description: dict[s
 
 
 def read_codebook(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write` wrote. Raises ArtefactError when a file is missing or damaged."""
+    """The tensors and the description. Raises ArtefactError when a file is missing or damaged."""
     description = read_json(folder / DESCRIPTION)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ArtefactError(
-            f"{folder / DESCRIPTION}: missing, damaged or not a {FORMAT}; run the cluster stage again"
+            f"{folder / DESCRIPTION}: missing, damaged or not a {FORMAT}; run the cluster stage "
+            "again"
         )
     try:
         return load_file(folder / CENTROIDS), description
@@ -46,8 +48,9 @@ def read_codebook(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def check_hash(folder: Path, found: str, description: dict[str, Any]) -> None:
-    """Raises ArtefactError when the tensors are not those that the description was written for."""
+    """Raises ArtefactError when the description was written for other tensors."""
     if found != description.get("sha256"):
         raise ArtefactError(
-            f"{folder}: {CENTROIDS} is not the one that {DESCRIPTION} describes (other SHA-256); cluster again"
+            f"{folder}: {CENTROIDS} is not the one that {DESCRIPTION} describes (other SHA-256); "
+            "cluster again"
         )

@@ -1,16 +1,15 @@
-"""Several codebooks over the same frames, whose ids stand side by side: product, ensemble and
-residual k-means.
+"""Several codebooks over the same frames, whose ids stand side by side.
 
-| form | parts |
-|---|---|
-| plain | one, over all columns |
-| product (HuBERT paper section 4.1: MFCC static, delta and delta-delta apart) | one per range of
-columns |
-| ensemble of K (HuBERT paper section 4.4) | several over all columns |
-| several layers at once | one per layer, over the columns that it has in the concatenated frame |
-| residual | each part but the first is fitted on what the part before it leaves |
+| form                 | parts                                                                     |
+|----------------------|---------------------------------------------------------------------------|
+| plain                | one, over all columns                                                     |
+| product              | one per range of columns (HuBERT paper, section 4.1: static, delta and    |
+|                      | delta-delta MFCC apart)                                                   |
+| ensemble             | several over all columns, with different K (HuBERT paper, section 4.4)    |
+| several layers       | one per layer, over its columns in the concatenated frame                 |
+| residual             | each part after the first is fitted on the residual of the one before it  |
 
-Tensor alphabet: N codebooks, K clusters, D width of a frame.
+Tensor letters: T frames, N codebooks, K clusters, D width of a frame.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from hubert_pretrain.clustering import codebook_io
 from hubert_pretrain.clustering.assign import DEVICE_FRAMES
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.features.extractor import Extractor, describe
+from hubert_pretrain.features.extractor import FeatureExtractor, describe
 from hubert_pretrain.frames import FrameGrid
 
 ALL = "all"
@@ -37,41 +36,36 @@ ALL = "all"
 
 @dataclass(frozen=True, eq=False)
 class CodebookPart:
-    """One codebook of a set, and what of a frame it sees."""
+    """One codebook of a set, with its input columns."""
 
     name: str
     columns: tuple[int, int]
     """Columns [start, stop) of the frame."""
     codebook: Codebook
     residual: bool = False
-    """It sees what the part before it leaves of those columns, in the space of that part's
-    centroids.
-    """
+    """The input is the residual of the part before it, in the space of that part's centroids."""
 
 
 @dataclass(frozen=True, eq=False)
 class CodebookSet:
-    """Frames -> cluster ids of each codebook. A plain codebook is a set of one, and is stored as it
-    always was.
+    """Frames -> cluster ids of each codebook.
+
+    A plain codebook is a set of one and is stored like a single `Codebook`.
     """
 
     parts: tuple[CodebookPart, ...]
     dim: int
-    """D, the width of the frames that it takes."""
+    """D, the width of the input frames."""
     fit: dict[str, Any] = field(default_factory=dict)
-    """How it was fitted as a whole. For people; nothing depends on it."""
+    """Settings and results of the whole fit. For information only."""
     origin: str = "the codebooks"
-    """Where it came from, for error messages."""
+    """Their folder, for error messages."""
 
     @staticmethod
     def of(codebook: Codebook) -> CodebookSet:
         """The set of one codebook over all columns."""
-        return CodebookSet(
-            (CodebookPart(ALL, (0, codebook.dim), codebook),),
-            codebook.dim,
-            codebook.fit,
-            codebook.origin,
-        )
+        part = CodebookPart(ALL, (0, codebook.dim), codebook)
+        return CodebookSet((part,), codebook.dim, codebook.fit, codebook.origin)
 
     @property
     def sizes(self) -> list[int]:
@@ -95,13 +89,13 @@ class CodebookSet:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is one codebook over all columns."""
+        """One codebook over all columns."""
         return self.num_codebooks == 1 and self.parts[0].columns == (0, self.dim)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides ids: for a plain codebook its own, else of every part with
-        its columns.
+        """SHA-256 of everything that determines the ids: that of a plain codebook itself, else of
+        all parts with their columns.
         """
         if self.is_plain:
             return self.parts[0].codebook.fingerprint
@@ -113,90 +107,87 @@ class CodebookSet:
 
     def to(self, device: torch.device | str) -> CodebookSet:
         """The same codebooks on a device."""
-        parts = tuple(
-            CodebookPart(part.name, part.columns, part.codebook.to(device), part.residual)
-            for part in self.parts
-        )
+        parts = tuple(replace(part, codebook=part.codebook.to(device)) for part in self.parts)
         return CodebookSet(parts, self.dim, self.fit, self.origin)
 
     def assign(self, frames: Tensor) -> Tensor:
-        """Nearest centroids of each frame: (..., D) -> (...) int64 of the only codebook, or (...,
-        N) of several.
+        """Nearest centroids of each frame: (..., D) -> (...) int64 for one codebook, (..., N) for
+        several.
 
-        Raises ArtefactError when the frames have another width than those that the codebooks were
-        fitted on.
+        Raises ArtefactError when the frames have another width than those of the fit.
         """
         if self.is_plain:
             return self.parts[0].codebook.assign(frames)
         if frames.shape[-1] != self.dim:
             raise ArtefactError(
-                f"{self.origin} has codebooks for frames of dimension {self.dim}, fitted on {describe(self.features)}, but the frames have "
-                f"dimension {frames.shape[-1]}; label with the features of the cluster stage, or cluster again"
+                f"{self.origin} has codebooks for frames of dimension {self.dim}, fitted on "
+                f"{describe(self.features)}, but the frames have dimension {frames.shape[-1]}; "
+                "label with the features of the cluster stage, or cluster again"
             )
-        pieces = frames.reshape(-1, self.dim).split(DEVICE_FRAMES)
-        ids = torch.cat([self._assign(piece) for piece in pieces])  # (T, N)
-        return (
-            ids.view(*frames.shape[:-1], self.num_codebooks)
-            if self.num_codebooks > 1
-            else ids.view(frames.shape[:-1])
-        )
+        blocks = frames.reshape(-1, self.dim).split(DEVICE_FRAMES)
+        ids = torch.cat([self._assign_block(block) for block in blocks])  # (T, N)
+        if self.num_codebooks == 1:
+            return ids.view(frames.shape[:-1])
+        return ids.view(*frames.shape[:-1], self.num_codebooks)
 
-    def _assign(self, frames: Tensor) -> Tensor:
+    def _assign_block(self, frames: Tensor) -> Tensor:
         """(T, D) -> (T, N)."""
-        found: list[Tensor] = []
-        before = self.parts[0].codebook
-        seen = frames
+        ids: list[Tensor] = []
+        previous: Codebook | None = None
+        values = frames
         for part in self.parts:
-            seen = (
-                before.residual(seen, found[-1])
-                if part.residual
-                else frames[:, part.columns[0] : part.columns[1]]
-            )
-            before = part.codebook
-            found.append(before.assign(seen))
-        return torch.stack(found, dim=-1)
+            if part.residual:
+                assert previous is not None
+                values = previous.residual(values, ids[-1])
+            else:
+                values = frames[:, part.columns[0] : part.columns[1]]
+            previous = part.codebook
+            ids.append(previous.assign(values))
+        return torch.stack(ids, dim=-1)
 
-    def check_features(self, extractor: Extractor) -> None:
-        """Raises ArtefactError naming each difference when they were fitted on other features than
-        the extractor's.
+    def check_features(self, extractor: FeatureExtractor) -> None:
+        """Raises ArtefactError, naming each difference, when they were fitted on other features
+        than the extractor's.
         """
         self.parts[0].codebook.check_features(extractor)
 
     def save(self, folder: Path) -> None:
-        """Writes `codebook.safetensors` and `codebook.json`. Raises HubertPretrainError when the
-        disk is full.
+        """Writes `codebook.safetensors` and `codebook.json`.
+
+        Raises HubertPretrainError when the disk is full.
         """
         if self.is_plain:
             replace(self.parts[0].codebook, fit=self.fit).save(folder)
             return
         tensors: dict[str, Tensor] = {}
-        listed = []
+        parts = []
         for part in self.parts:
-            tensors |= {
-                f"{part.name}.{name}": tensor for name, tensor in part.codebook.tensors().items()
-            }
-            facts = {
-                "name": part.name,
-                "columns": list(part.columns),
-                "residual": part.residual,
-                "n_clusters": part.codebook.n_clusters,
-            }
-            listed.append(facts | {"spherical": part.codebook.spherical, "fit": part.codebook.fit})
-        grid = {"window": self.grid.window, "hop": self.grid.hop}
+            for name, tensor in part.codebook.tensors().items():
+                tensors[f"{part.name}.{name}"] = tensor
+            parts.append(
+                {
+                    "name": part.name,
+                    "columns": list(part.columns),
+                    "residual": part.residual,
+                    "n_clusters": part.codebook.n_clusters,
+                    "spherical": part.codebook.spherical,
+                    "fit": part.codebook.fit,
+                }
+            )
         description = {
             "n_clusters": self.sizes,
             "dim": self.dim,
             "sha256": self.fingerprint,
-            "grid": grid,
+            "grid": {"window": self.grid.window, "hop": self.grid.hop},
             "features": self.features,
+            "fit": self.fit,
+            "parts": parts,
         }
-        codebook_io.write_codebook(
-            folder, tensors, description | {"fit": self.fit, "parts": listed}
-        )
+        codebook_io.write_codebook(folder, tensors, description)
 
     @staticmethod
     def load(folder: str | Path) -> CodebookSet:
-        """Reads what `save` wrote, and the folder of a single codebook.
+        """Reads the files of `save`, or those of a single codebook.
 
         Raises ArtefactError when a file is missing or damaged, or the two do not belong together.
         """
@@ -205,27 +196,21 @@ class CodebookSet:
         if "parts" not in description:
             return CodebookSet.of(Codebook.load(folder))
         parts = []
-        for facts in description["parts"]:
-            prefix = f"{facts['name']}."
-            own = {
+        for stored in description["parts"]:
+            prefix = f"{stored['name']}."
+            of_part = {
                 name.removeprefix(prefix): tensor
                 for name, tensor in tensors.items()
                 if name.startswith(prefix)
             }
             codebook = Codebook.of_tensors(
-                own,
-                {**facts, "features": description["features"]},
+                of_part,
+                {**stored, "features": description["features"]},
                 FrameGrid(**description["grid"]),
-                f"{folder} ({facts['name']})",
+                f"{folder} ({stored['name']})",
             )
-            parts.append(
-                CodebookPart(
-                    facts["name"],
-                    (facts["columns"][0], facts["columns"][1]),
-                    codebook,
-                    facts["residual"],
-                )
-            )
+            start, stop = stored["columns"]
+            parts.append(CodebookPart(stored["name"], (start, stop), codebook, stored["residual"]))
         loaded = CodebookSet(tuple(parts), description["dim"], description["fit"], str(folder))
         codebook_io.check_hash(folder, loaded.fingerprint, description)
         return loaded

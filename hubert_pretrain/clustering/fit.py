@@ -1,7 +1,7 @@
-"""Frames -> a set of codebooks: plain, product, ensemble or residual k-means, behind PCA or on the
-sphere.
+"""Fits a set of codebooks: plain, product, ensemble or residual k-means, with optional PCA or
+cosine distance.
 
-Tensor alphabet: N frames, D width, d width behind a transform.
+Tensor letters: N frames, D width of a frame, d width after a view or transform.
 """
 
 from __future__ import annotations
@@ -20,196 +20,202 @@ from hubert_pretrain.clustering.codebook_set import ALL, CodebookPart, CodebookS
 from hubert_pretrain.clustering.engines.frame_summary import summarise
 from hubert_pretrain.clustering.frame_source import MappedFrames, RankFrames
 from hubert_pretrain.clustering.kmeans import KMeans
-from hubert_pretrain.clustering.pca import fit_transform
+from hubert_pretrain.clustering.pca import Transform, fit_pca
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.frames import FrameGrid
 
-TRANSFORM_FRAMES = 1 << 17
-"""Frames that principal components are estimated from: 40 minutes of speech determine them."""
+PCA_FRAMES = 1 << 17
+"""Frames that principal components are estimated from: 40 minutes of speech are enough."""
+
+View = Callable[[Tensor], Tensor]
+"""(n, D) -> (n, d): the part of the frames that a codebook is fitted on."""
 
 
 @dataclass(frozen=True)
 class CodebookSpec:
-    """One codebook that is wanted."""
+    """Request for one codebook."""
 
     name: str
     n_clusters: int
     columns: tuple[int, int]
     """[start, stop) of the frame."""
     residual: bool = False
-    """Fitted on what the codebook before it leaves of the same columns."""
+    """Fit on the residual of the codebook before it, over the same columns."""
 
 
 def parse_specs(
     codebooks: Sequence[dict[str, Any]], *, dim: int, n_clusters: int
 ) -> list[CodebookSpec]:
-    """`clustering.codebooks` as plans; one over all columns when there are none.
+    """The specs of `clustering.codebooks`; one codebook over all columns when the list is empty.
 
     Args:
-        codebooks: {name, columns, n_clusters, residual} each; all but the name may be left out: all
-        columns (of the codebook before it, for
-            a residual one), the common number of clusters, not residual.
+        codebooks: {name, columns, n_clusters, residual} each. All but the name are optional: the
+            defaults are all columns (for a residual codebook those of the one before it), the
+            common number of clusters, not residual.
         dim: D, the width of the frames.
         n_clusters: the common number of clusters.
 
-    Raises ConfigError for a name that is used twice, columns that frames do not have, or a residual
-    of nothing.
+    Raises ConfigError for a repeated name, columns outside the frame, or a residual codebook
+    without one before it.
     """
     if not codebooks:
         return [CodebookSpec(ALL, n_clusters, (0, dim))]
-    found: list[CodebookSpec] = []
+    specs: list[CodebookSpec] = []
     for number, each in enumerate(codebooks):
         key = f"clustering.codebooks[{number}]"
         name = str(each["name"])
         residual = bool(each.get("residual", False))
-        if residual and not found:
+        if residual and not specs:
             raise ConfigError(
-                f"{key} ({name!r}) is residual, but there is no codebook before it; put the one whose rest it fits first"
+                f"{key} ({name!r}) is residual, but there is no codebook before it; put the one "
+                "whose residual it fits first"
             )
-        before = found[-1].columns if residual else (0, dim)
-        columns = tuple(each.get("columns") or before)
+        default = specs[-1].columns if residual else (0, dim)
+        columns = tuple(each.get("columns") or default)
         if len(columns) != 2 or not 0 <= columns[0] < columns[1] <= dim:
             raise ConfigError(
-                f"{key}.columns={list(columns)}: expected [start, stop] within the {dim} columns of the features"
+                f"{key}.columns={list(columns)}: expected [start, stop] within the {dim} columns "
+                "of the features"
             )
-        if residual and columns != before:
+        if residual and columns != default:
             raise ConfigError(
-                f"{key}.columns={list(columns)}: a residual codebook has those of the one before it, {list(before)}; leave it out"
+                f"{key}.columns={list(columns)}: a residual codebook has the columns of the one "
+                f"before it, {list(default)}; leave them out"
             )
-        if "." in name or name in [plan.name for plan in found]:
+        if "." in name or name in [spec.name for spec in specs]:
             raise ConfigError(
                 f"{key}.name={name!r}: expected a name without a dot that no other codebook has"
             )
-        found.append(
+        specs.append(
             CodebookSpec(
-                name, int(each.get("n_clusters", n_clusters)), (columns[0], columns[1]), residual
+                name=name,
+                n_clusters=int(each.get("n_clusters", n_clusters)),
+                columns=(columns[0], columns[1]),
+                residual=residual,
             )
         )
-    return found
+    return specs
 
 
 @dataclass(frozen=True)
 class CodebookFitter:
-    """How codebooks are fitted."""
+    """Settings of a fit."""
 
     estimator: KMeans
-    """Its settings, but for the number of clusters and the seed."""
+    """Its settings are used, except the number of clusters and the seed."""
     seed: int | Callable[[str], int]
-    """Of everything, or of each codebook by its name."""
+    """One seed, from which those of the codebooks are derived, or the seed of each by name."""
     pca_dims: int = 0
     whiten: bool = False
     folder: Path | None = None
-    """Where an interrupted fit leaves how far it came."""
+    """For the states from which an interrupted fit continues."""
 
     def fit(
         self,
         shard: RankFrames,
-        wanted: Sequence[CodebookSpec],
+        specs: Sequence[CodebookSpec],
         *,
         features: dict[str, Any],
         grid: FrameGrid,
     ) -> CodebookSet:
-        """Codebooks for frames (N, D), in order. Their `fit` says of each: n_clusters, inertia
-        (mean squared distance, in the space of its centroids), dead_clusters, reseeded and
-        iterations. Raises what `KMeans.fit` raises."""
+        """Codebooks for frames (N, D), fitted in the order of `specs`.
+
+        The `fit` of each codebook states n_clusters, inertia (mean squared distance, in the space
+        of its centroids), dead_clusters (without a frame), reseeded and iterations. Raises the
+        errors of `KMeans.fit`.
+        """
         parts: list[CodebookPart] = []
-        view: Callable[[Tensor], Tensor] = _identity
-        for plan in wanted:
-            if plan.residual:
-                view = _residual(parts[-1].codebook, view)
+        view: View | None = None
+        for spec in specs:
+            if spec.residual:
+                previous = parts[-1].codebook
+                view = _residual_view(previous, view)
+                dim = previous.centroids.shape[1]
             else:
-                view = _identity if plan.columns == (0, shard.dim) else _columns(*plan.columns)
-            codebook = self._fit(
-                shard,
-                plan,
-                view,
-                parts[-1].codebook.centroids.shape[1] if plan.residual else plan.columns,
-            )
-            parts.append(
-                CodebookPart(
-                    plan.name,
-                    plan.columns,
-                    replace(codebook, features=features, grid=grid),
-                    plan.residual,
-                )
-            )
+                start, stop = spec.columns
+                view = None if spec.columns == (0, shard.dim) else _column_view(start, stop)
+                dim = stop - start
+            codebook = self._fit_codebook(shard, spec, view, dim)
+            codebook = replace(codebook, features=features, grid=grid)
+            parts.append(CodebookPart(spec.name, spec.columns, codebook, spec.residual))
         return CodebookSet(tuple(parts), shard.dim)
 
     def seed_of(self, name: str) -> int:
         """The seed of a codebook."""
         return self.seed(name) if callable(self.seed) else seeds.derive(self.seed, name)
 
-    def _fit(
-        self,
-        shard: RankFrames,
-        plan: CodebookSpec,
-        view: Callable[[Tensor], Tensor],
-        width: int | tuple[int, int],
+    def _fit_codebook(
+        self, shard: RankFrames, spec: CodebookSpec, view: View | None, dim: int
     ) -> Codebook:
-        seed = self.seed_of(plan.name)
-        dim = width if isinstance(width, int) else width[1] - width[0]
-        seen = _mapped(shard, view, dim)
-        spherical = self.estimator.spherical and not plan.residual
-        blank = Codebook(
-            torch.empty(plan.n_clusters, dim), {}, FrameGrid(1, 1), spherical=spherical
-        )
-        if (self.pca_dims or self.whiten) and not plan.residual:
-            survey = summarise(
-                seen, sample_frames=TRANSFORM_FRAMES, seed=seeds.derive(seed, "transform")
-            )
-            transform = fit_transform(survey.sample, dims=self.pca_dims, whiten=self.whiten)
-            assert transform is not None
-            blank = replace(blank, transform=transform)
+        """A codebook without features and grid, fitted on `view` of the frames, of width `dim`."""
+        seed = self.seed_of(spec.name)
+        # Residuals are differences in the space of the codebook before, which has been transformed
+        # and normalised already.
+        spherical = self.estimator.spherical and not spec.residual
+        transform = None
+        if not spec.residual:
+            transform = self._fit_transform(_mapped(shard, view, dim), seed)
+        if transform is not None:
             dim = transform.matrix.shape[1]
-        if blank.transform is not None or spherical:
-            seen = _mapped(shard, _then(view, blank.project), dim)
+        codebook = Codebook(
+            centroids=torch.empty(spec.n_clusters, dim),
+            features={},
+            grid=FrameGrid(1, 1),
+            transform=transform,
+            spherical=spherical,
+        )
+        if transform is not None or spherical:
+            view = _compose(view, codebook.project)
+
         estimator = replace(
-            self.estimator, n_clusters=plan.n_clusters, seed=seed, spherical=spherical
+            self.estimator, n_clusters=spec.n_clusters, seed=seed, spherical=spherical
         )
-        estimator.fit(
-            seen, state=None if self.folder is None else self.folder / f"{plan.name}.state"
-        )
+        state_path = None if self.folder is None else self.folder / f"{spec.name}.state"
+        estimator.fit(_mapped(shard, view, dim), state_path=state_path)
         facts = {
-            "n_clusters": plan.n_clusters,
+            "n_clusters": spec.n_clusters,
             "inertia": estimator.inertia_ / shard.total,
             "dead_clusters": int((estimator.counts_ == 0).sum()),
             "reseeded": estimator.reseeded_,
             "iterations": estimator.n_iter_,
         }
-        return replace(blank, centroids=torch.from_numpy(estimator.cluster_centers_), fit=facts)
+        return replace(codebook, centroids=torch.from_numpy(estimator.cluster_centers_), fit=facts)
+
+    def _fit_transform(self, shard: RankFrames, seed: int) -> Transform | None:
+        if not self.pca_dims and not self.whiten:
+            return None
+        summary = summarise(shard, sample_frames=PCA_FRAMES, seed=seeds.derive(seed, "transform"))
+        return fit_pca(summary.sample, dims=self.pca_dims, whiten=self.whiten)
 
 
 def fit_facts(codebooks: CodebookSet) -> dict[str, Any]:
-    """What `fit` measured of a codebook, or of several as lists in their order."""
-    each = [part.codebook.fit for part in codebooks.parts]
-    return (
-        each[0] if len(each) == 1 else {name: [facts[name] for facts in each] for name in each[0]}
-    )
+    """The `fit` of a codebook, or of several codebooks as lists in their order."""
+    of_codebooks = [part.codebook.fit for part in codebooks.parts]
+    if len(of_codebooks) == 1:
+        return of_codebooks[0]
+    return {name: [facts[name] for facts in of_codebooks] for name in of_codebooks[0]}
 
 
-def _mapped(shard: RankFrames, view: Callable[[Tensor], Tensor], dim: int) -> RankFrames:
-    return (
-        shard if view is _identity else replace(shard, frames=MappedFrames(shard.frames, view, dim))
-    )
+# -- views of the frames; None is the identity
 
 
-def _identity(frames: Tensor) -> Tensor:
-    return frames
+def _mapped(shard: RankFrames, view: View | None, dim: int) -> RankFrames:
+    if view is None:
+        return shard
+    return replace(shard, frames=MappedFrames(shard.frames, view, dim))
 
 
-def _columns(start: int, stop: int) -> Callable[[Tensor], Tensor]:
+def _column_view(start: int, stop: int) -> View:
     return lambda frames: frames[:, start:stop]
 
 
-def _then(
-    first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]
-) -> Callable[[Tensor], Tensor]:
-    return lambda frames: second(first(frames))
+def _compose(first: View | None, second: View) -> View:
+    return second if first is None else lambda frames: second(first(frames))
 
 
-def _residual(codebook: Codebook, view: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def rest(frames: Tensor) -> Tensor:
-        seen = view(frames).contiguous()
-        return codebook.residual(seen, codebook.assign(seen))
+def _residual_view(codebook: Codebook, view: View | None) -> View:
+    def residual(frames: Tensor) -> Tensor:
+        values = (frames if view is None else view(frames)).contiguous()
+        return codebook.residual(values, codebook.assign(values))
 
-    return rest
+    return residual

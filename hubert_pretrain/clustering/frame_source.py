@@ -1,7 +1,7 @@
-"""Where k-means reads frames from: an array, a file of any size, or frames that are made when they
-are asked for.
+"""Sources of frames for k-means: an array, a file of any size, or a function applied while reading.
 
-N frames, D width.
+Tensor letters: N frames of all ranks, n frames of a range, D width of a frame, d width after a
+function.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from hubert_pretrain.files import disk_room, read_json, write_json
 
 CHUNK_FRAMES = 1 << 13
 """Frames that are read, summed and rounded together. Chunks start at multiples of this number of
-*all* frames, whoever holds them: this is why any number of ranks and threads arrives at the same
-sums."""
+the frames of all ranks. So any number of ranks and threads computes the same sums."""
 
 
 class Frames(Protocol):
-    """What of a NumPy array k-means uses: it reads ranges of rows, from several threads. Arrays and
-    memory maps are such, of course.
+    """The part of a NumPy array that k-means uses: reading ranges of rows, from several threads.
+
+    Arrays and memory maps are frames too.
     """
 
     @property
@@ -43,19 +43,17 @@ class Frames(Protocol):
 
 @dataclass(frozen=True)
 class RankFrames:
-    """The frames that this rank holds: rows [start, start + len) of all `total`. One process holds
-    everything.
-    """
+    """The part of all frames that this rank holds. A single process holds all of them."""
 
     frames: Frames
+    """Rows [start, start + len(frames)) of all frames."""
     start: int
     total: int
+    """N."""
 
     @staticmethod
     def whole(frames: Frames) -> RankFrames:
-        """For a process that is alone, or a rank that holds all frames and answers for all of
-        them.
-        """
+        """For a single process, which holds all frames."""
         return RankFrames(frames, 0, frames.shape[0])
 
     @property
@@ -76,24 +74,25 @@ class RankFrames:
         ]
 
 
-def share_of_frames(total: int) -> range:
-    """Which of all frames this rank holds: whole chunks, shared out as evenly as they go."""
-    mine = distributed.share(
-        -(-total // CHUNK_FRAMES), distributed.rank(), distributed.world_size()
-    )
-    return range(min(mine.start * CHUNK_FRAMES, total), min(mine.stop * CHUNK_FRAMES, total))
+def rank_range(total: int) -> range:
+    """The rows of `total` frames that this rank holds: whole chunks, shared evenly."""
+    num_chunks = -(-total // CHUNK_FRAMES)
+    chunks = distributed.share(num_chunks, distributed.rank(), distributed.world_size())
+    return range(min(chunks.start * CHUNK_FRAMES, total), min(chunks.stop * CHUNK_FRAMES, total))
 
 
 class FrameFile:
-    """Frames in a file that are read as they are asked for. Unlike those of a memory map, pages
-    that were read do not count as memory of this process, so hundreds of gigabytes can be gone
-    through within a budget."""
+    """Frames in a file, read on request.
+
+    Unlike with a memory map, pages that were read do not count as memory of this process, so
+    hundreds of gigabytes can be processed within a memory budget.
+    """
 
     def __init__(self, path: Path, shape: tuple[int, int]) -> None:
-        """Opens a file that a process `complete`d with frames of this shape, or takes its room on
-        the disk.
+        """Opens the file of an earlier process that marked it complete with this shape, or
+        allocates it on the disk.
 
-        Raises HubertPretrainError when the disk has no such room.
+        Raises HubertPretrainError when the disk is full.
         """
         self.path = path
         self.shape = shape
@@ -110,8 +109,8 @@ class FrameFile:
     def _mark(self) -> Path:
         return self.path.with_name(f"{self.path.name}.json")
 
-    def complete(self) -> None:
-        """Says that every frame was written."""
+    def mark_complete(self) -> None:
+        """Records on disk that every frame was written."""
         os.fsync(self._descriptor)
         write_json(self._mark, {"shape": list(self.shape)})
         self.is_complete = True
@@ -122,46 +121,53 @@ class FrameFile:
         view = frames.view(np.uint8).reshape(-1).data
         position = 4 * start * self.shape[1]
         while view:
-            if (count := os.preadv(self._descriptor, [view], position)) == 0:
+            count = os.preadv(self._descriptor, [view], position)
+            if count == 0:
                 raise ArtefactError(
-                    f"{self.path}: ends before frame {stop} of {self.shape[0]}; delete it and run the stage again"
+                    f"{self.path}: ends before frame {stop} of {self.shape[0]}; delete it and run "
+                    "the stage again"
                 )
             view = view[count:]
-            position = position + count
+            position += count
         return frames
 
     def write(self, start: int, frames: NDArray[np.float32]) -> None:
-        """Puts frames (n, D) at row `start`. Raises HubertPretrainError when the disk is full."""
+        """Writes frames (n, D) at row `start`. Raises HubertPretrainError when the disk is full."""
         view = np.ascontiguousarray(frames, dtype=np.float32).view(np.uint8).reshape(-1).data
         position = 4 * start * self.shape[1]
         with disk_room(self.path, len(view)):
             while view:
                 count = os.pwrite(self._descriptor, view, position)
                 view = view[count:]
-                position = position + count
+                position += count
 
     def memory_map(self) -> NDArray[np.float32]:
-        """The same as an array, for libraries that want one."""
+        """The frames as an array, for libraries that need one."""
         return np.memmap(self.path, dtype=np.float32, mode="r", shape=self.shape)
 
 
-def in_memory(frames: Frames) -> NDArray[np.float32]:
-    """(N, D) as an array: the array or memory map that it is, or all of it computed."""
+def as_array(frames: Frames) -> NDArray[np.float32]:
+    """(N, D) as an array: an array or memory map as it is, a file as a memory map, anything else
+    read completely.
+    """
     if isinstance(frames, FrameFile):
         return frames.memory_map()
-    return frames if isinstance(frames, np.ndarray) else frames[0 : frames.shape[0]]
+    if isinstance(frames, np.ndarray):
+        return frames
+    return frames[0 : frames.shape[0]]
 
 
 @dataclass(frozen=True)
 class MappedFrames:
-    """Frames that go through a function when they are read: a choice of columns, a transform, what
-    another codebook leaves.
+    """Frames passed through a function while they are read: selected columns, a PCA, the residual
+    of another codebook.
     """
 
     frames: Frames
     function: Callable[[torch.Tensor], torch.Tensor]
     """(n, D) -> (n, d)."""
     dim: int
+    """d."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -169,5 +175,5 @@ class MappedFrames:
         return self.frames.shape[0], self.dim
 
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
-        found = self.function(torch.from_numpy(np.ascontiguousarray(self.frames[rows])))
-        return np.ascontiguousarray(found.numpy(), dtype=np.float32)
+        mapped = self.function(torch.from_numpy(np.ascontiguousarray(self.frames[rows])))
+        return np.ascontiguousarray(mapped.numpy(), dtype=np.float32)

@@ -1,7 +1,6 @@
-"""An affine map that frames go through before they are clustered: PCA, whitening. Kept in the
-codebook that was fitted behind it.
+"""PCA and whitening of frames before clustering, as an affine map that is stored in the codebook.
 
-Tensor alphabet: N frames, D width of a frame, d width behind the map.
+Tensor letters: N frames, D width of a frame, d number of components.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from hubert_pretrain.errors import ConfigError
 
-SMALLEST_SHARE = 1e-7
-"""Directions with less than this share of the largest variance hold rounding only: whitening them
-would blow noise up to full size.
-"""
+MIN_VARIANCE_SHARE = 1e-7
+"""Directions with less than this share of the largest variance contain rounding errors only:
+whitening would scale noise up to full size."""
+BLOCK_FRAMES = 1 << 14
+"""Frames that are held in float64 at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,43 +33,45 @@ class Transform:
         return (frames - self.mean) @ self.matrix
 
     def to(self, device: torch.device | str) -> Transform:
-        """The same on a device."""
+        """The same transform on a device."""
         return Transform(self.mean.to(device), self.matrix.to(device))
 
 
-def fit_transform(frames: Tensor, *, dims: int = 0, whiten: bool = False) -> Transform | None:
-    """The principal components of frames (N, D), the largest first; None when neither of the two is
-    asked for.
+def fit_pca(frames: Tensor, *, dims: int = 0, whiten: bool = False) -> Transform:
+    """Principal components of frames (N, D), by descending variance.
 
     Args:
-        frames: what the components are estimated from; all of it is held in float64 only once, as a
-        (D, D) matrix. dims: how many components are kept; 0: all that hold more than rounding.
+        frames: estimate the components; they are converted to float64 block by block.
+        dims: number of components; 0: all with more variance than rounding errors.
         whiten: scale each component to variance 1.
 
-    Raises ConfigError when the frames do not have so many components.
+    Raises ConfigError when the frames do not have `dims` components.
     """
-    if not dims and not whiten:
-        return None
-    mean = torch.stack([part.double().sum(0) for part in frames.split(1 << 14)]).sum(0) / len(
-        frames
-    )
+    # Mean and covariance in float64.
+    blocks = frames.split(BLOCK_FRAMES)
+    mean = torch.stack([block.double().sum(0) for block in blocks]).sum(0) / len(frames)  # (D,)
     covariance = frames.new_zeros(frames.shape[1], frames.shape[1], dtype=torch.float64)
-    for part in frames.split(1 << 14):
-        centred = part.double() - mean
+    for block in blocks:
+        centred = block.double() - mean
         covariance += centred.T @ centred
-    variances, vectors = torch.linalg.eigh(covariance / len(frames))  # ascending
+
+    # Eigenvectors, largest variance first (eigh returns ascending ones).
+    variances, vectors = torch.linalg.eigh(covariance / len(frames))  # (D,), (D, D)
     variances = variances.flip(0)
     vectors = vectors.flip(1)
-    useful = int((variances > SMALLEST_SHARE * variances[0]).sum())
-    if dims > useful:
+    available = int((variances > MIN_VARIANCE_SHARE * variances[0]).sum())
+    if dims > available:
         raise ConfigError(
-            f"clustering.pca_dims={dims}, but the frames vary in only {useful} of their {frames.shape[1]} dimensions; lower it"
+            f"clustering.pca_dims={dims}, but the frames vary in only {available} of their "
+            f"{frames.shape[1]} dimensions; lower it"
         )
-    kept = dims or useful
-    # The sign of an eigenvector is the library's whim: the largest entry is made positive.
-    vectors = vectors[:, :kept]
+    num_components = dims or available
+    vectors = vectors[:, :num_components]
+
+    # Fix the sign of each eigenvector (its largest entry is positive), so results do not depend on
+    # LAPACK.
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     vectors = vectors * largest.sign()
     if whiten:
-        vectors = vectors / variances[:kept].sqrt()
+        vectors = vectors / variances[:num_components].sqrt()
     return Transform(mean.float(), vectors.float().contiguous())

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from hubert_pretrain.clustering.codebook import Codebook
-from hubert_pretrain.clustering.engines.statistics import measure
+from hubert_pretrain.clustering.engines.statistics import measure_fit
 from hubert_pretrain.clustering.frame_source import RankFrames
 from hubert_pretrain.clustering.kmeans import KMeans
 
@@ -32,7 +32,7 @@ def against_scikit_learn(
     theirs = (
         KMeans("minibatch", codebook.n_clusters, restarts=restarts, seed=seed).fit(seen).inertia_
     )
-    ours = measure(RankFrames.whole(seen), codebook.centroids).inertia
+    ours = measure_fit(RankFrames.whole(seen), codebook.centroids).inertia
     return {
         "frames": len(frames),
         "inertia": ours / len(frames),

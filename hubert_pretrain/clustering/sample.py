@@ -1,4 +1,7 @@
-"""Which utterances a codebook is fitted on, and their frames. N frames, D width."""
+"""The utterances that a codebook is fitted on, their frames, and the memory budget for both.
+
+Tensor letters: N frames, D width of a frame.
+"""
 
 from __future__ import annotations
 
@@ -13,63 +16,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hubert_pretrain import distributed
-from hubert_pretrain.clustering.frame_source import (
-    FrameFile,
-    RankFrames,
-    in_memory,
-    share_of_frames,
-)
+from hubert_pretrain.clustering.frame_source import FrameFile, RankFrames, as_array, rank_range
 from hubert_pretrain.data.arrow_table import chunks
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.features.corpus_frames import map_groups
-from hubert_pretrain.features.extractor import Extractor
+from hubert_pretrain.features.extractor import FeatureExtractor
 from hubert_pretrain.frames import FrameGrid, samples, seconds
 from hubert_pretrain.seeds import permute
 
-WORKING_BYTES = 250_000_000
-"""For chunks, their scores and products, and the inner products of the start."""
-
-
-def sample_bytes(budget: int) -> int:
-    """For the sample that k-means starts on. A matter of the budget alone, because what comes out
-    depends on it.
-    """
-    return budget // 4
-
-
-def frame_bytes(budget: int) -> int:
-    """For frames, beside the sample and what this process holds already. What does not fit lies on
-    the disk; the result is the same.
-    """
-    return max(0, budget - resident_bytes() - sample_bytes(budget) - WORKING_BYTES)
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now (where the system does not say: that it ever held)."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return peak_bytes()
-
-
-def peak_bytes() -> int:
-    """The most memory that this process ever held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 MIN_HOURS = 1.0
-"""A share of a small corpus is not taken below this: one hour gives a codebook within 0.012 PNMI of
-100 hours, minutes do not.
-"""
+"""A fraction of a small corpus is not taken below this: one hour gives a codebook within 0.012 PNMI
+of 100 hours, minutes do not. (PNMI: see docs/glossary.md.)"""
 MEMORY_BYTES = 4_000_000_000
-"""Larger samples lie in a scratch file: 100 hours of 768-dimensional frames are 55 GB."""
+"""Larger samples are stored in a scratch file: 100 hours of 768-dimensional frames are 55 GB."""
+WORKING_BYTES = 250_000_000
+"""Memory for chunks, their scores and products, and the inner products of k-means++."""
 SCRATCH = "frames.scratch"
+"""Name of the scratch files, to which the rank is appended."""
 GROUP_ROWS = 16
-"""Utterances that are computed together (features/corpus_frames.py). They are the same whoever
-computes them, so a rank may compute up to so many at each end of its share for its neighbour's sake
-and throw them away."""
+"""Utterances per group (features/corpus_frames.py). Groups are the same on every rank, so a rank
+may compute up to this many utterances at each end of its share that belong to its neighbour, and
+discard them."""
 
 
 def choose_rows(
@@ -80,80 +48,83 @@ def choose_rows(
     max_hours: float,
     seed: int,
 ) -> NDArray[np.int64]:
-    """A random subset of whole utterances, in ascending order; a pure function of its arguments. In
-    memory are only those that are chosen.
+    """A random subset of whole utterances, ascending: a pure function of its arguments.
 
-    Utterances are taken in the order of a seeded hash of their place, until they hold `fraction` of
-    the audio, but at least an hour (or everything) and at most `max_hours` (or a single utterance).
+    Utterances are taken in the order of a seeded permutation until they hold `fraction` of the
+    audio, but at least MIN_HOURS (or everything), and at most `max_hours` (or one utterance). Only
+    the chosen rows are held in memory.
 
     Args:
         num_samples: length of every utterance of the manifest, in samples.
-        rows: the rows to choose from, in ascending order; as a range they take no memory either.
+        rows: the rows to choose from, ascending; a range takes no memory.
         fraction: share of their audio, in (0, 1].
-        max_hours: never more than this.
-        seed: of the run.
+        max_hours: upper limit.
+        seed: of the permutation.
     """
     if len(rows) == 0:
         raise DataError(
-            "no utterances to cluster: the corpus has none in split 'train'; give it some and run stage=prepare again"
+            "no utterances to cluster: the corpus has none in split 'train'; give it some and run "
+            "stage=prepare again"
         )
     limit = samples(max_hours * 3600)
     total = sum(
         int(num_samples[_take(rows, np.arange(part.start, part.stop))].sum())
         for part in chunks(len(rows))
     )
-    wanted = min(max(fraction * total, samples(MIN_HOURS * 3600)), limit)
+    goal = min(max(fraction * total, samples(MIN_HOURS * 3600)), limit)
     chosen = []
-    held = 0
+    num_chosen = 0  # samples
     for part in chunks(len(rows)):
-        found = _take(
-            rows, permute(np.arange(part.start, part.stop), len(rows), seed, "codebook sample")
-        )
-        ends = held + np.cumsum(num_samples[found])
-        last = int(np.searchsorted(ends, wanted, side="left"))
-        if last == len(found):
-            chosen.append(found)
-            held = int(ends[-1])
+        positions = permute(np.arange(part.start, part.stop), len(rows), seed, "codebook sample")
+        candidates = _take(rows, positions)
+        ends = num_chosen + np.cumsum(num_samples[candidates])
+        last = int(np.searchsorted(ends, goal, side="left"))
+        if last == len(candidates):
+            chosen.append(candidates)
+            num_chosen = int(ends[-1])
             continue
-        # The utterance that reaches what is wanted is taken, unless it passes max_hours.
-        too_much = ends[last] > limit and (held > 0 or last > 0)
-        chosen.append(found[: last + (0 if too_much else 1)])
+        # Candidate `last` reaches the goal. It is included unless it exceeds max_hours.
+        is_first = num_chosen == 0 and last == 0
+        exceeds_limit = ends[last] > limit and not is_first
+        chosen.append(candidates[: last + (0 if exceeds_limit else 1)])
         break
     return np.sort(np.concatenate(chosen))
 
 
-def _take(rows: NDArray[np.int64] | range, places: NDArray[np.int64]) -> NDArray[np.int64]:
-    return places + rows.start if isinstance(rows, range) else rows[places]
+def _take(rows: NDArray[np.int64] | range, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    return positions + rows.start if isinstance(rows, range) else rows[positions]
 
 
 def hours_of(num_frames: int, grid: FrameGrid) -> float:
-    """So many hours of audio hold no more than so many frames."""
+    """Hours of audio with about `num_frames` frames, and no more."""
     return seconds(num_frames * grid.hop) / 3600
+
+
+# -- frames of the sample
 
 
 def gather(
     corpus: Corpus,
     rows: NDArray[np.int64],
-    extractor: Extractor,
+    extractor: FeatureExtractor,
     *,
     scratch: Path,
     device: torch.device | str = "cpu",
     workers: int = 1,
 ) -> NDArray[np.float32]:
     """Frames (N, D) float32 of utterances, in the order of `rows`, in one process; a memory map in
-    folder `scratch` when they are many.
+    folder `scratch` when they need more than MEMORY_BYTES.
     """
-    return in_memory(
-        gather_share(
-            corpus, rows, extractor, scratch=scratch, device=device, workers=workers
-        ).frames
+    shard = gather_rank_frames(
+        corpus, rows, extractor, scratch=scratch, device=device, workers=workers
     )
+    return as_array(shard.frames)
 
 
-def gather_share(
+def gather_rank_frames(
     corpus: Corpus,
     rows: NDArray[np.int64],
-    extractor: Extractor,
+    extractor: FeatureExtractor,
     *,
     scratch: Path,
     memory_bytes: int = MEMORY_BYTES,
@@ -162,57 +133,61 @@ def gather_share(
 ) -> RankFrames:
     """This rank's share of the frames (N, D) float32 of utterances, in the order of `rows`.
 
-    In memory when the share fits into `memory_bytes`, else in a file in folder `scratch`. A file
-    that an interrupted run finished there is used again. Raises HubertPretrainError when the disk
-    cannot hold it.
+    The share is held in memory if it fits into `memory_bytes`, else in a file in folder `scratch`.
+    A file that an interrupted run completed there is used again.
+
+    Raises HubertPretrainError when the disk is full.
     """
     num_frames: NDArray[np.int64] = np.asarray(
-        extractor.grid.num_frames(corpus.manifest.num_samples[rows])
-    )  # type: ignore[arg-type]
+        extractor.grid.num_frames(corpus.manifest.num_samples[rows])  # type: ignore[arg-type]
+    )
     ends = np.cumsum(num_frames)
     total = int(ends[-1])
-    share = share_of_frames(total)
+    share = rank_range(total)
     shape = (len(share), extractor.dim)
-    frames: NDArray[np.float32] | FrameFile = np.empty((0, extractor.dim), dtype=np.float32)
-    if 4 * shape[0] * shape[1] > memory_bytes:
+
+    frames: NDArray[np.float32] | FrameFile
+    if 4 * shape[0] * shape[1] <= memory_bytes:
+        frames = np.empty(shape, dtype=np.float32)
+    else:
         frames = FrameFile(scratch / f"{SCRATCH}.{distributed.rank()}", shape)
         if frames.is_complete:
             return RankFrames(frames, share.start, total)
-    elif len(share):
-        frames = np.empty(shape, dtype=np.float32)
+
     if len(share):
-        # Whole groups that reach into the share; what lies outside it is another rank's.
+        # Whole groups that overlap the share; frames outside it belong to other ranks.
         first = int(np.searchsorted(ends, share.start, side="right")) // GROUP_ROWS * GROUP_ROWS
         last = int(np.searchsorted(ends, share.stop, side="left")) + 1
         groups = [rows[start : start + GROUP_ROWS] for start in range(first, last, GROUP_ROWS)]
         position = int(ends[first] - num_frames[first])
-        for parts in map_groups(
+        for utterances in map_groups(
             corpus,
             groups,
             extractor,
             _to_numpy,
             device=device,
             workers=workers,
-            what="frames for k-means",
+            description="frames for k-means",
         ):
-            for part in parts:
+            for utterance in utterances:
                 start = max(position, share.start)
-                stop = min(position + len(part), share.stop)
+                stop = min(position + len(utterance), share.stop)
                 if start < stop:
-                    _put(frames, start - share.start, part[start - position : stop - position])
-                position += len(part)
+                    part = utterance[start - position : stop - position]
+                    _store(frames, start - share.start, part)
+                position += len(utterance)
     if isinstance(frames, FrameFile):
-        frames.complete()
+        frames.mark_complete()
     return RankFrames(frames, share.start, total)
 
 
 def remove_scratch(folder: Path) -> None:
-    """Deletes what `gather_share` left of this rank's frames."""
+    """Deletes this rank's scratch files."""
     for path in folder.glob(f"{SCRATCH}.{distributed.rank()}*"):
         path.unlink()
 
 
-def _put(frames: NDArray[np.float32] | FrameFile, start: int, part: NDArray[np.float32]) -> None:
+def _store(frames: NDArray[np.float32] | FrameFile, start: int, part: NDArray[np.float32]) -> None:
     if isinstance(frames, FrameFile):
         frames.write(start, part)
     else:
@@ -221,3 +196,36 @@ def _put(frames: NDArray[np.float32] | FrameFile, start: int, part: NDArray[np.f
 
 def _to_numpy(frames: Tensor) -> NDArray[np.float32]:
     return np.asarray(frames.cpu().numpy(), dtype=np.float32)
+
+
+# -- memory budget
+
+
+def sample_bytes(budget: int) -> int:
+    """Share of a memory budget for the sample from which the initial centroids are computed.
+
+    It depends on the budget only, because the result depends on it.
+    """
+    return budget // 4
+
+
+def frame_bytes(budget: int) -> int:
+    """Share of a memory budget for frames, after the sample and the memory in use.
+
+    Frames that do not fit are stored on disk; the result is the same.
+    """
+    return max(0, budget - resident_bytes() - sample_bytes(budget) - WORKING_BYTES)
+
+
+def resident_bytes() -> int:
+    """Memory of this process (on systems without /proc: its maximum so far)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """The largest memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,5 +1,6 @@
-"""Features made of features: several side by side, neighbours in time, slopes. N frames of all
-utterances, D width.
+"""Features made of other features: concatenation, context frames (splicing), derivatives.
+
+Tensor letters: B utterances, S samples, T frames, N frames of all utterances, D width of a frame.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from torch import Tensor, nn
 
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features import spectrum
-from hubert_pretrain.features.extractor import Batches, Extractor, describe, extract, plan_batches
+from hubert_pretrain.features.extractor import (
+    Batches,
+    FeatureExtractor,
+    describe,
+    extract,
+    plan_batches,
+)
 from hubert_pretrain.frames import FrameGrid
 
 
 class Combined(nn.Module):
-    """What combinations have in common: the grid of their parts, and batches that suit all of
-    them.
-    """
+    """Base class of the combinations: the grid of the parts, and batches that suit all of them."""
 
-    def __init__(self, parts: Sequence[Extractor]) -> None:
+    def __init__(self, parts: Sequence[FeatureExtractor]) -> None:
         super().__init__()
         self.parts: Any = nn.ModuleList(parts)  # type: ignore[arg-type]
 
@@ -38,26 +43,23 @@ class Combined(nn.Module):
         raise NotImplementedError
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Frames of equally long waveforms: (B, S) -> (B, T, D)."""
-        return self.ragged(list(waveform)).view(
-            len(waveform), self.grid.num_frames(waveform.shape[-1]), self.dim
-        )
+        """Frames of utterances of equal length: (B, S) -> (B, T, D)."""
+        num_frames = self.grid.num_frames(waveform.shape[-1])
+        return self.extract_packed(list(waveform)).view(len(waveform), num_frames, self.dim)
 
-    def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
-        """Frames (N, D) of utterances (S_i,), behind one another."""
+    def extract_packed(self, waveforms: Sequence[Tensor]) -> Tensor:
+        """Concatenated frames (N, D) of utterances (S_i,)."""
         raise NotImplementedError
 
-    def batches(self, num_samples: NDArray[np.int64]) -> Batches:
-        """The batches of the part that makes most of them, so that none gets more at once than it
-        asks for in total.
-        """
+    def plan_batches(self, num_samples: NDArray[np.int64]) -> Batches:
+        """The plan of the part with the most batches, hence the smallest ones."""
         return max((plan_batches(part, num_samples) for part in self.parts), key=len)
 
 
 class Concatenate(Combined):
     """The frames of several extractors side by side: D is the sum of their widths."""
 
-    def __init__(self, extractors: Sequence[Extractor]) -> None:
+    def __init__(self, extractors: Sequence[FeatureExtractor]) -> None:
         super().__init__(extractors)
         if not extractors:
             raise ConfigError("features.extractors is empty; name at least one to concatenate")
@@ -66,16 +68,17 @@ class Concatenate(Combined):
                 first = describe(extractors[0].fingerprint())
                 other = describe(part.fingerprint())
                 raise ConfigError(
-                    f"features.extractors: {first} has {self.grid}, {other} has {part.grid}; only frames of one grid can be concatenated"
+                    f"features.extractors: {first} has {self.grid}, {other} has {part.grid}; only "
+                    "frames of one grid can be concatenated"
                 )
 
     @property
     def dim(self) -> int:
-        """The sum of the parts'."""
+        """Sum of the widths of the parts."""
         return sum(part.dim for part in self.parts)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Those of the parts, in order."""
+        """The fingerprints of the parts, in order."""
         return {
             "kind": "concatenate",
             "dim": self.dim,
@@ -83,7 +86,7 @@ class Concatenate(Combined):
         }
 
     @torch.inference_mode()
-    def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
+    def extract_packed(self, waveforms: Sequence[Tensor]) -> Tensor:
         """(S_i,) -> (N, D)."""
         return torch.cat([extract(part, waveforms) for part in self.parts], dim=-1)
 
@@ -93,7 +96,7 @@ class Splice(Combined):
     last frame are repeated at the ends.
     """
 
-    def __init__(self, extractor: Extractor, *, left: int, right: int) -> None:
+    def __init__(self, extractor: FeatureExtractor, *, left: int, right: int) -> None:
         super().__init__([extractor])
         if min(left, right) < 0:
             raise ConfigError(
@@ -104,11 +107,11 @@ class Splice(Combined):
 
     @property
     def dim(self) -> int:
-        """So many frames of the extractor."""
+        """Width of the extractor's frames times the number of spliced frames."""
         return (self.left + 1 + self.right) * int(self.parts[0].dim)
 
     def fingerprint(self) -> dict[str, Any]:
-        """That of the extractor, and the context."""
+        """The extractor's fingerprint, and the context."""
         return {
             "kind": "splice",
             "dim": self.dim,
@@ -118,22 +121,20 @@ class Splice(Combined):
         }
 
     @torch.inference_mode()
-    def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
+    def extract_packed(self, waveforms: Sequence[Tensor]) -> Tensor:
         """(S_i,) -> (N, D)."""
-        frames = extract(self.parts[0], waveforms)
+        frames = extract(self.parts[0], waveforms)  # (N, width)
         counts = torch.tensor([self.grid.num_frames(len(waveform)) for waveform in waveforms])
-        first = torch.repeat_interleave(
-            torch.cumsum(counts, 0) - counts, counts
-        )  # (N,): where each frame's utterance begins
+        # First and last frame of the utterance of each frame, (N,): neighbours are clipped to them.
+        first = torch.repeat_interleave(torch.cumsum(counts, 0) - counts, counts)
         last = first + torch.repeat_interleave(counts, counts) - 1
-        here = torch.arange(len(frames))
-        near = [
-            torch.minimum(torch.maximum(here + offset, first), last)
+        position = torch.arange(len(frames))
+        neighbours = [
+            torch.minimum(torch.maximum(position + offset, first), last)
             for offset in range(-self.left, self.right + 1)
         ]
-        return frames[torch.stack(near, dim=1).to(frames.device)].flatten(
-            1
-        )  # (N, frames, D) -> (N, D)
+        index = torch.stack(neighbours, dim=1).to(frames.device)  # (N, left + 1 + right)
+        return frames[index].flatten(1)  # (N, left + 1 + right, width) -> (N, D)
 
 
 class Deltas(Combined):
@@ -141,7 +142,7 @@ class Deltas(Combined):
     over five frames (Kaldi).
     """
 
-    def __init__(self, extractor: Extractor, *, order: int = 2) -> None:
+    def __init__(self, extractor: FeatureExtractor, *, order: int = 2) -> None:
         super().__init__([extractor])
         if order < 1:
             raise ConfigError(f"features: order={order} derivatives; expected 1 or more")
@@ -149,11 +150,11 @@ class Deltas(Combined):
 
     @property
     def dim(self) -> int:
-        """The extractor's, once for each derivative and once for itself."""
+        """Width of the extractor's frames, for the frames and each derivative."""
         return (1 + self.order) * int(self.parts[0].dim)
 
     def fingerprint(self) -> dict[str, Any]:
-        """That of the extractor, and the order."""
+        """The extractor's fingerprint, and the order."""
         return {
             "kind": "deltas",
             "dim": self.dim,
@@ -162,10 +163,10 @@ class Deltas(Combined):
         }
 
     @torch.inference_mode()
-    def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
+    def extract_packed(self, waveforms: Sequence[Tensor]) -> Tensor:
         """(S_i,) -> (N, D)."""
         counts = [self.grid.num_frames(len(waveform)) for waveform in waveforms]
-        made = [extract(self.parts[0], waveforms)]
+        derivatives = [extract(self.parts[0], waveforms)]
         for _ in range(self.order):
-            made.append(spectrum.deltas(made[-1], counts))
-        return torch.cat(made, dim=-1)
+            derivatives.append(spectrum.deltas(derivatives[-1], counts))
+        return torch.cat(derivatives, dim=-1)

@@ -1,10 +1,10 @@
-"""Utterances of a corpus -> frames, many at a time and in order, without ever holding or writing
-them all.
+"""Iteration over the frames of a corpus, in order and in bounded memory.
 
-Rows are handed over in groups. Utterances of a group are computed together where that is faster;
-which ones is a pure function of their lengths. So frames depend on their group and on nothing else:
-not on workers, ranks, or what was done before a kill. That is what makes targets byte-identical.
-Tensor alphabet: S samples, T frames, N frames of all utterances of a batch, D width.
+Rows are processed in groups. Utterances of a group are computed together where that is faster, and
+the batches are a pure function of their lengths. So frames depend on their group and on nothing
+else: not on workers, ranks, or an interruption. This makes targets byte-identical.
+
+Tensor letters: S samples, T frames, N frames of all utterances of a batch, D width of a frame.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import DataError
-from hubert_pretrain.features.extractor import Extractor, extract, plan_batches
+from hubert_pretrain.features.extractor import FeatureExtractor, extract, plan_batches
 from hubert_pretrain.frames import rate_hint
 from hubert_pretrain.progress import progress
 
@@ -37,16 +37,17 @@ GROUP_ROWS = 64
 def map_frames(
     corpus: Corpus,
     rows: Rows,
-    extractor: Extractor,
+    extractor: FeatureExtractor,
     function: Callable[[Tensor], Result],
     *,
     device: torch.device | str = "cpu",
     workers: int = 1,
-    what: str = "frames",
-    rowwise: bool = False,
+    description: str = "frames",
+    framewise: bool = False,
 ) -> Iterator[Result]:
-    """Yields `function(frames)` for each row, in the order of `rows`; groups are stretches of
-    `GROUP_ROWS` rows. See `map_groups`.
+    """Yields `function(frames)` for each row, in the order of `rows`.
+
+    The groups are `GROUP_ROWS` consecutive rows each; the arguments are those of `map_groups`.
     """
     groups = [rows[start : start + GROUP_ROWS] for start in range(0, len(rows), GROUP_ROWS)]
     for results in map_groups(
@@ -56,8 +57,8 @@ def map_frames(
         function,
         device=device,
         workers=workers,
-        what=what,
-        rowwise=rowwise,
+        description=description,
+        framewise=framewise,
     ):
         yield from results
 
@@ -65,127 +66,145 @@ def map_frames(
 def map_groups(
     corpus: Corpus,
     groups: Sequence[Rows],
-    extractor: Extractor,
+    extractor: FeatureExtractor,
     function: Callable[[Tensor], Result],
     *,
     device: torch.device | str = "cpu",
     workers: int = 1,
-    what: str = "frames",
-    rowwise: bool = False,
+    description: str = "frames",
+    framewise: bool = False,
 ) -> Iterator[list[Result]]:
-    """Yields, for each group of rows in order, `function(frames)` of each of its rows.
+    """Yields, for each group of rows in order, the list of `function(frames)` of its rows.
 
     Args:
-        corpus: where the audio is read. groups: rows of its manifest, e.g. the blocks of a target
-        store. extractor: waveform -> frames, already on `device`. function: what is wanted of the
-        frames of an utterance, (T, D) float32 on `device`; return something small. device: where
-        frames are computed. On a GPU only what `function` returns leaves it. workers: threads that
-        decode and, on a CPU, compute. With several, let torch use one thread in each
-        (`torch.set_num_threads(1)`). what: a word for the progress bar. rowwise: `function` treats
-        each frame by itself and returns an array or tensor with one row per frame. Then it is
-        called with the
-            frames (N, D) of several utterances behind one another, which is faster, and its result
-            is cut up.
+        corpus: reads the audio.
+        groups: rows of the manifest, e.g. the blocks of a target store.
+        extractor: waveform -> frames, already on `device`.
+        function: called with the frames (T, D) float32 of an utterance, on `device`; return
+            something small.
+        device: computes the frames. From a GPU only the results of `function` are copied back.
+        workers: threads that decode and, on a CPU, compute. With several, let torch use one thread
+            in each (`torch.set_num_threads(1)`).
+        description: a word for the progress bar.
+        framewise: `function` treats each frame independently and returns an array or tensor with
+            one row per frame. It is then called with the concatenated frames (N, D) of several
+            utterances, which is faster, and its result is split.
 
     Raises:
         DataError: audio cannot be read, or frames hold NaN or infinity; the message names the
-        utterance.
+            utterance.
     """
-    stream = _Stream(corpus, extractor, function, torch.device(device), rowwise)
-    with progress(sum(map(len, groups)), what) as advance:
-        for results in stream.run(groups, workers):
+    job = _FrameJob(corpus, extractor, function, torch.device(device), framewise)
+    with progress(sum(map(len, groups)), description) as advance:
+        for results in job.run(groups, workers):
             yield results
             for _ in results:
                 advance()
 
 
 @dataclass(frozen=True)
-class _Stream:
+class _FrameJob:
     corpus: Corpus
-    extractor: Extractor
+    extractor: FeatureExtractor
     function: Callable[[Tensor], Any]
     device: torch.device
-    rowwise: bool
+    framewise: bool
 
     def run(self, groups: Sequence[Rows], workers: int) -> Iterator[list[Any]]:
-        """Batches are at most two per thread ahead of the reader, so that memory stays bounded."""
-        # On a CPU threads do everything. A GPU is fed by this thread alone: kernels of several
-        # would wait for each other.
+        """Results of each group. At most two batches per thread are in flight, which bounds the
+        memory.
+        """
+        # On a CPU the threads read and compute. On a GPU they only read, and this thread alone
+        # starts the kernels: those of several threads would wait for each other.
         on_cpu = self.device.type == "cpu"
-        job: Callable[[Rows], Any] = (
-            (lambda rows: self.compute(rows, self.read(rows))) if on_cpu else self.read
-        )
-        waiting: deque[tuple[Rows, Rows, Future[Any]]] = deque()
-        done: dict[int, Any] = {}
+        work = self._read_and_compute if on_cpu else self._read
         batches = self._batches(groups)
+        pending: deque[tuple[Rows, Rows, Future[Any]]] = deque()
         with ThreadPoolExecutor(workers, thread_name_prefix="frames") as pool:
             try:
                 for group in groups:
-                    done = {}
-                    while len(done) < len(group):
-                        while (
-                            len(waiting) <= 2 * workers
-                            and (batch := next(batches, None)) is not None
-                        ):
-                            places, rows = batch
-                            waiting.append((places, rows, pool.submit(job, rows)))
-                        places, rows, future = waiting.popleft()
-                        results = future.result() if on_cpu else self.compute(rows, future.result())
-                        done.update(zip(map(int, places), results, strict=True))
-                    yield [done[place] for place in range(len(group))]
+                    results: dict[int, Any] = {}
+                    while len(results) < len(group):
+                        self._fill(pending, batches, lambda rows: pool.submit(work, rows), workers)
+                        positions, rows, future = pending.popleft()
+                        done = future.result()
+                        if not on_cpu:
+                            done = self._compute(rows, done)
+                        results.update(zip(map(int, positions), done, strict=True))
+                    yield [results[position] for position in range(len(group))]
             finally:
-                for _, _, future in waiting:
+                for _, _, future in pending:
                     future.cancel()
 
-    def _batches(self, groups: Sequence[Rows]) -> Iterator[tuple[Rows, Rows]]:
-        """(places in the group, rows of the manifest) of every batch, group after group."""
-        for group in groups:
-            for places in plan_batches(self.extractor, self.corpus.manifest.num_samples[group]):
-                yield places, group[places]
+    @staticmethod
+    def _fill(
+        pending: deque[tuple[Rows, Rows, Future[Any]]],
+        batches: Iterator[tuple[Rows, Rows]],
+        submit: Callable[[Rows], Future[Any]],
+        workers: int,
+    ) -> None:
+        """Submits batches until two per worker are in flight (and the one to wait for)."""
+        while len(pending) <= 2 * workers:
+            batch = next(batches, None)
+            if batch is None:
+                return
+            positions, rows = batch
+            pending.append((positions, rows, submit(rows)))
 
-    def read(self, rows: Rows) -> list[Tensor]:
-        """The waveforms of a batch, for a GPU in memory that it copies from by itself."""
+    def _batches(self, groups: Sequence[Rows]) -> Iterator[tuple[Rows, Rows]]:
+        """(positions in the group, rows of the manifest) of every batch, group after group."""
+        for group in groups:
+            num_samples = self.corpus.manifest.num_samples[group]
+            for positions in plan_batches(self.extractor, num_samples):
+                yield positions, group[positions]
+
+    def _read_and_compute(self, rows: Rows) -> list[Any]:
+        return self._compute(rows, self._read(rows))
+
+    def _read(self, rows: Rows) -> list[Tensor]:
+        """The waveforms of a batch; for a GPU in pinned memory, which is copied asynchronously."""
         waveforms = [torch.from_numpy(self.corpus.read(int(row))) for row in rows]
-        return (
-            waveforms
-            if self.device.type == "cpu"
-            else [waveform.pin_memory() for waveform in waveforms]
+        if self.device.type == "cpu":
+            return waveforms
+        return [waveform.pin_memory() for waveform in waveforms]
+
+    def _compute(self, rows: Rows, waveforms: list[Tensor]) -> list[Any]:
+        """The results of a batch, one per row."""
+        counts = [self.extractor.grid.num_frames(len(waveform)) for waveform in waveforms]
+        with torch.inference_mode():
+            on_device = [waveform.to(self.device, non_blocking=True) for waveform in waveforms]
+            frames = extract(self.extractor, on_device)  # (N, D)
+            self._check_shape(frames, waveforms, sum(counts))
+            utterances = [slice(*ends) for ends in pairwise([0, *accumulate(counts)])]
+            # The sum is finite when all frames are, and needs no second copy of them.
+            if not bool(frames.sum().isfinite()):
+                self._check_finite(frames, utterances, rows)
+            if not self.framewise:
+                return [self.function(frames[utterance]) for utterance in utterances]
+            results = self.function(frames)
+            return [results[utterance] for utterance in utterances]
+
+    def _check_shape(self, frames: Tensor, waveforms: list[Tensor], num_frames: int) -> None:
+        expected = (num_frames, self.extractor.dim)
+        if tuple(frames.shape) == expected:
+            return
+        lengths = [len(waveform) for waveform in waveforms]
+        hint = rate_hint(len(frames), num_frames)
+        raise ValueError(
+            f"{type(self.extractor).__name__} made frames of shape {tuple(frames.shape)} of "
+            f"{lengths} samples, not {expected}{'; ' if hint else ''}{hint}"
         )
 
-    def compute(self, rows: Rows, waveforms: list[Tensor]) -> list[Any]:
-        """The results of a batch."""
-        lengths = [len(waveform) for waveform in waveforms]
-        counts = [self.extractor.grid.num_frames(length) for length in lengths]
-        with torch.inference_mode():
-            frames = extract(
-                self.extractor,
-                [waveform.to(self.device, non_blocking=True) for waveform in waveforms],
-            )
-            if tuple(frames.shape) != (sum(counts), self.extractor.dim):
-                hint = rate_hint(len(frames), sum(counts))
-                raise ValueError(
-                    f"{type(self.extractor).__name__} made frames of shape {tuple(frames.shape)} of {lengths} samples, not "
-                    f"{(sum(counts), self.extractor.dim)}{'; ' if hint else ''}{hint}"
-                )
-            stretches = [slice(*ends) for ends in pairwise([0, *accumulate(counts)])]
-            if not bool(
-                frames.sum().isfinite()
-                # a sum, because it needs no second copy of the frames; it is finite when they all are
-            ):
-                self._check_finite(frames, stretches, rows)
-            if not self.rowwise:
-                return [self.function(frames[stretch]) for stretch in stretches]
-            results = self.function(frames)
-            return [results[stretch] for stretch in stretches]
-
-    def _check_finite(self, frames: Tensor, stretches: list[slice], rows: Rows) -> None:
-        for row, stretch in zip(rows, stretches, strict=True):
-            finite = frames[stretch].isfinite().all(dim=-1)
+    def _check_finite(self, frames: Tensor, utterances: list[slice], rows: Rows) -> None:
+        """Raises DataError naming the first utterance and frame with NaN or infinity."""
+        for row, position in zip(rows, utterances, strict=True):
+            finite = frames[position].isfinite().all(dim=-1)
             if bool(finite.all()):
                 continue
             utterance = self.corpus.manifest[int(row)]
             frame = int(finite.logical_not().nonzero()[0])
+            kind = self.extractor.fingerprint().get("kind")
             raise DataError(
-                f"{utterance.path}: frame {frame} of {len(finite)} of utterance {utterance.id!r} holds NaN or infinity "
-                f"({self.extractor.fingerprint().get('kind')}); mend or remove the file, or use another checkpoint"
+                f"{utterance.path}: frame {frame} of {len(finite)} of utterance {utterance.id!r} "
+                f"holds NaN or infinity ({kind}); fix or remove the file, or use another checkpoint"
             )

@@ -1,7 +1,7 @@
-"""Layers of a HuBERT checkpoint as features: what iteration 2 clusters (paper section 3.2,
-reference.md 2.10).
+"""Layers of a HuBERT checkpoint as features: the input of k-means in the second and later
+iterations (HuBERT paper, section 3.2).
 
-Tensor alphabet: B utterances, S samples, T frames, C conv channels, D width, L layer (1-based).
+Tensor letters: B utterances, S samples, T frames, C conv channels, D width of a frame.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from hubert_pretrain.model.log_mel import LogMelEncoder
 
 
 class HubertLayer(LayerFeatures):
-    """One layer or several of any checkpoint that model/ reads; see LayerFeatures for what "layer"
-    means.
-    """
+    """One or several layers of any readable HuBERT checkpoint. `LayerFeatures` defines "layer"."""
 
     def __init__(
         self,
@@ -36,24 +34,24 @@ class HubertLayer(LayerFeatures):
     ) -> None:
         """
         Args:
-            checkpoint: folder of a run, or any other checkpoint that interop/load.py reads. layer:
-            which block, 1 to the number of layers; a list or "all" for several side by side.
-            chunk_seconds: longest stretch that attention sees at once. context_seconds: what is
-            thrown away at each inner end of a chunk. precision: float32, or bfloat16 for matrix
-            products and convolutions (worth it on a GPU).
+            checkpoint: folder of a pretrain stage, or any other checkpoint that interop/load.py
+                reads.
+            layer: block number, from 1; a list of them, or "all", for several side by side.
+            chunk_seconds: longest audio that attention sees at once.
+            context_seconds: audio at each inner end of a chunk whose frames are discarded.
+            precision: float32, or bfloat16 for matrix products and convolutions (faster on a GPU).
 
         Raises:
-            ConfigError: the model has no such layer, or the context leaves nothing of a chunk.
+            ConfigError: the model has no such layer, or a chunk is not longer than its context.
         """
         super().__init__()
         self.model: Hubert = load_checkpoint(checkpoint).model.eval().requires_grad_(False)
         config = self.model.config
         self.grid = self.model.grid
         self.normalize_waveform = config.normalize_waveform
-        self.pads = (
-            not config.conv_pos_batch_norm
-        )  # whose shift makes padding audible to its neighbours
-        self._set_up(
+        # A batch norm maps zero padding to a non-zero constant, which leaks into real frames.
+        self.padding_invariant = not config.conv_pos_batch_norm
+        self._configure(
             layer,
             config.num_hidden_layers,
             name=str(checkpoint),
@@ -65,12 +63,12 @@ class HubertLayer(LayerFeatures):
 
     @property
     def dim(self) -> int:
-        """The width of the context encoder, times the number of layers."""
+        """Width of the context encoder times the number of layers."""
         return self.model.config.hidden_size * len(self.layers)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The weights by their hash, so that a checkpoint may be moved but not exchanged; the
-        layer; how the waveform was treated.
+        """The hash of the weights (so a checkpoint may be moved but not exchanged), the layer, and
+        the treatment of the waveform.
         """
         return {
             "kind": "hubert_layer",
@@ -80,33 +78,34 @@ class HubertLayer(LayerFeatures):
         }
 
     def encode(self, waveform: Tensor, num_samples: Tensor | None) -> Tensor:
-        """(B, S) -> (B, T, C); a norm over time leaves padding out."""
+        """(B, S) -> (B, T, C). A norm over time ignores the padding."""
         return self.model.encode_frames(waveform, num_samples)
 
     def context(self, features: Tensor, valid: Tensor | None) -> Tensor:
         """(B, T, C) -> (B, T, D)."""
-        output = self.model.context_encoder(
-            self.model.projection(features), valid=valid, layers=max(self.layers)
-        )
-        return (
-            output.last
-            if len(self.layers) == 1
-            else torch.cat([output.states[layer - 1] for layer in self.layers], dim=-1)
-        )
+        projected = self.model.projection(features)
+        output = self.model.context_encoder(projected, valid=valid, layers=max(self.layers))
+        if len(self.layers) == 1:
+            return output.last
+        return torch.cat([output.states[layer - 1] for layer in self.layers], dim=-1)
 
     def conv_stack(self) -> ConvStack:
-        """The model's front end: one of log-mel frames is a single layer."""
+        """The layers of the front end. A log-mel front end counts as a single layer."""
         encoder = self.model.conv_encoder
         if isinstance(encoder, LogMelEncoder):
             return ConvStack(
-                [lambda piece: encoder(piece[:, 0]).transpose(1, 2)],
-                None,
-                None,
-                nn.Identity(),
-                self.grid,
+                layers=[lambda piece: encoder(piece[:, 0]).transpose(1, 2)],
+                conv=None,
+                time_norm=None,
+                activation=nn.Identity(),
+                grid=self.grid,
             )
-        layers = list(encoder.layers)
-        first = layers[0]
+        first = encoder.layers[0]
         assert isinstance(first, ConvLayer)
-        norm = first.norm if isinstance(first.norm, TimeNorm) else None
-        return ConvStack(layers, first.conv, norm, first.activation, self.grid)
+        return ConvStack(
+            layers=list(encoder.layers),
+            conv=first.conv,
+            time_norm=first.norm if isinstance(first.norm, TimeNorm) else None,
+            activation=first.activation,
+            grid=self.grid,
+        )

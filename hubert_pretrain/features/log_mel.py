@@ -1,5 +1,6 @@
-"""Kaldi's log-mel energies (filter bank features) on any frame grid. B utterances, S samples, T
-frames, D width.
+"""Kaldi's log-mel energies (filter bank features) on any frame grid.
+
+Tensor letters: B utterances, S samples, T frames, N frames of all utterances, D width of a frame.
 """
 
 from __future__ import annotations
@@ -38,21 +39,23 @@ class LogMel(nn.Module):
     ) -> None:
         super().__init__()
         if num_mel_bins < 1 or samples(hop_seconds) < 1 or samples(window_seconds) < 2:
-            found = f"num_mel_bins={num_mel_bins}, hop_seconds={hop_seconds}, window_seconds={window_seconds}"
             raise ConfigError(
-                f"log-mel features: {found}; expected a positive number of bins, and times of at least a few samples"
+                f"log-mel features: num_mel_bins={num_mel_bins}, hop_seconds={hop_seconds}, "
+                f"window_seconds={window_seconds}; expected a positive number of bins, and times "
+                "of at least a few samples"
             )
         self._grid = FrameGrid(window=samples(window_seconds), hop=samples(hop_seconds))
         self.energies = MelEnergies(self._grid, num_mel_bins)
         if bool((self.energies.mel.sum(0) == 0).any()):
             raise ConfigError(
-                f"log-mel features: some of num_mel_bins={num_mel_bins} lie between two bins of a spectrum of {self.energies.fft_size} "
-                "points and would always be empty; choose fewer, or a longer window_seconds"
+                f"log-mel features: some of num_mel_bins={num_mel_bins} lie between two bins of a "
+                f"spectrum of {self.energies.fft_size} points and would always be empty; choose "
+                "fewer, or a longer window_seconds"
             )
 
     @property
     def grid(self) -> FrameGrid:
-        """The grid of the window and hop that were asked for."""
+        """The grid of window_seconds and hop_seconds."""
         return self._grid
 
     @property
@@ -61,22 +64,26 @@ class LogMel(nn.Module):
         return self.energies.num_bands
 
     def fingerprint(self) -> dict[str, Any]:
-        """Window and hop are the grid's, which every codebook keeps."""
-        grid = {"window_samples": self.grid.window, "hop_samples": self.grid.hop}
-        return {"kind": "log_mel", "dim": self.dim, **grid, "normalize_waveform": False}
+        """Number of bands, window and hop."""
+        return {
+            "kind": "log_mel",
+            "dim": self.dim,
+            "window_samples": self.grid.window,
+            "hop_samples": self.grid.hop,
+            "normalize_waveform": False,
+        }
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Frames of equally long waveforms; T = `grid.num_frames(S)`."""
-        return self.ragged(list(waveform)).view(
-            len(waveform), self.grid.num_frames(waveform.shape[-1]), self.dim
-        )
+        """Frames of waveforms of equal length: (B, S) -> (B, T, D)."""
+        num_frames = self.grid.num_frames(waveform.shape[-1])
+        return self.extract_packed(list(waveform)).view(len(waveform), num_frames, self.dim)
 
     @torch.inference_mode()
-    def ragged(self, waveforms: Sequence[Tensor]) -> Tensor:
-        """Frames (N, D) of utterances (S_i,) of any lengths, behind one another."""
-        flat, firsts, counts = pack_utterances(waveforms, self.grid)
-        return self.energies(flat).index_select(0, gather_index(counts, firsts).to(flat.device))
+    def extract_packed(self, waveforms: Sequence[Tensor]) -> Tensor:
+        """Concatenated frames (N, D) of utterances (S_i,) of any lengths."""
+        packed, firsts, counts = pack_utterances(waveforms, self.grid)
+        return self.energies(packed).index_select(0, gather_index(counts, firsts).to(packed.device))
 
-    def batches(self, num_samples: NDArray[np.int64]) -> Batches:
-        """A minute of neighbours at a time, whatever their lengths: nothing is padded."""
+    def plan_batches(self, num_samples: NDArray[np.int64]) -> Batches:
+        """One minute of neighbouring utterances of any lengths: nothing is padded."""
         return packed_batches(num_samples, samples(BATCH_SECONDS))

@@ -1,9 +1,10 @@
-"""Spectral features of many utterances at once: how MFCC and log-mel lay them out, and slopes over
-time.
+"""Packing for spectral features: utterances of any lengths concatenated on one frame grid, and
+slopes over time (deltas).
 
-Utterances of any lengths are laid behind one another on one frame grid, so that a batch costs as
-many calls as one utterance and no frame is computed twice. Tensor alphabet: S samples, F frames on
-the flat grid, N frames of all utterances, D width.
+A batch then costs as many calls as one utterance, and no frame is computed twice.
+
+Tensor letters: S samples, F frames of the packed waveform, N frames of all utterances, D width of a
+frame.
 """
 
 from __future__ import annotations
@@ -20,26 +21,27 @@ from hubert_pretrain.frames import FrameGrid
 def pack_utterances(
     waveforms: Sequence[Tensor], grid: FrameGrid
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """Utterances (S_i,) behind one another, each beginning at a frame of one grid.
+    """Concatenates utterances (S_i,) such that each begins at a frame of one grid.
 
     Returns:
-        The flat waveform; the first flat frame of each utterance (int64, on the CPU); how many
-        frames each has. The flat grid has a few frames more, which reach from one utterance into
-        the next and belong to none.
+        The packed waveform; the first packed frame of each utterance (int64, on the CPU); the
+        number of frames of each utterance. The packed grid has a few more frames, which reach from
+        one utterance into the next and belong to none.
     """
     counts = [grid.num_frames(len(waveform)) for waveform in waveforms]
+    # Each utterance is zero-padded to a whole number of hops, one at least.
     hops = [max(1, -(-len(waveform) // grid.hop)) for waveform in waveforms]
-    flat = waveforms[0].new_empty(sum(hops) * grid.hop + grid.window)
-    position = 0
+    packed = waveforms[0].new_empty(sum(hops) * grid.hop + grid.window)
     firsts = []
-    for waveform, taken in zip(waveforms, hops, strict=True):
+    position = 0
+    for waveform, num_hops in zip(waveforms, hops, strict=True):
+        firsts.append(position)
         begin = position * grid.hop
-        position = position + taken
-        flat[begin : begin + len(waveform)] = waveform
-        flat[begin + len(waveform) : position * grid.hop] = 0
-        firsts.append(position - taken)
-    flat[position * grid.hop :] = 0
-    return flat, torch.tensor(firsts, dtype=torch.int64), counts
+        position += num_hops
+        packed[begin : begin + len(waveform)] = waveform
+        packed[begin + len(waveform) : position * grid.hop] = 0
+    packed[position * grid.hop :] = 0
+    return packed, torch.tensor(firsts, dtype=torch.int64), counts
 
 
 def gather_index(
@@ -51,51 +53,52 @@ def gather_index(
     offset: int = 0,
     rows: Sequence[int] | None = None,
 ) -> Tensor:
-    """Which flat frames to read so that utterances with `counts` frames lie behind one another:
+    """Indices of packed frames that put the frames of the utterances directly behind one another:
     int64 (sum of rows,).
 
     Args:
         counts: frames of each utterance.
-        firsts: where each begins; None when they already lie behind one another.
-        context: so many frames more on each side, the first and the last one repeated.
-        step: every how many frames; 2 takes the even ones.
-        offset: the first one that is taken.
-        rows: how many of each utterance are taken; None for as many as there are.
+        firsts: first packed frame of each utterance; None when nothing lies between them.
+        context: number of extra frames on each side of an utterance, repeating its first and its
+            last frame.
+        step: distance of the selected frames; 2 takes every second one.
+        offset: first selected frame of each utterance.
+        rows: number of frames to select of each utterance; None for as many as there are.
     """
-    taken = np.array(
-        [len(range(offset, count, step)) for count in counts] if rows is None else rows,
-        dtype=np.int64,
-    )
-    wide = np.where(taken > 0, taken + 2 * context, 0)
-    numbers = np.arange(wide.sum()) - np.repeat(
-        np.cumsum(wide) - wide, wide
-    )  # 0, 1, 2, ... of each utterance
+    if rows is None:
+        rows = [len(range(offset, count, step)) for count in counts]
+    selected = np.array(rows, dtype=np.int64)  # per utterance, without context
+    widths = np.where(selected > 0, selected + 2 * context, 0)  # per utterance, with context
+
+    # Number of each selected frame within its utterance: 0, 1, 2, ... 0, 1, 2, ...
+    numbers = np.arange(widths.sum()) - np.repeat(np.cumsum(widths) - widths, widths)
     if context:
-        numbers = np.clip(numbers - context, 0, np.repeat(taken - 1, wide))
+        numbers = np.clip(numbers - context, 0, np.repeat(selected - 1, widths))
+
     begin = np.cumsum(counts) - np.asarray(counts) if firsts is None else firsts.numpy()
-    return torch.from_numpy(numbers * step + np.repeat(begin + offset, wide))
+    return torch.from_numpy(numbers * step + np.repeat(begin + offset, widths))
 
 
 def deltas(frames: Tensor, counts: Sequence[int], firsts: Tensor | None = None) -> Tensor:
-    """Slopes by regression over five frames, edges replicated (`compute_deltas(win_length=5)`): ->
-    (N, D), utterances behind one another.
+    """Slopes over time by regression over five frames, with the edge frames repeated: (F, D) ->
+    (N, D).
+
+    The same as torchaudio's `compute_deltas(win_length=5)`, for several utterances at once.
 
     Args:
         frames: (F, D).
         counts: frames of each utterance.
-        firsts: where each begins in `frames`; None when they lie behind one another.
+        firsts: first frame of each utterance in `frames`; None when nothing lies between them.
     """
+    # Two repeated frames on each side of each utterance.
     index = gather_index(counts, firsts, context=2).to(frames.device)
-    padded = frames.index_select(0, index)  # two frames more on each side of each utterance
-    slopes = (
-        torch.sub(padded[4:], padded[:-4]).mul_(2).add_(padded[3:-1]).sub_(padded[1:-3]).div_(10)
-    )
-    # Slopes exist from the third row of an utterance to its third from last; those between two
-    # utterances mean nothing.
-    wide = [count + 4 if count else 0 for count in counts]
-    kept = gather_index(counts, torch.from_numpy(np.cumsum(wide) - wide))
-    return (
-        slopes.index_select(0, kept.to(frames.device))
-        if len(kept)
-        else frames.new_zeros(0, frames.shape[-1])
-    )
+    padded = frames.index_select(0, index)
+    # Regression over x[-2] ... x[2]: (2 (x[2] - x[-2]) + x[1] - x[-1]) / 10, in place.
+    slopes = torch.sub(padded[4:], padded[:-4]).mul_(2)
+    slopes = slopes.add_(padded[3:-1]).sub_(padded[1:-3]).div_(10)
+    # Row i of `slopes` belongs to row i + 2 of `padded`. Rows that mix two utterances are dropped.
+    widths = [count + 4 if count else 0 for count in counts]
+    rows = gather_index(counts, torch.from_numpy(np.cumsum(widths) - widths))
+    if len(rows) == 0:
+        return frames.new_zeros(0, frames.shape[-1])
+    return slopes.index_select(0, rows.to(frames.device))

@@ -1,8 +1,9 @@
-"""Layers of wav2vec 2.0, WavLM or HuBERT encoders as features, run by `transformers` from a local
-folder.
+"""Layers of wav2vec 2.0, WavLM or HuBERT encoders as features, computed by `transformers` from a
+local folder.
 
-For HuBERT, `hubert_layer` is faster and reads more formats. Tensor alphabet: B utterances, S
-samples, T frames, C conv channels, D width.
+For HuBERT, `hubert_layer` is faster and reads more formats.
+
+Tensor letters: B utterances, S samples, T frames, C conv channels, D width of a frame.
 """
 
 from __future__ import annotations
@@ -27,12 +28,11 @@ _UNUSED = "masked_spec_embed"
 
 
 class TransformersLayer(LayerFeatures):
-    """One layer or several of an encoder of `transformers`; see LayerFeatures for what "layer"
-    means.
+    """One or several layers of an encoder of `transformers`. `LayerFeatures` defines "layer".
 
-    Layer L is taken where block L returns, so it is the same layer in every version of
-    `transformers`, whose `hidden_states` once held the last one before and once after the final
-    norm (reference.md 2.10).
+    Layer L is the return value of block L, so it is the same layer in every version of
+    `transformers`. (Its `hidden_states` do not have that property: the last entry was taken before
+    the final norm in some versions and after it in others.)
     """
 
     def __init__(
@@ -48,33 +48,31 @@ class TransformersLayer(LayerFeatures):
         """
         Args:
             checkpoint: a folder with config.json and model.safetensors. Nothing is downloaded.
-            layer: which block, 1 to the number of layers; a list or "all" for several side by side.
-            normalize_waveform: whether the network wants zero mean and unit variance; None: what
-            `do_normalize` of its
-                preprocessor_config.json says, else whether its conv encoder has layer norms, which
-                were trained so.
-            chunk_seconds: longest stretch that attention sees at once. context_seconds: what is
-            thrown away at each inner end of a chunk. precision: float32, or bfloat16 for matrix
-            products and convolutions (worth it on a GPU).
+            layer: block number, from 1; a list of them, or "all", for several side by side.
+            normalize_waveform: give the network zero mean and unit variance per utterance. None:
+                follow `do_normalize` of preprocessor_config.json; without that file, normalise
+                when the conv encoder has layer norms, because such models were trained that way.
+            chunk_seconds: longest audio that attention sees at once.
+            context_seconds: audio at each inner end of a chunk whose frames are discarded.
+            precision: float32, or bfloat16 for matrix products and convolutions (faster on a GPU).
 
         Raises:
             ArtefactError: the folder holds no such encoder, or not all of its weights.
-            ConfigError: the model has no such layer, or the context leaves nothing of a chunk.
+            ConfigError: the model has no such layer, or a chunk is not longer than its context.
         """
         super().__init__()
         folder = Path(checkpoint)
         self.model = _load(folder)
         config = self.model.config
         self.grid = FrameGrid.of_convolutions(config.conv_kernel, config.conv_stride)
-        self.normalize_waveform = (
-            _normalises(folder, config) if normalize_waveform is None else normalize_waveform
-        )
-        # A norm over time would hear the padding, and so would a batch norm before the positional
-        # convolution.
-        self.pads = config.feat_extract_norm == "layer" and not getattr(
-            config, "conv_pos_batch_norm", False
-        )
-        self._set_up(
+        if normalize_waveform is None:
+            normalize_waveform = _expects_normalised_audio(folder, config)
+        self.normalize_waveform = normalize_waveform
+        # A norm over time would include the padding, and a batch norm before the positional
+        # convolution maps it to a non-zero constant.
+        has_batch_norm = getattr(config, "conv_pos_batch_norm", False)
+        self.padding_invariant = config.feat_extract_norm == "layer" and not has_batch_norm
+        self._configure(
             layer,
             config.num_hidden_layers,
             name=str(checkpoint),
@@ -83,31 +81,33 @@ class TransformersLayer(LayerFeatures):
             precision=precision,
         )
         del self.model.encoder.layers[max(self.layers) :]
-        self._made: dict[
-            tuple[int, int], Tensor
-        ] = {}  # by thread, since several may compute at once, and layer
+        # By thread, since several may compute at the same time, and layer.
+        self._outputs: dict[tuple[int, int], Tensor] = {}
         for number in set(self.layers):
             self.model.encoder.layers[number - 1].register_forward_hook(
-                lambda _, __, output, number=number: self._keep(number, output)
+                lambda _, __, output, number=number: self._store_output(number, output)
             )
         self._sha256 = weights_sha256(folder)
 
     @property
     def dim(self) -> int:
-        """The width of the encoder, times the number of layers."""
+        """Width of the encoder times the number of layers."""
         return int(self.model.config.hidden_size) * len(self.layers)
 
     def fingerprint(self) -> dict[str, Any]:
-        """As of HubertLayer, and the type of the model: the weights alone do not tell WavLM's heads
-        apart.
+        """As of HubertLayer, plus the model type: weights alone do not identify WavLM's number of
+        attention heads.
         """
-        kind = {"kind": "transformers_layer", "model_type": self.model.config.model_type}
-        return {**kind, "dim": self.dim, **self.settings(), "weights_sha256": self._sha256}
+        return {
+            "kind": "transformers_layer",
+            "model_type": self.model.config.model_type,
+            "dim": self.dim,
+            **self.settings(),
+            "weights_sha256": self._sha256,
+        }
 
     def encode(self, waveform: Tensor, num_samples: Tensor | None) -> Tensor:
-        """(B, S) -> (B, T, C). Rows are padded only for encoders whose layers do not look beyond
-        their windows.
-        """
+        """(B, S) -> (B, T, C). Rows are padded only when `padding_invariant`."""
         return self.model.feature_extractor(waveform).transpose(1, 2)
 
     def context(self, features: Tensor, valid: Tensor | None) -> Tensor:
@@ -115,48 +115,50 @@ class TransformersLayer(LayerFeatures):
         projected = self.model.feature_projection(features)
         x = projected[0] if isinstance(projected, tuple) else projected
         self.model.encoder(x, attention_mask=valid)
-        return torch.cat([self._made.pop((get_ident(), layer)) for layer in self.layers], dim=-1)
+        outputs = [self._outputs.pop((get_ident(), layer)) for layer in self.layers]
+        return torch.cat(outputs, dim=-1)
 
     def conv_stack(self) -> ConvStack:
-        """The model's conv encoder."""
+        """The layers of the model's conv encoder."""
         layers = list(self.model.feature_extractor.conv_layers)
         norm = getattr(layers[0], "layer_norm", None)
         return ConvStack(
-            layers,
-            layers[0].conv,
-            norm if isinstance(norm, nn.GroupNorm) else None,
-            layers[0].activation,
-            self.grid,
+            layers=layers,
+            conv=layers[0].conv,
+            time_norm=norm if isinstance(norm, nn.GroupNorm) else None,
+            activation=layers[0].activation,
+            grid=self.grid,
         )
 
-    def _keep(self, number: int, output: Any) -> None:
-        self._made[get_ident(), number] = output[0] if isinstance(output, tuple) else output
+    def _store_output(self, number: int, output: Any) -> None:
+        self._outputs[get_ident(), number] = output[0] if isinstance(output, tuple) else output
 
 
 def _load(folder: Path) -> Any:
-    """The encoder, ready to be used. Everything is read from `folder`."""
+    """The encoder in evaluation mode, read from `folder` only."""
     stored = read_json(folder / "config.json")
     found = stored.get("model_type") if isinstance(stored, dict) else None
     if found not in MODEL_TYPES:
+        problem = "missing or damaged" if found is None else f"model_type is {found!r}"
         raise ArtefactError(
-            f"{folder / 'config.json'}: {'missing or damaged' if found is None else f'model_type is {found!r}'}, expected a folder of "
-            f"transformers with one of {', '.join(MODEL_TYPES)}; save_pretrained writes one"
+            f"{folder / 'config.json'}: {problem}, expected a folder of transformers with one of "
+            f"{', '.join(MODEL_TYPES)}; save_pretrained writes one"
         )
     from transformers import AutoModel
     from transformers.utils import logging
 
+    # transformers would print a table of missing weights; they are checked here instead.
     verbosity = logging.get_verbosity()
     bar = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # it would print a table of the weights, which are checked here
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         model, report = AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ArtefactError(
-            f"{folder}: transformers cannot load it ({' '.join(str(error).split())})"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise ArtefactError(f"{folder}: transformers cannot load it ({reason})") from error
     finally:
         logging.set_verbosity(verbosity)
         if bar:
@@ -164,12 +166,13 @@ def _load(folder: Path) -> Any:
     missing = sorted(name for name in report["missing_keys"] if name != _UNUSED)
     if missing:
         raise ArtefactError(
-            f"{folder}: {len(missing)} weights are missing, {missing[0]} first; it is cut or another kind of model"
+            f"{folder}: {len(missing)} weights are missing, {missing[0]} first; the file is cut, "
+            "or another kind of model"
         )
     return model.float().eval().requires_grad_(False)
 
 
-def _normalises(folder: Path, config: Any) -> bool:
+def _expects_normalised_audio(folder: Path, config: Any) -> bool:
     stored = read_json(folder / "preprocessor_config.json")
     if isinstance(stored, dict) and "do_normalize" in stored:
         return bool(stored["do_normalize"])

@@ -85,7 +85,7 @@ def fit(
             seed=recipe.seed,
         )
         where: dict[str, Any] = {"scratch": folder, "device": at.device, "workers": at.workers}
-        shard = sample.gather_share(
+        shard = sample.gather_rank_frames(
             corpus, rows, at.extractor, memory_bytes=memory.frame_bytes(budget), **where
         )
         device = str(at.device)
@@ -140,5 +140,5 @@ def choose_layer(
     layer = layer_selection.best_layer(scores, choice.criterion)
     return layer, {
         "layer_choice": asdict(choice)
-        | {"layer": layer, "utterances": len(rows), "scores": layer_selection.table(scores)}
+        | {"layer": layer, "utterances": len(rows), "scores": layer_selection.score_table(scores)}
     }

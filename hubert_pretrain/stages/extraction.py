@@ -15,7 +15,7 @@ from hubert_pretrain import distributed
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.distributed import usable_cores
-from hubert_pretrain.features.extractor import Extractor
+from hubert_pretrain.features.extractor import FeatureExtractor
 from hubert_pretrain.pipeline.workspace import Workspace
 
 MAX_WORKERS = 16
@@ -28,7 +28,7 @@ AUTO = "auto"
 class Extraction:
     """What computes frames in this process, and where."""
 
-    extractor: Extractor
+    extractor: FeatureExtractor
     device: torch.device
     workers: int
 

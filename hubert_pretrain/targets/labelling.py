@@ -1,4 +1,7 @@
-"""Corpus x codebook -> targets, on one process or several. T frames, D width, N codebooks."""
+"""Assigns targets to a corpus: frames -> nearest centroids, in one or several processes.
+
+Letters: T frames of an utterance, N codebooks.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,19 @@ from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.distributed import share
 from hubert_pretrain.features.corpus_frames import map_groups
-from hubert_pretrain.features.extractor import Extractor
+from hubert_pretrain.features.extractor import FeatureExtractor
 from hubert_pretrain.targets.store import DTYPE
 from hubert_pretrain.targets.writer import TargetWriter
 
-PARTS_OF_A_SHARE = 16
-"""With several processes, how often one looks at what the others have done meanwhile."""
+PARTS_PER_SHARE = 16
+"""Number of parts into which a process divides its share; before each part it looks which blocks
+the other processes have finished."""
 
 
 def label_corpus(
     corpus: Corpus,
     writer: TargetWriter,
-    extractor: Extractor,
+    extractor: FeatureExtractor,
     codebooks: CodebookSet,
     *,
     device: torch.device | str = "cpu",
@@ -30,17 +34,17 @@ def label_corpus(
     rank: int = 0,
     world_size: int = 1,
 ) -> None:
-    """Fills the blocks of a store that are not done: each utterance is read, made into frames,
-    assigned and forgotten.
+    """Fills the pending blocks of a store. Features are not stored.
 
-    Process `rank` of `world_size` fills its own share of the blocks, then helps with what the
-    others have left. So nobody waits for anybody, all is done when the first process returns, and
-    processes that died or never started only make it slower.
+    Process `rank` of `world_size` fills its own share of the blocks, then blocks that the others
+    have not finished. So no process waits for another, all blocks are done when the first process
+    returns, and processes that died or never started only make it slower.
 
     Raises:
-        ArtefactError: the codebooks were fitted on other features than the extractor's. DataError:
-        audio cannot be read or gives NaN; the message names the utterance. Blocks before it stay
-        done. HubertPretrainError: the disk is full.
+        ArtefactError: the codebooks were fitted on other features than the extractor's.
+        DataError: audio cannot be read or gives NaN; the message names the utterance. Earlier
+            blocks stay done.
+        HubertPretrainError: the disk is full.
     """
     codebooks.check_features(extractor)
     codebooks = codebooks.to(device)
@@ -49,28 +53,32 @@ def label_corpus(
         return np.asarray(codebooks.assign(frames).cpu().numpy(), dtype=DTYPE)  # (T,) or (T, N)
 
     own = share(writer.num_blocks, rank, world_size)
-    at_once = writer.num_blocks if world_size == 1 else max(1, len(own) // PARTS_OF_A_SHARE)
-    while blocks := _next_blocks(writer.pending(), own, at_once, rank):
-        groups = [writer.rows(block) for block in blocks]
-        ids = map_groups(
+    most = writer.num_blocks if world_size == 1 else max(1, len(own) // PARTS_PER_SHARE)
+    while True:
+        blocks = _next_blocks(writer.pending(), own, most, rank)
+        if not blocks:
+            return
+        ids_of_blocks = map_groups(
             corpus,
-            groups,
+            [writer.rows(block) for block in blocks],
             extractor,
             assign,
             device=device,
             workers=workers,
-            what="labelling",
-            rowwise=True,
+            description="labelling",
+            framewise=True,
         )
-        for block, of_block in zip(blocks, ids, strict=True):
-            writer.write(block, of_block)
+        for block, ids in zip(blocks, ids_of_blocks, strict=True):
+            writer.write(block, ids)
 
 
-def _next_blocks(pending: NDArray[np.int64], own: range, at_once: int, rank: int) -> list[int]:
-    """Pending blocks of the own share; when there are none, a single one of another's, from the
-    end, which that one comes to last.
+def _next_blocks(pending: NDArray[np.int64], own: range, most: int, rank: int) -> list[int]:
+    """At most `most` pending blocks of the own share.
+
+    When there are none, a single block of another process, from the end of the list, which that
+    process reaches last.
     """
     mine = [block for block in pending.tolist() if block in own]
     if mine or len(pending) == 0:
-        return mine[:at_once]
+        return mine[:most]
     return [int(pending[-1 - rank % len(pending)])]

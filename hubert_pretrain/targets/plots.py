@@ -1,5 +1,6 @@
-"""Targets at a glance: which phones each unit stands for, how often units are used, how long their
-runs are. K clusters, P phones.
+"""Plot of a codebook's targets: P(phone | unit), use of the units, run lengths.
+
+Letters: K clusters, P phones.
 """
 
 from __future__ import annotations
@@ -24,50 +25,51 @@ LONGEST_RUN_MS = 400.0
 
 
 def plot_targets(store: TargetStore, corpus: Corpus, path: Path, codebook: int = 0) -> None:
-    """Writes a picture (PNG) of one codebook's targets."""
+    """Writes a PNG of one codebook's targets."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    phones = 0 if corpus.alignments is None else len(corpus.alignments.phones)
-    figure = Figure(
-        figsize=(12, max(7.0, 0.13 * phones)), layout="constrained"
-    )  # so that every phone can be read
+    # High enough for the name of every phone.
+    num_phones = 0 if corpus.alignments is None else len(corpus.alignments.phones)
+    figure = Figure(figsize=(12, max(7.0, 0.13 * num_phones)), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 2, width_ratios=[1.7, 1])
-    _phones(figure.add_subplot(grid[:, 0]), figure, store, corpus, codebook)
-    _use(figure.add_subplot(grid[0, 1]), count_ids(store, corpus.manifest.rows("train"), codebook))
-    _runs(
-        figure.add_subplot(grid[1, 1]),
-        train_run_lengths(store, corpus, codebook) * 1000 / store.grid.frames_per_second,
-        corpus,
-        store,
-    )
+
+    _plot_phones(figure.add_subplot(grid[:, 0]), figure, store, corpus, codebook)
+    id_counts = count_ids(store, corpus.manifest.rows("train"), codebook)
+    _plot_use(figure.add_subplot(grid[0, 1]), id_counts)
+    frame_ms = 1000 / store.grid.frames_per_second
+    lengths = train_run_lengths(store, corpus, codebook)
+    run_ms = lengths * 1000 / store.grid.frames_per_second
+    _plot_runs(figure.add_subplot(grid[1, 1]), run_ms, frame_ms, mean_phone_ms(corpus))
+
     which = f", codebook {codebook + 1} of {len(store.sizes)}" if len(store.sizes) > 1 else ""
-    figure.suptitle(
-        f"{store.codebook['features'].get('kind', 'targets')}, K={store.sizes[codebook]}{which}"
-    )
+    kind = store.codebook["features"].get("kind", "targets")
+    figure.suptitle(f"{kind}, K={store.sizes[codebook]}{which}")
     figure.savefig(path, dpi=110)
 
 
-def sorted_shares(joint: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """P(phone | unit) as (P, used units) from counts (K, P), phones by frequency, and units in the
-    order of the phone they mostly are.
+def phone_given_unit(joint: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """P(phone | unit) as (P, used units) from joint counts (K, P), and the order of the phones.
+
+    Phones are sorted by frequency, units by their most likely phone.
     """
     phones = np.argsort(-joint.sum(axis=0), kind="stable")
     used = joint[joint.sum(axis=1) > 0][:, phones]
     shares = used / used.sum(axis=1, keepdims=True)
-    order = np.lexsort((-shares.max(axis=1), shares.argmax(axis=1)))
-    return shares[order].T, phones
+    units = np.lexsort((-shares.max(axis=1), shares.argmax(axis=1)))
+    return shares[units].T, phones
 
 
-def _phones(axes: Any, figure: Any, store: TargetStore, corpus: Corpus, codebook: int) -> None:
+def _plot_phones(axes: Any, figure: Any, store: TargetStore, corpus: Corpus, codebook: int) -> None:
     axes.set_xlabel("units, sorted by their phone")
-    if corpus.alignments is None or not (joint := count_phones(store, corpus, codebook)).any():
+    joint = count_phones(store, corpus, codebook)
+    if corpus.alignments is None or not joint.any():
         axes.text(
             0.5, 0.5, "no phone alignments", ha="center", va="center", transform=axes.transAxes
         )
         return
-    shares, phones = sorted_shares(joint)
+    shares, phones = phone_given_unit(joint)
     image = axes.imshow(
         shares, aspect="auto", interpolation="nearest", cmap="magma", vmin=0, vmax=1
     )
@@ -80,7 +82,8 @@ def _phones(axes: Any, figure: Any, store: TargetStore, corpus: Corpus, codebook
     figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01)
 
 
-def _use(axes: Any, counts: NDArray[np.int64]) -> None:
+def _plot_use(axes: Any, counts: NDArray[np.int64]) -> None:
+    """Frequency of each unit, from counts (K,)."""
     share = 100 * np.sort(counts)[::-1] / max(1, counts.sum())
     axes.fill_between(range(len(share)), share, step="mid", color="tab:blue", alpha=0.7)
     axes.axhline(100 / len(share), color="black", linewidth=0.8, linestyle=":")
@@ -92,21 +95,22 @@ def _use(axes: Any, counts: NDArray[np.int64]) -> None:
     )
     used = int((counts > 0).sum())
     axes.set_title(
-        f"use: {used} of {len(counts)}, perplexity {perplexity(counts):.0f}, entropy {entropy(counts):.2f} nats",
+        f"use: {used} of {len(counts)}, perplexity {perplexity(counts):.0f}, "
+        f"entropy {entropy(counts):.2f} nats",
         fontsize=10,
     )
 
 
-def _runs(axes: Any, lengths_ms: NDArray[np.float64], corpus: Corpus, store: TargetStore) -> None:
-    step = 1000 / store.grid.frames_per_second
-    edges = np.arange(0.5, LONGEST_RUN_MS / step + 1) * step
-    axes.hist(np.minimum(lengths_ms, LONGEST_RUN_MS), bins=edges, color="tab:orange", alpha=0.7)
-    if len(lengths_ms):
-        axes.axvline(
-            lengths_ms.mean(), color="tab:red", label=f"mean run {lengths_ms.mean():.0f} ms"
-        )
-    if (phone := mean_phone_ms(corpus)) is not None:
-        axes.axvline(phone, color="black", linestyle="--", label=f"mean phone {phone:.0f} ms")
+def _plot_runs(
+    axes: Any, run_ms: NDArray[np.float64], frame_ms: float, phone_ms: float | None
+) -> None:
+    """Histogram of the durations of runs (runs,), with the mean durations of runs and phones."""
+    edges = np.arange(0.5, LONGEST_RUN_MS / frame_ms + 1) * frame_ms
+    axes.hist(np.minimum(run_ms, LONGEST_RUN_MS), bins=edges, color="tab:orange", alpha=0.7)
+    if len(run_ms):
+        axes.axvline(run_ms.mean(), color="tab:red", label=f"mean run {run_ms.mean():.0f} ms")
+    if phone_ms is not None:
+        axes.axvline(phone_ms, color="black", linestyle="--", label=f"mean phone {phone_ms:.0f} ms")
     axes.set(xlabel="length of a run (ms)", ylabel="runs", yscale="log")
     axes.set_title("runs of equal units", fontsize=10)
     if axes.get_legend_handles_labels()[0]:

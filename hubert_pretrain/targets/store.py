@@ -1,14 +1,18 @@
-"""The target store: the cluster ids of every frame of every utterance of a manifest, as a memory
-map of 16-bit numbers.
+"""The target store: targets of every frame of a corpus, as a memory map of 16-bit integers.
 
-A folder with
-    targets.bin   uint16, the ids of all rows behind one another; of several codebooks the N ids of a frame side by side
+A target is the cluster id of a frame. A store is a folder with
+
+    targets.bin   uint16, ids of all rows concatenated; of several codebooks the N ids of a frame
+                  stand side by side
     offsets.npy   int64 (rows + 1): row i has the frames [offsets[i], offsets[i + 1])
     blocks.done   one byte per block of rows, 1 when its ids are on disk
-    store.json    grid, numbers of clusters, the codebook's and the manifest's fingerprints
-LibriSpeech's 960 hours are 346 MB. Every file is allocated before the first id is known, so any
-process can write any block at any time (targets/writer.py), and the bytes do not depend on who
-wrote them or how often the work was interrupted. T frames, N codebooks of K_1 ... K_N clusters.
+    store.json    grid, numbers of clusters, fingerprints of the codebooks and the manifest
+
+LibriSpeech's 960 hours are 346 MB. Every file is allocated before the first id is known. So any
+process can write any block at any time (targets/writer.py), and the bytes depend neither on who
+wrote them nor on interruptions.
+
+Letters: T frames of an utterance, N codebooks with K_1 ... K_N clusters.
 """
 
 from __future__ import annotations
@@ -49,7 +53,8 @@ class TargetStore:
         found = _size(folder / TARGETS)
         if found != expected:
             raise ArtefactError(
-                f"{folder / TARGETS}: has {found} bytes, expected {expected}; it was cut, label again"
+                f"{folder / TARGETS}: has {found} bytes, expected {expected}; it was cut, label "
+                "again"
             )
         self.ids: NDArray[np.uint16] = np.memmap(
             folder / TARGETS, dtype=DTYPE, mode="r", shape=shape
@@ -58,8 +63,9 @@ class TargetStore:
 
     @staticmethod
     def open(folder: str | Path) -> TargetStore:
-        """Opens the output of a label stage in O(1). Raises ArtefactError when it is missing,
-        damaged or unfinished.
+        """Opens the output of a label stage in O(1).
+
+        Raises ArtefactError when it is missing, damaged or unfinished.
         """
         return TargetStore(Path(folder).absolute())
 
@@ -76,70 +82,74 @@ class TargetStore:
 
     @property
     def grid(self) -> FrameGrid:
-        """The grid that the ids lie on."""
+        """The grid of the targets."""
         return FrameGrid(**self._description["grid"])
 
     @property
     def codebook(self) -> dict[str, Any]:
-        """What made the ids: SHA-256 of the centroids, and the fingerprint of the features."""
+        """Source of the targets: SHA-256 of the centroids, and the fingerprint of the features."""
         return dict(self._description["codebook"])
 
     @property
     def manifest_fingerprint(self) -> str:
-        """Of the manifest whose rows these are."""
+        """Fingerprint of the manifest."""
         return str(self._description["manifest"])
 
     def targets(self, row: int) -> NDArray[np.uint16]:
-        """Cluster ids of a manifest row, (T,), or (T, N) for several codebooks: a read-only view of
+        """Targets of a manifest row: (T,) for one codebook, (T, N) for several. A read-only view of
         the file.
 
         Raises ArtefactError for an id that is not below its K.
         """
-        ids = self.frames(row)
-        return ids[:, 0] if ids.shape[1] == 1 else ids
+        matrix = self.target_matrix(row)
+        return matrix[:, 0] if matrix.shape[1] == 1 else matrix
 
-    def frames(self, row: int) -> NDArray[np.uint16]:
-        """The same as (T, N), for one codebook too."""
+    def target_matrix(self, row: int) -> NDArray[np.uint16]:
+        """The same as (T, N), also for one codebook."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of targets for {len(self)} rows")
         ids = self.ids[int(self.offsets[row]) : int(self.offsets[row + 1])]
-        for number, (largest, size) in enumerate(
-            zip(ids.max(axis=0, initial=0).tolist(), self.sizes, strict=True), start=1
-        ):
-            if largest >= size:
+        largest = ids.max(axis=0, initial=0).tolist()
+        for number, (largest_id, size) in enumerate(zip(largest, self.sizes, strict=True), start=1):
+            if largest_id >= size:
                 which = f" of codebook {number}" if len(self.sizes) > 1 else ""
                 raise ArtefactError(
-                    f"{self.folder / TARGETS}: row {row} holds id {largest}{which}, but K={size}; label again"
+                    f"{self.folder / TARGETS}: row {row} holds id {largest_id}{which}, but "
+                    f"K={size}; label again"
                 )
         return ids
 
     def check(self, manifest: Manifest, grid: FrameGrid | None = None) -> None:
-        """Raises ArtefactError naming the first difference when the targets were not made for this
+        """Raises ArtefactError, naming the first difference, when the targets were made for another
         manifest, or for another grid.
         """
         if grid is not None and grid != self.grid:
             raise ArtefactError(
-                f"{self.folder}: targets come {self.grid.frames_per_second:g} times a second (a window of {self.grid.window} samples every "
-                f"{self.grid.hop}), the model's frames {grid.frames_per_second:g} times ({grid.window} every {grid.hop}); label on its grid"
+                f"{self.folder}: targets come {self.grid.frames_per_second:g} times a second (a "
+                f"window of {self.grid.window} samples every {self.grid.hop}), the model's frames "
+                f"{grid.frames_per_second:g} times ({grid.window} every {grid.hop}); label on its "
+                "grid"
             )
         if self._description["manifest"] == manifest.fingerprint:
             return
         if len(self) != len(manifest):
             raise ArtefactError(
-                f"{self.folder}: targets of {len(self)} utterances, but {manifest.path} has {len(manifest)}; run the label stage again"
+                f"{self.folder}: targets of {len(self)} utterances, but {manifest.path} has "
+                f"{len(manifest)}; run the label stage again"
             )
         found = np.diff(self.offsets)
         expected = frames_of(manifest, self.grid)
-        if len(rows := np.flatnonzero(found != expected)):
-            row = int(rows[0])
-            raise ArtefactError(
-                f"{self.folder}: {length_message(manifest[row].id, int(found[row]), int(expected[row]))}"
-            )
+        differing = np.flatnonzero(found != expected)
+        if len(differing):
+            row = int(differing[0])
+            message = length_message(manifest[row].id, int(found[row]), int(expected[row]))
+            raise ArtefactError(f"{self.folder}: {message}")
         raise ArtefactError(
-            f"{self.folder}: made for other utterances than those of {manifest.path}; run the label stage again"
+            f"{self.folder}: made for other utterances than those of {manifest.path}; run the "
+            "label stage again"
         )
 
-    def _check_marks(self, blocks: int) -> None:
+    def _check_marks(self, num_blocks: int) -> None:
         path = self.folder / MARKS
         try:
             marks = path.read_bytes()
@@ -147,73 +157,73 @@ class TargetStore:
             raise ArtefactError(
                 f"{path}: cannot be read ({error.strerror}); run the label stage again"
             ) from error
-        if len(marks) != blocks:
+        if len(marks) != num_blocks:
             raise ArtefactError(
-                f"{path}: has {len(marks)} marks, expected one for each of {blocks} blocks; it was cut, label again"
+                f"{path}: has {len(marks)} marks, expected one for each of {num_blocks} blocks; it "
+                "was cut, label again"
             )
-        if unfinished := marks.count(0):
+        unfinished = marks.count(0)
+        if unfinished:
             raise ArtefactError(
-                f"{self.folder}: {unfinished} blocks of targets were never written; run the label stage again to finish them"
+                f"{self.folder}: {unfinished} blocks of targets were never written; run the label "
+                "stage again to finish them"
             )
 
 
 def check_ids(
     ids: NDArray[np.integer], *, num_frames: int, n_clusters: int | Sequence[int], utterance: str
 ) -> None:
-    """Raises DataError when ids are not whole numbers in [0, K), or not one per frame (and
-    codebook) of the utterance.
+    """Raises DataError when ids are not integers in [0, K), or not one per frame (and codebook) of
+    the utterance.
     """
     sizes = as_sizes(n_clusters)
-    if (
-        ids.shape[1:] != (() if len(sizes) == 1 else (len(sizes),))
-        or ids.ndim == 0
-        or not np.issubdtype(ids.dtype, np.integer)
-    ):
-        wanted = (
-            "a row of whole numbers"
-            if len(sizes) == 1
-            else f"whole numbers (frames, {len(sizes)} codebooks)"
-        )
+    columns = () if len(sizes) == 1 else (len(sizes),)
+    is_integer = np.issubdtype(ids.dtype, np.integer)
+    if ids.ndim == 0 or ids.shape[1:] != columns or not is_integer:
+        expected = "a row of integers"
+        if len(sizes) > 1:
+            expected = f"integers (frames, {len(sizes)} codebooks)"
         raise DataError(
-            f"targets of {utterance!r}: {ids.dtype} of shape {ids.shape}, expected {wanted}"
+            f"targets of {utterance!r}: {ids.dtype} of shape {ids.shape}, expected {expected}"
         )
     if len(ids) != num_frames:
         raise DataError(length_message(utterance, len(ids), num_frames))
-    columns = ids.reshape(len(ids), len(sizes))
-    outside = (columns < 0) | (columns >= np.array(sizes))
-    if outside.any():
-        frame, codebook = map(int, np.argwhere(outside)[0])
+    matrix = ids.reshape(len(ids), len(sizes))
+    is_outside = (matrix < 0) | (matrix >= np.array(sizes))
+    if is_outside.any():
+        frame, codebook = map(int, np.argwhere(is_outside)[0])
         which = f" {codebook + 1}" if len(sizes) > 1 else ""
         size = sizes[codebook]
         raise DataError(
-            f"targets of {utterance!r}: id {int(columns[frame, codebook])} at frame {frame}, but the codebook{which} has K={size} clusters "
-            f"(0 to {size - 1}); label with the codebook that these targets are to be trained with"
+            f"targets of {utterance!r}: id {int(matrix[frame, codebook])} at frame {frame}, but "
+            f"the codebook{which} has K={size} clusters (0 to {size - 1}); label with the codebook "
+            "that the model is to be trained with"
         )
 
 
 def as_sizes(n_clusters: int | Sequence[int]) -> list[int]:
-    """K, or one number per codebook, as a list."""
+    """K, or one K per codebook, as a list."""
     return [n_clusters] if isinstance(n_clusters, int) else list(n_clusters)
 
 
 def one_or_several(sizes: Sequence[int]) -> int | list[int]:
-    """The reverse of `as_sizes`: how K is written down."""
+    """The inverse of `as_sizes`, as K is stored in JSON."""
     return int(sizes[0]) if len(sizes) == 1 else [int(size) for size in sizes]
 
 
 def frames_of(manifest: Manifest, grid: FrameGrid) -> NDArray[np.int64]:
-    """Frames of every row, (rows,)."""
+    """Number of frames of every row: (rows,)."""
     return np.asarray(grid.num_frames(manifest.num_samples))  # type: ignore[arg-type]
 
 
 def length_message(utterance: str, found: int, expected: int) -> str:
-    """What to say of ids that are not one per frame."""
+    """Error message for a wrong number of ids."""
     hint = rate_hint(found, expected) or "label again from the audio of this manifest"
     return f"targets of {utterance!r}: {found} ids, expected {expected} frames; {hint}"
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """`store.json`. Raises ArtefactError when there is none."""
+    """`store.json`. Raises ArtefactError when it is missing or damaged."""
     description = read_json(folder / DESCRIPTION)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ArtefactError(
@@ -223,8 +233,9 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def load_offsets(folder: Path, rows: int) -> NDArray[np.int64]:
-    """`offsets.npy` as a memory map. Raises ArtefactError when it is missing, cut or of another
-    number of rows.
+    """`offsets.npy` as a memory map.
+
+    Raises ArtefactError when it is missing, cut or of another number of rows.
     """
     path = folder / OFFSETS
     try:

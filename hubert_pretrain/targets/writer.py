@@ -1,5 +1,6 @@
-"""Writing a target store: any number of processes, killed at any time, leave the same bytes. T
-frames, N codebooks, K clusters.
+"""Writes a target store: any number of processes, interrupted at any time, leave the same bytes.
+
+Letters: T frames of an utterance, N codebooks with K_1 ... K_N clusters.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from hubert_pretrain.targets.store import (
 )
 
 BLOCK_ROWS = 64
-"""Utterances per block: what a kill can cost."""
+"""Utterances per block: the most that an interruption can cost."""
 
 
-class Origin(Protocol):
-    """What ids come from: a codebook, several of them, or files of another project."""
+class TargetSource(Protocol):
+    """Source of targets: one or several codebooks, or files of another project."""
 
     @property
     def sizes(self) -> list[int]:
@@ -46,7 +47,7 @@ class Origin(Protocol):
 
     @property
     def grid(self) -> FrameGrid:
-        """The grid that the ids lie on."""
+        """The grid of the ids."""
         ...
 
     @property
@@ -56,16 +57,16 @@ class Origin(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the ids of these features."""
+        """SHA-256 of everything that determines the ids of these features."""
         ...
 
 
 class TargetWriter:
-    """Writes a store block by block; what is marked as done is never written again, and what two
-    processes write is the same.
+    """Writes a store block by block.
 
-    The files stay open: the folder may be renamed, because it is finished, while a process is still
-    at a block that another has done.
+    A block that is marked as done is never written again, and two processes that write the same
+    block write the same bytes. The files stay open: when another process has finished the store and
+    renamed its folder, this one can still complete its block.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -73,37 +74,37 @@ class TargetWriter:
         self._manifest = manifest
         self._description = read_description(folder)
         self._offsets = load_offsets(folder, len(manifest))
-        # O_DSYNC: what was written is on disk when the call returns. It also keeps a network file
-        # system from writing whole pages back, and with them older bytes of the blocks of other
-        # machines.
+        # O_DSYNC: written bytes are on disk when the call returns. It also keeps a network file
+        # system from writing back whole pages, which would overwrite blocks of other machines with
+        # older bytes.
         flags = os.O_RDWR | getattr(os, "O_DSYNC", os.O_SYNC)
         self._targets = _File(folder / TARGETS, flags)
         self._marks = _File(folder / MARKS, flags)
 
     @staticmethod
     def create(
-        folder: Path, manifest: Manifest, origin: Origin, *, block_rows: int = BLOCK_ROWS
+        folder: Path, manifest: Manifest, source: TargetSource, *, block_rows: int = BLOCK_ROWS
     ) -> TargetWriter:
         """Allocates a store in `folder`, or opens the one that an interrupted run of the same work
         left there.
 
         Raises:
             ConfigError: more clusters than 16 bits can number.
-            HubertPretrainError: the disk cannot hold it (nothing is lost: run again when it can).
+            HubertPretrainError: the disk is full. Run again when it is not; no work is lost.
         """
-        if max(origin.sizes) > 1 << 16:
+        if max(source.sizes) > 1 << 16:
             raise ConfigError(
-                f"n_clusters={max(origin.sizes)}, but targets are 16-bit numbers; choose at most {1 << 16}"
+                f"n_clusters={max(source.sizes)}, but targets are 16-bit numbers; choose at most "
+                f"{1 << 16}"
             )
-        description = _describe(manifest, origin, block_rows)
+        description = _describe(manifest, source, block_rows)
         if read_json(folder / DESCRIPTION) != description:
             (folder / DESCRIPTION).unlink(missing_ok=True)
-            offsets = np.concatenate([[0], np.cumsum(frames_of(manifest, origin.grid))]).astype(
-                np.int64
-            )
+            ends = np.cumsum(frames_of(manifest, source.grid))
+            offsets = np.concatenate([[0], ends]).astype(np.int64)
             with disk_room(folder / OFFSETS, offsets.nbytes):
                 np.save(folder / OFFSETS, offsets)
-            _allocate(folder / TARGETS, DTYPE.itemsize * int(offsets[-1]) * len(origin.sizes))
+            _allocate(folder / TARGETS, DTYPE.itemsize * int(offsets[-1]) * len(source.sizes))
             _allocate(folder / MARKS, -(-len(manifest) // block_rows))
             write_json(folder / DESCRIPTION, description)
         return TargetWriter(folder, manifest)
@@ -112,39 +113,40 @@ class TargetWriter:
     def join(
         folder: Path,
         manifest: Manifest,
-        origin: Origin,
+        source: TargetSource,
         *,
         is_done: Callable[[], bool],
         block_rows: int = BLOCK_ROWS,
         patience_seconds: float = 600.0,
     ) -> TargetWriter | None:
-        """Opens the store that rank 0 creates for the same work; waits until it is there. None when
-        all of the work is done by then.
+        """Waits for the store that rank 0 creates for the same work, and opens it. None when all
+        work is done by then.
 
         Raises ArtefactError when there is none after `patience_seconds`.
         """
-        description = _describe(manifest, origin, block_rows)
-        store: TargetWriter | None = None
+        description = _describe(manifest, source, block_rows)
+        writer: TargetWriter | None = None
 
         def is_there() -> bool:
-            nonlocal store
+            nonlocal writer
             if is_done():
                 return True
             if read_json(folder / DESCRIPTION) == description:
-                with suppress(ArtefactError, OSError):  # finished, and so renamed, at this moment
-                    store = TargetWriter(folder, manifest)
-            return store is not None
+                # An error here means that the store was finished and renamed at this moment.
+                with suppress(ArtefactError, OSError):
+                    writer = TargetWriter(folder, manifest)
+            return writer is not None
 
         if not wait_for_first(is_there, patience_seconds):
             raise ArtefactError(
                 f"{folder}: no store of these targets after {patience_seconds:g} seconds; rank 0 "
                 "makes it, so see that it runs with the same recipe and work_dir"
             )
-        return store
+        return writer
 
     @property
     def num_blocks(self) -> int:
-        """Blocks in all."""
+        """Number of blocks."""
         return -(-len(self._manifest) // int(self._description["block_rows"]))
 
     def pending(self) -> NDArray[np.int64]:
@@ -158,20 +160,20 @@ class TargetWriter:
         return np.arange(block * size, min((block + 1) * size, len(self._manifest)), dtype=np.int64)
 
     def write(self, block: int, ids: Sequence[NDArray[np.integer]]) -> None:
-        """Writes the ids of a block, one array (T,), or (T, N) of several codebooks, per row of it,
-        and then marks it as done.
+        """Writes the ids of a block, then marks it as done.
 
-        Raises DataError, naming the utterance, for ids that do not fit (see `check_ids`), and
-        HubertPretrainError when the disk is full;
-        the block then stays pending.
+        `ids` holds one array per row of the block: (T,), or (T, N) for several codebooks.
+
+        Raises:
+            DataError: ids that do not fit (see `check_ids`); the message names the utterance.
+            HubertPretrainError: the disk is full; the block stays pending.
         """
         rows = self.rows(block)
         n_clusters = self._description["n_clusters"]
         num_frames = np.diff(self._offsets[rows[0] : rows[-1] + 2]).tolist()
-        for part, length, utterance in zip(
-            ids, num_frames, self._manifest.take("id", rows).to_pylist(), strict=True
-        ):
-            check_ids(part, num_frames=length, n_clusters=n_clusters, utterance=utterance)
+        utterances = self._manifest.take("id", rows).to_pylist()
+        for of_row, length, utterance in zip(ids, num_frames, utterances, strict=True):
+            check_ids(of_row, num_frames=length, n_clusters=n_clusters, utterance=utterance)
         data = np.concatenate(ids).astype(DTYPE).tobytes()
         frame_bytes = DTYPE.itemsize * (1 if isinstance(n_clusters, int) else len(n_clusters))
         with disk_room(self.folder / TARGETS, len(data)):
@@ -179,21 +181,21 @@ class TargetWriter:
             self._marks.write_at(b"\x01", block)
 
 
-def _describe(manifest: Manifest, origin: Origin, block_rows: int) -> dict[str, Any]:
+def _describe(manifest: Manifest, source: TargetSource, block_rows: int) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "rows": len(manifest),
         "block_rows": block_rows,
-        "n_clusters": one_or_several(origin.sizes),
-        "grid": {"window": origin.grid.window, "hop": origin.grid.hop},
-        "codebook": {"sha256": origin.fingerprint, "features": origin.features},
+        "n_clusters": one_or_several(source.sizes),
+        "grid": {"window": source.grid.window, "hop": source.grid.hop},
+        "codebook": {"sha256": source.fingerprint, "features": source.features},
         "manifest": manifest.fingerprint,
     }
 
 
 def _allocate(path: Path, size: int) -> None:
-    """A file of `size` zero bytes whose place on disk is taken now, so that a full disk is found
-    before the work and not after it.
+    """A file of `size` zero bytes that are allocated now, so that a full disk is found before the
+    work starts.
     """
     with disk_room(path, size), open(path, "wb") as file:
         if hasattr(os, "posix_fallocate") and size:  # not on macOS
@@ -202,7 +204,7 @@ def _allocate(path: Path, size: int) -> None:
 
 
 class _File:
-    """An open file that is overwritten in places, by several processes in different ones."""
+    """An open file, in which several processes overwrite different ranges."""
 
     def __init__(self, path: Path, flags: int) -> None:
         self.descriptor = os.open(path, flags)
@@ -211,8 +213,8 @@ class _File:
         os.close(self.descriptor)
 
     def write_at(self, data: bytes, position: int) -> None:
-        """Overwrites a part of it."""
+        """Overwrites the bytes from `position`."""
         while data:
             written = os.pwrite(self.descriptor, data, position)
             data = data[written:]
-            position = position + written
+            position += written

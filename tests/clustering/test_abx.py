@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hubert_pretrain.clustering.abx import Item, abx, pair_distances
 
 # -- the definition
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def naive_dtw(costs: list[list[float]]) -> float:
@@ -59,25 +58,22 @@ def naive_score(items: list[Item], distances: np.ndarray, *, across: bool) -> fl
     numbers = range(len(items))
     by_pair: dict[tuple[str, str], dict[str, list[float]]] = {}
     speakers = sorted({item.speaker for item in items})
-    for one, other in itertools.permutations(sorted({item.what for item in items}), 2):
+    for one, other in itertools.permutations(sorted({item.label for item in items}), 2):
         for context in sorted({item.context for item in items}):
             for speaker, listener in itertools.product(speakers, speakers):
                 if (speaker != listener) is not across:
                     continue
 
-                def tokens(what: str, who: str, where: tuple[str, ...] = context) -> list[int]:
+                def tokens(label: str, who: str, where: tuple[str, ...] = context) -> list[int]:
                     return [
                         n
                         for n in numbers
-                        if (items[n].what, items[n].speaker, items[n].context) == (what, who, where)
+                        if (items[n].label, items[n].speaker, items[n].context)
+                        == (label, who, where)
                     ]
 
                 wrong = [
-                    1.0
-                    if distances[b, x] < distances[a, x]
-                    else 0.5
-                    if distances[b, x] == distances[a, x]
-                    else 0.0
+                    (distances[b, x] < distances[a, x]) + 0.5 * (distances[b, x] == distances[a, x])
                     for a, b, x in itertools.product(
                         tokens(one, speaker), tokens(other, speaker), tokens(one, listener)
                     )
@@ -95,7 +91,6 @@ def naive_score(items: list[Item], distances: np.ndarray, *, across: bool) -> fl
 
 
 # -- parity
-# -----------------------------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -153,7 +148,6 @@ def test_the_score_equals_its_definition(seed: int) -> None:
 
 
 # -- behaviour
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def many(tokens: int, n_speakers: int = 2) -> list[Item]:
@@ -162,7 +156,7 @@ def many(tokens: int, n_speakers: int = 2) -> list[Item]:
 
 def test_perfect_useless_and_inverted() -> None:
     items = many(24)
-    perfect = abx(items, lambda item: np.full((3, 1), item.what == "a"), distance="units")
+    perfect = abx(items, lambda item: np.full((3, 1), item.label == "a"), distance="units")
     assert (perfect.within, perfect.across) == (0.0, 0.0)
     useless = abx(items, lambda item: np.zeros((3, 1)), distance="units")
     assert (useless.within, useless.across) == (0.5, 0.5)

@@ -63,7 +63,8 @@ def test_other_features_are_refused_naming_the_difference() -> None:
     codebook().check_features(Mfcc())
     with pytest.raises(
         ArtefactError,
-        match=r"fitted on hubert_layer .* come from mfcc \(dim 39\).*kind: hubert_layer here, mfcc there",
+        match=r"fitted on hubert_layer .* come from mfcc \(dim 39\).*"
+        r"kind: hubert_layer here, mfcc there",
     ):
         codebook(dim=768, features=LAYER).check_features(Mfcc())
     with pytest.raises(ArtefactError, match=r"grid: .*hop=160"):

@@ -126,7 +126,9 @@ def test_an_empty_cluster_is_drawn_anew_where_frames_are_far_from_their_centroid
     frames = blobs(2000)
     nowhere = torch.full((1, 4), 1e4)
     monkeypatch.setattr(
-        lloyd.Lloyd, "start", lambda self, survey, device: torch.cat([survey.sample[:7], nowhere])
+        lloyd.Lloyd,
+        "initial_centroids",
+        lambda self, summary, device: torch.cat([summary.sample[:7], nowhere]),
     )
     found = KMeans("torch", 8).fit(frames)
     assert found.reseeded_ >= 1
@@ -172,27 +174,27 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_centroids(
     with monkeypatch.context() as patch:
         patch.setattr(lloyd, "save_state", save_and_die)
         with pytest.raises(KeyboardInterrupt):
-            estimator.fit(frames, state=tmp_path / "state")
+            estimator.fit(frames, state_path=tmp_path / "state")
     passes = 0
-    count = lloyd.statistics
+    count = lloyd.cluster_statistics
 
     def counted(*arguments: object) -> object:
         nonlocal passes
         passes += 1
         return count(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(lloyd, "statistics", counted)
+    monkeypatch.setattr(lloyd, "cluster_statistics", counted)
     assert np.array_equal(
-        estimator.fit(frames, state=tmp_path / "state").cluster_centers_, expected
+        estimator.fit(frames, state_path=tmp_path / "state").cluster_centers_, expected
     )
     assert passes == 7, "it goes on where it was"
     (tmp_path / "state").write_bytes(b"cut")
     assert np.array_equal(
-        estimator.fit(frames, state=tmp_path / "state").cluster_centers_, expected
+        estimator.fit(frames, state_path=tmp_path / "state").cluster_centers_, expected
     )
     other = KMeans("torch", 30, restarts=1, max_iterations=12, seed=1)
     assert np.array_equal(
-        other.fit(frames, state=tmp_path / "state").cluster_centers_,
+        other.fit(frames, state_path=tmp_path / "state").cluster_centers_,
         other.fit(frames).cluster_centers_,
     )
 

@@ -103,7 +103,7 @@ def test_adjusted_mutual_information_equals_scikit_learn(
 
 
 def test_adjusted_mutual_information_of_many_clusters_and_frames() -> None:
-    """Where the terms that are left out are most: against the sum over all of them."""
+    """Against the sum over all terms, in a case that leaves many of them out."""
     from sklearn.metrics import adjusted_mutual_info_score
 
     draw = np.random.default_rng(0)

@@ -17,7 +17,7 @@ import torch
 from hubert_pretrain.clustering import frame_source, sample
 from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.clustering.engines import frame_summary, lloyd
-from hubert_pretrain.clustering.frame_source import RankFrames, share_of_frames
+from hubert_pretrain.clustering.frame_source import RankFrames, rank_range
 from hubert_pretrain.clustering.kmeans import KMeans
 from hubert_pretrain.config.schema import ClusteringConfig, IterationConfig, Recipe
 from hubert_pretrain.distributed import group
@@ -132,7 +132,7 @@ def bad_frames(rank: int) -> None:
     frames = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
     frames[777, 1] = np.nan
     with group():
-        mine = share_of_frames(1000)
+        mine = rank_range(1000)
         shard = RankFrames(frames[mine.start : mine.stop], mine.start, 1000)
         with pytest.raises(DataError, match="frame 777 of 1000 holds NaN"):
             KMeans("torch", 5).fit(shard)

@@ -9,7 +9,7 @@ from sklearn.cluster import MiniBatchKMeans
 
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.clustering.kmeans import KMeans
-from hubert_pretrain.clustering.pca import fit_transform
+from hubert_pretrain.clustering.pca import fit_pca
 from hubert_pretrain.clustering.reference import against_scikit_learn
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.frames import MFCC_GRID
@@ -44,7 +44,7 @@ def test_equal_to_the_inertia_that_scikit_learn_itself_states() -> None:
 
 
 def test_a_bad_codebook_is_seen_and_both_live_in_the_space_of_its_transform() -> None:
-    transform = fit_transform(torch.from_numpy(FRAMES), dims=3, whiten=True)
+    transform = fit_pca(torch.from_numpy(FRAMES), dims=3, whiten=True)
     fitted = codebook(transform(torch.from_numpy(FRAMES)).numpy())
     good = replace(fitted, transform=transform)
     assert 0.9 < against_scikit_learn(good, FRAMES, restarts=3)["inertia_ratio"] < 1.02

@@ -24,14 +24,16 @@ def waveforms() -> list[Tensor]:
 def test_concatenation_is_side_by_side(waveforms: list[Tensor]) -> None:
     both = Concatenate([Mfcc(), LogMel(40)])
     assert both.dim == 79
-    found = both.ragged(waveforms)
-    torch.testing.assert_close(found[:, :39], Mfcc().ragged(waveforms))
-    torch.testing.assert_close(found[:, 39:], LogMel(40).ragged(waveforms))
+    found = both.extract_packed(waveforms)
+    torch.testing.assert_close(found[:, :39], Mfcc().extract_packed(waveforms))
+    torch.testing.assert_close(found[:, 39:], LogMel(40).extract_packed(waveforms))
 
 
 def test_splices_repeat_the_ends_of_each_utterance(waveforms: list[Tensor]) -> None:
     spliced = Splice(Mfcc(), left=2, right=1)
-    found = spliced.ragged(waveforms).split([spliced.grid.num_frames(length) for length in LENGTHS])
+    found = spliced.extract_packed(waveforms).split(
+        [spliced.grid.num_frames(length) for length in LENGTHS]
+    )
     for each, waveform in zip(found, waveforms, strict=True):
         frames = Mfcc()(waveform[None])[0]
         for time in range(len(frames)):
@@ -45,7 +47,7 @@ def test_deltas_are_those_of_torchaudio(waveforms: list[Tensor]) -> None:
     from torchaudio.functional import compute_deltas
 
     features = Deltas(LogMel(40))
-    found = features.ragged(waveforms).split(
+    found = features.extract_packed(waveforms).split(
         [features.grid.num_frames(length) for length in LENGTHS]
     )
     for each, waveform in zip(found, waveforms, strict=True):

@@ -122,8 +122,8 @@ def test_float16_takes_half(corpus: Corpus, tmp_path: Path) -> None:
     np.testing.assert_allclose(half[: len(half)], full[: len(full)], rtol=2e-3, atol=1e-3)
 
     class Loud(Mfcc):
-        def ragged(self, waveforms: Any) -> torch.Tensor:
-            return 1e6 * super().ragged(waveforms)
+        def extract_packed(self, waveforms: Any) -> torch.Tensor:
+            return 1e6 * super().extract_packed(waveforms)
 
     with pytest.raises(DataError, match="more than float16 holds; use dtype=float32"):
         write_dump(corpus, corpus.manifest.rows(), Loud(), tmp_path / "loud", dtype="float16")

@@ -6,12 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hubert_pretrain.errors import ConfigError
-from hubert_pretrain.features.chunking import chunks
-from hubert_pretrain.features.extractor import Extractor
+from hubert_pretrain.features.extractor import FeatureExtractor
 from hubert_pretrain.features.hubert_layer import HubertLayer
 from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.config import HubertConfig
@@ -52,13 +49,13 @@ def checkpoint(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 def test_it_is_the_block_output_of_the_model(checkpoint: Path) -> None:
     waveform = 0.1 * torch.randn(2, 16_000)
     model = load_model(checkpoint).model.eval()
-    fed = waveform
+    normalised = waveform
     if model.config.normalize_waveform:
-        fed = (waveform - waveform.mean(-1, keepdim=True)) / (
+        normalised = (waveform - waveform.mean(-1, keepdim=True)) / (
             waveform.var(-1, correction=0, keepdim=True) + 1e-5
         ).sqrt()
     with torch.no_grad():
-        states = model(fed, hidden_states=True).hidden_states
+        states = model(normalised, hidden_states=True).hidden_states
     for layer in (1, 2, 3):
         extractor = HubertLayer(checkpoint, layer)
         frames = extractor(waveform)
@@ -82,25 +79,10 @@ def test_the_conv_encoder_in_pieces_equals_the_whole(checkpoint: Path) -> None:
     waveform = 0.1 * torch.randn(1, 16_000 * 5 + 77) * torch.linspace(0.2, 2.0, 16_000 * 5 + 77)
     extractor = HubertLayer(checkpoint, 1, chunk_seconds=1.0, context_seconds=0.1)
     with torch.inference_mode():
-        pieces = torch.cat(list(extractor.conv_stack().frames(waveform, 16_000)), dim=1)
+        pieces = torch.cat(list(extractor.conv_stack().encode_pieces(waveform, 16_000)), dim=1)
         torch.testing.assert_close(
             pieces, extractor.model.encode_frames(waveform), atol=1e-5, rtol=1e-4
         )
-
-
-@given(num_frames=st.integers(1, 2000), context=st.integers(0, 40), more=st.integers(1, 200))
-def test_chunks_keep_every_frame_once_with_its_context(
-    num_frames: int, context: int, more: int
-) -> None:
-    length = 2 * context + more
-    plan = chunks(num_frames, length, context)
-    assert [frame for chunk in plan for frame in range(chunk.keep_start, chunk.keep_stop)] == list(
-        range(num_frames)
-    )
-    for chunk in plan:
-        assert chunk.stop - chunk.start == min(length, num_frames)
-        assert chunk.start == 0 or chunk.keep_start - chunk.start >= context
-        assert chunk.stop == num_frames or chunk.stop - chunk.keep_stop >= context
 
 
 def test_the_identity_follows_the_weights_not_the_path(tmp_path: Path) -> None:
@@ -111,7 +93,7 @@ def test_the_identity_follows_the_weights_not_the_path(tmp_path: Path) -> None:
         save_model(tmp_path / folder, model)
     a, b, c = (HubertLayer(tmp_path / folder, 2).fingerprint() for folder in "abc")
     assert a == b != c
-    assert isinstance(HubertLayer(tmp_path / "a", 2), Extractor)
+    assert isinstance(HubertLayer(tmp_path / "a", 2), FeatureExtractor)
 
 
 def test_a_layer_that_does_not_exist_is_refused(checkpoint: Path) -> None:
@@ -129,7 +111,7 @@ def test_a_batch_of_any_lengths_equals_its_utterances(checkpoint: Path) -> None:
         checkpoint, 3, chunk_seconds=2.0, context_seconds=0.5
     )  # the last one is long
     alone = torch.cat([extractor(waveform[None])[0] for waveform in waveforms])
-    torch.testing.assert_close(extractor.ragged(waveforms), alone, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(extractor.extract_packed(waveforms), alone, atol=1e-5, rtol=1e-4)
 
 
 def test_several_layers_are_side_by_side(checkpoint: Path) -> None:
@@ -160,11 +142,17 @@ def test_an_hour_needs_little_more_memory_than_its_frames(tmp_path: Path) -> Non
     torch.manual_seed(0)
     save_model(tmp_path, Hubert(tiny(conv_dim=[8] * 7)))
     code = (
-        "import sys, resource, torch; from hubert_pretrain.features.hubert_layer import HubertLayer; torch.set_num_threads(1);"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
-        "features = HubertLayer(sys.argv[1], 1, chunk_seconds=20, context_seconds=2); features(torch.randn(1, 16000 * 20));"
-        "waveform = torch.randn(3600 * 16000); before = peak(); frames = features.ragged([waveform]);"
-        "assert len(frames) == features.grid.num_frames(len(waveform)); print(peak() - before)"
+        "import sys, resource, torch\n"
+        "from hubert_pretrain.features.hubert_layer import HubertLayer\n"
+        "torch.set_num_threads(1)\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "features = HubertLayer(sys.argv[1], 1, chunk_seconds=20, context_seconds=2)\n"
+        "features(torch.randn(1, 16000 * 20))\n"
+        "waveform = torch.randn(3600 * 16000)\n"
+        "before = peak()\n"
+        "frames = features.extract_packed([waveform])\n"
+        "assert len(frames) == features.grid.num_frames(len(waveform))\n"
+        "print(peak() - before)\n"
     )
     megabytes = float(
         subprocess.run(

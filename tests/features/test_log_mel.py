@@ -26,7 +26,7 @@ def test_a_batch_of_any_lengths_equals_its_utterances() -> None:
     waveforms = [torch.randn(length) for length in (5_000, 400, 399, 17_123, 0, 640)]
     for features in (LogMel(80), LogMel(40, hop_seconds=0.04)):
         torch.testing.assert_close(
-            features.ragged(waveforms),
+            features.extract_packed(waveforms),
             torch.cat([features(each[None])[0] for each in waveforms]),
             atol=1e-4,
             rtol=0,

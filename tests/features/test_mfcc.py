@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from hubert_pretrain.features.extractor import Extractor
+from hubert_pretrain.features.extractor import FeatureExtractor
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.frames import MODEL_GRID
 from hubert_pretrain.model import log_mel as module
@@ -25,7 +27,7 @@ def test_a_batch_equals_its_rows() -> None:
         torch.testing.assert_close(row, Mfcc()(waveform[None])[0], atol=1e-4, rtol=0)
 
 
-def test_passes_over_a_long_recording_leave_no_seam(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_passes_over_a_long_recording_leave_no_seam(monkeypatch: Any) -> None:
     waveform = torch.randn(1, 50_000)
     whole = Mfcc()(waveform)
     monkeypatch.setitem(module.FRAMES_AT_ONCE, "cpu", 37)
@@ -36,7 +38,7 @@ def test_it_is_an_extractor_with_a_json_identity() -> None:
     import json
 
     mfcc = Mfcc()
-    assert isinstance(mfcc, Extractor)
+    assert isinstance(mfcc, FeatureExtractor)
     assert mfcc.grid == MODEL_GRID
     assert json.loads(json.dumps(mfcc.fingerprint())) == mfcc.fingerprint()
     assert not mfcc.state_dict(), "tables are derived, not stored"

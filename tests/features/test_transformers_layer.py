@@ -45,7 +45,7 @@ def encoder(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, Any]:
 
 
 def blocks(model: Any, waveform: torch.Tensor) -> list[torch.Tensor]:
-    """What each block returns, by hooks on the whole model of `transformers`."""
+    """The return value of each block, by hooks on the whole model of `transformers`."""
     found: list[torch.Tensor] = []
     hooks = [
         layer.register_forward_hook(
@@ -64,10 +64,10 @@ def blocks(model: Any, waveform: torch.Tensor) -> list[torch.Tensor]:
 def test_it_is_the_block_output(encoder: tuple[Path, Any]) -> None:
     folder, model = encoder
     waveform = 0.1 * torch.randn(2, 16_000)
-    fed = waveform
+    normalised = waveform
     if model.config.feat_extract_norm == "layer":
-        fed = torch.nn.functional.layer_norm(waveform, (16_000,), eps=1e-5)
-    expected = blocks(model, fed)
+        normalised = torch.nn.functional.layer_norm(waveform, (16_000,), eps=1e-5)
+    expected = blocks(model, normalised)
     for layer in (1, 2, 3):
         features = TransformersLayer(folder, layer)
         torch.testing.assert_close(features(waveform), expected[layer - 1], atol=1e-5, rtol=1e-5)
@@ -84,7 +84,7 @@ def test_a_batch_of_any_lengths_equals_its_utterances(encoder: tuple[Path, Any])
     features = TransformersLayer(folder, 2)
     waveforms = [0.1 * torch.randn(length) for length in (16_000, 15_500, 399, 12_345, 16_000)]
     alone = torch.cat([features(waveform[None])[0] for waveform in waveforms])
-    torch.testing.assert_close(features.ragged(waveforms), alone, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(features.extract_packed(waveforms), alone, atol=1e-5, rtol=1e-4)
 
 
 def test_long_recordings_lose_no_frame(encoder: tuple[Path, Any]) -> None:
@@ -100,9 +100,9 @@ def test_hubert_is_the_same_both_ways(tmp_path: Path) -> None:
     saved(tmp_path, "Hubert", **LARGE_LIKE)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
     waveforms = [0.1 * torch.randn(length) for length in (12_000, 11_500)]
-    expected = TransformersLayer(tmp_path, 2).ragged(waveforms)
+    expected = TransformersLayer(tmp_path, 2).extract_packed(waveforms)
     torch.testing.assert_close(
-        HubertLayer(tmp_path, 2).ragged(waveforms), expected, atol=1e-5, rtol=1e-4
+        HubertLayer(tmp_path, 2).extract_packed(waveforms), expected, atol=1e-5, rtol=1e-4
     )
 
 
@@ -156,6 +156,7 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         ArtefactError,
-        match=r"1 weights are missing, encoder\.layers\.1\.feed_forward\.output_dense\.weight first",
+        match=r"1 weights are missing, "
+        r"encoder\.layers\.1\.feed_forward\.output_dense\.weight first",
     ):
         TransformersLayer(tmp_path, 1)

@@ -13,7 +13,7 @@ from sklearn.cluster import MiniBatchKMeans
 
 from hubert_pretrain.clustering.kmeans import KMeans
 from hubert_pretrain.data import audio
-from hubert_pretrain.features.extractor import Extractor
+from hubert_pretrain.features.extractor import FeatureExtractor
 from hubert_pretrain.features.hubert_layer import HubertLayer
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.model.checkpoint import save_model
@@ -26,7 +26,7 @@ FULL_500 = {"max_iterations": 30, "tolerance": 5e-4, "restarts": 2}
 """conf/clustering/full_500.yaml."""
 
 
-def frames_of(shared: Path, extractor: Extractor, files: int) -> np.ndarray:
+def frames_of(shared: Path, extractor: FeatureExtractor, files: int) -> np.ndarray:
     paths = sorted((shared / "data" / "librispeech").rglob("*.flac"))[:files]
     return torch.cat(
         [extractor(torch.from_numpy(audio.read(path))[None])[0] for path in paths]

@@ -38,7 +38,7 @@ class Slow(Corpus):
 
 
 def work(place: Path, folder: Path, rank: int, ranks: int) -> None:
-    """What a process of the label stage does."""
+    """One process of the label stage."""
     torch.set_num_threads(1)  # the threads of the process that was forked are not here
     corpus = Slow(place)
     codebooks = CodebookSet.load(place)
@@ -67,7 +67,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(place: Path) -> dict[str, bytes]:
-    """What one undisturbed process writes."""
+    """Files that one process writes without interruption."""
     folder = place.parent / "whole"
     folder.mkdir()
     corpus = Corpus.open(place)

@@ -56,7 +56,7 @@ def recipe(n_clusters: int = 6) -> Recipe:
 
 
 def seal(workspace: Workspace, stage: str, folder: Path, facts: dict[str, Any]) -> None:
-    """What the pipeline does when a stage has returned."""
+    """Publishes a stage that has returned, as the pipeline does."""
     workspace.folder(stage).parent.mkdir(parents=True, exist_ok=True)
     folder.rename(workspace.folder(stage))
     write_json(
@@ -140,9 +140,7 @@ def test_the_stage_before_must_have_finished(workspace: Workspace) -> None:
 
 
 def test_targets_of_others_in_place_of_clustering(workspace: Workspace, tmp_path: Path) -> None:
-    """What `iterations.it1.targets` is for: fairseq's files in, no cluster stage, the same store
-    out.
-    """
+    """`iterations.it1.targets`: fairseq's files in, no cluster stage, the same store out."""
     run(cluster_stage, recipe(), workspace, "it1/cluster")
     made = run(label_stage, recipe(), workspace, "it1/label")
     corpus = Corpus.open(workspace.folder("prepare"))
@@ -198,7 +196,8 @@ def test_units_of_a_run_from_its_cluster_stage_alone(workspace: Workspace, tmp_p
     workspace.folder("it1/pretrain").rename(moved)
     with pytest.raises(
         ArtefactError,
-        match=r"come from 'it1/pretrain', which is not beside it any more; say where it is \(--checkpoint\)",
+        match=r"come from 'it1/pretrain', which is not beside it any more; "
+        r"say where it is \(--checkpoint\)",
     ):
         load_units(workspace.folder("it2/cluster"))
     load_units(workspace.folder("it2/cluster"), checkpoint=moved)

@@ -121,7 +121,7 @@ def test_leftovers_of_other_work_are_not_gone_on_with(tmp_path: Path, corpus: Co
             r"'u1': id 9 at frame 7, but the codebook has K=9 clusters \(0 to 8\)",
         ),
         (np.array([-1] + [0] * 9), "id -1 at frame 0"),
-        (np.zeros(10), "float64 of shape .* expected a row of whole numbers"),
+        (np.zeros(10), "float64 of shape .* expected a row of integers"),
     ],
 )
 def test_ids_that_do_not_fit_are_refused(ids: np.ndarray, message: str) -> None:
@@ -202,7 +202,10 @@ def test_a_full_disk_is_found_before_the_work(
 
 
 def cut(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1]) and None  # type: ignore[func-returns-value]
+    def edit(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+
+    return edit
 
 
 def remove(name: str) -> Callable[[Path], None]:
@@ -244,8 +247,8 @@ def test_any_file_missing_or_cut_is_named(
 def test_a_disk_that_fills_up_costs_one_block(
     tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the place could not be taken beforehand, as on network file systems: half of a block is
-    written, then nothing more.
+    """Without preallocation, as on network file systems: half of a block is written, then the disk
+    is full.
     """
     writer = fill(tmp_path / "store", corpus.manifest, blocks=1)
     real = writing.os.pwrite
@@ -307,11 +310,11 @@ def test_several_codebooks_lie_side_by_side(tmp_path: Path, corpus: Corpus) -> N
     [
         (
             lambda ids: ids[:, :2],
-            r"int64 of shape \(\d+, 2\), expected whole numbers \(frames, 3 codebooks\)",
+            r"int64 of shape \(\d+, 2\), expected integers \(frames, 3 codebooks\)",
         ),
         (
             lambda ids: ids[:, 0],
-            r"int64 of shape \(\d+,\), expected whole numbers \(frames, 3 codebooks\)",
+            r"int64 of shape \(\d+,\), expected integers \(frames, 3 codebooks\)",
         ),
         (lambda ids: ids[:-1], r"\d+ ids, expected \d+ frames"),
         (

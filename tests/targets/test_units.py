@@ -27,7 +27,7 @@ from hubert_pretrain.targets.units import (
     StreamPolicy,
     UnitExtractor,
     UnitStream,
-    local_reach,
+    receptive_field,
     runs,
 )
 
@@ -163,12 +163,14 @@ def test_any_local_feature_streams_exactly(extractor: object) -> None:
 
 
 def test_reach_of_what_is_not_local() -> None:
-    assert local_reach({"kind": "hubert_layer", "layer": 3}) is None
+    assert receptive_field({"kind": "hubert_layer", "layer": 3}) is None
     assert (
-        local_reach({"kind": "concatenate", "parts": [{"kind": "mfcc"}, {"kind": "hubert_layer"}]})
+        receptive_field(
+            {"kind": "concatenate", "parts": [{"kind": "mfcc"}, {"kind": "hubert_layer"}]}
+        )
         is None
     )
-    assert local_reach({"kind": "something new", "of": {"kind": "mfcc"}}) is None
+    assert receptive_field({"kind": "something new", "of": {"kind": "mfcc"}}) is None
 
 
 def test_several_codebooks_stream_too() -> None:

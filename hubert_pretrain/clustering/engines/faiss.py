@@ -1,5 +1,5 @@
-"""Full-batch k-means of faiss, from the same start as our own (see lloyd.py). One process; frames
-in memory.
+"""Full-batch k-means of faiss, from the same initial centroids as engine `torch` (lloyd.py). One
+process; frames in memory.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from hubert_pretrain.clustering.engines.frame_summary import summarise
-from hubert_pretrain.clustering.engines.lloyd import Fitted, Lloyd
-from hubert_pretrain.clustering.frame_source import RankFrames, in_memory
+from hubert_pretrain.clustering.engines.lloyd import FitResult, Lloyd
+from hubert_pretrain.clustering.frame_source import RankFrames, as_array
 
 
 @dataclass(frozen=True)
 class Faiss:
-    """The settings. See `KMeans` for their meaning."""
+    """Settings. `KMeans` documents them."""
 
     n_clusters: int
     max_iterations: int = 100
@@ -26,13 +26,14 @@ class Faiss:
     seed: int = 0
     max_sample_bytes: int = 1 << 30
 
-    def fit(self, shard: RankFrames, state: Path | None = None) -> Fitted:
-        """Centroids. It keeps no state: an interrupted fit begins anew. An empty cluster takes half
-        of a large one, as faiss does it.
+    def fit(self, shard: RankFrames, state_path: Path | None = None) -> FitResult:
+        """Centroids of the frames. No state is saved: an interrupted fit starts again.
+
+        An empty cluster gets half of a large one, as faiss does it.
         """
         import faiss
 
-        own = Lloyd(
+        lloyd = Lloyd(
             self.n_clusters,
             tolerance=self.tolerance,
             restarts=self.restarts,
@@ -40,8 +41,8 @@ class Faiss:
             seed=self.seed,
             max_sample_bytes=self.max_sample_bytes,
         )
-        survey = summarise(shard, sample_frames=own.sample_frames(shard), seed=self.seed)
-        start = own.start(survey, torch.device("cpu")).numpy()
+        summary = summarise(shard, sample_frames=lloyd.sample_frames(shard), seed=self.seed)
+        initial = lloyd.initial_centroids(summary, torch.device("cpu")).numpy()
         faiss.omp_set_num_threads(torch.get_num_threads())
         engine = faiss.Kmeans(
             shard.dim,
@@ -50,11 +51,11 @@ class Faiss:
             early_stop_threshold=self.tolerance,
             spherical=self.spherical,
             seed=self.seed % 2**31,
-            # It would draw a sample of so many frames, or warn that there are few.
+            # Use every frame: faiss would draw a sample above its default, and warn below it.
             max_points_per_centroid=-(-shard.total // self.n_clusters),
             min_points_per_centroid=1,
         )
-        engine.train(in_memory(shard.frames), init_centroids=start)
-        steps = list(engine.iteration_stats or [])
-        splits = sum(int(float(step["nsplit"])) for step in steps)
-        return Fitted(torch.tensor(engine.centroids), len(steps), splits)
+        engine.train(as_array(shard.frames), init_centroids=initial)
+        iterations = list(engine.iteration_stats or [])
+        splits = sum(int(float(iteration["nsplit"])) for iteration in iterations)
+        return FitResult(torch.tensor(engine.centroids), len(iterations), splits)

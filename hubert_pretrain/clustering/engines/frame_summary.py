@@ -1,7 +1,7 @@
-"""One look at all frames before k-means: are they numbers, how large are they, and a random sample
-of them that every rank holds.
+"""One pass over all frames before k-means: finite check, moments, and a random sample shared by all
+ranks.
 
-Tensor alphabet: N frames, D width.
+Tensor letters: N frames of all ranks, n frames of the sample, D width of a frame.
 """
 
 from __future__ import annotations
@@ -15,25 +15,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hubert_pretrain import distributed, seeds
-from hubert_pretrain.clustering.engines.threads import over_chunks
+from hubert_pretrain.clustering.engines.threads import for_each_chunk
 from hubert_pretrain.clustering.frame_source import CHUNK_FRAMES, RankFrames
 from hubert_pretrain.errors import DataError
 
 
 @dataclass(frozen=True)
 class FrameSummary:
-    """What is known of the frames; the same on every rank, to the last bit."""
+    """Statistics of all frames, bit-identical on every rank."""
 
     sample: Tensor
-    """(n, D) float32: frames drawn evenly from all of them, in random order, so that any beginning
-    of it is a sample too.
-    """
+    """(n, D) float32: frames drawn evenly from all frames, in random order, so that any prefix is a
+    sample too."""
     sums: NDArray[np.float64]
-    """(D,) over all frames."""
+    """(D,): sum over all frames."""
     squares: float
     """Sum of |x|^2 over all frames."""
     largest: float
-    """The largest |number| in a frame."""
+    """Largest absolute value in any frame."""
     total: int
     """N."""
 
@@ -43,65 +42,74 @@ class FrameSummary:
         return self.sums / self.total
 
     @property
-    def scatter(self) -> float:
-        """Sum of squared distances to the mean: the inertia of a single cluster."""
+    def total_variance(self) -> float:
+        """Sum of squared distances to the mean frame: the inertia of a single cluster."""
         return max(0.0, self.squares - self.total * float(np.square(self.centre).sum()))
 
 
 def summarise(shard: RankFrames, *, sample_frames: int, seed: int) -> FrameSummary:
-    """Reads every frame once. Each rank contributes its chunks to tables that are zero elsewhere:
-    adding them up rounds nothing.
+    """Reads every frame once.
 
-    Raises DataError naming the first frame that holds NaN or infinity, on every rank.
+    Each rank fills its own rows of tables that are zero elsewhere. Adding such tables over ranks
+    rounds nothing, so the result does not depend on the number of ranks.
+
+    Raises DataError, on every rank, naming the first frame that holds NaN or infinity.
     """
-    number = -(-shard.total // CHUNK_FRAMES)
     dim = shard.dim
-    table = torch.zeros(
-        number, dim + 3, dtype=torch.float64
-    )  # sums, squares, largest, 1 + first bad row
-    rows, places = _draw(shard.total, sample_frames, seed)
+    num_chunks = -(-shard.total // CHUNK_FRAMES)
+    # One row per chunk: sums (D), sum of squares, largest value, 1 + first non-finite frame.
+    table = torch.zeros(num_chunks, dim + 3, dtype=torch.float64)
+    squares_column = dim
+    largest_column = dim + 1
+    nonfinite_column = dim + 2
+    rows, positions = _draw_sample(shard.total, sample_frames, seed)
     sample = torch.zeros(len(rows), dim)
 
-    def read(start: int, stop: int, part: NDArray[np.float32]) -> None:
-        frames = torch.from_numpy(part)
-        first, last = np.searchsorted(rows, [shard.start + start, shard.start + stop])
-        sample[torch.from_numpy(places[first:last])] = frames[
-            torch.from_numpy(rows[first:last] - shard.start - start)
-        ]
-        entry = table[(shard.start + start) // CHUNK_FRAMES]
+    def read_chunk(start: int, stop: int, array: NDArray[np.float32]) -> None:
+        frames = torch.from_numpy(array)  # (chunk, D)
+        chunk_start = shard.start + start
+
+        # Frames of this chunk that belong to the sample.
+        first, last = np.searchsorted(rows, [chunk_start, shard.start + stop])
+        sampled = frames[torch.from_numpy(rows[first:last] - chunk_start)]
+        sample[torch.from_numpy(positions[first:last])] = sampled
+
+        entry = table[chunk_start // CHUNK_FRAMES]
         largest = float(frames.abs().max())
         if np.isfinite(largest):
-            entry[:dim], entry[dim], entry[dim + 1] = (
-                frames.sum(0, dtype=torch.float64),
-                frames.double().square().sum(),
-                largest,
-            )
+            entry[:dim] = frames.sum(0, dtype=torch.float64)
+            entry[squares_column] = frames.double().square().sum()
+            entry[largest_column] = largest
         else:
-            entry[dim + 2] = 1 + int(frames.isfinite().all(dim=1).logical_not().nonzero()[0])
+            is_bad = frames.isfinite().all(dim=1).logical_not()
+            entry[nonfinite_column] = 1 + int(is_bad.nonzero()[0])
 
-    over_chunks(shard, read)
+    for_each_chunk(shard, read_chunk)
     distributed.sum_over_ranks(table)
-    bad = table[:, dim + 2].nonzero()
-    if len(bad):
-        frame = int(bad[0]) * CHUNK_FRAMES + int(table[int(bad[0]), dim + 2]) - 1
-        raise DataError(f"frame {frame} of {shard.total} holds NaN or infinity; mend the features")
+    bad_chunks = table[:, nonfinite_column].nonzero()
+    if len(bad_chunks):
+        chunk = int(bad_chunks[0])
+        frame = chunk * CHUNK_FRAMES + int(table[chunk, nonfinite_column]) - 1
+        raise DataError(f"frame {frame} of {shard.total} holds NaN or infinity; fix the features")
     distributed.sum_over_ranks(sample)
-    sums = table.sum(0).numpy()
+    totals = table.sum(0).numpy()
     return FrameSummary(
-        sample, sums[:dim], float(sums[dim]), float(table[:, dim + 1].max()), shard.total
+        sample=sample,
+        sums=totals[:dim],
+        squares=float(totals[squares_column]),
+        largest=float(table[:, largest_column].max()),
+        total=shard.total,
     )
 
 
-def _draw(total: int, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`count` of `total` frames, one from each of `count` equal stretches, ascending; and where in
-    the sample each of them goes.
+def _draw_sample(total: int, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`count` of `total` frames: one from each of `count` equal intervals, ascending; and the
+    position of each in the sample.
     """
     generator = seeds.generator(seed, "k-means sample")
     if total <= count:
         rows = np.arange(total)
     else:
-        rows = np.floor((np.arange(count) + generator.random(count)) * (total / count)).astype(
-            np.int64
-        )
-        rows = np.minimum(rows, total - 1)
+        points = (np.arange(count) + generator.random(count)) * (total / count)
+        rows = np.minimum(np.floor(points).astype(np.int64), total - 1)
     return rows, generator.permutation(len(rows))

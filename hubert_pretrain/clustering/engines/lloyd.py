@@ -1,9 +1,11 @@
 """Full-batch k-means (Lloyd 1957) in torch: on a CPU or GPU, over any number of ranks, with the
 same centroids.
 
-It begins on a sample that doubles in size, so that most iterations are cheap, and ends on all
-frames. Only counts and sums travel between ranks. Tensor alphabet: N frames, n frames of the
-sample, D width, K clusters.
+It starts on a sample that doubles in size, so that most iterations are cheap, and ends on all
+frames. Only counts and sums travel between ranks. After each pass the state is saved, from which an
+interrupted fit continues.
+
+Tensor letters: N frames, n frames of the sample, D width of a frame, K clusters.
 """
 
 from __future__ import annotations
@@ -20,96 +22,57 @@ from torch import Tensor
 from hubert_pretrain import distributed, seeds
 from hubert_pretrain.clustering.engines.frame_summary import FrameSummary, summarise
 from hubert_pretrain.clustering.engines.init import kmeans_plusplus, reseed_empty
-from hubert_pretrain.clustering.engines.statistics import Statistics, statistics
-from hubert_pretrain.clustering.frame_source import CHUNK_FRAMES, RankFrames, share_of_frames
+from hubert_pretrain.clustering.engines.statistics import ClusterStatistics, cluster_statistics
+from hubert_pretrain.clustering.frame_source import CHUNK_FRAMES, RankFrames, rank_range
 from hubert_pretrain.files import disk_room, remove_temporaries, write_bytes
 
-
-@dataclass(frozen=True)
-class LloydState:
-    """Between two iterations."""
-
-    centroids: Tensor
-    """(K, D) float32, on the CPU."""
-    iteration: int
-    reseeded: int
-    inertia: float
-    """Of the centroids *before* the last iteration; infinite before the first."""
-    finished: bool = False
-
-
-def save_state(path: Path | None, key: str, state: LloydState) -> None:
-    """Replaces the file at `path` (None: does nothing). Only the first rank writes. Raises
-    HubertPretrainError when the disk is full.
-    """
-    if path is None or distributed.rank() > 0:
-        return
-    numbers = torch.tensor(
-        [state.iteration, state.reseeded, state.inertia, state.finished], dtype=torch.float64
-    )
-    data = save(
-        {"centroids": state.centroids.contiguous(), "numbers": numbers}, metadata={"key": key}
-    )
-    with disk_room(path, len(data)):
-        write_bytes(path, data)
-
-
-def load_state(path: Path | None, key: str) -> LloydState | None:
-    """What `save_state` left for the same settings and frames (`key`), the same on every rank; None
-    when there is none.
-    """
-    if path is None:
-        return None
-    if distributed.rank() == 0:
-        remove_temporaries(path)  # of a fit that was killed while it saved
-    try:
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("key") != key:
-                return None
-            numbers = file.get_tensor("numbers").tolist()
-            return LloydState(
-                file.get_tensor("centroids"),
-                int(numbers[0]),
-                int(numbers[1]),
-                numbers[2],
-                bool(numbers[3]),
-            )
-    except (OSError, SafetensorError):
-        return None
-
-
-START_FRAMES = 64
-"""Frames per cluster that k-means++ draws from. Fewer cost quality that no number of iterations
-wins back: with 10, K=500 clusters of a layer of Base end 0.7 % worse, and worse than
-scikit-learn's."""
+INIT_FRAMES = 64
+"""Frames per cluster for k-means++. Fewer cost quality that no number of iterations recovers: with
+10 per cluster, K=500 clusters of a layer of Base end 0.7 % worse, and worse than scikit-learn's."""
 SAMPLE_FRAMES = 256
 """Frames per cluster in the sample."""
 SAMPLE_TOLERANCE = 5e-3
-"""A sample is doubled when an iteration improves its inertia by less than this share."""
+"""The part of the sample in use is doubled when an iteration improves its inertia by less than this
+share."""
 SAMPLE_ITERATIONS = 10
-"""Or after so many."""
-LAST_TOLERANCE = 5e-4
-"""The same for the whole sample: what it settles need not be settled by passes over all frames, of
-which there may be thousands of times as many."""
-LAST_ITERATIONS = 30
-"""Or after so many."""
+"""Most iterations on a part of the sample."""
+FULL_SAMPLE_TOLERANCE = 5e-4
+"""The tolerance on the whole sample. Convergence here saves passes over all frames, of which there
+may be thousands of times as many."""
+FULL_SAMPLE_ITERATIONS = 30
+"""Most iterations on the whole sample."""
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What an engine returns."""
+class FitResult:
+    """Result of an engine."""
 
     centroids: Tensor
     """(K, D) float32 on the CPU."""
     iterations: int
     """Passes over all frames."""
     reseeded: int
-    """How often a cluster had no frames left and was drawn anew."""
+    """Number of times that an empty cluster got a new centroid."""
+
+
+@dataclass(frozen=True)
+class LloydState:
+    """State between two iterations."""
+
+    centroids: Tensor
+    """(K, D) float32, on the CPU."""
+    iteration: int = 0
+    """Iterations done."""
+    reseeded: int = 0
+    """See FitResult."""
+    inertia: float = math.inf
+    """Inertia of the centroids before the last iteration; infinite before the first."""
+    converged: bool = False
 
 
 @dataclass(frozen=True)
 class Lloyd:
-    """The settings of full-batch k-means. See `KMeans` for their meaning."""
+    """Settings of full-batch k-means. `KMeans` documents them."""
 
     n_clusters: int
     max_iterations: int = 100
@@ -120,107 +83,152 @@ class Lloyd:
     device: str = "cpu"
     max_sample_bytes: int = 1 << 30
 
-    def fit(self, shard: RankFrames, state: Path | None = None) -> Fitted:
-        """Centroids of the frames of all ranks. With `state`, a file, an interrupted fit goes on
-        where it was.
+    def fit(self, shard: RankFrames, state_path: Path | None = None) -> FitResult:
+        """Centroids of the frames of all ranks.
+
+        With a `state_path`, an interrupted fit of the same settings and frames continues there.
         """
         device = torch.device(self.device)
-        survey = summarise(shard, sample_frames=self.sample_frames(shard), seed=self.seed)
-        key = f"{self} {survey.total} {survey.squares!r}"
-        now = load_state(state, key) or LloydState(self.start(survey, device), 0, 0, math.inf)
-        while not now.finished and now.iteration < self.max_iterations:
-            now = self._step(shard, survey, now, device, self.tolerance)
-            save_state(state, key, now)
-        return Fitted(now.centroids, now.iteration, now.reseeded)
+        summary = summarise(shard, sample_frames=self.sample_frames(shard), seed=self.seed)
+        key = f"{self} {summary.total} {summary.squares!r}"
+        state = load_state(state_path, key)
+        if state is None:
+            state = LloydState(self.initial_centroids(summary, device))
+        while not state.converged and state.iteration < self.max_iterations:
+            state = self._iterate(shard, summary, state, device, self.tolerance)
+            save_state(state_path, key, state)
+        return FitResult(state.centroids, state.iteration, state.reseeded)
 
-    def start(self, survey: FrameSummary, device: torch.device) -> Tensor:
-        """Centroids from the sample alone: k-means++ on its beginning, then iterations on
-        beginnings that double in length.
+    def sample_frames(self, shard: RankFrames) -> int:
+        """Size n of the sample. It depends on the settings only, not on the machine."""
+        most = self.max_sample_bytes // (4 * shard.dim)
+        return max(self.n_clusters, min(SAMPLE_FRAMES * self.n_clusters, most))
+
+    def initial_centroids(self, summary: FrameSummary, device: torch.device) -> Tensor:
+        """Centroids (K, D) from the sample alone: k-means++ on a prefix of it, then Lloyd's
+        iterations on prefixes that double in size.
         """
-        sample = survey.sample
-        size = START_FRAMES * self.n_clusters
+        sample = summary.sample
+        size = INIT_FRAMES * self.n_clusters
         centroids = kmeans_plusplus(
             sample[:size].to(device), self.n_clusters, restarts=self.restarts, seed=self.seed
-        ).cpu()
-        now = LloydState(self._unit_length(centroids), 0, 0, math.inf)
+        )
+        centroids = self._normalise(centroids.cpu())
         while size < len(sample):
             size = min(2 * size, len(sample))
-            last = size == len(sample)
-            part = _all_ranks_hold(sample[:size])
-            level = _of_sample(sample[:size], survey)
-            now = LloydState(now.centroids, 0, 0, math.inf)
-            while not now.finished and now.iteration < (
-                LAST_ITERATIONS if last else SAMPLE_ITERATIONS
-            ):
-                now = self._step(
-                    part, level, now, device, LAST_TOLERANCE if last else SAMPLE_TOLERANCE
-                )
-        return now.centroids
+            is_full = size == len(sample)
+            tolerance = FULL_SAMPLE_TOLERANCE if is_full else SAMPLE_TOLERANCE
+            max_iterations = FULL_SAMPLE_ITERATIONS if is_full else SAMPLE_ITERATIONS
+            prefix = _rank_part(sample[:size])
+            prefix_summary = _summarise_prefix(sample[:size], summary)
+            state = LloydState(centroids)
+            while not state.converged and state.iteration < max_iterations:
+                state = self._iterate(prefix, prefix_summary, state, device, tolerance)
+            centroids = state.centroids
+        return centroids
 
-    def _step(
+    def _iterate(
         self,
         shard: RankFrames,
-        survey: FrameSummary,
-        now: LloydState,
+        summary: FrameSummary,
+        state: LloydState,
         device: torch.device,
         tolerance: float,
     ) -> LloydState:
-        found = statistics(shard, now.centroids, survey, device)
-        centroids, drawn = self._update(now, found, survey)
-        # Inertias are known to float32's precision: without a tolerance the centroids themselves
-        # have to stand still.
-        gained = (
-            now.inertia - found.inertia > tolerance * found.inertia
-            if tolerance
-            else not torch.equal(centroids, now.centroids)
-        )
-        finished = drawn == 0 and not gained
+        """One pass over the frames, and new centroids."""
+        statistics = cluster_statistics(shard, state.centroids, summary, device)
+        centroids, num_reseeded = self._update(state, statistics, summary)
+        # The inertia has float32's precision only. Without a tolerance the criterion is therefore
+        # that no centroid moves.
+        if tolerance:
+            improved = state.inertia - statistics.inertia > tolerance * statistics.inertia
+        else:
+            improved = not torch.equal(centroids, state.centroids)
         return LloydState(
-            centroids, now.iteration + 1, now.reseeded + drawn, found.inertia, finished
+            centroids=centroids,
+            iteration=state.iteration + 1,
+            reseeded=state.reseeded + num_reseeded,
+            inertia=statistics.inertia,
+            converged=num_reseeded == 0 and not improved,
         )
 
     def _update(
-        self, now: LloydState, found: Statistics, survey: FrameSummary
+        self, state: LloydState, statistics: ClusterStatistics, summary: FrameSummary
     ) -> tuple[Tensor, int]:
-        """The mean frame of each cluster; one without frames is drawn anew (see `redraw`). Also how
-        many were.
+        """New centroids (K, D): the mean frame of each cluster, a reseeded one for empty clusters;
+        and the number of the latter.
         """
-        dead = (found.counts == 0).nonzero()[:, 0]
-        means = (found.sums / found.counts.clamp(min=1)[:, None]).float()
-        centroids = torch.where((found.counts > 0)[:, None], means, now.centroids)
-        drawn = survey.sample[:0]
-        if len(dead):
-            drawn = reseed_empty(
-                survey.sample,
-                centroids[found.counts > 0],
-                len(dead),
-                seeds.derive(self.seed, "redraw", now.iteration),
-            )
-            centroids[dead[: len(drawn)]] = drawn
-        return self._unit_length(centroids), len(drawn)
+        is_used = statistics.counts > 0  # (K,)
+        means = (statistics.sums / statistics.counts.clamp(min=1)[:, None]).float()
+        centroids = torch.where(is_used[:, None], means, state.centroids)
+        empty = (statistics.counts == 0).nonzero()[:, 0]
+        num_reseeded = 0
+        if len(empty):
+            seed = seeds.derive(self.seed, "redraw", state.iteration)
+            reseeded = reseed_empty(summary.sample, centroids[is_used], len(empty), seed)
+            num_reseeded = len(reseeded)
+            centroids[empty[:num_reseeded]] = reseeded
+        return self._normalise(centroids), num_reseeded
 
-    def _unit_length(self, centroids: Tensor) -> Tensor:
+    def _normalise(self, centroids: Tensor) -> Tensor:
+        """Length 1 for spherical k-means."""
         return torch.nn.functional.normalize(centroids, dim=1) if self.spherical else centroids
 
-    def sample_frames(self, shard: RankFrames) -> int:
-        """How many frames the start is found on: a matter of the settings alone, whatever the
-        machine.
-        """
-        return max(
-            self.n_clusters,
-            min(SAMPLE_FRAMES * self.n_clusters, self.max_sample_bytes // (4 * shard.dim)),
-        )
+
+def _rank_part(sample: Tensor) -> RankFrames:
+    """This rank's part of frames that every rank holds."""
+    part = rank_range(len(sample))
+    return RankFrames(sample[part.start : part.stop].numpy(), part.start, len(sample))
 
 
-def _all_ranks_hold(sample: Tensor) -> RankFrames:
-    """A rank's share of frames that every rank has."""
-    mine = share_of_frames(len(sample))
-    return RankFrames(sample[mine.start : mine.stop].numpy(), mine.start, len(sample))
+def _summarise_prefix(prefix: Tensor, summary: FrameSummary) -> FrameSummary:
+    """The summary of a prefix of the sample as if it were all frames."""
+    chunks = prefix.split(CHUNK_FRAMES)
+    sums = torch.stack([chunk.sum(0, dtype=torch.float64) for chunk in chunks]).sum(0)
+    squares = sum(float(chunk.double().square().sum()) for chunk in chunks)
+    return FrameSummary(
+        sample=prefix,
+        sums=sums.numpy(),
+        squares=squares,
+        largest=summary.largest,
+        total=len(prefix),
+    )
 
 
-def _of_sample(sample: Tensor, survey: FrameSummary) -> FrameSummary:
-    sums = torch.stack(
-        [part.sum(0, dtype=torch.float64) for part in sample.split(CHUNK_FRAMES)]
-    ).sum(0)
-    squares = sum(float(part.double().square().sum()) for part in sample.split(CHUNK_FRAMES))
-    return FrameSummary(sample, sums.numpy(), squares, survey.largest, len(sample))
+def save_state(path: Path | None, key: str, state: LloydState) -> None:
+    """Replaces the file at `path` atomically (None: does nothing). Only the first rank writes.
+
+    Raises HubertPretrainError when the disk is full.
+    """
+    if path is None or distributed.rank() > 0:
+        return
+    numbers = torch.tensor(
+        [state.iteration, state.reseeded, state.inertia, state.converged], dtype=torch.float64
+    )
+    tensors = {"centroids": state.centroids.contiguous(), "numbers": numbers}
+    data = save(tensors, metadata={"key": key})
+    with disk_room(path, len(data)):
+        write_bytes(path, data)
+
+
+def load_state(path: Path | None, key: str) -> LloydState | None:
+    """The state that `save_state` wrote for the same settings and frames (`key`); else None."""
+    if path is None:
+        return None
+    # Of a fit that was killed while it saved.
+    if distributed.rank() == 0:
+        remove_temporaries(path)
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            iteration, reseeded, inertia, converged = file.get_tensor("numbers").tolist()
+            return LloydState(
+                centroids=file.get_tensor("centroids"),
+                iteration=int(iteration),
+                reseeded=int(reseeded),
+                inertia=inertia,
+                converged=bool(converged),
+            )
+    except (OSError, SafetensorError):
+        return None

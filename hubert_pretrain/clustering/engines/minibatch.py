@@ -1,4 +1,4 @@
-"""Mini-batch k-means of scikit-learn with the settings of the paper (section 3.2, fairseq's
+"""scikit-learn's mini-batch k-means with the settings of the HuBERT paper (section 3.2, fairseq's
 learn_kmeans.py).
 """
 
@@ -11,18 +11,18 @@ import numpy as np
 import torch
 
 from hubert_pretrain.clustering.engines.frame_summary import summarise
-from hubert_pretrain.clustering.engines.lloyd import Fitted
-from hubert_pretrain.clustering.frame_source import RankFrames, in_memory
+from hubert_pretrain.clustering.engines.lloyd import FitResult
+from hubert_pretrain.clustering.frame_source import RankFrames, as_array
 
-WORTH_THREADS = 10**9
-"""Multiplications per mini-batch from which threads pay. On smaller ones scikit-learn's threads
-mostly wait for each other, in busy loops: on a machine that others use, K=50 over 39 dimensions
+PARALLEL_MULTIPLICATIONS = 10**9
+"""Multiplications per mini-batch above which threads are used. Below it scikit-learn's threads
+mostly wait for each other in busy loops: on a machine shared with others, K=50 over 39 dimensions
 took 52 s with two threads and 11 s with one."""
 
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """The settings. See `KMeans` for their meaning."""
+    """Settings. `KMeans` documents them."""
 
     n_clusters: int
     batch_frames: int = 10_000
@@ -33,13 +33,14 @@ class MiniBatch:
     reassignment_ratio: float = 0.0
     seed: int = 0
 
-    def fit(self, shard: RankFrames, state: Path | None = None) -> Fitted:
-        """Centroids of frames in memory or in a memory map. It keeps no state: an interrupted fit
-        begins anew.
+    def fit(self, shard: RankFrames, state_path: Path | None = None) -> FitResult:
+        """Centroids of frames in memory or in a memory map. No state is saved: an interrupted fit
+        starts again.
         """
         from sklearn.cluster import MiniBatchKMeans
         from threadpoolctl import threadpool_limits
 
+        # Only for its check that all frames are finite.
         summarise(shard, sample_frames=1, seed=self.seed)
         estimator = MiniBatchKMeans(
             n_clusters=self.n_clusters,
@@ -53,8 +54,9 @@ class MiniBatch:
             compute_labels=False,
             random_state=self.seed % 2**32,
         )
-        small = self.batch_frames * shard.dim * self.n_clusters < WORTH_THREADS
-        with threadpool_limits(limits=1 if small else None, user_api="openmp"):
-            estimator.fit(in_memory(shard.frames))
+        multiplications = self.batch_frames * shard.dim * self.n_clusters
+        threads = None if multiplications >= PARALLEL_MULTIPLICATIONS else 1
+        with threadpool_limits(limits=threads, user_api="openmp"):
+            estimator.fit(as_array(shard.frames))
         centroids = np.asarray(estimator.cluster_centers_, dtype=np.float32)
-        return Fitted(torch.from_numpy(centroids), int(estimator.n_iter_), 0)
+        return FitResult(torch.from_numpy(centroids), int(estimator.n_iter_), 0)

@@ -1,10 +1,11 @@
-"""What one pass over the frames tells about centroids: how many frames are nearest to each, and
-their sums.
+"""Statistics of one pass over the frames for given centroids: number and sum of the frames nearest
+to each.
 
-Sums are kept as whole numbers of a tiny unit. Adding whole numbers rounds nothing, so the order
-does not matter: one thread, four ranks or a resumed run get the same bits, where sums of floats
-would differ in their last digits and drift apart over the iterations. Tensor alphabet: N frames, D
-width, K clusters, n frames of a block.
+Sums are accumulated as integers in a tiny unit. Integer addition rounds nothing, so the order does
+not matter: one thread, four ranks or a resumed run get the same bits. Float sums would differ in
+their last digits and drift apart over the iterations.
+
+Tensor letters: N frames, n frames of a chunk, D width of a frame, K clusters.
 """
 
 from __future__ import annotations
@@ -21,137 +22,138 @@ from torch import Tensor
 from hubert_pretrain import distributed
 from hubert_pretrain.clustering import assign
 from hubert_pretrain.clustering.engines.frame_summary import FrameSummary
-from hubert_pretrain.clustering.engines.threads import over_chunks
+from hubert_pretrain.clustering.engines.threads import for_each_chunk
 from hubert_pretrain.clustering.frame_source import RankFrames
 
-SPARE_BITS = 62
-"""Of the 63 of a whole number; one is left for rounding."""
+INTEGER_BITS = 62
+"""Of the 63 bits of an int64, one stays free for rounding."""
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Of all frames, over all ranks."""
+class ClusterStatistics:
+    """Over the frames of all ranks."""
 
     sums: Tensor
-    """(K, D) float64: of the frames nearest to each centroid."""
+    """(K, D) float64: sum of the frames nearest to each centroid."""
     counts: Tensor
-    """(K,) int64: their number."""
+    """(K,) int64: number of these frames."""
     inertia: float
-    """Sum of squared distances to the nearest centroids, to float32's precision."""
+    """Sum of squared distances to the nearest centroids, in float32 precision."""
 
 
 class Accumulator:
-    """Gathers the statistics of chunks for one set of centroids."""
+    """Accumulates the statistics of chunks of frames for one set of centroids."""
 
-    def __init__(self, centroids: Tensor, survey: FrameSummary, device: torch.device) -> None:
+    def __init__(self, centroids: Tensor, summary: FrameSummary, device: torch.device) -> None:
         """
         Args:
-            centroids: (K, D) float32. survey: of the frames that will come, all of them: how large
-            they can get, and their centre. device: where products are computed.
+            centroids: (K, D) float32.
+            summary: of all frames that will be added: it bounds the sums, and gives the centre.
+            device: computes the matrix products.
         """
-        self._survey = survey
+        self._summary = summary
         self._device = device
-        weight, bias = assign.score_weights(centroids.cpu(), torch.from_numpy(survey.centre))
+        weight, bias = assign.score_weights(centroids.cpu(), torch.from_numpy(summary.centre))
         self._weight = weight.float().contiguous().to(device)
         self._bias = bias.float().to(device)
-        # |sum of x| <= N largest, and a gain is at most |x - centre|^2 / 2 <= 2 D largest^2.
-        largest = max(survey.largest, 1e-30)
-        total = survey.total
+        # Units such that no sum overflows: |sum of x| <= N largest, and the gain of a frame, its
+        # best score (see assign.score_weights), is at most |x - centre|^2 / 2 <= 2 D largest^2.
+        largest = max(summary.largest, 1e-30)
+        total = summary.total
         dim = centroids.shape[1]
-        self._unit = 2.0 ** (SPARE_BITS - math.ceil(math.log2(2 * total * largest)))
-        self._gain_unit = 2.0 ** (SPARE_BITS - math.ceil(math.log2(8 * total * dim * largest**2)))
-        self._totals = torch.zeros(len(centroids), dim, dtype=torch.int64, device=device)
+        self._unit = 2.0 ** (INTEGER_BITS - math.ceil(math.log2(2 * total * largest)))
+        self._gain_unit = 2.0 ** (INTEGER_BITS - math.ceil(math.log2(8 * total * dim * largest**2)))
+        self._sums = torch.zeros(len(centroids), dim, dtype=torch.int64, device=device)
         self._counts = torch.zeros(len(centroids), dtype=torch.int64, device=device)
         self._gain = torch.zeros(1, dtype=torch.int64, device=device)
         self._lock = threading.Lock()
 
     def add(self, start: int, stop: int, frames: NDArray[np.float32]) -> None:
-        """Counts a chunk (n, D) in. Safe to call from several threads."""
+        """Accumulates a chunk (n, D). May be called from several threads."""
         chunk = torch.from_numpy(frames).to(self._device)
-        sums, counts, gain = (self._on_cpu if self._device.type == "cpu" else self._on_device)(
-            chunk
-        )
-        sums = (sums * self._unit).round().long()
-        gain = (gain * self._gain_unit).round().long()
+        if self._device.type == "cpu":
+            sums, counts, gain = self._of_chunk_on_cpu(chunk)
+        else:
+            sums, counts, gain = self._of_chunk_on_gpu(chunk)
+        integer_sums = (sums * self._unit).round().long()
+        integer_gain = (gain * self._gain_unit).round().long()
         with self._lock:
-            self._totals += sums
+            self._sums += integer_sums
             self._counts += counts
-            self._gain += gain
+            self._gain += integer_gain
 
-    def _on_cpu(self, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        sums = torch.zeros(self._totals.shape, dtype=torch.float64)
+    def _of_chunk_on_cpu(self, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums (K, D), counts (K,) and gain (1,) of a chunk (n, D)."""
+        sums = torch.zeros(self._sums.shape, dtype=torch.float64)
         counts = torch.zeros_like(self._counts)
         gain = torch.zeros(1, dtype=torch.float64)
-        for block, ids, scores in assign.score_blocks(
-            chunk, self._weight, self._bias
-        ):  # so many are added up in float32
+        # float32 sums within a block, float64 sums over blocks.
+        for block, ids, scores in assign.score_blocks(chunk, self._weight, self._bias):
             gain += scores.gather(1, ids[:, None]).sum(dtype=torch.float64)
             counts += torch.bincount(ids, minlength=len(counts))
             sums += torch.zeros(sums.shape).index_add_(0, ids, block)
         return sums, counts, gain
 
-    def _on_device(self, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _of_chunk_on_gpu(self, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same on a GPU, where a chunk is a single block."""
         ((_, ids, scores),) = assign.score_blocks(chunk, self._weight, self._bias)
-        # A product with ones and zeros: `index_add_` would add in another order each time.
+        # Sums as a product with ones and zeros: `index_add_` adds in another order each time.
         members = torch.nn.functional.one_hot(ids, len(self._counts)).to(chunk.dtype)  # (n, K)
-        return (
-            (members.T @ chunk).double(),
-            members.sum(0).long(),
-            scores.amax(1).sum(dtype=torch.float64),
-        )
+        sums = (members.T @ chunk).double()
+        counts = members.sum(0).long()
+        return sums, counts, scores.amax(1).sum(dtype=torch.float64)
 
-    def total(self) -> Statistics:
-        """Over all ranks."""
-        totals, counts, gain = (
-            distributed.sum_over_ranks(each.cpu())
-            for each in (self._totals, self._counts, self._gain)
-        )
-        return Statistics(
-            totals.double() / self._unit,
-            counts,
-            max(0.0, self._survey.scatter - 2 * float(gain) / self._gain_unit),
-        )
+    def total(self) -> ClusterStatistics:
+        """Statistics over all ranks."""
+        sums = distributed.sum_over_ranks(self._sums.cpu())
+        counts = distributed.sum_over_ranks(self._counts.cpu())
+        gain = distributed.sum_over_ranks(self._gain.cpu())
+        # A score is half of what a centroid gains over the centre (see assign.score_weights).
+        inertia = self._summary.total_variance - 2 * float(gain) / self._gain_unit
+        return ClusterStatistics(sums.double() / self._unit, counts, max(0.0, inertia))
 
 
-def statistics(
-    shard: RankFrames, centroids: Tensor, survey: FrameSummary, device: torch.device
-) -> Statistics:
-    """One pass over the frames of all ranks. Every rank calls it and gets the same."""
-    accumulator = Accumulator(centroids, survey, device)
-    over_chunks(shard, accumulator.add)
+def cluster_statistics(
+    shard: RankFrames, centroids: Tensor, summary: FrameSummary, device: torch.device
+) -> ClusterStatistics:
+    """One pass over the frames of all ranks. Every rank calls it and gets the same result."""
+    accumulator = Accumulator(centroids, summary, device)
+    for_each_chunk(shard, accumulator.add)
     return accumulator.total()
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How well centroids fit frames."""
+class FitMeasures:
+    """Fit of centroids to frames."""
 
     inertia: float
     """Sum of squared distances to the nearest centroids."""
     counts: NDArray[np.int64]
-    """(K,): frames of each."""
+    """(K,): frames of each cluster."""
 
 
-def measure(shard: RankFrames, centroids: Tensor) -> Fit:
-    """Exactly: each distance is computed as one, not as a difference of large numbers. Centroids
-    (K, D) float32 on the CPU.
+def measure_fit(shard: RankFrames, centroids: Tensor) -> FitMeasures:
+    """Inertia and cluster sizes for centroids (K, D) float32 on the CPU, over all ranks.
+
+    Exact: each distance is computed from a difference, not from inner products.
     """
-    weight, bias = (each.float().contiguous() for each in assign.score_weights(centroids))
-    totals = torch.zeros(1, dtype=torch.float64)
+    weight, bias = assign.float32_weights(centroids)
+    inertia = torch.zeros(1, dtype=torch.float64)
     counts = torch.zeros(len(centroids), dtype=torch.int64)
     lock = threading.Lock()
 
-    def add(start: int, stop: int, part: NDArray[np.float32]) -> None:
-        inertia = torch.zeros(1, dtype=torch.float64)
-        found = torch.zeros_like(counts)
-        for block, ids, _ in assign.score_blocks(torch.from_numpy(part), weight, bias):
-            inertia += (block - centroids[ids]).square_().sum(dim=1).sum(dtype=torch.float64)
-            found += torch.bincount(ids, minlength=len(counts))
+    def add(start: int, stop: int, frames: NDArray[np.float32]) -> None:
+        chunk_inertia = torch.zeros(1, dtype=torch.float64)
+        chunk_counts = torch.zeros_like(counts)
+        for block, ids, _ in assign.score_blocks(torch.from_numpy(frames), weight, bias):
+            distances = (block - centroids[ids]).square_().sum(dim=1)  # (n,)
+            chunk_inertia += distances.sum(dtype=torch.float64)
+            chunk_counts += torch.bincount(ids, minlength=len(counts))
         with lock:
-            totals.add_(inertia)
-            counts.add_(found)
+            inertia.add_(chunk_inertia)
+            counts.add_(chunk_counts)
 
-    over_chunks(shard, add)
-    distributed.sum_over_ranks(totals)
+    for_each_chunk(shard, add)
+    distributed.sum_over_ranks(inertia)
     distributed.sum_over_ranks(counts)
-    return Fit(float(totals), counts.numpy())
+    return FitMeasures(float(inertia), counts.numpy())

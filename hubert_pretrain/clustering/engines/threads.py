@@ -1,5 +1,6 @@
-"""Work on all cores, each item or chunk of frames in one thread that computes it with one thread of
-torch.
+"""Parallel work on threads, each of which lets torch use one thread.
+
+An item or chunk is computed by one thread, so its numbers do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -15,43 +16,37 @@ from numpy.typing import NDArray
 
 from hubert_pretrain.clustering.frame_source import RankFrames
 
-Work = Callable[[int, int, NDArray[np.float32]], None]
+ChunkFunction = Callable[[int, int, NDArray[np.float32]], None]
+"""(start, stop, frames) of a chunk, with positions counted in the rank's own frames."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def over_chunks(shard: RankFrames, work: Work) -> None:
-    """Calls `work(start, stop, frames)` once for every chunk of a shard, from as many threads as
-    torch uses, in no certain order.
+def for_each_chunk(shard: RankFrames, function: ChunkFunction) -> None:
+    """Calls `function(start, stop, frames)` once for every chunk of a rank's frames, in no
+    particular order, from as many threads as torch uses.
 
-    A chunk is computed by one thread, so its numbers do not depend on how many there are. At most
-    one chunk per thread is in memory.
+    At most one chunk per thread is in memory.
     """
-    threads = torch.get_num_threads()
-    waiting = iter(shard.chunks())
+    chunks = iter(shard.chunks())
     lock = threading.Lock()
 
-    def serve() -> None:
+    def work_until_done() -> None:
         while True:
             with lock:
-                chunk = next(waiting, None)
+                chunk = next(chunks, None)
             if chunk is None:
                 return
-            # Of a read-only memory map this is a copy: torch wants arrays that could be written.
-            work(
-                *chunk,
-                np.require(
-                    shard.frames[chunk[0] : chunk[1]], np.float32, ["C_CONTIGUOUS", "WRITEABLE"]
-                ),
-            )
+            start, stop = chunk
+            # torch requires writable arrays: a read-only memory map is copied here.
+            frames = np.require(shard.frames[start:stop], np.float32, ["C_CONTIGUOUS", "WRITEABLE"])
+            function(start, stop, frames)
 
-    at_once(lambda _: serve(), range(threads))
+    parallel_map(lambda _: work_until_done(), range(torch.get_num_threads()))
 
 
-def at_once(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """`function` of every item, as many at a time as torch uses threads, each with one thread of
-    it: any number of them gives the same.
-    """
+def parallel_map(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`[function(item) for item in items]` on as many threads as torch uses."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -65,8 +65,8 @@ def same_targets(one: Path, other: Path) -> bool:
 
 
 def test_out_and_in_again(km: Path, corpus: Corpus, tmp_path: Path) -> None:
-    said = import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
-    assert said == f"targets of 12 utterances from {km} (K=9)"
+    report = import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
+    assert report == f"targets of 12 utterances from {km} (K=9)"
     assert same_targets(tmp_path / "store", tmp_path / "again")
     store = TargetStore.open(tmp_path / "again")
     store.check(corpus.manifest, MODEL_GRID)
@@ -132,12 +132,14 @@ def at_100_hz(corpus: Corpus, km: Path, missing: int = 0) -> None:
 
 def test_100_hz_is_recognised(km: Path, corpus: Corpus, tmp_path: Path) -> None:
     at_100_hz(corpus, km)
-    said = import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
-    assert "100 Hz, every second label taken ([::2])" in said
+    report = import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
+    assert "100 Hz, every second label taken ([::2])" in report
     assert same_targets(tmp_path / "store", tmp_path / "again")
 
 
-def test_lengths_are_mended_only_when_told(km: Path, corpus: Corpus, tmp_path: Path) -> None:
+def test_lengths_are_fixed_within_the_tolerance_only(
+    km: Path, corpus: Corpus, tmp_path: Path
+) -> None:
     first = corpus.manifest[0]
     frames = MODEL_GRID.num_frames(first.num_samples)
     rows = lines(km / "train.km")
@@ -146,14 +148,15 @@ def test_lengths_are_mended_only_when_told(km: Path, corpus: Corpus, tmp_path: P
     (km / "train.km").write_text("\n".join(rows) + "\n")
     with pytest.raises(
         DataError,
-        match=rf"train.km, line 1: targets of '{first.id}': {frames - 2} ids, expected {frames} frames.*--tolerance",
+        match=rf"train.km, line 1: targets of '{first.id}': {frames - 2} ids, "
+        rf"expected {frames} frames.*--tolerance",
     ):
         import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
     with pytest.raises(DataError, match=f"{frames - 2} ids, expected {frames}"):
         import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID, tolerance=1)
-    said = import_targets(km, tmp_path / "mended", corpus.manifest, grid=MODEL_GRID, tolerance=2)
-    assert "1 utterances cut and 1 filled by up to 2 frames" in said
-    store = TargetStore.open(tmp_path / "mended")
+    report = import_targets(km, tmp_path / "fixed", corpus.manifest, grid=MODEL_GRID, tolerance=2)
+    assert "1 utterances cut and 1 filled by up to 2 frames" in report
+    store = TargetStore.open(tmp_path / "fixed")
     expected = ids_of_row(corpus.manifest, 0)
     assert store.targets(0).tolist() == [*expected[:-2], expected[-3], expected[-3]]
     np.testing.assert_array_equal(store.targets(1), ids_of_row(corpus.manifest, 1))
@@ -183,19 +186,32 @@ def write(name: str, text: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (first_label("9"), r"train.km, line 1: targets of 'utterance-000': id 9 at frame 0, but the codebook has K=9 clusters \(0 to 8\)"),
+        (
+            first_label("9"),
+            r"train.km, line 1: targets of 'utterance-000': id 9 at frame 0, "
+            r"but the codebook has K=9 clusters \(0 to 8\)",
+        ),
         (first_label("-1"), r"line 1: .*id -1 at frame 0"),
-        (first_label("3.0"), r"line 1: label '3.0' at place 0 of 'utterance-000' is no whole number"),
+        (first_label("3.0"), r"line 1: label '3.0' at place 0 of 'utterance-000' is no integer"),
         (first_label("nan"), r"label 'nan' at place 0"),
         (one_line_less, r"train.km: has 5 lines, train.tsv names 6"),
         (lambda km: (km / "train.km").unlink(), r"train.km: missing"),
-        (lambda km: (km / "dict.km.txt").unlink(), r"dict.km.txt: missing, so K is not known; .*--n-clusters"),
+        (
+            lambda km: (km / "dict.km.txt").unlink(),
+            r"dict.km.txt: missing, so K is not known; .*--n-clusters",
+        ),
         (write("dict.km.txt", ""), r"dict.km.txt: lists 0 labels with no label"),
-        (write("dict.km.txt", "0 1\n2 1\n"), r"dict.km.txt: lists 2 labels with '1' where 0 to 1 are expected"),
-        (write("train.tsv", "/\nno tab here\n"), r"train.tsv, line 2: found 'no tab here', expected <path><TAB><samples>"),
+        (
+            write("dict.km.txt", "0 1\n2 1\n"),
+            r"dict.km.txt: lists 2 labels with '1' where 0 to 1 are expected",
+        ),
+        (
+            write("train.tsv", "/\nno tab here\n"),
+            r"train.tsv, line 2: found 'no tab here', expected <path><TAB><samples>",
+        ),
         (other_samples, r"line 2: 1\d+ samples for utterance"),
     ],
-)  # fmt: skip
+)
 def test_labels_that_do_not_fit_are_refused(
     edit: Callable[[Path], object], message: str, km: Path, corpus: Corpus, tmp_path: Path
 ) -> None:
@@ -236,8 +252,8 @@ def test_several_codebooks(corpus: Corpus, tmp_path: Path) -> None:
         writer.write(block, [np.stack([each, each % 4], axis=1) for each in ids])
     written = write_km(tmp_path / "km", corpus, TargetStore.open(tmp_path / "store"))
     assert {"train.km1", "train.km2", "dict.km2.txt"} <= {path.name for path in written}
-    said = import_targets(tmp_path / "km", tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
-    assert "K=9, 4" in said
+    report = import_targets(tmp_path / "km", tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
+    assert "K=9, 4" in report
     assert same_targets(tmp_path / "store", tmp_path / "again")
 
 
@@ -249,7 +265,8 @@ def test_what_fairseq_could_not_read_is_not_written(corpus: Corpus, tmp_path: Pa
         folder = tmp_path / message
         folder.mkdir()
         rows = [corpus.manifest[row] for row in range(12)]
-        write_manifest(folder / "manifest.arrow", [replace(rows[0], **change), *rows[1:]])  # type: ignore[arg-type]
+        rows[0] = replace(rows[0], **change)  # type: ignore[arg-type]
+        write_manifest(folder / "manifest.arrow", rows)
         changed = Corpus.open(folder)
         fill(folder / "store", changed.manifest)
         with pytest.raises(DataError, match=f"utterance '{rows[0].id}' {message}"):

@@ -1,6 +1,4 @@
-"""Codebooks of others are pickles: programs. Files that scikit-learn and joblib made are read,
-hostile ones do nothing.
-"""
+"""Import of pickled k-means: files of scikit-learn and joblib are read, hostile ones do nothing."""
 
 from __future__ import annotations
 
@@ -90,7 +88,8 @@ def test_a_pickle_bomb_does_not_run_even_when_trusted(tmp_path: Path, how: str) 
 def test_without_the_flag_it_says_what_it_would_do(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"is a pickle, a program that could run anything. With --trust-pickle it is read in a process",
+        match=r"is a pickle, a program that could run anything\. "
+        "With --trust-pickle it is read in a process",
     ):
         import_kmeans(hostile(tmp_path, "whole file"), Mfcc(), trust_pickle=False)
     assert not (tmp_path / "sentinel").exists()
@@ -100,7 +99,11 @@ def test_the_process_that_reads_can_open_nothing(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    code = "from hubert_pretrain.clustering.kmeans_sandbox import give_up_rights; give_up_rights(); open('/dev/null')"
+    code = (
+        "from hubert_pretrain.clustering.kmeans_sandbox import give_up_rights\n"
+        "give_up_rights()\n"
+        "open('/dev/null')\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode
     assert "Too many open files" in done.stderr

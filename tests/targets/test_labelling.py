@@ -154,7 +154,9 @@ def test_audio_that_is_not_a_number_is_an_error_with_the_utterance(corpus: Corpu
 def test_a_large_sample_lies_on_disk(corpus: Corpus) -> None:
     rows = corpus.manifest.rows("train")
     expected = sample.gather(corpus, rows, Mfcc(), scratch=corpus.folder)
-    shard = sample.gather_share(corpus, rows, Mfcc(), scratch=corpus.folder, memory_bytes=1000)
+    shard = sample.gather_rank_frames(
+        corpus, rows, Mfcc(), scratch=corpus.folder, memory_bytes=1000
+    )
     assert not isinstance(shard.frames, np.ndarray)
     np.testing.assert_array_equal(shard.frames[: shard.total], expected)
 

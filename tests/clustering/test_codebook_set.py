@@ -20,7 +20,7 @@ from hubert_pretrain.clustering.codebook_set import CodebookPart, CodebookSet
 from hubert_pretrain.clustering.fit import CodebookFitter, parse_specs
 from hubert_pretrain.clustering.frame_source import RankFrames
 from hubert_pretrain.clustering.kmeans import KMeans
-from hubert_pretrain.clustering.pca import fit_transform
+from hubert_pretrain.clustering.pca import fit_pca
 from hubert_pretrain.errors import ArtefactError, ConfigError, HubertPretrainError
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID
@@ -47,9 +47,9 @@ def fitted(
     estimator = KMeans(
         engine, restarts=2, max_iterations=20, spherical=bool(more.pop("spherical", False))
     )
-    wanted = parse_specs(codebooks, dim=39, n_clusters=7)
+    specs = parse_specs(codebooks, dim=39, n_clusters=7)
     return CodebookFitter(estimator, 1, **more).fit(
-        RankFrames.whole(FRAMES), wanted, features=Mfcc().fingerprint(), grid=MODEL_GRID
+        RankFrames.whole(FRAMES), specs, features=Mfcc().fingerprint(), grid=MODEL_GRID
     )  # type: ignore[arg-type]
 
 
@@ -146,7 +146,7 @@ def test_a_folder_of_one_codebook_is_a_set_of_one_and_several_are_not_one(tmp_pa
 
 
 def test_principal_components_are_those_of_scikit_learn() -> None:
-    transform = fit_transform(torch.from_numpy(FRAMES), dims=6, whiten=True)
+    transform = fit_pca(torch.from_numpy(FRAMES), dims=6, whiten=True)
     reference = PCA(6, whiten=True).fit(FRAMES)
     assert transform is not None
     ours = transform(torch.from_numpy(FRAMES)).numpy()
@@ -154,7 +154,7 @@ def test_principal_components_are_those_of_scikit_learn() -> None:
     signs = np.sign((ours * theirs).sum(0))
     np.testing.assert_allclose(ours * signs, theirs, atol=2e-3)
     with pytest.raises(ConfigError, match="vary in only 2 of their 39 dimensions"):
-        fit_transform(torch.from_numpy(FRAMES) * (torch.arange(39) < 2), dims=6)
+        fit_pca(torch.from_numpy(FRAMES) * (torch.arange(39) < 2), dims=6)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,8 @@ def test_other_frames_and_other_features_are_refused() -> None:
     codebooks = fitted(PRODUCT)
     with pytest.raises(
         ArtefactError,
-        match=r"frames of dimension 39, fitted on mfcc \(dim 39\), but the frames have dimension 13",
+        match=r"frames of dimension 39, fitted on mfcc \(dim 39\), "
+        "but the frames have dimension 13",
     ):
         codebooks.assign(torch.zeros(5, 13))
     codebooks.check_features(Mfcc())
@@ -233,9 +234,9 @@ def test_a_full_disk_is_said_in_words(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_dead_clusters_are_reported() -> None:
     frames = np.repeat(FRAMES[:5], 40, axis=0)
-    wanted = parse_specs([], dim=39, n_clusters=12)
+    specs = parse_specs([], dim=39, n_clusters=12)
     codebooks = CodebookFitter(KMeans("torch", restarts=1), 1).fit(
-        RankFrames.whole(frames), wanted, features={}, grid=MODEL_GRID
+        RankFrames.whole(frames), specs, features={}, grid=MODEL_GRID
     )
     # Of two centroids in one place rounding may give each a part of the frames.
     assert 4 <= codebooks.parts[0].codebook.fit["dead_clusters"] <= 7

@@ -56,8 +56,8 @@ class NoisyMfcc(Mfcc):
     layers = (1, 2, 3)
     dim = 3 * 39
 
-    def ragged(self, waveforms: Any) -> Tensor:
-        frames = super().ragged(waveforms)
+    def extract_packed(self, waveforms: Any) -> Tensor:
+        frames = super().extract_packed(waveforms)
         noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(len(frames)))
         return torch.cat([noise, frames, frames + 30 * noise], dim=-1)
 
@@ -123,7 +123,8 @@ def test_without_alignments_stability_remains(tmp_path: Path, tones: Tones) -> N
         best_layer(found, "pnmi")
     with pytest.raises(
         DataError,
-        match=r"split 'valid' has no utterances with alignments to choose a layer by pnmi.*stability",
+        match=r"split 'valid' has no utterances with alignments "
+        r"to choose a layer by pnmi.*stability",
     ):
         choose_rows(bare, "valid", "pnmi", max_hours=1.0, seed=0)
     assert len(choose_rows(bare, "valid", "stability", max_hours=1.0, seed=0)) == 8

@@ -1,6 +1,4 @@
-"""What clustering and labelling rest on: order, independence of workers and of what was done
-before, memory, messages.
-"""
+"""Frames of a corpus: order, independence of workers and interruptions, memory, messages."""
 
 from __future__ import annotations
 
@@ -98,7 +96,8 @@ def test_values_depend_on_the_group_and_on_nothing_else(corpus: Any, extractor: 
     for results in (
         list(map_groups(corpus, groups, extractor, numbers, workers=3)),
         [
-            next(map_groups(corpus, [group], extractor, numbers, rowwise=True)) for group in groups
+            next(map_groups(corpus, [group], extractor, numbers, framewise=True))
+            for group in groups
         ],  # as after a kill, or on three ranks
     ):
         for expected, found in zip(whole, results, strict=True):
@@ -125,14 +124,14 @@ def test_groups_may_be_empty_or_their_rows_too_short(extractor: Any) -> None:
     assert found == [[0, 0], [], [MODEL_GRID.num_frames(1_000), 0]]
 
 
-@pytest.mark.parametrize("rowwise", [False, True])
-def test_nan_names_the_utterance_and_the_frame(extractor: Any, rowwise: bool) -> None:
+@pytest.mark.parametrize("framewise", [False, True])
+def test_nan_names_the_utterance_and_the_frame(extractor: Any, framewise: bool) -> None:
     corpus: Any = FakeCorpus([8_000] * 5, broken=3)
     with pytest.raises(
         DataError,
         match=r"/audio/3\.wav: frame \d+ of 24 of utterance 'utterance-3' holds NaN or infinity",
     ):
-        list(map_frames(corpus, np.arange(5), extractor, numbers, rowwise=rowwise))
+        list(map_frames(corpus, np.arange(5), extractor, numbers, framewise=framewise))
 
 
 def test_an_extractor_that_miscounts_is_a_mistake_of_ours(corpus: Any) -> None:
