@@ -11,12 +11,27 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
-class _SkipNormal(TorchFunctionMode):
-    """Leave out normal initialisation, which has no effect on the meta device.
+def _unchanged(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+    return tensor
 
-    PyTorch runs it there in Python, and imports its compiler for that: 1.5 seconds of processor
-    time in every program that loads a checkpoint.
-    """
+
+def _summed(tensor: Tensor, *, dim: tuple[int, ...], keepdim: bool, **_: Any) -> Tensor:
+    return tensor.sum(dim=dim, keepdim=keepdim)
+
+
+_SAME_SHAPE: dict[Any, Callable[..., Tensor]] = {
+    nn.init.normal_: _unchanged,
+    Tensor.normal_: _unchanged,
+    Tensor.norm: _summed,
+}
+"""Functions that PyTorch runs in Python on the meta device, importing its compiler for that (1.5
+seconds of processor time in every program that loads a checkpoint), and others that give the same
+shape.
+"""
+
+
+class _WithoutCompiler(TorchFunctionMode):
+    """Replace the functions of `_SAME_SHAPE` for tensors without values."""
 
     def __torch_function__(
         self,
@@ -25,16 +40,16 @@ class _SkipNormal(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        if function in (nn.init.normal_, torch.Tensor.normal_):
+        kwargs = dict(kwargs or {})
+        if function in _SAME_SHAPE:
             tensor: Tensor = args[0] if args else kwargs["tensor"]
             if tensor.is_meta:
-                return tensor
+                function = _SAME_SHAPE[function]
         return function(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def shapes_only() -> Iterator[None]:
     """Modules made inside have parameters on the meta device."""
-    with torch.device("meta"), _SkipNormal():
+    with torch.device("meta"), _WithoutCompiler():
         yield
