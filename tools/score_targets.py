@@ -29,7 +29,14 @@ from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.tools.command import command_parser, run_command
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hubert_pretrain.clustering.codebook import Codebook
     from hubert_pretrain.data.corpus import Corpus
+
+PROJECT_FRAMES = 1 << 14
+"""Frames whose projection by a codebook's transform is computed at once."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,7 +90,6 @@ def print_scores(options: argparse.Namespace) -> None:
 def compare_inertia(folder: str, corpus: Corpus, hours: float) -> dict[str, float]:
     """Inertia of a codebook and of scikit-learn's k-means on the same frames."""
     from hubert_pretrain.clustering import sample
-    from hubert_pretrain.clustering.reference import against_scikit_learn
     from hubert_pretrain.stages.units import load_units
 
     units = load_units(folder)
@@ -102,6 +108,35 @@ def compare_inertia(folder: str, corpus: Corpus, hours: float) -> dict[str, floa
     with tempfile.TemporaryDirectory() as scratch:
         frames = sample.gather(corpus, rows, units.extractor, scratch=Path(scratch))
     return against_scikit_learn(units.codebooks.parts[0].codebook, frames)
+
+
+def against_scikit_learn(
+    codebook: Codebook, frames: NDArray[np.float32], *, restarts: int = 20, seed: int = 0
+) -> dict[str, float]:
+    """Inertia per frame of a codebook on frames (N, D), beside that of MiniBatchKMeans with the
+    paper's settings (section 3.2), fitted on the same frames.
+
+    `inertia_ratio` <= 1 means that the codebook is no worse, although the other was fitted on these
+    very frames. Both are measured in the space of the codebook's centroids. Raises ConfigError when
+    there are fewer frames than clusters.
+    """
+    import torch
+
+    from hubert_pretrain.clustering.engines.statistics import measure_fit
+    from hubert_pretrain.clustering.frame_source import RankFrames
+    from hubert_pretrain.clustering.kmeans import KMeans
+
+    blocks = torch.from_numpy(frames).split(PROJECT_FRAMES)
+    projected = torch.cat([codebook.project(block) for block in blocks]).contiguous().numpy()
+    reference = KMeans("minibatch", codebook.n_clusters, restarts=restarts, seed=seed)
+    theirs = reference.fit(projected).inertia_
+    ours = measure_fit(RankFrames.whole(projected), codebook.centroids).inertia
+    return {
+        "frames": len(frames),
+        "inertia": ours / len(frames),
+        "inertia_of_scikit_learn": theirs / len(frames),
+        "inertia_ratio": ours / theirs,
+    }
 
 
 if __name__ == "__main__":

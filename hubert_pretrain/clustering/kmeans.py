@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from hubert_pretrain.clustering.engines.minibatch import MiniBatch
 from hubert_pretrain.clustering.engines.statistics import measure_fit
 from hubert_pretrain.clustering.frame_source import Frames, RankFrames
 from hubert_pretrain.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from hubert_pretrain.config.schema import ClusteringConfig
 
 ENGINES = ["minibatch", "torch", "faiss"]
 
@@ -78,6 +81,23 @@ class KMeans:
     counts_: NDArray[np.int64] = field(init=False, repr=False, compare=False)
     n_iter_: int = field(init=False, repr=False, compare=False)
     reseeded_: int = field(init=False, repr=False, compare=False)
+
+    @staticmethod
+    def of(config: ClusteringConfig, *, device: str, max_sample_bytes: int) -> KMeans:
+        """The estimator of a recipe; the seed is set later, per codebook."""
+        return KMeans(
+            engine=config.engine,
+            n_clusters=config.n_clusters,
+            max_iterations=config.max_iterations,
+            tolerance=config.tolerance,
+            restarts=config.restarts,
+            spherical=config.spherical,
+            batch_frames=config.batch_frames,
+            max_no_improvement=config.max_no_improvement,
+            reassignment_ratio=config.reassignment_ratio,
+            max_sample_bytes=max_sample_bytes,
+            device=device,
+        )
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The settings, by name."""

@@ -10,7 +10,6 @@ from typing import Any
 
 from hubert_pretrain import distributed, seeds
 from hubert_pretrain.clustering import layer_selection, sample
-from hubert_pretrain.clustering import sample as memory
 from hubert_pretrain.clustering.codebook_set import ALL, CodebookSet
 from hubert_pretrain.clustering.fit import CodebookFitter, fit_facts, parse_specs
 from hubert_pretrain.clustering.kmeans import KMeans
@@ -71,7 +70,7 @@ def fit(
         grid = at.extractor.grid
         dim = at.extractor.dim
         features = at.extractor.fingerprint()
-        wanted = parse_specs(config.codebooks, dim=dim, n_clusters=config.n_clusters)
+        specs = parse_specs(config.codebooks, dim=dim, n_clusters=config.n_clusters)
         max_hours = min(
             config.max_hours,
             sample.hours_of(config.max_frames, grid) if config.max_frames else math.inf,
@@ -84,20 +83,22 @@ def fit(
             max_hours=max_hours,
             seed=recipe.seed,
         )
-        where: dict[str, Any] = {"scratch": folder, "device": at.device, "workers": at.workers}
         shard = sample.gather_rank_frames(
-            corpus, rows, at.extractor, memory_bytes=memory.frame_bytes(budget), **where
+            corpus,
+            rows,
+            at.extractor,
+            scratch=folder,
+            memory_bytes=sample.frame_bytes(budget),
+            device=at.device,
+            workers=at.workers,
         )
         device = str(at.device)
-    settings = {
-        name: value for name, value in asdict(config).items() if name in KMeans().get_params()
-    }
-    estimator = KMeans(**settings, device=device, max_sample_bytes=memory.sample_bytes(budget))
+    estimator = KMeans.of(config, device=device, max_sample_bytes=sample.sample_bytes(budget))
     seed = functools.partial(_seed, recipe.seed, stage)
-    fitting = CodebookFitter(
+    fitter = CodebookFitter(
         estimator, seed, pca_dims=config.pca_dims, whiten=config.whiten, folder=folder
     )
-    codebooks = fitting.fit(shard, wanted, features=features, grid=grid)
+    codebooks = fitter.fit(shard, specs, features=features, grid=grid)
     return codebooks, {
         **fit_facts(codebooks),
         "frames": shard.total,
@@ -133,9 +134,15 @@ def choose_layer(
     )
     with extraction(recipe, workspace, iteration, layer=ALL_LAYERS) as at:
         assert isinstance(at.extractor, LayerFeatures)
-        where: dict[str, Any] = {"device": at.device, "workers": at.workers, "scratch": folder}
         scores = layer_selection.score_layers(
-            corpus, rows, at.extractor, n_clusters=choice.n_clusters, seed=recipe.seed, **where
+            corpus,
+            rows,
+            at.extractor,
+            n_clusters=choice.n_clusters,
+            seed=recipe.seed,
+            device=at.device,
+            workers=at.workers,
+            scratch=folder,
         )
     layer = layer_selection.best_layer(scores, choice.criterion)
     return layer, {

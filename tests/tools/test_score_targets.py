@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hubert_pretrain.tools.score_targets import against_scikit_learn
 from sklearn.cluster import MiniBatchKMeans
 
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.clustering.kmeans import KMeans
 from hubert_pretrain.clustering.pca import fit_pca
-from hubert_pretrain.clustering.reference import against_scikit_learn
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.frames import MFCC_GRID
 
