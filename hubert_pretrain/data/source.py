@@ -34,23 +34,21 @@ class SourceUtterance:
     file.
     """
     expected_samples: int | None = None
-    """Length that a list states for a whole file (`num_samples` is None), at 16 kHz; `prepare` puts
-    a file of another length aside.
+    """Length that a list states for a whole file (`num_samples` is None), at 16 kHz; `prepare`
+    quarantines a file of another length.
     """
     expected_within: int = 1
-    """By how many samples it may differ: what the list rounds away."""
+    """Samples by which the length may differ, because the list rounds it."""
     offset: int = -1
-    """Where the bytes of the audio file begin in the shard `path`; -1: `path` is the audio file."""
+    """First byte of the audio file in the shard `path`; -1: `path` is the audio file."""
     num_bytes: int = -1
-    """How many bytes the audio file has in its shard."""
+    """Bytes of the audio file in its shard."""
     corpus: str = ""
     """Name of the corpus it comes from; "" for `corpus_name` of what lists it."""
 
 
 def refuse_other_length(utterance: SourceUtterance, num_samples: int) -> None:
-    """Raises DataError unless a file of so many samples at 16 kHz is as long as its list states, if
-    it does.
-    """
+    """Raises DataError when a file of `num_samples` at 16 kHz is not as long as its list states."""
     if (
         utterance.expected_samples is not None
         and abs(num_samples - utterance.expected_samples) > utterance.expected_within
@@ -61,26 +59,26 @@ def refuse_other_length(utterance: SourceUtterance, num_samples: int) -> None:
 
 
 def other_length(num_samples: int, expected: int) -> str:
-    """Why a file cannot be used that has another length than its list states."""
+    """The reason to refuse a file whose length is not the one that its list states."""
     fix = (
         "it is truncated: copy it again"
         if num_samples < expected
-        else "the list is of other audio, or of a part of it: mend the list"
+        else "the list is of other audio, or of a part of it: correct the list"
     )
     return f"has {num_samples} samples at {SAMPLE_RATE} Hz, its list says {expected}; {fix}"
 
 
 class CorpusSource(Protocol):
-    """A corpus: any class that can list its utterances. Its values are keyword arguments, its place
-    in conf/data is a `_target_`.
+    """A corpus: any class that lists its utterances. conf/data names the class by `_target_` and
+    gives its keyword arguments.
     """
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         """Every utterance once, in any order.
 
         Args:
-            folder: where a corpus that makes its own audio may write it; what lies there after a
-            kill may be used again.
+            folder: where a corpus that makes its own audio may write it; files that are there
+                after a kill may be used again.
 
         Raises:
             DataError: the corpus is not where it should be; the message shows the expected layout.
@@ -89,5 +87,5 @@ class CorpusSource(Protocol):
 
 
 def corpus_name(source: CorpusSource) -> str:
-    """What a corpus is called in the manifest: its `name` where it has one, else its class."""
+    """Name of a corpus in the manifest: its `name` where it has one, else its class."""
     return str(getattr(source, "name", type(source).__name__.lower()))

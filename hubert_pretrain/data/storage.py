@@ -1,9 +1,9 @@
-"""Where the bytes of an audio file come from: a file on disk, a stretch of a shard, or either of
-them behind a URL with a bounded cache.
+"""Bytes of audio files: a file on disk, a byte range of a shard, or either of them behind a URL with
+a bounded cache.
 
-Any URL that fsspec knows is read (s3://, gs://, http://, ...). What is fetched is exactly the audio
-file asked for, never a whole shard, so that random access costs what it uses and one epoch fetches
-every byte once; the cache keeps what fits.
+Any URL that fsspec knows is read (s3://, gs://, http://, ...). Only the bytes of the audio file
+that was asked for are fetched, never a whole shard, so that one epoch fetches every byte once; the
+cache holds as many of them as fit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import stat
 import time
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,24 +28,23 @@ from hubert_pretrain.errors import DataError
 from hubert_pretrain.files import write_bytes
 
 ATTEMPTS = 4
-"""How often a fetch is tried before it is an error; the waits between are 0.5, 1 and 2 seconds."""
+"""Tries of a fetch before it is an error; the waits between them are 0.5, 1 and 2 seconds."""
 
 _OPEN_SHARDS = 64
-_KEEP_AFTER_EVICTION = 0.9
-"""Room is made for a tenth of the cache at a time, because finding the oldest means looking at
-all.
-"""
+_LEFT_BY_EVICTION = 0.9
+"""Share of the cache that an eviction leaves: it looks at all entries, so it should be rare."""
 _ABANDONED_SECONDS = 3600.0
+"""Temporary files of this age were left by killed processes."""
 _MAGIC = b"hpc1"
 _TRAILER = len(_MAGIC) + 4 + 8
 
 
 @dataclass(frozen=True)
 class Cache:
-    """What was fetched, kept on local disk: at most `max_bytes`, the longest unused goes first.
+    """Cache of fetched bytes on a local disk: at most `max_bytes`, least recently used first out.
 
-    Safe between processes. Every entry carries its length and checksum, so one that a kill or a
-    full disk left incomplete is fetched again.
+    Safe between processes. Every entry ends with its length and checksum, so an incomplete entry
+    (after a kill or a full disk) is noticed and fetched again.
     """
 
     folder: Path
@@ -53,59 +52,58 @@ class Cache:
 
     @staticmethod
     def of(folder: str | Path | None, gigabytes: float) -> Cache | None:
-        """The cache in `folder`, or None for none."""
-        return (
-            None
-            if folder is None
-            else Cache(Path(folder).expanduser().absolute(), int(gigabytes * 1e9))
-        )
+        """The cache in `folder`; None without a folder."""
+        if folder is None:
+            return None
+        return Cache(Path(folder).expanduser().absolute(), int(gigabytes * 1e9))
 
     def get(self, name: str, fetch: Callable[[], bytes]) -> bytes:
-        """The bytes called `name`: from disk, or from `fetch`, which is then kept."""
+        """The bytes called `name`: from the cache, or from `fetch`, whose result is then stored."""
         key = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
         path = self.folder / key[:2] / key
         data = _read_entry(path)
         if data is None:
             data = fetch()
             if len(data) + _TRAILER <= self.max_bytes:
-                self._keep(path, data)
+                self._store(path, data)
         return data
 
-    def _keep(self, path: Path, data: bytes) -> None:
+    def _store(self, path: Path, data: bytes) -> None:
         checksum = zlib.crc32(data).to_bytes(4, "little")
         trailer = _MAGIC + checksum + len(data).to_bytes(8, "little")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._make_room(len(data) + _TRAILER)
-            write_bytes(path, data + trailer, sync=False)
+            with self._room(len(data) + _TRAILER):
+                write_bytes(path, data + trailer, sync=False)
         except OSError as error:
             # Training goes on without a cache, only slower.
             warnings.warn(
-                f"{self.folder}: nothing can be kept in the cache ({error}); free space or set data.cache_dir",
+                f"{self.folder}: the cache cannot be written ({error}); "
+                "free space or set data.cache_dir",
                 stacklevel=2,
             )
 
-    def _make_room(self, size: int) -> None:
-        """Counts `size` bytes in, and drops the longest unused entries when that is too much. One
-        process at a time.
+    @contextlib.contextmanager
+    def _room(self, size: int) -> Iterator[None]:
+        """Adds `size` to the ledger of the cache, and evicts entries when the sum is above the
+        limit. One process at a time, until the entry is written: an eviction counts files.
         """
         with open(self.folder / ".bytes", "a+b") as ledger:
             fcntl.flock(ledger, fcntl.LOCK_EX)
             ledger.seek(0)
             known = ledger.read()
-            total = (int(known) if known.isdigit() else self._evict(self.max_bytes)) + size
-            if total > self.max_bytes:
-                total = (
-                    self._evict(max(0, int(self.max_bytes * _KEEP_AFTER_EVICTION) - size)) + size
-                )
+            used = int(known) if known.isdigit() else self._evict(self.max_bytes)
+            if used + size > self.max_bytes:
+                used = self._evict(max(0, int(self.max_bytes * _LEFT_BY_EVICTION) - size))
             ledger.truncate(0)
-            ledger.write(b"%d" % total)
+            ledger.write(b"%d" % (used + size))
+            yield
 
     def _evict(self, limit: int) -> int:
-        """Removes the longest unused entries until at most `limit` bytes are left. Returns how many
-        are.
+        """Removes the least recently used entries, and all abandoned temporary files, until at most
+        `limit` bytes are left. Returns the bytes that are left.
         """
-        entries = []
+        entries = []  # (time of last use, size, path); 0 for an abandoned one
         for folder in (entry for entry in os.scandir(self.folder) if entry.is_dir()):
             for entry in os.scandir(folder.path):
                 status = entry.stat()
@@ -124,7 +122,7 @@ class Cache:
 
 
 class Location(NamedTuple):
-    """Where an audio file lies: at `path`, or in the shard `path` from byte `offset` on."""
+    """The place of an audio file: `path`, or the shard `path` from byte `offset` on."""
 
     path: str
     offset: int = -1
@@ -132,8 +130,8 @@ class Location(NamedTuple):
 
 
 class ByteRange:
-    """The bytes of one audio file, wherever they lie. Reading is by position, so a part has no
-    state and may be shared.
+    """The bytes of one audio file, on disk, in a shard or in memory. Reading is by position, so a
+    byte range has no state and may be shared.
     """
 
     def __init__(
@@ -149,18 +147,18 @@ class ByteRange:
         return ByteRange(len(data), lambda start, length: data[start : start + length])
 
     def read(self, start: int, length: int) -> bytes:
-        """The bytes [start, start + length), fewer where the part ends before."""
+        """The bytes [start, start + length), fewer where the range ends before."""
         return self._read(start, max(0, min(length, self.size - start)))
 
     def file(self) -> str | io.BufferedIOBase:
-        """The part for those that want a file: its path where it is a file of this machine, which
-        libraries read faster.
+        """The range as a file for libraries: its path where it is a whole file of this machine,
+        which is read faster, else a file object.
         """
         return self._path or io.BufferedReader(_ByteRangeFile(self), buffer_size=1 << 16)
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is one for fsspec. (`file://` is taken for what it is by `open_part`.)"""
+    """True for a path that fsspec opens. (`open_bytes` takes `file://` for a path on disk.)"""
     return "://" in path
 
 
@@ -170,14 +168,15 @@ def open_bytes(
     """The audio file at `path`, or the one that lies at `offset` in the shard `path` and has
     `num_bytes`.
 
-    Raises DataError: it is missing, cannot be fetched, or is not as long as it should be.
+    Raises:
+        DataError: it is missing, cannot be fetched, or is shorter than it should be.
     """
     path = path.removeprefix("file://")
     if is_url(path):
         return ByteRange.of(fetch(path, offset, num_bytes, cache))
     try:
-        # Asked every time, because it costs a microsecond and a shard may be replaced or cut while
-        # it is in use.
+        # At every call, which costs a microsecond: a shard may be replaced or cut while it is in
+        # use.
         status = os.stat(path)
         shard = _open(path, status.st_dev, status.st_ino) if offset >= 0 else _Descriptor(path)
     except OSError as error:
@@ -195,7 +194,8 @@ def open_bytes(
         return ByteRange(status.st_size, lambda start, length: shard.read(start, length), path)
     if offset + num_bytes > status.st_size:
         raise DataError(
-            f"{path}: has {status.st_size} bytes, expected at least {offset + num_bytes}; the shard was cut, copy it again or write it anew"
+            f"{path}: has {status.st_size} bytes, expected at least {offset + num_bytes}; "
+            "the shard was cut, copy or write it again"
         )
     return ByteRange(num_bytes, lambda start, length: shard.read(offset + start, length))
 
@@ -204,16 +204,16 @@ def fetch(url: str, offset: int = -1, num_bytes: int = -1, cache: Cache | None =
     """The bytes behind a URL, or `num_bytes` of them from `offset` on; from the cache where it has
     them.
 
-    Raises DataError: they cannot be had after several attempts, or are not as many as they should
-    be.
+    Raises:
+        DataError: the fetch failed several times, or gave another number of bytes.
     """
     get = functools.partial(_download, url, offset, num_bytes)
     return get() if cache is None else cache.get(f"{url}\n{offset}\n{num_bytes}", get)
 
 
 def read_json_at(path: str) -> Any | None:
-    """The JSON at a path or URL, None when there is none or it is something else. Raises DataError
-    when a URL cannot be reached.
+    """The JSON at a path or URL; None when it is missing or no JSON. Raises DataError when a URL
+    cannot be reached.
     """
     try:
         return json.loads(Path(path).read_bytes() if not is_url(path) else fetch(path))
@@ -226,7 +226,7 @@ def read_json_at(path: str) -> Any | None:
 
 
 class _Descriptor:
-    """A file that is open until nobody uses it any more."""
+    """A file that is closed when the last reference to it is gone."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -242,21 +242,22 @@ class _Descriptor:
             return os.pread(self._number, length, start)
         except OSError as error:
             raise DataError(
-                f"{self._path}: cannot be read at byte {start} ({error.strerror}); mend the disk or the mount"
+                f"{self._path}: cannot be read at byte {start} ({error.strerror}); "
+                "check the disk or the mount"
             ) from error
 
 
 @functools.lru_cache(maxsize=_OPEN_SHARDS)
 def _open(path: str, device: int, inode: int) -> _Descriptor:
-    """A shard stays open. Reads are by position, so processes that were forked may share the
-    descriptor.
-    """
+    """A shard stays open. Reads are by position, so forked processes may share the descriptor."""
     return _Descriptor(path)
 
 
 class _ByteRangeFile(io.RawIOBase):
-    def __init__(self, part: ByteRange) -> None:
-        self._part = part
+    """A `ByteRange` as a file object."""
+
+    def __init__(self, content: ByteRange) -> None:
+        self._content = content
         self._position = 0
 
     def readable(self) -> bool:
@@ -266,19 +267,21 @@ class _ByteRangeFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._part.size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._content.size}[
+            whence
+        ]
         self._position = max(0, base + offset)
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._part.read(self._position, len(buffer))
+        data = self._content.read(self._position, len(buffer))
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
 
 
 def _read_entry(path: Path) -> bytes | None:
-    """What an entry of the cache holds, or None when there is none or it is damaged."""
+    """The content of an entry of the cache; None when it is missing or damaged."""
     try:
         entry = path.read_bytes()
     except OSError:
@@ -287,41 +290,39 @@ def _read_entry(path: Path) -> bytes | None:
     trailer = entry[-_TRAILER:]
     if trailer != _MAGIC + zlib.crc32(data).to_bytes(4, "little") + len(data).to_bytes(8, "little"):
         return None
-    with contextlib.suppress(OSError):  # another process may have dropped it meanwhile
+    with contextlib.suppress(OSError):  # another process may have evicted it meanwhile
         os.utime(path)
     return data
 
 
 def _download(url: str, offset: int, num_bytes: int) -> bytes:
-    # Found anew each time: fsspec keeps its file systems by process, and those of a parent do not
-    # work in a fork.
+    # Looked up at each call: fsspec keeps its file systems by process, and those of a parent do
+    # not work in a fork.
     from fsspec.core import url_to_fs
 
     for attempt in range(ATTEMPTS):
         try:
             system, path = url_to_fs(url)
-            data = bytes(
-                system.cat_file(path)
-                if offset < 0
-                else system.cat_file(path, start=offset, end=offset + num_bytes)
-            )
-            if offset < 0 or len(data) == num_bytes:
+            if offset < 0:
+                return bytes(system.cat_file(path))
+            data = bytes(system.cat_file(path, start=offset, end=offset + num_bytes))
+            if len(data) == num_bytes:
                 return data
             error: Exception = OSError(
-                f"{len(data)} bytes came, {num_bytes} were asked for: the file was cut or ranges are ignored"
+                f"{len(data)} bytes came, {num_bytes} were asked for: "
+                "the file was cut or the server ignores ranges"
             )
         except (FileNotFoundError, PermissionError, ImportError, ValueError) as fatal:
             raise DataError(
-                f"{url}: {_reason(fatal)}; restore it, or mend the URL or the access to it"
+                f"{url}: {_reason(fatal)}; restore it, or correct the URL or the access to it"
             ) from fatal
-        except (
-            Exception
-        ) as failure:  # every file system has errors of its own, most of them of the network
+        except Exception as failure:
+            # Every file system has errors of its own, most of them of the network.
             error = failure
         if attempt + 1 < ATTEMPTS:
             time.sleep(0.5 * 2**attempt)
     raise DataError(
-        f"{url}: {_reason(error)}, {ATTEMPTS} times; restore it, or mend the connection"
+        f"{url}: {_reason(error)}, {ATTEMPTS} times; restore it, or check the connection"
     ) from error
 
 

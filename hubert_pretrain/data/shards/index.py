@@ -1,5 +1,7 @@
-"""What lies where in a shard: a sidecar `<shard>.index.json`, written after the shard, that tells a
-whole shard from one that was cut.
+"""Names of shards, and the index of a shard: byte offsets of its utterances, its size and SHA-256.
+
+The index is the sidecar `<shard>.index.json`, written after the shard, so that a shard that was cut
+is noticed.
 """
 
 from __future__ import annotations
@@ -19,22 +21,21 @@ from hubert_pretrain.errors import DataError
 from hubert_pretrain.files import read_json, sha256, write_text
 
 _LONGEST_KEY = 80
-"""Together with any extension short enough for the name field of a plain tar header."""
+"""With any extension a name of this length fits into the header of a plain tar (100 bytes)."""
 
 
 def key_of(id: str) -> str:
-    """A name for an utterance's members that is safe everywhere: letters, digits, `_` and `-` (a
-    dot would begin the extension).
+    """Key of an utterance's members, safe on every file system: letters, digits, `_` and `-` (a dot
+    would begin the extension).
 
-    An id that is no such name gets its unsafe characters replaced and a hash appended, so that
-    different ids keep different keys.
+    In other ids unsafe characters are replaced and a hash is appended, so that different ids have
+    different keys.
     """
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", id)[:_LONGEST_KEY]
-    return (
-        safe
-        if safe == id
-        else f"{safe[: _LONGEST_KEY - 17]}-{hashlib.blake2b(id.encode(), digest_size=8).hexdigest()}"
-    )
+    if safe == id:
+        return id
+    digest = hashlib.blake2b(id.encode(), digest_size=8).hexdigest()
+    return f"{safe[: _LONGEST_KEY - 17]}-{digest}"
 
 
 def shard_name(split: str, number: int) -> str:
@@ -43,11 +44,11 @@ def shard_name(split: str, number: int) -> str:
 
 
 def expand(patterns: Sequence[str], root: str = "") -> list[str]:
-    """Shards that patterns name, each pattern's in order: `train-{000000..000012}.tar` (any URL) or
-    `train-*.tar` (a folder, s3, gs).
+    """Shards that match patterns, in the order of the patterns.
 
     Args:
-        patterns: paths or URLs.
+        patterns: paths or URLs, as `train-{000000..000012}.tar` (any URL) or `train-*.tar` (a
+            folder, s3, gs).
         root: the folder or URL that paths are relative to.
 
     Raises:
@@ -59,18 +60,17 @@ def expand(patterns: Sequence[str], root: str = "") -> list[str]:
     for pattern in patterns:
         if pattern.startswith("pipe:"):
             raise DataError(
-                f"{pattern}: is a command, which is not run; fetch the shards first, or name them by a URL such as s3://"
+                f"{pattern}: is a command, which is not run; "
+                "fetch the shards first, or name them by a URL such as s3://"
             )
-        absolute = (
-            pattern
-            if not root or is_url(pattern) or pattern.startswith("/")
-            else f"{root.rstrip('/')}/{pattern}"
-        )
-        for name in braceexpand(absolute):
+        if root and not is_url(pattern) and not pattern.startswith("/"):
+            pattern = f"{root.rstrip('/')}/{pattern}"
+        for name in braceexpand(pattern):
             matches = _matches(name) if any(sign in name for sign in "*?[") else [name]
             if not matches:
                 raise DataError(
-                    f"{name}: no shards of such a name; set data.root to their folder, or mend the pattern"
+                    f"{name}: no shards of such a name; "
+                    "set data.root to their folder, or correct the pattern"
                 )
             found += matches
     for name in found:
@@ -82,6 +82,7 @@ def expand(patterns: Sequence[str], root: str = "") -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
+    """Paths or URLs that match a pattern with `*`, `?` or `[`, sorted."""
     if not is_url(pattern):
         return sorted(glob.glob(pattern))
     from fsspec.core import url_to_fs
@@ -96,7 +97,7 @@ def _matches(pattern: str) -> list[str]:
 FORMAT = "hubert_pretrain.shard.1"
 SUFFIX = ".index.json"
 INDEX_FOLDER = "shards"
-"""Below the folder of `prepare`: the indexes of shards that others wrote."""
+"""Folder in that of `prepare` for the indexes of shards that others wrote."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,29 +106,32 @@ class Entry:
 
     id: str
     name: str
-    """Of its audio member."""
+    """Name of its audio member."""
     offset: int
-    """Of the audio member's first byte."""
+    """Position of the audio member's first byte in the shard."""
     num_bytes: int
     num_samples: int = -1
     mean: float = 0.0
+    """Mean of the stored samples."""
     variance: float = 1.0
-    """Of the stored samples."""
+    """Biased variance of the stored samples."""
     fields: dict[str, str] | None = None
-    """What else the shard says of it: text, speaker, label."""
+    """Further fields of the utterance: id, text, speaker, label."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardIndex:
-    """A shard's index."""
+    """The index of a shard."""
 
     shard: str
-    """Name of the file."""
+    """Name of the tar file."""
     size: int
-    """Bytes of the file."""
+    """Bytes of the tar file."""
     sha256: str
+    """SHA-256 of the tar file."""
     made_of: str
-    """Fingerprint of what was written into it, or of the file it was made from."""
+    """Fingerprint of the utterances written into the shard; for shards of others, of the file that
+    was indexed."""
     entries: list[Entry]
 
     def save(self, path: Path) -> None:
@@ -143,13 +147,16 @@ class ShardIndex:
 
     @staticmethod
     def parse(value: dict[str, Any]) -> ShardIndex | None:
-        """The index in the JSON of a sidecar, or None when that is something else."""
+        """The index in the JSON of a sidecar; None when that is no index."""
         if value.get("format") != FORMAT:
             return None
         try:
             entries = [Entry(**entry) for entry in value["entries"]]
             index = ShardIndex(
-                **{name: value[name] for name in ("shard", "size", "sha256", "made_of")},
+                shard=value["shard"],
+                size=value["size"],
+                sha256=value["sha256"],
+                made_of=value["made_of"],
                 entries=entries,
             )
         except (KeyError, TypeError):
@@ -158,43 +165,44 @@ class ShardIndex:
 
 
 def sidecar(shard: Path) -> Path:
-    """Where the index of a shard lies."""
+    """Path of the index beside a shard."""
     return shard.with_name(shard.name + SUFFIX)
 
 
 def kept(folder: Path, shard: str) -> Path:
-    """Where the index of somebody else's shard is kept, in a folder of ours."""
+    """Path in `folder` for the index of a shard that others wrote."""
     return folder / (hashlib.blake2b(shard.encode(), digest_size=8).hexdigest() + SUFFIX)
 
 
 def verify(shard: Path, *, content: bool = False, otherwise: Path | None = None) -> ShardIndex:
-    """The index of a shard on disk, once the shard was found to be what it says.
+    """The index of a shard on disk, after a comparison of the shard with it.
 
     Args:
-        shard: the tar.
-        content: read it all and compare its sha256 too.
-        otherwise: where its index lies when it has none beside it.
+        shard: the tar file.
+        content: compare the SHA-256 too, which reads the whole shard.
+        otherwise: path of the index for a shard that has none beside it.
 
     Raises:
         DataError: the shard or its index is missing, or they differ.
     """
-    index = ShardIndex.load(sidecar(shard)) or (
-        ShardIndex.load(otherwise) if otherwise is not None else None
-    )
+    index = ShardIndex.load(sidecar(shard))
+    if index is None and otherwise is not None:
+        index = ShardIndex.load(otherwise)
     if index is None:
         raise DataError(
-            f"{sidecar(shard)}: missing or damaged; copy it again with its shard, or write the shards anew"
+            f"{sidecar(shard)}: missing or damaged; "
+            "copy it again with its shard, or write the shards again"
         )
-    size = os.path.getsize(shard) if shard.is_file() else -1
-    if size != index.size:
-        found = (
-            "missing"
-            if size < 0
-            else f"has {size} bytes, its index says {index.size} for {len(index.entries)} utterances"
+    if not shard.is_file():
+        raise DataError(f"{shard}: missing; copy or write the shard again")
+    if (size := os.path.getsize(shard)) != index.size:
+        raise DataError(
+            f"{shard}: has {size} bytes, its index says {index.size} for {len(index.entries)} "
+            "utterances; copy or write the shard again"
         )
-        raise DataError(f"{shard}: {found}; copy the shard again or write it anew")
     if content and (found := sha256(shard)) != index.sha256:
         raise DataError(
-            f"{shard}: its content changed (sha256 {found[:12]}, its index says {index.sha256[:12]}); copy the shard again"
+            f"{shard}: its content changed (sha256 {found[:12]}, its index says "
+            f"{index.sha256[:12]}); copy the shard again"
         )
     return index

@@ -1,8 +1,7 @@
-"""Plain sequential reading of WebDataset shards, for those who stream what others made: no
-manifest, no random access, no resuming.
+"""Plain sequential reading of WebDataset shards: no manifest, no random access, no resuming.
 
-Training does not use it: `prepare` with `data=webdataset` notes once where every utterance lies,
-and reads from there in any order.
+Training does not use it: `prepare` with `data=webdataset` records once where every utterance lies,
+and training reads from there in any order.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ AUDIO = tuple(suffix[1:] for suffix in audio.SUFFIXES)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a shard holds under one key."""
+    """The members of a shard that have one key."""
 
     key: str
     shard: str
@@ -48,9 +47,7 @@ class Sample:
 
     @property
     def json(self) -> dict[str, Any]:
-        """What the `json` member holds, {} without one. Raises DataError when it is no JSON
-        object.
-        """
+        """The `json` member, {} without one. Raises DataError when it is no JSON object."""
         return fields_of(f"{self.shard}: {self.key}", self.members)
 
 
@@ -58,14 +55,14 @@ def stream(shards: Sequence[str], part: int = 0, parts: int = 1) -> Iterator[Sam
     """The samples of tar shards on disk or behind URLs, in the order in which they lie there.
 
     Args:
-        shards: paths and URLs, see `shards.names.expand`. part, parts: only the `part`-th of
-        `parts` disjoint shares, together everything: for the processes of a loader. Shares are
-        whole
-            shards, or with fewer shards than processes every `parts`-th sample.
+        shards: paths and URLs, see `expand` in index.py.
+        part, parts: give only the `part`-th of `parts` disjoint shares, for the processes of a
+            loader. Shares are whole shards or, when there are fewer shards than `parts`, every
+            `parts`-th sample.
 
     Raises:
-        DataError: a shard is missing or damaged, or holds what it should not; the samples before
-        that have been given out.
+        DataError: a shard is missing, damaged or unsafe; the samples before the fault have been
+            given.
     """
     by_shard = len(shards) >= parts
     number = 0
@@ -78,13 +75,14 @@ def stream(shards: Sequence[str], part: int = 0, parts: int = 1) -> Iterator[Sam
 
 
 def audio_of(shard: str, key: str, extensions: Sequence[str]) -> str:
-    """Which of a sample's extensions is its audio. Raises DataError when there is none or more than
+    """The extension of a sample's audio member. Raises DataError when there is none or more than
     one.
     """
     found = [extension for extension in extensions if extension in AUDIO]
     if len(found) != 1:
         raise DataError(
-            f"{shard}: {key} has {', '.join(extensions)}; expected one member of {', '.join(AUDIO)}, make the shard anew"
+            f"{shard}: {key} has {', '.join(extensions)}; "
+            f"expected one member of {', '.join(AUDIO)}, make the shard again"
         )
     return found[0]
 
@@ -96,10 +94,11 @@ def fields_of(where: str, members: dict[str, bytes]) -> dict[str, Any]:
     try:
         fields = json.loads(members.get("json", b"{}"))
     except ValueError as error:
-        raise DataError(f"{where}.json: is no JSON ({error}); make the shard anew") from error
+        raise DataError(f"{where}.json: is no JSON ({error}); make the shard again") from error
     if not isinstance(fields, dict):
         raise DataError(
-            f"{where}.json: is a {type(fields).__name__}, expected an object with fields such as text; make the shard anew"
+            f"{where}.json: is a {type(fields).__name__}, "
+            "expected an object with fields such as text; make the shard again"
         )
     return fields
 
@@ -112,7 +111,8 @@ def text_of(where: str, members: dict[str, bytes], field: str = "text") -> str:
         return " ".join(members["txt"].decode("utf-8-sig").split())
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{where}.txt: not UTF-8 text ({error.reason} at byte {error.start}); make the shard anew"
+            f"{where}.txt: not UTF-8 text ({error.reason} at byte {error.start}); "
+            "make the shard again"
         ) from error
 
 

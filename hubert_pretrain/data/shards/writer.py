@@ -1,9 +1,8 @@
-"""A prepared corpus -> WebDataset tar shards of 16 kHz mono audio, as 16-bit PCM (fast to read) or
+"""Prepared corpus -> WebDataset tar shards of 16 kHz mono audio, as 16-bit PCM (fast to read) or
 FLAC (half the size).
 
-Which utterances go into which shard, and every byte of it, depends on the corpus and nothing else,
-so shards are written by any number of processes, and a killed writer goes on with those that are
-missing and ends with the same files.
+Every byte of a shard depends only on the corpus and the settings. So any number of processes write
+the same files, and after a kill the missing shards are written to the same bytes.
 """
 
 from __future__ import annotations
@@ -40,17 +39,17 @@ FORMATS = {"pcm": "wav", "flac": "flac"}
 """Name of a format -> extension of its members."""
 
 SHARDS = "shards"
-"""Below the folder of a prepared corpus: its shards."""
+"""Folder of the shards in that of a prepared corpus."""
 
 _SHARE_OF_PCM = {"pcm": 1.0, "flac": 0.55}
-"""Expected size beside PCM, by which utterances are dealt to shards before any is encoded."""
+"""Expected size relative to PCM: utterances are assigned to shards before they are encoded."""
 _OVERHEAD = 2_048
 """Bytes per utterance for headers, JSON and padding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A shard to be written: rows [first, last) of the manifest."""
+    """A shard to write: rows [first, last) of the manifest."""
 
     name: str
     first: int
@@ -61,12 +60,13 @@ def check_format(format: str) -> None:
     """Raises ConfigError unless there is such a format."""
     if format not in FORMATS:
         raise ConfigError(
-            f"data.shards={format!r}: expected none, {', '.join(FORMATS)}{did_you_mean(format, ['none', *FORMATS])}"
+            f"data.shards={format!r}: expected none, {', '.join(FORMATS)}"
+            f"{did_you_mean(format, ['none', *FORMATS])}"
         )
 
 
 def assign(manifest: Manifest, format: str, megabytes: int) -> list[Assignment]:
-    """Deals the utterances of each split, in the order of their rows, to shards of about
+    """Assigns the utterances of each split, in the order of their rows, to shards of about
     `megabytes`.
     """
     check_format(format)
@@ -84,7 +84,7 @@ def assign(manifest: Manifest, format: str, megabytes: int) -> list[Assignment]:
 
 
 def _sizes(manifest: Manifest, rows: range, format: str) -> NDArray[np.float64]:
-    """Bytes that each of these rows will take, roughly."""
+    """Estimated bytes of each of these rows in a shard."""
     return np.asarray(
         manifest.num_samples[rows.start : rows.stop] * (2 * _SHARE_OF_PCM[format]) + _OVERHEAD,
         dtype=np.float64,
@@ -94,21 +94,22 @@ def _sizes(manifest: Manifest, rows: range, format: str) -> NDArray[np.float64]:
 def write_shards(
     corpus: Corpus, folder: Path, *, format: str, megabytes: int = 512, workers: int = 0
 ) -> Iterator[Utterance]:
-    """Writes a corpus as shards and gives the rows of the manifest that reads from them.
+    """Writes a corpus as shards and yields the rows of the manifest that reads from them.
 
-    Statistics of a row are those of what was stored: 16-bit audio at 16 kHz is stored to the bit
-    and keeps its own; anything else is resampled, rounded to 16 bits and measured again.
+    The mean and variance of a row are those of the stored samples: 16-bit audio at 16 kHz is stored
+    to the bit; any other is resampled, rounded to 16 bits and measured again.
 
     Args:
         corpus: the prepared corpus.
-        folder: for the shards; those that a killed run finished there are kept.
+        folder: for the shards; those that a killed run finished there stay.
         format: pcm or flac.
         megabytes: size of a shard, roughly.
         workers: processes; 0 is one per core.
 
     Raises:
-        ConfigError: `format` is none. DataError: the disk has no room, audio cannot be read any
-        more, the folder holds other shards, or a process died.
+        ConfigError: there is no such format.
+        DataError: the disk has no room, audio cannot be read any more, the folder holds other
+            shards, or a process died.
     """
     assignments = assign(corpus.manifest, format, megabytes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,9 +148,10 @@ def convert(
 
     Args:
         corpus: the corpus; `out` may be its own folder, whose manifest then reads from the shards.
-        out: the folder to write. format, megabytes, workers: see `write_shards`. url: where the
-        shards will lie, e.g. `s3://bucket/corpus`; the manifest then names that place, and copying
-        them is left to you.
+        out: the folder to write.
+        format, megabytes, workers: see `write_shards`.
+        url: future place of the shards, e.g. `s3://bucket/corpus`, for the manifest; copy them
+            there yourself.
     """
     rows = write_shards(corpus, out / SHARDS, format=format, megabytes=megabytes, workers=workers)
     if url is not None:
@@ -162,8 +164,8 @@ def convert(
 
 
 def write_shard(corpus: Corpus, assignment: Assignment, folder: Path, format: str) -> ShardIndex:
-    """Writes one shard atomically and its index after it, unless both are there already and of the
-    same utterances.
+    """Writes one shard atomically, and its index after it, unless both are there and of the same
+    utterances.
     """
     path = folder / assignment.name
     rows = [corpus.manifest[row] for row in range(assignment.first, assignment.last)]
@@ -178,7 +180,11 @@ def write_shard(corpus: Corpus, assignment: Assignment, folder: Path, format: st
         return found
     with replacing(path) as temporary, open(temporary, "wb") as file:
         output = _Hashing(file)
-        with tarfile.open(fileobj=output, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+        with tarfile.open(
+            fileobj=output,  # type: ignore[call-overload]
+            mode="w",
+            format=tarfile.USTAR_FORMAT,
+        ) as tar:
             entries = [_add(tar, corpus, utterance, format) for utterance in rows]
     index = ShardIndex(
         shard=path.name,
@@ -192,8 +198,10 @@ def write_shard(corpus: Corpus, assignment: Assignment, folder: Path, format: st
 
 
 def _add(tar: tarfile.TarFile, corpus: Corpus, utterance: Utterance, format: str) -> Entry:
+    """Adds the two members of an utterance, audio and JSON."""
     waveform = corpus.read(utterance.row)
     values = to_int16(waveform)
+    # The statistics of the manifest hold as long as no sample was rounded.
     if np.array_equal(values.astype(np.float32) * np.float32(2.0**-15), waveform):
         mean = utterance.mean
         variance = utterance.variance
@@ -204,14 +212,14 @@ def _add(tar: tarfile.TarFile, corpus: Corpus, utterance: Utterance, format: str
     key = key_of(utterance.id)
     name = f"{key}.{FORMATS[format]}"
     data = encode(values, format)
-    said = {
+    fields = {
         "id": utterance.id,
         "text": utterance.text,
         "speaker": utterance.speaker,
         "label": utterance.label,
     }
     facts = {
-        **said,
+        **fields,
         "split": utterance.split,
         "corpus": utterance.corpus,
         "num_samples": len(values),
@@ -227,13 +235,13 @@ def _add(tar: tarfile.TarFile, corpus: Corpus, utterance: Utterance, format: str
         num_samples=len(values),
         mean=mean,
         variance=variance,
-        fields=said,
+        fields=fields,
     )
 
 
 def _member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Adds a file, the same bytes whoever writes it and whenever. Returns where its content
-    begins.
+    """Adds a file without owner and time, so that equal content gives equal shards. Returns the
+    position of its content.
     """
     info = tarfile.TarInfo(name)
     info.size = len(data)
@@ -257,7 +265,7 @@ def encode(values: NDArray[np.int16], format: str) -> bytes:
 
 
 class _Hashing:
-    """A file to write into that knows how much and what was written."""
+    """A file to write to that counts and hashes the bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -274,6 +282,7 @@ class _Hashing:
 
 
 def _made_of(rows: list[Utterance], format: str) -> str:
+    """Fingerprint of the utterances of a shard and of its format."""
     digest = hashlib.blake2b(format.encode(), digest_size=16)
     for row in rows:
         digest.update(repr(row).encode())
@@ -299,7 +308,8 @@ def _each(
             yield future.result()
     except BrokenProcessPool as error:
         raise DataError(
-            "a process that writes shards died, killed or out of memory; run again with fewer, e.g. data.workers=1"
+            "a process that writes shards died, killed or out of memory; "
+            "run again with fewer, e.g. data.workers=1"
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
@@ -308,7 +318,7 @@ def _each(
 def _refuse_full_disk(
     manifest: Manifest, folder: Path, assignments: list[Assignment], format: str
 ) -> None:
-    """Before the first byte, from the lengths of what is still to be written."""
+    """Raises DataError before the first byte, from the lengths of the utterances to write."""
     left = [
         range(each.first, each.last) for each in assignments if not (folder / each.name).exists()
     ]
@@ -316,14 +326,17 @@ def _refuse_full_disk(
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"{folder}: about {human_bytes(int(needed))} are needed for shards in {format}, {human_bytes(free)} are free; "
+            f"{folder}: about {human_bytes(int(needed))} are needed for shards in {format}, "
+            f"{human_bytes(free)} are free; "
             "make room, or write them elsewhere with hubert-pretrain make-shards"
         )
 
 
 def _refuse_others(folder: Path, names: set[str]) -> None:
+    """Raises DataError when the folder holds shards that are not among `names`."""
     others = sorted(path.name for path in folder.glob("*.tar") if path.name not in names)
     if others:
         raise DataError(
-            f"{folder / others[0]}: a shard of another corpus or another size; empty the folder or name another"
+            f"{folder / others[0]}: a shard of another corpus or another size; "
+            "empty the folder or name another"
         )

@@ -67,12 +67,12 @@ def gs(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
     """An empty bucket's URL."""
     url: str = request.getfixturevalue(request.param)
-    anew(url).mkdir(url)
+    fresh_system(url).mkdir(url)
     yield url
-    anew(url)
+    fresh_system(url)
 
 
-def anew(url: str) -> AbstractFileSystem:
+def fresh_system(url: str) -> AbstractFileSystem:
     """The file system of a URL. fsspec keeps those it has made by their arguments, not by the
     environment, so they are forgotten.
     """
@@ -85,7 +85,7 @@ def remote(bucket: str, corpus: Corpus, tmp_path: Path) -> tuple[str, Corpus, Co
     """Where the shards of a corpus lie, the corpus on disk, and the one that reads from there."""
     url = f"{bucket}/some/corpus"
     writer.convert(corpus, tmp_path / "out", format="flac", megabytes=0.06, workers=1, url=url)
-    system = anew(url)
+    system = fresh_system(url)
     for path in (tmp_path / "out" / "shards").iterdir():
         system.pipe_file(f"{url}/{path.name}", path.read_bytes())
     assert sum(path.suffix == ".tar" for path in (tmp_path / "out" / "shards").iterdir()) > 2
@@ -100,7 +100,7 @@ def crops(corpus: Corpus) -> list[np.ndarray]:
     ]
 
 
-def read_anew(folder: Path) -> list[np.ndarray]:
+def read_in_a_new_process(folder: Path) -> list[np.ndarray]:
     return crops(Corpus.open(folder))
 
 
@@ -111,9 +111,9 @@ def test_audio_is_read_at_random(remote: tuple[str, Corpus, Corpus], tmp_path: P
     (row, *_) = here.manifest.rows("valid").tolist()
     shard = here.manifest[row].path
     assert shard.startswith(url)
-    anew(url).rm_file(shard)
+    fresh_system(url).rm_file(shard)
     with pytest.raises(
-        DataError, match=r"valid-000000\.tar: no such file; restore it, or mend the URL"
+        DataError, match=r"valid-000000\.tar: no such file; restore it, or correct the URL"
     ):
         here.read(row)
 
@@ -125,7 +125,7 @@ def test_processes_of_a_loader_read_what_the_first_one_does(
     expected = crops(here)
     for method in ("fork", "spawn"):  # a fork inherits file systems that do not work in it
         with ProcessPoolExecutor(1, mp_context=get_context(method)) as pool:
-            found = pool.submit(read_anew, here.folder).result()
+            found = pool.submit(read_in_a_new_process, here.folder).result()
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -148,7 +148,7 @@ def test_shards_are_prepared_where_they_lie_and_cached(
     where = {"cache_dir": str(tmp_path / "cache"), "cache_gigabytes": 1.0}
     folder = prepare(tmp_path / "run", {**WEBDATASET, **shards}, url, **where).folder
     expected = [here.read(row) for row in range(len(here.manifest))]
-    anew(url).rm(url, recursive=True)
+    fresh_system(url).rm(url, recursive=True)
     prepared = Corpus.open(folder, Cache.of(where["cache_dir"], 1.0))
     for row, waveform in enumerate(expected):
         assert prepared.manifest[row].id == corpus.manifest[row].id
