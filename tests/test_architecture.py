@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from hubert_pretrain.pipeline.plan import VERBS
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "hubert_pretrain"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -208,6 +210,16 @@ def test_configuration_stops_at_the_stages() -> None:
             if name.split(".")[0] in ("hydra", "omegaconf") or name.endswith(".Workspace"):
                 breaches.append(f"{name_of(path)}:{line} imports {name}")
     assert not breaches
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_stage_reads_as_a_table_of_contents(verb: str) -> None:
+    """`run()` writes its artefact, `open_*()` reads it; loops are in the rooms below."""
+    tree = tree_of(PACKAGE / "stages" / f"{verb}.py")
+    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert "run" in functions
+    assert any(name.startswith("open_") for name in functions)
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, (ast.For, ast.While))]
 
 
 def test_the_model_is_plain_torch() -> None:

@@ -95,9 +95,11 @@ def _take(rows: NDArray[np.int64] | range, positions: NDArray[np.int64]) -> NDAr
     return positions + rows.start if isinstance(rows, range) else rows[positions]
 
 
-def hours_of(num_frames: int, grid: FrameGrid) -> float:
-    """Hours of audio with about `num_frames` frames, and no more."""
-    return seconds(num_frames * grid.hop) / 3600
+def hours_limit(max_hours: float, max_frames: int, grid: FrameGrid) -> float:
+    """The smaller of two limits, in hours: of audio, and of frames (0: none)."""
+    if not max_frames:
+        return max_hours
+    return min(max_hours, seconds(max_frames * grid.hop) / 3600)
 
 
 # -- frames of the sample
@@ -182,9 +184,11 @@ def gather_rank_frames(
 
 
 def remove_scratch(folder: Path) -> None:
-    """Deletes this rank's scratch files."""
+    """Deletes this rank's frames and the checkpoints of unfinished fits."""
     for path in folder.glob(f"{SCRATCH}.{distributed.rank()}*"):
         path.unlink()
+    for path in folder.glob("*.state"):
+        path.unlink(missing_ok=True)  # another rank may have deleted it
 
 
 def _store(frames: NDArray[np.float32] | FrameFile, start: int, part: NDArray[np.float32]) -> None:

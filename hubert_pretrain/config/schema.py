@@ -107,6 +107,11 @@ class ClusteringConfig:
     reassignment_ratio: float = field(0.0, zero_or_more)
     """Draw clusters again that are smaller than this share of the largest; 0: never (minibatch)."""
 
+    @property
+    def max_memory_bytes(self) -> int:
+        """`max_memory_gb` in bytes."""
+        return int(self.max_memory_gb * 1e9)
+
 
 @dataclass
 class LossConfig:

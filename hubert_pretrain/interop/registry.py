@@ -4,7 +4,7 @@ they were made from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,3 +95,40 @@ def export_format(name: str) -> Format:
         hint = did_you_mean(name, list(FORMATS))
         raise ConfigError(f"export.format={name}: expected one of {', '.join(FORMATS)}{hint}")
     return FORMATS[name]
+
+
+@dataclass(frozen=True)
+class Export:
+    """A checkpoint that was exported."""
+
+    name: str
+    """Its folder, e.g. it2/pretrain."""
+    report: Report
+    """Differences between its outputs and those of the checkpoint."""
+
+
+def export_all(form: Format, sources: Mapping[str, Path], folder: Path) -> dict[str, Export]:
+    """Export several checkpoints and compare each export with its source.
+
+    Args:
+        form: the format.
+        sources: folders of checkpoints, by any key.
+        folder: where each checkpoint gets a folder, named by the last two parts of its path
+            (it2/pretrain, finetune/asr, also of another run).
+
+    Raises ConfigError when two of them would have the same name.
+    """
+    exports: dict[str, Export] = {}
+    for key, source in sources.items():
+        name = "/".join(source.parts[-2:])
+        if name in [export.name for export in exports.values()]:
+            raise ConfigError(
+                f"export.checkpoints names two folders that end in {name}; export one of them in "
+                "a run of its own"
+            )
+        loaded = load_checkpoint(source)
+        path = folder / name / form.file
+        form.write(path, loaded)
+        report, _ = form.check(path, loaded)
+        exports[key] = Export(name, report)
+    return exports

@@ -1,6 +1,4 @@
-"""Stage `export`: checkpoints -> folders that others load, each compared with what it was made
-from.
-"""
+"""Stage `export`: checkpoints -> the files of another project, each compared with its source."""
 
 from __future__ import annotations
 
@@ -8,42 +6,33 @@ from pathlib import Path
 from typing import Any
 
 from hubert_pretrain.config.schema import Recipe
-from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.files import write_json
-from hubert_pretrain.interop.compare import Report
-from hubert_pretrain.interop.load import load_checkpoint
-from hubert_pretrain.interop.registry import export_format
+from hubert_pretrain.interop.registry import export_all, export_format
 from hubert_pretrain.pipeline.workspace import Workspace
 
 
+def open_exports(workspace: Workspace) -> dict[str, Path]:
+    """The exported folder of each checkpoint. Raises ArtefactError when the stage has not
+    finished."""
+    folders = workspace.artefact("export").facts["folders"]
+    return {reference: Path(folder) for reference, folder in folders.items()}
+
+
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
-    """Writes each checkpoint of the recipe into a folder named like its stage, and `report.json`
-    with all differences beside them.
+    """Write each checkpoint of the recipe to a folder of its own, and `report.json` with all
+    differences beside them.
+
+    Raises ConfigError when two checkpoints would have the same folder.
     """
-    form = export_format(recipe.export.format)
-    reports: dict[str, Report] = {}
-    names: dict[str, str] = {}
-    for reference in recipe.export.checkpoints:
-        source = workspace.resolve(reference).path
-        loaded = load_checkpoint(source)
-        name = "/".join(source.parts[-2:])  # it2/pretrain, finetune/asr, also of another run
-        if name in names.values():
-            raise ConfigError(
-                f"export.checkpoints names two folders that end in {name}; export one of them in a run of its own"
-            )
-        names[reference] = name
-        form.write(folder / name / form.file, loaded)
-        reports[reference], _ = form.check(folder / name / form.file, loaded)
-    write_json(
-        folder / "report.json",
-        {reference: report.differences for reference, report in reports.items()},
-    )
+    references = recipe.export.checkpoints
+    sources = {reference: workspace.resolve(reference).path for reference in references}
+    exports = export_all(export_format(recipe.export.format), sources, folder)
+    differences = {name: export.report.differences for name, export in exports.items()}
+    write_json(folder / "report.json", differences)
     final = workspace.folder(stage)
-    folders = {reference: str(final / name) for reference, name in names.items()}
+    folders = {name: str(final / export.name) for name, export in exports.items()}
     return {
-        "path": next(iter(folders.values())),
+        "path": folders[references[0]],
         "folders": folders,
-        "max_difference": {
-            reference: report.max_difference for reference, report in reports.items()
-        },
+        "max_difference": {name: export.report.max_difference for name, export in exports.items()},
     }

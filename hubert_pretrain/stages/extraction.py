@@ -1,5 +1,5 @@
-"""What the stages that compute frames share, `cluster` and `label`: the extractor of an iteration,
-on its device.
+"""Feature extractor of an iteration on its device, for the stages that compute frames: `cluster`
+and `label`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from hubert_pretrain.pipeline.workspace import Workspace
 MAX_WORKERS = 16
 """Batches in flight at once: each may need some 700 MB in the conv encoder of Base."""
 AUTO = "auto"
-"""`layer: auto`: the cluster stage chooses, see clustering/layer_selection.py."""
+"""`features.layer=auto`: the cluster stage chooses (clustering/layer_selection.py)."""
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What computes frames in this process, and where."""
+    """An extractor with its device and workers in this process."""
 
     extractor: FeatureExtractor
     device: torch.device
@@ -37,13 +37,15 @@ class Extraction:
 def extraction(
     recipe: Recipe, workspace: Workspace, iteration: str, *, layer: Any = None
 ) -> Iterator[Extraction]:
-    """The extractor of an iteration on its device. On a CPU each worker computes with one torch
-    thread, for as long as this is open.
+    """The extractor of an iteration on its device. While this is open, each worker computes with
+    one torch thread.
 
     Args:
-        recipe: of the run. workspace: of the run. iteration: which one. layer: what stands for
-        `features.layer: auto`: what the cluster stage chose, as the codebook's `features["layer"]`
-        says.
+        recipe: of the run.
+        workspace: of the run.
+        iteration: name of the iteration, e.g. it1.
+        layer: takes the place of `features.layer=auto`: the choice of the cluster stage, which the
+            codebook's `features["layer"]` states.
     """
     node = resolved(dict(recipe.iterations[iteration].features), workspace)
     if node.get("layer") == AUTO:
@@ -59,17 +61,15 @@ def extraction(
 
 
 def resolved(node: Any, workspace: Workspace) -> Any:
-    """A node of features whose checkpoints, at any depth, are folders instead of names of
-    stages.
-    """
-    if isinstance(node, dict):
-        checkpoint = (
-            {"checkpoint": str(workspace.resolve(node["checkpoint"]).path)}
-            if "checkpoint" in node
-            else {}
-        )
-        return {key: resolved(value, workspace) for key, value in node.items()} | checkpoint
-    return [resolved(value, workspace) for value in node] if isinstance(node, list) else node
+    """A node of features with paths in place of the names of stages, at any depth."""
+    if isinstance(node, list):
+        return [resolved(value, workspace) for value in node]
+    if not isinstance(node, dict):
+        return node
+    found = {key: resolved(value, workspace) for key, value in node.items()}
+    if "checkpoint" in node:
+        found["checkpoint"] = str(workspace.resolve(node["checkpoint"]).path)
+    return found
 
 
 def _device(recipe: Recipe) -> torch.device:

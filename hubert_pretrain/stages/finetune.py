@@ -17,7 +17,7 @@ from hubert_pretrain.finetune.inference import predict, pretrained
 from hubert_pretrain.finetune.masks import make_masks
 from hubert_pretrain.finetune.module import FinetuneModule
 from hubert_pretrain.finetune.task import Examples, Task, gather_examples, strings
-from hubert_pretrain.model.checkpoint import save_model
+from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.seeds import derive
@@ -28,6 +28,11 @@ from hubert_pretrain.training.curves import plot_finetuning
 from hubert_pretrain.training.module import Monitor
 from hubert_pretrain.training.optim import AdamWSettings, tri_stage_schedule
 from hubert_pretrain.training.trainer import fit
+
+
+def open_finetuned(workspace: Workspace, task: str) -> LoadedModel:
+    """Encoder and head of a task. Raises ArtefactError when the stage has not finished."""
+    return load_model(workspace.artefact(f"finetune/{task}").path)
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:

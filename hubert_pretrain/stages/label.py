@@ -1,16 +1,16 @@
-"""Stage `it*/label`: corpus x codebook -> the target store, and its quality; or targets of another
-project, brought in.
-"""
+"""Stage `it*/label`: corpus x codebooks -> targets and their quality; or targets made elsewhere."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hubert_pretrain import distributed
-from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.stages.cluster import open_codebooks
 from hubert_pretrain.stages.extraction import extraction
 from hubert_pretrain.stages.prepare import open_corpus
 from hubert_pretrain.targets.import_targets import import_targets
@@ -21,48 +21,52 @@ from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
 
 
-def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
-    """Labels every utterance of the corpus with the codebooks of the iteration. A killed run goes
-    on at its first unfinished block.
+def open_targets(workspace: Workspace, iteration: str) -> TargetStore:
+    """The targets of an iteration. Raises ArtefactError when the stage has not finished."""
+    return TargetStore.open(workspace.artefact(f"{iteration}/label").path)
 
-    Started as several processes (torchrun, srun, or RANK and WORLD_SIZE by hand) they share the
-    blocks; rank 0 measures.
+
+def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
+    """Write the targets of every utterance to `folder`; returns their quality, measured by rank 0.
+
+    Several processes (torchrun, srun, or RANK and WORLD_SIZE by hand) share the blocks of the
+    corpus. A killed run resumes at its first unfinished block.
     """
-    iteration = stage.split("/")[0]
-    rank = distributed.rank()
+    iteration, _, _ = stage.partition("/")
     corpus = open_corpus(recipe, workspace)
-    if source := recipe.iterations[iteration].targets:
-        if rank == 0:
-            print(
-                import_targets(
-                    workspace.resolve(source).path, folder, corpus.manifest, grid=recipe.model.grid
-                ),
-                flush=True,
-            )
-    else:
-        codebooks = CodebookSet.load(workspace.artefact(f"{iteration}/cluster").path)
-        if rank == 0:
-            writer: TargetWriter | None = TargetWriter.create(folder, corpus.manifest, codebooks)
-        else:
-            writer = TargetWriter.join(
-                folder, corpus.manifest, codebooks, is_done=lambda: workspace.is_done(stage)
-            )
-        if writer is not None:
-            with extraction(
-                recipe, workspace, iteration, layer=codebooks.features.get("layer")
-            ) as at:
-                ranks = {"rank": rank, "world_size": distributed.launched()}
-                label_corpus(
-                    corpus,
-                    writer,
-                    at.extractor,
-                    codebooks,
-                    device=at.device,
-                    workers=at.workers,
-                    **ranks,
-                )
-    if rank > 0:
+    source = recipe.iterations[iteration].targets
+    if source is None:
+        label(recipe, workspace, stage, folder, corpus)
+    elif distributed.rank() == 0:
+        path = workspace.resolve(source).path
+        print(import_targets(path, folder, corpus.manifest, grid=recipe.model.grid), flush=True)
+    if distributed.rank() > 0:
         return {}
     store = TargetStore.open(folder)
     plot_targets(store, corpus, folder / "quality.png")
     return measure_targets(store, corpus)
+
+
+def label(recipe: Recipe, workspace: Workspace, stage: str, folder: Path, corpus: Corpus) -> None:
+    """Assign cluster ids to this process's share of the corpus."""
+    iteration, _, _ = stage.partition("/")
+    codebooks = open_codebooks(workspace, iteration)
+    if distributed.rank() == 0:
+        writer: TargetWriter | None = TargetWriter.create(folder, corpus.manifest, codebooks)
+    else:
+        # None: rank 0 finished the stage before this process came.
+        is_done = partial(workspace.is_done, stage)
+        writer = TargetWriter.join(folder, corpus.manifest, codebooks, is_done=is_done)
+    if writer is None:
+        return
+    with extraction(recipe, workspace, iteration, layer=codebooks.features.get("layer")) as at:
+        label_corpus(
+            corpus,
+            writer,
+            at.extractor,
+            codebooks,
+            device=at.device,
+            workers=at.workers,
+            rank=distributed.rank(),
+            world_size=distributed.launched(),
+        )

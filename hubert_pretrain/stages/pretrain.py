@@ -14,7 +14,7 @@ from hubert_pretrain.data.augment import Augmentation, make_augmentation
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.frames import FrameGrid
-from hubert_pretrain.model.checkpoint import save_model
+from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
 from hubert_pretrain.model.compile import compile_network
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.masking import expected_count
@@ -35,6 +35,11 @@ from hubert_pretrain.training.module import Monitor
 from hubert_pretrain.training.optim import AdamWSettings, linear_schedule
 from hubert_pretrain.training.strategies import gather_module
 from hubert_pretrain.training.trainer import fit, validate
+
+
+def open_pretrained(workspace: Workspace, iteration: str) -> LoadedModel:
+    """Encoder and head of an iteration. Raises ArtefactError when the stage has not finished."""
+    return load_model(workspace.artefact(f"{iteration}/pretrain").path)
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Run one stage in this process: lock, resume, call its code, publish `meta.json`."""
+"""Run of one stage in this process: lock, resume, call its code, publish `meta.json`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ FOLLOW_SECONDS = 600.0
 
 
 def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
-    """Runs one stage in this process, unless it is done. Only rank 0 touches the workspace's
-    bookkeeping.
+    """Run one stage in this process, unless it is done.
+
+    Rank 0 holds the lock and writes `partial.json` and `meta.json`; the other ranks only work.
     """
     for name in stage.inputs:
         workspace.resolve(name)
@@ -61,8 +62,8 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
 
 
 def _follow(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
-    """The part of the other ranks: waits until rank 0 holds the stage and has opened its folder,
-    then works in there with it. Does nothing in a stage of one process.
+    """The part of the other ranks: wait until rank 0 holds the stage and has opened its folder,
+    then work in it. Does nothing in a stage of one process.
     """
     if stage.verb not in SHARED:
         return

@@ -1,5 +1,5 @@
-"""The unit extractor of a run, from the folder of its cluster stage alone: codebooks, and the
-features that they were fitted on.
+"""Unit extractor of a run, from the folder of its cluster stage: codebooks and the features that
+they were fitted on.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ from hubert_pretrain.pipeline.workspace import open_artefact
 from hubert_pretrain.targets.units import UnitExtractor
 
 FEATURES = f"{features.__name__}."
-"""Only classes from here are made: an artefact of someone else decides nothing more."""
+"""Only classes from this package are made: an artefact of someone else runs no other code."""
 
 
 def load_units(
     folder: str | Path, *, checkpoint: str | Path | None = None, device: torch.device | str = "cpu"
 ) -> UnitExtractor:
-    """Units as the label stage after this cluster stage gives them.
+    """The extractor of the units that the label stage after this cluster stage writes.
 
     Args:
-        folder: of a cluster stage, such as runs/demo/it2/cluster. checkpoint: where the features'
-        checkpoint lies now; None: where the recipe said, beside the folder. device: where frames
-        are computed.
+        folder: of a cluster stage, such as runs/demo/it2/cluster.
+        checkpoint: path of the features' checkpoint; None: as in the recipe, beside the folder.
+        device: computes the frames.
 
     Raises:
-        ArtefactError: the folder is no finished cluster stage, the checkpoint is not found, or it
-        is another one than the codebooks were
-            fitted on (by its hash, wherever it lies).
+        ArtefactError: the folder is no finished cluster stage, the checkpoint is not found, or its
+            hash is not that of the checkpoint that the codebooks were fitted on.
     """
     folder = Path(folder).absolute()
     codebooks = CodebookSet.load(folder)
@@ -62,7 +61,8 @@ def _build(node: Any, folder: Path, features: dict[str, Any], checkpoint: str | 
     module, _, name = str(node["_target_"]).rpartition(".")
     if not module.startswith(FEATURES):
         raise ArtefactError(
-            f"{folder}: its features are {node['_target_']}, not a class of {FEATURES.rstrip('.')}; make a UnitExtractor with it yourself"
+            f"{folder}: its features are {node['_target_']}, not a class of "
+            f"{FEATURES.rstrip('.')}; make a UnitExtractor with it yourself"
         )
     return getattr(importlib.import_module(module), name)(**arguments)
 
@@ -73,5 +73,6 @@ def _checkpoint(reference: str, folder: Path) -> Path:
         if path.exists():
             return path
     raise ArtefactError(
-        f"{folder}: its features come from {reference!r}, which is not beside it any more; say where it is (--checkpoint)"
+        f"{folder}: its features come from {reference!r}, which is not beside it any more; say "
+        "where it is (--checkpoint)"
     )

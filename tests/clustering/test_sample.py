@@ -13,7 +13,7 @@ from hubert_pretrain.clustering.sample import (
     SCRATCH,
     choose_rows,
     gather_rank_frames,
-    hours_of,
+    hours_limit,
     remove_scratch,
 )
 from hubert_pretrain.data.arrow_table import CHUNK
@@ -66,7 +66,7 @@ def test_no_training_utterances_is_refused() -> None:
 
 
 def test_a_limit_of_frames_is_a_limit_of_hours() -> None:
-    rows = choose(fraction=1.0, max_hours=hours_of(1_000_000, MODEL_GRID))
+    rows = choose(fraction=1.0, max_hours=hours_limit(100.0, 1_000_000, MODEL_GRID))
     num_frames = np.asarray(MODEL_GRID.num_frames(LENGTHS[rows]))  # type: ignore[arg-type]
     assert 0.95e6 < num_frames.sum() <= 1e6
 
