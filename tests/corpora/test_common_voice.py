@@ -9,14 +9,18 @@ from hubert_pretrain.corpora.common_voice import CommonVoice
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError, DataError
 
-NEW = "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tdown_votes\tage\tgender\taccents\tvariant\tlocale\tsegment\n"
+NEW = (
+    "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tdown_votes\tage\tgender\t"
+    "accents\tvariant\tlocale\tsegment\n"
+)
 OLD = "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccent\n"
 
 
 def row(speaker: str, number: int, sentence: str) -> str:
     """A line of a release since 2023."""
     client = speaker * 128
-    return f"{client}\tcommon_voice_de_{number}.mp3\tabc\t{sentence}\t\t2\t0\ttwenties\tfemale_feminine\tDeutschland\t\tde\t\n"
+    clip = f"{client}\tcommon_voice_de_{number}.mp3\tabc\t{sentence}\t\t2\t0"
+    return f"{clip}\ttwenties\tfemale_feminine\tDeutschland\t\tde\t\n"
 
 
 @pytest.fixture
@@ -101,7 +105,7 @@ def test_releases_of_2019(tree: Any) -> None:
     )
 
 
-def test_what_is_missing_is_named(root: Path) -> None:
+def test_errors_name_missing_files(root: Path) -> None:
     home = root / "cv-corpus-17.0-2024-03-15/de"
     with pytest.raises(
         DataError,
@@ -119,7 +123,7 @@ def test_what_is_missing_is_named(root: Path) -> None:
         utterances(root / "nowhere")
 
 
-def test_two_releases_are_one_too_many(root: Path) -> None:
+def test_two_releases_are_refused(root: Path) -> None:
     (root / "cv-corpus-18.0/de/clips").mkdir(parents=True)
     with pytest.raises(DataError, match=r"set data\.root to the folder of one release"):
         utterances(root)

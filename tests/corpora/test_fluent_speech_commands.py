@@ -31,7 +31,7 @@ def commands() -> dict[str, str]:
     return files
 
 
-def test_intents(tree: Any) -> None:
+def test_labels_are_intents(tree: Any) -> None:
     root = tree(commands())
     for place in (root, root / "fluent_speech_commands_dataset"):
         found = listed(FluentSpeechCommands(root=str(place)))
@@ -44,7 +44,7 @@ def test_intents(tree: Any) -> None:
         )
 
 
-def test_a_table_without_its_audio_or_column(tree: Any) -> None:
+def test_a_table_without_audio_or_a_column_is_refused(tree: Any) -> None:
     root = tree(commands())
     home = root / "fluent_speech_commands_dataset"
     (home / "wavs/speakers/2BqVo8kVB2Skwgyb/0a3129c1.wav").unlink()

@@ -19,7 +19,7 @@ def utterances(root: Path, **values: object) -> list[SourceUtterance]:
     return list(Folder(**({"root": str(root)} | values)).utterances(root))
 
 
-def test_every_audio_file_counts_and_nothing_else(tmp_path: Path) -> None:
+def test_all_audio_files_and_nothing_else_are_listed(tmp_path: Path) -> None:
     tree(
         tmp_path,
         "b.WAV",
@@ -69,7 +69,8 @@ def test_splits_from_folders(tmp_path: Path) -> None:
     tree(tmp_path, "extra/1.wav")
     with pytest.raises(
         DataError,
-        match=r"extra/1\.wav: its first folder .* names no split .*but that of other files does.*split_by=hash",
+        match=r"extra/1\.wav: its first folder .* names no split .*but that of other files does"
+        r".*split_by=hash",
     ):
         utterances(tmp_path)
 
@@ -90,11 +91,15 @@ def test_test_share_by_hash_does_not_move_when_files_are_added(tmp_path: Path) -
     assert before.items() <= after.items()
 
 
-def test_a_table_says_all(tmp_path: Path) -> None:
+def test_a_table_with_all_columns(tmp_path: Path) -> None:
     tree(tmp_path, "a/1.wav", "2.flac")
     table = tmp_path / "list.csv"
     table.write_bytes(
-        '\ufeffpath,speaker,text,label,split,extra\r\na/1.wav,anna,"HELLO, YOU",hi,dev,x\r\n2.flac,,,,,\r\n'.encode()
+        (
+            "\ufeffpath,speaker,text,label,split,extra\r\n"
+            'a/1.wav,anna,"HELLO, YOU",hi,dev,x\r\n'
+            "2.flac,,,,,\r\n"
+        ).encode()
     )
     one, two = utterances(tmp_path, table="list.csv")
     assert (one.id, one.speaker, one.text, one.label, one.split) == (
@@ -138,20 +143,20 @@ def test_a_table_with_other_names_for_columns(tmp_path: Path) -> None:
         ("path\n", r"has no lines below its header"),
     ],
 )
-def test_a_bad_table_is_named(tmp_path: Path, content: str, message: str) -> None:
+def test_an_error_names_a_bad_table(tmp_path: Path, content: str, message: str) -> None:
     tree(tmp_path, "1.wav")
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(DataError, match=rf"list\.csv: {message}"):
         utterances(tmp_path, table="list.csv")
 
 
-def test_a_table_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_an_error_names_a_table_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(b"path\n\xff\xfe\n")
     with pytest.raises(DataError, match=r"list\.csv: line 2, byte 5 is not UTF-8 text"):
         utterances(tmp_path, table="list.csv")
 
 
-def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
+def test_errors_name_missing_and_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: no such folder; .*data\.root"):
         utterances(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no audio files below it; expected \.wav"):
@@ -160,7 +165,7 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
         utterances(tmp_path, table="list.csv")
 
 
-def test_mistyped_values_name_the_nearest(tmp_path: Path) -> None:
+def test_errors_suggest_the_nearest_value(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"split_by='folder'.*did you mean 'folders'"):
         utterances(tmp_path, split_by="folder")
     with pytest.raises(ConfigError, match=r"'speakers' is not one of .*did you mean 'speaker'"):

@@ -30,12 +30,13 @@ def sessions() -> dict[str, str | bytes]:
         home = f"IEMOCAP_full_release/Session{dialogue[4]}"
         judged = JUDGED
         for turn, emotion in TURNS:
-            judged += f"[6.2901 - 8.2357]\t{dialogue}_{turn}\t{emotion}\t[2.5000, 2.5000, 2.5000]\nC-E2:\tNeutral;\t()\n\n"
+            judged += f"[6.2901 - 8.2357]\t{dialogue}_{turn}\t{emotion}\t[2.5000, 2.5000, 2.5000]\n"
+            judged += "C-E2:\tNeutral;\t()\n\n"
             files[f"{home}/sentences/wav/{dialogue}/{dialogue}_{turn}.wav"] = ""
         files[f"{home}/dialog/EmoEvaluation/{dialogue}.txt"] = judged
         files[f"{home}/dialog/EmoEvaluation/Categorical/{dialogue}_e2_cat.txt"] = "not for us"
-        said = f"{dialogue}_F000 [006.2901-008.2357]: Excuse me, caf\xe9.\n".encode("latin-1")
-        files[f"{home}/dialog/transcriptions/{dialogue}.txt"] = said
+        transcript = f"{dialogue}_F000 [006.2901-008.2357]: Excuse me, caf\xe9.\n".encode("latin-1")
+        files[f"{home}/dialog/transcriptions/{dialogue}.txt"] = transcript
         files[f"{home}/dialog/EmoEvaluation/._{dialogue}.txt"] = b"\x00\x05\x16\x07"
     return files
 
@@ -55,7 +56,7 @@ def test_four_emotions_in_five_folds(tree: Any) -> None:
         Iemocap(root=str(root), test_session=6)
 
 
-def test_who_speaks_is_in_the_turn_not_in_the_dialogue(tree: Any) -> None:
+def test_the_speaker_is_that_of_the_turn(tree: Any) -> None:
     found = {utterance.id: utterance for utterance in listed(Iemocap(root=str(tree(sessions()))))}
     assert found["Ses01F_impro01_F000"].speaker == "Ses01F"
     assert found["Ses01F_impro01_M000"].speaker == "Ses01M"
@@ -63,7 +64,7 @@ def test_who_speaks_is_in_the_turn_not_in_the_dialogue(tree: Any) -> None:
     assert found["Ses01F_impro01_M000"].text == ""
 
 
-def test_every_judgement_and_only_improvised(tree: Any) -> None:
+def test_every_emotion_and_only_improvised_dialogues(tree: Any) -> None:
     root = tree(sessions())
     assert {utterance.label for utterance in listed(Iemocap(root=str(root), classes=0))} == {
         "neu",
@@ -84,7 +85,7 @@ def test_every_judgement_and_only_improvised(tree: Any) -> None:
         Iemocap(root=str(root), kinds=["impro"])
 
 
-def test_a_broken_release_is_named(tree: Any) -> None:
+def test_errors_name_missing_parts_of_the_release(tree: Any) -> None:
     root = tree(sessions())
     home = root / "IEMOCAP_full_release"
     (home / "Session2/sentences/wav/Ses02F_impro01/Ses02F_impro01_M002.wav").unlink()

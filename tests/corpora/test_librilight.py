@@ -42,7 +42,7 @@ def utterances(root: Path, **values: Any) -> list[SourceUtterance]:
     return list(LibriLight(**({"root": str(root), "subsets": ["small"]} | values)).utterances(root))
 
 
-def test_pieces_follow_the_voice_activity(root: Path) -> None:
+def test_segments_follow_the_voice_activity(root: Path) -> None:
     found = utterances(root, max_seconds=5.0, max_pause_seconds=1.0)
     assert [(utterance.id, utterance.start, utterance.num_samples) for utterance in found] == [
         (f"{BOOK}/01_baum_64kb_0000", 8000, 56000),  # a pause of 0.4 s is inside, one of 3 s is not
@@ -81,7 +81,7 @@ def test_whole_recordings_need_no_json(root: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["{", "[]", "{}", '{"voice_activity": [[1]]}', '{"voice_activity": 3}']
 )
-def test_a_bad_json_is_named(root: Path, content: str) -> None:
+def test_an_error_names_a_malformed_json(root: Path, content: str) -> None:
     (root / BOOK / "01_baum_64kb.json").write_text(content)
     with pytest.raises(
         DataError,
@@ -98,7 +98,8 @@ def test_a_recording_that_cannot_be_opened_is_left_to_prepare(root: Path) -> Non
 def test_a_missing_subset_names_the_nearest(root: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"smal: not there \(did you mean 'small'\?\), found small; expected <root>/\{small,medium,large\}",
+        match=r"smal: not there \(did you mean 'small'\?\), found small; "
+        r"expected <root>/\{small,medium,large\}",
     ):
         utterances(root, subsets=["smal"])
     with pytest.raises(DataError, match=r"nowhere: no such folder; .*libri-light"):
@@ -111,7 +112,7 @@ intervals = st.lists(st.tuples(st.floats(0, 30), st.floats(0.05, 80)), max_size=
 
 
 @given(intervals, st.floats(1, 40), st.floats(0, 10))
-def test_no_second_of_speech_is_lost_or_in_two_pieces(
+def test_every_second_of_speech_is_in_one_segment(
     gaps: list[tuple[float, float]], max_seconds: float, max_pause: float
 ) -> None:
     activity = []
@@ -128,7 +129,6 @@ def test_no_second_of_speech_is_lost_or_in_two_pieces(
 
 
 # -- librispeech_finetuning
-# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_a_fold_of_ten_minutes(limited: Path) -> None:
         LibriLightLimited(root=str(limited), size="10m")
 
 
-def test_a_part_may_keep_the_transcript_of_the_whole_chapter(limited: Path) -> None:
+def test_a_part_may_have_the_transcript_of_the_whole_chapter(limited: Path) -> None:
     transcript = limited / "librispeech_finetuning/9h/clean/112/7/112-7.trans.txt"
     transcript.write_text("112-7-0000 A TEXT\n112-7-0001 NOT IN THIS PART\n")
     assert len(list(LibriLightLimited(root=str(limited), size="10h").utterances(limited))) == 14

@@ -44,7 +44,7 @@ def test_any_subsets_to_any_split(root: Path) -> None:
     assert all(utterance.path.is_file() for utterance in found)
 
 
-def test_the_folder_may_be_the_one_above(
+def test_the_root_may_be_the_folder_above(
     root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     above = tmp_path_factory.mktemp("above")
@@ -64,31 +64,34 @@ def test_a_missing_root_shows_the_layout(tmp_path: Path) -> None:
 def test_a_missing_subset_names_the_nearest(root: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"train-clean-10: no such subset \(did you mean 'train-clean-100'\?\), found test-other",
+        match=r"train-clean-10: no such subset \(did you mean 'train-clean-100'\?\), "
+        r"found test-other",
     ):
         utterances(root, train=["train-clean-10"])
 
 
-def test_an_empty_subset_is_named(root: Path) -> None:
+def test_an_error_names_an_empty_subset(root: Path) -> None:
     (root / "dev-clean").mkdir()
     with pytest.raises(DataError, match=r"dev-clean: no <speaker>/<chapter> folders"):
         utterances(root, valid=["dev-clean"])
 
 
-def test_a_transcript_without_audio_is_named(root: Path) -> None:
+def test_an_error_names_a_transcript_without_audio(root: Path) -> None:
     (root / "train-clean-100/19/198/19-198-0001.flac").unlink()
     with pytest.raises(
         DataError,
-        match=r"19-198\.trans\.txt: has a transcript of '19-198-0001', but there is no .*0001\.flac; unpack",
+        match=r"19-198\.trans\.txt: has a transcript of '19-198-0001', "
+        r"but there is no .*0001\.flac; unpack",
     ):
         utterances(root)
 
 
-def test_audio_without_a_transcript_is_named_unless_allowed(root: Path) -> None:
+def test_audio_without_a_transcript_is_an_error_unless_allowed(root: Path) -> None:
     (root / "train-clean-100/19/198/19-198-0002.flac").touch()
     with pytest.raises(
         DataError,
-        match=r"19-198-0002\.flac: audio without a transcript, .*does not name it; .*require_transcripts=false",
+        match=r"19-198-0002\.flac: audio without a transcript, .*does not name it; "
+        r".*require_transcripts=false",
     ):
         utterances(root)
     (root / "train-clean-100/26/495/26-495.trans.txt").unlink()
@@ -102,12 +105,13 @@ def test_audio_without_a_transcript_is_named_unless_allowed(root: Path) -> None:
     (root / "train-clean-100/19/198/19-198-0002.flac").unlink()
     with pytest.raises(
         DataError,
-        match=r"26-495-0000\.flac: audio without a transcript and 1 more, 26-495\.trans\.txt does not exist",
+        match=r"26-495-0000\.flac: audio without a transcript and 1 more, "
+        r"26-495\.trans\.txt does not exist",
     ):
         utterances(root)
 
 
-def test_bom_windows_lines_and_empty_lines_do_not_matter(root: Path) -> None:
+def test_byte_order_mark_crlf_and_blank_lines_are_ignored(root: Path) -> None:
     transcript = root / "train-clean-100/19/198/19-198.trans.txt"
     transcript.write_bytes(b"\xef\xbb\xbf19-198-0000 A B\r\n\r\n19-198-0001\tC  D \r\n")
     assert [utterance.text for utterance in utterances(root)][:2] == ["A B", "C D"]
@@ -121,7 +125,9 @@ def test_bom_windows_lines_and_empty_lines_do_not_matter(root: Path) -> None:
         (b"19-198-0000 \xff\xfe\n", "line 1, byte 12 is not UTF-8"),
     ],
 )
-def test_a_bad_transcript_names_its_line(root: Path, content: bytes, message: str) -> None:
+def test_an_error_names_the_line_of_a_bad_transcript(
+    root: Path, content: bytes, message: str
+) -> None:
     (root / "train-clean-100/19/198/19-198.trans.txt").write_bytes(content)
     with pytest.raises(DataError, match=rf"19-198\.trans\.txt: {message}"):
         utterances(root)

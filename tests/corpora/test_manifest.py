@@ -58,7 +58,9 @@ def utterances(path: Any, **options: Any) -> list[SourceUtterance]:
         ("wav.scp", "u a.wav\n", "kaldi"),
     ],
 )
-def test_a_file_is_what_it_holds(tmp_path: Path, name: str, content: str, expected: str) -> None:
+def test_formats_are_detected_by_content(
+    tmp_path: Path, name: str, content: str, expected: str
+) -> None:
     path = write(tmp_path / name, content)
     assert registry.detect_format(path, {}) == expected
     assert [format for _, format in registry.find_manifests(path, "auto", {})] == [expected]
@@ -108,7 +110,7 @@ def test_names_of_files_as_ids(tmp_path: Path) -> None:
     assert [utterance.id for utterance in utterances(str(manifest), ids="name")] == ["84-1-0"]
 
 
-def test_columns_of_others(tmp_path: Path) -> None:
+def test_other_names_of_columns(tmp_path: Path) -> None:
     """As NeMo's manifests have them: seconds, and other names."""
     write_audio(tmp_path / "a.wav", 16_000)
     manifest = write(
@@ -122,7 +124,7 @@ def test_columns_of_others(tmp_path: Path) -> None:
     assert (utterance.start, utterance.num_samples, utterance.text) == (4000, 8000, "hi")
 
 
-def test_several_formats_in_a_folder_want_a_choice(tmp_path: Path) -> None:
+def test_several_formats_in_a_folder_need_a_choice(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.wav")
     write(tmp_path / "train.csv", "path\na.wav\n")
     write(tmp_path / "valid.jsonl", '{"path": "a.wav"}\n')
@@ -150,7 +152,6 @@ def test_rows_are_read_one_by_one(tmp_path: Path) -> None:
 
 
 # -- the stage and the tool
-# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -225,18 +226,19 @@ LISTS = {
     "lhotse": (
         "cuts.jsonl",
         "{}",
-        '{{"id": "{name}", "type": "MonoCut", "start": 0, "duration": {seconds}, "recording": {{"sampling_rate": 16000, '
-        '"num_samples": {samples}, "sources": [{{"type": "file", "source": "{name}.wav"}}]}}}}\n',
+        '{{"id": "{name}", "type": "MonoCut", "start": 0, "duration": {seconds}, '
+        '"recording": {{"sampling_rate": 16000, "num_samples": {samples}, '
+        '"sources": [{{"type": "file", "source": "{name}.wav"}}]}}}}\n',
     ),
 }
 
 
 @pytest.mark.parametrize("kind", LISTS)
-def test_a_file_of_another_length_than_its_list_states_is_put_aside(
+def test_a_file_of_another_length_than_its_list_states_is_quarantined(
     tmp_path: Path, kind: str
 ) -> None:
-    """A WAV that was cut and whose header was mended is whole for every decoder; only the list
-    knows.
+    """A truncated WAV with a repaired header is complete for every decoder; only the list reveals
+    it.
     """
     names = [f"u{i}" for i in range(5)]
     (name, whole, line) = LISTS[kind]
@@ -268,7 +270,8 @@ def test_a_file_of_another_length_than_its_list_states_is_put_aside(
     }
     assert reasons == {
         "u3": "has 9000 samples at 16000 Hz, its list says 16000; it is truncated: copy it again",
-        "u4": "has 21000 samples at 16000 Hz, its list says 16000; the list is of other audio, or of a part of it: mend the list",
+        "u4": "has 21000 samples at 16000 Hz, its list says 16000; "
+        "the list is of other audio, or of a part of it: correct the list",
     }
     assert sorted(Corpus.open(tmp_path / "prepare").manifest.column("id").to_pylist()) == [
         "u0",
@@ -277,7 +280,7 @@ def test_a_file_of_another_length_than_its_list_states_is_put_aside(
     ]
 
 
-def test_a_start_makes_a_part_of_a_length(tmp_path: Path) -> None:
+def test_with_a_start_the_length_is_that_of_a_segment(tmp_path: Path) -> None:
     """In a table, a length beside a start, 0 as well, is that of a part; alone it is that of the
     whole file.
     """
@@ -340,7 +343,7 @@ def test_a_prepared_corpus_in_every_format(
     assert not found
 
 
-def test_parts_become_files_and_files_become_fairseq(
+def test_segments_become_files_and_files_become_fairseq(
     prepared: Path, tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "fairseq"
@@ -362,7 +365,7 @@ def test_parts_become_files_and_files_become_fairseq(
     assert not (target / "train.tsv").exists()
 
 
-def test_errors_of_the_tool(
+def test_errors_of_the_command(
     prepared: Path, tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, code, message in [

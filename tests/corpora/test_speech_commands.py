@@ -109,11 +109,12 @@ def test_the_official_test_set_replaces_the_list(root: Path) -> None:
         utterances(root, classes=12, official_test=True)
 
 
-def test_what_is_missing_is_named(root: Path) -> None:
+def test_errors_name_missing_files(root: Path) -> None:
     (root / HOME / "testing_list.txt").unlink()
     with pytest.raises(
         DataError,
-        match=r"testing_list\.txt: not there.*expected <root>/\{validation_list\.txt,testing_list\.txt\}",
+        match=r"testing_list\.txt: not there.*"
+        r"expected <root>/\{validation_list\.txt,testing_list\.txt\}",
     ):
         utterances(root)
     with pytest.raises(DataError, match=r"nowhere: no such folder; .*data\.download=true"):

@@ -58,7 +58,7 @@ def claims_of(source: SpeedPerturbation, folder: Path) -> dict[str, SourceUttera
 
 
 @given(factor=st.sampled_from([0.5, 0.9, 0.95, 1.1, 1.25, 2.0]), length=st.integers(1000, 30_000))
-def test_a_tone_moves_by_the_factor_and_the_length_is_exact(factor: float, length: int) -> None:
+def test_pitch_and_length_change_by_the_factor(factor: float, length: int) -> None:
     waveform = np.sin(2 * np.pi * TONE * np.arange(length) / SAMPLE_RATE).astype(np.float32)
     faster = change_speed(waveform, factor)
     assert abs(len(faster) - length / factor) <= 0.5
@@ -67,7 +67,7 @@ def test_a_tone_moves_by_the_factor_and_the_length_is_exact(factor: float, lengt
     np.testing.assert_allclose(faster[middle], expected[middle], atol=0.01)
 
 
-def test_copies_of_train_only(tmp_path: Path) -> None:
+def test_only_train_utterances_are_copied(tmp_path: Path) -> None:
     utterances = claims_of(
         SpeedPerturbation(corpus=Tones(tmp_path), valid_fraction=0.1), tmp_path / "prepare"
     )
@@ -88,7 +88,7 @@ def test_copies_of_train_only(tmp_path: Path) -> None:
     assert {utterance.text for utterance in utterances.values()} == {"A B C"}
 
 
-def test_one_is_held_out_where_the_share_is_none_of_them(tmp_path: Path) -> None:
+def test_at_least_one_utterance_is_held_out(tmp_path: Path) -> None:
     corpus = Tones(tmp_path, splits=("train",) * 5)
     utterances = claims_of(
         SpeedPerturbation(corpus=corpus, valid_fraction=1e-9), tmp_path / "prepare"
@@ -116,7 +116,7 @@ def test_a_corpus_with_its_own_valid_split_keeps_it(tmp_path: Path) -> None:
     assert len(utterances) == 7
 
 
-def test_files_hold_what_the_claims_say_and_alignments_scale(tmp_path: Path) -> None:
+def test_copies_have_the_listed_lengths_and_scaled_alignments(tmp_path: Path) -> None:
     utterances = claims_of(
         SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "valid"))), tmp_path / "prepare"
     )
@@ -136,7 +136,7 @@ def test_files_hold_what_the_claims_say_and_alignments_scale(tmp_path: Path) -> 
             assert start <= end <= length
 
 
-def test_segments_of_a_recording_are_copied_alone(tmp_path: Path) -> None:
+def test_a_copy_of_a_segment_holds_only_the_segment(tmp_path: Path) -> None:
     soundfile.write(
         tmp_path / "long.flac", 0.1 * np.random.default_rng(0).standard_normal(50_000), SAMPLE_RATE
     )
@@ -165,7 +165,7 @@ def test_segments_of_a_recording_are_copied_alone(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_bad_is_claimed_once_and_not_copied(tmp_path: Path) -> None:
+def test_unreadable_utterances_are_listed_without_copies(tmp_path: Path) -> None:
     corpus = Tones(tmp_path, splits=("train", "train", "valid"))
     list(corpus.utterances(tmp_path))
     content = (tmp_path / "t00.flac").read_bytes()
@@ -178,7 +178,7 @@ def test_what_is_bad_is_claimed_once_and_not_copied(tmp_path: Path) -> None:
     }
 
 
-def test_copies_are_used_again_until_their_recording_changes(tmp_path: Path) -> None:
+def test_copies_are_reused_until_their_recording_changes(tmp_path: Path) -> None:
     source = SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "valid")))
     folder = tmp_path / "prepare"
     first = claims_of(source, folder)
@@ -205,7 +205,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
         assert Path(one[name].path).read_bytes() == Path(four[name].path).read_bytes()
 
 
-def test_speakers_may_be_kept(tmp_path: Path) -> None:
+def test_copies_may_have_their_original_speaker(tmp_path: Path) -> None:
     utterances = claims_of(
         SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "valid")), speakers="keep"),
         tmp_path / "prepare",
@@ -225,7 +225,9 @@ def test_speakers_may_be_kept(tmp_path: Path) -> None:
         ({"speakers": "kept"}, r"speakers='kept': expected suffix or keep"),
     ],
 )
-def test_values_that_cannot_be(tmp_path: Path, values: dict[str, object], message: str) -> None:
+def test_invalid_values_are_refused(
+    tmp_path: Path, values: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         SpeedPerturbation(corpus=Tones(tmp_path), **values)  # type: ignore[arg-type]
 

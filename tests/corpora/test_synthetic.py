@@ -73,7 +73,7 @@ def test_transcripts_are_letters_apostrophes_and_single_spaces(
     assert transcript("It's two o'clock, isn't it?") == "IT'S TWO O'CLOCK ISN'T IT"
 
 
-def test_phones_tile_the_file_and_say_where_it_is_silent(utterances: list[SourceUtterance]) -> None:
+def test_phones_cover_the_file_and_match_its_silence(utterances: list[SourceUtterance]) -> None:
     loudness: dict[str, list[float]] = {"silence": [], "vowel": []}
     for utterance in utterances:
         waveform, rate = soundfile.read(utterance.path, dtype="float32")
@@ -88,16 +88,14 @@ def test_phones_tile_the_file_and_say_where_it_is_silent(utterances: list[Source
         ):
             assert end == start
         for name, start, end in utterance.phones:
-            kind = "silence" if name == SILENCE else "vowel" if name.startswith(VOWELS) else ""
+            kind = "silence" if name == SILENCE else name
+            if name.startswith(VOWELS):
+                kind = "vowel"
             loudness.setdefault(kind, []).append(float(np.sqrt(np.mean(waveform[start:end] ** 2))))
-    assert max(loudness["silence"]) < 0.01 * min(
-        loudness["vowel"]
-    )  # 40 dB between the loudest pause and the faintest vowel
-    assert (
-        0.25
-        < np.mean([len(utterance.phones or []) / len(utterance.text) for utterance in utterances])
-        < 1.2
-    )
+    # 40 dB between the loudest pause and the faintest vowel.
+    assert max(loudness["silence"]) < 0.01 * min(loudness["vowel"])
+    phones_per_letter = [len(each.phones or []) / len(each.text) for each in utterances]
+    assert 0.25 < np.mean(phones_per_letter) < 1.2
 
 
 def test_boundaries_after_a_pause_are_exact(utterances: list[SourceUtterance]) -> None:
@@ -123,12 +121,12 @@ def test_the_same_bytes_whatever_the_number_of_workers(
     assert contents(tmp_path) == contents(folder)
 
 
-def test_what_is_whole_is_kept_and_the_rest_made_again(
+def test_complete_files_stay_and_others_are_rendered_again(
     folder: Path, utterances: list[SourceUtterance], tmp_path: Path
 ) -> None:
     list(Synthetic(**SMALL).utterances(tmp_path))
     wavs = sorted(tmp_path.rglob("*.wav"))
-    kept = wavs[4].stat().st_mtime_ns
+    modified = wavs[4].stat().st_mtime_ns
     wavs[0].unlink()
     wavs[1].write_bytes(wavs[1].read_bytes()[:1000])
     wavs[2].with_suffix(".json").unlink()
@@ -136,13 +134,13 @@ def test_what_is_whole_is_kept_and_the_rest_made_again(
     wavs[0].with_name(f".{wavs[0].name}.1.tmp").write_bytes(b"half")
     again = list(Synthetic(**SMALL).utterances(tmp_path))
     assert contents(tmp_path) == contents(folder)
-    assert wavs[4].stat().st_mtime_ns == kept
+    assert wavs[4].stat().st_mtime_ns == modified
     assert [(one.id, one.text, one.phones) for one in again] == [
         (one.id, one.text, one.phones) for one in utterances
     ]
 
 
-def test_killed_in_the_middle_it_ends_as_if_nothing_had_happened(
+def test_a_killed_run_continues_to_the_same_result(
     folder: Path, utterances: list[SourceUtterance], tmp_path: Path
 ) -> None:
     code = "from pathlib import Path; from hubert_pretrain.corpora.synthetic import Synthetic; "
@@ -157,7 +155,7 @@ def test_killed_in_the_middle_it_ends_as_if_nothing_had_happened(
     assert contents(tmp_path) == contents(folder)
 
 
-def test_another_seed_says_other_sentences() -> None:
+def test_another_seed_gives_other_sentences() -> None:
     texts = [
         {line.sentence for line in Synthetic(**SMALL | {"seed": seed}).script()} for seed in (0, 1)
     ]
@@ -196,7 +194,7 @@ def test_sentences_never_repeat_and_use_a_moderate_vocabulary() -> None:
         ({"valid_fraction": 0.6, "test_fraction": 0.5}, "less than 1"),
     ],
 )
-def test_an_impossible_configuration_is_refused(change: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Synthetic(**SMALL | change)
 

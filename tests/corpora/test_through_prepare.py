@@ -1,4 +1,4 @@
-"""Corpora through stage `prepare`: what is read later is what the corpus meant."""
+"""Corpora through stage `prepare`: the prepared corpus has the samples and phones of its source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hubert_pretrain.stages import prepare
 
 
 def prepared(folder: Path, *words: str) -> Corpus:
-    """What `stage=prepare` leaves, with one process."""
+    """The output of `stage=prepare`, with one process."""
     compose.register()
     overrides = ["+recipe=smoke", "data.workers=1", *words]
     with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
@@ -27,7 +27,7 @@ def prepared(folder: Path, *words: str) -> Corpus:
     return Corpus.open(folder)
 
 
-def test_pieces_of_a_recording_are_those_very_samples(tmp_path: Path) -> None:
+def test_segments_of_a_recording_are_its_exact_samples(tmp_path: Path) -> None:
     """Libri-Light: an hour-long recording is a place in the manifest for each piece, nothing is
     copied.
     """
@@ -87,7 +87,8 @@ def test_silence_of_speech_commands(tmp_path: Path) -> None:
 
 def test_phones_of_timit_in_nist_sphere(tmp_path: Path) -> None:
     samples = (np.sin(np.arange(16000) / 20) * 12000).astype("<i2")
-    header = f"NIST_1A\n   1024\nchannel_count -i 1\nsample_count -i {len(samples)}\nsample_rate -i 16000\nsample_n_bytes -i 2\n"
+    header = f"NIST_1A\n   1024\nchannel_count -i 1\nsample_count -i {len(samples)}\n"
+    header += "sample_rate -i 16000\nsample_n_bytes -i 2\n"
     header += "sample_byte_format -s2 01\nsample_sig_bits -i 16\nsample_coding -s3 pcm\nend_head\n"
     for path in ("TRAIN/DR1/FCJF0/SX37", "TRAIN/DR1/FCJF0/SX127", "TEST/DR1/MDAB0/SX139"):
         (tmp_path / "timit" / path).parent.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ def test_splits_in_capitals_or_not(tree: Any, above: str, lower: bool) -> None:
     ]
 
 
-def test_full_test_and_the_sentences_of_everyone(tree: Any) -> None:
+def test_full_test_set_and_sa_sentences(tree: Any) -> None:
     root = tree(disc())
     assert [
         utterance.id for utterance in utterances(root, test="full") if utterance.split == "test"
@@ -89,18 +89,19 @@ def test_phones_folded_to_39(tree: Any) -> None:
         utterances(tree({}), phones=48)
 
 
-def test_the_lists_of_speakers_are_whole() -> None:
+def test_lists_of_speakers_and_phones_are_complete() -> None:
     """24 and 50 test speakers, none in both; the fold takes 61 phones (q is dropped) to 39."""
     assert (len(timit.CORE_TEST_SPEAKERS), len(timit.VALID_SPEAKERS)) == (24, 50)
     assert not timit.CORE_TEST_SPEAKERS & timit.VALID_SPEAKERS
     assert sum(speaker[0] == "f" for speaker in timit.CORE_TEST_SPEAKERS) == 8
-    text = "aa ae ah aw ay b ch d dh dx eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh sil t th uh uw v w y z"
-    kept = set(text.split())
+    names = "aa ae ah aw ay b ch d dh dx eh er ey f g hh ih iy jh k l m n ng "
+    names += "ow oy p r s sh sil t th uh uw v w y z"
+    phones = set(names.split())
     folded = timit.FOLD_39
-    assert len(kept) == 39
-    assert set(folded.values()) - {""} <= kept
-    assert not set(folded) & kept
-    assert len((kept - {"sil"}) | set(folded)) == 61
+    assert len(phones) == 39
+    assert set(folded.values()) - {""} <= phones
+    assert not set(folded) & phones
+    assert len((phones - {"sil"}) | set(folded)) == 61
 
 
 def test_sphere_and_riff(tmp_path: Path) -> None:
@@ -108,7 +109,8 @@ def test_sphere_and_riff(tmp_path: Path) -> None:
     has both.
     """
     samples = (np.sin(np.arange(8000) / 20) * 12000).astype("<i2")
-    header = f"NIST_1A\n   1024\nchannel_count -i 1\nsample_count -i {len(samples)}\nsample_rate -i 16000\nsample_n_bytes -i 2\n"
+    header = f"NIST_1A\n   1024\nchannel_count -i 1\nsample_count -i {len(samples)}\n"
+    header += "sample_rate -i 16000\nsample_n_bytes -i 2\n"
     header += "sample_byte_format -s2 01\nsample_sig_bits -i 16\nsample_coding -s3 pcm\nend_head\n"
     folder = tmp_path / "TRAIN/DR1/FCJF0"
     folder.mkdir(parents=True)
@@ -134,12 +136,12 @@ def test_sphere_and_riff(tmp_path: Path) -> None:
     ],
     ids=["two columns", "backwards", "overlap", "no numbers"],
 )
-def test_bad_phones_are_named(tree: Any, phones: str, message: str) -> None:
+def test_an_error_names_bad_phones(tree: Any, phones: str, message: str) -> None:
     with pytest.raises(DataError, match=rf"SX37\.PHN: .*{message}"):
         utterances(tree(disc() | {"TRAIN/DR1/FCJF0/SX37.PHN": phones}))
 
 
-def test_what_is_missing_is_named(tree: Any) -> None:
+def test_errors_name_missing_files(tree: Any) -> None:
     root = tree(disc())
     (root / "TRAIN/DR1/FCJF0/SX37.PHN").unlink()
     with pytest.raises(DataError, match=r"SX37\.WAV: no SX37\.PHN beside it"):

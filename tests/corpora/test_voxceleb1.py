@@ -29,7 +29,7 @@ def test_identification_splits(tree: Any) -> None:
     assert {(utterance.label, utterance.speaker) for utterance in found} == {("id10003", "id10003")}
 
 
-def test_a_list_that_does_not_fit(tree: Any) -> None:
+def test_a_list_that_does_not_match_the_audio_is_refused(tree: Any) -> None:
     root = tree({"wav/id10001/x/00001.wav": "", "iden_split.txt": f"1 {VIDEO}/00001.wav\n"})
     with pytest.raises(
         DataError,

@@ -29,7 +29,8 @@ def root(tree: Any) -> Path:
         )
     }
     segments = "event_id\tsegment_no\tstart\tend\n"
-    segments += f"{EVENT}-3_en\t0\t1.5\t21.25\n{EVENT}-3_en\t1\t30\t31\n{EVENT}-3_de\t0\t0\t9\n20200101-0900-PLENARY_en\t0\t0\t9\n"
+    segments += f"{EVENT}-3_en\t0\t1.5\t21.25\n{EVENT}-3_en\t1\t30\t31\n"
+    segments += f"{EVENT}-3_de\t0\t0\t9\n20200101-0900-PLENARY_en\t0\t0\t9\n"
     return Path(
         tree(
             asr
@@ -77,7 +78,7 @@ def test_raw_recordings_are_cut_by_the_table(root: Path) -> None:
     assert {Path(utterance.path).name for utterance in found} == {f"{EVENT}-3_en.ogg"}
 
 
-def test_what_is_missing_is_named(root: Path) -> None:
+def test_errors_name_missing_files(root: Path) -> None:
     with pytest.raises(
         DataError, match=r"raw_audios/en/2020: not there.*found 2019; expected <root>/raw_audios"
     ):
@@ -90,13 +91,15 @@ def test_what_is_missing_is_named(root: Path) -> None:
         utterances(root, languages=["eng"])
     with pytest.raises(
         ConfigError,
-        match=r"part='unlabeled': expected raw, unlabelled or transcribed \(did you mean 'unlabelled'\?\)",
+        match=r"part='unlabeled': expected raw, unlabelled or transcribed "
+        r"\(did you mean 'unlabelled'\?\)",
     ):
         utterances(root, part="unlabeled")
     (root / "unlabelled_v2.tsv.gz").write_bytes(b"no gzip")
     with pytest.raises(
         DataError,
-        match=r"unlabelled_v2\.tsv\.gz: no column 'event_id', it has no gzip; is it a table of this corpus",
+        match=r"unlabelled_v2\.tsv\.gz: no column 'event_id', it has no gzip; "
+        r"is it a table of this corpus",
     ):
         utterances(root, part="raw", years=[2019])
 

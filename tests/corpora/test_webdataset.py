@@ -23,12 +23,12 @@ def utterances(tmp_path: Path, **values: object) -> list[SourceUtterance]:
     )  # type: ignore[arg-type]
 
 
-def test_foreign_shards_are_indexed(make_tar: MakeTar, tmp_path: Path) -> None:
-    said = json.dumps({"transcript": " hello ", "spk": 7, "label": "x"}).encode()
+def test_shards_of_other_tools_are_indexed(make_tar: MakeTar, tmp_path: Path) -> None:
+    fields = json.dumps({"transcript": " hello ", "spk": 7, "label": "x"}).encode()
     make_tar(
         [
             ("a/u1.flac", sound(1, suffix="flac")),
-            ("a/u1.json", said),
+            ("a/u1.json", fields),
             ("a/u2.wav", sound(2)),
             ("a/u2.txt", b"two\nlines "),
         ],
@@ -62,7 +62,7 @@ def test_a_shard_is_read_once(
     assert [one.id for one in utterances(tmp_path)] == ["b"]
 
 
-def test_shards_that_all_count_from_zero(make_tar: MakeTar, tmp_path: Path) -> None:
+def test_ids_of_shards_that_all_number_from_zero(make_tar: MakeTar, tmp_path: Path) -> None:
     for name in ("x.tar", "y.tar"):
         make_tar([("0.wav", sound(1))], name)
     assert [one.id for one in utterances(tmp_path, ids="shard")] == ["x/0", "y/0"]
@@ -70,7 +70,7 @@ def test_shards_that_all_count_from_zero(make_tar: MakeTar, tmp_path: Path) -> N
         utterances(tmp_path, ids="shards")
 
 
-def test_our_shards_come_back_with_their_ids(corpus: Corpus, tmp_path: Path) -> None:
+def test_ids_survive_our_own_shards(corpus: Corpus, tmp_path: Path) -> None:
     writer.convert(corpus, tmp_path / "out", format="pcm", megabytes=0.06, workers=1)
     found = utterances(
         tmp_path,
@@ -118,7 +118,7 @@ def test_a_shard_that_differs_from_its_index_is_refused(corpus: Corpus, tmp_path
         ([("a.wav", b"x"), ("a.json", b"[]")], r"s\.tar: a\.json: is a list"),
     ],
 )
-def test_bad_shards_are_named(
+def test_errors_name_bad_shards(
     make_tar: MakeTar, tmp_path: Path, members: list[tuple[str, bytes]], message: str
 ) -> None:
     make_tar(members)
@@ -126,7 +126,9 @@ def test_bad_shards_are_named(
         utterances(tmp_path)
 
 
-def test_missing_cut_and_compressed_shards_are_named(make_tar: MakeTar, tmp_path: Path) -> None:
+def test_errors_name_missing_truncated_and_compressed_shards(
+    make_tar: MakeTar, tmp_path: Path
+) -> None:
     path = make_tar([("a.wav", sound(1)), ("b.wav", sound(2))])
     with pytest.raises(DataError, match=r"n-1\.tar: no such shard"):
         utterances(tmp_path, train=["n-1.tar"])

@@ -56,14 +56,14 @@ def test_no_match_shows_a_name_of_each_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"path": "x", "tiers": "y"}, {"tier": "phones"}])
-def test_data_alignments_that_cannot_be(options: dict[str, Any]) -> None:
+def test_invalid_data_alignments_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(
         ConfigError, match=r"data\.alignments: expected a path, or path and any of format, tier"
     ):
         WithAlignments(corpus=Three(), alignments=options)
 
 
-def test_data_alignments(tmp_path: Path) -> None:
+def test_data_alignments_is_a_path_or_a_mapping(tmp_path: Path) -> None:
     path = str(write(tmp_path / "x.ctm", CTM))
     for value in (path, {"path": path, "silence": "sil"}):
         first = next(WithAlignments(corpus=Three(), alignments=value).utterances(tmp_path))

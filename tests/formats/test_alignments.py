@@ -226,12 +226,12 @@ def test_overlaps() -> None:
         ("x.alignment.txt", "u A 0.1\n", "'u A 0.1' is not"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_errors_name_the_fault(tmp_path: Path, name: str, content: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_alignments(write(tmp_path / name, content)).find("u")
 
 
-def test_where_there_are_none_or_several_kinds(tmp_path: Path) -> None:
+def test_no_alignments_and_several_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         open_alignments(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no alignments there; expected files \*\.textgrid"):

@@ -1,5 +1,5 @@
-"""What is wrong with a manifest is said on one line that names file, line and fix; nothing is
-skipped, nothing is executed.
+"""Malformed manifests: one-line errors with file, line and fix; no row is skipped, no code
+executed.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ BAD = [
 @pytest.mark.parametrize(
     ("name", "content", "message"), BAD, ids=[f"{i}-{name}" for i, (name, *_) in enumerate(BAD)]
 )
-def test_what_is_wrong_is_named(place: Path, name: str, content: str | bytes, message: str) -> None:
+def test_errors_name_the_fault(place: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(DataError, match=message) as error:
         read(write(place / name, content))
     assert "\n" not in str(error.value)
@@ -132,7 +132,7 @@ def test_what_is_wrong_is_named(place: Path, name: str, content: str | bytes, me
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
-def test_line_ends_blank_lines_and_byte_order_marks_change_nothing(
+def test_line_ends_blank_lines_and_byte_order_marks_are_ignored(
     place: Path, ending: str, bom: str
 ) -> None:
     for name, content in [
@@ -151,7 +151,7 @@ def test_line_ends_blank_lines_and_byte_order_marks_change_nothing(
         ]
 
 
-def test_a_text_may_hold_what_unicode_calls_a_line_break(place: Path) -> None:
+def test_a_text_may_hold_unicode_line_breaks(place: Path) -> None:
     (utterance,) = read(write(place / "x.jsonl", '{"path": "a.wav", "text": "a\u2028b\x85c"}\n'))
     assert utterance.text == "a\u2028b\x85c"
 
@@ -174,7 +174,7 @@ def test_paths_absolute_relative_and_below_a_root(place: Path) -> None:
     ]
 
 
-def test_damaged_gzip_is_named(place: Path) -> None:
+def test_an_error_names_a_damaged_gzip(place: Path) -> None:
     content = gzip.compress(b"path\n" + b"a.wav\n" * 10_000)
     with pytest.raises(DataError, match=r"x\.csv\.gz: damaged gzip"):
         list(lines(write(place / "x.csv.gz", content[: len(content) // 2])))
@@ -192,7 +192,7 @@ def test_texts_that_do_not_fit_the_rows_are_refused(
         read(write(place / "train.tsv", ".\na.wav\t16000\nb.wav\t16000\n"))
 
 
-def test_counts_at_the_files_rate_are_noticed(tmp_path: Path) -> None:
+def test_counts_at_the_files_rate_are_detected(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.wav", 8000, 8000)
     manifest = write(tmp_path / "train.tsv", ".\na.wav\t8000\n")
     with pytest.raises(
@@ -203,7 +203,7 @@ def test_counts_at_the_files_rate_are_noticed(tmp_path: Path) -> None:
     assert [utterance.expected_samples for utterance in read(manifest, rate=8000)] == [16_000]
 
 
-def test_options_that_cannot_be(place: Path) -> None:
+def test_invalid_options_are_refused(place: Path) -> None:
     for options, message in [
         ({"format": "kladi"}, r"format=kladi: .*did you mean 'kaldi'"),
         ({"ids": "nam"}, r"ids='nam'.*did you mean 'name'"),
@@ -219,7 +219,6 @@ def test_options_that_cannot_be(place: Path) -> None:
 
 
 # -- Kaldi
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 def kaldi(place: Path, **files: str) -> list[SourceUtterance]:
@@ -270,9 +269,7 @@ BAD_KALDI = [
 
 
 @pytest.mark.parametrize(("files", "message"), BAD_KALDI)
-def test_what_is_wrong_with_a_data_directory(
-    place: Path, files: dict[str, str], message: str
-) -> None:
+def test_errors_of_a_data_directory(place: Path, files: dict[str, str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         kaldi(place, **files)
 
@@ -320,7 +317,6 @@ def test_our_own_commands_are_read_back(path: str) -> None:
 
 
 # -- lhotse
-# -----------------------------------------------------------------------------------------------------------------------
 
 CUT: dict[str, Any] = {
     "id": "c",
@@ -416,7 +412,6 @@ def test_other_cuts_are_refused(
 
 
 # -- names
-# ------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -443,7 +438,7 @@ def test_an_id_is_never_a_path(id: str) -> None:
     assert safe_name(id) != safe_name(f"{id}x")
 
 
-def test_plain_ids_stay_as_they_are() -> None:
+def test_plain_ids_are_unchanged() -> None:
     assert [safe_name(id) for id in ("84-121123-0001", "anna_1.a", "ü")] == [
         "84-121123-0001",
         "anna_1.a",

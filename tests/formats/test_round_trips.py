@@ -7,6 +7,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def test_lhotse_holds_everything(audio_files: list[Path]) -> None:
     check()
 
 
-def test_kaldi_holds_parts_texts_and_speakers(audio_files: list[Path]) -> None:
+def test_kaldi_holds_segments_texts_and_speakers(audio_files: list[Path]) -> None:
     @MANY
     @given(utterances(audio_files, parts=True))
     def check(given: list[SourceUtterance]) -> None:
@@ -170,7 +171,7 @@ def test_kaldi_holds_parts_texts_and_speakers(audio_files: list[Path]) -> None:
     check()
 
 
-def test_kaldi_lengths_of_parts_are_exact(audio_files: list[Path], tmp_path: Path) -> None:
+def test_kaldi_lengths_of_segments_are_exact(audio_files: list[Path], tmp_path: Path) -> None:
     """A part that reaches the end of its file is read as one that goes to the end, or says its
     length to the sample.
     """
@@ -267,7 +268,7 @@ def test_huggingface_takes_audio_out_of_shards(
     assert [Path(utterance.path).suffix for utterance in read] == [".wav", ".flac"]
 
 
-def test_what_a_format_cannot_hold_is_refused(
+def test_content_without_a_place_in_a_format_is_refused(
     audio_files: list[Path], shard: list[SourceUtterance], tmp_path: Path
 ) -> None:
     wave = SourceUtterance(id="a", path=audio_files[0], split="train")
@@ -299,5 +300,5 @@ def test_what_a_format_cannot_hold_is_refused(
         form = registry.FORMATS[to]
         assert form.write is not None
         with pytest.raises(DataError, match=message):
-            form.write(tmp_path / "bad" / name, lambda members=members: iter(members))  # type: ignore[misc]
+            form.write(tmp_path / "bad" / name, partial(iter, members))
         assert not [path for path in (tmp_path / "bad").rglob("*") if path.is_file()]

@@ -23,12 +23,12 @@ from hubert_pretrain.errors import DataError
 def test_archives_are_fetched_verified_unpacked_and_removed_once(
     server: Any, tmp_path: Path, archive: Any
 ) -> None:
-    wanted = [archive("dev-clean"), archive("test-clean")]
-    said: list[str] = []
-    fetch_all(wanted, tmp_path, report=said.append)
-    fetch_all(wanted, tmp_path, report=said.append)
-    assert len(server.requests) == len(said) == 2
-    assert "dev-clean.tar.gz: 0.0 MB, verified" in said[0]
+    archives = [archive("dev-clean"), archive("test-clean")]
+    reports: list[str] = []
+    fetch_all(archives, tmp_path, report=reports.append)
+    fetch_all(archives, tmp_path, report=reports.append)
+    assert len(server.requests) == len(reports) == 2
+    assert "dev-clean.tar.gz: 0.0 MB, verified" in reports[0]
     found = list(
         LibriSpeech(root=str(tmp_path), train=["dev-clean"], test=["test-clean"]).utterances(
             tmp_path
@@ -67,13 +67,13 @@ def test_a_wrong_checksum_is_refused_and_nothing_unpacked(
     assert (tmp_path / "LibriSpeech/dev-clean").is_dir()
 
 
-def test_without_a_published_checksum_it_says_so_and_records_its_own(
+def test_without_a_published_checksum_the_sha256_is_recorded(
     server: Any, tmp_path: Path, archive: Any
 ) -> None:
-    said: list[str] = []
-    fetch_all([archive(checksum="")], tmp_path, report=said.append)
+    reports: list[str] = []
+    fetch_all([archive(checksum="")], tmp_path, report=reports.append)
     sha256 = hashlib.sha256(server.files["dev-clean.tar.gz"]).hexdigest()
-    assert f"unverified, no checksum is published; sha256 {sha256}" in said[0]
+    assert f"unverified, no checksum is published; sha256 {sha256}" in reports[0]
     mark = json.loads((tmp_path / WORK_FOLDER / "dev-clean.tar.gz.json").read_text())
     assert (mark["sha256"], mark["verified"], mark["placed"]) == (sha256, False, True)
 
@@ -81,11 +81,11 @@ def test_without_a_published_checksum_it_says_so_and_records_its_own(
 def test_a_mirror_holds_the_same_names(server: Any, tmp_path: Path, archive: Any) -> None:
     archive("dev-clean")
     server.files["mirror/dev-clean.tar.gz"] = server.files.pop("dev-clean.tar.gz")
-    wanted = Archive(
+    dev_clean = Archive(
         url="https://nowhere.invalid/resources/12/dev-clean.tar.gz",
         provides="LibriSpeech/dev-clean",
     )
-    fetch_all([wanted], tmp_path, f"{server.url}/mirror/")
+    fetch_all([dev_clean], tmp_path, f"{server.url}/mirror/")
     assert (tmp_path / "LibriSpeech/dev-clean").is_dir()
 
 
@@ -102,16 +102,20 @@ def test_existing_content_is_not_fetched(server: Any, tmp_path: Path, archive: A
     assert not (tmp_path / WORK_FOLDER).exists()
 
 
-def test_an_archive_that_brings_something_else(server: Any, tmp_path: Path, archive: Any) -> None:
-    wanted = archive()
-    other = Archive(url=wanted.url, provides="LibriSpeech/dev-other", checksum=wanted.checksum)
+def test_an_archive_with_other_content_is_refused(
+    server: Any, tmp_path: Path, archive: Any
+) -> None:
+    dev_clean = archive()
+    other = Archive(
+        url=dev_clean.url, provides="LibriSpeech/dev-other", checksum=dev_clean.checksum
+    )
     with pytest.raises(
         DataError, match=r"does not contain LibriSpeech/dev-other, which was expected"
     ):
         fetch_all([other], tmp_path)
 
 
-def test_two_at_once_are_one_too_many(server: Any, tmp_path: Path, archive: Any) -> None:
+def test_a_second_process_is_refused(server: Any, tmp_path: Path, archive: Any) -> None:
     import fcntl
 
     (tmp_path / WORK_FOLDER).mkdir()
@@ -122,15 +126,15 @@ def test_two_at_once_are_one_too_many(server: Any, tmp_path: Path, archive: Any)
 
 
 @pytest.mark.parametrize("when", ["unpacking", "moving", "marking"])
-def test_an_interruption_at_any_point_is_made_good(
+def test_an_interrupted_step_is_finished_by_the_next_run(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, archive: Any
 ) -> None:
-    """What a kill leaves is taken for neither done nor damage: the next run brings it to the end
+    """An unfinished download counts neither as done nor as damaged: the next run finishes it
     without fetching again.
     """
     from hubert_pretrain.corpora.download import archives as module
 
-    wanted = archive()
+    dev_clean = archive()
 
     def stop(*arguments: Any) -> None:
         raise KeyboardInterrupt
@@ -162,10 +166,10 @@ def test_an_interruption_at_any_point_is_made_good(
                 lambda path, value: stop() if value["placed"] else write_json(path, value),
             )
         with pytest.raises(KeyboardInterrupt):
-            fetch_all([wanted], tmp_path)
-    assert not is_present(wanted, tmp_path)
-    fetch_all([wanted], tmp_path)
-    assert is_present(wanted, tmp_path)
+            fetch_all([dev_clean], tmp_path)
+    assert not is_present(dev_clean, tmp_path)
+    fetch_all([dev_clean], tmp_path)
+    assert is_present(dev_clean, tmp_path)
     assert len(server.requests) == 1
     assert (
         tmp_path / "LibriSpeech/dev-clean/19/198/19-198.trans.txt"
@@ -176,7 +180,7 @@ def test_an_interruption_at_any_point_is_made_good(
     ]
 
 
-def test_kill_9_in_the_middle_of_a_file(
+def test_a_kill_in_the_middle_of_a_file(
     server: Any, tmp_path: Path, repository: Path, tar_of: Any
 ) -> None:
     content = tar_of(

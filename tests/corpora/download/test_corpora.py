@@ -122,15 +122,15 @@ def published(tar_of: Any) -> Callable[[str], dict[str, bytes]]:
     return make
 
 
-def test_a_corpus_fetches_the_subsets_that_it_lacks(
+def test_a_corpus_fetches_its_missing_subsets(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archive: Any
 ) -> None:
     """Through the class that a recipe names; with the checksums of this server's archives."""
     from hubert_pretrain.corpora import librispeech
 
     for name in ("dev-clean", "test-clean"):
-        wanted = archive(name)
-        monkeypatch.setitem(librispeech.PUBLISHED, name, (server.url, wanted.checksum))
+        published_archive = archive(name)
+        monkeypatch.setitem(librispeech.PUBLISHED, name, (server.url, published_archive.checksum))
     root = tmp_path / "LibriSpeech"
     source = LibriSpeech(root=str(root), train=["dev-clean"], test=["test-clean"])
     with pytest.raises(DataError, match=r"no such folder; .*data\.download=true"):
@@ -144,9 +144,7 @@ def test_a_corpus_fetches_the_subsets_that_it_lacks(
         download(LibriSpeech(root=str(root), train=["dev-clena"]))
 
 
-def test_prepare_downloads_first_when_it_is_asked_to(
-    server: Any, tmp_path: Path, tar_of: Any
-) -> None:
+def test_prepare_downloads_only_when_asked(server: Any, tmp_path: Path, tar_of: Any) -> None:
     """`data=fsdd data.download=true` from an empty folder, and nothing of the kind without being
     asked.
     """
@@ -183,7 +181,7 @@ def test_prepare_downloads_first_when_it_is_asked_to(
     assert plan.stages(without)[0].identity == plan.stages(asking)[0].identity
 
 
-def test_a_mixture_fetches_those_of_its_corpora_that_can_be(
+def test_a_mixture_downloads_the_corpora_that_have_a_download(
     server: Any, tmp_path: Path, published: Any
 ) -> None:
     server.files["v1.0.10.tar.gz"] = published("fsdd")["v1.0.10.tar.gz"]
@@ -199,16 +197,16 @@ def test_a_mixture_fetches_those_of_its_corpora_that_can_be(
     assert [utterance.id for utterance in mixture.utterances(tmp_path)] == ["digits/0_a_0", "own/a"]
 
 
-def test_a_corpus_that_is_sold_says_where(tmp_path: Path) -> None:
+def test_a_corpus_without_a_download_says_where_it_is_available(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"Timit has no download: the Linguistic Data Consortium, LDC93S1; then set data\.root",
+        match=r"Timit has no download: the Linguistic .* LDC93S1; then set data\.root",
     ):
         download(Timit(root=str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_what_each_corpus_fetches_lands_where_it_looks(
+def test_downloads_of_each_corpus_are_found_by_it(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, published: Any
 ) -> None:
     build, _, count = PUBLISHED[name]
@@ -231,7 +229,7 @@ def test_what_each_corpus_fetches_lands_where_it_looks(
     assert len(server.requests) == len(files)
 
 
-def test_the_tool(
+def test_the_download_command(
     server: Any,
     tmp_path: Path,
     repository: Path,

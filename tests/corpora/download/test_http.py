@@ -16,14 +16,14 @@ CONTENT = bytes(range(256)) * 4000
 """About a megabyte."""
 
 
-def test_a_file_whole(server: Any, tmp_path: Path) -> None:
+def test_a_complete_file(server: Any, tmp_path: Path) -> None:
     server.files["a.bin"] = CONTENT
     fetch_file(f"{server.url}/a.bin", tmp_path / "a.bin")
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_a_line_that_breaks_is_taken_up_where_it_broke(server: Any, tmp_path: Path) -> None:
+def test_a_broken_connection_is_resumed(server: Any, tmp_path: Path) -> None:
     server.files["a.bin"] = CONTENT
     server.drop_after = [100_000, 0, 50_001]
     fetch_file(f"{server.url}/a.bin", tmp_path / "a.bin")
@@ -31,7 +31,7 @@ def test_a_line_that_breaks_is_taken_up_where_it_broke(server: Any, tmp_path: Pa
     assert server.requested_ranges() == [None, "bytes=100000-", "bytes=100000-", "bytes=150001-"]
 
 
-def test_another_run_goes_on(server: Any, tmp_path: Path) -> None:
+def test_another_run_resumes(server: Any, tmp_path: Path) -> None:
     server.files["a.bin"] = CONTENT
     server.drop_after = [300_000, 0]
     with pytest.raises(
@@ -46,7 +46,7 @@ def test_another_run_goes_on(server: Any, tmp_path: Path) -> None:
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
 
 
-def test_a_file_that_changed_meanwhile_is_fetched_anew(server: Any, tmp_path: Path) -> None:
+def test_a_changed_file_is_fetched_again_from_its_start(server: Any, tmp_path: Path) -> None:
     """Two versions are never mixed: the part has the tag of the old one."""
     server.files["a.bin"] = CONTENT
     server.drop_after = [300_000, 0]
@@ -74,7 +74,7 @@ def test_a_server_that_does_not_say_the_length(server: Any, tmp_path: Path) -> N
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
 
 
-def test_a_part_that_was_whole_needs_no_request(server: Any, tmp_path: Path) -> None:
+def test_a_complete_part_needs_no_request(server: Any, tmp_path: Path) -> None:
     """Killed between the last byte and the rename."""
     (tmp_path / "a.bin.part").write_bytes(CONTENT)
     note = {"url": f"{server.url}/a.bin", "validator": '"x"', "total": len(CONTENT)}
@@ -84,7 +84,7 @@ def test_a_part_that_was_whole_needs_no_request(server: Any, tmp_path: Path) -> 
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
 
 
-def test_refusals_and_troubles_of_the_server(server: Any, tmp_path: Path) -> None:
+def test_errors_of_the_server(server: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"/a\.bin: the server says 404 Not Found; .*data\.mirror"):
         fetch_file(f"{server.url}/a.bin", tmp_path / "a.bin")
     assert len(server.requests) == 1  # what will not pass is not tried again
@@ -99,7 +99,7 @@ def test_refusals_and_troubles_of_the_server(server: Any, tmp_path: Path) -> Non
         fetch_file(f"{server.url}/a.bin", tmp_path / "b.bin", attempts=3)
 
 
-def test_nobody_there_and_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server_and_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(DataError, match=r"no connection \(.*refused.*2 times in a row"):
         fetch_file("http://127.0.0.1:1/a.bin", tmp_path / "a.bin", attempts=2, pause_seconds=0.01)
@@ -107,7 +107,7 @@ def test_nobody_there_and_no_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         fetch_file("file:///etc/passwd", tmp_path / "a.bin")
 
 
-def test_the_disk_must_have_room_for_what_is_unpacked_too(
+def test_the_disk_needs_room_for_the_unpacked_content(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.files["a.bin"] = CONTENT

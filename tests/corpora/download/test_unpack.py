@@ -70,7 +70,7 @@ HOSTILE: dict[str, Hostile] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_members_are_refused_and_leave_nothing_outside(
+def test_hostile_members_are_refused_and_write_nothing_outside(
     tmp_path: Path, case: str, tar_of: Any
 ) -> None:
     files, members, message = HOSTILE[case]
@@ -81,7 +81,7 @@ def test_hostile_members_are_refused_and_leave_nothing_outside(
     assert {path.name for path in tmp_path.rglob("*")} <= {"a.tar.gz", "deep", "out"}
 
 
-def test_zip_members_that_climb_are_refused(tmp_path: Path) -> None:
+def test_zip_members_outside_the_folder_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr("../evil", b"x")
     with pytest.raises(DataError, match=r"member '\.\./evil' would land outside the folder"):
@@ -90,7 +90,7 @@ def test_zip_members_that_climb_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tar.xz", "a.zip"])
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
-def test_damaged_archives_are_named(tmp_path: Path, name: str, damage: str, tar_of: Any) -> None:
+def test_errors_name_damaged_archives(tmp_path: Path, name: str, damage: str, tar_of: Any) -> None:
     files = {f"{number}": bytes([number]) * 3000 for number in range(9)}
     mode = {"a.tar": "w", "a.tar.gz": "w:gz", "a.tar.xz": "w:xz"}.get(name)
     content = tar_of(files, mode=mode) if mode else b"PK\x03\x04" + bytes(500)
@@ -104,7 +104,7 @@ def test_damaged_archives_are_named(tmp_path: Path, name: str, damage: str, tar_
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 @pytest.mark.parametrize("blocks", [1, 4, 8])
-def test_a_tar_cut_between_two_members_is_found(
+def test_a_tar_truncated_between_two_members_is_found(
     tmp_path: Path, mode: str, blocks: int, tar_of: Any
 ) -> None:
     """Each member is two blocks of 512 bytes: its header and its content. tarfile itself is content

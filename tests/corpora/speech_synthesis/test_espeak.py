@@ -18,7 +18,8 @@ def speech(waveform: list[int], events: list[tuple[str, int]]) -> Speech:
 
 
 def test_phone_names_lose_stress_and_length_but_keep_diphthongs() -> None:
-    assert [espeak.phone_name(symbol) for symbol in ("ˈaɪ", "uː", "ˌɔːɹ", "tʃ", "t̪", "a:", "")] == [
+    symbols = ("ˈaɪ", "uː", "ˌɔːɹ", "tʃ", "t̪", "a:", "")
+    assert [espeak.phone_name(symbol) for symbol in symbols] == [
         "aɪ",
         "u",
         "ɔɹ",
@@ -76,7 +77,7 @@ def test_without_the_wheel_the_error_says_what_to_install(monkeypatch: pytest.Mo
         ("gmw/en-US+f3", "echo"),
     ],
 )
-def test_an_unfit_voice_is_refused(voice: str, message: str) -> None:
+def test_an_invalid_voice_is_refused(voice: str, message: str) -> None:
     pytest.importorskip("espeakng_loader")
     with pytest.raises(DataError, match=message):
         espeak.check_voice(voice, espeak.locate()[1])
@@ -98,7 +99,8 @@ try:
     espeak.speak("Again.", voice="gmw/en+f1", words_per_minute=160)
 except espeak.HubertPretrainError as error:
     refused = str(error)
-print(json.dumps([one.sample_rate, hashlib.sha256(one.waveform.tobytes()).hexdigest(), one.phones(), refused]))
+digest = hashlib.sha256(one.waveform.tobytes()).hexdigest()
+print(json.dumps([one.sample_rate, digest, one.phones(), refused]))
 """
     first = json.loads(in_a_fresh_process(code))
     second = json.loads(in_a_fresh_process(code))
