@@ -1,8 +1,8 @@
-"""The weights of a network on disk: `model.safetensors` and a `config.json` that rebuilds it.
-Nothing in it can run code.
+"""Checkpoints of this package: `model.safetensors` and the `config.json` that rebuilds the network.
+Neither can run code.
 
 The encoder's tensors are named `hubert.*` and the head's `head.*`, in fp32 unless saved otherwise.
-(What a training run needs to resume is something else: training/resilience/checkpoint_io.py.)
+(The state of a training run is in training/resilience/checkpoint_io.py.)
 """
 
 from __future__ import annotations
@@ -28,30 +28,34 @@ from hubert_pretrain.model.shapes import shapes_only
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 MAX_JSON_BYTES = 16 << 20
-"""Of a JSON file beside weights, vocabularies included: those of real models have kilobytes."""
+"""Upper limit of a JSON file beside weights. Those of real models, vocabularies included, have
+kilobytes.
+"""
 
 
 @dataclass
 class LoadReport:
-    """What reading a checkpoint of another project made of its tensors, under its names. A tensor
-    that is needed and missing, or that is there and has no meaning here, is an error; what is
-    listed as missing or unexpected was harmless, and `notes` say why."""
+    """Report of reading a checkpoint of another project; tensors have the names of that project.
+
+    A tensor that is needed and missing, or of unknown meaning, is an error. Those listed here as
+    missing or unexpected are harmless, and `notes` say why.
+    """
 
     path: str
     format: str
     """Such as "fairseq pretraining" or "transformers HubertForCTC"."""
     taken: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    """Not in the file, made anew."""
+    """Not in the file; initialised."""
     unexpected: list[str] = field(default_factory=list)
-    """In the file, left there."""
+    """In the file; not used."""
     notes: list[str] = field(default_factory=list)
-    """What the file does not say and was taken for granted."""
+    """Values that the file does not tell, and those that were assumed."""
 
 
 @dataclass
 class LoadedModel:
-    """What a checkpoint folder holds, on the CPU and in eval mode."""
+    """The content of a checkpoint, on the CPU and in eval mode."""
 
     model: Hubert
     kind: str
@@ -59,44 +63,43 @@ class LoadedModel:
     head_state: dict[str, Tensor] = field(default_factory=dict)
     """The head's weights under the names of its module; empty for a bare encoder."""
     config: dict[str, Any] = field(default_factory=dict)
-    """All of config.json: "model", "kind", "head" (the settings that rebuild it) and "extra" (what
-    its maker added).
+    """The content of config.json: "model", "kind", "head" (the settings that rebuild it) and
+    "extra" (see `extra`).
     """
     report: LoadReport | None = None
-    """How it was read, when it came from another project."""
+    """Report of a checkpoint of another project; None for our own."""
 
     @property
     def extra(self) -> dict[str, Any]:
-        """What its maker added, e.g. {"vocabulary": [...]}."""
+        """Values beside the network, e.g. {"vocabulary": [...]} of a CTC model."""
         return dict(self.config.get("extra", {}))
 
     def features(
         self, waveform: Tensor, *, layer: int, sampling_rate: int, name: str = "waveform"
     ) -> Tensor:
-        """Output of a layer, (B, T, D), for one waveform (S,) or several of equal length (B, S),
-        raw, as they were recorded.
+        """Output (B, T, D) of a layer for one recorded waveform (S,), or several of equal length
+        (B, S).
 
-        Layers count from 1; each is taken after its residual and before a final norm
-        (model/hubert.py). Raises DataError as `network_input` does, and for a layer that does not
-        exist.
+        Layers count from 1; each output is taken after the residual and before a final norm
+        (model/hubert.py). Raises DataError as `prepare_waveform` does, and for a layer that does
+        not exist.
         """
+        samples = prepare_waveform(
+            waveform, sampling_rate=sampling_rate, config=self.model.config, name=name
+        )
         with torch.inference_mode():
-            return self.model(
-                prepare_waveform(
-                    waveform, sampling_rate=sampling_rate, config=self.model.config, name=name
-                ),
-                layers=layer,
-            ).last
+            return self.model(samples, layers=layer).last
 
     def build_head(self) -> Head:
-        """The head with its weights. Raises ArtefactError when the checkpoint has none, or says
-        another size of it.
+        """The head with its weights.
+
+        Raises ArtefactError when the checkpoint has none, or when they do not fit its settings.
         """
         if not self.head_state:
             raise ArtefactError(f"this {self.kind!r} checkpoint holds no head, only the encoder")
-        form = functools.partial(HEADS[self.kind], **self.config["head"])
-        refuse_misfits(form, self.head_state, CONFIG)
-        head = form()
+        build = functools.partial(HEADS[self.kind], **self.config["head"])
+        refuse_misfits(build, self.head_state, CONFIG)
+        head = build()
         head.load_state_dict(self.head_state)
         return head.eval()
 
@@ -108,17 +111,15 @@ def save_model(
     head: Head | None = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Writes `model.safetensors` and, last, `config.json` into `folder`; each appears whole or not
-    at all.
+    """Writes `model.safetensors` and then `config.json` into `folder`, each atomically.
 
-    `extra` must be plain JSON. The head decides the kind of the checkpoint; without one it is
-    "pretrain".
+    The kind of the checkpoint is that of the head, or "pretrain" without one. `extra` must be
+    plain JSON.
     """
     folder = Path(folder)
     tensors = {f"hubert.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= (
-        {f"head.{name}": tensor for name, tensor in head.state_dict().items()} if head else {}
-    )
+    if head:
+        tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     save_tensors(folder / WEIGHTS, tensors)
     config = {
         "model": dataclasses.asdict(model.config),
@@ -130,35 +131,41 @@ def save_model(
 
 
 def load_model(folder: str | Path, **overrides: Any) -> LoadedModel:
-    """Reads what `save_model` wrote. `overrides` replace values of its HubertConfig that change no
-    shape, e.g. `layerdrop=0.0`.
+    """Reads a checkpoint of `save_model`.
 
-    Raises ArtefactError when a file is missing, damaged, or does not fit the other, before anything
-    of the size that the configuration
-    says is in memory; ConfigError for an override that does not exist.
+    Args:
+        folder: of the checkpoint.
+        overrides: fields of its HubertConfig that change no shape, e.g. `layerdrop=0.0`.
+
+    Raises:
+        ArtefactError: a file is missing or damaged, or they do not fit each other. This is found
+            before memory of the size that the configuration states is used.
+        ConfigError: an override that is no field.
     """
     folder = Path(folder)
     stored = read_small_json(folder / CONFIG)
     if not isinstance(stored, dict) or "model" not in stored or stored.get("kind") not in HEADS:
         raise ArtefactError(
-            f"{folder / CONFIG}: missing or not the {CONFIG} of a checkpoint of this project; expected the folder of a stage"
+            f"{folder / CONFIG}: missing or not the {CONFIG} of a checkpoint of this project; "
+            "expected the folder of a stage"
         )
-    form = functools.partial(Hubert, _config(stored["model"], overrides, folder))
+    build = functools.partial(Hubert, _config(stored["model"], overrides, folder))
     tensors = load_tensors(folder / WEIGHTS)
-    states = {prefix: _strip(tensors, prefix) for prefix in ("hubert.", "head.")}
-    refuse_misfits(form, states["hubert."], folder / WEIGHTS)
-    model = form()
-    model.load_state_dict(states["hubert."])
+    encoder_state = with_prefix(tensors, "hubert.")
+    head_state = with_prefix(tensors, "head.")
+    refuse_misfits(build, encoder_state, folder / WEIGHTS)
+    model = build()
+    model.load_state_dict(encoder_state)
     return LoadedModel(
-        model=model.eval(), kind=stored["kind"], head_state=states["head."], config=stored
+        model=model.eval(), kind=stored["kind"], head_state=head_state, config=stored
     )
 
 
 def load_strictly(
     module: nn.Module, state: dict[str, Tensor], source: Path, *, assign: bool = False
 ) -> None:
-    """Copies `state` into `module`, or with `assign` makes its tensors the module's own (for a
-    module on the meta device).
+    """Copies `state` into `module`; with `assign` its tensors become the module's own, which fills
+    a module on the meta device.
 
     Raises ArtefactError naming the file and the first tensors that are missing, unknown or
     misshapen.
@@ -168,29 +175,29 @@ def load_strictly(
 
 
 def refuse_misfits(
-    form: Callable[[], nn.Module], state: dict[str, Tensor], source: Path | str
+    build: Callable[[], nn.Module], state: dict[str, Tensor], source: Path | str
 ) -> None:
-    """Raises ArtefactError, as `load_strictly`, for a state that a module which is yet to be made
-    would not take. Takes no memory.
+    """Raises ArtefactError, as `load_strictly`, when the module that `build` would create cannot
+    load `state`. Uses no memory for weights.
     """
     with shapes_only():
-        wanted = form().state_dict()
-    _refuse_misfits(wanted, state, source)
+        expected = build().state_dict()
+    _refuse_misfits(expected, state, source)
 
 
 def _refuse_misfits(
-    wanted: Mapping[str, Tensor], state: dict[str, Tensor], source: Path | str
+    expected: Mapping[str, Tensor], state: dict[str, Tensor], source: Path | str
 ) -> None:
-    problems = [f"{name} is missing" for name in wanted if name not in state]
-    problems += [f"{name} is unknown" for name in state if name not in wanted]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)} where {tuple(wanted[name].shape)} was expected"
-        for name in wanted
-        if name in state and state[name].shape != wanted[name].shape
-    ]
+    problems = [f"{name} is missing" for name in expected if name not in state]
+    problems += [f"{name} is unknown" for name in state if name not in expected]
+    for name, tensor in expected.items():
+        if name in state and state[name].shape != tensor.shape:
+            found = tuple(state[name].shape)
+            problems.append(f"{name} has shape {found} where {tuple(tensor.shape)} was expected")
     if problems:
         raise ArtefactError(
-            f"{source}: does not fit the network: {'; '.join(problems[:3])} ({len(problems)} such tensors in all)"
+            f"{source}: does not fit the network: {'; '.join(problems[:3])} "
+            f"({len(problems)} such tensors in all)"
         )
 
 
@@ -221,7 +228,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ArtefactError(
-            f"{path}: cannot be read as safetensors ({error}); copy it again or rerun the stage that makes it"
+            f"{path}: cannot be read as safetensors ({error}); "
+            "copy it again or rerun the stage that makes it"
         ) from error
 
 
@@ -233,7 +241,8 @@ def _config(stored: dict[str, Any], overrides: dict[str, Any], folder: Path) -> 
     unknown = [name for name in stored if name not in known]
     if unknown:
         raise ArtefactError(
-            f"{folder / CONFIG}: unknown model fields {', '.join(unknown)}; it was written by a newer version of this project"
+            f"{folder / CONFIG}: unknown model fields {', '.join(unknown)}; "
+            "it was written by a newer version of this project"
         )
     try:
         HubertConfig(**stored).validate()
@@ -245,13 +254,15 @@ def _config(stored: dict[str, Any], overrides: dict[str, Any], folder: Path) -> 
 
 
 def read_small_json(path: Path) -> Any | None:
-    """The content of a JSON file beside weights, None when there is none or it is damaged. Raises
-    ArtefactError for a huge one, unread.
+    """The content of a JSON file beside weights; None when it is missing or damaged.
+
+    Raises ArtefactError for a file of more than MAX_JSON_BYTES, without reading it.
     """
     return read_json(path, max_bytes=MAX_JSON_BYTES)
 
 
-def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors with this prefix, under their names without it."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()

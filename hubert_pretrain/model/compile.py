@@ -1,7 +1,7 @@
-"""torch.compile, layer by layer or the whole network: fewer passes over memory, the same numbers up
-to rounding.
+"""torch.compile of each layer or of the whole network: fewer passes over memory, the same numbers
+up to rounding.
 
-Crops have few lengths (data/batching.py), so every shape is compiled for itself: nothing is
+Crops have few lengths (data/batching.py), so each shape is compiled separately. No shape is
 dynamic, and CUDA graphs apply.
 """
 
@@ -15,37 +15,41 @@ from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.model.hubert import Hubert
 
 _VARIANTS = 6
-"""Compilations per shape at most: training, its logged steps, both again with a frozen front end,
-validation in training and after it.
+"""Largest number of compilations per shape: training steps, logged steps, both again with a frozen
+front end, validation during training and after it.
 """
 
 
 def compile_network(
     model: Hubert, what: str, *, mode: str = "default", shapes: int = 1, backend: str = "inductor"
 ) -> CompileClock | None:
-    """Has parts of the network compiled when they first run.
+    """Compiles parts of the network at their first call.
 
     Args:
-        model: changed in place; names of weights stay. what: "none"; "layers": each transformer
-        layer, which are alike and so compile once per shape; "model": all of it as one graph. mode:
-        of torch.compile. "reduce-overhead" replays CUDA graphs. shapes: how many input shapes there
-        will be. backend: of torch.compile.
+        model: changed in place; the names of weights stay.
+        what: "none"; "layers": each transformer layer (they are alike, so each shape is compiled
+            once); "model": the network as one graph.
+        mode: of torch.compile. "reduce-overhead" replays CUDA graphs.
+        shapes: number of input shapes that will come.
+        backend: of torch.compile.
 
-    Returns what measures how long that takes; None where nothing is compiled.
+    Returns:
+        A clock of the time spent compiling; None when nothing is compiled.
 
-    Raises ConfigError for "model" with layer drop, which would make a new graph of every choice of
-    layers.
+    Raises:
+        ConfigError: "model" with layer drop, where each choice of layers would be a new graph.
     """
     if what == "none":
         return None
     if what == "model" and model.config.layerdrop > 0:
         raise ConfigError(
-            f"trainer.compile=model with model.layerdrop={model.config.layerdrop}: set that to 0, or trainer.compile=layers"
+            f"trainer.compile=model with model.layerdrop={model.config.layerdrop}: "
+            "set that to 0, or trainer.compile=layers"
         )
     import torch
     import torch._dynamo
 
-    # Beyond its limit torch would silently run uncompiled.
+    # Beyond this limit torch would run uncompiled, without a message.
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, _VARIANTS * shapes)
     dynamo.accumulated_recompile_limit = max(
@@ -56,7 +60,7 @@ def compile_network(
     options: dict[str, Any] = {"mode": mode} if backend == "inductor" else {}
     parts = model.context_encoder.layers if what == "layers" else [model]
     for part in parts:
-        # The forward alone: what watches a layer from outside (hooks) stays outside.
+        # Only `forward`, so that hooks of the layer run outside the graph.
         compiled: Callable[..., Any] = torch.compile(
             part.forward, dynamic=False, backend=backend, **options
         )
@@ -65,7 +69,7 @@ def compile_network(
 
 
 class CompileClock:
-    """Seconds that this process has spent compiling since the clock was made."""
+    """Seconds that this process has spent compiling since the clock was created."""
 
     def __init__(self) -> None:
         from torch._dynamo.callback import on_compile_end, on_compile_start

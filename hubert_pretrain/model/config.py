@@ -1,23 +1,20 @@
-"""The form of a network: a plain dataclass, free of torch so that the command line can check a
-recipe in no time.
+"""Configuration of a network: a plain dataclass, without torch, so that the command line checks a
+recipe quickly.
 
-Fields of `transformers.HubertConfig` that are not of the network itself live with what they belong
-to:
+Some fields of `transformers.HubertConfig` are no part of the network. They are settings of:
 
 | field | here |
 |---|---|
-| vocab_size, final_dropout | heads.LetterHead(vocabulary_size, dropout) |
-| ctc_loss_reduction, ctc_zero_infinity | finetune.ctc.CtcTask(reduction, zero_infinity) |
-| use_weighted_layer_sum, classifier_proj_size | heads.ClassificationHead(weighted_layers,
-projection_size) |
-| apply_spec_augment, mask_time_*, mask_feature_* | spec_augment.SpecAugment; the masks of recipes
-are masking.span_mask |
-| pad_token_id | the blank: always the first symbol of the vocabulary; bos and eos: where the
-vocabulary has them |
-| target_lang | languages.load_language |
+| vocab_size, final_dropout | heads.CTCHead |
+| use_weighted_layer_sum, classifier_proj_size | heads.ClassificationHead |
+| ctc_loss_reduction, ctc_zero_infinity | finetune.ctc.CtcTask |
+| apply_spec_augment, mask_time_*, mask_feature_* | spec_augment.SpecAugment |
+| pad_token_id | the blank, here always the first symbol of the vocabulary |
+| bos_token_id, eos_token_id | those symbols in the vocabulary |
+| target_lang | language_adapters.load_language |
 
-Those of a checkpoint that comes from `transformers` are kept in its `extra["transformers"]`, and an
-export says them again.
+Fields of a checkpoint read from `transformers` are kept in its `extra["transformers"]`, and an
+export writes them again.
 """
 
 from __future__ import annotations
@@ -31,24 +28,25 @@ ACTIVATIONS = ["gelu", "relu", "selu", "gelu_new", "silu"]
 """Names of `transformers`; "gelu" is the exact one (erf), "gelu_new" the tanh approximation."""
 
 FRONT_ENDS = ["conv", "log_mel"]
-"""What makes frames of a waveform: the conv encoder, or mel energies, which cost nothing
+"""From waveform to frames: the conv encoder, or log-mel energies, which cost almost nothing
 (model/log_mel.py).
 """
 
 ATTENTIONS = ["sdpa", "eager", "flex"]
-"""Ways to compute attention (model/attention.py). No part of a network's form: they give the same
-numbers.
+"""Attention back ends (model/attention.py). They give the same numbers, so they are no part of the
+configuration of a network.
 """
 
 COMPILED = ["none", "layers", "model"]
+"""Parts of the network that are compiled (model/compile.py)."""
 COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-"""What is compiled, and how (model/compile.py)."""
+"""Modes of `torch.compile`."""
 
 SPAN_LENGTHS = ["static", "uniform", "normal", "poisson"]
-"""How the lengths of masked spans are drawn (model/masking.py)."""
+"""Distributions of the lengths of masked spans (model/masking.py)."""
 
 MASK_SAMPLERS = ["reference", "transformers"]
-"""Who draws the masks of fine-tuning: fairseq's way (model/masking.py) or that of `transformers`
+"""Mask samplers of fine-tuning: fairseq's (model/masking.py) or that of `transformers`
 (model/spec_augment.py).
 """
 
@@ -79,32 +77,34 @@ class SpanMask:
 
 
 LARGEST: dict[str, float] = {
-    **{"mel_bins": 1024, "mel_hop_seconds": 10, "mel_window_seconds": 10, "mel_stack": 64},
-    **{"conv_dim": 16_384, "conv_kernel": 4096, "conv_stride": 4096},
-    **{
-        "hidden_size": 32_768,
-        "num_hidden_layers": 1024,
-        "num_attention_heads": 1024,
-        "intermediate_size": 262_144,
-    },
-    **{
-        "num_conv_pos_embeddings": 4096,
-        "num_conv_pos_embedding_groups": 32_768,
-        "adapter_attn_dim": 32_768,
-        "projection_size": 32_768,
-    },
+    "mel_bins": 1024,
+    "mel_hop_seconds": 10,
+    "mel_window_seconds": 10,
+    "mel_stack": 64,
+    "conv_dim": 16_384,
+    "conv_kernel": 4096,
+    "conv_stride": 4096,
+    "hidden_size": 32_768,
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 1024,
+    "intermediate_size": 262_144,
+    "num_conv_pos_embeddings": 4096,
+    "num_conv_pos_embedding_groups": 32_768,
+    "adapter_attn_dim": 32_768,
+    "projection_size": 32_768,
 }
-"""What no network exceeds: some ten times the largest that was ever trained on speech. A file that
-asks for more is damaged, or wants to fill the memory."""
+"""Upper limits, about ten times those of the largest speech networks. A file with a larger value is
+damaged, or made to fill the memory.
+"""
 MAX_CONV_LAYERS = 64
 
 
 @dataclass
 class HubertConfig:
-    """Everything that determines the weights' shapes and what the network computes.
+    """All that determines the shapes of the weights and the function that the network computes.
 
-    Fields are named as in `transformers.HubertConfig`; fairseq's name stands behind where it
-    differs. Defaults are HuBERT Base.
+    Fields are named as in `transformers.HubertConfig`; fairseq's name, where it differs, is in
+    brackets. Defaults are HuBERT Base.
     """
 
     front_end: str = "conv"
@@ -194,7 +194,7 @@ class HubertConfig:
 
     @property
     def mel_grid(self) -> FrameGrid:
-        """Where the mel frames of a log-mel front end lie."""
+        """The grid of the mel frames of a log-mel front end, before stacking."""
         return FrameGrid(window=samples(self.mel_window_seconds), hop=samples(self.mel_hop_seconds))
 
     @property
@@ -203,8 +203,8 @@ class HubertConfig:
         return self.conv_dim[-1] if self.front_end == "conv" else self.mel_stack * self.mel_bins
 
     def validate(self) -> None:
-        """Raises ConfigError when no network has these values, naming the field, what was found and
-        what would do.
+        """Raises ConfigError when no network can have these values, naming the field, the value and
+        the expectation.
         """
         self._validate_sizes()
         _one_of("front_end", self.front_end, FRONT_ENDS)
@@ -224,21 +224,24 @@ class HubertConfig:
         ):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(
-                    f"model.{name} is {getattr(self, name)}, but a probability in [0, 1) was expected"
+                    f"model.{name} is {getattr(self, name)}, "
+                    "but a probability in [0, 1) was expected"
                 )
 
     def _validate_sizes(self) -> None:
-        """Before anything is built of them."""
+        """Upper limits, checked before anything is built."""
         for name, most in LARGEST.items():
             value = getattr(self, name)
             largest = max(value, default=0) if isinstance(value, list) else value
             if largest is not None and not largest <= most:
                 raise ConfigError(
-                    f"model.{name} is {largest}, but at most {most} is allowed; no network is so large"
+                    f"model.{name} is {largest}, but at most {most} is allowed; "
+                    "no network is so large"
                 )
         if len(self.conv_dim) > MAX_CONV_LAYERS:
             raise ConfigError(
-                f"model.conv_dim has {len(self.conv_dim)} layers, but at most {MAX_CONV_LAYERS} are allowed"
+                f"model.conv_dim has {len(self.conv_dim)} layers, "
+                f"but at most {MAX_CONV_LAYERS} are allowed"
             )
 
     def _validate_conv_encoder(self) -> None:
@@ -248,17 +251,20 @@ class HubertConfig:
         if len(set(lengths.values())) != 1 or not self.conv_dim:
             found = ", ".join(f"model.{name} has {length}" for name, length in lengths.items())
             raise ConfigError(
-                f"each conv layer needs a width, a kernel and a stride, but {found} values; give each the same number"
+                f"each conv layer needs a width, a kernel and a stride, but {found} values; "
+                "give each the same number"
             )
         for name in lengths:
             if min(getattr(self, name)) < 1:
                 raise ConfigError(
-                    f"model.{name} is {list(getattr(self, name))}, but every value must be at least 1"
+                    f"model.{name} is {list(getattr(self, name))}, "
+                    "but every value must be at least 1"
                 )
         _one_of("feat_extract_norm", self.feat_extract_norm, ["group", "layer"])
         if self.conv_gradient_scale < 0:
             raise ConfigError(
-                f"model.conv_gradient_scale is {self.conv_gradient_scale}, but it must be 0 (frozen) or more"
+                f"model.conv_gradient_scale is {self.conv_gradient_scale}, "
+                "but it must be 0 (frozen) or more"
             )
 
     def _validate_log_mel(self) -> None:
@@ -270,7 +276,8 @@ class HubertConfig:
         for name, least in (("mel_hop_seconds", 1), ("mel_window_seconds", 2)):
             if samples(getattr(self, name)) < least:
                 raise ConfigError(
-                    f"model.{name} is {getattr(self, name)}, but it must be at least {least} samples, e.g. 0.01"
+                    f"model.{name} is {getattr(self, name)}, "
+                    f"but it must be at least {least} samples, e.g. 0.01"
                 )
 
     def _validate_context_encoder(self) -> None:
@@ -288,7 +295,8 @@ class HubertConfig:
         for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
             if self.hidden_size % getattr(self, name):
                 raise ConfigError(
-                    f"model.hidden_size {self.hidden_size} is not a multiple of model.{name} {getattr(self, name)}"
+                    f"model.hidden_size {self.hidden_size} is not a multiple of "
+                    f"model.{name} {getattr(self, name)}"
                 )
         for name in ("num_conv_pos_embeddings", "adapter_attn_dim"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
@@ -304,6 +312,5 @@ class HubertConfig:
 
 def _one_of(name: str, value: str, choices: list[str]) -> None:
     if value not in choices:
-        raise ConfigError(
-            f"model.{name} is {value!r}, but one of {', '.join(choices)} was expected{did_you_mean(value, choices)}"
-        )
+        expected = f"one of {', '.join(choices)} was expected{did_you_mean(value, choices)}"
+        raise ConfigError(f"model.{name} is {value!r}, but {expected}")

@@ -1,9 +1,8 @@
-"""What a training step must compute, counted from the form of the network. Shapes: S samples, T
-frames, D width, K clusters.
+"""FLOPs of a training step, counted from the configuration of the network.
 
-A multiplication and an addition are two operations (FLOPs); norms, activations and the softmax are
-left out, as everyone does. The backward pass costs twice the forward pass: a product has two
-factors that want gradients.
+A multiplication and an addition are two operations (FLOPs). Norms, activations and the softmax are
+left out, as is usual. The backward pass costs twice the forward pass, because both factors of a
+product need a gradient. MACs: multiplications, each with its addition.
 """
 
 from __future__ import annotations
@@ -13,23 +12,18 @@ from hubert_pretrain.model.config import HubertConfig
 
 
 def forward_macs(config: HubertConfig, num_samples: int) -> dict[str, int]:
-    """Multiplications of one utterance of S samples, by part of the network. Without the head: see
-    `head_macs`.
-    """
+    """MACs of one utterance by part of the network, without the head (see `head_macs`)."""
     width = config.hidden_size
     inner = config.intermediate_size
     layers = config.num_hidden_layers
     frames = config.grid.num_frames(num_samples)
     channels = config.frame_channels
     adapter = 2 * width * config.adapter_attn_dim if config.adapter_attn_dim else 0
+    channels_per_group = width // config.num_conv_pos_embedding_groups
     return {
         "front end": _front_end_macs(config, num_samples),
         "projection": frames * channels * width,
-        "positions": frames
-        * width
-        * width
-        // config.num_conv_pos_embedding_groups
-        * config.num_conv_pos_embeddings,
+        "positions": frames * width * channels_per_group * config.num_conv_pos_embeddings,
         "linear": layers * frames * (4 * width * width + 2 * width * inner + adapter),
         "attention": layers * 2 * frames * frames * width,
     }
@@ -37,10 +31,9 @@ def forward_macs(config: HubertConfig, num_samples: int) -> dict[str, int]:
 
 def _front_end_macs(config: HubertConfig, num_samples: int) -> int:
     if config.front_end == "log_mel":
-        spectrum = (
-            1 << (config.mel_grid.window - 1).bit_length()
-        )  # points; the Fourier transform itself is left out, too
-        return config.mel_grid.num_frames(num_samples) * (spectrum // 2 + 1) * config.mel_bins
+        fft_size = 1 << (config.mel_grid.window - 1).bit_length()
+        bins = fft_size // 2 + 1  # the Fourier transform itself is left out, too
+        return config.mel_grid.num_frames(num_samples) * bins * config.mel_bins
     frames = num_samples
     channels = 1
     macs = 0
@@ -61,15 +54,19 @@ def head_macs(
     head: str = "cosine",
     layers: int = 1,
 ) -> int:
-    """Multiplications of the head of each supervised layer on so many frames: "cosine" or "softmax"
-    (model/heads.py).
+    """MACs of the head of each supervised layer (model/heads.py).
+
+    Args:
+        config: of the network.
+        n_clusters: K.
+        predicted_frames: frames that the head is computed for.
+        head: "cosine" or "softmax".
+        layers: number of supervised layers.
     """
-    cosine = config.projection_size * (config.hidden_size + n_clusters)
-    return (
-        layers
-        * predicted_frames
-        * (cosine if head == "cosine" else config.hidden_size * n_clusters)
-    )
+    per_frame = config.hidden_size * n_clusters
+    if head == "cosine":
+        per_frame = config.projection_size * (config.hidden_size + n_clusters)
+    return layers * predicted_frames * per_frame
 
 
 def training_flops_per_second(
@@ -82,11 +79,16 @@ def training_flops_per_second(
     supervised_layers: int = 1,
     frozen: bool = False,
 ) -> float:
-    """FLOPs of forward and backward passes per second of audio, in clips of one length of which a
-    share of frames is predicted.
+    """FLOPs of forward and backward passes per second of audio.
 
-    A front end that is `frozen`, or does not learn at all (`conv_gradient_scale` 0, log-mel), has
-    no backward pass.
+    Args:
+        config: of the network.
+        clip_seconds: length of a clip; attention costs more in longer ones.
+        n_clusters: K.
+        masked: share of frames that are predicted.
+        head: "cosine" or "softmax".
+        supervised_layers: number of layers with a loss.
+        frozen: the front end has no backward pass, as with `conv_gradient_scale` 0 and log-mel.
     """
     num_samples = round(clip_seconds * SAMPLE_RATE)
     macs = forward_macs(config, num_samples)

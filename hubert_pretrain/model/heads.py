@@ -1,4 +1,9 @@
-"""Output heads: CTC characters, utterance classification, and the pretraining head."""
+"""Output heads: pretraining (cosine or softmax over clusters), CTC characters, and utterance
+classification.
+
+Letters: B utterances, T frames, D width, d width of the unit embeddings, K clusters of all
+codebooks, V symbols, N layers.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +18,12 @@ from hubert_pretrain.model.hubert import HubertOutput
 
 
 class CodebookHead(nn.Module):
-    """Scores of each frame against each cluster: cosine of a projection and a unit embedding, over
-    a temperature (paper, eq. 3).
+    """Logits of each frame over the clusters: cosine of a projection and a unit embedding, divided
+    by a temperature (paper, eq. 3).
 
-    One matrix product of normalised vectors; the reference code's expanded (K + 1, M, d) tensor
-    computes the same. With several codebooks each has its part of the projection, in order
-    (fairseq's `untie_final_proj`), or all read the same one.
+    One matrix product of normalised vectors; fairseq computes the same from an expanded
+    (K + 1, M, d) tensor. Several codebooks have a part of the projection each, in order (fairseq's
+    `untie_final_proj`), or share one projection.
     """
 
     kind: ClassVar[str] = "pretrain"
@@ -34,9 +39,11 @@ class CodebookHead(nn.Module):
     ) -> None:
         """
         Args:
-            hidden_size: D. projection_size: d. n_clusters: K, or one number per codebook.
-            temperature: what cosines are divided by. tie_projections: all codebooks read one
-            projection. (With one codebook there is nothing to tie.)
+            hidden_size: D.
+            projection_size: d.
+            n_clusters: K, or one number per codebook.
+            temperature: divisor of the cosines.
+            tie_projections: all codebooks share one projection; without effect on one codebook.
         """
         super().__init__()
         self.n_clusters = _sizes(n_clusters)
@@ -44,8 +51,8 @@ class CodebookHead(nn.Module):
         self.projection = nn.Linear(
             hidden_size, projection_size * (1 if tie_projections else len(self.n_clusters))
         )
-        # U[0, 1) as in fairseq: all units start in nearly the same direction, so the loss starts at
-        # about log K.
+        # Uniform in [0, 1) as in fairseq: all unit embeddings begin in nearly the same direction,
+        # so the loss begins at about log K.
         self.unit_embeddings = nn.Parameter(
             torch.empty(sum(self.n_clusters), projection_size).uniform_()
         )
@@ -63,8 +70,8 @@ class CodebookHead(nn.Module):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., K) logits, fp32 whatever the precision: bf16 would round cosines by
-        .004, logits by .04.
+        """(..., D) -> (..., K) logits, always fp32: bf16 would round cosines by .004 and logits by
+        .04.
         """
         projected = self.projection(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -85,7 +92,7 @@ class CodebookHead(nn.Module):
 
 
 class SoftmaxHead(nn.Module):
-    """A plain linear classifier over the clusters, without unit embeddings and temperature."""
+    """Linear classifier over the clusters, without unit embeddings and temperature."""
 
     kind: ClassVar[str] = "pretrain"
 
@@ -108,36 +115,14 @@ class SoftmaxHead(nn.Module):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., K) logits, fp32 whatever the precision."""
+        """(..., D) -> (..., K) logits, always fp32."""
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.float(), self.projection.weight.float(), self.projection.bias.float())
 
 
-def pretraining_head(
-    hidden_size: int,
-    n_clusters: int | Sequence[int],
-    projection_size: int | None = None,
-    **cosine: Any,
-) -> CodebookHead | SoftmaxHead:
-    """The head with these settings: a CodebookHead (to which `cosine` goes), or without a
-    `projection_size` a SoftmaxHead.
-    """
-    if projection_size is None:
-        return SoftmaxHead(hidden_size, n_clusters)
-    return CodebookHead(hidden_size, projection_size, n_clusters, **cosine)
-
-
-def _sizes(n_clusters: int | Sequence[int]) -> tuple[int, ...]:
-    return (n_clusters,) if isinstance(n_clusters, int) else tuple(n_clusters)
-
-
-def _one_or_several(sizes: tuple[int, ...]) -> int | list[int]:
-    return sizes[0] if len(sizes) == 1 else list(sizes)
-
-
 class CTCHead(nn.Module):
-    """A score of each frame for each symbol (fairseq's HubertEncoder.proj, `transformers`'
-    lm_head).
+    """Logits of each frame over the symbols of a vocabulary, for CTC (fairseq's HubertEncoder.proj,
+    `transformers`' lm_head).
     """
 
     kind: ClassVar[str] = "ctc"
@@ -164,7 +149,7 @@ class CTCHead(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """One class per utterance: layers (weighted, or the last), projection, mean over valid frames,
+    """Classes of utterances: layers (weighted, or the last), projection, mean over valid frames,
     classifier.
 
     The same computation as `transformers.HubertForSequenceClassification` 5.x: the weighted sum
@@ -193,7 +178,7 @@ class ClassificationHead(nn.Module):
 
     @property
     def weighted_layers(self) -> bool:
-        """Whether it needs every layer: then run the network with `hidden_states=True`."""
+        """True when it needs every layer: run the network with `hidden_states=True` then."""
         return self.layer_weights is not None
 
     @property
@@ -208,10 +193,8 @@ class ClassificationHead(nn.Module):
         }
 
     def forward(self, output: HubertOutput, valid: Tensor | None = None) -> Tensor:
-        """The network's output and (B, T) bool of real frames (None: all) -> (B, n_classes)
-        logits.
-        """
-        x = self.projection(self._mixed(output))  # (B, T, d)
+        """The network's output and real frames (B, T) bool (None: all) -> (B, classes) logits."""
+        x = self.projection(self._mixed(output))  # (B, T, projection_size)
         if valid is None:
             return self.linear(x.mean(1))
         real = valid[..., None].to(x.dtype)
@@ -228,10 +211,33 @@ class ClassificationHead(nn.Module):
         return torch.einsum("n,nbtd->btd", self.layer_weights.softmax(0), states)
 
 
+def pretraining_head(
+    hidden_size: int,
+    n_clusters: int | Sequence[int],
+    projection_size: int | None = None,
+    **cosine: Any,
+) -> CodebookHead | SoftmaxHead:
+    """A CodebookHead, or a SoftmaxHead when there is no `projection_size`.
+
+    cosine: further settings of a CodebookHead.
+    """
+    if projection_size is None:
+        return SoftmaxHead(hidden_size, n_clusters)
+    return CodebookHead(hidden_size, projection_size, n_clusters, **cosine)
+
+
 Head: TypeAlias = CodebookHead | SoftmaxHead | CTCHead | ClassificationHead
 HEADS: dict[str, Callable[..., Head]] = {
     CodebookHead.kind: pretraining_head,
     CTCHead.kind: CTCHead,
     ClassificationHead.kind: ClassificationHead,
 }
-"""What makes the head of each kind of checkpoint from its settings."""
+"""Kind of checkpoint -> function that builds its head from the head's `settings`."""
+
+
+def _sizes(n_clusters: int | Sequence[int]) -> tuple[int, ...]:
+    return (n_clusters,) if isinstance(n_clusters, int) else tuple(n_clusters)
+
+
+def _one_or_several(sizes: tuple[int, ...]) -> int | list[int]:
+    return sizes[0] if len(sizes) == 1 else list(sizes)

@@ -1,13 +1,15 @@
-"""One network, many languages: a set of adapters and a CTC head per language, exchanged in place
+"""Languages of one network: a set of adapters and a CTC head per language, exchanged in place
 (arXiv:2305.13516, section 4.2).
 
-A language is one file, `adapter.<language>.safetensors`, beside the checkpoint whose other weights
-it shares: the adapters of all layers, the head, and the vocabulary in its metadata.
+A language is one file, `adapter.<language>.safetensors`, beside the checkpoint with the weights
+that all languages share. It holds the adapters of all layers and the head, and in its metadata the
+vocabulary.
 
-`transformers` follows half of the way. It builds adapters for HuBERT only with
-`do_stable_layer_norm=True` (otherwise it ignores `adapter_attn_dim` without a word; here both kinds
-have them), and cannot exchange them: `HubertForCTC.from_pretrained(target_lang=...)` fails, only
-Wav2Vec2 can. So load the language first and export then: the exported folder holds that language.
+`transformers` supports only half of this. It builds adapters for HuBERT only with
+`do_stable_layer_norm=True` (otherwise it ignores `adapter_attn_dim` without a message; here both
+kinds have them), and cannot exchange them: `HubertForCTC.from_pretrained(target_lang=...)` fails,
+only Wav2Vec2 can. So load the language first and export then: the exported folder holds that
+language.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from typing import Any
 from torch import nn
 
 from hubert_pretrain.errors import ArtefactError, ConfigError, did_you_mean
-from hubert_pretrain.model.checkpoint import load_strictly, load_tensors, save_tensors
+from hubert_pretrain.model.checkpoint import load_strictly, load_tensors, save_tensors, with_prefix
 from hubert_pretrain.model.heads import CTCHead
 from hubert_pretrain.model.hubert import Hubert
 
 
 @dataclass
 class Language:
-    """What a language adds to the network beside its adapters."""
+    """The head and the vocabulary of a language; its adapters are in the network."""
 
     name: str
     head: CTCHead
@@ -37,21 +39,21 @@ class Language:
 
 
 def save_language(folder: str | Path, language: Language, model: Hubert) -> Path:
-    """Writes the adapters that `model` holds now, with the head and its vocabulary. Returns the
-    file.
-    """
+    """Writes the adapters that `model` holds now, the head and its vocabulary; returns the file."""
     if len(language.vocabulary) != language.head.linear.out_features:
-        found = f"{len(language.vocabulary)} symbols for a head of {language.head.linear.out_features} rows"
         raise ConfigError(
-            f"the vocabulary of language {language.name!r} has {found}; give one symbol per row"
+            f"the vocabulary of language {language.name!r} has {len(language.vocabulary)} symbols "
+            f"for a head of {language.head.linear.out_features} rows; give one symbol per row"
         )
     path = _path(Path(folder), language.name)
     tensors = {f"adapters.{name}": tensor for name, tensor in _adapters(model).state_dict().items()}
     tensors |= {f"head.{name}": tensor for name, tensor in language.head.state_dict().items()}
-    about = {"head": language.head.settings, "vocabulary": language.vocabulary}
-    save_tensors(
-        path, tensors, {"format": "pt", **{key: json.dumps(value) for key, value in about.items()}}
-    )
+    metadata = {
+        "format": "pt",
+        "head": json.dumps(language.head.settings),
+        "vocabulary": json.dumps(language.vocabulary),
+    }
+    save_tensors(path, tensors, metadata)
     return path
 
 
@@ -59,31 +61,25 @@ def load_language(folder: str | Path, name: str, model: Hubert) -> Language:
     """Puts the adapters of a language into `model` and returns its head, in eval mode.
 
     Raises ArtefactError when the folder has no such language, naming the nearest, or when the file
-    does not fit the network; the network is
-    then as it was.
+    does not fit the network, which is then unchanged.
     """
     path = _path(Path(folder), name)
     if not path.exists():
         known = languages(folder)
         raise ArtefactError(
-            f"{path}: no such language{did_you_mean(name, known)}; the folder has {', '.join(known) or 'none'}"
+            f"{path}: no such language{did_you_mean(name, known)}; "
+            f"the folder has {', '.join(known) or 'none'}"
         )
     tensors = load_tensors(path)
-    about = _metadata(path)
-    head = CTCHead(**about["head"])
-    load_strictly(
-        head, {key[5:]: tensor for key, tensor in tensors.items() if key.startswith("head.")}, path
-    )
-    load_strictly(
-        _adapters(model),
-        {key[9:]: tensor for key, tensor in tensors.items() if key.startswith("adapters.")},
-        path,
-    )
-    return Language(name, head.eval(), about["vocabulary"])
+    metadata = _metadata(path)
+    head = CTCHead(**metadata["head"])
+    load_strictly(head, with_prefix(tensors, "head."), path)
+    load_strictly(_adapters(model), with_prefix(tensors, "adapters."), path)
+    return Language(name, head.eval(), metadata["vocabulary"])
 
 
 def languages(folder: str | Path) -> list[str]:
-    """Names of the languages that lie in a folder."""
+    """Names of the languages in a folder."""
     return sorted(
         path.name.removeprefix("adapter.").removesuffix(".safetensors")
         for path in Path(folder).glob("adapter.*.safetensors")
@@ -91,9 +87,7 @@ def languages(folder: str | Path) -> list[str]:
 
 
 def adapters_only(model: Hubert) -> None:
-    """Freezes everything but the adapters: a new language is trained without a change to the
-    others.
-    """
+    """Freezes all weights but the adapters, to train a new language without a change to others."""
     model.requires_grad_(False)
     _adapters(model).requires_grad_(True)
 
@@ -102,9 +96,11 @@ def _adapters(model: Hubert) -> nn.ModuleList:
     """The adapters of all layers: the network's own, not copies."""
     if model.config.adapter_attn_dim is None:
         raise ConfigError(
-            "this network has no adapters to hold a language; build it with model.adapter_attn_dim, e.g. 16"
+            "this network has no adapters to hold a language; "
+            "build it with model.adapter_attn_dim, e.g. 16"
         )
-    return nn.ModuleList(layer.adapter for layer in model.context_encoder.layers)  # type: ignore[union-attr, misc]
+    layers: Any = model.context_encoder.layers
+    return nn.ModuleList(layer.adapter for layer in layers)
 
 
 def _path(folder: Path, name: str) -> Path:
@@ -122,6 +118,7 @@ def _metadata(path: Path) -> dict[str, Any]:
         stored = file.metadata() or {}
     if not {"head", "vocabulary"} <= stored.keys():
         raise ArtefactError(
-            f"{path}: says nothing of its head and vocabulary; it was not written by save_language"
+            f"{path}: has no head and vocabulary in its metadata; "
+            "it was not written by save_language"
         )
     return {key: json.loads(stored[key]) for key in ("head", "vocabulary")}

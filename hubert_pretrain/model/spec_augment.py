@@ -1,10 +1,12 @@
 """The masks that `transformers` draws when an exported model is trained there
 (`_compute_mask_indices`), seeded.
 
-Pretraining and fine-tuning here draw theirs with model/masking.py, the reference's sampler. This
-one is for continuing, or repeating, what `transformers` does: it differs in that all rows share one
-rounding, that spans lie wholly inside their row, that there are never more than fit side by side,
-and that rows are not made equal. NumPy only. B utterances, T frames, D width; True = hidden.
+Pretraining and fine-tuning here use fairseq's sampler (model/masking.py). This one continues or
+repeats a training in `transformers`. It differs in four points: all rows share one rounding of the
+number of spans, spans lie wholly inside their row, there are never more than fit side by side, and
+rows are not made equal. NumPy only.
+
+Letters: B utterances, T frames, D width. True = masked.
 """
 
 from __future__ import annotations
@@ -23,9 +25,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class SpecAugment:
-    """The fields of `transformers.HubertConfig` of these names, with its defaults. Masks are drawn
-    in training only.
-    """
+    """The fields of `transformers.HubertConfig` with these names, and its defaults."""
 
     apply_spec_augment: bool = True
     mask_time_prob: float = 0.05
@@ -37,8 +37,8 @@ class SpecAugment:
 
     @staticmethod
     def of(fields: Mapping[str, Any]) -> SpecAugment:
-        """From a `config.json` of `transformers`, or what `load_checkpoint` kept of one:
-        `loaded.extra["transformers"]`.
+        """From a `config.json` of `transformers`, or from `loaded.extra["transformers"]` of a
+        checkpoint that was read from one.
         """
         return SpecAugment(**{name: fields[name] for name in vars(SpecAugment()) if name in fields})
 
@@ -51,11 +51,11 @@ class SpecAugment:
         generator: np.random.Generator,
         valid_frames: Sequence[int] | None = None,
     ) -> tuple[Mask | None, Mask | None]:
-        """The arguments `mask` (B, T) and `channel_mask` (B, D) of Hubert.forward; None where a
-        probability is 0.
+        """The arguments `mask` (B, T) and `channel_mask` (B, D) of Hubert.forward in training; None
+        where a probability is 0.
 
-        `valid_frames`: real frames of each row, to keep spans out of padding. HubertModel does not
-        do so, whatever its attention mask says: leave it out to repeat what `transformers` does.
+        valid_frames: real frames of each row, to keep spans out of padding. HubertModel does not
+        do so, with or without an attention mask: leave it out to repeat `transformers`.
         """
         time = None
         channels = None
@@ -88,21 +88,33 @@ def span_masks(
     generator: np.random.Generator,
     lengths: Sequence[int] | None = None,
 ) -> Mask:
-    """(B, T) bool: spans at random starts, which may overlap. `lengths`: (B,) positions of each row
-    that may be hidden.
+    """(B, T) bool: spans at random starts, which may overlap.
 
     Draws in the same order as `transformers`: with `np.random.RandomState(seed)` in place of the
-    generator the masks are those that it draws after `np.random.seed(seed)`. Raises ConfigError for
-    a span of no length, DataError for rows shorter than one span.
+    generator, the masks are those that it draws after `np.random.seed(seed)`.
+
+    Args:
+        shape: (B, T).
+        probability: expected share of positions in spans, before overlaps.
+        span: length of a span.
+        min_spans: spans per row, at least.
+        generator: source of randomness.
+        lengths: (B,) positions of each row that may be masked; None: all.
+
+    Raises:
+        ConfigError: a span of no length.
+        DataError: rows shorter than one span.
     """
     rows, size = shape
     if span < 1:
         raise ConfigError(
-            f"spans of {span} positions cannot be hidden; mask_time_length and mask_feature_length must be at least 1"
+            f"spans of {span} positions cannot be masked; "
+            "mask_time_length and mask_feature_length must be at least 1"
         )
     if span > size:
         raise DataError(
-            f"spans of {span} positions do not fit rows of {size}; leave shorter utterances out or choose shorter spans"
+            f"spans of {span} positions do not fit rows of {size}; "
+            "leave shorter utterances out or choose shorter spans"
         )
     rounding = float(generator.random())  # one for all rows
     mask = np.zeros(shape, dtype=np.bool_)
@@ -111,25 +123,22 @@ def span_masks(
         return mask
     for row, length in enumerate([size] * rows if lengths is None else lengths):
         count = _count(length, size, probability, span, min_spans, rounding)
-        starts = (
-            generator.choice(np.arange(length - (span - 1)), count, replace=False)
-            if length >= span
-            else np.array([], dtype=int)
-        )
+        starts = np.array([], dtype=int)
+        if length >= span:
+            starts = generator.choice(np.arange(length - (span - 1)), count, replace=False)
         if count == 0:
-            starts = np.array(
-                [size - 1]
-            )  # their filling for a row with no span: the last position, which is padding then
-        hidden = starts[:, None] + np.arange(span)
-        mask[row, np.minimum(hidden, size - 1)] = True
+            # As in `transformers`: a row without spans masks its last position, which is padding.
+            starts = np.array([size - 1])
+        masked = starts[:, None] + np.arange(span)
+        mask[row, np.minimum(masked, size - 1)] = True
     return mask
 
 
 def _count(
     length: int, size: int, probability: float, span: int, min_spans: int, rounding: float
 ) -> int:
-    """Spans in a row of `length` of `size` positions: no more than fit into `size` side by side,
-    nor than there are starts.
+    """Number of spans in a row with `length` of `size` positions: at most as many as fit into
+    `size` side by side, and as many as there are starts.
     """
     count = max(int(probability * length / span + rounding), min_spans)
     if count * span > size:
