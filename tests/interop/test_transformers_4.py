@@ -1,9 +1,9 @@
 """Exported folders in the last `transformers` of version 4, which reads other processor files and
 writes other names than version 5.
 
-`make` puts it beside the other packages, into `.venv/transformers4`, which a child process finds
-first. Not tested there: a weighted sum of layers of a pre-norm model, whose last layer means
-another thing in 4.57 (HubertOutput.hidden_states says which).
+`make` installs it into `.venv/transformers4`, which a child process finds before version 5. Not
+tested there: a weighted sum of layers of a pre-norm model, whose last layer means another thing in
+4.57 (see HubertOutput.hidden_states).
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from hubert_pretrain.interop.compare import probe_waveform
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.interop.transformers_writer import export_huggingface
 from hubert_pretrain.model.config import HubertConfig
-from tests.interop.test_huggingface import CLASSES, GROUP, LAYER, VOCABULARY, checkpoint, greedy
+from tests.interop.test_transformers_writer import (
+    CLASSES,
+    GROUP,
+    LAYER,
+    VOCABULARY,
+    checkpoint,
+    greedy,
+)
 
 OTHER = Path(sys.prefix) / "transformers4"
 
@@ -41,22 +48,26 @@ with torch.inference_mode():
 arrays = {f"state{n}": state.numpy() for n, state in enumerate(output.hidden_states)}
 arrays["last"] = (output.logits if "logits" in output else output.last_hidden_state).numpy()
 np.savez(sys.argv[4], inputs=inputs.numpy(), **arrays)
-said = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"], "normalize": extractor.do_normalize}
+found = {
+    "missing": info["missing_keys"],
+    "unexpected": info["unexpected_keys"],
+    "normalize": extractor.do_normalize,
+}
 if architecture == "HubertForCTC":
-    said["symbols"] = len(AutoProcessor.from_pretrained(folder).tokenizer)
-    said["text"] = pipeline("automatic-speech-recognition", model=folder)(waveform)["text"]
+    found["symbols"] = len(AutoProcessor.from_pretrained(folder).tokenizer)
+    found["text"] = pipeline("automatic-speech-recognition", model=folder)(waveform)["text"]
 if architecture == "HubertForSequenceClassification":
-    said["label"] = pipeline("audio-classification", model=folder)(waveform)[0]["label"]
+    found["label"] = pipeline("audio-classification", model=folder)(waveform)[0]["label"]
 model.save_pretrained(sys.argv[5])
-print(json.dumps(said))
+print(json.dumps(found))
 """
 
 
 def read_in_4(
     folder: Path, architecture: str, waveform: np.ndarray, place: Path
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What version 4 says of a folder, and the arrays it computes; it saves the model again in
-    `place / "again"`.
+    """Version 4's description of a folder and the arrays that it computes; it saves the model again
+    in `place / "again"`.
     """
     if not (OTHER / "transformers").is_dir():
         pytest.skip(f"no transformers 4 in {OTHER}: `make test` installs it")
@@ -93,30 +104,33 @@ def read_in_4(
         ("classify", "HubertForSequenceClassification"),
     ],
 )
-def test_version_4_computes_the_same_and_gives_it_back(
+def test_version_4_computes_the_same_and_saves_the_same(
     tmp_path: Path, config: HubertConfig, kind: str, architecture: str
 ) -> None:
     loaded = checkpoint(tmp_path / "ours", config, kind)
     export_huggingface(tmp_path / "theirs", loaded)
     waveform = probe_waveform(16_000)
-    said, theirs = read_in_4(tmp_path / "theirs", architecture, waveform, tmp_path)
+    found, theirs = read_in_4(tmp_path / "theirs", architecture, waveform, tmp_path)
 
-    assert said["missing"] == said["unexpected"] == []
-    assert said["normalize"] is config.normalize_waveform
+    assert found["missing"] == found["unexpected"] == []
+    assert found["normalize"] is config.normalize_waveform
     with torch.inference_mode():
         ours = loaded.model(torch.from_numpy(theirs["inputs"]), hidden_states=True)
         states = [ours.embedded, *(ours.hidden_states or [])]
-        head = None if kind == "pretrain" else loaded.build_head().eval()
-        last = ours.last if head is None else head(ours) if kind == "classify" else head(ours.last)
+        last = ours.last
+        if kind == "ctc":
+            last = loaded.build_head()(ours.last)
+        elif kind == "classify":
+            last = loaded.build_head()(ours)
     # The last state of a pre-norm model is after the final norm there.
     for number, state in enumerate(states[:-1] if config.do_stable_layer_norm else states):
         np.testing.assert_allclose(theirs[f"state{number}"], state.numpy(), atol=1e-5)
     np.testing.assert_allclose(theirs["last"], last.numpy(), atol=1e-5)
     if kind == "ctc":
-        assert said["symbols"] == len(VOCABULARY)
-        assert said["text"] == greedy(last[0].argmax(-1).tolist(), VOCABULARY)
+        assert found["symbols"] == len(VOCABULARY)
+        assert found["text"] == greedy(last[0].argmax(-1).tolist(), VOCABULARY)
     if kind == "classify":
-        assert said["label"] == CLASSES[int(last[0].argmax())]
+        assert found["label"] == CLASSES[int(last[0].argmax())]
 
     again = load_checkpoint(tmp_path / "again").model.state_dict()
     assert all(

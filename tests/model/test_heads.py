@@ -1,15 +1,25 @@
-"""Heads: equal to their definitions."""
+"""Output heads: equal to their definitions, and rebuilt from a checkpoint's settings."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from hubert_pretrain.model.heads import ClassificationHead, CodebookHead, CTCHead
-from hubert_pretrain.model.hubert import HubertOutput
+from hubert_pretrain.model.checkpoint import load_model, save_model
+from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import (
+    ClassificationHead,
+    CodebookHead,
+    CTCHead,
+    SoftmaxHead,
+    pretraining_head,
+)
+from hubert_pretrain.model.hubert import Hubert, HubertOutput
 
 
 def test_logits_are_cosines_over_the_temperature() -> None:
@@ -22,7 +32,7 @@ def test_logits_are_cosines_over_the_temperature() -> None:
     torch.testing.assert_close(head(x), expected)
 
 
-def test_logits_are_fp32_under_autocast() -> None:
+def test_logits_of_many_clusters_are_fp32_under_autocast() -> None:
     torch.manual_seed(0)
     head = CodebookHead(16, 8, 500)
     x = torch.randn(7, 16)
@@ -40,7 +50,7 @@ def test_the_loss_starts_near_that_of_a_uniform_guess() -> None:
     assert loss.item() == pytest.approx(math.log(100), abs=0.2)
 
 
-def test_letter_head_initialisation() -> None:
+def test_ctc_head_initialisation() -> None:
     torch.manual_seed(0)
     linear = CTCHead(768, 32).linear
     assert linear.weight.std().item() == pytest.approx(math.sqrt(2 / (768 + 32)), rel=0.05)
@@ -78,3 +88,96 @@ def test_settings_rebuild_the_head(head: CodebookHead | CTCHead | Classification
     again = type(head)(**head.settings)
     assert again.settings == head.settings
     again.load_state_dict(head.state_dict())
+
+
+def cosines(projected: Tensor, units: Tensor) -> Tensor:
+    return F.cosine_similarity(projected[:, None], units[None], dim=-1)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_of_several_codebooks_are_concatenated(tied: bool) -> None:
+    torch.manual_seed(0)
+    head = CodebookHead(16, 4, [5, 3, 2], temperature=0.25, tie_projections=tied)
+    x = torch.randn(7, 16)
+    assert head.projection.out_features == (4 if tied else 12)
+    projected = head.projection(x)
+    units = head.unit_embeddings.split([5, 3, 2])
+    parts = [projected] * 3 if tied else [projected[:, 0:4], projected[:, 4:8], projected[:, 8:12]]
+    expected = [cosines(part, group) / 0.25 for part, group in zip(parts, units, strict=True)]
+    torch.testing.assert_close(head(x), torch.cat(expected, dim=1))
+
+
+def test_one_codebook_is_the_same_as_a_number_or_a_list() -> None:
+    x = torch.randn(7, 16)
+    found = []
+    for n_clusters, tied in ((5, False), ([5], False), ([5], True)):
+        torch.manual_seed(0)
+        found.append(CodebookHead(16, 4, n_clusters, tie_projections=tied)(x))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_softmax_head_is_a_linear_layer() -> None:
+    head = SoftmaxHead(16, [5, 3])
+    x = torch.randn(2, 7, 16)
+    torch.testing.assert_close(head(x), x @ head.projection.weight.T + head.projection.bias)
+    assert head.n_clusters == (5, 3)
+
+
+@pytest.mark.parametrize("head", [CodebookHead(16, 8, [50, 30]), SoftmaxHead(16, 80)])
+def test_logits_of_pretraining_heads_are_fp32_under_autocast(
+    head: CodebookHead | SoftmaxHead,
+) -> None:
+    x = torch.randn(7, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head(x)
+    assert logits.dtype == torch.float32
+    assert (logits - head(x)).abs().max() < 0.1
+
+
+def test_tensor_names_of_pretraining_heads() -> None:
+    """Checkpoints and exports rely on these names."""
+    for n_clusters in (5, [5, 3]):
+        assert list(CodebookHead(16, 8, n_clusters).state_dict()) == [
+            "unit_embeddings",
+            "projection.weight",
+            "projection.bias",
+        ]
+    assert list(SoftmaxHead(16, 5).state_dict()) == ["projection.weight", "projection.bias"]
+
+
+PRETRAINING_HEADS = [
+    CodebookHead(16, 8, 5),
+    CodebookHead(16, 8, [5, 3], 0.2, tie_projections=True),
+    SoftmaxHead(16, 5),
+    SoftmaxHead(16, [5, 3]),
+]
+
+
+@pytest.mark.parametrize("head", PRETRAINING_HEADS)
+def test_a_checkpoint_rebuilds_the_pretraining_head(
+    head: CodebookHead | SoftmaxHead, tmp_path: Path
+) -> None:
+    config = HubertConfig(
+        conv_dim=[8] * 7,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    save_model(tmp_path, Hubert(config), head=head)
+    loaded = load_model(tmp_path)
+    again = loaded.build_head()
+    assert loaded.kind == "pretrain"
+    assert type(again) is type(head)
+    assert again.settings == head.settings == pretraining_head(**head.settings).settings
+    x = torch.randn(3, 16)
+    assert torch.equal(again(x), head(x))
+
+
+def test_settings_of_earlier_checkpoints() -> None:
+    head = pretraining_head(
+        **{"hidden_size": 16, "projection_size": 8, "n_clusters": 5, "temperature": 0.2}
+    )
+    assert isinstance(head, CodebookHead)
+    assert (head.n_clusters, head.temperature, head.tie_projections) == ((5,), 0.2, False)

@@ -3,7 +3,7 @@ layer, in inference and in training.
 
 Training is compared draw by draw: both make the same random numbers in the same order, so dropout,
 layer drop and spec augment must agree exactly. Where `transformers` cannot follow: it ignores
-`adapter_attn_dim` with `do_stable_layer_norm=False` (tests/model/test_languages.py has ours), its
+`adapter_attn_dim` with `do_stable_layer_norm=False` (tests/model/test_language_adapters.py has ours), its
 5.x releases lack "selu" (added to its table here), and a scaled gradient, several codebooks or a
 norm over valid frames only do not exist there.
 """

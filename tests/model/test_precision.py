@@ -1,4 +1,4 @@
-"""What fp32 means on a GPU is said, not left to PyTorch's defaults."""
+"""Precision of fp32 products and convolutions: set for both, whatever PyTorch's defaults."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_products_and_convolutions_agree(tf32: bool) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize(("tf32", "bound"), [(False, 1e-5), (True, 1e-2)])
-def test_fp32_is_as_exact_as_was_said(tf32: bool, bound: float) -> None:
+def test_fp32_has_the_chosen_precision(tf32: bool, bound: float) -> None:
     set_matmul_precision(tf32=tf32)
     torch.manual_seed(0)
     x = torch.randn(1, 512, 1000)

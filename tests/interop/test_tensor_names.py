@@ -1,4 +1,4 @@
-"""Name tables: one to one, complete, nothing lost."""
+"""Key maps between our state dict and those of other projects: complete and one to one."""
 
 from __future__ import annotations
 
@@ -30,19 +30,20 @@ SMALL = HubertConfig(
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
-@pytest.mark.parametrize("dialect", ["transformers", "fairseq"])
-def test_there_and_back_is_bit_equal(norm: str, dialect: str) -> None:
+@pytest.mark.parametrize("project", ["transformers", "fairseq"])
+def test_there_and_back_is_bit_equal(norm: str, project: str) -> None:
     model = Hubert(dataclasses.replace(SMALL, feat_extract_norm=norm))
-    rules: KeyMap = TRANSFORMERS if dialect == "transformers" else fairseq_key_map(norm)
+    key_map: KeyMap = TRANSFORMERS if project == "transformers" else fairseq_key_map(norm)
     state = model.state_dict()
-    there = to_theirs(state, rules)
-    back = to_ours(there, state, rules, "test")
-    assert (
-        len(there) == len(state) + 2 * 2 * SMALL.num_hidden_layers
-    )  # queries, keys and values apart: weights and biases
+    there = to_theirs(state, key_map)
+    back = to_ours(there, state, key_map, "test")
+    # Queries, keys and values are three tensors there, for weights and biases.
+    assert len(there) == len(state) + 2 * 2 * SMALL.num_hidden_layers
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
-    assert left_over(there | {"lm_head.weight": torch.zeros(1)}, state, rules) == ["lm_head.weight"]
+    assert left_over(there | {"lm_head.weight": torch.zeros(1)}, state, key_map) == [
+        "lm_head.weight"
+    ]
 
 
 def test_old_names_of_weight_norm_are_read() -> None:

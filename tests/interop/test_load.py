@@ -1,5 +1,5 @@
-"""One way in: every readable kind is recognised by what it holds; everything else is refused in one
-line, and nothing in it runs.
+"""load_checkpoint: every readable kind is recognised by its content; all else is refused in one line,
+and no code in a file runs.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def test_names_do_not_matter(
     assert not loaded.model.training
 
 
-def test_the_weights_inside_a_folder_stand_for_it(exported: Path) -> None:
+def test_a_file_of_a_folder_loads_the_folder(exported: Path) -> None:
     for form in ("huggingface", "ours"):
         assert load_checkpoint(exported / form / "ctc" / "model.safetensors").kind == "ctc"
         assert load_checkpoint(exported / form / "ctc" / "config.json").kind == "ctc"
@@ -112,7 +112,6 @@ def test_half_precision_is_read_as_fp32(copy: Callable[[str, str], Path]) -> Non
 
 
 # -- bad input
-# --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -135,7 +134,7 @@ def test_a_wrong_file_type(tmp_path: Path, content: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_a_missing_path(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="does not exist; expected fairseq"):
         load_checkpoint(tmp_path / "no.pt")
     with pytest.raises(ArtefactError, match=r"config\.json: none that can be read, expected"):
@@ -153,7 +152,7 @@ def test_a_truncated_file(copy: Callable[[str, str], Path], form: str, share: fl
 
 
 class Bomb:
-    """Makes a file when it is unpickled carelessly."""
+    """Creates a file when it is unpickled without protection."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -166,10 +165,11 @@ class Bomb:
 def test_a_pickle_that_runs_code(
     copy: Callable[[str, str], Path], tmp_path: Path, place: str
 ) -> None:
-    """It is read for what it holds, where that is enough, and refused otherwise; either way it does
-    not run.
+    """The file is read where its other content is enough, and refused otherwise; in both cases its
+    code does not run.
     """
-    sentinel, bomb = tmp_path / "sentinel", Bomb(tmp_path / "sentinel")
+    sentinel = tmp_path / "sentinel"
+    bomb = Bomb(sentinel)
     if place == "alone":
         path = tmp_path / "bomb.pt"
         torch.save(bomb, path)
@@ -240,7 +240,7 @@ def test_a_missing_and_an_unknown_key(
         ),
     ],
 )
-def test_right_names_and_wrong_forms(
+def test_parts_with_the_right_names_and_wrong_types(
     copy: Callable[[str, str], Path], form: str, change: Callable[[dict[str, Any]], Any]
 ) -> None:
     path = copy(form, "pretrain")
@@ -267,7 +267,8 @@ def test_another_architecture(copy: Callable[[str, str], Path]) -> None:
     )
     with pytest.raises(
         ArtefactError,
-        match=r"1 weights have no place in our network, first quantizer\.vars; its architecture is another",
+        match=r"1 weights have no place in our network, first quantizer\.vars; "
+        "its architecture is another",
     ):
         load_checkpoint(path)
 
@@ -297,7 +298,8 @@ def test_a_vocabulary_that_does_not_fit_the_head(
     (path / "tokenizer_config.json").unlink()
     with pytest.raises(
         ArtefactError,
-        match=r"vocab\.json: the vocabulary does not fit the head: 2 symbols.*where 5 were expected",
+        match=r"vocab\.json: the vocabulary does not fit the head: 2 symbols"
+        ".*where 5 were expected",
     ):
         load_checkpoint(path)
     (tmp_path / "dict.km.txt").write_text("".join(f"{cluster} 1\n" for cluster in range(9)))

@@ -40,6 +40,6 @@ def test_the_file_is_as_fairseq_writes_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("symbol", ["", "a b", "\t", "<pad>"])
-def test_what_cannot_be_a_symbol(tmp_path: Path, symbol: str) -> None:
+def test_symbols_that_a_dictionary_cannot_hold(tmp_path: Path, symbol: str) -> None:
     with pytest.raises(ArtefactError, match="cannot be a symbol"):
         write_dictionary(tmp_path / "dict.ltr.txt", {symbol: 1})

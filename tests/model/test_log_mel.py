@@ -21,7 +21,7 @@ from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import SoftmaxHead
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.log_mel import DEVIATION, MEAN, LogMelEncoder
+from hubert_pretrain.model.log_mel import SPEECH_DEVIATION, SPEECH_MEAN, LogMelEncoder
 
 SMALL = {
     "hidden_size": 16,
@@ -52,7 +52,9 @@ def test_the_energies_of_kaldi_side_by_side(stack: int, extra: int) -> None:
     found = LogMelEncoder(form)(waveform)
     energies = LogMel(40, hop_seconds=seconds(MFCC_GRID.hop))(waveform)  # (B, F, bands)
     frames = form.grid.num_frames(waveform.shape[1])
-    expected = (energies[:, : frames * stack].reshape(2, frames, stack * 40) - MEAN) / DEVIATION
+    expected = (
+        energies[:, : frames * stack].reshape(2, frames, stack * 40) - SPEECH_MEAN
+    ) / SPEECH_DEVIATION
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
 
 
