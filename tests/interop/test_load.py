@@ -1,5 +1,5 @@
-"""load_checkpoint: every readable kind is recognised by its content; all else is refused in one line,
-and no code in a file runs.
+"""load_checkpoint: every readable kind is recognised by its content; all else is refused in one
+line, and no code in a file runs.
 """
 
 from __future__ import annotations

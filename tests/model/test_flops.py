@@ -1,4 +1,4 @@
-"""The count of operations against the figures of reference.md section 6.
+"""FLOPs of the published sizes, against counts by hand of every product in the architecture.
 (tests/pretrain/test_work.py counts those of a real step.)
 """
 
@@ -27,23 +27,22 @@ XLARGE = {
 
 
 @pytest.mark.parametrize(("size", "gflop"), [({}, 45.9), (LARGE, 119.2), (XLARGE, 329.9)])
-def test_training_costs_what_the_reference_says(size: dict[str, int], gflop: float) -> None:
+def test_flops_of_a_training_step(size: dict[str, int], gflop: float) -> None:
     assert training_flops_per_second(HubertConfig(**size)) / 1e9 == pytest.approx(gflop, rel=0.02)
 
 
-def test_the_conv_encoder_costs_what_the_reference_says() -> None:
+def test_share_of_the_conv_encoder() -> None:
     macs = forward_macs(HubertConfig(), 15 * SAMPLE_RATE)
     assert macs["front end"] / 15 == pytest.approx(2.454e9, rel=0.01)
     assert macs["front end"] / sum(macs.values()) == pytest.approx(0.32, abs=0.01)
-    frozen = training_flops_per_second(HubertConfig(), frozen=True) / training_flops_per_second(
-        HubertConfig()
-    )
-    assert 1 - frozen == pytest.approx(0.21, abs=0.01)
+    whole = training_flops_per_second(HubertConfig())
+    frozen = training_flops_per_second(HubertConfig(), frozen=True)
+    assert 1 - frozen / whole == pytest.approx(0.21, abs=0.01)
 
 
 def times_fewer(front_end: float, config: HubertConfig, clip_seconds: float = 15.0) -> float:
-    """How many times fewer multiplications a network has than Base, whose front end and projection
-    have so many per second.
+    """MACs of Base over those of `config` with a front end and projection of `front_end` MACs per
+    second.
     """
     num_samples = round(clip_seconds * SAMPLE_RATE)
     macs = forward_macs(config, num_samples) | {
@@ -54,10 +53,11 @@ def times_fewer(front_end: float, config: HubertConfig, clip_seconds: float = 15
 
 
 def test_mel_frames_every_40_ms_save_two_thirds() -> None:
-    """3.06 times fewer with the front end of Fast-HuBERT (arXiv:2309.13860), as its softmax head
-    and layers 4 and 12: 80 bands every 10 ms through two gated convolutions of 5 taps and stride 2,
-    80 -> 1024 and 512 -> 1024 channels, of which the gates leave 512. Ours puts four mel frames
-    side by side (MelHuBERT, arXiv:2211.09944), which costs nothing: 3.15 times fewer."""
+    """3.06 times fewer with the front end of Fast-HuBERT (arXiv:2309.13860), as with its softmax
+    head and layers 4 and 12: 80 bands every 10 ms through two gated convolutions of 5 taps and
+    stride 2, 80 -> 1024 and 512 -> 1024 channels, of which the gates leave 512. Ours stacks four
+    mel frames (MelHuBERT, arXiv:2211.09944), which costs nothing: 3.15 times fewer.
+    """
     fast_hubert = 50 * 80 * 1024 * 5 + 25 * 512 * 1024 * 5 + 25 * 512 * 768
     mel = HubertConfig(front_end="log_mel", mel_stack=4)
     assert times_fewer(fast_hubert, mel) == pytest.approx(3.06, rel=0.02)
@@ -67,8 +67,8 @@ def test_mel_frames_every_40_ms_save_two_thirds() -> None:
     ) == pytest.approx(3.15, rel=0.01)
 
 
-def test_mel_frames_every_20_ms_save_what_melhubert_says() -> None:
-    """33.5 % of the multiplications (its abstract). It does not say of how long clips, on which
+def test_mel_frames_every_20_ms_save_as_much_as_in_melhubert() -> None:
+    """33.5 % of the MACs (its abstract). The paper gives no length of clips, on which the cost of
     attention depends: 10 s here.
     """
     base, mel = (

@@ -103,7 +103,8 @@ def test_a_language_that_is_not_there(tmp_path: Path) -> None:
     teach(model, tmp_path, "deu", 0)
     with pytest.raises(
         ArtefactError,
-        match=r"adapter.due.safetensors: no such language .did you mean 'deu'.*; the folder has deu",
+        match=r"adapter.due.safetensors: no such language .did you mean 'deu'.*; "
+        "the folder has deu",
     ):
         load_language(tmp_path, "due", model)
     with pytest.raises(ConfigError, match="cannot name a language"):

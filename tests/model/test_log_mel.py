@@ -1,6 +1,4 @@
-"""The front end of mel energies: the numbers of features/log_mel.py (which equals Kaldi's), side by
-side, on the grid it promises.
-"""
+"""The log-mel front end: energies of features/log_mel.py (equal to Kaldi's), stacked on its grid."""
 
 from __future__ import annotations
 
@@ -29,14 +27,11 @@ SMALL = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
     "layerdrop": 0.0,
-}
-SMALL |= {
     "num_conv_pos_embeddings": 8,
     "num_conv_pos_embedding_groups": 2,
     "front_end": "log_mel",
     "mel_bins": 40,
 }
-"""Of a network."""
 
 
 def config(**changes: object) -> HubertConfig:
@@ -44,7 +39,7 @@ def config(**changes: object) -> HubertConfig:
 
 
 @given(stack=some.integers(1, 5), extra=some.integers(0, 3000))
-def test_the_energies_of_kaldi_side_by_side(stack: int, extra: int) -> None:
+def test_frames_are_stacked_energies_of_kaldi(stack: int, extra: int) -> None:
     form = config(mel_stack=stack)
     waveform = 0.1 * torch.randn(
         2, form.grid.window + extra, generator=torch.Generator().manual_seed(extra)
@@ -52,9 +47,8 @@ def test_the_energies_of_kaldi_side_by_side(stack: int, extra: int) -> None:
     found = LogMelEncoder(form)(waveform)
     energies = LogMel(40, hop_seconds=seconds(MFCC_GRID.hop))(waveform)  # (B, F, bands)
     frames = form.grid.num_frames(waveform.shape[1])
-    expected = (
-        energies[:, : frames * stack].reshape(2, frames, stack * 40) - SPEECH_MEAN
-    ) / SPEECH_DEVIATION
+    stacked = energies[:, : frames * stack].reshape(2, frames, stack * 40)
+    expected = (stacked - SPEECH_MEAN) / SPEECH_DEVIATION
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
 
 
@@ -81,7 +75,7 @@ def test_bf16_does_not_reach_the_energies() -> None:
         torch.testing.assert_close(encoder(waveform), expected)
 
 
-def test_mfcc_on_its_grid_is_kaldis_frame_in_the_middle() -> None:
+def test_mfcc_on_its_grid_is_the_middle_frame_of_kaldi() -> None:
     waveform = torch.randn(3, 16_000)
     whole = Mfcc(hop_seconds=seconds(MFCC_GRID.hop))(waveform)
     for stack, first in ((1, 0), (2, 0), (3, 1), (4, 1), (5, 2)):
@@ -95,7 +89,7 @@ def test_mfcc_on_its_grid_is_kaldis_frame_in_the_middle() -> None:
         Mfcc(hop_seconds=0.015)
 
 
-def test_a_checkpoint_comes_back_and_is_a_feature(tmp_path: Path) -> None:
+def test_a_checkpoint_loads_and_gives_features(tmp_path: Path) -> None:
     torch.manual_seed(0)
     form = config(mel_stack=4, feat_proj_layer_norm=False)
     model = Hubert(form).eval()
@@ -113,17 +107,17 @@ def test_a_checkpoint_comes_back_and_is_a_feature(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["huggingface", "fairseq", "s3prl", "torchaudio", "torch"])
-def test_formats_without_a_place_for_it_say_so(name: str, tmp_path: Path) -> None:
+def test_formats_that_cannot_hold_it_are_refused(name: str, tmp_path: Path) -> None:
     save_model(tmp_path / "model", Hubert(config()), head=SoftmaxHead(16, 7))
     with pytest.raises(
         ConfigError,
-        match=f"export.format={name} has no place for model.front_end=log_mel.*choose onnx",
+        match=f"export.format={name} cannot hold model.front_end=log_mel.*choose onnx",
     ):
         FORMATS[name].write(tmp_path / "out" / "file", load_model(tmp_path / "model"))
     assert not (tmp_path / "out").exists()
 
 
-def test_values_that_cannot_be() -> None:
+def test_invalid_values() -> None:
     for changes, message in (
         ({"front_end": "mel"}, "front_end"),
         ({"mel_stack": 0}, "mel_stack"),
