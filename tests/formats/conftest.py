@@ -1,12 +1,16 @@
-"""Small audio files that manifests are about."""
+"""Small audio files and manifests for the tests of formats."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+
+from hubert_pretrain.corpora.manifest import ManifestFile
+from hubert_pretrain.data.source import SourceUtterance
 
 RATES = {"a": 16_000, "b c": 16_000, "deep/ü": 8_000, "d": 44_100}
 """Name -> rate. One has a blank, one lies deeper and has an umlaut, two have other rates."""
@@ -30,3 +34,21 @@ def audio_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         write_audio(root / f"{name}{suffix[name]}", 1000 + 100 * i, rate, seed=i)
         for i, (name, rate) in enumerate(RATES.items())
     ]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a.wav, b.wav and `ü c.wav`, a second each."""
+    for name in ("a", "b", "ü c"):
+        write_audio(tmp_path / f"{name}.wav", 16_000)
+    return tmp_path
+
+
+def read_manifest(path: Path, **options: Any) -> list[SourceUtterance]:
+    return list(ManifestFile(path=str(path), **options).utterances(path.parent / "out"))
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
