@@ -1,9 +1,9 @@
-"""Which utterances make which padded micro-batch: a pure function of (seed, number), for whole
-utterances inside narrow length buckets.
+"""Padded bucket sampler: whole utterances of similar length as micro-batches, a pure function of
+(seed, index).
 
 Pretraining crops every row of a micro-batch to one length; a transcript belongs to the whole
-utterance, so fine-tuning pads instead. The rows of a bucket differ little in length, so little is
-wasted, and every bucket has one padded length, so shapes are few.
+utterance, so fine-tuning pads instead. The rows of a bucket differ little in length, so padding is
+small, and every bucket has one padded length, so shapes are few.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hubert_pretrain.seeds import permute
 
 @dataclass(frozen=True)
 class Bucket:
-    """Utterances of nearly one length."""
+    """Utterances of similar length."""
 
     rows: NDArray[np.int64]  # manifest rows
     num_samples: int  # padded length S: that of the longest
@@ -27,7 +27,7 @@ class Bucket:
 
     @property
     def per_epoch(self) -> int:
-        """Micro-batches in which every utterance is seen about once."""
+        """Micro-batches in which every utterance occurs about once."""
         return max(1, round(len(self.rows) / self.batch_rows))
 
 
@@ -35,18 +35,18 @@ class Bucket:
 class MicroBatch:
     """One forward pass."""
 
-    index: int  # its number in the endless stream
-    step: int  # the optimiser update that it belongs to
+    index: int  # in the endless stream
+    step: int  # optimiser update that it belongs to
     rows: NDArray[np.int64]  # (B,) manifest rows
     num_samples: int  # padded length S
 
 
 class PaddedBucketSampler:
-    """The endless stream of micro-batches; number ``g`` belongs to step ``g // micro_batches``.
+    """The endless stream of micro-batches; index ``g`` belongs to step ``g // micro_batches``.
 
     An epoch of the stream holds ``per_epoch`` micro-batches of every bucket in shuffled order.
     Inside a bucket utterances come from an endless sequence of shuffles, so none is left over at
-    the end of an epoch and, within a bucket, all are seen equally often.
+    the end of an epoch and, within a bucket, all occur equally often.
     """
 
     def __init__(
@@ -59,8 +59,13 @@ class PaddedBucketSampler:
         micro_batch_seconds: float,
         max_padding: float = 0.09,
     ) -> None:
-        """``num_samples`` (N,) are the lengths of the utterances ``rows`` (N,); seconds include
-        padding.
+        """
+        Args:
+            rows: (N,) manifest rows.
+            num_samples: (N,) their lengths.
+            batch_seconds: of a step, padding included.
+            micro_batch_seconds: of a micro-batch, padding included.
+            max_padding: largest share of a row that may be padding.
         """
         if len(rows) == 0:
             raise ValueError("found no utterances, expected at least one")
@@ -74,15 +79,16 @@ class PaddedBucketSampler:
         self._ends = np.cumsum([bucket.per_epoch for bucket in self.buckets])
 
     def micro_batch(self, index: int) -> MicroBatch:
-        """Micro-batch number ``index``."""
-        number, occurrence = self._place(index)
+        """The micro-batch of an index."""
+        number, occurrence = self._bucket_of(index)
         bucket = self.buckets[number]
-        epochs, places = np.divmod(
-            occurrence * bucket.batch_rows + np.arange(bucket.batch_rows), len(bucket.rows)
-        )
+        # Positions of the rows in the bucket's sequence of shuffles; a micro-batch may take the end
+        # of one shuffle and the beginning of the next.
+        positions = occurrence * bucket.batch_rows + np.arange(bucket.batch_rows)
+        shuffles, places = np.divmod(positions, len(bucket.rows))
         chosen = [
-            permute(places[epochs == e], len(bucket.rows), self.seed, "rows", number, e)
-            for e in np.unique(epochs).tolist()
+            permute(places[shuffles == n], len(bucket.rows), self.seed, "rows", number, n)
+            for n in np.unique(shuffles).tolist()
         ]
         return MicroBatch(
             index,
@@ -92,36 +98,37 @@ class PaddedBucketSampler:
         )
 
     def utterances(self, step: int) -> int:
-        """Rows of all micro-batches of a step, what its loss is divided by."""
-        numbers = range(step * self.micro_batches, (step + 1) * self.micro_batches)
-        return sum(self.buckets[self._place(number)[0]].batch_rows for number in numbers)
+        """Rows of all micro-batches of a step; its loss is divided by them."""
+        indices = range(step * self.micro_batches, (step + 1) * self.micro_batches)
+        return sum(self.buckets[self._bucket_of(index)[0]].batch_rows for index in indices)
 
     def describe(self) -> str:
         """One line: utterances, shapes, padding."""
         shapes = ", ".join(
             f"{bucket.batch_rows}x{seconds(bucket.num_samples):.1f}s" for bucket in self.buckets
         )
+        utterances = sum(len(bucket.rows) for bucket in self.buckets)
         return (
-            f"{sum(len(bucket.rows) for bucket in self.buckets)} utterances, {int(self._ends[-1])} micro-batches per epoch, "
+            f"{utterances} utterances, {int(self._ends[-1])} micro-batches per epoch, "
             f"{self.micro_batches} per step; shapes {shapes}; {self.padding:.1%} padding"
         )
 
-    def _place(self, index: int) -> tuple[int, int]:
-        """The bucket of a micro-batch, and how many of that bucket came before."""
-        epoch, slot = divmod(index, int(self._ends[-1]))
-        slot = int(permute(slot, int(self._ends[-1]), self.seed, "buckets", epoch)[0])
+    def _bucket_of(self, index: int) -> tuple[int, int]:
+        """Number of a micro-batch's bucket, and how many of that bucket came before."""
+        per_epoch = int(self._ends[-1])
+        epoch, slot = divmod(index, per_epoch)
+        slot = int(permute(slot, per_epoch, self.seed, "buckets", epoch)[0])
         number = int(np.searchsorted(self._ends, slot, side="right"))
         bucket = self.buckets[number]
-        return number, epoch * bucket.per_epoch + slot - (
-            int(self._ends[number]) - bucket.per_epoch
-        )
+        first_slot = int(self._ends[number]) - bucket.per_epoch
+        return number, epoch * bucket.per_epoch + slot - first_slot
 
 
 def make_buckets(
     rows: NDArray[np.int64], num_samples: NDArray[np.int64], budget: int, max_padding: float
 ) -> list[Bucket]:
-    """Splits utterances, longest first, so that no row of a bucket has more than ``max_padding`` (a
-    share of its length) to be filled.
+    """Split utterances, longest first, so that no row of a bucket has more than ``max_padding`` (a
+    share of the padded length) of padding.
 
     ``budget`` samples make a micro-batch, padding included; an utterance that is longer on its own
     is a micro-batch of one.

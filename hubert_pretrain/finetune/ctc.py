@@ -1,4 +1,4 @@
-"""Speech recognition: a character per frame, trained by CTC (Graves et al. 2006). B utterances, T
+"""CTC task: speech recognition with a character per frame (Graves et al. 2006). B utterances, T
 frames, U characters, V vocabulary.
 """
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
 from hubert_pretrain.finetune.metrics import character_error_rate, word_error_rate
-from hubert_pretrain.finetune.task import Examples, strings, tab_separated
+from hubert_pretrain.finetune.task import Examples, Metric, strings, tab_separated
 from hubert_pretrain.finetune.text import (
     BLANK_ID,
     Vocabulary,
@@ -38,10 +38,14 @@ log = logging.getLogger(__name__)
 
 
 class CtcTask:
-    """Characters from speech. Decoded greedily, without a language model."""
+    """Speech recognition: characters from speech, decoded greedily, without a language model."""
 
     kind = "ctc"
-    every_layer = False
+    metrics: tuple[Metric, ...] = (
+        Metric("wer", higher_is_better=False),
+        Metric("cer", higher_is_better=False),
+    )
+    needs_all_layers = False
 
     def __init__(
         self,
@@ -53,15 +57,16 @@ class CtcTask:
     ) -> None:
         """
         Args:
-            final_dropout: before the output layer. max_dropped_fraction: training utterances
-            without a transcript, or with one that their frames cannot spell, are left out
-                and counted; a larger share of them is an error.
-            reduction, zero_infinity: see `ctc_loss`; they go into the exported config.json as
-            ctc_loss_reduction and ctc_zero_infinity.
+            final_dropout: before the output layer.
+            max_dropped_fraction: training utterances without a transcript, or with one that their
+                frames cannot spell, are left out and counted; a larger share of them is an error.
+            reduction: see `ctc_loss`; exported as `ctc_loss_reduction`.
+            zero_infinity: see `ctc_loss`; exported as `ctc_zero_infinity`.
         """
         if reduction not in REDUCTIONS:
             raise ConfigError(
-                f"task.reduction={reduction!r}: expected one of {', '.join(REDUCTIONS)}{did_you_mean(reduction, REDUCTIONS)}"
+                f"task.reduction={reduction!r}: expected one of {', '.join(REDUCTIONS)}"
+                f"{did_you_mean(reduction, REDUCTIONS)}"
             )
         self.final_dropout = final_dropout
         self.max_dropped_fraction = max_dropped_fraction
@@ -70,26 +75,28 @@ class CtcTask:
         self.vocabulary: Vocabulary | None = None
 
     def fit(self, manifest: Manifest, rows: Rows, grid: FrameGrid) -> Examples:
-        """Derives the vocabulary from the transcripts of the training rows, and leaves out what CTC
-        cannot learn.
+        """Derive the vocabulary from the transcripts of the training rows, and leave out utterances
+        that CTC cannot learn.
         """
         texts = _transcripts(manifest, rows)
         self.vocabulary = Vocabulary.of_texts(texts)
         labels = [self.vocabulary.ids(text) for text in texts]
         needed = np.array([frames_needed(ids) for ids in labels])
-        available: Rows = grid.num_frames(manifest.num_samples[rows])  # type: ignore[assignment, arg-type]
+        available: Any = grid.num_frames(manifest.num_samples[rows])  # type: ignore[arg-type]
         self._check_dropped(manifest, rows, available, needed)
         chosen = np.flatnonzero((needed > 0) & (needed <= available))
         return Examples(rows[chosen], [texts[i] for i in chosen], [labels[i] for i in chosen])
 
     def examples(self, manifest: Manifest, rows: Rows) -> Examples:
-        """All rows. A character that no training transcript has is counted, said, and can only be
-        scored as an error.
+        """All rows. A character that no training transcript has is reported, and can only be scored
+        as an error.
         """
         texts = _transcripts(manifest, rows)
-        if unknown := self._vocabulary.count_unknown(texts):
+        unknown = self._vocabulary.count_unknown(texts)
+        if unknown:
             log.warning(
-                "%s: %d characters of these transcripts are in no training transcript; they count as errors",
+                "%s: %d characters of these transcripts are in no training transcript; they count "
+                "as errors",
                 manifest.path,
                 unknown,
             )
@@ -129,7 +136,7 @@ class CtcTask:
         }
 
     def card(self) -> dict[str, Any]:
-        """The vocabulary, its first symbol is the blank; and how the loss was reduced, under the
+        """The vocabulary, whose first symbol is the blank; and the settings of the loss, under the
         names of `transformers`.
         """
         loss = {"ctc_loss_reduction": self.reduction, "ctc_zero_infinity": self.zero_infinity}
@@ -140,8 +147,8 @@ class CtcTask:
     ) -> tuple[str, str]:
         """hypotheses.tsv, with the word error rate of each utterance."""
         lines = [
-            (i, said, heard, f"{word_error_rate([said], [heard]):.4f}")
-            for i, said, heard in zip(ids, references, predictions, strict=True)
+            (id_, reference, hypothesis, f"{word_error_rate([reference], [hypothesis]):.4f}")
+            for id_, reference, hypothesis in zip(ids, references, predictions, strict=True)
         ]
         return "hypotheses.tsv", tab_separated(("id", "reference", "hypothesis", "wer"), lines)
 
@@ -157,13 +164,14 @@ class CtcTask:
             return
         first = dropped[0]
         found = (
-            f"{len(dropped)} of {len(rows)} training utterances have no transcript or one longer than their frames can spell; the first is "
-            f"{manifest[int(rows[first])].id!r} with {available[first]} frames where {needed[first]} are needed"
+            f"{len(dropped)} of {len(rows)} training utterances have no transcript or one longer "
+            f"than their frames can spell; the first is {manifest[int(rows[first])].id!r} with "
+            f"{available[first]} frames where {needed[first]} are needed"
         )
         if len(dropped) > self.max_dropped_fraction * len(rows):
             raise DataError(
-                f"{manifest.path}: {found}; expected at most {self.max_dropped_fraction:.1%}: check that texts belong to their audio, "
-                "or raise task.max_dropped_fraction"
+                f"{manifest.path}: {found}; expected at most {self.max_dropped_fraction:.1%}: "
+                "check that texts belong to their audio, or raise task.max_dropped_fraction"
             )
         log.warning("%s: %s; left out", manifest.path, found)
 
@@ -181,16 +189,19 @@ def ctc_loss(
     the number of sentences).
 
     Args:
-        logits: (B, T, V), blank first. num_frames: (B,) real frames of each row; later ones are
-        ignored. labels: (B, U) ids, padded with anything. label_lengths: (B,) labels of each row. A
-        row whose labels do not fit its frames contributes 0. reduction: "mean" divides each row's
-        loss by its labels and takes the mean over rows (`transformers`' ctc_loss_reduction).
-        zero_infinity: False lets such a row make the loss infinite (its ctc_zero_infinity).
+        logits: (B, T, V), blank first.
+        num_frames: (B,) real frames of each row; later ones are ignored.
+        labels: (B, U) ids, padded with anything.
+        label_lengths: (B,) labels of each row. A row whose labels do not fit its frames contributes
+            0.
+        reduction: "mean" divides each row's loss by its labels and takes the mean over rows
+            (`transformers`' ctc_loss_reduction).
+        zero_infinity: False lets a row that does not fit make the loss infinite (`transformers`'
+            ctc_zero_infinity).
     """
     log_probabilities = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)  # (T, B, V)
-    with torch.backends.cudnn.flags(
-        enabled=False
-    ):  # cuDNN's CTC is not deterministic and has no zero_infinity
+    # cuDNN's CTC is not deterministic and has no zero_infinity.
+    with torch.backends.cudnn.flags(enabled=False):
         return F.ctc_loss(
             log_probabilities,
             labels,
@@ -207,7 +218,8 @@ def _transcripts(manifest: Manifest, rows: Rows) -> list[str]:
     if not any(texts):
         split = manifest[int(rows[0])].split
         raise DataError(
-            f"{manifest.path}: none of the {len(rows)} utterances of split {split!r} has a transcript; CTC needs them: "
-            "give the corpus texts, choose another split, or fine-tune with finetune/classify"
+            f"{manifest.path}: none of the {len(rows)} utterances of split {split!r} has a "
+            "transcript; CTC needs them: give the corpus texts, choose another split, or fine-tune "
+            "with finetune/classify"
         )
     return texts

@@ -27,14 +27,19 @@ Batch = dict[str, Any]
 
 
 class TrainingDataset(Dataset[Batch]):
-    """Item ``g`` is micro-batch ``g`` of the plan, a pure function of (seed, g). It has no end: a
-    sampler asks for numbers.
+    """Padded micro-batches with labels and masks. Item ``g`` is micro-batch ``g`` of the plan, a
+    pure function of (seed, g); there is no last one.
 
-    A batch holds ``waveform`` (B, S) float32, zero behind the end, and ``num_samples`` (B,);
-    ``valid`` (B, T) bool, True for real frames; ``labels`` (B, U) int64, padded with 0, and
-    ``label_lengths`` (B,); ``mask`` (B, T) and ``channel_mask`` (B, D) bool; and the numbers
-    ``step``, ``index`` and ``step_utterances``, by which the loss of the whole step is to be
-    divided.
+    | key | shape | |
+    |---|---|---|
+    | waveform | (B, S) float32 | 0 in padding |
+    | num_samples | (B,) | real samples |
+    | valid | (B, T) bool | True for real frames |
+    | labels | (B, U) int64 | padded with 0 |
+    | label_lengths | (B,) | |
+    | mask, channel_mask | (B, T), (B, D) bool | True = masked |
+    | step, index | int | |
+    | step_utterances | int | divides the loss of the whole step |
     """
 
     def __init__(
@@ -45,15 +50,18 @@ class TrainingDataset(Dataset[Batch]):
         model: Hubert,
         masks: MaskSampler,
     ) -> None:
-        """``model`` says what it wants: frame grid, width, normalised waveforms or not."""
+        """
+        Args:
+            model: gives frame grid, width, and whether waveforms are normalised.
+        """
         self.corpus = corpus
         self.plan = plan
         self.masks = masks
         self.grid = model.grid
         self.width = model.config.hidden_size
         self.normalize = model.config.normalize_waveform
-        # Two arrays, not a list for each utterance: lists would be copied into every worker as soon
-        # as they are looked at.
+        # Two arrays, not a list for each utterance: reading a list changes its reference count, so
+        # every worker would get a copy of its memory page.
         order = np.argsort(examples.rows)
         self._rows = examples.rows[order]
         labels = [examples.labels[i] for i in order.tolist()]
@@ -87,21 +95,23 @@ class TrainingDataset(Dataset[Batch]):
 
     def _labels(self, row: int) -> NDArray[np.int64]:
         place = int(np.searchsorted(self._rows, row))
-        return self._ids[self._ends[place - 1] if place else 0 : self._ends[place]]
+        start = self._ends[place - 1] if place else 0
+        return self._ids[start : self._ends[place]]
 
     def describe(self, index: int) -> str:
-        """A micro-batch for a person: its step and the ids of its utterances."""
+        """Step and utterance ids of a micro-batch, for messages."""
         planned = self.plan.micro_batch(index)
         ids = strings(self.corpus.manifest, "id", planned.rows)
-        return f"step {planned.step} (micro-batch {index}: {', '.join(ids[:8])}{', ...' if len(ids) > 8 else ''})"
+        shown = ", ".join(ids[:8]) + (", ..." if len(ids) > 8 else "")
+        return f"step {planned.step} (micro-batch {index}: {shown})"
 
 
 class WholeUtterances(Dataset[Batch]):
-    """Item ``i`` is example ``i`` alone, a batch of one without padding: what a model says of it
-    depends on nothing else.
+    """Item ``i`` is example ``i`` alone, a batch of one without padding: its prediction depends on
+    nothing else.
 
-    Beyond the last one they come again, with ``counts`` False: every rank has equally many, see
-    `even_share`.
+    Indices beyond the last example start again at the first, with ``counts`` False: so every rank
+    gets equally many, see `equal_share`.
     """
 
     def __init__(self, corpus: Corpus, examples: Examples, model: Hubert) -> None:
@@ -128,33 +138,35 @@ class WholeUtterances(Dataset[Batch]):
 def loaders(
     trainer: L.Trainer, train: TrainingDataset, valid: WholeUtterances, *, workers: int
 ) -> tuple[Iterable[Batch], DataLoader[Batch]]:
-    """Training from the step that the trainer has reached to its last, and this rank's share of the
-    validation.
-    """
-    ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-    numbers = ResumableSampler(
+    """This rank's training stream from the trainer's step on, and its share of the validation."""
+    rank = trainer.global_rank
+    world_size = trainer.world_size
+    indices = ResumableSampler(
         lambda: trainer.global_step,
         steps=trainer.max_steps,
         micro_batches=train.plan.micro_batches,
-        **ranks,
+        rank=rank,
+        world_size=world_size,
     )
-    mine = equal_share(len(valid), **ranks)
-    return to_device(trainer.strategy.root_device, loader(train, numbers, workers=workers)), loader(
-        valid, mine, workers=workers
+    stream = loader(train, indices, workers=workers)
+    share = equal_share(len(valid), rank, world_size)
+    return (
+        to_device(trainer.strategy.root_device, stream),
+        loader(valid, share, workers=workers),
     )
 
 
-def read_whole(corpus: Corpus, row: int, normalized: bool) -> NDArray[np.float32]:
-    """The waveform (S,) of an utterance as the network wants it."""
+def read_whole(corpus: Corpus, row: int, normalize: bool) -> NDArray[np.float32]:
+    """The waveform (S,) of an utterance, normalised by its own mean and variance or as it is."""
     waveform = corpus.read(row)
-    if not normalized:
+    if not normalize:
         return waveform
     utterance = corpus.manifest[row]
     return normalize_(waveform, utterance.mean, utterance.variance)
 
 
 def _stack(arrays: list[NDArray[Any]], length: int) -> Tensor:
-    """Arrays of different lengths as one tensor (B, length), zero (False) behind their ends."""
+    """Arrays of different lengths as one tensor (B, length), padded with 0 (False)."""
     stacked = np.zeros((len(arrays), length), dtype=arrays[0].dtype)
     for row, values in enumerate(arrays):
         stacked[row, : len(values)] = values

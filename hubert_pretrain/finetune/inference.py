@@ -129,7 +129,7 @@ def predict(
 
 def logits_of(model: Hubert, head: nn.Module, task: Task, waveform: Tensor) -> Tensor:
     """Logits of the task's head for waveforms (B, S) without padding."""
-    return task.logits(head, model(waveform, hidden_states=task.every_layer), None)
+    return task.logits(head, model(waveform, hidden_states=task.needs_all_layers), None)
 
 
 def gather(items: list[Item]) -> list[Item]:

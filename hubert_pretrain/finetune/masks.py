@@ -140,6 +140,6 @@ def _check_spec_augment(name: str, spans: SpanMask) -> None:
         found = getattr(spans, field.name)
         if found != field.default:
             raise ConfigError(
-                f"{name}.{field.name} is {found!r}, but transformers draws spans of one length that "
-                f"may overlap; leave it at {field.default!r} or take mask_sampler=reference"
+                f"{name}.{field.name} is {found!r}, but transformers draws spans of one length "
+                f"that may overlap; leave it at {field.default!r} or take mask_sampler=reference"
             )

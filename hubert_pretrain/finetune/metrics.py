@@ -1,4 +1,4 @@
-"""How good predictions are: word and letter error rates over a corpus, accuracy."""
+"""Word and character error rates over a corpus, accuracy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> flo
     """Word substitutions, deletions and insertions over the words of all references.
 
     Utterances without reference words count with their insertions (jiwer alone refuses them). Where
-    no reference has any word, it is 0 for silence and infinite otherwise.
+    no reference has any word, it is 0 without hypotheses and infinite otherwise.
     """
     import jiwer
 
@@ -36,22 +36,32 @@ def _error_rate(
     references: Sequence[str],
     hypotheses: Sequence[str],
 ) -> float:
+    """Errors over the length of the references.
+
+    Args:
+        align: of jiwer.
+        length: number of units (words or characters) of a text.
+    """
     _check_lengths(references, hypotheses)
     pairs = [
-        (" ".join(said.split()), " ".join(heard.split()))
-        for said, heard in zip(references, hypotheses, strict=True)
+        (" ".join(reference.split()), " ".join(hypothesis.split()))
+        for reference, hypothesis in zip(references, hypotheses, strict=True)
     ]
-    spoken = [pair for pair in pairs if pair[0]]
-    errors = sum(length(heard) for said, heard in pairs if not said)
-    if not spoken:
+    # jiwer refuses empty references; everything predicted for them is an insertion.
+    errors = sum(length(hypothesis) for reference, hypothesis in pairs if not reference)
+    with_text = [pair for pair in pairs if pair[0]]
+    if not with_text:
         return float("inf") if errors else 0.0
-    found = align([said for said, _ in spoken], [heard for _, heard in spoken])
+    found = align(
+        [reference for reference, _ in with_text], [hypothesis for _, hypothesis in with_text]
+    )
     errors += found.substitutions + found.deletions + found.insertions
-    return float(errors / sum(length(said) for said, _ in spoken))
+    return float(errors / sum(length(reference) for reference, _ in with_text))
 
 
 def _check_lengths(references: Sequence[str], hypotheses: Sequence[str]) -> None:
     if len(references) != len(hypotheses) or not references:
         raise ValueError(
-            f"found {len(references)} references and {len(hypotheses)} hypotheses; expected as many of each, and at least one"
+            f"found {len(references)} references and {len(hypotheses)} hypotheses; expected as "
+            "many of each, and at least one"
         )

@@ -94,7 +94,7 @@ class FinetuneModule(TrainingModule):
                 mask=batch["mask"],
                 channel_mask=batch["channel_mask"],
                 layer_keep=self.layer_keep(step),
-                hidden_states=self.task.every_layer,
+                hidden_states=self.task.needs_all_layers,
                 num_samples=batch["num_samples"] if self.norm_over_valid else None,
             )
         logits = self.task.logits(self.head, output, valid)
@@ -148,6 +148,11 @@ class FinetuneModule(TrainingModule):
             "audio_seconds_per_second": sums["audio"] / max(seconds, 1e-9),
         }
 
+    def higher_is_better(self, name: str) -> bool:
+        """The direction of a validated value, as the task states it. A loss is better when low."""
+        higher = {f"valid/{each.name}" for each in self.task.metrics if each.higher_is_better}
+        return name in higher
+
     def idle_parameters(self, step: int) -> list[nn.Parameter]:
         """Those of a frozen encoder, else of dropped layers, and of a final norm that a mixture of
         layers does not use.
@@ -156,7 +161,7 @@ class FinetuneModule(TrainingModule):
             return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         idle = super().idle_parameters(step)
         encoder = self.model.context_encoder
-        if self.task.every_layer and encoder.pre_norm:
+        if self.task.needs_all_layers and encoder.pre_norm:
             # The norm comes after the last layer; a mixture of layers is taken before it.
             idle += list(encoder.norm.parameters())
         return idle

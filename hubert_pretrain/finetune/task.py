@@ -1,5 +1,6 @@
-"""What a task is: labels out of a manifest, a head on the encoder, a loss, predictions and scores.
-A new task is a file beside ctc.py.
+"""The Task protocol: labels from a manifest, a head on the encoder, a loss, predictions and scores.
+
+A new task is one file beside ctc.py and classify.py.
 """
 
 from __future__ import annotations
@@ -22,40 +23,52 @@ if TYPE_CHECKING:
     from hubert_pretrain.model.heads import ClassificationHead, CTCHead
     from hubert_pretrain.model.hubert import HubertOutput
 
-_BLANKS = str.maketrans("\t\r\n", "   ")
+_SPACES = str.maketrans("\t\r\n", "   ")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of the valid and the test split."""
+
+    name: str
+    higher_is_better: bool
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Utterances of one split with what is to be predicted for each."""
+    """N utterances of one split with their labels."""
 
     rows: NDArray[np.int64]  # (N,) manifest rows
-    references: list[str]  # as a person reads it: a normalised transcript, a class
-    labels: list[list[int]]  # as the loss wants it: U ids each (one for a class)
+    references: list[str]  # for people and scores: a normalised transcript, a class
+    labels: list[list[int]]  # for the loss: U ids each (one for a class)
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
 class Task(Protocol):
-    """A task holds its settings from the start, and after `fit` what it has learnt of the training
-    split (letters, classes).
+    """A downstream task: its settings, and after `fit` the vocabulary or the classes of the
+    training split.
     """
 
     kind: str
     """Kind of the checkpoints that hold its models: "ctc" or "classify"."""
-    every_layer: bool
-    """Whether the head needs the output of every layer, `Hubert.forward(hidden_states=True)`."""
+    metrics: tuple[Metric, ...]
+    """Metrics that `score` returns, the main one first."""
+    needs_all_layers: bool
+    """True if the head needs every layer's output, `Hubert.forward(hidden_states=True)`."""
 
     def fit(self, manifest: Manifest, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
-        """Derives vocabulary or classes from the training rows; returns those that can be trained
-        on (DataError when too few can).
+        """Derive vocabulary or classes from the training rows.
+
+        Returns the rows that can be trained on. Raises DataError when too few can.
         """
         ...
 
     def examples(self, manifest: Manifest, rows: NDArray[np.int64]) -> Examples:
-        """The rows of another split, all of them. Raises DataError when the split cannot be scored
-        with what `fit` learnt.
+        """The rows of another split, all of them.
+
+        Raises DataError when the split cannot be scored with the vocabulary or classes of `fit`.
         """
         ...
 
@@ -64,31 +77,41 @@ class Task(Protocol):
         ...
 
     def logits(self, head: nn.Module, output: HubertOutput, valid: Tensor | None) -> Tensor:
-        """The head's scores for what the encoder made of B utterances; ``valid`` (B, T) marks real
-        frames, None: all are.
+        """Logits of the head for B utterances.
+
+        Args:
+            output: of the encoder.
+            valid: (B, T), True for real frames; None: all are.
         """
         ...
 
     def loss(
         self, logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor
     ) -> Tensor:
-        """Loss in nats, summed over utterances. ``num_frames`` (B,), ``labels`` (B, U) padded with
-        anything, ``label_lengths`` (B,).
+        """Loss in nats, summed over utterances.
+
+        Args:
+            logits: of the head.
+            num_frames: (B,) real frames.
+            labels: (B, U) ids, padded with anything.
+            label_lengths: (B,).
         """
         ...
 
     def predict(self, logits: Tensor) -> str:
-        """What the model says of one utterance, in the form of a reference; ``logits`` are a batch
-        of one.
+        """The prediction for one utterance, in the form of a reference; ``logits`` of a batch of
+        one.
         """
         ...
 
     def score(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-        """The metrics, by name."""
+        """The values of `metrics`, by name."""
         ...
 
     def card(self) -> dict[str, Any]:
-        """What must be kept with the weights to use them (plain JSON values)."""
+        """Plain JSON values that a checkpoint stores beside the weights, and that exports need:
+        names of the outputs, settings of the loss.
+        """
         ...
 
     def table(
@@ -101,23 +124,27 @@ class Task(Protocol):
 def gather_examples(
     task: Task, manifest: Manifest, grid: FrameGrid, splits: Mapping[str, str], where: str
 ) -> list[Examples]:
-    """The examples of each split, the first of which is trained on. What can be wrong with them is
-    found here, before training.
+    """The examples of each split; the task is fitted on the first.
 
-    ``splits`` are names of splits by their key in the recipe, ``where`` is the place of those keys:
-    both for error messages.
+    Everything that can be wrong with them is found here, before training.
+
+    Args:
+        splits: key of the recipe -> name of the split.
+        where: place of those keys in the recipe, for error messages.
     """
     rows = []
     for key, split in splits.items():
-        rows.append(manifest.rows(split))
-        if len(rows[-1]) == 0:
+        of_split = manifest.rows(split)
+        if len(of_split) == 0:
             raise DataError(
-                f"{manifest.path}: split {split!r} has no utterances, only {', '.join(manifest.splits)} have; "
-                f"set {where}.{key} to one of them"
+                f"{manifest.path}: split {split!r} has no utterances, only "
+                f"{', '.join(manifest.splits)} have; set {where}.{key} to one of them"
             )
+        rows.append(of_split)
+    train, *others = rows
     return [
-        task.fit(manifest, rows[0], grid),
-        *(task.examples(manifest, other) for other in rows[1:]),
+        task.fit(manifest, train, grid),
+        *(task.examples(manifest, other) for other in others),
     ]
 
 
@@ -128,6 +155,5 @@ def strings(manifest: Manifest, column: str, rows: NDArray[np.int64]) -> list[st
 
 def tab_separated(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
     """A table as text, one line per row; tabs and line breaks inside a cell become spaces."""
-    return "".join(
-        "\t".join(str(cell).translate(_BLANKS) for cell in line) + "\n" for line in [header, *lines]
-    )
+    rows = [[str(cell).translate(_SPACES) for cell in line] for line in [header, *lines]]
+    return "".join("\t".join(row) + "\n" for row in rows)

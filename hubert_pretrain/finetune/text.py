@@ -1,4 +1,4 @@
-"""Vocabulary, text normalisation and greedy CTC decoding."""
+"""Vocabulary, text normalisation and greedy CTC decoding. T frames, U characters, V vocabulary."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING
 
 from hubert_pretrain.errors import ArtefactError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 BLANK = "<pad>"
-"""CTC's blank. It is called as `transformers` calls it, where the padding token is the blank."""
+"""CTC's blank, under its name in `transformers`, where the padding token is the blank."""
+BLANK_ID = 0
+"""The blank's place in every vocabulary of this project."""
 UNKNOWN = "<unk>"
 """Stands for a character that no training transcript has. It is never trained, so a model does not
-say it.
+predict it.
 """
 BOUNDARY = "|"
 """The gap between two words."""
@@ -30,43 +35,43 @@ def normalise(text: str) -> str:
     "DON'T STOP NOW"
     """
     text = unicodedata.normalize("NFC", text.translate(_APOSTROPHES)).upper()
-    kept = (
-        letter if letter == "'" or unicodedata.category(letter)[0] in "LMN" else " "
-        for letter in text
-    )
-    return " ".join("".join(kept).split())
+    characters = [character if _is_part_of_word(character) else " " for character in text]
+    return " ".join("".join(characters).split())
+
+
+def _is_part_of_word(character: str) -> bool:
+    """Letters, marks, numbers (Unicode categories L, M, N) and the apostrophe."""
+    return character == "'" or unicodedata.category(character)[0] in "LMN"
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The symbols of a letter model. Index 0 is the blank, so a list of symbols is all that a
-    checkpoint needs to keep.
+    """The symbols of a CTC model. Index 0 is the blank, so a checkpoint only stores the list of
+    symbols.
     """
 
     symbols: tuple[str, ...]
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if (
-            self.symbols[:1] != (BLANK,)
-            or not {UNKNOWN, BOUNDARY} <= set(self.symbols)
-            or len(set(self.symbols)) < len(self.symbols)
-        ):
+        is_blank_first = self.symbols[:1] == (BLANK,)
+        is_complete = {UNKNOWN, BOUNDARY} <= set(self.symbols)
+        is_distinct = len(set(self.symbols)) == len(self.symbols)
+        if not (is_blank_first and is_complete and is_distinct):
             raise ArtefactError(
-                f"not a CTC vocabulary: {list(self.symbols)[:8]}...; expected distinct symbols, {BLANK!r} first, "
-                f"and among them {UNKNOWN!r} and {BOUNDARY!r}"
+                f"not a CTC vocabulary: {list(self.symbols)[:8]}...; expected distinct symbols, "
+                f"{BLANK!r} first, and among them {UNKNOWN!r} and {BOUNDARY!r}"
             )
-        object.__setattr__(
-            self, "_ids", {symbol: index for index, symbol in enumerate(self.symbols)}
-        )
+        ids = {symbol: index for index, symbol in enumerate(self.symbols)}
+        object.__setattr__(self, "_ids", ids)
 
     @staticmethod
     def of_texts(texts: Iterable[str]) -> Vocabulary:
         """The vocabulary of normalised training transcripts: three special symbols, then every
-        letter they use, sorted.
+        character they use, sorted.
         """
-        letters = sorted(set().union(*map(set, texts)) - {" "})
-        return Vocabulary((BLANK, UNKNOWN, BOUNDARY, *letters))
+        characters = sorted(set().union(*map(set, texts)) - {" "})
+        return Vocabulary((BLANK, UNKNOWN, BOUNDARY, *characters))
 
     def __len__(self) -> int:
         return len(self.symbols)
@@ -76,18 +81,18 @@ class Vocabulary:
         `UNKNOWN`.
         """
         unknown = self._ids[UNKNOWN]
-        return [self._ids.get(BOUNDARY if letter == " " else letter, unknown) for letter in text]
+        symbols = [BOUNDARY if character == " " else character for character in text]
+        return [self._ids.get(symbol, unknown) for symbol in symbols]
 
     def text(self, ids: Sequence[int]) -> str:
-        """Ids without blanks and repeats as text: `transformers.Wav2Vec2CTCTokenizer` joins them in
-        the same way.
+        """Text of ids without blanks and repeats, as `transformers.Wav2Vec2CTCTokenizer` joins
+        them.
         """
-        return "".join(
-            " " if symbol == BOUNDARY else symbol for symbol in map(self.symbols.__getitem__, ids)
-        ).strip()
+        symbols = [self.symbols[index] for index in ids]
+        return "".join(" " if symbol == BOUNDARY else symbol for symbol in symbols).strip()
 
     def count_unknown(self, texts: Iterable[str]) -> int:
-        """How many characters of normalised transcripts are not in the vocabulary."""
+        """Number of characters of normalised transcripts that are not in the vocabulary."""
         unknown = self._ids[UNKNOWN]
         return sum(self.ids(text).count(unknown) for text in texts)
 
@@ -99,20 +104,13 @@ def frames_needed(ids: Sequence[int]) -> int:
     return len(ids) + sum(left == right for left, right in pairwise(ids))
 
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-BLANK_ID = 0
-"""The blank's place in every vocabulary of this project."""
-
-
 def greedy_decode(logits: Tensor) -> list[int]:
     """The ids of the best path through ``logits`` (T, V), repeats merged and blanks removed."""
     return collapse(logits.argmax(dim=-1).tolist())
 
 
 def collapse(path: Sequence[int]) -> list[int]:
-    """What a path of T symbols spells: equal neighbours are one symbol, blanks are none (Graves et
+    """Ids that a path of T symbols spells: equal neighbours are merged, blanks removed (Graves et
     al. 2006, section 3.1).
     """
     return [symbol for symbol, _ in groupby(path) if symbol != BLANK_ID]

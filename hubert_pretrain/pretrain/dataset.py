@@ -46,7 +46,7 @@ def draw_masks(
 
 
 class CropSource:
-    """Turns micro-batches into tensors: reads the audio, looks up the targets, draws the masks."""
+    """Micro-batches as tensors: reads the audio, looks up the targets, draws the masks."""
 
     def __init__(
         self,
@@ -63,11 +63,16 @@ class CropSource:
     ) -> None:
         """
         Args:
-            targets: a manifest row's cluster ids (T,), or (T, N) for several codebooks; or soft
-            targets (T, K) as floats. split: of the rows that it will be asked for. normalize: see
-            HubertConfig. augmentation: what is done to the audio of a micro-batch; None: nothing.
-            cache_bytes: a split whose audio takes no more than this as float32 are kept in memory;
-            None: CACHE_BYTES.
+            targets: manifest row -> cluster ids (T,), or (T, N) for several codebooks, or soft
+                targets (T, K) as floats.
+            split: of the rows that will be read.
+            grid: of the network's frames.
+            normalize: whether waveforms are normalised; see HubertConfig.
+            spans: settings of the masks.
+            seed: of the masks.
+            augmentation: of the audio of a micro-batch; None: none.
+            cache_bytes: a split whose audio takes no more than this as float32 is decoded once and
+                stays in memory; None: CACHE_BYTES.
         """
         self.corpus = corpus
         self.targets = targets
@@ -77,28 +82,30 @@ class CropSource:
         self.seed = seed
         self.augmentation = augmentation
         num_samples = sum(group.total_samples for group in corpus.manifest.length_sorted(split))
-        self._cached = num_samples * np.float32().nbytes <= (
-            CACHE_BYTES if cache_bytes is None else cache_bytes
-        )
+        limit = CACHE_BYTES if cache_bytes is None else cache_bytes
+        self._is_cached = num_samples * np.float32().nbytes <= limit
         self._cache: dict[int, NDArray[np.float32]] = {}
 
     def tensors(self, micro_batch: MicroBatch, purpose: str) -> dict[str, Any]:
-        """{"waveform" (B, S) float32, "targets" (B, T) int64, "mask" (B, T) bool, "masked_frames"
-        int in all, "index" int}.
+        """The tensors of a micro-batch.
 
-        Targets of several codebooks are (B, T, N) int64, soft ones (B, T, K) float32.
+        | key | shape | |
+        |---|---|---|
+        | waveform | (B, S) float32 | |
+        | targets | (B, T) int64 | (B, T, N) for several codebooks; soft ones (B, T, K) float32 |
+        | mask | (B, T) bool | True = masked |
+        | masked_frames | int | of all rows together |
+        | index | int | number of the micro-batch |
         """
         frames = micro_batch.shape.num_frames
         crops = list(zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True))
         targets = np.stack([self.targets(row)[start : start + frames] for row, start in crops])
+        is_soft = np.issubdtype(targets.dtype, np.floating)
+        mask = draw_masks(micro_batch, self.spans, self.seed, purpose)
         return {
             "waveform": torch.from_numpy(self.waveform(micro_batch)),
-            "targets": torch.from_numpy(
-                targets.astype(
-                    np.float32 if np.issubdtype(targets.dtype, np.floating) else np.int64
-                )
-            ),
-            "mask": torch.from_numpy(draw_masks(micro_batch, self.spans, self.seed, purpose)),
+            "targets": torch.from_numpy(targets.astype(np.float32 if is_soft else np.int64)),
+            "mask": torch.from_numpy(mask),
             "masked_frames": micro_batch.shape.masked_frames * len(crops),
             "index": micro_batch.index,
         }
@@ -106,55 +113,55 @@ class CropSource:
     def waveform(self, micro_batch: MicroBatch) -> NDArray[np.float32]:
         """The audio of a micro-batch, (B, S)."""
         frames = micro_batch.shape.num_frames
-        waveform = np.empty(
-            (len(micro_batch.rows), self.grid.num_samples(frames)), dtype=np.float32
-        )
-        for b, (row, start) in enumerate(
-            zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True)
-        ):
+        rows = micro_batch.rows.tolist()
+        starts = micro_batch.starts.tolist()
+        waveform = np.empty((len(rows), self.grid.num_samples(frames)), dtype=np.float32)
+        for b, (row, start) in enumerate(zip(rows, starts, strict=True)):
             self.read(row, start, frames, out=waveform[b])
-        return (
-            waveform
-            if self.augmentation is None
-            else self._augmented(waveform, micro_batch, self.augmentation)
-        )
+        if self.augmentation is None:
+            return waveform
+        return self._augmented(waveform, micro_batch, self.augmentation)
 
     def read(
         self, row: int, start_frame: int, num_frames: int, out: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Waveform (S,) of exactly `num_frames` frames from `start_frame` on, in `out`, normalised
-        as a part of the whole utterance.
+        """Read a crop of exactly `num_frames` frames into `out` (S,).
 
-        With an augmentation it is not normalised yet: that comes after it.
+        It is normalised by mean and variance of the whole utterance; with an augmentation it is not
+        normalised yet: that comes after it.
         """
         start = self.grid.start_sample(start_frame)
         length = self.grid.num_samples(num_frames)
-        if not self._cached:
-            return self._kept(row, self.corpus.read(row, start, length, out))
+        if not self._is_cached:
+            return self._before_augmentation(row, self.corpus.read(row, start, length, out))
         if row not in self._cache:
-            self._cache[row] = self._kept(row, self.corpus.read(row))
+            self._cache[row] = self._before_augmentation(row, self.corpus.read(row))
         out[:] = self._cache[row][start : start + length]
         return out
 
     def _augmented(
         self, waveform: NDArray[np.float32], micro_batch: MicroBatch, augment: Augmentation
     ) -> NDArray[np.float32]:
-        """(B, S). A row that changed is normalised by its own mean and variance, noise included: at
-        inference, too, a recording is normalised with its noise in it, and of the whole utterance
-        with noise nothing is known. The others are as without augmentation."""
+        """(B, S) augmented, then normalised.
+
+        A row that changed is normalised by its own mean and variance, noise included: at inference,
+        too, a recording is normalised with its noise in it, and mean and variance of the whole
+        utterance with noise are not known. The others are as without augmentation.
+        """
         rows = micro_batch.rows.tolist()
         waveform, changed = augment(waveform, index=micro_batch.index, rows=rows)
-        for b, row in enumerate(rows if self.normalize else []):
-            own = changed[b]
-            waveform[b] = (
-                normalize_(waveform[b], float(waveform[b].mean()), float(waveform[b].var()))
-                if own
-                else self._normalised(row, waveform[b])
-            )
+        if not self.normalize:
+            return waveform
+        for b, row in enumerate(rows):
+            if changed[b]:
+                mean = float(waveform[b].mean())
+                waveform[b] = normalize_(waveform[b], mean, float(waveform[b].var()))
+            else:
+                waveform[b] = self._normalised(row, waveform[b])
         return waveform
 
-    def _kept(self, row: int, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-        return waveform if self.augmentation is not None else self._normalised(row, waveform)
+    def _before_augmentation(self, row: int, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._normalised(row, waveform) if self.augmentation is None else waveform
 
     def _normalised(self, row: int, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
         if not self.normalize:
@@ -164,8 +171,8 @@ class CropSource:
 
 
 class MicroBatches(Dataset[dict[str, Any]]):
-    """Item g is micro-batch g of the training stream. Holds no position: any process may be asked
-    for any item.
+    """Item g is micro-batch g of the training stream. It has no position: any process may read any
+    item.
     """
 
     def __init__(self, plan: BucketSampler, source: CropSource) -> None:
@@ -173,16 +180,16 @@ class MicroBatches(Dataset[dict[str, Any]]):
         self.source = source
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`CropSource.tensors`, and `step_frames`: the (hidden, all) frames of the whole step."""
+        """`CropSource.tensors`, and `step_frames`: (masked, all) frames of the whole step."""
         item = self.source.tensors(self.plan.micro_batch(index), "mask")
         return item | {"step_frames": self.plan.step_frames(index // self.plan.micro_batches)}
 
 
 class ValidationBatches(Dataset[dict[str, Any]]):
-    """The micro-batches of `BucketSampler.validation`, with masks that are the same at every validation.
+    """Micro-batches that cover a split, with masks that are the same at every validation.
 
-    Beyond the last one they come again and count nothing: every rank has equally many, see
-    `even_share`.
+    Indices beyond the last one start again at the first and count nothing: so every rank gets
+    equally many, see `equal_share`.
     """
 
     def __init__(self, micro_batches: Sequence[MicroBatch], source: CropSource) -> None:
@@ -193,9 +200,7 @@ class ValidationBatches(Dataset[dict[str, Any]]):
         return len(self.micro_batches)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`CropSource.tensors`, and `counts`: 1, or 0 for one that is only there to keep a rank in
-        step.
-        """
+        """`CropSource.tensors`, and `counts`: 1, or 0 for one that only keeps a rank in step."""
         item = self.source.tensors(self.micro_batches[index % len(self)], "valid mask")
         return item | {"counts": int(index < len(self))}
 
@@ -239,6 +244,6 @@ def loaders(
 
 
 def describe_micro_batch(index: int, *, plan: BucketSampler, manifest: Manifest) -> str:
-    """What a person needs to find a micro-batch: its step and the ids of its utterances."""
+    """Step and utterance ids of a micro-batch, for messages."""
     ids = ", ".join(manifest[row].id for row in plan.micro_batch(index).rows.tolist())
     return f"step {index // plan.micro_batches + 1}, utterances {ids}"

@@ -42,7 +42,7 @@ class LossWeights:
         )
 
     def predicted_frames(self, masked: int, unmasked: int) -> int:
-        """How many of so many masked and unmasked frames are predicted with a weight: S."""
+        """S: those of the masked and unmasked frames that are predicted with a weight."""
         return (masked if self.masked > 0 else 0) + (unmasked if self.unmasked > 0 else 0)
 
 
@@ -59,7 +59,7 @@ class SupervisedLayer(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """How well a set of frames is predicted. Device scalars, summed over the frames."""
+    """Result of predicting a set of frames. Device scalars, summed over the frames."""
 
     nll: Tensor
     """Sum of the cross entropy in nats, over the codebooks too."""

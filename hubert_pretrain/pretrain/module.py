@@ -185,7 +185,7 @@ class PretrainModule(TrainingModule):
         return {**measured, "health/alarms": float(len(self._alarms.raised))}
 
     def is_frozen(self, step: int) -> bool:
-        """Whether the conv encoder no longer learns."""
+        """True from the step on at which the conv encoder stops learning."""
         return self.freeze_conv_after_steps is not None and step >= self.freeze_conv_after_steps
 
     def idle_parameters(self, step: int) -> list[nn.Parameter]:
@@ -268,8 +268,8 @@ def _add(sums: dict[str, Tensor | float], name: str, prediction: Prediction) -> 
 def _means(sums: dict[str, float]) -> dict[str, float]:
     """Mean loss and accuracy of everything that `_add` summed up.
 
-    {"loss/masked" in nats, "loss/masked_bits", "accuracy/masked"}, the same of unmasked frames where
-    they were measured, and loss and accuracy of single layers and codebooks, such as
+    {"loss/masked" in nats, "loss/masked_bits", "accuracy/masked"}, the same of unmasked frames
+    where they were measured, and loss and accuracy of single layers and codebooks, such as
     "loss/masked/layer_6" or "accuracy/masked/codebook_1".
     """
     means: dict[str, float] = {}

@@ -1,5 +1,5 @@
-"""PNMI of a layer during training: the layer's frames of a little aligned speech are clustered every
-so many steps and compared with the phones.
+"""PNMI of a layer during training: every so many steps, the layer's frames of a little aligned
+speech are clustered and compared with the phones.
 
 Loss and accuracy measure how well targets are predicted, not whether the layer that the next
 iteration will cluster becomes better. PNMI (phone-normalised mutual information, paper section 4.3)
@@ -165,8 +165,8 @@ def make_probe(
     num_layers: int,
     seed: int,
 ) -> PhoneProbe | None:
-    """The callback; None when it is off (`every_steps` 0) or, with a warning, when the corpus has no
-    alignments.
+    """The callback; None when it is off (`every_steps` 0) or, with a warning, when the corpus has
+    no alignments.
 
     Args:
         settings: of the recipe.
@@ -181,8 +181,8 @@ def make_probe(
         return None
     if not 0 <= settings.layer <= num_layers:
         raise ConfigError(
-            f"pretrain.probe.layer={settings.layer}: the network has layers 1 to {num_layers}; 0 is "
-            "the middle one"
+            f"pretrain.probe.layer={settings.layer}: the network has layers 1 to {num_layers}; 0 "
+            "is the middle one"
         )
     probe_seed = derive(seed, "probe")
     micro_batches = _aligned(plan, corpus, settings, probe_seed)
@@ -198,8 +198,8 @@ def make_probe(
     if aligned_frames < FRAMES_PER_CLUSTER * settings.n_clusters:
         raise ConfigError(
             f"pretrain.probe.n_clusters={settings.n_clusters} needs {FRAMES_PER_CLUSTER} aligned "
-            f"frames per cluster, there are {aligned_frames}; raise pretrain.probe.seconds or lower "
-            "n_clusters"
+            f"frames per cluster, there are {aligned_frames}; raise pretrain.probe.seconds or "
+            "lower n_clusters"
         )
     return PhoneProbe(
         micro_batches,

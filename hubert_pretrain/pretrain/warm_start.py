@@ -1,5 +1,5 @@
-"""Warm start: pretraining that begins with the weights of a checkpoint (more data, another language,
-the next iteration without starting over).
+"""Warm start: pretraining that begins with the weights of a checkpoint (more data, another
+language, the next iteration without starting over).
 
 Shapes: K clusters of the new targets, J clusters of the old ones, d width of the unit embeddings.
 """
@@ -57,8 +57,8 @@ def warm_start(
         head: the recipe's, for the new targets, new.
         path: any checkpoint that interop/load.py reads.
         targets: targets of this training.
-        choice: of the head: "keep", "new", "warm" (unit embeddings of matching clusters; `path` must
-            be a pretrain stage, whose targets lie beside it), or "auto": keep where number of
+        choice: of the head: "keep", "new", "warm" (unit embeddings of matching clusters; `path`
+            must be a pretrain stage, whose targets lie beside it), or "auto": keep where number of
             clusters and codebook are the same, else new.
         seed: of the sample that clusters are matched on.
 
@@ -93,8 +93,8 @@ def warm_start(
 def cooccurrence(
     new: TargetStore, old: TargetStore, *, seed: int, max_frames: int = SAMPLE_FRAMES
 ) -> NDArray[np.int64]:
-    """(K, J) counts of frames by their new and their old id, over utterances drawn by the seed until
-    `max_frames`.
+    """(K, J) counts of frames by their new and their old id, over utterances drawn by the seed
+    until `max_frames`.
 
     Raises ArtefactError when the targets are of different utterances.
     """
@@ -173,13 +173,13 @@ def _check_network(expected: HubertConfig, found: HubertConfig, path: Path) -> N
     ]
     if differing:
         raise ArtefactError(
-            f"{path}: is another network than the recipe's: {'; '.join(differing)}; choose the model "
-            "that it is"
+            f"{path}: is another network than the recipe's: {'; '.join(differing)}; choose the "
+            "model that it is"
         )
 
 
 def _fits(head: CodebookHead | SoftmaxHead, stored: dict[str, Any]) -> bool:
-    """Whether a stored head has the parameters of this one. The temperature is not a parameter."""
+    """True if a stored head has the parameters of this one. The temperature is no parameter."""
     if stored.get("kind") != head.kind:
         return False
     return {**(stored.get("head") or {}), "temperature": 0} == {**head.settings, "temperature": 0}
@@ -189,7 +189,7 @@ def _single_codebook(targets: TargetStore) -> int:
     """Number of clusters of the one codebook."""
     if len(targets.sizes) != 1:
         raise ArtefactError(
-            f"{targets.folder}: ids of {len(targets.sizes)} codebooks; start_head=warm matches those "
-            "of one"
+            f"{targets.folder}: ids of {len(targets.sizes)} codebooks; start_head=warm matches "
+            "those of one"
         )
     return targets.sizes[0]

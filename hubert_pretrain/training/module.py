@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Monitor:
-    """How often a training logs, and what it tolerates before it warns or ends."""
+    """Logging interval, and limits before a training warns or ends."""
 
     log_every_steps: int = 50
     warmup_steps: int = 0  # no "nothing learnt" alarm before this step
@@ -150,6 +150,10 @@ class TrainingModule(L.LightningModule):
         """Further values to log, once `values` are known. Runs on every rank."""
         return {}
 
+    def higher_is_better(self, name: str) -> bool:
+        """The direction of a value of `validated`, for `trainer.keep_best`."""
+        return "accuracy" in name
+
     def idle_parameters(self, step: int) -> list[nn.Parameter]:
         """Parameters without a part in the loss of a step: here those of dropped layers.
 
@@ -175,7 +179,7 @@ class TrainingModule(L.LightningModule):
 
     @property
     def is_logging_step(self) -> bool:
-        """Whether the update that is being computed is one that will be logged."""
+        """True if the update that is being computed will be logged."""
         return self._is_logged(self.trainer.global_step + 1)
 
     def watch(

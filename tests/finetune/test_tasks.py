@@ -19,7 +19,7 @@ def _examples(task: CtcTask | ClassifyTask, corpus: Corpus, **splits: str) -> li
     return gather_examples(task, corpus.manifest, MODEL_GRID, SPLITS | splits, "finetune.x")
 
 
-def test_letters_of_every_split(corpus: Corpus) -> None:
+def test_vocabulary_and_labels_of_every_split(corpus: Corpus) -> None:
     task = CtcTask()
     train, valid, test = _examples(task, corpus)
     assert task.vocabulary.symbols[:3] == ("<pad>", "<unk>", "|")
@@ -48,9 +48,8 @@ def test_no_transcripts(corpus_with: Callable[..., Corpus]) -> None:
 def test_a_few_transcripts_that_do_not_fit_are_left_out(
     corpus_with: Callable[..., Corpus], caplog: pytest.LogCaptureFixture
 ) -> None:
-    corpus = corpus_with(
-        text=lambda number: "A" * 500 if number == 12 + 3 else "" if number == 20 + 2 else "AB A"
-    )
+    unusual = {12 + 3: "A" * 500, 20 + 2: ""}
+    corpus = corpus_with(text=lambda number: unusual.get(number, "AB A"))
     splits = [corpus.manifest[row].split for row in range(len(corpus.manifest))]
     train, *_ = _examples(CtcTask(max_dropped_fraction=0.5), corpus)
     assert len(train) == splits.count("train") - 2
@@ -61,7 +60,8 @@ def test_a_few_transcripts_that_do_not_fit_are_left_out(
 def test_many_transcripts_that_do_not_fit_are_an_error(corpus_with: Callable[..., Corpus]) -> None:
     with pytest.raises(
         DataError,
-        match=r"one longer than their frames can spell; the first is 'utterance-.*max_dropped_fraction",
+        match=r"one longer than their frames can spell; the first is 'utterance-.*"
+        "max_dropped_fraction",
     ):
         _examples(CtcTask(), corpus_with(text="AB" * 200))
 
@@ -69,9 +69,7 @@ def test_many_transcripts_that_do_not_fit_are_an_error(corpus_with: Callable[...
 def test_test_keeps_what_training_would_drop(
     corpus_with: Callable[..., Corpus], caplog: pytest.LogCaptureFixture
 ) -> None:
-    corpus = corpus_with(
-        text=lambda number: "ZZ" if number % 6 == 1 else "" if number % 6 == 0 else "AB"
-    )
+    corpus = corpus_with(text=lambda number: {0: "", 1: "ZZ"}.get(number % 6, "AB"))
     _, _, test = _examples(CtcTask(), corpus)
     assert len(test) == len(corpus.manifest.rows("test"))
     assert {"ZZ", ""} == set(test.references)
@@ -109,12 +107,13 @@ def test_label_column_must_exist() -> None:
 def test_empty_split_names_those_that_are_not(corpus: Corpus) -> None:
     with pytest.raises(
         DataError,
-        match=r"split 'dev' has no utterances, only train, valid, test have; set finetune.x.test_split",
+        match=r"split 'dev' has no utterances, only train, valid, test have; "
+        "set finetune.x.test_split",
     ):
         _examples(CtcTask(), corpus, test_split="dev")
 
 
-def test_tables_say_what_was_heard(corpus: Corpus) -> None:
+def test_tables_of_predictions(corpus: Corpus) -> None:
     ctc = CtcTask()
     name, table = ctc.table(["a", "b"], ["A B", "C"], ["A B", "D"])
     assert name == "hypotheses.tsv"

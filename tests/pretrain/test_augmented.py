@@ -183,7 +183,7 @@ def test_off_costs_nothing(
     monkeypatch.setattr(
         pretrain,
         "loaders",
-        lambda *args, **values: found.append(values["augmentation"]) or (None, None),
+        lambda *args, **values: found.append(values["train"].augmentation) or (None, None),
     )
     monkeypatch.setattr(pretrain, "fit", stop)
     for augment in (AugmentConfig(), AugmentConfig(mix_probability=0.2)):

@@ -48,7 +48,8 @@ class Run:
 
     def module(self, **validated: float) -> Any:
         return SimpleNamespace(
-            validated={f"valid/{name}": value for name, value in validated.items()}
+            validated={f"valid/{name}": value for name, value in validated.items()},
+            higher_is_better=lambda name: name == "valid/accuracy",
         )
 
     def _save(self, path: Path) -> None:

@@ -5,7 +5,6 @@ checkpoint_io.py.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BEST = "best.json"
-_HIGHER_IS_BETTER = re.compile("accuracy|pnmi|score|perplexity")
-"""In the name of a metric; any other metric is better when it is lower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +190,8 @@ class CheckpointCallback(L.Callback):
                 f"trainer.keep_best={name}: no value of the valid split has this name; there are "
                 f"{known}"
             )
-        if self._is_better(name, values[name]):
+        higher_is_better: bool = module.higher_is_better(name)  # type: ignore[operator]
+        if self._is_better(name, values[name], higher_is_better):
             self.save(trainer)
             self._best = {"metric": name, "value": values[name], "step": trainer.global_step}
             if trainer.is_global_zero:
@@ -261,10 +259,10 @@ class CheckpointCallback(L.Callback):
         updates["completed"] = step
         checkpoint["loops"] = {"fit_loop": state}
 
-    def _is_better(self, name: str, value: float) -> bool:
+    def _is_better(self, name: str, value: float, higher_is_better: bool) -> bool:
         if self._best.get("metric") != name:
             return True
-        if _HIGHER_IS_BETTER.search(name):
+        if higher_is_better:
             return value > float(self._best["value"])
         return value < float(self._best["value"])
 
