@@ -1,4 +1,4 @@
-"""Checks of artefacts: targets, task labels and foreign checkpoints fit the recipe."""
+"""Checks of artefacts against the recipe: checkpoints from elsewhere, labels of a task, targets."""
 
 from __future__ import annotations
 
@@ -25,123 +25,132 @@ from hubert_pretrain.preflight.corpus import blocks
 from hubert_pretrain.preflight.report import CheckResult, error, of_error, ok, warning
 from hubert_pretrain.targets.store import TargetStore
 
+LOW_ENTROPY = 0.5
+"""Warning: targets whose entropy is below this share of ln K are dominated by few clusters."""
+FEW_USED = 0.9
+"""Warning: a smaller share of the clusters occurs."""
+
+# -- checkpoints
+
 
 def readable_checkpoints(
-    workspace: Workspace, outside: Mapping[str, str]
+    workspace: Workspace, readers: Mapping[str, str]
 ) -> tuple[CheckResult, dict[str, HubertConfig]]:
-    """Can the checkpoints be read that other runs or projects made (`outside`: reference -> the
-    stage that reads it)? And their forms.
+    """Checkpoints of other runs and projects can be read.
+
+    Args:
+        workspace: of the run.
+        readers: the stage that reads each checkpoint, by reference.
+
+    Returns the result, and the form of each network.
     """
-    found: dict[str, HubertConfig] = {}
-    for reference, stage in outside.items():
+    models: dict[str, HubertConfig] = {}
+    for reference, stage in readers.items():
         try:
-            found[reference] = load_checkpoint(workspace.resolve(reference).path).model.config
+            models[reference] = load_checkpoint(workspace.resolve(reference).path).model.config
         except HubertPretrainError as failure:
-            return error(
-                "inputs",
-                f"{stage} reads {failure}",
-                "give another checkpoint: docs/checkpoints.md says which can be read",
-            ), found
-    return ok(
-        "inputs",
-        f"can be read: {', '.join(outside)}" if outside else "no checkpoints of other runs",
-    ), found
+            fix = "give another checkpoint: docs/checkpoints.md says which can be read"
+            return error("inputs", f"{stage} reads {failure}", fix), models
+    if not readers:
+        return ok("inputs", "no checkpoints of other runs"), models
+    return ok("inputs", f"can be read: {', '.join(readers)}"), models
 
 
 def normalisation(models: Mapping[str, HubertConfig]) -> CheckResult:
-    """Does each network (by its name) get the waveform that its front end wants?
+    """Each network (by its name) gets waveforms as its front end expects them.
 
     HuBERT Large and XLarge, whose conv layers norm over channels, were trained on normalised
-    waveforms (task.normalize=true), Base, with its norm over time, on raw ones. A converter that
-    writes `do_normalize` the same for both is how it goes wrong.
+    waveforms (task.normalize=true); Base, with its norm over time, on waveforms as recorded. A
+    converter that writes the same `do_normalize` for both gets one of them wrong.
     """
-    states = {
-        name: "normalised" if model.normalize_waveform else "as recorded"
-        for name, model in models.items()
-    }
-    found = ", ".join(f"{name} gets waveforms {state}" for name, state in states.items())
+    states = []
+    for name, model in models.items():
+        state = "normalised" if model.normalize_waveform else "as recorded"
+        states.append(f"{name} gets waveforms {state}")
+    found = ", ".join(states)
     for name, model in models.items():
         if model.feat_extract_norm == "layer" and not model.normalize_waveform:
-            what = f"with feat_extract_norm=layer {name} wants them normalised"
             return warning(
                 "normalisation",
-                f"{found}; {what}",
-                "set model.normalize_waveform=true, or mend the checkpoint's",
+                f"{found}; with feat_extract_norm=layer {name} expects them normalised",
+                "set model.normalize_waveform=true, or fix the checkpoint's",
             )
         if model.feat_extract_norm == "group" and model.normalize_waveform:
-            what = f"released models with feat_extract_norm=group, as {name} has, take them as recorded"
             return warning(
                 "normalisation",
-                f"{found}; {what}",
+                f"{found}; released models with feat_extract_norm=group, as {name} has, take them "
+                "as recorded",
                 "set model.normalize_waveform=false, unless it was trained so",
             )
     return ok("normalisation", found)
 
 
+# -- labels of a task
+
+
 def task_labels(
     name: str, task: Task, manifest: Manifest, grid: FrameGrid, splits: Mapping[str, str]
 ) -> CheckResult:
-    """Vocabulary or classes, transcripts that CTC cannot spell (T < U + repeats), characters that
-    training never sees: what the stage itself would find when it starts. `splits`: their names by
-    their key in the recipe, the one that is trained on first."""
+    """The labels can be learnt: vocabulary or classes, transcripts that CTC can emit (T >= U +
+    repeats), characters that training has seen. The stage makes the same tests when it starts.
+
+    `splits`: names of the splits by their key in the recipe, the one to train on first.
+    """
     try:
-        with _warnings() as said:
+        with captured_warnings() as messages:
             found = gather_examples(task, manifest, grid, splits, name.replace("/", "."))
     except HubertPretrainError as failure:
         return of_error(name, failure)
+    sizes = [len(examples) for examples in found]
     counts = ", ".join(
-        f"{split} {len(examples)}" for split, examples in zip(splits.values(), found, strict=True)
+        f"{split} {size}" for split, size in zip(splits.values(), sizes, strict=True)
     )
-    shown = f"{task.kind}: {counts} utterances" + _size(task)
-    if said:
-        return warning(
-            name,
-            f"{shown}; {said[0]}",
-            "check that texts belong to their audio, and the splits to one another",
-        )
+    shown = f"{task.kind}: {counts} utterances{_label_count(task)}"
+    if messages:
+        fix = "check that texts belong to their audio, and the splits to one another"
+        return warning(name, f"{shown}; {messages[0]}", fix)
     return ok(name, shown)
 
 
-def _size(task: Task) -> str:
-    """The number of symbols or classes, where the task's card tells it."""
+def _label_count(task: Task) -> str:
+    """`, 28 symbols` or `, 35 classes`, where the task's card states them."""
     for key, word in (("vocabulary", "symbols"), ("classes", "classes")):
-        if isinstance(values := task.card().get(key), list):
+        values = task.card().get(key)
+        if isinstance(values, list):
             return f", {len(values)} {word}"
     return ""
 
 
 @contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """What `finetune` warns of meanwhile, in place of the terminal."""
-    said: list[str] = []
+def captured_warnings() -> Iterator[list[str]]:
+    """Messages that `finetune` logs while this is open, instead of printing them."""
+    messages: list[str] = []
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
+            messages.append(record.getMessage())
 
-    log = logging.getLogger(finetune.__name__)
+    logger = logging.getLogger(finetune.__name__)
     listener = Listener(logging.WARNING)
-    propagate = log.propagate
-    log.propagate = False
-    log.addHandler(listener)
+    propagate = logger.propagate
+    logger.propagate = False
+    logger.addHandler(listener)
     try:
-        yield said
+        yield messages
     finally:
-        log.removeHandler(listener)
-        log.propagate = propagate
+        logger.removeHandler(listener)
+        logger.propagate = propagate
 
 
-LOW_ENTROPY = 0.5
-"""Targets below this share of ln K are dominated by few clusters."""
-FEW_USED = 0.9
-"""A smaller share of the clusters that occur is a warning."""
+# -- targets
 
 
 def stored_targets(
     name: str, folder: Path, corpus: Corpus, grid: FrameGrid, cluster: Path | None
 ) -> CheckResult:
-    """Targets of these utterances, one for each frame, of this codebook. `cluster`: the folder of
-    the codebook; None: it is not here.
+    """The targets are of these utterances, one for each frame, and of this codebook.
+
+    `cluster`: folder of the codebook; None: it is not in this run.
     """
     try:
         store = TargetStore.open(folder)
@@ -149,26 +158,31 @@ def stored_targets(
         codebook = CodebookSet.load(cluster) if cluster is not None else None
     except HubertPretrainError as failure:
         return of_error(name, failure)
+    fix = f"delete {folder} and label again"
+
     row = _first_misfit(store, corpus.manifest, grid)
     if row is not None:
         utterance = corpus.manifest[row]
-        count = int(store.offsets[row + 1] - store.offsets[row])
-        what = f"{utterance.id!r} has {count} targets for {grid.num_frames(utterance.num_samples)} frames"
-        return error(name, what, f"delete {folder} and label again")
+        num_targets = int(store.offsets[row + 1] - store.offsets[row])
+        num_frames = grid.num_frames(utterance.num_samples)
+        return error(
+            name, f"{utterance.id!r} has {num_targets} targets for {num_frames} frames", fix
+        )
+
     made_by = store.codebook.get("sha256", "")
     if codebook is not None and codebook.fingerprint != made_by:
-        found = f"labelled with codebook {made_by[:12]}, but {cluster} holds {codebook.fingerprint[:12]}"
-        return error(name, found, f"delete {folder} and label again")
-    return ok(
-        name, f"{len(store)} utterances, {int(store.offsets[-1])} frames, codebook {made_by[:12]}"
-    )
+        here = f"{cluster} holds {codebook.fingerprint[:12]}"
+        return error(name, f"labelled with codebook {made_by[:12]}, but {here}", fix)
+    total = int(store.offsets[-1])
+    return ok(name, f"{len(store)} utterances, {total} frames, codebook {made_by[:12]}")
 
 
 def _first_misfit(store: TargetStore, manifest: Manifest, grid: FrameGrid) -> int | None:
-    """The first row that has another number of targets than frames."""
+    """The first row with another number of targets than frames."""
     for part in blocks(len(manifest)):
         found = np.diff(store.offsets[part.start : part.stop + 1])
-        differ = np.flatnonzero(found != grid.num_frames(manifest.num_samples[part]))  # type: ignore[arg-type]
+        expected = grid.num_frames(manifest.num_samples[part])  # type: ignore[arg-type]
+        differ = np.flatnonzero(found != expected)
         if len(differ):
             return int(part.start + differ[0])
     return None
@@ -177,14 +191,18 @@ def _first_misfit(store: TargetStore, manifest: Manifest, grid: FrameGrid) -> in
 def target_quality(name: str, facts: dict[str, Any]) -> CheckResult:
     """Entropy and use of the clusters, from the facts of the label stage."""
     sizes = facts.get("n_clusters") or 0
-    each = sizes if isinstance(sizes, list) else [sizes]
+    if not isinstance(sizes, list):
+        sizes = [sizes]
     entropy = facts.get("unigram_entropy_nats")
     used = facts.get("used_clusters")
-    if entropy is None or used is None or not all(each):
+    if entropy is None or used is None or not all(sizes):
         return ok(name, "not measured")
-    most = sum(map(math.log, each))
-    mean_size = sum(each) / len(each)
-    found = f"K {' + '.join(map(str, each))}, {used:g} used, entropy {entropy:.2f} of at most {most:.2f} nats"
+    most = sum(math.log(size) for size in sizes)
+    mean_size = sum(sizes) / len(sizes)
+    found = (
+        f"K {' + '.join(map(str, sizes))}, {used:g} used, "
+        f"entropy {entropy:.2f} of at most {most:.2f} nats"
+    )
     if most > 0 and entropy < LOW_ENTROPY * most:
         return warning(
             name,

@@ -1,6 +1,4 @@
-"""What the stages that are still to run will write and hold, from the size of the corpus. N frames,
-D width.
-"""
+"""Disk and memory that each pending stage needs, estimated from the size of the corpus. D width."""
 
 from __future__ import annotations
 
@@ -9,38 +7,40 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hubert_pretrain.config.schema import ClusteringConfig, FinetuneConfig, PretrainConfig
 from hubert_pretrain.files import size_in_bytes
-from hubert_pretrain.frames import FrameGrid, samples, seconds
+from hubert_pretrain.frames import FrameGrid, samples
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.preflight import training_cost
 from hubert_pretrain.preflight.training_cost import FLOAT, Training
 from hubert_pretrain.training.limits import CACHE_BYTES, KEPT
 
 WIDEST = 80
-"""Width of features that no network makes, at most: log-mel energies."""
+"""Largest D of features that no network makes: log-mel energies."""
 TARGET_BYTES = 2
-"""Of the target of a frame, targets/store.py."""
+"""Bytes of one target (targets/store.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A stage that has not run yet, as far as its needs depend on it."""
+    """The values of a pending stage that its needs depend on."""
 
     stage: str
     grid: FrameGrid
     written: int = 0
-    """Bytes that an interrupted run of it has left."""
+    """Bytes that an interrupted run has written."""
     dim: int = 0
-    """D of the frames that it clusters; 0: it clusters none."""
+    """D of the frames to cluster; 0: no clustering."""
     fraction: float = 0.0
     max_hours: float = 0.0
     memory_bytes: int = 0
-    """What the process that clusters may hold (`clustering.max_memory_gb`)."""
+    """Memory limit of the clustering process (`clustering.max_memory_gb`)."""
     labels: bool = False
-    """Whether it writes targets."""
+    """True when it writes targets."""
     training: Training | None = None
-    """What it trains."""
+    """The training, if it is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,58 +53,66 @@ class Audio:
 
     @property
     def unknown(self) -> str:
-        """What an estimate leaves out."""
+        """A note about the parts that an estimate leaves out."""
         return "" if self.all else "more is known after prepare"
 
 
 def audio_of(workspace: Workspace) -> Audio:
-    """The corpus of a run, from the facts of `prepare`: however large it is, nothing of it is
-    read.
-    """
+    """The size of the corpus, from the facts of `prepare`: no table is read."""
     facts = workspace.artefact("prepare").facts if workspace.is_done("prepare") else {}
     hours = {split: float(found["hours"]) for split, found in facts.get("splits", {}).items()}
     train, valid = (samples(3600 * hours.get(split, 0.0)) for split in ("train", "valid"))
     return Audio(all=samples(3600 * sum(hours.values())), train=train, valid=valid)
 
 
-def work_of(
-    stage: str, verb: str, model: HubertConfig, workspace: Workspace, sections: Mapping[str, Any]
-) -> Work:
-    """A stage of this run. `sections` are the parts of the recipe that it depends on. A checkpoint
-    of another project, whose size is not known yet, is taken to be like the model of the recipe."""
+def work_of(stage: Stage, model: HubertConfig, workspace: Workspace) -> Work:
+    """The needs of a stage. Of checkpoints from elsewhere the size is unknown: they are taken to be
+    like the model of the recipe."""
     work = Work(
-        stage=stage,
+        stage=stage.name,
         grid=model.grid,
-        labels=verb == "label",
-        written=size_in_bytes(workspace.partial_folder(stage)),
+        labels=stage.verb == "label",
+        written=size_in_bytes(workspace.partial_folder(stage.name)),
     )
-    if verb == "cluster":
-        clustering = sections["clustering"]
-        dim = model.hidden_size if sections["features"].get("checkpoint") else WIDEST
-        budget = int(clustering.max_memory_gb * 1e9)
-        frames = clustering.max_frames
-        max_hours = (
-            min(clustering.max_hours, seconds(frames * model.grid.hop) / 3600)
-            if frames
-            else clustering.max_hours
-        )
-        return replace(
-            work, dim=dim, fraction=clustering.fraction, max_hours=max_hours, memory_bytes=budget
-        )
-    if verb not in ("pretrain", "finetune"):
-        return work
-    config = sections[verb]
-    longest = getattr(config, "max_crop_seconds", config.micro_batch_seconds)
-    sizes = {
-        name: getattr(config, name) for name in ("steps", "batch_seconds", "micro_batch_seconds")
-    }
-    freezes = getattr(config, "conv_gradient_scale", model.conv_gradient_scale) == 0
+    if stage.verb == "cluster":
+        return _clustering(work, stage, model)
+    if stage.verb in ("pretrain", "finetune"):
+        return _training(work, stage, model)
+    return work
+
+
+def _clustering(work: Work, stage: Stage, model: HubertConfig) -> Work:
+    from hubert_pretrain.clustering.sample import hours_limit
+
+    config: ClusteringConfig = stage.sections["clustering"]
+    from_network = stage.sections["features"].get("checkpoint")
     return replace(
         work,
-        training=Training(
-            stage=stage, model=model, crop_seconds=longest, freezes_encoder=freezes, **sizes
-        ),
+        dim=model.hidden_size if from_network else WIDEST,
+        fraction=config.fraction,
+        max_hours=hours_limit(config.max_hours, config.max_frames, model.grid),
+        memory_bytes=config.max_memory_bytes,
     )
+
+
+def _training(work: Work, stage: Stage, model: HubertConfig) -> Work:
+    config: PretrainConfig | FinetuneConfig = stage.sections[stage.verb]
+    if isinstance(config, PretrainConfig):
+        longest = config.max_crop_seconds
+        conv_gradient_scale = model.conv_gradient_scale
+    else:
+        longest = config.micro_batch_seconds
+        conv_gradient_scale = config.conv_gradient_scale
+    training = Training(
+        stage=stage.name,
+        model=model,
+        steps=config.steps,
+        batch_seconds=config.batch_seconds,
+        micro_batch_seconds=config.micro_batch_seconds,
+        crop_seconds=longest,
+        freezes_encoder=conv_gradient_scale == 0,
+    )
+    return replace(work, training=training)
 
 
 def disk(works: Sequence[Work], audio: Audio) -> dict[str, int]:
@@ -118,24 +126,23 @@ def memory(
     """Bytes of memory that each stage holds.
 
     Args:
-        works: the stages. audio: what they read. processes: how many decode audio for a training.
-        on_cpu: precision of a network that is trained on the CPU, and so lies in this memory too;
-        None: it is trained on a GPU.
+        works: the stages.
+        audio: size of the corpus.
+        processes: that decode audio for a training.
+        on_cpu: precision of a training on the CPU, whose network lies in this memory too; None: it
+            trains on a GPU.
     """
     needs = {}
     for work in works:
         if work.dim:
             needs[work.stage] = min(_sample(work, audio), work.memory_bytes)
         if work.training is not None:
-            kept = [
-                FLOAT * part for part in (audio.train, audio.valid) if FLOAT * part <= CACHE_BYTES
-            ]
-            network = (
-                0
-                if on_cpu is None
-                else training_cost.training_bytes(work.training, precision=on_cpu)
-            )
-            needs[work.stage] = max(1, processes) * sum(kept) + network
+            splits = [FLOAT * audio.train, FLOAT * audio.valid]
+            cached = sum(size for size in splits if size <= CACHE_BYTES)
+            network = 0
+            if on_cpu is not None:
+                network = training_cost.training_bytes(work.training, precision=on_cpu)
+            needs[work.stage] = max(1, processes) * cached + network
     return needs
 
 
@@ -156,16 +163,16 @@ def _sample(work: Work, audio: Audio) -> int:
     """Frames that a codebook is fitted on: `clustering.fraction` of the training audio, at least an
     hour, at most `max_hours`.
     """
-    heard = min(
+    num_samples = min(
         audio.train,
         max(round(work.fraction * audio.train), samples(3600)),
         samples(3600 * work.max_hours),
     )
-    return FLOAT * work.dim * (heard // work.grid.hop)
+    return FLOAT * work.dim * (num_samples // work.grid.hop)
 
 
 def targets(nodes: Mapping[str, Any], verbs: set[str]) -> list[str]:
-    """The `_target_`s in what the stages of these verbs build. `nodes`: verb -> parts of the
-    recipe.
+    """Import paths of the classes that stages of these verbs build. `nodes`: parts of the recipe,
+    by verb.
     """
     return re.findall(r"'_target_': '([\w.]+)'", str([nodes.get(verb) for verb in sorted(verbs)]))

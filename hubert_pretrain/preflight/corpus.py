@@ -1,6 +1,4 @@
-"""Rows about a prepared corpus: what it has, whether its tables join, and whether the audio is what
-they say. S samples.
-"""
+"""Checks of a prepared corpus: its tables, the match between them, and the audio. S samples."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hubert_pretrain.config.schema import PretrainConfig
 from hubert_pretrain.data.augment import open_noise
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import Corpus
@@ -30,7 +29,7 @@ _VARIANCE_TOLERANCE = 0.01
 _ROWS_AT_ONCE = 1 << 22
 
 
-def rows(
+def check(
     corpus: Corpus | None,
     *,
     grid: FrameGrid,
@@ -39,10 +38,10 @@ def rows(
     seed: int,
     workers: int,
 ) -> list[CheckResult]:
-    """All rows about a corpus; `later` for each when it is not prepared yet. What is damaged is a
-    row too.
+    """All checks of a corpus; skipped before it is prepared. A damaged table is an error among the
+    results.
     """
-    questions: dict[str, Callable[[Corpus], CheckResult]] = {
+    checks: dict[str, Callable[[Corpus], CheckResult]] = {
         "utterances": partial(utterances, every_id=everything),
         "sample rate": rates,
         "alignments": alignments,
@@ -54,18 +53,18 @@ def rows(
         "frames": partial(frames, grid=grid),
     }
     if corpus is None:
-        return [skipped(name, "prepare") for name in questions]
-    answers = []
-    for name, question in questions.items():
+        return [skipped(name, "prepare") for name in checks]
+    results = []
+    for name, check in checks.items():
         try:
-            answers.append(question(corpus))
+            results.append(check(corpus))
         except HubertPretrainError as failure:
-            answers.append(of_error(name, failure))
-    return answers
+            results.append(of_error(name, failure))
+    return results
 
 
 def root(place: str | None) -> CheckResult:
-    """Is the corpus where the recipe says?"""
+    """The corpus lies where the recipe says."""
     if place is None:
         return ok("corpus", "makes its own audio")
     path = Path(place).expanduser()
@@ -75,8 +74,8 @@ def root(place: str | None) -> CheckResult:
 
 
 def utterances(corpus: Corpus, *, every_id: bool = False) -> CheckResult:
-    """Splits, ids and what `prepare` found: duplicates across splits, quarantined files.
-    `every_id`: are all ids different?
+    """Splits and ids, duplicates across splits and quarantined files. `every_id`: all ids are
+    compared.
     """
     manifest = corpus.manifest
     card = corpus.card
@@ -90,9 +89,9 @@ def utterances(corpus: Corpus, *, every_id: bool = False) -> CheckResult:
         )
     for split in ("train", "valid"):
         if not counts.get(split):
-            fix = "give the corpus such a split" + (
-                ", or set data.valid_fraction" if split == "valid" else ""
-            )
+            fix = "give the corpus such a split"
+            if split == "valid":
+                fix += ", or set data.valid_fraction"
             return error("utterances", f"{found}; none in {split!r}", fix)
     across = card.get("duplicates", {}).get("across_splits", 0)
     bad = card.get("quarantined", {}).get("utterances", 0)
@@ -106,8 +105,8 @@ def utterances(corpus: Corpus, *, every_id: bool = False) -> CheckResult:
 
 
 def rates(corpus: Corpus) -> CheckResult:
-    """Sample rates and channels of the files. Everything is brought to 16 kHz mono; what never was
-    there cannot be.
+    """Sample rates and channels of the files: all are converted to 16 kHz mono, but low rates have
+    no high frequencies.
     """
     card = corpus.card
     rates = {int(rate): count for rate, count in card.get("source_rates", {}).items()}
@@ -117,13 +116,14 @@ def rates(corpus: Corpus) -> CheckResult:
     found += f"; {mixed} with several channels, mixed down to one" if mixed else "; one channel"
     low = [rate for rate in rates if rate < SAMPLE_RATE]
     if low:
-        fix = f"nothing above {min(low) // 2} Hz is in them: leave them out, or do not mix them with others"
+        limit = min(low) // 2
+        fix = f"nothing above {limit} Hz is in them: leave them out, or do not mix them with others"
         return warning("sample rate", found, fix)
     return ok("sample rate", found)
 
 
 def alignments(corpus: Corpus) -> CheckResult:
-    """Do the phone alignments belong to these utterances?"""
+    """The phone alignments belong to these utterances."""
     table = corpus.alignments
     if table is None:
         return ok("alignments", "none: PNMI and purities stay unknown")
@@ -139,11 +139,12 @@ def alignments(corpus: Corpus) -> CheckResult:
     for row in rows[:: max(1, len(rows) // _ROWS_LOOKED_AT)].tolist():
         end = int(table.intervals(row)[2].max(initial=0))
         if end > int(manifest.num_samples[row]):
-            what = f"that of {manifest[row].id!r} ends at sample {end}, its audio at {int(manifest.num_samples[row])}"
+            length = int(manifest.num_samples[row])
+            what = f"that of {manifest[row].id!r} ends at sample {end}, its audio at {length}"
             return error(
                 "alignments",
                 f"{found}; {what}",
-                "they are of other audio: mend them and run stage=prepare again",
+                "they are of other audio: fix them and run stage=prepare again",
             )
     return ok("alignments", found)
 
@@ -157,7 +158,7 @@ def choose(corpus: Corpus, *, sample: int, everything: bool, seed: int) -> NDArr
 
 
 def audio(corpus: Corpus, rows: NDArray[np.int64], workers: int) -> CheckResult:
-    """Is every utterance of `rows` there, whole, and the one that `prepare` measured?"""
+    """Every utterance of `rows` is there, whole, and the one that `prepare` scanned."""
     with (
         progress(len(rows), "reading audio") as advance,
         ThreadPoolExecutor(max(1, workers)) as pool,
@@ -169,15 +170,15 @@ def audio(corpus: Corpus, rows: NDArray[np.int64], workers: int) -> CheckResult:
     which = "all" if len(rows) == len(corpus.manifest) else "a sample of"
     found = f"{which} {len(rows)} read: "
     if bad:
-        fix = "restore the files, or run stage=prepare again without them" + (
-            "; check.all=true lists all" if which != "all" else ""
-        )
+        fix = "restore the files, or run stage=prepare again without them"
+        if which != "all":
+            fix += "; check.all=true lists all"
         return error("audio", f"{found}{len(bad)} bad, the first: {bad[0]}", fix, tuple(bad))
     return ok("audio", f"{found}whole, and as the manifest says")
 
 
 def audio_fault(corpus: Corpus, row: int) -> str:
-    """Why an utterance cannot be trained on, or ""."""
+    """The reason that an utterance cannot be trained on, or ""."""
     utterance = corpus.manifest[row]
     try:
         waveform = corpus.read(row).astype(np.float64)
@@ -188,43 +189,62 @@ def audio_fault(corpus: Corpus, row: int) -> str:
     if not np.isfinite(waveform).all():
         return f"{utterance.path}: NaN or infinity among its samples"
     variance = float(waveform.var())
-    if abs(variance - utterance.variance) > _VARIANCE_TOLERANCE * max(
-        variance, utterance.variance, 1e-8
-    ):
-        return f"{utterance.path}: other audio of the same length (variance {variance:.3g}, the manifest says {utterance.variance:.3g})"
+    largest = max(variance, utterance.variance, 1e-8)
+    if abs(variance - utterance.variance) > _VARIANCE_TOLERANCE * largest:
+        return (
+            f"{utterance.path}: other audio of the same length (variance {variance:.3g}, the "
+            f"manifest says {utterance.variance:.3g})"
+        )
     return ""
 
 
-def crops(corpus: Corpus, name: str, *, grid: FrameGrid, seed: int, **values: float) -> CheckResult:
-    """How much of the corpus a pretraining uses. `values` are the lengths that `BatchPlan`
-    takes.
-    """
-    utterances = corpus.manifest.length_sorted("train")
+def micro_batches(
+    corpus: Corpus, config: PretrainConfig, grid: FrameGrid, seed: int
+) -> BucketSampler:
+    """The micro-batches of a pretraining, without masks. Raises DataError when the corpus does not
+    fill one."""
+    return BucketSampler(
+        corpus.manifest.length_sorted("train"),
+        grid=grid,
+        seed=seed,
+        batch_seconds=config.batch_seconds,
+        micro_batch_seconds=config.micro_batch_seconds,
+        max_crop_seconds=config.max_crop_seconds,
+        min_seconds=config.min_seconds,
+        max_shapes=config.max_shapes,
+        masked_frames=lambda num_frames: num_frames,
+    )
+
+
+def crops(
+    corpus: Corpus, name: str, config: PretrainConfig, *, grid: FrameGrid, seed: int
+) -> CheckResult:
+    """The share of the corpus that a pretraining uses."""
     try:
-        plan = BucketSampler(
-            utterances, grid=grid, seed=seed, masked_frames=lambda frames: frames, **values
-        )  # type: ignore[arg-type]
+        sampler = micro_batches(corpus, config, grid, seed)
     except DataError as failure:
         return of_error(name, failure)
-    count = sum(map(len, utterances))
-    least = np.array([samples(values["min_seconds"])])
-    short = sum(int(one.shorter_than(least)[0]) for one in utterances)
-    shapes = f"{len(plan.shapes)} shape{'s' * (len(plan.shapes) > 1)}"
-    found = f"{shapes}, {plan.epoch_micro_batches} micro-batches an epoch; {short} of {count} are too short"
+    utterances = corpus.manifest.length_sorted("train")
+    count = sum(len(part) for part in utterances)
+    shortest = np.array([samples(config.min_seconds)])
+    short = sum(int(part.shorter_than(shortest)[0]) for part in utterances)
+    shapes = f"{len(sampler.shapes)} shape{'s' * (len(sampler.shapes) > 1)}"
+    found = (
+        f"{shapes}, {sampler.epoch_micro_batches} micro-batches an epoch; "
+        f"{short} of {count} are too short"
+    )
     if short > MUCH_LEFT_OUT * count:
-        return warning(
-            name, found, f"lower iterations.NAME.pretrain.min_seconds={values['min_seconds']}"
-        )
+        fix = f"lower iterations.NAME.pretrain.min_seconds={config.min_seconds}"
+        return warning(name, found, fix)
     return ok(name, found)
 
 
 def frames(corpus: Corpus, grid: FrameGrid) -> CheckResult:
-    """What the model sees of the corpus: how many frames, and of the shortest and the longest
-    utterance.
-    """
+    """Frames of the corpus, of its shortest and of its longest utterance."""
     lengths = corpus.manifest.num_samples
-    parts = (np.asarray(grid.num_frames(lengths[part])) for part in blocks(len(lengths)))  # type: ignore[arg-type]
-    total = sum(int(part.sum()) for part in parts)
+    total = 0
+    for part in blocks(len(lengths)):
+        total += int(np.asarray(grid.num_frames(lengths[part])).sum())  # type: ignore[arg-type]
     row = int(lengths.argmin())
     longest = int(lengths.max())
     least = grid.num_frames(int(lengths[row]))
@@ -241,12 +261,12 @@ def frames(corpus: Corpus, grid: FrameGrid) -> CheckResult:
 
 
 def blocks(size: int) -> Iterator[slice]:
-    """A long column in parts, so that 200 million rows need no memory."""
+    """Slices of a long column, so that 200 million rows need little memory."""
     return (slice(start, start + _ROWS_AT_ONCE) for start in range(0, size, _ROWS_AT_ONCE))
 
 
 def noise(folders: Iterable[str]) -> CheckResult:
-    """Is there noise where an augmentation takes it from?"""
+    """The noise folders of augmentations can be read."""
     found = []
     for folder in folders:
         try:

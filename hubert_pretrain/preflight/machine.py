@@ -1,4 +1,4 @@
-"""Rows about the machine: the place to write to, disk, memory, devices, packages."""
+"""Checks of the machine: work_dir, locks, packages, disk, memory, devices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.preflight.report import OK, CheckResult, error, ok, warning
 
 TIGHT = 0.8
-"""Needing more than this share of what is free is a warning."""
+"""Warning: more than this share of the free space is needed."""
 
 PACKAGES = {
     "WandbLogger": ("wandb", ""),
@@ -23,12 +23,12 @@ PACKAGES = {
     "export.format=torchaudio": ("torchaudio", ""),
     "export.format=onnx": ("onnxruntime", "onnx"),
 }
-"""A part of what a recipe chooses -> the package that it needs, and our extra that brings it."""
+"""Packages that a choice of a recipe needs, and our extra that installs each."""
 
 
 def work_dir(root: Path) -> CheckResult:
-    """Can the run write where it is to write? Tried with a file, since permissions do not tell of
-    quotas and read-only mounts.
+    """The run can write to its folder. Tested with a file: permissions do not show quotas and
+    read-only mounts.
     """
     existed = root.exists()
     probe = root / f".probe-{os.getpid()}"
@@ -40,7 +40,7 @@ def work_dir(root: Path) -> CheckResult:
         return error(
             "work_dir",
             f"{root}: cannot be written to ({failure.strerror})",
-            "choose another work_dir, or mend its permissions",
+            "choose another work_dir, or fix its permissions",
         )
     finally:
         if probe.exists():
@@ -51,7 +51,7 @@ def work_dir(root: Path) -> CheckResult:
 
 
 def locks(workspace: Workspace, stages: Iterable[str]) -> CheckResult:
-    """Is any stage of this run being run by another process?"""
+    """No other process runs a stage of this run."""
     held = [(stage, holder) for stage in stages if (holder := workspace.holder(stage)) is not None]
     if held:
         return warning(
@@ -63,8 +63,8 @@ def locks(workspace: Workspace, stages: Iterable[str]) -> CheckResult:
 
 
 def disk(needs: Mapping[str, int], folder: Path, unknown: str = "") -> CheckResult:
-    """What is still to be written (bytes by stage) against what is free on the file system of
-    `folder`. `unknown`: what is not counted.
+    """Bytes that the stages will write (`needs`) against the free space of the file system of
+    `folder`. `unknown`: a note about bytes that are not counted.
     """
     place = next(path for path in (folder, *folder.parents) if path.exists())
     fix = "free some, or choose a work_dir on another disk"
@@ -80,21 +80,25 @@ def disk(needs: Mapping[str, int], folder: Path, unknown: str = "") -> CheckResu
 
 
 def memory(needs: Mapping[str, int], available: int | None, unknown: str = "") -> CheckResult:
-    """What the hungriest stage will hold in memory (bytes by stage) against what is there."""
+    """Memory of the stage that needs most (bytes by stage) against the available memory."""
     most = max(needs, key=lambda stage: needs[stage], default="")
     shown = f"{most} needs about {human_bytes(needs[most])}" if most else "nothing needs much"
     if available is None:
         return ok("memory", f"{shown}; how much is free cannot be told on this system")
-    fix = "use fewer trainer.loader_workers or a smaller micro_batch_seconds, or a machine with more memory"
-    row = _against("memory", needs.get(most, 0), shown, available, "available", unknown, fix)
-    return (
-        row if row.state == OK else warning(row.name, row.found, row.fix)
-    )  # of an estimate, and the system may swap
+    fix = (
+        "use fewer trainer.loader_workers or a smaller micro_batch_seconds, or a machine with more "
+        "memory"
+    )
+    result = _against("memory", needs.get(most, 0), shown, available, "available", unknown, fix)
+    if result.state == OK:
+        return result
+    # No error: it is an estimate, and the system may swap.
+    return warning(result.name, result.found, result.fix)
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still take: of the machine and of its control group, whichever is
-    less; None where unknown.
+    """Bytes that this process may still allocate: the smaller limit of machine and control group;
+    None where unknown.
     """
     found = []
     try:
@@ -126,19 +130,17 @@ def _listed(needs: Mapping[str, int]) -> str:
         for what, size in sorted(needs.items(), key=lambda each: -each[1])
         if size
     ]
-    more = ", ..." if len(parts) > 3 else ""
-    each = (
-        f" ({', '.join(parts[:3])}{more})"
-        if len(parts) > 1
-        else f" ({parts[0].split()[0]})"
-        if parts
-        else ""
-    )
+    each = ""
+    if len(parts) == 1:
+        each = f" ({parts[0].split()[0]})"
+    elif parts:
+        more = ", ..." if len(parts) > 3 else ""
+        each = f" ({', '.join(parts[:3])}{more})"
     return f"about {human_bytes(sum(needs.values()))} to be written{each}"
 
 
 def device(*, accelerator: str, devices: int, precision: str) -> CheckResult:
-    """Is the hardware there that the recipe asks for, and can it compute in that precision?"""
+    """The hardware of the recipe is there and computes in its precision."""
     import torch
 
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
@@ -148,10 +150,9 @@ def device(*, accelerator: str, devices: int, precision: str) -> CheckResult:
             return error(
                 "device", f"trainer.precision={precision} needs a GPU, this is the CPU", fix
             )
-        return ok(
-            "device",
-            f"CPU, {torch.get_num_threads()} of its cores, precision {'32-true' if precision == 'auto' else precision}",
-        )
+        shown = "32-true" if precision == "auto" else precision
+        cores = torch.get_num_threads()
+        return ok("device", f"CPU, {cores} of its cores, precision {shown}")
     count = torch.cuda.device_count()
     if count == 0:
         return error(
@@ -182,8 +183,8 @@ def device_memory(accelerator: str) -> int | None:
 
 
 def gpu_precision(accelerator: str, precision: str) -> str | None:
-    """In which precision a GPU trains, `auto` resolved as training does it (training/trainer.py);
-    None on the CPU.
+    """Precision of training on a GPU, with `auto` resolved as in training/trainer.py; None on the
+    CPU.
     """
     if device_memory(accelerator) is None:
         return None
@@ -191,8 +192,8 @@ def gpu_precision(accelerator: str, precision: str) -> str | None:
 
 
 def packages(chosen: Iterable[str]) -> CheckResult:
-    """Can everything be imported that the recipe chooses? `chosen` are `_target_`s and `key=value`
-    words.
+    """All packages of the recipe are installed. `chosen`: import paths of classes, and `key=value`
+    choices.
     """
     chosen = list(chosen)
     needed: dict[str, str] = {}
@@ -209,7 +210,5 @@ def packages(chosen: Iterable[str]) -> CheckResult:
             for name, extra in missing.items()
         )
         return error("packages", f"not installed: {', '.join(missing)}", how)
-    return ok(
-        "packages",
-        f"{', '.join(sorted(set(needed) - {'hubert_pretrain'})) or 'nothing beyond this package'} can be imported",
-    )
+    names = ", ".join(sorted(set(needed) - {"hubert_pretrain"})) or "nothing beyond this package"
+    return ok("packages", f"{names} can be imported")

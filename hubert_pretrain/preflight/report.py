@@ -9,20 +9,24 @@ from typing import Any
 OK = "ok"
 WARNING = "warning"
 ERROR = "error"
-SKIPPED = "later"
+SKIPPED = "skipped"
+
+WIDTH = 100
+"""Columns of the table where the output is no terminal."""
+_STYLES = {OK: "green", WARNING: "yellow", ERROR: "bold red", SKIPPED: "dim"}
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """A line of the table."""
+    """The result of one check: a row of the table."""
 
     name: str
     state: str
-    """ok, warning, error, or later: it cannot be answered before another stage has run."""
+    """ok, warning, error, or skipped: it needs the output of a stage that has not run."""
     found: str
     fix: str = ""
     details: tuple[str, ...] = field(default=(), repr=False)
-    """Everything of which `found` shows the first; only in the JSON."""
+    """All faults, of which `found` names the first; only in the JSON."""
 
 
 def ok(name: str, found: str) -> CheckResult:
@@ -31,92 +35,80 @@ def ok(name: str, found: str) -> CheckResult:
 
 
 def warning(name: str, found: str, fix: str) -> CheckResult:
-    """It would run, and probably not as it was meant."""
+    """Runs, but probably misconfigured."""
     return CheckResult(name, WARNING, found, fix)
 
 
 def error(name: str, found: str, fix: str, details: tuple[str, ...] = ()) -> CheckResult:
-    """It would not run, or not to its end."""
+    """Does not run, or not to its end."""
     return CheckResult(name, ERROR, found, fix, details)
 
 
 def skipped(name: str, stage: str) -> CheckResult:
-    """To be asked again when `stage` has run."""
+    """To be checked after `stage` has run."""
     return CheckResult(name, SKIPPED, f"after {stage}")
 
 
 def of_error(name: str, failure: Exception) -> CheckResult:
-    """An error of ours, `what; fix`, as a row."""
+    """An exception of ours, whose message is `what; fix`, as a result."""
     found, _, fix = str(failure).rpartition("; ")
-    return CheckResult(name, ERROR, found or fix, fix if found else "")
+    return CheckResult(name, ERROR, found, fix) if found else CheckResult(name, ERROR, fix)
 
 
-def worst(rows: list[CheckResult]) -> str:
-    """error, warning or ok."""
-    return next(
-        (state for state in (ERROR, WARNING) if any(row.state == state for row in rows)), OK
-    )
-
-
-WIDTH = 100
-"""Columns where the output is no terminal."""
-_STYLES = {OK: "green", WARNING: "yellow", ERROR: "bold red", SKIPPED: "dim"}
-
-
-def show(rows: Sequence[CheckResult], title: str) -> None:
-    """Prints the table, as wide as the terminal."""
+def show(results: Sequence[CheckResult], title: str) -> None:
+    """Print the table, as wide as the terminal."""
     from rich.console import Console
 
     console = Console()
-    (console if console.is_terminal else Console(width=WIDTH)).print(table(rows, title))
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    console.print(table(results, title))
 
 
-def table(rows: Sequence[CheckResult], title: str) -> Any:
-    """A `rich` table: check, state, what was found and, where there is something to mend, the fix
-    under it.
-    """
+def table(results: Sequence[CheckResult], title: str) -> Any:
+    """A `rich` table: name, state, what was found and, where there is something to fix, the fix
+    under it."""
     from rich.table import Table
     from rich.text import Text
 
     made = Table(
         title=title,
         title_justify="left",
-        caption=count(rows),
+        caption=count(results),
         caption_justify="left",
         padding=(0, 1),
     )
     made.add_column("check", no_wrap=True)
     made.add_column("state", no_wrap=True)
     made.add_column("found", overflow="fold", ratio=1)
-    for row in rows:
-        found = Text(row.found)
-        if row.fix:
-            found.append(f"\nfix: {row.fix}", style=_STYLES[row.state])
-        made.add_row(row.name, Text(row.state, style=_STYLES[row.state]), found)
+    for result in results:
+        found = Text(result.found)
+        if result.fix:
+            found.append(f"\nfix: {result.fix}", style=_STYLES[result.state])
+        made.add_row(result.name, Text(result.state, style=_STYLES[result.state]), found)
     return made
 
 
-def count(rows: Sequence[CheckResult]) -> str:
-    """`2 errors, 1 warning, 14 ok, 3 later`."""
-    numbers = {
-        state: sum(row.state == state for row in rows) for state in (ERROR, WARNING, OK, SKIPPED)
-    }
-    plural = {ERROR: "errors", WARNING: "warnings"}
-    return ", ".join(
-        f"{n} {plural.get(state, state) if n != 1 else state}"
-        for state, n in numbers.items()
-        if n or state == ERROR
-    )
+def count(results: Sequence[CheckResult]) -> str:
+    """`2 errors, 1 warning, 14 ok, 3 skipped`; states without results are left out, but errors."""
+    words = []
+    for state in (ERROR, WARNING, OK, SKIPPED):
+        number = sum(result.state == state for result in results)
+        plural = "s" if state in (ERROR, WARNING) and number != 1 else ""
+        if number or state == ERROR:
+            words.append(f"{number} {state}{plural}")
+    return ", ".join(words)
 
 
-def line(row: CheckResult) -> str:
-    """A row that is not ok as one line of a log."""
-    return f"check: {row.state}: {row.name}: {row.found}" + (f"; {row.fix}" if row.fix else "")
+def line(result: CheckResult) -> str:
+    """A warning or an error as one line of a log."""
+    fix = f"; {result.fix}" if result.fix else ""
+    return f"check: {result.state}: {result.name}: {result.found}{fix}"
 
 
-def as_json(rows: Sequence[CheckResult]) -> dict[str, Any]:
-    """Plain JSON values: the count of each state, and the rows with all details."""
+def as_json(results: Sequence[CheckResult]) -> dict[str, Any]:
+    """Plain JSON values: the count of each state, and the results with all details."""
     return {
-        "states": {state: sum(row.state == state for row in rows) for state in _STYLES},
-        "rows": [asdict(row) for row in rows],
+        "states": {state: sum(each.state == state for each in results) for state in _STYLES},
+        "rows": [asdict(result) for result in results],
     }

@@ -1,4 +1,4 @@
-"""Rows about tar shards and the cache of what lies behind URLs."""
+"""Checks of tar shards and of the cache for audio behind URLs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from hubert_pretrain.data.arrow_table import chunks
 from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.data.shards.index import INDEX_FOLDER, kept, verify
+from hubert_pretrain.data.shards.index import INDEX_FOLDER, verify
+from hubert_pretrain.data.shards.index import kept as index_path
 from hubert_pretrain.data.storage import Cache, is_url
 from hubert_pretrain.distributed import usable_cores
 from hubert_pretrain.errors import DataError
@@ -27,8 +28,8 @@ from hubert_pretrain.progress import progress
 def shards(
     corpus: Corpus | None, *, sample: int, everything: bool, seed: int, workers: int
 ) -> CheckResult:
-    """Are the shards what their indexes say? Those of a sample of the rows by their sizes, or all
-    and all that is in them (sha256).
+    """The shards are as their indexes say: those of a sample of the rows by size, or
+    (`everything`) all of them by SHA-256.
     """
     if corpus is None:
         return skipped("shards", "prepare")
@@ -38,7 +39,7 @@ def shards(
     here = [path for path in found if not is_url(path)]
     if not found:
         return ok("shards", "none: the audio lies in files")
-    check = partial(_shard_fault, kept_in=corpus.folder / INDEX_FOLDER, content=everything)
+    check = partial(_shard_fault, indexes=corpus.folder / INDEX_FOLDER, content=everything)
     bad = []
     with (
         progress(len(here), "reading shards") as advance,
@@ -53,9 +54,7 @@ def shards(
         else "have the sizes of their indexes"
     )
     away = (
-        f"; {len(found) - len(here)} behind URLs are not looked at"
-        if len(found) > len(here)
-        else ""
+        f"; {len(found) - len(here)} behind URLs are not checked" if len(found) > len(here) else ""
     )
     if bad:
         return error(
@@ -80,9 +79,9 @@ def _shards_of(corpus: Corpus, rows: NDArray[np.int64]) -> Iterator[str]:
         )
 
 
-def _shard_fault(shard: str, kept_in: Path, content: bool) -> str:
+def _shard_fault(shard: str, indexes: Path, content: bool) -> str:
     try:
-        verify(Path(shard), content=content, otherwise=kept(kept_in, shard))
+        verify(Path(shard), content=content, otherwise=index_path(indexes, shard))
     except DataError as failure:
         return str(failure).rpartition("; ")[0]
     except OSError as failure:
@@ -91,10 +90,10 @@ def _shard_fault(shard: str, kept_in: Path, content: bool) -> str:
 
 
 def cache(folder: str | None, gigabytes: float) -> CheckResult:
-    """Is there room for the cache to grow to its limit?"""
+    """The cache can be written to, and has room to grow to its limit."""
     store = Cache.of(folder, gigabytes)
     if store is None:
-        return ok("cache", "none: audio behind URLs would be fetched anew each time")
+        return ok("cache", "none: audio behind URLs would be fetched again each time")
     place = next(path for path in (store.folder, *store.folder.parents) if path.exists())
     if not os.access(place, os.W_OK):
         return error(
@@ -102,7 +101,10 @@ def cache(folder: str | None, gigabytes: float) -> CheckResult:
         )
     there = size_in_bytes(store.folder)
     free = shutil.disk_usage(place).free
-    found = f"{human_bytes(there)} of {human_bytes(store.max_bytes)} in {store.folder}, {human_bytes(free)} free"
+    found = (
+        f"{human_bytes(there)} of {human_bytes(store.max_bytes)} in {store.folder}, "
+        f"{human_bytes(free)} free"
+    )
     if store.max_bytes - there > free:
         return warning(
             "cache",

@@ -1,5 +1,5 @@
-"""Can the loader keep up with the device? What one process reads is measured, what a GPU takes is
-estimated.
+"""Data loading against training speed: the reading rate of one process is measured, the rate of a
+GPU is estimated.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import time
 
+from hubert_pretrain.config.schema import PretrainConfig
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.distributed import usable_cores
@@ -14,60 +15,57 @@ from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.frames import seconds
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.flops import training_flops_per_second
-from hubert_pretrain.preflight.report import CheckResult, of_error, ok, skipped, warning
+from hubert_pretrain.preflight.corpus import micro_batches
+from hubert_pretrain.preflight.report import CheckResult, of_error, ok, warning
 
 GPU_EFFICIENCY = 0.4
-"""Share of a GPU's peak that training is taken to reach."""
+"""Share of a GPU's peak FLOPs that training is assumed to reach."""
 
 
 def loader_throughput(
     name: str,
-    corpus: Corpus | None,
+    corpus: Corpus,
+    config: PretrainConfig,
     *,
     model: HubertConfig,
     seed: int,
     readers: int,
     devices: int,
     precision: str | None,
-    **values: float,
 ) -> CheckResult:
-    """Reads crops of the training stream in this process.
+    """The loader keeps up with the device: crops of the training stream are read in this process.
 
     Args:
-        name: of the row.
-        corpus: None before it is prepared.
-        model: that is to be trained.
-        seed: of the plan.
+        name: of the result.
+        corpus: the prepared corpus.
+        config: lengths of crops and micro-batches.
+        model: the network.
+        seed: of the micro-batches.
         readers: processes that read, per device (0: the training process does).
         devices: on this machine.
-        precision: in which a GPU computes; None: there is none.
-        values: the lengths that `BatchPlan` takes.
+        precision: of a GPU; None: there is none.
     """
-    if corpus is None:
-        return skipped(name, "prepare")
     try:
-        plan = BucketSampler(
-            corpus.manifest.length_sorted("train"),
-            grid=model.grid,
-            seed=seed,
-            masked_frames=lambda frames: frames,
-            **values,
-        )  # type: ignore[arg-type]
-        rate = reading_rate(corpus, plan)
+        rate = reading_rate(corpus, micro_batches(corpus, config, model.grid, seed))
     except HubertPretrainError as failure:
         return of_error(name, failure)
     cores = usable_cores() / devices
-    fed = rate * max(1.0, min(readers, cores))
-    found = f"one process reads {rate:,.0f} s of audio a second, {readers or 'the training process'} per device {fed:,.0f}"
+    supply = rate * max(1.0, min(readers, cores))
+    found = (
+        f"one process reads {rate:,.0f} s of audio a second, "
+        f"{readers or 'the training process'} per device {supply:,.0f}"
+    )
     if precision is None:
         return ok(name, found)
-    wanted = gpu_rate(model, values["max_crop_seconds"], precision)
-    found += f"; a GPU takes about {wanted:,.0f} (an estimate)"
-    if fed >= wanted:
+    demand = gpu_rate(model, config.max_crop_seconds, precision)
+    found += f"; a GPU takes about {demand:,.0f} (an estimate)"
+    if supply >= demand:
         return ok(name, found)
-    enough = math.ceil(wanted / rate)
-    more = f"it would take {enough} cores per GPU: use data.shards=pcm, or a faster disk"
-    return warning(name, found, f"set trainer.loader_workers={enough}" if enough <= cores else more)
+    enough = math.ceil(demand / rate)
+    if enough <= cores:
+        return warning(name, found, f"set trainer.loader_workers={enough}")
+    fix = f"it would take {enough} cores per GPU: use data.shards=pcm, or a faster disk"
+    return warning(name, found, fix)
 
 
 def gpu_rate(model: HubertConfig, crop_seconds: float, precision: str) -> float:

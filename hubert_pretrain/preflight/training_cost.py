@@ -1,5 +1,4 @@
-"""What a training will take, from the form of its network: parameters, disk, memory, days.
-Estimates, and called so in the table.
+"""Estimated cost of a training, from the form of its network: parameters, disk, memory, days.
 
 N frames of a micro-batch, T frames of one crop, D width, L layers, C conv channels.
 """
@@ -10,16 +9,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from hubert_pretrain.distributed import accumulation
+from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.files import human_bytes
 from hubert_pretrain.frames import samples
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.flops import training_flops_per_second
-from hubert_pretrain.preflight.report import CheckResult, error, ok, warning
+from hubert_pretrain.preflight.report import CheckResult, of_error, ok, warning
 
 FLOAT = 4
 """Bytes of a number in fp32."""
 MANY_DAYS = 2.0
-"""A CPU that would take longer is a warning."""
+"""Warning: a CPU would take longer."""
 _CPU_EFFICIENCY = 0.3
 """Share of the speed of a large matrix product that training reaches on a CPU (measured on the
 demo).
@@ -40,7 +41,7 @@ class Training:
     crop_seconds: float
     """Longest row of a micro-batch."""
     freezes_encoder: bool = False
-    """Whether the conv encoder needs no gradients."""
+    """True when the conv encoder needs no gradients."""
 
     @property
     def micro_batches(self) -> int:
@@ -58,43 +59,50 @@ def parameters(model: HubertConfig) -> int:
         return sum(parameter.numel() for parameter in Hubert(model).parameters())
 
 
-def checkpoint_bytes(model: HubertConfig, kept: int) -> int:
-    """On disk, at most: the weights and Adam's two moments in fp32, `kept` times and once while the
-    next is written, and the result.
+def checkpoint_bytes(model: HubertConfig, checkpoints: int) -> int:
+    """Largest size on disk: weights and Adam's two moments in fp32, for each of the `checkpoints`
+    and the next one while it is written, and the weights of the result.
     """
-    return FLOAT * parameters(model) * (3 * (kept + 1) + 1)
+    return FLOAT * parameters(model) * (3 * (checkpoints + 1) + 1)
 
 
 def activation_bytes(
-    training: Training, *, number_bytes: int, recompute: bool, eager: bool = False
+    training: Training, *, number_bytes: int, gradient_checkpointing: bool, eager: bool = False
 ) -> int:
-    """What one micro-batch keeps for the backward pass.
+    """Activations of one micro-batch for the backward pass.
 
-    A layer keeps 18 D + 4 I bytes of a frame in half precision (Korthikanti et al. 2022, arXiv
+    A layer needs 18 D + 4 I bytes of a frame in half precision (Korthikanti et al. 2022, arXiv
     2205.05198, section 4.1: 34 D for I = 4 D), attention's matrices only where it is computed
-    eagerly; a conv layer what comes out of its convolution (model/strided_matmul.py).
+    eagerly; a conv layer needs the output of its convolution.
     """
     model = training.model
     num_samples = samples(training.micro_batch_seconds)
-    frames = model.grid.num_frames(num_samples)
-    crop = model.grid.num_frames(samples(training.crop_seconds))
-    layer = (9 * model.hidden_size + 2 * model.intermediate_size) * frames
-    layer += 5 * model.num_attention_heads * crop * frames // 2 if eager else 0
-    layers = model.num_hidden_layers * (model.hidden_size * frames if recompute else layer) + (
-        layer if recompute else 0
-    )
+    num_frames = model.grid.num_frames(num_samples)
+    crop_frames = model.grid.num_frames(samples(training.crop_seconds))
+
+    # One transformer layer, then all: with checkpointing each layer stores its input, and one
+    # layer at a time is computed again.
+    layer = (9 * model.hidden_size + 2 * model.intermediate_size) * num_frames
+    if eager:
+        layer += 5 * model.num_attention_heads * crop_frames * num_frames // 2
+    layers = model.num_hidden_layers * layer
+    if gradient_checkpointing:
+        layers = model.num_hidden_layers * model.hidden_size * num_frames + layer
+
+    # The conv encoder; a frozen one needs half.
     conv = 0
-    length = num_samples
-    for channels, stride in (
-        zip(model.conv_dim, model.conv_stride, strict=True) if model.front_end == "conv" else ()
-    ):
-        length //= stride
-        conv += channels * length
-    return int(number_bytes * (layers + (conv // 2 if training.freezes_encoder else conv)))
+    if model.front_end == "conv":
+        length = num_samples
+        for channels, stride in zip(model.conv_dim, model.conv_stride, strict=True):
+            length //= stride
+            conv += channels * length
+    if training.freezes_encoder:
+        conv //= 2
+    return int(number_bytes * (layers + conv))
 
 
 def training_bytes(
-    training: Training, *, precision: str, recompute: bool = False, eager: bool = False
+    training: Training, *, precision: str, gradient_checkpointing: bool = False, eager: bool = False
 ) -> int:
     """Memory of a device: weights, gradients and Adam's moments in fp32, the copies that mixed
     precision makes, and activations.
@@ -102,19 +110,18 @@ def training_bytes(
     mixed = not precision.startswith("32")
     weights = parameters(training.model) * (4 * FLOAT + (2 if mixed else 0))
     activations = activation_bytes(
-        training, number_bytes=2 if mixed else FLOAT, recompute=recompute, eager=eager
+        training,
+        number_bytes=2 if mixed else FLOAT,
+        gradient_checkpointing=gradient_checkpointing,
+        eager=eager,
     )
-    # The first conv layer is the widest moment: its output, that of its norm and a gradient, in
+    # The first conv layer needs most at one moment: its output, that of its norm and a gradient, in
     # fp32.
-    moment = (
-        0
-        if training.model.front_end != "conv"
-        else 3
-        * FLOAT
-        * training.model.conv_dim[0]
-        * samples(training.micro_batch_seconds)
-        // training.model.conv_stride[0]
-    )
+    model = training.model
+    moment = 0
+    if model.front_end == "conv":
+        length = samples(training.micro_batch_seconds) // model.conv_stride[0]
+        moment = 3 * FLOAT * model.conv_dim[0] * length
     return int(_RESERVE * (weights + activations + moment))
 
 
@@ -141,38 +148,35 @@ def cpu_speed(seconds: float = 0.2) -> float:
     return 2.0 * size**3 * count / (time.perf_counter() - started)
 
 
-def rows(
+def check(
     trainings: Sequence[Training],
     *,
     devices: int,
     device_bytes: int | None,
     precision: str,
-    recompute: bool,
+    gradient_checkpointing: bool,
     eager: bool,
 ) -> list[CheckResult]:
-    """All rows about trainings; none when nothing is to be trained. `device_bytes`: of a GPU; None
-    on the CPU.
-    """
+    """All checks of the trainings. `device_bytes`: memory of a GPU; None on the CPU."""
     if not trainings:
         return []
     fits = fit(
-        trainings, device_bytes=device_bytes, precision=precision, recompute=recompute, eager=eager
+        trainings,
+        device_bytes=device_bytes,
+        precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
+        eager=eager,
     )
     return [share(trainings, devices), fits, days(trainings, on_gpu=device_bytes is not None)]
 
 
 def share(trainings: Sequence[Training], devices: int) -> CheckResult:
-    """Do the devices share the micro-batches of a step equally?"""
+    """The devices share the micro-batches of a step equally."""
     for each in trainings:
-        if each.micro_batches % devices:
-            legal = ", ".join(
-                str(n) for n in range(1, each.micro_batches + 1) if each.micro_batches % n == 0
-            )
-            return error(
-                "step",
-                f"{each.stage}: {each.micro_batches} micro-batches for {devices} devices",
-                f"use {legal} devices",
-            )
+        try:
+            accumulation(each.micro_batches, devices, key=each.stage)
+        except ConfigError as failure:
+            return of_error("step", failure)
     counts = sorted({(each.micro_batches, each.micro_batches // devices) for each in trainings})
     where = "on one device" if devices == 1 else f"on {devices} devices"
     each_has = "" if devices == 1 else ", {} on each"
@@ -189,35 +193,48 @@ def fit(
     *,
     device_bytes: int | None,
     precision: str,
-    recompute: bool,
+    gradient_checkpointing: bool,
     eager: bool,
 ) -> CheckResult:
-    """Does a micro-batch fit into the device? `device_bytes`: None on the CPU, whose memory has a
-    row of its own.
+    """A micro-batch fits into the device. `device_bytes`: None on the CPU, whose memory has a check
+    of its own.
     """
     needs = [
-        training_bytes(each, precision=precision, recompute=recompute, eager=eager)
+        training_bytes(
+            each, precision=precision, gradient_checkpointing=gradient_checkpointing, eager=eager
+        )
         for each in trainings
     ]
     need = max(needs)
     largest = trainings[needs.index(need)]
-    found = f"{largest.stage} needs about {human_bytes(need)} (an estimate) for {largest.micro_batch_seconds:g} s of audio"
+    found = (
+        f"{largest.stage} needs about {human_bytes(need)} (an estimate) for "
+        f"{largest.micro_batch_seconds:g} s of audio"
+    )
     if device_bytes is None:
         return ok("batch fit", found)
     found += f", the GPU has {human_bytes(device_bytes)}"
     if need > device_bytes:
         smaller = replace(largest, micro_batch_seconds=largest.micro_batch_seconds / 2)
         saved = human_bytes(
-            training_bytes(smaller, precision=precision, recompute=recompute, eager=eager)
+            training_bytes(
+                smaller,
+                precision=precision,
+                gradient_checkpointing=gradient_checkpointing,
+                eager=eager,
+            )
         )
-        fix = f"halve micro_batch_seconds (about {saved}; the run stays the same but for its buckets), or set trainer.gradient_checkpointing=true"
+        fix = (
+            f"halve micro_batch_seconds (about {saved}; the run stays the same but for its "
+            "buckets), or set trainer.gradient_checkpointing=true"
+        )
         return warning("batch fit", found, fix)
     return ok("batch fit", found)
 
 
 def days(trainings: Sequence[Training], *, on_gpu: bool, speed: float | None = None) -> CheckResult:
-    """How long a CPU of `speed` operations per second (None: measure it) would train. Of GPUs
-    nothing is said: recipes state what was measured on them."""
+    """Time of the trainings on a CPU of `speed` operations per second (None: measure it). For GPUs
+    the recipes state measured times."""
     if on_gpu:
         return ok("time", "on a GPU: see the README of the recipe")
     total = (
@@ -225,18 +242,19 @@ def days(trainings: Sequence[Training], *, on_gpu: bool, speed: float | None = N
         / ((speed or cpu_speed()) * _CPU_EFFICIENCY)
         / 86400
     )
-    size = (
-        f"{total:,.0f} days"
-        if total >= 1
-        else f"{24 * total:.1f} hours"
-        if total > 1 / 24
-        else f"{max(2.0, 24 * 60 * total):.0f} minutes"
-    )
-    found = f"training on this CPU takes about {size} (an estimate)"
+    found = f"training on this CPU takes about {_duration(total)} (an estimate)"
     if total > MANY_DAYS:
-        return warning(
-            "time",
-            found,
-            "use GPUs (trainer=gpu, trainer=ddp trainer.devices=8), or a smaller recipe such as demo",
+        fix = (
+            "use GPUs (trainer=gpu, trainer=ddp trainer.devices=8), or a smaller recipe such as "
+            "demo"
         )
+        return warning("time", found, fix)
     return ok("time", found)
+
+
+def _duration(days: float) -> str:
+    if days >= 1:
+        return f"{days:,.0f} days"
+    if 24 * days > 1:
+        return f"{24 * days:.1f} hours"
+    return f"{max(2.0, 24 * 60 * days):.0f} minutes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from hubert_pretrain.config.schema import PretrainConfig
 from hubert_pretrain.data.alignment import write_alignments
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE, FrameGrid
@@ -16,21 +18,22 @@ from hubert_pretrain.preflight import corpus as about
 from hubert_pretrain.preflight.report import CheckResult
 
 Make = Callable[..., Corpus]
-LENGTHS = {
-    "batch_seconds": 4.0,
-    "micro_batch_seconds": 2.0,
-    "max_crop_seconds": 1.0,
-    "min_seconds": 0.5,
-    "max_shapes": 2,
-}
+CONFIG = PretrainConfig(
+    steps=1,
+    batch_seconds=4.0,
+    micro_batch_seconds=2.0,
+    max_crop_seconds=1.0,
+    min_seconds=0.5,
+    max_shapes=2,
+)
 
 
-def said(row: CheckResult) -> str:
+def text_of(row: CheckResult) -> str:
     return f"{row.state}: {row.found} | {row.fix}"
 
 
 def test_a_sound_corpus_is_ok(make_corpus: Make) -> None:
-    rows = about.rows(
+    rows = about.check(
         make_corpus(), grid=MODEL_GRID, sample=200, everything=False, seed=1, workers=2
     )
     assert [(row.name, row.state) for row in rows] == [
@@ -45,8 +48,8 @@ def test_a_sound_corpus_is_ok(make_corpus: Make) -> None:
 
 
 def test_before_prepare_everything_waits() -> None:
-    rows = about.rows(None, grid=MODEL_GRID, sample=200, everything=False, seed=1, workers=1)
-    assert {(row.state, row.found) for row in rows} == {("later", "after prepare")}
+    rows = about.check(None, grid=MODEL_GRID, sample=200, everything=False, seed=1, workers=1)
+    assert {(row.state, row.found) for row in rows} == {("skipped", "after prepare")}
     assert len(rows) == 5
 
 
@@ -58,7 +61,7 @@ def test_root(tmp_path: Path) -> None:
         == "ok"
     )
     assert (
-        said(about.root(f"{tmp_path}/nowhere"))
+        text_of(about.root(f"{tmp_path}/nowhere"))
         == f"error: {tmp_path}/nowhere: no such folder | set data.root to where the corpus lies"
     )
 
@@ -87,15 +90,15 @@ def test_ids_that_are_not_unique(make_corpus: Make, monkeypatch: pytest.MonkeyPa
     assert about.utterances(corpus, every_id=True).state == "ok"
     monkeypatch.setattr(type(corpus.manifest), "column", lambda self, name: pa.array(["same"] * 12))
     row = about.utterances(corpus, every_id=True)
-    assert "only 1 different ids" in said(row)
+    assert "only 1 different ids" in text_of(row)
     assert row.state == "error"
 
 
 def test_a_lost_card_is_a_row_and_no_traceback(make_corpus: Make, tmp_path: Path) -> None:
     corpus = make_corpus()
     (tmp_path / "prepare" / "card.json").unlink()
-    rows = about.rows(corpus, grid=MODEL_GRID, sample=1, everything=False, seed=1, workers=1)
-    broken = {row.name: said(row) for row in rows if row.state == "error"}
+    rows = about.check(corpus, grid=MODEL_GRID, sample=1, everything=False, seed=1, workers=1)
+    broken = {row.name: text_of(row) for row in rows if row.state == "error"}
     assert set(broken) == {"utterances", "sample rate"}
     assert broken["utterances"].endswith("card.json: missing or damaged | run stage=prepare again")
 
@@ -197,21 +200,18 @@ def test_frames(make_corpus: Make) -> None:
 
 def test_crops(make_corpus: Make) -> None:
     corpus = make_corpus()
-    row = about.crops(corpus, "crops it1", grid=MODEL_GRID, seed=1, **LENGTHS)
+
+    def crops(**changes: float) -> CheckResult:
+        config = dataclasses.replace(CONFIG, **changes)
+        return about.crops(corpus, "crops it1", config, grid=MODEL_GRID, seed=1)
+
+    row = crops()
     assert row.state == "ok"
     assert "0 of 9 are too short" in row.found
-    row = about.crops(
-        corpus,
-        "crops it1",
-        grid=MODEL_GRID,
-        seed=1,
-        **LENGTHS | {"min_seconds": 1.02, "micro_batch_seconds": 1.1},
-    )
+    row = crops(min_seconds=1.02, micro_batch_seconds=1.1)
     assert (row.state, row.fix) == ("warning", "lower iterations.NAME.pretrain.min_seconds=1.02")
     assert "4 of 9 are too short" in row.found
-    row = about.crops(
-        corpus, "crops it1", grid=MODEL_GRID, seed=1, **LENGTHS | {"micro_batch_seconds": 100.0}
-    )
+    row = crops(micro_batch_seconds=100.0)
     assert row.state == "error"
     assert "does not fill one micro-batch of 100.0 s" in row.found
     assert row.fix.startswith("lower iterations.NAME.pretrain.micro_batch_seconds")

@@ -29,7 +29,7 @@ def sharded(make_corpus: Make, tmp_path: Path) -> Corpus:
 
 def test_files_are_no_shards(make_corpus: Make) -> None:
     assert asked(make_corpus()).found == "none: the audio lies in files"
-    assert shards.shards(None, sample=1, everything=True, seed=1, workers=1).state == "later"
+    assert shards.shards(None, sample=1, everything=True, seed=1, workers=1).state == "skipped"
 
 
 def test_whole_shards(sharded: Corpus) -> None:

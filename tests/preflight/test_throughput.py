@@ -9,21 +9,23 @@ from typing import Any
 import pytest
 import torch
 
-from hubert_pretrain.data.batching import BucketSampler
+from hubert_pretrain.config.schema import PretrainConfig
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.frames import MODEL_GRID
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.preflight import throughput
+from hubert_pretrain.preflight.corpus import micro_batches
 from hubert_pretrain.preflight.report import CheckResult
 from hubert_pretrain.training.utilisation import peak_flops
 
-PLAN = {
-    "batch_seconds": 4.0,
-    "micro_batch_seconds": 4.0,
-    "max_crop_seconds": 1.0,
-    "min_seconds": 0.5,
-    "max_shapes": 2,
-}
+CONFIG = PretrainConfig(
+    steps=1,
+    batch_seconds=4.0,
+    micro_batch_seconds=4.0,
+    max_crop_seconds=1.0,
+    min_seconds=0.5,
+    max_shapes=2,
+)
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def row(
     def ask(**changes: Any) -> CheckResult:
         values: dict[str, Any] = {"readers": 8, "devices": 1, "precision": None, **changes}
         return throughput.loader_throughput(
-            "loader it1", corpus, model=HubertConfig(), seed=1, **values, **PLAN
+            "loader it1", corpus, CONFIG, model=HubertConfig(), seed=1, **values
         )
 
     return ask
@@ -75,13 +77,7 @@ def test_reading_is_measured_on_crops_of_the_training_stream(
     make_corpus: Callable[..., Corpus],
 ) -> None:
     corpus = make_corpus()
-    plan = BucketSampler(
-        corpus.manifest.length_sorted("train"),
-        grid=MODEL_GRID,
-        seed=1,
-        masked_frames=lambda frames: frames,
-        **PLAN,
-    )  # type: ignore[arg-type]
+    plan = micro_batches(corpus, CONFIG, MODEL_GRID, 1)
     assert 1.0 < throughput.reading_rate(corpus, plan, least_seconds=0.0) < 1e7
 
 
@@ -94,30 +90,14 @@ def test_a_file_that_cannot_be_read_is_an_error(
     found = throughput.loader_throughput(
         "loader it1",
         corpus,
+        CONFIG,
         model=HubertConfig(),
         seed=1,
         readers=1,
         devices=1,
         precision=None,
-        **PLAN,
     )
     assert found.state == "error"
-
-
-def test_before_prepare_it_is_asked_later() -> None:
-    assert (
-        throughput.loader_throughput(
-            "loader it1",
-            None,
-            model=HubertConfig(),
-            seed=1,
-            readers=1,
-            devices=1,
-            precision=None,
-            **PLAN,
-        ).state
-        == "later"
-    )
 
 
 @pytest.mark.gpu

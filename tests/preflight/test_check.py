@@ -92,10 +92,10 @@ def test_the_command_before_anything_was_prepared(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert max(map(len, result.stdout.splitlines())) <= 100
     for name in CHECKS:
-        assert re.search(rf"│ {name} +│ (ok|warning|later) +│ \S", result.stdout), name
-    assert re.search(r"│ utterances +│ later +│ after prepare", result.stdout)
-    assert re.search(r"│ targets it2 +│ later +│ after it2/label", result.stdout)
-    assert re.search(r"^0 errors, .*\d+ ok, \d+ later", result.stdout, re.MULTILINE)
+        assert re.search(rf"│ {name} +│ (ok|warning|skipped) +│ \S", result.stdout), name
+    assert re.search(r"│ utterances +│ skipped +│ after prepare", result.stdout)
+    assert re.search(r"│ targets it2 +│ skipped +│ after it2/label", result.stdout)
+    assert re.search(r"^0 errors, .*\d+ ok, \d+ skipped", result.stdout, re.MULTILINE)
     assert [path.name for path in (tmp_path / "runs/smoke").iterdir()] == ["check.json"]
 
 
@@ -107,7 +107,7 @@ def test_errors_are_in_the_table_and_end_it(
     )
     with pytest.raises(
         HubertPretrainError,
-        match=r"^the check found errors in corpus; the table says how to mend them$",
+        match=r"^the check found errors in corpus; the table says how to fix them$",
     ) as raised:
         check.run(recipe, Workspace(tmp_path))
     assert raised.value.exit_code == 1
@@ -135,7 +135,7 @@ def test_a_run_under_way(prepared: Workspace, capsys: pytest.CaptureFixture[str]
     ]
     check.run(composed(prepared.root, *long, "trainer.accelerator=cpu"), prepared)
     assert {name: state for name, state in states(prepared).items() if state != "ok"} == {
-        "targets it2": "later"
+        "targets it2": "skipped"
     }
     printed = capsys.readouterr().out
     assert "K 5, 5 used, entropy 1.60 of at most 1.61 nats" in printed
@@ -158,7 +158,7 @@ def test_crops_that_cannot_be_cut_are_one_error_of_each_iteration(
     found = states(prepared)
     assert [found[f"{row} {name}"] for name in ("it1", "it2") for row in ("crops", "loader")] == [
         "error",
-        "later",
+        "skipped",
     ] * 2
     assert (
         " ".join(capsys.readouterr().out.split()).count(
@@ -193,11 +193,11 @@ def test_a_table_of_every_state(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].strip() == "demo in runs/demo"
     assert {len(line) for line in lines[1:-1]} == {report.WIDTH}
-    assert lines[-1].strip() == "1 error, 1 warning, 1 ok, 1 later"
+    assert lines[-1].strip() == "1 error, 1 warning, 1 ok, 1 skipped"
     text = "\n".join(lines)
     assert re.search(r"│ two +│ warning │ narrow +│\n│ +│ +│ fix: make room", text)
     assert report.line(rows[1]) == "check: warning: two: narrow; make room"
-    assert report.as_json(rows)["states"] == {"ok": 1, "warning": 1, "error": 1, "later": 1}
+    assert report.as_json(rows)["states"] == {"ok": 1, "warning": 1, "error": 1, "skipped": 1}
 
 
 def test_a_stage_that_starts_says_nothing_when_all_is_well(

@@ -73,20 +73,32 @@ def test_activations_are_estimated_within_a_quarter(changes: dict[str, object]) 
     # it does not.
     model = dataclasses.replace(SMALL, layerdrop=0.0, attention_dropout=0.0, **changes)  # type: ignore[arg-type]
     found = kept_bytes(Hubert(model), 4, samples(4.0))
-    estimate = training_cost.activation_bytes(training(model), number_bytes=4, recompute=False)
+    estimate = training_cost.activation_bytes(
+        training(model), number_bytes=4, gradient_checkpointing=False
+    )
     assert 0.75 < estimate / found < 1.25, (estimate, found)
 
 
 def test_recomputing_needs_less_and_eager_attention_more() -> None:
-    plain = training_cost.training_bytes(training(), precision="32-true", recompute=False)
-    assert (
-        training_cost.training_bytes(training(), precision="32-true", recompute=True) < 0.8 * plain
+    plain = training_cost.training_bytes(
+        training(), precision="32-true", gradient_checkpointing=False
     )
     assert (
-        training_cost.training_bytes(training(), precision="32-true", recompute=False, eager=True)
+        training_cost.training_bytes(training(), precision="32-true", gradient_checkpointing=True)
+        < 0.8 * plain
+    )
+    assert (
+        training_cost.training_bytes(
+            training(), precision="32-true", gradient_checkpointing=False, eager=True
+        )
         > plain
     )
-    assert training_cost.training_bytes(training(), precision="bf16-mixed", recompute=False) < plain
+    assert (
+        training_cost.training_bytes(
+            training(), precision="bf16-mixed", gradient_checkpointing=False
+        )
+        < plain
+    )
 
 
 @pytest.mark.parametrize("model", [SMALL, HubertConfig(), LARGE], ids=["small", "base", "large"])
@@ -109,8 +121,8 @@ def test_operations_are_those_that_torch_counts(model: HubertConfig) -> None:
 
 def test_parameters_and_checkpoints_are_those_of_the_paper() -> None:
     assert training_cost.parameters(HubertConfig()) == pytest.approx(94.4e6, rel=0.01)
-    # Two kept, one being written, each fp32 weights and two moments; and the model that is left.
-    assert training_cost.checkpoint_bytes(HubertConfig(), kept=2) == pytest.approx(
+    # Two checkpoints, one being written, each fp32 weights and two moments; and the model that is left.
+    assert training_cost.checkpoint_bytes(HubertConfig(), checkpoints=2) == pytest.approx(
         94.4e6 * 4 * 10, rel=0.01
     )
 
@@ -121,8 +133,8 @@ def test_devices_share_a_step() -> None:
     row = training_cost.share([training()], 3)
     assert (row.state, row.found, row.fix) == (
         "error",
-        "it1/pretrain: 2 micro-batches for 3 devices",
-        "use 1, 2 devices",
+        "it1/pretrain: a step has 2 micro-batches, which 3 devices cannot share equally",
+        "use 1, 2 devices, or another micro_batch_seconds",
     )
 
 
@@ -130,7 +142,7 @@ def test_a_micro_batch_that_does_not_fit_says_so() -> None:
     base = training(
         HubertConfig(), batch_seconds=2800.0, micro_batch_seconds=87.5, crop_seconds=15.625
     )
-    values = {"precision": "bf16-mixed", "recompute": False, "eager": False}
+    values = {"precision": "bf16-mixed", "gradient_checkpointing": False, "eager": False}
     assert training_cost.fit([base], device_bytes=140 * 10**9, **values).state == "ok"
     row = training_cost.fit([base], device_bytes=4 * 10**9, **values)
     assert row.state == "warning"
@@ -140,8 +152,8 @@ def test_a_micro_batch_that_does_not_fit_says_so() -> None:
     assert "halve micro_batch_seconds" in row.fix
     assert "trainer.gradient_checkpointing=true" in row.fix
     assert training_cost.fit([base], device_bytes=None, **values).state == "ok"
-    assert training_cost.rows([], devices=1, device_bytes=None, **values) == []
-    rows = training_cost.rows([base], devices=4, device_bytes=140 * 10**9, **values)
+    assert training_cost.check([], devices=1, device_bytes=None, **values) == []
+    rows = training_cost.check([base], devices=4, device_bytes=140 * 10**9, **values)
     assert [(row.name, row.state) for row in rows] == [
         ("step", "ok"),
         ("batch fit", "ok"),

@@ -196,7 +196,7 @@ def test_normalisation() -> None:
     )
     row = artefacts.normalisation({"the model": HubertConfig(feat_extract_norm="layer")})
     assert row.state == "warning"
-    assert "with feat_extract_norm=layer the model wants them normalised" in row.found
+    assert "with feat_extract_norm=layer the model expects them normalised" in row.found
     assert "model.normalize_waveform=true" in row.fix
     row = artefacts.normalisation(
         {"the model": base, "converted": HubertConfig(normalize_waveform=True)}
