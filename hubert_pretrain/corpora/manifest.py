@@ -53,7 +53,9 @@ class ManifestFile:
                     f"{did_you_mean(column, list(COLUMNS))}"
                 )
         if rate <= 0:
-            raise ConfigError(f"data.corpus.rate={rate}: expected samples per second, e.g. 16000")
+            raise ConfigError(
+                f"data.corpus.rate={rate}: expected samples per second, e.g. {SAMPLE_RATE}"
+            )
         self.paths = _by_split(path, split)
         self.format = format
         self.root = Path(root).expanduser().absolute() if root is not None else None

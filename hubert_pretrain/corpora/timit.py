@@ -93,7 +93,8 @@ class Timit:
         for part in ("train", "test"):
             for region in common.subfolders(_child(home, part)):
                 for speaker in common.subfolders(region):
-                    if split := self._split(part, speaker.name.lower()):
+                    split = self._split(part, speaker.name.lower())
+                    if split:
                         yield from self._speaker(speaker, split)
 
     def _home(self) -> Path:

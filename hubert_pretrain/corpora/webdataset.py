@@ -15,7 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hubert_pretrain.corpora.common import check_choice
-from hubert_pretrain.data.shards.index import INDEX_FOLDER, SUFFIX, Entry, ShardIndex, expand, kept
+from hubert_pretrain.data.shards.index import (
+    INDEX_FOLDER,
+    SUFFIX,
+    Entry,
+    ShardIndex,
+    expand,
+    foreign_index_path,
+)
 from hubert_pretrain.data.shards.reader import audio_of, contents, fields_of, text_of
 from hubert_pretrain.data.shards.tar import Member, Shard, open_shard
 from hubert_pretrain.data.source import SourceUtterance
@@ -75,8 +82,8 @@ class WebDataset:
                 shards += [(split, shard) for shard in expand(patterns, self.root)]
         with ThreadPoolExecutor(usable_cores()) as pool:
             indices = pool.map(
-                lambda split_and_shard: self._index(split_and_shard[1], folder / INDEX_FOLDER),
-                shards,
+                lambda shard: self._index(shard, folder / INDEX_FOLDER),
+                [shard for _, shard in shards],
             )
             for (split, shard), index in zip(shards, indices, strict=True):
                 for entry in index.entries:
@@ -109,7 +116,7 @@ class WebDataset:
                 "unpack it to a .tar (audio hardly shrinks)"
             )
         made_of = self._identity(shard)
-        place = kept(folder, shard)
+        place = foreign_index_path(folder, shard)
         index = ShardIndex.load(place)
         if index is None or index.made_of != made_of:
             index = self._read(shard, made_of)
@@ -120,7 +127,7 @@ class WebDataset:
         """A hash that changes with the shard and with the fields to read. A shard behind a URL is
         identified by its name alone.
         """
-        place = [shard, *self.fields.values()]
+        facts = [shard, *self.fields.values()]
         if not is_url(shard):
             try:
                 status = os.stat(shard)
@@ -129,8 +136,8 @@ class WebDataset:
                     f"{shard}: no such shard; restore it, "
                     "or name others with data.corpus.train, .valid and .test"
                 ) from error
-            place += [str(status.st_size), str(status.st_mtime_ns)]
-        return hashlib.blake2b("\n".join(place).encode(), digest_size=16).hexdigest()
+            facts += [str(status.st_size), str(status.st_mtime_ns)]
+        return hashlib.blake2b("\n".join(facts).encode(), digest_size=16).hexdigest()
 
     def _read(self, shard: str, made_of: str) -> ShardIndex:
         tar = Shard(shard)

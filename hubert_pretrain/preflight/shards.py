@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from hubert_pretrain.data.arrow_table import chunks
 from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.data.shards.index import INDEX_FOLDER, verify
-from hubert_pretrain.data.shards.index import kept as index_path
+from hubert_pretrain.data.shards.index import INDEX_FOLDER, foreign_index_path, verify
 from hubert_pretrain.data.storage import Cache, is_url
 from hubert_pretrain.distributed import usable_cores
 from hubert_pretrain.errors import DataError
@@ -81,7 +80,7 @@ def _shards_of(corpus: Corpus, rows: NDArray[np.int64]) -> Iterator[str]:
 
 def _shard_fault(shard: str, indexes: Path, content: bool) -> str:
     try:
-        verify(Path(shard), content=content, otherwise=index_path(indexes, shard))
+        verify(Path(shard), content=content, otherwise=foreign_index_path(indexes, shard))
     except DataError as failure:
         return str(failure).rpartition("; ")[0]
     except OSError as failure:

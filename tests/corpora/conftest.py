@@ -1,4 +1,4 @@
-"""Trees of files made on the spot, in the layouts that corpora have on disk."""
+"""Folders in the layouts of the corpora, made for each test."""
 
 from __future__ import annotations
 

@@ -45,12 +45,10 @@ def utterances(root: Path, **values: Any) -> list[SourceUtterance]:
 def test_segments_follow_the_voice_activity(root: Path) -> None:
     found = utterances(root, max_seconds=5.0, max_pause_seconds=1.0)
     assert [(utterance.id, utterance.start, utterance.num_samples) for utterance in found] == [
-        (f"{BOOK}/01_baum_64kb_0000", 8000, 56000),  # a pause of 0.4 s is inside, one of 3 s is not
-        (
-            f"{BOOK}/01_baum_64kb_0001",
-            112000,
-            48000,
-        ),  # the activity ends 0.08 s behind the recording
+        # A pause of 0.4 s is inside a segment, one of 3 s ends it.
+        (f"{BOOK}/01_baum_64kb_0000", 8000, 56000),
+        # The voice activity ends 0.08 s after the recording.
+        (f"{BOOK}/01_baum_64kb_0001", 112000, 48000),
         (f"{BOOK}/02_baum_64kb_0000", 0, 64000),
     ]
     assert {(utterance.speaker, utterance.split) for utterance in found} == {("100", "train")}

@@ -1,5 +1,5 @@
-"""`data=manifest`: recognising what a path is, splits, several manifests, and the stage and tool
-around it.
+"""`data=manifest`: detection of formats, splits, several manifests, stage `prepare`, and the
+command that converts manifests.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def test_names_of_files_as_ids(tmp_path: Path) -> None:
 
 
 def test_other_names_of_columns(tmp_path: Path) -> None:
-    """As NeMo's manifests have them: seconds, and other names."""
+    """A manifest of NeMo: lengths in seconds, and other names of columns."""
     write_audio(tmp_path / "a.wav", 16_000)
     manifest = write(
         tmp_path / "train.json",
@@ -136,7 +136,7 @@ def test_several_formats_in_a_folder_need_a_choice(tmp_path: Path) -> None:
 
 
 def test_rows_are_read_one_by_one(tmp_path: Path) -> None:
-    """Ten thousand rows of 100 bytes: what is kept of each is a hash of 8 bytes."""
+    """Ten thousand rows of 100 bytes: memory holds a hash of 8 bytes of each."""
     write_audio(tmp_path / "a.wav")
     manifest = write(
         tmp_path / "train.csv",
@@ -151,7 +151,7 @@ def test_rows_are_read_one_by_one(tmp_path: Path) -> None:
     assert peak < 500_000
 
 
-# -- the stage and the tool
+# -- stage `prepare` and the command
 
 
 @pytest.fixture
@@ -281,7 +281,7 @@ def test_a_file_of_another_length_than_its_list_states_is_quarantined(
 
 
 def test_with_a_start_the_length_is_that_of_a_segment(tmp_path: Path) -> None:
-    """In a table, a length beside a start, 0 as well, is that of a part; alone it is that of the
+    """In a table, a length beside a start, 0 as well, is that of a segment; alone it is that of the
     whole file.
     """
     write_audio(tmp_path / "a.wav")

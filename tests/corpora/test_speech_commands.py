@@ -68,7 +68,7 @@ def utterances(root: Path, **values: Any) -> list[SourceUtterance]:
 def test_thirty_five_words_in_their_published_splits(root: Path) -> None:
     for place in (root, root / HOME):
         found = utterances(place)
-        assert len(found) == 9  # the noises are no words
+        assert len(found) == 9  # the noises are not words
         assert {(utterance.speaker, utterance.split) for utterance in found} == {
             ("0a2b400e", "train"),
             ("1b4c9b89", "valid"),

@@ -1,6 +1,4 @@
-"""Speed perturbation: the sound of a faster player, lengths and alignments that scale exactly, no
-leak into validation, resumable.
-"""
+"""Speed perturbation: pitch, exact lengths and alignments, no leak into validation, resuming."""
 
 from __future__ import annotations
 
@@ -51,7 +49,7 @@ class Tones:
             )
 
 
-def claims_of(source: SpeedPerturbation, folder: Path) -> dict[str, SourceUtterance]:
+def utterances_of(source: SpeedPerturbation, folder: Path) -> dict[str, SourceUtterance]:
     found = list(source.utterances(folder))
     assert len({utterance.id for utterance in found}) == len(found)
     return {utterance.id: utterance for utterance in found}
@@ -68,7 +66,7 @@ def test_pitch_and_length_change_by_the_factor(factor: float, length: int) -> No
 
 
 def test_only_train_utterances_are_copied(tmp_path: Path) -> None:
-    utterances = claims_of(
+    utterances = utterances_of(
         SpeedPerturbation(corpus=Tones(tmp_path), valid_fraction=0.1), tmp_path / "prepare"
     )
     splits = {
@@ -90,7 +88,7 @@ def test_only_train_utterances_are_copied(tmp_path: Path) -> None:
 
 def test_at_least_one_utterance_is_held_out(tmp_path: Path) -> None:
     corpus = Tones(tmp_path, splits=("train",) * 5)
-    utterances = claims_of(
+    utterances = utterances_of(
         SpeedPerturbation(corpus=corpus, valid_fraction=1e-9), tmp_path / "prepare"
     )
     held_out = [name for name, utterance in utterances.items() if utterance.split == "valid"]
@@ -100,7 +98,7 @@ def test_at_least_one_utterance_is_held_out(tmp_path: Path) -> None:
     assert not [name for name in utterances if name.startswith(f"{held_out[0]}-")]
     assert not [
         utterance
-        for utterance in claims_of(
+        for utterance in utterances_of(
             SpeedPerturbation(corpus=corpus, valid_fraction=0.0), tmp_path / "all"
         ).values()
         if utterance.split == "valid"
@@ -108,7 +106,7 @@ def test_at_least_one_utterance_is_held_out(tmp_path: Path) -> None:
 
 
 def test_a_corpus_with_its_own_valid_split_keeps_it(tmp_path: Path) -> None:
-    utterances = claims_of(
+    utterances = utterances_of(
         SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "train", "valid"))),
         tmp_path / "prepare",
     )
@@ -117,7 +115,7 @@ def test_a_corpus_with_its_own_valid_split_keeps_it(tmp_path: Path) -> None:
 
 
 def test_copies_have_the_listed_lengths_and_scaled_alignments(tmp_path: Path) -> None:
-    utterances = claims_of(
+    utterances = utterances_of(
         SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "valid"))), tmp_path / "prepare"
     )
     whole = audio.read(utterances["t00"].path)
@@ -153,7 +151,7 @@ def test_a_copy_of_a_segment_holds_only_the_segment(tmp_path: Path) -> None:
                 id="c", path=tmp_path / "long.flac", split="valid", start=0, num_samples=9000
             )
 
-    utterances = claims_of(SpeedPerturbation(corpus=Segments()), tmp_path / "prepare")
+    utterances = utterances_of(SpeedPerturbation(corpus=Segments()), tmp_path / "prepare")
     assert set(utterances) == {"a", "a-speed0.9", "a-speed1.1", "b", "c"}, (
         "b ends behind its recording, which prepare will say"
     )
@@ -171,7 +169,7 @@ def test_unreadable_utterances_are_listed_without_copies(tmp_path: Path) -> None
     content = (tmp_path / "t00.flac").read_bytes()
     (tmp_path / "t00.flac").write_bytes(content[: len(content) // 2])
     (tmp_path / "t01.flac").write_bytes(b"garbage")
-    assert set(claims_of(SpeedPerturbation(corpus=corpus), tmp_path / "prepare")) == {
+    assert set(utterances_of(SpeedPerturbation(corpus=corpus), tmp_path / "prepare")) == {
         "t00",
         "t01",
         "t02",
@@ -181,12 +179,12 @@ def test_unreadable_utterances_are_listed_without_copies(tmp_path: Path) -> None
 def test_copies_are_reused_until_their_recording_changes(tmp_path: Path) -> None:
     source = SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "valid")))
     folder = tmp_path / "prepare"
-    first = claims_of(source, folder)
+    first = utterances_of(source, folder)
     paths = [Path(utterance.path) for name, utterance in first.items() if "speed" in name]
     times = [path.stat().st_mtime_ns for path in paths]
     litter = paths[0].with_name(".abc.flac.123.tmp")
     litter.write_bytes(b"half")
-    assert claims_of(source, folder) == first
+    assert utterances_of(source, folder) == first
     assert [path.stat().st_mtime_ns for path in paths] == times
     assert not litter.exists()
     later = max(times) + 10**9
@@ -198,7 +196,8 @@ def test_copies_are_reused_until_their_recording_changes(tmp_path: Path) -> None
 def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
     corpus = Tones(tmp_path)
     one, four = (
-        claims_of(SpeedPerturbation(corpus=corpus, workers=n), tmp_path / f"p{n}") for n in (1, 4)
+        utterances_of(SpeedPerturbation(corpus=corpus, workers=n), tmp_path / f"p{n}")
+        for n in (1, 4)
     )
     assert list(one) == list(four)
     for name in one:
@@ -206,7 +205,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_copies_may_have_their_original_speaker(tmp_path: Path) -> None:
-    utterances = claims_of(
+    utterances = utterances_of(
         SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "valid")), speakers="keep"),
         tmp_path / "prepare",
     )

@@ -28,9 +28,7 @@ def prepared(folder: Path, *words: str) -> Corpus:
 
 
 def test_segments_of_a_recording_are_its_exact_samples(tmp_path: Path) -> None:
-    """Libri-Light: an hour-long recording is a place in the manifest for each piece, nothing is
-    copied.
-    """
+    """Libri-Light: segments of a long recording are manifest rows; no audio is copied."""
     book = tmp_path / "librilight/small/100/book"
     book.mkdir(parents=True)
     waveform = np.random.default_rng(0).normal(0, 0.1, 60 * 16000).clip(-1, 1)

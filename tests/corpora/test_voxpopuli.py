@@ -20,7 +20,7 @@ def utterances(root: Path, **values: Any) -> list[SourceUtterance]:
 
 @pytest.fixture
 def root(tree: Any) -> Path:
-    """Every part, of English: what the publisher's scripts leave, and what they start from."""
+    """All parts, in English: the output of the publisher's scripts and the raw recordings."""
     asr = {
         f"transcribed_data/en/asr_{split}.tsv": HEADER
         + f'{id}\tHe said "yes".\the said yes\t12{number}\t{split}\tmale\n'

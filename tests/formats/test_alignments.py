@@ -1,4 +1,4 @@
-"""Alignments in every format, joined by id."""
+"""Alignments in every format, looked up by utterance id."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Folders of `datasets`, built here as that library writes them (5.2): the same files, keys and
-schema metadata.
+"""Folders of `datasets`, made here with the files, keys and schema metadata that the library (5.2)
+writes.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Whatever is written is read back equal, for every format, as far as the format can hold it; what
-it cannot is refused or stated here.
+"""Round trips of every format: content that the format can hold is read back equal; other content
+is refused or listed here.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SPLITS = st.sampled_from(["train", "valid", "test"])
 def utterances(
     draw: st.DrawFn, files: list[Path], parts: bool, distinct: bool = False
 ) -> list[SourceUtterance]:
-    """Utterances of the files: whole ones, and parts where wanted; `distinct`: one for each
-    file.
+    """Utterances of the files: whole files, and with `parts` also segments; `distinct`: one for
+    each file.
     """
     ids = draw(st.lists(NAMES, min_size=1, max_size=len(files), unique=True))
     found = []
@@ -88,7 +88,7 @@ def round_trip(
 def table(
     found: list[SourceUtterance] | Iterator[SourceUtterance], lost: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Claims as dictionaries, ordered, with path as text."""
+    """Utterances as dictionaries, in order, with the path as text."""
     names = [field.name for field in fields(SourceUtterance) if field.name not in lost]
     rows = [
         {name: getattr(utterance, name) for name in names} | {"path": str(utterance.path)}
@@ -172,8 +172,8 @@ def test_kaldi_holds_segments_texts_and_speakers(audio_files: list[Path]) -> Non
 
 
 def test_kaldi_lengths_of_segments_are_exact(audio_files: list[Path], tmp_path: Path) -> None:
-    """A part that reaches the end of its file is read as one that goes to the end, or says its
-    length to the sample.
+    """A segment up to the end of its file is read as one without an end, or with its exact
+    length.
     """
     given = [
         SourceUtterance(

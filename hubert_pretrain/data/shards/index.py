@@ -169,7 +169,7 @@ def sidecar(shard: Path) -> Path:
     return shard.with_name(shard.name + SUFFIX)
 
 
-def kept(folder: Path, shard: str) -> Path:
+def foreign_index_path(folder: Path, shard: str) -> Path:
     """Path in `folder` for the index of a shard that others wrote."""
     return folder / (hashlib.blake2b(shard.encode(), digest_size=8).hexdigest() + SUFFIX)
 

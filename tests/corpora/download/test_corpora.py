@@ -1,4 +1,4 @@
-"""Downloads of whole corpora, through their classes, stage `prepare` and the tool."""
+"""Downloads of whole corpora, through their classes, stage `prepare` and the command."""
 
 from __future__ import annotations
 
@@ -145,9 +145,7 @@ def test_a_corpus_fetches_its_missing_subsets(
 
 
 def test_prepare_downloads_only_when_asked(server: Any, tmp_path: Path, tar_of: Any) -> None:
-    """`data=fsdd data.download=true` from an empty folder, and nothing of the kind without being
-    asked.
-    """
+    """`data=fsdd` in an empty folder, with and without data.download=true."""
     from hubert_pretrain.config import compose
     from hubert_pretrain.pipeline import plan
     from hubert_pretrain.pipeline.workspace import Workspace
@@ -177,7 +175,7 @@ def test_prepare_downloads_only_when_asked(server: Any, tmp_path: Path, tar_of: 
     assert not server.requests
     prepare.run(asking, Workspace(tmp_path), "prepare", folder)
     assert len(Manifest.open(folder / "manifest.arrow")) == 10
-    # Whether and whence it was fetched is no part of what the artefact is.
+    # Download settings are not part of the artefact's identity.
     assert plan.stages(without)[0].identity == plan.stages(asking)[0].identity
 
 
@@ -236,7 +234,7 @@ def test_the_download_command(
     capsys: pytest.CaptureFixture[str],
     published: Any,
 ) -> None:
-    """fsdd has no published checksum, so that any archive of its form will do."""
+    """fsdd has no published checksum, so any archive of its form passes."""
     spec = importlib.util.spec_from_file_location(
         "download_corpus", repository / "tools/download_corpus.py"
     )

@@ -87,7 +87,7 @@ def test_a_complete_part_needs_no_request(server: Any, tmp_path: Path) -> None:
 def test_errors_of_the_server(server: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"/a\.bin: the server says 404 Not Found; .*data\.mirror"):
         fetch_file(f"{server.url}/a.bin", tmp_path / "a.bin")
-    assert len(server.requests) == 1  # what will not pass is not tried again
+    assert len(server.requests) == 1  # a permanent error is not tried again
     server.files["a.bin"] = CONTENT
     server.errors = [503, 429, 500]
     fetch_file(f"{server.url}/a.bin", tmp_path / "a.bin")

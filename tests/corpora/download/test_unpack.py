@@ -107,8 +107,8 @@ def test_errors_name_damaged_archives(tmp_path: Path, name: str, damage: str, ta
 def test_a_tar_truncated_between_two_members_is_found(
     tmp_path: Path, mode: str, blocks: int, tar_of: Any
 ) -> None:
-    """Each member is two blocks of 512 bytes: its header and its content. tarfile itself is content
-    with such a file.
+    """Each member is two blocks of 512 bytes, header and content. tarfile itself accepts such a
+    file.
     """
     plain = tar_of({f"{number}": bytes(512) for number in range(9)}, mode="w")[: blocks * 1024]
     name = "a.tar" if mode == "w" else "a.tar.gz"
@@ -121,7 +121,7 @@ def test_a_tar_truncated_between_two_members_is_found(
 
 def test_a_flipped_bit_in_a_gzip_is_found(tmp_path: Path, tar_of: Any) -> None:
     content = bytearray(tar_of({"a.txt": b"A" * 100}))
-    content[-5] ^= 1  # in the checksum, which is the last thing that is read
+    content[-5] ^= 1  # in the checksum at the end
     (tmp_path / "a.tar.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.tar\.gz: damaged"):
         unpack.unpack(tmp_path / "a.tar.gz", tmp_path / "out")
