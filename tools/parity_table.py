@@ -1,9 +1,11 @@
-"""How far our network is from those of transformers, torchaudio and fairseq, variant by variant:
-python tools/parity_table.py
+"""Differences between our network and those of transformers, torchaudio and fairseq: the tables of
+docs/parity.md.
+
+    python tools/parity_table.py
 
 Random weights in every tensor, fp32 on a CPU, largest absolute difference. Each model is exported
-as a user does it and loaded by the library itself. docs/parity.md holds what was measured; the exit
-code is 1 when a difference reaches 1e-5 (fairseq's loss and gradients: 1e-4, relative).
+and loaded by the library itself; fairseq's own outputs are recorded in tests/parity/reference. The
+exit code is 1 when a difference reaches 1e-5 (fairseq's loss and gradients: 1e-4, relative).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import importlib.metadata
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import torch
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.finetune.ctc import ctc_loss
 from hubert_pretrain.interop.compare import Report, compare, load_quietly, probe
+from hubert_pretrain.interop.fairseq_dictionary import SPECIAL_SYMBOLS
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.interop.tensor_names import FAIRSEQ_HEAD, fairseq_key_map, to_theirs
 from hubert_pretrain.interop.torchaudio_writer import compare_torchaudio, export_torchaudio
@@ -33,6 +36,7 @@ from hubert_pretrain.model.heads import ClassificationHead, CodebookHead, CTCHea
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pretrain.loss import LossWeights, SupervisedLayer, masked_prediction_loss
 
+REFERENCE = Path(__file__).resolve().parent.parent / "tests" / "parity" / "reference"
 TOLERANCE = 1e-5
 RELATIVE_TOLERANCE = 1e-4
 VOCABULARY = ["<pad>", "<unk>", "|", *"ABCD"]
@@ -96,7 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--reference",
         type=Path,
-        help="folder with fairseq's own outputs (base.safetensors, base_checkpoint.pt, ...)",
+        default=REFERENCE,
+        help="folder with fairseq's own outputs (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     versions = {
@@ -105,24 +110,19 @@ def main(arguments: list[str] | None = None) -> int:
     rows = {name: against_libraries(config) for name, config in VARIANTS.items()}
     print(", ".join(f"{name} {version}" for name, version in versions.items()) + "\n")
     print(markdown(rows, COLUMNS))
-    good = all(
-        value < TOLERANCE
-        for row in rows.values()
-        for value in row.values()
-        if isinstance(value, float)
+    fairseq = {name: against_fairseq(options.reference, name) for name in ("base", "large")}
+    print("\n" + markdown(fairseq, list(fairseq["base"])))
+    differences = [value for row in rows.values() for value in row.values()]
+    equal = all(value < TOLERANCE for value in differences if isinstance(value, float))
+    equal &= all(
+        value < (TOLERANCE if "hidden" in column else RELATIVE_TOLERANCE)
+        for row in fairseq.values()
+        for column, value in row.items()
     )
-    if options.reference:
-        found = {name: against_fairseq(options.reference, name) for name in ("base", "large")}
-        print("\n" + markdown(found, list(found["base"])))
-        good &= all(
-            value < (TOLERANCE if "hidden" in key else RELATIVE_TOLERANCE)
-            for row in found.values()
-            for key, value in row.items()
-        )
-    return 0 if good else 1
+    return 0 if equal else 1
 
 
-def markdown(rows: dict[str, Row], columns: list[str]) -> str:
+def markdown(rows: Mapping[str, Mapping[str, float | str]], columns: list[str]) -> str:
     """A table with a line per row."""
     lines = [
         "| variant | " + " | ".join(column.strip() for column in columns) + " |",
@@ -138,35 +138,36 @@ def markdown(rows: dict[str, Row], columns: list[str]) -> str:
 
 
 # -- transformers and torchaudio
-# --------------------------------------------------------------------------------------------------
 
 
 def against_libraries(config: HubertConfig) -> Row:
     """The largest difference in every column, or `CANNOT`."""
     ctc_head = CTCHead(config.hidden_size, len(VOCABULARY))
-    classes = ClassificationHead(
+    class_head = ClassificationHead(
         config.hidden_size, 5, 20, n_layers=config.num_hidden_layers, weighted_layers=True
     )
     row: Row = dict.fromkeys(COLUMNS, CANNOT)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        spoken = random_model(
+        recogniser = random_model(
             folder / "asr",
             config,
             ctc_head,
             vocabulary=VOCABULARY,
             transformers={"ctc_loss_reduction": "mean"},
         )
-        sorted_ = random_model(folder / "classes", config, classes, classes=list("abcde"))
-        if report := attempt(export_huggingface, compare, folder / "hf", spoken):
+        classifier = random_model(folder / "classes", config, class_head, classes=list("abcde"))
+        if report := attempt(export_huggingface, compare, folder / "hf", recogniser):
             row |= {
                 COLUMNS[0]: _hidden(report),
                 COLUMNS[1]: report.differences["logits"],
-                COLUMNS[2]: _loss_difference(folder / "hf", spoken),
+                COLUMNS[2]: _loss_difference(folder / "hf", recogniser),
             }
-        if report := attempt(export_huggingface, compare, folder / "hf classes", sorted_):
+        if report := attempt(export_huggingface, compare, folder / "hf classes", classifier):
             row[COLUMNS[3]] = report.differences["logits"]
-        if report := attempt(export_torchaudio, compare_torchaudio, folder / "hubert.pt", spoken):
+        if report := attempt(
+            export_torchaudio, compare_torchaudio, folder / "hubert.pt", recogniser
+        ):
             row |= {COLUMNS[4]: _hidden(report), COLUMNS[5]: report.differences["logits"]}
     return row
 
@@ -188,20 +189,15 @@ def attempt(
 def random_model(
     folder: Path, config: HubertConfig, head: CTCHead | ClassificationHead, **extra: Any
 ) -> LoadedModel:
-    """A checkpoint in which no tensor is as it was initialised: norms and biases are random too."""
+    """A checkpoint with random values in every tensor, norms and biases too."""
     torch.manual_seed(0)
     model = Hubert(config)
     with torch.no_grad():
         for module in (model, head):
-            for tensor in [
-                *module.parameters(),
-                *(buffer for buffer in module.buffers() if buffer.is_floating_point()),
-            ]:
-                tensor.add_(
-                    torch.rand_like(tensor) * 0.05
-                    if tensor.ndim == 1
-                    else torch.randn_like(tensor) * 0.05
-                )
+            buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+            for tensor in [*module.parameters(), *buffers]:
+                draw = torch.rand_like if tensor.ndim == 1 else torch.randn_like
+                tensor.add_(draw(tensor) * 0.05)
     save_model(folder, model, head=head, extra=extra)
     return load_model(folder)
 
@@ -211,7 +207,9 @@ def _hidden(report: Report) -> float:
 
 
 def _loss_difference(folder: Path, loaded: LoadedModel) -> float:
-    """Of the CTC loss per character, mean over two utterances of which one is padded with labels."""
+    """Difference of the CTC loss per character, the mean over two utterances, one with padded
+    labels.
+    """
     waveform = probe(loaded, batch=2)
     labels = torch.tensor([[3, 4, 4, 5], [6, 3, -100, -100]])
     lengths = torch.tensor([4, 2])
@@ -224,12 +222,11 @@ def _loss_difference(folder: Path, loaded: LoadedModel) -> float:
 
 
 # -- fairseq
-# ----------------------------------------------------------------------------------------------------------------------
 
 
 def against_fairseq(folder: Path, name: str) -> dict[str, float]:
-    """Its checkpoint, read without it, against what it computed: hidden states, the parts of the
-    loss, every gradient.
+    """Differences from recorded outputs of fairseq, of a network read from its checkpoint: hidden
+    states, the parts of the loss, every gradient.
     """
     from safetensors.torch import load_file
 
@@ -242,16 +239,14 @@ def against_fairseq(folder: Path, name: str) -> dict[str, float]:
         float((state - tensors[f"hidden.{layer}"]).abs().max())
         for layer, state in enumerate(states, start=1)
     )
-    units = tensors[
-        "model.label_embs_concat"
-    ]  # with the rows of special symbols, over which its softmax runs too
+    # With the rows of special symbols, over which fairseq's softmax runs too.
+    units = tensors["model.label_embs_concat"]
     head = CodebookHead(model.config.hidden_size, units.shape[1], len(units))
     projection = {
         f"projection.{part}": tensors[f"model.final_proj.{part}"] for part in ("weight", "bias")
     }
     head.load_state_dict({"unit_embeddings": units, **projection})
     output = model.train()(tensors["waveform"], mask=tensors["mask"])
-    frames = int(tensors["mask"].sum())
     weights = LossWeights(
         masked=facts["weights"]["masked"],
         unmasked=facts["weights"]["unmasked"],
@@ -259,11 +254,11 @@ def against_fairseq(folder: Path, name: str) -> dict[str, float]:
     )
     result = masked_prediction_loss(
         [SupervisedLayer(head, output.last)],
-        tensors["target"] + 4,
+        tensors["target"] + SPECIAL_SYMBOLS,
         tensors["mask"],
         output.feature_penalty,
         n_clusters=head.n_clusters,
-        masked_frames=frames,
+        masked_frames=int(tensors["mask"].sum()),
         normaliser=facts["sample_size"],
         weights=weights,
     )
@@ -274,7 +269,7 @@ def against_fairseq(folder: Path, name: str) -> dict[str, float]:
         "loss_m_0": result.masked.nll.item(),
         "loss_u_0": result.unmasked.nll.item(),
         "loss_features_pen": result.feature_penalty.item()
-        * facts["weights"]["feature_penalty"]
+        * weights.feature_penalty
         * facts["sample_size"],
     }
     worst = max(abs(value / facts["log"][key] - 1) for key, value in parts.items())
@@ -286,17 +281,18 @@ def against_fairseq(folder: Path, name: str) -> dict[str, float]:
 
 
 def _gradients(model: Hubert, head: CodebookHead, tensors: dict[str, torch.Tensor]) -> float:
-    """The largest |ours - theirs| / |theirs| of any tensor. (Biases of keys have no gradient but
-    rounding: softmax ignores them.)
+    """The largest |ours - theirs| / |theirs| of any tensor.
+
+    Biases of keys are left out: softmax ignores them, so their gradient is only rounding.
     """
     ours: dict[str, torch.Tensor] = {}
-    for module, rules in (
+    for module, key_map in (
         (model, fairseq_key_map(model.config.feat_extract_norm)),
         (head, FAIRSEQ_HEAD),
     ):
         ours |= to_theirs(
             {key: value.grad for key, value in module.named_parameters() if value.grad is not None},
-            rules,
+            key_map,
         )
     theirs = {
         key.removeprefix("grad."): value

@@ -53,7 +53,7 @@ MASK_SAMPLERS = ["reference", "transformers"]
 
 @dataclass
 class SpanMask:
-    """Which frames are masked: spans from random starts (paper section 2.2).
+    """Settings of masks: spans of frames from random starts (paper section 2.2).
 
     The same settings make masks of channels, where a "frame" is one of D channels. A name in
     brackets is fairseq's.
@@ -66,12 +66,12 @@ class SpanMask:
     min_spans: int = 2
     """Spans per row, at least."""
     lengths: str = "static"
-    """How long spans are: static (L), uniform (from length_other to 2 L), normal (mean L, deviation
-    length_other, at least 1) or poisson (mean L) [mask_selection]."""
+    """Distribution of their lengths: static (L), uniform (length_other to 2 L), normal (mean L,
+    deviation length_other, at least 1) or poisson (mean L) [mask_selection]."""
     length_other: float = 0.0
     """Second parameter of uniform and normal [mask_other]."""
     overlap: bool = True
-    """Whether spans may overlap [not no_mask_overlap]."""
+    """Spans may overlap [not no_mask_overlap]."""
     min_space: int = 1
     """Unmasked frames between spans that may not overlap [mask_min_space]."""
 

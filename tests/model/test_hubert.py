@@ -78,9 +78,7 @@ DEFAULT = "as PyTorch"
 
 
 def reference_distribution(name: str, config: HubertConfig) -> tuple[float, float] | str:
-    """Mean and standard deviation of a tensor at the start (reference.md 2.2, 2.5, 2.7; fairseq's
-    init_bert_params).
-    """
+    """Mean and standard deviation of a tensor at the start, as in fairseq (init_bert_params)."""
     layer = int(name.split(".")[2]) if name.startswith("conv_encoder") else 0
     fan_in = [1, *config.conv_dim][layer] * config.conv_kernel[layer]
     rules: dict[str, tuple[float, float] | str] = {

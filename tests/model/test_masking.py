@@ -1,4 +1,4 @@
-"""The span sampler: the statistics of reference.md 2.5, exact counts, short rows."""
+"""The span sampler: fairseq's statistics, exact counts, short rows."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""fairseq's own files out again as they were; its CTC files, dictionaries in any order; s3prl's own
-network with our files.
+"""fairseq's own checkpoints and CTC files, read and written again; dictionaries in any order; the
+network of s3prl on our exports.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def same_tensors(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 
 
 @pytest.mark.parametrize("noted", [True, False])
-def test_out_again_it_is_the_file_it_was(file: Path, tmp_path: Path, noted: bool) -> None:
+def test_an_export_equals_the_original_file(file: Path, tmp_path: Path, noted: bool) -> None:
     loaded = load_checkpoint(file)
     export_fairseq(tmp_path / "x.pt", loaded)
     ours = read_pickle(tmp_path / "x.pt")
@@ -49,14 +49,11 @@ def test_out_again_it_is_the_file_it_was(file: Path, tmp_path: Path, noted: bool
     assert type(mine).__name__ == type(dictionary).__name__ == "fairseq.data.dictionary.Dictionary"
     assert vars(mine) == vars(dictionary)
     settings = ours["cfg"]["model"]
-    wanted = plain(theirs["cfg"])["model"]
-    training = {
-        "mask_prob",
-        "label_rate",
-        "conv_feature_layers",
-    }  # not of the network; written in another way
+    expected = plain(theirs["cfg"])["model"]
+    # Settings of a training, and one that is spelled in another way.
+    training = {"mask_prob", "label_rate", "conv_feature_layers"}
     assert {name: settings[name] for name in settings if name not in training} == {
-        name: wanted[name] for name in settings if name not in training
+        name: expected[name] for name in settings if name not in training
     }
     if not noted:
         ours.pop("hubert_pretrain")
@@ -198,7 +195,7 @@ def test_ctc(file: Path, tmp_path: Path, old: bool) -> None:
     count_equal_tensors(tmp_path / "y.pt", loaded, load_checkpoint(tmp_path / "y.pt"))
 
 
-def test_ctc_with_its_letters_given(file: Path, tmp_path: Path) -> None:
+def test_ctc_with_a_given_dictionary(file: Path, tmp_path: Path) -> None:
     save_pickle(tmp_path / "x.pt", fine_tuned(file, old=False, dictionary=False))
     loaded = load_checkpoint(tmp_path / "x.pt")
     assert "vocabulary" not in loaded.extra
@@ -212,9 +209,8 @@ def test_ctc_with_its_letters_given(file: Path, tmp_path: Path) -> None:
 def test_the_network_of_s3prl_computes_the_same(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(
-        str(Path(sys.prefix) / "s3prl")
-    )  # where `make` puts it, without what it depends on
+    # `make` installs it there, without its dependencies.
+    monkeypatch.syspath_prepend(str(Path(sys.prefix) / "s3prl"))
     expert = pytest.importorskip(
         "s3prl.upstream.hubert.expert", reason="s3prl is not installed", exc_type=ImportError
     )
@@ -227,13 +223,12 @@ def test_the_network_of_s3prl_computes_the_same(
         if loaded.model.config.normalize_waveform:
             waveform = torch.nn.functional.layer_norm(waveform, waveform.shape[1:])
         ours = loaded.model(waveform, hidden_states=True)
-    for theirs, state in zip(
-        states, [ours.embedded, *ours.hidden_states[:-1], ours.last], strict=True
-    ):  # their last is after the norm
+    ours_there = [ours.embedded, *ours.hidden_states[:-1], ours.last]  # their last is normalised
+    for theirs, state in zip(states, ours_there, strict=True):
         assert (theirs - state).abs().max() < 1e-5
 
 
-def test_what_s3prl_reads_needs_no_trust(file: Path, tmp_path: Path) -> None:
+def test_a_file_for_s3prl_loads_with_weights_only(file: Path, tmp_path: Path) -> None:
     export_s3prl(tmp_path / "x.pt", load_checkpoint(file))
     content = torch.load(tmp_path / "x.pt", weights_only=True)
     assert {"task_cfg", "model_cfg", "model_weight", "dictionaries_symbols"} <= content.keys()

@@ -1,5 +1,5 @@
-"""torchaudio's own models: their state dicts read, every output equal to theirs, and given back bit
-for bit.
+"""torchaudio's own models: their state dicts are read, all outputs are equal, and exports load into
+torchaudio bit for bit.
 """
 
 from __future__ import annotations
@@ -166,8 +166,9 @@ def test_pretraining_with_its_logits(tmp_path: Path, variant: dict[str, Any]) ->
     assert abs(float(output.feature_penalty) - float(penalty)) < 1e-6
 
 
-def test_published_sizes_need_no_telling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shapes of hubert_base, without its memory: width, kernels and depth say the rest."""
+def test_published_sizes_need_no_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shapes of hubert_base without its memory: all other fields follow from width, kernels and
+    depth."""
     monkeypatch.setattr("hubert_pretrain.interop.torchaudio_reader.assemble", lambda source: source)
     with torch.device("meta"):
         content = torchaudio.models.hubert_base().state_dict()
@@ -185,7 +186,7 @@ def test_published_sizes_need_no_telling(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("kind", ["encoder", "asr", "pretraining"])
-def test_given_back_it_loads_into_torchaudio_bit_for_bit(
+def test_an_export_loads_into_torchaudio_bit_for_bit(
     tmp_path: Path, variant: dict[str, Any], kind: str
 ) -> None:
     from hubert_pretrain.interop.torchaudio_writer import export_torchaudio

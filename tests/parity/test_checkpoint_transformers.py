@@ -1,5 +1,5 @@
-"""Folders that `transformers` itself wrote, of every class: read without it, every output equal to
-its own.
+"""Folders written by `transformers`, of every class: read without it, with equal outputs, and
+written again with the same fields.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def written(folder: Path, architecture: str, **settings: Any) -> Any:
-    """A random model of theirs, saved by itself."""
+    """A random model of `transformers`, saved by it."""
     torch.manual_seed(0)
     transformers = import_transformers()
     model = getattr(transformers, architecture)(
@@ -94,9 +94,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("architecture", ["HubertModel", "HubertForCTC"])
-def test_fields_that_are_not_of_the_network_come_out_as_they_came_in(
-    tmp_path: Path, architecture: str
-) -> None:
+def test_fields_beside_the_network_are_preserved(tmp_path: Path, architecture: str) -> None:
     written(tmp_path, architecture, pad_token_id=0, **FOREIGN)
     (tmp_path / "vocab.json").write_text(
         json.dumps({symbol: row for row, symbol in enumerate(["<pad>", "<unk>", "|", *"ABC"])})
@@ -124,7 +122,7 @@ def test_fields_that_are_not_of_the_network_come_out_as_they_came_in(
     assert load_checkpoint(tmp_path / "again").extra == loaded.extra
 
 
-def test_adapters_that_transformers_never_built_are_none_here(tmp_path: Path) -> None:
+def test_adapters_that_transformers_ignores_are_not_built(tmp_path: Path) -> None:
     theirs = written(
         tmp_path, "HubertModel", adapter_attn_dim=6
     )  # post-norm: ignored without a word

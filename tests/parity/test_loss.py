@@ -1,11 +1,11 @@
 """The masked-prediction loss against fairseq's formulation, written out independently: values,
-gradients, and any cut of a step.
+gradients, and any division of a step into micro-batches.
 
-reference.md 2.6: the positive's embedding stands in column 0 before all K embeddings, its duplicate
-among them is set to -inf, the cosine is computed on the expanded (K + 1, M, d) tensor, and the sum
-is divided by the predicted frames of the whole step. Several codebooks: `final_proj(x).chunk(N)` or
-the same projection for all, the cross entropies add up, the frames are those of the first target.
-Intermediate layers: ILS-SSL's loop over `layer_results`, each a term of its own.
+In fairseq the positive's embedding is in column 0 before all K embeddings, its duplicate among them
+is set to -inf, the cosine is computed on the expanded (K + 1, M, d) tensor, and the sum is divided
+by the predicted frames of the whole step. Several codebooks: `final_proj(x).chunk(N)` or the same
+projection for all, cross entropies are added, the frames are those of the first target.
+Intermediate layers: the loop of ILS-SSL over `layer_results`, one term each.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ Head = CodebookHead | SoftmaxHead
 
 
 # -- the reference
-# ----------------------------------------------------------------------------------------------------------------
 
 
 def compute_nce(projected: Tensor, ids: Tensor, embeddings: Tensor) -> Tensor:
@@ -132,7 +131,6 @@ def gradients(*modules: nn.Module) -> list[Tensor]:
 
 
 # -- the tests
-# --------------------------------------------------------------------------------------------------------------------
 
 CASES = {
     **{f"one codebook, unmasked {w}": Case(unmasked_weight=w) for w in (0.0, 1.0, 0.3)},
@@ -159,7 +157,7 @@ def test_loss_and_gradients_equal_the_reference(name: str, cut: int) -> None:
     size = sum(frames for _, frames in sums)
     expected = sum((loss for loss, _ in sums), torch.zeros(())) / size
     expected.backward()
-    wanted = gradients(layers, heads)
+    expected = gradients(layers, heads)
 
     layers, heads = case.networks()
     total = 0.0
@@ -185,7 +183,7 @@ def test_loss_and_gradients_equal_the_reference(name: str, cut: int) -> None:
         result.loss.backward()
         total += result.loss.item()
     torch.testing.assert_close(torch.tensor(total), expected.detach(), rtol=1e-6, atol=1e-6)
-    for found, reference in zip(gradients(layers, heads), wanted, strict=True):
+    for found, reference in zip(gradients(layers, heads), expected, strict=True):
         torch.testing.assert_close(found, reference, rtol=1e-5, atol=1e-6)
 
 
@@ -219,16 +217,18 @@ def test_accuracy_equals_the_reference(clusters: list[int]) -> None:
     encoded = layer(part["input"])
     result = ours(head, encoded, part["ids"], part["mask"], clusters, measure_unmasked=True)
     for prediction, chosen in ((result.masked, part["mask"]), (result.unmasked, ~part["mask"])):
-        wanted = reference_logits(head, encoded[chosen], part["ids"][chosen], clusters, tied=False)
+        expected = reference_logits(
+            head, encoded[chosen], part["ids"][chosen], clusters, tied=False
+        )
         correct = [
             ((logits.argmax(dim=1) == 0) & (logits.argmin(dim=1) != 0)).sum().item()
-            for logits in wanted
+            for logits in expected
         ]
         nll = [
             F.cross_entropy(
                 logits, torch.zeros(len(logits), dtype=torch.long), reduction="sum"
             ).item()
-            for logits in wanted
+            for logits in expected
         ]
         assert prediction.frames == chosen.sum()
         assert prediction.correct.item() == pytest.approx(sum(correct) / len(clusters))
@@ -299,10 +299,10 @@ def test_soft_targets_are_a_mean_over_hard_ones(clusters: list[int], kind: type[
     found = gradients(head)
     head.zero_grad()
     logits = head(part["input"][part["mask"]]).split(clusters, -1)
-    wanted = soft[part["mask"]].split(clusters, -1)
+    expected = soft[part["mask"]].split(clusters, -1)
     expected = sum(
         -(p * (q - q.logsumexp(-1, keepdim=True))).sum()
-        for p, q in zip(wanted, logits, strict=True)
+        for p, q in zip(expected, logits, strict=True)
     )
     expected.backward()  # type: ignore[union-attr]
     torch.testing.assert_close(result.loss, expected, rtol=1e-6, atol=1e-5)

@@ -99,9 +99,7 @@ def test_asking_for_a_layer_runs_only_the_layers_before(reference: Reference) ->
 
 
 def loss_parts(reference: Reference) -> dict[str, torch.Tensor]:
-    """The loss of reference.md 2.6: sums over frames, feature penalty times the number of
-    frames.
-    """
+    """fairseq's loss: sums over frames, and the feature penalty times the masked frames."""
     mask = reference.tensors["mask"]
     target = reference.tensors["target"] + SPECIAL_SYMBOLS
     output = reference.model.train()(reference.tensors["waveform"], mask=mask)

@@ -1,4 +1,4 @@
-"""fairseq's own checkpoint files, read without fairseq; hostile and broken ones."""
+"""Checkpoints of fairseq, read without fairseq; hostile and damaged files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_file_gives_the_network_that_wrote_it(
 
 
 class Bomb:
-    """Makes a file when it is unpickled carelessly."""
+    """Creates a file when it is unpickled without protection."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

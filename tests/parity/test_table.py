@@ -1,5 +1,5 @@
-"""tools/parity_table.py: every variant against transformers and torchaudio, and docs/parity.md,
-which holds its table.
+"""tools/parity_table.py: every variant against transformers, torchaudio and fairseq; docs/parity.md
+holds its table.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ TOOL = runpy.run_path(str(REPOSITORY / "tools" / "parity_table.py"), run_name="p
 CANNOT = {
     "transformers": {"adapters, base", "all selu"},
     "torchaudio": {
-        *(
-            "no projection norm",
-            "layer_norm_eps 1e-3",
-            "conv_pos_batch_norm",
-            "adapters, large",
-            "adapters, base",
-            "hidden_act relu",
-        ),
-        *("all relu", "all gelu_new", "all silu", "all selu"),
+        "no projection norm",
+        "layer_norm_eps 1e-3",
+        "conv_pos_batch_norm",
+        "adapters, large",
+        "adapters, base",
+        "hidden_act relu",
+        "all relu",
+        "all gelu_new",
+        "all silu",
+        "all selu",
     },
 }
-"""What a library has no network for. (selu: transformers 5.x;
-tests/parity/test_model_transformers.py adds it and compares.)
+"""Variants that a library has no network for. (selu: transformers 5.x; test_model_transformers.py
+adds it and compares.)
 """
 
 
@@ -44,16 +45,16 @@ def test_every_difference_is_below_the_tolerance(name: str) -> None:
 
 
 def test_differences_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The table would show a network that is not the one that was exported."""
-    exported = TOOL["against_libraries"].__globals__["export_torchaudio"]
+    """The table shows the difference of an export with other weights."""
+    export = TOOL["against_libraries"].__globals__["export_torchaudio"]
 
-    def spoilt(path: Path, loaded: Any) -> None:
+    def export_changed(path: Path, loaded: Any) -> None:
         bias = loaded.model.context_encoder.norm.bias.data
         bias += 3e-5
-        exported(path, loaded)
+        export(path, loaded)
         bias -= 3e-5
 
-    monkeypatch.setitem(TOOL["against_libraries"].__globals__, "export_torchaudio", spoilt)
+    monkeypatch.setitem(TOOL["against_libraries"].__globals__, "export_torchaudio", export_changed)
     row = TOOL["against_libraries"](TOOL["VARIANTS"]["base"])
     assert row["torchaudio: layers"] > 1e-5 > row["transformers: layers"]
 
