@@ -31,7 +31,7 @@ from hubert_pretrain.pretrain.loss import (
 B = 3
 T = 17
 D = 12
-HIDDEN = 8  # per row
+MASKED = 8  # per row
 ONE = [7]
 TWO = [7, 5]
 Head = CodebookHead | SoftmaxHead
@@ -91,7 +91,7 @@ class Case:
         draw = torch.Generator().manual_seed(seed)
         order = torch.rand(B, T, generator=draw).argsort(dim=1)
         ids = torch.stack([torch.randint(k, (B, T), generator=draw) for k in self.clusters], dim=2)
-        return {"input": torch.randn(B, T, D, generator=draw), "ids": ids, "mask": order < HIDDEN}
+        return {"input": torch.randn(B, T, D, generator=draw), "ids": ids, "mask": order < MASKED}
 
     def reference_sum(
         self, layers: nn.ModuleList, heads: nn.ModuleList, part: dict[str, Tensor]
@@ -157,13 +157,12 @@ def test_loss_and_gradients_equal_the_reference(name: str, cut: int) -> None:
     size = sum(frames for _, frames in sums)
     expected = sum((loss for loss, _ in sums), torch.zeros(())) / size
     expected.backward()
-    expected = gradients(layers, heads)
+    expected_gradients = gradients(layers, heads)
 
     layers, heads = case.networks()
     total = 0.0
-    for group in [
-        parts[i : i + 4 // cut] for i in range(0, 4, 4 // cut)
-    ]:  # the same step as 1, 2 or 4 micro-batches
+    size_of_part = 4 // cut  # the same step as 1, 2 or 4 micro-batches
+    for group in [parts[i : i + size_of_part] for i in range(0, 4, size_of_part)]:
         joined = {key: torch.cat([part[key] for part in group]) for key in group[0]}
         states = outputs(layers, joined["input"])
         ids = joined["ids"][..., 0] if len(case.clusters) == 1 else joined["ids"]
@@ -176,14 +175,14 @@ def test_loss_and_gradients_equal_the_reference(name: str, cut: int) -> None:
             joined["mask"],
             states[0].square().mean(),
             n_clusters=case.clusters,
-            masked_frames=len(group) * B * HIDDEN,
+            masked_frames=len(group) * B * MASKED,
             normaliser=size,
             weights=LossWeights(masked=case.masked_weight, unmasked=case.unmasked_weight),
         )
         result.loss.backward()
         total += result.loss.item()
     torch.testing.assert_close(torch.tensor(total), expected.detach(), rtol=1e-6, atol=1e-6)
-    for found, reference in zip(gradients(layers, heads), expected, strict=True):
+    for found, reference in zip(gradients(layers, heads), expected_gradients, strict=True):
         torch.testing.assert_close(found, reference, rtol=1e-5, atol=1e-6)
 
 
@@ -299,10 +298,10 @@ def test_soft_targets_are_a_mean_over_hard_ones(clusters: list[int], kind: type[
     found = gradients(head)
     head.zero_grad()
     logits = head(part["input"][part["mask"]]).split(clusters, -1)
-    expected = soft[part["mask"]].split(clusters, -1)
+    targets = soft[part["mask"]].split(clusters, -1)
     expected = sum(
         -(p * (q - q.logsumexp(-1, keepdim=True))).sum()
-        for p, q in zip(expected, logits, strict=True)
+        for p, q in zip(targets, logits, strict=True)
     )
     expected.backward()  # type: ignore[union-attr]
     torch.testing.assert_close(result.loss, expected, rtol=1e-6, atol=1e-5)
