@@ -1,42 +1,42 @@
-"""One family of errors: what was found, what was expected, and the fix, on one line that the
-command line prints as it is.
+"""Errors of this project. A message is one line that names what was found, what was expected, and
+the fix; the command line prints it as it is.
 """
 
 from __future__ import annotations
 
 EXIT_PREEMPTED = 75
-"""Saved and left because of a signal or a time limit (EX_TEMPFAIL of sysexits.h): run the same
-command again.
+"""Exit code after a signal or a time limit, with everything saved (EX_TEMPFAIL of sysexits.h): run
+the same command again.
 """
 EXIT_HANG = 76
-"""Ended by the watchdog: no step for `trainer.hang_minutes`."""
+"""Exit code of the watchdog: no step for `trainer.hang_minutes`."""
 
 
 class HubertPretrainError(Exception):
-    """Something a user can mend. `run.py` prints the message as one line and exits with
-    `exit_code`; a traceback would not help.
+    """An error that the user can fix. `run.py` prints the message without a traceback and exits
+    with `exit_code`.
     """
 
     exit_code = 1
 
 
 class ConfigError(HubertPretrainError):
-    """The recipe or the command line asks for something that does not exist or cannot be."""
+    """The recipe or the command line has an unknown key or a value that is not allowed."""
 
     exit_code = 2
 
 
 class DataError(HubertPretrainError):
-    """Audio, a transcript or a manifest is missing, unreadable or does not fit."""
+    """Audio, a transcript or a manifest is missing or unreadable, or they do not fit together."""
 
 
 class ArtefactError(HubertPretrainError):
-    """A stage's output is missing, damaged or was made from something else."""
+    """The output of a stage is missing, damaged, or was made from other inputs."""
 
 
 class Preempted(HubertPretrainError):
-    """Training left at a step boundary, everything saved, because it was asked to. No failure: the
-    same command goes on.
+    """Training was asked to stop, and stopped at a step boundary with everything saved. No failure:
+    the same command continues.
     """
 
     exit_code = EXIT_PREEMPTED

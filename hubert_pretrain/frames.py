@@ -1,15 +1,19 @@
-"""Samples <-> frames: the one place that knows the numbers of the frame grid.
+"""Samples <-> frames: the only file with the numbers of the frame grid.
 
 A model frame is a window of 400 samples taken every 320 (reference: HuBERT's conv encoder, wav2vec
 2.0 section 2). Kaldi's MFCC frame ``2t`` is a window of 400 samples that starts at ``160 * 2t =
-320t``: exactly the samples of model frame ``t``. So every target can live on the model's grid, and
-no other file needs 16000, 400, 320 or 160.
+320t``: exactly the samples of model frame ``t``. So every target is on the model's grid, and no
+other file needs 16000, 400, 320 or 160.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SAMPLE_RATE = 16_000
 """Samples per second of every waveform in this project."""
@@ -17,18 +21,22 @@ SAMPLE_RATE = 16_000
 
 @dataclass(frozen=True)
 class FrameGrid:
-    """Where frames lie on a waveform: frame ``t`` sees the samples ``[t * hop, t * hop +
+    """Position of frames on a waveform: frame ``t`` covers the samples ``[t * hop, t * hop +
     window)``.
     """
 
     window: int
-    """Samples that one frame sees."""
+    """Samples that one frame covers."""
     hop: int
     """Samples from one frame to the next."""
 
-    def num_frames(self, num_samples: int) -> int:
-        """Frames that fit into ``num_samples`` samples (0 when it is shorter than one window).
-        Works on arrays too.
+    @overload
+    def num_frames(self, num_samples: int) -> int: ...
+    @overload
+    def num_frames(self, num_samples: NDArray[Any]) -> NDArray[Any]: ...
+    def num_frames(self, num_samples: Any) -> Any:
+        """Number of frames in ``num_samples`` samples, or in each of an array of lengths; 0 for
+        less than one window.
         """
         frames = (num_samples - self.window) // self.hop + 1
         return frames * (frames > 0)
@@ -42,7 +50,7 @@ class FrameGrid:
         return frame * self.hop
 
     def centre_sample(self, frame: int) -> int:
-        """Middle sample of a frame, where an alignment is read."""
+        """Middle sample of a frame; the phone of a frame is the one at this sample."""
         return frame * self.hop + self.window // 2
 
     @property
@@ -51,7 +59,7 @@ class FrameGrid:
         return SAMPLE_RATE / self.hop
 
     def every(self, count: int) -> FrameGrid:
-        """The grid of every `count` frames of this one taken together."""
+        """The grid whose frame is `count` neighbouring frames of this one."""
         return FrameGrid(window=self.num_samples(count), hop=count * self.hop)
 
     @staticmethod
@@ -74,8 +82,12 @@ MFCC_GRID = FrameGrid(window=400, hop=160)
 """Kaldi's grid: 25 ms every 10 ms. Every second frame is a model frame."""
 
 
-def seconds(num_samples: int) -> float:
-    """Length in seconds of ``num_samples`` samples."""
+@overload
+def seconds(num_samples: int) -> float: ...
+@overload
+def seconds(num_samples: NDArray[Any]) -> NDArray[Any]: ...
+def seconds(num_samples: Any) -> Any:
+    """Length in seconds of ``num_samples`` samples, or of each of an array of lengths."""
     return num_samples / SAMPLE_RATE
 
 
@@ -85,7 +97,7 @@ def samples(num_seconds: float) -> int:
 
 
 def rate_hint(found: int, expected: int) -> str:
-    """Which mistake makes `found` frames or labels where `expected` belong, in words; "" when it is
+    """Likely cause of `found` frames or labels in place of `expected`, for a message; "" when it is
     none of the usual ones.
     """
     if abs(found - 2 * expected) <= 1:

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, a line now and then in a log."""
+"""Progress of long loops: a bar on a terminal, else a line every ten seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOG_EVERY_SECONDS = 10.0
 
 @contextmanager
 def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """Gives a function to call once after each of `total` things."""
+    """Gives a function to call after each of `total` items; `what` names the loop."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import (
@@ -37,6 +37,7 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
 
 
 def _log_lines(total: int, what: str) -> Callable[[], None]:
+    """Prints at most one line in `LOG_EVERY_SECONDS`."""
     done = 0
     next_line = time.monotonic() + LOG_EVERY_SECONDS
 

@@ -1,7 +1,7 @@
-"""Randomness as pure functions: the same (seed, step, utterance) gives the same draw on any
-machine, process or worker count.
+"""Randomness as pure functions: the same (seed, step, utterance) gives the same numbers on any
+machine, in any process and with any number of workers.
 
-Nothing here keeps state, so there is no state to save: to resume at step n is to ask for step n.
+There is no state, so there is none to save: to resume at step n is to ask for step n.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 _WORD = (1 << 64) - 1
 _FEW = 64
-"""So many numbers are shuffled sooner one by one, as Python's, than as an array."""
+"""Up to this many numbers, Python's integers are faster than an array."""
 
 
 def derive(*parts: int | str) -> int:
@@ -26,21 +26,26 @@ def derive(*parts: int | str) -> int:
 
 
 def generator(*parts: int | str) -> np.random.Generator:
-    """A fresh generator for one purpose, e.g. ``generator(seed, "mask", step, utterance)``."""
+    """A new generator for one purpose, e.g. ``generator(seed, "mask", step, utterance)``."""
     return np.random.Generator(np.random.PCG64(derive(*parts)))
 
 
 def permute(index: NDArray[np.int64] | int, size: int, *key: int | str) -> NDArray[np.int64]:
-    """Where a shuffle of ``range(size)`` puts ``index``, in O(1) time and memory per element
-    whatever ``size`` is.
+    """Element ``index`` of a random permutation of ``range(size)``, in O(1) time and memory per
+    element for any ``size``.
 
-    A four-round Feistel network over the smallest power of four that holds ``size``; values outside
-    are walked on until they fall inside (at most four walks on average), which keeps it a
-    bijection. This is what lets 200 million utterances be shuffled without a list of them, and the
-    order of any step be known without the steps before it.
+    A four-round Feistel network over the smallest power of four that is at least ``size``. Values
+    from ``size`` on go through the network again until they are below it (cycle walking, at most
+    four passes on average), which makes it a permutation of the range. So 200 million utterances
+    are shuffled without a list of them, and the order of a step is known without the steps before.
+
+    Args:
+        index: one or several elements, of any shape.
+        size: length of the range.
+        key: parts of the seed, see `derive`.
     """
     if size <= 0:
-        raise ValueError(f"cannot shuffle {size} things")
+        raise ValueError(f"cannot shuffle a range of {size}")
     bits = max(1, ((size - 1).bit_length() + 1) // 2)
     keys = [derive(*key, "round", r) for r in range(4)]
     value = np.atleast_1d(np.asarray(index, dtype=np.uint64))
@@ -50,6 +55,7 @@ def permute(index: NDArray[np.int64] | int, size: int, *key: int | str) -> NDArr
         return np.array(
             [_walk(number, size, keys, bits) for number in value.ravel().tolist()], dtype=np.int64
         ).reshape(value.shape)
+    # Cycle walking, on those that are outside.
     value = _feistel(value, keys, bits)
     while (outside := value >= size).any():
         value[outside] = _feistel(value[outside], keys, bits)
@@ -57,6 +63,7 @@ def permute(index: NDArray[np.int64] | int, size: int, *key: int | str) -> NDArr
 
 
 def _walk(number: int, size: int, keys: list[int], bits: int) -> int:
+    """`permute` of one number."""
     number = _feistel(number, keys, bits)
     while number >= size:
         number = _feistel(number, keys, bits)
@@ -64,18 +71,20 @@ def _walk(number: int, size: int, keys: list[int], bits: int) -> int:
 
 
 def _feistel(value: Any, keys: list[int], bits: int) -> Any:
-    """Of a Python number, or of each of an array of uint64."""
-    left = value >> bits
-    right = value & (1 << bits) - 1
+    """The Feistel network on numbers of 2 * `bits` bits: a Python integer or an array of uint64."""
     low = (1 << bits) - 1
+    left = value >> bits
+    right = value & low
     for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & low)
+        swapped = left ^ (_mix(right ^ key) & low)
+        left = right
+        right = swapped
     return (left << bits) | right
 
 
 def _mix(value: Any) -> Any:
     """The finaliser of SplitMix64 (Steele et al. 2014): every output bit depends on every input
-    bit. Wraps around on purpose.
+    bit. Arithmetic modulo 2^64.
     """
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _WORD
@@ -83,7 +92,7 @@ def _mix(value: Any) -> Any:
 
 
 def share_of(id: str, purpose: str) -> float:
-    """A number in [0, 1) that depends on an id and nothing else: `share_of(id, "valid") < 0.05`
+    """A number in [0, 1) that depends only on an id and a purpose: `share_of(id, "valid") < 0.05`
     holds for 5 % of all ids.
     """
     return derive("split", purpose, id) / 2.0**63

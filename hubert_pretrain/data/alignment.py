@@ -1,8 +1,7 @@
-"""Phone alignments: which phone is spoken at which sample, for the rows of a manifest that have
-them.
+"""Phone alignments of manifest rows: the phone at each sample.
 
-Stored beside the manifest as one memory-mapped table: row, phone numbers, starts and ends; the
-inventory is in its metadata.
+Stored beside the manifest as one memory-mapped table with the columns row, phone numbers, starts
+and ends; the names of the phones are in its metadata. T frames, P phones.
 """
 
 from __future__ import annotations
@@ -40,7 +39,8 @@ class Alignments:
         metadata = table.metadata
         if metadata.get("format") != FORMAT:
             raise ArtefactError(
-                f"{path}: is {metadata.get('format', 'no alignment table')}, expected {FORMAT}; run stage=prepare again"
+                f"{path}: is {metadata.get('format', 'no alignment table')}, expected {FORMAT}; "
+                "run stage=prepare again"
             )
         self.phones: list[str] = json.loads(metadata["phones"])
         """The inventory, sorted: `phones[i]` is the name of phone `i`."""
@@ -64,7 +64,7 @@ class Alignments:
         return self._batch.column(0).to_numpy(zero_copy_only=True)
 
     def has(self, row: int) -> bool:
-        """Whether a manifest row has an alignment."""
+        """True when a manifest row has an alignment."""
         return self._position(row) is not None
 
     def intervals(self, row: int) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
@@ -74,7 +74,7 @@ class Alignments:
         position = self._position(row)
         if position is None:
             raise DataError(
-                f"{self.path}: row {row} has no alignment; ask has(row) first, or leave the row out"
+                f"{self.path}: row {row} has no alignment; check has(row) first, or skip the row"
             )
         phones, starts, ends = (
             self._batch.column(column)[position].values.to_numpy() for column in (1, 2, 3)
@@ -89,15 +89,12 @@ class Alignments:
         """
         phones, starts, ends = self.intervals(row)
         centres = np.arange(num_frames, dtype=np.int64) * grid.hop + grid.centre_sample(0)
-        # The last phone that starts at or before the centre; position -1 (none has started) is masked
-        # below.
-        position = np.searchsorted(starts, centres, side="right") - 1
-        inside = (
-            (position >= 0) & (centres < ends[position])
-            if len(ends)
-            else np.zeros(num_frames, dtype=bool)
-        )
         ids = np.full(num_frames, NO_PHONE, dtype=np.int32)
+        if not len(ends):
+            return ids
+        # The last phone that starts at or before the centre; -1 where none has started.
+        position = np.searchsorted(starts, centres, side="right") - 1
+        inside = (position >= 0) & (centres < ends[position])
         ids[inside] = phones[position[inside]]
         return ids
 
@@ -113,8 +110,8 @@ class Alignments:
 
 
 def write_alignments(path: Path, alignments: Iterable[tuple[int, Phones]]) -> None:
-    """Writes `alignments.arrow` atomically from (manifest row, phones) pairs, one after the other:
-    they may be any number.
+    """Writes `alignments.arrow` atomically from (manifest row, phones) pairs, in the memory of a
+    chunk of them.
 
     Raises:
         DataError: the phones of a row are not in order.
@@ -150,7 +147,7 @@ def write_alignments(path: Path, alignments: Iterable[tuple[int, Phones]]) -> No
                 }
             )
         inventory = sorted(number)
-        # Numbered as they came until now: only the end knows all of them.
+        # Phones were numbered as they came; all of them are known only now.
         numbers = np.array([inventory.index(phone) for phone in number], dtype=np.int32)
         spool.replace("phones", lambda values: numbers[values])
         write_table(
@@ -165,7 +162,7 @@ def _check(row: int, phones: Phones) -> None:
     for phone, start, end in phones:
         if not phone or start < previous or end < start:
             raise DataError(
-                f"alignment of row {row}: phone {phone!r} at samples {start}..{end} after {previous}; "
-                "expected named phones in order without overlaps, mend the corpus"
+                f"alignment of row {row}: phone {phone!r} at samples {start}..{end} after "
+                f"{previous}; expected named phones in order without overlaps, fix the alignment"
             )
         previous = end

@@ -1,10 +1,10 @@
-"""Arrow tables on disk as this project uses them: one record batch, uncompressed, memory-mapped.
+"""Arrow tables on disk: one record batch, uncompressed, memory-mapped.
 
-One batch keeps every column contiguous, so a column of numbers is a numpy view of the file: opening
+In one batch every column is contiguous, so a column of numbers is a numpy view of the file: opening
 costs the same for a hundred rows and for 200 million, and all processes of a machine share one copy
-in the page cache. A column that repeats itself may be stored by its runs (data/run_length.py): it
-then takes neither room nor a read of the disk for a row. `Spool` makes such a table in the memory
-of a chunk: each buffer of each column grows in a file of its own.
+in the page cache. A column with long runs of one value may be run-length encoded
+(data/run_length.py). `ColumnSpool` writes such a table with one chunk in memory: each buffer of
+each column grows in a file of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.files import replacing
 
 CHUNK = 1 << 16
-"""Rows handled at a time where a table is made or walked through."""
+"""Rows at a time where a table is written or read through."""
 
 TEXT = pa.large_string()
 """64-bit offsets, so a column may exceed 2 GB."""
@@ -36,7 +36,7 @@ NAME = pa.dictionary(pa.int32(), pa.large_string())
 
 
 def write_table(path: Path, columns: dict[str, pa.Array], metadata: dict[str, str]) -> None:
-    """Writes the columns atomically: whoever opens `path` sees the whole table or none."""
+    """Writes the columns atomically: `path` is the whole table or does not exist."""
     fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
     schema = pa.schema(fields, metadata=metadata)
     batch = pa.RecordBatch.from_arrays(list(columns.values()), schema=schema)
@@ -49,12 +49,11 @@ def write_table(path: Path, columns: dict[str, pa.Array], metadata: dict[str, st
 
 
 class Table:
-    """A table on disk: `batch` is all of it as views of the file, `metadata` what was written with
-    it.
+    """A table on disk: `batch` has all columns as views of the file.
 
-    Single cells are read by position (`numbers`, `text`) and not through the memory map, where each
-    would bring in the 64 KB around it: reading rows here and there would fill a process with the
-    pages of the file. Columns stored by runs are small, and read through it.
+    Single cells (`numbers`, `text`) are read from the file by position, not through the memory map,
+    where each read maps the 64 KB around it: random access would fill the memory of the process
+    with pages of the file. Run-length encoded columns are small, and read through the map.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,18 +69,18 @@ class Table:
         weakref.finalize(self, os.close, self.file)
 
     def numbers(self, name: str) -> ColumnReader | RunLengthColumn:
-        """A column of numbers, or the numbers of a column of names."""
+        """Reader of the cells of a column of numbers, or of the numbers of a column of names."""
         column = self.batch.column(name)
         return RunLengthColumn(column) if is_encoded(column) else self.cells(name)
 
     def cells(self, name: str) -> ColumnReader:
-        """`numbers` of a column that is stored row by row."""
+        """`numbers` of a column that is not run-length encoded."""
         column = self.batch.column(name)
         column = column.indices if pa.types.is_dictionary(column.type) else column
         return self._slice(column.buffers()[1], column.type, len(column))
 
     def text(self, name: str) -> Callable[[int], str]:
-        """Gives the text of a row."""
+        """A function from a row to its text."""
         column = self.batch.column(name)
         return run_text(column) if is_encoded(column) else self._text(column)
 
@@ -93,9 +92,9 @@ class Table:
 
         def read(position: int) -> str:
             first, stop = bounds.pair(position)
-            return (
-                os.pread(table.file, stop - first, begin + first).decode() if stop > first else ""
-            )
+            if stop == first:
+                return ""
+            return os.pread(table.file, stop - first, begin + first).decode()
 
         return read
 
@@ -106,11 +105,10 @@ class Table:
 
 
 class ColumnReader:
-    """A column of numbers that is read cell by cell, or a stretch of it."""
+    """A column of numbers, or a slice of it, read cell by cell."""
 
     def __init__(self, table: Table, start: int, dtype: np.dtype[Any], count: int) -> None:
-        # the table keeps its file open
-        self._table = table
+        self._table = table  # which holds the file open
         self._start = start
         self._dtype = dtype
         self._count = count
@@ -135,23 +133,23 @@ class ColumnReader:
         return first, second
 
     def take(self, positions: NDArray[np.integer[Any]]) -> NDArray[Any]:
-        """The numbers at some positions."""
+        """The cells at some positions."""
         return np.array(
             [self[position] for position in positions.ravel().tolist()], dtype=self._dtype
         ).reshape(positions.shape)
 
     def slice(self, start: int, stop: int) -> ColumnReader:
-        """The positions from `start` to `stop`."""
+        """The cells [start, stop)."""
         return ColumnReader(
             self._table, self._start + start * self._size, self._dtype, stop - start
         )
 
 
 def open_table(path: Path, made_by: str) -> Table:
-    """A table written by `write_table`; nothing of its rows is read yet.
+    """Opens a table of `write_table` without reading rows.
 
-    Raises ArtefactError when the file is missing or damaged; the message names the stage `made_by`
-    that writes it.
+    Raises:
+        ArtefactError: the file is missing or damaged; the message names the stage `made_by`.
     """
     if not path.is_file():
         raise ArtefactError(f"{path}: not found; it is written by stage={made_by}")
@@ -165,13 +163,16 @@ def open_table(path: Path, made_by: str) -> Table:
 
 
 class ColumnSpool:
-    """Columns that grow on disk in chunks, and are then read as memory maps. Use it in a `with`:
-    its folder is removed at the end.
+    """Columns that grow on disk chunk by chunk, and are then read as memory maps. Use it in a
+    `with`: its folder is removed at the end.
     """
 
     def __init__(self, folder: Path, types: Mapping[str, pa.DataType]) -> None:
-        """Columns of numbers, `TEXT`, `NAME` or large lists of numbers, without nulls. What lies in
-        `folder` is removed.
+        """
+        Args:
+            folder: for the files; what is in it is removed.
+            types: of the columns, by name: numbers, `TEXT`, `NAME` or large lists of numbers,
+                without nulls.
         """
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -201,35 +202,30 @@ class ColumnSpool:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def append(self, columns: Mapping[str, Any]) -> None:
-        """Adds rows: for every column an Arrow array, or anything that `pa.array` makes one of."""
+        """Appends rows: for every column an Arrow array, or values for `pa.array`."""
         arrays = {name: _as_array(columns[name], kind) for name, kind in self.types.items()}
         counts = {len(array) for array in arrays.values()}
         if len(counts) != 1:
-            raise ValueError(f"columns of {sorted(counts)} rows, expected as many in each")
+            raise ValueError(f"columns of {sorted(counts)} rows, expected equal numbers")
         for name, array in arrays.items():
             self._append(name, array)
         self.num_rows += counts.pop()
 
     def columns(self) -> dict[str, pa.Array]:
-        """All rows so far. The arrays are memory maps: reading them takes no memory that cannot be
-        given back.
-        """
+        """All rows so far, as memory maps, whose pages the system can drop from memory."""
         for file in self._files.values():
             file.flush()
         return {name: self._column(name, kind) for name, kind in self.types.items()}
 
     def replace(self, name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
-        """Changes the numbers of a column of numbers or lists, in parts."""
+        """Replaces the numbers of a column of numbers or lists by `change` of them, in parts."""
         file = self._files.get(f"{name}.values")
         kind = self.types[name]
         if file is None or not file.tell():
             return
         file.flush()
-        values = np.memmap(
-            file.name,
-            dtype=(kind.value_type if _is_nested(kind) else kind).to_pandas_dtype(),
-            mode="r+",
-        )
+        number = kind.value_type if _is_nested(kind) else kind
+        values = np.memmap(file.name, dtype=number.to_pandas_dtype(), mode="r+")
         for part in chunks(len(values)):
             values[part] = change(values[part])
         values.flush()
@@ -237,7 +233,7 @@ class ColumnSpool:
     def _append(self, name: str, array: pa.Array) -> None:
         kind = self.types[name]
         if pa.types.is_dictionary(kind):
-            # Numbered as they appear, so that the table does not depend on how its parts were made.
+            # Names are numbered as they appear, so the table does not depend on its chunks.
             known = self._names[name]
             used = array.indices.unique()
             numbers = np.zeros(len(array.dictionary), dtype=np.int32)
@@ -303,17 +299,14 @@ def chunks(count: int, size: int = CHUNK) -> Iterator[slice]:
 def _as_array(values: Any, kind: pa.DataType) -> pa.Array:
     if isinstance(values, pa.Array) and values.type == kind:
         return values
-    if pa.types.is_dictionary(kind):
-        return (
-            (values if isinstance(values, pa.Array) else pa.array(values, kind.value_type))
-            .cast(kind.value_type)
-            .dictionary_encode()
-        )
-    return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
+    is_name = pa.types.is_dictionary(kind)
+    plain = kind.value_type if is_name else kind
+    array = values.cast(plain) if isinstance(values, pa.Array) else pa.array(values, plain)
+    return array.dictionary_encode() if is_name else array
 
 
 def _offsets(array: pa.Array) -> NDArray[np.int64]:
-    """(N + 1) of an array of text or lists, which may be a slice of another."""
+    """Offsets (N + 1,) of an array of text or lists, which may be a slice of another."""
     buffer = array.buffers()[1]
     if not len(array) or buffer is None:
         return np.zeros(1, dtype=np.int64)
@@ -321,4 +314,5 @@ def _offsets(array: pa.Array) -> NDArray[np.int64]:
 
 
 def _is_nested(kind: pa.DataType) -> bool:
+    """True for columns with offsets: text and lists."""
     return bool(kind == TEXT or pa.types.is_large_list(kind))

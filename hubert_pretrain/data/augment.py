@@ -1,9 +1,12 @@
-"""Data augmentation: utterance mixing, additive noise, gain."""
+"""Data augmentation of training crops: utterance mixing, additive noise, gain.
+
+B rows, S samples. Mixing follows WavLM (Chen et al. 2022, section III-B).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,46 +24,67 @@ Waveforms = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is done to a micro-batch, in this order: mixing, noise, gain. Ratios are in dB, energy
-    of the row over that of what is added.
+    """Mixing, then noise, then gain, each applied to a random part of the rows of a micro-batch.
+
+    A ratio is the energy of the row over that of the added signal, in dB; ranges are (low, high).
     """
 
     seed: int
     mix_probability: float = 0.0
-    mix_ratio_db: tuple[float, float] = (-5.0, 5.0)
+    """Share of the rows that get a part of another row of the micro-batch, or of the noise."""
+    mix_ratio_db: Sequence[float] = (-5.0, 5.0)
     mix_noise_share: float = 0.0
-    mix_noise_ratio_db: tuple[float, float] = (-5.0, 20.0)
+    """Share of the mixed rows that get a part of the noise, not of another row."""
+    mix_noise_ratio_db: Sequence[float] = (-5.0, 20.0)
     noise_probability: float = 0.0
-    noise_ratio_db: tuple[float, float] = (5.0, 20.0)
+    """Share of the rows that get noise from the first sample to the last."""
+    noise_ratio_db: Sequence[float] = (5.0, 20.0)
     gain_probability: float = 0.0
-    gain_db: tuple[float, float] = (-6.0, 6.0)
+    """Share of the rows that are made louder or softer."""
+    gain_db: Sequence[float] = (-6.0, 6.0)
     noise: Noise | None = None
+
+    @property
+    def is_active(self) -> bool:
+        """True when any probability is above 0."""
+        return any((self.mix_probability, self.noise_probability, self.gain_probability))
+
+    def with_noise(self, folder: str | Path | None) -> Augmentation:
+        """The same with the noise of a folder (see `open_noise`), which is opened only if a setting
+        uses it.
+        """
+        is_used = self.noise_probability > 0 or (
+            self.mix_probability > 0 and self.mix_noise_share > 0
+        )
+        if folder is None or not is_used:
+            return self
+        return replace(self, noise=open_noise(folder))
 
     def __call__(
         self, waveform: Waveforms, *, index: int, rows: Sequence[int]
     ) -> tuple[Waveforms, NDArray[np.bool_]]:
-        """The augmented rows and which of them changed: (B, S) and (B,).
+        """The augmented rows (B, S), and True for those that changed (B,).
 
-        What is added is always clean, so the outcome of a row does not depend on the order of the
-        rows. Nothing is clipped: the network takes floats.
+        Added parts are always those of clean rows, so the result of a row does not depend on the
+        order of the rows. Nothing is clipped: the network takes floats.
 
         Args:
-            waveform: crops as they were recorded, not normalised, (B, S); left as it is.
+            waveform: (B, S) crops as recorded, not normalised; not changed.
             index: number of the micro-batch.
             rows: manifest row of each crop.
         """
         augmented = waveform.copy()
         changed = np.zeros(len(waveform), dtype=np.bool_)
         for b, row in enumerate(rows):
-            for each in (self._mix, self._add_noise, self._gain):
-                changed[b] |= each(augmented, waveform, b, (self.seed, index, row))
+            for augment in (self._mix, self._add_noise, self._gain):
+                changed[b] |= augment(augmented, waveform, b, (self.seed, index, row))
         return augmented, changed
 
     def _mix(
         self, augmented: Waveforms, clean: Waveforms, b: int, key: tuple[int, int, int]
     ) -> bool:
-        """A part of another row, or of noise, at most half as long as the row, at a random
-        place.
+        """Adds a part of another row, or of the noise, at most half as long as the row, at a random
+        position.
         """
         random = generator("mix", *key)
         if random.random() >= self.mix_probability:
@@ -68,7 +92,7 @@ class Augmentation:
         with_noise = random.random() < self.mix_noise_share and self.noise is not None
         size = clean.shape[1]
         length = int(random.integers(1, max(2, size // 2 + 1)))
-        at, start = (int(place) for place in random.integers(0, size - length + 1, size=2))
+        at, start = random.integers(0, size - length + 1, size=2).tolist()
         if with_noise:
             assert self.noise is not None
             part = draw_noise(self.noise, random, length)
@@ -77,9 +101,9 @@ class Augmentation:
                 part,
                 _power(clean[b]),
                 _power(part),
-                random.uniform(*self.mix_noise_ratio_db),
+                _uniform(random, self.mix_noise_ratio_db),
             )
-        if len(clean) < 2:  # no one else to talk into it
+        if len(clean) < 2:  # no other row to mix in
             return False
         other = (b + int(random.integers(1, len(clean)))) % len(clean)
         part = clean[other, start : start + length]
@@ -88,19 +112,23 @@ class Augmentation:
             part,
             _power(clean[b]),
             _power(clean[other]),
-            random.uniform(*self.mix_ratio_db),
+            _uniform(random, self.mix_ratio_db),
         )
 
     def _add_noise(
         self, augmented: Waveforms, clean: Waveforms, b: int, key: tuple[int, int, int]
     ) -> bool:
-        """Noise from the first sample to the last."""
+        """Adds noise from the first sample to the last."""
         random = generator("noise", *key)
         if self.noise is None or random.random() >= self.noise_probability:
             return False
         part = draw_noise(self.noise, random, clean.shape[1])
         return _add(
-            augmented[b], part, _power(clean[b]), _power(part), random.uniform(*self.noise_ratio_db)
+            augmented[b],
+            part,
+            _power(clean[b]),
+            _power(part),
+            _uniform(random, self.noise_ratio_db),
         )
 
     def _gain(
@@ -109,55 +137,33 @@ class Augmentation:
         random = generator("gain", *key)
         if random.random() >= self.gain_probability:
             return False
-        augmented[b] *= np.float32(10 ** (random.uniform(*self.gain_db) / 20))
+        augmented[b] *= np.float32(10 ** (_uniform(random, self.gain_db) / 20))
         return True
 
 
-def make_augmentation(
-    *,
-    seed: int,
-    noise: str | None = None,
-    mix_probability: float,
-    noise_probability: float,
-    gain_probability: float,
-    **values: object,
-) -> Augmentation | None:
-    """The augmentation that these values describe (`noise` is a folder, see `open_noise`); None
-    when they describe none.
-    """
-    probabilities = {
-        "mix_probability": mix_probability,
-        "noise_probability": noise_probability,
-        "gain_probability": gain_probability,
-    }
-    if not any(probabilities.values()):
-        return None
-    wants_noise = noise_probability > 0 or (
-        mix_probability > 0 and bool(values.get("mix_noise_share"))
-    )
-    source = open_noise(noise) if wants_noise and noise is not None else None
-    return Augmentation(seed=seed, noise=source, **probabilities, **values)  # type: ignore[arg-type]
+def _uniform(random: np.random.Generator, bounds: Sequence[float]) -> float:
+    low, high = bounds
+    return random.uniform(low, high)
 
 
 def _power(waveform: Waveforms) -> float:
+    """Mean energy per sample."""
     wide = waveform.astype(np.float64)
     return float(wide @ wide) / max(1, len(wide))
 
 
-def _add(
-    place: Waveforms, part: Waveforms, power: float, part_power: float, ratio_db: float
-) -> bool:
-    """Adds a part so that `power` is `ratio_db` above it. False when one of the two is silent: no
-    factor makes a ratio of that.
+def _add(row: Waveforms, part: Waveforms, power: float, part_power: float, ratio_db: float) -> bool:
+    """Adds a part, scaled so that `power` is `ratio_db` above its own, to `row` in place. False,
+    and nothing added, when one of the two is silent: then no factor gives the ratio.
     """
     if power == 0.0 or part_power == 0.0:
         return False
-    place += np.float32(np.sqrt(power / (10 ** (ratio_db / 10) * part_power))) * part
+    row += np.float32(np.sqrt(power / (10 ** (ratio_db / 10) * part_power))) * part
     return True
 
 
 class Noise(Protocol):
-    """Numbered recordings."""
+    """Recordings of noise, by number."""
 
     def __len__(self) -> int: ...
 
@@ -166,7 +172,7 @@ class Noise(Protocol):
         ...
 
     def read(self, number: int, start: int, num_samples: int) -> Waveform:
-        """A stretch of it, (S,) at 16 kHz, mono."""
+        """A part of it, (S,) at 16 kHz, mono."""
         ...
 
 
@@ -190,14 +196,15 @@ class NoiseFolder:
         if len(waveform) != num_samples:
             found = f"{len(waveform)} samples at {start}, expected {num_samples}"
             raise DataError(
-                f"{self.paths[number]}: {found} by its header; it is truncated, replace or remove it from the noise folder"
+                f"{self.paths[number]}: {found} by its header; it is truncated, replace it or "
+                "remove it from the noise folder"
             )
         return waveform
 
 
 class NoiseCorpus:
-    """Every row of a prepared corpus (the folder of a stage `prepare`), so that noise may lie in
-    shards or in segments.
+    """The rows of a prepared corpus (the folder of a stage `prepare`): noise in shards, or segments
+    of long recordings.
     """
 
     def __init__(self, corpus: Corpus) -> None:
@@ -224,21 +231,22 @@ def open_noise(path: str | Path) -> Noise:
     root = Path(path).expanduser().absolute()
     if not root.is_dir():
         raise DataError(
-            f"{root}: no such folder of noise; set augment.noise to a folder of audio files or of a prepared corpus"
+            f"{root}: no such folder of noise; "
+            "set augment.noise to a folder of audio files or of a prepared corpus"
         )
-    noise: Noise = (
-        NoiseCorpus(Corpus.open(root)) if (root / MANIFEST).is_file() else NoiseFolder(root)
-    )
+    is_prepared = (root / MANIFEST).is_file()
+    noise: Noise = NoiseCorpus(Corpus.open(root)) if is_prepared else NoiseFolder(root)
     if not len(noise):
         raise DataError(
-            f"{root}: no audio in this folder of noise, expected {', '.join(audio.SUFFIXES)}; set augment.noise to another one"
+            f"{root}: no audio in this folder of noise, expected {', '.join(audio.SUFFIXES)}; "
+            "set augment.noise to another one"
         )
     return noise
 
 
 def draw_noise(noise: Noise, generator: np.random.Generator, num_samples: int) -> Waveform:
-    """A random stretch (S,) of a random recording; one that is too short is repeated from a random
-    sample on.
+    """A random part (S,) of a random recording. A recording that is too short is repeated, from a
+    random sample on.
     """
     number = int(generator.integers(len(noise)))
     available = noise.num_samples(number)

@@ -157,7 +157,7 @@ class BucketSampler:
         for c in np.unique(corpora).tolist():
             mine = corpora == c
             rows[mine] = self.utterances[c].rows(positions[mine])
-            frames[mine] = self.grid.num_frames(self.utterances[c].num_samples_of(rows[mine]))  # type: ignore[arg-type]
+            frames[mine] = self.grid.num_frames(self.utterances[c].num_samples_of(rows[mine]))
         slack = (frames - shape.num_frames).tolist()
         starts = [
             derive(self.seed, "crop", index, row) % (room + 1)
@@ -245,7 +245,7 @@ class ValidationSampler(Sequence[MicroBatch]):
         first = int(self._cuts[c, k]) + number * shape.batch_rows
         positions = np.arange(first, min(first + shape.batch_rows, int(self._cuts[c, k + 1])))
         lengths = self.utterances[c].num_samples(positions)
-        frames = np.asarray(self.grid.num_frames(lengths))  # type: ignore[arg-type]
+        frames = self.grid.num_frames(lengths)
         starts = (frames - shape.num_frames) // 2
         return MicroBatch(int(index), self.utterances[c].rows(positions), starts, shape)
 

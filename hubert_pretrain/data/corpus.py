@@ -1,6 +1,4 @@
-"""What a corpus says about its utterances (`Claim`), and the prepared corpus that the later stages
-read (`Corpus`).
-"""
+"""The prepared corpus that the stages after `prepare` read."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ QUARANTINE = "quarantine.jsonl"
 
 
 class Corpus:
-    """A prepared corpus: manifest, alignments where there are any, audio, and the card."""
+    """A prepared corpus: manifest, audio, alignments if there are any, and the card."""
 
     def __init__(self, folder: Path, cache: Cache | None = None) -> None:
         self.folder = folder
@@ -36,12 +34,12 @@ class Corpus:
 
     @staticmethod
     def open(folder: str | Path, cache: Cache | None = None) -> Corpus:
-        """Opens the output of stage `prepare` in O(1). The cache is for audio behind URLs."""
+        """Opens the output of stage `prepare` in O(1); `cache` is for audio behind URLs."""
         return Corpus(Path(folder).absolute(), cache)
 
     @property
     def card(self) -> dict[str, Any]:
-        """What `prepare` measured (card.json)."""
+        """The statistics that `prepare` measured (card.json)."""
         card = read_json(self.folder / CARD)
         if card is None:
             raise ArtefactError(
@@ -56,34 +54,40 @@ class Corpus:
         num_samples: int | None = None,
         out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """Waveform (S,) of a row, or of the crop [start, start + num_samples) of it, at 16 kHz,
-        mono, in [-1, 1], not normalised.
+        """Waveform (S,) of a row at 16 kHz, mono, in [-1, 1], not normalised.
 
-        It is read into `out` (S,) where that is given, which saves a copy.
+        Args:
+            row: of the manifest.
+            start: first sample of a crop.
+            num_samples: length of the crop; None: to the end.
+            out: (S,) to read into, which saves a copy.
 
-        Raises DataError when the file no longer holds what the manifest says.
+        Raises:
+            DataError: the file no longer holds what the manifest says.
         """
         number = self.manifest.number
         length = number("num_samples", row)
-        wanted = length - start if num_samples is None else num_samples
-        if not 0 <= start <= start + wanted <= length:
+        count = length - start if num_samples is None else num_samples
+        if not 0 <= start <= start + count <= length:
             raise ValueError(
-                f"{self.manifest[row].id}: samples {start}..{start + wanted} of an utterance of {length}"
+                f"{self.manifest[row].id}: samples {start}..{start + count} of an utterance of "
+                f"{length}"
             )
         waveform = audio.read(
             self.manifest.audio_path(row),
             number("start", row) + start,
-            wanted,
+            count,
             source_rate=number("source_rate", row),
             offset=number("offset", row),
             num_bytes=number("num_bytes", row),
             cache=self.cache,
             out=out,
         )
-        if len(waveform) != wanted:
+        if len(waveform) != count:
             utterance = self.manifest[row]
             raise DataError(
-                f"{utterance.path}: utterance {utterance.id!r} has {len(waveform)} samples at {start}, the manifest promises {wanted}; "
+                f"{utterance.path}: utterance {utterance.id!r} has {len(waveform)} samples at "
+                f"{start}, the manifest promises {count}; "
                 "the file changed since stage=prepare, restore it or prepare again"
             )
         return waveform

@@ -81,7 +81,7 @@ def _check_weights(names: list[str], weights: Mapping[str, float], temperature: 
 
 
 def passes_per_epoch(audio: Ints, shares: Floats | None) -> Floats:
-    """How often an utterance of each corpus is sampled per epoch, (C,).
+    """Number of times that an utterance of each corpus is sampled per epoch, (C,).
 
     Args:
         audio: (C,) amount of audio in one pass over each corpus. An epoch is as long as their sum.

@@ -1,11 +1,11 @@
-"""The manifest: which utterances a corpus has, as a memory-mapped table with one row per utterance.
+"""The manifest: a memory-mapped table with one row per utterance.
 
 Rows are ordered by split (train, valid, test, then others by name) and id, so a split is a range of
-rows and the order never depends on how files were found. Nothing is kept per utterance in Python:
-200 million rows open as fast as ten. Columns that repeat themselves (paths of shards, speakers,
-sample rates) are stored by their runs, which leaves some 65 bytes for a row in a shard. One more
-column holds, for every split and corpus, its rows in order of length, which is all that training
-needs to know to choose its crops (data/length_index.py).
+rows and the order does not depend on how files were found. There is no Python object per utterance:
+200 million rows open as fast as ten. Columns with long runs of one value (paths of shards,
+speakers, sample rates) are run-length encoded, which leaves some 65 bytes for a row in a shard. One
+more column has the rows of every split and corpus in order of length, from which the batch sampler
+makes its buckets (data/length_index.py). N rows.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ TYPES: dict[str, pa.DataType] = {
     "mean": pa.float32(),
     "variance": pa.float32(),
 }
-"""The columns of a row, in the order of the table."""
+"""The columns, in the order of the table."""
 _PLAIN = [name for name, kind in TYPES.items() if kind not in (TEXT, NAME)]
 _LENGTH_SORTED = "by_length"  # as it is called on disk
 
@@ -75,11 +75,9 @@ class Utterance:
     """Absolute path or URL of the audio file, or of the shard that holds it."""
     num_samples: int
     offset: int = -1
-    """Where the bytes of the audio file begin in `path`, a shard; -1 when `path` is the audio file
-    itself.
-    """
+    """First byte of the audio file in the shard `path`; -1: `path` is the audio file."""
     num_bytes: int = -1
-    """How many bytes the audio file has in its shard; -1 when it is no part of one."""
+    """Bytes of the audio file in its shard; -1 outside shards."""
     start: int = 0
     """First sample of the utterance in its file (0 unless the file is a longer recording)."""
     source_rate: int = SAMPLE_RATE
@@ -112,7 +110,8 @@ class Manifest:
         metadata = self._table.metadata
         if metadata.get("format") not in READABLE:
             raise ArtefactError(
-                f"{path}: is {metadata.get('format', 'not a manifest')}, expected {FORMAT}; run stage=prepare again"
+                f"{path}: is {metadata.get('format', 'not a manifest')}, expected {FORMAT}; "
+                "run stage=prepare again"
             )
         self._num_rows = int(batch.num_rows)
         self._texts = {name: self._table.text(name) for name, kind in TYPES.items() if kind == TEXT}
@@ -135,7 +134,7 @@ class Manifest:
 
         Args:
             path: the file, or the folder that holds it.
-            root: where the audio lies now, when it was moved since `prepare`.
+            root: folder of the audio, when it was moved after `prepare`.
         """
         path = Path(path).absolute()
         return Manifest(
@@ -169,8 +168,8 @@ class Manifest:
         """The rows of a split. Raises DataError when it has none."""
         if split not in self._ranges:
             raise DataError(
-                f"{self.path}: no utterances in split {split!r}, it has {', '.join(self.splits)}{did_you_mean(split, self.splits)}; "
-                "name another split or give the corpus one"
+                f"{self.path}: no utterances in split {split!r}, it has {', '.join(self.splits)}"
+                f"{did_you_mean(split, self.splits)}; name another split or give the corpus one"
             )
         return range(*self._ranges[split])
 
@@ -180,8 +179,8 @@ class Manifest:
         return np.arange(start, stop, dtype=np.int64)
 
     def length_sorted(self, split: str) -> list[LengthIndex]:
-        """The utterances of a split in order of length, each corpus for itself, by name; none when
-        the split has no rows. O(1).
+        """The utterances of a split in order of length: one index per corpus, by name of the
+        corpus; none when the split has no rows. O(1).
         """
         return [
             LengthIndex(
@@ -200,20 +199,20 @@ class Manifest:
         return self.numbers("num_samples")
 
     def numbers(self, name: str) -> NDArray[Any]:
-        """A column of numbers, (N,), read-only: a view of the file, unless the column is stored by
-        its runs.
+        """A column of numbers, (N,), read-only: a view of the file, unless the column is run-length
+        encoded.
         """
         if name not in self._views:
             self._views[name] = run_length.as_numpy(self._table.batch.column(name))
         return self._views[name]
 
     def audio_path(self, row: int) -> str:
-        """`self[row].path`, for those who read audio by the thousand."""
+        """`self[row].path`, without reading the rest of the row."""
         return self._locate(self._texts["path"](row))
 
     def column(self, name: str) -> pa.Array:
-        """A whole column, see `take`. In the memory of a number for each row when it is stored by
-        its runs.
+        """A whole column, see `take`. It takes memory for each row when it is run-length
+        encoded.
         """
         stored = self._table.batch.column(name)
         return run_length.take(stored, self.rows()) if run_length.is_encoded(stored) else stored
@@ -225,8 +224,8 @@ class Manifest:
         return run_length.take(self._table.batch.column(name), rows)
 
     def number(self, name: str, row: int) -> Any:
-        """A cell of a column of numbers (of names: the number of the name), without mapping the
-        pages around it.
+        """One cell of a column of numbers (of names: the number of the name), without mapping the
+        pages around it into memory.
         """
         return self._cells[name][row]
 
@@ -239,14 +238,13 @@ class Manifest:
 def write_manifest(
     path: Path, utterances: Iterable[Utterance], root: str | Path | None = None
 ) -> Manifest:
-    """Writes `manifest.arrow` atomically, in the memory of a few numbers per utterance, and opens
-    it.
+    """Writes `manifest.arrow` atomically, with a few numbers per utterance in memory, and opens it.
 
     Args:
-        path: the file to write. utterances: in any order; their `row` is ignored. root: folder of
-        the corpus. Paths below it are stored relative to it, so that it can move; paths below the
-        manifest's own
-            folder are stored relative to that.
+        path: the file to write.
+        utterances: in any order; their `row` is ignored.
+        root: folder of the corpus. Paths below it are stored relative to it, so that it can move;
+            paths below the manifest's own folder are stored relative to that.
 
     Raises:
         DataError: two utterances have one id.
@@ -271,8 +269,8 @@ def write_manifest(
 def write_columns(
     path: Path, parts: Iterable[Mapping[str, pa.Array]], root: str | Path | None = None
 ) -> Manifest:
-    """`write_manifest` for those who have the columns (those of `TYPES`, as parts of the table) in
-    the order of the rows.
+    """`write_manifest` from columns: the parts of a table with the columns `TYPES`, in the order of
+    the rows.
     """
     home = path.absolute().parent
     root = Path(root or path.parent).absolute()
@@ -286,9 +284,8 @@ def write_columns(
         length_sorted, groups = _order_by_length(columns, ranges)
         metadata = {
             "format": FORMAT,
-            "root": "."
-            if root == home
-            else str(root),  # a corpus that lies beside its manifest moves with it
+            # A corpus that lies beside its manifest moves with it.
+            "root": "." if root == home else str(root),
             "splits": json.dumps(ranges),
             "groups": json.dumps(groups),
             "fingerprint": _fingerprint(columns),
@@ -299,26 +296,31 @@ def write_columns(
 
 
 def order_by_id(ids: pa.Array, paths: pa.Array) -> Ints:
-    """The positions of `ids` in their order. Raises DataError, with the paths of both, when two are
+    """The positions of `ids` in their order. Raises DataError, with both paths, when two ids are
     the same.
     """
     order: Ints = pc.sort_indices(ids).to_numpy().view(np.int64)
     for part in chunks(len(order)):
-        part = slice(max(0, part.start - 1), part.stop)
+        part = slice(max(0, part.start - 1), part.stop)  # with the last one of the part before
         ordered = ids.take(pa.array(order[part]))
         same = pc.equal(ordered[:-1], ordered[1:])
         if (position := pc.index(same, True).as_py()) >= 0:
             one, other = (int(order[part.start + position + i]) for i in range(2))
             id = ids[other].as_py()
             raise DataError(
-                f"{paths[other]}: its id {id!r} is also the id of {paths[one]}; ids must be unique, rename or remove one"
+                f"{paths[other]}: its id {id!r} is also the id of {paths[one]}; "
+                "ids must be unique, rename or remove one"
             )
     return order
 
 
 def order_by_split(by_id: Ints, splits: NDArray[np.int32], names: list[str]) -> Ints:
-    """Places in the order of the manifest's rows, given those in order of ids, and the split of
-    every position as a number into `names`.
+    """Positions in the order of the manifest's rows.
+
+    Args:
+        by_id: positions in order of ids.
+        splits: split of every position, as a number into `names`.
+        names: of the splits.
     """
     ranks = np.empty(len(names), dtype=np.int16)
     ranks[sorted(range(len(names)), key=lambda number: split_order(names[number]))] = np.arange(
@@ -328,11 +330,12 @@ def order_by_split(by_id: Ints, splits: NDArray[np.int32], names: list[str]) -> 
 
 
 def split_order(split: str) -> tuple[int, str]:
-    """Sorts splits: train, valid, test, then others by name."""
+    """Sort key of splits: train, valid, test, then others by name."""
     return SPLITS.index(split) if split in SPLITS else len(SPLITS), split
 
 
 def _stored(paths: pa.Array, home: str, root: str) -> pa.Array:
+    """Paths as they are stored: `./...` below `home`, relative below `root`, else absolute."""
     relative = pc.if_else(
         pc.starts_with(paths, root), pc.utf8_slice_codeunits(paths, len(root)), paths
     )
@@ -343,6 +346,7 @@ def _stored(paths: pa.Array, home: str, root: str) -> pa.Array:
 
 
 def _ranges(splits: pa.DictionaryArray) -> dict[str, list[int]]:
+    """Split -> [first row, end of its rows)."""
     numbers = splits.indices.to_numpy()
     names = splits.dictionary.to_pylist()
     # The rows of a split are together, and splits are numbered as they appear.
@@ -353,8 +357,8 @@ def _ranges(splits: pa.DictionaryArray) -> dict[str, list[int]]:
 def _order_by_length(
     columns: dict[str, pa.Array], ranges: dict[str, list[int]]
 ) -> tuple[NDArray[np.uint32], dict[str, list[tuple[str, int, int, int]]]]:
-    """Rows by (split, corpus, length), and for every split the (corpus, start, stop, samples) of
-    its stretches of that order.
+    """Rows in the order (split, corpus, length), and for every split its groups in that order:
+    (corpus, start, stop, total samples).
     """
     lengths = columns["num_samples"].to_numpy()
     corpora = columns["corpus"].indices.to_numpy()
@@ -362,14 +366,14 @@ def _order_by_length(
     order = np.empty(len(lengths), dtype=np.uint32)
     groups: dict[str, list[tuple[str, int, int, int]]] = {}
     for split, (first, stop) in ranges.items():
-        groups[split], begin = [], first
+        groups[split] = []
+        begin = first
         found = np.flatnonzero(np.bincount(corpora[first:stop])).tolist()
         for number in sorted(found, key=names.__getitem__):
-            rows = (
-                np.arange(first, stop, dtype=np.uint32)
-                if len(found) == 1
-                else _rows_of(corpora, number, first, stop)
-            )
+            if len(found) == 1:
+                rows = np.arange(first, stop, dtype=np.uint32)
+            else:
+                rows = _rows_of(corpora, number, first, stop)
             end = begin + len(rows)
             order[begin:end] = rows[np.argsort(lengths[rows], kind="stable")]
             groups[split].append((names[number], begin, end, int(lengths[rows].sum())))
@@ -382,7 +386,7 @@ def _rows_of(corpora: NDArray[np.int32], number: int, first: int, stop: int) -> 
 
 
 def _fingerprint(columns: dict[str, pa.Array]) -> str:
-    """Changes with anything that targets depend on: which utterances, in which order, how long."""
+    """Hash of everything that targets depend on: ids, order, starts and lengths of the rows."""
     digest = hashlib.blake2b(digest_size=16)
     for name in ("id", "start", "num_samples"):
         for buffer in columns[name].buffers():

@@ -1,6 +1,8 @@
-"""Columns that repeat themselves, stored by their runs (Arrow's run-end encoding): a corpus of one
-sample rate, rows in the order of their shards or speakers. A run takes one value and its end, so
-such columns cost no bytes per row, and reading a cell touches no page of its own.
+"""Run-length (run-end) encoded columns, as Arrow has them.
+
+Many columns of a manifest are constant over long runs: the sample rate, or the shard and the
+speaker when rows are in their order. A run costs one value and its end, so such a column costs no
+bytes per row, and reading a cell reads no page of the file.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ from numpy.typing import NDArray
 Ints = NDArray[np.integer[Any]]
 
 MOST_RUNS = 1 << 20
-"""A column of more runs is stored row by row: the ends of so many (8 MB) still stay in memory."""
+"""A column of more runs is stored row by row: the ends of 2^20 runs (8 MB) fit into memory."""
 _LEAST_LENGTH = 4
-"""Rows that a run has on average, at least: with fewer the ends take more than they save."""
+"""Least mean length of runs: with shorter runs the ends take more room than they save."""
 _AT_A_TIME = 1 << 16
 
 
 def encode_runs(column: pa.Array) -> pa.Array:
-    """The column by its runs when they are few, otherwise as it is. It has no nulls."""
+    """The column run-end encoded when its runs are few, otherwise unchanged. It has no nulls."""
     starts = [np.zeros(min(1, len(column)), dtype=np.int64)]
     limit = min(MOST_RUNS, len(column) // _LEAST_LENGTH)
     plain = column.indices if pa.types.is_dictionary(column.type) else column
@@ -37,26 +39,24 @@ def encode_runs(column: pa.Array) -> pa.Array:
         if sum(map(len, starts)) > limit:
             return column
     firsts = np.concatenate(starts)
-    ends = np.append(firsts[1:], len(column))
-    return (
-        pa.RunEndEncodedArray.from_arrays(pa.array(ends, pa.int64()), column.take(pa.array(firsts)))
-        if len(firsts)
-        else column
-    )
+    if not len(firsts):
+        return column
+    ends = pa.array(np.append(firsts[1:], len(column)), pa.int64())
+    return pa.RunEndEncodedArray.from_arrays(ends, column.take(pa.array(firsts)))
 
 
 def is_encoded(column: pa.Array) -> bool:
-    """Whether `by_runs` changed it."""
+    """True for a column that `encode_runs` encoded."""
     return bool(pa.types.is_run_end_encoded(column.type))
 
 
 def values(column: pa.Array) -> pa.Array:
-    """What the column consists of: the values of its runs, or of its rows."""
+    """The values of the runs of an encoded column, or of the rows of any other."""
     return column.values if is_encoded(column) else column
 
 
 def take(column: pa.Array, rows: Ints) -> pa.Array:
-    """The values (N,) at some rows (N,) of a column, whichever way it is stored."""
+    """The values (N,) at some rows (N,) of a column, encoded or not."""
     positions = (
         np.searchsorted(column.run_ends.to_numpy(), rows, side="right")
         if is_encoded(column)
@@ -66,7 +66,7 @@ def take(column: pa.Array, rows: Ints) -> pa.Array:
 
 
 def as_numpy(column: pa.Array) -> NDArray[Any]:
-    """A column of numbers (N,), read-only: a view, unless it has several runs."""
+    """A column of numbers as a read-only array (N,): a view, unless it has several runs."""
     numbers = values(column).to_numpy(zero_copy_only=True)
     if not is_encoded(column):
         return numbers
@@ -78,7 +78,7 @@ def as_numpy(column: pa.Array) -> NDArray[Any]:
 
 
 class RunLengthColumn:
-    """A column of numbers that is stored by its runs, or of the numbers of names, cell by cell."""
+    """An encoded column of numbers, or of names as their numbers, read cell by cell."""
 
     def __init__(self, column: pa.Array) -> None:
         stored = (
@@ -86,7 +86,8 @@ class RunLengthColumn:
         )
         self._ends = column.run_ends.to_numpy()
         self._values = stored.to_numpy()
-        self._find, self._view = run_finder(self._ends), self._values.data
+        self._find = run_finder(self._ends)
+        self._view = self._values.data
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -100,7 +101,7 @@ class RunLengthColumn:
 
 
 def run_text(column: pa.Array) -> Callable[[int], str]:
-    """Gives the text of a row of a column of text that is stored by its runs."""
+    """A function from a row to its text, for an encoded column of text."""
     _, offsets, data = column.values.buffers()
     find = run_finder(column.run_ends.to_numpy())
     bounds = np.frombuffer(offsets, np.int64).data
@@ -114,8 +115,8 @@ def run_text(column: pa.Array) -> Callable[[int], str]:
 
 
 def run_finder(ends: NDArray[np.int64]) -> Callable[[int], int]:
-    """Gives the run of a row. For one row at a time a memoryview is searched three times as fast as
-    the array.
+    """A function from a row to its run. For single rows, a memoryview is searched three times as
+    fast as the array.
     """
     view = ends.data
     return partial(bisect_right, view) if len(view) > 1 else lambda row: 0

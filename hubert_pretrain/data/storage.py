@@ -1,5 +1,5 @@
-"""Bytes of audio files: a file on disk, a byte range of a shard, or either of them behind a URL with
-a bounded cache.
+"""Bytes of audio files: a file on disk, a byte range of a shard, or either of them behind a URL
+with a bounded cache.
 
 Any URL that fsspec knows is read (s3://, gs://, http://, ...). Only the bytes of the audio file
 that was asked for are fetched, never a whole shard, so that one epoch fetches every byte once; the

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 
 from hubert_pretrain.config.schema import AugmentConfig, PretrainConfig, Recipe
-from hubert_pretrain.data.augment import Augmentation, make_augmentation
+from hubert_pretrain.data.augment import Augmentation
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.frames import FrameGrid
@@ -178,9 +178,8 @@ def build_module(
 
 def augmentation(config: AugmentConfig, seed: int) -> Augmentation | None:
     """The augmentation of training crops; None for none."""
-    return make_augmentation(
+    result = Augmentation(
         seed=seed,
-        noise=config.noise,
         mix_probability=config.mix_probability,
         mix_ratio_db=config.mix_ratio_db,
         mix_noise_share=config.mix_noise_share,
@@ -190,6 +189,7 @@ def augmentation(config: AugmentConfig, seed: int) -> Augmentation | None:
         gain_probability=config.gain_probability,
         gain_db=config.gain_db,
     )
+    return result.with_noise(config.noise) if result.is_active else None
 
 
 def log_artefacts(

@@ -1,4 +1,4 @@
-"""What a loader must deliver: the steps of a stream, whoever delivers them. For any corpus: of
+"""The steps that a loader must deliver, by any number of workers and ranks, for any corpus: of
 files, of shards, mixed.
 """
 
@@ -69,7 +69,7 @@ def expected(items: MicroBatches, steps: int) -> Steps:
 def delivered(
     items: MicroBatches, *, first: int, stop: int, workers: int, rank: int, world_size: int
 ) -> list[tuple[int, str]]:
-    """What a rank's loader gives a training that goes on from step `first`, up to step `stop`."""
+    """Digests from the loader of a rank that resumes at step `first`, up to step `stop`."""
     numbers = ResumableSampler(
         lambda: first,
         steps=stop,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hubert_pretrain.data import augment as noise
-from hubert_pretrain.data.augment import Augmentation, make_augmentation
+from hubert_pretrain.data.augment import Augmentation
 from hubert_pretrain.data.manifest import Utterance, write_manifest
 from hubert_pretrain.errors import DataError
 
@@ -62,9 +62,7 @@ def everything(noises: Path) -> Callable[..., Augmentation]:
             "noise_probability": 0.5,
             "gain_probability": 0.5,
         }
-        found = make_augmentation(seed=seed, noise=str(noises), **parts)
-        assert found is not None
-        return found
+        return Augmentation(seed=seed, **parts).with_noise(noises)
 
     return make
 
@@ -91,8 +89,8 @@ def test_it_is_a_pure_function_of_seed_micro_batch_and_row(
 def test_a_row_does_not_depend_on_what_happened_to_the_others(
     everything: Callable[..., Augmentation],
 ) -> None:
-    """What is mixed in is clean: the last row of a batch comes out the same, whether or not the
-    first was augmented before it.
+    """Mixed parts are clean: the last row of a batch is the same, whether or not the first row was
+    augmented before it.
     """
     augment = Augmentation(seed=1, mix_probability=1.0)
     clean = speech()
@@ -148,15 +146,9 @@ def test_mixing_adds_at_most_half_of_the_length_at_the_ratio_asked_for(
 
 @given(seed=st.integers(0, 10_000), ratio=st.floats(-5, 30))
 def test_noise_covers_the_row_at_the_ratio_asked_for(noises: Path, seed: int, ratio: float) -> None:
-    augment = make_augmentation(
-        seed=seed,
-        noise=str(noises),
-        mix_probability=0.0,
-        noise_probability=1.0,
-        gain_probability=0.0,
-        noise_ratio_db=(ratio, ratio),
-    )
-    assert augment is not None
+    augment = Augmentation(
+        seed=seed, noise_probability=1.0, noise_ratio_db=(ratio, ratio)
+    ).with_noise(str(noises))
     clean = speech(seed)
     augmented, changed = augment(clean, index=0, rows=ROWS)
     assert changed.all()
@@ -205,17 +197,15 @@ def test_silence_and_a_single_row_stay_as_they_are(noises: Path) -> None:
     assert not changed.any()
 
 
-def test_nothing_asked_for_is_no_augmentation() -> None:
-    assert (
-        make_augmentation(
-            seed=0,
-            mix_probability=0.0,
-            noise_probability=0.0,
-            gain_probability=0.0,
-            noise="/nowhere",
-        )
-        is None
-    )
+def test_noise_that_no_setting_uses_is_not_opened() -> None:
+    nothing = Augmentation(seed=0, mix_noise_share=1.0)
+    assert not nothing.is_active
+    assert nothing.with_noise("/nowhere") == nothing
+    mixed = Augmentation(seed=0, mix_probability=1.0)
+    assert mixed.is_active
+    assert mixed.with_noise("/nowhere") == mixed
+    with pytest.raises(DataError, match="no such folder of noise"):
+        Augmentation(seed=0, noise_probability=0.1).with_noise("/nowhere")
 
 
 def test_a_folder_of_noise(noises: Path) -> None:

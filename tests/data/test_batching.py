@@ -33,7 +33,7 @@ def build(num_samples: np.ndarray, **changes: object) -> BucketSampler:
         "max_shapes": 8,
         "masked_frames": lambda frames: frames // 2,
     }
-    return BucketSampler([LengthIndex.of(num_samples)], **{**values, **changes})  # type: ignore[arg-type]
+    return BucketSampler([LengthIndex.of(num_samples)], **{**values, **changes})
 
 
 def test_a_micro_batch_depends_on_seed_and_number_only() -> None:
@@ -134,7 +134,7 @@ def test_librispeech_loses_less_than_six_percent(micro_batch_seconds: float) -> 
     )
     # All of an epoch is of full shapes, so the shares of the shapes say what is used; some
     # micro-batches are looked at.
-    share = float(re.search(r"([\d.]+)% of the audio used", plan.describe())[1])  # type: ignore[index]
+    share = float(re.search(r"([\d.]+)% of the audio used", plan.describe())[1])
     assert share > 94.0
     assert len(plan.shapes) <= 16
     chosen = np.random.default_rng(0).integers(0, plan.epoch_micro_batches, 200)
@@ -164,7 +164,7 @@ def test_real_lengths_lose_less_than_six_percent(shared: Path) -> None:
         max_crop_seconds=15.625,
         max_shapes=16,
     )
-    assert float(re.search(r"([\d.]+)% of the audio used", plan.describe())[1]) > 94.0  # type: ignore[index]
+    assert float(re.search(r"([\d.]+)% of the audio used", plan.describe())[1]) > 94.0
 
 
 def test_the_share_that_is_said_to_be_used_is_used() -> None:

@@ -1,4 +1,4 @@
-"""Corpora in one manifest: drawn as often as they should be, exactly."""
+"""Several corpora in one manifest are sampled exactly by their weights."""
 
 from __future__ import annotations
 
@@ -9,22 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubert_pretrain.config import compose
-from hubert_pretrain.config.schema import DataConfig, Recipe
 from hubert_pretrain.data.batching import BucketSampler
-from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.corpus_weights import make_bucket, sampling_weights
 from hubert_pretrain.data.length_index import LengthIndex
 from hubert_pretrain.data.manifest import Manifest, Utterance, write_manifest
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
-from hubert_pretrain.pipeline.workspace import Workspace
-from hubert_pretrain.stages import prepare
 
 NAMES = ("large", "middle", "small")
 
@@ -55,11 +48,11 @@ def build(manifest: Manifest, **changes: object) -> BucketSampler:
         "max_shapes": 4,
         "masked_frames": lambda frames: frames // 2,
     }
-    return BucketSampler(manifest.length_sorted("train"), **{**values, **changes})  # type: ignore[arg-type]
+    return BucketSampler(manifest.length_sorted("train"), **{**values, **changes})
 
 
-def drawn(plan: BucketSampler, first: int, stop: int) -> tuple[Counter[int], Counter[int]]:
-    """How often each row was drawn, and how many frames of it."""
+def sampled_by(plan: BucketSampler, first: int, stop: int) -> tuple[Counter[int], Counter[int]]:
+    """Number of times that each row was sampled, and its frames."""
     rows: Counter[int] = Counter()
     frames: Counter[int] = Counter()
     for index in range(first, stop):
@@ -79,7 +72,7 @@ def by_corpus(manifest: Manifest, counts: Counter[int]) -> dict[str, list[int]]:
 
 def test_without_weights_several_corpora_are_as_one(tmp_path: Path) -> None:
     plan = build(manifest_of(tmp_path))
-    rows, _ = drawn(plan, 0, plan.epoch_micro_batches)
+    rows, _ = sampled_by(plan, 0, plan.epoch_micro_batches)
     assert set(rows.values()) == {1}
     assert len(rows) > 0.93 * 520
     same = build(Manifest.open(tmp_path), corpus_weights={}, corpus_temperature=1.0)
@@ -100,11 +93,11 @@ def test_weights_are_shares_of_the_audio_and_repeats_differ_by_one(
 ) -> None:
     manifest = manifest_of(tmp_path)
     plan = build(manifest, corpus_weights=weights)
-    rows, frames = drawn(plan, 0, epochs * plan.epoch_micro_batches)
+    rows, frames = sampled_by(plan, 0, epochs * plan.epoch_micro_batches)
     total = sum(frames.values())
-    heard = {name: sum(counts) / total for name, counts in by_corpus(manifest, frames).items()}
+    sampled = {name: sum(counts) / total for name, counts in by_corpus(manifest, frames).items()}
     for name, weight in weights.items():
-        assert heard[name] == pytest.approx(weight / sum(weights.values()), abs=0.02)
+        assert sampled[name] == pytest.approx(weight / sum(weights.values()), abs=0.02)
     crops = [shape.num_frames for shape in plan.shapes]
     bounds = [MODEL_GRID.num_samples(t) for t in crops] + [10**9]
     lengths = manifest.num_samples
@@ -118,11 +111,11 @@ def test_weights_are_shares_of_the_audio_and_repeats_differ_by_one(
 def test_temperature_brings_out_the_small(tmp_path: Path) -> None:
     manifest = manifest_of(tmp_path)
     plan = build(manifest, corpus_temperature=2.0)
-    _, frames = drawn(plan, 0, 3 * plan.epoch_micro_batches)
-    heard = {name: sum(counts) for name, counts in by_corpus(manifest, frames).items()}
+    _, frames = sampled_by(plan, 0, 3 * plan.epoch_micro_batches)
+    sampled = {name: sum(counts) for name, counts in by_corpus(manifest, frames).items()}
     roots = {group.corpus: group.total_samples**0.5 for group in manifest.length_sorted("train")}
     for name in NAMES:
-        assert heard[name] / sum(heard.values()) == pytest.approx(
+        assert sampled[name] / sum(sampled.values()) == pytest.approx(
             roots[name] / sum(roots.values()), abs=0.02
         )
     assert "an epoch samples large 0." in plan.describe()
@@ -203,98 +196,3 @@ def test_temperature_one_and_equal_weights() -> None:
     shares = sampling_weights(utterances, {}, 1e9)
     assert shares is not None
     np.testing.assert_allclose(shares, [0.5, 0.5], atol=1e-6)
-
-
-def mixture(tmp_path: Path, *more: str) -> Recipe:
-    words = [
-        "+recipe=smoke",
-        "data=mixture",
-        f"data.corpus.corpora.librispeech.root={tmp_path}/ls",
-        *more,
-    ]
-    compose.register()
-    with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        return compose.to_recipe(hydra_compose("config", overrides=words), words)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (
-            {"weights": "{librispeech: 1, onw: 1}"},
-            r"corpus_weights: no corpus 'onw' in the mixture \(did you mean 'own'\?\)",
-        ),
-        (
-            {"weights": "{own: 1}"},
-            r"corpus_weights: has no weight for corpus 'librispeech'; give it one",
-        ),
-        (
-            {"weights": "{own: -1, librispeech: 1}"},
-            r"corpus_weights=.*: expected numbers from 0 up",
-        ),
-        (
-            {"weights": "{own: 1, librispeech: 1}", "temperature": "2"},
-            r"corpus_temperature: has no meaning beside",
-        ),
-        (
-            {"temperature": "0"},
-            r"it1\.pretrain\.corpus_temperature=0\.0: expected a number above 0",
-        ),
-    ],
-)
-def test_weights_that_cannot_be_are_found_before_anything_runs(
-    tmp_path: Path, values: dict[str, str], message: str
-) -> None:
-    words = [f"++iterations.it1.pretrain.corpus_{name}={value}" for name, value in values.items()]
-    with pytest.raises(ConfigError, match=message):
-        mixture(tmp_path, "data.corpus.corpora.own.root=/own", *words)
-
-
-def test_a_mixture_is_prepared_with_names_and_splits(tmp_path: Path, shared: Path) -> None:
-    (tmp_path / "ls").symlink_to(shared / "data/librispeech")
-    own = f"{shared}/data/librispeech/test-other"
-    key = "data.corpus.corpora.librispeech"
-    words = [f"{key}.train=[train-clean-100]", f"{key}.valid=[]", f"+{key}.test=[test-other]"]
-    recipe = mixture(tmp_path, f"data.corpus.corpora.own.root={own}", "data.workers=1", *words)
-    folder = tmp_path / "prepare"
-    folder.mkdir()
-    prepare.run(recipe, Workspace(tmp_path), "prepare", folder)
-    corpus = Corpus.open(folder)
-    assert set(corpus.card["corpora"]) == {"librispeech", "own"}
-    assert (
-        corpus.card["duplicates"]["across_splits"] > 0
-    )  # test-other is in both, and the card says so
-    for row in range(len(corpus.manifest)):
-        utterance = corpus.manifest[row]
-        assert utterance.id.startswith(f"{utterance.corpus}/")
-    assert {group.corpus for group in corpus.manifest.length_sorted("train")} == {
-        "librispeech",
-        "own",
-    }
-    assert {group.corpus for group in corpus.manifest.length_sorted("test")} == {"librispeech"}
-
-
-def test_a_wrong_argument_inside_a_mixture_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError,
-        match=r"^data\.corpus\.corpora\.own\.rot: .*Folder has no such argument \(did you mean 'root'\?\)",
-    ):
-        mixture(tmp_path, "data.corpus.corpora.own.root=/x", "+data.corpus.corpora.own.rot=1")
-    with pytest.raises(ConfigError, match=r"data\.corpus\.corpora\.own\.root has no value"):
-        mixture(tmp_path)
-
-
-def test_an_error_inside_a_mixture_is_one_line(tmp_path: Path) -> None:
-    recipe = mixture(
-        tmp_path, "data.corpus.corpora.own.root=/x", "+data.corpus.corpora.own.split_by=fold"
-    )
-    with pytest.raises(ConfigError, match=r"^data\.corpus\.split_by='fold': expected auto"):
-        prepare.run(recipe, Workspace(tmp_path), "prepare", tmp_path)
-    bad = Recipe(
-        name="x",
-        data=DataConfig(
-            corpus={"_target_": "hubert_pretrain.corpora.mixture.Mixture", "corpora": {}}, root=None
-        ),
-    )
-    with pytest.raises(ConfigError, match="corpora: is empty"):
-        prepare.run(bad, Workspace(tmp_path), "prepare", tmp_path)

@@ -1,7 +1,4 @@
-"""Statistics of a recording, or of many segments of it, while it is decoded once in blocks.
-
-Shapes: S samples.
-"""
+"""Streaming statistics of a recording and its segments, over one decoding in blocks. S samples."""
 
 from __future__ import annotations
 
@@ -18,10 +15,11 @@ from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
 
 Segment = tuple[int, int | None]
-"""(first sample, how many) of a recording, at 16 kHz; None: to its end."""
+"""(first sample, number of samples) of a part of a recording, at 16 kHz; None: to its end."""
 WHOLE: Segment = (0, None)
 
 _FULL_SCALE = 0.9999
+"""Magnitude from which a sample counts as clipped."""
 _SILENCE_BELOW_LOUDEST = 1e-4
 """A hop is silent when its power is 40 dB below that of the utterance's loudest hop."""
 
@@ -31,8 +29,8 @@ _PEAK_LIMIT = 16.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AudioFacts:
-    """What a file or a segment of it holds, measured on the waveform that `audio.read` gives unless
-    said otherwise.
+    """Measured facts of a file or a segment of it, of the waveform that `audio.read` gives unless
+    noted.
     """
 
     num_samples: int
@@ -41,7 +39,7 @@ class AudioFacts:
     channels: int
     mean: float
     variance: float
-    """Biased."""
+    """Biased variance."""
     peak: float
     """Largest magnitude in the file, in any channel."""
     clipped: float
@@ -53,7 +51,7 @@ class AudioFacts:
 
 
 class AudioStats:
-    """Running statistics of every segment over the blocks of a recording."""
+    """Statistics of all segments of a recording, updated block by block."""
 
     def __init__(self, source_rate: int, segments: Sequence[Segment] = (WHOLE,)) -> None:
         self.source_rate = source_rate
@@ -63,56 +61,55 @@ class AudioStats:
             if source_rate != SAMPLE_RATE
             else None
         )
-        self._parts = [SegmentStats(start, num_samples) for start, num_samples in segments]
-        bounds = [(part.start, part.stop) for part in self._parts]
-        self._places = SegmentCursor(bounds)
-        self._source_places = SegmentCursor(
-            [
-                (start * source_rate // SAMPLE_RATE, stop * source_rate // SAMPLE_RATE)
-                for start, stop in bounds
-            ]
-        )
+        self._segments = [SegmentStats(start, num_samples) for start, num_samples in segments]
+        bounds = [(segment.start, segment.stop) for segment in self._segments]
+        self._cursor = SegmentCursor(bounds)
+        source_bounds = [
+            (start * source_rate // SAMPLE_RATE, stop * source_rate // SAMPLE_RATE)
+            for start, stop in bounds
+        ]
+        self._source_cursor = SegmentCursor(source_bounds)
 
     @property
     def num_samples(self) -> int:
-        """Length of what was added, at 16 kHz."""
+        """Length of the blocks so far, at 16 kHz."""
         return resampled_length(self.source_samples, self.source_rate)
 
     def add(self, path: str, block: Waveform) -> None:
-        """Counts in a block (S, channels) at the source rate. Raises DataError for samples that are
-        no numbers.
+        """Accumulates a block (S, channels) at the source rate. Raises DataError for NaN and
+        infinity.
         """
         magnitude = np.abs(block)
         if not math.isfinite(float(magnitude.max())):
-            place = f"{self.source_samples}..{self.source_samples + len(block)}"
-            raise DataError(f"{path}: NaN or infinity among samples {place}; replace the file")
+            samples = f"{self.source_samples}..{self.source_samples + len(block)}"
+            raise DataError(f"{path}: NaN or infinity among samples {samples}; replace the file")
         self.source_samples += len(block)
         waveform = mono(block)
-        for number, inside in self._source_places.take(len(block)):
-            self._parts[number].add_source(waveform[inside], magnitude[inside])
-        self._measure(
-            waveform if self._resampler is None else self._resampler.resample_chunk(waveform)
-        )
+        for number, inside in self._source_cursor.take(len(block)):
+            self._segments[number].add_source(waveform[inside], magnitude[inside])
+        if self._resampler is not None:
+            waveform = self._resampler.resample_chunk(waveform)
+        self._measure(waveform)
 
     def finish(self) -> None:
-        """Takes what the resampler still holds."""
+        """Flush the resampler."""
         if self._resampler is not None:
             self._measure(self._resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
 
     def results(self) -> list[AudioFacts | str]:
-        """For every segment its facts, or the reason why it cannot be used."""
+        """The facts of every segment, or the reason why the segment cannot be used."""
         return [
-            part.reason(self.num_samples) or part.facts(self.num_samples, self.source_rate)
-            for part in self._parts
+            segment.reason(self.num_samples) or segment.facts(self.num_samples, self.source_rate)
+            for segment in self._segments
         ]
 
     def _measure(self, waveform: Waveform) -> None:
-        for number, inside in self._places.take(len(waveform)):
-            self._parts[number].add(waveform[inside])
+        for number, inside in self._cursor.take(len(waveform)):
+            self._segments[number].add(waveform[inside])
 
 
 class SegmentCursor:
-    """Which segments a block of a recording touches, and where. Takes the blocks in order."""
+    """The segments that overlap each block of a recording, for blocks in order."""
 
     def __init__(self, bounds: list[tuple[int, int]]) -> None:
         self._bounds = bounds
@@ -123,6 +120,7 @@ class SegmentCursor:
         self._open: list[int] = []
 
     def take(self, count: int) -> Iterator[tuple[int, slice]]:
+        """(segment, its samples within the block) for the next block of `count` samples."""
         begin = self._position
         end = self._position + count
         while self._waiting and self._bounds[self._waiting[-1]][0] < end:
@@ -135,14 +133,16 @@ class SegmentCursor:
 
 
 class SegmentStats:
-    """Running statistics of one segment."""
+    """Statistics of one segment, updated block by block."""
 
     def __init__(self, start: int, num_samples: int | None) -> None:
         self.start = start
-        self._promised = num_samples
+        self._stated = num_samples
         self.stop = 1 << 62 if num_samples is None else start + num_samples
         self.peak = 0.0
-        self._source_samples = self._channels = self._clipped = 0
+        self._source_samples = 0
+        self._channels = 0
+        self._clipped = 0
         self._count = 0
         self._sum = 0.0
         self._power = 0.0
@@ -151,6 +151,7 @@ class SegmentStats:
         self._hops: list[Waveform] = []
 
     def add_source(self, waveform: Waveform, magnitude: Waveform) -> None:
+        """Accumulates samples at the source rate: mono (S,) and magnitudes (S, channels)."""
         self.peak = max(self.peak, float(magnitude.max(initial=0.0)))
         self._channels = magnitude.shape[1]
         self._clipped += int((magnitude >= _FULL_SCALE).sum())
@@ -158,30 +159,42 @@ class SegmentStats:
         self._digest.update(waveform.tobytes())
 
     def add(self, waveform: Waveform) -> None:
+        """Accumulates samples (S,) at 16 kHz."""
         wide = waveform.astype(np.float64)
-        self._count, self._sum, self._power = (
-            self._count + len(wide),
-            self._sum + float(wide.sum()),
-            self._power + float(wide @ wide),
-        )
+        self._count += len(wide)
+        self._sum += float(wide.sum())
+        self._power += float(wide @ wide)
+        # Energy of each hop; samples of an unfinished hop wait for the next block.
         joined = np.concatenate([self._rest, waveform])
         whole = len(joined) // MODEL_GRID.hop * MODEL_GRID.hop
         self._hops.append(np.square(joined[:whole].reshape(-1, MODEL_GRID.hop)).mean(axis=1))
         self._rest = joined[whole:]
 
     def reason(self, available: int) -> str:
-        """Why it cannot be used, given the length of the recording at 16 kHz; "" when it can."""
-        if self._promised is not None and self.stop > available:
-            return f"segment ends at sample {self.stop}, the recording has {available}; mend the segment, or copy the recording again"
+        """The reason why it cannot be used, given the length of the recording at 16 kHz; "" for a
+        usable one.
+        """
+        if self._stated is not None and self.stop > available:
+            return (
+                f"segment ends at sample {self.stop}, the recording has {available}; "
+                "correct the segment, or copy the recording again"
+            )
         if (length := self._length(available)) < MODEL_GRID.window:
-            return f"{length} samples at {SAMPLE_RATE} Hz, shorter than one model frame ({MODEL_GRID.window}); remove the file"
+            return (
+                f"{length} samples at {SAMPLE_RATE} Hz, shorter than one model frame "
+                f"({MODEL_GRID.window}); remove the file"
+            )
         if self.peak > _PEAK_LIMIT:
-            return f"samples up to {self.peak:.4g}, expected [-1, 1]; divide them by their full scale (often 32768)"
+            return (
+                f"samples up to {self.peak:.4g}, expected [-1, 1]; "
+                "divide them by their full scale (often 32768)"
+            )
         if self._variance == 0.0:
             return "no sound, every sample is the same; replace or remove the file"
         return ""
 
     def facts(self, available: int, source_rate: int) -> AudioFacts:
+        """The facts of a usable segment."""
         power = np.concatenate([*self._hops, np.zeros(0, dtype=np.float32)])
         return AudioFacts(
             num_samples=self._length(available),
@@ -196,7 +209,7 @@ class SegmentStats:
         )
 
     def _length(self, available: int) -> int:
-        return max(0, available - self.start) if self._promised is None else self._promised
+        return max(0, available - self.start) if self._stated is None else self._stated
 
     @property
     def _variance(self) -> float:

@@ -1,5 +1,6 @@
-"""The corpus card: what a corpus is, in numbers that show what is wrong with it before a GPU sees
-it. Computed from columns, in parts.
+"""Corpus statistics: hours, speakers, lengths, clipping, duplicates, quarantine.
+
+The card shows the faults of a corpus before training. It is computed from columns, in parts.
 """
 
 from __future__ import annotations
@@ -28,12 +29,11 @@ _QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 def make_card(
     manifest: Manifest, scanned: ScannedCorpus, rows: Ints, bad: Quarantine
 ) -> dict[str, Any]:
-    """The card of a non-empty corpus, as plain JSON values. Row r of the manifest is the utterance at
-    place `rows[r]`.
+    """The card of a non-empty corpus, as plain JSON values. Row r of the manifest is the utterance
+    at position `rows[r]`.
     """
-    quantiles = np.quantile(
-        seconds(manifest.num_samples), list(_QUANTILES.values()), overwrite_input=True
-    )  # type: ignore[arg-type]
+    lengths = seconds(manifest.num_samples)
+    quantiles = np.quantile(lengths, list(_QUANTILES.values()), overwrite_input=True)
     return {
         "utterances": len(manifest),
         "hours": _hours(
@@ -70,8 +70,8 @@ def facts_of(card: dict[str, Any]) -> dict[str, Any]:
         name: {"utterances": split["utterances"], "hours": split["hours"]}
         for name, split in card["splits"].items()
     }
-    kept = {name: card[name] for name in ("utterances", "hours", "aligned_utterances", "speakers")}
-    return kept | {"quarantined": card["quarantined"]["utterances"], "splits": splits}
+    facts = {name: card[name] for name in ("utterances", "hours", "aligned_utterances", "speakers")}
+    return facts | {"quarantined": card["quarantined"]["utterances"], "splits": splits}
 
 
 def describe(card: dict[str, Any]) -> str:
@@ -81,26 +81,35 @@ def describe(card: dict[str, Any]) -> str:
     bad = card["quarantined"]
     corpora = card["corpora"]
     rates = ", ".join(f"{rate} Hz: {count}" for rate, count in card["source_rates"].items())
+    channels = ", ".join(f"{name}: {count}" for name, count in card["channels"].items())
     lines = [
-        f"corpus       {card['utterances']} utterances, {_long(card['hours'])}, {card['speakers']} speakers, {card['labels']} labels",
+        f"corpus       {_amount(card)}, {card['speakers']} speakers, {card['labels']} labels",
         *(
-            f"  {name:10} {s['utterances']} utterances, {_long(s['hours'])}, {s['speakers']} speakers"
-            for name, s in card["splits"].items()
+            f"  {name:10} {_amount(split)}, {split['speakers']} speakers"
+            for name, split in card["splits"].items()
         ),
         *(
-            f"  from {name}: {c['utterances']} utterances, {_long(c['hours'])}"
-            for name, c in corpora.items()
+            f"  from {name}: {_amount(corpus)}"
+            for name, corpus in corpora.items()
             if len(corpora) > 1
         ),
-        f"text         {card['transcribed_utterances']} transcribed, {card['aligned_utterances']} with phone alignments",
-        f"length       {length['min']:.2f} to {length['max']:.2f} s, median {length['median']:.2f} s",
-        f"source       {rates}; channels: {', '.join(f'{name}: {count}' for name, count in card['channels'].items())}",
-        f"sound        {card['silence']:.0%} silence, {card['clipped_utterances']} clipped utterances, peak {card['peak']:.2f}",
-        f"duplicates   {duplicates['utterances']} utterances, {duplicates['across_splits']} of them in several splits",
+        f"text         {card['transcribed_utterances']} transcribed, "
+        f"{card['aligned_utterances']} with phone alignments",
+        f"length       {length['min']:.2f} to {length['max']:.2f} s, "
+        f"median {length['median']:.2f} s",
+        f"source       {rates}; channels: {channels}",
+        f"sound        {card['silence']:.0%} silence, "
+        f"{card['clipped_utterances']} clipped utterances, peak {card['peak']:.2f}",
+        f"duplicates   {duplicates['utterances']} utterances, "
+        f"{duplicates['across_splits']} of them in several splits",
         f"quarantined  {bad['utterances']}",
         *(f"  {count} x {reason}" for reason, count in bad["reasons"].items()),
     ]
     return "\n".join(lines)
+
+
+def _amount(part: dict[str, Any]) -> str:
+    return f"{part['utterances']} utterances, {_long(part['hours'])}"
 
 
 def _long(hours: float) -> str:
@@ -142,29 +151,33 @@ def _parts(rows: range) -> Iterator[Ints]:
 
 
 def _distinct(manifest: Manifest, name: str, rows: range) -> int:
-    """How many names a column has in some rows, "" not counted."""
+    """Number of different names in some rows of a column, without ""."""
     names = manifest.take(name, np.arange(0)).dictionary
     seen = np.zeros(len(names), dtype=bool)
     for part in _parts(rows):
         seen[manifest.take(name, part).indices.to_numpy()] = True
-    return int(seen.sum()) - sum(bool(seen[i]) for i in [names.index("").as_py()] if i >= 0)
+    empty = names.index("").as_py()
+    if empty >= 0:
+        seen[empty] = False
+    return int(seen.sum())
 
 
 def _sound(scanned: ScannedCorpus, rows: Ints) -> dict[str, Any]:
-    """What was heard: rates, channels, silence, clipping, peak."""
+    """Facts of the audio: rates, channels, silence, clipping, peak."""
     records = scanned.journal.records()
     rates: Counter[int] = Counter()
     channels: Counter[int] = Counter()
-    silence = total = 0.0
+    silence = 0.0
+    total = 0.0
     clipped = 0
     peak = 0.0
     for part in chunks(len(rows)):
         facts = records[scanned.record[rows[part]]]
         rates.update(_counts(facts["source_rate"]))
         channels.update(_counts(facts["channels"]))
-        silence = silence + float(facts["silence"] @ facts["num_samples"])
-        total = total + float(facts["num_samples"].sum())
-        clipped = clipped + int((facts["clipped"] > _CLIPPED_UTTERANCE).sum())
+        silence += float(facts["silence"] @ facts["num_samples"])
+        total += float(facts["num_samples"].sum())
+        clipped += int((facts["clipped"] > _CLIPPED_UTTERANCE).sum())
         peak = max(peak, float(facts["peak"].max()))
     return {
         "source_rates": {str(rate): count for rate, count in sorted(rates.items())},
@@ -181,13 +194,14 @@ def _counts(values: NDArray[np.int64]) -> dict[int, int]:
 
 
 def _duplicates(manifest: Manifest, scanned: ScannedCorpus, rows: Ints) -> dict[str, Any]:
-    """Utterances whose decoded audio is that of another one; those in several splits are a leak
-    from training into the test.
+    """Utterances with the same decoded audio as another one. Those in several splits leak from
+    training into validation or test.
     """
     records = scanned.journal.records()
     content = np.empty((2, len(rows)), dtype=np.uint64)
     for part in chunks(len(rows)):
         content[:, part] = records["content"][scanned.record[rows[part]]].T
+    # Equal content is adjacent in this order; a group begins where the content changes.
     order = np.lexsort(content[::-1])
     new = np.append(True, (content[:, order[1:]] != content[:, order[:-1]]).any(axis=0))
     firsts = np.flatnonzero(new)

@@ -1,4 +1,4 @@
-"""The utterances that are left out, and why: a line each on disk, and their number by reason."""
+"""Excluded utterances and the reasons: a line of JSON each on disk, and counts by reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """An utterance that is left out, and why."""
+    """An excluded utterance and the reason."""
 
     id: str
     path: str
@@ -24,16 +24,16 @@ class Quarantined:
 
 
 class Quarantine:
-    """A list on disk of which only a few examples are in memory. Use it in a `with`; it is empty
-    when nothing is bad.
+    """The list of excluded utterances, on disk, with a few examples in memory. Use it in a `with`;
+    the file is empty when all utterances are usable.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.reasons: Counter[str] = Counter()
-        """Reasons without their numbers, so that like counts with like."""
+        """Counts of reasons, without the numbers in them, so that equal faults count together."""
         self.examples: list[Quarantined] = []
-        """The first few."""
+        """The first few excluded utterances."""
         self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> Quarantine:
@@ -51,23 +51,25 @@ class Quarantine:
         return self.reasons.total()
 
     def add(self, one: Quarantined) -> None:
-        """Adds an utterance."""
+        """Excludes an utterance."""
         self._file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
         self.reasons[re.sub(r"\d+", "#", one.reason.partition("; ")[0])] += 1
         if len(self.examples) < _EXAMPLES:
             self.examples.append(one)
 
     def refuse_too_many(self, total: int, max_bad_fraction: float) -> None:
-        """Raises DataError when more than `max_bad_fraction` of all utterances are here, or all."""
+        """Raises DataError when more than `max_bad_fraction` of the `total` utterances are
+        excluded, or all of them.
+        """
         if len(self) < total and len(self) <= max_bad_fraction * total:
             return
-        more = (
-            ""
-            if len(self) == total
-            else f" ({len(self) / total:.2%}, data.max_bad_fraction is {max_bad_fraction:.2%})"
-        )
-        allow = "" if len(self) == total else ", or raise data.max_bad_fraction"
+        share = ""
+        fix = "repair or remove them"
+        if len(self) < total:
+            share = f" ({len(self) / total:.2%}, data.max_bad_fraction is {max_bad_fraction:.2%})"
+            fix += ", or raise data.max_bad_fraction"
+        first = self.examples[0]
         raise DataError(
-            f"{len(self)} of {total} utterances cannot be used{more}; the first: {self.examples[0].path}: {self.examples[0].reason}. "
-            f"All are listed in {self.path}; mend or remove them{allow}"
+            f"{len(self)} of {total} utterances cannot be used{share}; the first: {first.path}: "
+            f"{first.reason}. All are listed in {self.path}; {fix}"
         )

@@ -1,5 +1,5 @@
-"""Reading every audio file once, before anything is trained on it: its exact length, its
-statistics, and whether it is whole.
+"""Scan of audio files: each is decoded once, in parallel, for its exact length, its statistics and
+damage.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from hubert_pretrain.distributed import usable_cores
 from hubert_pretrain.errors import DataError
 
 _BLOCK = 1 << 18
-"""Source samples decoded at a time: a recording of hours is measured in a few megabytes."""
+"""Source samples decoded at a time: a recording of hours takes a few megabytes of memory."""
 
 _FEW = 128
-"""Up to so many files, starting processes costs more than it saves."""
+"""Up to this many files, starting processes costs more than it saves."""
 _CHUNK = 32
 _AHEAD = 4
-"""Chunks that each process may be ahead of what was asked for."""
+"""Chunks that each process may be ahead of the results that were taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """An audio file and the segments of it that are utterances. It is decoded once, however many
-    they are.
+    """An audio file and the segments of it that are utterances. It is decoded once for all of
+    them.
     """
 
     location: Location
@@ -51,13 +51,12 @@ def scan(
 
     Args:
         path: the file or its URL, or the shard that holds it.
-        offset, num_bytes: where the file lies in its shard; -1: `path` is the file.
-        cache: for what lies behind URLs.
+        offset, num_bytes: position of the file in its shard; -1: `path` is the file.
+        cache: for audio behind URLs.
 
     Raises:
         DataError: the file is missing, unreadable, truncated, shorter than one model frame, silent
-        throughout, or holds NaN or
-            numbers that are not audio.
+            throughout, or holds NaN or numbers that are not audio.
     """
     facts = scan_segments(Recording(Location(str(path), offset, num_bytes)), cache)[0]
     if isinstance(facts, str):
@@ -66,35 +65,38 @@ def scan(
 
 
 def scan_segments(recording: Recording, cache: Cache | None = None) -> list[AudioFacts | str]:
-    """For every segment of a recording its facts, or the reason why it cannot be used.
+    """The facts of every segment of a recording, or the reason why the segment cannot be used.
 
-    Raises DataError when none can: the file is missing, unreadable, truncated or holds NaN.
+    Raises:
+        DataError: no segment can be used: the file is missing, unreadable, truncated or holds NaN.
     """
     path, offset, num_bytes = recording.location
-    part = open_bytes(path, offset, num_bytes, cache)
-    with sound_file(path, part) as file:
-        tally = AudioStats(file.samplerate, recording.segments)
+    content = open_bytes(path, offset, num_bytes, cache)
+    with sound_file(path, content) as file:
+        stats = AudioStats(file.samplerate, recording.segments)
         try:
             while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
-                tally.add(path, block)
+                stats.add(path, block)
         except soundfile.SoundFileError as error:
-            reason = f"cannot be decoded after {tally.source_samples} of {file.frames} samples ({one_line(error)})"
-            raise DataError(f"{path}: {reason}; replace the file") from error
-        tally.finish()
-        _refuse_truncated(path, part, file, tally.source_samples)
-    return tally.results()
+            raise DataError(
+                f"{path}: cannot be decoded after {stats.source_samples} of {file.frames} samples "
+                f"({one_line(error)}); replace the file"
+            ) from error
+        stats.finish()
+        _refuse_truncated(path, content, file, stats.source_samples)
+    return stats.results()
 
 
 def scan_all(
     recordings: Iterable[Recording], workers: int = 0, cache: Cache | None = None
 ) -> Iterator[list[AudioFacts | str]]:
-    """`probe_or_reason` of every recording, in their order whatever the number of processes. Takes
-    no more of them than it needs.
+    """`scan_or_reason` of every recording, in their order for any number of processes. Takes only a
+    few recordings ahead of its results.
 
     Args:
         recordings: any number of them.
         workers: processes; 0 is one per core this process may use.
-        cache: for what lies behind URLs.
+        cache: for audio behind URLs.
     """
     recordings = iter(recordings)
     workers = workers or usable_cores()
@@ -103,7 +105,7 @@ def scan_all(
     if len(few) <= _FEW:
         yield from map(partial(scan_or_reason, cache=cache), recordings)
         return
-    # spawn: a fork would copy the threads' locks of whatever library the caller has in use.
+    # spawn, because a fork would copy the locks that threads of the caller's libraries hold.
     executor = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=end_with_parent
     )
@@ -117,31 +119,29 @@ def scan_all(
             yield from waiting.popleft().result()
     except BrokenProcessPool as error:
         raise DataError(
-            "a process that reads audio died, killed or out of memory; run again with fewer, e.g. data.workers=1"
+            "a process that reads audio died, killed or out of memory; "
+            "run again with fewer, e.g. data.workers=1"
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
 def scan_or_reason(recording: Recording, cache: Cache | None = None) -> list[AudioFacts | str]:
-    """`probe_segments`, with the reason for every segment in place of an error."""
+    """`scan_segments`, with the reason for every segment in place of an error."""
     path = recording.location.path
     try:
         return scan_segments(recording, cache)
     except DataError as error:
         reason = str(error).removeprefix(f"{path}: ")
-    except (
-        ValueError,
-        RuntimeError,
-        OSError,
-    ) as error:  # e.g. a header with a rate that no resampler accepts
+    except (ValueError, RuntimeError, OSError) as error:
+        # For example a header with a rate that no resampler accepts.
         reason = f"cannot be used ({type(error).__name__}: {one_line(error)}); replace the file"
     return [reason] * len(recording.segments)
 
 
 def end_with_parent() -> None:
-    """Ends this process once the one that started it is gone: after a kill it would wait for work
-    for ever.
+    """Ends this process when the one that started it is gone. Else it would wait for work for ever
+    after a kill.
     """
 
     def watch() -> None:
@@ -159,43 +159,47 @@ def _scan_chunk(
     return [scan_or_reason(recording, cache) for recording in recordings]
 
 
-def _refuse_truncated(path: str, part: ByteRange, file: soundfile.SoundFile, decoded: int) -> None:
-    """libsndfile reads what is there and says nothing (all but FLAC), so the promises of headers
-    are checked here.
+def _refuse_truncated(
+    path: str, content: ByteRange, file: soundfile.SoundFile, decoded: int
+) -> None:
+    """Raises DataError when a file is shorter than its header states. (libsndfile decodes the rest
+    of a truncated file without an error, except for FLAC.)
     """
     if decoded < file.frames:
         found = f"{decoded} of {file.frames} samples"
-    elif file.format in ("WAV", "WAVEX") and (missing := _missing_wav_bytes(part)):
+    elif file.format in ("WAV", "WAVEX") and (missing := _missing_wav_bytes(content)):
         found = f"{decoded} samples, {missing} bytes fewer than its header says"
-    elif file.format == "OGG" and not _has_ogg_end(part):
+    elif file.format == "OGG" and not _has_ogg_end(content):
         found = f"{decoded} samples and no end-of-stream page"
     else:
         return
     raise DataError(f"{path}: truncated or damaged, holds {found}; copy or download it again")
 
 
-def _missing_wav_bytes(part: ByteRange) -> int:
+def _missing_wav_bytes(content: ByteRange) -> int:
     """Bytes by which the `data` chunk of a RIFF file is longer than the file; 0 when it fits or its
     length was never filled in.
     """
-    if part.read(0, 4) != b"RIFF":
+    if content.read(0, 4) != b"RIFF":
         return 0
     position = 12
-    while len(header := part.read(position, 8)) == 8:
+    while len(header := content.read(position, 8)) == 8:
         length = int.from_bytes(header[4:], "little")
         position += 8
         if header[:4] == b"data":
-            return 0 if length == 0 or length >= STREAMED else max(0, position + length - part.size)
+            if length == 0 or length >= STREAMED:
+                return 0
+            return max(0, position + length - content.size)
         position += length + length % 2
     return 0
 
 
-def _has_ogg_end(part: ByteRange) -> bool:
-    """Whether an Ogg file ends with a whole page that is marked as the last (RFC 3533 section 6:
+def _has_ogg_end(content: ByteRange) -> bool:
+    """True when an Ogg file ends with a whole page that is marked as the last (RFC 3533 section 6:
     flag 0x04, then the segment sizes).
     """
     longest_page = 65_307
-    tail = part.read(max(0, part.size - longest_page), longest_page)
+    tail = content.read(max(0, content.size - longest_page), longest_page)
     page = tail[tail.rfind(b"OggS") :]
     if len(page) < 27 or not page[5] & 4:
         return False

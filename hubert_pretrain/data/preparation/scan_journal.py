@@ -1,8 +1,7 @@
-"""What `prepare` has already read, record by record on disk, so that a killed run goes on instead
-of decoding 60,000 hours again.
+"""Resumable record of scanned audio: one record per segment on disk, so that a killed run does not
+decode 60,000 hours again.
 
-It is also where the facts of a run are while it goes on: a table of numbers, of which only the
-place of a record is kept in memory.
+During a run it also stores the facts of the segments; only the number of a record stays in memory.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ RECORD = np.dtype(
     + [(name, "<f8") for name in _MEASURES[3:]]
     + [("content", ">u8", 2), ("check", "<u8")]
 )
-"""What is known of a segment: which it is, its file's size and time of change, its facts, and a
-checksum of all this.
+"""A record: key of the segment, size and time of change of its file, its facts, and a checksum of
+all these.
 """
 _WORDS = RECORD.itemsize // 8
 
@@ -48,7 +47,7 @@ Identity = tuple[int, int]
 
 
 class ScanJournal:
-    """Facts of segments by place, file size and time of change: a file that changed since is read
+    """Facts of segments, by location, file size and time of change: a file that changed is read
     again. Use it in a `with`.
     """
 
@@ -60,8 +59,9 @@ class ScanJournal:
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
         self._known = records
-        self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 (closed by __exit__)
-        self._file.truncate(self._count * RECORD.itemsize)  # a torn record is not continued
+        mode = "r+b" if path.exists() else "w+b"
+        self._file = open(path, mode)  # noqa: SIM115 (closed by __exit__)
+        self._file.truncate(self._count * RECORD.itemsize)  # drops a torn record
         self._file.seek(0, os.SEEK_END)
         self._flushed = time.monotonic()
 
@@ -77,30 +77,26 @@ class ScanJournal:
         self._file.close()
 
     def find(self, location: Location, segment: Segment, identity: Identity) -> int:
-        """The number of the record of a segment that was read before, of a file that is the same
-        still; -1 when there is none.
-        """
+        """The number of the record of a segment in an unchanged file; -1 when there is none."""
         key = _key(location, segment)
-        first, stop = (
-            int(np.searchsorted(self._keys, key[0], side=side)) for side in ("left", "right")
-        )  # type: ignore[call-overload]
-        for number in self._order[first:stop][::-1].tolist():
+        first = int(np.searchsorted(self._keys, key[0], side="left"))
+        stop = int(np.searchsorted(self._keys, key[0], side="right"))
+        for number in self._order[first:stop][::-1].tolist():  # the newest first
             record = self._known[number]
-            if (
-                record["key"][1] == key[1]
-                and (int(record["size"]), int(record["modified"])) == identity
-            ):
+            found = (int(record["size"]), int(record["modified"]))
+            if record["key"][1] == key[1] and found == identity:
                 return int(number)
         return -1
 
     def add(
         self, location: Location, segment: Segment, identity: Identity, facts: AudioFacts
     ) -> int:
-        """Notes the facts of a segment and gives the number of their record. They are on disk a few
+        """Records the facts of a segment and returns the number of the record. It is on disk a few
         seconds later.
         """
         record = np.zeros((), dtype=RECORD)
-        record["key"], record["size"], record["modified"] = _key(location, segment), *identity
+        record["key"] = _key(location, segment)
+        record["size"], record["modified"] = identity
         for name in _MEASURES:
             record[name] = getattr(facts, name)
         record["content"] = np.frombuffer(bytes.fromhex(facts.content.rjust(32, "0")), dtype=">u8")
@@ -119,7 +115,7 @@ class ScanJournal:
 
 
 def facts_of(record: Any) -> AudioFacts:
-    """A record as facts."""
+    """The facts in a record."""
     return AudioFacts(
         **{name: record[name].item() for name in _MEASURES},
         content=record["content"].tobytes().hex(),
@@ -127,8 +123,8 @@ def facts_of(record: Any) -> AudioFacts:
 
 
 def identity(location: Location) -> Identity:
-    """What tells that a file has changed. What lies behind a URL counts as unchanged while one
-    `prepare` lasts.
+    """Size and time of change of a file, which tell that it has changed. A file behind a URL counts
+    as unchanged during one `prepare`.
     """
     if is_url(location.path):
         return -1, -1
@@ -147,11 +143,9 @@ def _key(location: Location, segment: Segment) -> tuple[int, int]:
 
 def _map(path: Path) -> NDArray[Any]:
     count = path.stat().st_size // RECORD.itemsize if path.exists() else 0
-    return (
-        np.memmap(path, dtype=RECORD, mode="r", shape=(count,))
-        if count
-        else np.zeros(0, dtype=RECORD)
-    )
+    if not count:
+        return np.zeros(0, dtype=RECORD)
+    return np.memmap(path, dtype=RECORD, mode="r", shape=(count,))
 
 
 def _whole_records(path: Path) -> NDArray[Any]:
@@ -165,7 +159,9 @@ def _whole_records(path: Path) -> NDArray[Any]:
 
 
 def _checksums(records: NDArray[Any]) -> NDArray[np.uint64]:
-    """One for each record: a sum of all other words, each times an odd number of its own."""
+    """A checksum of each record: the sum of its other words, each times an odd number of its own,
+    modulo 2^64.
+    """
     words = np.ascontiguousarray(records).view("<u8").reshape(len(records), _WORDS)[:, :-1]
     factors = np.uint64(0x9E3779B97F4A7C15) * np.arange(1, 2 * _WORDS - 2, 2, dtype=np.uint64)
     return (words * factors).sum(axis=1, dtype=np.uint64) ^ np.uint64(0x6A6F75726E616C)

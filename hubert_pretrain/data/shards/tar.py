@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 
@@ -95,7 +95,7 @@ class Shard:
             raise DataError(
                 f"{self.where}: not readable as a tar ({error or 'it was cut'}); {_AGAIN}"
             ) from error
-        # A cut between two members looks like the end to tarfile, so the mark of the end is checked.
+        # A cut between two members looks like the end to tarfile: check the mark of the end.
         tap.drain()
         self.size = tap.size
         self.sha256 = tap.sha256.hexdigest()
@@ -157,7 +157,10 @@ def open_shard(path: str) -> Iterator[IO[bytes]]:
             f"{path}: cannot be opened ({error}); restore the shard or correct its name"
         ) from error
     with file, _byte_ranges(path):
-        yield gzip.GzipFile(fileobj=file) if path.endswith(("gz", "tgz")) else file  # type: ignore[misc]
+        if path.endswith(("gz", "tgz")):
+            yield cast("IO[bytes]", gzip.GzipFile(fileobj=file))
+        else:
+            yield file
 
 
 def _open(path: str) -> IO[bytes]:

@@ -34,7 +34,7 @@ def run_stage(folder: Path, target: str, root: Path, **values: object) -> dict:
     """
     corpus = {"_target_": f"hubert_pretrain.corpora.{target}", "root": str(root)} | dict(
         values.pop("corpus", {})
-    )  # type: ignore[call-overload]
+    )
     folder.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(
         name="test",
@@ -142,7 +142,8 @@ def test_too_many_bad_files_are_an_error(tmp_path: Path, root: Path) -> None:
     (root / "anna/3.wav").write_bytes(b"")
     with pytest.raises(
         DataError,
-        match=r"^1 of 20 .*5\.00%.*0\.10%.*anna/3\.wav: not readable.*quarantine\.jsonl.*max_bad_fraction$",
+        match=r"^1 of 20 .*5\.00%.*0\.10%.*anna/3\.wav: not readable.*"
+        r"quarantine\.jsonl.*max_bad_fraction$",
     ):
         folder_stage(tmp_path, root)
     assert "anna/3" in (tmp_path / "prepare/quarantine.jsonl").read_text()
@@ -164,7 +165,8 @@ def test_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
 def test_a_value_that_cannot_be_is_one_line(tmp_path: Path, root: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"^data\.corpus\.split_by='fold': expected auto, folders or hash \(did you mean 'folders'\?\)$",
+        match=r"^data\.corpus\.split_by='fold': expected auto, folders or hash "
+        r"\(did you mean 'folders'\?\)$",
     ):
         run_stage(tmp_path / "prepare", "folder.Folder", root, corpus={"split_by": "fold"})
 
@@ -259,7 +261,7 @@ class Named:
 
 def held_out(
     folder: Path, splits: dict[str, str], fraction: float, bad: set[str] = frozenset()
-) -> dict[str, str]:  # type: ignore[assignment]
+) -> dict[str, str]:
     """The splits of the sound ones after `hold_out`, in the order of the manifest."""
     with ColumnSpool(folder / "utterances", COLUMNS) as spool:
         utterances: RawUtterances = collect(Named(splits), folder, spool)
@@ -271,7 +273,7 @@ def held_out(
             record,
             column.indices.to_numpy().copy(),
             column.dictionary.to_pylist(),
-        )  # type: ignore[arg-type]
+        )
         build.hold_out_validation(scanned, fraction)
         return {
             utterances.columns["id"][position].as_py(): scanned.names[scanned.splits[position]]
@@ -342,7 +344,8 @@ def test_a_file_changed_since_prepare_is_named(tmp_path: Path, root: Path) -> No
     noise(Path(utterance.path), 1_000, rate=8_000)
     with pytest.raises(
         DataError,
-        match=r"has 2000 samples at 0, the manifest promises 1200\d; the file changed since stage=prepare",
+        match=r"has 2000 samples at 0, the manifest promises 1200\d; "
+        "the file changed since stage=prepare",
     ):
         corpus.read(0)
     with pytest.raises(ValueError, match="of an utterance of"):

@@ -167,7 +167,7 @@ def test_segments_have_the_facts_of_their_own_audio(tmp_path: Path, rate: int) -
     whole, quiet, _, _, _, again = facts
     assert whole == scan(path)
     assert quiet == again
-    assert quiet.peak < 0.5 * whole.peak  # type: ignore[union-attr]
+    assert quiet.peak < 0.5 * whole.peak
 
 
 def test_a_bad_segment_leaves_the_others(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_bad_segment_leaves_the_others(tmp_path: Path) -> None:
         True,
     ]
     assert str(facts[1]).startswith(
-        "segment ends at sample 32001, the recording has 32000; mend the segment"
+        "segment ends at sample 32001, the recording has 32000; correct the segment"
     )
     assert str(facts[2]).startswith("no sound")
     assert str(facts[3]).startswith("399 samples at 16000 Hz, shorter")

@@ -43,13 +43,13 @@ def corpus(tmp_path: Path) -> Corpus:
             name: getattr(facts, name)
             for name in ("num_samples", "source_rate", "mean", "variance")
         }
-        said = {
+        fields = {
             "speaker": f"s{number % 3}",
             "text": f"words of {number}, é\t'",
             "split": "valid" if number > 7 else "train",
         }
         utterances.append(
-            Utterance(id=f"u.{number}", path=str(path), corpus="test", **measured, **said)
+            Utterance(id=f"u.{number}", path=str(path), corpus="test", **measured, **fields)
         )
     first = utterances[0]
     for number, start in enumerate((400, 2_000)):
@@ -77,7 +77,7 @@ def make_tar(tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(path, **{"mode": "w", **options}) as tar:  # type: ignore[call-overload]
+        with tarfile.open(path, **{"mode": "w", **options}) as tar:
             for member, content in members:
                 info = member if isinstance(member, tarfile.TarInfo) else tarfile.TarInfo(member)
                 info.size = len(content)

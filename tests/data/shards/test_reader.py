@@ -146,7 +146,7 @@ def test_long_names_and_folders_are_no_hindrance(make_tar: MakeTar) -> None:
         assert (sample.key, sample.members) == (name, {"seg.txt": b"x"})
 
 
-# -- F21, F22, F24: damaged shards
+# -- damaged shards
 # ------------------------------------------------------------------------------------------------
 
 
@@ -208,8 +208,8 @@ def test_a_missing_shard_and_a_command_are_refused(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-# -- F26, F27: hostile shards
-# -----------------------------------------------------------------------------------------------------
+# -- hostile shards
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

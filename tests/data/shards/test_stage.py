@@ -54,7 +54,7 @@ def prepare(
         workers=1,
         valid_fraction=0.2,
         **values,
-    )  # type: ignore[arg-type]
+    )
     recipe = Recipe(name="test", work_dir=str(work_dir), data=data)
     workspace = Workspace(work_dir)
     folder = workspace.partial_folder("prepare")
@@ -108,14 +108,14 @@ def test_an_interrupted_prepare_keeps_its_finished_shards(
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(assignment.name)
-        return write(corpus, assignment, *rest)  # type: ignore[arg-type]
+        return write(corpus, assignment, *rest)
 
     monkeypatch.setattr(writer, "write_shard", dying)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "resumed", FOLDER, root, shards="pcm", shard_megabytes=0.1)
     monkeypatch.undo()
-    kept = tmp_path / "resumed/prepare.partial/shards" / written[0]
-    before = kept.stat().st_mtime_ns
+    finished = tmp_path / "resumed/prepare.partial/shards" / written[0]
+    before = finished.stat().st_mtime_ns
     resumed = prepare(tmp_path / "resumed", FOLDER, root, shards="pcm", shard_megabytes=0.1)
     assert (tmp_path / "resumed/prepare/shards" / written[0]).stat().st_mtime_ns == before
     same(whole, resumed)
@@ -179,7 +179,7 @@ def test_shards_behind_a_url_are_prepared_and_read_through_the_cache(
         Corpus.open(
             remote.folder, stage.Cache.of(**{"folder": where["cache_dir"], "gigabytes": 1.0})
         ),
-    )  # type: ignore[arg-type]
+    )
     with pytest.raises(DataError, match=r"memory://pool/s\.tar: no such file"):
         remote.read(0)
 

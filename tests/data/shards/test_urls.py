@@ -82,7 +82,7 @@ def fresh_system(url: str) -> AbstractFileSystem:
 
 @pytest.fixture
 def remote(bucket: str, corpus: Corpus, tmp_path: Path) -> tuple[str, Corpus, Corpus]:
-    """Where the shards of a corpus lie, the corpus on disk, and the one that reads from there."""
+    """URL of the shards of a corpus, the corpus on disk, and the one that reads from the URL."""
     url = f"{bucket}/some/corpus"
     writer.convert(corpus, tmp_path / "out", format="flac", megabytes=0.06, workers=1, url=url)
     system = fresh_system(url)

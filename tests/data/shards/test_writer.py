@@ -99,7 +99,8 @@ def test_shards_are_the_same_bytes_whoever_writes_them(corpus: Corpus, tmp_path:
 def test_finished_shards_are_kept_and_others_written(corpus: Corpus, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     list(writer.write_shards(corpus, folder, format="pcm", megabytes=SMALL, workers=1))
-    made, first, *others = hashes(folder), *sorted(folder.glob("*.tar"))
+    made = hashes(folder)
+    first, *others = sorted(folder.glob("*.tar"))
     before = {path: path.stat().st_mtime_ns for path in [first, *others]}
     index.sidecar(others[0]).unlink()
     os.truncate(others[1], 1_000)
@@ -123,7 +124,9 @@ if __name__ == "__main__":
         time.sleep(0.05)
         return add(*args)
     writer._member = slowly
-    list(writer.write_shards(Corpus.open(sys.argv[1]), Path(sys.argv[2]), format="flac", megabytes=0.06, workers=1))
+    corpus = Corpus.open(sys.argv[1])
+    folder = Path(sys.argv[2])
+    list(writer.write_shards(corpus, folder, format="flac", megabytes=0.06, workers=1))
 """
 
 
@@ -173,7 +176,8 @@ def test_a_disk_without_room_is_found_before_the_first_byte(
     )
     with pytest.raises(
         DataError,
-        match=r"shards: about \d{3}\.\d kB are needed for shards in pcm, 100\.0 kB are free; make room",
+        match=r"shards: about \d{3}\.\d kB are needed for shards in pcm, "
+        r"100\.0 kB are free; make room",
     ):
         writer.convert(corpus, tmp_path / "out", format="pcm", workers=1)
     assert not list((tmp_path / "out/shards").iterdir())
@@ -189,7 +193,8 @@ def test_an_index_knows_a_shard_that_was_cut(corpus: Corpus, tmp_path: Path) -> 
     os.truncate(shard, entries[-1].offset - tarfile.BLOCKSIZE)  # at the boundary of a member
     with pytest.raises(
         DataError,
-        match=rf"train-000000\.tar: has {shard.stat().st_size} bytes, its index says \d+ for {len(entries)}",
+        match=rf"train-000000\.tar: has {shard.stat().st_size} bytes, "
+        rf"its index says \d+ for {len(entries)}",
     ):
         index.verify(shard)
     shard.unlink()
