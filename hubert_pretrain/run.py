@@ -1,7 +1,7 @@
-"""`python -m hubert_pretrain.run +recipe=demo`: compose the configuration, validate it once, hand
-over to the pipeline.
+"""Command line, `python -m hubert_pretrain.run +recipe=demo`: compose the configuration, validate it
+once, hand it over to the pipeline.
 
-Imports no torch, so that --help, stage=list and a mistyped key answer at once.
+Imports no torch, so that --help, stage=list and a mistyped key take less than a second.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a stage failed, 2 the command line or the recipe is wrong,
     130 interrupted.
     """
-    # Hydra prints its errors itself and exits, unless told to raise them: we want one line with the
+    # Hydra prints its errors and exits, unless it shall raise them: a user gets one line with the
     # nearest valid name.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # A waiting thread gives its core away. By default it spins: where cores are shared with others,
-    # a step then takes ten times as long.
+    # A waiting thread gives its core away. By default it spins, and a step takes ten times as long
+    # where cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(compose.help_text())
@@ -72,40 +72,49 @@ def _run(config: DictConfig, overrides: list[str]) -> None:
     if recipe.stage == "list":
         summary.print_stages(recipe, workspace, jobs.states_by_stage(workspace))
     elif recipe.stage == "check":
-        from hubert_pretrain.preflight.check import run
+        from hubert_pretrain.preflight import check
 
-        run(recipe, workspace)
+        check.run(recipe, workspace)
     elif recipe.stage == "all":
-        if distributed.launcher() and recipe.launch.kind == "local":
-            raise ConfigError(
-                "torchrun and srun start the processes of one stage; add stage=<its name>, "
-                "stage=list shows them"
-            )
-        stages = plan.stages(recipe)  # refuses what cannot run before anything is written
-        if recipe.launch.kind == "slurm":
-            slurm.run_pending(recipe, workspace, stages, overrides)
-            return
-        _keep_recipe(workspace, recipe)
-        local.run_pending(
-            recipe, workspace, stages, [word for word in overrides if not word.startswith("stage=")]
-        )
-        summary.print_results(summary.collect(recipe, workspace))
+        _run_all(recipe, workspace, overrides)
     else:
-        stage = plan.find(recipe, recipe.stage)
-        if recipe.launch.kind == "slurm":
-            slurm.run_pending(recipe, workspace, [stage], overrides)
-            return
-        from hubert_pretrain.stages.runner import run_stage
-
-        with exit_on_signals(recipe.trainer.signals):
-            run_stage(recipe, workspace, stage)
-        if distributed.rank() == 0:
-            _keep_recipe(workspace, recipe)
-            summary.write(recipe, workspace)
+        _run_one(recipe, workspace, overrides)
 
 
-def _keep_recipe(workspace: Workspace, recipe: Recipe) -> None:
-    """The whole configuration, beside what it makes."""
+def _run_all(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None:
+    """All pending stages, here or as SLURM jobs."""
+    if distributed.launcher() and recipe.launch.kind == "local":
+        raise ConfigError(
+            "torchrun and srun start the processes of one stage; add stage=<its name>, "
+            "stage=list shows them"
+        )
+    stages = plan.stages(recipe)  # refuses what cannot run before anything is written
+    if recipe.launch.kind == "slurm":
+        slurm.run_pending(recipe, workspace, stages, overrides)
+        return
+    _write_recipe(workspace, recipe)
+    words = [word for word in overrides if not word.startswith("stage=")]
+    local.run_pending(recipe, workspace, stages, words)
+    summary.print_results(summary.collect(recipe, workspace))
+
+
+def _run_one(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None:
+    """One stage, in this process or as a SLURM job."""
+    stage = plan.find(recipe, recipe.stage)
+    if recipe.launch.kind == "slurm":
+        slurm.run_pending(recipe, workspace, [stage], overrides)
+        return
+    from hubert_pretrain.stages.runner import run_stage
+
+    with exit_on_signals(recipe.trainer.signals):
+        run_stage(recipe, workspace, stage)
+    if distributed.rank() == 0:
+        _write_recipe(workspace, recipe)
+        summary.write(recipe, workspace)
+
+
+def _write_recipe(workspace: Workspace, recipe: Recipe) -> None:
+    """Write the whole configuration beside the results."""
     write_text(workspace.recipe_path, OmegaConf.to_yaml(OmegaConf.structured(recipe)))
 
 

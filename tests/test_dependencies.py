@@ -17,7 +17,7 @@ tomllib = pytest.importorskip("tomllib")  # of Python 3.11
 PACKAGE = Path(hubert_pretrain.__file__).parent
 PROJECT = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
 
-NOT_INSTALLED = {"espeakng_loader": "espeakng-loader", "submitit": "submitit", "torchao": "torchao"}
+NOT_INSTALLED = {"espeakng_loader": "espeakng-loader", "torchao": "torchao"}
 """Modules of optional packages that may be absent here -> their distributions."""
 USED_BY_OTHERS = {
     "tensorboard": "Lightning writes through it for logger=tensorboard",

@@ -1,5 +1,5 @@
-"""docs/configuration.md, generated from the schema: every key with type, default, allowed values, unit
-and description.
+"""Page docs/configuration.md, generated from the schema: every key with type, default, allowed
+values, unit and description.
 
     python -m hubert_pretrain.config.reference > docs/configuration.md
 """

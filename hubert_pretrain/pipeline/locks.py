@@ -1,9 +1,9 @@
-"""One process per stage: a lock that the kernel releases however its holder dies, and that also
-holds where file locks do not reach.
+"""One process per stage: a file lock of the kernel plus a heartbeat.
 
-Some network file systems lock only within one machine (Lustre's `localflock`), others not at all.
-So the holder also writes into the file who it is and touches it every few seconds. Who finds it
-untouched for longer takes over; clocks of machines are never compared.
+The kernel releases its lock however the holder dies. Some network file systems lock only within one
+machine (Lustre's `localflock`), others not at all. So the holder also writes its name into the file
+and touches it every few seconds; a lock whose heartbeat is older than STALE_SECONDS is taken over.
+Clocks of machines are never compared.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from typing import IO, Any
 from hubert_pretrain.errors import ArtefactError
 
 PATIENCE_SECONDS = 5.0
-"""How long a lock may still be held by a process that was killed and whose children are leaving."""
+"""Longest wait for the kernel's lock: the children of a killed process may still hold it."""
 HEARTBEAT_SECONDS = 15.0
-"""How often a holder touches the file."""
+"""Time between two touches of the file by its holder."""
 STALE_SECONDS = 4 * HEARTBEAT_SECONDS
-"""How long a file stays untouched before its holder, on another machine, counts as dead."""
+"""Age of the last heartbeat at which a holder on another machine counts as dead."""
 SETTLE_SECONDS = 1.0
-"""How long two that start at the same moment need to see each other's name, where the kernel locks
-nothing.
-"""
+"""Time that two processes which start at the same moment need to see each other's name, where the
+kernel locks nothing."""
 FREE = "free"
 HELD = "held"
 UNKNOWN = "unknown"
-"""What the kernel says of a lock: it is ours now, another's, or there are no locks on this file
-system.
-"""
+"""States of the kernel's lock: ours now, another's, or no locks on this file system."""
 _NO_LOCKS = (
     errno.ENOSYS,
     errno.ENOTSUP,
     errno.EOPNOTSUPP,
     errno.ENOLCK,
-    errno.EBADF,
-)  # the last: NFS, of a file opened for reading
+    errno.EBADF,  # NFS, for a file opened for reading
+)
 
 
 @contextlib.contextmanager
 def acquire(path: Path, what: str) -> Iterator[None]:
-    """Holds the lock file `path` for this process; `what` is the name for people of what it stands
-    for.
+    """Hold the lock file `path` for this process.
+
+    Args:
+        path: the file.
+        what: is locked, for messages, e.g. "stage 'it1/label'".
 
     Raises ArtefactError naming the process, machine and SLURM job that holds it.
     """
@@ -71,7 +71,7 @@ def acquire(path: Path, what: str) -> Iterator[None]:
 
 
 def holder(path: Path) -> str | None:
-    """Who holds a lock file, e.g. "process 123 on node7, SLURM job 5"; None when it is free."""
+    """The holder of a lock file, e.g. "process 123 on node7, SLURM job 5"; None when it is free."""
     if not path.is_file():
         return None
     with open(path, encoding="utf-8") as file:
@@ -87,9 +87,8 @@ def describe(who: dict[str, Any]) -> str:
     """`process 123 on node7, SLURM job 5`."""
     if not who:
         return "another process"
-    return f"process {who['process']} on {who['host']}" + (
-        f", SLURM job {who['job']}" if who.get("job") else ""
-    )
+    job = f", SLURM job {who['job']}" if who.get("job") else ""
+    return f"process {who['process']} on {who['host']}{job}"
 
 
 def _self() -> dict[str, Any]:
@@ -101,7 +100,7 @@ def _self() -> dict[str, Any]:
 
 
 def _wait_for_kernel(file: IO[str], path: Path, what: str) -> bool:
-    """Whether the kernel locks files here."""
+    """Wait until the kernel's lock is ours. Returns False where the kernel locks no files."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while (state := _try(file)) == HELD:
         if time.monotonic() > deadline:
@@ -111,9 +110,7 @@ def _wait_for_kernel(file: IO[str], path: Path, what: str) -> bool:
 
 
 def _wait_for_others(file: IO[str], path: Path, what: str) -> None:
-    """The kernel has nothing against it, but the file may name a holder that the kernel does not
-    know of.
-    """
+    """Wait until a holder that the file names, but the kernel does not know of, counts as dead."""
     who = _read(file)
     if not who or _is_dead(who):
         return
@@ -132,9 +129,8 @@ def _wait_for_others(file: IO[str], path: Path, what: str) -> None:
 
 
 def _write_owner(file: IO[str], path: Path, what: str, kernel: bool) -> None:
-    """Writes who holds it. Where the kernel does not lock, the one of two that wrote last has
-    it.
-    """
+    """Write this process's name. Where the kernel does not lock, the process that wrote last
+    holds it."""
     own = _self() | {"kernel": kernel}
     file.truncate(0)
     file.write(json.dumps(own))
@@ -146,7 +142,7 @@ def _write_owner(file: IO[str], path: Path, what: str, kernel: bool) -> None:
 
 
 def _is_dead(who: dict[str, Any]) -> bool:
-    """Whether a holder is certainly dead. Asked when the kernel does not say that it lives."""
+    """True when a holder is certainly dead. The kernel has not reported it alive."""
     own = _self()
     if own["job"] and own["job"] == who.get("job"):
         return True  # this SLURM job, before it was requeued

@@ -1,4 +1,4 @@
-"""`summary.json`: what a run has reached so far, and the table that is printed from it."""
+"""`summary.json`: the results of a run so far, and the tables printed from it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ ITERATION_FACTS = {
     "label": ["pnmi", "phone_purity", "cluster_purity", "unigram_entropy_nats"],
     "pretrain": ["masked_loss_nats", "masked_accuracy", "unmasked_accuracy"],
 }
-"""Which facts of an iteration's stages go into the summary."""
+"""Facts of an iteration's stages in the summary, by verb."""
 
 
 def write(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
-    """Collects the facts of every finished stage and writes `summary.json`. Values that are not
-    known (yet) are null.
-    """
+    """Write `summary.json` from the facts of every finished stage. Unknown values are null."""
     collected = collect(recipe, workspace)
     write_json(workspace.summary_path, collected)
     return collected
@@ -70,7 +68,6 @@ def _seconds(workspace: Workspace, stage: str) -> float | None:
 
 
 # -- tables
-# -----------------------------------------------------------------------------------------------------------------------
 
 
 def print_stages(recipe: Recipe, workspace: Workspace, jobs: Mapping[str, str]) -> None:
@@ -80,24 +77,24 @@ def print_stages(recipe: Recipe, workspace: Workspace, jobs: Mapping[str, str]) 
     from rich.table import Table
 
     table = Table(title=f"{recipe.name} in {workspace.root}")
-    for column in ("stage", "state", "artefact", "size", "age", *(["job"] if jobs else [])):
+    columns = ["stage", "state", "artefact", "size", "age"]
+    if jobs:
+        columns.append("job")
+    for column in columns:
         table.add_column(column, overflow="fold")
     for stage in plan.stages(recipe):
         state = plan.state(stage, workspace)
-        folder = (
-            workspace.folder(stage.name)
-            if workspace.is_done(stage.name)
-            else workspace.partial_folder(stage.name)
-        )
-        exists = folder.is_dir()
-        table.add_row(
-            stage.name,
-            state,
-            str(folder.relative_to(workspace.root)) if exists else "",
-            human_bytes(size_in_bytes(folder)) if exists else "",
-            human_age(age_in_seconds(folder)) if exists else "",
-            *([jobs.get(stage.name, "")] if jobs else []),
-        )
+        folder = workspace.folder(stage.name)
+        if not workspace.is_done(stage.name):
+            folder = workspace.partial_folder(stage.name)
+        cells = [stage.name, state, "", "", ""]
+        if folder.is_dir():
+            cells[2] = str(folder.relative_to(workspace.root))
+            cells[3] = human_bytes(size_in_bytes(folder))
+            cells[4] = human_age(age_in_seconds(folder))
+        if jobs:
+            cells.append(jobs.get(stage.name, ""))
+        table.add_row(*cells)
     _print(table)
 
 
@@ -120,20 +117,17 @@ def print_results(summary: dict[str, Any]) -> None:
     for column in columns:
         table.add_column(column, justify="right")
     for name, facts in summary["iterations"].items():
-        loss = facts["masked_loss_nats"]
-        entropy = facts["unigram_entropy_nats"]
-        under = f"{1 - loss / entropy:.1%}" if loss is not None and entropy else "-"
-        keys = [
-            "n_clusters",
-            "pnmi",
-            "phone_purity",
-            "cluster_purity",
-            "unigram_entropy_nats",
-            "masked_loss_nats",
+        cells = [
+            _number(facts["n_clusters"]),
+            _number(facts["pnmi"]),
+            _number(facts["phone_purity"]),
+            _number(facts["cluster_purity"]),
+            _number(facts["unigram_entropy_nats"]),
+            _number(facts["masked_loss_nats"]),
+            _under_entropy(facts),
+            _number(facts["masked_accuracy"]),
         ]
-        table.add_row(
-            name, *[_number(facts[key]) for key in keys], under, _number(facts["masked_accuracy"])
-        )
+        table.add_row(name, *cells)
     _print(table)
     for name, facts in summary["finetune"].items():
         shown = ", ".join(
@@ -145,15 +139,20 @@ def print_results(summary: dict[str, Any]) -> None:
     if summary["export"]["path"]:
         print(f"exported: {summary['export']['path']}")
     seconds = sum(stage["seconds"] or 0 for stage in summary["stages"])
-    print(
-        f"{sum(stage['state'] == 'done' for stage in summary['stages'])} stages done, {seconds / 60:.1f} minutes of work"
-    )
+    done = sum(stage["state"] == plan.DONE for stage in summary["stages"])
+    print(f"{done} stages done, {seconds / 60:.1f} minutes of work")
+
+
+def _under_entropy(facts: dict[str, Any]) -> str:
+    """Share by which the masked loss is below the unigram entropy of the targets: what the network
+    knows beyond the frequencies of the clusters."""
+    loss = facts["masked_loss_nats"]
+    entropy = facts["unigram_entropy_nats"]
+    return "-" if loss is None or not entropy else f"{1 - loss / entropy:.1%}"
 
 
 def _print(table: Any) -> None:
-    """Prints a table at its full width when the output is a file or a pipe, where nothing can be
-    wrapped for a reader.
-    """
+    """Print a table; at its full width where the output is a file or a pipe."""
     from rich.console import Console
 
     console = Console()
@@ -161,7 +160,9 @@ def _print(table: Any) -> None:
 
 
 def _number(value: Any) -> str:
-    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def human_age(age_seconds: float) -> str:

@@ -110,9 +110,9 @@ class Workspace:
         """The artefact that a recipe refers to.
 
         Args:
-            reference: a stage of this run ("it1/pretrain"); the folder of a stage of another run; or
-                files that no stage made: a checkpoint (a file, or a folder with a config.json) or a
-                folder of targets. Their fingerprint is a hash of the files.
+            reference: a stage of this run ("it1/pretrain"); the folder of a stage of another run;
+                or files that no stage made: a checkpoint (a file, or a folder with a config.json)
+                or a folder of targets. Their fingerprint is a hash of the files.
         """
         if self.is_done(reference):
             return self.artefact(reference)

@@ -15,8 +15,8 @@ instead of once per epoch.
 """
 
 SIGNALS = ("SIGTERM", "SIGUSR2")
-"""What makes a training save and leave: what a scheduler sends before it kills, and submitit's
-warning.
+"""What makes a training save and leave: what a scheduler sends before it kills, and the
+warning of `launch=slurm`.
 """
 
 MAX_SKIPPED_STEPS = 10

@@ -24,8 +24,8 @@ from hubert_pretrain.launch import jobs, slurm
 from hubert_pretrain.launch.sbatch import JOB_SCRIPT
 from hubert_pretrain.pipeline import plan, summary
 from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
+from tests.config.test_recipes import composed, overrides_of
 from tests.launch.conftest import FakeSlurm
-from tests.test_recipes import composed, overrides_of
 
 STAGES = [
     "prepare",

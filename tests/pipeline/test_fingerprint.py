@@ -13,7 +13,7 @@ from hubert_pretrain.files import read_json, write_json
 from hubert_pretrain.pipeline import fingerprint, plan
 from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import FORMAT, META, PARTIAL_META, Workspace
-from tests.test_recipes import composed
+from tests.config.test_recipes import composed
 
 
 @pytest.fixture(scope="module")
