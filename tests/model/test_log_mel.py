@@ -1,4 +1,4 @@
-"""The log-mel front end: energies of features/log_mel.py (equal to Kaldi's), stacked on its grid."""
+"""The log-mel front end: stacked energies of features/log_mel.py, which are equal to Kaldi's."""
 
 from __future__ import annotations
 
