@@ -166,7 +166,7 @@ def timed_steps(work: Work, turns: int, threads: int) -> Turns:
         seed=1,
         optimiser=AdamWSettings(learning_rate=1e-4),
         schedule=lambda updates: 1.0,
-        monitor=Monitor(log_every_steps=len(KINDS)),
+        monitor=Monitor(log_every_steps=len(KINDS), max_skipped_steps=10),
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,3 +1,1 @@
-"""What every training shares: a quiet Lightning trainer, checkpoints that survive a kill,
-schedules, loggers and progress.
-"""
+"""Shared by pretraining and fine-tuning: module, trainer, strategies, loggers, resilience."""

@@ -4,118 +4,81 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+Metrics = Sequence[dict[str, float]]
+"""Rows of `training.loggers.read_metrics`: training values under their names, those of the valid
+split under `valid/`.
+"""
+COLOURS = {"masked": "tab:blue", "unmasked": "tab:orange"}
 
 
-def plot_finetuning(metrics: Sequence[dict[str, float]], path: Path, *, title: str) -> None:
-    """Writes a PNG: the loss of training and validation at the left, every score of the validation
-    at the right.
+class Point(NamedTuple):
+    """Published values at one step."""
 
-    ``metrics`` are rows of `training.loggers.read_metrics`: train values under their names, those
-    of the valid split under `valid/`.
-    """
-    # The object interface, without pyplot: no display, no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    losses, scores = figure.subplots(1, 2)
-    losses.plot(*_finetuning_points(metrics, "loss"), label="train, with masks and dropout")
-    losses.plot(*_finetuning_points(metrics, "valid/loss"), marker="o", label="valid")
-    losses.set(title=f"{title}: loss", xlabel="step", ylabel="nats per utterance", yscale="log")
-    names = sorted(
-        {name for row in metrics for name in row if name.startswith("valid/")} - {"valid/loss"}
-    )
-    for name in names:
-        scores.plot(
-            *_finetuning_points(metrics, name), marker="o", label=name.removeprefix("valid/")
-        )
-    scores.set(title=f"{title}: valid split", xlabel="step", ylim=(0, None))
-    for axes in (losses, scores):
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120, format="png")
+    loss_bits: float
+    accuracy_masked: float
+    accuracy_unmasked: float
 
 
-def _finetuning_points(
-    metrics: Sequence[dict[str, float]], name: str
-) -> tuple[list[float], list[float]]:
-    found = [(row["step"], row[name]) for row in metrics if name in row]
-    return [step for step, _ in found], [value for _, value in found]
+@dataclass(frozen=True)
+class PublishedRun:
+    """A healthy run of fairseq's code on LibriSpeech 960 h."""
+
+    label: str
+    points: dict[int, Point]  # by step
 
 
 PUBLISHED = {
-    "it1": {
-        "label": "a public 6-GPU run, K=100",
-        250_000: (3.33, 0.365, 0.049),
-        400_000: (3.14, 0.390, 0.089),
-    },
-    "it2": {
-        "label": "a public 8-GPU run, K=500",
-        250_000: (3.71, 0.383, 0.635),
-        400_000: (3.42, 0.417, 0.662),
-    },
+    "it1": PublishedRun(
+        "a public 6-GPU run, K=100",
+        {250_000: Point(3.33, 0.365, 0.049), 400_000: Point(3.14, 0.390, 0.089)},
+    ),
+    "it2": PublishedRun(
+        "a public 8-GPU run, K=500",
+        {250_000: Point(3.71, 0.383, 0.635), 400_000: Point(3.42, 0.417, 0.662)},
+    ),
 }
-"""Of healthy runs of fairseq's code on LibriSpeech 960 h: step -> loss in bits and accuracy on
-hidden frames, accuracy on visible ones.
-"""
-_HEALTH = (
-    (
-        "perplexity",
-        (
-            ("health/perplexity/targets", "targets"),
-            ("health/perplexity/predictions", "predictions"),
-        ),
-        "clusters",
-    ),
-    (
-        "norms",
-        (
-            ("gradient_norm", "gradient"),
-            ("health/update_norm", "update"),
-            ("health/embedding_norm/mean", "unit embeddings"),
-        ),
-        "log",
-    ),
-    (
-        "hardware",
-        (
-            ("health/mfu", "share of the peak (MFU)"),
-            ("health/data_wait", "share spent waiting for data"),
-        ),
-        "share",
-    ),
-)
+
+_PERPLEXITY = {
+    "health/perplexity/targets": "targets",
+    "health/perplexity/predictions": "predictions",
+}
+_NORMS = {
+    "gradient_norm": "gradient",
+    "health/update_norm": "update",
+    "health/embedding_norm/mean": "unit embeddings",
+}
+_HARDWARE = {
+    "health/mfu": "share of the peak (MFU)",
+    "health/data_wait": "share spent waiting for data",
+}
 
 
 def plot_pretraining(
-    metrics: Sequence[dict[str, float]],
+    metrics: Metrics,
     path: Path,
     *,
     title: str,
     unigram_entropy_nats: float | None = None,
     published: str | None = None,
 ) -> None:
-    """Writes a PNG: loss and accuracy on hidden and visible frames, scales of the layers;
+    """Draw six panels: loss and accuracy on masked and unmasked frames, scales of the layers;
     perplexity, norms, use of the hardware.
 
     Args:
-        metrics: rows of `training.loggers.read_metrics`: train values under their names, those of
-        the valid split under `valid/`. path: the PNG. unigram_entropy_nats: the loss of a model
-        that knows nothing but how frequent each cluster is: the line to get below. published: a key
-        of PUBLISHED, to be drawn beside; another: none.
+        metrics: of the run.
+        path: of the PNG.
+        unigram_entropy_nats: loss of a model that only knows the frequency of each cluster, drawn
+            as a line.
+        published: key of PUBLISHED, to be drawn beside; any other value: none.
     """
-    # The object interface, without pyplot: no display, no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    figure = _new_figure(15, 8.6)
+    (losses, accuracies, scales), (perplexity, norms, hardware) = figure.subplots(2, 3)
 
-    figure = Figure(figsize=(15, 8.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    (losses, accuracies, scales), below = figure.subplots(2, 3)
-    for kind, colour in (("masked", "tab:blue"), ("unmasked", "tab:orange")):
+    for kind, colour in COLOURS.items():
         for axes, name in ((losses, f"loss/{kind}"), (accuracies, f"accuracy/{kind}")):
             _line(axes, metrics, name, color=colour, label=f"{kind} frames, train")
             _line(
@@ -144,92 +107,117 @@ def plot_pretraining(
             linewidth=1,
             label="unigram entropy of the targets",
         )
-    if published in PUBLISHED:
-        _published(
-            losses,
-            accuracies,
-            published,
-            last_step=max((row["step"] for row in metrics), default=0),
-        )
+    run = PUBLISHED.get(published or "")
+    if run is not None:
+        last_step = max((row["step"] for row in metrics), default=0)
+        _plot_published(losses, accuracies, run, last_step=last_step)
     losses.set(title=f"{title}: loss", ylabel="nats per frame")
     accuracies.set(title=f"{title}: accuracy", ylabel="share of frames", ylim=(0, None))
-    _scales(scales, metrics)
-    for axes, (name, lines, unit) in zip(below, _HEALTH, strict=True):
-        for value, label in lines:
-            _line(axes, metrics, value, label=label)
-        axes.set(title=name, ylabel="" if unit == "log" else unit)
-        if unit == "log":
-            axes.set_yscale("log")
-        else:
-            axes.set_ylim(0, None)
-        _legend(axes)
-    for axes in (losses, accuracies, scales, *below):
+
+    _plot_layer_scales(scales, metrics)
+    _lines(perplexity, metrics, _PERPLEXITY)
+    perplexity.set(title="perplexity", ylabel="clusters", ylim=(0, None))
+    _lines(norms, metrics, _NORMS)
+    norms.set(title="norms", yscale="log")
+    _lines(hardware, metrics, _HARDWARE)
+    hardware.set(title="hardware", ylabel="share", ylim=(0, None))
+
+    for axes in (losses, accuracies, scales, perplexity, norms, hardware):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-    for axes in (
-        losses,
-        accuracies,
-    ):  # outside: the entropy and the published lines may lie anywhere
-        axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+    for axes in (scales, perplexity, norms, hardware):
+        _legend(axes)
+    # Below the panels: the entropy and the published lines may lie anywhere in them.
+    for axes in (losses, accuracies):
+        _legend(axes, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     figure.savefig(path, dpi=110, format="png")
 
 
-def _published(losses: Any, accuracies: Any, name: str, *, last_step: float) -> None:
-    """At their own steps where ours come near, else where they ended, as lines across."""
-    run = {step: values for step, values in PUBLISHED[name].items() if isinstance(step, int)}
-    label = PUBLISHED[name]["label"]
-    end = max(run)
-    for axes, index, scale, colour, what in (
-        (losses, 0, math.log(2), "tab:blue", "masked"),
-        (accuracies, 1, 1.0, "tab:blue", "masked"),
-        (accuracies, 2, 1.0, "tab:orange", "unmasked"),
-    ):
-        points = {step: values[index] * scale for step, values in run.items()}  # type: ignore[index, operator]
-        if last_step >= min(run) / 2:
-            axes.plot(
-                points.keys(),
-                points.values(),
-                color=colour,
-                linestyle=":",
-                marker="s",
-                label=f"{what}, {label}",
-            )
+def plot_finetuning(metrics: Metrics, path: Path, *, title: str) -> None:
+    """Draw two panels: the loss of training and validation, and every score of the validation.
+
+    Args:
+        metrics: of the run.
+        path: of the PNG.
+    """
+    figure = _new_figure(11, 4)
+    losses, scores = figure.subplots(1, 2)
+    _line(losses, metrics, "loss", label="train, with masks and dropout")
+    _line(losses, metrics, "valid/loss", marker="o", label="valid")
+    losses.set(title=f"{title}: loss", ylabel="nats per utterance", yscale="log")
+
+    validated = {name for row in metrics for name in row if name.startswith("valid/")}
+    for name in sorted(validated - {"valid/loss"}):
+        _line(scores, metrics, name, marker="o", label=name.removeprefix("valid/"))
+    scores.set(title=f"{title}: valid split", ylim=(0, None))
+
+    for axes in (losses, scores):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        _legend(axes, fontsize="small")
+    figure.savefig(path, dpi=120, format="png")
+
+
+def _new_figure(width: float, height: float) -> Any:
+    """A figure by matplotlib's object interface, without pyplot: no display, no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plot_published(losses: Any, accuracies: Any, run: PublishedRun, *, last_step: float) -> None:
+    """Draw the points of a published run, or only its last ones as horizontal lines while our run
+    is far from its first step.
+    """
+    series = (
+        (losses, "masked", {step: p.loss_bits * math.log(2) for step, p in run.points.items()}),
+        (accuracies, "masked", {step: p.accuracy_masked for step, p in run.points.items()}),
+        (accuracies, "unmasked", {step: p.accuracy_unmasked for step, p in run.points.items()}),
+    )
+    end = max(run.points)
+    is_near = last_step >= min(run.points) / 2
+    for axes, kind, points in series:
+        label = f"{kind}, {run.label}"
+        colour = COLOURS[kind]
+        if is_near:
+            steps = list(points.keys())
+            values = list(points.values())
+            axes.plot(steps, values, color=colour, linestyle=":", marker="s", label=label)
         else:
-            axes.axhline(
-                points[end],
-                color=colour,
-                linestyle=":",
-                linewidth=1,
-                label=f"{what}, {label}, after {end:,} steps",
-            )
+            label += f", after {end:,} steps"
+            axes.axhline(points[end], color=colour, linestyle=":", linewidth=1, label=label)
 
 
-def _scales(axes: Any, metrics: Sequence[dict[str, float]]) -> None:
+def _plot_layer_scales(axes: Any, metrics: Metrics) -> None:
     """One line per layer, the first dark, the last bright."""
     from matplotlib import colormaps
 
-    names = sorted(
-        {name for row in metrics for name in row if name.startswith("health/layer_scale/")}
-    )
-    for number, name in enumerate(names):
-        label = f"layer {number + 1}" if number in (0, len(names) - 1) else None
-        _line(
-            axes,
-            metrics,
-            name,
-            color=colormaps["viridis"](number / max(1, len(names) - 1)),
-            label=label,
-        )
-    axes.set(title="size of the layers' outputs", ylabel="root of the mean square", ylim=(0, None))
-    _legend(axes)
+    prefix = "health/layer_scale/"
+    names = sorted({name for row in metrics for name in row if name.startswith(prefix)})
+    last = len(names) - 1
+    for index, name in enumerate(names):
+        label = f"layer {index + 1}" if index in (0, last) else None
+        colour = colormaps["viridis"](index / max(1, last))
+        _line(axes, metrics, name, color=colour, label=label)
+    axes.set(title="scale of the layers' outputs", ylabel="root mean square", ylim=(0, None))
 
 
-def _legend(axes: Any) -> None:
+def _lines(axes: Any, metrics: Metrics, labels: dict[str, str]) -> None:
+    """One line per metric, with its label."""
+    for name, label in labels.items():
+        _line(axes, metrics, name, label=label)
+
+
+def _line(axes: Any, metrics: Metrics, name: str, **style: Any) -> None:
+    """The values of a metric over the steps; nothing when there are none."""
+    rows = [row for row in metrics if name in row]
+    if rows:
+        axes.plot([row["step"] for row in rows], [row[name] for row in rows], **style)
+
+
+def _legend(axes: Any, fontsize: str = "x-small", **place: Any) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="x-small")
-
-
-def _line(axes: Any, metrics: Sequence[dict[str, float]], name: str, **style: Any) -> None:
-    points = [(row["step"], row[name]) for row in metrics if name in row]
-    if points:
-        axes.plot(*zip(*points, strict=True), **style)
+        axes.legend(fontsize=fontsize, **place)

@@ -1,5 +1,5 @@
-"""A loader without a state: the sampler says what comes, so resuming is asking for another
-number.
+"""Stateless data loading: the sampler maps a step to micro-batch indices, so resuming only needs
+the step.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from hubert_pretrain.training.resilience.preemption import ignore_in_worker
 
 FIRST_AT_EXIT = 100
-"""Finalizers of multiprocessing with a higher number run earlier."""
+"""Priority of a finaliser of multiprocessing; those with a higher number run earlier."""
 
 
 class ResumableSampler(Sampler[int]):
-    """Numbers of this rank's micro-batches, from the first of the step that training has reached to
+    """Indices of this rank's micro-batches, from the first of the step that training has reached to
     the last.
 
-    `reached()` is asked when iteration starts: after a checkpoint was loaded, it is that
-    checkpoint's step. There is no length on purpose, so that Lightning sees one endless epoch and
-    does not count batches that a resumed run skips.
+    There is no length on purpose, so that Lightning sees one endless epoch and does not count
+    batches that a resumed run skips.
     """
 
     def __init__(
@@ -39,6 +38,13 @@ class ResumableSampler(Sampler[int]):
         rank: int,
         world_size: int,
     ) -> None:
+        """
+        Args:
+            reached: returns the number of updates done. Called when iteration starts: after a
+                checkpoint was loaded, it is that checkpoint's step.
+            steps: of the training.
+            micro_batches: of a step, over all ranks.
+        """
         self.reached = reached
         self.steps = steps
         self.micro_batches = micro_batches
@@ -52,26 +58,27 @@ class ResumableSampler(Sampler[int]):
 
 
 def equal_share(count: int, rank: int, world_size: int) -> range:
-    """A rank's stretch of `count` batches to validate on, as long as that of every other rank:
-    numbers from `count` on are filling.
+    """A rank's share of `count` batches to validate on, as long as that of every other rank;
+    indices from `count` on are fillers.
 
-    A rank with fewer would leave the validation earlier, or skip it, while others wait for it to
-    sum up or to gather weights.
+    A rank with fewer batches would leave the validation earlier, or skip it, while others wait for
+    it in a collective.
     """
     each = -(-count // world_size)
     return range(rank * each, (rank + 1) * each)
 
 
-def loader(dataset: Dataset[Any], numbers: Iterable[int], *, workers: int) -> DataLoader[Any]:
-    """Items of `dataset` in the order of `numbers`, each of them already a batch. Workers only work
-    ahead (0: in this process).
+def loader(dataset: Dataset[Any], indices: Iterable[int], *, workers: int) -> DataLoader[Any]:
+    """Items of `dataset`, each of them already a batch, in the order of `indices`.
+
+    Workers only read ahead (0: in this process).
     """
     if workers:
         Finalize(None, _end_workers, exitpriority=FIRST_AT_EXIT)
     return DataLoader(
         dataset,
         batch_size=None,
-        sampler=numbers,
+        sampler=indices,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
@@ -80,16 +87,15 @@ def loader(dataset: Dataset[Any], numbers: Iterable[int], *, workers: int) -> Da
 
 
 def _end_workers() -> None:
-    """At exit, for workers that nobody ended: after an error their loader may still be held by its
-    traceback.
+    """Kill workers that still run at exit: after an error their loader may still be referenced by
+    the traceback.
 
     multiprocessing would send them SIGTERM, which they ignore because a scheduler sends it too
     (`ignore_in_worker`), and wait for ever.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(
-            signal.SIGCHLD, signal.SIG_DFL
-        )  # torch's handler raises when a worker is killed
+        # torch's handler raises when a worker is killed.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
@@ -97,19 +103,19 @@ def _end_workers() -> None:
 
 
 def to_device(device: torch.device, batches: Iterable[Any]) -> Iterable[Any]:
-    """The batches of a loader where they are computed with: on a GPU by way of `Copied`, elsewhere
-    as they are.
+    """The batches of a loader on their device: through a `CudaPrefetcher` on a GPU, elsewhere as
+    they are.
     """
     return CudaPrefetcher(batches, device) if device.type == "cuda" else batches
 
 
 class CudaPrefetcher:
-    """Batches (flat dicts) on a GPU. Each is copied on a stream of its own, while the GPU still
-    computes with the one before.
+    """Batches (flat dicts) on a GPU, copied on a separate stream while the GPU computes with the
+    batch before.
 
-    Lightning would copy on the stream that computes, so the GPU would rest meanwhile: 87.5 s of
+    Lightning would copy on the stream that computes, so the GPU would be idle meanwhile: 87.5 s of
     audio are 5.6 MB, some .2 ms of the 10 ms that a step of Base takes at 40 % of an H100. Needs
-    batches in pinned memory, as `loader` makes them: copies of other memory wait.
+    batches in pinned memory, as `loader` makes them: copies of other memory are synchronous.
     """
 
     def __init__(self, batches: Iterable[Any], device: torch.device) -> None:
@@ -125,7 +131,6 @@ class CudaPrefetcher:
             computing.wait_stream(copying)
             for value in copied.values():
                 if isinstance(value, torch.Tensor):
-                    value.record_stream(
-                        computing
-                    )  # its memory is free for others only when that stream is done with it
+                    # Its memory may be reused only when that stream is done with it.
+                    value.record_stream(computing)
             yield copied

@@ -1,6 +1,4 @@
-"""Averaged weights: an exponential moving average over the updates, for validation and for what the
-stage leaves behind.
-"""
+"""EMA of the weights: validation and exported checkpoints use it."""
 
 from __future__ import annotations
 
@@ -17,9 +15,9 @@ class EMA(L.Callback):
     """average <- decay average + (1 - decay) weights, after each update; both are in each
     checkpoint.
 
-    Validation, and what comes after the training, see the average; training goes on with the
-    weights themselves. In the first updates the decay is (1 + n) / (10 + n), so that the average
-    does not remember the random start (as TensorFlow's and timm's).
+    Validation and the exported checkpoint use the average; training goes on with the weights
+    themselves. In the first updates n the decay is (1 + n) / (10 + n), so that the average does not
+    remember the random start (as in TensorFlow and timm).
     """
 
     def __init__(self, decay: float) -> None:
@@ -32,11 +30,11 @@ class EMA(L.Callback):
         self._validation = ExitStack()  # gives the weights back
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Begins with the weights as they are, unless a checkpoint had the average."""
+        """Start from the weights, unless a checkpoint had the average."""
         old = self._average
         self._average = {
-            name: old[name].to(w.device) if old else w.detach().clone()
-            for name, w in _learning(module)
+            name: old[name].to(weight.device) if old else weight.detach().clone()
+            for name, weight in _learning(module)
         }
 
     def on_train_batch_end(
@@ -47,7 +45,7 @@ class EMA(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Moves the average."""
+        """Update the average."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         updates = trainer.global_step
@@ -56,17 +54,17 @@ class EMA(L.Callback):
         torch._foreach_lerp_(list(self._average.values()), weights, 1 - decay)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The average stands in for the weights."""
+        """Replace the weights by the average."""
         if trainer.state.fn == "fit":
-            self._validation.enter_context(self.standing_in(module))
+            self._validation.enter_context(self.applied(module))
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The weights are back, before a checkpoint is written."""
+        """Restore the weights, before a checkpoint is written."""
         self._validation.close()
 
     @contextmanager
-    def standing_in(self, module: L.LightningModule) -> Iterator[None]:
-        """While this is open, the average stands in for the weights, which come back to the bit."""
+    def applied(self, module: L.LightningModule) -> Iterator[None]:
+        """Context in which the average replaces the weights. They are restored to the bit."""
         own = {name: weight.detach().clone() for name, weight in _learning(module)}
         _set(module, self._average)
         try:
@@ -75,32 +73,33 @@ class EMA(L.Callback):
             _set(module, own)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The average is what training has made."""
+        """Leave the average as the result of the training."""
         _set(module, self._average)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Beside the weights."""
+        """Store the average beside the weights."""
         checkpoint["average"] = dict(self._average)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """After a checkpoint without an average, it begins at the weights."""
+        """Restore the average. A checkpoint without one starts it at the weights."""
         self._average = dict(checkpoint.get("average", {}))
 
 
 @contextmanager
 def ema_weights(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
-    """While this is open, a module that trains has the weights that are validated: their average
-    where there is one.
+    """Context in which a module that trains has the weights that are validated: their average, if
+    there is one.
     """
-    average = next((each for each in trainer.callbacks if isinstance(each, EMA)), None)  # type: ignore[attr-defined]
-    if average is None:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    ema = next((each for each in callbacks if isinstance(each, EMA)), None)
+    if ema is None:
         yield
         return
-    with average.standing_in(module):
+    with ema.applied(module):
         yield
 
 

@@ -40,7 +40,8 @@ def _hidden_from_torchmetrics(packages: frozenset[str]) -> Iterator[None]:
     """
     try:
         checks: Any = importlib.import_module("lightning_utilities.core.imports")
-        version, find_spec = checks._version, checks.find_spec
+        version = checks._version
+        find_spec = checks.find_spec
         forget = checks.package_available.cache_clear
     except (ImportError, AttributeError):
         yield

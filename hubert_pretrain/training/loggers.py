@@ -1,4 +1,4 @@
-"""Where numbers go: every logger of the recipe, and the progress display. A logger that fails is
+"""Metric logging: every logger of the recipe, and the progress display. A logger that fails is
 dropped; training goes on.
 """
 
@@ -21,8 +21,8 @@ from hubert_pretrain.training.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-_KEPT = {".json", ".png", ".safetensors", ".tsv"}
-"""Files of an artefact that go to W&B."""
+_ARTEFACT_FILES = {".json", ".png", ".safetensors", ".tsv"}
+"""Suffixes of the files of an artefact that go to W&B."""
 
 
 def report(
@@ -33,7 +33,7 @@ def report(
     shown: Sequence[str] = (),
     kind: str = "train",
 ) -> None:
-    """Sends the values of a step to every logger, and those named in `shown` (all, when empty) to
+    """Send the values of a step to every logger, and those named in `shown` (all, when empty) to
     the progress display.
 
     Call it on every rank; only the first one acts.
@@ -44,25 +44,25 @@ def report(
         each.log_metrics(values, step)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Progress):
-            callback.show(
-                step, {name: values[name] for name in shown or values if name in values}, kind=kind
-            )
+            some = {name: values[name] for name in shown or values if name in values}
+            callback.show(step, some, kind=kind)
 
 
 def logger_arguments(folder: Path, run_name: str) -> dict[str, str]:
-    """What a stage adds to each logger node: files go below `folder/logs`, and a resumed run goes
-    on under its old identity.
+    """Arguments that a stage adds to each logger node: files go below `folder/logs`, and a resumed
+    run continues under its old identity.
     """
     name = run_name.replace("/", "-")
+    digest = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:8]
     return {
         "save_dir": str(folder / "logs"),
         "name": name,
-        "version": f"{name}-{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:8]}",
+        "version": f"{name}-{digest}",
     }
 
 
 def close(loggers: Sequence[Logger]) -> None:
-    """Ends every logger's writing, so that the folder can be renamed."""
+    """Finish every logger's writing, so that the folder can be renamed."""
     for each in loggers:
         each.finalize("success")
     if any(kind_of(each) == "WandbLogger" for each in loggers):
@@ -77,12 +77,13 @@ def kind_of(each: Logger) -> str:
 
 
 def keep_folder(loggers: Sequence[Logger], name: str, kind: str, folder: Path) -> None:
-    """Hands what an artefact consists of to the loggers that keep files (W&B): its descriptions,
-    weights and pictures, of targets the card alone. Does nothing for one that does not exist. Call
-    it on the first rank."""
-    paths = (
-        sorted(path for path in folder.iterdir() if path.suffix in _KEPT) if folder.is_dir() else []
-    )
+    """Hand the files of an artefact to the loggers that keep files (W&B): its descriptions, weights
+    and pictures; of targets the card alone.
+
+    Does nothing for an artefact that does not exist. Call it on the first rank.
+    """
+    files = folder.iterdir() if folder.is_dir() else []
+    paths = sorted(path for path in files if path.suffix in _ARTEFACT_FILES)
     for each in loggers:
         if paths and kind_of(each) == "WandbLogger" and isinstance(each, Guarded):
             each.attempt(_wandb_artefact, name.replace("/", "-"), kind, paths)
@@ -91,13 +92,10 @@ def keep_folder(loggers: Sequence[Logger], name: str, kind: str, folder: Path) -
 def keep_table(
     loggers: Sequence[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
-    """Hands a table to the loggers that show tables (W&B, TensorBoard). Call it on the first
-    rank.
-    """
+    """Hand a table to the loggers that show tables (W&B, TensorBoard). Call it on the first rank."""
+    tables = {"WandbLogger": _wandb_table, "TensorBoardLogger": _tensorboard_table}
     for each in loggers:
-        show = {"WandbLogger": _wandb_table, "TensorBoardLogger": _tensorboard_table}.get(
-            kind_of(each)
-        )
+        show = tables.get(kind_of(each))
         if show is not None and isinstance(each, Guarded):
             each.attempt(show, name, columns, rows)
 
@@ -128,8 +126,8 @@ def _tensorboard_table(
 
 
 class Guarded(Logger):
-    """A logger that may fail without anyone noticing but a reader of the warnings: after its first
-    error it gets nothing more.
+    """A logger whose failure does not end the training: its first error is a warning, and it is not
+    called again.
     """
 
     def __init__(self, inner: Logger) -> None:
@@ -138,7 +136,7 @@ class Guarded(Logger):
         self.failed = False
 
     def attempt(self, action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """`action(inner, ...)`; None when that fails, or anything failed before."""
+        """Call `action(inner, ...)`. Returns None when that fails, or failed before."""
         if self.failed:
             return None
         try:
@@ -146,7 +144,7 @@ class Guarded(Logger):
         except Exception as error:
             self.failed = True
             logger.warning(
-                "%s failed (%s) and gets nothing more; training goes on",
+                "%s failed (%s) and is not called again; training goes on",
                 type(self.inner).__name__,
                 error,
             )
@@ -164,7 +162,7 @@ class Guarded(Logger):
 
     @property
     def experiment(self) -> Any:
-        """What the logger writes with; Lightning opens it before training."""
+        """The logger's own writer; Lightning opens it before training."""
         return self.attempt(lambda inner: getattr(inner, "experiment", None))
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -180,11 +178,11 @@ class Guarded(Logger):
         self.attempt(lambda inner: inner.log_graph(model, input_array))
 
     def save(self) -> None:
-        """Writes what is pending."""
+        """Write pending values."""
         self.attempt(lambda inner: inner.save())
 
     def finalize(self, status: str) -> None:
-        """The end."""
+        """Finish writing."""
         self.attempt(lambda inner: inner.finalize(status))
 
     def _text(self, name: str) -> str | None:
@@ -193,10 +191,10 @@ class Guarded(Logger):
 
 
 class CsvLogger(Logger):
-    """`<save_dir>/metrics.csv`, one row per step, kept when a run is resumed.
+    """`<save_dir>/metrics.csv`, one row per step, continued when a run is resumed.
 
-    Lightning's `CSVLogger` deletes the file of an interrupted run. This one goes on with it: rows
-    of steps that are trained again are replaced, so the file reads as if nothing had happened.
+    Lightning's `CSVLogger` deletes the file of an interrupted run. This one continues it: rows of
+    steps that are trained again are replaced, so the file is that of an uninterrupted run.
     """
 
     def __init__(self, save_dir: str, name: str = "", version: str = "") -> None:
@@ -219,21 +217,22 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The recipe lies beside the artefact; nothing to add."""
+        """Nothing: the recipe lies beside the artefact."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds the values to the row of `step`, and drops rows of later steps: they come from
-        before an interruption.
+        """Add the values to the row of `step`, and drop rows of later steps: they are from before
+        an interruption.
         """
         step = int(step or 0)
         went_back = bool(self._rows) and self._rows[-1]["step"] >= step
-        same = next(
-            (row for row in reversed(self._rows) if row["step"] == step), {"step": float(step)}
-        )
-        self._rows = [row for row in self._rows if row["step"] < step] + [same | metrics]
+        new_row = {"step": float(step)}
+        same_step = next((row for row in reversed(self._rows) if row["step"] == step), new_row)
+        earlier = [row for row in self._rows if row["step"] < step]
+        self._rows = [*earlier, same_step | metrics]
         new_columns = [column for column in self._rows[-1] if column not in self._columns]
         self._columns += new_columns
+        # Append where possible; a changed header or a removed row needs the whole file.
         if went_back or new_columns or not self.path.exists():
             write_text(self.path, self._text(self._rows, header=True))
         else:
@@ -250,13 +249,14 @@ class CsvLogger(Logger):
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`, by step; values that a row lacks are left out. Empty when there
-    is no file.
+    """The rows of a `metrics.csv`, by step; values that a row lacks are left out.
+
+    Empty when there is no file.
     """
     if not path.is_file():
         return []
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    # A kill may have cut the last row short; then it is trained, and written, again.
+    # A kill may have truncated the last row; then its step is trained, and written, again.
     whole = [row for row in rows if None not in row.values() and None not in row]
     return [{name: float(value) for name, value in row.items() if value} for row in whole]

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from hubert_pretrain import distributed
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.seeds import generator
-from hubert_pretrain.training.limits import MAX_SKIPPED_STEPS
 from hubert_pretrain.training.loggers import report
 from hubert_pretrain.training.optim import (
     AdamWSettings,
@@ -38,9 +37,9 @@ if TYPE_CHECKING:
 class Monitor:
     """Logging interval, and limits before a training warns or ends."""
 
-    log_every_steps: int = 50
+    log_every_steps: int
+    max_skipped_steps: int  # in a row, with a non-finite loss or gradient
     warmup_steps: int = 0  # no "nothing learnt" alarm before this step
-    max_skipped_steps: int = MAX_SKIPPED_STEPS  # in a row, with a non-finite loss or gradient
 
     @staticmethod
     def of(config: PretrainConfig | FinetuneConfig, trainer: TrainerConfig) -> Monitor:
@@ -306,7 +305,8 @@ class TrainingModule(L.LightningModule):
             values["skipped_steps"] = self.nonfinite.total
         if self.nonfinite.scaled:
             values["scaler_skipped_steps"] = self.nonfinite.by_scaler
-            values["loss_scale"] = float(self.trainer.scaler.get_scale())  # type: ignore[union-attr]
+            scaler: Any = self.trainer.scaler
+            values["loss_scale"] = float(scaler.get_scale())
         values["health/update_norm"] = update_norm(optimizer, self._rate)
         values |= self._utilisation(seconds)
         values |= self.health(step, values)

@@ -1,4 +1,4 @@
-"""What a person sees while it trains: a live bar on a terminal, one plain line per logging step
+"""Progress display of a training: a live bar on a terminal, one plain line per logging step
 anywhere else, nothing on other ranks.
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Progress(L.Callback):
-    """Shows the values that `loggers.report` hands on. The bar moves with every step, without
+    """Shows the values that `loggers.report` passes on. The bar moves with every step, without
     reading anything from the device.
     """
 
@@ -26,7 +26,7 @@ class Progress(L.Callback):
         self._task: Any = None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Opens the bar, at the step that was reached before."""
+        """Open the bar, at the step that was reached before."""
         if trainer.is_global_zero and self.enabled and sys.stdout.isatty():
             self._bar = _bar()
             self._task = self._bar.add_task(
@@ -42,12 +42,12 @@ class Progress(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Moves the bar."""
+        """Move the bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step)
 
     def show(self, step: int, values: dict[str, float], *, kind: str = "train") -> None:
-        """Shows the values of a logging step or of a validation."""
+        """Show the values of a logging step or of a validation."""
         if not self.enabled:
             return
         text = describe(values)
@@ -59,13 +59,13 @@ class Progress(L.Callback):
             self._bar.console.print(f"{kind} step {step}/{self.steps}  {text}")
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Closes the bar."""
+        """Close the bar."""
         self._close()
 
     def on_exception(
         self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Closes the bar, so that the error is readable."""
+        """Close the bar, so that the error is readable."""
         self._close()
 
     def _close(self) -> None:
@@ -82,19 +82,21 @@ class Stopwatch:
         self._since: float | None = None
 
     def start(self) -> None:
-        """Starts or goes on."""
+        """Start or continue."""
         if self._since is None:
             self._since = time.perf_counter()
 
     def stop(self) -> None:
-        """Pauses."""
+        """Pause."""
         self._total = self.seconds
         self._since = None
 
     @property
     def seconds(self) -> float:
         """Seconds so far."""
-        return self._total + (time.perf_counter() - self._since if self._since is not None else 0.0)
+        if self._since is None:
+            return self._total
+        return self._total + time.perf_counter() - self._since
 
 
 def describe(values: dict[str, float]) -> str:

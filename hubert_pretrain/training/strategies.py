@@ -1,5 +1,5 @@
-"""How the processes of a training share its work: each with the whole network (DDP), or each with a
-part of it (FSDP2).
+"""Distributed strategies: DDP (each process has the whole network) and FSDP2 (each has a part of
+it).
 
 Both compute the same run: the module scales each micro-batch's loss so that the mean over the ranks
 is the gradient of the whole step.
@@ -31,19 +31,20 @@ STRATEGIES = ["auto", "ddp", "fsdp"]
 def make_strategy(
     name: str, *, world_size: int, timeout: timedelta, gradient_compression: str = "none"
 ) -> str | Strategy:
-    """What Lightning's trainer takes.
+    """The `strategy` argument of Lightning's trainer.
 
     Args:
         name: auto (ddp where there is more than one process), ddp or fsdp.
-        world_size: processes in all.
-        timeout: how long a rank waits for another.
-        gradient_compression: bf16 halves what ddp sends, none sends fp32.
+        world_size: number of processes.
+        timeout: of a rank that waits for another.
+        gradient_compression: bf16 (ddp sends half as much) or none (fp32).
 
     Raises ConfigError for a name that does not exist.
     """
     if name not in STRATEGIES:
         raise ConfigError(
-            f"trainer.strategy={name!r}: expected one of {', '.join(STRATEGIES)}{did_you_mean(name, STRATEGIES)}"
+            f"trainer.strategy={name!r}: expected one of {', '.join(STRATEGIES)}"
+            f"{did_you_mean(name, STRATEGIES)}"
         )
     if name == "fsdp":
         return FSDP(world_size=world_size, timeout=timeout)
@@ -53,10 +54,10 @@ def make_strategy(
 
 
 class DDP(DDPStrategy):
-    """DDP with a static graph: gradients lie in the buckets that are sent, and nobody searches for
-    parameters without one.
+    """DDP with a static graph: gradients lie in the buckets that are sent, and no time is spent
+    on a search for unused parameters.
 
-    The graph is static because every parameter has a gradient in every step: see `zero_term`.
+    The graph is static because every parameter has a gradient in every step: see `zero_grad_term`.
     """
 
     def __init__(self, *, compressed: bool, timeout: timedelta) -> None:
@@ -64,25 +65,21 @@ class DDP(DDPStrategy):
         self.compressed = compressed
 
     def configure_ddp(self) -> None:
-        """Also learns the graph, from a loss of zero of every parameter: torch 2.14 fails when it
-        would have to in a backward pass that is not sent (`no_sync`), and the first micro-batches
-        of a step are such. (To send those of the first step only would round differently after a
-        resume.)"""
+        """Let DDP record the static graph, from a zero loss of every parameter.
+
+        Otherwise it would be recorded in the first backward pass, which under accumulation is not
+        sent (`no_sync`); there torch 2.14 fails. (Sending the gradients of the first step's
+        micro-batches would round differently after a resume.)
+        """
         super().configure_ddp()
         module = self.lightning_module
         assert module is not None
+        learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
-        def nothing(zero: Tensor) -> Tensor:
-            return sum(
-                (
-                    0.0 * parameter.sum()
-                    for parameter in module.parameters()
-                    if parameter.requires_grad
-                ),
-                start=zero,
-            )
+        def zero_loss(zero: Tensor) -> Tensor:
+            return sum((0.0 * parameter.sum() for parameter in learning), start=zero)
 
-        module.forward = nothing  # type: ignore[method-assign]
+        module.forward = zero_loss  # type: ignore[method-assign]
         try:
             self.model(torch.zeros((), device=self.root_device)).backward()  # type: ignore[misc]
         finally:
@@ -91,7 +88,7 @@ class DDP(DDPStrategy):
             parameter.grad = None
 
     def _register_ddp_hooks(self) -> None:
-        """Lightning registers hooks on GPUs only."""
+        """Register the compression hook. (Lightning registers hooks on GPUs only.)"""
         if self.compressed:
             from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
@@ -100,20 +97,18 @@ class DDP(DDPStrategy):
 
 
 class FSDP(ModelParallelStrategy):
-    """FSDP2: weights, gradients and the optimiser's state are cut over all ranks; a layer's weights
-    come together while it runs.
+    """FSDP2: weights, gradients and the optimiser's state are sharded over all ranks; a layer's
+    weights are gathered while it runs.
 
-    Checkpoints are folders to which each rank writes its part (sharded_io.py); any number of ranks,
-    or another strategy, reads them, and this strategy reads the files of the others.
+    Checkpoints are folders to which each rank writes its part (sharded_checkpoint.py); any number
+    of ranks, or another strategy, reads them, and this strategy reads the files of the others.
     """
 
     def __init__(self, *, world_size: int, timeout: timedelta) -> None:
         super().__init__(data_parallel_size=world_size, tensor_parallel_size=1, timeout=timeout)
 
     def setup_environment(self) -> None:
-        """Once the processes have met, those that write a checkpoint together form a group, on the
-        CPU.
-        """
+        """Also create the CPU process group of the ranks that write a checkpoint together."""
         super().setup_environment()
         self.ranks = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
         self.checkpoint_io.group = self.ranks  # type: ignore[attr-defined]
@@ -124,7 +119,7 @@ class FSDP(ModelParallelStrategy):
         return self.lightning_module.state_dict()
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """This rank's part, by the names of parameters, because their numbers mean nothing to
+        """This rank's part, by the names of parameters, because their numbers are meaningless under
         another world size.
         """
         return sharded_checkpoint.optimizer_state(
@@ -134,13 +129,13 @@ class FSDP(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
-        """Every rank writes."""
+        """Write this rank's part. Every rank must call it."""
         self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Fills weights and optimisers; returns the rest."""
+        """Load weights and optimisers; returns the rest of the checkpoint."""
         path = Path(checkpoint_path)
         optimizers = [getattr(each, "_optimizer", each) for each in self.optimizers]
         if path.is_dir():
@@ -155,49 +150,47 @@ class FSDP(ModelParallelStrategy):
 
 
 def shard(module: L.LightningModule) -> None:
-    """Under FSDP cuts the parts of a training module over the ranks, once; under any other strategy
-    does nothing.
+    """Shard the parts of a training module over the ranks, once, under FSDP; no effect under any
+    other strategy.
 
     The matrices of each transformer layer are one group, the conv encoder another, everything else
-    of the network the last. In bf16-mixed the matrices travel as bf16, which is what autocast makes
-    of them anyway; norms and the residual stream stay fp32.
+    of the network the last. In bf16-mixed the matrices are gathered as bf16, to which autocast
+    casts them anyway; norms and the residual stream stay fp32.
     """
     strategy = module.trainer.strategy
     if not isinstance(strategy, FSDP):
         return
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    # Whoever reads weights between two forward passes (checkpoints, averages, norms) always finds
-    # them cut.
-    cut = partial(
-        fully_shard, mesh=strategy.device_mesh["data_parallel"], reshard_after_forward=True
-    )
-    bf16 = str(module.trainer.precision).startswith("bf16")
-    matrices = (
-        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        if bf16
-        else MixedPrecisionPolicy()
-    )
+    # Code that reads weights between two forward passes (checkpoints, averages, norms) always finds
+    # them sharded.
+    mesh = strategy.device_mesh["data_parallel"]
+    shard_part = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
+    if str(module.trainer.precision).startswith("bf16"):
+        matrices = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    else:
+        matrices = MixedPrecisionPolicy()
     for part in module.children():
         if isinstance(part, FSDPModule) or not any(True for _ in part.parameters()):
             continue
         if isinstance(part, Hubert):
             for layer in part.context_encoder.layers:
                 assert isinstance(layer, Block)
-                cut([layer.attention, layer.feed_forward], mp_policy=matrices)
-            cut(part.conv_encoder)
+                shard_part([layer.attention, layer.feed_forward], mp_policy=matrices)
+            shard_part(part.conv_encoder)
         for inner in part.modules():
             if isinstance(inner, (CodebookHead, SoftmaxHead)) and inner is not part:
-                cut(inner)  # of an intermediate layer: runs outside of what owns it
-        cut(part)
+                # The head of an intermediate layer runs outside of the module that owns it.
+                shard_part(inner)
+        shard_part(part)
 
 
 def zero_grad_term(module: L.LightningModule, parameters: Iterable[nn.Parameter]) -> Tensor | float:
-    """To be added to a loss that `parameters` have no part in: DDP waits for a gradient of every
-    parameter, so these get one of zero.
+    """A zero to add to a loss in which `parameters` have no part: DDP waits for a gradient of every
+    parameter, so these get a gradient of zero.
 
-    0 under any other strategy. Which parameters are idle must be the same on every rank and in
-    every micro-batch of a step; their gradients are removed before the optimiser steps, so that one
+    0 under any other strategy. The parameters must be the same on every rank and in every
+    micro-batch of a step; their gradients are removed before the optimiser steps, so that one
     process and many compute the same.
     """
     if not isinstance(module.trainer.strategy, DDPStrategy):
@@ -209,15 +202,15 @@ def zero_grad_term(module: L.LightningModule, parameters: Iterable[nn.Parameter]
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """A tensor that is cut over the ranks as one that is not. Every rank must call it."""
+    """The whole of a tensor that may be sharded over the ranks. Every rank must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def gather_module(module: Module, make: Callable[[], Module]) -> Module:
-    """A module with all of its weights, on the CPU where they were cut over the ranks: then in a
-    new one from `make`.
+    """The module itself, or where its weights are sharded over the ranks a new one from `make` with
+    all of them, on the CPU.
 
-    Every rank must call it. Only one tensor at a time is whole on a device.
+    Every rank must call it. Only one tensor at a time is gathered on a device.
     """
     state: Mapping[str, Tensor] = module.state_dict()
     if not any(isinstance(tensor, DTensor) for tensor in state.values()):

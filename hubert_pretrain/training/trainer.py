@@ -195,7 +195,8 @@ def _on_gpu(accelerator: str) -> bool:
 
 def _callback(trainer: L.Trainer, kind: type[_Callback]) -> _Callback:
     """The callback of that class."""
-    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next(callback for callback in callbacks if isinstance(callback, kind))
 
 
 @contextmanager

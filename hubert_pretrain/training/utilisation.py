@@ -1,5 +1,5 @@
-"""How well the hardware is used: waiting for data, memory, and the share of the arithmetic that it
-could do (MFU).
+"""Hardware utilisation: peak memory, and the peak operations per second that MFU (model FLOPs
+utilisation) is a share of.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ _DENSE_16_BIT = {
     "RTX 4090": 165.2e12,
     "RTX 3090": 71e12,
 }
-"""Operations per second in bf16 or fp16 without sparsity, of the vendors' data sheets. The first
-name that fits counts.
+"""Operations per second in bf16 or fp16 without sparsity, from the vendors' data sheets. The first
+name that occurs in the device's name counts.
 """
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
-    """Operations per second that a device can do at most: from the data sheet for 16 bits, else as
-    a matrix product measured it.
+    """Peak operations per second of a device: from the data sheet for 16 bits, else measured by a
+    matrix product.
     """
     if device.type == "cuda" and "16" in precision:
         name = torch.cuda.get_device_name(device)
         for known, peak in _DENSE_16_BIT.items():
             if known in name:
                 return peak
-    return _measured(
-        device,
-        torch.bfloat16
-        if "bf16" in precision
-        else torch.float16
-        if "16" in precision
-        else torch.float32,
-    )
+    return _measured(device, _dtype_of(precision))
+
+
+def _dtype_of(precision: str) -> torch.dtype:
+    """The type of matrix products under one of Lightning's precisions."""
+    if "bf16" in precision:
+        return torch.bfloat16
+    return torch.float16 if "16" in precision else torch.float32
 
 
 @functools.lru_cache(maxsize=8)
@@ -70,9 +70,7 @@ def _measured(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def memory_gb(device: torch.device) -> float:
-    """The most memory, in 10^9 bytes, that was in use: of the GPU by tensors, or of this
-    process.
-    """
+    """Peak memory in 10^9 bytes: of tensors on a GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -44,7 +44,7 @@ def _module(
         seed=1,
         optimiser=AdamWSettings(learning_rate=1e-3),
         schedule=lambda _: 1.0,
-        monitor=Monitor(log_every_steps=10),
+        monitor=Monitor(log_every_steps=10, max_skipped_steps=10),
         **settings,
     )
     module._trainer = SimpleNamespace(

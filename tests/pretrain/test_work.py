@@ -163,7 +163,7 @@ class Step:
                 supervision=supervision,
                 optimiser=AdamWSettings(learning_rate=1e-3),
                 schedule=lambda updates: 1.0,
-                monitor=Monitor(log_every_steps=10),
+                monitor=Monitor(log_every_steps=10, max_skipped_steps=10),
             )
             mask = torch.zeros(rows, frames, dtype=torch.bool)
             mask[:, : self.masked] = True

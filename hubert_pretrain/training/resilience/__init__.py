@@ -1,0 +1,1 @@
+"""Checkpoints, preemption, hangs, non-finite steps, and failures explained in one line."""

@@ -86,7 +86,7 @@ class CheckpointWriter(VerifiedCheckpointIO):
 
     @property
     def busy(self) -> bool:
-        """Whether a file is being written."""
+        """True while a file is being written."""
         return self._thread is not None and self._thread.is_alive()
 
     def finish(self) -> None:
@@ -291,9 +291,9 @@ class CheckpointCallback(L.Callback):
         self._finish_save()
         if distributed.from_first(self._failures) > self.policy.max_failures:
             raise ArtefactError(
-                f"{self.folder}: more than {self.policy.max_failures} checkpoints in a row could not "
-                f"be written ({self.writer.failure}); the last one that could is intact. Free some "
-                "space; the same command resumes"
+                f"{self.folder}: more than {self.policy.max_failures} checkpoints in a row could "
+                f"not be written ({self.writer.failure}); the last one that could is intact. Free "
+                "some space; the same command resumes"
             )
 
     def _prune(self) -> None:

@@ -1,10 +1,11 @@
-"""Checkpoints that a kill, a full disk or a bad sector cannot take away.
+"""Atomic, verified checkpoints: a kill, a full disk or a bad sector does not destroy the last good
+one.
 
 Lightning's own writer goes through `$TMPDIR`, which is often another file system than the
 checkpoint's: its "atomic" rename is then a copy, and a kill or a full disk in the middle of it
 destroys the previous good file. Here the new file is written beside its final place, synced,
-renamed, and described by a sha256 sidecar; older files go only when the new one has been read back
-and verified.
+renamed, and described by a sha256 sidecar; older files are removed only when the new one has been
+read back and verified.
 """
 
 from __future__ import annotations
@@ -36,18 +37,19 @@ class VerifiedCheckpointIO(CheckpointIO):
     """
 
     group: Any = None
-    """Of the ranks that write a checkpoint together, when weights are cut over them
-    (sharded_io.py).
+    """Process group of the ranks that write a sharded checkpoint together
+    (sharded_checkpoint.py).
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Writes the file and its `.sha256` sidecar, both synced. On failure nothing but a
-        temporary file is left, which is removed.
+        """Write the file and its `.sha256` sidecar, both synced.
+
+        On failure the temporary file is removed, and ArtefactError is raised.
         """
         path = Path(path)
-        if sharded_checkpoint.is_cut(checkpoint):
+        if sharded_checkpoint.is_sharded(checkpoint):
             sharded_checkpoint.save(checkpoint, path, self.group)
             return
         try:
@@ -68,14 +70,16 @@ class VerifiedCheckpointIO(CheckpointIO):
             write_text(_sidecar(path), checksum + "\n")
         except OSError as error:
             raise ArtefactError(
-                f"{path}: its checksum could not be written ({error}); the previous checkpoint is intact"
+                f"{path}: its checksum could not be written ({error}); the previous checkpoint is "
+                "intact"
             ) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a checkpoint onto the CPU, always with `weights_only=True` whatever the caller asks
-        for.
+        """Read a checkpoint onto the CPU, always with `weights_only=True`.
+
+        Raises ArtefactError when it is not readable.
         """
         if Path(path).is_dir():
             return sharded_checkpoint.load_whole(Path(path))
@@ -83,13 +87,12 @@ class VerifiedCheckpointIO(CheckpointIO):
             return dict(torch.load(path, map_location=map_location or "cpu", weights_only=True))
         except Exception as error:
             raise ArtefactError(
-                f"{path}: not a readable checkpoint ({error}); delete it to resume from the one before"
+                f"{path}: not a readable checkpoint ({error}); delete it to resume from the one "
+                "before"
             ) from error
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Removes a checkpoint: the sidecar first, so that a half-removed one no longer
-        verifies.
-        """
+        """Remove a checkpoint: the sidecar first, so that a half-removed one no longer verifies."""
         if Path(path).is_dir():
             return sharded_checkpoint.remove(Path(path))
         _sidecar(Path(path)).unlink(missing_ok=True)
@@ -103,7 +106,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """Updates that were done when a checkpoint was written: `step=00001000.ckpt` -> 1000."""
+    """Number of updates done before a checkpoint was written: `step=00001000.ckpt` -> 1000."""
     match = _NAME.fullmatch(path.name)
     if match is None:
         raise ArtefactError(f"{path}: not the name of a checkpoint, which is step=<number>.ckpt")
@@ -111,21 +114,20 @@ def step_of(path: Path) -> int:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint that verifies, None when there is none. Says which ones it passed over
-    and why.
-    """
+    """The newest checkpoint that verifies; None when there is none. Warns of those that do not."""
     for path in reversed(checkpoints(folder)):
         if verified(path):
             return path
         logger.warning(
-            "%s: does not match its checksum, so it is damaged or was cut short; falling back to the one before",
+            "%s: does not match its checksum, so it is damaged or truncated; falling back to the "
+            "one before",
             path,
         )
     return None
 
 
 def verified(path: Path) -> bool:
-    """Whether a checkpoint is byte for byte what was written."""
+    """True if a checkpoint is byte for byte as it was written."""
     try:
         if path.is_dir():
             listed = sharded_checkpoint.digests(path)
@@ -147,7 +149,7 @@ def size_of(content: Any) -> int:
 
 
 def _check_space(checkpoint: dict[str, Any], path: Path) -> None:
-    """Raises OSError now, not after half of the file."""
+    """Raise OSError for a full disk before the file is written, not after half of it."""
     needed = size_of(checkpoint)
     free = shutil.disk_usage(path.parent).free
     if needed > free:

@@ -1,6 +1,4 @@
-"""What ended a training, in one line: out of memory, a loader's worker that was killed, a rank that
-is gone.
-"""
+"""Failures in one line: out of memory, a dead worker of the loader, a lost rank."""
 
 from __future__ import annotations
 
@@ -19,13 +17,13 @@ from hubert_pretrain.errors import HubertPretrainError, Preempted
 from hubert_pretrain.frames import seconds
 
 ROLL_CALL_SECONDS = 10.0
-"""How long survivors wait for each other before they name who is gone."""
+"""Duration of the roll call after which a rank that did not answer is reported as gone."""
 _LOST = re.compile(r"gloo|nccl|connection|peer|socket|store|timed? ?out|broken pipe", re.IGNORECASE)
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
 
 class BatchShape(L.Callback):
-    """Remembers the shape of what was computed last."""
+    """Records the shape of the last micro-batch."""
 
     def __init__(self) -> None:
         self.shape: tuple[int, ...] = ()
@@ -33,7 +31,7 @@ class BatchShape(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The micro-batch that comes now."""
+        """Record the micro-batch that is about to be computed."""
         self.record(batch)
 
     def on_validation_batch_start(
@@ -44,54 +42,45 @@ class BatchShape(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """The micro-batch that comes now."""
+        """Record the micro-batch that is about to be computed."""
         self.record(batch)
 
     def record(self, batch: Any) -> None:
-        """(B, S) of a dict with a "waveform"."""
+        """Record (B, S) of a batch with a "waveform"."""
         if isinstance(batch, dict) and "waveform" in batch:
             self.shape = tuple(batch["waveform"].shape)
 
 
 @contextmanager
 def explain_failures(trainer: L.Trainer) -> Iterator[None]:
-    """Turns the errors that a user can do something about into a HubertPretrainError."""
+    """Turn failures that a user can fix into a HubertPretrainError of one line."""
     try:
         yield
     except Preempted as preempted:
-        if (
-            distributed.rank() > 0
-            and type(trainer.strategy.cluster_environment).__name__ == "LightningEnvironment"
-        ):  # type: ignore[attr-defined]
-            # Lightning kills the first rank when a process that it started ends with anything but 0
-            # before it.
+        if distributed.rank() > 0 and _started_by_lightning(trainer):
+            # Lightning kills the first rank when a process that it started ends with another code
+            # than 0 before it.
             preempted.exit_code = 0
         raise
     except torch.OutOfMemoryError as error:
         raise HubertPretrainError(out_of_memory(trainer, error)) from error
     except (RuntimeError, ConnectionError, EOFError) as error:
-        # A killed worker shows as torch's own message, or as a pipe that broke while something was
-        # read from it.
-        reported = error if isinstance(error, RuntimeError) else _as_torch_says(error)
-        named = _WORKER.search(str(reported))
-        if named or not isinstance(error, RuntimeError):
-            processes = named[1] if named else ", ".join(map(str, dead_children())) or "?"
-            what = " ".join((str(reported) or repr(reported)).split()).rstrip(". ")
+        worker = _dead_worker(error)
+        if worker is not None:
+            raise HubertPretrainError(worker) from error
+        missing = missing_ranks() if _LOST.search(str(error)) else []
+        if missing:
             raise HubertPretrainError(
-                f"a loader's worker (process {processes}) died: {what}. When nobody "
-                "killed it, memory ran out: use fewer trainer.loader_workers. The same command resumes from the last checkpoint"
-            ) from error
-        if _LOST.search(str(error)) and (gone := missing_ranks()):
-            raise HubertPretrainError(
-                f"rank {', '.join(map(str, gone))} is gone (killed, or its machine is), noticed at step {trainer.global_step}; "
-                "the same command resumes from the last checkpoint"
+                f"rank {', '.join(map(str, missing))} is gone (killed, or its machine is), noticed "
+                f"at step {trainer.global_step}; the same command resumes from the last checkpoint"
             ) from error
         raise
 
 
 def out_of_memory(trainer: L.Trainer, error: BaseException) -> str:
-    """Which shape was too much for which memory, and half of it as advice."""
-    last = next((each for each in trainer.callbacks if isinstance(each, BatchShape)), None)  # type: ignore[attr-defined]
+    """The shape that did not fit into memory, and half of it as advice."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    last = next((each for each in callbacks if isinstance(each, BatchShape)), None)
     where = f"out of memory at step {trainer.global_step + 1}"
     first_line = str(error).split(". ")[0].strip()
     if last is None or len(last.shape) != 2:
@@ -99,46 +88,68 @@ def out_of_memory(trainer: L.Trainer, error: BaseException) -> str:
     rows, samples = last.shape
     audio = rows * seconds(samples)
     return (
-        f"{where} in a micro-batch of {rows} x {samples} samples ({audio:.1f} s of audio): {first_line}. "
-        f"Try micro_batch_seconds={audio / 2:.4g} (any that divides batch_seconds: the run stays the same), or "
-        "trainer.gradient_checkpointing=true; the same command resumes"
+        f"{where} in a micro-batch of {rows} x {samples} samples ({audio:.1f} s of audio): "
+        f"{first_line}. Try micro_batch_seconds={audio / 2:.4g} (any that divides batch_seconds: "
+        "the run stays the same), or trainer.gradient_checkpointing=true; the same command resumes"
     )
 
 
-def _as_torch_says(error: Exception) -> Exception:
-    """torch learns of a dead worker from the kernel, and raises wherever the process then is:
-    better here than in a message.
+def dead_children() -> list[int]:
+    """Ids of child processes of multiprocessing that failed or were killed."""
+    children: Any = getattr(multiprocessing.process, "_children", ())
+    return sorted(child.pid for child in children if child.exitcode)
+
+
+def missing_ranks() -> list[int]:
+    """Ranks that do not answer a roll call; none in a single process, or when all are there."""
+    if distributed.world_size() == 1:
+        return []
+    import torch.distributed as dist
+
+    rank = dist.get_rank()
+    missing = set(range(dist.get_world_size()))
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"here/{rank}", "yes")
+        end = time.monotonic() + ROLL_CALL_SECONDS
+        while missing and time.monotonic() < end:
+            missing = {other for other in missing if not store.check([f"here/{other}"])}
+            time.sleep(0.1)
+    except RuntimeError:
+        return [0]  # the first rank runs the store
+    return sorted(missing)
+
+
+def _started_by_lightning(trainer: L.Trainer) -> bool:
+    """True if the first rank started this process, not torchrun or SLURM."""
+    environment: Any = getattr(trainer.strategy, "cluster_environment", None)
+    return type(environment).__name__ == "LightningEnvironment"
+
+
+def _dead_worker(error: Exception) -> str | None:
+    """A message about a worker of the loader that died; None when the error has another cause.
+
+    It appears as torch's own RuntimeError, or as a broken pipe while its results were read.
+    """
+    reported = error if isinstance(error, RuntimeError) else _wait_for_torch(error)
+    named = _WORKER.search(str(reported))
+    if named is None and isinstance(error, RuntimeError):
+        return None
+    processes = named[1] if named else ", ".join(map(str, dead_children())) or "?"
+    text = " ".join((str(reported) or repr(reported)).split()).rstrip(". ")
+    return (
+        f"a loader's worker (process {processes}) died: {text}. When nobody killed it, memory ran "
+        "out: use fewer trainer.loader_workers. The same command resumes from the last checkpoint"
+    )
+
+
+def _wait_for_torch(error: Exception) -> Exception:
+    """torch's report of a dead worker, if it arrives within a second; else `error`.
+
+    Its signal handler raises wherever the process is: here it is caught.
     """
     try:
         time.sleep(1.0)
     except RuntimeError as reported:
         return reported
     return error
-
-
-def dead_children() -> list[int]:
-    """Processes that this one started through multiprocessing and that did not end well."""
-    return sorted(
-        child.pid for child in getattr(multiprocessing.process, "_children", ()) if child.exitcode
-    )
-
-
-def missing_ranks() -> list[int]:
-    """Which ranks do not answer a roll call; none when there is but one, or all are here."""
-    if distributed.world_size() == 1:
-        return []
-    import torch.distributed as dist
-
-    rank = dist.get_rank()
-    world_size = dist.get_world_size()
-    try:
-        store = dist.distributed_c10d._get_default_store()
-        store.set(f"here/{rank}", "yes")
-        missing = set(range(world_size))
-        end = time.monotonic() + ROLL_CALL_SECONDS
-        while missing and time.monotonic() < end:
-            missing = {other for other in missing if not store.check([f"here/{other}"])}
-            time.sleep(0.1)
-    except RuntimeError:
-        return [0]  # the first rank keeps the store
-    return sorted(missing)

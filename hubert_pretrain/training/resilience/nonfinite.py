@@ -117,9 +117,9 @@ class NonFiniteGuard:
         if longest > self.limit or self.total > self.limit * IN_ALL:
             raise HubertPretrainError(
                 f"{what}: {longest} steps in a row, {self.total} in all, were skipped "
-                f"(trainer.max_skipped_steps={self.limit}); no weights were spoilt. Listen to those "
-                "utterances; lower the learning rate or use trainer.precision=32-true if they are "
-                "fine"
+                f"(trainer.max_skipped_steps={self.limit}); no weights were spoilt. Listen to "
+                "those utterances; lower the learning rate or use trainer.precision=32-true if they "
+                "are fine"
             )
         if distributed.rank() == 0:
             logger.warning(

@@ -1,9 +1,8 @@
-"""Leaving in time: a signal or a time limit sets a flag, all ranks agree at a step boundary, save,
-and end with exit code 75.
+"""Preemption: on a signal or time limit all ranks agree at a step boundary, save, and exit with 75.
 
-Nothing is done in the signal handler itself: a collective or a checkpoint in there hangs when the
-signal comes in the middle of a backward pass (Lightning#21406), which is why Lightning's own
-handlers are off (training/trainer.py).
+The signal handler only sets a flag: a collective or a checkpoint inside it hangs when the signal
+comes in the middle of a backward pass (Lightning#21406), which is why Lightning's own handlers are
+off (training/trainer.py).
 """
 
 from __future__ import annotations
@@ -25,50 +24,46 @@ from hubert_pretrain import distributed
 from hubert_pretrain.errors import ConfigError, Preempted, did_you_mean
 
 MARGIN_SECONDS = 120.0
-"""Under SLURM, how long before the end of the job training leaves: a checkpoint and two steps have
-to fit in.
+"""Time before the end of a SLURM job at which training leaves: a checkpoint and two steps have to
+fit into it.
 """
 
 
 class Request:
-    """Whether this process was asked to leave, and by what. Setting it twice is setting it once."""
+    """The request to leave: by a signal or a time limit. A second request changes nothing."""
 
     def __init__(self, signals: Sequence[str] = (), *, time_limit_minutes: float = 0.0) -> None:
         """
         Args:
-            signals: names of what asks for it. time_limit_minutes: from now; 0: none. The end of a
-            SLURM job (SLURM_JOB_END_TIME) counts in any case.
+            signals: names of the signals that request it.
+            time_limit_minutes: from now; 0: none. The end of a SLURM job (SLURM_JOB_END_TIME)
+                counts in any case.
 
         Raises ConfigError for a name that is no signal.
         """
         self._signals = [signal_number(name) for name in signals]
         self.reason: str | None = None
-        ends = []
+        ends = [(float("inf"), "")]  # (time, reason)
         if time_limit_minutes > 0:
-            ends.append(
-                (
-                    time.time() + 60 * time_limit_minutes,
-                    f"the time limit of {time_limit_minutes:g} minutes",
-                )
-            )
-        if job_end := os.environ.get("SLURM_JOB_END_TIME"):
+            limit = f"the time limit of {time_limit_minutes:g} minutes"
+            ends.append((time.time() + 60 * time_limit_minutes, limit))
+        job_end = os.environ.get("SLURM_JOB_END_TIME")
+        if job_end:
             ends.append((float(job_end) - MARGIN_SECONDS, "the end of the SLURM job"))
-        self._end, self._what = min(ends, default=(float("inf"), ""))
+        self._end, self._end_reason = min(ends)
 
     @property
     def made(self) -> bool:
-        """Whether training should leave."""
+        """True if training should leave."""
         if self.reason is None and time.time() >= self._end:
-            self.reason = self._what
+            self.reason = self._end_reason
         return self.reason is not None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """The signals set the flag while this is open; afterwards they mean what they meant
-        before.
-        """
+        """Context in which the signals request to leave; afterwards their old handlers are back."""
         if threading.current_thread() is not threading.main_thread():
-            # only the main thread can have handlers: in a thread of a notebook there are none
+            # Only the main thread can have handlers; in a thread of a notebook there are none.
             yield
             return
         before = {number: signal.signal(number, self._note) for number in self._signals}
@@ -87,30 +82,31 @@ def signal_number(name: str) -> signal.Signals:
     full = name if name.startswith("SIG") else f"SIG{name}"
     if full not in signal.Signals.__members__:
         raise ConfigError(
-            f"trainer.signals={name}: no such signal{did_you_mean(full, list(signal.Signals.__members__))}"
+            f"trainer.signals={name}: no such signal"
+            f"{did_you_mean(full, list(signal.Signals.__members__))}"
         )
     return signal.Signals[full]
 
 
 def ignore_in_worker(worker: int) -> None:
-    """For a loader's worker: a scheduler signals every process of a job, and workers have to last
-    until the checkpoint is written.
+    """Make a loader's worker ignore the signals of a scheduler, which go to every process of a job:
+    workers must run until the checkpoint is written.
     """
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
 class Agreement:
-    """All ranks learn, one step later, whether any of them raised a flag.
+    """Tells all ranks, one step later, whether any of them raised a flag.
 
-    The sum runs beside the step, on the CPU, and is asked for at the next boundary: no rank waits,
-    no device is synchronised, and all see the same answer at the same step.
+    The reduction runs on the CPU while the step is computed, and is read at the next boundary: no
+    rank waits, no device is synchronised, and all read the same answer at the same step.
     """
 
     def __init__(self, patience: timedelta) -> None:
         """
         Args:
-            patience: how long a rank waits for another before it gives up.
+            patience: time after which a rank that waits for another gives up.
         """
         self._group: Any = None
         self._pending: tuple[Any, torch.Tensor] | None = None
@@ -120,8 +116,8 @@ class Agreement:
             self._group = dist.new_group(backend="gloo", timeout=patience)
 
     def next(self, flag: bool) -> bool:
-        """Raises this rank's flag for this step; whether any rank's was raised at the step before
-        (alone: at this step).
+        """Set this rank's flag for this step. Returns True if any rank's was raised at the step
+        before (a single process: at this step).
         """
         if self._group is None:
             return flag
@@ -129,10 +125,8 @@ class Agreement:
 
         agreed = self._answer()
         tensor = torch.tensor([int(flag)])
-        self._pending = (
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group, async_op=True),
-            tensor,
-        )
+        work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (work, tensor)
         return agreed
 
     def _answer(self) -> bool:
@@ -144,17 +138,17 @@ class Agreement:
 
 
 class Preemption(L.Callback):
-    """At each step boundary: does any rank want to leave? Then all save and leave with `Preempted`,
-    at most two steps after the signal.
+    """Saves and raises `Preempted` on all ranks when any rank was requested to leave, at most two
+    steps after the signal.
 
-    A validation that runs is finished first.
+    A running validation is finished first.
     """
 
     def __init__(self, request: Request, save: Any, *, patience: timedelta) -> None:
         """
         Args:
             save: called on every rank with the trainer; returns when the checkpoint is on disk.
-            patience: how long ranks wait for each other.
+            patience: of ranks that wait for each other.
         """
         self.request = request
         self.save = save
@@ -162,13 +156,13 @@ class Preemption(L.Callback):
         self._agreement: Agreement | None = None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The ranks form a group of their own."""
+        """Create the process group of the agreement."""
         self._agreement = Agreement(self.patience)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Acts before the first micro-batch of a step: the one before is whole, logged, and
+        """Leave before the first micro-batch of a step: the step before is complete, logged, and
         validated where that was due.
         """
         if batch_idx % trainer.accumulate_grad_batches or self._agreement is None:
@@ -177,5 +171,6 @@ class Preemption(L.Callback):
             self.save(trainer)
             reason = self.request.reason or "a signal to another rank"
             raise Preempted(
-                f"left at step {trainer.global_step} of {trainer.max_steps} ({reason}), saved; the same command resumes it"
+                f"left at step {trainer.global_step} of {trainer.max_steps} ({reason}), saved; the "
+                "same command resumes it"
             )

@@ -1,13 +1,17 @@
-"""Checkpoints of a training whose weights are cut over the ranks: a folder, through torch's
-distributed checkpoints (DCP).
+"""FSDP checkpoints: a folder that all ranks write, by torch's distributed checkpoints (DCP).
 
-    shard-*.safetensors   written by one rank each: its parts of the tensors, and where they belong
-    rest.pt               everything else: step, schedule, counters (plain containers)
-    checksums.json        sha256 of each file: written last, and without it the folder is no checkpoint
+| file | content |
+|---|---|
+| shard-*.safetensors | of one rank each: its parts of the tensors, and their places |
+| rest.pt | everything else: step, schedule, counters (plain containers) |
+| checksums.json | sha256 of each file; written last, without it the folder is no checkpoint |
 
-DCP's own format describes its files by a pickle (`.metadata`) that runs what it names when it is
-read. With safetensors the shards describe themselves: nothing here is unpickled but `rest.pt`, by
-torch's restricted reader.
+DCP's own format describes its files by a pickle (`.metadata`), which can run code when it is read.
+With safetensors the shards describe themselves: only `rest.pt` is unpickled, by torch's restricted
+reader.
+
+Tensors have one name each: `weights/<parameter>`, `optimizer<n>/<parameter>/<key>`, and
+`average/<parameter>` for the EMA.
 """
 
 from __future__ import annotations
@@ -31,13 +35,11 @@ CHECKSUMS = "checksums.json"
 _WEIGHTS = "weights"
 _OPTIMIZER = "optimizer"
 _BY_PARAMETER = ("average",)
-"""Entries of a checkpoint that are {name of parameter: tensor} beside the weights:
-training/ema.py.
-"""
+"""Entries of a checkpoint, beside the weights, that are {name of parameter: tensor}: the EMA."""
 
 
-def is_cut(checkpoint: dict[str, Any]) -> bool:
-    """Whether the weights of a checkpoint to be written are cut over the ranks."""
+def is_sharded(checkpoint: dict[str, Any]) -> bool:
+    """True if the weights of a checkpoint to be written are sharded over the ranks."""
     return any(isinstance(tensor, DTensor) for tensor in checkpoint.get("state_dict", {}).values())
 
 
@@ -57,10 +59,10 @@ def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def save(checkpoint: dict[str, Any], path: Path, group: Any) -> None:
-    """Writes the folder beside its final place, syncs it, renames it. Every rank must call it with
-    its part of one checkpoint.
+    """Write the folder beside its final place, sync it, rename it. Every rank must call it with its
+    part of the checkpoint.
 
-    Raises ArtefactError on every rank when any of them could not write; what was there before is
+    Raises ArtefactError on every rank when any of them could not write; the previous checkpoint is
     intact.
     """
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
@@ -70,6 +72,7 @@ def save(checkpoint: dict[str, Any], path: Path, group: Any) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     tensors, rest = _split(checkpoint)
     try:
+        # Three phases; after each one all ranks know whether any of them failed.
         _together(lambda: _prepare(temporary) if first else None, path, group)
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         _together(
@@ -84,72 +87,85 @@ def save(checkpoint: dict[str, Any], path: Path, group: Any) -> None:
 def load(
     path: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], group: Any
 ) -> dict[str, Any]:
-    """Fills this rank's part of the weights and of the optimisers' state; returns the rest. Every
+    """Load this rank's part of the weights and of the optimisers' state; returns the rest. Every
     rank must call it.
 
-    The number of ranks may be another than when it was written. Raises ArtefactError when the
-    folder does not fit the network.
+    The number of ranks may differ from that of the writers. Raises ArtefactError when the folder
+    does not fit the network.
     """
     from torch.distributed.checkpoint import HuggingFaceStorageReader
     from torch.distributed.checkpoint import load as load_shards
 
     rest = _read_rest(path)
-    found = _tensors_in(path)
-    wanted: dict[str, Tensor] = {
+    stored = _tensors_in(path)
+
+    # The tensors to fill, by their names in the folder: weights first.
+    targets: dict[str, Tensor] = {
         f"{_WEIGHTS}/{name}": tensor for name, tensor in module.state_dict().items()
     }
-    if missing := [name for name in wanted if name not in found]:
+    missing = [name for name in targets if name not in stored]
+    if missing:
         raise ArtefactError(
-            f"{path}: does not fit the network: {missing[0]} is missing ({len(missing)} such tensors in all)"
+            f"{path}: does not fit the network: {missing[0]} is missing ({len(missing)} such "
+            "tensors in all)"
         )
+
+    # Then the optimisers' state and the entries by parameter, which are created here.
     for number, optimizer in enumerate(optimizers):
-        wanted |= _room_for_state(found, number, module, optimizer)
+        targets |= _new_optimizer_state(stored, number, module, optimizer)
     parameters = dict(module.named_parameters())
-    beside = {name: name.split("/", 1) for name in found if name.startswith(_BY_PARAMETER)}
-    wanted |= {
-        name: torch.zeros_like(parameters[own].detach())
-        for name, (_, own) in beside.items()
-        if own in parameters
-    }
-    if unknown := [name for name in found if name not in wanted]:
+    entries = {name: name.split("/", 1) for name in stored if name.startswith(_BY_PARAMETER)}
+    for name, (_, owner) in entries.items():
+        if owner in parameters:
+            targets[name] = torch.zeros_like(parameters[owner].detach())
+
+    # Everything stored must have a place of the same shape.
+    unknown = [name for name in stored if name not in targets]
+    if unknown:
         raise ArtefactError(
-            f"{path}: does not fit the network: {unknown[0]} is unknown ({len(unknown)} such tensors in all)"
+            f"{path}: does not fit the network: {unknown[0]} is unknown ({len(unknown)} such "
+            "tensors in all)"
         )
-    for name, tensor in wanted.items():
-        if tuple(found[name].shape) != tuple(tensor.shape):
+    for name, tensor in targets.items():
+        if tuple(stored[name].shape) != tuple(tensor.shape):
             raise ArtefactError(
-                f"{path}: {name} has shape {tuple(found[name].shape)}, but the network's is {tuple(tensor.shape)}"
+                f"{path}: {name} has shape {tuple(stored[name].shape)}, but the network's is "
+                f"{tuple(tensor.shape)}"
             )
-    load_shards(wanted, storage_reader=HuggingFaceStorageReader(str(path)), process_group=group)
-    for optimizer, saved in zip(optimizers, rest.pop("optimizer_groups"), strict=True):
-        _set_groups(optimizer, saved)
-    for name, (entry, own) in beside.items():
-        rest.setdefault(entry, {})[own] = wanted[name]
+
+    load_shards(targets, storage_reader=HuggingFaceStorageReader(str(path)), process_group=group)
+    for optimizer, groups in zip(optimizers, rest.pop("optimizer_groups"), strict=True):
+        _set_groups(optimizer, groups)
+    for name, (entry, owner) in entries.items():
+        rest.setdefault(entry, {})[owner] = targets[name]
     return rest
 
 
 def load_whole(path: Path) -> dict[str, Any]:
-    """The checkpoint as one process would have written it, on the CPU. Raises ArtefactError when it
-    cannot be read.
+    """The checkpoint as one process would have written it, on the CPU.
+
+    Raises ArtefactError when it cannot be read.
     """
     from torch.distributed.checkpoint import HuggingFaceStorageReader
     from torch.distributed.checkpoint import load as load_shards
 
     rest = _read_rest(path)
-    tensors = {
-        name: torch.empty_like(tensor, device="cpu") for name, tensor in _tensors_in(path).items()
-    }
+    stored = _tensors_in(path)
+    tensors = {name: torch.empty_like(tensor, device="cpu") for name, tensor in stored.items()}
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="torch.distributed is disabled"
-        )  # as it should be: one process reads all
+        # Intended: one process reads everything.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         load_shards(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
-    for entry, key in ((_WEIGHTS, "state_dict"), *((each, each) for each in _BY_PARAMETER)):
-        if values := {
-            name.split("/", 1)[1]: tensor
+
+    keys = {_WEIGHTS: "state_dict"} | {entry: entry for entry in _BY_PARAMETER}
+    for entry, key in keys.items():
+        prefix = f"{entry}/"
+        values = {
+            name.removeprefix(prefix): tensor
             for name, tensor in tensors.items()
-            if name.startswith(f"{entry}/")
-        }:
+            if name.startswith(prefix)
+        }
+        if values:
             rest[key] = values
     rest["optimizer_states"] = [
         _numbered(tensors, number, groups)
@@ -164,26 +180,26 @@ def distribute(
     module: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> dict[str, Any]:
-    """Fills this rank's part from a checkpoint that one process wrote, `content` of `path`; returns
+    """Load this rank's part from a checkpoint that one process wrote, `content` of `path`; returns
     the rest.
 
     Raises ArtefactError when it does not fit the network.
     """
     weights = content.pop("state_dict")
     states = content.pop("optimizer_states")
-    wanted = module.state_dict()
-    if set(weights) != set(wanted):
-        other = sorted(set(weights) ^ set(wanted))
+    targets = module.state_dict()
+    differing = sorted(set(weights) ^ set(targets))
+    if differing:
         raise ArtefactError(
-            f"{path}: does not fit the network: {other[0]} is in only one of them ({len(other)} such tensors in all)"
+            f"{path}: does not fit the network: {differing[0]} is in only one of them "
+            f"({len(differing)} such tensors in all)"
         )
     with torch.no_grad():
-        for name, tensor in wanted.items():
+        for name, tensor in targets.items():
             tensor.copy_(_like(weights[name], tensor))
         for optimizer, saved in zip(optimizers, states, strict=True):
-            owners = [
-                parameter for group in optimizer.param_groups for parameter in group["params"]
-            ]
+            # A file numbers the parameters in the order of the groups.
+            owners = [owner for group in optimizer.param_groups for owner in group["params"]]
             for number, values in saved["state"].items():
                 owner = owners[number]
                 optimizer.state[owner] = {
@@ -202,46 +218,43 @@ def distribute(
 
 
 def digests(folder: Path) -> dict[str, str] | None:
-    """{file: sha256} of a folder as it was written; None when it was never finished, or shards were
-    added.
-    """
+    """{file: sha256} of a folder; None when it was not finished, or has unlisted shards."""
     listed = read_json(folder / CHECKSUMS)
-    if not isinstance(listed, dict) or not {
-        each.name for each in folder.glob("*.safetensors")
-    } <= set(listed):
+    shards = {each.name for each in folder.glob("*.safetensors")}
+    if not isinstance(listed, dict) or not shards <= set(listed):
         return None
     return {str(name): str(digest) for name, digest in listed.items()}
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder: the checksums first, so that a half-removed one no longer verifies."""
+    """Remove a folder: the checksums first, so that a half-removed one no longer verifies."""
     (folder / CHECKSUMS).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _split(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A checkpoint -> (its large tensors under one name each, everything else)."""
-    large = {"state_dict": _WEIGHTS, **{entry: entry for entry in _BY_PARAMETER}}
+    """A checkpoint -> (its large tensors by their names, everything else)."""
+    entries = {"state_dict": _WEIGHTS} | {entry: entry for entry in _BY_PARAMETER}
     rest = {
-        key: value for key, value in checkpoint.items() if key not in (*large, "optimizer_states")
+        key: value
+        for key, value in checkpoint.items()
+        if key not in entries and key != "optimizer_states"
     }
     tensors: dict[str, Tensor] = {}
-    for key, entry in large.items():
-        tensors |= {
-            f"{entry}/{name}": tensor.detach() for name, tensor in checkpoint.get(key, {}).items()
-        }
+    for key, entry in entries.items():
+        for name, tensor in checkpoint.get(key, {}).items():
+            tensors[f"{entry}/{name}"] = tensor.detach()
     states = checkpoint["optimizer_states"]
     for number, saved in enumerate(states):
         for name, values in saved["state"].items():
-            tensors |= {
-                f"{_OPTIMIZER}{number}/{name}/{key}": value for key, value in values.items()
-            }
+            for key, value in values.items():
+                tensors[f"{_OPTIMIZER}{number}/{name}/{key}"] = value
     rest["optimizer_groups"] = [saved["param_groups"] for saved in states]
     return tensors, rest
 
 
 def _together(work: Any, path: Path, group: Any) -> None:
-    """Does this rank's work, then all learn whether any of them failed."""
+    """Do this rank's work, then tell all ranks whether any of them failed."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     failed: dict[int, str] = {}
@@ -253,9 +266,12 @@ def _together(work: Any, path: Path, group: Any) -> None:
         failed = {dist.get_rank(): str(error) or type(error).__name__}
     everyone: list[dict[int, str]] = [{}] * dist.get_world_size(group)
     dist.all_gather_object(everyone, failed, group=group)
-    for rank, reason in sorted(item for each in everyone for item in each.items()):
+    failures = sorted(item for each in everyone for item in each.items())
+    if failures:
+        rank, reason = failures[0]
         raise ArtefactError(
-            f"{path}: rank {rank} could not write its part ({reason}); the previous checkpoint is intact"
+            f"{path}: rank {rank} could not write its part ({reason}); the previous checkpoint is "
+            "intact"
         )
 
 
@@ -265,7 +281,7 @@ def _prepare(temporary: Path) -> None:
 
 
 def _publish(rest: dict[str, Any], temporary: Path, path: Path) -> None:
-    """All shards are on disk: describes them, and gives the folder its name."""
+    """When all shards are on disk: describe them, and rename the folder to its final name."""
     torch.save(rest, temporary / REST)
     write_json(
         temporary / CHECKSUMS,
@@ -287,7 +303,7 @@ def _read_rest(path: Path) -> dict[str, Any]:
 
 
 def _tensors_in(path: Path) -> dict[str, Tensor]:
-    """What the shards of a folder hold, as tensors without content."""
+    """The tensors that the shards of a folder hold, on the meta device (without content)."""
     from torch.distributed.checkpoint import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -295,7 +311,8 @@ def _tensors_in(path: Path) -> dict[str, Tensor]:
         found = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     except Exception as error:
         raise ArtefactError(
-            f"{path}: its shards cannot be read ({error}); delete it to resume from the checkpoint before"
+            f"{path}: its shards cannot be read ({error}); delete it to resume from the checkpoint "
+            "before"
         ) from error
     return {
         name: torch.empty(each.size, dtype=each.properties.dtype, device="meta")
@@ -304,35 +321,31 @@ def _tensors_in(path: Path) -> dict[str, Tensor]:
     }
 
 
-def _room_for_state(
-    found: dict[str, Tensor], number: int, module: nn.Module, optimizer: torch.optim.Optimizer
+def _new_optimizer_state(
+    stored: dict[str, Tensor], number: int, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Gives an optimiser, which has no state before its first step, tensors for what a folder
-    holds; returns them by their names there.
+    """Create the state of an optimiser, which has none before its first step, for the tensors that
+    a folder holds; returns it by their names there.
     """
     parameters = dict(module.named_parameters())
     prefix = f"{_OPTIMIZER}{number}/"
-    room = {}
-    for name, tensor in found.items():
-        if name.startswith(prefix):
-            owner, key = name.removeprefix(prefix).rsplit("/", 1)
-            if owner not in parameters:
-                continue
-            parameter = parameters[owner]
-            value = (
-                torch.zeros_like(parameter.detach())
-                if tensor.ndim
-                else torch.zeros((), dtype=tensor.dtype)
-            )
-            optimizer.state[parameter][key] = room[name] = (
-                value if key != "step" else _step(value, parameter, optimizer)
-            )
-    return room
-
-
-def _step(value: Tensor, parameter: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
-    """Where an optimiser counts the steps of a parameter: on its device if it is fused."""
-    return value.to(parameter.device) if optimizer.defaults.get("fused") else value
+    created = {}
+    for name, tensor in stored.items():
+        if not name.startswith(prefix):
+            continue
+        owner, key = name.removeprefix(prefix).rsplit("/", 1)
+        if owner not in parameters:
+            continue
+        parameter = parameters[owner]
+        if tensor.ndim:
+            value = torch.zeros_like(parameter.detach())
+        else:
+            value = torch.zeros((), dtype=tensor.dtype)
+        if key == "step" and optimizer.defaults.get("fused"):
+            value = value.to(parameter.device)  # a fused optimiser counts steps on the device
+        optimizer.state[parameter][key] = value
+        created[name] = value
+    return created
 
 
 def _numbered(
@@ -365,7 +378,9 @@ def _set_groups(optimizer: torch.optim.Optimizer, saved: list[dict[str, Any]]) -
 
 
 def _like(value: Tensor, other: Tensor) -> Tensor:
-    """`value`, whole, on the device of `other` and cut as it is. No rank talks to another."""
+    """`value`, which is not sharded, on the device of `other` and sharded like it, without
+    communication.
+    """
     value = value.to(other.device, other.dtype)
     if not isinstance(other, DTensor):
         return value

@@ -1,4 +1,6 @@
-"""Ends a training that hangs: stacks of all threads to stderr and to a file, then exit code 76."""
+"""Watchdog: ends a training that hangs, with the stacks of all threads on stderr and in a file, and
+exit code 76.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,11 @@ from hubert_pretrain.errors import EXIT_HANG
 
 
 class Watchdog(L.Callback):
-    """A step, a validation batch or a saved checkpoint is a heartbeat; none for `minutes`, and the
-    process ends.
+    """Ends the process when there was no heartbeat (a micro-batch, a validation batch) for
+    `minutes`.
 
-    A thread watches. Where a library holds Python's lock for ever the thread cannot run: for that
-    there is faulthandler's own timer, which needs no lock, fires a quarter later and exits with 1.
+    A thread watches. Where a library holds Python's global lock for ever, the thread cannot run;
+    then faulthandler's own timer, which needs no lock, fires a quarter later and exits with 1.
     """
 
     def __init__(self, folder: Path, *, minutes: float) -> None:
@@ -38,12 +40,12 @@ class Watchdog(L.Callback):
         self._thread: threading.Thread | None = None
 
     def beat(self) -> None:
-        """Something was achieved."""
+        """Record a heartbeat."""
         self._beat = time.monotonic()
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Starts watching. What comes before the first step (compiling, reading ahead) has to be
-        done in the same time.
+        """Start watching. Work before the first step (compiling, reading ahead) has the same
+        limit.
         """
         if self.seconds > 0 and self._thread is None:
             self.beat()
@@ -67,17 +69,17 @@ class Watchdog(L.Callback):
         self.beat()
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Stops watching."""
+        """Stop watching."""
         self.close()
 
     def on_exception(
         self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Stops watching: what is left is to go."""
+        """Stop watching: only the exit is left."""
         self.close()
 
     def close(self) -> None:
-        """Stops watching."""
+        """Stop watching."""
         if self._thread is not None:
             self._stop.set()
             self._thread.join()
@@ -94,8 +96,10 @@ class Watchdog(L.Callback):
 
     def _end(self) -> None:
         rank = distributed.rank()
-        message = f"error: rank {rank}: no step for {self.seconds / 60:g} minutes; where every thread stands:\n"
-        os.write(2, message.encode())  # first: the disk of the file may be what hangs
+        minutes = self.seconds / 60
+        message = f"error: rank {rank}: no step for {minutes:g} minutes; stacks of all threads:\n"
+        # To stderr first: the disk of the file may be the cause of the hang.
+        os.write(2, message.encode())
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
         with (
             contextlib.suppress(OSError),
