@@ -29,6 +29,16 @@ def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
         )
 
 
+def check_columns(columns: Iterable[str], known: Sequence[str]) -> None:
+    """Raises ConfigError, with the nearest name, when a key of `data.corpus.columns` is unknown."""
+    for name in sorted(columns):
+        if name not in known:
+            raise ConfigError(
+                f"data.corpus.columns: {name!r} is not one of {', '.join(known)}"
+                f"{did_you_mean(name, list(known))}"
+            )
+
+
 # -- files that a corpus must have
 
 

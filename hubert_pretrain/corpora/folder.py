@@ -8,7 +8,7 @@ from pathlib import Path
 from hubert_pretrain.corpora import common
 from hubert_pretrain.data.audio import SUFFIXES, audio_below
 from hubert_pretrain.data.source import SourceUtterance
-from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
+from hubert_pretrain.errors import DataError
 from hubert_pretrain.formats.record import SPLIT_NAMES, split_named
 from hubert_pretrain.formats.table import parse_text, rows
 from hubert_pretrain.seeds import share_of
@@ -49,12 +49,7 @@ class Folder:
                 holds `valid` out of train.)
         """
         common.check_choice("split_by", split_by, ("auto", "folders", "hash"))
-        for name in sorted(columns or {}):
-            if name not in COLUMNS:
-                raise ConfigError(
-                    f"data.corpus.columns: {name!r} is not one of {', '.join(COLUMNS)}"
-                    f"{did_you_mean(name, list(COLUMNS))}"
-                )
+        common.check_columns(columns or {}, COLUMNS)
         self.root = Path(root).expanduser().absolute()
         self.table = table
         self.columns = dict(columns or {})

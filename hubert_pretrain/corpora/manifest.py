@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from hubert_pretrain.corpora.common import check_choice
+from hubert_pretrain.corpora.common import check_choice, check_columns
 from hubert_pretrain.data.source import SourceUtterance
-from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
+from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.formats import registry
 from hubert_pretrain.formats.record import ReadOptions, Record, without_duplicates
 from hubert_pretrain.formats.table import COLUMNS
@@ -46,12 +46,7 @@ class ManifestFile:
         """
         registry.check_format(format)
         check_choice("ids", ids, ("path", "name"))
-        for column in sorted(columns or {}):
-            if column not in COLUMNS:
-                raise ConfigError(
-                    f"data.corpus.columns: {column!r} is not one of {', '.join(COLUMNS)}"
-                    f"{did_you_mean(column, list(COLUMNS))}"
-                )
+        check_columns(columns or {}, COLUMNS)
         if rate <= 0:
             raise ConfigError(
                 f"data.corpus.rate={rate}: expected samples per second, e.g. {SAMPLE_RATE}"

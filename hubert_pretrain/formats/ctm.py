@@ -94,7 +94,7 @@ def ctm_intervals(lines: list[str], place: str, name: Callable[[str], str] = str
         if len(fields) not in (5, 6):
             raise DataError(
                 f"{place}: {line[:60]!r} has {len(fields)} fields, "
-                "expected '<utterance> <channel> <start> <duration> <label>'"
+                "expected '<utterance> <channel> <start> <duration> <label>'; fix the line"
             )
         start = parse_number(fields[2], place, "start")
         end = start + parse_number(fields[3], place, "duration")

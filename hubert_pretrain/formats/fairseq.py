@@ -191,7 +191,7 @@ def _common_root(utterances: Iterator[SourceUtterance]) -> str:
         elif not f"{folder}/".startswith(f"{root}/"):
             root = os.path.commonpath([root, folder])
     if root is None:
-        raise DataError("there are no utterances to write")
+        raise DataError("there are no utterances to write; choose other splits or another manifest")
     return root
 
 

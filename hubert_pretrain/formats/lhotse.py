@@ -20,6 +20,7 @@ from hubert_pretrain.errors import DataError
 from hubert_pretrain.formats.record import ReadOptions, Record, header_of, split_named
 from hubert_pretrain.formats.table import json_object, parse_text
 from hubert_pretrain.formats.text import (
+    DECODER_TOLERANCE,
     nonblank_lines,
     parse_number,
     parse_whole_number,
@@ -29,9 +30,6 @@ from hubert_pretrain.frames import samples, seconds
 
 PHONE_TIERS = ("phone", "phones", "phoneme", "phonemes")
 """Names of an alignment of phones."""
-
-_LENGTH_TOLERANCE = samples(0.025)
-"""Samples by which a recording may differ from its cut's `num_samples`."""
 
 
 # -- reading
@@ -104,7 +102,7 @@ def _utterance(
         start=start,
         num_samples=None if is_whole else num_samples,
         expected_samples=length if is_whole else None,
-        expected_within=_LENGTH_TOLERANCE if is_whole else 1,
+        expected_within=DECODER_TOLERANCE if is_whole else 1,
         split=split_named(split) if split else options.split,
         speaker=speakers.pop() if len(speakers) == 1 else "",
         text=" ".join(text for text in texts if text),

@@ -21,9 +21,9 @@ _GZIP = b"\x1f\x8b"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _LONGEST_NAME = 80
 """Letters of a file name made from an id."""
-_DECODER_TOLERANCE_SECONDS = 0.025
-"""Lengths in seconds may be off by this much: decoders and frame counts differ (lhotse tolerates
-the same).
+DECODER_TOLERANCE = samples(0.025)
+"""Samples by which the length of a file may differ from a stated one: decoders and frame counts
+differ (lhotse has the same tolerance).
 """
 
 
@@ -105,7 +105,7 @@ def length_tolerance(seconds: object) -> int:
     """
     decimals = len(str(seconds).partition(".")[2])
     half_a_digit = math.ceil(0.5 * SAMPLE_RATE / 10**decimals)
-    return max(samples(_DECODER_TOLERANCE_SECONDS), half_a_digit)
+    return max(DECODER_TOLERANCE, half_a_digit)
 
 
 def parse_number(value: object, place: str, name: str) -> float:

@@ -265,7 +265,7 @@ def check_voice(voice: str, data: Path) -> None:
             known = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
             raise DataError(
                 f"voice {voice!r}: espeak-ng has no {name!r} among the files of {folder}"
-                f"{did_you_mean(name, known)}"
+                f"{did_you_mean(name, known)}; choose one of them"
             )
     settings = (data / "voices" / "!v" / variant).read_text(errors="replace") if variant else ""
     if re.search(r"^echo", settings, re.MULTILINE):
