@@ -1,5 +1,5 @@
-"""Command line, `python -m hubert_pretrain.run +recipe=demo`: compose the configuration, validate it
-once, hand it over to the pipeline.
+"""Command line, `python -m hubert_pretrain.run +recipe=demo`: compose the configuration, validate
+it once, hand it over to the pipeline.
 
 Imports no torch, so that --help, stage=list and a mistyped key take less than a second.
 """
