@@ -11,7 +11,7 @@ from typing import Any
 
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import HubertPretrainError
-from hubert_pretrain.files import write_text
+from hubert_pretrain.files import publish, write_text
 from hubert_pretrain.launch import jobs, resources
 from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import Workspace
@@ -62,7 +62,7 @@ class BatchJob:
                 f"{self.name}: sbatch refused the job: {jobs.words_of(done.stderr)}"
             )
         job_id = done.stdout.strip().split(";")[0]
-        path.rename(self.folder / f"{job_id}.sh")
+        publish(path, self.folder / f"{job_id}.sh", sync=False)
         return job_id
 
 
