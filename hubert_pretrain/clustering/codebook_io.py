@@ -14,7 +14,9 @@ from torch import Tensor
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.files import disk_room, read_json, write_json
 
-FORMAT = "hubert_pretrain.codebook.1"
+FORMAT = "hubert_pretrain.codebook.2"
+FORMAT_0_1 = "hubert_pretrain.codebook.1"
+"""Of version 0.1, which this version refuses."""
 CENTROIDS = "codebook.safetensors"
 DESCRIPTION = "codebook.json"
 
@@ -34,6 +36,11 @@ def write_codebook(folder: Path, tensors: dict[str, Tensor], description: dict[s
 def read_codebook(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the description. Raises ArtefactError when a file is missing or damaged."""
     description = read_json(folder / DESCRIPTION)
+    if isinstance(description, dict) and description.get("format") == FORMAT_0_1:
+        raise ArtefactError(
+            f"{folder / DESCRIPTION}: made by version 0.1 of hubert_pretrain, which this version "
+            "cannot use; run the cluster stage again"
+        )
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ArtefactError(
             f"{folder / DESCRIPTION}: missing, damaged or not a {FORMAT}; run the cluster stage "

@@ -29,7 +29,9 @@ from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.files import read_json
 from hubert_pretrain.frames import FrameGrid, rate_hint
 
-FORMAT = "hubert_pretrain.targets.1"
+FORMAT = "hubert_pretrain.targets.2"
+FORMAT_0_1 = "hubert_pretrain.targets.1"
+"""Of version 0.1, which this version refuses."""
 TARGETS = "targets.bin"
 OFFSETS = "offsets.npy"
 MARKS = "blocks.done"
@@ -225,6 +227,11 @@ def length_message(utterance: str, found: int, expected: int) -> str:
 def read_description(folder: Path) -> dict[str, Any]:
     """`store.json`. Raises ArtefactError when it is missing or damaged."""
     description = read_json(folder / DESCRIPTION)
+    if isinstance(description, dict) and description.get("format") == FORMAT_0_1:
+        raise ArtefactError(
+            f"{folder / DESCRIPTION}: made by version 0.1 of hubert_pretrain, which this version "
+            "cannot use; run the label stage again"
+        )
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ArtefactError(
             f"{folder / DESCRIPTION}: missing, damaged or not a {FORMAT}; run the label stage again"

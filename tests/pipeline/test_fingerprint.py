@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.files import read_json, write_json
 from hubert_pretrain.pipeline import fingerprint, plan
 from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import FORMAT, META, PARTIAL_META, Workspace
+from hubert_pretrain.targets.store import TargetStore
 from tests.config.test_recipes import composed
 
 
@@ -145,6 +147,17 @@ def test_interrupted_work_of_version_0_1_is_refused(smoke: Recipe, tmp_path: Pat
     with pytest.raises(ArtefactError, match=r"was started by version 0\.1 .*; delete the folder"):
         workspace.begin("prepare", "a", stage.config)
     assert (folder / "manifest.arrow").exists()
+
+
+def test_codebooks_and_targets_of_version_0_1_are_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "codebook.json", {"format": "hubert_pretrain.codebook.1"})
+    with pytest.raises(
+        ArtefactError, match=r"codebook\.json: made by version 0\.1 .*cluster stage"
+    ):
+        CodebookSet.load(tmp_path)
+    write_json(tmp_path / "store.json", {"format": "hubert_pretrain.targets.1"})
+    with pytest.raises(ArtefactError, match=r"store\.json: made by version 0\.1 .*label stage"):
+        TargetStore.open(tmp_path)
 
 
 def test_a_finished_stage_states_its_format(tmp_path: Path) -> None:
