@@ -1,5 +1,5 @@
-"""What of the model a recipe can say beyond its form: masks of other spans, how attention is
-computed, what is recomputed.
+"""Keys of a recipe that change masks, attention and recomputation: they reach the recipe,
+are checked, and their defaults are no part of a fingerprint.
 """
 
 from __future__ import annotations
@@ -25,50 +25,41 @@ def composed(*overrides: str) -> Recipe:
         return compose.to_recipe(hydra_compose("config", overrides=words), words)
 
 
-def test_names_are_known_without_torch_and_are_those_of_the_code() -> None:
+def test_names_of_attention_back_ends() -> None:
     assert list(BACKENDS) == ATTENTIONS
 
 
-def test_values_arrive() -> None:
+def test_values_reach_the_recipe() -> None:
     recipe = composed(
-        *(
-            f"{MASK}.lengths=normal",
-            f"{MASK}.length_other=3",
-            f"{MASK}.overlap=false",
-            f"{MASK}.min_space=2",
-        ),
-        *(
-            "trainer.attention=eager",
-            "trainer.gradient_checkpointing=true",
-            "finetune.asr.norm_over_valid=true",
-        ),
-        *("finetune.asr.channel_mask.lengths=uniform", "+finetune.asr.task.reduction=mean"),
+        f"{MASK}.lengths=normal",
+        f"{MASK}.length_other=3",
+        f"{MASK}.overlap=false",
+        f"{MASK}.min_space=2",
+        "trainer.attention=eager",
+        "trainer.gradient_checkpointing=true",
+        "finetune.asr.norm_over_valid=true",
+        "finetune.asr.channel_mask.lengths=uniform",
+        "+finetune.asr.task.reduction=mean",
     )
     mask = recipe.iterations["it1"].pretrain.mask
-    assert (mask.lengths, mask.length_other, mask.overlap, mask.min_space) == (
-        "normal",
-        3.0,
-        False,
-        2,
-    )
-    assert (recipe.trainer.attention, recipe.trainer.gradient_checkpointing) == ("eager", True)
+    assert mask.lengths == "normal"
+    assert mask.length_other == 3.0
+    assert not mask.overlap
+    assert mask.min_space == 2
+    assert recipe.trainer.attention == "eager"
+    assert recipe.trainer.gradient_checkpointing
     asr = recipe.finetune["asr"]
-    assert (asr.norm_over_valid, asr.channel_mask.lengths, asr.task["reduction"]) == (
-        True,
-        "uniform",
-        "mean",
-    )
+    assert asr.norm_over_valid
+    assert asr.channel_mask.lengths == "uniform"
+    assert asr.task["reduction"] == "mean"
+
+
+def identities(*overrides: str) -> str:
+    return str([stage.identity for stage in plan.stages(composed(*overrides))])
 
 
 def test_their_defaults_are_no_part_of_a_fingerprint() -> None:
-    text = str(
-        [
-            stage.identity
-            for stage in plan.stages(
-                composed("trainer.attention=eager", "trainer.gradient_checkpointing=true")
-            )
-        ]
-    )
+    text = identities("trainer.attention=eager", "trainer.gradient_checkpointing=true")
     for name in (
         "lengths",
         "length_other",
@@ -79,9 +70,7 @@ def test_their_defaults_are_no_part_of_a_fingerprint() -> None:
         "gradient_checkpointing",
     ):
         assert name not in text
-    assert "lengths" in str(
-        [stage.identity for stage in plan.stages(composed(f"{MASK}.lengths=normal"))]
-    )
+    assert "lengths" in identities(f"{MASK}.lengths=normal")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +97,6 @@ def test_their_defaults_are_no_part_of_a_fingerprint() -> None:
         ),
     ],
 )
-def test_values_that_cannot_be(overrides: list[str], message: str) -> None:
+def test_invalid_values(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         composed(*overrides)
