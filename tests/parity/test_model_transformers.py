@@ -1,11 +1,11 @@
 """Our network against `transformers` with random weights: every field of its HubertConfig, every
 layer, in inference and in training.
 
-Training is compared draw by draw: both make the same random numbers in the same order, so dropout,
-layer drop and spec augment must agree exactly. Where `transformers` cannot follow: it ignores
-`adapter_attn_dim` with `do_stable_layer_norm=False` (tests/model/test_language_adapters.py has ours), its
-5.x releases lack "selu" (added to its table here), and a scaled gradient, several codebooks or a
-norm over valid frames only do not exist there.
+Training is compared draw by draw: both draw the same random numbers in the same order, so dropout,
+layer drop and SpecAugment must agree exactly. Not compared, because `transformers` lacks it:
+adapters with `do_stable_layer_norm=False` (see tests/model/test_language_adapters.py), scaled
+gradients, several codebooks, and a norm over valid frames only. Its 5.x releases lack "selu", which
+is added to its table here.
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ def selu(monkeypatch: pytest.MonkeyPatch) -> None:
 def pair(
     config: HubertConfig, architecture: str = "HubertModel", **more: Any
 ) -> tuple[Hubert, Any]:
-    """Our network and theirs with the same random weights (all of them random, norms and biases
-    too).
-    """
+    """Our network and theirs with the same random weights, norms and biases too."""
     torch.manual_seed(1)
     shared = {
         name: value
@@ -154,7 +152,7 @@ def test_hidden_states_of_every_layer(name: str, padded: bool, gradients: bool) 
 
 
 @pytest.mark.parametrize("name", ["base", "large"])
-def test_layer_numbers_whatever_their_version_means_by_its_last(name: str) -> None:
+def test_layer_numbers_in_4_and_5(name: str) -> None:
     ours, theirs = pair(VARIANTS[name])
     waveform, valid, attention_mask = batch(11_000)
     with torch.no_grad():
@@ -319,7 +317,7 @@ def assert_equal_in_training(ours: Hubert, theirs: Any, arguments: dict[str, Any
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("zero_infinity", [False, True])
 @pytest.mark.parametrize("name", ["base", "large"])
-def test_letters_in_training(name: str, reduction: str, zero_infinity: bool) -> None:
+def test_ctc_in_training(name: str, reduction: str, zero_infinity: bool) -> None:
     config = dataclasses.replace(VARIANTS[name], **QUIET)
     more = {
         "vocab_size": 7,
