@@ -124,9 +124,9 @@ def docstrings(path: Path) -> Iterator[tuple[str, int]]:
     """Docstrings of modules, classes and functions, and the strings under constants."""
     for node in ast.walk(tree_of(path)):
         for statement in statements_of(node):
-            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-                if isinstance(statement.value.value, str):
-                    yield statement.value.value, statement.lineno
+            value = statement.value if isinstance(statement, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield value.value, statement.lineno
 
 
 # -- structure

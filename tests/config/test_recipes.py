@@ -33,7 +33,7 @@ def composed(name: str, *overrides: str) -> Recipe:
 
 
 def overrides_of(name: str, tmp_path: Path) -> list[str]:
-    """What a user must add: the place of the corpus, and of the Base that the large recipes
+    """Words that a user must add: the place of the corpus, and of the Base that the large recipes
     cluster.
     """
     words = [] if name in ("demo", "smoke") else [f"data.root={tmp_path}"]

@@ -12,20 +12,27 @@ import pytest
 
 SBATCH = """
 number=$(($(cat "$FAKE/next") + 1)); echo $number > "$FAKE/next"
-if [ -e "$FAKE/refuse" ]; then echo "sbatch: error: Batch job submission failed: $(cat "$FAKE/refuse")" >&2; exit 1; fi
+if [ -e "$FAKE/refuse" ]; then
+    echo "sbatch: error: Batch job submission failed: $(cat "$FAKE/refuse")" >&2; exit 1
+fi
 printf '%s\\n' "$@" > "$FAKE/$number.words"
 cp "${@: -1}" "$FAKE/$number.sh" 2>/dev/null || true
 echo "$number|PENDING|Dependency|0:00|" >> "$FAKE/queue"
 case " $* " in *" --parsable "*) echo $number ;; *) echo "Submitted batch job $number" ;; esac
 """
 SQUEUE = """
-if [ -e "$FAKE/down" ]; then echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1; fi
+fail() { echo "slurm_load_jobs error: $1" >&2; exit 1; }
+if [ -e "$FAKE/down" ]; then fail "Unable to contact slurm controller (connect failure)"; fi
 for word in "$@"; do case $word in --jobs=*) ids=${word#--jobs=} ;; esac; done
-case "$ids" in *,*) ;; *) grep -q "^$ids|" "$FAKE/queue" || { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; } ;; esac
+case "$ids" in
+    *,*) ;;
+    *) grep -q "^$ids|" "$FAKE/queue" || fail "Invalid job id specified" ;;
+esac
 for id in ${ids//,/ }; do grep "^$id|" "$FAKE/queue" || true; done
 """
 SACCT = """
-if [ -e "$FAKE/accounts" ]; then cat "$FAKE/accounts"; else echo "Slurm accounting storage is disabled" >&2; exit 1; fi
+if [ ! -e "$FAKE/accounts" ]; then echo "Slurm accounting storage is disabled" >&2; exit 1; fi
+cat "$FAKE/accounts"
 """
 
 

@@ -1,4 +1,4 @@
-"""What a scheduler and the process of a stage say to each other."""
+"""Signals and exit codes between a scheduler and the process of a stage."""
 
 from __future__ import annotations
 

@@ -58,7 +58,10 @@ def test_the_message_names_process_machine_and_job(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    who = rf"it1/cluster is being run by another process \(process {os.getpid()} on .*, SLURM job 77\); wait for it or end it"
+    who = (
+        rf"it1/cluster is being run by another process \(process {os.getpid()} on .*, "
+        r"SLURM job 77\); wait for it or end it"
+    )
     with (
         locks.acquire(path, "it1/cluster"),
         pytest.raises(ArtefactError, match=who),

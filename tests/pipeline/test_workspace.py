@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -164,7 +165,7 @@ def test_resolve_refuses_what_is_no_checkpoint_or_not_finished(
             workspace.resolve(str(place))
 
 
-def _hold(root: Path, ready: multiprocessing.Event, release: multiprocessing.Event) -> None:  # type: ignore[valid-type]
+def _hold(root: Path, ready: Event, release: Event) -> None:
     with Workspace(root).lock("prepare"):
         ready.set()
         release.wait(20)

@@ -136,8 +136,8 @@ def test_transcripts(make_corpus: Make) -> None:
 
 
 def test_transcripts_that_their_audio_cannot_hold(make_corpus: Make) -> None:
-    """49 frames cannot spell 40 times the same character: each repeat needs a blank between (T >= U +
-    repeats).
+    """49 frames cannot hold 40 times the same character: each repeat needs a blank in between
+    (T >= U + repeats).
     """
     manifest = make_corpus(texts=("A" * 40,) + ("HELLO",) * 11).manifest
     row = artefacts.task_labels("finetune/asr", CtcTask(), manifest, MODEL_GRID, SPLITS)
@@ -206,7 +206,8 @@ def test_normalisation() -> None:
 
 
 def test_checkpoints_of_others(tmp_path: Path) -> None:
-    save_model(tmp_path / "teacher", Hubert(HubertConfig(**SMALL, num_conv_pos_embedding_groups=2)))  # type: ignore[arg-type]
+    small = HubertConfig(**SMALL, num_conv_pos_embedding_groups=2)  # type: ignore[arg-type]
+    save_model(tmp_path / "teacher", Hubert(small))
     workspace = Workspace(tmp_path / "run")
     reference = str(tmp_path / "teacher")
     row, models = artefacts.readable_checkpoints(workspace, {reference: "it1/cluster"})

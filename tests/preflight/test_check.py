@@ -186,7 +186,7 @@ def test_a_table_of_every_state(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         ok("one", "fine"),
         warning("two", "narrow", "make room"),
-        error("three", "x" * 120, "mend it"),
+        error("three", "x" * 120, "fix it"),
         skipped("four", "prepare"),
     ]
     report.show(rows, "demo in runs/demo")
@@ -239,7 +239,11 @@ def test_what_is_tight_is_a_line_and_no_obstacle(
 
 
 def test_preparing_does_not_wait_for_torch() -> None:
-    code = "import sys, hubert_pretrain.preflight.check; print([name for name in ('torch', 'lightning', 'sklearn') if name in sys.modules])"
+    heavy = ("torch", "lightning", "sklearn")
+    code = (
+        "import sys, hubert_pretrain.preflight.check; "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -165,7 +165,7 @@ def work(**values: Any) -> Work:
 
 def test_needs_are_those_of_the_papers_corpus() -> None:
     """LibriSpeech: 960 h for training, 970 in all. 346 MB of targets and 55 GB of frames for
-    k-means, as measured (design idea 3).
+    k-means, as measured.
     """
     audio = Audio(all=samples(970 * 3600), train=samples(960 * 3600), valid=samples(10 * 3600))
     assert budget.disk([work(labels=True)], audio)["it1/x"] == pytest.approx(2 * 50 * 3600 * 970)

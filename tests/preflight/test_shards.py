@@ -74,7 +74,7 @@ def test_a_cut_a_missing_and_an_unindexed_shard(sharded: Corpus) -> None:
 def test_shards_of_others_have_their_index_beside_the_manifest(
     sharded: Corpus, tmp_path: Path
 ) -> None:
-    """What `prepare` notes of a shard without a sidecar: it is enough to tell a change."""
+    """The note of `prepare` about a shard without a sidecar: it is enough to tell a change."""
     home = sharded.folder / "shards"
     for shard in home.glob("*.tar"):
         sidecar(shard).unlink()

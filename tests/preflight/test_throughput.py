@@ -1,4 +1,4 @@
-"""What the loader can feed, on a prepared corpus."""
+"""The loader's throughput on a prepared corpus, against a GPU's."""
 
 from __future__ import annotations
 

@@ -38,11 +38,12 @@ def training(model: HubertConfig = SMALL, **changes: object) -> Training:
         "micro_batch_seconds": 16.0,
         "crop_seconds": 4.0,
     }
-    return Training(stage="it1/pretrain", model=model, **{**values, **changes})  # type: ignore[arg-type]
+    values |= changes
+    return Training(stage="it1/pretrain", model=model, **values)  # type: ignore[arg-type]
 
 
 def kept_bytes(model: Hubert, rows: int, num_samples: int) -> int:
-    """What autograd saves in one forward pass, each storage once, without the weights."""
+    """Bytes that autograd saves in one forward pass, each storage once, without the weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, torch.Tensor] = {}
 
@@ -71,7 +72,8 @@ def test_activations_are_estimated_within_a_quarter(changes: dict[str, object]) 
     torch.manual_seed(0)
     # With dropout, torch computes attention on a CPU in the way that keeps its matrices; on a GPU
     # it does not.
-    model = dataclasses.replace(SMALL, layerdrop=0.0, attention_dropout=0.0, **changes)  # type: ignore[arg-type]
+    plain = dataclasses.replace(SMALL, layerdrop=0.0, attention_dropout=0.0)
+    model = dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
     found = kept_bytes(Hubert(model), 4, samples(4.0))
     estimate = training_cost.activation_bytes(
         training(model), number_bytes=4, gradient_checkpointing=False
@@ -121,7 +123,7 @@ def test_operations_are_those_that_torch_counts(model: HubertConfig) -> None:
 
 def test_parameters_and_checkpoints_are_those_of_the_paper() -> None:
     assert training_cost.parameters(HubertConfig()) == pytest.approx(94.4e6, rel=0.01)
-    # Two checkpoints, one being written, each fp32 weights and two moments; and the model that is left.
+    # Two checkpoints and one being written, each fp32 weights and two moments, and the result.
     assert training_cost.checkpoint_bytes(HubertConfig(), checkpoints=2) == pytest.approx(
         94.4e6 * 4 * 10, rel=0.01
     )

@@ -21,7 +21,8 @@ SlurmUser={user}
 SlurmdUser={user}
 SlurmctldPort={ports[0]}
 AuthType=auth/munge
-# A requeued job may start again after the credentials of its last start have expired: 2 minutes, were it not for this.
+# A requeued job starts again after the credentials of its last start have expired: by default
+# after 2 minutes.
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -49,7 +50,7 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str:
-    """Which of the programs are not installed; empty when all are."""
+    """The programs that are not installed."""
     return ", ".join(name for name in NEEDED if which(name) is None)
 
 
@@ -117,7 +118,7 @@ class Cluster:
                 process.kill()
 
     def ask(self, *command: str) -> str:
-        """What a command of SLURM prints; empty when it fails."""
+        """The output of a command of SLURM; empty when it fails."""
         return subprocess.run(
             command, env=self.environment, capture_output=True, text=True, check=False
         ).stdout
@@ -148,7 +149,6 @@ class Cluster:
         deadline = time.monotonic() + seconds
         while not condition():  # type: ignore[operator]
             if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{what}: not after {seconds:g} s; {self.ask('squeue')} {(self.folder / 'daemons.log').read_text()[-2000:]}"
-                )
+                log = (self.folder / "daemons.log").read_text()[-2000:]
+                raise TimeoutError(f"{what}: not after {seconds:g} s; {self.ask('squeue')} {log}")
             time.sleep(0.1)

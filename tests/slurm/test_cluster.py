@@ -108,7 +108,7 @@ def wait_for(path: Path, seconds: float = 60) -> None:
 
 
 def seen(starts: Path) -> int:
-    """How often rank 0 was started."""
+    """Number of starts of rank 0."""
     return len(list(starts.glob("start * of rank 0")))
 
 
@@ -189,7 +189,7 @@ def test_a_failed_stage_leaves_nothing_queued_that_depends_on_it(
         if stage != "it1/label"
     }
     assert states == {"CANCELLED"}
-    # Mended, the same command submits again all that is not done.
+    # The same command submits again all stages that are not done.
     again = submit(cluster, run, "launch.dry_run=true")
     assert again.count("# ---- ") == 8
 

@@ -37,7 +37,7 @@ UNDER_WAY = {
     "finetune": "checkpoints/*.sha256",
     "export": "finetune/*",
 }
-"""What a stage's partial folder holds when its work has begun but is far from over (k-means leaves
+"""Content of a stage's partial folder when its work has begun but is far from over (k-means leaves
 nothing before its end).
 """
 SAME_AFTER_A_KILL = [
