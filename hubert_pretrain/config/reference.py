@@ -70,10 +70,11 @@ def sections(key: str, section: type) -> Iterator[tuple[str, type]]:
 
 
 def _inner(section: type, name: str) -> type | None:
-    """The dataclass of a field, also as the values of a dict."""
+    """The dataclass of a field, also where it is the value of a dict."""
     hint = _hints(section)[name]
     candidates = [hint, *typing.get_args(hint)]
-    return next((each for each in candidates if dataclasses.is_dataclass(each)), None)
+    found = (each for each in candidates if dataclasses.is_dataclass(each))
+    return next((each for each in found if isinstance(each, type)), None)
 
 
 def _title(key: str, section: type) -> str:
