@@ -35,8 +35,8 @@ class Format:
     """Name of its file in the folder of an export; empty where the export is the folder itself."""
     export: Callable[[Path, LoadedModel], None]
     compare: Callable[[Path, LoadedModel], Report]
-    """Compares the outputs with the library that the format is for, or (fairseq, which cannot be
-    installed) with our own reader.
+    """Compares the outputs with the library that the format is for, or with our own reader where
+    that library is no dependency (fairseq, s3prl).
     """
     readable: bool = True
     """True where `load_checkpoint` reads it."""
