@@ -154,7 +154,7 @@ def many(tokens: int, n_speakers: int = 2) -> list[Item]:
     return [Item(n, 0, 3, "ab"[n % 2], ("x", "y"), f"{n // 2 % n_speakers}") for n in range(tokens)]
 
 
-def test_perfect_useless_and_inverted() -> None:
+def test_error_of_perfect_useless_and_inverted_values() -> None:
     items = many(24)
     perfect = abx(items, lambda item: np.full((3, 1), item.label == "a"), distance="units")
     assert (perfect.within, perfect.across) == (0.0, 0.0)
@@ -177,7 +177,7 @@ def test_nothing_to_compare_is_none() -> None:
     assert abx(other_contexts, lambda item: np.zeros((3, 1)), distance="edit").within is None
 
 
-def test_what_is_left_out_is_chosen_by_the_seed_alone() -> None:
+def test_the_selection_of_items_depends_on_the_seed_only() -> None:
     draw = np.random.default_rng(0)
     items = [Item(n, 0, 2, "abcdef"[n % 6], (str(n % 7),), str(n % 5)) for n in range(800)]
     values = {n: draw.normal(size=(2, 4)) for n in range(800)}

@@ -1,6 +1,4 @@
-"""Several codebooks side by side: their ids against those computed one by one, their files, and
-what transforms before them do.
-"""
+"""Sets of codebooks: fits, ids against those computed one by one, files, transforms."""
 
 from __future__ import annotations
 
@@ -11,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.decomposition import PCA
 
 from hubert_pretrain.clustering import codebook_io
 from hubert_pretrain.clustering.codebook import Codebook
@@ -20,7 +17,6 @@ from hubert_pretrain.clustering.codebook_set import CodebookPart, CodebookSet
 from hubert_pretrain.clustering.fit import CodebookFitter, parse_specs
 from hubert_pretrain.clustering.frame_source import RankFrames
 from hubert_pretrain.clustering.kmeans import KMeans
-from hubert_pretrain.clustering.pca import fit_pca
 from hubert_pretrain.errors import ArtefactError, ConfigError, HubertPretrainError
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID
@@ -145,18 +141,6 @@ def test_a_folder_of_one_codebook_is_a_set_of_one_and_several_are_not_one(tmp_pa
         CodebookSet.load(tmp_path / "several")
 
 
-def test_principal_components_are_those_of_scikit_learn() -> None:
-    transform = fit_pca(torch.from_numpy(FRAMES), dims=6, whiten=True)
-    reference = PCA(6, whiten=True).fit(FRAMES)
-    assert transform is not None
-    ours = transform(torch.from_numpy(FRAMES)).numpy()
-    theirs = reference.transform(FRAMES)
-    signs = np.sign((ours * theirs).sum(0))
-    np.testing.assert_allclose(ours * signs, theirs, atol=2e-3)
-    with pytest.raises(ConfigError, match="vary in only 2 of their 39 dimensions"):
-        fit_pca(torch.from_numpy(FRAMES) * (torch.arange(39) < 2), dims=6)
-
-
 @pytest.mark.parametrize(
     "more",
     [
@@ -213,14 +197,14 @@ def test_other_frames_and_other_features_are_refused() -> None:
         ),
     ],
 )
-def test_codebooks_that_cannot_be_are_refused(
-    codebooks: list[dict[str, object]], message: str
-) -> None:
+def test_invalid_codebooks_are_refused(codebooks: list[dict[str, object]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_specs(codebooks, dim=39, n_clusters=7)
 
 
-def test_a_full_disk_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_with_its_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path, value: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -29,7 +29,7 @@ FRAMES = np.random.default_rng(0).normal(size=(500, 39)).astype(np.float32)
         (MiniBatchKMeans, "pickle 5"),
     ],
 )
-def test_what_scikit_learn_fitted_is_read(tmp_path: Path, kind: type, dump: str) -> None:
+def test_models_of_scikit_learn_are_read(tmp_path: Path, kind: type, dump: str) -> None:
     estimator = kind(7, n_init=1, random_state=np.random.RandomState(3)).fit(FRAMES)
     if dump == "joblib":
         joblib.dump(estimator, tmp_path / "km.bin")
@@ -109,7 +109,7 @@ def test_the_process_that_reads_can_open_nothing(tmp_path: Path) -> None:
     assert "Too many open files" in done.stderr
 
 
-def test_what_is_no_codebook_of_these_features_is_refused(tmp_path: Path) -> None:
+def test_files_without_a_codebook_of_these_features_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "km.bin"
     joblib.dump(KMeans(7, n_init=1).fit(FRAMES[:, :13]), path)
     with pytest.raises(

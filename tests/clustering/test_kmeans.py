@@ -10,6 +10,7 @@ from sklearn.cluster import KMeans as Reference
 
 from hubert_pretrain.clustering.frame_source import FrameFile, MappedFrames
 from hubert_pretrain.clustering.kmeans import ENGINES, KMeans
+from hubert_pretrain.config.schema import ClusteringConfig
 from hubert_pretrain.errors import ConfigError, DataError
 
 FULL = ["torch", "faiss"]
@@ -118,7 +119,7 @@ def test_cosine_clusters(engine: str) -> None:
     assert np.allclose((centroids @ directions.T).max(0), 1, atol=0.01)
 
 
-def test_an_empty_cluster_is_drawn_anew_where_frames_are_far_from_their_centroids(
+def test_an_empty_cluster_is_reseeded_where_frames_are_far_from_their_centroids(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from hubert_pretrain.clustering.engines import lloyd
@@ -145,7 +146,7 @@ def test_more_clusters_than_different_frames_leaves_dead_ones_and_ends(engine: s
     assert found.inertia_ < 1e-5 * np.square(frames).sum()
 
 
-def test_silence_in_bulk_does_not_swallow_clusters() -> None:
+def test_many_equal_frames_leave_no_empty_cluster() -> None:
     """Digital silence gives thousands of equal frames: splitting the most frequent cluster would go
     on forever.
     """
@@ -199,6 +200,11 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_centroids(
     )
 
 
+def test_the_defaults_are_those_of_a_recipe() -> None:
+    config = ClusteringConfig(n_clusters=100)
+    assert KMeans.of(config, device="cpu", max_sample_bytes=1 << 30) == KMeans()
+
+
 def test_it_is_an_estimator() -> None:
     estimator = KMeans("torch", 7, seed=3)
     assert clone(estimator) == estimator
@@ -227,7 +233,7 @@ def test_frames_that_are_not_numbers_are_refused(engine: str, bad: float) -> Non
         KMeans(engine, 4).fit(frames)
 
 
-def test_engines_that_do_not_exist_or_cannot_are_refused() -> None:
+def test_unknown_engines_and_unsupported_settings_are_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"engine='torhc': expected one of .*did you mean 'torch'"
     ):

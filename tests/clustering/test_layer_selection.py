@@ -81,13 +81,13 @@ def scores(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> list[Lay
 
 
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
-def test_every_criterion_finds_the_layer_that_hears_the_phones(
+def test_every_criterion_finds_the_layer_that_encodes_the_phones(
     scores: list[LayerScore], criterion: str
 ) -> None:
     assert best_layer(scores, criterion) == 2
 
 
-def test_the_scores_say_what_was_put_in(scores: list[LayerScore]) -> None:
+def test_scores_follow_from_the_construction_of_the_layers(scores: list[LayerScore]) -> None:
     noise, mfcc, drowned = scores
     assert (mfcc.pnmi or 0) > 0.7
     assert (mfcc.pnmi or 0) > (drowned.pnmi or 0) > (noise.pnmi or 0)
@@ -98,7 +98,7 @@ def test_the_scores_say_what_was_put_in(scores: list[LayerScore]) -> None:
     assert (mfcc.speaker_nmi or 0) > (noise.speaker_nmi or 0)
 
 
-def test_scores_do_not_depend_on_where_frames_are_kept(
+def test_scores_do_not_depend_on_where_frames_are_stored(
     corpus: Corpus, scores: list[LayerScore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hubert_pretrain.clustering.sample.MEMORY_BYTES", 1000)
@@ -130,7 +130,7 @@ def test_without_alignments_stability_remains(tmp_path: Path, tones: Tones) -> N
     assert len(choose_rows(bare, "valid", "stability", max_hours=1.0, seed=0)) == 8
 
 
-def test_what_cannot_be_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
         match=r"layer_choice\.criterion='pnm': expected one of .* \(did you mean 'pnmi'\?\)",
@@ -178,7 +178,7 @@ def test_layer_auto_is_chosen_once_and_recorded(corpus: Corpus, tmp_path: Path) 
     assert not (folder / "layers.scratch").exists()
 
 
-def test_the_choice_is_part_of_what_the_stage_is() -> None:
+def test_the_layer_choice_is_part_of_the_stage_fingerprint() -> None:
     def identity(layer: Any, **choice: Any) -> dict[str, Any]:
         node = {"_target_": "x", "checkpoint": "it1/pretrain", "layer": layer}
         iterations = {

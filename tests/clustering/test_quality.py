@@ -24,7 +24,7 @@ def test_clusters_that_are_phones_are_perfect() -> None:
     assert quality.pnmi == pytest.approx(1.0)
 
 
-def test_clusters_that_know_nothing() -> None:
+def test_independent_clusters_have_no_information() -> None:
     quality = phone_quality(np.outer([1, 2, 3], [10, 30]))
     assert quality.pnmi == pytest.approx(0.0, abs=1e-12)
     assert quality.phone_purity == pytest.approx(0.75)

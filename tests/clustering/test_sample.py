@@ -12,6 +12,7 @@ from hubert_pretrain.clustering.frame_source import as_array
 from hubert_pretrain.clustering.sample import (
     SCRATCH,
     choose_rows,
+    gather,
     gather_rank_frames,
     hours_limit,
     remove_scratch,
@@ -126,3 +127,12 @@ def test_a_full_disk_is_found_before_the_work(
         gather_rank_frames(
             make_corpus(tmp_path / "corpus"), np.arange(3), Mfcc(), scratch=tmp_path, memory_bytes=0
         )
+
+
+def test_a_large_sample_is_stored_on_disk(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus")
+    rows = corpus.manifest.rows("train")
+    expected = gather(corpus, rows, Mfcc(), scratch=corpus.folder)
+    shard = gather_rank_frames(corpus, rows, Mfcc(), scratch=corpus.folder, memory_bytes=1000)
+    assert not isinstance(shard.frames, np.ndarray)
+    np.testing.assert_array_equal(shard.frames[: shard.total], expected)

@@ -75,7 +75,7 @@ def test_combinations_are_extractors(features: PackedExtractor, waveforms: list[
     torch.testing.assert_close(extract(features, waveforms), alone, atol=1e-4, rtol=0)
 
 
-def test_what_cannot_be_combined_is_refused() -> None:
+def test_invalid_combinations_are_refused() -> None:
     with pytest.raises(ConfigError, match="only frames of one grid"):
         Concatenate([Mfcc(), LogMel(40, hop_seconds=0.04)])
     with pytest.raises(ConfigError, match="is empty"):

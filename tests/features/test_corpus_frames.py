@@ -89,6 +89,13 @@ def test_every_row_gets_its_own_frames_in_order(corpus: Any, extractor: Any) -> 
         torch.testing.assert_close(torch.from_numpy(frames), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("workers", [1, 3, 40])
+def test_results_come_in_the_order_of_the_rows(corpus: Any, workers: int) -> None:
+    rows = np.array([5, 0, 11, 3])
+    found = list(map_frames(corpus, rows, Mfcc(), len, workers=workers))
+    assert found == [MODEL_GRID.num_frames(int(corpus.manifest.num_samples[row])) for row in rows]
+
+
 def test_values_depend_on_the_group_and_on_nothing_else(corpus: Any, extractor: Any) -> None:
     rows = np.arange(2 * GROUP_ROWS + 30)
     groups = [rows[:GROUP_ROWS], rows[GROUP_ROWS : 2 * GROUP_ROWS], rows[2 * GROUP_ROWS :]]
@@ -134,7 +141,7 @@ def test_nan_names_the_utterance_and_the_frame(extractor: Any, framewise: bool) 
         list(map_frames(corpus, np.arange(5), extractor, numbers, framewise=framewise))
 
 
-def test_an_extractor_that_miscounts_is_a_mistake_of_ours(corpus: Any) -> None:
+def test_a_wrong_number_of_frames_is_a_programming_error(corpus: Any) -> None:
     class Short:
         grid = MODEL_GRID
         dim = 1

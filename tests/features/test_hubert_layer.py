@@ -85,7 +85,7 @@ def test_the_conv_encoder_in_pieces_equals_the_whole(checkpoint: Path) -> None:
         )
 
 
-def test_the_identity_follows_the_weights_not_the_path(tmp_path: Path) -> None:
+def test_the_fingerprint_follows_the_weights_not_the_path(tmp_path: Path) -> None:
     first = Hubert(tiny())
     second = Hubert(tiny())
     for folder, model in (("a", first), ("b", first), ("c", second)):
@@ -125,7 +125,7 @@ def test_several_layers_are_side_by_side(checkpoint: Path) -> None:
     torch.testing.assert_close(several(waveform), expected)
 
 
-def test_bfloat16_is_close_and_has_another_identity(checkpoint: Path) -> None:
+def test_bfloat16_is_close_and_has_another_fingerprint(checkpoint: Path) -> None:
     waveform = 0.1 * torch.randn(1, 16_000)
     exact = HubertLayer(checkpoint, 2)
     fast = HubertLayer(checkpoint, 2, precision="bfloat16")

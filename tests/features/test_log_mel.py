@@ -33,14 +33,14 @@ def test_a_batch_of_any_lengths_equals_its_utterances() -> None:
         )
 
 
-def test_it_is_an_extractor_with_a_json_identity() -> None:
+def test_it_is_an_extractor_with_a_json_fingerprint() -> None:
     features = LogMel(40)
     assert isinstance(features, PackedExtractor)
     assert json.loads(json.dumps(features.fingerprint())) == features.fingerprint()
     assert features.fingerprint() != LogMel(40, hop_seconds=0.04).fingerprint()
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_mel_bins=0"):
         LogMel(0)
     with pytest.raises(ConfigError, match="num_mel_bins=400 lie between"):

@@ -34,7 +34,7 @@ def test_passes_over_a_long_recording_leave_no_seam(monkeypatch: Any) -> None:
     torch.testing.assert_close(Mfcc()(waveform), whole, atol=1e-4, rtol=0)
 
 
-def test_it_is_an_extractor_with_a_json_identity() -> None:
+def test_it_is_an_extractor_with_a_json_fingerprint() -> None:
     import json
 
     mfcc = Mfcc()

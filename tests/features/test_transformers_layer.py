@@ -114,7 +114,7 @@ def test_the_preprocessor_says_whether_to_normalise(tmp_path: Path) -> None:
     assert not TransformersLayer(tmp_path, 1, normalize_waveform=False).normalize_waveform
 
 
-def test_its_identity(tmp_path: Path) -> None:
+def test_fingerprint(tmp_path: Path) -> None:
     saved(tmp_path, "WavLM")
     features = TransformersLayer(tmp_path, 2)
     assert isinstance(features, PackedExtractor)
@@ -147,7 +147,7 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         TransformersLayer(tmp_path, 1)
 
 
-def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     saved(tmp_path, "Wav2Vec2")

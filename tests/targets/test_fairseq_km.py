@@ -35,7 +35,7 @@ def lines(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
-def test_what_fairseq_reads(km: Path, corpus: Corpus) -> None:
+def test_export_has_the_format_of_fairseq(km: Path, corpus: Corpus) -> None:
     """The rules of its `load_audio` and `load_label`: a root, then path and samples; labels for
     each; all of them in the dictionary.
     """
@@ -64,7 +64,7 @@ def same_targets(one: Path, other: Path) -> bool:
     return np.array_equal(first.ids, second.ids) and first.sizes == second.sizes
 
 
-def test_out_and_in_again(km: Path, corpus: Corpus, tmp_path: Path) -> None:
+def test_export_and_import_give_the_same_targets(km: Path, corpus: Corpus, tmp_path: Path) -> None:
     report = import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
     assert report == f"targets of 12 utterances from {km} (K=9)"
     assert same_targets(tmp_path / "store", tmp_path / "again")
@@ -221,7 +221,7 @@ def test_labels_that_do_not_fit_are_refused(
         import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID)
 
 
-def test_k_may_be_given(km: Path, corpus: Corpus, tmp_path: Path) -> None:
+def test_n_clusters_replaces_a_missing_dictionary(km: Path, corpus: Corpus, tmp_path: Path) -> None:
     (km / "dict.km.txt").unlink()
     import_targets(km, tmp_path / "again", corpus.manifest, grid=MODEL_GRID, n_clusters=[9])
     assert same_targets(tmp_path / "store", tmp_path / "again")
@@ -258,7 +258,7 @@ def test_several_codebooks(corpus: Corpus, tmp_path: Path) -> None:
     assert same_targets(tmp_path / "store", tmp_path / "again")
 
 
-def test_what_fairseq_could_not_read_is_not_written(corpus: Corpus, tmp_path: Path) -> None:
+def test_export_refuses_utterances_that_fairseq_cannot_read(corpus: Corpus, tmp_path: Path) -> None:
     for change, message in (
         ({"start": 160}, "begins inside a file"),
         ({"source_rate": 8000}, "is stored at 8000 Hz"),

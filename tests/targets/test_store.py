@@ -48,7 +48,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_what_was_written_is_read(tmp_path: Path, corpus: Corpus) -> None:
+def test_targets_are_read_as_they_were_written(tmp_path: Path, corpus: Corpus) -> None:
     fill(tmp_path / "store", corpus.manifest)
     store = TargetStore.open(tmp_path / "store")
     assert (len(store), store.sizes, store.grid) == (12, [9], MODEL_GRID)
@@ -97,7 +97,7 @@ def test_blocks_may_be_written_in_any_order_by_anyone(tmp_path: Path, corpus: Co
     assert content(tmp_path / "shared") == content(tmp_path / "whole")
 
 
-def test_leftovers_of_other_work_are_not_gone_on_with(tmp_path: Path, corpus: Corpus) -> None:
+def test_a_store_of_other_work_is_replaced(tmp_path: Path, corpus: Corpus) -> None:
     fill(tmp_path / "store", corpus.manifest)
     other = one_codebook(torch.ones(9, 4))
     assert (

@@ -162,7 +162,7 @@ def test_any_local_feature_streams_exactly(extractor: object) -> None:
     )
 
 
-def test_reach_of_what_is_not_local() -> None:
+def test_receptive_field_of_features_that_are_not_local() -> None:
     assert receptive_field({"kind": "hubert_layer", "layer": 3}) is None
     assert (
         receptive_field(
@@ -191,7 +191,7 @@ def test_several_codebooks_stream_too() -> None:
 
 
 @given(st.lists(st.integers(0, 2), max_size=40), st.lists(st.integers(0, 40), max_size=8))
-def test_runs_say_the_same_as_the_ids(ids: list[int], cuts: list[int]) -> None:
+def test_runs_are_those_of_the_ids(ids: list[int], cuts: list[int]) -> None:
     found = runs(np.array(ids, dtype=np.int64))
     assert [unit for run in found for unit in [run.unit] * run.num_frames] == ids
     assert [run.start_frame for run in found] == np.cumsum([0, *(run.num_frames for run in found)])[
@@ -208,7 +208,7 @@ def test_seconds_of_runs() -> None:
     assert (run.start_seconds(MODEL_GRID), run.num_seconds(MODEL_GRID)) == (1.0, pytest.approx(0.1))
 
 
-def test_what_does_not_fit_is_refused(mfcc: UnitExtractor) -> None:
+def test_invalid_inputs_are_refused(mfcc: UnitExtractor) -> None:
     with pytest.raises(ArtefactError, match=r"log_mel"):
         UnitExtractor(LogMel(), mfcc.codebooks)
     with pytest.raises(ConfigError, match="at least one frame"):

@@ -1,4 +1,4 @@
-"""The stages `it*/cluster` and `it*/label`, run by hand on the small corpus of conftest.py."""
+"""The stages `it*/cluster` and `it*/label` on a small corpus of generated audio."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from hubert_pretrain.stages import label as label_stage
 from hubert_pretrain.stages.units import load_units
 from hubert_pretrain.targets.fairseq_km import write_km
 from hubert_pretrain.targets.store import TargetStore
+from tests.targets.conftest import make_corpus
 
 MFCC = {"_target_": "hubert_pretrain.features.mfcc.Mfcc"}
 LAYER = {
@@ -74,7 +75,8 @@ def run(module: Any, recipe: Recipe, workspace: Workspace, stage: str) -> dict[s
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, corpus: Corpus) -> Workspace:
+def workspace(tmp_path: Path) -> Workspace:
+    corpus = make_corpus(tmp_path / "corpus")
     workspace = Workspace(tmp_path / "run")
     seal(workspace, "prepare", corpus.folder, {})
     return workspace
@@ -139,7 +141,7 @@ def test_the_stage_before_must_have_finished(workspace: Workspace) -> None:
         run(label_stage, recipe(), workspace, "it1/label")
 
 
-def test_targets_of_others_in_place_of_clustering(workspace: Workspace, tmp_path: Path) -> None:
+def test_imported_targets_replace_clustering(workspace: Workspace, tmp_path: Path) -> None:
     """`iterations.it1.targets`: fairseq's files in, no cluster stage, the same store out."""
     run(cluster_stage, recipe(), workspace, "it1/cluster")
     made = run(label_stage, recipe(), workspace, "it1/label")
@@ -169,7 +171,7 @@ def test_targets_of_others_in_place_of_clustering(workspace: Workspace, tmp_path
         plan.stages(values)
 
 
-def test_a_recipe_without_them_is_what_it_was() -> None:
+def test_an_unset_targets_key_is_not_part_of_the_fingerprint() -> None:
     """A field that came later does not make finished stages stale."""
     values = recipe()
     values.data.corpus = {}
@@ -206,7 +208,7 @@ def test_units_of_a_run_from_its_cluster_stage_alone(workspace: Workspace, tmp_p
         load_units(workspace.folder("it2/cluster"), checkpoint=moved)
 
 
-def test_an_artefact_decides_nothing_but_features(workspace: Workspace) -> None:
+def test_an_artefact_can_only_name_feature_classes(workspace: Workspace) -> None:
     run(cluster_stage, recipe(), workspace, "it1/cluster")
     meta = {
         "format": FORMAT,

@@ -140,7 +140,7 @@ def done(folder: Path) -> int:
     return sum((folder / MARKS).read_bytes()) if (folder / DESCRIPTION).is_file() else 0
 
 
-def test_nobody_waits_for_a_rank_that_never_comes(
+def test_no_rank_waits_for_a_missing_one(
     place: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     corpus = Corpus.open(place)
@@ -170,7 +170,7 @@ def test_a_rank_that_lags_behind_may_write_into_a_finished_folder(
     assert content(tmp_path / "final") == expected
 
 
-def test_joining(place: Path, tmp_path: Path) -> None:
+def test_joining_a_store(place: Path, tmp_path: Path) -> None:
     corpus = Corpus.open(place)
     codebooks = CodebookSet.load(place)
     assert TargetWriter.join(tmp_path, corpus.manifest, codebooks, is_done=lambda: True) is None
