@@ -4,7 +4,6 @@ as in one.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 from pathlib import Path
@@ -25,9 +24,8 @@ from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.files import write_json
 from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
 from hubert_pretrain.stages import cluster as stage
-from tests.targets.conftest import make_corpus
+from tests.targets.conftest import CLEAN_PROCESSES, make_corpus
 
-FORK = multiprocessing.get_context("fork")
 MFCC = {"_target_": "hubert_pretrain.features.mfcc.Mfcc"}
 PRODUCT: list[Any] = [
     {"name": "static", "columns": [0, 13]},
@@ -81,7 +79,7 @@ def in_processes(ranks: int, work: Any, *arguments: Any) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
-        FORK.Process(target=as_rank, args=(rank, ranks, port, work, *arguments))
+        CLEAN_PROCESSES.Process(target=as_rank, args=(rank, ranks, port, work, *arguments))
         for rank in range(ranks)
     ]
     for process in processes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,13 @@ from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Utterance, write_manifest
 
 PHONE_SAMPLES = 3200
+
+CLEAN_PROCESSES = multiprocessing.get_context("forkserver")
+"""Starts processes from a server that has imported everything and computed nothing. A fork of this
+process would not do: after MKL has used several threads, its FFT never returns in a fork."""
+CLEAN_PROCESSES.set_forkserver_preload(
+    ["hubert_pretrain.stages.cluster", "hubert_pretrain.stages.label", "sklearn.cluster"]
+)
 
 
 def make_corpus(folder: Path, utterances: int = 12) -> Corpus:

@@ -1,10 +1,7 @@
-"""The label stage on several processes: any number of them, killed at any moment, leave the same
-bytes.
-"""
+"""Labelling by several processes: any number, killed at any moment, leave the same bytes."""
 
 from __future__ import annotations
 
-import multiprocessing
 import multiprocessing.process
 import signal
 import time
@@ -24,9 +21,7 @@ from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.targets.labelling import label_corpus
 from hubert_pretrain.targets.store import DESCRIPTION, MARKS, TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
-from tests.targets.conftest import make_corpus
-
-FORK = multiprocessing.get_context("fork")
+from tests.targets.conftest import CLEAN_PROCESSES, make_corpus
 
 
 class Slow(Corpus):
@@ -39,7 +34,7 @@ class Slow(Corpus):
 
 def work(place: Path, folder: Path, rank: int, ranks: int) -> None:
     """One process of the label stage."""
-    torch.set_num_threads(1)  # the threads of the process that was forked are not here
+    torch.set_num_threads(1)
     corpus = Slow(place)
     codebooks = CodebookSet.load(place)
     if rank == 0:
@@ -87,7 +82,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def start(place: Path, folder: Path, ranks: int) -> list[multiprocessing.process.BaseProcess]:
     processes = [
-        FORK.Process(target=work, args=(place, folder, rank, ranks)) for rank in range(ranks)
+        CLEAN_PROCESSES.Process(target=work, args=(place, folder, rank, ranks))
+        for rank in range(ranks)
     ]
     for process in processes:
         process.start()
