@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hubert_pretrain.errors import ConfigError, did_you_mean
-from hubert_pretrain.model.dropped_attention import dropped_attention
 
 AttentionMask = Any
 """Which frames may be looked at, in the form of a back end; None for all of them."""
@@ -61,16 +60,10 @@ def key_mask(valid: Tensor) -> Tensor:
 def sdpa(
     q: Tensor, k: Tensor, v: Tensor, attended: Tensor | None, dropout: float
 ) -> tuple[Tensor, None]:
-    """PyTorch's fused attention: flash without a mask, memory-efficient or plain with one. It has
-    none for dropout on a CPU; we have.
-    """
-    if (
-        dropout > 0
-        and q.device.type == "cpu"
-        and q.dtype == torch.float32
-        and not torch.compiler.is_compiling()
-    ):
-        return dropped_attention(q, k, v, attended, dropout), None
+    """PyTorch's fused attention: flash without a mask, memory-efficient or plain with one."""
+    if dropout > 0 and q.device.type == "cpu":
+        # PyTorch has no fused kernel for this either, and looks for rows of -inf on its way.
+        return eager(q, k, v, attended, dropout)[0], None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attended, dropout_p=dropout), None
 
 
@@ -83,7 +76,10 @@ def eager(
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, T, T)
     if attended is not None:
         scores = scores.masked_fill(~attended, torch.finfo(scores.dtype).min)
-    weights = F.dropout(scores.softmax(dim=-1), dropout)
+    weights = scores.softmax(dim=-1)
+    if dropout > 0:
+        # F.dropout, the same draws, but it keeps the mask as bool and not as fp32.
+        weights = torch.native_dropout(weights, dropout, True)[0]
     return weights.to(v.dtype) @ v, weights
 
 

@@ -1,21 +1,20 @@
-"""The conv encoder: waveform -> frames (wav2vec 2.0, arXiv:2006.11477, section 2; fairseq's
-ConvFeatureExtractionModel).
+"""The conv encoder: waveform -> frames.
 
-Shapes: B utterances, S samples, T frames, C channels.
+Source: wav2vec 2.0, arXiv:2006.11477, section 2; fairseq's ConvFeatureExtractionModel.
+Shapes: B utterances, S samples, T or U frames in or out of a layer, C channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.tiled_convolution import Before, convolve_after
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -24,73 +23,78 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
 }
+ALWAYS_RECOMPUTED = 2
+"""First layers whose norms and activations are not kept: three quarters of the memory of all."""
 
 
 class ConvEncoder(nn.Module):
-    """A stack of unpadded convolutions: (B, S) -> (B, T, C), with `T = config.grid.num_frames(S)`.
+    """A stack of unpadded convolutions: (B, S) -> (B, T, C), T = `config.grid.num_frames(S)`.
 
-    With gradients it is computed as matrix products of strided views (model/tiled_convolution.py).
-    Without them PyTorch's own convolution and norm run: as fast there, and every bit is that of
-    other libraries.
+    Each layer is a convolution, a norm (or none) and an activation.
     """
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
-        widths = [1, *config.conv_dim]
-        self.layers = nn.Sequential(
-            *(
+        channels = [1, *config.conv_dim]
+        self.layers = nn.ModuleList()
+        for i, (kernel, stride) in enumerate(
+            zip(config.conv_kernel, config.conv_stride, strict=True)
+        ):
+            self.layers.append(
                 ConvLayer(
-                    widths[i],
-                    widths[i + 1],
-                    kernel=config.conv_kernel[i],
-                    stride=config.conv_stride[i],
+                    channels[i],
+                    channels[i + 1],
+                    kernel=kernel,
+                    stride=stride,
                     bias=config.conv_bias,
-                    norm=config.feat_extract_norm
-                    if i == 0 or config.feat_extract_norm == "layer"
-                    else None,
+                    norm=config.feat_extract_norm,
+                    first=i == 0,
                     activation=config.feat_extract_activation,
                 )
-                for i in range(len(config.conv_dim))
             )
-        )
 
-    def forward(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
-        """(B, S) -> (B, T, C). `num_samples`: (B,) real samples of each row, for norms over time
-        that leave padding out.
+    def forward(
+        self,
+        waveform: Tensor,
+        num_samples: Tensor | None = None,
+        *,
+        recompute: bool = False,
+    ) -> Tensor:
+        """(B, S) -> (B, T, C).
+
+        num_samples: (B,) real samples of each row, for a norm over time that leaves padding out.
+        recompute: for the backward pass keep only the outputs of convolutions. Of the first layers,
+            which are the longest, nothing else is kept anyway.
         """
-        if torch.is_grad_enabled():
-            return self._by_products(waveform, num_samples)
         first, *others = self.layers
-        x = first(waveform[:, None], num_samples)  # (B, C, U)
-        for layer in others:
-            x = layer(x)
-        return x.transpose(1, 2)  # (B, C, T) -> (B, T, C)
-
-    def _by_products(self, waveform: Tensor, num_samples: Tensor | None) -> Tensor:
-        """(B, S) -> (B, T, C). Norm and activation of a layer are left to the next one, which
-        computes them again for its gradients.
-        """
-        first, *others = cast("list[ConvLayer]", list(self.layers))
-        if torch.compiler.is_compiling() and not isinstance(first.norm, TimeNorm):
-            # A compiler fuses norms and activations, and decides itself what to compute again for
-            # the gradients.
-            return self.layers(waveform[:, None]).transpose(1, 2)
-        # (B, S, 1)
-        x = waveform[..., None]
-        before = first.as_before(waveform[..., None], num_samples)
-        if torch.compiler.is_compiling():
-            y = before.function(x, *before.tensors).transpose(1, 2)  # (B, C, U)
-            return self.layers[1:](y).transpose(1, 2)
-        for layer in others:
-            x = convolve_after(
-                before, x, layer.conv.weight, layer.conv.bias, layer.stride
-            )  # (B, T, C)
-            before = Before(layer.finish, layer.finish_weights)
-        return before.function(x, *before.tensors)
+        x = waveform[:, None]  # (B, 1, S)
+        finish = partial(first, num_samples=num_samples)  # what is left to do before the next layer
+        for i, layer in enumerate(others):
+            # A checkpoint reaches from one convolution's output to the next one's, and ends before
+            # its convolution when it is computed again, because that keeps nothing but its input.
+            # So norms and activations are paid twice, and no convolution but the first layer's,
+            # which is a hundredth of all operations.
+            if torch.is_grad_enabled() and (recompute or i < ALWAYS_RECOMPUTED):
+                x = checkpoint(
+                    finish_and_convolve,
+                    finish,
+                    layer,
+                    x,
+                    use_reentrant=False,
+                    preserve_rng_state=False,  # nothing is random here
+                )
+            else:
+                x = finish_and_convolve(finish, layer, x)  # (B, C, T) -> (B, C, U)
+            finish = layer.finish
+        return finish(x).transpose(1, 2)  # (B, C, T) -> (B, T, C)
 
 
 class ConvLayer(nn.Module):
-    """Convolution, norm (over time per channel, over channels, or none) and activation."""
+    """Convolution, norm and activation: (B, C_in, T) -> (B, C_out, U).
+
+    The norm is over time per channel ("group", only in the first layer), over channels ("layer"),
+    or none.
+    """
 
     def __init__(
         self,
@@ -100,73 +104,44 @@ class ConvLayer(nn.Module):
         kernel: int,
         stride: int,
         bias: bool,
-        norm: str | None,
+        norm: str,
+        first: bool,
         activation: str,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv1d(channels_in, channels_out, kernel, stride=stride, bias=bias)
         nn.init.kaiming_normal_(self.conv.weight)
-        norms = {"group": TimeNorm, "layer": ChannelNorm}
-        self.norm = norms[norm](channels_out) if norm else None
+        self.norm: nn.Module | None = None
+        if norm == "layer":
+            self.norm = ChannelNorm(channels_out)
+        elif first:
+            self.norm = TimeNorm(channels_out)
         self.activation = ACTIVATIONS[activation]
-        self.stride = stride
-
-    @property
-    def finish_weights(self) -> tuple[Any, ...]:
-        """Weight and bias of the norm, if there is one."""
-        return () if self.norm is None else (self.norm.weight, self.norm.bias)
 
     def forward(self, x: Tensor, num_samples: Tensor | None = None) -> Tensor:
-        """(B, C_in, T) -> (B, C_out, U), by PyTorch's convolution. `num_samples`: as in
-        ConvEncoder.forward.
-        """
-        y = self.conv(x)
+        """(B, C_in, T) -> (B, C_out, U). `num_samples`: as in ConvEncoder.forward."""
+        lengths = None
+        if num_samples is not None:
+            lengths = (num_samples - self.conv.kernel_size[0]) // self.conv.stride[0] + 1
+        if isinstance(self.norm, TimeNorm) and torch.is_grad_enabled():
+            return self.activation(self.norm.of_convolution(x, self.conv, lengths))
+        return self.finish(self.convolve(x), lengths)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """(B, C_in, T) -> (B, C_out, U), the convolution alone."""
+        return convolve(x, self.conv.weight, self.conv.bias, stride=self.conv.stride[0])
+
+    def finish(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Norm and activation: (B, C, U) -> (B, C, U). `lengths`: as in TimeNorm.forward."""
         if isinstance(self.norm, TimeNorm):
-            real = (
-                None
-                if num_samples is None
-                else (num_samples - self.conv.kernel_size[0]) // self.stride + 1
-            )
-            return self.activation(self.norm(y, real))
-        if isinstance(self.norm, ChannelNorm):
-            y = self.norm.normalise(y.transpose(1, 2), self.norm.weight, self.norm.bias).transpose(
-                1, 2
-            )
-        return self.activation(y)
-
-    def finish(self, y: Tensor, *norm: Tensor) -> Tensor:
-        """What follows the convolution, given the weights of the norm: (B, U, C_out) -> (B, U,
-        C_out).
-        """
-        return self.activation(
-            self.norm.normalise(y, *norm) if isinstance(self.norm, ChannelNorm) else y
-        )
-
-    def as_before(self, x: Tensor, num_samples: Tensor | None) -> Before:
-        """The layer as what comes before the next one, for narrow inputs (B, S, C_in): its windows
-        times its kernel, norm, activation.
-        """
-        # (C_out, C_in k)
-        flat = self.conv.weight.flatten(1)
-        kernel = self.conv.kernel_size[0]
-        if isinstance(self.norm, TimeNorm):  # which takes a bias away again
-            folded = self.norm.folded_into(self.conv.weight, x, self.stride, num_samples)
-        else:
-            bias = flat.new_zeros(len(flat)) if self.conv.bias is None else self.conv.bias
-            folded = torch.cat([flat, bias[:, None]], dim=1).expand(x.shape[0], -1, -1)
-
-        def function(piece: Tensor, *tensors: Tensor) -> Tensor:
-            *norm, weight = tensors
-            windows = piece.unfold(1, kernel, self.stride).flatten(2)  # (B, U, C_in k)
-            return self.finish(torch.bmm(F.pad(windows, (0, 1), value=1.0), weight.mT), *norm)
-
-        shared = self.finish_weights if isinstance(self.norm, ChannelNorm) else ()
-        return Before(function, shared, per_row=(folded,), kernel=kernel, stride=self.stride)
+            x = self.norm(x, lengths)
+        elif self.norm is not None:
+            x = self.norm(x)
+        return self.activation(x)
 
 
 class TimeNorm(nn.GroupNorm):
-    """Each channel to zero mean and unit variance over time: a group norm with one channel per
-    group.
+    """Each channel to zero mean and unit variance over time: a group norm, one channel per group.
 
     Padding is part of the statistics, as in every other implementation, unless the real lengths are
     given.
@@ -176,8 +151,7 @@ class TimeNorm(nn.GroupNorm):
         super().__init__(num_groups=channels, num_channels=channels)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, C, T) -> (B, C, T), in fp32 whatever the precision (a sum over 50,000 samples),
-        returned in the dtype it came in.
+        """(B, C, T) -> (B, C, T), in fp32 (a sum over 50,000 samples), returned in x's dtype.
 
         lengths: (B,) real positions of each row, at its beginning; None when all are.
         """
@@ -190,66 +164,121 @@ class TimeNorm(nn.GroupNorm):
         mean = x.float().mul(real).sum(2, keepdim=True) / count  # (B, C, 1)
         centred = x.float() - mean
         variance = centred.square().mul(real).sum(2, keepdim=True) / count
-        return (centred * torch.rsqrt(variance + self.eps) * weight[:, None] + bias[:, None]).to(
-            x.dtype
-        )
+        y = centred * torch.rsqrt(variance + self.eps) * weight[:, None] + bias[:, None]
+        return y.to(x.dtype)
 
-    def folded_into(
-        self, kernel: Tensor, x: Tensor, stride: int, lengths: Tensor | None = None
-    ) -> Tensor:
-        """The norm of a convolution of few taps, without a pass over its result: (C, C_in, k), (B,
-        T, C_in) -> (B, C, C_in k + 1).
+    def of_convolution(self, x: Tensor, conv: nn.Conv1d, lengths: Tensor | None = None) -> Tensor:
+        """The norm of conv(x) for a narrow x, without a pass over the result.
 
-        A channel is w . window, so its mean over time is w . mean(windows) and its variance w'
-        Cov(windows) w: the norm becomes a factor on the kernel of each utterance, and an offset
-        (the last column). The statistics are float64 (sums over 50,000 positions, of which
-        differences are taken).
+        (B, C_in, T) -> (B, C, U). A channel of the result is w . window, so its mean over time is
+        w . mean(window) and its variance w' Cov(window) w: the norm becomes a factor on each
+        utterance's kernel, and an offset. (A bias of the convolution cancels.)
 
-        lengths: (B,) real ones of the T positions, at the beginning; None when all are.
+        lengths: as in `forward`.
         """
-        windows = x.unfold(1, kernel.shape[2], stride).flatten(2)  # (B, T, C_in) -> (B, U, C_in k)
-        flat = kernel.flatten(1).float()  # (C, C_in k)
+        kernel = conv.weight.flatten(1).float()  # (C, C_in k)
+        windows = x.unfold(2, conv.kernel_size[0], conv.stride[0])  # (B, C_in, U, k)
+        windows = windows.transpose(1, 2).flatten(2)  # (B, U, C_in k)
         with torch.autocast(x.device.type, enabled=False):
-            wide = windows.double()
-            if lengths is None:
-                mean = wide.mean(1, keepdim=True)  # (B, 1, C_in k)
-                covariance = (wide - mean).mT @ (wide - mean) / wide.shape[1]
-            else:
-                count = ((lengths - kernel.shape[2]) // stride + 1)[:, None, None].clamp(
-                    min=1
-                )  # an empty row must not become NaN
-                real = torch.arange(wide.shape[1], device=x.device)[:, None] < count  # (B, U, 1)
-                mean = (wide * real).sum(1, keepdim=True) / count
-                covariance = ((wide - mean) * real).mT @ (wide - mean) / count
-            variance = ((flat.double() @ covariance) * flat.double()).sum(2)  # (B, C)
+            mean, covariance = moments(windows, lengths)
+            variance = ((kernel.double() @ covariance) * kernel.double()).sum(2)  # (B, C)
             scale = torch.rsqrt(variance.float() + self.eps) * self.weight.float()
-            shift = self.bias.float() - (mean.float() @ flat.T)[:, 0] * scale
-            return torch.cat([flat * scale[..., None], shift[..., None]], dim=2)
+            shift = self.bias.float() - mean.float() @ kernel.T * scale  # (B, C)
+        # The offset is the kernel's entry for a last number in each window that is always 1.
+        kernels = torch.cat([kernel * scale[..., None], shift[..., None]], dim=2)  # (B, C, n + 1)
+        windows = F.pad(windows, (0, 1), value=1.0)  # (B, U, n + 1)
+        if prefers_channels_last(kernels):
+            return exact_on_cpu(torch.bmm, windows, kernels.mT).mT
+        return exact_on_cpu(torch.bmm, kernels, windows.mT)
+
+
+def moments(windows: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean (B, n) and covariance (B, n, n) over time of (B, U, n), in fp64: differences of sums.
+
+    lengths: (B,) real ones of the U positions, at the beginning; None when all are.
+    """
+    windows = windows.double()
+    if lengths is None:
+        mean = windows.mean(1, keepdim=True)  # (B, 1, n)
+        centred = windows - mean
+        return mean[:, 0], centred.mT @ centred / windows.shape[1]
+    count = lengths[:, None, None].clamp(min=1)  # an empty row must not become NaN
+    real = torch.arange(windows.shape[1], device=windows.device)[:, None] < count  # (B, U, 1)
+    mean = (windows * real).sum(1, keepdim=True) / count
+    centred = windows - mean
+    return mean[:, 0], (centred * real).mT @ centred / count
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of (B, U, C), in fp32, returned in the dtype it came in."""
+    """Layer norm over the channels of (B, C, T), in fp32, returned in x's dtype."""
 
-    def normalise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """(B, U, C) -> (B, U, C), with this weight and bias."""
-        return F.layer_norm(
-            x.float(), self.normalized_shape, weight.float(), bias.float(), self.eps
-        ).to(x.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) -> (B, C, T)."""
+        weight = self.weight.float()
+        bias = self.bias.float()
+        y = x.transpose(1, 2).float()  # (B, T, C)
+        y = F.layer_norm(y, self.normalized_shape, weight, bias, self.eps)
+        return y.to(x.dtype).transpose(1, 2)
 
 
-class GradientScale(torch.autograd.Function):
-    """Identity whose gradient is multiplied (fairseq's GradMultiply)."""
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+) -> Tensor:
+    """F.conv1d in the memory format that is fastest: (B, C_in, T) -> (B, C_out, U)."""
+    if not prefers_channels_last(x, groups):
+        conv1d = partial(F.conv1d, stride=stride, padding=padding, groups=groups)
+        return exact_on_cpu(conv1d, x, weight, bias)
+    # conv1d copies its input to channels first; conv2d takes (B, C, 1, T) as it lies.
+    conv2d = partial(F.conv2d, stride=(1, stride), padding=(0, padding), groups=groups)
+    x = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+    return exact_on_cpu(conv2d, x, weight.unsqueeze(2), bias).squeeze(2)
 
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, scale: float) -> Tensor:  # noqa: D102
-        ctx.scale = scale  # type: ignore[attr-defined]
-        return x.view_as(x)
 
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: D102
-        return gradient * ctx.scale, None  # type: ignore[attr-defined]
+def prefers_channels_last(x: Tensor, groups: int = 1) -> bool:
+    """The memory format of x (B, C, T) in which it is convolved and its gradients are computed.
+
+    cuDNN's half-precision kernels are for channels last (not measured here). On a CPU (oneDNN)
+    channels last wins up to 128 channels; of wider ones the weight's gradient becomes three times
+    slower. Without gradients a CPU's bits are those of other libraries.
+    """
+    if x.device.type != "cpu":
+        return x.shape[1] > 1 and groups == 1
+    return 1 < x.shape[1] <= 128 and torch.is_grad_enabled()
+
+
+def exact_on_cpu(function: Callable[..., Tensor], *factors: Tensor | None) -> Tensor:
+    """A convolution or product, on CPUs at least in fp32 and returned in the dtype it would have.
+
+    In bf16, CPUs with AMX give wrong results for some grouped convolutions, and CPUs without bf16
+    instructions round the sum over the batch in a weight's gradient after each utterance.
+    """
+    x = factors[0]
+    assert x is not None
+    if x.device.type != "cpu":
+        return function(*factors)
+    dtype = x.dtype
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+    exact = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast("cpu", enabled=False):
+        y = function(*(None if factor is None else factor.to(exact) for factor in factors))
+    return y.to(dtype)
+
+
+def finish_and_convolve(finish: Callable[[Tensor], Tensor], layer: ConvLayer, x: Tensor) -> Tensor:
+    """The rest of one layer, then the convolution of the next: (B, C, T) -> (B, C, U)."""
+    return layer.convolve(finish(x))
 
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:
-    """`x`, whose gradient will be multiplied by `scale`."""
-    return x if scale == 1.0 else GradientScale.apply(x, scale)
+    """`x` itself, bit by bit, with its gradient multiplied by `scale` (fairseq's GradMultiply)."""
+    if scale == 1.0:
+        return x
+    constant = x.detach()
+    return constant + scale * (x - constant)

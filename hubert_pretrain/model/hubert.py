@@ -20,7 +20,6 @@ from hubert_pretrain.errors import DataError
 from hubert_pretrain.model.attention import AttentionFn, AttentionMask, backend
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.conv_encoder import ACTIVATIONS, ConvEncoder, scale_gradient
-from hubert_pretrain.model.dropout import Dropout
 from hubert_pretrain.model.log_mel import LogMelEncoder
 from hubert_pretrain.model.positional_conv import BatchNormPositionalConv, PositionalConv
 
@@ -163,7 +162,7 @@ class Hubert(nn.Module):
             )
         scale = 0.0 if freeze else self.config.conv_gradient_scale
         with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
-            features = self.conv_encoder(waveform, num_samples)
+            features = self.conv_encoder(waveform, num_samples, recompute=self.recompute)
         return scale_gradient(features, scale) if scale > 0 else features
 
     @staticmethod
@@ -191,7 +190,7 @@ class FeatureProjection(nn.Module):
         # PyTorch's default initialisation, as in fairseq. (fairseq leaves the layer out where C =
         # D; its importer must insert identity.)
         self.linear = nn.Linear(channels, config.hidden_size)
-        self.dropout = Dropout(config.feat_proj_dropout)
+        self.dropout = nn.Dropout(config.feat_proj_dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, D)."""
@@ -222,7 +221,7 @@ class ContextEncoder(nn.Module):
             else PositionalConv(config)
         )
         self.norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout)
+        self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
 
     def forward(
@@ -293,7 +292,7 @@ class Block(nn.Module):
         self.attention_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout)
+        self.dropout = nn.Dropout(config.hidden_dropout)
         self.adapter = (
             None if config.adapter_attn_dim is None else Adapter(config, config.adapter_attn_dim)
         )
@@ -348,7 +347,7 @@ class FeedForward(nn.Module):
         self.up = _linear(config.hidden_size, config.intermediate_size, config.initializer_range)
         self.down = _linear(config.intermediate_size, config.hidden_size, config.initializer_range)
         self.activation = ACTIVATIONS[config.hidden_act]
-        self.dropout = Dropout(config.activation_dropout)
+        self.dropout = nn.Dropout(config.activation_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""

@@ -151,8 +151,17 @@ class LogMelEncoder(nn.Module):
                 "choose fewer, or a longer model.mel_window_seconds"
             )
 
-    def forward(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
-        """(B, S) -> (B, T, C). `num_samples` is unused: frames do not depend on each other."""
+    def forward(
+        self,
+        waveform: Tensor,
+        num_samples: Tensor | None = None,
+        *,
+        gradient_checkpointing: bool = False,
+    ) -> Tensor:
+        """(B, S) -> (B, T, C). The other arguments are those of ConvEncoder.forward, and unused.
+
+        Frames do not depend on each other, and nothing is kept for a backward pass.
+        """
         with torch.no_grad(), torch.autocast(waveform.device.type, enabled=False):
             energies = self.energies.of(waveform.float())  # (B, F, bands)
             x = (energies - SPEECH_MEAN) / SPEECH_DEVIATION
