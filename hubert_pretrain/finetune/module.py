@@ -93,7 +93,7 @@ class FinetuneModule(TrainingModule):
                 valid=valid,
                 mask=batch["mask"],
                 channel_mask=batch["channel_mask"],
-                layer_keep=self.layer_keep(step),
+                active_layers=self.active_layers(step),
                 hidden_states=self.task.needs_all_layers,
                 num_samples=batch["num_samples"] if self.norm_over_valid else None,
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 ALWAYS_RECOMPUTED = 2
-"""First layers whose norms and activations are not kept: three quarters of the memory of all."""
+"""First layers whose norms and activations are always recomputed: three quarters of the memory."""
 
 
 class ConvEncoder(nn.Module):
@@ -58,23 +59,24 @@ class ConvEncoder(nn.Module):
         waveform: Tensor,
         num_samples: Tensor | None = None,
         *,
-        recompute: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> Tensor:
         """(B, S) -> (B, T, C).
 
         num_samples: (B,) real samples of each row, for a norm over time that leaves padding out.
-        recompute: for the backward pass keep only the outputs of convolutions. Of the first layers,
-            which are the longest, nothing else is kept anyway.
+        gradient_checkpointing: store only the outputs of convolutions for the backward pass. The
+            first layers, the longest ones, always do so.
         """
-        first, *others = self.layers
+        first, *others = cast("list[ConvLayer]", list(self.layers))
         x = waveform[:, None]  # (B, 1, S)
-        finish = partial(first, num_samples=num_samples)  # what is left to do before the next layer
+        # All that precedes the next convolution.
+        finish: Callable[[Tensor], Tensor] = partial(first, num_samples=num_samples)
         for i, layer in enumerate(others):
-            # A checkpoint reaches from one convolution's output to the next one's, and ends before
-            # its convolution when it is computed again, because that keeps nothing but its input.
-            # So norms and activations are paid twice, and no convolution but the first layer's,
-            # which is a hundredth of all operations.
-            if torch.is_grad_enabled() and (recompute or i < ALWAYS_RECOMPUTED):
+            # A checkpointed piece is a layer's norm and activation and the next convolution. The
+            # recomputation stops before that convolution, which needs only its input. So norms and
+            # activations are computed twice, and of the convolutions only the first layer's, a
+            # hundredth of all operations.
+            if torch.is_grad_enabled() and (gradient_checkpointing or i < ALWAYS_RECOMPUTED):
                 x = checkpoint(
                     finish_and_convolve,
                     finish,

@@ -207,7 +207,7 @@ class ClassificationHead(nn.Module):
             raise ValueError(
                 "a weighted layer sum needs every layer: run the network with hidden_states=True"
             )
-        states = torch.stack([output.embedded, *output.hidden_states])  # (N + 1, B, T, D)
+        states = torch.stack([output.encoder_input, *output.hidden_states])  # (N + 1, B, T, D)
         return torch.einsum("n,nbtd->btd", self.layer_weights.softmax(0), states)
 
 

@@ -1,8 +1,8 @@
 """HuBERT (Hsu et al. 2021, arXiv:2106.07447): conv encoder, projection, span mask, context encoder.
 
 Shapes: B utterances, S samples, T frames, C conv channels, D width, H heads, L layer (1-based).
-Norms and residuals are fp32 under autocast; nothing here is random but dropout: masks and dropped
-layers are given by the caller.
+Norms and residuals are fp32 under autocast. Dropout is the only randomness here: the caller draws
+masks and dropped layers.
 """
 
 from __future__ import annotations
@@ -26,36 +26,37 @@ from hubert_pretrain.model.positional_conv import BatchNormPositionalConv, Posit
 
 @dataclass
 class HubertOutput:
-    """What the network makes of a batch of waveforms."""
+    """Output of the network for a batch of waveforms."""
 
     last: Tensor
-    """(B, T, D) output of the last layer that ran; after the final norm for pre-norm models, unless
-    `layers` asked for fewer.
+    """(B, T, D) output of the last layer that ran. Pre-norm models: after the final norm, unless
+    `layers` stopped before the last layer.
     """
     feature_penalty: Tensor
-    """Scalar, fp32: mean square of the conv encoder's output, taken after its gradient is scaled
-    (so the penalty's gradient is too).
+    """Scalar, fp32: mean square of the conv encoder's output. It is computed after
+    `scale_gradient`, so the gradient of the penalty is scaled too.
     """
-    embedded: Tensor
-    """(B, T, D) what enters layer 1: projected, masked, positions added, and for post-norm models
+    encoder_input: Tensor
+    """(B, T, D) input of layer 1: projected, masked, with positions added; post-norm models:
     normalised.
     """
     hidden_states: list[Tensor] | None = None
-    """Output of layer 1 ... L after its residual (and its norm, for post-norm models), never after
-    a final norm: "layer 6" is always `hidden_states[5]`, as fairseq's
-    `extract_features(output_layer=6)`. (`transformers` puts `embedded` before them; whether its
-    last one is after the final norm of a pre-norm model depends on its version: yes in 4.57, no in
-    5.x.)"""
+    """Output (B, T, D) of layers 1 ... L after the residual (post-norm models: and its norm), never
+    after the final norm. "Layer 6" is `hidden_states[5]`, as in fairseq's
+    `extract_features(output_layer=6)`.
+
+    `transformers` differs: its list begins with `encoder_input`, and for pre-norm models its last
+    entry is after the final norm in version 4.57, before it in version 5.
+    """
     attentions: list[Tensor | None] | None = None
     """Attention weights (B, H, T, T) of layer 1 ... L; None for a layer that was dropped."""
 
 
 class Hubert(nn.Module):
-    """The network. `config` gives every size; `grid` says which samples each frame sees.
+    """The network: waveform (B, S) -> frames (B, T, D).
 
-    Two switches change how it is computed but not what: `attention`, the name of a back end
-    (model/attention.py), and `recompute`, whether layers are computed again for their gradients
-    instead of being kept (gradient checkpointing: less memory, a third more time).
+    `config` holds every size; `grid` maps samples to frames. `configure` chooses how the same
+    result is computed: the attention back end and gradient checkpointing.
     """
 
     def __init__(self, config: HubertConfig) -> None:
@@ -70,17 +71,20 @@ class Hubert(nn.Module):
         self.mask_embedding = nn.Parameter(torch.empty(config.hidden_size).uniform_())
         self.context_encoder = ContextEncoder(config)
         self.attention = "sdpa"
-        self.recompute = False
+        self.gradient_checkpointing = False
         if config.conv_gradient_scale == 0:
             self.conv_encoder.requires_grad_(False)
 
-    def computed(self, *, attention: str = "sdpa", recompute: bool = False) -> Hubert:
-        """Sets both switches, and returns itself. Raises ConfigError for a back end that does not
-        exist.
+    def configure(self, *, attention: str = "sdpa", gradient_checkpointing: bool = False) -> Hubert:
+        """Choose the attention back end and gradient checkpointing; returns self.
+
+        attention: a name in model/attention.py. Raises ConfigError for an unknown one.
+        gradient_checkpointing: compute layers again in the backward pass instead of storing their
+            activations: less memory, about a third more time.
         """
         backend(attention)
         self.attention = attention
-        self.recompute = recompute
+        self.gradient_checkpointing = gradient_checkpointing
         return self
 
     def forward(
@@ -91,33 +95,43 @@ class Hubert(nn.Module):
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
         layers: int | None = None,
-        layer_keep: Sequence[bool] | None = None,
+        active_layers: Sequence[bool] | None = None,
         hidden_states: bool = False,
         attentions: bool = False,
         num_samples: Tensor | None = None,
         freeze_front_end: bool = False,
     ) -> HubertOutput:
-        """Runs the network on (B, S) float waveforms at 16 kHz, normalised by the caller when
-        `config.normalize_waveform`.
+        """Compute frames from (B, S) float waveforms at 16 kHz.
 
-        valid: (B, T) bool, True for real frames; None when there is no padding, and then no
-        attention mask is built (flash attention). mask: (B, T) bool, True for frames to hide.
-        channel_mask: (B, D) bool, True for channels to set to zero. layers: run only the first so
-        many. layer_keep: which layers run (layer drop); None for all. hidden_states: whether to
-        return the output of every layer. attentions: the attention weights too (then the back end
-        is "eager"). num_samples: (B,) real samples of each row. Given, the norm over time of
-        group-norm models leaves padding out, and a padded row
-            gives what it gives alone. No other implementation does so, hence it is not the default.
-        freeze_front_end: compute no gradients of the conv encoder: a fifth of what Base costs.
+        The caller normalises the waveform when `config.normalize_waveform` (model/preprocess.py).
+
+        Args:
+            valid: (B, T) bool, True for real frames. None: no padding, so no attention mask is
+                built and flash attention applies.
+            mask: (B, T) bool, True for masked frames.
+            channel_mask: (B, D) bool, True for channels that are set to zero.
+            layers: run only the first so many layers.
+            active_layers: one bool per layer, False for a dropped layer; None: all run.
+            hidden_states: also return the output of every layer.
+            attentions: also return attention weights; the back end is then "eager".
+            num_samples: (B,) real samples of each row. With it the norm over time of group-norm
+                models leaves padding out: a padded row gives the same frames as alone. No other
+                implementation does that, so it is not the default.
+            freeze_front_end: no gradients for the conv encoder, a fifth of the cost of Base.
 
         Raises DataError for a waveform of another shape or shorter than one window.
         """
         if num_samples is not None and num_samples.shape != waveform.shape[:1]:
             raise DataError(
-                f"num_samples must have shape (B,) = {tuple(waveform.shape[:1])}, found {tuple(num_samples.shape)}"
+                f"num_samples must have shape (B,) = {tuple(waveform.shape[:1])}, "
+                f"found {tuple(num_samples.shape)}"
             )
+
+        # Front end and projection.
         features = self.encode_frames(waveform, num_samples, freeze=freeze_front_end)  # (B, T, C)
         x = self.projection(features)  # (B, T, D)
+
+        # Masked frames become the learnt mask embedding (section II-B of the paper).
         if mask is not None:
             x = torch.where(
                 self._frames_like(x, mask, "mask")[..., None], self.mask_embedding.to(x.dtype), x
@@ -125,23 +139,26 @@ class Hubert(nn.Module):
         if channel_mask is not None:
             if channel_mask.shape != (x.shape[0], x.shape[2]):
                 raise DataError(
-                    f"channel_mask must have shape (B, D) = {(x.shape[0], x.shape[2])}, found {tuple(channel_mask.shape)}"
+                    f"channel_mask must have shape (B, D) = {(x.shape[0], x.shape[2])}, "
+                    f"found {tuple(channel_mask.shape)}"
                 )
             x = x.masked_fill(channel_mask[:, None, :], 0.0)
         if valid is not None:
             self._frames_like(x, valid, "valid")
+
+        # Transformer layers.
         context = self.context_encoder(
             x,
             valid=valid,
             layers=layers,
-            layer_keep=layer_keep,
+            active_layers=active_layers,
             attention="eager" if attentions else self.attention,
-            recompute=self.recompute,
+            gradient_checkpointing=self.gradient_checkpointing,
         )
         return HubertOutput(
             last=context.last,
             feature_penalty=features.float().square().mean(),
-            embedded=context.embedded,
+            encoder_input=context.encoder_input,
             hidden_states=context.states if hidden_states else None,
             attentions=context.attentions if attentions else None,
         )
@@ -149,35 +166,40 @@ class Hubert(nn.Module):
     def encode_frames(
         self, waveform: Tensor, num_samples: Tensor | None = None, *, freeze: bool = False
     ) -> Tensor:
-        """(B, S) -> (B, T, C): the front end alone, its gradient scaled by
-        `config.conv_gradient_scale` (0, or `freeze`: none at all).
+        """The front end alone: (B, S) -> (B, T, C).
+
+        Its gradient is scaled by `config.conv_gradient_scale`. With a scale of 0 or `freeze` no
+        gradient is computed.
         """
         if waveform.ndim != 2 or not waveform.is_floating_point():
             raise DataError(
-                f"expected a float waveform of shape (B, S), found {waveform.dtype} {tuple(waveform.shape)}; mix down to mono"
+                f"expected a float waveform of shape (B, S), found {waveform.dtype} "
+                f"{tuple(waveform.shape)}; mix down to mono"
             )
         if waveform.shape[1] < self.grid.window:
             raise DataError(
-                f"waveform of {waveform.shape[1]} samples is shorter than one window of {self.grid.window}; leave it out or pad it"
+                f"waveform of {waveform.shape[1]} samples is shorter than one window of "
+                f"{self.grid.window}; leave it out or pad it"
             )
         scale = 0.0 if freeze else self.config.conv_gradient_scale
         with torch.set_grad_enabled(torch.is_grad_enabled() and scale > 0):
-            features = self.conv_encoder(waveform, num_samples, recompute=self.recompute)
+            features = self.conv_encoder(
+                waveform, num_samples, gradient_checkpointing=self.gradient_checkpointing
+            )
         return scale_gradient(features, scale) if scale > 0 else features
 
     @staticmethod
     def _frames_like(x: Tensor, frames: Tensor, name: str) -> Tensor:
         if frames.shape != x.shape[:2] or frames.dtype != torch.bool:
             raise DataError(
-                f"{name} must be bool of shape (B, T) = {tuple(x.shape[:2])}, found {frames.dtype} {tuple(frames.shape)}"
+                f"{name} must be bool of shape (B, T) = {tuple(x.shape[:2])}, "
+                f"found {frames.dtype} {tuple(frames.shape)}"
             )
         return frames
 
 
 class FeatureProjection(nn.Module):
-    """Norm over channels, projection to the width of the context encoder, dropout: (B, T, C) -> (B,
-    T, D).
-    """
+    """Norm over channels, projection to the model's width, dropout: (B, T, C) -> (B, T, D)."""
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
@@ -187,30 +209,30 @@ class FeatureProjection(nn.Module):
             if config.feat_proj_layer_norm
             else nn.Identity()
         )
-        # PyTorch's default initialisation, as in fairseq. (fairseq leaves the layer out where C =
-        # D; its importer must insert identity.)
+        # PyTorch's default initialisation, as in fairseq. fairseq has no such layer when C = D; the
+        # reader of its checkpoints inserts an identity.
         self.linear = nn.Linear(channels, config.hidden_size)
         self.dropout = nn.Dropout(config.feat_proj_dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, D)."""
         x = self.linear(self.norm(features))
-        return self.dropout(
-            x.to(self.linear.weight.dtype)
-        )  # fp32 under autocast: the residual stream of pre-norm models starts here
+        # The residual stream of pre-norm models starts here: fp32 under autocast.
+        x = x.to(self.linear.weight.dtype)
+        return self.dropout(x)
 
 
 class ContextOutput(NamedTuple):
-    """What the context encoder makes: see HubertOutput."""
+    """Output of the context encoder; the fields are those of HubertOutput."""
 
     last: Tensor
-    embedded: Tensor
+    encoder_input: Tensor
     states: list[Tensor]
     attentions: list[Tensor | None]
 
 
 class ContextEncoder(nn.Module):
-    """Relative positions from a convolution, then transformer layers: (B, T, D) -> (B, T, D)."""
+    """Convolutional positional embedding, then transformer layers: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
@@ -230,59 +252,67 @@ class ContextEncoder(nn.Module):
         *,
         valid: Tensor | None = None,
         layers: int | None = None,
-        layer_keep: Sequence[bool] | None = None,
+        active_layers: Sequence[bool] | None = None,
         attention: str = "sdpa",
-        recompute: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> ContextOutput:
-        """The arguments are those of Hubert.forward and its switches."""
-        keep = self._keep(layers, layer_keep)
+        """(B, T, D) -> ContextOutput. The arguments are those of Hubert.forward and configure."""
+        active = self._active(layers, active_layers)
         prepare, attend = backend(attention)
+        attention_mask = None
         if valid is not None:
-            x = x.masked_fill(
-                ~valid[..., None], 0.0
-            )  # the positional convolution would carry padding into real frames
-        attended = None if valid is None else prepare(valid)
+            # The positional convolution would carry padding into real frames.
+            x = x.masked_fill(~valid[..., None], 0.0)
+            attention_mask = prepare(valid)
+
+        # Positions are added once, before layer 1. Post-norm models normalise here, pre-norm models
+        # after the last layer.
         x = x + self.positions(x)
-        embedded = x = self.dropout(x if self.pre_norm else self.norm(x))
+        if not self.pre_norm:
+            x = self.norm(x)
+        x = self.dropout(x)
+        encoder_input = x
+
         states: list[Tensor] = []
         attentions: list[Tensor | None] = []
-        for layer, kept in zip(self.layers, keep, strict=False):
+        for layer, runs in zip(self.layers, active, strict=False):
             weights = None
-            if kept and recompute and torch.is_grad_enabled():
-                x, weights = checkpoint(layer, x, attended, attend, use_reentrant=False)
-            elif kept:
-                x, weights = layer(x, attended, attend)
+            if runs and gradient_checkpointing and torch.is_grad_enabled():
+                x, weights = checkpoint(layer, x, attention_mask, attend, use_reentrant=False)
+            elif runs:
+                x, weights = layer(x, attention_mask, attend)
             states.append(x)
             attentions.append(weights)
         last = self.norm(x) if self.pre_norm and layers is None else x
-        return ContextOutput(last, embedded, states, attentions)
+        return ContextOutput(last, encoder_input, states, attentions)
 
-    def _keep(self, layers: int | None, layer_keep: Sequence[bool] | None) -> Sequence[bool]:
-        """Which of the first `layers` layers run."""
+    def _active(self, layers: int | None, active_layers: Sequence[bool] | None) -> Sequence[bool]:
+        """One bool for each of the first `layers` layers: whether it runs."""
         depth = self._depth(layers)
-        if layer_keep is None:
+        if active_layers is None:
             return [True] * depth
-        if len(layer_keep) < depth:
+        if len(active_layers) < depth:
             raise DataError(
-                f"layer_keep says of {len(layer_keep)} layers whether they run, but {depth} are to run; give one value per layer"
+                f"active_layers has {len(active_layers)} values for {depth} layers; "
+                "give one value per layer"
             )
-        return layer_keep[:depth]
+        return active_layers[:depth]
 
     def _depth(self, layers: int | None) -> int:
         if layers is None:
             return len(self.layers)
         if not 1 <= layers <= len(self.layers):
             raise DataError(
-                f"layer {layers} was asked for, but the network has layers 1 to {len(self.layers)}"
+                f"layer {layers} does not exist; the network has layers 1 to {len(self.layers)}"
             )
         return layers
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward, each with a residual; norms after them (Base) or before
-    (Large): (B, T, D) -> (B, T, D).
+    """A transformer layer: self-attention and feed-forward, each in a residual branch.
 
-    With `adapter_attn_dim` an adapter follows, in its own residual.
+    (B, T, D) -> (B, T, D). The norm is after the residual (post-norm, Base) or at the start of the
+    branch (pre-norm, Large). With `adapter_attn_dim` an adapter follows in a branch of its own.
     """
 
     def __init__(self, config: HubertConfig) -> None:
@@ -298,44 +328,45 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, attended: AttentionMask, attend: AttentionFn
+        self, x: Tensor, attention_mask: AttentionMask, attend: AttentionFn
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns (B, T, D) and, from back ends that have them, the attention weights (B, H, T,
-        T).
-        """
+        """(B, T, D) -> (B, T, D) and attention weights (B, H, T, T), if the back end has them."""
         if self.pre_norm:
-            y, weights = self.attention(self.attention_norm(x), attended, attend)
+            y, weights = self.attention(self.attention_norm(x), attention_mask, attend)
             x = x + self.dropout(y)
             x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         else:
-            y, weights = self.attention(x, attended, attend)
+            y, weights = self.attention(x, attention_mask, attend)
             x = self.attention_norm(x + self.dropout(y))
             x = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
-        return (x if self.adapter is None else x + self.adapter(x)), weights
+        if self.adapter is not None:
+            x = x + self.adapter(x)
+        return x, weights
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, queries, keys and values from one matrix product: (B, T, D) -> (B,
-    T, D).
+    """Multi-head self-attention: (B, T, D) -> (B, T, D).
+
+    One matrix product makes queries, keys and values.
     """
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
         self.dropout = config.attention_dropout
-        self.qkv = _linear(
-            config.hidden_size, 3 * config.hidden_size, config.initializer_range
-        )  # rows: queries, keys, values
+        # Rows of the weight: queries, keys, values.
+        self.qkv = _linear(config.hidden_size, 3 * config.hidden_size, config.initializer_range)
         self.out = _linear(config.hidden_size, config.hidden_size, config.initializer_range)
 
     def forward(
-        self, x: Tensor, attended: AttentionMask, attend: AttentionFn
+        self, x: Tensor, attention_mask: AttentionMask, attend: AttentionFn
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, D) -> (B, T, D) and the weights, if `attend` has them."""
+        """(B, T, D) -> (B, T, D) and the attention weights, if `attend` has them."""
         batch, frames, width = x.shape
         qkv = self.qkv(x).view(batch, frames, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
-        y, weights = attend(q, k, v, attended, self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        y, weights = attend(q, k, v, attention_mask, dropout)  # y: (B, H, T, D / H)
         return self.out(y.transpose(1, 2).reshape(batch, frames, width)), weights
 
 
@@ -355,17 +386,16 @@ class FeedForward(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A small correction of a layer's output, to be added to it: (B, T, D) -> (B, T, D). One set
-    per language: model/language_adapters.py.
+    """Bottleneck adapter: norm, projection to a few channels, ReLU, projection back.
 
-    Norm, projection to a few channels, ReLU, projection back (arXiv:2305.13516, section 4.2;
-    `transformers`' HubertAttnAdapterLayer). The last projection starts at zero, so that a new
-    adapter changes nothing.
+    (B, T, D) -> (B, T, D), added to a layer's output (arXiv:2305.13516, section 4.2;
+    `transformers`' HubertAttnAdapterLayer). One set per language: model/language_adapters.py. The
+    last projection starts at zero, so a new adapter changes nothing.
     """
 
     def __init__(self, config: HubertConfig, width: int) -> None:
         super().__init__()
-        self.norm = LayerNorm(config.hidden_size)  # its eps is 1e-5 whatever the network's
+        self.norm = LayerNorm(config.hidden_size)  # eps 1e-5, unlike config.layer_norm_eps
         self.down = _linear(config.hidden_size, width, config.initializer_range)
         self.up = _linear(width, config.hidden_size, 0.0)
 
@@ -375,8 +405,9 @@ class Adapter(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm computed in fp32 and returned in the dtype of its weights: fp32 under autocast, so
-    the residual stream is fp32.
+    """Layer norm in fp32, returned in the dtype of its weights.
+
+    Under autocast the weights are fp32, so the residual stream is fp32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -388,7 +419,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 def _linear(inputs: int, outputs: int, std: float) -> nn.Linear:
-    """A projection of the transformer layers, initialised like BERT's: N(0, std), bias 0."""
+    """Linear projection initialised like BERT's: weights N(0, std), bias 0."""
     linear = nn.Linear(inputs, outputs)
     nn.init.normal_(linear.weight, std=std)
     nn.init.zeros_(linear.bias)

@@ -107,7 +107,7 @@ class PretrainModule(TrainingModule):
         masked_frames, all_frames = batch["step_frames"]
         result = self._loss(
             batch,
-            layer_keep=self.layer_keep(step),
+            active_layers=self.active_layers(step),
             frozen=self.is_frozen(step),
             normaliser=self.loss_weights.predicted_frames(
                 masked_frames, all_frames - masked_frames
@@ -131,7 +131,7 @@ class PretrainModule(TrainingModule):
         """Loss on crops of the valid split, with masks that never change."""
         result = self._loss(
             batch,
-            layer_keep=None,
+            active_layers=None,
             frozen=False,
             normaliser=1,
             measure_unmasked=True,
@@ -197,7 +197,7 @@ class PretrainModule(TrainingModule):
         self,
         batch: dict[str, Any],
         *,
-        layer_keep: list[bool] | None,
+        active_layers: list[bool] | None,
         normaliser: float,
         measure_unmasked: bool,
         measure_layers: bool,
@@ -206,12 +206,12 @@ class PretrainModule(TrainingModule):
         output = self.model(
             batch["waveform"],
             mask=batch["mask"],
-            layer_keep=layer_keep,
+            active_layers=active_layers,
             hidden_states=measure_layers or bool(self.supervision.intermediate),
             freeze_front_end=frozen,
         )
         if measure_layers:
-            self._health.measure(output.hidden_states, layer_keep)
+            self._health.measure(output.hidden_states, active_layers)
         return masked_prediction_loss(
             self.supervision(output, self.head),
             batch["targets"],

@@ -104,8 +104,9 @@ def build_encoder(recipe: Recipe, config: FinetuneConfig, path: Path) -> Hubert:
         feat_proj_dropout=config.feat_proj_dropout,
         layerdrop=config.layerdrop,
     )
-    return model.computed(
-        attention=recipe.trainer.attention, recompute=recipe.trainer.gradient_checkpointing
+    return model.configure(
+        attention=recipe.trainer.attention,
+        gradient_checkpointing=recipe.trainer.gradient_checkpointing,
     )
 
 

@@ -152,8 +152,9 @@ def build_module(
 ) -> PretrainModule:
     """The network, its head and how they are trained."""
     torch.manual_seed(derive(seed, "weights"))
-    model = Hubert(recipe.model).computed(
-        attention=recipe.trainer.attention, recompute=recipe.trainer.gradient_checkpointing
+    model = Hubert(recipe.model).configure(
+        attention=recipe.trainer.attention,
+        gradient_checkpointing=recipe.trainer.gradient_checkpointing,
     )
     compile_clock = compile_network(
         model,

@@ -158,14 +158,14 @@ class TrainingModule(L.LightningModule):
 
         The same on every rank and in every micro-batch of a step.
         """
-        keep = self.layer_keep(step)
+        keep = self.active_layers(step)
         if keep is None:
             return []
         layers = self.model.context_encoder.layers
         dropped = [layer for layer, runs in zip(layers, keep, strict=True) if not runs]
         return [parameter for layer in dropped for parameter in layer.parameters()]
 
-    def layer_keep(self, step: int) -> list[bool] | None:
+    def active_layers(self, step: int) -> list[bool] | None:
         """Layers that run at a step (True) or are dropped; None: all run.
 
         The same on every rank and in every micro-batch of a step.

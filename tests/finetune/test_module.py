@@ -177,8 +177,8 @@ def test_a_dropped_layer_does_not_move(tiny: HubertConfig) -> None:
     config = _without_dropout(tiny)
     config.layerdrop = 0.5
     module = _module(config)
-    step = next(step for step in range(100) if module.layer_keep(step) == [True, False])
-    assert module.layer_keep(step) == _module(config).layer_keep(step)
+    step = next(step for step in range(100) if module.active_layers(step) == [True, False])
+    assert module.active_layers(step) == _module(config).active_layers(step)
     gradients = _gradients(module, [range(0, 4)], step=step)
     assert any(".layers.0." in name for name in gradients)
     assert not any(".layers.1." in name for name in gradients)

@@ -116,7 +116,7 @@ def test_version_4_computes_the_same_and_saves_the_same(
     assert found["normalize"] is config.normalize_waveform
     with torch.inference_mode():
         ours = loaded.model(torch.from_numpy(theirs["inputs"]), hidden_states=True)
-        states = [ours.embedded, *(ours.hidden_states or [])]
+        states = [ours.encoder_input, *(ours.hidden_states or [])]
         last = ours.last
         if kind == "ctc":
             last = loaded.build_head()(ours.last)

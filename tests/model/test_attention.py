@@ -1,6 +1,4 @@
-"""The ways to compute attention, and to recompute layers: other speeds and memory, the same
-numbers.
-"""
+"""Attention back ends and gradient checkpointing change speed and memory, not numbers."""
 
 from __future__ import annotations
 
@@ -47,7 +45,7 @@ def waveform() -> Tensor:
 
 
 def real(state: Tensor, valid: Tensor | None) -> Tensor:
-    """What padded frames hold is nobody's business."""
+    """The real frames of a state; padded frames may hold anything."""
     return state if valid is None else state[valid]
 
 
@@ -87,6 +85,23 @@ def test_gradients_agree(config: HubertConfig, valid: Tensor | None) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
+@CONFIGS
+@pytest.mark.parametrize("valid", [None, VALID], ids=["whole", "padded"])
+def test_back_ends_drop_the_same_weights_on_a_cpu(
+    config: HubertConfig, valid: Tensor | None
+) -> None:
+    results = []
+    for name in ("sdpa", "eager"):
+        model = network(dataclasses.replace(config, attention_dropout=0.3), name).train()
+        torch.manual_seed(2)
+        last = real(model(waveform(), valid=valid).last, valid)
+        last.square().mean().backward()
+        gradients = [each.grad for each in model.parameters() if each.grad is not None]
+        results.append([last, *gradients])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention is for CUDA")
 @CONFIGS
@@ -103,7 +118,7 @@ def test_flex_attention_on_cuda(config: HubertConfig) -> None:
 
 def test_attentions_are_distributions_over_the_real_frames() -> None:
     output = network(POST_NORM)(
-        waveform(), valid=VALID, attentions=True, layer_keep=[True, False, True]
+        waveform(), valid=VALID, attentions=True, active_layers=[True, False, True]
     )
     first, dropped, last = output.attentions
     assert dropped is None
@@ -119,11 +134,11 @@ def test_recomputed_layers_have_the_same_gradients(config: HubertConfig) -> None
         config, hidden_dropout=0.2, attention_dropout=0.2, activation_dropout=0.2
     )
     results = []
-    for recompute in (False, True):
+    for gradient_checkpointing in (False, True):
         model = network(config).train()
-        model.recompute = recompute
+        model.gradient_checkpointing = gradient_checkpointing
         torch.manual_seed(3)
-        output = model(waveform(), layer_keep=[True, False, True])
+        output = model(waveform(), active_layers=[True, False, True])
         output.last.square().mean().backward()
         results.append(
             (output.last.detach(), [p.grad for p in model.parameters() if p.grad is not None])
@@ -134,18 +149,18 @@ def test_recomputed_layers_have_the_same_gradients(config: HubertConfig) -> None
     )
 
 
-def test_recomputing_keeps_less() -> None:
-    kept = []
-    for recompute in (False, True):
+def test_gradient_checkpointing_stores_less() -> None:
+    numbers = []
+    for gradient_checkpointing in (False, True):
         model = network(POST_NORM).train()
         sizes = []
-        model.recompute = recompute
+        model.gradient_checkpointing = gradient_checkpointing
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t
         ):
             model(waveform())
-        kept.append(sum(sizes))
-    assert kept[1] < 0.8 * kept[0]
+        numbers.append(sum(sizes))
+    assert numbers[1] < 0.8 * numbers[0]
 
 
 def test_an_unknown_back_end() -> None:

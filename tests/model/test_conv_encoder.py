@@ -77,18 +77,18 @@ def one_by_one(encoder: ConvEncoder, waveform: Tensor) -> Tensor:
 
 @VARIANTS
 @FORMATS
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_equal_to_pytorchs_modules_in_a_row(
     changes: dict[str, Any],
     channels_last: bool,
-    recompute: bool,
+    gradient_checkpointing: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(conv_encoder, "prefers_channels_last", lambda x, groups=1: channels_last)
     module = encoder(**changes)
     waveform = torch.randn(3, 4_000, requires_grad=True)
     expected = one_by_one(module, waveform)
-    found = module(waveform, recompute=recompute)
+    found = module(waveform, gradient_checkpointing=gradient_checkpointing)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     inputs = [waveform, *module.parameters()]
     direction = torch.randn_like(found)
@@ -245,20 +245,22 @@ def test_positions_in_bf16_on_a_cpu_are_those_of_fp32(
 # -- memory and compilation
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_recomputing_repeats_no_convolution(recompute: bool) -> None:
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_gradient_checkpointing_repeats_no_convolution(gradient_checkpointing: bool) -> None:
     module = encoder(**LAYER_NORM)
     with Convolutions() as seen:
-        module(torch.randn(2, 4_000), recompute=recompute).sum().backward()
+        module(
+            torch.randn(2, 4_000), gradient_checkpointing=gradient_checkpointing
+        ).sum().backward()
     assert seen.forward == 7 + 1  # the first layer's again
     assert len(seen.dtypes) == 7 + 1 + 7
 
 
 @VARIANTS
-def test_what_is_kept_for_the_backward_pass(changes: dict[str, Any]) -> None:
+def test_memory_for_the_backward_pass(changes: dict[str, Any]) -> None:
     waveform = torch.randn(2, 16_000)
-    kept = []
-    for recompute in (False, True):
+    stored = []
+    for gradient_checkpointing in (False, True):
         module = encoder(**changes)
         storages: dict[int, int] = {}
 
@@ -267,17 +269,19 @@ def test_what_is_kept_for_the_backward_pass(changes: dict[str, Any]) -> None:
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            module(waveform, recompute=recompute)
-        kept.append(sum(storages.values()))
-    frames = 2 * 24 * 3_199  # of the first layer
-    assert kept[1] < 1.3 * frames  # 1/2 + 1/4 + ..., and weights
-    assert kept[0] < 1.9 * frames
+            module(waveform, gradient_checkpointing=gradient_checkpointing)
+        stored.append(sum(storages.values()))
+    first = 2 * 24 * 3_199  # numbers that leave the first layer's convolution: not stored
+    assert stored[1] < 1.3 * first  # 1/2 + 1/4 + ..., and weights
+    assert stored[1] < stored[0] < 2.4 * first  # everything would be more than 4
 
 
 @VARIANTS
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
 @pytest.mark.parametrize("channels", [24, 136], ids=["channels last", "channels first"])
-def test_a_compiler_sees_one_graph(changes: dict[str, Any], recompute: bool, channels: int) -> None:
+def test_a_compiler_sees_one_graph(
+    changes: dict[str, Any], gradient_checkpointing: bool, channels: int
+) -> None:
     torch._dynamo.reset()
     module = encoder(channels, **changes)
     waveform = torch.randn(2, 4_000)
@@ -286,7 +290,7 @@ def test_a_compiler_sees_one_graph(changes: dict[str, Any], recompute: bool, cha
     gradients = []
     for function in (module, compiled):
         module.zero_grad()
-        y = function(waveform, recompute=recompute)
+        y = function(waveform, gradient_checkpointing=gradient_checkpointing)
         y.backward(direction)
         gradients.append([y.detach(), *(parameter.grad for parameter in module.parameters())])
     for a, b in zip(*gradients, strict=True):

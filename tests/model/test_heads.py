@@ -62,8 +62,8 @@ def test_a_classifier_ignores_padding() -> None:
     head = ClassificationHead(16, 3, 8)
     x = torch.randn(1, 10, 16)
     padded = torch.cat([x, torch.full((1, 5, 16), 100.0)], dim=1)
-    alone = HubertOutput(last=x, feature_penalty=torch.zeros(()), embedded=x)
-    longer = HubertOutput(last=padded, feature_penalty=torch.zeros(()), embedded=padded)
+    alone = HubertOutput(last=x, feature_penalty=torch.zeros(()), encoder_input=x)
+    longer = HubertOutput(last=padded, feature_penalty=torch.zeros(()), encoder_input=padded)
     torch.testing.assert_close(head(alone), head(longer, torch.arange(15)[None] < 10))
 
 
@@ -71,7 +71,7 @@ def test_a_weighted_classifier_asks_for_every_layer() -> None:
     x = torch.randn(1, 10, 16)
     with pytest.raises(ValueError, match="hidden_states=True"):
         ClassificationHead(16, 3, 8, n_layers=2, weighted_layers=True)(
-            HubertOutput(last=x, feature_penalty=torch.zeros(()), embedded=x)
+            HubertOutput(last=x, feature_penalty=torch.zeros(()), encoder_input=x)
         )
 
 

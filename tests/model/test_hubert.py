@@ -31,7 +31,7 @@ LAYER = dataclasses.replace(SMALL, feat_extract_norm="layer", do_stable_layer_no
 
 def read_config(repository: Path, name: str) -> HubertConfig:
     """conf/model/<name>.yaml without Hydra: a file, over the file it starts from."""
-    values = yaml.safe_load((repository / "conf" / "model" / f"{name}.yaml").read_text())
+    values = yaml.safe_load((repository / "conf" / "model" / f"{name}.yaml").read_text()) or {}
     parents = [parent for parent in values.pop("defaults", []) if parent != "_self_"]
     for parent in parents:
         values = {**dataclasses.asdict(read_config(repository, parent)), **values}
@@ -240,7 +240,7 @@ def test_layers_are_the_same_states_whether_or_not_the_rest_runs() -> None:
 def test_dropped_layers_pass_their_input_on() -> None:
     network = model()
     waveform = torch.randn(1, 8_000)
-    output = network(waveform, layer_keep=[True, False, True], hidden_states=True)
+    output = network(waveform, active_layers=[True, False, True], hidden_states=True)
     assert torch.equal(output.hidden_states[0], output.hidden_states[1])
     assert not torch.equal(output.hidden_states[1], output.hidden_states[2])
 
@@ -308,7 +308,7 @@ def test_large_offsets_do_not_upset_the_norm_over_time() -> None:
         ),
         (torch.zeros(1, 16_000), {"layers": 4}, "layer 4 .* layers 1 to 3"),
         (torch.zeros(1, 16_000), {"layers": 0}, "layer 0"),
-        (torch.zeros(1, 16_000), {"layer_keep": [True]}, "layer_keep"),
+        (torch.zeros(1, 16_000), {"active_layers": [True]}, "active_layers"),
     ],
 )
 def test_bad_input(waveform: Tensor, arguments: dict[str, object], message: str) -> None:

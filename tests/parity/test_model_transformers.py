@@ -160,7 +160,7 @@ def test_layer_numbers_in_4_and_5(name: str) -> None:
             waveform, attention_mask=attention_mask, output_hidden_states=True
         ).hidden_states
     *earlier, last = states
-    assert_equal([output.embedded, *output.hidden_states[:-1]], earlier)
+    assert_equal([output.encoder_input, *output.hidden_states[:-1]], earlier)
     after_final_norm = (output.last - last).abs().max() < 1e-5  # 4.57
     assert after_final_norm or (output.hidden_states[-1] - last).abs().max() < 1e-5  # 5.x
 
@@ -249,7 +249,7 @@ def test_layer_drop_draw_by_draw(name: str) -> None:
     torch.manual_seed(5)
     keep = [bool(torch.rand([]) >= config.layerdrop) for _ in range(config.num_hidden_layers)]
     assert 0 < sum(keep) < config.num_hidden_layers
-    assert_equal_in_training(ours, theirs, {"layer_keep": keep})
+    assert_equal_in_training(ours, theirs, {"active_layers": keep})
 
 
 @pytest.mark.parametrize("name", ["base", "large"])
