@@ -53,7 +53,7 @@ MASK_SAMPLERS = ["reference", "transformers"]
 
 @dataclass
 class SpanMask:
-    """Settings of masks: spans of frames from random starts (paper section 2.2).
+    """Settings of masks: spans of frames from random starts (paper section II-B).
 
     The same settings make masks of channels, where a "frame" is one of D channels. A name in
     brackets is fairseq's.
