@@ -57,7 +57,7 @@ def test_derive_separates_its_parts() -> None:
     )
 
 
-def test_draws_are_the_same_on_every_machine_and_python() -> None:
+def test_numbers_are_the_same_on_every_machine_and_python() -> None:
     """Or a resumed run would draw other masks and another order."""
     assert seeds.derive(1, "mask", 2) == 1488096746212027389
     assert seeds.permute(np.array([0, 1, 199_999_999, 12_345_678]), 200_000_000, 1).tolist() == [
@@ -70,7 +70,7 @@ def test_draws_are_the_same_on_every_machine_and_python() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 65, 1_000, 10**9])
-def test_a_few_are_shuffled_as_many_are(size: int) -> None:
+def test_few_elements_are_permuted_as_many(size: int) -> None:
     index = np.arange(0, size, max(1, size // 400))
     one_by_one = [int(seeds.permute(number, size, 3, "x")[0]) for number in index.tolist()]
     assert seeds.permute(index, size, 3, "x").tolist() == one_by_one

@@ -59,7 +59,7 @@ def stream(
 
 
 def expected(items: MicroBatches, steps: int) -> Steps:
-    """By asking for each micro-batch, one after the other."""
+    """Digests of all micro-batches in order, without a loader."""
     return by_step(
         items,
         ((index, digest(items, items[index])) for index in range(steps * items.plan.micro_batches)),

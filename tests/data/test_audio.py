@@ -48,7 +48,7 @@ def test_resampled_length_is_what_soxr_gives(rate: int) -> None:
     [(suffix, rate) for suffix in ("wav", "flac", "ogg", "mp3") for rate in RATES]
     + [("opus", rate) for rate in (8_000, 16_000, 48_000)],
 )
-def test_probe_promises_what_read_gives_and_crops_are_slices(
+def test_scan_gives_the_length_of_read_and_crops_are_slices(
     tmp_path: Path, suffix: str, rate: int
 ) -> None:
     options = {"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}
@@ -96,7 +96,7 @@ def test_16_khz_files_are_read_to_the_bit(tmp_path: Path) -> None:
     share=st.tuples(st.floats(0, 1.1), st.floats(0, 1.1)),
     loudness=st.sampled_from([0, 1, 300, 32_767]),
 )
-def test_the_short_ways_give_what_libsndfile_gives(
+def test_the_fast_decoders_give_the_samples_of_libsndfile(
     seed: int, num_samples: int, share: tuple[float, float], loudness: int
 ) -> None:
     samples = (
@@ -118,7 +118,7 @@ def test_the_short_ways_give_what_libsndfile_gives(
         assert np.array_equal(audio.decode("a", part, start), expected[start:])
 
 
-def test_other_headers_take_the_long_way(tmp_path: Path) -> None:
+def test_other_headers_are_decoded_by_libsndfile(tmp_path: Path) -> None:
     samples = np.random.default_rng(0).integers(-999, 999, (4_000, 2)).astype(np.int16)
     for name, values, rate, options in [
         ("stereo.wav", samples, SAMPLE_RATE, {}),
@@ -137,7 +137,7 @@ def test_other_headers_take_the_long_way(tmp_path: Path) -> None:
         assert np.array_equal(audio.read(path, 100, 3_500), expected[100:3_600])
 
 
-def test_chunks_before_and_after_the_samples_are_no_samples(tmp_path: Path) -> None:
+def test_chunks_before_and_after_the_samples_are_not_read_as_samples(tmp_path: Path) -> None:
     samples = np.arange(1_000, dtype=np.int16)
     plain = audio.wav_header(1_000) + samples.tobytes()
     (tmp_path / "after.wav").write_bytes(plain + b"LIST" + (4).to_bytes(4, "little") + b"abcd")
@@ -167,7 +167,7 @@ def test_a_damaged_flac_is_never_shifted(tmp_path: Path) -> None:
                     assert count < 58_000
 
 
-def test_a_header_that_promises_too_much_reserves_no_memory(tmp_path: Path) -> None:
+def test_a_header_with_a_huge_length_allocates_no_memory(tmp_path: Path) -> None:
     path = write(tmp_path / "a.flac", noise(20_000))
     content = bytearray(path.read_bytes())
     content[21] |= 15  # the 36-bit number of samples: nearly 2**36

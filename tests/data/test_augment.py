@@ -67,7 +67,7 @@ def everything(noises: Path) -> Callable[..., Augmentation]:
     return make
 
 
-def test_it_is_a_pure_function_of_seed_micro_batch_and_row(
+def test_augmentation_is_a_pure_function_of_seed_micro_batch_and_row(
     everything: Callable[..., Augmentation],
 ) -> None:
     clean = speech()
@@ -86,7 +86,7 @@ def test_it_is_a_pure_function_of_seed_micro_batch_and_row(
     assert changed.tolist() == [not np.array_equal(a, b) for a, b in zip(first, clean, strict=True)]
 
 
-def test_a_row_does_not_depend_on_what_happened_to_the_others(
+def test_a_row_does_not_depend_on_the_augmentation_of_others(
     everything: Callable[..., Augmentation],
 ) -> None:
     """Mixed parts are clean: the last row of a batch is the same, whether or not the first row was
@@ -108,14 +108,14 @@ def test_a_row_does_not_depend_on_what_happened_to_the_others(
 
 
 def _correlation(part: NDArray[np.float64], whole: NDArray[np.float64]) -> float:
-    """Of a stretch with the place in another row where it fits best."""
+    """Highest correlation of a part with any position of another row."""
     products = np.correlate(whole, part, mode="valid")
     squares = np.convolve(whole**2, np.ones(len(part)), mode="valid")
     return float(np.max(products / np.sqrt(np.maximum(squares, 1e-30) * (part @ part))))
 
 
 @given(seed=st.integers(0, 10_000), low=st.floats(-10, 10), width=st.floats(0, 10))
-def test_mixing_adds_at_most_half_of_the_length_at_the_ratio_asked_for(
+def test_mixing_adds_at_most_half_of_the_length_at_the_configured_ratio(
     seed: int, low: float, width: float
 ) -> None:
     clean = speech(seed)
@@ -145,7 +145,9 @@ def test_mixing_adds_at_most_half_of_the_length_at_the_ratio_asked_for(
 
 
 @given(seed=st.integers(0, 10_000), ratio=st.floats(-5, 30))
-def test_noise_covers_the_row_at_the_ratio_asked_for(noises: Path, seed: int, ratio: float) -> None:
+def test_noise_covers_the_row_at_the_configured_ratio(
+    noises: Path, seed: int, ratio: float
+) -> None:
     augment = Augmentation(
         seed=seed, noise_probability=1.0, noise_ratio_db=(ratio, ratio)
     ).with_noise(str(noises))
@@ -239,7 +241,7 @@ def test_noise_in_a_prepared_corpus_is_the_same_noise(noises: Path, tmp_path: Pa
         assert np.array_equal(one, other)
 
 
-def test_noise_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_noise_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: no such folder of noise; set augment\.noise"):
         noise.open_noise(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no audio in this folder of noise, expected \.wav"):

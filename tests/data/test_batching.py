@@ -167,7 +167,7 @@ def test_real_lengths_lose_less_than_six_percent(shared: Path) -> None:
     assert float(re.search(r"([\d.]+)% of the audio used", plan.describe())[1]) > 94.0
 
 
-def test_the_share_that_is_said_to_be_used_is_used() -> None:
+def test_the_described_share_of_the_audio_is_used() -> None:
     num_samples = librispeech(3_000)
     plan = build(num_samples)
     used = sum(
@@ -191,7 +191,7 @@ def test_too_little_audio_is_one_clear_error(num_samples: np.ndarray) -> None:
         build(num_samples)
 
 
-def test_cover_takes_every_long_enough_utterance_once_in_the_same_shapes() -> None:
+def test_validation_takes_every_long_enough_utterance_once_in_the_same_shapes() -> None:
     plan = build(lengths(500))
     num_samples = lengths(77, 1.0, 20.0, seed=5)
     batches = plan.validation(

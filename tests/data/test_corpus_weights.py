@@ -70,7 +70,7 @@ def by_corpus(manifest: Manifest, counts: Counter[int]) -> dict[str, list[int]]:
     }
 
 
-def test_without_weights_several_corpora_are_as_one(tmp_path: Path) -> None:
+def test_without_weights_several_corpora_are_sampled_as_one(tmp_path: Path) -> None:
     plan = build(manifest_of(tmp_path))
     rows, _ = sampled_by(plan, 0, plan.epoch_micro_batches)
     assert set(rows.values()) == {1}
@@ -88,7 +88,7 @@ def test_without_weights_several_corpora_are_as_one(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("epochs", [1, 4])
-def test_weights_are_shares_of_the_audio_and_repeats_differ_by_one(
+def test_weights_are_shares_of_the_audio_and_counts_differ_by_one(
     tmp_path: Path, weights: dict[str, float], epochs: int
 ) -> None:
     manifest = manifest_of(tmp_path)
@@ -108,7 +108,7 @@ def test_weights_are_shares_of_the_audio_and_repeats_differ_by_one(
             assert max(counts, default=0) - min(counts, default=0) <= 1
 
 
-def test_temperature_brings_out_the_small(tmp_path: Path) -> None:
+def test_temperature_favours_small_corpora(tmp_path: Path) -> None:
     manifest = manifest_of(tmp_path)
     plan = build(manifest, corpus_temperature=2.0)
     _, frames = sampled_by(plan, 0, 3 * plan.epoch_micro_batches)
@@ -140,7 +140,7 @@ def test_any_micro_batch_is_known_without_those_before_it(tmp_path: Path) -> Non
     st.integers(1, 8),
     st.integers(0, 3),
 )
-def test_a_bucket_repeats_evenly(
+def test_a_bucket_samples_its_utterances_equally_often(
     corpora: list[tuple[int, float]], batch_rows: int, seed: int
 ) -> None:
     sizes = np.array([n for n, _ in corpora])
@@ -177,7 +177,7 @@ def test_a_bucket_repeats_evenly(
         ({"large": 1, "middle": 1, "small": 1}, 2.0, ConfigError, "set one of them"),
     ],
 )
-def test_weights_that_cannot_be(
+def test_invalid_weights_are_refused(
     tmp_path: Path,
     weights: dict[str, float],
     temperature: float,

@@ -32,7 +32,7 @@ def column(kind: pa.DataType, numbers: list[int]) -> pa.Array:
     st.lists(st.tuples(st.integers(0, 8), st.integers(1, 30)), max_size=30),
     st.sampled_from(list(KINDS)),
 )
-def test_a_column_reads_alike_both_ways(
+def test_an_encoded_column_reads_as_the_plain_one(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[int, int]], kind: str
 ) -> None:
     plain = column(KINDS[kind], [number for number, count in pieces for _ in range(count)])
@@ -61,7 +61,7 @@ def test_a_column_reads_alike_both_ways(
         )
 
 
-def test_only_what_repeats_itself_is_stored_by_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_columns_with_long_runs_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_length.is_encoded(run_length.encode_runs(column(pa.int64(), [1] * 4)))
     assert not run_length.is_encoded(run_length.encode_runs(column(pa.int64(), [1] * 3)))
     assert not run_length.is_encoded(run_length.encode_runs(column(TEXT, [*range(9)] * 4)))

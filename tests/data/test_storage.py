@@ -111,7 +111,7 @@ def test_descriptors_stay_few(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["memory", "http"])
-def test_audio_behind_a_url_is_that_of_the_file(tmp_path: Path, where: str) -> None:
+def test_audio_behind_a_url_equals_that_of_the_file(tmp_path: Path, where: str) -> None:
     samples = np.random.default_rng(0).integers(-9000, 9000, 30_000).astype(np.int16)
     for suffix in ("wav", "flac", "ogg"):
         path = tmp_path / f"a.{suffix}"
@@ -154,7 +154,7 @@ def test_the_cache_answers_without_the_network_and_stays_in_its_bounds(tmp_path:
         fetch(f"{address}/s.tar", 10, 5_000, cache)
 
 
-def test_the_longest_unused_entry_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_entry_is_evicted_first(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 3_100)
     for age, name in enumerate(["old", "used", "new"]):
         assert cache.get(name, lambda: b"x" * 1_000) == b"x" * 1_000
@@ -198,7 +198,7 @@ def test_a_cache_that_cannot_be_written_warns_and_goes_on(tmp_path: Path) -> Non
         assert cache.get("a", lambda: b"abc") == b"abc"
 
 
-def test_what_is_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
+def test_an_entry_larger_than_the_cache_is_not_stored(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", 100)
     assert cache.get("a", lambda: b"x" * 200) == b"x" * 200
     assert not entries(cache)
@@ -267,7 +267,7 @@ def test_no_cache_without_a_folder(tmp_path: Path) -> None:
     assert Cache.of(tmp_path, 1.5) == Cache(tmp_path, 1_500_000_000)
 
 
-def test_abandoned_files_of_killed_processes_go(tmp_path: Path) -> None:
+def test_abandoned_files_of_killed_processes_are_evicted(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 5_000)
     cache.get("a", lambda: b"x" * 100)
     (path,) = entries(cache)

@@ -67,7 +67,7 @@ def folder_stage(tmp_path: Path, root: Path, **values: object) -> dict:
     )
 
 
-def test_a_folder_becomes_a_corpus(
+def test_prepare_makes_a_corpus_of_a_folder(
     tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts = folder_stage(tmp_path, root)
@@ -104,7 +104,7 @@ def test_a_folder_becomes_a_corpus(
         assert np.allclose(corpus.read(row, 320, 720), whole[320:1040], atol=1e-6)
 
 
-def test_a_rerun_gives_the_same_bytes_whatever_was_left(tmp_path: Path, root: Path) -> None:
+def test_a_rerun_gives_the_same_bytes_after_any_interruption(tmp_path: Path, root: Path) -> None:
     folder_stage(tmp_path, root)
     files = ["manifest.arrow", "card.json", "quarantine.jsonl"]
     assert sorted(path.name for path in (tmp_path / "prepare").iterdir()) == sorted(files)
@@ -150,19 +150,19 @@ def test_too_many_bad_files_are_an_error(tmp_path: Path, root: Path) -> None:
     assert not (tmp_path / "prepare/manifest.arrow").exists()
 
 
-def test_nothing_but_bad_files_is_an_error_whatever_is_allowed(tmp_path: Path) -> None:
+def test_only_bad_files_are_an_error_with_any_max_bad_fraction(tmp_path: Path) -> None:
     noise(tmp_path / "audio/1.wav", 10)
     with pytest.raises(DataError, match=r"1 of 1 utterances cannot be used"):
         run_stage(tmp_path / "prepare", "folder.Folder", tmp_path / "audio", max_bad_fraction=1.0)
 
 
-def test_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
+def test_a_corpus_without_train_is_an_error(tmp_path: Path) -> None:
     noise(tmp_path / "audio/test/1.wav")
     with pytest.raises(DataError, match=r"audio: no utterances in split 'train', only in test"):
         run_stage(tmp_path / "prepare", "folder.Folder", tmp_path / "audio")
 
 
-def test_a_value_that_cannot_be_is_one_line(tmp_path: Path, root: Path) -> None:
+def test_an_invalid_value_is_an_error_of_one_line(tmp_path: Path, root: Path) -> None:
     with pytest.raises(
         ConfigError,
         match=r"^data\.corpus\.split_by='fold': expected auto, folders or hash "
@@ -262,7 +262,8 @@ class Named:
 def held_out(
     folder: Path, splits: dict[str, str], fraction: float, bad: set[str] = frozenset()
 ) -> dict[str, str]:
-    """The splits of the sound ones after `hold_out`, in the order of the manifest."""
+    """Id -> split of the usable utterances after `hold_out_validation`, in the order of the
+    manifest."""
     with ColumnSpool(folder / "utterances", COLUMNS) as spool:
         utterances: RawUtterances = collect(Named(splits), folder, spool)
         record = np.array([-1 if id in bad else 0 for id in utterances.columns["id"].to_pylist()])
@@ -313,8 +314,8 @@ def test_a_valid_split_of_the_corpus_stays_unless_all_of_it_is_bad(tmp_path: Pat
     assert list(held_out(tmp_path, both, 0.5, bad={"d"}).values()).count("valid") >= 1
 
 
-def test_each_corpus_of_several_has_something_to_validate_on(tmp_path: Path) -> None:
-    """One brings its own `valid`, two do not: of these it is held out, of that one nothing."""
+def test_valid_is_held_out_of_each_corpus(tmp_path: Path) -> None:
+    """One corpus has a `valid` of its own; it is held out of the two others only."""
     splits = train(*(f"{name}{i}" for name in ("own-", "b-", "c-") for i in range(40))) | {
         "own-v": "valid"
     }
@@ -332,7 +333,7 @@ def test_each_corpus_of_several_has_something_to_validate_on(tmp_path: Path) -> 
         )
 
 
-def test_rows_are_ordered_by_split_and_id_without_the_bad(tmp_path: Path) -> None:
+def test_rows_are_ordered_by_split_and_id_without_quarantined_ones(tmp_path: Path) -> None:
     splits = {"z": "train", "b": "other", "a": "test", "c": "train", "y": "valid", "x": "train"}
     assert list(held_out(tmp_path, splits, 0.0, bad={"c"})) == ["x", "z", "y", "a", "b"]
 
@@ -404,7 +405,7 @@ def test_segments_of_a_recording_become_utterances(
         assert np.allclose(corpus.read(row, 320, 400), waveform[320:720], atol=1e-5)
 
 
-def test_what_was_heard_is_on_the_card(tmp_path: Path) -> None:
+def test_facts_of_the_audio_are_on_the_card(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     (tmp_path / "audio").mkdir()
     soundfile.write(tmp_path / "audio/stereo.wav", 0.1 * rng.standard_normal((8_000, 2)), 8_000)
@@ -424,7 +425,7 @@ def test_what_was_heard_is_on_the_card(tmp_path: Path) -> None:
     }
 
 
-def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf_8_is_an_error(tmp_path: Path) -> None:
     with (
         ColumnSpool(tmp_path / "utterances", COLUMNS) as spool,
         pytest.raises(DataError, match=r"a\\udcff.*not UTF-8; rename"),

@@ -52,7 +52,7 @@ def test_a_truncated_file_is_found(tmp_path: Path, suffix: str, share: float) ->
 @pytest.mark.parametrize(
     "content", [b"", b"\0" * 4096, b"not audio at all\n" * 99], ids=["empty", "zeros", "text"]
 )
-def test_what_is_not_audio_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
+def test_a_file_that_is_not_audio_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"a\.{suffix}: not readable as audio"):
@@ -90,7 +90,9 @@ def test_silence_throughout_is_refused(tmp_path: Path) -> None:
     ("num_samples", "rate", "good"),
     [(399, 16_000, 0), (400, 16_000, 1), (199, 8_000, 0), (200, 8_000, 1)],
 )
-def test_one_window_is_the_least(tmp_path: Path, num_samples: int, rate: int, good: bool) -> None:
+def test_one_window_is_the_shortest_accepted_file(
+    tmp_path: Path, num_samples: int, rate: int, good: bool
+) -> None:
     path = write(tmp_path / "a.wav", speech(num_samples), rate)
     if good:
         assert scan(path).num_samples == 400
@@ -101,12 +103,12 @@ def test_one_window_is_the_least(tmp_path: Path, num_samples: int, rate: int, go
             scan(path)
 
 
-def test_no_samples_at_all(tmp_path: Path) -> None:
+def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="0 samples at 16000 Hz, shorter"):
         scan(write(tmp_path / "a.wav", np.zeros(0)))
 
 
-def test_a_wav_written_into_a_pipe_is_whole(tmp_path: Path) -> None:
+def test_a_wav_without_a_stated_length_is_accepted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", speech())
     content = bytearray(path.read_bytes())
     content[4:8] = content[40:44] = b"\xff\xff\xff\xff"
@@ -135,7 +137,7 @@ def test_a_long_file_is_measured_in_blocks_as_in_one(tmp_path: Path) -> None:
     assert facts.num_samples == round((1 << 19) * 16_000 / 22_050)
 
 
-def test_content_is_that_of_the_sound_not_of_the_file(tmp_path: Path) -> None:
+def test_content_hashes_the_samples_not_the_file(tmp_path: Path) -> None:
     samples = (speech() * 32_768).astype(np.int16)
     wav = scan(write(tmp_path / "a.wav", samples))
     flac = scan(write(tmp_path / "b.flac", samples))
@@ -226,7 +228,7 @@ def test_stereo_and_eight_kilohertz_are_recorded(tmp_path: Path) -> None:
     )  # the mean of the channels, without the uppermost band
 
 
-def test_a_missing_file_and_a_folder_are_reasons(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_give_reasons(tmp_path: Path) -> None:
     for path in (tmp_path / "none.wav", tmp_path):
         recording = Recording(Location(str(path)), [(0, 400), (400, None)])
         assert [str(reason).startswith("no such file") for reason in scan_or_reason(recording)] == [

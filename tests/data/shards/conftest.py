@@ -70,7 +70,7 @@ def corpus(tmp_path: Path) -> Corpus:
 
 @pytest.fixture
 def make_tar(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a tar of (name, content) pairs, or of whatever TarInfo says."""
+    """Writes a tar of (name, content) pairs, or of (TarInfo, content) pairs."""
 
     def make(
         members: list[tuple[str | tarfile.TarInfo, bytes]], name: str = "s.tar", **options: object

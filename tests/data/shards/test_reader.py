@@ -39,7 +39,7 @@ class Bomb:
         return os.mkdir, (str(self.mark),)
 
 
-def test_what_webdataset_writes_is_read(tmp_path: Path) -> None:
+def test_shards_written_by_webdataset_are_read(tmp_path: Path) -> None:
     import webdataset as wds
 
     options = {"opus": {"format": "OGG", "subtype": "OPUS"}}
@@ -133,7 +133,7 @@ class SilentHandler(SimpleHTTPRequestHandler):
         """Nothing."""
 
 
-def test_long_names_and_folders_are_no_hindrance(make_tar: MakeTar) -> None:
+def test_long_names_and_folders_are_read(make_tar: MakeTar) -> None:
     folder = tarfile.TarInfo("deep")
     folder.type = tarfile.DIRTYPE
     name = "deep/" + "n" * 200
@@ -155,7 +155,7 @@ def test_long_names_and_folders_are_no_hindrance(make_tar: MakeTar) -> None:
     [b"", b"garbage" * 1_000, os.urandom(512), b"\0" * 512],
     ids=["empty", "garbage", "noise", "half an end"],
 )
-def test_what_is_no_tar_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_tar_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.tar").write_bytes(content)
     with pytest.raises(DataError, match=r"bad\.tar: (not readable as a tar|ends after)"):
         read(tmp_path / "bad.tar")
@@ -215,7 +215,7 @@ def test_a_missing_shard_and_a_command_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../../evil.wav", "/etc/evil.wav", "a/../../evil.wav", "a/..", "ev\nil.wav"]
 )
-def test_names_that_lead_out_are_refused(make_tar: MakeTar, name: str) -> None:
+def test_names_that_lead_out_of_the_folder_are_refused(make_tar: MakeTar, name: str) -> None:
     with pytest.raises(DataError, match=r"s\.tar: member .* leads out of its folder"):
         read(make_tar([("ok.txt", b""), (name, b"x")]))
 
@@ -249,7 +249,7 @@ def test_members_that_would_execute_code_are_refused(
     assert not mark.exists()
 
 
-def test_plain_arrays_are_let_through(make_tar: MakeTar) -> None:
+def test_plain_arrays_are_accepted(make_tar: MakeTar) -> None:
     file = io.BytesIO()
     np.save(file, np.arange(3))
     (sample,) = read(make_tar([("a.npy", file.getvalue())]))
@@ -264,7 +264,7 @@ def test_keys_that_come_twice_are_refused(make_tar: MakeTar, names: list[str]) -
         read(make_tar([(name, b"x") for name in names]))
 
 
-def test_samples_without_audio_or_sense_are_named(make_tar: MakeTar) -> None:
+def test_samples_without_audio_or_with_invalid_fields_are_named(make_tar: MakeTar) -> None:
     none, two, broken, listed, latin = read(
         make_tar(
             [
@@ -304,22 +304,3 @@ def test_one_pass_measures_the_shard(make_tar: MakeTar) -> None:
     assert (shard.size, shard.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     for member in (a, b):
         assert content[member.offset : member.offset + len(member.data)] == member.data
-
-
-def test_patterns_name_shards(tmp_path: Path) -> None:
-    for number in range(3):
-        (tmp_path / f"t-{number}.tar").touch()
-    names = [str(tmp_path / f"t-{number}.tar") for number in range(3)]
-    assert (
-        expand(["t-{0..2}.tar"], str(tmp_path))
-        == expand(["t-*.tar"], str(tmp_path))
-        == expand(names)
-        == names
-    )
-    assert expand(["a-{08..10}.tar"], "s3://bucket/x/") == [
-        f"s3://bucket/x/a-{number}.tar" for number in ("08", "09", "10")
-    ]
-    with pytest.raises(DataError, match=r"v-\*\.tar: no shards of such a name"):
-        expand(["v-*.tar"], str(tmp_path))
-    with pytest.raises(DataError, match="is named twice"):
-        expand(["t-0.tar", "t-*.tar"], str(tmp_path))

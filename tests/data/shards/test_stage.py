@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from hubert_pretrain.config.fields import check_values
 from hubert_pretrain.config.schema import DataConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.shards import writer
@@ -127,12 +128,13 @@ def test_an_interrupted_prepare_keeps_its_finished_shards(
         )
 
 
-def test_a_mistyped_format_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.shards='pcn'"):
-        prepare(tmp_path, FOLDER, tmp_path / "nowhere", shards="pcn")
+def test_a_mistyped_format_is_refused_before_anything_is_read() -> None:
+    recipe = Recipe(name="test", data=DataConfig(root="/nowhere", shards="pcn"))
+    with pytest.raises(ConfigError, match=r"data\.shards='pcn': expected .*did you mean 'pcm'"):
+        check_values(recipe)
 
 
-def test_what_is_bad_in_foreign_shards_is_quarantined(
+def test_bad_audio_in_foreign_shards_is_quarantined(
     tmp_path: Path, make_tar: Callable[..., Path]
 ) -> None:
     truncated = sound(1)[:5_000]
@@ -184,7 +186,7 @@ def test_shards_behind_a_url_are_prepared_and_read_through_the_cache(
         remote.read(0)
 
 
-def test_where_the_cache_lies_is_no_science() -> None:
+def test_the_place_of_the_cache_does_not_change_the_fingerprint() -> None:
     here = DataConfig(corpus={}, root="x")
     there = DataConfig(corpus={}, root="x", cache_dir="/y", cache_gigabytes=3)
     assert (

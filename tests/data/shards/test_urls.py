@@ -118,7 +118,7 @@ def test_audio_is_read_at_random(remote: tuple[str, Corpus, Corpus], tmp_path: P
         here.read(row)
 
 
-def test_processes_of_a_loader_read_what_the_first_one_does(
+def test_processes_of_a_loader_read_the_same_audio_as_one(
     remote: tuple[str, Corpus, Corpus],
 ) -> None:
     here = remote[2]
