@@ -29,21 +29,24 @@ from hubert_pretrain.preflight.report import error, ok, skipped, warning
 from hubert_pretrain.stages.runner import run_stage
 
 CHECKS = [
-    *(
-        "lock",
-        "work_dir",
-        "packages",
-        "disk",
-        "device",
-        "memory",
-        "step",
-        "batch fit",
-        "time",
-        "inputs",
-        "normalisation",
-        "noise",
-    ),
-    *("corpus", "utterances", "sample rate", "alignments", "audio", "frames"),
+    "lock",
+    "work_dir",
+    "packages",
+    "disk",
+    "device",
+    "memory",
+    "step",
+    "batch fit",
+    "time",
+    "inputs",
+    "normalisation",
+    "noise",
+    "corpus",
+    "utterances",
+    "sample rate",
+    "alignments",
+    "audio",
+    "frames",
 ]
 
 

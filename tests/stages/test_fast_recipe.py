@@ -25,20 +25,19 @@ from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.training.loggers import read_metrics
 
 SMALL = [
-    *(
-        "model.hidden_size=64",
-        "model.num_hidden_layers=4",
-        "model.num_attention_heads=4",
-        "model.intermediate_size=128",
-    ),
-    *(
-        "model.num_conv_pos_embeddings=16",
-        "model.num_conv_pos_embedding_groups=4",
-        "model.layerdrop=0",
-        "model.mel_bins=40",
-    ),
-    *("data=synthetic_small", "trainer=cpu", "trainer.threads=1"),
-    *("export.checkpoints=[it2/pretrain]", "~finetune.asr"),
+    "model.hidden_size=64",
+    "model.num_hidden_layers=4",
+    "model.num_attention_heads=4",
+    "model.intermediate_size=128",
+    "model.num_conv_pos_embeddings=16",
+    "model.num_conv_pos_embedding_groups=4",
+    "model.layerdrop=0",
+    "model.mel_bins=40",
+    "data=synthetic_small",
+    "trainer=cpu",
+    "trainer.threads=1",
+    "export.checkpoints=[it2/pretrain]",
+    "~finetune.asr",
 ]
 
 
@@ -57,30 +56,21 @@ def composed(*overrides: str, name: str = "fast_base_ls960") -> Recipe:
 
 def iteration(name: str) -> list[str]:
     values = {
-        **{
-            "steps": 60,
-            "batch_seconds": 16,
-            "micro_batch_seconds": 16,
-            "learning_rate": 2e-3,
-            "min_seconds": 1.0,
-            "max_crop_seconds": 2.0,
-        },
-        **{
-            "max_shapes": 2,
-            "loss.supervised_layers": "[2,4]",
-            "log_every_steps": 10,
-            "valid_every_steps": 60,
-            "checkpoint_every_steps": 60,
-        },
+        "steps": 60,
+        "batch_seconds": 16,
+        "micro_batch_seconds": 16,
+        "learning_rate": 2e-3,
+        "min_seconds": 1.0,
+        "max_crop_seconds": 2.0,
+        "max_shapes": 2,
+        "loss.supervised_layers": "[2,4]",
+        "log_every_steps": 10,
+        "valid_every_steps": 60,
+        "checkpoint_every_steps": 60,
     }
     words = [f"iterations.{name}.pretrain.{key}={value}" for key, value in values.items()]
-    return [
-        *words,
-        *(
-            f"iterations.{name}.clustering.{word}"
-            for word in ("n_clusters=20", "fraction=1.0", "restarts=2")
-        ),
-    ]
+    clustering = ("n_clusters=20", "fraction=1.0", "restarts=2")
+    return words + [f"iterations.{name}.clustering.{word}" for word in clustering]
 
 
 @pytest.mark.filterwarnings("ignore")

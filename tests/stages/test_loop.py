@@ -20,11 +20,12 @@ pytestmark = pytest.mark.xdist_group("loop")
 
 STAGES = [
     "prepare",
-    *[
-        f"{iteration}/{stage}"
-        for iteration in ("it1", "it2")
-        for stage in ("cluster", "label", "pretrain")
-    ],
+    "it1/cluster",
+    "it1/label",
+    "it1/pretrain",
+    "it2/cluster",
+    "it2/label",
+    "it2/pretrain",
     "finetune/asr",
     "finetune/speakers",
     "export",
