@@ -38,6 +38,12 @@ def _tones(text: str, buzz: bool) -> np.ndarray:
     return (0.1 * (np.sign(waves) if buzz else waves)).astype(np.float32)
 
 
+def split_of(number: int) -> str:
+    if number % 6 < 2:
+        return "test"
+    return "valid" if number % 8 < 4 else "train"
+
+
 def make_corpus(
     folder: Path, *, utterances: int = 24, **changes: Callable[[int], str] | str
 ) -> Corpus:
@@ -61,7 +67,7 @@ def make_corpus(
             num_samples=len(waveform),
             speaker=("pure", "buzzing")[number % 2],
             text=text,
-            split="test" if number % 6 < 2 else "valid" if number % 8 < 4 else "train",
+            split=split_of(number),
             mean=float(waveform.mean()),
             variance=float(waveform.var()),
         )

@@ -1,3 +1,5 @@
+"""Padded micro-batches with labels and masks."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -81,7 +81,8 @@ def test_no_mask_when_probabilities_are_0(name: str) -> None:
 def test_an_unknown_sampler_and_what_transformers_cannot_draw_are_refused() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"mask_sampler='transformer': expected one of reference, transformers .*mean 'transformers'",
+        match=r"mask_sampler='transformer': expected one of reference, transformers .*"
+        "mean 'transformers'",
     ):
         make_masks("transformer", TIME, CHANNELS, seed=0)
     poisson = SpanMask(probability=0.3, span_frames=5, min_spans=2, lengths="poisson")

@@ -1,3 +1,5 @@
+"""Error rates and accuracy."""
+
 from __future__ import annotations
 
 import math

@@ -30,8 +30,8 @@ pytestmark = pytest.mark.xdist_group(
 
 TASKS = {"asr": CTC, "speakers": SPEAKERS}
 RATES = {"asr": 1e-3, "speakers": 1e-2}
-"""Low enough for asr that the head still predicts characters at the end; at higher rates it predicts
-nothing at first.
+"""Low enough for asr that the head still predicts characters at the end; at higher rates it
+predicts nothing at first.
 """
 STEPS = 12
 
@@ -46,8 +46,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     valid = iter(range(10**6))
 
     def split(number: int) -> str:
-        wanted = splits.get(number % 4, "train")
-        return wanted if wanted != "valid" or next(valid) < 3 else "train"
+        split = splits.get(number % 4, "train")
+        return split if split != "valid" or next(valid) < 3 else "train"
 
     make_corpus(workspace.folder("prepare"), split=split)
     torch.manual_seed(0)
@@ -180,9 +180,9 @@ def test_the_table_of_the_test_split_is_the_same(
     """Every utterance once, in order, whoever heard it."""
     name = {"asr": "hypotheses.tsv", "speakers": "predictions.tsv"}[task]
     one, other = ((runs / f"{task}{each}" / name).read_text() for each in (1, ranks))
-    said = [line.split("\t")[2] for line in one.splitlines()[1:]]
-    assert len(said) == 6
-    assert any(said)
+    predictions = [line.split("\t")[2] for line in one.splitlines()[1:]]
+    assert len(predictions) == 6
+    assert any(predictions)
     assert other == one
 
 

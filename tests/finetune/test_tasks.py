@@ -1,3 +1,5 @@
+"""The CTC and the classification task."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""Vocabulary, normalisation and greedy decoding."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,5 +1,5 @@
 """FLOPs of the published sizes, against counts by hand of every product in the architecture.
-(tests/pretrain/test_work.py counts those of a real step.)
+(tests/pretrain/test_step_cost.py counts those of a real step.)
 """
 
 from __future__ import annotations

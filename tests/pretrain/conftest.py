@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,13 +116,15 @@ def make_recipe(
         valid_every_steps=100,
         checkpoint_every_steps=3,
     )
+    changes_of_fields: Any = changes
+    changed = dataclasses.replace(pretrain, **changes_of_fields)
     hardware = TrainerConfig(accelerator="cpu", precision="32-true", loader_workers=0, threads=1)
     csv = {"csv": {"_target_": "hubert_pretrain.training.loggers.CsvLogger"}}
     return Recipe(
         name="test",
         work_dir="unused",
         model=model_config(),
-        iterations={"it1": IterationConfig(pretrain=dataclasses.replace(pretrain, **changes))},  # type: ignore[arg-type]
+        iterations={"it1": IterationConfig(pretrain=changed)},
         trainer=dataclasses.replace(hardware, **(trainer or {})),  # type: ignore[arg-type]
         logger=csv if logger is None else logger,
     )

@@ -212,11 +212,11 @@ def test_it_learns_until_the_step_and_not_a_bit_after_it(
     assert not torch.equal(after_3, never)
     earlier = torch.load(checkpoints(tmp_path / "after 3" / FOLDER)[0], weights_only=True)
     assert earlier["global_step"] < 8
-    kept = torch.cat(
+    frozen_weights = torch.cat(
         [
             tensor.flatten()
             for name, tensor in earlier["state_dict"].items()
             if name.startswith("model.conv_encoder.")
         ]
     )
-    assert torch.equal(after_3, kept)
+    assert torch.equal(after_3, frozen_weights)

@@ -73,7 +73,7 @@ def same(first: Path, second: Path) -> bool:
 
 
 # -- in this process: the moment is exact
-# -----------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ MOMENTS: dict[str, tuple[Any, str, int, str]] = {
     "save": (checkpoint_io, "write_text", 1, "SIGUSR2"),
     "log": (CsvLogger, "log_metrics", 2, "SIGTERM"),
 }
-"""What is being called, for the how-manieth time, and the signal."""
+"""(function that is called, number of the call, signal)."""
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -135,8 +135,10 @@ def test_a_signal_at_any_moment_saves_and_leaves(
     assert newest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / f"step={step:08d}.ckpt"
     run(values, prepared, "it1/pretrain", tmp_path)
     assert same(expected, tmp_path)
-    found, wanted = (read_metrics(each / "logs" / "metrics.csv") for each in (tmp_path, expected))
-    for one, other in zip(found, wanted, strict=True):
+    rows, expected_rows = (
+        read_metrics(each / "logs" / "metrics.csv") for each in (tmp_path, expected)
+    )
+    for one, other in zip(rows, expected_rows, strict=True):
         names = [key for key in other if key.startswith("valid/") or key == "step"]
         assert [one[key] for key in names] == [other[key] for key in names]
 
@@ -232,7 +234,8 @@ def test_out_of_memory_in_a_step(
     monkeypatch.setattr(pretrain_module, "masked_prediction_loss", full)
     with pytest.raises(
         HubertPretrainError,
-        match=r"out of memory at step 1 in a micro-batch of \d x \d+ samples \(.* s of audio\).*micro_batch_seconds=",
+        match=r"out of memory at step 1 in a micro-batch of \d x \d+ samples "
+        r"\(.* s of audio\).*micro_batch_seconds=",
     ):
         run(recipe(), prepared, "it1/pretrain", tmp_path)
 
@@ -339,7 +342,7 @@ def test_losses_and_norms_are_fp32_in_every_precision(
 
 
 # -- real processes
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass

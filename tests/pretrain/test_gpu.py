@@ -1,4 +1,4 @@
-"""What only an NVIDIA GPU can show: the same numbers as on the CPU, in fp32, bf16 and fp16. One
+"""Pretraining on an NVIDIA GPU: the same numbers as on the CPU, in fp32, bf16 and fp16. One
 command: pytest -m gpu.
 """
 

@@ -1,5 +1,5 @@
-"""What the loss costs: never more than the scores of the chosen frames, and no question that a
-device would have to answer.
+"""Cost of the loss: no tensor larger than the logits of the predicted frames, and no device
+synchronisation.
 """
 
 from __future__ import annotations

@@ -203,8 +203,10 @@ def test_kill_minus_nine(recipe: Recipes, prepared: Workspace, tmp_path: Path, w
     folder = tmp_path / "out"
     (tmp_path / "recipe.pickle").write_bytes(pickle.dumps((values, prepared.root, folder)))
     code = (
-        "import pickle, sys; from pathlib import Path; from hubert_pretrain.pipeline.workspace import Workspace; "
-        "from hubert_pretrain.stages.pretrain import run; recipe, root, folder = pickle.loads(Path(sys.argv[1]).read_bytes()); "
+        "import pickle, sys; from pathlib import Path; "
+        "from hubert_pretrain.pipeline.workspace import Workspace; "
+        "from hubert_pretrain.stages.pretrain import run; "
+        "recipe, root, folder = pickle.loads(Path(sys.argv[1]).read_bytes()); "
         "run(recipe, Workspace(root), 'it1/pretrain', folder)"
     )
     process = subprocess.Popen(
@@ -301,10 +303,10 @@ def test_tensorboard_and_offline_wandb(
             "log_model": False,
         },
     }
-    kept: list[tuple[str, str]] = []
+    artefacts: list[tuple[str, str]] = []
     monkeypatch.setattr(
         "hubert_pretrain.training.loggers._wandb_artefact",
-        lambda inner, name, kind, paths: kept.append((name, kind)),
+        lambda inner, name, kind, paths: artefacts.append((name, kind)),
     )
     run(
         recipe(logger=loggers, steps=2, trainer={"log_artefacts": True}),
@@ -312,7 +314,7 @@ def test_tensorboard_and_offline_wandb(
         "it1/pretrain",
         tmp_path,
     )
-    assert kept == [
+    assert artefacts == [
         ("it1-pretrain-targets", "targets"),
         ("it1-pretrain-model", "model"),
     ]  # there is no folder of a codebook here

@@ -1,5 +1,5 @@
-"""One process, two, four; whole networks or parts of them: the same run. Processes of one machine
-that talk through gloo.
+"""One process, two, four; DDP or FSDP: the same run. Processes of one machine that communicate
+through gloo.
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ step = PretrainModule.on_before_optimizer_step
 def recorded(self, optimizer):
     step(self, optimizer)
     if self.trainer.global_step == 0:
-        gradients = {name: full_tensor(each.grad).cpu() for name, each in self.named_parameters() if each.grad is not None}
+        gradients = {
+            name: full_tensor(each.grad).cpu()
+            for name, each in self.named_parameters()
+            if each.grad is not None
+        }
         if distributed.rank() == 0:
             torch.save(gradients, Path(self.trainer.default_root_dir) / "gradients.pt")
 
@@ -79,7 +83,8 @@ jobs, root = pickle.loads(Path(sys.argv[1]).read_bytes())
 for recipe, folder, full, stage in jobs:
     undo = full_disk_on_the_last_rank() if full else lambda: None
     verb = "finetune" if stage.startswith("finetune/") else "pretrain"
-    importlib.import_module(f"hubert_pretrain.stages.{verb}").run(recipe, Workspace(root), stage, folder)
+    module = importlib.import_module(f"hubert_pretrain.stages.{verb}")
+    module.run(recipe, Workspace(root), stage, folder)
     undo()
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()
@@ -94,8 +99,8 @@ class Job(NamedTuple):
 
 
 class Processes:
-    """What torchrun does on one machine, without its agent: starts ranks that do one job after the
-    other.
+    """Ranks on one machine that do one job after the other, as torchrun starts them, without its
+    agent.
     """
 
     def __init__(
@@ -312,9 +317,9 @@ def test_compressed_gradients_are_close_and_rounded(runs: Path) -> None:
 
 def test_a_full_disk_on_one_rank_costs_a_checkpoint_and_nothing_else(runs: Path) -> None:
     assert "rank 1 could not write its part" in (runs / "log").read_text()
-    kept = checkpoints(runs / "full" / "checkpoints")
-    assert [path.name for path in kept] == ["step=00000003.ckpt", "step=00000008.ckpt"]
-    assert all(verified(path) for path in kept)
+    found = checkpoints(runs / "full" / "checkpoints")
+    assert [path.name for path in found] == ["step=00000003.ckpt", "step=00000008.ckpt"]
+    assert all(verified(path) for path in found)
     assert not list((runs / "full" / "checkpoints").glob(".*"))
 
 

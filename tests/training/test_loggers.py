@@ -103,26 +103,26 @@ def test_no_call_of_a_broken_logger_gets_through(name: str) -> None:
 
 
 def test_a_table_and_files_for_those_who_keep_them(tmp_path: Path) -> None:
-    kept: list[Any] = []
+    logged: list[Any] = []
 
     class TensorBoardLogger(Broken):
-        experiment = SimpleNamespace(add_text=lambda name, text: kept.append((name, text)))  # type: ignore[assignment]
+        experiment: Any = SimpleNamespace(add_text=lambda name, text: logged.append((name, text)))
 
     loggers = [Guarded(TensorBoardLogger()), Guarded(CsvLogger(str(tmp_path)))]
     keep_table(loggers, "hypotheses", ["id", "text"], [["u1", "a|b"]])
     keep_folder(loggers, "weights", "model", tmp_path)
-    assert kept == [("hypotheses", "| id | text |\n| --- | --- |\n| u1 | a/b |")]
+    assert logged == [("hypotheses", "| id | text |\n| --- | --- |\n| u1 | a/b |")]
 
 
 def test_wandb_keeps_what_artefacts_consist_of(tmp_path: Path) -> None:
     """Codebook, card of the targets and weights; not 350 MB of targets, nor checkpoints to resume
     from.
     """
-    kept: dict[str, tuple[str, list[str]]] = {}
+    logged: dict[str, tuple[str, list[str]]] = {}
 
     class WandbLogger(Broken):
         experiment = SimpleNamespace(  # type: ignore[assignment]
-            log_artifact=lambda artefact: kept.update(
+            log_artifact=lambda artefact: logged.update(
                 {artefact.name: (artefact.type, sorted(artefact.manifest.entries))}
             )
         )
@@ -133,7 +133,9 @@ def test_wandb_keeps_what_artefacts_consist_of(tmp_path: Path) -> None:
     loggers = [Guarded(WandbLogger()), Guarded(CsvLogger(str(tmp_path)))]
     keep_folder(loggers, "it1/pretrain-targets", "targets", tmp_path)
     keep_folder(loggers, "it1/pretrain-codebook", "codebook", tmp_path / "absent")
-    assert kept == {"it1-pretrain-targets": ("targets", ["meta.json", "quality.png", "store.json"])}
+    assert logged == {
+        "it1-pretrain-targets": ("targets", ["meta.json", "quality.png", "store.json"])
+    }
 
 
 def test_only_the_first_rank_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

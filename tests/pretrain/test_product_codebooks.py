@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,8 @@ def run(module: object, recipe: Recipe, workspace: Workspace, stage: str) -> dic
     folder = workspace.folder(stage)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    facts: dict[str, object] = module.run(recipe, workspace, stage, folder)  # type: ignore[attr-defined]
+    stage_module: Any = module
+    facts: dict[str, object] = stage_module.run(recipe, workspace, stage, folder)
     write_json(folder / META, {"format": FORMAT, "fingerprint": stage, "facts": facts})
     return facts
 

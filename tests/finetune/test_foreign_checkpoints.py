@@ -5,6 +5,7 @@ transcription, export.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,7 +106,8 @@ def test_bad_waveforms(ctc_models: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nan\.wav"):
         recogniser.transcribe(tmp_path / "nan.wav")
     with pytest.raises(DataError, match="1 of 8000 samples are NaN or infinite"):
-        recogniser.transcribe(np.where(np.arange(8_000) == 5, np.float32("nan"), waveform))  # type: ignore[arg-type]
+        damaged: Any = np.where(np.arange(8_000) == 5, np.float32("nan"), waveform)
+        recogniser.transcribe(damaged)
     with pytest.raises(DataError, match="8000 samples per second, expected 16000"):
         recogniser.transcribe(waveform, sampling_rate=8_000)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="100 samples, expected at least 400"):

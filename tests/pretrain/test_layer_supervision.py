@@ -1,5 +1,5 @@
-"""What predicts: intermediate layers, several codebooks, another head - in a network, and through
-the whole stage.
+"""Intermediate layer supervision, several codebooks and other heads, in a network and through the
+whole stage.
 """
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+"""Padded bucket sampler of fine-tuning."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, what a full disk does to a training, and writing beside it."""
+"""Checkpoints that stay, full disks, and writing in a thread."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.training.curves import plot_pretraining
 from hubert_pretrain.training.loggers import read_metrics
 from tests.pretrain.conftest import make_corpus, make_targets
-from tests.pretrain.test_averaging import leave_after
+from tests.pretrain.test_ema import leave_after
 from tests.pretrain.test_world_sizes import Job, Processes, make
 
 Recipes = Callable[..., Recipe]
@@ -136,8 +136,8 @@ def test_it_hears_what_is_exported(
             ].numpy()
             np.testing.assert_allclose(frames[at : at + num_frames], expected, rtol=1e-4, atol=1e-5)
             assert corpus.alignments is not None
-            wanted = corpus.alignments.frame_phone_ids(row, start + num_frames)[start:]
-            np.testing.assert_array_equal(phone_probe.phones[at : at + num_frames], wanted)
+            expected_phones = corpus.alignments.frame_phone_ids(row, start + num_frames)[start:]
+            np.testing.assert_array_equal(phone_probe.phones[at : at + num_frames], expected_phones)
             at += num_frames
     assert at == len(frames) == len(phone_probe.phones)
 
@@ -148,11 +148,12 @@ def test_what_it_measures() -> None:
     """
     draw_numbers = np.random.default_rng(0)
     phones = draw_numbers.integers(-1, 3, size=600).astype(np.int32)
-    of = PhoneProbe([], [phones], None, layer=1, n_clusters=4, every_steps=1, seed=1)  # type: ignore[arg-type]
-    telling = np.eye(4, dtype=np.float32)[phones]
-    assert of._pnmi(telling) == pytest.approx(1.0)
-    assert of._pnmi(draw_numbers.standard_normal((600, 4)).astype(np.float32)) < 0.05
-    assert math.isnan(of._pnmi(np.full((600, 4), np.nan, dtype=np.float32)))
+    source: Any = None
+    probe = PhoneProbe([], [phones], source, layer=1, n_clusters=4, every_steps=1, seed=1)
+    by_phone = np.eye(4, dtype=np.float32)[phones]
+    assert probe._pnmi(by_phone) == pytest.approx(1.0)
+    assert probe._pnmi(draw_numbers.standard_normal((600, 4)).astype(np.float32)) < 0.05
+    assert math.isnan(probe._pnmi(np.full((600, 4), np.nan, dtype=np.float32)))
 
 
 def test_ranks_share_it(aligned: Workspace, tmp_path: Path) -> None:

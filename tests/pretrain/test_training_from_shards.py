@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,8 @@ def corpora(prepared: Workspace, tmp_path_factory: pytest.TempPathFactory) -> di
         )
     write_manifest(files / MANIFEST, utterances)
     corpus = Corpus.open(files)
-    convert(corpus, home / "pcm" / "prepare", format="pcm", megabytes=0.2, workers=1)  # type: ignore[arg-type]
+    megabytes: Any = 0.2
+    convert(corpus, home / "pcm" / "prepare", format="pcm", megabytes=megabytes, workers=1)
     convert(
         corpus, home / "flac" / "prepare", format="flac", workers=1
     )  # a single shard of each split

@@ -1,4 +1,4 @@
-"""The errors that a user can do something about, in one line with the something."""
+"""Failures that a user can fix, in one line with the fix."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def test_a_killed_worker_is_named() -> None:
     with (
         pytest.raises(
             HubertPretrainError,
-            match=r"worker \(process 4711\) died: DataLoader worker \(pid 4711\) is killed by signal: Killed.*loader_workers",
+            match=r"worker \(process 4711\) died: DataLoader worker \(pid 4711\) is killed by "
+            r"signal: Killed.*loader_workers",
         ),
         explain_failures(trainer()),
     ):

@@ -1,5 +1,5 @@
-"""Who computes what: the choice of a strategy, and presets that share the paper's batch. Runs are
-in tests/pretrain/test_world_sizes.py.
+"""The choice of a distributed strategy, and presets that share the paper's batch. Whole runs are
+compared in tests/pretrain/test_world_sizes.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Pretraining that begins with other weights: what is taken, what is new, what is refused; clusters
-matched across iterations.
-"""
+"""Warm start: encoder and head of a checkpoint, refusals, clusters matched across iterations."""
 
 from __future__ import annotations
 
@@ -97,7 +95,7 @@ def continued(iteration: str = "it1", **changes: Any) -> Recipe:
 def still(
     loop: Workspace, iteration: str, folder: Path, **changes: Any
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """What a continued pretraining that learns nothing finds: its start."""
+    """Results of a continued pretraining that learns nothing: those of its start."""
     recipe = continued(
         iteration,
         steps=2,
@@ -138,9 +136,7 @@ def test_another_codebook_gets_a_new_head(loop: Workspace, tmp_path: Path) -> No
 
 
 def test_warm_units_make_renamed_clusters_no_new_task(loop: Workspace, tmp_path: Path) -> None:
-    """What the old head says of a cluster, the new one says of the same cluster under its new
-    name.
-    """
+    """The new head gives a renamed cluster the logit that the old head gave it under its old id."""
     still(loop, "it2", tmp_path, start_head="warm")
     old, new = (
         load_checkpoint(folder).build_head() for folder in (loop.folder("it1/pretrain"), tmp_path)
@@ -154,9 +150,13 @@ def test_more_clusters_keep_a_new_start_where_none_was_seen(loop: Workspace) -> 
     new = TargetStore.open(loop.folder("it3/label"))
     head = CodebookHead(16, 8, CLUSTERS + 3)
     before = head.unit_embeddings.detach().clone()
-    said = warm_start(Hubert(model_config()), head, loop.folder("it1/pretrain"), new, choice="warm")
+    message = warm_start(
+        Hubert(model_config()), head, loop.folder("it1/pretrain"), new, choice="warm"
+    )
     old = load_checkpoint(loop.folder("it1/pretrain")).head_state["unit_embeddings"]
-    assert said.endswith(f"{CLUSTERS} of {CLUSTERS + 3} unit embeddings from clusters that match")
+    assert message.endswith(
+        f"{CLUSTERS} of {CLUSTERS + 3} unit embeddings from clusters that match"
+    )
     assert torch.equal(head.unit_embeddings.detach()[[5, 6, 7, 0, 1]], old)
     assert torch.equal(head.unit_embeddings.detach()[[2, 3, 4]], before[[2, 3, 4]])
 
@@ -201,10 +201,10 @@ def test_from_other_projects(loop: Workspace, tmp_path: Path, format_name: str) 
     path.parent.mkdir(exist_ok=True)
     form.write(path, loaded)
     model = Hubert(model_config())
-    said = warm_start(
+    message = warm_start(
         model, CodebookHead(16, 8, CLUSTERS), path, TargetStore.open(loop.folder("it2/label"))
     )
-    assert said == f"starts from {path} with a new head"
+    assert message == f"starts from {path} with a new head"
     for name, tensor in loaded.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)
 

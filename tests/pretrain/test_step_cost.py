@@ -1,9 +1,8 @@
-"""What a training step does, counted instead of timed: so that a change that makes it slow fails
-here on any machine.
+"""Cost of a training step, counted instead of timed, so that a change that makes it slow fails on
+any machine.
 
-The step runs on the meta device at the true size of Base: it takes the same branches as a GPU,
-computes nothing, and any question to the device (`.item()`, `nonzero`) is an error because there is
-nobody to answer.
+The step runs on the meta device at the true size of Base: it takes the same branches as on a GPU
+and computes nothing, and any device synchronisation (`.item()`, `nonzero`) is an error.
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ ABSURD = [
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """What would be larger fails at once instead of filling the machine: 8 GB of addresses more
-    than are in use.
+    """Limit the address space to 8 GB more than now: a larger allocation fails at once instead of
+    filling the machine.
     """
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -104,16 +104,16 @@ def test_a_config_of_absurd_sizes_is_refused_before_anything_is_built(
     folder: Path, name: str, value: object
 ) -> None:
     change(folder, "model", name, value)
-    found = (
-        value[0]
-        if isinstance(value, list) and value[0] != 4
-        else "100000 layers"
-        if isinstance(value, list)
-        else value
-    )
+    if not isinstance(value, list):
+        found: object = value
+    elif value[0] != 4:
+        found = value[0]
+    else:
+        found = "100000 layers"
     with pytest.raises(
         ArtefactError,
-        match=rf"config\.json.*model\.{name} (is|has) {re.escape(str(found))}, but at most [\d_.]+ ",
+        match=rf"config\.json.*model\.{name} (is|has) {re.escape(str(found))}, "
+        r"but at most [\d_.]+ ",
     ):
         load_checkpoint(folder)
 

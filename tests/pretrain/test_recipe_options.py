@@ -1,4 +1,4 @@
-"""What a recipe may choose of masks and of how the network is computed, in a whole pretraining."""
+"""Options of masks and of the computation, in a whole pretraining."""
 
 from __future__ import annotations
 
