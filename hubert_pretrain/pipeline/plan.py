@@ -41,12 +41,14 @@ class Stage:
     """Stages of this run, or absolute paths of artefacts and checkpoints made elsewhere."""
     sections: dict[str, Any] = field(default_factory=dict)
     """Parts of the recipe, by name."""
+    run_stages: frozenset[str] = field(default=frozenset(), repr=False)
+    """Names of all stages of the run: where they stand for an artefact, they are no paths."""
 
     @property
     def config(self) -> dict[str, Any]:
         """Every value that determines the result, for people to read."""
         return {
-            name: fingerprint.values_of(section, self.inputs)
+            name: fingerprint.values_of(section, self.run_stages)
             for name, section in self.sections.items()
         }
 
@@ -54,7 +56,7 @@ class Stage:
     def identity(self) -> dict[str, Any]:
         """The same in the canonical form that fingerprints are made of."""
         return {
-            name: fingerprint.canonical(section, self.inputs)
+            name: fingerprint.canonical(section, self.run_stages)
             for name, section in self.sections.items()
         }
 
@@ -75,7 +77,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         inputs = tuple(recipe.export.checkpoints)
         found.append(Stage("export", "export", inputs, {"export": recipe.export}))
     _check_references(found)
-    return _with_absolute_inputs(found)
+    return _with_names(found)
 
 
 def _targets_of(name: str, iteration: IterationConfig, seed: int) -> list[Stage]:
@@ -134,15 +136,14 @@ def _check_references(found: list[Stage]) -> None:
                 )
 
 
-def _with_absolute_inputs(found: list[Stage]) -> list[Stage]:
-    """The stages, with one spelling for each path among their inputs."""
-    names = {stage.name for stage in found}
-    return [
-        dataclasses.replace(
-            stage, inputs=tuple(fingerprint.absolute(name, names) for name in stage.inputs)
-        )
-        for stage in found
-    ]
+def _with_names(found: list[Stage]) -> list[Stage]:
+    """The stages, knowing each other's names, with one spelling for each path of their inputs."""
+    names = frozenset(stage.name for stage in found)
+    complete = []
+    for stage in found:
+        inputs = tuple(fingerprint.absolute(name, names) for name in stage.inputs)
+        complete.append(dataclasses.replace(stage, inputs=inputs, run_stages=names))
+    return complete
 
 
 def find(recipe: Recipe, name: str) -> Stage:

@@ -101,6 +101,15 @@ def test_spellings_of_a_path_are_one(
     assert changed(smoke, recipes[0]) == {"prepare", "it2/cluster", "it2/label", "it2/pretrain"}
 
 
+def test_the_working_directory_does_not_count(
+    smoke: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = {stage.name: (stage.config, stage.identity) for stage in plan.stages(smoke)}
+    monkeypatch.chdir(tmp_path)
+    for stage in plan.stages(smoke):
+        assert here[stage.name] == (stage.config, stage.identity), stage.name
+
+
 def test_stages_of_the_run_and_urls_stay_as_they_are(smoke: Recipe) -> None:
     cluster = plan.find(smoke, "it2/cluster")
     assert cluster.inputs == ("prepare", "it1/pretrain")
