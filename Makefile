@@ -1,46 +1,58 @@
-# make demo, make test and make lint do all set-up themselves: a .venv on first use, made again when pyproject.toml changes.
+# Every target sets itself up: make demo and make smoke install what a run needs, the others also what
+# the tests need, each once and again when pyproject.toml changes.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-READY  := $(VENV)/.ready
+RUN    := $(VENV)/.ready-to-run
+TEST   := $(VENV)/.ready-to-test
 JOBS   ?= auto
+# One thread per test process: two that each take all cores are slower than one after the other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
-.PHONY: help demo smoke test lint format clean
+.PHONY: help demo smoke test test-all lint format clean
 
 help:
-	@echo "make demo    the whole HuBERT loop on generated speech, on a CPU, in ten to seventeen minutes"
-	@echo "make smoke   the same in under two minutes, learning nothing"
-	@echo "make test    all tests"
-	@echo "make lint    ruff and mypy"
-	@echo "make format  let ruff rewrite the code"
+	@echo "make demo      the whole HuBERT loop on generated speech, on a CPU, in ten to seventeen minutes"
+	@echo "make smoke     the same stages in one minute, learning nothing"
+	@echo "make test      the quick tests, in under ten minutes on two cores"
+	@echo "make test-all  all tests: also loops, kills, several processes, SLURM, wheels"
+	@echo "make lint      ruff and mypy"
+	@echo "make format    let ruff rewrite the code"
 
-demo: $(READY)
-	$(BIN)/python -m hubert_pretrain.run +recipe=demo
+demo: $(RUN)
+	$(BIN)/hubert-pretrain +recipe=demo
 
-smoke: $(READY)
-	$(BIN)/python -m hubert_pretrain.run +recipe=smoke
+smoke: $(RUN)
+	$(BIN)/hubert-pretrain +recipe=smoke
 
-# One thread per test process: two that each take all cores are slower than one after the other.
-test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests
+test: $(TEST)
+	$(PYTEST) -m "not slow and not slurm and not long" tests
 
-lint: $(READY)
+test-all: $(TEST)
+	$(PYTEST) tests
+
+lint: $(TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY)
+format: $(TEST)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# The last two are for tests alone, which put them first for one network: they do not go together with the other packages.
-$(READY): pyproject.toml
+$(RUN): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+# transformers 4 and s3prl do not go together with the other packages: each lies in a folder of its
+# own, which the tests that compare with it put first.
+$(TEST): pyproject.toml | $(RUN)
 	$(BIN)/python -m pip install --quiet --editable '.[dev,demo]'
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/transformers4 --upgrade 'transformers==4.57.1' 'huggingface-hub<1' 'tokenizers<=0.23'
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/s3prl --upgrade s3prl==0.4.18
-	touch $(READY)
+	touch $@

@@ -47,7 +47,7 @@ def usual_inertia(frames: np.ndarray, n_clusters: int, seed: int) -> float:
     return -float(estimator.fit(frames).score(frames))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_mfcc(shared: Path, seed: int) -> None:
     frames = frames_of(shared, Mfcc(), 150)
@@ -58,7 +58,7 @@ def test_mfcc(shared: Path, seed: int) -> None:
         )  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_a_layer(shared: Path, tmp_path: Path, seed: int) -> None:
     torch.manual_seed(0)

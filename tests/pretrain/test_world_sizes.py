@@ -371,7 +371,7 @@ def test_opening_a_folder_runs_no_code(runs: Path, tmp_path: Path) -> None:
     assert not sentinel.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fifty_steps_at_every_world_size(prepared: Workspace, tmp_path: Path) -> None:
     for world_size, strategy in ((1, "auto"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")):
         name = f"{strategy}{world_size}"
