@@ -13,7 +13,10 @@ import pytest
 
 from hubert_pretrain.tools import COMMANDS
 
-pytestmark = pytest.mark.xdist_group("wheel")  # one process makes the fixture for all of them
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("wheel"),  # one process makes the fixture for all of them
+]
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,12 @@ from tests.finetune.conftest import TINY, make_corpus
 from tests.finetune.test_stage import CTC, SPEAKERS
 from tests.pretrain.test_world_sizes import Job, Processes
 
-pytestmark = pytest.mark.xdist_group(
-    "ranks of fine-tuning"
-)  # one process makes the fixture for all of them
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group(
+        "ranks of fine-tuning"
+    ),  # one process makes the fixture for all of them
+]
 
 TASKS = {"asr": CTC, "speakers": SPEAKERS}
 RATES = {"asr": 1e-3, "speakers": 1e-2}

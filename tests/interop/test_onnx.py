@@ -26,6 +26,8 @@ from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
 
+pytestmark = pytest.mark.slow
+
 SMALL = HubertConfig(
     conv_dim=[8] * 7,
     hidden_size=32,

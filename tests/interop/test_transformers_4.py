@@ -32,6 +32,8 @@ from tests.interop.test_transformers_writer import (
     greedy,
 )
 
+pytestmark = pytest.mark.slow
+
 OTHER = Path(sys.prefix) / "transformers4"
 
 READ = """
@@ -70,7 +72,7 @@ def read_in_4(
     in `place / "again"`.
     """
     if not (OTHER / "transformers").is_dir():
-        pytest.skip(f"no transformers 4 in {OTHER}: `make test` installs it")
+        pytest.skip(f"no transformers 4 in {OTHER}: `make test-all` installs it")
     np.save(place / "waveform.npy", waveform)
     arguments = [
         str(folder),

@@ -22,6 +22,8 @@ from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.training.loggers import read_metrics
 from hubert_pretrain.training.resilience.checkpoint_io import FOLDER, checkpoints
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "conv_dim": [8] * 7,
     "hidden_size": 16,
@@ -96,7 +98,6 @@ def test_inductor_computes_the_same() -> None:
         torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_inductor_trains(
     recipe: Callable[..., Recipe], prepared: Workspace, tmp_path: Path
 ) -> None:

@@ -18,6 +18,8 @@ from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.stages.pretrain import run
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import pickle, sys
 from pathlib import Path

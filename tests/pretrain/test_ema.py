@@ -21,6 +21,8 @@ from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.training.resilience.checkpoint_io import VerifiedCheckpointIO, newest
 from hubert_pretrain.training.resilience.preemption import Preemption
 
+pytestmark = pytest.mark.slow
+
 Recipes = Callable[..., Recipe]
 
 

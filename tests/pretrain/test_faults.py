@@ -40,6 +40,8 @@ from hubert_pretrain.training.resilience.checkpoint_io import (
     verified,
 )
 
+pytestmark = pytest.mark.slow
+
 Recipes = Callable[..., Recipe]
 
 SCRIPT = """
@@ -470,7 +472,6 @@ def test_one_rank_of_two(recipe: Recipes, prepared: Workspace, tmp_path: Path) -
     assert same(tmp_path / "whole" / "out", tmp_path / "out")
 
 
-@pytest.mark.slow
 def test_a_rank_that_stops_is_noticed(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
     values = recipe(steps=40, trainer={"devices": 2, "strategy": "ddp", "hang_minutes": 0.2})
     with job(values, prepared, tmp_path) as stopped:

@@ -36,7 +36,10 @@ from hubert_pretrain.training.resilience.checkpoint_io import (
 )
 from tests.pretrain.conftest import make_recipe
 
-pytestmark = pytest.mark.xdist_group("world sizes")  # one process makes the fixture for all of them
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("world sizes"),  # one process makes the fixture for all of them
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20

@@ -15,7 +15,7 @@ from safetensors.torch import load
 
 from tests.slurm.conftest import command, weights
 
-pytestmark = pytest.mark.xdist_group("slurm")
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 
 
 def torchrun(work_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -73,6 +73,7 @@ def iteration(name: str) -> list[str]:
     return words + [f"iterations.{name}.clustering.{word}" for word in clustering]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_stage_runs_and_the_loss_falls(name: str, tmp_path: Path) -> None:

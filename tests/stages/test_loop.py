@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 
 # One worker runs all of this file, so that the loop is run once.
-pytestmark = pytest.mark.xdist_group("loop")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("loop"),
+]
 
 STAGES = [
     "prepare",

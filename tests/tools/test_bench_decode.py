@@ -7,6 +7,8 @@ import json
 import pytest
 from hubert_pretrain.tools.bench_decode import main
 
+pytestmark = pytest.mark.slow
+
 
 def test_both_sides_read_the_same_samples_and_write_the_same_text(
     capsys: pytest.CaptureFixture[str],

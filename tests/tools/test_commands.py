@@ -15,7 +15,7 @@ from hubert_pretrain import __main__, run, tools
 from hubert_pretrain.errors import ArtefactError, ConfigError
 from hubert_pretrain.tools.command import command_parser, run_command
 
-DEVELOPERS = {"benchmarking", "fault_campaign", "parity_table"}
+DEVELOPERS = {"architecture", "benchmarking", "fault_campaign", "parity_table"}
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
