@@ -20,6 +20,8 @@ from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CTCHead
 from hubert_pretrain.model.hubert import Hubert
 
+pytestmark = pytest.mark.slow
+
 CHARACTERS = "ABCDE"
 VOCABULARY = ["<pad>", "<unk>", "|", *CHARACTERS]
 CONFIG = HubertConfig(
