@@ -19,9 +19,10 @@ def table(repository: Path) -> str:
     return page.partition(architecture.BEGIN)[2].partition(architecture.END)[0]
 
 
-def test_the_rules_hold_as_the_page_says(table: str) -> None:
+def test_no_rule_is_broken_more_often_than_the_page_says(table: str) -> None:
     for rule, count in architecture.breaches().items():
-        assert f"| {rule} | {count} |" in table, "run python tools/architecture.py --write"
+        (written,) = re.findall(rf"^\| {rule} \| (\d+) \|$", table, re.MULTILINE)
+        assert count <= int(written), rule
 
 
 def test_the_rooms_are_those_of_the_package(table: str) -> None:
