@@ -26,6 +26,8 @@ from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
 from hubert_pretrain.stages import cluster as stage
 from tests.targets.conftest import CLEAN_PROCESSES, make_corpus
 
+pytestmark = pytest.mark.slow
+
 MFCC = {"_target_": "hubert_pretrain.features.mfcc.Mfcc"}
 PRODUCT: list[Any] = [
     {"name": "static", "columns": [0, 13]},

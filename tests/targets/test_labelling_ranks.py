@@ -23,6 +23,8 @@ from hubert_pretrain.targets.store import DESCRIPTION, MARKS, TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
 from tests.targets.conftest import CLEAN_PROCESSES, make_corpus
 
+pytestmark = pytest.mark.slow
+
 
 class Slow(Corpus):
     """So slow that there is a moment at which to kill."""
