@@ -92,7 +92,7 @@ def keep_folder(loggers: Sequence[Logger], name: str, kind: str, folder: Path) -
 def keep_table(
     loggers: Sequence[Logger], name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
-    """Hand a table to the loggers that show tables (W&B, TensorBoard). Call it on the first rank."""
+    """Hand a table to loggers that show tables (W&B, TensorBoard). Call it on the first rank."""
     tables = {"WandbLogger": _wandb_table, "TensorBoardLogger": _tensorboard_table}
     for each in loggers:
         show = tables.get(kind_of(each))

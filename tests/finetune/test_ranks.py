@@ -150,8 +150,8 @@ def test_ranks_are_accumulation(runs: Path, task: str, ranks: int) -> None:
         same = weights[1][key]
         if key.endswith(
             "qkv.bias"
-            # without that of the keys: softmax does not see it, so Adam makes steps of what rounding
-            # leaves
+            # Without that of the keys: softmax does not depend on it, so its gradient is rounding
+            # error.
         ):
             tensor, same = (torch.stack(each.chunk(3))[[0, 2]] for each in (tensor, same))
         torch.testing.assert_close(same, tensor, rtol=1e-3, atol=1e-5)

@@ -118,8 +118,8 @@ class NonFiniteGuard:
             raise HubertPretrainError(
                 f"{what}: {longest} steps in a row, {self.total} in all, were skipped "
                 f"(trainer.max_skipped_steps={self.limit}); no weights were spoilt. Listen to "
-                "those utterances; lower the learning rate or use trainer.precision=32-true if they "
-                "are fine"
+                "those utterances. If they are fine, lower the learning rate or use "
+                "trainer.precision=32-true"
             )
         if distributed.rank() == 0:
             logger.warning(
