@@ -157,9 +157,8 @@ def _explain_override(key: str) -> str:
 
 
 def _known_keys() -> list[str]:
-    """Dotted names of every key of the configuration that the command line is about, as far as they
-    can be composed.
-    """
+    """Dotted names of every key of the configuration of this command line; without its choices
+    when they cannot be composed."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -194,14 +193,14 @@ def _options(group: str) -> list[str]:
 
 
 def _default_work_dir(name: str, overrides: list[str]) -> str:
-    """`runs/<recipe>`; another corpus chosen on the command line is another run:
-    `runs/<recipe>-<data>`.
-    """
+    """`runs/<recipe>`, or `runs/<recipe>-<data>` for a corpus chosen on the command line: it is
+    another run."""
     data = next((word.partition("=")[2] for word in overrides if word.startswith("data=")), None)
     return f"runs/{name}-{data}" if data else f"runs/{name}"
 
 
 def _beside(name: str) -> Path:
+    """A folder that travels in the wheel, and lies beside the package in a checkout."""
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
@@ -216,9 +215,9 @@ def build(node: dict[str, Any], **more: Any) -> Any:
     try:
         return instantiate(node, **more)
     except InstantiationException as error:
-        raise (
-            error.__cause__ if isinstance(error.__cause__, HubertPretrainError) else error
-        ) from None
+        if isinstance(error.__cause__, HubertPretrainError):
+            raise error.__cause__ from None
+        raise
 
 
 # -- `_target_` nodes
@@ -261,9 +260,7 @@ def _check_arguments(key: str, node: dict[str, Any]) -> None:
 
 
 def _arguments(key: str, target: str) -> list[str] | None:
-    """Names that the constructor of a class in this package takes; None for classes from
-    elsewhere.
-    """
+    """Arguments of the constructor of a class in this package; None for other classes."""
     if not target.startswith("hubert_pretrain."):
         return None
     module, _, name = target.rpartition(".")
