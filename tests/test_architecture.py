@@ -265,12 +265,6 @@ def test_the_command_line_imports_no_torch() -> None:
 
 # -- form
 
-TO_DO: dict[str, set[str]] = {
-    "columns": {"training"},
-    "questions": {"training"},
-}
-"""Rooms that do not keep a rule of form yet; the lists only shrink."""
-
 
 def test_every_module_has_a_docstring() -> None:
     assert not [
@@ -282,7 +276,6 @@ def test_lines_have_at_most_100_columns() -> None:
     breaches = [
         f"{name_of(path)}:{number} has {len(line)} columns"
         for path in FILES
-        if room(path) not in TO_DO["columns"]
         for number, line in enumerate(path.read_text().splitlines(), start=1)
         if len(line) > MAX_COLUMNS
     ]
@@ -293,7 +286,6 @@ def test_no_docstring_begins_with_a_question_word() -> None:
     breaches = [
         f"{name_of(path)}:{line} {text.splitlines()[0][:60]}"
         for path in FILES
-        if room(path) not in TO_DO["questions"]
         for text, line in docstrings(path)
         if QUESTION.match(text)
     ]
