@@ -45,7 +45,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_attention_heads": 2,
         "intermediate_size": 16,
     }
-    config = HubertConfig(**sizes, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2)  # type: ignore[arg-type]
+    config = HubertConfig(
+        **sizes,  # type: ignore[arg-type]
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
     for stage in ("it1/pretrain", "it2/pretrain"):
         save_model(run / stage, Hubert(config), head=CodebookHead(16, 8, 5))
     vocabulary = Vocabulary.of_texts(["ABC"])

@@ -1,9 +1,8 @@
-"""Decoding, of audio and of CTC output: ours against what everybody uses, both sides in one run and in
-turns.
+"""Decoding of audio and of CTC output, against the usual libraries in alternating runs.
 
-    python tools/bench_decode.py                                            # generated audio, a CTC model of Base's size
-    python tools/bench_decode.py transcribe --audio /corpora/LibriSpeech/dev-clean --checkpoint
-    runs/base_ls960/finetune/asr
+    python tools/bench_decode.py    # generated audio, a CTC model of Base's size
+    python tools/bench_decode.py transcribe --audio /corpora/LibriSpeech/dev-clean \\
+        --checkpoint runs/base_ls960/finetune/asr
 
 | row | work | against |
 |---|---|---|
@@ -72,11 +71,11 @@ def waveforms(options: argparse.Namespace, row: str) -> list[np.ndarray]:
     """So many minutes of the files below `--audio`, or of noise whose loudness changes ten times a
     second: (S,) each.
     """
-    wanted = samples(60 * (options.minutes or MINUTES[row]))
+    num_samples = samples(60 * (options.minutes or MINUTES[row]))
     draw = np.random.default_rng(0)
     found = []
     files = iter(sorted(audio_below(Path(options.audio).expanduser()))) if options.audio else None
-    while sum(map(len, found)) < wanted:
+    while sum(map(len, found)) < num_samples:
         if files is None:
             length = samples(benchmarking.librispeech_seconds(draw.random()))
             loudness = np.repeat(draw.uniform(0.001, 0.1, length // 1_600 + 1), 1_600)[:length]
@@ -131,7 +130,7 @@ def read_files(options: argparse.Namespace, folder: Path, suffix: str) -> Figure
 
 
 def letter_model(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
-    """The folder of --checkpoint, or of a random CTC model; and the same written for transformers."""
+    """Folders of a CTC model (--checkpoint, or random), ours and in transformers' format."""
     ours = Path(options.checkpoint or folder / "asr")
     theirs = folder / "transformers"
     if not options.checkpoint:

@@ -1,7 +1,6 @@
-"""What it costs a pretraining to say how it feels: steps that are logged and steps that are not, in
-turns.
+"""Cost of the training diagnostics: steps with and without a log, alternating.
 
-    python tools/bench_health.py                    # tiny and Base on this machine's CPU, or Base on its GPU where there is one
+    python tools/bench_health.py    # tiny and Base on the CPU, or Base on the GPU if there is one
     python tools/bench_health.py --works tiny --turns 60
 
 The steps are those of the trainer and the module that recipes use, of one batch of noise. A logged
@@ -70,7 +69,13 @@ class Work:
 
 
 WORKS = {
-    "tiny": Work(HubertConfig(layerdrop=0.0, **TINY, **TINY_MORE), 50, 8, 2.0, 25),  # type: ignore[arg-type]
+    "tiny": Work(
+        HubertConfig(layerdrop=0.0, **TINY, **TINY_MORE),  # type: ignore[arg-type]
+        50,
+        8,
+        2.0,
+        25,
+    ),
     "base": Work(HubertConfig(layerdrop=0.0), 500, 1, 10.0, 100),
     "base_gpu": Work(HubertConfig(layerdrop=0.0), 500, 6, 14.5, 100, "gpu"),
 }
@@ -127,8 +132,9 @@ def main() -> None:
     rows = {name: measured(WORKS[name], options.turns, options.threads) for name in options.works}
     for name, row in rows.items():
         print(
-            f"{name}: a step {row['step']:.4g} s, sums of a step +{row['sums']:.2g} s, a log +{row['log']:.2g} s every "
-            f"{WORKS[name].log_every_steps} steps: {row['ours']:.2%} of the time (allowed {ALLOWED:.0%})"
+            f"{name}: a step {row['step']:.4g} s, sums of a step +{row['sums']:.2g} s, "
+            f"a log +{row['log']:.2g} s every {WORKS[name].log_every_steps} steps: "
+            f"{row['ours']:.2%} of the time (allowed {ALLOWED:.0%})"
         )
     benchmarking.print_json("health", rows, gpu=on_gpu)
 

@@ -1,7 +1,6 @@
-"""How much audio one core feeds to training: our loader against a plain one that reads whole files,
-as fairseq does.
+"""Audio that one core loads per second: ours against a loader of whole files, as fairseq's.
 
-    python tools/bench_loader.py                                    # generated audio with LibriSpeech's lengths, about two minutes
+    python tools/bench_loader.py    # generated audio with LibriSpeech's lengths, two minutes
     python tools/bench_loader.py --corpus /corpora/LibriSpeech/dev-clean
 
 Both sides read, crop, normalise and collate 16 kHz audio into batches of the same seconds, in one
@@ -273,7 +272,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--scratch",
-        help="where the data of the run goes, removed afterwards; the system's temporary folder without it",
+        help="folder for the data of the run, removed afterwards (default: the system's)",
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -304,7 +303,8 @@ def main() -> None:
         loaders |= {"plain": plain_loader(flac, args), "plain_wav": plain_loader(wav, args)}
         hours = seconds(int(flac.manifest.num_samples.sum())) / 3600
         print(
-            f"{len(flac.manifest)} utterances, {hours:.2f} h, normalised: {args.normalize}; audio-seconds per second on one core"
+            f"{len(flac.manifest)} utterances, {hours:.2f} h, normalised: {args.normalize}; "
+            "audio-seconds per second on one core"
         )
         found = compare(rows, loaders, args.pairs)
     for row, figures in found.items():

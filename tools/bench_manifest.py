@@ -1,8 +1,8 @@
-"""What a manifest costs by its size: opening, a random row, a worker's memory, the first batch of a
-plan, resuming.
+"""Cost of a manifest by its size: opening, a random row, memory of a worker, first batch, resuming.
 
     python tools/bench_manifest.py --rows 10_000 1_000_000 100_000_000
-    python tools/bench_manifest.py --rows 200_000_000 --folder /scratch   # 13 GB there while it runs, three times that while it is written
+    # 13 GB in /scratch while it runs, three times that while it is written
+    python tools/bench_manifest.py --rows 200_000_000 --folder /scratch
 
 The manifests are generated (utterances in tar shards, lengths like those of LibriSpeech's
 train-960), measured in a process of their own that is started for it, and removed; with `--keep`
@@ -72,13 +72,20 @@ def main() -> None:
     options = parser.parse_args()
     found = {}
     print(
-        "        rows  write s     GB   open s  row us   cold us growth MB  own MB  first s resume ms"
+        "        rows  write s     GB   open s  row us   cold us "
+        "growth MB  own MB  first s resume ms"
     )
     for rows in options.rows:
         values = measure(rows, options.folder / f"bench_manifest.{rows}", keep=options.keep)
         found[rows] = values
-        written = f"{rows:12} {values['write_seconds']:8.1f} {values['gigabytes']:6.2f} {values['open_seconds']:8.4f}"
-        read = f"{values['row_us']:7.1f} {values['cold_row_us']:9.1f} {values['growth_mb']:9.1f} {values['own_mb']:7.1f}"
+        written = (
+            f"{rows:12} {values['write_seconds']:8.1f} {values['gigabytes']:6.2f} "
+            f"{values['open_seconds']:8.4f}"
+        )
+        read = (
+            f"{values['row_us']:7.1f} {values['cold_row_us']:9.1f} "
+            f"{values['growth_mb']:9.1f} {values['own_mb']:7.1f}"
+        )
         print(
             written,
             read,
@@ -165,7 +172,7 @@ def named(numbers: np.ndarray[Any, Any], names: list[str]) -> pa.Array:
 
 
 def use(folder: Path) -> dict[str, float]:
-    """What a loader's worker does, measured."""
+    """Measure the work of a loader's worker."""
     before = private_megabytes()
     begin = time.perf_counter()
     manifest = Manifest.open(folder)
@@ -196,7 +203,7 @@ def use(folder: Path) -> dict[str, float]:
 
 
 def seconds_for(manifest: Manifest, rows: list[int]) -> float:
-    """How long reading some rows takes."""
+    """Time to read some rows."""
 
     def read() -> None:
         for row in rows:

@@ -88,7 +88,7 @@ def speech(options: argparse.Namespace, row: str, folder: Path) -> Corpus:
     """A corpus of so many minutes of the files below `--audio` (again and again, if need be), or of
     noise.
     """
-    wanted = samples(60 * (options.minutes or MINUTES[row]))
+    num_samples = samples(60 * (options.minutes or MINUTES[row]))
     below = (
         sorted(
             path for path in Path(options.audio).absolute().rglob("*") if path.suffix in SUFFIXES
@@ -96,7 +96,7 @@ def speech(options: argparse.Namespace, row: str, folder: Path) -> Corpus:
         if options.audio
         else []
     )
-    found = below or _noise(wanted, folder)
+    found = below or _noise(num_samples, folder)
     files = [
         (path, info.frames)
         for path in found
@@ -105,7 +105,7 @@ def speech(options: argparse.Namespace, row: str, folder: Path) -> Corpus:
     utterances = []
     total = 0
     for path, length in itertools.cycle(files):
-        if total >= wanted:
+        if total >= num_samples:
             break
         utterances.append(Utterance(id=f"{len(utterances):06}", path=str(path), num_samples=length))
         total += length
@@ -113,11 +113,11 @@ def speech(options: argparse.Namespace, row: str, folder: Path) -> Corpus:
     return Corpus.open(folder)
 
 
-def _noise(wanted: int, folder: Path) -> list[Path]:
+def _noise(num_samples: int, folder: Path) -> list[Path]:
     draw = np.random.default_rng(0)
     paths = []
     total = 0
-    while total < wanted:
+    while total < num_samples:
         length = samples(benchmarking.librispeech_seconds(draw.random()))
         loudness = np.repeat(draw.uniform(0.001, 0.1, length // 1_600 + 1), 1_600)[:length]
         paths.append(folder / f"{len(paths):05}.flac")
@@ -127,7 +127,7 @@ def _noise(wanted: int, folder: Path) -> list[Path]:
 
 
 def kaldi_frames(path: str) -> np.ndarray:
-    """What everybody computes: (F, 39) at 100 Hz (fairseq's dump_mfcc_feature)."""
+    """MFCC (F, 39) at 100 Hz of the usual way (fairseq's dump_mfcc_feature)."""
     from torchaudio.compliance.kaldi import mfcc
     from torchaudio.functional import compute_deltas
 
@@ -207,7 +207,7 @@ def fit_usual(
 
 
 def our_codebook(corpus: Corpus, rows: np.ndarray, n_clusters: int, folder: Path) -> Codebook:
-    """What the stage cluster does."""
+    """Codebook, as the cluster stage fits it."""
     estimator = full_batch("torch", n_clusters).fit(frames_of(corpus, rows, Mfcc(), folder))
     return Codebook(torch.from_numpy(estimator.cluster_centers_), Mfcc().fingerprint(), Mfcc().grid)
 
@@ -243,7 +243,7 @@ def full_batch(engine: str, n_clusters: int, seed: int = 0) -> KMeans:
 
 
 def our_labels(corpus: Corpus, codebook: Codebook, folder: Path) -> TargetStore:
-    """What the stage label does."""
+    """Targets, as the label stage writes them."""
     torch.set_num_threads(1)
     store = Path(tempfile.mkdtemp(dir=folder))
     codebooks = CodebookSet.of(codebook)
@@ -258,8 +258,8 @@ def our_labels(corpus: Corpus, codebook: Codebook, folder: Path) -> TargetStore:
 
 
 def agreement(corpus: Corpus, store: TargetStore, codebook: Codebook) -> Figures:
-    """How many labels are those of the usual way with our codebook, and how many of the others are
-    ties. Each file counts once.
+    """Labels that equal those of the usual way with our codebook, and ties among the others. Each
+    file counts once.
     """
     same = 0
     ties = 0
@@ -500,7 +500,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", help=f"any of {', '.join(ROWS)} (default: all)")
     parser.add_argument(
         "--audio",
-        help="folder with 16 kHz mono audio files; generated noise without it, or where there are none",
+        help="folder with 16 kHz mono audio files (default: generated noise)",
     )
     parser.add_argument("--minutes", type=float, help=f"how much of it; without it {MINUTES}")
     parser.add_argument("--n-clusters", type=int, default=100)

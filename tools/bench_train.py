@@ -1,10 +1,10 @@
 """A training step of ours against torchaudio's and transformers' HuBERT: the same shapes, batch and
 options, steps in turn.
 
-    python tools/bench_train.py                     # what this machine can do: CPU rows, or all GPU rows where there is one
+    python tools/bench_train.py    # the rows of this machine: CPU, or GPU if there is one
     python tools/bench_train.py --rows tiny_step --pairs 15
 
-Each step is forward, loss on the hidden frames, backward, clipping and AdamW, after two that do not
+Each step is forward, loss on the masked frames, backward, clipping and AdamW, after two that do not
 count (in which a GPU compiles our layers, as `trainer.compile=layers` does; fp32 products and
 cuDNN's attention are off or on for all as `trainer.tf32=false` has them). Peers get what their
 users give them: torchaudio its own pretraining model and loss (arXiv:2106.07447 as in its recipe),
@@ -73,7 +73,7 @@ TINY_MORE = {
 
 @dataclass(frozen=True)
 class Work:
-    """What is timed."""
+    """Network and batch of a row."""
 
     config: HubertConfig
     rows: int

@@ -1,6 +1,4 @@
-"""What the benchmarks in tools/ share: sides in turns, a ratio for every turn, and one line of JSON
-at the end.
-"""
+"""Alternating runs of two sides, the ratio of each pair, and one line of JSON at the end."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ def seconds_of(work: Callable[[], Any]) -> float:
 def in_turns(
     sides: Mapping[str, Callable[[], float]], turns: int, *, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """What each side returns, turn by turn: a machine that slows down meanwhile slows all of them
+    """Results of each side, in alternating turns: a machine that slows down slows all sides
     down. `warm_up` turns do not count.
     """
     found: dict[str, list[float]] = {name: [] for name in sides}
@@ -66,7 +64,7 @@ def compared(ours: Sequence[float], peer: Sequence[float]) -> dict[str, float]:
 def speeds(
     amount: float, ours: Callable[[], Any], peer: Callable[[], Any], turns: int
 ) -> dict[str, float]:
-    """How much of something both sides do in a second, in turns after one that warms up (when there
+    """Amount per second of both sides, in alternating turns after one that warms up (when there
     are several).
 
     `cpu_ratio` is the ratio by processor time of all threads of this process: it is what other jobs
@@ -101,9 +99,7 @@ def faster_threads(work: Callable[[int], Any]) -> int:
 
 
 def machine(*, gpu: bool = False) -> str:
-    """What it is measured on: the processor or, with `gpu`, the GPU; cores that this process may
-    use; versions.
-    """
+    """The processor or, with `gpu`, the GPU; cores that this process may use; versions."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

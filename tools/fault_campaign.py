@@ -79,7 +79,7 @@ KINDS_PER_SEED = 7
 
 @dataclass
 class Row:
-    """What became of the trials of one kind."""
+    """Results of the trials of one kind."""
 
     trials: int = 0
     faults: int = 0
@@ -134,7 +134,7 @@ class Run:
 
     @property
     def alive(self) -> bool:
-        """Whether any process is."""
+        """True while any process runs."""
         return any(process.exitcode is None for process in self.processes)
 
     def listen(self, seconds: float) -> None:
@@ -328,7 +328,7 @@ def trial(
     may be gone or damaged after it.
     """
     row.trials += 1
-    kept = folder / f"{STAGE}.partial" / "checkpoints"
+    partial = folder / f"{STAGE}.partial" / "checkpoints"
     done = folder / STAGE
     for _ in range(draw.randint(1, 2)):
         run = Run(folder, words, ranks=ranks)
@@ -336,7 +336,7 @@ def trial(
             row.faults += strike(victims(run, whom, draw), what)
         for code in run.finish():
             row.codes[code] += 1
-        after = newest(done / "checkpoints" if done.is_dir() else kept)
+        after = newest(done / "checkpoints" if done.is_dir() else partial)
         row.checkpoints_lost += run.saved > (-1 if after is None else step_of(after))
     for code in Run(folder, words, ranks=ranks).finish():
         row.codes[code] += 1
@@ -407,7 +407,7 @@ def copy(base: Path, target: Path) -> Path:
 
 
 def same(first: Path, second: Path) -> bool:
-    """Whether two finished stages have the same weights, to the bit."""
+    """True if two finished stages have the same weights, to the bit."""
     if not (first / "meta.json").is_file():
         return False
     one = load_model(first)
@@ -419,12 +419,14 @@ def same(first: Path, second: Path) -> bool:
 def report(rows: dict[str, Row], duration: float) -> None:
     """The table, and one line of JSON."""
     print(
-        "\n| fault | trials | signals sent | exit codes | checkpoints lost | equal to undisturbed |\n|---|---|---|---|---|---|"
+        "\n| fault | trials | signals sent | exit codes | checkpoints lost "
+        "| equal to undisturbed |\n|---|---|---|---|---|---|"
     )
     for name, row in sorted(rows.items()):
         codes = ", ".join(f"{code}: {count}" for code, count in sorted(row.codes.items(), key=str))
         print(
-            f"| {name} | {row.trials} | {row.faults} | {codes} | {row.checkpoints_lost} | {row.equal} |"
+            f"| {name} | {row.trials} | {row.faults} | {codes} "
+            f"| {row.checkpoints_lost} | {row.equal} |"
         )
     names = ("trials", "faults", "equal", "checkpoints_lost")
     total = {name: sum(getattr(row, name) for row in rows.values()) for name in names}

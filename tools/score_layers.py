@@ -3,9 +3,9 @@
     hubert-pretrain score-layers runs/demo/it1/pretrain --corpus runs/demo/prepare
 
 One pass over the speech scores all layers: PNMI and purities against phones where the corpus is
-aligned, ABX where there are pairs to compare, and always the agreement of two codebooks, each fitted on
-half of the utterances. `features.layer=auto` does the same inside a run. docs/glossary.md explains the
-measures.
+aligned, ABX where there are pairs to compare, and always the agreement of two codebooks, each
+fitted on half of the utterances. `features.layer=auto` does the same inside a run.
+docs/glossary.md explains the measures.
 """
 
 from __future__ import annotations
