@@ -60,7 +60,7 @@ HEAVY = {
 """Packages that are imported where they are used, never at the top of a module."""
 FRAME_NUMBERS = {"16000", "400", "320", "160"}
 MAX_COLUMNS = 100
-QUESTION = re.compile(r"(What|Which|How|Where|Whether|Who|Whose|When|Why)\b")
+QUESTION = re.compile(r"(What|Which|How|Where|Whether|Who|Whose)\b")
 
 
 # -- reading the source
