@@ -28,6 +28,10 @@ ALWAYS_RECOMPUTED = 2
 """First layers whose norms and activations are always recomputed: three quarters of the memory."""
 
 
+CHUNK_BYTES = 64 << 20
+"""Output of the first layer for the rows of one chunk on a CPU (Base: 10 s of audio)."""
+
+
 class ConvEncoder(nn.Module):
     """A stack of unpadded convolutions: (B, S) -> (B, T, C), T = `config.grid.num_frames(S)`.
 
@@ -67,6 +71,32 @@ class ConvEncoder(nn.Module):
         gradient_checkpointing: store only the outputs of convolutions for the backward pass. The
             first layers, the longest ones, always do so.
         """
+        chunk = self.rows_per_chunk(waveform)
+        if chunk >= len(waveform):
+            return self.encode(waveform, num_samples, gradient_checkpointing)
+        rows = waveform.split(chunk)
+        lengths = [None] * len(rows) if num_samples is None else num_samples.split(chunk)
+        return torch.cat(
+            [
+                self.encode(waveforms, real_samples, gradient_checkpointing)
+                for waveforms, real_samples in zip(rows, lengths, strict=True)
+            ]
+        )
+
+    def rows_per_chunk(self, waveform: Tensor) -> int:
+        """Number of rows of (B, S) to compute together: all, except long rows with gradients on a
+        CPU. There the backward pass would hold several outputs of the first layer for all rows.
+        """
+        if waveform.device.type != "cpu" or not torch.is_grad_enabled():
+            return len(waveform)
+        conv = cast("ConvLayer", self.layers[0]).conv
+        bytes_per_row = 4 * conv.out_channels * waveform.shape[1] // conv.stride[0]
+        return min(max(1, CHUNK_BYTES // bytes_per_row), len(waveform))
+
+    def encode(
+        self, waveform: Tensor, num_samples: Tensor | None, gradient_checkpointing: bool
+    ) -> Tensor:
+        """`forward` for all rows at once."""
         first, *others = cast("list[ConvLayer]", list(self.layers))
         x = waveform[:, None]  # (B, 1, S)
         # All that precedes the next convolution.

@@ -98,6 +98,26 @@ def test_equal_to_pytorchs_modules_in_a_row(
         torch.testing.assert_close(a, b, atol=2e-5 * float(b.abs().max()), rtol=0)
 
 
+@pytest.mark.parametrize("lengths", [None, torch.tensor([4_000, 3_000, 2_000])])
+def test_rows_in_chunks_are_the_rows_of_a_batch(
+    lengths: Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = encoder()
+    waveform = torch.randn(3, 4_000)
+    results = []
+    for rows in (3, 2, 1):
+        monkeypatch.setattr(conv_encoder, "CHUNK_BYTES", rows * 4 * 24 * 4_000 // 5)
+        assert module.rows_per_chunk(waveform) == rows
+        module.zero_grad()
+        frames = module(waveform, lengths)
+        frames.square().sum().backward()
+        gradients = [parameter.grad for parameter in module.parameters()]
+        results.append([frames.detach(), *gradients])
+    for other in results[1:]:
+        for a, b in zip(other, results[0], strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5 * float(b.abs().max()), rtol=1e-4)
+
+
 @VARIANTS
 def test_without_gradients_every_bit_is_that_of_pytorchs_modules(changes: dict[str, Any]) -> None:
     module = encoder(**changes)

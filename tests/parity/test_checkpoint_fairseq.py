@@ -223,7 +223,11 @@ def test_the_network_of_s3prl_computes_the_same(
         if loaded.model.config.normalize_waveform:
             waveform = torch.nn.functional.layer_norm(waveform, waveform.shape[1:])
         ours = loaded.model(waveform, hidden_states=True)
-    ours_there = [ours.encoder_input, *ours.hidden_states[:-1], ours.last]  # their last is normalised
+    ours_there = [
+        ours.encoder_input,
+        *ours.hidden_states[:-1],
+        ours.last,
+    ]  # their last is normalised
     for theirs, state in zip(states, ours_there, strict=True):
         assert (theirs - state).abs().max() < 1e-5
 
