@@ -87,7 +87,8 @@ class ConvEncoder(nn.Module):
         """Number of rows of (B, S) to compute together: all, except long rows with gradients on a
         CPU. There the backward pass would hold several outputs of the first layer for all rows.
         """
-        if waveform.device.type != "cpu" or not torch.is_grad_enabled():
+        compiled = torch.compiler.is_compiling()
+        if waveform.device.type != "cpu" or not torch.is_grad_enabled() or compiled:
             return len(waveform)
         conv = cast("ConvLayer", self.layers[0]).conv
         bytes_per_row = 4 * conv.out_channels * waveform.shape[1] // conv.stride[0]

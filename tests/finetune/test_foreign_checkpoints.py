@@ -105,8 +105,8 @@ def test_bad_waveforms(ctc_models: dict[str, Path], tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"nan\.wav"):
         recogniser.transcribe(tmp_path / "nan.wav")
+    damaged: Any = np.where(np.arange(8_000) == 5, np.float32("nan"), waveform)
     with pytest.raises(DataError, match="1 of 8000 samples are NaN or infinite"):
-        damaged: Any = np.where(np.arange(8_000) == 5, np.float32("nan"), waveform)
         recogniser.transcribe(damaged)
     with pytest.raises(DataError, match="8000 samples per second, expected 16000"):
         recogniser.transcribe(waveform, sampling_rate=8_000)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from hubert_pretrain.pretrain import dataset
 from hubert_pretrain.stages.pretrain import run
 
 
-def test_recomputing_and_eager_attention_train_the_same_model(
+def test_gradient_checkpointing_and_eager_attention_train_the_same_model(
     recipe: Callable[..., Recipe],
     prepared: Workspace,
     tmp_path: Path,
@@ -29,13 +29,13 @@ def test_recomputing_and_eager_attention_train_the_same_model(
         Hubert,
         "forward",
         lambda self, *a, **k: (
-            seen.append((self.attention, self.recompute)) or forward(self, *a, **k)
+            seen.append((self.attention, self.gradient_checkpointing)) or forward(self, *a, **k)
         ),
     )
     weights = {}
     for name, trainer in (
         ("plain", {}),
-        ("recompute", {"gradient_checkpointing": True}),
+        ("checkpointing", {"gradient_checkpointing": True}),
         ("eager", {"attention": "eager"}),
     ):
         seen.clear()
@@ -47,7 +47,7 @@ def test_recomputing_and_eager_attention_train_the_same_model(
         }
         weights[name] = load_tensors(tmp_path / name / "model.safetensors")
     for name, expected in weights["plain"].items():
-        assert torch.equal(weights["recompute"][name], expected), name
+        assert torch.equal(weights["checkpointing"][name], expected), name
         torch.testing.assert_close(weights["eager"][name], expected, rtol=1e-3, atol=1e-4)
 
 
