@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
+import pkgutil
 import re
 import sys
 import tempfile
@@ -194,6 +196,9 @@ def is_textbook(file: str) -> bool:
 
 def files_entered(folder: Path) -> tuple[set[str], set[str]]:
     """Files entered by the fourth training step, and by an iteration."""
+    # Imports call functions too, once per process: they are no part of a step.
+    for module in pkgutil.walk_packages([str(PACKAGE)], "hubert_pretrain."):
+        importlib.import_module(module.name)
     write_tones(folder / "audio")
     run_stage(folder, "prepare")
     entered = Entered()

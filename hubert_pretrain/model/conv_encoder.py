@@ -71,11 +71,12 @@ class ConvEncoder(nn.Module):
         gradient_checkpointing: store only the outputs of convolutions for the backward pass. The
             first layers, the longest ones, always do so.
         """
-        chunk = self.rows_per_chunk(waveform)
-        if chunk >= len(waveform):
+        compiled = torch.compiler.is_compiling()
+        if waveform.device.type != "cpu" or not torch.is_grad_enabled() or compiled:
             return self.encode(waveform, num_samples, gradient_checkpointing)
-        rows = waveform.split(chunk)
-        lengths = [None] * len(rows) if num_samples is None else num_samples.split(chunk)
+        # In chunks of rows on a CPU: the backward pass holds several outputs of the first layer.
+        rows = waveform.split(self.rows_per_chunk(waveform))
+        lengths = [None] * len(rows) if num_samples is None else num_samples.split(len(rows[0]))
         return torch.cat(
             [
                 self.encode(waveforms, real_samples, gradient_checkpointing)
@@ -84,15 +85,10 @@ class ConvEncoder(nn.Module):
         )
 
     def rows_per_chunk(self, waveform: Tensor) -> int:
-        """Number of rows of (B, S) to compute together: all, except long rows with gradients on a
-        CPU. There the backward pass would hold several outputs of the first layer for all rows.
-        """
-        compiled = torch.compiler.is_compiling()
-        if waveform.device.type != "cpu" or not torch.is_grad_enabled() or compiled:
-            return len(waveform)
+        """Number of rows of (B, S) for which the first layer's output takes CHUNK_BYTES, or 1."""
         conv = cast("ConvLayer", self.layers[0]).conv
         bytes_per_row = 4 * conv.out_channels * waveform.shape[1] // conv.stride[0]
-        return min(max(1, CHUNK_BYTES // bytes_per_row), len(waveform))
+        return max(1, CHUNK_BYTES // bytes_per_row)
 
     def encode(
         self, waveform: Tensor, num_samples: Tensor | None, gradient_checkpointing: bool

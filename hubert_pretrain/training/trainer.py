@@ -48,6 +48,7 @@ _NOISE = (
     r".*Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*GPU available but not used.*",
+    r".*The `srun` command is available on your system but is not used.*",
     r".*`_get_vc_env_instance`.*",
 )
 
