@@ -32,8 +32,8 @@ pytestmark = [
 
 TASKS = {"asr": CTC, "speakers": SPEAKERS}
 LEARNING_RATE = 1e-3
-"""A hundred times the tolerance of weights: Adam moves a weight by up to this much per step, however
-small its gradient is. At higher rates the CTC head predicts nothing at first.
+"""A hundred times the tolerance of weights: Adam moves a weight by up to this much per step,
+however small its gradient is. At higher rates the CTC head predicts nothing at first.
 """
 STEPS = 12
 
