@@ -6,7 +6,9 @@ In one process every function of a group is a no-op.
 
 from __future__ import annotations
 
+import gc
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 PATIENCE = timedelta(days=1)
 """Longest wait of a rank of `group` for another one, which may read audio for hours."""
+
+LEAVING_SECONDS = 10.0
+"""Longest wait of a rank for its own unanswered messages when it leaves its group."""
 
 _ALONE = ContextVar("alone", default=False)
 
@@ -136,7 +141,24 @@ def group() -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        leave_group()
+
+
+def leave_group() -> None:
+    """Destroys this process's group, whoever made it. A program of several processes calls it
+    before it exits.
+
+    gloo's threads take Python's lock when they free a tensor. While the interpreter ends, that
+    aborts the process, whose exit code is then 134 ("terminate called without an active
+    exception"). A rank that failed may have sent gradients that no other rank will answer; it waits
+    for them no longer than LEAVING_SECONDS.
+    """
+    if (dist := _initialised()) is None:
+        return
+    gc.collect()  # a trainer refers to itself and to the group
+    leaving = threading.Thread(target=dist.destroy_process_group, name="leaving", daemon=True)
+    leaving.start()
+    leaving.join(LEAVING_SECONDS)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -48,12 +49,17 @@ def main() -> None:
     try:
         _main()
     except KeyboardInterrupt:
-        sys.exit(_report("interrupted; the same command resumes", 130))
+        _exit_codes.append(_report("interrupted; the same command resumes", 130))
     except Exception as error:
         message = compose.explain(error)
         if message is None:
-            raise
-        sys.exit(_report(message, 2))
+            # A fault of this program. Printed here, because a traceback keeps the trainer and its
+            # process group alive.
+            traceback.print_exception(error)
+            _exit_codes.append(1)
+        else:
+            _exit_codes.append(_report(message, 2))
+    distributed.leave_group()
     sys.exit(exit_code_for_scheduler(max(_exit_codes, default=0)))
 
 

@@ -3,6 +3,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,3 +67,70 @@ def test_a_launcher_that_does_not_set_where_to_meet_is_named(
         pass
     with distributed.alone():
         assert distributed.rank() == 0
+
+
+TRAINING_OF_TWO = """
+import os, sys
+import lightning as L
+import torch
+from hubert_pretrain import distributed
+from hubert_pretrain.training.strategies import DDP
+
+class Module(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 1)
+    def training_step(self, batch, batch_idx):
+        return self.linear(batch).sum()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+def train():
+    strategy = DDP(compressed=False, timeout=distributed.PATIENCE)
+    trainer = L.Trainer(
+        accelerator="cpu", devices=2, strategy=strategy, max_steps=2, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )
+    trainer.fit(Module(), torch.utils.data.DataLoader(torch.zeros(8, 4), batch_size=2))
+
+def threads():
+    tasks = os.listdir("/proc/self/task")
+    names = {open(f"/proc/self/task/{task}/comm").read().strip() for task in tasks}
+    return sorted(name for name in names if "gloo" in name)
+
+train()
+assert threads(), "the trainer made no group"
+distributed.leave_group()
+assert not threads(), threads()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+def test_no_thread_of_a_group_outlives_it(tmp_path: Path) -> None:
+    """A gloo thread that is alive while the interpreter ends aborts the process."""
+    program = tmp_path / "program.py"
+    program.write_text(TRAINING_OF_TWO)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "TORCHELASTIC_RUN_ID": "test",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(program)],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
