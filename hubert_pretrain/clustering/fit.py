@@ -196,6 +196,23 @@ def fit_facts(codebooks: CodebookSet) -> dict[str, Any]:
     return {name: [facts[name] for facts in of_codebooks] for name in of_codebooks[0]}
 
 
+def describe_fit(facts: dict[str, Any]) -> str:
+    """One line for the log, from `fit_facts`."""
+    shown = {
+        "K": facts["n_clusters"],
+        "mean squared distance": facts["inertia"],
+        "empty clusters": facts["dead_clusters"],
+        "passes": facts["iterations"],
+    }
+    return "codebook: " + ", ".join(f"{name} {_text(value)}" for name, value in shown.items())
+
+
+def _text(value: Any) -> str:
+    """A number, or those of several codebooks."""
+    values = value if isinstance(value, list) else [value]
+    return " + ".join(f"{each:.4g}" if isinstance(each, float) else str(each) for each in values)
+
+
 # -- views of the frames; None is the identity
 
 

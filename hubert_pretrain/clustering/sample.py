@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from hubert_pretrain import distributed
 from hubert_pretrain.clustering.frame_source import FrameFile, RankFrames, as_array, rank_range
 from hubert_pretrain.data.arrow_table import chunks
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.features.corpus_frames import map_groups
 from hubert_pretrain.features.extractor import FeatureExtractor
@@ -32,6 +34,10 @@ MEMORY_BYTES = 4_000_000_000
 """Larger samples are stored in a scratch file: 100 hours of 768-dimensional frames are 55 GB."""
 WORKING_BYTES = 250_000_000
 """Memory for chunks, their scores and products, and the inner products of k-means++."""
+FRAMES_PER_CLUSTER = 100
+"""With fewer frames for each cluster, centroids follow single frames: the stage warns."""
+SAMPLE = "codebook sample"
+"""Name of the random permutation of the utterances."""
 SCRATCH = "frames.scratch"
 """Name of the scratch files, to which the rank is appended."""
 GROUP_ROWS = 16
@@ -51,8 +57,9 @@ def choose_rows(
     """A random subset of whole utterances, ascending: a pure function of its arguments.
 
     Utterances are taken in the order of a seeded permutation until they hold `fraction` of the
-    audio, but at least MIN_HOURS (or everything), and at most `max_hours` (or one utterance). Only
-    the chosen rows are held in memory.
+    audio, but at least MIN_HOURS (or everything). One that would pass `max_hours` is skipped and
+    the next are tried; when none fits, the first is taken alone. Only the chosen rows are held in
+    memory.
 
     Args:
         num_samples: length of every utterance of the manifest, in samples.
@@ -67,27 +74,35 @@ def choose_rows(
             "stage=prepare again"
         )
     limit = samples(max_hours * 3600)
-    total = sum(
-        int(num_samples[_take(rows, np.arange(part.start, part.stop))].sum())
-        for part in chunks(len(rows))
-    )
+    total = 0
+    shortest = limit + 1
+    for part in chunks(len(rows)):
+        lengths = num_samples[_take(rows, np.arange(part.start, part.stop))]
+        total += int(lengths.sum())
+        shortest = min(shortest, int(lengths.min()))
     goal = min(max(fraction * total, samples(MIN_HOURS * 3600)), limit)
+    if shortest > limit:
+        return _take(rows, permute(np.arange(1), len(rows), seed, SAMPLE))
     chosen = []
     num_chosen = 0  # samples
     for part in chunks(len(rows)):
-        positions = permute(np.arange(part.start, part.stop), len(rows), seed, "codebook sample")
+        positions = permute(np.arange(part.start, part.stop), len(rows), seed, SAMPLE)
         candidates = _take(rows, positions)
-        ends = num_chosen + np.cumsum(num_samples[candidates])
-        last = int(np.searchsorted(ends, goal, side="left"))
-        if last == len(candidates):
-            chosen.append(candidates)
-            num_chosen = int(ends[-1])
-            continue
-        # Candidate `last` reaches the goal. It is included unless it exceeds max_hours.
-        is_first = num_chosen == 0 and last == 0
-        exceeds_limit = ends[last] > limit and not is_first
-        chosen.append(candidates[: last + (0 if exceeds_limit else 1)])
-        break
+        while num_chosen < goal:
+            # Those that alone would pass the limit are skipped, and the others taken up to the
+            # first that reaches the goal or would pass the limit.
+            candidates = candidates[num_samples[candidates] <= limit - num_chosen]
+            ends = num_chosen + np.cumsum(num_samples[candidates])
+            reaching = int(np.searchsorted(ends, goal, side="left")) + 1
+            fitting = int(np.searchsorted(ends, limit, side="right"))
+            count = min(reaching, fitting)
+            if count == 0:
+                break
+            chosen.append(candidates[:count])
+            num_chosen = int(ends[count - 1])
+            candidates = candidates[count:]
+        if num_chosen >= goal or num_chosen + shortest > limit:
+            break
     return np.sort(np.concatenate(chosen))
 
 
@@ -100,6 +115,44 @@ def hours_limit(max_hours: float, max_frames: int, grid: FrameGrid) -> float:
     if not max_frames:
         return max_hours
     return min(max_hours, seconds(max_frames * grid.hop) / 3600)
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """Size of the sample that codebooks are fitted on."""
+
+    utterances: int
+    frames: int
+    hours: float
+    speakers: int
+    """Named speakers; 0 where the corpus names none."""
+
+    @staticmethod
+    def of(manifest: Manifest, rows: NDArray[np.int64], num_frames: int) -> SampleSize:
+        """Counts the chosen rows of a manifest."""
+        names = manifest.take("speaker", rows).unique().to_pylist()
+        return SampleSize(
+            utterances=len(rows),
+            frames=num_frames,
+            hours=round(seconds(int(manifest.num_samples[rows].sum())) / 3600, 4),
+            speakers=len(set(names) - {""}),
+        )
+
+    def describe(self) -> str:
+        """One line for the log."""
+        audio = f"{self.hours:.1f} h" if self.hours >= 1 else f"{60 * self.hours:.1f} min"
+        speakers = f" of {self.speakers} speakers" if self.speakers else ""
+        return f"sample: {self.frames} frames, {audio}, {self.utterances} utterances{speakers}"
+
+    def warning(self, n_clusters: int) -> str | None:
+        """One line when the frames are too few for this many clusters."""
+        if self.frames >= FRAMES_PER_CLUSTER * n_clusters:
+            return None
+        return (
+            f"warning: {self.frames} frames for K={n_clusters} clusters are fewer than "
+            f"{FRAMES_PER_CLUSTER} for each; raise clustering.fraction or clustering.max_hours, add "
+            "audio, or lower clustering.n_clusters"
+        )
 
 
 # -- frames of the sample

@@ -10,7 +10,7 @@ from typing import Any
 from hubert_pretrain import distributed, seeds
 from hubert_pretrain.clustering import layer_selection, sample
 from hubert_pretrain.clustering.codebook_set import ALL, CodebookSet
-from hubert_pretrain.clustering.fit import CodebookFitter, fit_facts, parse_specs
+from hubert_pretrain.clustering.fit import CodebookFitter, describe_fit, fit_facts, parse_specs
 from hubert_pretrain.clustering.kmeans import KMeans
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.data.corpus import Corpus
@@ -56,6 +56,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         if distributed.rank() == 0:
             provenance = facts | {"seed": recipe.seed, "clustering": asdict(config)}
             replace(codebooks, fit=provenance).save(folder)
+            print(describe_fit(facts), flush=True)
         distributed.barrier()
     sample.remove_scratch(folder)
     return facts | {"features": codebooks.features}
@@ -122,6 +123,11 @@ def fit(
             device=at.device,
             workers=at.workers,
         )
+    size = sample.SampleSize.of(corpus.manifest, rows, frames.total)
+    if distributed.rank() == 0:
+        print(size.describe(), flush=True)
+        if warning := size.warning(max(spec.n_clusters for spec in specs)):
+            print(warning, flush=True)
     budget = sample.sample_bytes(config.max_memory_bytes)
     fitter = CodebookFitter(
         KMeans.of(config, device=device, max_sample_bytes=budget),
@@ -131,8 +137,7 @@ def fit(
         folder=folder,
     )
     codebooks = fitter.fit(frames, specs, features=features, grid=grid)
-    sizes = {"frames": frames.total, "dim": dim, "utterances": len(rows)}
-    return codebooks, fit_facts(codebooks) | sizes
+    return codebooks, fit_facts(codebooks) | {"dim": dim} | asdict(size)
 
 
 def seed_of(seed: int, stage: str, codebook: str) -> int:

@@ -16,7 +16,7 @@ from hubert_pretrain.stages.prepare import open_corpus
 from hubert_pretrain.targets.import_targets import import_targets
 from hubert_pretrain.targets.labelling import label_corpus
 from hubert_pretrain.targets.plots import plot_targets
-from hubert_pretrain.targets.quality import measure_targets
+from hubert_pretrain.targets.quality import describe_targets, measure_targets
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
 
@@ -44,7 +44,9 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         return {}
     store = TargetStore.open(folder)
     plot_targets(store, corpus, folder / "quality.png")
-    return measure_targets(store, corpus)
+    facts = measure_targets(store, corpus)
+    print(describe_targets(facts), flush=True)
+    return facts
 
 
 def label(recipe: Recipe, workspace: Workspace, stage: str, folder: Path, corpus: Corpus) -> None:

@@ -70,6 +70,23 @@ def measure_targets(store: TargetStore, corpus: Corpus) -> dict[str, Any]:
     return facts | _measure_abx(store, corpus)
 
 
+def describe_targets(facts: dict[str, Any]) -> str:
+    """One line for the log, from `measure_targets`; measures that are None are left out."""
+    shown = {
+        "frames": facts["frames"],
+        "clusters used": facts["used_clusters"],
+        "entropy (nats)": facts["unigram_entropy_nats"],
+        "PNMI": facts["pnmi"],
+        "phone purity": facts["phone_purity"],
+        "mean run (ms)": facts["mean_run_ms"],
+    }
+    known = {name: value for name, value in shown.items() if value is not None}
+    return "targets: " + ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in known.items()
+    )
+
+
 def _measure_codebook(store: TargetStore, corpus: Corpus, codebook: int) -> dict[str, Any]:
     by_phone = phone_quality(count_phones(store, corpus, codebook))
     by_speaker = phone_quality(count_speakers(store, corpus, codebook))

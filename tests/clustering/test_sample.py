@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from hubert_pretrain.clustering.frame_source import as_array
 from hubert_pretrain.clustering.sample import (
     SCRATCH,
+    SampleSize,
     choose_rows,
     gather,
     gather_rank_frames,
@@ -52,6 +54,34 @@ def test_everything_and_the_limit() -> None:
     assert np.array_equal(choose(fraction=1.0), TRAIN)
     assert 1.9 < hours(choose(max_hours=2.0)) <= 2.0
     assert len(choose(max_hours=1e-6)) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_long_recording_does_not_end_the_sample(seed: int) -> None:
+    """Recordings of 1 to 40 minutes among utterances of seconds: an hour is an hour."""
+    draw = np.random.default_rng(seed)
+    lengths = samples(1) * np.concatenate([draw.integers(600, 2400, 40), draw.integers(2, 15, 200)])
+    rows = choose_rows(lengths, range(240), fraction=1.0, max_hours=1.0, seed=seed)
+    assert 0.99 < seconds(int(lengths[rows].sum())) / 3600 <= 1.0
+    assert len(set(rows)) == len(rows)
+    only_long = choose_rows(lengths, range(40), fraction=1.0, max_hours=1.0, seed=seed)
+    assert 0.5 < seconds(int(lengths[only_long].sum())) / 3600 <= 1.0
+
+
+def test_the_size_of_a_sample_and_too_few_frames(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus")
+    size = SampleSize.of(corpus.manifest, corpus.manifest.rows("train"), 300)
+    total = int(corpus.manifest.num_samples[corpus.manifest.rows("train")].sum())
+    assert size == SampleSize(6, 300, round(total / 16_000 / 3600, 4), 0)
+    assert size.describe() == "sample: 300 frames, 0.1 min, 6 utterances"
+    assert replace(size, hours=12.34, speakers=3).describe() == (
+        "sample: 300 frames, 12.3 h, 6 utterances of 3 speakers"
+    )
+    assert size.warning(3) is None
+    assert size.warning(4) == (
+        "warning: 300 frames for K=4 clusters are fewer than 100 for each; raise "
+        "clustering.fraction or clustering.max_hours, add audio, or lower clustering.n_clusters"
+    )
 
 
 def test_never_less_than_an_hour_so_small_corpora_are_used_whole() -> None:

@@ -101,6 +101,29 @@ def test_mfcc_to_targets(workspace: Workspace) -> None:
     ]
 
 
+def test_both_end_with_their_numbers(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitted = run(cluster_stage, recipe(), workspace, "it1/cluster")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"sample: {fitted['frames']} frames, 0.1 min, 6 utterances"
+    assert fitted["hours"] == pytest.approx(fitted["frames"] * 0.02 / 3600, rel=0.05)
+    assert lines[-1].startswith("codebook: K 6, mean squared distance ")
+    assert lines[-1].endswith(f", empty clusters 0, passes {fitted['iterations']}")
+    labelled = run(label_stage, recipe(), workspace, "it1/label")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"targets: frames {labelled['frames']}, clusters used 6, entropy (nats)")
+    assert f"PNMI {labelled['pnmi']:.4g}" in last
+
+
+def test_few_frames_for_many_clusters_are_a_warning(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitted = run(cluster_stage, recipe(40), workspace, "it1/cluster")
+    out = capsys.readouterr().out
+    assert f"warning: {fitted['frames']} frames for K=40 clusters are fewer than 100 for" in out
+
+
 def test_a_layer_of_the_first_iteration_to_targets(workspace: Workspace) -> None:
     torch.manual_seed(0)
     folder = workspace.partial_folder("it1/pretrain")
