@@ -228,3 +228,17 @@ def empty_folder(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def refuse_other_content(folder: Path, own: Sequence[str]) -> None:
+    """Raises ArtefactError when a folder that is about to be written holds anything but files of
+    these names (patterns). Hidden files, such as unfinished ones, do not count.
+    """
+    if folder.is_file():
+        raise ArtefactError(f"{folder}: is a file, expected a folder to write; name another")
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not path.name.startswith(".") and not any(path.match(name) for name in own):
+            raise ArtefactError(
+                f"{folder}: holds {path.name} of something else, which would be lost or mixed up; "
+                "name an empty folder or a new one"
+            )

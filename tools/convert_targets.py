@@ -46,16 +46,18 @@ def main(arguments: list[str] | None = None) -> int:
 def convert(options: argparse.Namespace) -> None:
     """Convert, and print what was written."""
     from hubert_pretrain.data.corpus import Corpus
+    from hubert_pretrain.files import refuse_other_content
     from hubert_pretrain.frames import MODEL_GRID
     from hubert_pretrain.targets.fairseq_km import write_km
     from hubert_pretrain.targets.import_targets import import_targets
-    from hubert_pretrain.targets.store import TargetStore
+    from hubert_pretrain.targets.store import FILES, TargetStore
 
     corpus = Corpus.open(options.corpus)
     if options.direction == "export":
         files = write_km(options.out, corpus, TargetStore.open(options.source))
         print(f"wrote {', '.join(path.name for path in files)} to {options.out}")
         return
+    refuse_other_content(options.out, FILES)
     print(
         import_targets(
             options.source,

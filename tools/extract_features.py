@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,14 +58,23 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def extract(options: argparse.Namespace) -> None:
-    """Write the dump, and print its size."""
+    """Write the dump; nothing is written when the output holds anything else."""
+    from hubert_pretrain.features.dump import OWN
+    from hubert_pretrain.files import refuse_other_content
+
+    refuse_other_content(options.output, OWN)
+    extractor = open_extractor(options).to(options.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        write(options, open_corpus(options.input, Path(scratch)), extractor)
+
+
+def write(options: argparse.Namespace, corpus: Corpus, extractor: FeatureExtractor) -> None:
+    """Write the dump of a corpus, and print its size."""
     import torch
 
     from hubert_pretrain.distributed import usable_cores
     from hubert_pretrain.features.dump import FrameDump, write_dump, write_fairseq
 
-    extractor = open_extractor(options).to(options.device)
-    corpus = open_corpus(options.input, options.output)
     rows = corpus.manifest.rows(options.split) if options.split else corpus.manifest.rows()
     if len(rows) == 0:
         where = f" in split {options.split!r}" if options.split else ""
@@ -129,8 +139,8 @@ def parse_layer(text: str) -> int | list[int] | str:
     return layers if len(layers) > 1 else layers[0]
 
 
-def open_corpus(path: Path, output: Path) -> Corpus:
-    """A prepared corpus; for audio files, one whose manifest is written beside the features."""
+def open_corpus(path: Path, scratch: Path) -> Corpus:
+    """A prepared corpus; for audio files, one whose manifest is written into folder `scratch`."""
     from hubert_pretrain.data.audio import audio_below
     from hubert_pretrain.data.corpus import MANIFEST, Corpus
     from hubert_pretrain.data.manifest import Utterance, write_manifest
@@ -158,9 +168,8 @@ def open_corpus(path: Path, output: Path) -> Corpus:
                 variance=facts.variance,
             )
         )
-    output.mkdir(parents=True, exist_ok=True)
-    write_manifest(output / MANIFEST, utterances)
-    return Corpus.open(output)
+    write_manifest(scratch / MANIFEST, utterances)
+    return Corpus.open(scratch)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,15 @@
     hubert-pretrain extract-units runs/demo/it2/cluster speech.wav folder/ > units.jsonl
     arecord -q -t raw -f S16_LE -r 16000 | hubert-pretrain extract-units runs/demo/it2/cluster -
 
-Reads audio files, folders of them, prepared corpora, or with - raw PCM from a microphone (16 kHz,
-mono, signed 16-bit little-endian).
+Reads audio files, folders of them, prepared corpora, or with - standard input: an audio file, or
+raw PCM from a microphone (16 kHz, mono, signed 16-bit little-endian).
 
 --format jsonl writes one object per recording: its units (equal neighbours merged), the frames that
 each lasts, and its start. From a microphone it writes one object per unit as soon as the unit ends.
 --format km writes one line per recording with the unit of every frame.
 
 A file that cannot be read is reported on stderr and makes the exit code 1; the others are done.
+With --format km it has an empty line, so that lines and recordings stay together.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubert_pretrain.errors import DataError, HubertPretrainError
+from hubert_pretrain.errors import ConfigError, DataError, HubertPretrainError
 from hubert_pretrain.tools.command import command_parser, report, run_command
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from hubert_pretrain import UnitExtractor
     from hubert_pretrain.targets.units import Run, UnitStream
 
-SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus"}
 PCM_BYTES = 3200
 """Read from a microphone at a time: a tenth of a second."""
 
@@ -72,8 +72,13 @@ def extract(options: argparse.Namespace) -> int:
     from hubert_pretrain.stages.units import load_units
 
     extractor = load_units(options.codebook, checkpoint=options.checkpoint, device=options.device)
+    if options.inputs == ["-"]:
+        return extract_from_stdin(extractor, options)
     if "-" in options.inputs:
-        return extract_from_microphone(extractor, options)
+        raise ConfigError(
+            f"input - is standard input and stands alone; leave out {len(options.inputs) - 1} "
+            "other inputs, or the -"
+        )
     codes = [
         extract_recording(extractor, options, name, read)
         for name, read in recordings(options.inputs)
@@ -92,11 +97,11 @@ def recordings(inputs: list[str]) -> Iterator[tuple[str, Callable[[], NDArray[np
             for row in range(len(corpus.manifest)):
                 yield corpus.manifest[row].id, partial(corpus.read, row)
         elif path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            files = list(audio.audio_below(path))
             if not files:
                 raise DataError(
                     f"{path}: no audio in it; expected files ending in "
-                    f"{', '.join(sorted(SUFFIXES))}, or a prepared corpus"
+                    f"{', '.join(audio.SUFFIXES)}, or a prepared corpus"
                 )
             for file in files:
                 yield str(file), partial(audio.read, str(file))
@@ -114,6 +119,8 @@ def extract_recording(
     try:
         units = units_in_chunks(extractor, options, read()) if options.stream else extractor(read())
     except HubertPretrainError as error:
+        if options.format == "km":
+            print()
         return report(error)
     print(as_km(units) if options.format == "km" else as_json(extractor, name, units))
     return 0
@@ -159,8 +166,23 @@ def open_stream(extractor: UnitExtractor, options: argparse.Namespace) -> UnitSt
     return UnitStream(extractor, policy)
 
 
-def extract_from_microphone(extractor: UnitExtractor, options: argparse.Namespace) -> int:
-    """Print the units of PCM on stdin while it arrives."""
+def extract_from_stdin(extractor: UnitExtractor, options: argparse.Namespace) -> int:
+    """Print the units of an audio file on stdin, or of PCM."""
+    from hubert_pretrain.data import audio
+    from hubert_pretrain.data.container import HEAD_BYTES, container_of
+    from hubert_pretrain.data.storage import ByteRange
+
+    head = sys.stdin.buffer.read(HEAD_BYTES)
+    if container_of(head) is None:
+        return extract_from_microphone(extractor, options, head)
+    content = ByteRange.of(head + sys.stdin.buffer.read())
+    return extract_recording(extractor, options, "-", partial(audio.decode, "stdin", content))
+
+
+def extract_from_microphone(
+    extractor: UnitExtractor, options: argparse.Namespace, head: bytes
+) -> int:
+    """Print the units of PCM while it arrives: first `head`, then stdin."""
     import numpy as np
 
     from hubert_pretrain.targets.units import RunStream
@@ -171,13 +193,14 @@ def extract_from_microphone(extractor: UnitExtractor, options: argparse.Namespac
         f"a unit comes at most {stream.latency_seconds:.3f} s after the first sample of its frame",
         file=sys.stderr,
     )
-    half_sample = b""
-    while received := sys.stdin.buffer.read1(PCM_BYTES):  # type: ignore[attr-defined]
-        pcm = half_sample + received
+    pcm = head
+    while pcm:
         whole = len(pcm) - len(pcm) % 2
         half_sample = pcm[whole:]
         waveform = np.frombuffer(pcm[:whole], dtype="<i2").astype(np.float32) / 32768
         print_runs(runs.push(stream.push(waveform)), extractor, options)
+        received = sys.stdin.buffer.read1(PCM_BYTES)  # type: ignore[attr-defined]
+        pcm = half_sample + received if received else b""
     print_runs([*runs.push(stream.finish()), *runs.finish()], extractor, options)
     return 0
 

@@ -41,13 +41,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def make_shards(options: argparse.Namespace) -> None:
     """Write the shards, and print their number and size."""
-    from hubert_pretrain.data.corpus import Corpus
+    from hubert_pretrain.data.corpus import ALIGNMENTS, CARD, MANIFEST, Corpus
     from hubert_pretrain.data.shards.index import verify
     from hubert_pretrain.data.shards.writer import SHARDS, convert
+    from hubert_pretrain.files import refuse_other_content
     from hubert_pretrain.frames import seconds
 
     corpus = Corpus.open(options.corpus.expanduser())
     out = options.out.expanduser()
+    refuse_other_content(
+        out, (SHARDS, *((MANIFEST, ALIGNMENTS, CARD) if (out / SHARDS).is_dir() else ()))
+    )
     manifest = convert(
         corpus,
         out,

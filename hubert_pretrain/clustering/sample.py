@@ -150,8 +150,8 @@ class SampleSize:
             return None
         return (
             f"warning: {self.frames} frames for K={n_clusters} clusters are fewer than "
-            f"{FRAMES_PER_CLUSTER} for each; raise clustering.fraction or clustering.max_hours, add "
-            "audio, or lower clustering.n_clusters"
+            f"{FRAMES_PER_CLUSTER} for each; raise clustering.fraction or clustering.max_hours, "
+            "add audio, or lower clustering.n_clusters"
         )
 
 

@@ -76,7 +76,8 @@ class ClusteringConfig:
     """Share of the training utterances that the codebook is fitted on; at least an hour of audio,
     or everything [percent]."""
     max_hours: float = field(100.0, positive)
-    """Never more than this much audio, however large the share."""
+    """Never more than this much audio, however large the share; an utterance that would pass it is
+    skipped."""
     max_frames: int = field(0, zero_or_more)
     """Nor more than this many frames; 0: no limit."""
     max_memory_gb: float = field(4.0, positive)

@@ -30,13 +30,15 @@ from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError
 from hubert_pretrain.features.corpus_frames import GROUP_ROWS, map_frames
 from hubert_pretrain.features.extractor import FeatureExtractor, describe
-from hubert_pretrain.files import disk_room, read_json, replacing, write_json
+from hubert_pretrain.files import disk_room, read_json, refuse_other_content, replacing, write_json
 from hubert_pretrain.frames import FrameGrid
 
 FORMAT = "hubert_pretrain.features.1"
 DESCRIPTION = "features.json"
 OFFSETS = "offsets.npy"
 IDS = "ids.txt"
+OWN = (DESCRIPTION, OFFSETS, IDS, "frames-*-of-*.npy", "fairseq")
+"""Content of the folder."""
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 SHARD_BYTES = 1 << 30
 FULL_DISK_FIX = "free some room and run it again, what is finished stays (float16 needs half)"
@@ -150,7 +152,7 @@ def write_dump(
         world_size: processes that write the same dump; each takes every `world_size`-th shard.
 
     Raises:
-        ArtefactError: the folder holds another dump.
+        ArtefactError: the folder holds another dump, or something else.
         HubertPretrainError: the disk is full. Finished shards stay.
         DataError: audio cannot be read or gives NaN, or a frame exceeds the range of float16.
     """
@@ -242,6 +244,7 @@ def _write_index(
     existing = read_json(folder / DESCRIPTION)
     if existing is not None and existing != description:
         _refuse_other_dump(folder, existing, description)
+    refuse_other_content(folder, OWN)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     ids = "".join(f"{corpus.manifest[int(row)].id}\n" for row in rows)
     folder.mkdir(parents=True, exist_ok=True)

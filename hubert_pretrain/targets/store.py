@@ -36,6 +36,8 @@ TARGETS = "targets.bin"
 OFFSETS = "offsets.npy"
 MARKS = "blocks.done"
 DESCRIPTION = "store.json"
+FILES = (TARGETS, OFFSETS, MARKS, DESCRIPTION)
+"""Content of the folder."""
 DTYPE = np.dtype("<u2")
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from hubert_pretrain.clustering.codebook import Codebook
@@ -159,6 +160,70 @@ def test_units_of_a_microphone(tool: Tool, run: Path, monkeypatch: pytest.Monkey
     assert (units == TargetStore.open(run / "it1/label").targets(2)).mean() > 0.95, (
         "16 bits instead of floats"
     )
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("form", ["jsonl", "km"])
+def test_an_audio_file_on_stdin_is_not_taken_for_pcm(
+    tool: Tool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, form: str
+) -> None:
+    corpus = Corpus.open(run / "prepare")
+    path = tmp_path / f"x.{suffix}"
+    soundfile.write(path, corpus.read(2), 16_000)
+    expected = tool("extract_units", run / "it1/cluster", path, "--format", form)[1]
+    stdin = SimpleNamespace(buffer=io.BytesIO(path.read_bytes()))
+    monkeypatch.setattr("sys.stdin", stdin)
+    code, out, _ = tool("extract_units", run / "it1/cluster", "-", "--format", form)
+    assert code == 0
+    assert out == expected.replace(str(path), "-")
+    assert len(out.splitlines()) == 1
+
+
+def test_a_damaged_file_on_stdin_is_an_error(
+    tool: Tool, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"RIFF" + bytes(5000))))
+    code, out, err = tool("extract_units", run / "it1/cluster", "-")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: stdin: not readable as audio")
+
+
+def test_stdin_stands_alone(tool: Tool, run: Path) -> None:
+    code, out, err = tool("extract_units", run / "it1/cluster", "x.wav", "-")
+    assert (code, out) == (2, "")
+    assert "input - is standard input and stands alone" in err
+
+
+def test_a_line_of_km_for_every_recording(tool: Tool, run: Path, tmp_path: Path) -> None:
+    good = Corpus.open(run / "prepare").manifest[0].path
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"no audio")
+    code, out, _ = tool("extract_units", run / "it1/cluster", good, bad, good, "--format", "km")
+    first, second, third, end = out.split("\n")
+    assert (code, second, end) == (1, "", "")
+    assert first == third != ""
+
+
+def test_nothing_is_written_over_something_else(tool: Tool, run: Path, tmp_path: Path) -> None:
+    """The folder of a stage, or of anything else, stays as it is, to the byte."""
+    corpus = Corpus.open(run / "prepare")
+    convert = ("convert_targets", "import", run / "it1/label", "--corpus", run / "prepare", "--out")
+    audio = Path(corpus.manifest[0].path)
+    for arguments, folder in (
+        (("extract_features", "mfcc", audio), run / "prepare"),
+        (("extract_features", "mfcc", run / "prepare"), run / "it1/label"),
+        (convert, run / "it1/cluster"),
+        (("make_shards", run / "prepare"), run / "prepare"),
+    ):
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        code, _, err = tool(*arguments, folder)
+        assert code == 1, arguments
+        assert "of something else, which would be lost or mixed up; name an empty folder" in err
+        after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert after == before
+    assert tool("extract_features", "mfcc", audio, tmp_path / "new")[0] == 0
+    assert tool("extract_features", "mfcc", audio, tmp_path / "new")[0] == 0, "goes on"
+    assert not (tmp_path / "new" / "manifest.arrow").exists()
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_done(
