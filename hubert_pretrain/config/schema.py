@@ -48,8 +48,14 @@ class DataConfig:
     """Phone alignments from elsewhere, joined by utterance id: a file or folder, or its path,
     format, tier, silence and symbols."""
     valid_fraction: float = field(0.05, share)
-    """Share of `train` that is held out as `valid`, by a hash of the id, where the corpus has no
-    such split."""
+    """Share of `train` that is held out as `valid`, by a hash, where the corpus has no such
+    split."""
+    hold_out_by: str = field("recording", choice("recording", "speaker", "utterance"))
+    """Unit that is held out whole: all parts of one audio file; all that one speaker says; or each
+    utterance alone, though parts of its recording are trained on."""
+    duplicates: str = field("keep", choice("keep", "drop"))
+    """Utterances with the same audio: keep (they are listed), or drop all but one, first those of
+    `train`."""
     max_bad_fraction: float = field(0.001, share, science=False)
     """A larger share of unreadable files is an error; fewer are quarantined."""
     workers: int = field(0, zero_or_more, science=False)

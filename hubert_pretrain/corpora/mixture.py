@@ -38,7 +38,10 @@ class Mixture:
         """Every utterance of every corpus, one corpus after the other."""
         for name, source in self.corpora.items():
             for utterance in source.utterances(folder / name):
-                yield replace(utterance, id=f"{name}/{utterance.id}", corpus=name)
+                original = utterance.original and f"{name}/{utterance.original}"
+                yield replace(
+                    utterance, id=f"{name}/{utterance.id}", corpus=name, original=original
+                )
 
     def download(self, mirror: str | None = None) -> None:
         """Downloads the corpora that can be downloaded. `utterances` reports others that are

@@ -8,8 +8,6 @@ beside the manifest, because targets are computed from the perturbed audio.
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -27,17 +25,19 @@ from hubert_pretrain.corpora.download.archives import download
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.audio import Waveform, fit_length, resampled_length
 from hubert_pretrain.data.preparation.scan import scan
+from hubert_pretrain.data.preparation.scan_journal import identity
 from hubert_pretrain.data.source import (
     CorpusSource,
     SourceUtterance,
     corpus_name,
     refuse_other_length,
 )
+from hubert_pretrain.data.storage import Location
 from hubert_pretrain.distributed import usable_cores
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.files import remove_temporaries, replacing
 from hubert_pretrain.frames import SAMPLE_RATE
-from hubert_pretrain.seeds import derive, share_of
+from hubert_pretrain.seeds import derive
 
 SPEAKERS = ("suffix", "keep")
 SLOWEST = 0.5
@@ -62,7 +62,6 @@ class SpeedPerturbation:
         corpus: CorpusSource,
         factors: Sequence[float] = (0.9, 1.0, 1.1),
         speakers: str = "suffix",
-        valid_fraction: float = 0.05,
         workers: int = 0,
     ) -> None:
         """No file is read before `utterances` is called.
@@ -73,9 +72,6 @@ class SpeedPerturbation:
                 among them.
             speakers: "suffix": a copy has a speaker of its own (`19-speed0.9`), as in Kaldi,
                 because its voice differs; "keep": the speaker of its original.
-            valid_fraction: the value of data.valid_fraction. A corpus without a `valid` split has
-                this share of `train` held out before copies are made, so that no copy of a
-                validation utterance is trained on.
             workers: threads that make copies; 0: one per core.
         """
         factors = [float(factor) for factor in factors]
@@ -88,7 +84,6 @@ class SpeedPerturbation:
         check_choice("speakers", speakers, SPEAKERS)
         self.corpus = corpus
         self.speakers = speakers
-        self.valid_fraction = valid_fraction
         self.factors = [factor for factor in factors if factor != 1.0]
         self.workers = workers or usable_cores()
         self.root = getattr(corpus, "root", None)
@@ -98,36 +93,24 @@ class SpeedPerturbation:
         download(self.corpus, mirror)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Each utterance, followed by its copies. Existing copies in `folder` are used if they are
-        newer than their recording.
+        """Each utterance, followed by its copies. Copies of the same recording that are in `folder`
+        are used again, all others there are removed.
 
         An utterance that cannot be read or is truncated comes without copies: `prepare` finds the
-        fault and reports it once.
+        fault and reports it once. It also leaves out the copies of what it holds out.
         """
         remove_temporaries(folder / FOLDER)
-        held_out = self._held_out_share(self.corpus.utterances(folder))
-        with_copies = partial(self._with_copies, folder / FOLDER, held_out=held_out)
+        used: set[str] = set()
+        with_copies = partial(self._with_copies, folder / FOLDER)
         for utterances in _map_in_order(with_copies, self.corpus.utterances(folder), self.workers):
+            used.update(Path(copy.path).name for copy in utterances[1:])
             yield from utterances
+        for path in (folder / FOLDER).rglob("*.flac"):
+            if path.name not in used:
+                path.unlink()
 
-    def _held_out_share(self, utterances: Iterable[SourceUtterance]) -> float:
-        """Bound on `share_of` below which `train` utterances become `valid`: the choice that
-        `prepare` makes, at least one utterance. 0 when the corpus has a `valid` split.
-        """
-        smallest = 1.0
-        for utterance in utterances:
-            if utterance.split == "valid" or self.valid_fraction <= 0:
-                return 0.0
-            if utterance.split == "train":
-                smallest = min(smallest, share_of(utterance.id, "valid"))
-        return max(self.valid_fraction, math.nextafter(smallest, 1.0))
-
-    def _with_copies(
-        self, folder: Path, utterance: SourceUtterance, held_out: float
-    ) -> list[SourceUtterance]:
+    def _with_copies(self, folder: Path, utterance: SourceUtterance) -> list[SourceUtterance]:
         utterance = replace(utterance, corpus=utterance.corpus or corpus_name(self.corpus))
-        if utterance.split == "train" and share_of(utterance.id, "valid") < held_out:
-            utterance = replace(utterance, split="valid")
         if utterance.split != "train":
             return [utterance]
         try:
@@ -138,10 +121,13 @@ class SpeedPerturbation:
 
     def _copy(self, folder: Path, utterance: SourceUtterance, factor: float) -> SourceUtterance:
         name = f"speed{factor:g}"
-        # Ids may hold any character. The hash also spreads the files over 256 folders.
-        key = f"{derive(utterance.id, name):016x}"
+        # Ids may hold any character, and the same id may come to mean other audio. The hash also
+        # spreads the files over 256 folders.
+        location = Location(str(utterance.path), utterance.offset, utterance.num_bytes)
+        segment = (utterance.start, str(utterance.num_samples))
+        key = f"{derive(utterance.id, name, *location, *segment, *identity(location)):016x}"
         path = folder / name / key[:2] / f"{key}.flac"
-        if not _is_newer(path, utterance.path):
+        if not path.exists():
             _write(path, change_speed(_read_whole(utterance), factor))
 
         speaker = utterance.speaker
@@ -155,6 +141,7 @@ class SpeedPerturbation:
         return replace(
             utterance,
             id=f"{utterance.id}-{name}",
+            original=utterance.id,
             speaker=speaker,
             phones=phones,
             path=str(path),
@@ -209,18 +196,6 @@ def _write(path: Path, waveform: Waveform) -> None:
         soundfile.write(
             temporary, np.clip(waveform, -1.0, 1.0), SAMPLE_RATE, format="FLAC", subtype="PCM_16"
         )
-
-
-def _is_newer(path: Path, source: str | Path) -> bool:
-    """True if a copy exists and is newer than its recording. Files behind a URL do not change."""
-    if not path.exists():
-        return False
-    if "://" in str(source):
-        return True
-    try:
-        return path.stat().st_mtime_ns >= os.stat(source).st_mtime_ns
-    except OSError:
-        return False
 
 
 def _map_in_order(

@@ -19,6 +19,7 @@ MANIFEST = "manifest.arrow"
 ALIGNMENTS = "alignments.arrow"
 CARD = "card.json"
 QUARANTINE = "quarantine.jsonl"
+DUPLICATES = "duplicates.jsonl"
 
 
 class Corpus:

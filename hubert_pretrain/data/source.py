@@ -45,6 +45,10 @@ class SourceUtterance:
     """Bytes of the audio file in its shard."""
     corpus: str = ""
     """Name of the corpus it comes from; "" for `corpus_name` of what lists it."""
+    original: str = ""
+    """Id of the utterance that this one is an altered copy of; "" for a recording of its own.
+    `prepare` leaves out copies of utterances that are not trained on.
+    """
 
 
 def refuse_other_length(utterance: SourceUtterance, num_samples: int) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hubert_pretrain.config.schema import PretrainConfig
 from hubert_pretrain.data.augment import open_noise
 from hubert_pretrain.data.batching import BucketSampler
-from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.corpus import DUPLICATES, Corpus
 from hubert_pretrain.distributed import usable_cores
 from hubert_pretrain.errors import DataError, HubertPretrainError
 from hubert_pretrain.frames import SAMPLE_RATE, FrameGrid, samples, seconds
@@ -99,7 +99,8 @@ def utterances(corpus: Corpus, *, every_id: bool = False) -> CheckResult:
         return warning(
             "utterances",
             f"{found}; {across} have the same audio in another split",
-            "card.json lists them: remove them from one",
+            f"{corpus.folder / DUPLICATES} lists them; data.duplicates=drop redo=prepare "
+            "leaves them out of train",
         )
     return ok("utterances", found + (f"; {bad} more in quarantine" if bad else ""))
 

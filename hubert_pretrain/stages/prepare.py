@@ -11,7 +11,14 @@ from hubert_pretrain.corpora.download.archives import download
 from hubert_pretrain.corpora.with_alignments import WithAlignments
 from hubert_pretrain.data.alignment import write_alignments
 from hubert_pretrain.data.arrow_table import ColumnSpool
-from hubert_pretrain.data.corpus import ALIGNMENTS, CARD, MANIFEST, QUARANTINE, Corpus
+from hubert_pretrain.data.corpus import (
+    ALIGNMENTS,
+    CARD,
+    DUPLICATES,
+    MANIFEST,
+    QUARANTINE,
+    Corpus,
+)
 from hubert_pretrain.data.manifest import write_columns
 from hubert_pretrain.data.preparation import build, corpus_card
 from hubert_pretrain.data.preparation.quarantine import Quarantine
@@ -89,14 +96,16 @@ def write_corpus(source: CorpusSource, data: DataConfig, folder: Path) -> dict[s
             scanned = build.scan_corpus(
                 utterances, journal, quarantine, data.workers, audio_cache(data)
             )
-        quarantine.refuse_too_many(len(utterances), data.max_bad_fraction)
-        build.hold_out_validation(scanned, data.valid_fraction)
+            quarantine.refuse_too_many(len(utterances), data.max_bad_fraction)
+            if data.duplicates == "drop":
+                build.drop_duplicates(scanned, quarantine)
+        root = Path(data.root or folder).expanduser().absolute()
+        build.hold_out_validation(scanned, data.valid_fraction, by=data.hold_out_by, root=str(root))
         build.refuse_no_train(scanned, str(data.root or corpus_name(source)))
 
         rows = scanned.rows()
-        root = Path(data.root or folder).expanduser()
         manifest = write_columns(folder / MANIFEST, scanned.manifest(rows), root)
-        card = corpus_card.make_card(manifest, scanned, rows, quarantine)
+        card = corpus_card.make_card(manifest, scanned, rows, quarantine, folder / DUPLICATES)
         (folder / ALIGNMENTS).unlink(missing_ok=True)
         if card["aligned_utterances"]:
             write_alignments(folder / ALIGNMENTS, scanned.alignments(rows))

@@ -19,7 +19,6 @@ from hubert_pretrain.data.preparation.scan import scan
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.frames import SAMPLE_RATE
-from hubert_pretrain.seeds import share_of
 
 TONE = 1000.0
 
@@ -66,43 +65,20 @@ def test_pitch_and_length_change_by_the_factor(factor: float, length: int) -> No
 
 
 def test_only_train_utterances_are_copied(tmp_path: Path) -> None:
-    utterances = utterances_of(
-        SpeedPerturbation(corpus=Tones(tmp_path), valid_fraction=0.1), tmp_path / "prepare"
-    )
+    utterances = utterances_of(SpeedPerturbation(corpus=Tones(tmp_path)), tmp_path / "prepare")
     splits = {
         split: {name for name, utterance in utterances.items() if utterance.split == split}
-        for split in ("train", "valid", "test")
+        for split in ("train", "test")
     }
     assert splits["test"] == {f"t{number}" for number in range(40, 44)}
-    assert splits["valid"] == {
-        f"t{n:02d}" for n in range(40) if share_of(f"t{n:02d}", "valid") < 0.1
-    }
-    originals = {name for name in splits["train"] if "speed" not in name}
+    originals = {f"t{n:02d}" for n in range(40)}
     assert splits["train"] == originals | {
         f"{name}-speed{factor}" for name in originals for factor in ("0.9", "1.1")
     }
-    assert originals | splits["valid"] == {f"t{n:02d}" for n in range(40)}
+    for name, utterance in utterances.items():
+        assert utterance.original == (name.partition("-")[0] if "speed" in name else "")
     assert {utterance.corpus for utterance in utterances.values()} == {"tones"}
     assert {utterance.text for utterance in utterances.values()} == {"A B C"}
-
-
-def test_at_least_one_utterance_is_held_out(tmp_path: Path) -> None:
-    corpus = Tones(tmp_path, splits=("train",) * 5)
-    utterances = utterances_of(
-        SpeedPerturbation(corpus=corpus, valid_fraction=1e-9), tmp_path / "prepare"
-    )
-    held_out = [name for name, utterance in utterances.items() if utterance.split == "valid"]
-    assert held_out == [
-        min((f"t{n:02d}" for n in range(5)), key=lambda name: share_of(name, "valid"))
-    ]
-    assert not [name for name in utterances if name.startswith(f"{held_out[0]}-")]
-    assert not [
-        utterance
-        for utterance in utterances_of(
-            SpeedPerturbation(corpus=corpus, valid_fraction=0.0), tmp_path / "all"
-        ).values()
-        if utterance.split == "valid"
-    ]
 
 
 def test_a_corpus_with_its_own_valid_split_keeps_it(tmp_path: Path) -> None:
@@ -187,10 +163,40 @@ def test_copies_are_reused_until_their_recording_changes(tmp_path: Path) -> None
     assert utterances_of(source, folder) == first
     assert [path.stat().st_mtime_ns for path in paths] == times
     assert not litter.exists()
-    later = max(times) + 10**9
-    os.utime(first["t00"].path, ns=(later, later))
-    list(source.utterances(folder))
-    assert all(path.stat().st_mtime_ns != time for path, time in zip(paths, times, strict=True))
+    # Another recording under the same name, older than the copies.
+    source_path = Path(first["t00"].path)
+    soundfile.write(source_path, 0.25 * soundfile.read(source_path)[0], SAMPLE_RATE)
+    os.utime(source_path, ns=(10**9, 10**9))
+    second = utterances_of(source, folder)
+    whole = audio.read(source_path)
+    np.testing.assert_allclose(
+        audio.read(second["t00-speed0.9"].path), change_speed(whole, 0.9), atol=2**-15
+    )
+    assert not any(path.exists() for path in paths), "stale copies are removed"
+
+
+def test_an_id_that_comes_to_mean_another_segment_gets_new_copies(tmp_path: Path) -> None:
+    @dataclasses.dataclass
+    class Segment:
+        start: int
+
+        def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
+            path = tmp_path / "long.flac"
+            yield SourceUtterance(
+                id="a", path=path, split="train", start=self.start, num_samples=9000
+            )
+
+    soundfile.write(
+        tmp_path / "long.flac", 0.1 * np.random.default_rng(0).standard_normal(50_000), SAMPLE_RATE
+    )
+    for start in (0, 20_000):
+        found = utterances_of(SpeedPerturbation(corpus=Segment(start)), tmp_path / "prepare")
+        whole = audio.read(tmp_path / "long.flac", start, 9000)
+        np.testing.assert_allclose(
+            audio.read(found["a-speed0.9"].path),
+            np.clip(change_speed(whole, 0.9), -1, 1),
+            atol=2**-15,
+        )
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_the_same_audio_in_two_splits(make_corpus: Make) -> None:
     row = about.utterances(make_corpus(card={"duplicates": {"across_splits": 4}}))
     assert row.state == "warning"
     assert "4 have the same audio in another split" in row.found
-    assert "card.json" in row.fix
+    assert "duplicates.jsonl lists them; data.duplicates=drop" in row.fix
 
 
 def test_ids_that_are_not_unique(make_corpus: Make, monkeypatch: pytest.MonkeyPatch) -> None:

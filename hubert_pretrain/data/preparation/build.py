@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hubert_pretrain.data.alignment import Phones
@@ -34,6 +35,8 @@ _SCANNED = {
     "variance": np.float32,
 }
 """Columns of the manifest that are measured on the audio."""
+_PRIORITY = {"test": 0, "valid": 1, "train": 3}
+"""Order of the splits in which an utterance stays of several with the same audio; 2: others."""
 
 
 @dataclass
@@ -47,6 +50,15 @@ class ScannedCorpus:
     splits: NDArray[np.int32]
     """(N,) split of each utterance, as a number into `names`."""
     names: list[str]
+
+    def content(self, positions: Ints) -> NDArray[np.uint64]:
+        """A hash of the decoded audio of each position."""
+        return self.journal.records()["content"][self.record[positions], 0].astype(np.uint64)
+
+    def describe(self, position: int) -> tuple[str, str, str]:
+        """Id, path and split of an utterance."""
+        id, path = (self.utterances.columns[name][position].as_py() for name in ("id", "path"))
+        return id, path, self.names[self.splits[position]]
 
     def rows(self) -> Ints:
         """Positions of the usable utterances in the order of the manifest's rows."""
@@ -184,43 +196,125 @@ def _long_alignments(utterances: RawUtterances, positions: Ints, lengths: Ints) 
     }
 
 
-# -- validation split
+# -- duplicates and validation split
 # -------------------------------------------------------------------------------------------------
 
 
-def hold_out_validation(scanned: ScannedCorpus, fraction: float) -> None:
-    """Moves a share of `train` to `valid`, for each corpus that brings no `valid` split.
-
-    Chosen by a hash of the id, so that an utterance stays in its split when others are added. At
-    least one utterance moves and at least one stays.
+def drop_duplicates(scanned: ScannedCorpus, quarantine: Quarantine) -> None:
+    """Leaves out every utterance with the same decoded audio as another one. The first in the order
+    test, valid, other splits, train stays, so that what is trained on is not tested on.
     """
-    if fraction <= 0:
-        return
+    rows = scanned.rows()
+    priority = np.array([_PRIORITY.get(name, 2) for name in scanned.names])
+    order = rows[np.argsort(priority[scanned.splits[rows]], kind="stable")]
+    _, firsts, groups = np.unique(scanned.content(order), return_index=True, return_inverse=True)
+    repeated = np.flatnonzero(firsts[groups] != np.arange(len(order)))
+    for i in repeated.tolist():
+        one, other = (scanned.describe(int(order[j])) for j in (i, firsts[groups[i]]))
+        reason = f"the same audio as another utterance; {other[0]!r} of {other[2]} stays"
+        quarantine.add(Quarantined(one[0], one[1], reason))
+    scanned.record[order[repeated]] = -1
+
+
+def hold_out_validation(
+    scanned: ScannedCorpus, fraction: float, *, by: str = "recording", root: str = ""
+) -> None:
+    """Moves a share of `train` to `valid`, for each corpus that brings no `valid` split, and leaves
+    out copies of what is not trained on.
+
+    Chosen by a hash, so that an utterance stays in its split when others are added. Utterances of
+    one recording (or speaker) stay together, and so do those with the same audio. At least one
+    moves and at least one stays.
+
+    Args:
+        scanned: the corpus; its splits are changed.
+        fraction: share to hold out; 0: none.
+        by: recording, speaker or utterance. A speaker without a name is a recording.
+        root: folder of the corpus: the hash is of the path below it.
+    """
     corpora = scanned.utterances.columns["corpus"].indices.to_numpy()
     usable = scanned.record >= 0
     for number in np.unique(corpora[usable]).tolist():
         mine = np.flatnonzero(usable & (corpora == number))
         splits = scanned.splits[mine]
         present = {scanned.names[split] for split in np.unique(splits).tolist()}
-        if "train" in present and "valid" not in present:
+        if fraction > 0 and "train" in present and "valid" not in present:
             train = mine[splits == scanned.names.index("train")]
-            _hold_out_of(scanned, train, fraction)
+            originals = train[~_is_copy(scanned, train)]
+            _hold_out_of(scanned, originals, fraction, by, root)
+    _leave_out_copies(scanned)
 
 
-def _hold_out_of(scanned: ScannedCorpus, train: Ints, fraction: float) -> None:
+def _hold_out_of(scanned: ScannedCorpus, train: Ints, fraction: float, by: str, root: str) -> None:
     """Moves a share of the utterances at these positions to `valid`."""
-    if len(train) < 2:
+    shares = _shares(scanned, train, by, root)
+    if by != "utterance" and len(train) > 1 and shares.min() == shares.max():
+        print(
+            f"warning: all {len(train)} utterances are of one {by}, so that `valid` is held out by "
+            "utterance: neighbouring parts of it are trained on; give the corpus a valid split",
+            flush=True,
+        )
+        shares = _shares(scanned, train, "utterance", root)
+    if len(train) < 2 or shares.min() == shares.max():
         return
-    shares = np.empty(len(train))
-    for part in chunks(len(train)):
-        ids = scanned.utterances.take("id", train[part]).to_pylist()
-        shares[part] = [share_of(id, "valid") for id in ids]
-    chosen = shares < fraction
-    chosen[shares.argmin()] = True
-    chosen[shares.argmax()] = False
+    chosen = (shares < fraction) | (shares == shares.min())
+    chosen &= shares < shares.max()
+    content = scanned.content(train)
+    together = np.isin(content, content[chosen])
+    if not together.all():
+        chosen = together
     if "valid" not in scanned.names:
         scanned.names.append("valid")
     scanned.splits[train[chosen]] = scanned.names.index("valid")
+    if chosen.mean() > 2 * fraction + 1 / len(train) and by != "utterance":
+        print(
+            f"valid        {chosen.mean():.0%} of train is held out, data.valid_fraction is "
+            f"{fraction:.2%}: a {by} is held out whole (data.hold_out_by)",
+            flush=True,
+        )
+
+
+def _shares(scanned: ScannedCorpus, positions: Ints, by: str, root: str) -> NDArray[np.float64]:
+    """A number in [0, 1) for each position, the same for all utterances of one recording (or
+    speaker). A whole file has the one of its id.
+    """
+    take = scanned.utterances.take
+    shares = np.empty(len(positions))
+    for part in chunks(len(positions)):
+        keys = take("id", positions[part]).to_pylist()
+        if by != "utterance":
+            names = ("path", "offset", "start", "num_samples")
+            places = zip(*(take(name, positions[part]).to_pylist() for name in names), strict=True)
+            keys = [
+                id if (start, length) == (0, -1) else f"{path.removeprefix(root)}@{offset}"
+                for id, (path, offset, start, length) in zip(keys, places, strict=True)
+            ]
+        if by == "speaker":
+            speakers = take("speaker", positions[part]).to_pylist()
+            keys = [speaker or key for speaker, key in zip(speakers, keys, strict=True)]
+        shares[part] = [share_of(key, "valid") for key in keys]
+    return shares
+
+
+def _is_copy(scanned: ScannedCorpus, positions: Ints) -> NDArray[np.bool_]:
+    originals = scanned.utterances.take("original", positions)
+    return np.asarray(pc.not_equal(originals, "").to_numpy(zero_copy_only=False))
+
+
+def _leave_out_copies(scanned: ScannedCorpus) -> None:
+    """Leaves out copies of utterances that are not in `train` now."""
+    usable = np.flatnonzero(scanned.record >= 0)
+    copies = usable[_is_copy(scanned, usable)]
+    if not len(copies):
+        return
+    ids = scanned.utterances.columns["id"]
+    found = pc.index_in(scanned.utterances.take("original", copies), value_set=ids)
+    originals = found.fill_null(-1).to_numpy().astype(np.int64)
+    trained = scanned.splits[originals] == scanned.names.index("train")
+    left_out = copies[~trained & (originals >= 0)]
+    scanned.record[left_out] = -1
+    if len(left_out):
+        print(f"copies       {len(left_out)} of utterances that are held out are left out")
 
 
 def refuse_no_train(scanned: ScannedCorpus, where: str) -> None:

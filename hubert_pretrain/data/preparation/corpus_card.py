@@ -5,8 +5,10 @@ The card shows the faults of a corpus before training. It is computed from colum
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hubert_pretrain.data.arrow_table import chunks
-from hubert_pretrain.data.manifest import Manifest
+from hubert_pretrain.data.manifest import Manifest, Utterance
 from hubert_pretrain.data.preparation.build import ScannedCorpus
 from hubert_pretrain.data.preparation.quarantine import Quarantine
 from hubert_pretrain.data.preparation.raw_utterances import Ints
+from hubert_pretrain.files import replacing
 from hubert_pretrain.frames import seconds
 
 _CLIPPED_UTTERANCE = 1e-3
@@ -27,10 +30,11 @@ _QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 
 def make_card(
-    manifest: Manifest, scanned: ScannedCorpus, rows: Ints, bad: Quarantine
+    manifest: Manifest, scanned: ScannedCorpus, rows: Ints, bad: Quarantine, duplicates: Path
 ) -> dict[str, Any]:
     """The card of a non-empty corpus, as plain JSON values. Row r of the manifest is the utterance
-    at position `rows[r]`.
+    at position `rows[r]`. The file `duplicates` gets a line of JSON for each group of utterances
+    with the same audio.
     """
     lengths = seconds(manifest.num_samples)
     quantiles = np.quantile(lengths, list(_QUANTILES.values()), overwrite_input=True)
@@ -59,7 +63,7 @@ def make_card(
             name: round(float(value), 3) for name, value in zip(_QUANTILES, quantiles, strict=True)
         },
         **_sound(scanned, rows),
-        "duplicates": _duplicates(manifest, scanned, rows),
+        "duplicates": _duplicates(manifest, scanned, rows, duplicates),
         "quarantined": _quarantined(bad),
     }
 
@@ -85,7 +89,7 @@ def describe(card: dict[str, Any]) -> str:
     lines = [
         f"corpus       {_amount(card)}, {card['speakers']} speakers, {card['labels']} labels",
         *(
-            f"  {name:10} {_amount(split)}, {split['speakers']} speakers"
+            f"  {name:10} {_amount(split)}, {split['speakers']} speakers{_shared(split)}"
             for name, split in card["splits"].items()
         ),
         *(
@@ -108,6 +112,11 @@ def describe(card: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _shared(split: dict[str, Any]) -> str:
+    shared = split.get("speakers_in_train", 0)
+    return f", {shared} of them in train" if shared else ""
+
+
 def _amount(part: dict[str, Any]) -> str:
     return f"{part['utterances']} utterances, {_long(part['hours'])}"
 
@@ -120,11 +129,14 @@ def _split(manifest: Manifest, split: str) -> dict[str, Any]:
     groups = manifest.length_sorted(split)
     rows = manifest.split_range(split)
     hours = _hours(sum(group.total_samples for group in groups))
-    return {
-        "utterances": len(rows),
-        "hours": hours,
-        "speakers": _distinct(manifest, "speaker", rows),
-    }
+    speakers = _present(manifest, "speaker", rows)
+    train = _present(manifest, "speaker", _range(manifest, "train"))
+    shared = {} if split == "train" else {"speakers_in_train": int((speakers & train).sum())}
+    return {"utterances": len(rows), "hours": hours, "speakers": int(speakers.sum())} | shared
+
+
+def _range(manifest: Manifest, split: str) -> range:
+    return manifest.split_range(split) if split in manifest.splits else range(0)
 
 
 def _corpora(manifest: Manifest) -> dict[str, Any]:
@@ -152,6 +164,11 @@ def _parts(rows: range) -> Iterator[Ints]:
 
 def _distinct(manifest: Manifest, name: str, rows: range) -> int:
     """Number of different names in some rows of a column, without ""."""
+    return int(_present(manifest, name, rows).sum())
+
+
+def _present(manifest: Manifest, name: str, rows: range) -> NDArray[np.bool_]:
+    """True for each name of a column that is in some rows; "" is in none."""
     names = manifest.take(name, np.arange(0)).dictionary
     seen = np.zeros(len(names), dtype=bool)
     for part in _parts(rows):
@@ -159,7 +176,7 @@ def _distinct(manifest: Manifest, name: str, rows: range) -> int:
     empty = names.index("").as_py()
     if empty >= 0:
         seen[empty] = False
-    return int(seen.sum())
+    return seen
 
 
 def _sound(scanned: ScannedCorpus, rows: Ints) -> dict[str, Any]:
@@ -193,9 +210,11 @@ def _counts(values: NDArray[np.int64]) -> dict[int, int]:
     return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
 
-def _duplicates(manifest: Manifest, scanned: ScannedCorpus, rows: Ints) -> dict[str, Any]:
-    """Utterances with the same decoded audio as another one. Those in several splits leak from
-    training into validation or test.
+def _duplicates(
+    manifest: Manifest, scanned: ScannedCorpus, rows: Ints, listing: Path
+) -> dict[str, Any]:
+    """Utterances with the same decoded audio as another one, all of them in the file `listing`.
+    Those in several splits leak from training into validation or test.
     """
     records = scanned.journal.records()
     content = np.empty((2, len(rows)), dtype=np.uint64)
@@ -208,15 +227,24 @@ def _duplicates(manifest: Manifest, scanned: ScannedCorpus, rows: Ints) -> dict[
     counts = np.diff(np.append(firsts, len(order)))
     splits = scanned.splits[rows[order]]
     mixed = np.minimum.reduceat(splits, firsts) != np.maximum.reduceat(splits, firsts)
-    groups = [(firsts[i], firsts[i] + counts[i]) for i in np.flatnonzero(counts > 1)[:_EXAMPLES]]
+    groups = [order[firsts[i] : firsts[i] + counts[i]] for i in np.flatnonzero(counts > 1)]
+    with replacing(listing, sync=False) as temporary, open(temporary, "w") as file:
+        for group in groups:
+            file.write(json.dumps([_listed(manifest[int(row)]) for row in sorted(group)]) + "\n")
+    if not groups:
+        listing.unlink()
     return {
         "utterances": int(counts[counts > 1].sum()),
         "across_splits": int(counts[mixed].sum()),
         "examples": [
-            sorted(manifest[int(row)].id for row in order[first:stop])[:_EXAMPLES]
-            for first, stop in groups
+            sorted(manifest[int(row)].id for row in group)[:_EXAMPLES]
+            for group in groups[:_EXAMPLES]
         ],
     }
+
+
+def _listed(utterance: Utterance) -> dict[str, str]:
+    return {"id": utterance.id, "split": utterance.split, "path": utterance.path}
 
 
 def _quarantined(bad: Quarantine) -> dict[str, Any]:

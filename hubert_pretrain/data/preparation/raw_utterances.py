@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hubert_pretrain.data.alignment import Phones
-from hubert_pretrain.data.arrow_table import CHUNK, ColumnSpool, chunks
+from hubert_pretrain.data.arrow_table import CHUNK, TEXT, ColumnSpool, chunks
 from hubert_pretrain.data.manifest import TYPES, order_by_id
 from hubert_pretrain.data.preparation.audio_stats import Segment
 from hubert_pretrain.data.source import CorpusSource, SourceUtterance, corpus_name
@@ -31,6 +31,7 @@ PASSTHROUGH = ("id", "path", "offset", "num_bytes", "start", "speaker", "text", 
 COLUMNS: dict[str, pa.DataType] = {
     name: TYPES[name] for name in (*PASSTHROUGH, "split", "num_samples")
 } | {
+    "original": TEXT,
     "expected_samples": pa.int64(),
     "expected_within": pa.int32(),
     "aligned": pa.int8(),
@@ -47,6 +48,7 @@ _UNCHANGED = (
     "text",
     "label",
     "split",
+    "original",
     "expected_within",
 )
 """Columns that hold the field of `SourceUtterance` as it is."""

@@ -3,18 +3,23 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 
 from hubert_pretrain.config.schema import DataConfig, Recipe
+from hubert_pretrain.corpora.folder import Folder
 from hubert_pretrain.corpora.librispeech import LibriSpeech
+from hubert_pretrain.corpora.mixture import Mixture
+from hubert_pretrain.corpora.speed_perturbation import SpeedPerturbation
 from hubert_pretrain.data.arrow_table import ColumnSpool
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.preparation import build
 from hubert_pretrain.data.preparation.corpus_card import describe
 from hubert_pretrain.data.preparation.raw_utterances import COLUMNS, RawUtterances, collect
+from hubert_pretrain.data.preparation.scan_journal import RECORD
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError
 from hubert_pretrain.pipeline.workspace import Workspace
@@ -266,11 +271,14 @@ def held_out(
     manifest."""
     with ColumnSpool(folder / "utterances", COLUMNS) as spool:
         utterances: RawUtterances = collect(Named(splits), folder, spool)
-        record = np.array([-1 if id in bad else 0 for id in utterances.columns["id"].to_pylist()])
+        ids = utterances.columns["id"].to_pylist()
+        record = np.array([-1 if id in bad else number for number, id in enumerate(ids)])
+        facts = np.zeros(len(ids), dtype=RECORD)
+        facts["content"][:, 0] = np.arange(len(ids))
         column = utterances.columns["split"]
         scanned = build.ScannedCorpus(
             utterances,
-            None,
+            SimpleNamespace(records=lambda: facts),
             record,
             column.indices.to_numpy().copy(),
             column.dictionary.to_pylist(),
@@ -455,3 +463,168 @@ def test_real_speech(tmp_path: Path, shared: Path) -> None:
         assert (
             soundfile.info(utterance.path).frames == utterance.num_samples == len(found.read(row))
         )
+
+
+# -- nothing that is trained on is held out, in any form
+
+
+class Cuts:
+    """Cuts of `recordings` files; the file with number r is spoken by speaker r % 5."""
+
+    def __init__(self, root: Path, recordings: int, cuts: int = 6) -> None:
+        self.root = root
+        self.recordings = recordings
+        self.cuts = cuts
+
+    def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
+        for number in range(self.recordings):
+            path = self.root / f"{number}.wav"
+            if not path.exists():
+                noise(path, 4_000 * self.cuts, seed=number)
+            for cut in range(self.cuts):
+                yield SourceUtterance(
+                    id=f"{number}-{cut}",
+                    path=path,
+                    split="train",
+                    start=4_000 * cut,
+                    num_samples=4_000,
+                    speaker=f"s{number % 5}",
+                )
+
+
+def prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: object, **values: object
+) -> tuple[Corpus, dict[str, set[str]]]:
+    """The corpus, and the ids of each split."""
+    monkeypatch.setattr(stage.compose, "build", lambda _: source)
+    folder = tmp_path / "prepare"
+    folder.mkdir(exist_ok=True)
+    data = DataConfig(corpus={}, root=str(tmp_path / "audio"), workers=1, **values)
+    recipe = Recipe(name="test", work_dir=str(tmp_path), data=data)
+    stage.run(recipe, Workspace(tmp_path), "prepare", folder)
+    corpus = Corpus.open(folder)
+    manifest = corpus.manifest
+    return corpus, {
+        split: set(manifest.take("id", manifest.rows(split)).to_pylist())
+        for split in manifest.splits
+    }
+
+
+def first_parts(ids: set[str]) -> set[str]:
+    return {id.partition("-")[0] for id in ids}
+
+
+def test_a_recording_is_held_out_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Cuts(tmp_path / "audio", recordings=20)
+    _, splits = prepared(tmp_path, monkeypatch, source, valid_fraction=0.2)
+    assert first_parts(splits["valid"]) & first_parts(splits["train"]) == set()
+    assert 6 <= len(splits["valid"]) <= 48
+    assert len(splits["valid"]) % 6 == 0
+    # The same recordings, wherever the corpus lies.
+    moved = Cuts(tmp_path / "moved/audio", recordings=20)
+    (tmp_path / "moved").mkdir()
+    assert prepared(tmp_path / "moved", monkeypatch, moved, valid_fraction=0.2)[1] == splits
+
+
+def test_a_speaker_is_held_out_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Cuts(tmp_path / "audio", recordings=20, cuts=2)
+    corpus, splits = prepared(tmp_path, monkeypatch, source, hold_out_by="speaker")
+    speakers = {
+        split: {int(number) % 5 for number in first_parts(ids)} for split, ids in splits.items()
+    }
+    assert speakers["train"] & speakers["valid"] == set()
+    assert corpus.card["splits"]["valid"]["speakers_in_train"] == 0
+    corpus, _ = prepared(tmp_path, monkeypatch, source, hold_out_by="recording")
+    assert corpus.card["splits"]["valid"]["speakers_in_train"] > 0
+    assert "of them in train" in describe(corpus.card)
+
+
+def test_the_only_recording_is_held_out_by_utterance_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Cuts(tmp_path / "audio", recordings=1, cuts=20)
+    _, splits = prepared(tmp_path, monkeypatch, source, valid_fraction=0.1)
+    assert 1 <= len(splits["valid"]) <= 6
+    assert "all 20 utterances are of one recording" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_no_copy_of_a_held_out_utterance_is_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixed: bool, bad: bool
+) -> None:
+    """Also in a mixture in which another corpus has a `valid` of its own, and where the utterance
+    that a hash would choose first cannot be read."""
+    ids = [f"{number}.wav" for number in range(12)]
+    for number, name in enumerate(ids):
+        noise(tmp_path / "audio/one" / name, seed=number)
+    worst = min(range(12), key=lambda number: share_of(f"one/{number}", "valid"))
+    if bad:
+        (tmp_path / f"audio/one/{worst}.wav").write_bytes(b"no audio")
+    noise(tmp_path / "audio/two/train/x.wav", seed=50)
+    noise(tmp_path / "audio/two/valid/y.wav", seed=51)
+    source = Mixture(
+        corpora={
+            name: Folder(root=str(tmp_path / "audio" / name))
+            for name in (["one", "two"] if mixed else ["one"])
+        }
+    )
+    _, splits = prepared(
+        tmp_path,
+        monkeypatch,
+        SpeedPerturbation(corpus=source, factors=[1.0, 1.25], workers=1),
+        valid_fraction=0.3,
+        max_bad_fraction=0.2,
+    )
+    originals = {id for id in splits["train"] if "speed" not in id}
+    copied = {id.removesuffix("-speed1.25") for id in splits["train"] - originals}
+    assert copied == originals
+    assert splits["valid"] & copied == set()
+    assert not [id for id in splits["valid"] if "speed" in id]
+    assert len([id for id in splits["valid"] if id.startswith("one/")]) >= 1
+
+
+def test_the_same_audio_is_not_held_out_and_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(30):
+        noise(tmp_path / f"audio/{number}.wav", seed=number % 10)
+    source = Folder(root=str(tmp_path / "audio"))
+    corpus, splits = prepared(tmp_path, monkeypatch, source, valid_fraction=0.2)
+    seeds = {split: {int(id) % 10 for id in ids} for split, ids in splits.items()}
+    assert seeds["valid"] & seeds["train"] == set()
+    assert (len(splits["valid"]) % 3, corpus.card["duplicates"]["across_splits"]) == (0, 0)
+    groups = [
+        json.loads(line)
+        for line in (tmp_path / "prepare/duplicates.jsonl").read_text().splitlines()
+    ]
+    assert len(groups) == 10
+    assert sorted(int(one["id"]) for group in groups for one in group) == list(range(30))
+    assert groups[0][0]["path"].startswith(str(tmp_path / "audio"))
+
+
+def test_duplicates_can_be_dropped_first_those_of_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        noise(tmp_path / f"audio/train/{number}.wav", seed=number % 5)
+    noise(tmp_path / "audio/test/t.wav", seed=0)
+    noise(tmp_path / "audio/valid/v.wav", seed=1)
+    source = Folder(root=str(tmp_path / "audio"))
+    corpus, splits = prepared(tmp_path, monkeypatch, source)
+    assert corpus.card["duplicates"]["across_splits"] == 6
+    corpus, splits = prepared(tmp_path, monkeypatch, source, duplicates="drop")
+    assert splits == {
+        "train": {"train/2", "train/3", "train/4"},
+        "valid": {"valid/v"},
+        "test": {"test/t"},
+    }
+    assert corpus.card["duplicates"]["utterances"] == 0
+    assert not (tmp_path / "prepare/duplicates.jsonl").exists()
+    listed = [
+        json.loads(line)
+        for line in (tmp_path / "prepare/quarantine.jsonl").read_text().splitlines()
+    ]
+    assert [one["reason"] for one in listed if one["id"] == "train/5"] == [
+        "the same audio as another utterance; 'test/t' of test stays"
+    ]
