@@ -119,11 +119,13 @@ def test_torchrun_wants_one_stage(tmp_path: Path) -> None:
         "RANK": "0",
     }
     environment |= {"LOCAL_RANK": "0"}
-    # A step of smoke is one micro-batch, so that two processes are refused already for that where
-    # it trains.
+    # One device: a step of smoke is one micro-batch, which two devices cannot share.
     done = subprocess.run(
         [*words, "trainer.devices=1"], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
+    assert done.stderr == (
+        "error: torchrun and srun start the processes of one stage; add stage=<its name>, "
+        "stage=list shows them\n"
+    )
     assert not (tmp_path / "run").exists()
