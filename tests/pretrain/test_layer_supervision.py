@@ -28,6 +28,7 @@ from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
 from hubert_pretrain.pretrain.layer_supervision import LayerSupervision
+from hubert_pretrain.pretrain.loss import SupervisedLayer, masked_prediction_loss
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.targets.store import TargetStore
@@ -78,6 +79,23 @@ def test_layers_predict_with_their_weight_norm_and_head(pre_norm: bool, own_head
         nn.functional.layer_norm(state, (16,), eps=values.layer_norm_eps) if pre_norm else state
     )
     torch.testing.assert_close(second.hidden_state, expected)
+
+
+def test_the_last_layers_prediction_is_the_one_that_is_reported() -> None:
+    targets = torch.tensor([[0, 1, 2, 3]])
+    right = 9.0 * nn.functional.one_hot(targets, 5).float()  # (1, T, K)
+    wrong = right.roll(1, dims=2)
+    result = masked_prediction_loss(
+        [SupervisedLayer(nn.Identity(), wrong), SupervisedLayer(nn.Identity(), right)],
+        targets,
+        torch.ones(1, 4, dtype=torch.bool),
+        torch.zeros(()),
+        n_clusters=[5],
+        masked_frames=4,
+        normaliser=4,
+    )
+    assert int(result.masked.correct) == 4
+    assert [int(each.correct) for each in result.intermediate] == [0]
 
 
 @pytest.fixture
