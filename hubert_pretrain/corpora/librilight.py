@@ -18,7 +18,7 @@ from typing import Any
 from hubert_pretrain.corpora import common
 from hubert_pretrain.corpora.download.archives import Archive, fetch_all
 from hubert_pretrain.corpora.librispeech import LibriSpeech, chapter_utterances
-from hubert_pretrain.data.audio import open_audio, resampled_length
+from hubert_pretrain.data import audio
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.frames import samples
@@ -239,8 +239,7 @@ def _length(path: Path) -> int | None:
     reports the reason).
     """
     try:
-        with open_audio(path) as file:
-            return resampled_length(file.frames, file.samplerate)
+        return audio.length(path)
     except DataError:
         return None
 

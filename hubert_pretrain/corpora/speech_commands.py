@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hubert_pretrain.corpora import common
 from hubert_pretrain.corpora.download.archives import Archive, fetch_all
-from hubert_pretrain.data.audio import open_audio, resampled_length
+from hubert_pretrain.data import audio
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.frames import SAMPLE_RATE
@@ -127,8 +127,7 @@ def _utterance(path: Path, split: str, label: str, text: str, prefix: str = "") 
 
 def _silence(path: Path) -> Iterator[SourceUtterance]:
     """One-second segments of a noise recording."""
-    with open_audio(path) as file:
-        count = resampled_length(file.frames, file.samplerate) // SAMPLE_RATE
+    count = audio.length(path) // SAMPLE_RATE
     for second in range(count):
         split = next(name for name, end in _NOISE_SPLITS if second < count * end)
         start = second * SAMPLE_RATE

@@ -1,5 +1,4 @@
-"""Audio files -> waveforms: float32, mono, 16 kHz. Decoded by libsndfile (soundfile), resampled by
-soxr.
+"""Audio files -> waveforms: float32, mono, 16 kHz. Decoded as decoding.py says, resampled by soxr.
 
 Contract: `scan(path).num_samples` is exactly `len(read(path))` for any source rate, and a crop is
 exactly as long as requested. A file, the same file inside a shard and the same behind a URL give
@@ -19,23 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
-from numpy.typing import NDArray
 
+from hubert_pretrain.data.containers import STREAMED
+from hubert_pretrain.data.decoding import AudioStream, Waveform, blocks, num_samples, open_stream
 from hubert_pretrain.data.storage import ByteRange, Cache, open_bytes
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import SAMPLE_RATE
 
-Waveform = NDArray[np.float32]
-
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 """Suffixes of audio files."""
-
-_EXACT_SEEK = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF"}
-"""Formats in which libsndfile seeks exactly. In Ogg and MP3 it does not, so these are decoded from
-their beginning.
-"""
 
 _PLAIN_WAV = (
     b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16) + b"data"
@@ -43,11 +35,6 @@ _PLAIN_WAV = (
 """Bytes 8 to 40 of a WAV file with 16-bit mono at 16 kHz and no chunk before its samples."""
 _HEADER_BYTES = 44
 """Size of the header of such a file."""
-STREAMED = 0x7FFFF000
-"""WAV lengths of 0, or of this and more, mean that the writer did not know the length, because it
-wrote into a pipe.
-"""
-
 _MOST = 0.6
 """Above this share of a FLAC file, dr_flac from the beginning is faster than seeking."""
 
@@ -116,49 +103,30 @@ def decode(
             return _plain_crop(content, start, stop, total, out)
         if total := _plain_flac(header):
             end = total if stop is None else min(total, stop)
-            if end - start > _MOST * total:
-                return _put(_flac_until(path, content, end)[start:], out)
-    with sound_file(path, content) as file:
-        if source_rate not in (None, file.samplerate):
+            is_large = end - start > _MOST * total
+            if is_large and (waveform := _flac_until(content, end)) is not None:
+                return _put(waveform[start:], out)
+    with open_stream(str(path), content) as stream:
+        if source_rate not in (None, stream.rate):
             raise DataError(
-                f"{path}: has {file.samplerate} Hz, the manifest says {source_rate}; "
+                f"{path}: has {stream.rate} Hz, the manifest says {source_rate}; "
                 "the file changed, run stage=prepare again"
             )
-        crop = _crop if file.samplerate == SAMPLE_RATE else _resampled_crop
-        try:
-            return _put(crop(file, start, stop), out)
-        except soundfile.SoundFileError as error:
-            raise DataError(
-                f"{path}: cannot be decoded ({one_line(error)}); replace the file"
-            ) from error
+        crop = _crop if stream.rate == SAMPLE_RATE else _resampled_crop
+        return _put(crop(stream, start, stop), out)
+
+
+def length(path: str | Path) -> int:
+    """Length of a file at 16 kHz: as its header states it, or, where that is an estimate, as it is
+    decoded. Raises DataError when it is missing or not audio.
+    """
+    with open_stream(str(path), open_bytes(str(path))) as stream:
+        return resampled_length(num_samples(stream), stream.rate)
 
 
 def mono(block: Waveform) -> Waveform:
     """(S, channels) -> (S,): the mean of the channels."""
     return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
-
-
-def one_line(error: Exception) -> str:
-    """The reason in libsndfile's message, without the path before it."""
-    return (" ".join(str(error).split()).rpartition(": ")[2] or type(error).__name__).rstrip(".")
-
-
-def open_audio(path: str | Path) -> soundfile.SoundFile:
-    """The open file. Raises DataError when it is missing or not audio."""
-    return sound_file(path, open_bytes(str(path)))
-
-
-def sound_file(path: str | Path, content: ByteRange) -> soundfile.SoundFile:
-    """An open audio file with these bytes; `path` names it in messages. Raises DataError when it is
-    not audio.
-    """
-    try:
-        return soundfile.SoundFile(content.file())
-    except (soundfile.SoundFileError, OSError) as error:
-        raise DataError(
-            f"{path}: not readable as audio ({one_line(error)}); "
-            f"expected {', '.join(SUFFIXES)}, replace the file"
-        ) from error
 
 
 def wav_header(num_samples: int) -> bytes:
@@ -214,52 +182,45 @@ def _plain_flac(header: bytes) -> int:
     return total if (rate, channels, bits) == (SAMPLE_RATE, 1, 16) and total <= _LONGEST else 0
 
 
-def _flac_until(path: str | Path, content: ByteRange, stop: int) -> Waveform:
-    """The samples [0, stop) of a 16-bit mono FLAC file."""
+def _flac_until(content: ByteRange, stop: int) -> Waveform | None:
+    """The samples [0, stop) of a 16-bit mono FLAC file; None when it does not hold them whole
+    (dr_flac skips a damaged frame, so all samples after it would be too early).
+    """
     from miniaudio import ffi, lib  # its Python functions would copy the samples twice
 
     data = content.read(0, content.size)
     waveform = np.empty(stop, dtype=np.float32)
     decoder = lib.ma_dr_flac_open_memory(ffi.from_buffer(data), len(data), ffi.NULL)
-    decoded = 0
-    if decoder != ffi.NULL:
-        decoded = lib.ma_dr_flac_read_pcm_frames_f32(
-            decoder, stop, ffi.cast("float *", waveform.ctypes.data)
-        )
-        lib.ma_dr_flac_close(decoder)
-    if decoded != stop:
-        # dr_flac skips a damaged frame, so all samples after it would be too early.
-        raise DataError(
-            f"{path}: cannot be decoded ({stop - decoded} of {stop} samples are damaged); "
-            "replace the file"
-        )
-    return waveform
+    if decoder == ffi.NULL:
+        return None
+    pointer = ffi.cast("float *", waveform.ctypes.data)
+    decoded = lib.ma_dr_flac_read_pcm_frames_f32(decoder, stop, pointer)
+    lib.ma_dr_flac_close(decoder)
+    return waveform if decoded == stop else None
 
 
-def _crop(file: soundfile.SoundFile, start: int, stop: int | None) -> Waveform:
+def _crop(stream: AudioStream, start: int, stop: int | None) -> Waveform:
     """Samples [start, stop) of a file at its own rate, mono; fewer when it ends before."""
-    if file.format in _EXACT_SEEK:
-        # libsndfile refuses to seek behind the end; a slice of the whole would be empty there.
-        file.seek(min(start, file.frames))
-        count = -1 if stop is None else stop - start
-        return mono(file.read(count, dtype="float32", always_2d=True))
-    return mono(file.read(-1 if stop is None else stop, dtype="float32", always_2d=True))[start:]
+    stream.seek(start)
+    if stop is not None:
+        return mono(stream.read(stop - start))
+    return np.concatenate([np.empty(0, dtype=np.float32), *map(mono, blocks(stream))])
 
 
-def _resampled_crop(file: soundfile.SoundFile, start: int, stop: int | None) -> Waveform:
+def _resampled_crop(stream: AudioStream, start: int, stop: int | None) -> Waveform:
     """Samples [start, stop) at 16 kHz of a file with another rate.
 
     Decoding begins at a time that is a sample at both rates, so that the crop has the phase that it
     has in the whole file. It extends a margin beyond both ends, so that soxr's filter has the same
     neighbours. So the crop equals the slice of the resampled whole to about 1e-6.
     """
-    rate = file.samplerate
+    rate = stream.rate
     shared = math.gcd(rate, SAMPLE_RATE)
     source_period = rate // shared
     period = SAMPLE_RATE // shared
     first = max(0, start - _MARGIN) // period  # in periods
     source_stop = None if stop is None else -(-(stop + _MARGIN) * rate // SAMPLE_RATE)
-    source = _crop(file, first * source_period, source_stop)
+    source = _crop(stream, first * source_period, source_stop)
     origin = first * period
     waveform = fit_length(
         soxr.resample(source, rate, SAMPLE_RATE),

@@ -150,11 +150,28 @@ class ByteRange:
         """The bytes [start, start + length), fewer where the range ends before."""
         return self._read(start, max(0, min(length, self.size - start)))
 
-    def file(self) -> str | io.BufferedIOBase:
+    def part(self, start: int, size: int) -> ByteRange:
+        """The bytes [start, start + size) as a range of their own."""
+        return ByteRange(size, lambda first, length: self.read(start + first, length))
+
+    def patched(self, position: int, data: bytes) -> ByteRange:
+        """The range with `data` in place of its bytes from `position` on."""
+
+        def read(start: int, length: int) -> bytes:
+            found = bytearray(self.read(start, length))
+            first = max(start, position)
+            stop = min(start + len(found), position + len(data))
+            if first < stop:
+                found[first - start : stop - start] = data[first - position : stop - position]
+            return bytes(found)
+
+        return ByteRange(self.size, read)
+
+    def file(self) -> str | ByteRangeFile:
         """The range as a file for libraries: its path where it is a whole file of this machine,
         which is read faster, else a file object.
         """
-        return self._path or io.BufferedReader(_ByteRangeFile(self), buffer_size=1 << 16)
+        return self._path or ByteRangeFile(self)
 
 
 def is_url(path: str) -> bool:
@@ -178,6 +195,8 @@ def open_bytes(
         # At every call, which costs a microsecond: a shard may be replaced or cut while it is in
         # use.
         status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # before it is opened: a FIFO would wait for a writer
+            raise DataError(f"{path}: no such file, it is a folder or a device; name a file")
         shard = _open(path, status.st_dev, status.st_ino) if offset >= 0 else _Descriptor(path)
     except OSError as error:
         reason = (
@@ -188,8 +207,6 @@ def open_bytes(
         raise DataError(
             f"{path}: {reason}; restore it, or run stage=prepare again without it"
         ) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path}: no such file, it is a folder or a device; name a file")
     if offset < 0:
         return ByteRange(status.st_size, lambda start, length: shard.read(start, length), path)
     if offset + num_bytes > status.st_size:
@@ -253,12 +270,28 @@ def _open(path: str, device: int, inode: int) -> _Descriptor:
     return _Descriptor(path)
 
 
-class _ByteRangeFile(io.RawIOBase):
-    """A `ByteRange` as a file object."""
+class ByteRangeFile(io.BufferedReader):
+    """A `ByteRange` as a file object.
 
+    A library in C that calls it cannot pass on an exception: the first one is kept in `failure`,
+    and the library gets no more bytes.
+    """
+
+    def __init__(self, content: ByteRange) -> None:
+        self._raw_file = _RawFile(content)
+        super().__init__(self._raw_file, buffer_size=1 << 16)
+
+    @property
+    def failure(self) -> Exception | None:
+        """The first exception of a read."""
+        return self._raw_file.failure
+
+
+class _RawFile(io.RawIOBase):
     def __init__(self, content: ByteRange) -> None:
         self._content = content
         self._position = 0
+        self.failure: Exception | None = None
 
     def readable(self) -> bool:
         return True
@@ -274,7 +307,11 @@ class _ByteRangeFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._content.read(self._position, len(buffer))
+        try:
+            data = self._content.read(self._position, len(buffer))
+        except DataError as error:
+            self.failure = self.failure or error
+            return 0
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hubert_pretrain.data.audio import one_line, resampled_length
+from hubert_pretrain.data.audio import resampled_length
+from hubert_pretrain.data.decoding import num_samples, open_stream
 from hubert_pretrain.data.source import SourceUtterance, refuse_other_length
 from hubert_pretrain.data.storage import ByteRange, open_bytes
 from hubert_pretrain.errors import DataError
@@ -169,16 +170,8 @@ def read_header(utterance: SourceUtterance) -> Header:
     """Header of the audio file of an utterance. Raises DataError when it is missing or is not
     audio.
     """
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(_byte_range(utterance).file()) as file:
-            return Header(file.frames, file.samplerate)
-    except soundfile.SoundFileError as error:
-        raise DataError(
-            f"{utterance.path}: utterance {utterance.id!r} is not readable as audio "
-            f"({one_line(error)}); replace the file"
-        ) from error
+    with open_stream(str(utterance.path), _byte_range(utterance)) as stream:
+        return Header(num_samples(stream), stream.rate)
 
 
 def stored_bytes(utterance: SourceUtterance) -> bytes:

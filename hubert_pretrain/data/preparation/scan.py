@@ -16,16 +16,19 @@ from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
-import soundfile
-
-from hubert_pretrain.data.audio import STREAMED, one_line, sound_file
+from hubert_pretrain.data import containers
+from hubert_pretrain.data.decoding import AudioStream, blocks, one_line, open_stream
 from hubert_pretrain.data.preparation.audio_stats import WHOLE, AudioFacts, AudioStats, Segment
 from hubert_pretrain.data.storage import ByteRange, Cache, Location, open_bytes
 from hubert_pretrain.distributed import usable_cores
 from hubert_pretrain.errors import DataError
+from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
 
-_BLOCK = 1 << 18
-"""Source samples decoded at a time: a recording of hours takes a few megabytes of memory."""
+_NEGLIGIBLE_SECONDS = MODEL_GRID.window / SAMPLE_RATE
+"""A file that ends by less than one model frame before the length that its header states is whole:
+some writers count a sample, or the bytes of the header, too many.
+"""
+_NEGLIGIBLE_BYTES = 64
 
 _FEW = 128
 """Up to this many files, starting processes costs more than it saves."""
@@ -72,18 +75,12 @@ def scan_segments(recording: Recording, cache: Cache | None = None) -> list[Audi
     """
     path, offset, num_bytes = recording.location
     content = open_bytes(path, offset, num_bytes, cache)
-    with sound_file(path, content) as file:
-        stats = AudioStats(file.samplerate, recording.segments)
-        try:
-            while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
-                stats.add(path, block)
-        except soundfile.SoundFileError as error:
-            raise DataError(
-                f"{path}: cannot be decoded after {stats.source_samples} of {file.frames} samples "
-                f"({one_line(error)}); replace the file"
-            ) from error
+    with open_stream(path, content) as stream:
+        stats = AudioStats(stream.rate, recording.segments)
+        for block in blocks(stream):
+            stats.add(path, block)
         stats.finish()
-        _refuse_truncated(path, content, file, stats.source_samples)
+        _refuse_incomplete(path, content, stream, stats.source_samples)
     return stats.results()
 
 
@@ -159,49 +156,19 @@ def _scan_chunk(
     return [scan_or_reason(recording, cache) for recording in recordings]
 
 
-def _refuse_truncated(
-    path: str, content: ByteRange, file: soundfile.SoundFile, decoded: int
-) -> None:
-    """Raises DataError when a file is shorter than its header states. (libsndfile decodes the rest
-    of a truncated file without an error, except for FLAC.)
+def _refuse_incomplete(path: str, content: ByteRange, stream: AudioStream, decoded: int) -> None:
+    """Raises DataError when a file is shorter than its header states, or holds more than was
+    decoded. (Of a truncated file libsndfile decodes the rest without an error, except for FLAC.)
     """
-    if decoded < file.frames:
-        found = f"{decoded} of {file.frames} samples"
-    elif file.format in ("WAV", "WAVEX") and (missing := _missing_wav_bytes(content)):
+    missing = containers.missing_bytes(stream.kind, stream.log)
+    if stream.stated and stream.stated - decoded > _NEGLIGIBLE_SECONDS * stream.rate:
+        found = f"{decoded} of {stream.stated} samples"
+    elif missing > _NEGLIGIBLE_BYTES:
         found = f"{decoded} samples, {missing} bytes fewer than its header says"
-    elif file.format == "OGG" and not _has_ogg_end(content):
+    elif not containers.has_end(stream.kind, content):
         found = f"{decoded} samples and no end-of-stream page"
+    elif reason := containers.unread_part(stream.kind, content):
+        raise DataError(f"{path}: {reason}")
     else:
         return
     raise DataError(f"{path}: truncated or damaged, holds {found}; copy or download it again")
-
-
-def _missing_wav_bytes(content: ByteRange) -> int:
-    """Bytes by which the `data` chunk of a RIFF file is longer than the file; 0 when it fits or its
-    length was never filled in.
-    """
-    if content.read(0, 4) != b"RIFF":
-        return 0
-    position = 12
-    while len(header := content.read(position, 8)) == 8:
-        length = int.from_bytes(header[4:], "little")
-        position += 8
-        if header[:4] == b"data":
-            if length == 0 or length >= STREAMED:
-                return 0
-            return max(0, position + length - content.size)
-        position += length + length % 2
-    return 0
-
-
-def _has_ogg_end(content: ByteRange) -> bool:
-    """True when an Ogg file ends with a whole page that is marked as the last (RFC 3533 section 6:
-    flag 0x04, then the segment sizes).
-    """
-    longest_page = 65_307
-    tail = content.read(max(0, content.size - longest_page), longest_page)
-    page = tail[tail.rfind(b"OggS") :]
-    if len(page) < 27 or not page[5] & 4:
-        return False
-    sizes = page[27 : 27 + page[26]]
-    return len(page) >= 27 + page[26] + sum(sizes)

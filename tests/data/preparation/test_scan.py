@@ -208,8 +208,8 @@ def test_a_thousand_segments_cost_one_decoding(
     opened = []
     from hubert_pretrain.data.preparation import scan as module
 
-    original = module.sound_file
-    monkeypatch.setattr(module, "sound_file", lambda *args: opened.append(args) or original(*args))
+    original = module.open_stream
+    monkeypatch.setattr(module, "open_stream", lambda *args: opened.append(args) or original(*args))
     facts = scan_segments(Recording(Location(path), [(400 * i, 400) for i in range(1_000)]))
     assert len(opened) == 1
     assert all(isinstance(one, AudioFacts) and one.num_samples == 400 for one in facts)
