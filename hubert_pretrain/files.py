@@ -10,6 +10,7 @@ import errno
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -93,8 +94,20 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON atomically (see `replacing`)."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Writes indented JSON atomically (see `replacing`). NaN and infinity, which JSON has not,
+    become null.
+    """
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """The value with None in place of every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path, *, max_bytes: int | None = None) -> Any | None:

@@ -127,6 +127,8 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
 def test_json_and_text_come_back(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"é": [1, None]})
     assert read_json(tmp_path / "a.json") == {"é": [1, None]}
+    write_json(tmp_path / "a.json", {"wer": float("inf"), "of": [float("nan"), {"a": 1.5}]})
+    assert read_json(tmp_path / "a.json") == {"wer": None, "of": [None, {"a": 1.5}]}
     write_text(tmp_path / "a.txt", "é\n")
     assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa9\n"
 

@@ -4,6 +4,8 @@ frames, K classes.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch.nn import functional as F
 
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
-from hubert_pretrain.finetune.metrics import accuracy
+from hubert_pretrain.finetune.metrics import accuracy, macro_f1, unweighted_accuracy
 from hubert_pretrain.finetune.task import Examples, Metric, strings, tab_separated
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.model.config import HubertConfig
@@ -23,6 +25,12 @@ from hubert_pretrain.model.hubert import HubertOutput
 
 LABELS = ("speaker", "label", "corpus")
 """Columns of a manifest that can be classes."""
+NO_NAMES = ("nan", "none", "null", "n/a", "na", "unknown", "undefined")
+"""Labels (in lower case) that stand for a missing one in tables of other programs."""
+FEW = 3
+"""A class with fewer training utterances is reported."""
+
+log = logging.getLogger(__name__)
 
 
 class ClassifyTask:
@@ -31,7 +39,11 @@ class ClassifyTask:
     """
 
     kind = "classify"
-    metrics: tuple[Metric, ...] = (Metric("accuracy", higher_is_better=True),)
+    metrics: tuple[Metric, ...] = (
+        Metric("accuracy", higher_is_better=True),
+        Metric("unweighted_accuracy", higher_is_better=True),
+        Metric("macro_f1", higher_is_better=True),
+    )
 
     def __init__(
         self, *, label: str = "label", weighted_layers: bool = False, projection_size: int = 256
@@ -63,21 +75,43 @@ class ClassifyTask:
                 f"{names[0]!r}; expected at least two classes: choose another task.label of "
                 f"{', '.join(LABELS)}"
             )
+        for message in label_faults(names, self.label):
+            log.warning("%s: %s", manifest.path, message)
         return self._examples(rows, names)
 
-    def examples(self, manifest: Manifest, rows: NDArray[np.int64]) -> Examples:
+    def examples(self, manifest: Manifest, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
         """All rows. A class that does not occur in training is an error: it cannot be predicted."""
         names = self._names(manifest, rows)
         unseen = sorted(set(names) - set(self.classes))
         if unseen:
             split = manifest[int(rows[0])].split
-            some = ", ".join(unseen[:5]) + (", ..." if len(unseen) > 5 else "")
             raise DataError(
                 f"{manifest.path}: split {split!r} has {len(unseen)} {self.label} values that "
-                f"training has not ({some}); classes must be the same: choose a split with the "
-                "speakers or labels of training, such as test_split=valid"
+                f"training has not ({some_of(unseen)}); classes must be the same: choose a split "
+                "with the speakers or labels of training, such as test_split=valid"
             )
         return self._examples(rows, names)
+
+    def compare(self, manifest: Manifest, train: Examples, test: Examples) -> None:
+        """Warn of speakers that training and test share, unless they are the classes: a network
+        learns which voice goes with which label.
+        """
+        if self.label == "speaker":
+            return
+        known = set(strings(manifest, "speaker", train.rows)) - {""}
+        tested = strings(manifest, "speaker", test.rows)
+        shared = sorted(known & set(tested))
+        if shared:
+            count = sum(speaker in known for speaker in tested)
+            log.warning(
+                "%s: %d of %d test utterances are of %d speakers that training has too (%s); split "
+                "by speakers, or read the scores as those of known voices",
+                manifest.path,
+                count,
+                len(tested),
+                len(shared),
+                some_of(shared),
+            )
 
     def head(self, config: HubertConfig) -> ClassificationHead:
         """Optional layer weights, a projection, the mean over frames and a linear layer."""
@@ -104,22 +138,50 @@ class ClassifyTask:
         return self.classes[int(logits[0].argmax())]
 
     def score(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-        """Share of utterances whose class is right."""
-        return {"accuracy": accuracy(references, predictions)}
+        """Share of utterances whose class is right: of all, and the mean over classes; F1; and the
+        accuracy of a model that always says the most frequent class.
+        """
+        (_, largest), *_ = Counter(references).most_common(1)
+        return {
+            "accuracy": accuracy(references, predictions),
+            "unweighted_accuracy": unweighted_accuracy(references, predictions),
+            "macro_f1": macro_f1(references, predictions),
+            "largest_class": largest / len(references),
+        }
+
+    def warnings(self, references: Sequence[str], predictions: Sequence[str]) -> list[str]:
+        """A model that knows one class only."""
+        if len(set(predictions)) > 1 or len(set(references)) == 1:
+            return []
+        right = accuracy(references, predictions)
+        return [
+            f"all {len(predictions)} predictions are {predictions[0]!r}, which {right:.0%} of the "
+            "utterances are: nothing is learnt yet; raise steps or learning_rate, and check that "
+            "labels belong to their audio"
+        ]
 
     def card(self) -> dict[str, Any]:
         """The classes in the order of the output, and where they came from."""
         return {"classes": list(self.classes), "label": self.label}
 
-    def table(
+    def reports(self) -> dict[str, Any]:
+        """None: labels are taken as they are."""
+        return {}
+
+    def tables(
         self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]
-    ) -> tuple[str, str]:
-        """predictions.tsv."""
+    ) -> dict[str, str]:
+        """predictions.tsv, and confusion.tsv with the count of each pair of classes that occurs."""
         lines = [
             (id_, reference, prediction, reference == prediction)
             for id_, reference, prediction in zip(ids, references, predictions, strict=True)
         ]
-        return "predictions.tsv", tab_separated(("id", "reference", "prediction", "right"), lines)
+        counts = Counter(zip(references, predictions, strict=True))
+        pairs = [(*pair, count) for pair, count in sorted(counts.items())]
+        return {
+            "predictions.tsv": tab_separated(("id", "reference", "prediction", "right"), lines),
+            "confusion.tsv": tab_separated(("reference", "prediction", "utterances"), pairs),
+        }
 
     def _names(self, manifest: Manifest, rows: NDArray[np.int64]) -> list[str]:
         names = strings(manifest, self.label, rows)
@@ -136,3 +198,41 @@ class ClassifyTask:
     def _examples(self, rows: NDArray[np.int64], names: list[str]) -> Examples:
         numbers = {name: number for number, name in enumerate(self.classes)}
         return Examples(rows, names, [[numbers[name]] for name in names])
+
+
+def label_faults(names: Sequence[str], column: str) -> list[str]:
+    """Signs that the labels of the training utterances are not the classes that they should be."""
+    counts = Counter(names)
+    found = []
+    spellings: dict[str, list[str]] = {}
+    for name in sorted(counts):
+        spellings.setdefault(" ".join(name.casefold().split()), []).append(name)
+    alike = [same for same in spellings.values() if len(same) > 1]
+    if alike:
+        shown = some_of(
+            [" = ".join(f"{name!r} ({counts[name]})" for name in same) for same in alike]
+        )
+        found.append(
+            f"{len(alike)} {column} values have several spellings, each a class of its own: "
+            f"{shown}; give each class one spelling"
+        )
+    missing = [name for name in sorted(counts) if name.casefold().strip() in NO_NAMES]
+    if missing:
+        shown = some_of([f"{name!r} ({counts[name]} utterances)" for name in missing])
+        found.append(
+            f"{column} values that mean no value are classes: {shown}; leave those utterances out, "
+            "or give them a label"
+        )
+    small = [name for name in sorted(counts) if counts[name] < FEW]
+    if small:
+        shown = some_of([f"{name!r} ({counts[name]})" for name in small])
+        found.append(
+            f"{len(small)} of {len(counts)} classes have fewer than {FEW} training utterances: "
+            f"{shown}; collect more, or leave them out"
+        )
+    return found
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first names, as a list for messages."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

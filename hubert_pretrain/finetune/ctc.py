@@ -4,6 +4,7 @@ frames, U characters, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -16,15 +17,14 @@ from torch.nn import functional as F
 
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
-from hubert_pretrain.finetune.metrics import character_error_rate, word_error_rate
-from hubert_pretrain.finetune.task import Examples, Metric, strings, tab_separated
-from hubert_pretrain.finetune.text import (
-    BLANK_ID,
-    Vocabulary,
-    frames_needed,
-    greedy_decode,
-    normalise,
+from hubert_pretrain.finetune.metrics import (
+    character_error_rate,
+    share_of_empty,
+    word_error_rate,
 )
+from hubert_pretrain.finetune.normalisation import TextReport, TextRules, normalise
+from hubert_pretrain.finetune.task import Examples, Metric, strings, tab_separated
+from hubert_pretrain.finetune.text import BLANK_ID, Vocabulary, frames_needed, greedy_decode
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.config import HubertConfig
@@ -44,6 +44,7 @@ class CtcTask:
     metrics: tuple[Metric, ...] = (
         Metric("wer", higher_is_better=False),
         Metric("cer", higher_is_better=False),
+        Metric("empty", higher_is_better=False),
     )
     needs_all_layers = False
 
@@ -54,6 +55,10 @@ class CtcTask:
         max_dropped_fraction: float = 0.01,
         reduction: str = "sum",
         zero_infinity: bool = True,
+        case: str = "upper",
+        punctuation: str = "",
+        tags: str = "drop",
+        language: str = "",
     ) -> None:
         """
         Args:
@@ -62,6 +67,7 @@ class CtcTask:
                 frames cannot spell, are left out and counted; a larger share of them is an error.
             reduction: see `ctc_loss`; exported as `ctc_loss_reduction`.
             zero_infinity: see `ctc_loss`; exported as `ctc_zero_infinity`.
+            case, punctuation, tags, language: see `TextRules`.
         """
         if reduction not in REDUCTIONS:
             raise ConfigError(
@@ -72,26 +78,33 @@ class CtcTask:
         self.max_dropped_fraction = max_dropped_fraction
         self.reduction = reduction
         self.zero_infinity = zero_infinity
+        self.rules = TextRules(case, punctuation, tags, language)
         self.vocabulary: Vocabulary | None = None
+        self.text_reports: dict[str, TextReport] = {}
+        """Changes that normalisation made, by split."""
 
     def fit(self, manifest: Manifest, rows: Rows, grid: FrameGrid) -> Examples:
         """Derive the vocabulary from the transcripts of the training rows, and leave out utterances
         that CTC cannot learn.
         """
-        texts = _transcripts(manifest, rows)
+        texts = self._transcripts(manifest, rows)
         self.vocabulary = Vocabulary.of_texts(texts)
         labels = [self.vocabulary.ids(text) for text in texts]
-        needed = np.array([frames_needed(ids) for ids in labels])
-        available: Any = grid.num_frames(manifest.num_samples[rows])  # type: ignore[arg-type]
+        needed, available = _frames(manifest, rows, labels, grid)
         self._check_dropped(manifest, rows, available, needed)
         chosen = np.flatnonzero((needed > 0) & (needed <= available))
         return Examples(rows[chosen], [texts[i] for i in chosen], [labels[i] for i in chosen])
 
-    def examples(self, manifest: Manifest, rows: Rows) -> Examples:
+    def examples(self, manifest: Manifest, rows: Rows, grid: FrameGrid) -> Examples:
         """All rows. A character that no training transcript has is reported, and can only be scored
-        as an error.
+        as an error; so is a transcript that its frames cannot spell, which has no loss.
         """
-        texts = _transcripts(manifest, rows)
+        texts = self._transcripts(manifest, rows)
+        labels = [self._vocabulary.ids(text) for text in texts]
+        needed, available = _frames(manifest, rows, labels, grid)
+        without_loss = np.flatnonzero(needed > available)
+        if len(without_loss):
+            self._report_without_loss(manifest, rows, without_loss, available, needed)
         unknown = self._vocabulary.count_unknown(texts)
         if unknown:
             log.warning(
@@ -100,7 +113,12 @@ class CtcTask:
                 manifest.path,
                 unknown,
             )
-        return Examples(rows, texts, [self._vocabulary.ids(text) for text in texts])
+        return Examples(rows, texts, labels, frozenset(without_loss.tolist()))
+
+    def compare(self, manifest: Manifest, train: Examples, test: Examples) -> None:
+        """Nothing: sentences may have known speakers, and the card of the corpus counts equal
+        audio.
+        """
 
     def head(self, config: HubertConfig) -> CTCHead:
         """Dropout and a linear layer D -> V."""
@@ -129,28 +147,51 @@ class CtcTask:
         return self._vocabulary.text(greedy_decode(logits[0]))
 
     def score(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-        """Word and character error rates over all utterances."""
+        """Word and character error rates over all utterances, and the share of utterances with
+        speech for which nothing is recognised.
+        """
         return {
             "wer": word_error_rate(references, predictions),
             "cer": character_error_rate(references, predictions),
+            "empty": share_of_empty(references, predictions),
         }
 
+    def warnings(self, references: Sequence[str], predictions: Sequence[str]) -> list[str]:
+        """A model that says nothing at all."""
+        if any(predictions):
+            return []
+        return [
+            f"all {len(predictions)} hypotheses are empty: the model says only the blank yet; "
+            "usual for the first thousands of steps, else raise steps or learning_rate, and check "
+            "that texts belong to their audio"
+        ]
+
     def card(self) -> dict[str, Any]:
-        """The vocabulary, whose first symbol is the blank; and the settings of the loss, under the
-        names of `transformers`.
+        """The vocabulary, whose first symbol is the blank; the rules of its texts; and the settings
+        of the loss, under the names of `transformers`.
         """
         loss = {"ctc_loss_reduction": self.reduction, "ctc_zero_infinity": self.zero_infinity}
-        return {"vocabulary": list(self._vocabulary.symbols), EXTRA_KEY: loss}
+        return {
+            "vocabulary": list(self._vocabulary.symbols),
+            "text_rules": dataclasses.asdict(self.rules),
+            EXTRA_KEY: loss,
+        }
 
-    def table(
+    def reports(self) -> dict[str, Any]:
+        """normalisation.json: the rules, and the changes that they made to each split."""
+        splits = {split: report.as_json() for split, report in self.text_reports.items()}
+        return {"normalisation.json": {"rules": dataclasses.asdict(self.rules), "splits": splits}}
+
+    def tables(
         self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]
-    ) -> tuple[str, str]:
+    ) -> dict[str, str]:
         """hypotheses.tsv, with the word error rate of each utterance."""
         lines = [
             (id_, reference, hypothesis, f"{word_error_rate([reference], [hypothesis]):.4f}")
             for id_, reference, hypothesis in zip(ids, references, predictions, strict=True)
         ]
-        return "hypotheses.tsv", tab_separated(("id", "reference", "hypothesis", "wer"), lines)
+        header = ("id", "reference", "hypothesis", "wer")
+        return {"hypotheses.tsv": tab_separated(header, lines)}
 
     @property
     def _vocabulary(self) -> Vocabulary:
@@ -174,6 +215,39 @@ class CtcTask:
                 "check that texts belong to their audio, or raise task.max_dropped_fraction"
             )
         log.warning("%s: %s; left out", manifest.path, found)
+
+    def _report_without_loss(
+        self, manifest: Manifest, rows: Rows, positions: Rows, available: Rows, needed: Rows
+    ) -> None:
+        """Count and name the utterances whose frames cannot spell their transcript. Raises
+        DataError when those are all.
+        """
+        first = positions[0]
+        names = ", ".join(repr(manifest[int(rows[i])].id) for i in positions[:3])
+        found = (
+            f"{len(positions)} of {len(rows)} utterances of split "
+            f"{manifest[int(rows[first])].split!r} have a transcript longer than their frames can "
+            f"spell ({names}{', ...' if len(positions) > 3 else ''}); the first has "
+            f"{available[first]} frames where {needed[first]} are needed"
+        )
+        if len(positions) == len(rows):
+            raise DataError(f"{manifest.path}: {found}; check that texts belong to their audio")
+        log.warning("%s: %s; they have no part in the loss", manifest.path, found)
+
+    def _transcripts(self, manifest: Manifest, rows: Rows) -> list[str]:
+        """The normalised texts. Raises DataError when none has a letter."""
+        split = manifest[int(rows[0])].split
+        report = self.text_reports[split] = TextReport()
+        texts = [normalise(text, self.rules, report) for text in strings(manifest, "text", rows)]
+        if not any(texts):
+            raise DataError(
+                f"{manifest.path}: none of the {len(rows)} utterances of split {split!r} has a "
+                "transcript; CTC needs them: give the corpus texts, choose another split, or "
+                "fine-tune with finetune/classify"
+            )
+        for message in report.warnings():
+            log.warning("%s: split %r: %s", manifest.path, split, message)
+        return texts
 
 
 def ctc_loss(
@@ -213,13 +287,10 @@ def ctc_loss(
         )
 
 
-def _transcripts(manifest: Manifest, rows: Rows) -> list[str]:
-    texts = [normalise(text) for text in strings(manifest, "text", rows)]
-    if not any(texts):
-        split = manifest[int(rows[0])].split
-        raise DataError(
-            f"{manifest.path}: none of the {len(rows)} utterances of split {split!r} has a "
-            "transcript; CTC needs them: give the corpus texts, choose another split, or fine-tune "
-            "with finetune/classify"
-        )
-    return texts
+def _frames(
+    manifest: Manifest, rows: Rows, labels: list[list[int]], grid: FrameGrid
+) -> tuple[Rows, Rows]:
+    """Frames that each transcript needs, and those that its utterance has."""
+    needed = np.array([frames_needed(ids) for ids in labels], dtype=np.int64)
+    available: Any = grid.num_frames(manifest.num_samples[rows])  # type: ignore[arg-type]
+    return needed, available

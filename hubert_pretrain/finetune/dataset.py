@@ -131,6 +131,7 @@ class WholeUtterances(Dataset[Batch]):
             "labels": torch.tensor(labels, dtype=torch.int64)[None],
             "label_lengths": torch.tensor([len(labels)]),
             "reference": self.examples.references[example],
+            "has_loss": example not in self.examples.without_loss,
             "counts": index < len(self),
         }
 

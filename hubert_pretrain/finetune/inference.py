@@ -128,8 +128,11 @@ def predict(
 
 
 def logits_of(model: Hubert, head: nn.Module, task: Task, waveform: Tensor) -> Tensor:
-    """Logits of the task's head for waveforms (B, S) without padding."""
-    return task.logits(head, model(waveform, hidden_states=task.needs_all_layers), None)
+    """Logits of the task's head for waveforms (B, S) without padding, in fp32 also where training
+    is in mixed precision.
+    """
+    with torch.autocast(waveform.device.type, enabled=False):
+        return task.logits(head, model(waveform, hidden_states=task.needs_all_layers), None)
 
 
 def gather(items: list[Item]) -> list[Item]:

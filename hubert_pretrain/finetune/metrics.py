@@ -1,4 +1,4 @@
-"""Word and character error rates over a corpus, accuracy."""
+"""Word and character error rates over a corpus; accuracy and F1 of classes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,39 @@ def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -
     return _error_rate(jiwer.process_characters, len, references, hypotheses)
 
 
+def share_of_empty(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Share of the references with text whose hypothesis has none."""
+    _check_lengths(references, hypotheses)
+    pairs = zip(references, hypotheses, strict=True)
+    found = [not hypothesis for reference, hypothesis in pairs if reference]
+    return sum(found) / max(1, len(found))
+
+
 def accuracy(references: Sequence[str], predictions: Sequence[str]) -> float:
     """Share of predictions that equal their reference."""
     _check_lengths(references, predictions)
     return sum(map(str.__eq__, references, predictions)) / len(references)
+
+
+def unweighted_accuracy(references: Sequence[str], predictions: Sequence[str]) -> float:
+    """Mean over the classes of the references of the share that is right: 1 / K by chance, and for
+    a model that always says the same.
+    """
+    from sklearn.metrics import recall_score
+
+    _check_lengths(references, predictions)
+    classes = sorted(set(references))
+    return float(
+        recall_score(references, predictions, labels=classes, average="macro", zero_division=0)
+    )
+
+
+def macro_f1(references: Sequence[str], predictions: Sequence[str]) -> float:
+    """Mean of the F1 of each class that occurs."""
+    from sklearn.metrics import f1_score
+
+    _check_lengths(references, predictions)
+    return float(f1_score(references, predictions, average="macro", zero_division=0))
 
 
 def _error_rate(

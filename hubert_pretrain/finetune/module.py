@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from hubert_pretrain.training.loggers import report
 from hubert_pretrain.training.module import Meter, Monitor, TrainingModule
 from hubert_pretrain.training.optim import AdamWSettings, Schedule
 from hubert_pretrain.training.strategies import zero_grad_term
+
+log = logging.getLogger(__name__)
 
 
 class ValidationOutput(NamedTuple):
@@ -78,6 +81,7 @@ class FinetuneModule(TrainingModule):
         self.freeze_encoder_steps = freeze_encoder_steps
         self.norm_over_valid = norm_over_valid
         self.train()  # a loaded model is in eval mode, and Lightning leaves modes as they are
+        self.validated_step = -1
         self._valid = Meter()
         self._validation_outputs: list[ValidationOutput] = []
 
@@ -115,17 +119,21 @@ class FinetuneModule(TrainingModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """One utterance, without padding or masks.
 
-        An item that only keeps this rank in step with the others is not scored.
+        An item that only keeps this rank in step with the others is not scored, and one whose
+        frames cannot spell its labels has no part in the mean loss.
         """
         if not batch["counts"]:
             self._valid.add(loss=0.0, utterances=0.0)
             return
         waveform = batch["waveform"]
         logits = logits_of(self.model, self.head, self.task, waveform)
-        frames = self.model.grid.num_frames(waveform.shape[1])
-        num_frames = torch.tensor([frames], device=logits.device)
-        loss = self.task.loss(logits, num_frames, batch["labels"], batch["label_lengths"])
-        self._valid.add(loss=loss, utterances=1.0)
+        if batch["has_loss"]:
+            frames = self.model.grid.num_frames(waveform.shape[1])
+            num_frames = torch.tensor([frames], device=logits.device)
+            loss = self.task.loss(logits, num_frames, batch["labels"], batch["label_lengths"])
+            self._valid.add(loss=loss, utterances=1.0)
+        else:
+            self._valid.add(loss=0.0, utterances=0.0)
         output = ValidationOutput(batch["reference"], self.task.predict(logits))
         self._validation_outputs.append(output)
 
@@ -134,12 +142,16 @@ class FinetuneModule(TrainingModule):
         outputs = gather(self._validation_outputs)
         self._validation_outputs = []
         sums = self._valid.read(self.device)
-        scores = self.task.score(
-            [output.reference for output in outputs], [output.hypothesis for output in outputs]
-        )
+        references = [output.reference for output in outputs]
+        hypotheses = [output.hypothesis for output in outputs]
+        scores = self.task.score(references, hypotheses)
         values = {"loss": sums["loss"] / sums["utterances"], **scores}
         self.validated = {f"valid/{name}": value for name, value in values.items()}
+        self.validated_step = self.trainer.global_step
         report(self.trainer, self.trainer.global_step, self.validated, kind="valid")
+        if self.trainer.is_global_zero:
+            for message in self.task.warnings(references, hypotheses):
+                log.warning("valid step %d: %s", self.trainer.global_step, message)
 
     def summarise(self, sums: dict[str, float], steps: int, seconds: float) -> dict[str, float]:
         """Loss per utterance in nats, and speed."""

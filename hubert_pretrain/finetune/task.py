@@ -5,6 +5,7 @@ A new task is one file beside ctc.py and classify.py.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from hubert_pretrain.model.config import HubertConfig
     from hubert_pretrain.model.heads import ClassificationHead, CTCHead
     from hubert_pretrain.model.hubert import HubertOutput
+
+log = logging.getLogger(__name__)
 
 _SPACES = str.maketrans("\t\r\n", "   ")
 
@@ -41,6 +44,7 @@ class Examples:
     rows: NDArray[np.int64]  # (N,) manifest rows
     references: list[str]  # for people and scores: a normalised transcript, a class
     labels: list[list[int]]  # for the loss: U ids each (one for a class)
+    without_loss: frozenset[int] = frozenset()  # examples whose frames cannot spell their labels
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -65,11 +69,15 @@ class Task(Protocol):
         """
         ...
 
-    def examples(self, manifest: Manifest, rows: NDArray[np.int64]) -> Examples:
+    def examples(self, manifest: Manifest, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
         """The rows of another split, all of them.
 
         Raises DataError when the split cannot be scored with the vocabulary or classes of `fit`.
         """
+        ...
+
+    def compare(self, manifest: Manifest, train: Examples, test: Examples) -> None:
+        """Warn of what makes the scores of the test split better than they are."""
         ...
 
     def head(self, config: HubertConfig) -> CTCHead | ClassificationHead:
@@ -105,7 +113,11 @@ class Task(Protocol):
         ...
 
     def score(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-        """The values of `metrics`, by name."""
+        """The values of `metrics`, by name, and others to compare them with."""
+        ...
+
+    def warnings(self, references: Sequence[str], predictions: Sequence[str]) -> list[str]:
+        """Faults of the predictions as a whole, each with its fix."""
         ...
 
     def card(self) -> dict[str, Any]:
@@ -114,10 +126,14 @@ class Task(Protocol):
         """
         ...
 
-    def table(
+    def reports(self) -> dict[str, Any]:
+        """File name -> plain JSON values: how the labels were made."""
+        ...
+
+    def tables(
         self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]
-    ) -> tuple[str, str]:
-        """File name and content of the table of predictions."""
+    ) -> dict[str, str]:
+        """File name -> content: the table of predictions first."""
         ...
 
 
@@ -129,10 +145,19 @@ def gather_examples(
     Everything that can be wrong with them is found here, before training.
 
     Args:
-        splits: key of the recipe -> name of the split.
+        splits: key of the recipe -> name of the split, for training, validation and test.
         where: place of those keys in the recipe, for error messages.
     """
     rows = []
+    *_, (valid_key, valid), (test_key, test) = splits.items()
+    if valid == test:
+        log.warning(
+            "%s.%s and %s are both %r: the test scores are those of what was validated on",
+            where,
+            valid_key,
+            test_key,
+            test,
+        )
     for key, split in splits.items():
         of_split = manifest.rows(split)
         if len(of_split) == 0:
@@ -142,10 +167,12 @@ def gather_examples(
             )
         rows.append(of_split)
     train, *others = rows
-    return [
+    found = [
         task.fit(manifest, train, grid),
-        *(task.examples(manifest, other) for other in others),
+        *(task.examples(manifest, other, grid) for other in others),
     ]
+    task.compare(manifest, found[0], found[-1])
+    return found
 
 
 def strings(manifest: Manifest, column: str, rows: NDArray[np.int64]) -> list[str]:

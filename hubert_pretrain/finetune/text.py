@@ -1,8 +1,7 @@
-"""Vocabulary, text normalisation and greedy CTC decoding. T frames, U characters, V vocabulary."""
+"""Vocabulary and greedy CTC decoding. T frames, U characters, V vocabulary."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
@@ -23,25 +22,6 @@ predict it.
 """
 BOUNDARY = "|"
 """The gap between two words."""
-
-_APOSTROPHES = str.maketrans({"\u2019": "'", "\u02bc": "'", "\uff07": "'"})
-
-
-def normalise(text: str) -> str:
-    """Upper-case words with single spaces between them: letters, marks, digits and ' stay,
-    everything else separates words.
-
-    >>> normalise("Don\u2019t  stop -- now!")
-    "DON'T STOP NOW"
-    """
-    text = unicodedata.normalize("NFC", text.translate(_APOSTROPHES)).upper()
-    characters = [character if _is_part_of_word(character) else " " for character in text]
-    return " ".join("".join(characters).split())
-
-
-def _is_part_of_word(character: str) -> bool:
-    """Letters, marks, numbers (Unicode categories L, M, N) and the apostrophe."""
-    return character == "'" or unicodedata.category(character)[0] in "LMN"
 
 
 @dataclass(frozen=True)

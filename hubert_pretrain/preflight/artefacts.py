@@ -98,17 +98,20 @@ def task_labels(
     """
     try:
         with captured_warnings() as messages:
-            found = gather_examples(task, manifest, grid, splits, name.replace("/", "."))
+            examples = gather_examples(task, manifest, grid, splits, name.replace("/", "."))
     except HubertPretrainError as failure:
         return of_error(name, failure)
-    sizes = [len(examples) for examples in found]
+    sizes = [len(part) for part in examples]
     counts = ", ".join(
         f"{split} {size}" for split, size in zip(splits.values(), sizes, strict=True)
     )
     shown = f"{task.kind}: {counts} utterances{_label_count(task)}"
     if messages:
+        found = "\n".join(
+            [shown, *(message.removeprefix(f"{manifest.path}: ") for message in messages)]
+        )
         fix = "check that texts belong to their audio, and the splits to one another"
-        return warning(name, f"{shown}; {messages[0]}", fix)
+        return warning(name, found, fix)
     return ok(name, shown)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import FinetuneConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.files import write_text
+from hubert_pretrain.files import write_json, write_text
 from hubert_pretrain.finetune.batching import PaddedBucketSampler
 from hubert_pretrain.finetune.dataset import TrainingDataset, WholeUtterances, loaders
 from hubert_pretrain.finetune.inference import predict, pretrained
@@ -27,7 +28,9 @@ from hubert_pretrain.training import loggers as logs
 from hubert_pretrain.training.curves import plot_finetuning
 from hubert_pretrain.training.module import Monitor
 from hubert_pretrain.training.optim import AdamWSettings, tri_stage_schedule
-from hubert_pretrain.training.trainer import fit
+from hubert_pretrain.training.trainer import fit, validate
+
+log = logging.getLogger(__name__)
 
 
 def open_finetuned(workspace: Workspace, task: str) -> LoadedModel:
@@ -68,28 +71,39 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     if trainer.is_global_zero:
         print(data.plan.describe(), flush=True)
     fit(trainer, module, train_loader, valid_loader, folder)
+    if module.validated_step != trainer.global_step:
+        validate(trainer, module, valid_loader)
     test_set = WholeUtterances(corpus, test, model)
     predictions = predict(model, module.head, task, test_set, trainer.strategy.root_device)
     if trainer.is_global_zero:
         made_by = {"recipe": recipe.name, "stage": stage, "steps": config.steps}
         save_model(folder, model, head=module.head, extra={**made_by, **task.card()})
         ids = strings(corpus.manifest, "id", test.rows)
-        file_name, table = task.table(ids, test.references, predictions)
-        write_text(folder / file_name, table)
+        tables = task.tables(ids, test.references, predictions)
+        for file_name, table in tables.items():
+            write_text(folder / file_name, table)
+        for file_name, content in task.reports().items():
+            write_json(folder / file_name, content)
         plot_finetuning(
             logs.read_metrics(folder / "logs" / "metrics.csv"),
             folder / "curves.png",
             title=f"{recipe.name} {stage}",
         )
-        header, *rows = [line.split("\t") for line in table.splitlines()]
-        logs.keep_table(trainer.loggers, file_name.removesuffix(".tsv"), header, rows)
+        for file_name, table in tables.items():
+            header, *rows = [line.split("\t") for line in table.splitlines()]
+            logs.keep_table(trainer.loggers, file_name.removesuffix(".tsv"), header, rows)
         if recipe.trainer.log_artefacts:
             logs.keep_folder(trainer.loggers, f"{stage}-model", "model", folder)
     logs.close(trainer.loggers)
+    warnings = task.warnings(test.references, predictions)
+    if trainer.is_global_zero:
+        for message in warnings:
+            log.warning("%s: %s", stage, message)
     return {
         **task.score(test.references, predictions),
         "steps": config.steps,
         "utterances": len(test),
+        "warnings": warnings,
     }
 
 

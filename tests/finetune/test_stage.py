@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +16,9 @@ from hubert_pretrain.config.schema import FinetuneConfig, Recipe, TrainerConfig
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.finetune import module
+from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.inference import SpeechRecognizer
+from hubert_pretrain.finetune.task import Examples
 from hubert_pretrain.interop.fairseq_writer import export_fairseq
 from hubert_pretrain.interop.transformers_writer import export_huggingface
 from hubert_pretrain.model.checkpoint import load_model, save_model
@@ -23,6 +27,7 @@ from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
 from hubert_pretrain.stages import finetune
+from hubert_pretrain.training.loggers import read_metrics
 
 CTC = {"_target_": "hubert_pretrain.finetune.ctc.CtcTask"}
 SPEAKERS = {
@@ -103,7 +108,7 @@ def test_a_file_of_fairseq_is_fine_tuned_like_a_stage(workspace: Workspace, tmp_
 def test_asr(workspace: Workspace) -> None:
     facts = _run(workspace, "asr", CTC)
     folder = workspace.partial_folder("finetune/asr")
-    assert set(facts) == {"wer", "cer", "steps", "utterances"}
+    assert set(facts) == {"wer", "cer", "empty", "steps", "utterances", "warnings"}
     assert facts["steps"] == 6
     assert json.loads((folder / "config.json").read_text())["extra"]["vocabulary"][0] == "<pad>"
     assert (folder / "curves.png").stat().st_size > 1000
@@ -118,6 +123,75 @@ def test_asr(workspace: Workspace) -> None:
     }
     for name, _, hypothesis, _ in lines[1:]:
         assert recogniser.transcribe(paths[name]) == hypothesis
+
+
+def test_a_model_that_says_only_the_blank_is_reported(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    blank = torch.zeros(10, 8)
+    blank[:, 0] = 1.0
+    predict = CtcTask.predict
+    monkeypatch.setattr(CtcTask, "predict", lambda self, logits: predict(self, blank[None]))
+    facts = _run(workspace, "asr", CTC, steps=2, valid_every_steps=1)
+    assert (facts["wer"], facts["empty"]) == (1.0, 1.0)
+    (warning,) = facts["warnings"]
+    assert warning.startswith("all 8 hypotheses are empty: the model says only the blank yet")
+    assert "valid step 1: all 8 hypotheses are empty" in caplog.text
+    assert "finetune/asr: all 8 hypotheses are empty" in caplog.text
+
+
+def test_the_loss_of_the_valid_split_leaves_out_what_has_none(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transcript of 400 letters in a second would count as a loss of 0."""
+    _run(workspace, "asr", CTC)
+    expected = _valid_losses(workspace)
+    shutil.rmtree(workspace.partial_folder("finetune/asr"))
+    gather = finetune.gather_examples
+
+    def with_one_that_does_not_fit(*args: Any) -> list[Examples]:
+        train, valid, test = gather(*args)
+        task = args[0]
+        valid = Examples(
+            np.append(valid.rows, valid.rows[0]),
+            [*valid.references, "AB" * 200],
+            [*valid.labels, task.vocabulary.ids("AB" * 200)],
+            frozenset({len(valid.rows)}),
+        )
+        return [train, valid, test]
+
+    monkeypatch.setattr(finetune, "gather_examples", with_one_that_does_not_fit)
+    _run(workspace, "asr", CTC)
+    assert _valid_losses(workspace) == pytest.approx(expected, rel=1e-6)
+    assert len(expected) == 2
+    assert min(expected) > 1
+
+
+def _valid_losses(workspace: Workspace) -> list[float]:
+    rows = read_metrics(workspace.partial_folder("finetune/asr") / "logs" / "metrics.csv")
+    return [row["valid/loss"] for row in rows if "valid/loss" in row]
+
+
+def test_the_last_step_is_validated_whatever_the_interval(workspace: Workspace) -> None:
+    _run(workspace, "asr", CTC, valid_every_steps=4)
+    rows = read_metrics(workspace.partial_folder("finetune/asr") / "logs" / "metrics.csv")
+    assert [row["step"] for row in rows if "valid/wer" in row] == [4, 6]
+
+
+def test_validation_is_in_fp32_where_training_is_not(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    forward = CTCHead.forward
+
+    def record(self: CTCHead, states: torch.Tensor) -> torch.Tensor:
+        logits = forward(self, states)
+        seen[self.training].add(logits.dtype)
+        return logits
+
+    monkeypatch.setattr(CTCHead, "forward", record)
+    _run(workspace, "asr", CTC, {"precision": "bf16-mixed"})
+    assert seen == {True: {torch.bfloat16}, False: {torch.float32}}
 
 
 def test_voices_are_learnt_and_valid_may_be_the_test(workspace: Workspace) -> None:

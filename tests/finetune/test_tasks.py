@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,7 @@ from hubert_pretrain.finetune.classify import ClassifyTask
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.task import gather_examples
 from hubert_pretrain.frames import MODEL_GRID
+from tests.finetune.conftest import split_of
 
 SPLITS = {"train_split": "train", "valid_split": "valid", "test_split": "test"}
 
@@ -117,16 +119,20 @@ def test_empty_split_names_those_that_are_not(corpus: Corpus) -> None:
 
 def test_tables_of_predictions(corpus: Corpus) -> None:
     ctc = CtcTask()
-    name, table = ctc.table(["a", "b"], ["A B", "C"], ["A B", "D"])
-    assert name == "hypotheses.tsv"
-    assert table.splitlines() == [
+    tables = ctc.tables(["a", "b"], ["A B", "C"], ["A B", "D"])
+    assert list(tables) == ["hypotheses.tsv"]
+    assert tables["hypotheses.tsv"].splitlines() == [
         "id\treference\thypothesis\twer",
         "a\tA B\tA B\t0.0000",
         "b\tC\tD\t1.0000",
     ]
-    name, table = ClassifyTask().table(["a"], ["x"], ["y"])
-    assert name == "predictions.tsv"
-    assert table.splitlines()[1] == "a\tx\ty\tFalse"
+    tables = ClassifyTask().tables(["a", "b", "c"], ["x", "y", "x"], ["y", "y", "y"])
+    assert tables["predictions.tsv"].splitlines()[1] == "a\tx\ty\tFalse"
+    assert tables["confusion.tsv"].splitlines() == [
+        "reference\tprediction\tutterances",
+        "x\ty\t2",
+        "y\ty\t1",
+    ]
 
 
 def test_prediction_of_a_class_and_of_text(corpus: Corpus) -> None:
@@ -137,3 +143,85 @@ def test_prediction_of_a_class_and_of_text(corpus: Corpus) -> None:
     assert speakers.predict(torch.tensor([[0.1, 0.9]])) == "pure"
     path = torch.tensor([[0, *ctc.vocabulary.ids("AB A"), 0]])
     assert ctc.predict(torch.nn.functional.one_hot(path, len(ctc.vocabulary)).float()) == "AB A"
+
+
+def test_transcripts_that_frames_cannot_spell_are_named_and_have_no_loss(
+    corpus_with: Callable[..., Corpus], caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = corpus_with(text=lambda number: "AB" * 200 if number == 6 else "AB")
+    _, _, test = _examples(CtcTask(), corpus)
+    position = corpus.manifest.take("id", test.rows).to_pylist().index("utterance-006")
+    assert test.without_loss == {position}
+    assert test.references[position] == "AB" * 200  # still to be scored
+    assert re.search(
+        r"1 of 8 utterances of split 'test' have a transcript longer than their frames can spell "
+        r"\('utterance-006'\); the first has \d+ frames where 400 are needed",
+        caplog.text,
+    )
+
+
+def test_a_split_of_nothing_but_such_transcripts_is_an_error(
+    corpus_with: Callable[..., Corpus],
+) -> None:
+    corpus = corpus_with(text=lambda number: "AB" * 200 if split_of(number) == "valid" else "AB")
+    with pytest.raises(DataError, match=r"split 'valid' have .* check that texts belong to"):
+        _examples(CtcTask(), corpus)
+
+
+def test_tags_in_transcripts_are_counted(
+    corpus_with: Callable[..., Corpus], caplog: pytest.LogCaptureFixture
+) -> None:
+    task = CtcTask()
+    corpus = corpus_with(text=lambda number: "[laughter] AB <unk>" if number == 4 else "AB")
+    train, *_ = _examples(task, corpus)
+    assert set(train.references) == {"AB"}
+    assert "split 'train': 1 of 8 transcripts hold tags, which are dropped" in caplog.text
+    splits = task.reports()["normalisation.json"]["splits"]
+    assert splits["train"]["tags"] == {"[laughter]": 1, "<unk>": 1}
+    assert set(splits) == {"train", "valid", "test"}
+
+
+def test_a_model_that_says_nothing_or_always_the_same() -> None:
+    (silent,) = CtcTask().warnings(["A", "B"], ["", ""])
+    assert silent.startswith("all 2 hypotheses are empty: the model says only the blank yet")
+    assert CtcTask().warnings(["A", "B"], ["", "A"]) == []
+    assert CtcTask().score(["A", "B", ""], ["", "B", ""])["empty"] == 0.5
+    (constant,) = ClassifyTask().warnings(["a", "b"], ["a", "a"])
+    assert constant.startswith("all 2 predictions are 'a', which 50% of the utterances are")
+    assert ClassifyTask().warnings(["a", "b"], ["a", "b"]) == []
+
+
+def test_scores_of_unequal_classes() -> None:
+    references = ["a"] * 9 + ["b"]
+    scores = ClassifyTask().score(references, ["a"] * 10)
+    assert scores["accuracy"] == scores["largest_class"] == 0.9
+    assert scores["unweighted_accuracy"] == 0.5
+    assert scores["macro_f1"] == pytest.approx(0.5 * 18 / 19)
+
+
+def test_labels_that_are_not_the_classes_that_they_should_be(
+    corpus_with: Callable[..., Corpus], caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = ["Happy", "happy", "nan", "sad"]
+    corpus = corpus_with(label=lambda number: "rare" if number == 4 else labels[number % 4])
+    task = ClassifyTask(label="label")
+    task.fit(corpus.manifest, corpus.manifest.rows("train"), MODEL_GRID)
+    assert re.search(
+        r"1 label values have several spellings, .*'Happy' \(\d\) = 'happy'", caplog.text
+    )
+    assert re.search(r"that mean no value are classes: 'nan' \(\d utterances\)", caplog.text)
+    assert re.search(r"have fewer than 3 training utterances: .*'rare' \(1\)", caplog.text)
+
+
+def test_voices_of_the_test_that_training_knows(
+    corpus_with: Callable[..., Corpus], caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = corpus_with(label=lambda number: "xy"[number % 2])
+    _examples(ClassifyTask(label="label"), corpus)
+    assert (
+        "8 of 8 test utterances are of 2 speakers that training has too (buzzing, pure)"
+        in caplog.text
+    )
+    caplog.clear()
+    _examples(ClassifyTask(label="speaker"), corpus)
+    assert "speakers that training has too" not in caplog.text

@@ -1,4 +1,4 @@
-"""Vocabulary, normalisation and greedy decoding."""
+"""Vocabulary and greedy decoding."""
 
 from __future__ import annotations
 
@@ -13,23 +13,7 @@ from hubert_pretrain.finetune.text import (
     collapse,
     frames_needed,
     greedy_decode,
-    normalise,
 )
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Don\u2019t  stop -- now!", "DON'T STOP NOW"),
-        ("MISTER QUILTER IS", "MISTER QUILTER IS"),
-        ("e\u0301te\u0301, 1984", "ÉTÉ 1984"),
-        (" \t\n?! ", ""),
-        ("a|b <pad>", "A B PAD"),
-    ],
-)
-def test_normalise(text: str, expected: str) -> None:
-    assert normalise(text) == expected
-    assert normalise(expected) == expected
 
 
 def test_vocabulary_starts_with_the_blank_and_holds_the_letters_of_training_only() -> None:
