@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import torch
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import FinetuneConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.files import write_json, write_text
 from hubert_pretrain.finetune.batching import PaddedBucketSampler
 from hubert_pretrain.finetune.dataset import TrainingDataset, WholeUtterances, loaders
 from hubert_pretrain.finetune.inference import predict, pretrained
 from hubert_pretrain.finetune.masks import make_masks
 from hubert_pretrain.finetune.module import FinetuneModule
+from hubert_pretrain.finetune.results import score, write_results
 from hubert_pretrain.finetune.task import Examples, Task, gather_examples, strings
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
 from hubert_pretrain.model.hubert import Hubert
@@ -29,8 +28,6 @@ from hubert_pretrain.training.curves import plot_finetuning
 from hubert_pretrain.training.module import Monitor
 from hubert_pretrain.training.optim import AdamWSettings, tri_stage_schedule
 from hubert_pretrain.training.trainer import fit, validate
-
-log = logging.getLogger(__name__)
 
 
 def open_finetuned(workspace: Workspace, task: str) -> LoadedModel:
@@ -79,32 +76,24 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         made_by = {"recipe": recipe.name, "stage": stage, "steps": config.steps}
         save_model(folder, model, head=module.head, extra={**made_by, **task.card()})
         ids = strings(corpus.manifest, "id", test.rows)
-        tables = task.tables(ids, test.references, predictions)
-        for file_name, table in tables.items():
-            write_text(folder / file_name, table)
-        for file_name, content in task.reports().items():
-            write_json(folder / file_name, content)
+        write_results(
+            folder,
+            trainer.loggers,
+            task,
+            ids=ids,
+            references=test.references,
+            predictions=predictions,
+        )
         plot_finetuning(
             logs.read_metrics(folder / "logs" / "metrics.csv"),
             folder / "curves.png",
             title=f"{recipe.name} {stage}",
         )
-        for file_name, table in tables.items():
-            header, *rows = [line.split("\t") for line in table.splitlines()]
-            logs.keep_table(trainer.loggers, file_name.removesuffix(".tsv"), header, rows)
         if recipe.trainer.log_artefacts:
             logs.keep_folder(trainer.loggers, f"{stage}-model", "model", folder)
     logs.close(trainer.loggers)
-    warnings = task.warnings(test.references, predictions)
-    if trainer.is_global_zero:
-        for message in warnings:
-            log.warning("%s: %s", stage, message)
-    return {
-        **task.score(test.references, predictions),
-        "steps": config.steps,
-        "utterances": len(test),
-        "warnings": warnings,
-    }
+    scores = score(task, test.references, predictions, stage)
+    return {**scores, "steps": config.steps, "utterances": len(test)}
 
 
 def build_encoder(recipe: Recipe, config: FinetuneConfig, path: Path) -> Hubert:
