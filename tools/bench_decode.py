@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from hubert_pretrain.data import audio
-from hubert_pretrain.data.audio import audio_below
+from hubert_pretrain.data.audio_files import all_audio_below
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.inference import SpeechRecognizer
 from hubert_pretrain.finetune.text import Vocabulary
@@ -74,7 +74,7 @@ def waveforms(options: argparse.Namespace, row: str) -> list[np.ndarray]:
     num_samples = samples(60 * (options.minutes or MINUTES[row]))
     draw = np.random.default_rng(0)
     found = []
-    files = iter(sorted(audio_below(Path(options.audio).expanduser()))) if options.audio else None
+    files = iter(all_audio_below(Path(options.audio).expanduser())) if options.audio else None
     while sum(map(len, found)) < num_samples:
         if files is None:
             length = samples(benchmarking.librispeech_seconds(draw.random()))

@@ -31,7 +31,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hubert_pretrain.data.audio import audio_below
+from hubert_pretrain.data.audio_files import all_audio_below
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import MANIFEST, Corpus
 from hubert_pretrain.data.manifest import Utterance, write_manifest
@@ -279,7 +279,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         folder = Path(scratch)
         paths = (
-            sorted(map(str, audio_below(Path(args.corpus).expanduser())))
+            list(map(str, all_audio_below(Path(args.corpus).expanduser())))
             if args.corpus
             else make_files(folder / "audio", args.minutes)
         )

@@ -52,7 +52,7 @@ from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.clustering.engines.statistics import measure_fit
 from hubert_pretrain.clustering.frame_source import RankFrames
 from hubert_pretrain.clustering.kmeans import KMeans
-from hubert_pretrain.data.audio import SUFFIXES
+from hubert_pretrain.data.audio_files import SUFFIXES
 from hubert_pretrain.data.corpus import MANIFEST, Corpus
 from hubert_pretrain.data.manifest import Utterance, write_manifest
 from hubert_pretrain.distributed import usable_cores

@@ -141,7 +141,7 @@ def parse_layer(text: str) -> int | list[int] | str:
 
 def open_corpus(path: Path, scratch: Path) -> Corpus:
     """A prepared corpus; for audio files, one whose manifest is written into folder `scratch`."""
-    from hubert_pretrain.data.audio import audio_below
+    from hubert_pretrain.data.audio_files import all_audio_below
     from hubert_pretrain.data.corpus import MANIFEST, Corpus
     from hubert_pretrain.data.manifest import Utterance, write_manifest
     from hubert_pretrain.data.preparation.scan import scan
@@ -150,7 +150,7 @@ def open_corpus(path: Path, scratch: Path) -> Corpus:
         return Corpus.open(path)
     files = [path] if path.is_file() else []
     if path.is_dir():
-        files = list(audio_below(path))
+        files = all_audio_below(path)
     if not files:
         raise DataError(
             f"{path}: neither audio, nor a folder with audio files, nor a prepared corpus; name one"

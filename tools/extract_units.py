@@ -89,6 +89,7 @@ def extract(options: argparse.Namespace) -> int:
 def recordings(inputs: list[str]) -> Iterator[tuple[str, Callable[[], NDArray[np.float32]]]]:
     """Name of every recording, and the function that reads its waveform (S,)."""
     from hubert_pretrain.data import audio
+    from hubert_pretrain.data.audio_files import SUFFIXES, all_audio_below
     from hubert_pretrain.data.corpus import MANIFEST, Corpus
 
     for path in map(Path, inputs):
@@ -97,11 +98,11 @@ def recordings(inputs: list[str]) -> Iterator[tuple[str, Callable[[], NDArray[np
             for row in range(len(corpus.manifest)):
                 yield corpus.manifest[row].id, partial(corpus.read, row)
         elif path.is_dir():
-            files = list(audio.audio_below(path))
+            files = all_audio_below(path)
             if not files:
                 raise DataError(
                     f"{path}: no audio in it; expected files ending in "
-                    f"{', '.join(audio.SUFFIXES)}, or a prepared corpus"
+                    f"{', '.join(SUFFIXES)}, or a prepared corpus"
                 )
             for file in files:
                 yield str(file), partial(audio.read, str(file))

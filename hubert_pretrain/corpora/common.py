@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from hubert_pretrain.data.audio import is_audio
+from hubert_pretrain.data.audio_files import entries_of
 from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
 from hubert_pretrain.formats.table import rows
 from hubert_pretrain.formats.text import nonblank_lines
@@ -74,37 +74,16 @@ def require(path: Path, layout: str) -> Path:
     return path
 
 
-def require_audio(path: Path, named_by: str) -> Path:
-    """An audio file from a list. Raises DataError with `named_by`, the list and line, when it does
-    not exist.
-    """
-    if not path.is_file():
-        raise DataError(
-            f"{path}: no such file, but {named_by} names it; "
-            "unpack the corpus again, or set data.root to its folder"
-        )
-    return path
-
-
 # -- listing folders
 
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders directly in a folder, in order, without hidden ones. Links to folders count."""
-    with os.scandir(folder) as entries:
-        return sorted(
-            Path(entry.path)
-            for entry in entries
-            if entry.is_dir() and not entry.name.startswith(".")
-        )
-
-
-def audio_files_in(folder: Path) -> list[Path]:
-    """The audio files directly in a folder, in order, without hidden ones."""
-    with os.scandir(folder) as entries:
-        return sorted(
-            Path(entry.path) for entry in entries if is_audio(entry.name) and entry.is_file()
-        )
+    return [
+        Path(entry.path)
+        for entry in entries_of(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+    ]
 
 
 # -- reading lists and tables

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from hubert_pretrain.corpora import common
-from hubert_pretrain.data.audio import SUFFIXES, audio_below
+from hubert_pretrain.data.audio_files import USUAL, PassedOver, audio_below, audio_in, describe
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.formats.record import SPLIT_NAMES, split_named
@@ -18,7 +18,9 @@ COLUMNS = ("path", "id", "speaker", "text", "label", "split")
 
 
 class Folder:
-    """Every wav, flac, ogg, opus and mp3 file below a folder, or the files that a csv names."""
+    """Every audio file below a folder (docs/corpora.md lists the suffixes), or those that a csv
+    names.
+    """
 
     def __init__(
         self,
@@ -57,25 +59,28 @@ class Folder:
         self.label_level = label_level
         self.split_by = split_by
         self.test_fraction = test_fraction
+        self.passed_over = PassedOver()
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every utterance. Raises DataError when the folder or table is missing or empty, or names
-        missing audio.
+        """Every utterance; other files below the root are counted in `passed_over`. Raises
+        DataError when the folder or table is missing or empty.
         """
         if not self.root.is_dir():
             raise DataError(
                 f"{self.root}: no such folder; expected a folder with audio files "
-                f"({', '.join(SUFFIXES)}), set data.root"
+                f"({USUAL}), set data.root"
             )
         if self.table:
             table = self._find_table(self.table)
-            self._refuse_missing_audio(table)
-            by_folders = self._split_by_folders(row["path"] for _, row in self._rows(table))
+            by_folders = self._split_by_folders(
+                row["path"] for _, row in self._rows(table) if not row.get("split")
+            )
             for _, row in self._rows(table):
                 yield self._utterance(row, by_folders)
         else:
             by_folders = self._split_by_folders(self._sample_paths())
-            for path in audio_below(self.root):
+            self.passed_over = PassedOver()
+            for path in audio_below(self.root, self.passed_over):
                 row = {"path": path.relative_to(self.root).as_posix()}
                 yield self._utterance(row, by_folders)
 
@@ -128,20 +133,6 @@ class Folder:
             "data.corpus.table names a csv below data.root or anywhere else"
         )
 
-    def _refuse_missing_audio(self, table: Path) -> None:
-        first = ""
-        count = 0
-        for place, row in self._rows(table):
-            if not row["path"] or not (self.root / row["path"]).is_file():
-                first = first or f"{place} names {str(self.root / row['path'])!r}"
-                count += 1
-        if count:
-            more = f" (and {count - 1} more)" if count > 1 else ""
-            raise DataError(
-                f"{first}, which is not there{more}; "
-                "paths are relative to data.root: restore the audio or remove the lines"
-            )
-
     # -- splits
 
     def _split(self, row: dict[str, str], id: str, by_folders: bool) -> str:
@@ -178,16 +169,22 @@ class Folder:
         """Relative path of one audio file directly below the root and of one in each folder there:
         enough to see the layout without listing everything. Raises DataError without audio.
         """
-        places = [iter(common.audio_files_in(self.root))]
-        places += [audio_below(folder) for folder in common.subfolders(self.root)]
+        places = [iter(audio_in(self.root))]
+        places += [audio_below(folder, PassedOver()) for folder in common.subfolders(self.root)]
         found = [path for path in (next(place, None) for place in places) if path is not None]
         if not found:
             raise DataError(
-                f"{self.root}: no audio files below it; expected {', '.join(SUFFIXES)}, "
+                f"{self.root}: no audio files below it{self._kinds_found()}; expected {USUAL}, "
                 "set data.root to another folder"
             )
         for path in found:
             yield path.relative_to(self.root).as_posix()
+
+    def _kinds_found(self) -> str:
+        passed_over = PassedOver()
+        list(audio_below(self.root, passed_over))
+        lines = describe(passed_over.card())
+        return f", {'; '.join(lines)}" if lines else ""
 
 
 def first_folder(path: str) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hubert_pretrain.corpora import common
 from hubert_pretrain.corpora.download.archives import Archive, fetch_all
+from hubert_pretrain.data.audio_files import audio_in
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError
 
@@ -60,7 +61,7 @@ class Fsdd:
             self.AVAILABLE_FROM,
             inside=[f"{_FOLDER}/recordings", "recordings"],
         )
-        paths = common.audio_files_in(home)
+        paths = audio_in(home)
         if not paths:
             raise DataError(
                 f"{home}: no recordings in it; expected {_LAYOUT}, "

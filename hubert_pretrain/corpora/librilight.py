@@ -19,6 +19,7 @@ from hubert_pretrain.corpora import common
 from hubert_pretrain.corpora.download.archives import Archive, fetch_all
 from hubert_pretrain.corpora.librispeech import LibriSpeech, chapter_utterances
 from hubert_pretrain.data import audio
+from hubert_pretrain.data.audio_files import audio_in
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.frames import samples
@@ -90,12 +91,12 @@ class LibriLight:
         fetch_all(archives, self.root, mirror)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every segment, recording by recording. Raises DataError for a missing subset or .json."""
+        """Every segment, recording by recording. Raises DataError for a missing subset."""
         common.find_root(self.root, _LAYOUT, self.AVAILABLE_FROM)
         for subset in self.subsets:
             for speaker in common.subfolders(common.require(self.root / subset, _LAYOUT)):
                 for book in common.subfolders(speaker):
-                    for recording in common.audio_files_in(book):
+                    for recording in audio_in(book):
                         yield from self._segments(recording, speaker.name)
 
     def _segments(self, path: Path, speaker: str) -> Iterator[SourceUtterance]:
@@ -105,7 +106,18 @@ class LibriLight:
         if self.max_seconds is None or length is None:
             yield SourceUtterance(id=id, path=path, split="train", speaker=speaker)
             return
-        segments = cut(_voice_activity(path), self.max_seconds, self.max_pause_seconds)
+        try:
+            activity = _voice_activity(path)
+        except DataError as error:
+            yield SourceUtterance(
+                id=id,
+                path=path,
+                split="train",
+                speaker=speaker,
+                fault=str(error).removeprefix(f"{path}: "),
+            )
+            return
+        segments = cut(activity, self.max_seconds, self.max_pause_seconds)
         for number, (start, end) in enumerate(segments):
             first = samples(start)
             last = min(samples(end), length)
@@ -249,7 +261,7 @@ def _voice_activity(recording: Path) -> list[tuple[float, float]]:
     path = recording.with_suffix(".json")
     if not path.is_file():
         raise DataError(
-            f"{path}: not there, and {recording.name} cannot be cut without it; "
+            f"{recording}: no .json beside it, and it cannot be cut without; "
             f"expected {_LAYOUT}: unpack the subset again, "
             "or take recordings whole with data.corpus.max_seconds=null"
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hubert_pretrain.corpora import common
 from hubert_pretrain.corpora.download.archives import Archive, fetch_all
+from hubert_pretrain.data.audio_files import audio_in
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError, did_you_mean
 
@@ -97,8 +98,8 @@ class LibriSpeech:
         fetch_all(archives, above, mirror)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every utterance of the chosen subsets. Raises DataError for missing subsets and for audio
-        and transcripts that do not match.
+        """Every utterance of the chosen subsets. Raises DataError for missing subsets and broken
+        transcripts.
         """
         common.find_root(self.root, _LAYOUT, self.AVAILABLE_FROM)
         for split, subsets in self.subsets.items():
@@ -139,23 +140,25 @@ def chapter_utterances(
     Args:
         chapter: the folder.
         split: the split of its utterances.
-        require_transcripts: audio without a transcript is an error.
-        require_audio: a transcript without audio is an error. (Folders with a part of a chapter may
+        require_transcripts: audio without a transcript is a fault.
+        require_audio: a transcript without audio is a fault. (Folders with a part of a chapter may
             have the whole chapter's transcript.)
     """
     speaker = chapter.parent.name
-    audio = {path.stem: path for path in common.audio_files_in(chapter)}
+    audio = {path.stem: path for path in audio_in(chapter)}
     transcript = chapter / f"{speaker}-{chapter.name}.trans.txt"
     texts = read_transcript(transcript) if transcript.is_file() else {}
     if require_audio:
-        _refuse_text_without_audio(transcript, sorted(set(texts) - set(audio)))
-    if require_transcripts:
-        _refuse_audio_without_text(
-            transcript, [audio[id] for id in sorted(set(audio) - set(texts))]
-        )
-    for id, path in audio.items():
+        audio = {id: chapter / f"{id}.flac" for id in texts} | audio
+    for id, path in sorted(audio.items()):
+        fault = ""
+        if require_transcripts and id not in texts:
+            fault = (
+                f"audio without a transcript in {transcript.name}; unpack the subset again, "
+                "or allow it with data.corpus.require_transcripts=false"
+            )
         yield SourceUtterance(
-            id=id, path=path, split=split, speaker=speaker, text=texts.get(id, "")
+            id=id, path=path, split=split, speaker=speaker, text=texts.get(id, ""), fault=fault
         )
 
 
@@ -177,23 +180,3 @@ def read_transcript(path: Path) -> dict[str, str]:
             )
         texts[id] = " ".join(words)
     return texts
-
-
-def _refuse_text_without_audio(transcript: Path, ids: list[str]) -> None:
-    if ids:
-        more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
-        raise DataError(
-            f"{transcript}: has a transcript of {ids[0]!r}{more}, "
-            f"but there is no {transcript.parent / ids[0]}.flac; "
-            "unpack the subset again, or remove those lines"
-        )
-
-
-def _refuse_audio_without_text(transcript: Path, paths: list[Path]) -> None:
-    if paths:
-        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-        found = "does not name it" if transcript.is_file() else "does not exist"
-        raise DataError(
-            f"{paths[0]}: audio without a transcript{more}, {transcript.name} {found}; "
-            "unpack the subset again, or allow it with data.corpus.require_transcripts=false"
-        )

@@ -11,6 +11,7 @@ from pathlib import Path
 from hubert_pretrain.corpora import common
 from hubert_pretrain.corpora.download.archives import Archive, fetch_all
 from hubert_pretrain.data import audio
+from hubert_pretrain.data.audio_files import audio_in
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.frames import SAMPLE_RATE
@@ -97,12 +98,12 @@ class SpeechCommands:
                 f"{home}: no folders of words in it; expected {_LAYOUT}, unpack the corpus again"
             )
         for word in words:
-            for path in common.audio_files_in(word):
+            for path in audio_in(word):
                 split = splits.get(f"{word.name}/{path.name}", "train")
                 if split in self.splits:
                     yield _utterance(path, split, self._label(word.name), word.name)
         if self.classes == 12:
-            for noise in common.audio_files_in(common.require(home / _NOISE, _LAYOUT)):
+            for noise in audio_in(common.require(home / _NOISE, _LAYOUT)):
                 for utterance in _silence(noise):
                     if utterance.split in self.splits:
                         yield utterance
@@ -146,5 +147,5 @@ def _official_test(folder: Path) -> Iterator[SourceUtterance]:
     layout = f"{_TEST_FOLDER}/{{{','.join(labels)}}}/*.wav beside {_FOLDER}"
     for label in labels:
         text = label if label in TEN_WORDS else ""
-        for path in common.audio_files_in(common.require(folder / label, layout)):
+        for path in audio_in(common.require(folder / label, layout)):
             yield _utterance(path, "test", label, text, prefix="test/")

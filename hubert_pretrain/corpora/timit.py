@@ -8,11 +8,12 @@ SPHERE or RIFF.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from hubert_pretrain.corpora import common
 from hubert_pretrain.data.alignment import Phones
-from hubert_pretrain.data.audio import is_audio
+from hubert_pretrain.data.audio_files import is_audio
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.formats.intervals import phones_of, read_phn
@@ -85,8 +86,8 @@ class Timit:
         self.fold = FOLD_39 if phones == 39 else {}
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every sentence of the chosen speakers. Raises DataError for missing folders and for audio
-        without its phones or text.
+        """Every sentence of the chosen speakers; those without phones or text have a fault. Raises
+        DataError for missing folders.
         """
         common.find_root(self.root, _LAYOUT, self.AVAILABLE_FROM)
         home = self._home()
@@ -131,16 +132,16 @@ class Timit:
         for sentence, path in sorted(sentences.items()):
             if sentence.startswith("sa") and not self.include_sa:
                 continue
-            phones = _beside(path, files, f"{sentence}.phn")
-            text = _beside(path, files, f"{sentence}.txt")
-            yield SourceUtterance(
-                id=f"{name}-{sentence}",
-                path=path,
-                split=split,
-                speaker=name,
-                text=_read_text(text),
-                phones=self._read_phones(phones),
+            utterance = SourceUtterance(
+                id=f"{name}-{sentence}", path=path, split=split, speaker=name
             )
+            try:
+                text = _read_text(_beside(path, files, sentence, ".TXT"))
+                phones = self._read_phones(_beside(path, files, sentence, ".PHN"))
+            except DataError as error:
+                yield replace(utterance, fault=str(error).removeprefix(f"{path}: "))
+                continue
+            yield replace(utterance, text=text, phones=phones)
 
     def _read_phones(self, path: Path) -> Phones:
         folded = ((self.fold.get(phone, phone), start, end) for phone, start, end in read_phn(path))
@@ -155,11 +156,12 @@ def _child(home: Path, name: str) -> Path:
     return common.require(home / name.upper(), _LAYOUT)
 
 
-def _beside(audio: Path, files: dict[str, Path], name: str) -> Path:
+def _beside(audio: Path, files: dict[str, Path], sentence: str, suffix: str) -> Path:
     """The phones or text of a recording."""
+    name = sentence + suffix.lower()
     if name not in files:
         raise DataError(
-            f"{audio}: no {name.upper()} beside it; expected {_LAYOUT}, copy the corpus again"
+            f"{audio}: no {suffix} beside it; expected {_LAYOUT}, copy the corpus again"
         )
     return files[name]
 

@@ -37,8 +37,8 @@ class VoxCeleb1:
         self.root = Path(root).expanduser().absolute()
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every utterance of the list. Raises DataError for a missing list or audio, and for a line
-        of another form.
+        """Every utterance of the list. Raises DataError for a missing list, and for a line of
+        another form.
         """
         common.find_root(self.root, _LAYOUT, self.AVAILABLE_FROM)
         wavs = common.require(self.root / "wav", _LAYOUT)
@@ -51,10 +51,9 @@ class VoxCeleb1:
                     f"{table}: line {number} is {line!r}, "
                     "expected '1, 2 or 3 <speaker>/<video>/<n>.wav'; fetch the list again"
                 )
-            named_by = f"{table}, line {number},"
             yield SourceUtterance(
                 id=f"{speaker}/{Path(recording).with_suffix('').as_posix()}",
-                path=common.require_audio(wavs / speaker / recording, named_by),
+                path=wavs / speaker / recording,
                 split=_SPLITS[split],
                 speaker=speaker,
                 label=speaker,

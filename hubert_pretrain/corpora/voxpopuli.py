@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hubert_pretrain.corpora import common
 from hubert_pretrain.corpora.download.archives import Archive, fetch_all
+from hubert_pretrain.data.audio_files import audio_in
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.formats.text import parse_number
@@ -102,7 +103,7 @@ class VoxPopuli:
         fetch_all(archives, self.root, mirror)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Every segment. Raises DataError for missing folders, tables, columns and audio."""
+        """Every segment. Raises DataError for missing folders, tables and columns."""
         layout = _LAYOUTS[self.part]
         common.find_root(self.root, layout, self.AVAILABLE_FROM)
         if self.part == "raw":
@@ -118,18 +119,18 @@ class VoxPopuli:
         home = common.require(self.root / "unlabelled_data" / language, layout)
         for folder in common.subfolders(home):
             if folder.name[:4] in self.years:
-                for path in common.audio_files_in(folder):
+                for path in audio_in(folder):
                     yield SourceUtterance(id=path.stem, path=path, split="train", label=language)
 
     def _transcribed(self, language: str, layout: str) -> Iterator[SourceUtterance]:
         home = common.require(self.root / "transcribed_data" / language, layout)
         for split, name in _TABLES.items():
             table = common.require(home / name, layout)
-            for place, row in common.read_table(table, ["id", self.text, "speaker_id"]):
+            for _, row in common.read_table(table, ["id", self.text, "speaker_id"]):
                 year = row["id"][:4]
                 yield SourceUtterance(
                     id=row["id"],
-                    path=common.require_audio(home / year / f"{row['id']}.ogg", place),
+                    path=home / year / f"{row['id']}.ogg",
                     split=split,
                     speaker=row["speaker_id"],
                     text=row[self.text],
@@ -152,7 +153,7 @@ class VoxPopuli:
             end = samples(parse_number(row["end"], place, "end"))
             yield SourceUtterance(
                 id=f"{event}_{row['segment_no']}",
-                path=common.require_audio(recordings / language / year / f"{event}.ogg", place),
+                path=recordings / language / year / f"{event}.ogg",
                 split="train",
                 label=language,
                 start=start,

@@ -33,7 +33,8 @@ class WithAlignments:
         """Every utterance of the corpus; phones are None without an alignment. Prints how many
         match.
 
-        Raises DataError when none match, with a name of each side, and for malformed alignments.
+        One with a malformed alignment has a fault. Raises DataError when none match, with a name of
+        each side.
         """
         files = AlignmentFiles(self.options)
         name = corpus_name(self.corpus)
@@ -41,8 +42,13 @@ class WithAlignments:
         matched = 0
         unmatched = ""  # the first id without an alignment
         for utterance in self.corpus.utterances(folder):
-            phones = files.find(utterance.id)
             total += 1
+            try:
+                phones = files.find(utterance.id)
+            except DataError as error:
+                matched += 1
+                yield replace(utterance, fault=str(error), corpus=utterance.corpus or name)
+                continue
             if phones is not None:
                 matched += 1
             elif not unmatched:

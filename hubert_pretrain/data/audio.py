@@ -12,9 +12,7 @@ are used directly, and a large part of a 16-bit FLAC file is decoded from its be
 from __future__ import annotations
 
 import math
-import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +23,6 @@ from hubert_pretrain.data.decoding import AudioStream, Waveform, blocks, num_sam
 from hubert_pretrain.data.storage import ByteRange, Cache, open_bytes
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import SAMPLE_RATE
-
-SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-"""Suffixes of audio files."""
 
 _PLAIN_WAV = (
     b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16) + b"data"
@@ -236,24 +231,3 @@ def fit_length(waveform: Waveform, length: int) -> Waveform:
     if len(waveform) >= length:
         return waveform[:length]
     return np.pad(waveform, (0, length - len(waveform)))
-
-
-def is_audio(name: str) -> bool:
-    """True for the name of an audio file that is not hidden (as the `._x.wav` of macOS)."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def audio_below(root: Path) -> Iterator[Path]:
-    """Audio files below a folder, folder by folder in order, without hidden files and folders
-    (unfinished downloads lie in a hidden folder). Links to folders are followed, once each.
-    """
-    seen: set[tuple[int, int]] = set()
-    for folder, below, names in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            below.clear()
-            continue
-        # Sorted, so that of two links to one folder the same is followed on every machine.
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        seen.add((status.st_dev, status.st_ino))
-        yield from (Path(folder, name) for name in sorted(names) if is_audio(name))

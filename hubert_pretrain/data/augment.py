@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hubert_pretrain.data import audio
-from hubert_pretrain.data.audio import Waveform, audio_below
+from hubert_pretrain.data.audio import Waveform
+from hubert_pretrain.data.audio_files import USUAL, all_audio_below
 from hubert_pretrain.data.corpus import MANIFEST, Corpus
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.seeds import generator
@@ -180,7 +181,7 @@ class NoiseFolder:
     """Every audio file below a folder, in the order of their names."""
 
     def __init__(self, root: Path) -> None:
-        self.paths = sorted(str(path) for path in audio_below(root))
+        self.paths = list(map(str, all_audio_below(root)))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -237,7 +238,7 @@ def open_noise(path: str | Path) -> Noise:
     noise: Noise = NoiseCorpus(Corpus.open(root)) if is_prepared else NoiseFolder(root)
     if not len(noise):
         raise DataError(
-            f"{root}: no audio in this folder of noise, expected {', '.join(audio.SUFFIXES)}; "
+            f"{root}: no audio in this folder of noise, expected {USUAL}; "
             "set augment.noise to another one"
         )
     return noise

@@ -1,8 +1,8 @@
 """Audio files as streams of samples at their own rate, decoded to their end.
 
-Decoded by libsndfile (soundfile). The length in a header is not trusted where it is an estimate:
-MP3 is decoded by dr_mp3 (miniaudio) frame by frame, and joined Ogg and MP3 streams one after the
-other. S samples.
+Decoded by libsndfile (soundfile), or by FFmpeg (ffmpeg.py) where libsndfile does not know the
+format. The length in a header is not trusted where it is an estimate: MP3 is decoded by dr_mp3
+(miniaudio) frame by frame, and joined Ogg and MP3 streams one after the other. S samples.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import soundfile
 from miniaudio import ffi, lib
 from numpy.typing import NDArray
 
-from hubert_pretrain.data import containers
+from hubert_pretrain.data import containers, ffmpeg
 from hubert_pretrain.data.storage import ByteRange, ByteRangeFile
 from hubert_pretrain.errors import DataError
 
@@ -126,7 +126,10 @@ def _open(path: str, content: ByteRange) -> AudioStream:
             return mp3
     if head[:4] == b"OggS" and len(parts := containers.ogg_streams(content)) > 1:
         return _Joined(path, [_Libsndfile(path, part) for part in parts], parts)
-    stream = _Libsndfile(path, containers.with_sizes(content))
+    try:
+        stream = _Libsndfile(path, containers.with_sizes(content))
+    except DataError as error:
+        return ffmpeg.open_instead(path, content, error)
     chunk = containers.wav_data(content) if stream.subtype.startswith("MPEG") else None
     if chunk is None:
         return stream

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hubert_pretrain.data.alignment import Phones
+from hubert_pretrain.data.audio_files import PassedOver
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import SAMPLE_RATE
 
@@ -49,6 +50,10 @@ class SourceUtterance:
     """Id of the utterance that this one is an altered copy of; "" for a recording of its own.
     `prepare` leaves out copies of utterances that are not trained on.
     """
+    fault: str = ""
+    """Reason why it cannot be used, where its corpus knows one (its transcript is missing); stage
+    `prepare` quarantines it, as it does audio that is missing or broken.
+    """
 
 
 def refuse_other_length(utterance: SourceUtterance, num_samples: int) -> None:
@@ -75,6 +80,13 @@ def other_length(num_samples: int, expected: int) -> str:
 class CorpusSource(Protocol):
     """A corpus: any class that lists its utterances. conf/data names the class by `_target_` and
     gives its keyword arguments.
+
+    It raises an error only for the corpus as a whole: a missing folder or list. An utterance whose
+    audio is missing or broken is listed like others, and one that cannot be used for another reason
+    is listed with its `fault`: `data.max_bad_fraction` decides.
+
+    A class that looks for files in folders counts the others in an attribute `passed_over`; one
+    that wraps others has them in `corpora` or `corpus` (see `passed_over`).
     """
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
@@ -88,6 +100,17 @@ class CorpusSource(Protocol):
             DataError: the corpus is not where it should be; the message shows the expected layout.
         """
         ...
+
+
+def passed_over(source: CorpusSource) -> PassedOver:
+    """Files that a corpus, and those inside it, did not take while it listed its utterances."""
+    found = PassedOver()
+    found += getattr(source, "passed_over", PassedOver())
+    inside = getattr(source, "corpora", None) or {"": getattr(source, "corpus", None)}
+    for each in inside.values():
+        if each is not None:
+            found += passed_over(each)
+    return found
 
 
 def corpus_name(source: CorpusSource) -> str:

@@ -195,8 +195,11 @@ def open_bytes(
         # At every call, which costs a microsecond: a shard may be replaced or cut while it is in
         # use.
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # before it is opened: a FIFO would wait for a writer
-            raise DataError(f"{path}: no such file, it is a folder or a device; name a file")
+        # Before it is opened: to open a pipe waits for its other end, for ever.
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(
+                f"{path}: no such file, it is a folder, a pipe or a device; name a file"
+            )
         shard = _open(path, status.st_dev, status.st_ino) if offset >= 0 else _Descriptor(path)
     except OSError as error:
         reason = (

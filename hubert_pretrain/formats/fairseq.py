@@ -16,7 +16,8 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import IO
 
-from hubert_pretrain.data.audio import SUFFIXES, resampled_length
+from hubert_pretrain.data.audio import resampled_length
+from hubert_pretrain.data.audio_files import SUFFIXES
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.formats.record import Header, ReadOptions, Record, header_of, read_header

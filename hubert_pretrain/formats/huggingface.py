@@ -19,6 +19,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from hubert_pretrain.data import audio
+from hubert_pretrain.data.audio_files import SUFFIXES
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError, did_you_mean
 from hubert_pretrain.files import read_json, write_bytes
@@ -159,7 +160,8 @@ def _header(path: Path) -> list[str]:
         raise DataError(f"{path}: is empty; expected a column file_name")
     if path.suffix == ".jsonl":
         return list(table.json_object(line, f"{path}: line {number}"))
-    return [name.strip().strip('"') for name in line.split(",")]
+    delimiter = table.dialect_of(path, line).delimiter
+    return [name.strip().strip('"') for name in line.split(delimiter)]
 
 
 def _columns(path: Path, header: list[str], options: ReadOptions) -> dict[str, str]:
@@ -361,6 +363,6 @@ def suffix_of(content: bytes, name: str = "") -> str:
     by_content = next((suffix for magic, suffix in _MAGIC if content.startswith(magic)), None)
     by_name = os.path.splitext(name)[1].lower()
     # Ogg also holds Opus: only the name tells .ogg from .opus.
-    if by_name in audio.SUFFIXES and by_content in (None, ".ogg"):
+    if by_name in SUFFIXES and by_content in (None, ".ogg"):
         return by_name
     return by_content or ".audio"

@@ -146,13 +146,13 @@ def detect_format(path: Path, columns: Mapping[str, str]) -> str:
     if first.startswith("{"):
         row = table.json_object(first, f"{path}: line {number}")
         return "lhotse" if lhotse.is_cut(row) else "jsonl"
-    is_tsv = table.dialect_of(path, first) is table.Tsv
-    header = [field.strip().strip('"') for field in first.split("\t" if is_tsv else ",")]
+    dialect = table.dialect_of(path, first)
+    header = [field.strip().strip('"') for field in first.split(dialect.delimiter)]
     has_path = columns.get("path", "path") in header
     if not has_path and fairseq.is_manifest(path):
         return "fairseq"
     if has_path or len(header) > 1:
-        return "tsv" if is_tsv else "csv"
+        return "tsv" if dialect is table.Tsv else "csv"
     raise DataError(
         f"{path}: begins with {first[:40]!r}, which is no manifest; expected {_EXPECTED}"
     )

@@ -73,6 +73,22 @@ class Csv(csv.excel):
     strict = True
 
 
+class Semicolons(Csv):
+    """Separated by semicolons, as spreadsheets write it where a comma is the decimal point."""
+
+    delimiter = ";"
+
+
+class Bars(Csv):
+    """Separated by vertical bars."""
+
+    delimiter = "|"
+
+
+NEMO = {"path": "audio_filepath", "start_seconds": "offset", "duration_seconds": "duration"}
+"""Our name -> that of NeMo's manifests, whose `offset` is a time."""
+
+
 # -- reading rows
 
 
@@ -83,7 +99,7 @@ def rows(
 
     Args:
         path: the file. A first line that begins with { makes it a jsonl; otherwise the header tells
-            commas from tabs.
+            the delimiter.
         columns: our name -> the table's name.
         names: the columns to take.
         fix: advice for a missing column; by default, to name another.
@@ -113,8 +129,11 @@ def rows(
 
 
 def dialect_of(path: Path, header: str) -> type[csv.Dialect]:
-    """Tsv or Csv, by the header; for a header of one column, by the file's name."""
-    return Tsv if "\t" in header or (".tsv" in path.suffixes and "," not in header) else Csv
+    """The dialect by the header; for a header of one column, by the file's name."""
+    for dialect in (Tsv, Csv, Semicolons, Bars):
+        if dialect.delimiter in header:
+            return dialect
+    return Tsv if ".tsv" in path.suffixes else Csv
 
 
 def _csv_rows(
@@ -133,6 +152,7 @@ def _csv_rows(
                 continue
             if header is None:
                 header = [field.strip() for field in fields]
+                columns = with_nemo(columns, header)
                 present = _present(path, columns, names, header, fix)
                 positions = [(ours, header.index(theirs)) for ours, theirs in present.items()]
                 continue
@@ -140,7 +160,7 @@ def _csv_rows(
                 advice = (
                     "a text may hold no tab here, write a csv or jsonl"
                     if dialect is Tsv
-                    else "quote a text that holds commas"
+                    else f"quote a text that holds {dialect.delimiter!r}"
                 )
                 raise DataError(
                     f"{place} has {len(fields)} fields, its header {len(header)}; {advice}"
@@ -155,14 +175,14 @@ def _csv_rows(
 def _json_rows(
     path: Path, columns: Mapping[str, str], names: tuple[str, ...], fix: str
 ) -> Iterator[tuple[str, Row]]:
-    requested = _requested_columns(columns, names)
-    is_first = True
+    requested: dict[str, str] = {}
     for number, line in nonblank_lines(path):
         place = f"{path}: line {number}"
         row = json_object(line, place)
-        if is_first:
+        if not requested:
+            columns = with_nemo(columns, list(row))
+            requested = _requested_columns(columns, names)
             _present(path, columns, names, list(row), fix)
-            is_first = False
         yield place, {ours: row[theirs] for ours, theirs in requested.items() if theirs in row}
 
 
@@ -180,6 +200,14 @@ def json_object(line: str, place: str) -> dict[str, Any]:
             "expected a JSON object such as {...} in each line"
         )
     return row
+
+
+def with_nemo(columns: Mapping[str, str], header: list[str]) -> Mapping[str, str]:
+    """`columns`, with NeMo's names where the table has NeMo's column of audio."""
+    is_nemo = NEMO["path"] in header and columns.get("path", NEMO["path"]) == NEMO["path"]
+    if not is_nemo or ("path" in header and "path" not in columns):
+        return columns
+    return {ours: theirs for ours, theirs in NEMO.items() if theirs in header} | dict(columns)
 
 
 def _requested_columns(columns: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
@@ -240,15 +268,26 @@ def utterance_of(row: Row, place: str, options: ReadOptions, home: Path) -> Sour
     tolerance = 1
     if is_file_length and not _is_filled(row, "num_samples"):
         tolerance = length_tolerance(row.get("duration_seconds", ""))
+    offset = _bytes(row, place, "offset")
+    num_bytes = _bytes(row, place, "num_bytes")
+    if (offset < 0) != (num_bytes < 0):
+        raise DataError(
+            f"{place}: has one of offset and num_bytes, which are the place of an audio file in a "
+            "shard, in bytes; add the other, or name an offset in seconds with "
+            "data.corpus.columns.start_seconds=offset"
+        )
+    id = texts["id"] or options.id_of(texts["path"])
+    if not texts["id"] and not is_file_length and length is not None:
+        id = f"{id}-{start or 0:09}-{(start or 0) + length:09}"
     return SourceUtterance(
-        id=texts["id"] or options.id_of(texts["path"]),
+        id=id,
         path=options.locate(texts["path"], home),
         start=start or 0,
         num_samples=None if is_file_length else length,
         expected_samples=length if is_file_length else None,
         expected_within=tolerance,
-        offset=_bytes(row, place, "offset"),
-        num_bytes=_bytes(row, place, "num_bytes"),
+        offset=offset,
+        num_bytes=num_bytes,
         speaker=texts["speaker"],
         text=texts["text"],
         label=texts["label"],

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hubert_pretrain.config.schema import PretrainConfig
+from hubert_pretrain.data.audio_files import describe, is_loss
 from hubert_pretrain.data.augment import open_noise
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import DUPLICATES, Corpus
@@ -93,6 +94,7 @@ def utterances(corpus: Corpus, *, every_id: bool = False) -> CheckResult:
             if split == "valid":
                 fix += ", or set data.valid_fraction"
             return error("utterances", f"{found}; none in {split!r}", fix)
+    unseen = describe(card.get("passed_over", {}))
     across = card.get("duplicates", {}).get("across_splits", 0)
     bad = card.get("quarantined", {}).get("utterances", 0)
     if across:
@@ -102,7 +104,10 @@ def utterances(corpus: Corpus, *, every_id: bool = False) -> CheckResult:
             f"{corpus.folder / DUPLICATES} lists them; data.duplicates=drop redo=prepare "
             "leaves them out of train",
         )
-    return ok("utterances", found + (f"; {bad} more in quarantine" if bad else ""))
+    found += f"; {bad} more in quarantine" if bad else ""
+    if is_loss(card.get("passed_over", {})):
+        return warning("utterances", found, "; ".join(unseen))
+    return ok("utterances", "; ".join([found, *unseen]))
 
 
 def rates(corpus: Corpus) -> CheckResult:

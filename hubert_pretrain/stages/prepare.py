@@ -25,7 +25,7 @@ from hubert_pretrain.data.preparation.quarantine import Quarantine
 from hubert_pretrain.data.preparation.raw_utterances import COLUMNS, collect
 from hubert_pretrain.data.preparation.scan_journal import ScanJournal
 from hubert_pretrain.data.shards.writer import convert
-from hubert_pretrain.data.source import CorpusSource, corpus_name
+from hubert_pretrain.data.source import CorpusSource, corpus_name, passed_over
 from hubert_pretrain.data.storage import Cache
 from hubert_pretrain.files import write_json
 from hubert_pretrain.pipeline.workspace import Workspace
@@ -91,12 +91,14 @@ def write_corpus(source: CorpusSource, data: DataConfig, folder: Path) -> dict[s
         ColumnSpool(folder / RAW_UTTERANCES, COLUMNS) as spool,
         ScanJournal(folder / JOURNAL) as journal,
     ):
-        utterances = collect(source, folder, spool)
         with Quarantine(folder / QUARANTINE) as quarantine:
+            utterances = collect(source, folder, spool, quarantine)
+            total = len(utterances) + len(quarantine)
+            build.refuse_all_missing(utterances)
             scanned = build.scan_corpus(
                 utterances, journal, quarantine, data.workers, audio_cache(data)
             )
-            quarantine.refuse_too_many(len(utterances), data.max_bad_fraction)
+            quarantine.refuse_too_many(total, data.max_bad_fraction)
             if data.duplicates == "drop":
                 build.drop_duplicates(scanned, quarantine)
         root = Path(data.root or folder).expanduser().absolute()
@@ -106,6 +108,7 @@ def write_corpus(source: CorpusSource, data: DataConfig, folder: Path) -> dict[s
         rows = scanned.rows()
         manifest = write_columns(folder / MANIFEST, scanned.manifest(rows), root)
         card = corpus_card.make_card(manifest, scanned, rows, quarantine, folder / DUPLICATES)
+        card["passed_over"] = passed_over(source).card()
         (folder / ALIGNMENTS).unlink(missing_ok=True)
         if card["aligned_utterances"]:
             write_alignments(folder / ALIGNMENTS, scanned.alignments(rows))

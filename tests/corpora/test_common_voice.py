@@ -114,11 +114,9 @@ def test_errors_name_missing_files(root: Path) -> None:
         utterances(root, test=["tests"])
     with pytest.raises(DataError, match=r"/fr: not there.*expected <root>/<language>/\{train"):
         utterances(root, languages=["fr"])
+    listed = utterances(root)
     (home / "clips/common_voice_de_2.mp3").unlink()
-    with pytest.raises(
-        DataError, match=r"common_voice_de_2\.mp3: no such file, but .*dev\.tsv: line 2 names it"
-    ):
-        utterances(root)
+    assert utterances(root) == listed, "a missing clip is left to prepare, which quarantines it"
     with pytest.raises(DataError, match=r"nowhere: no such folder; .*commonvoice\.mozilla\.org"):
         utterances(root / "nowhere")
 

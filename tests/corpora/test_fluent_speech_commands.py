@@ -47,11 +47,9 @@ def test_labels_are_intents(tree: Any) -> None:
 def test_a_table_without_audio_or_a_column_is_refused(tree: Any) -> None:
     root = tree(commands())
     home = root / "fluent_speech_commands_dataset"
+    before = listed(FluentSpeechCommands(root=str(root)))
     (home / "wavs/speakers/2BqVo8kVB2Skwgyb/0a3129c1.wav").unlink()
-    with pytest.raises(
-        DataError, match=r"0a3129c1\.wav: no such file, but .*valid_data\.csv: line 2 names it"
-    ):
-        listed(FluentSpeechCommands(root=str(root)))
+    assert listed(FluentSpeechCommands(root=str(root))) == before
     (home / "data/train_data.csv").write_text(HEADER.replace("speakerId", "speaker"))
     with pytest.raises(
         DataError, match=r"train_data\.csv: no column 'speakerId' \(did you mean 'speaker'\?\)"

@@ -88,12 +88,9 @@ def test_every_emotion_and_only_improvised_dialogues(tree: Any) -> None:
 def test_errors_name_missing_parts_of_the_release(tree: Any) -> None:
     root = tree(sessions())
     home = root / "IEMOCAP_full_release"
+    before = listed(Iemocap(root=str(root)))
     (home / "Session2/sentences/wav/Ses02F_impro01/Ses02F_impro01_M002.wav").unlink()
-    with pytest.raises(
-        DataError,
-        match=r"Ses02F_impro01_M002\.wav: no such file, but .*Ses02F_impro01\.txt names it",
-    ):
-        listed(Iemocap(root=str(root)))
+    assert listed(Iemocap(root=str(root))) == before
     (home / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt").write_text("nothing\n")
     with pytest.raises(DataError, match=r"Ses01F_impro01\.txt: no line '\[<start> - <end>\]"):
         listed(Iemocap(root=str(root)))

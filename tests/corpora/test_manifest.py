@@ -111,17 +111,50 @@ def test_names_of_files_as_ids(tmp_path: Path) -> None:
 
 
 def test_other_names_of_columns(tmp_path: Path) -> None:
-    """A manifest of NeMo: lengths in seconds, and other names of columns."""
     write_audio(tmp_path / "a.wav", 16_000)
-    manifest = write(
-        tmp_path / "train.json",
-        '{"audio_filepath": "a.wav", "offset": 0.25, "duration": 0.5, "text": "hi"}\n',
-    )
-    columns = {"path": "audio_filepath", "start_seconds": "offset", "duration_seconds": "duration"}
-    with pytest.raises(DataError, match=r"line 1: offset is 0\.25"):
-        utterances(str(manifest), columns={"path": "audio_filepath"})
+    row = '{"wav": "a.wav", "begin": 0.25, "length": 0.5, "text": "hi"}\n'
+    manifest = write(tmp_path / "train.json", row)
+    columns = {"path": "wav", "start_seconds": "begin", "duration_seconds": "length"}
+    with pytest.raises(DataError, match=r"no column 'path'"):
+        utterances(str(manifest))
     (utterance,) = utterances(str(manifest), columns=columns)
     assert (utterance.start, utterance.num_samples, utterance.text) == (4000, 8000, "hi")
+
+
+def test_a_manifest_of_nemo_needs_no_names_of_columns(tmp_path: Path) -> None:
+    """Its `offset` is a time, ours a byte; its rows have no ids, and several are of one file."""
+    write_audio(tmp_path / "a.wav", 16_000)
+    row = {"audio_filepath": "a.wav", "duration": 0.5, "text": "hi"}
+    rows = [row | {"offset": 0.25}, row | {"offset": 0}, row | {"duration": 1.0}]
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    manifest = write(tmp_path / "train.json", text)
+    found = [
+        ("a-000004000-000012000", 4000, 8000, None),
+        ("a-000000000-000008000", 0, 8000, None),
+        ("a", 0, None, 16000),
+    ]
+    for columns in ({}, {"path": "audio_filepath"}, {"text": "text"}):
+        assert [
+            (one.id, one.start, one.num_samples, one.expected_samples)
+            for one in utterances(str(manifest), columns=columns)
+        ] == found
+
+
+@pytest.mark.parametrize("row", ["a.wav,4", "a.wav,0"])
+def test_an_offset_without_a_number_of_bytes_is_refused(tmp_path: Path, row: str) -> None:
+    write_audio(tmp_path / "a.wav", 16_000)
+    manifest = write(tmp_path / "train.csv", f"path,offset\n{row}\n")
+    with pytest.raises(DataError, match=r"line 2: has one of offset and .*columns\.start_seconds"):
+        utterances(str(manifest))
+
+
+@pytest.mark.parametrize("delimiter", [";", "|", ",", "\t"])
+def test_delimiters(tmp_path: Path, delimiter: str) -> None:
+    write_audio(tmp_path / "a.wav", 16_000)
+    lines = [["path", "text", "split"], ["a.wav", "hi", "dev"]]
+    text = "".join(f"{delimiter.join(line)}\n" for line in lines)
+    (utterance,) = utterances(str(write(tmp_path / "list.csv", text)))
+    assert (utterance.id, utterance.text, utterance.split) == ("a", "hi", "valid")
 
 
 def test_several_formats_in_a_folder_need_a_choice(tmp_path: Path) -> None:

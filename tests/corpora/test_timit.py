@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +138,16 @@ def test_sphere_and_riff(tmp_path: Path) -> None:
     ids=["two columns", "backwards", "overlap", "no numbers"],
 )
 def test_an_error_names_bad_phones(tree: Any, phones: str, message: str) -> None:
-    with pytest.raises(DataError, match=rf"SX37\.PHN: .*{message}"):
-        utterances(tree(disc() | {"TRAIN/DR1/FCJF0/SX37.PHN": phones}))
+    found = utterances(tree(disc() | {"TRAIN/DR1/FCJF0/SX37.PHN": phones}))
+    (fault,) = (one.fault for one in found if one.fault)
+    assert re.search(rf"SX37\.PHN: .*{message}", fault)
 
 
 def test_errors_name_missing_files(tree: Any) -> None:
     root = tree(disc())
     (root / "TRAIN/DR1/FCJF0/SX37.PHN").unlink()
-    with pytest.raises(DataError, match=r"SX37\.WAV: no SX37\.PHN beside it"):
-        utterances(root)
+    (fault,) = (one.fault for one in utterances(root) if one.fault)
+    assert fault.startswith("no .PHN beside it; ")
     (root / "TRAIN").rename(root / "TRIAN")
     with pytest.raises(
         DataError,

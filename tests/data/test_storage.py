@@ -25,6 +25,14 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
 
 
+def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    """To open one waits for its writer, for ever."""
+    os.mkfifo(tmp_path / "a.wav")
+    for offset in (-1, 0):
+        with pytest.raises(DataError, match=r"a\.wav: .*it is a folder, a pipe or a device"):
+            open_bytes(str(tmp_path / "a.wav"), offset, 4)
+
+
 @contextlib.contextmanager
 def served(
     files: dict[str, bytes], ranges: bool = True, failures: int = 0

@@ -5,6 +5,7 @@ N utterances of the source.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,12 +23,14 @@ from hubert_pretrain.data.preparation.raw_utterances import PASSTHROUGH, Ints, R
 from hubert_pretrain.data.preparation.scan import Recording, scan_all
 from hubert_pretrain.data.preparation.scan_journal import Identity, ScanJournal, identity
 from hubert_pretrain.data.source import other_length
-from hubert_pretrain.data.storage import Cache
+from hubert_pretrain.data.storage import Cache, is_url
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import MODEL_GRID
 from hubert_pretrain.progress import progress
 from hubert_pretrain.seeds import share_of
 
+_LOOKED_AT = 1000
+"""Files that are looked for before any is read."""
 _SCANNED = {
     "num_samples": np.int64,
     "source_rate": np.int32,
@@ -90,6 +93,21 @@ class ScannedCorpus:
 
 # -- scanning
 # -------------------------------------------------------------------------------------------------
+
+
+def refuse_all_missing(utterances: RawUtterances) -> None:
+    """Raises DataError when none of the files that are looked at exist (up to a thousand, evenly
+    spaced): the corpus lies elsewhere, and there is nothing to read.
+    """
+    positions = np.unique(np.linspace(0, len(utterances) - 1, _LOOKED_AT).astype(np.int64))
+    paths = utterances.take("path", positions).to_pylist()
+    if any(is_url(path) or os.path.exists(path) for path in paths):
+        return
+    others = f", nor any of {len(paths) - 1} others" if len(paths) > 1 else ""
+    raise DataError(
+        f"{paths[0]}: no such file{others} that the corpus names; restore the audio, or set "
+        "data.root (data.corpus.root for a list) to the folder that its paths start from"
+    )
 
 
 @dataclass(frozen=True)

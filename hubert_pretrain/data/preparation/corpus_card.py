@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from hubert_pretrain.data import audio_files
 from hubert_pretrain.data.arrow_table import chunks
 from hubert_pretrain.data.manifest import Manifest, Utterance
 from hubert_pretrain.data.preparation.build import ScannedCorpus
@@ -108,6 +109,7 @@ def describe(card: dict[str, Any]) -> str:
         f"{duplicates['across_splits']} of them in several splits",
         f"quarantined  {bad['utterances']}",
         *(f"  {count} x {reason}" for reason, count in bad["reasons"].items()),
+        *(f"passed over  {line}" for line in audio_files.describe(card.get("passed_over", {}))),
     ]
     return "\n".join(lines)
 

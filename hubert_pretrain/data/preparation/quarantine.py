@@ -12,6 +12,11 @@ from types import TracebackType
 from hubert_pretrain.errors import DataError
 
 _EXAMPLES = 5
+_DETAILS = re.compile(r"[^\s:;,]*/[^\s:;,]*|\d+")
+"""Paths and numbers."""
+_MOST_KINDS = 1000
+_REASONS = 8
+"""Reasons that are counted in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,9 @@ class Quarantine:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.reasons: Counter[str] = Counter()
-        """Counts of reasons, without the numbers in them, so that equal faults count together."""
+        """Counts of reasons, without the paths and numbers in them, so that equal faults count
+        together.
+        """
         self.examples: list[Quarantined] = []
         """The first few excluded utterances."""
         self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
@@ -52,8 +59,11 @@ class Quarantine:
 
     def add(self, one: Quarantined) -> None:
         """Excludes an utterance."""
+        one = Quarantined(*(_printable(text) for text in (one.id, one.path, one.reason)))
         self._file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
-        self.reasons[re.sub(r"\d+", "#", one.reason.partition("; ")[0])] += 1
+        kind = _DETAILS.sub("#", one.reason.partition("; ")[0])
+        known = kind in self.reasons or len(self.reasons) < _MOST_KINDS
+        self.reasons[kind if known else "other reasons"] += 1
         if len(self.examples) < _EXAMPLES:
             self.examples.append(one)
 
@@ -68,8 +78,17 @@ class Quarantine:
         if len(self) < total:
             share = f" ({len(self) / total:.2%}, data.max_bad_fraction is {max_bad_fraction:.2%})"
             fix += ", or raise data.max_bad_fraction"
+        counts = [f"{count} x {reason}" for reason, count in self.reasons.most_common()]
+        if len(counts) > _REASONS:
+            rest = sum(count for _, count in self.reasons.most_common()[_REASONS:])
+            counts = [*counts[:_REASONS], f"{rest} x other reasons"]
         first = self.examples[0]
         raise DataError(
-            f"{len(self)} of {total} utterances cannot be used{share}; the first: {first.path}: "
-            f"{first.reason}. All are listed in {self.path}; {fix}"
+            f"{len(self)} of {total} utterances cannot be used{share}: {', '.join(counts)}; "
+            f"the first: {first.path}: {first.reason}. All are listed in {self.path}; {fix}"
         )
+
+
+def _printable(text: str) -> str:
+    """A text with the bytes of a file name that are not UTF-8 written as `\\xe9`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -6,6 +6,7 @@ N utterances. A position is the number of an utterance in the order in which the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from hubert_pretrain.data.alignment import Phones
 from hubert_pretrain.data.arrow_table import CHUNK, TEXT, ColumnSpool, chunks
 from hubert_pretrain.data.manifest import TYPES, order_by_id
 from hubert_pretrain.data.preparation.audio_stats import Segment
+from hubert_pretrain.data.preparation.quarantine import Quarantine, Quarantined
 from hubert_pretrain.data.source import CorpusSource, SourceUtterance, corpus_name
 from hubert_pretrain.data.storage import Location, is_url
 from hubert_pretrain.errors import DataError
@@ -52,6 +54,9 @@ _UNCHANGED = (
     "expected_within",
 )
 """Columns that hold the field of `SourceUtterance` as it is."""
+
+
+_TEXTS = ("speaker", "text", "label", "split", "corpus")
 
 
 class _Placed(NamedTuple):
@@ -130,34 +135,56 @@ class RawUtterances:
         return ends
 
 
-def collect(source: CorpusSource, folder: Path, spool: ColumnSpool) -> RawUtterances:
+def collect(
+    source: CorpusSource, folder: Path, spool: ColumnSpool, quarantine: Quarantine
+) -> RawUtterances:
     """All utterances of a source.
 
     Args:
         source: lists them, in any order.
         folder: where the source may write audio of its own.
         spool: has the columns `COLUMNS`; it stores the utterances as long as they are used.
+        quarantine: takes those whose source knows a fault, and those with a name that is not UTF-8.
 
     Raises:
-        DataError: there are no utterances, two have the same id, or a text is not UTF-8.
+        DataError: there are no utterances, or two have the same id.
     """
     inventory: dict[str, int] = {}
     utterances = iter(source.utterances(folder))
     while chunk := list(islice(utterances, CHUNK)):
-        try:
-            spool.append(_columns(chunk, corpus_name(source), inventory))
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{error.object!r}: a name or text that is not UTF-8; "
-                "rename the file, or save its list as UTF-8"
-            ) from error
+        if faults := [one for one in map(_fault_of, chunk) if one is not None]:
+            for one in faults:
+                quarantine.add(one)
+            chunk = [utterance for utterance in chunk if _fault_of(utterance) is None]
+        spool.append(_columns(chunk, corpus_name(source), inventory))
     if not spool.num_rows:
+        if len(quarantine):
+            quarantine.refuse_too_many(len(quarantine), 0.0)
         where = getattr(source, "root", None) or corpus_name(source)
         raise DataError(
             f"{where}: no utterances found, expected at least one; "
             "check data.root and the names of the subsets"
         )
     return RawUtterances(spool.columns(), list(inventory))
+
+
+def _fault_of(utterance: SourceUtterance) -> Quarantined | None:
+    """The entry of the quarantine for an utterance with a fault that is seen without its audio."""
+    reason = utterance.fault
+    if not reason and not _is_utf8(utterance):
+        reason = "a name or text that is not UTF-8; rename the file (convmv -f latin1 -t utf8)"
+        if sys.getfilesystemencoding() != "utf-8":
+            reason = "a name that is not ASCII; set LC_ALL=C.UTF-8, or PYTHONUTF8=1"
+    return Quarantined(utterance.id, str(utterance.path), reason) if reason else None
+
+
+def _is_utf8(utterance: SourceUtterance) -> bool:
+    texts = (utterance.id, str(utterance.path), *(getattr(utterance, name) for name in _TEXTS))
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _columns(

@@ -13,11 +13,12 @@ from typing import Any
 
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.audio import Waveform
+from hubert_pretrain.data.audio_files import SUFFIXES
 from hubert_pretrain.data.shards.tar import Member, Shard, open_shard
 from hubert_pretrain.data.storage import ByteRange
 from hubert_pretrain.errors import DataError
 
-AUDIO = tuple(suffix[1:] for suffix in audio.SUFFIXES)
+AUDIO = tuple(suffix[1:] for suffix in SUFFIXES)
 """Extensions of members that count as audio."""
 
 

@@ -18,6 +18,7 @@ from hubert_pretrain.data.arrow_table import ColumnSpool
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.preparation import build
 from hubert_pretrain.data.preparation.corpus_card import describe
+from hubert_pretrain.data.preparation.quarantine import Quarantine
 from hubert_pretrain.data.preparation.raw_utterances import COLUMNS, RawUtterances, collect
 from hubert_pretrain.data.preparation.scan_journal import RECORD
 from hubert_pretrain.data.source import SourceUtterance
@@ -187,8 +188,9 @@ def test_a_corpus_without_utterances_is_an_error(tmp_path: Path) -> None:
     with (
         pytest.raises(DataError, match=rf"{tmp_path}: no utterances found"),
         ColumnSpool(tmp_path / "utterances", COLUMNS) as spool,
+        Quarantine(tmp_path / "bad") as quarantine,
     ):
-        collect(LibriSpeech(root=str(tmp_path), train=[]), tmp_path, spool)
+        collect(LibriSpeech(root=str(tmp_path), train=[]), tmp_path, spool, quarantine)
 
 
 def test_duplicates_across_splits_are_on_the_card(tmp_path: Path, root: Path) -> None:
@@ -269,8 +271,11 @@ def held_out(
 ) -> dict[str, str]:
     """Id -> split of the usable utterances after `hold_out_validation`, in the order of the
     manifest."""
-    with ColumnSpool(folder / "utterances", COLUMNS) as spool:
-        utterances: RawUtterances = collect(Named(splits), folder, spool)
+    with (
+        ColumnSpool(folder / "utterances", COLUMNS) as spool,
+        Quarantine(folder / "bad") as quarantine,
+    ):
+        utterances: RawUtterances = collect(Named(splits), folder, spool, quarantine)
         ids = utterances.columns["id"].to_pylist()
         record = np.array([-1 if id in bad else number for number, id in enumerate(ids)])
         facts = np.zeros(len(ids), dtype=RECORD)
@@ -433,12 +438,44 @@ def test_facts_of_the_audio_are_on_the_card(tmp_path: Path) -> None:
     }
 
 
-def test_a_name_that_is_not_utf_8_is_an_error(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf_8_is_quarantined(tmp_path: Path) -> None:
     with (
         ColumnSpool(tmp_path / "utterances", COLUMNS) as spool,
-        pytest.raises(DataError, match=r"a\\udcff.*not UTF-8; rename"),
+        Quarantine(tmp_path / "bad") as quarantine,
     ):
-        collect(Named({"a\udcff": "train"}), tmp_path, spool)
+        found = collect(Named(train("a\udcff", "b")), tmp_path, spool, quarantine)
+        assert (len(found), quarantine.examples[0].id) == (1, r"a\xff")
+    assert r"a\\xff" in (tmp_path / "bad").read_text()
+
+
+def test_too_many_bad_files_are_counted_by_reason(tmp_path: Path, root: Path) -> None:
+    for number in range(5):
+        (root / f"anna/{number}.wav").write_bytes(b"garbage")
+    for number in range(3):
+        noise(root / f"bob/{number}.wav", 100 + number)
+    found = (
+        r"8 of 20 utterances cannot be used \(40\.00%, data\.max_bad_fraction is 1\.00%\): "
+        r"5 x not readable as audio .*, 3 x # samples at # Hz, shorter than one model frame \(#\); "
+        r"the first: .*anna/0\.wav: not readable"
+    )
+    with pytest.raises(DataError, match=found):
+        folder_stage(tmp_path, root, max_bad_fraction=0.01)
+
+
+def test_a_missing_file_is_bad_and_a_corpus_that_lies_elsewhere_is_an_error(
+    tmp_path: Path, root: Path
+) -> None:
+    """One policy for every corpus; here a table of two files, of which one is there."""
+    table = tmp_path / "list.csv"
+    table.write_text("path\nanna/0.wav\nbob/1.wav\nbob/gone.wav\n")
+    corpus = {"table": str(table)}
+    facts = folder_stage(tmp_path, root, corpus=corpus, max_bad_fraction=0.5, valid_fraction=0.0)
+    assert (facts["utterances"], facts["quarantined"]) == (2, 1)
+    (line,) = (tmp_path / "prepare/quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"].startswith("no such file; ")
+    table.write_text("path\naudio/anna/0.wav\naudio/bob/1.wav\n")
+    with pytest.raises(DataError, match=r"audio/anna/0\.wav: no such file, nor any of 1 others"):
+        folder_stage(tmp_path, root, corpus=corpus, max_bad_fraction=0.5)
 
 
 def test_a_missing_card_is_named(tmp_path: Path, root: Path) -> None:

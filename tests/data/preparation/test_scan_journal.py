@@ -110,7 +110,7 @@ class Three:
 
 def scanned(source: Three, folder: Path, journal: ScanJournal) -> list[AudioFacts]:
     with ColumnSpool(folder / "utterances", COLUMNS) as spool, Quarantine(folder / "bad") as bad:
-        utterances = collect(source, folder, spool)
+        utterances = collect(source, folder, spool, bad)
         result = build.scan_corpus(utterances, journal, bad)
         assert len(bad) == 0
         return [
