@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hubert_pretrain.corpora.common import check_choice, check_columns
 from hubert_pretrain.data.source import SourceUtterance
-from hubert_pretrain.errors import ConfigError, DataError
+from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.formats import registry
 from hubert_pretrain.formats.record import ReadOptions, Record, without_duplicates
 from hubert_pretrain.formats.table import COLUMNS
@@ -62,8 +62,8 @@ class ManifestFile:
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         """Every row. Audio that is embedded in a manifest is written below `folder`, once.
 
-        Raises DataError for a manifest that is missing, empty or broken (with line and column), for
-        a first row whose audio is missing, and for two rows with one id (with both places).
+        Raises DataError for a manifest that is missing, empty or broken (with line and column), and
+        for two rows with one id (with both places).
         """
         yield from without_duplicates(lambda: self._records(folder))
 
@@ -72,19 +72,7 @@ class ManifestFile:
             root=self.root, columns=self.columns, rate=self.rate, ids=self.ids, folder=folder
         )
         for split, path in self.paths:
-            for number, (place, utterance) in enumerate(
-                registry.read(path, self.format, options, split)
-            ):
-                if (
-                    number == 0
-                    and "://" not in str(utterance.path)
-                    and not Path(utterance.path).is_file()
-                ):
-                    raise DataError(
-                        f"{place} names {str(utterance.path)!r}, which is not there; restore the "
-                        "audio, or set data.corpus.root to the folder that paths start from"
-                    )
-                yield place, utterance
+            yield from registry.read(path, self.format, options, split)
 
 
 def _by_split(
