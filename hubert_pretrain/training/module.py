@@ -5,7 +5,7 @@ clipping, layer drop, logging without slowing the device down).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,38 +51,55 @@ class Monitor:
         )
 
 
-@dataclass
 class Meter:
-    """Sums that stay on the device until they are read: one transfer per logging step instead of
-    one wait per step.
+    """Sums that stay where they are until they are read: scalars of the device in one vector there,
+    Python numbers in Python. So a step neither copies a number to the device nor waits for it.
     """
 
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    def __init__(self) -> None:
+        # Names of the scalars that were added together -> the vector of their sums.
+        self._on_device: dict[tuple[str, ...], Tensor] = {}
+        self._on_host: dict[str, float] = {}
 
     def add(self, where: Tensor | None = None, /, **values: Tensor | float) -> None:
         """Add detached scalars to their sums; only if `where` is true, which stays on its
         device.
         """
+        scalars: dict[str, Tensor] = {}
         for name, value in values.items():
-            value = (
-                value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
-            )
-            if where is not None:
-                value = torch.where(where, value, 0.0)
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            if isinstance(value, Tensor):
+                scalars[name] = value.detach().float()
+            elif where is not None:
+                scalars[name] = where * float(value)
+            else:
+                self._on_host[name] = self._on_host.get(name, 0.0) + value
+        if not scalars:
+            return
+        names = tuple(scalars)
+        vector = torch.stack(list(scalars.values()))
+        if where is not None:
+            # Not a product: a loss that is infinite or NaN would stay so.
+            vector = torch.where(where, vector, 0.0)
+        before = self._on_device.get(names)
+        self._on_device[names] = vector if before is None else before + vector
 
     def read(self, device: torch.device | None = None) -> dict[str, float]:
         """Return the sums over all ranks since the last reading, and reset them to 0.
 
         Every rank must call it with the same names.
         """
-        if not self.sums:
+        names = [name for group in self._on_device for name in group] + list(self._on_host)
+        if not names:
             return {}
-        target = device or next(iter(self.sums.values())).device
-        total = torch.stack([value.to(target) for value in self.sums.values()]).double()
-        names = list(self.sums)
-        self.sums = {}
-        return dict(zip(names, distributed.sum_over_ranks(total).tolist(), strict=True))
+        vectors = [*self._on_device.values(), torch.tensor(list(self._on_host.values()))]
+        target = device or vectors[0].device
+        total = torch.cat([vector.to(target).double() for vector in vectors])
+        self._on_device = {}
+        self._on_host = {}
+        sums: dict[str, float] = dict.fromkeys(names, 0.0)
+        for name, value in zip(names, distributed.sum_over_ranks(total).tolist(), strict=True):
+            sums[name] += value
+        return sums
 
 
 class TrainingModule(L.LightningModule):

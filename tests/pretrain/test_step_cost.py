@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from hubert_pretrain.data.batching import BucketSampler
@@ -87,14 +88,15 @@ def meta_without_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Trace(TorchDispatchMode):
-    """Remembers the operations that ask the device, and the largest tensor that any operation
-    makes.
+    """Remembers the operations that ask the device, those between the device and the host's
+    memory, and the largest tensor that any operation makes.
     """
 
     def __init__(self, device: str = "meta") -> None:
         super().__init__()
         self.device = device
         self.asked: list[str] = []
+        self.mixed: list[str] = []
         self.largest = 0
         self.largest_of = ""
 
@@ -104,6 +106,10 @@ class Trace(TorchDispatchMode):
         if function.overloadpacket.__name__ in ASKING and args[0].device.type == self.device:
             self.asked.append(str(function))
         result = function(*args, **(kwargs or {}))
+        tensors = tree_leaves((args, kwargs, result))
+        devices = {each.device.type for each in tensors if isinstance(each, torch.Tensor)}
+        if len(devices) > 1:
+            self.mixed.append(str(function))
         for each in result if isinstance(result, (tuple, list)) else [result]:
             # Views of expanded tensors are no memory.
             if (
@@ -213,6 +219,7 @@ def test_nobody_waits_for_the_device_in_a_step(config: dict[str, Any], logging: 
         step.run()
         step.run()
     assert not trace.asked
+    assert not trace.mixed
 
 
 def test_the_trace_sees_who_asks() -> None:
@@ -222,6 +229,13 @@ def test_the_trace_sees_who_asks() -> None:
     assert trace.asked == ["aten._local_scalar_dense.default", "aten.nonzero.default"]
     with pytest.raises(RuntimeError):
         torch.ones(3, device="meta").sum().item()
+
+
+def test_the_trace_sees_copies_between_devices() -> None:
+    with Trace() as trace:
+        torch.ones(3).to("meta")
+        torch.where(torch.ones((), device="meta", dtype=torch.bool), torch.tensor(1.0), 0.0)
+    assert trace.mixed == ["aten._to_copy.default", "aten.where.self"]
 
 
 @pytest.mark.gpu
