@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +11,7 @@ from hypothesis import strategies as st
 
 from hubert_pretrain import distributed
 from hubert_pretrain.errors import ConfigError
+from tests.ranks import outputs_of_two_ranks
 
 
 @given(count=st.integers(0, 500), world_size=st.integers(1, 20))
@@ -108,29 +105,4 @@ assert not threads(), threads()
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
 def test_no_thread_of_a_group_outlives_it(tmp_path: Path) -> None:
     """A gloo thread that is alive while the interpreter ends aborts the process."""
-    program = tmp_path / "program.py"
-    program.write_text(TRAINING_OF_TWO)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "TORCHELASTIC_RUN_ID": "test",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(program)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in ranks:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    outputs_of_two_ranks(TRAINING_OF_TWO, tmp_path)

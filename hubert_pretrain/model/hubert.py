@@ -363,8 +363,11 @@ class SelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, T, D) -> (B, T, D) and the attention weights, if `attend` has them."""
         batch, frames, width = x.shape
-        qkv = self.qkv(x).view(batch, frames, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
+        # By chunk, whose backward pass is one copy; that of an unbound dimension would be two.
+        q, k, v = (
+            part.view(batch, frames, self.heads, width // self.heads).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )  # each (B, H, T, D / H)
         dropout = self.dropout if self.training else 0.0
         y, weights = attend(q, k, v, attention_mask, dropout)  # y: (B, H, T, D / H)
         return self.out(y.transpose(1, 2).reshape(batch, frames, width)), weights

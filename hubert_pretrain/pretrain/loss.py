@@ -205,9 +205,11 @@ def _predict(
     layer: SupervisedLayer, positions: Tensor, targets: Sequence[Tensor], n_clusters: Sequence[int]
 ) -> Prediction:
     """The prediction of a layer at M positions of the flattened (B, T)."""
-    logits = layer.head(layer.hidden_state.flatten(0, 1)[positions]).float()  # (M, K)
+    # `index_select`: the gradient of an index with brackets sorts the positions on a GPU first.
+    frames = layer.hidden_state.flatten(0, 1).index_select(0, positions)  # (M, D)
+    logits = layer.head(frames).float()  # (M, K)
     codebooks = [
-        _score(part, ids[positions])
+        _score(part, ids.index_select(0, positions))
         for part, ids in zip(logits.split(list(n_clusters), dim=1), targets, strict=True)
     ]
     if len(codebooks) == 1:

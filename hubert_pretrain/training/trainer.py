@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.precision import MixedPrecision
 
+from hubert_pretrain import distributed
 from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.training.progress import Progress
 from hubert_pretrain.training.resilience import checkpoint_io
@@ -39,6 +40,9 @@ _Callback = TypeVar("_Callback", bound=L.Callback)
 
 _NO_WATCHDOG_MINUTES = 24 * 60
 """Patience of a rank with another where there is no watchdog."""
+
+SEEN_SECONDS = 60.0
+"""Longest time after which a rank sees a file that another one sees, on a network file system."""
 
 _NOISE = (
     r".*does not have many workers.*",
@@ -154,12 +158,8 @@ def fit(
     Raises HubertPretrainError when it stops before the last step for any reason: Lightning would
     call that success.
     """
-    checkpoint = checkpoint_io.newest(folder / checkpoint_io.FOLDER)
-    if checkpoint is None and checkpoint_io.checkpoints(folder / checkpoint_io.FOLDER):
-        raise HubertPretrainError(
-            f"{folder / checkpoint_io.FOLDER}: every checkpoint is damaged, so the run cannot be "
-            "resumed; restore one, or delete the folder to start again"
-        )
+    checkpoint = _choose_checkpoint(folder / checkpoint_io.FOLDER)
+    _resume_all_ranks_from_the_first_ones_choice(trainer)
     # Lightning's handlers save, and talk to other ranks, inside the signal handler, where both can
     # hang.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -172,6 +172,37 @@ def fit(
         )
 
 
+def _choose_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to resume from, on the first rank; None on the others, and for a new run."""
+    if distributed.rank() > 0:
+        return None
+    checkpoint = checkpoint_io.newest(folder)
+    if checkpoint is None and checkpoint_io.checkpoints(folder):
+        raise HubertPretrainError(
+            f"{folder}: every checkpoint is damaged, so the run cannot be resumed; restore one, or "
+            "delete the folder to start again"
+        )
+    return checkpoint
+
+
+def _resume_all_ranks_from_the_first_ones_choice(trainer: L.Trainer) -> None:
+    """Let the first rank tell the others which checkpoint it chose, once they form a group.
+
+    Each would find its own in the listing of a network file system, which may be old: two ranks at
+    different steps wait for each other for ever.
+    """
+    connector: Any = trainer._checkpoint_connector
+    resume_start = connector.resume_start
+
+    def resume(checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
+        path = distributed.from_first(checkpoint_path)
+        if path is not None:
+            distributed.wait_for_first(Path(path).exists, SEEN_SECONDS)
+        resume_start(path, weights_only=True)
+
+    connector.resume_start = resume
+
+
 def validate(trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None:
     """Run the module's validation once over the loader, without Lightning's table."""
     with _quiet():
@@ -179,13 +210,14 @@ def validate(trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None
 
 
 def resolve_precision(precision: str, accelerator: str = "auto") -> str:
-    """The precision of `auto`: bf16-mixed on a GPU that has it, else 32-true.
+    """The precision of `auto`: bf16-mixed on a GPU that has it (V100 and T4 only emulate it, many
+    times slower), else 32-true.
 
     bf16 needs no loss scaler; only fp16 has one.
     """
     if precision != "auto":
         return precision
-    if _on_gpu(accelerator) and torch.cuda.is_bf16_supported():
+    if _on_gpu(accelerator) and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16-mixed"
     return "32-true"
 

@@ -12,18 +12,23 @@ import time
 import torch
 
 _DENSE_16_BIT = {
+    "B200": 2250e12,
+    "GH200": 989e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
     "A100": 312e12,
     "A800": 312e12,
     "A40": 149.7e12,
+    "A30": 165e12,
+    "A10G": 70e12,
     "A10": 125e12,
-    "A6000": 154.8e12,
+    "RTX A6000": 154.8e12,
+    "RTX A5000": 111.1e12,
+    "RTX A4000": 76.7e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "V100": 125e12,
     "T4": 65e12,
@@ -31,8 +36,19 @@ _DENSE_16_BIT = {
     "RTX 3090": 71e12,
 }
 """Operations per second in bf16 or fp16 without sparsity, from the vendors' data sheets. The first
-name that occurs in the device's name counts.
-"""
+entry counts whose words occur in the device's name."""
+
+
+def data_sheet_flops(device_name: str) -> float | None:
+    """Peak operations per second in 16 bits of a GPU, from its name; None for an unknown one.
+
+    device_name: such as "NVIDIA A100-SXM4-80GB".
+    """
+    words = f" {device_name.replace('-', ' ')} "
+    for known, peak in _DENSE_16_BIT.items():
+        if f" {known} " in words:
+            return peak
+    return None
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
@@ -40,10 +56,9 @@ def peak_flops(device: torch.device, precision: str) -> float:
     matrix product.
     """
     if device.type == "cuda" and "16" in precision:
-        name = torch.cuda.get_device_name(device)
-        for known, peak in _DENSE_16_BIT.items():
-            if known in name:
-                return peak
+        known = data_sheet_flops(torch.cuda.get_device_name(device))
+        if known is not None:
+            return known
     return _measured(device, _dtype_of(precision))
 
 
