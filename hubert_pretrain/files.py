@@ -55,6 +55,24 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_together(path: Path) -> Iterator[Path]:
+    """As `replacing`, for a library that may put further files beside the one that it writes.
+
+    Gives a path with the final name in a temporary folder. In the end all files of that folder move
+    to the folder of `path`, the file at `path` last.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder.mkdir()
+    try:
+        yield folder / path.name
+        for written in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+            publish(written, path.parent / written.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def publish(temporary: Path, path: Path, *, sync: bool = True) -> None:
     """Gives a finished file or folder its final name on the same disk: flush all of it, rename,
     flush the folder that lists the name.
@@ -124,6 +142,25 @@ def read_json(path: Path, *, max_bytes: int | None = None) -> Any | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raises ArtefactError when a file is the pointer that git leaves in place of a large file
+    while git-lfs is not installed.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(_LFS_POINTER))
+    except OSError:
+        return
+    if start == _LFS_POINTER:
+        raise ArtefactError(
+            f"{path}: is a pointer of git-lfs in place of the file, which was not downloaded; "
+            "install git-lfs and run `git lfs pull` in that folder"
+        )
 
 
 # -- flushing to disk

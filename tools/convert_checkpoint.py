@@ -10,13 +10,12 @@ transformers, a state dict of torchaudio, or a folder of this package. OUT is a 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hubert_pretrain.errors import ConfigError
-from hubert_pretrain.tools.command import command_parser, run_command
+from hubert_pretrain.tools.command import add_set, command_parser, parse_fields, run_command
 
 if TYPE_CHECKING:
     from hubert_pretrain.model.checkpoint import LoadedModel
@@ -39,13 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--dictionary",
         help="dict.km.txt or dict.ltr.txt, for a file that does not hold its symbols",
     )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="fields of the configuration that IN does not hold, e.g. num_attention_heads=4",
-    )
+    add_set(parser)
     parser.add_argument(
         "--int8", metavar="FILE", help="with --to onnx: also write the graph with 8-bit weights"
     )
@@ -72,12 +65,16 @@ def convert(options: argparse.Namespace) -> None:
 
 def write_foreign(target: Path, loaded: LoadedModel, options: argparse.Namespace) -> None:
     """Write a checkpoint of another library, and compare it with the source."""
-    from hubert_pretrain.interop.onnx import quantise_onnx
+    from hubert_pretrain.interop.onnx import data_file, quantise_onnx
     from hubert_pretrain.interop.registry import export_format
+    from hubert_pretrain.interop.torchaudio_reader import side_file
 
     file_format = export_format(options.to)
     file_format.write(target, loaded)
     print(f"wrote     {target}")
+    for beside in (data_file(target), side_file(target)):
+        if beside.is_file():
+            print(f"and       {beside}, which belongs to it")
     if options.check:
         comparison, tensors = file_format.check(target, loaded)
         for name, difference in comparison.differences.items():
@@ -123,20 +120,6 @@ def print_source(loaded: LoadedModel, source: Path) -> None:
     print(f"unexpected {unexpected}")
     for note in report.notes:
         print(f"note      {note}")
-
-
-def parse_fields(settings: list[str]) -> dict[str, Any]:
-    """`["layerdrop=0", "conv_stride=[5,2]"]` -> values; a value that is not JSON is text."""
-    fields = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {setting}: expected FIELD=VALUE")
-        try:
-            fields[name] = json.loads(value)
-        except ValueError:
-            fields[name] = value
-    return fields
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from hubert_pretrain.errors import HubertPretrainError
-from hubert_pretrain.tools.command import command_parser, report, run_command
+from hubert_pretrain.tools.command import add_set, command_parser, parse_fields, report, run_command
 
 if TYPE_CHECKING:
     from hubert_pretrain import SpeechRecognizer
@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--dictionary", help="dict.ltr.txt, for a model that does not hold its characters"
     )
+    add_set(parser)
     return run_command(transcribe, parser.parse_args(arguments))
 
 
@@ -40,7 +41,12 @@ def transcribe(options: argparse.Namespace) -> int:
     """Transcribe all files; returns the highest exit code of a file."""
     from hubert_pretrain import SpeechRecognizer
 
-    recogniser = SpeechRecognizer.load(options.model, options.device, dictionary=options.dictionary)
+    recogniser = SpeechRecognizer.load(
+        options.model,
+        options.device,
+        dictionary=options.dictionary,
+        **parse_fields(options.set),
+    )
     return max([transcribe_file(recogniser, file) for file in options.files])
 
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from hubert_pretrain import distributed
 from hubert_pretrain.data import audio
-from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.task import Task
 from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.interop.load import load_checkpoint
+from hubert_pretrain.interop.transformers_reader import TOKENIZER_KEY
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.preprocess import prepare_waveform
@@ -43,10 +44,14 @@ class SpeechRecognizer:
         head: nn.Module,
         vocabulary: Vocabulary,
         device: str | torch.device = "cpu",
+        *,
+        lower_case: bool = False,
     ) -> None:
+        """lower_case: the texts of a model whose tokenizer in `transformers` prints them so."""
         self.model = model.to(device).eval()
         self.head = head.to(device).eval()
         self.device = torch.device(device)
+        self.lower_case = lower_case
         self._task = CtcTask()
         self._task.vocabulary = vocabulary
 
@@ -66,10 +71,14 @@ class SpeechRecognizer:
         if "vocabulary" not in loaded.extra:
             raise ArtefactError(
                 f"{path}: does not list the characters that its outputs stand for; give "
-                "dictionary=, the path of its dict.ltr.txt"
+                "dictionary=, the path of its dict.ltr.txt, or in a folder of transformers copy "
+                "vocab.json and tokenizer_config.json of the model that it was made from"
             )
         vocabulary = Vocabulary(tuple(loaded.extra["vocabulary"]))
-        return SpeechRecognizer(loaded.model, loaded.build_head(), vocabulary, device)
+        lower_case = bool(loaded.extra.get(TOKENIZER_KEY, {}).get("do_lower_case"))
+        return SpeechRecognizer(
+            loaded.model, loaded.build_head(), vocabulary, device, lower_case=lower_case
+        )
 
     def transcribe(
         self, speech: str | Path | Sequence[float] | Tensor, *, sampling_rate: int = SAMPLE_RATE
@@ -77,8 +86,8 @@ class SpeechRecognizer:
         """The text of an audio file of any rate, or of a waveform (S,) in [-1, 1] at
         `sampling_rate`, which must be 16 kHz.
 
-        Raises DataError when it cannot be read, is shorter than one window, of another rate, or not
-        finite.
+        Raises DataError when it cannot be read, has several channels or rows, is shorter than one
+        window, of another rate, not finite, or the same in every sample.
         """
         if isinstance(speech, (str, Path)):
             name = str(speech)
@@ -86,12 +95,26 @@ class SpeechRecognizer:
         else:
             name = "waveform"
             speech = torch.as_tensor(speech)
+        if speech.ndim == 2 and len(speech) == 1:  # a mono file of torchaudio.load
+            speech = speech[0]
+        if speech.ndim != 1:
+            raise DataError(
+                f"{name}: has shape {tuple(speech.shape)}, expected one waveform (S,); mix "
+                "channels down to mono, or call once for each waveform"
+            )
         waveform = prepare_waveform(
             speech, sampling_rate=sampling_rate, config=self.model.config, name=name
         )
+        first = float(speech[0])
+        if bool((speech == first).all()):
+            raise DataError(
+                f"{name}: every sample is the same ({first:g}), as after mixing channels of "
+                "opposite phase; give a recording"
+            )
         with torch.inference_mode():
             logits = logits_of(self.model, self.head, self._task, waveform.to(self.device))
-            return self._task.predict(logits)
+            text = self._task.predict(logits)
+        return text.lower() if self.lower_case else text
 
 
 def pretrained(path: Path, **overrides: Any) -> Hubert:

@@ -115,15 +115,7 @@ def make_masks(sampler: str, time: SpanMask, channels: SpanMask, seed: int) -> M
         return ReferenceMasks(time, channels, seed)
     _check_spec_augment("mask", time)
     _check_spec_augment("channel_mask", channels)
-    settings = SpecAugment(
-        mask_time_prob=time.probability,
-        mask_time_length=time.span_frames,
-        mask_time_min_masks=time.min_spans,
-        mask_feature_prob=channels.probability,
-        mask_feature_length=channels.span_frames,
-        mask_feature_min_masks=channels.min_spans,
-    )
-    return TransformersMasks(settings, seed)
+    return TransformersMasks(SpecAugment.of_spans(time, channels), seed)
 
 
 def _draw(length: int, spans: SpanMask, source: np.random.Generator) -> Mask:

@@ -27,7 +27,7 @@ BOUNDARY = "|"
 @dataclass(frozen=True)
 class Vocabulary:
     """The symbols of a CTC model. Index 0 is the blank, so a checkpoint only stores the list of
-    symbols.
+    symbols. Decoding needs no other; models from elsewhere may lack `UNKNOWN` and `BOUNDARY`.
     """
 
     symbols: tuple[str, ...]
@@ -35,12 +35,11 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         is_blank_first = self.symbols[:1] == (BLANK,)
-        is_complete = {UNKNOWN, BOUNDARY} <= set(self.symbols)
         is_distinct = len(set(self.symbols)) == len(self.symbols)
-        if not (is_blank_first and is_complete and is_distinct):
+        if not (is_blank_first and is_distinct):
             raise ArtefactError(
                 f"not a CTC vocabulary: {list(self.symbols)[:8]}...; expected distinct symbols, "
-                f"{BLANK!r} first, and among them {UNKNOWN!r} and {BOUNDARY!r}"
+                f"{BLANK!r} first"
             )
         ids = {symbol: index for index, symbol in enumerate(self.symbols)}
         object.__setattr__(self, "_ids", ids)
@@ -60,6 +59,11 @@ class Vocabulary:
         """A normalised transcript as U ids; a character that is not in the vocabulary becomes
         `UNKNOWN`.
         """
+        lacking = [symbol for symbol in (UNKNOWN, BOUNDARY) if symbol not in self._ids]
+        if lacking:
+            raise ArtefactError(
+                f"a vocabulary without {' and '.join(lacking)} can be decoded, not trained on"
+            )
         unknown = self._ids[UNKNOWN]
         symbols = [BOUNDARY if character == " " else character for character in text]
         return [self._ids.get(symbol, unknown) for symbol in symbols]
@@ -73,7 +77,7 @@ class Vocabulary:
 
     def count_unknown(self, texts: Iterable[str]) -> int:
         """Number of characters of normalised transcripts that are not in the vocabulary."""
-        unknown = self._ids[UNKNOWN]
+        unknown = self._ids.get(UNKNOWN, -1)
         return sum(self.ids(text).count(unknown) for text in texts)
 
 

@@ -34,9 +34,7 @@ def read(path: Path, tier: str) -> list[Interval]:
         from praatio import textgrid
         from praatio.data_classes.interval_tier import IntervalTier
     except ImportError as error:
-        raise DataError(
-            f"{path}: TextGrids are read with praatio; pip install 'hubert-pretrain[alignments]'"
-        ) from error
+        raise DataError(f"{path}: TextGrids are read with praatio; pip install praatio") from error
     try:
         grid = textgrid.openTextgrid(
             str(path), includeEmptyIntervals=False, reportingMode="silence"

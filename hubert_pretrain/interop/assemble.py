@@ -50,6 +50,8 @@ class ForeignCheckpoint:
     """Tensors that are known and have no use here."""
     extra: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    dictionary: str | None = None
+    """The dictionary that named the symbols, where the caller gave one."""
 
 
 def assemble(source: ForeignCheckpoint) -> LoadedModel:
@@ -86,6 +88,7 @@ def assemble(source: ForeignCheckpoint) -> LoadedModel:
         missing=missing,
         unexpected=list(source.ignored),
         notes=list(source.notes),
+        dictionary=source.dictionary,
     )
     description = {
         "model": dataclasses.asdict(source.config),
@@ -145,17 +148,6 @@ def preserved_extra(preserved: dict[str, Any] | None) -> dict[str, Any] | None:
     """The "extra" that one of our exports preserved; None when the file is no export of ours."""
     extra = preserved.get("extra") if isinstance(preserved, dict) else None
     return dict(extra) if isinstance(extra, dict) else None
-
-
-def check_symbols(symbols: list[str], rows: int, path: Path, what: str = "vocabulary") -> list[str]:
-    """`symbols`, when they are distinct and one for each row of a head; otherwise ArtefactError."""
-    if len(symbols) != rows or len(set(symbols)) != rows:
-        found = f"{len(symbols)} symbols, {len(set(symbols))} of them distinct"
-        raise ArtefactError(
-            f"{path}: the {what} does not fit the head: {found}, where {rows} were expected, "
-            "one per row of the head"
-        )
-    return symbols
 
 
 def _check_head(source: ForeignCheckpoint, head_state: dict[str, Tensor]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.frames import SAMPLE_RATE, samples
+from hubert_pretrain.interop.transformers_reader import TOKENIZER_KEY
 from hubert_pretrain.interop.transformers_writer import ARCHITECTURES, import_transformers
 from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.model.heads import ClassificationHead, CTCHead
@@ -41,10 +42,11 @@ class Report:
 
 def compare(folder: str | Path, loaded: LoadedModel, *, tolerance: float = TOLERANCE) -> Report:
     """Compares every layer, the last hidden state and the logits of a folder of `transformers` with
-    the model that it was made from.
+    the model that it was made from, and the text of its tokenizer with our symbols.
 
     Raises ArtefactError when any differs by more than `tolerance`, naming the first such output.
     """
+    _check_tokenizer(folder, loaded)
     waveform = probe_waveform(max(samples(1.0), loaded.model.grid.num_samples(8)))
     processor = import_transformers().AutoFeatureExtractor.from_pretrained(folder)
     processed = processor(waveform, sampling_rate=SAMPLE_RATE, return_tensors="pt")
@@ -53,6 +55,25 @@ def compare(folder: str | Path, loaded: LoadedModel, *, tolerance: float = TOLER
         ours = our_outputs(loaded, values)
         theirs = _transformers_outputs(folder, loaded, values)
     return check_differences(folder, ours, theirs, tolerance=tolerance, library="transformers")
+
+
+def _check_tokenizer(folder: str | Path, loaded: LoadedModel) -> None:
+    """Raises ArtefactError when the exported tokenizer does not spell each symbol as we do."""
+    vocabulary = loaded.extra.get("vocabulary") if loaded.kind == CTCHead.kind else None
+    if vocabulary is None:
+        return
+    # Each symbol twice, with the blank between.
+    path = [row for symbol in range(1, len(vocabulary)) for row in (symbol, symbol, 0, symbol)]
+    words = [" " if symbol == "|" else str(symbol) for symbol in vocabulary[1:]]
+    expected = "".join(word + word for word in words).strip()
+    if loaded.extra.get(TOKENIZER_KEY, {}).get("do_lower_case"):
+        expected = expected.lower()
+    found = import_transformers().AutoTokenizer.from_pretrained(folder).decode(path)
+    if found != expected:
+        raise ArtefactError(
+            f"{folder}: the exported tokenizer writes {found[:40]!r} where the checkpoint has "
+            f"{expected[:40]!r}; do not use the export"
+        )
 
 
 def check_differences(

@@ -16,7 +16,9 @@ from hubert_pretrain.interop.pickles import Inert
 SPECIAL_NAMES = ["<s>", "<pad>", "</s>", "<unk>"]
 SPECIAL_SYMBOLS = len(SPECIAL_NAMES)
 """Rows before the symbols of a dictionary. With clusters they are never a target."""
-BLANK_SWAP = {"<s>": "<pad>", "<pad>": "<s>"}
+BLANK = "<pad>"
+"""CTC's blank, here and in `transformers`."""
+BLANK_SWAP = {"<s>": BLANK, BLANK: "<s>"}
 """Swapped names: fairseq's CTC blank is its row 0, `<s>`; here and in `transformers` the blank is
 called `<pad>`. The rows stay.
 """
@@ -30,7 +32,7 @@ def read_dictionary(path: str | Path) -> list[str]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ArtefactError(
             f"{path}: cannot be read as a dictionary ({error}); expected lines such as 'E 51860'"
@@ -44,6 +46,29 @@ def read_dictionary(path: str | Path) -> list[str]:
                 "expected a symbol and a count such as 'E 51860'"
             )
         symbols.append(symbol)
+    return symbols
+
+
+def ctc_symbols(path: str | Path, rows: int) -> list[str]:
+    """The symbol of each row of a CTC head by its `dict.ltr.txt`, under our names.
+
+    Of the four special symbols a head has all, or only the blank (torchaudio's published models).
+    Raises ArtefactError when the dictionary does not fit.
+    """
+    symbols = [BLANK_SWAP.get(symbol, symbol) for symbol in read_dictionary(path)]
+    if len(symbols) - SPECIAL_SYMBOLS + 1 == rows:
+        symbols = [symbols[0], *symbols[SPECIAL_SYMBOLS:]]
+    return check_symbols(symbols, rows, Path(path), "dictionary")
+
+
+def check_symbols(symbols: list[str], rows: int, path: Path, what: str = "vocabulary") -> list[str]:
+    """`symbols`, when they are distinct and one for each row of a head; otherwise ArtefactError."""
+    if len(symbols) != rows or len(set(symbols)) != rows:
+        found = f"{len(symbols)} symbols, {len(set(symbols))} of them distinct"
+        raise ArtefactError(
+            f"{path}: the {what} does not fit the head: {found}, where {rows} were expected, "
+            "one per row of the head"
+        )
     return symbols
 
 

@@ -26,12 +26,12 @@ from hubert_pretrain.interop.assemble import (
     ForeignCheckpoint,
     assemble,
     build_config,
-    check_symbols,
     preserved_extra,
 )
 from hubert_pretrain.interop.fairseq_dictionary import (
     BLANK_SWAP,
     SPECIAL_SYMBOLS,
+    check_symbols,
     cluster_dictionary,
     cluster_rows,
     read_dictionary,
@@ -121,6 +121,8 @@ class _Parts:
     model: dict[str, Any]
     task: dict[str, Any]
     dictionaries: list[list[str]] | None
+    dictionary: str | None
+    """The file of the dictionary, where the caller gave one."""
     preserved: dict[str, Any] | None
     """Our config.json, when the file is an export of ours."""
 
@@ -146,6 +148,7 @@ def load_fairseq(
     parts = _parts(read_pickle(path) if content is None else content, path)
     if dictionary is not None:
         parts.dictionaries = [read_dictionary(dictionary)]
+        parts.dictionary = str(dictionary)
     fine_tuned = any(name.startswith(CTC_PREFIX) for name in parts.weights)
     return assemble(_ctc(parts, overrides) if fine_tuned else _pretrained(parts, overrides))
 
@@ -224,6 +227,7 @@ def _add_codebooks(source: ForeignCheckpoint, parts: _Parts, weights: dict[str, 
         path,
         "dictionary",
     )
+    source.dictionary = parts.dictionary
     sizes = [len(symbols) for symbols in dictionaries]
     blocks = embeddings.split(sizes)  # one per codebook: (4 + K, d)
     units = [
@@ -334,6 +338,7 @@ def _add_vocabulary(source: ForeignCheckpoint, parts: _Parts) -> None:
     elif parts.dictionaries is not None:
         symbols = check_symbols(parts.dictionaries[0], rows, parts.path, "dictionary")
         source.extra = {"vocabulary": [BLANK_SWAP.get(symbol, symbol) for symbol in symbols]}
+        source.dictionary = parts.dictionary
     else:
         source.notes = [f"it names none of its {rows} characters: give its dict.ltr.txt"]
 
@@ -384,6 +389,7 @@ def _parts(content: Any, path: Path) -> _Parts:
         model=model,
         task=task,
         dictionaries=stored_dictionaries(content),
+        dictionary=None,
         preserved=preserved if isinstance(preserved, dict) else None,
     )
 

@@ -31,8 +31,10 @@ from hubert_pretrain.interop.tensor_names import (
     fairseq_key_map,
     to_theirs,
 )
+from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.checkpoint import LoadedModel
-from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.config import HubertConfig, SpanMask
+from hubert_pretrain.model.spec_augment import SpecAugment
 
 
 def export_fairseq(path: str | Path, loaded: LoadedModel) -> None:
@@ -192,6 +194,11 @@ def ctc_rows(loaded: LoadedModel) -> tuple[dict[str, Tensor], list[str], list[in
     """
     vocabulary = [str(symbol) for symbol in loaded.extra.get("vocabulary") or ()]
     rows = loaded.head_state["linear.weight"].shape[0]
+    if not vocabulary:
+        raise ArtefactError(
+            f"fairseq needs a symbol for each of the {rows} rows of a CTC head, and this model "
+            "names none; give its dict.ltr.txt, or export to another format"
+        )
     if len(vocabulary) != rows or len(set(vocabulary)) != rows:
         raise ArtefactError(
             'a CTC model must list one distinct symbol per row in extra["vocabulary"]: '
@@ -221,10 +228,7 @@ def ctc_rows(loaded: LoadedModel) -> tuple[dict[str, Tensor], list[str], list[in
 
 
 def model_settings(loaded: LoadedModel) -> dict[str, Any]:
-    """The fields of fairseq's HubertConfig.
-
-    Mask settings are those of the paper: they belong to a training, not to a network.
-    """
+    """The fields of fairseq's HubertConfig. Masks are those of the training, or the paper's."""
     config = loaded.model.config
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     if config.hidden_act not in activations:
@@ -233,6 +237,8 @@ def model_settings(loaded: LoadedModel) -> dict[str, Any]:
             f"expected one of {', '.join(ACTIVATIONS.values())}"
         )
     head = loaded.config.get("head") or {}
+    paper = vars(SpecAugment.of_spans(SpanMask()))
+    masks = SpecAugment.of({**paper, **loaded.extra.get(EXTRA_KEY, {})})
     pretrained = loaded.kind == "pretrain"
     layers = zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
     settings = {
@@ -243,8 +249,10 @@ def model_settings(loaded: LoadedModel) -> dict[str, Any]:
         "activation_fn": activations[config.hidden_act],
         "logit_temp": head.get("temperature", 0.1) if pretrained else 0.1,
         "untie_final_proj": pretrained and not head.get("tie_projections", False),
-        "mask_length": 10,
-        "mask_prob": 0.8,
+        "mask_length": masks.mask_time_length,
+        "mask_prob": masks.mask_time_prob,
+        "mask_channel_length": masks.mask_feature_length,
+        "mask_channel_prob": masks.mask_feature_prob,
         "mask_selection": "static",
         "mask_other": 0.0,
         **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
@@ -279,6 +287,8 @@ def _ctc_settings(
         "feature_grad_mult",
         "mask_length",
         "mask_prob",
+        "mask_channel_length",
+        "mask_channel_prob",
     )
     return {
         "_name": "hubert_ctc",

@@ -7,11 +7,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hubert_pretrain.errors import ArtefactError
+from torch import Tensor
+
+from hubert_pretrain.errors import ArtefactError, ConfigError
+from hubert_pretrain.files import refuse_lfs_pointer
 from hubert_pretrain.interop.fairseq_reader import is_fairseq, load_fairseq
 from hubert_pretrain.interop.pickles import read_pickle
 from hubert_pretrain.interop.torchaudio_reader import load_torchaudio, torchaudio_weights
-from hubert_pretrain.interop.transformers_reader import load_huggingface
+from hubert_pretrain.interop.transformers_reader import (
+    is_shard,
+    load_huggingface,
+    named_tensors,
+)
 from hubert_pretrain.model.checkpoint import (
     CONFIG,
     LoadedModel,
@@ -36,30 +43,39 @@ def load_checkpoint(
     Nothing in the file is executed.
 
     Args:
-        path: a checkpoint of any kind listed in `READABLE`.
-        dictionary: `dict.km.txt` or `dict.ltr.txt` of fairseq, for a file without its symbols.
+        path: a checkpoint of any kind listed in `READABLE`. A file of weights in a folder with a
+            config.json is read with that configuration, in place of the folder's own weights.
+        dictionary: `dict.km.txt` or `dict.ltr.txt` of fairseq, for a checkpoint without its
+            symbols.
         overrides: fields of HubertConfig, e.g. `layerdrop=0.0`; or those that a torchaudio file
             does not tell, e.g. `num_attention_heads=4`.
 
     Raises:
         ArtefactError: the file cannot be read as one; names the file, what it holds and what was
             expected.
-        ConfigError: an override that is no field of HubertConfig.
+        ConfigError: an override that is no field of HubertConfig, or a dictionary for a checkpoint
+            that has its symbols or needs none.
     """
     path = Path(path)
     try:
-        return _load(path, dictionary, overrides)
+        loaded = _load(path, dictionary, overrides)
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         # Parts with the right names and unexpected shapes or types.
         detail = f"{type(error).__name__}: {error}".replace("\n", " ")
         raise ArtefactError(f"{path}: its parts do not fit together ({detail})") from error
+    if dictionary is not None and (loaded.report is None or loaded.report.dictionary is None):
+        raise ConfigError(
+            f"dictionary={dictionary} is not used: {path} has no rows without symbols; leave it out"
+        )
+    return loaded
 
 
 def _load(path: Path, dictionary: str | Path | None, overrides: dict[str, Any]) -> LoadedModel:
     if path.is_dir():
-        return _load_folder(path, overrides)
+        return _load_folder(path, dictionary, overrides)
     if not path.is_file():
-        raise ArtefactError(f"{path}: does not exist; expected {READABLE}")
+        raise ArtefactError(f"{path}: does not exist{_hub_name(path)}; expected {READABLE}")
+    refuse_lfs_pointer(path)
     with open(path, "rb") as file:
         start = file.read(16)
     if start.startswith(_TORCH_SAVE):
@@ -68,16 +84,35 @@ def _load(path: Path, dictionary: str | Path | None, overrides: dict[str, Any]) 
         # safetensors: the length of its header, then the header in JSON.
         return _load_content(load_tensors(path), path, dictionary, overrides)
     if path.name == CONFIG:
-        return _load_folder(path.parent, overrides)
+        return _load_folder(path.parent, dictionary, overrides)
     raise ArtefactError(f"{path}: is no checkpoint: it begins with {start!r}; expected {READABLE}")
 
 
-def _load_folder(folder: Path, overrides: dict[str, Any]) -> LoadedModel:
+def _hub_name(path: Path) -> str:
+    """A remark for a path such as facebook/hubert-base-ls960, which may be meant as the name of a
+    model on a hub.
+    """
+    if path.is_absolute() or len(path.parts) != 2 or path.suffix in (".pt", ".pth", ".bin"):
+        return ""
+    return (
+        "; nothing is downloaded: if this is the name of a model on a hub, "
+        f"`hf download {path} --local-dir {path.name}` and give that folder"
+    )
+
+
+def _load_folder(
+    folder: Path,
+    dictionary: str | Path | None,
+    overrides: dict[str, Any],
+    weights: tuple[Path, dict[str, Tensor]] | None = None,
+) -> LoadedModel:
+    """A folder with a config.json, with its own weights or those of the file `weights`."""
+    refuse_lfs_pointer(folder / CONFIG)
     stored = read_small_json(folder / CONFIG)
     if isinstance(stored, dict) and "model" in stored and "kind" in stored:
-        return load_model(folder, **overrides)
+        return load_model(folder, weights=weights, **overrides)
     if isinstance(stored, dict) and "model_type" in stored:
-        return load_huggingface(folder, **overrides)
+        return load_huggingface(folder, weights=weights, dictionary=dictionary, **overrides)
     found = "none that can be read"
     if isinstance(stored, dict):
         found = f"the keys {', '.join(list(stored)[:4])}"
@@ -94,11 +129,14 @@ def _load_content(
         return load_torchaudio(path, dictionary=dictionary, content=content, **overrides)
     if is_fairseq(content):
         return load_fairseq(path, dictionary=dictionary, content=content, **overrides)
-    if (path.parent / CONFIG).is_file():  # the file of weights in a folder
-        return _load_folder(path.parent, overrides)
+    tensors = named_tensors(content)
+    if tensors and (path.parent / CONFIG).is_file():  # a file of weights in a folder
+        named = None if is_shard(path) else (path, tensors)
+        return _load_folder(path.parent, dictionary, overrides, named)
     found = f"a {type(content).__name__}"
     if isinstance(content, dict):
         found = ", ".join(map(str, list(content)[:3])) or "nothing"
+    remark = f" (weights need a {CONFIG} beside them)" if tensors else ""
     raise ArtefactError(
-        f"{path}: holds {found}, which is no HuBERT that can be read; expected {READABLE}"
+        f"{path}: holds {found}, which is no HuBERT that can be read{remark}; expected {READABLE}"
     )

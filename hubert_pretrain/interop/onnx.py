@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.files import replacing
+from hubert_pretrain.files import replacing, replacing_together
 from hubert_pretrain.interop.assemble import PRESERVED
 from hubert_pretrain.interop.compare import TOLERANCE, Report, check_differences, probe
 from hubert_pretrain.model.checkpoint import LoadedModel
@@ -75,10 +75,17 @@ def export_program(loaded: LoadedModel) -> Any:
     gives the same bits as the network, on any processor. (With gradients the conv encoder and
     attention may be computed in another order, so that outputs differ by rounding.)
     """
+    from torch.fx.experimental import _config as tracing
+
     axes = {"waveform": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
     example = probe(loaded, batch=2)
-    with _without_log_messages(), torch.no_grad():
-        return torch.export.export(Deployed(loaded), (example,), dynamic_shapes=axes)
+    # The tracer takes a single frame for another case than several, and would refuse it
+    # (400-719 samples), although both run the same operations.
+    oblivious = tracing.patch(backed_size_oblivious=True)
+    with _without_log_messages(), torch.no_grad(), oblivious:
+        program: Any = torch.export.export(Deployed(loaded), (example,), dynamic_shapes=axes)
+    program._guards_code = [guard for guard in program._guards_code if "!= 1" not in guard]
+    return program
 
 
 def export_torch(path: str | Path, loaded: LoadedModel) -> None:
@@ -91,7 +98,8 @@ def export_torch(path: str | Path, loaded: LoadedModel) -> None:
 
 
 def export_onnx(path: str | Path, loaded: LoadedModel) -> None:
-    """Writes an ONNX graph of opset 18 with its weights.
+    """Writes an ONNX graph of opset 18 with its weights: `hubert.onnx`, and for networks of more
+    than 1.5 GB `hubert.onnx.data` beside it (the two belong together).
 
     Raises ArtefactError when a package of the extra `onnx` is not installed.
     """
@@ -107,8 +115,17 @@ def export_onnx(path: str | Path, loaded: LoadedModel) -> None:
             verbose=False,
         )
     program.model.metadata_props[PRESERVED] = json.dumps(loaded.config)
-    with replacing(path) as temporary:
+    # Weights of more than 1.5 GB go into a file of their own, named after that of the graph.
+    with replacing_together(path) as temporary:
         program.save(temporary)
+        large = data_file(temporary).exists()
+    if not large:  # of an earlier, larger export
+        data_file(path).unlink(missing_ok=True)
+
+
+def data_file(path: Path) -> Path:
+    """The file beside an ONNX graph that holds its weights when they are too many for one file."""
+    return path.with_name(f"{path.name}.data")
 
 
 def quantise_onnx(source: str | Path, target: str | Path) -> None:
@@ -118,9 +135,13 @@ def quantise_onnx(source: str | Path, target: str | Path) -> None:
     _need("onnx", "onnxruntime")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with replacing(Path(target)) as temporary, _without_log_messages():
+    with replacing_together(Path(target)) as temporary, _without_log_messages():
         quantize_dynamic(
-            source, temporary, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
+            source,
+            temporary,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            use_external_data_format=data_file(Path(source)).exists(),
         )
 
 
@@ -139,7 +160,8 @@ def run_onnx(path: str | Path, waveform: Tensor) -> dict[str, Tensor]:
 
 
 def compare_onnx(path: str | Path, loaded: LoadedModel, *, tolerance: float = TOLERANCE) -> Report:
-    """Compares every output of an ONNX file with ours, for two lengths and two batch sizes.
+    """Compares every output of an ONNX file with ours, for several lengths and batch sizes, the
+    shortest of one frame.
 
     Raises ArtefactError when any differs by more than `tolerance`.
     """
@@ -172,25 +194,24 @@ def _compare(
     ours: dict[str, Tensor] = {}
     theirs: dict[str, Tensor] = {}
     deployed = Deployed(loaded)
-    for batch, seconds in ((1, 1.0), (3, 0.7)):
-        waveform = probe(loaded, batch, seconds)
+    window = loaded.model.grid.window
+    probes = [probe(loaded), probe(loaded, 3, 0.7), probe(loaded, 2)[:, -window:]]
+    for waveform in probes:
         with torch.inference_mode():
             expected = dict(zip(deployed.names, deployed(waveform), strict=True))
             found = run(waveform)
         for name, tensor in expected.items():
-            label = f"{name} of {batch} x {waveform.shape[1]} samples"
+            label = f"{name} of {len(waveform)} x {waveform.shape[1]} samples"
             ours[label] = tensor
             theirs[label] = found[name]
     return check_differences(path, ours, theirs, tolerance=tolerance, library=library)
 
 
 def _need(*packages: str) -> None:
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise ArtefactError(
-                f"ONNX needs the package {package}, which is not installed: "
-                "pip install 'hubert-pretrain[onnx]'"
-            )
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        names = " ".join(missing)
+        raise ArtefactError(f"ONNX needs {names}, not installed here: pip install {names}")
 
 
 @contextmanager

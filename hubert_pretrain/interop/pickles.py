@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import torch
 
 from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.files import refuse_lfs_pointer
 
 
 class Inert:
@@ -49,6 +50,7 @@ def read_pickle(path: Path) -> Any:
 
     Raises ArtefactError when the file is missing, truncated or of another kind.
     """
+    refuse_lfs_pointer(path)
     try:
         return torch.load(path, map_location="cpu", pickle_module=_INERT_PICKLE, weights_only=False)
     except (

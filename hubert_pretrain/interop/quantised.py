@@ -35,12 +35,11 @@ def load_quantised(folder: str | Path, scheme: str) -> Any:
         raise ConfigError(
             f"no quantisation is called {scheme!r}, expected one of {', '.join(SCHEMES)}{hint}"
         )
-    package = "bitsandbytes" if scheme.startswith("bnb") else "torchao"
-    if importlib.util.find_spec(package) is None:
-        raise ArtefactError(
-            f"{scheme} needs the package {package}, which is not installed: "
-            "pip install 'hubert-pretrain[quantise]'"
-        )
+    needed = ["bitsandbytes", "accelerate"] if scheme.startswith("bnb") else ["torchao"]
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        names = " ".join(missing)
+        raise ArtefactError(f"{scheme} needs {names}, not installed here: pip install {names}")
     stored = read_json(Path(folder) / "config.json")
     names = stored.get("architectures") if isinstance(stored, dict) else None
     if not isinstance(names, list) or not names:

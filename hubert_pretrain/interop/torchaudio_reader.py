@@ -21,10 +21,9 @@ from hubert_pretrain.interop.assemble import (
     ForeignCheckpoint,
     assemble,
     build_config,
-    check_symbols,
     preserved_extra,
 )
-from hubert_pretrain.interop.fairseq_dictionary import BLANK_SWAP, SPECIAL_NAMES, read_dictionary
+from hubert_pretrain.interop.fairseq_dictionary import ctc_symbols
 from hubert_pretrain.interop.pickles import read_pickle
 from hubert_pretrain.interop.tensor_names import (
     TORCHAUDIO,
@@ -209,7 +208,7 @@ def _published_fields(
         if value is None:
             raise ArtefactError(
                 f"{path}: a torchaudio file does not tell {name}, and no published model has this "
-                f"shape; give {name}=..."
+                f"shape; give {name}=... (in a command --set {name}=...)"
             )
         notes.append(f"{name} is not in the file: taken as {value}")
     return published
@@ -252,11 +251,8 @@ def _add_ctc_head(
         "dropout": preserved["head"]["dropout"] if preserved is not None else 0.0,
     }
     if dictionary is not None:
-        symbols = [BLANK_SWAP.get(symbol, symbol) for symbol in read_dictionary(dictionary)]
-        if len(symbols) - len(SPECIAL_NAMES) + 1 == rows:
-            # torchaudio's published models keep only the blank of the four special symbols.
-            symbols = [symbols[0], *symbols[len(SPECIAL_NAMES) :]]
-        source.extra["vocabulary"] = check_symbols(symbols, rows, Path(dictionary), "dictionary")
+        source.extra["vocabulary"] = ctc_symbols(dictionary, rows)
+        source.dictionary = str(dictionary)
     elif preserved is None:
         source.notes.append(f"it names none of its {rows} characters: give its dict.ltr.txt")
 

@@ -3,10 +3,11 @@ HubertForSequenceClassification), in; read without it.
 
 | content | file |
 |---|---|
-| weights | `model.safetensors` or its shards, `pytorch_model.bin` |
+| weights | `model.safetensors` or its shards, `pytorch_model.bin`, or the file that is named |
 | configuration | `config.json` |
 | normalisation | `do_normalize` in `processor_config.json` or `preprocessor_config.json` |
-| CTC vocabulary | `vocab.json`, `added_tokens.json`, `tokenizer_config.json` |
+| CTC vocabulary | `vocab.json`, `added_tokens.json` |
+| special symbols | `tokenizer_config.json`, `special_tokens_map.json` |
 | pretraining head, in our own exports | `pretraining_head.safetensors` |
 | our config.json, in our own exports | `hubert_pretrain.json` |
 """
@@ -27,15 +28,16 @@ from hubert_pretrain.interop.assemble import (
     ForeignCheckpoint,
     assemble,
     build_config,
-    check_symbols,
     preserved_extra,
 )
+from hubert_pretrain.interop.fairseq_dictionary import BLANK, check_symbols, ctc_symbols
 from hubert_pretrain.interop.pickles import read_pickle
 from hubert_pretrain.interop.tensor_names import (
     FAIRSEQ_HEAD,
     TRANSFORMERS,
     TRANSFORMERS_CLASSES,
     TRANSFORMERS_CTC,
+    foreign_names,
     to_ours,
 )
 from hubert_pretrain.model.checkpoint import WEIGHTS, LoadedModel, load_tensors, read_small_json
@@ -68,13 +70,38 @@ not have.
 """
 _SPECIAL_TOKENS = {"pad_token": "<pad>", "unk_token": "<unk>", "word_delimiter_token": "|"}
 """Key in `tokenizer_config.json` -> our name for that symbol, which is also its default there."""
+TOKENIZER_KEY = "tokenizer"
+"""Key of a checkpoint's "extra" for settings of its tokenizer."""
+TOKENIZER_FIELDS = ["do_lower_case"]
+"""Those settings: they change the text that is printed."""
+BLANK_KEY = "blank"
+"""Key of a checkpoint's "extra" for the row of CTC's blank in a head without a vocabulary."""
+_ACTIVATIONS = {
+    "gelu_python": "gelu",
+    "gelu_fast": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu_accurate": "gelu_new",
+    "swish": "silu",
+}
+"""Other names of `transformers` for functions that we have -> our name."""
+_FIRST = "feature_extractor.conv_layers.0.conv.weight"
+_HEADS = {"lm_head", "projector", "classifier", "layer_weights", "final_proj", "label_embs_concat"}
+"""First parts of names of tensors beside the encoder, where the encoder has no prefix."""
 
 
-def load_huggingface(folder: str | Path, **overrides: Any) -> LoadedModel:
+def load_huggingface(
+    folder: str | Path,
+    *,
+    weights: tuple[Path, dict[str, Tensor]] | None = None,
+    dictionary: str | Path | None = None,
+    **overrides: Any,
+) -> LoadedModel:
     """A folder of `transformers` as a network and its head.
 
     Args:
         folder: with config.json and weights.
+        weights: a file and its tensors, in place of the weights of the folder.
+        dictionary: `dict.ltr.txt` of fairseq, in place of the vocabulary of the folder.
         overrides: fields of HubertConfig that change no shape.
 
     Raises:
@@ -90,24 +117,16 @@ def load_huggingface(folder: str | Path, **overrides: Any) -> LoadedModel:
         )
     preserved = read_small_json(folder / PRESERVED_FILE)
     preserved = preserved if isinstance(preserved, dict) else None
-    tensors, path = _read_weights(folder)
-    # HubertModel has no prefix; the classes with a head have one before the encoder's tensors.
-    prefix = "hubert." if any(name.startswith("hubert.") for name in tensors) else ""
-    weights = {}
-    head = {}
-    for name, tensor in tensors.items():
-        if name.startswith(prefix):
-            weights[name.removeprefix(prefix)] = tensor
-        else:
-            head[name] = tensor
+    path, tensors = weights or read_weights(folder)
+    encoder, head = _split(tensors, path)
     notes: list[str] = []
     fields = _fields(stored) | {"normalize_waveform": _normalizes(folder, stored, notes)}
-    _drop_ignored_adapters(fields, weights, notes)
+    _drop_ignored_adapters(fields, encoder, notes)
     source = ForeignCheckpoint(
         path=path,
         format="transformers HubertModel",
         kind="pretrain",
-        weights=weights,
+        weights=encoder,
         key_map=TRANSFORMERS,
         config=build_config(
             fields, preserved=preserved, overrides=overrides, path=folder / "config.json"
@@ -119,16 +138,16 @@ def load_huggingface(folder: str | Path, **overrides: Any) -> LoadedModel:
         extra_fields = {name: stored[name] for name in EXTRA_FIELDS if name in stored}
         if extra_fields:
             source.extra[EXTRA_KEY] = extra_fields
-    if "lm_head.weight" in head:
-        _add_ctc_head(source, folder, stored, head)
-    elif "classifier.weight" in head:
-        _add_classes(source, stored, head)
-    elif (folder / PRETRAINING_HEAD).is_file():
+    if {"lm_head.weight", "lm_head.bias"} <= head.keys():
+        _add_ctc_head(source, folder, stored, head, dictionary)
+    elif {"classifier.weight", "projector.weight"} <= head.keys():
+        _add_classes(source, folder, stored, head)
+    elif weights is None and (folder / PRETRAINING_HEAD).is_file():
         _add_codebook(source, folder, preserved)
-    # Tensors of no known head: `assemble` refuses them by name.
-    source.weights |= {
-        name: tensor for name, tensor in head.items() if name not in source.head_names
-    }
+    beside = [name for name in head if name not in source.head_names]
+    source.ignored += beside
+    if beside:
+        notes.append(f"{len(beside)} tensors beside the encoder are of no head known here")
     return assemble(source)
 
 
@@ -138,7 +157,38 @@ def load_huggingface(folder: str | Path, **overrides: Any) -> LoadedModel:
 def _fields(stored: dict[str, Any]) -> dict[str, Any]:
     """The values of our fields, which have the same names in `transformers`."""
     known = {f.name for f in dataclasses.fields(HubertConfig)}
-    return {name: value for name, value in {**_DEFAULTS, **stored}.items() if name in known}
+    fields = {name: value for name, value in {**_DEFAULTS, **stored}.items() if name in known}
+    for name in ("hidden_act", "feat_extract_activation"):
+        if isinstance(fields.get(name), str):
+            fields[name] = _ACTIVATIONS.get(fields[name], fields[name])
+    return fields
+
+
+def _split(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of the encoder, without their prefix, and those beside it.
+
+    HubertModel has no prefix, the classes with a head have `hubert.`, and a network inside another
+    one has more, such as `model.hubert.`.
+    """
+    prefixes = [name.removesuffix(_FIRST) for name in tensors if name.endswith(_FIRST)]
+    if len(prefixes) != 1:
+        found = f"{len(prefixes)} networks ({', '.join(prefixes)})"
+        if not prefixes:
+            found = ", ".join(list(tensors)[:3]) or "no tensors"
+        raise ArtefactError(
+            f"{path}: holds {found}; expected the weights of one HuBERT, with one tensor {_FIRST}"
+        )
+    prefix = prefixes[0]
+    outer = prefix.removesuffix("hubert.")
+    encoder = {}
+    beside = {}
+    for name, tensor in tensors.items():
+        inside = name.startswith(prefix) if prefix else name.split(".")[0] not in _HEADS
+        if inside:
+            encoder[name.removeprefix(prefix)] = tensor
+        else:
+            beside[name.removeprefix(outer)] = tensor
+    return encoder, beside
 
 
 def _normalizes(folder: Path, stored: dict[str, Any], notes: list[str]) -> bool:
@@ -178,29 +228,42 @@ def _drop_ignored_adapters(
         fields["adapter_attn_dim"] = None
 
 
-def _read_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
-    """All tensors of a folder, and the file that holds them or lists the files that do."""
+def read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The file that holds the tensors of a folder, or lists the files that do, and its tensors."""
     index = folder / f"{WEIGHTS}.index.json"
     pickle_file = folder / "pytorch_model.bin"
     if (folder / WEIGHTS).is_file():
-        return load_tensors(folder / WEIGHTS), folder / WEIGHTS
+        return folder / WEIGHTS, load_tensors(folder / WEIGHTS)
     if index.is_file():
         tensors: dict[str, Tensor] = {}
         for shard in _shards(index):
             tensors |= load_tensors(folder / shard)
-        return tensors, index
+        return index, tensors
     if pickle_file.is_file():
-        content = read_pickle(pickle_file)
-        items = content.items() if isinstance(content, dict) else ()
-        tensors = {
-            name: tensor
-            for name, tensor in items
-            if isinstance(name, str) and isinstance(tensor, Tensor)
-        }
-        return tensors, pickle_file
+        return pickle_file, named_tensors(read_pickle(pickle_file))
     raise ArtefactError(
-        f"{folder}: has a config.json but no weights; expected {WEIGHTS} or pytorch_model.bin"
+        f"{folder}: has a config.json but no weights; expected {WEIGHTS} or pytorch_model.bin, or "
+        "the path of the file of weights in it"
     )
+
+
+def is_shard(path: Path) -> bool:
+    """True for one of several files that hold the weights of a folder together."""
+    index = path.with_name(f"{WEIGHTS}.index.json")
+    return index.is_file() and path.name in _shards(index)
+
+
+def named_tensors(content: Any) -> dict[str, Tensor]:
+    """The tensors of a state dict, also of one inside the checkpoint of a training."""
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    items = content.items() if isinstance(content, dict) else ()
+    return {
+        name: tensor
+        for name, tensor in items
+        if isinstance(name, str) and isinstance(tensor, Tensor)
+    }
 
 
 def _shards(index: Path) -> list[str]:
@@ -247,7 +310,11 @@ def _add_codebook(
 
 
 def _add_ctc_head(
-    source: ForeignCheckpoint, folder: Path, stored: dict[str, Any], weights: dict[str, Tensor]
+    source: ForeignCheckpoint,
+    folder: Path,
+    stored: dict[str, Any],
+    weights: dict[str, Tensor],
+    dictionary: str | Path | None,
 ) -> None:
     state = to_ours(weights, ("linear.weight", "linear.bias"), TRANSFORMERS_CTC, str(source.path))
     rows = state["linear.weight"].shape[0]
@@ -259,6 +326,48 @@ def _add_ctc_head(
         "vocabulary_size": rows,
         "dropout": stored.get("final_dropout", 0.1),
     }
+    source.head_state = state
+    tokenizer = _tokenizer(folder)
+    if dictionary is None:
+        symbols = _vocabulary(folder, tokenizer, rows, source.notes)
+        symbols = symbols or source.extra.get("vocabulary")
+    else:
+        symbols = ctc_symbols(dictionary, rows)
+        source.dictionary = str(dictionary)
+    if symbols is None:
+        source.notes.append(
+            f"no vocab.json names its {rows} characters: copy vocab.json and tokenizer_config.json "
+            "of the model that it was made from, or give its dict.ltr.txt"
+        )
+        if blank := _configured_blank(folder, stored, rows):
+            source.extra[BLANK_KEY] = blank
+        return
+    source.extra.pop(BLANK_KEY, None)
+    if BLANK in symbols:
+        blank = symbols.index(BLANK)
+        configured = stored.get("pad_token_id")
+        if configured is not None and configured != blank:
+            source.notes.append(
+                f"config.json says that CTC's blank is row {configured}, the vocabulary that it is "
+                f"row {blank}: decoded by the vocabulary, as transformers does"
+            )
+    else:
+        blank = _configured_blank(folder, stored, rows)
+        source.notes.append(
+            f"its vocabulary names no {BLANK}: CTC's blank is row {blank}, {symbols[blank]!r}, "
+            "as config.json says"
+        )
+        symbols[blank] = BLANK
+    order = [blank, *(row for row in range(rows) if row != blank)]  # our blank is the first row
+    source.head_state = {name: tensor[torch.tensor(order)] for name, tensor in state.items()}
+    source.extra["vocabulary"] = [symbols[row] for row in order]
+    settings = {name: tokenizer[name] for name in TOKENIZER_FIELDS if tokenizer.get(name)}
+    if settings:
+        source.extra[TOKENIZER_KEY] = settings
+
+
+def _configured_blank(folder: Path, stored: dict[str, Any], rows: int) -> int:
+    """The row of CTC's blank by config.json."""
     blank = stored.get("pad_token_id")
     blank = 0 if blank is None else blank
     if not isinstance(blank, int) or not 0 <= blank < rows:
@@ -266,26 +375,31 @@ def _add_ctc_head(
             f"{folder / 'config.json'}: pad_token_id, CTC's blank, is {blank}, "
             f"expected one of the {rows} rows of the head"
         )
-    order = [blank, *(row for row in range(rows) if row != blank)]  # our blank is the first row
-    source.head_state = {name: tensor[torch.tensor(order)] for name, tensor in state.items()}
-    symbols = _vocabulary(folder, rows)
-    if symbols is None:
-        source.notes.append(f"no vocab.json names its {rows} characters")
-    else:
-        source.extra["vocabulary"] = [symbols[row] for row in order]
+    return blank
 
 
-def _vocabulary(folder: Path, rows: int) -> list[str] | None:
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    """The settings of the tokenizer; older folders keep its special tokens in a file of their
+    own.
+    """
+    found: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        stored = read_small_json(folder / name)
+        found |= stored if isinstance(stored, dict) else {}
+    return found
+
+
+def _vocabulary(
+    folder: Path, tokenizer: dict[str, Any], rows: int, notes: list[str]
+) -> list[str] | None:
     """The symbol of each row, with our names for the blank, the unknown symbol and the word
-    delimiter; None when the folder has no vocabulary.
+    delimiter; None when the folder has no vocabulary. Rows without a symbol are called `<row 32>`.
     """
     path = folder / "vocab.json"
     stored = read_small_json(path)
     if not isinstance(stored, dict):
         return None
     added = read_small_json(folder / "added_tokens.json")
-    tokenizer = read_small_json(folder / "tokenizer_config.json")
-    tokenizer = tokenizer if isinstance(tokenizer, dict) else {}
     if any(isinstance(value, dict) for value in stored.values()):  # one vocabulary per language
         language = tokenizer.get("target_lang")
         if language not in stored:
@@ -301,8 +415,12 @@ def _vocabulary(folder: Path, rows: int) -> list[str] | None:
     }
     named_rows = {**(added if isinstance(added, dict) else {}), **stored}
     by_row |= {row: symbol for symbol, row in named_rows.items()}
-    symbols = [by_row[row] for row in range(rows) if row in by_row]
-    check_symbols(symbols if len(stored) <= rows else list(stored), rows, path)
+    if len(stored) > rows:
+        check_symbols(list(stored), rows, path)
+    symbols = [by_row.get(row, f"<row {row}>") for row in range(rows)]
+    unnamed = sum(row not in by_row for row in range(rows))
+    if unnamed:
+        notes.append(f"{unnamed} of the {rows} rows of its head have no symbol: called <row N>")
     ours = {
         _token_text(tokenizer.get(key), default): default
         for key, default in _SPECIAL_TOKENS.items()
@@ -317,7 +435,7 @@ def _token_text(token: Any, default: str) -> str:
 
 
 def _add_classes(
-    source: ForeignCheckpoint, stored: dict[str, Any], weights: dict[str, Tensor]
+    source: ForeignCheckpoint, folder: Path, stored: dict[str, Any], weights: dict[str, Tensor]
 ) -> None:
     weighted = "layer_weights" in weights
     names = ["projection.weight", "projection.bias", "linear.weight", "linear.bias"]
@@ -327,7 +445,7 @@ def _add_classes(
     rows, width = source.head_state["linear.weight"].shape
     source.kind = "classify"
     source.format = "transformers HubertForSequenceClassification"
-    source.head_names = list(weights)
+    source.head_names = [name for key in names for name in foreign_names(key, TRANSFORMERS_CLASSES)]
     source.head = {
         "hidden_size": source.config.hidden_size,
         "n_classes": rows,
@@ -339,5 +457,4 @@ def _add_classes(
     classes = []
     if isinstance(labels, dict):
         classes = [str(labels[key]) for key in sorted(labels, key=int)]
-    path = source.path.parent / "config.json"
-    source.extra["classes"] = check_symbols(classes, rows, path, "table id2label")
+    source.extra["classes"] = check_symbols(classes, rows, folder / "config.json", "table id2label")

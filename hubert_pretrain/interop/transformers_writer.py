@@ -40,10 +40,13 @@ from hubert_pretrain.interop.tensor_names import (
     to_theirs,
 )
 from hubert_pretrain.interop.transformers_reader import (
+    BLANK_KEY,
     EXTRA_FIELDS,
     EXTRA_KEY,
     PRESERVED_FILE,
     PRETRAINING_HEAD,
+    TOKENIZER_FIELDS,
+    TOKENIZER_KEY,
 )
 from hubert_pretrain.model.checkpoint import WEIGHTS, LoadedModel, save_tensors
 from hubert_pretrain.model.config import HubertConfig
@@ -55,18 +58,14 @@ ARCHITECTURES = {
 }
 """The class of `transformers` for each kind of checkpoint."""
 _HEAD_KEY_MAPS = {"ctc": TRANSFORMERS_CTC, "classify": TRANSFORMERS_CLASSES}
-_OURS_ONLY = {"conv_gradient_scale", "normalize_waveform", "projection_size"}
-"""Fields of HubertConfig that `transformers.HubertConfig` does not have. All others have the same
-name and meaning there.
-"""
 
 
 def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
     """Writes `config.json`, `model.safetensors` and the files of the processor into `folder`.
 
-    A CTC model must list its vocabulary in `loaded.extra["vocabulary"]` (blank first), a classifier
-    its classes in `loaded.extra["classes"]`. Raises ArtefactError when they do not fit the head, or
-    for a network that `transformers` cannot compute.
+    A classifier must list its classes in `loaded.extra["classes"]`; a CTC model without
+    `loaded.extra["vocabulary"]` (blank first) gets no tokenizer. Raises ArtefactError when they do
+    not fit the head, or for a network that `transformers` cannot compute.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,9 +74,12 @@ def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
     write_json(folder / "config.json", _config(loaded))
     save_tensors(folder / WEIGHTS, _weights(loaded))
     write_json(folder / PRESERVED_FILE, loaded.config)
+    vocabulary = _vocabulary(loaded)
     extractor = _feature_extractor(loaded.model.config)
-    if loaded.kind == "ctc":
-        _write_processor(folder, extractor, _vocabulary(loaded))
+    if vocabulary is not None:
+        _write_processor(folder, extractor, vocabulary, loaded.extra.get(TOKENIZER_KEY, {}))
+    else:  # Otherwise AutoProcessor looks for a tokenizer.
+        extractor.processor_class = type(extractor).__name__
     # preprocessor_config.json: 5.x does not write it for a processor, but 4.x and others read it.
     extractor.save_pretrained(folder)
     if loaded.kind == "pretrain" and loaded.head_state:
@@ -125,9 +127,11 @@ def import_transformers() -> Any:
 def _config(loaded: LoadedModel) -> dict[str, Any]:
     config = loaded.model.config
     extra_fields = loaded.extra.get(EXTRA_KEY, {})
-    fields = {
-        name: value for name, value in dataclasses.asdict(config).items() if name not in _OURS_ONLY
-    }
+    architecture = import_transformers().HubertConfig
+    # A field of both has the same name and meaning in both. Adapters are a field of Wav2Vec2Config
+    # only; HubertModel reads it all the same.
+    known = {*architecture().to_dict(), "adapter_attn_dim"}
+    fields = {name: value for name, value in dataclasses.asdict(config).items() if name in known}
     fields |= {name: value for name, value in extra_fields.items() if name in EXTRA_FIELDS}
     fields |= {
         "architectures": [ARCHITECTURES[loaded.kind]],
@@ -137,8 +141,12 @@ def _config(loaded: LoadedModel) -> dict[str, Any]:
     }
     head = loaded.config.get("head") or {}
     if loaded.kind == "ctc":
-        vocabulary = _vocabulary(loaded)
-        fields |= {"vocab_size": len(vocabulary), "final_dropout": head["dropout"]}
+        vocabulary = _vocabulary(loaded) or []
+        fields |= {
+            "vocab_size": head["vocabulary_size"],
+            "final_dropout": head["dropout"],
+            "pad_token_id": loaded.extra.get(BLANK_KEY, 0),
+        }
         for name, token in _SENTENCE_TOKENS.items():
             if token in vocabulary:
                 fields[f"{name}_token_id"] = vocabulary.index(token)
@@ -150,8 +158,7 @@ def _config(loaded: LoadedModel) -> dict[str, Any]:
             "id2label": dict(enumerate(classes)),
             "label2id": {name: index for index, name in enumerate(classes)},
         }
-    theirs = import_transformers().HubertConfig(**fields)
-    return {**theirs.to_dict(), "model_type": "hubert"}
+    return {**architecture(**fields).to_dict(), "model_type": "hubert"}
 
 
 def _weights(loaded: LoadedModel) -> dict[str, Tensor]:
@@ -185,11 +192,15 @@ def _feature_extractor(config: HubertConfig) -> Any:
 _SENTENCE_TOKENS = {"bos": "<s>", "eos": "</s>"}
 
 
-def _vocabulary(loaded: LoadedModel) -> list[str]:
-    return [str(symbol) for symbol in loaded.extra["vocabulary"]]
+def _vocabulary(loaded: LoadedModel) -> list[str] | None:
+    """The symbols of the CTC head; None for a model of another kind or one that names none."""
+    symbols = loaded.extra.get("vocabulary") if loaded.kind == "ctc" else None
+    return None if symbols is None else [str(symbol) for symbol in symbols]
 
 
-def _write_processor(folder: Path, extractor: Any, vocabulary: list[str]) -> None:
+def _write_processor(
+    folder: Path, extractor: Any, vocabulary: list[str], settings: dict[str, Any]
+) -> None:
     """Writes `vocab.json` and the configuration of the tokenizer and the processor.
 
     The tokenizer decodes as our greedy decoding does: it collapses repetitions, drops the padding
@@ -208,6 +219,7 @@ def _write_processor(folder: Path, extractor: Any, vocabulary: list[str]) -> Non
         unk_token="<unk>" if "<unk>" in vocabulary else None,
         word_delimiter_token="|" if "|" in vocabulary else None,
         **sentence_tokens,
+        **{name: value for name, value in settings.items() if name in TOKENIZER_FIELDS},
         clean_up_tokenization_spaces=False,  # it would turn "DO n't" into "DOn't"
     )
     if len(tokenizer) != len(vocabulary):
@@ -228,6 +240,8 @@ def _check_labels(loaded: LoadedModel) -> None:
     if key is None:
         return
     labels = loaded.extra.get(key)
+    if loaded.kind == "ctc" and labels is None:
+        return
     rows = loaded.head_state["linear.weight"].shape[0] if loaded.head_state else 0
     if not isinstance(labels, list) or len(labels) != rows or len(set(map(str, labels))) != rows:
         found = f"{len(labels)} names" if isinstance(labels, list) else "none"

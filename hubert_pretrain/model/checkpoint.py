@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hubert_pretrain.errors import ArtefactError, ConfigError, did_you_mean
-from hubert_pretrain.files import read_json, replacing, write_json
+from hubert_pretrain.files import read_json, refuse_lfs_pointer, replacing, write_json
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import HEADS, CodebookHead, Head
 from hubert_pretrain.model.hubert import Hubert
@@ -51,6 +51,8 @@ class LoadReport:
     """In the file; not used."""
     notes: list[str] = field(default_factory=list)
     """Values that the file does not tell, and those that were assumed."""
+    dictionary: str | None = None
+    """The dictionary that named the symbols, where the caller gave one."""
 
 
 @dataclass
@@ -130,11 +132,14 @@ def save_model(
     write_json(folder / CONFIG, config)
 
 
-def load_model(folder: str | Path, **overrides: Any) -> LoadedModel:
+def load_model(
+    folder: str | Path, *, weights: tuple[Path, dict[str, Tensor]] | None = None, **overrides: Any
+) -> LoadedModel:
     """Reads a checkpoint of `save_model`.
 
     Args:
         folder: of the checkpoint.
+        weights: a file and its tensors, in place of `model.safetensors`.
         overrides: fields of its HubertConfig that change no shape, e.g. `layerdrop=0.0`.
 
     Raises:
@@ -150,10 +155,10 @@ def load_model(folder: str | Path, **overrides: Any) -> LoadedModel:
             "expected the folder of a stage"
         )
     build = functools.partial(Hubert, _config(stored["model"], overrides, folder))
-    tensors = load_tensors(folder / WEIGHTS)
+    path, tensors = weights or (folder / WEIGHTS, load_tensors(folder / WEIGHTS))
     encoder_state = with_prefix(tensors, "hubert.")
     head_state = with_prefix(tensors, "head.")
-    refuse_misfits(build, encoder_state, folder / WEIGHTS)
+    refuse_misfits(build, encoder_state, path)
     model = build()
     model.load_state_dict(encoder_state)
     return LoadedModel(
@@ -224,6 +229,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    refuse_lfs_pointer(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hubert_pretrain.errors import ConfigError, DataError
+from hubert_pretrain.model.config import SpanMask
 
 Mask = NDArray[np.bool_]
 
@@ -41,6 +42,19 @@ class SpecAugment:
         checkpoint that was read from one.
         """
         return SpecAugment(**{name: fields[name] for name in vars(SpecAugment()) if name in fields})
+
+    @staticmethod
+    def of_spans(time: SpanMask, channels: SpanMask | None = None) -> SpecAugment:
+        """The settings nearest to span masks of this package; None: no masks of channels."""
+        channels = channels or SpanMask(probability=0.0, min_spans=0)
+        return SpecAugment(
+            mask_time_prob=time.probability,
+            mask_time_length=time.span_frames,
+            mask_time_min_masks=time.min_spans,
+            mask_feature_prob=channels.probability,
+            mask_feature_length=channels.span_frames,
+            mask_feature_min_masks=channels.min_spans,
+        )
 
     def draw(
         self,

@@ -16,14 +16,14 @@ TIGHT = 0.8
 """Warning: more than this share of the free space is needed."""
 
 PACKAGES = {
-    "WandbLogger": ("wandb", ""),
-    "TensorBoardLogger": ("tensorboard", ""),
-    "corpora.synthetic": ("espeakng_loader", "demo"),
-    "export.format=huggingface": ("transformers", ""),
-    "export.format=torchaudio": ("torchaudio", ""),
-    "export.format=onnx": ("onnxruntime", "onnx"),
+    "WandbLogger": ["wandb"],
+    "TensorBoardLogger": ["tensorboard"],
+    "corpora.synthetic": ["espeakng_loader"],
+    "export.format=huggingface": ["transformers"],
+    "export.format=torchaudio": ["torchaudio"],
+    "export.format=onnx": ["onnx", "onnxruntime", "onnxscript"],
 }
-"""Packages that a choice of a recipe needs, and our extra that installs each."""
+"""Packages that a choice of a recipe needs; pip takes the same names."""
 
 
 def work_dir(root: Path) -> CheckResult:
@@ -196,19 +196,14 @@ def packages(chosen: Iterable[str]) -> CheckResult:
     choices.
     """
     chosen = list(chosen)
-    needed: dict[str, str] = {}
+    needed: set[str] = set()
     for word in chosen:
-        needed |= {package: extra for part, (package, extra) in PACKAGES.items() if part in word}
+        needed.update(*(packages for part, packages in PACKAGES.items() if part in word))
         if "=" not in word:
-            needed.setdefault(word.split(".")[0], "")
-    missing = {
-        name: extra for name, extra in needed.items() if importlib.util.find_spec(name) is None
-    }
+            needed.add(word.split(".")[0])
+    missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)
     if missing:
-        how = " and ".join(
-            f"pip install 'hubert-pretrain[{extra}]'" if extra else f"pip install {name}"
-            for name, extra in missing.items()
-        )
+        how = f"pip install {' '.join(missing)}"
         return error("packages", f"not installed: {', '.join(missing)}", how)
-    names = ", ".join(sorted(set(needed) - {"hubert_pretrain"})) or "nothing beyond this package"
+    names = ", ".join(sorted(needed - {"hubert_pretrain"})) or "nothing beyond this package"
     return ok("packages", f"{names} can be imported")

@@ -17,8 +17,10 @@ from hubert_pretrain.finetune.masks import make_masks
 from hubert_pretrain.finetune.module import FinetuneModule
 from hubert_pretrain.finetune.results import score, write_results
 from hubert_pretrain.finetune.task import Examples, Task, gather_examples, strings
+from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.spec_augment import SpecAugment
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.seeds import derive
 from hubert_pretrain.stages.prepare import open_corpus
@@ -73,8 +75,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     test_set = WholeUtterances(corpus, test, model)
     predictions = predict(model, module.head, task, test_set, trainer.strategy.root_device)
     if trainer.is_global_zero:
-        made_by = {"recipe": recipe.name, "stage": stage, "steps": config.steps}
-        save_model(folder, model, head=module.head, extra={**made_by, **task.card()})
+        extra = describe(recipe, config, stage, task)
+        save_model(folder, model, head=module.head, extra=extra)
         ids = strings(corpus.manifest, "id", test.rows)
         write_results(
             folder,
@@ -94,6 +96,14 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     logs.close(trainer.loggers)
     scores = score(task, test.references, predictions, stage)
     return {**scores, "steps": config.steps, "utterances": len(test)}
+
+
+def describe(recipe: Recipe, config: FinetuneConfig, stage: str, task: Task) -> dict[str, Any]:
+    """The "extra" of the checkpoint: origin, the task's card, and the masks for exports."""
+    card = task.card()
+    masks = vars(SpecAugment.of_spans(config.mask, config.channel_mask))
+    made_by = {"recipe": recipe.name, "stage": stage, "steps": config.steps}
+    return {**made_by, **card, EXTRA_KEY: {**masks, **card.get(EXTRA_KEY, {})}}
 
 
 def build_encoder(recipe: Recipe, config: FinetuneConfig, path: Path) -> Hubert:

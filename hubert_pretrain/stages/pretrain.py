@@ -14,10 +14,12 @@ from hubert_pretrain.data.augment import Augmentation
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.frames import FrameGrid
+from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
 from hubert_pretrain.model.compile import compile_network
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.masking import expected_count
+from hubert_pretrain.model.spec_augment import SpecAugment
 from hubert_pretrain.pipeline.workspace import Artefact, Workspace
 from hubert_pretrain.pretrain.dataset import CropSource, describe_micro_batch, loaders
 from hubert_pretrain.pretrain.layer_supervision import LayerSupervision, new_head
@@ -111,6 +113,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
             "stage": stage,
             "steps": config.steps,
             "codebook": targets.codebook,
+            EXTRA_KEY: vars(SpecAugment.of_spans(config.mask)),
         }
         save_model(folder, model, head=head, extra=made_by)
         plot_pretraining(

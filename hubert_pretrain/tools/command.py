@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
+from typing import Any
 
-from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.errors import ConfigError, HubertPretrainError
 
 EXIT_INTERRUPTED = 130
 
@@ -16,6 +18,32 @@ def command_parser(doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """Adds --set, for commands that read a checkpoint; see `parse_fields`."""
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="fields of the configuration that the checkpoint does not hold, "
+        "e.g. num_attention_heads=4",
+    )
+
+
+def parse_fields(settings: list[str]) -> dict[str, Any]:
+    """`["layerdrop=0", "conv_stride=[5,2]"]` -> values; a value that is not JSON is text."""
+    fields = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: expected FIELD=VALUE")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
 
 
 def run_command(

@@ -114,6 +114,20 @@ def test_bad_waveforms(ctc_models: dict[str, Path], tmp_path: Path) -> None:
         recogniser.transcribe(waveform[:100])  # type: ignore[arg-type]
 
 
+def test_one_waveform_at_a_time(ctc_models: dict[str, Path], tmp_path: Path) -> None:
+    """torchaudio.load gives (channels, S), soundfile.read (S, channels)."""
+    recogniser = SpeechRecognizer.load(ctc_models["ours"])
+    left, right = 0.1 * torch.randn(2, 8_000, generator=torch.Generator().manual_seed(0))
+    for both in (torch.stack([left, right]), torch.stack([left, right], 1)):
+        with pytest.raises(DataError, match=r"has shape .* expected one waveform \(S,\)"):
+            recogniser.transcribe(both)
+    assert recogniser.transcribe(left[None]) == recogniser.transcribe(left)
+    opposite = torch.stack([left, -left], 1).numpy()
+    soundfile.write(tmp_path / "opposite.wav", opposite, 16_000, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"opposite\.wav: every sample is the same \(0\)"):
+        recogniser.transcribe(tmp_path / "opposite.wav")
+
+
 def test_ctc_model_without_vocabulary(ctc_models: dict[str, Path]) -> None:
     (ctc_models["huggingface"] / "vocab.json").unlink()
     (ctc_models["huggingface"] / "hubert_pretrain.json").unlink()

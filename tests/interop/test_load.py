@@ -141,6 +141,43 @@ def test_a_missing_path(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
+def test_the_name_of_a_model_on_a_hub() -> None:
+    with pytest.raises(
+        ArtefactError,
+        match=r"does not exist; nothing is downloaded: .*"
+        r"`hf download facebook/hubert-base-ls960 --local-dir hubert-base-ls960`",
+    ):
+        load_checkpoint("facebook/hubert-base-ls960")
+
+
+@pytest.mark.parametrize(
+    ("form", "file"),
+    [
+        ("fairseq", "checkpoint.pt"),
+        ("huggingface", "model.safetensors"),
+        ("huggingface", "config.json"),
+        ("ours", "model.safetensors"),
+    ],
+)
+def test_a_pointer_of_git_lfs(copy: Callable[[str, str], Path], form: str, file: str) -> None:
+    """git leaves such a file in place of a large one while git-lfs is not installed."""
+    path = copy(form, "pretrain")
+    target = path / file if path.is_dir() else path
+    target.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 378\n")
+    with pytest.raises(ArtefactError, match=rf"{file}: is a pointer of git-lfs.*`git lfs pull`"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "ctc"])
+def test_a_named_file_beside_our_config(copy: Callable[[str, str], Path], kind: str) -> None:
+    path = copy("ours", kind)
+    tensors = load_tensors(path / "model.safetensors")
+    other = {name: tensor + 1 for name, tensor in tensors.items()}
+    save_file(other, path / "step=7.safetensors")
+    state = load_checkpoint(path / "step=7.safetensors").model.state_dict()
+    assert all(torch.equal(tensor, other[f"hubert.{name}"]) for name, tensor in state.items())
+
+
 @pytest.mark.parametrize("share", [0.1, 0.6, 0.99])
 @pytest.mark.parametrize("form", READABLE)
 def test_a_truncated_file(copy: Callable[[str, str], Path], form: str, share: float) -> None:
@@ -294,11 +331,10 @@ def test_a_vocabulary_that_does_not_fit_the_head(
     copy: Callable[[str, str], Path], exported: Path, tmp_path: Path
 ) -> None:
     path = copy("huggingface", "ctc")
-    (path / "vocab.json").write_text(json.dumps({"<pad>": 0, "A": 1}))
-    (path / "tokenizer_config.json").unlink()
+    (path / "vocab.json").write_text(json.dumps({f"<{row}>": row for row in range(6)}))
     with pytest.raises(
         ArtefactError,
-        match=r"vocab\.json: the vocabulary does not fit the head: 2 symbols"
+        match=r"vocab\.json: the vocabulary does not fit the head: 6 symbols"
         ".*where 5 were expected",
     ):
         load_checkpoint(path)

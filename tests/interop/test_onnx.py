@@ -81,6 +81,39 @@ def test_graph_and_its_8_bit_form(tmp_path: Path) -> None:
         compare_onnx(tmp_path / "hubert.onnx", loaded)
 
 
+def test_weights_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a network of more than 1.5 GB: torch puts its weights into a second file."""
+    pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+    from torch.onnx._internal.exporter import _onnx_program
+
+    loaded = checkpoint(tmp_path / "ours", SMALL, CTCHead(32, 3))
+    waveform = 0.1 * torch.randn(1, 8_000)
+    with monkeypatch.context() as patched:
+        patched.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 1)
+        export_onnx(tmp_path / "a" / "hubert.onnx", loaded)
+    names = sorted(file.name for file in (tmp_path / "a").iterdir())
+    assert names == ["hubert.onnx", "hubert.onnx.data"]
+    (tmp_path / "a").rename(tmp_path / "b")
+    expected = run_onnx(tmp_path / "b" / "hubert.onnx", waveform)["logits"]
+    quantise_onnx(tmp_path / "b" / "hubert.onnx", tmp_path / "c" / "small.onnx")
+    rough = run_onnx(tmp_path / "c" / "small.onnx", waveform)["logits"]
+    assert 0 < (rough - expected).norm() / expected.norm() < 0.1
+    export_onnx(tmp_path / "b" / "hubert.onnx", loaded)  # now small: one file
+    assert [file.name for file in (tmp_path / "b").iterdir()] == ["hubert.onnx"]
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_an_exported_program_takes_a_few_frames(tmp_path: Path, frames: int) -> None:
+    loaded = checkpoint(tmp_path / "ours", SMALL, CTCHead(32, 3))
+    export_torch(tmp_path / "hubert.pt2", loaded)
+    program = torch.export.load(tmp_path / "hubert.pt2").module()
+    for rows in (1, 2):
+        waveform = 0.1 * torch.randn(rows, loaded.model.grid.num_samples(frames))
+        with torch.inference_mode():
+            assert torch.equal(program(waveform)[0], Deployed(loaded)(waveform)[0])
+
+
 def test_exported_program(tmp_path: Path) -> None:
     torch.manual_seed(0)
     loaded = checkpoint(tmp_path / "ours", SMALL, CodebookHead(32, 8, 5))

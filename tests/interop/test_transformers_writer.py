@@ -18,12 +18,14 @@ import torch
 
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.interop.compare import compare, probe_waveform
+from hubert_pretrain.interop.fairseq_writer import model_settings
 from hubert_pretrain.interop.tensor_names import FAIRSEQ_HEAD, TRANSFORMERS, left_over, to_ours
 from hubert_pretrain.interop.transformers_writer import PRETRAINING_HEAD, export_huggingface
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, load_tensors, save_model
-from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.config import HubertConfig, SpanMask
 from hubert_pretrain.model.heads import ClassificationHead, CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.spec_augment import SpecAugment
 
 VOCABULARY = ["<pad>", "<unk>", "|", *"'ABCDEN"]
 CLASSES = ["no", "perhaps", "yes"]
@@ -261,14 +263,68 @@ def test_an_activation_that_transformers_lacks(tmp_path: Path) -> None:
         export_huggingface(tmp_path / "theirs", load_model(tmp_path / "ours"))
 
 
-@pytest.mark.parametrize(("kind", "key"), [("ctc", "vocabulary"), ("classify", "classes")])
-@pytest.mark.parametrize("labels", [None, ["<pad>", "A"], ["<pad>"] * len(VOCABULARY)])
+@pytest.mark.parametrize(
+    ("kind", "key", "labels"),
+    [
+        ("classify", "classes", None),
+        *(
+            (kind, key, labels)
+            for kind, key in (("ctc", "vocabulary"), ("classify", "classes"))
+            for labels in (["<pad>", "A"], ["<pad>"] * len(VOCABULARY))
+        ),
+    ],
+)
 def test_labels_that_do_not_fit_the_head(
     tmp_path: Path, kind: str, key: str, labels: list[str] | None
 ) -> None:
     loaded = checkpoint(tmp_path / "ours", GROUP, kind, extra={key: labels})
     with pytest.raises(ArtefactError, match=f'extra\\["{key}"\\]'):
         export_huggingface(tmp_path / "theirs", loaded)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_config_json_has_fields_of_transformers_only(tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    export_huggingface(tmp_path / "theirs", checkpoint(tmp_path / "ours", GROUP, kind))
+    written = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    known = transformers.HubertConfig().to_dict()
+    assert set(written) - set(known) == {"adapter_attn_dim"}  # of Wav2Vec2Config
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_processor_loads_without_a_vocabulary_too(tmp_path: Path, kind: str) -> None:
+    from transformers import AutoProcessor
+
+    export_huggingface(tmp_path / "theirs", checkpoint(tmp_path / "ours", LAYER, kind))
+    processor = AutoProcessor.from_pretrained(tmp_path / "theirs")
+    extractor = processor.feature_extractor if kind == "ctc" else processor
+    assert extractor.do_normalize
+
+
+def test_masks_of_the_recipe(tmp_path: Path) -> None:
+    masks = SpecAugment.of_spans(
+        SpanMask(probability=0.65, span_frames=7), SpanMask(probability=0.5, span_frames=64)
+    )
+    extra = {"vocabulary": VOCABULARY, "transformers": vars(masks)}
+    loaded = checkpoint(tmp_path / "ours", GROUP, "ctc", extra=extra)
+    export_huggingface(tmp_path / "theirs", loaded)
+    assert SpecAugment.of(json.loads((tmp_path / "theirs" / "config.json").read_text())) == masks
+    settings = model_settings(loaded)
+    assert [settings[f"mask_{name}"] for name in ("prob", "length", "channel_prob")] == [
+        0.65,
+        7,
+        0.5,
+    ]
+
+
+def test_a_tokenizer_that_spells_otherwise_is_refused(tmp_path: Path) -> None:
+    loaded = checkpoint(tmp_path / "ours", GROUP, "ctc")
+    export_huggingface(tmp_path / "theirs", loaded)
+    path = tmp_path / "theirs" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": "|"}))
+    with pytest.raises(ArtefactError, match="the exported tokenizer writes"):
+        compare(tmp_path / "theirs", loaded)
 
 
 def test_a_broken_torchaudio_does_not_prevent_an_import(tmp_path: Path) -> None:

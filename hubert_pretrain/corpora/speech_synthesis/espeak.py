@@ -250,7 +250,7 @@ def locate() -> tuple[Path, Path]:
     except ImportError:
         raise DataError(
             "the synthetic corpus speaks with espeak-ng, which is not installed: "
-            "pip install 'hubert-pretrain[demo]'"
+            "pip install espeakng-loader"
         ) from None
     return Path(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())
 

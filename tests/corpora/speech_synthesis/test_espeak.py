@@ -65,7 +65,7 @@ def test_marks_without_length_are_dropped_and_pauses_joined() -> None:
 
 def test_without_the_wheel_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(DataError, match=r"pip install 'hubert-pretrain\[demo\]'"):
+    with pytest.raises(DataError, match=r"pip install espeakng-loader"):
         espeak.locate()
 
 

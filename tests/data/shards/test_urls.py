@@ -24,7 +24,7 @@ from hubert_pretrain.data.storage import Cache
 from hubert_pretrain.errors import DataError
 from tests.data.shards.test_stage import WEBDATASET, prepare, same
 
-NEEDED = "the cloud tests want pip install 'hubert-pretrain[dev]'"
+NEEDED = "the cloud tests want pip install -e '.[dev]'"
 
 
 @pytest.fixture
