@@ -50,6 +50,16 @@ def choice(*names: str) -> Allowed:
     return Allowed(f"one of {', '.join(names)}", lambda value: value in names, names)
 
 
+def one_or_several(*names: str) -> Allowed:
+    """One of several names, or a list of them."""
+
+    def holds(value: Any) -> bool:
+        listed = value if isinstance(value, (list, tuple)) else [value]
+        return bool(listed) and all(each in names for each in listed)
+
+    return Allowed(f"one of {', '.join(names)}, or a list of them", holds, names)
+
+
 def field(
     default: Any, allowed: Allowed | None = None, *, science: bool = True, path: bool = False
 ) -> Any:

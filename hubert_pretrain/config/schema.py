@@ -16,6 +16,7 @@ from hubert_pretrain.config.fields import (
     choice,
     decibels,
     field,
+    one_or_several,
     positive,
     share,
     share_above_zero,
@@ -357,10 +358,12 @@ class FinetuneConfig:
 class ExportConfig:
     """Checkpoint -> the files of another project."""
 
-    format: str = field(
-        "huggingface", choice("huggingface", "fairseq", "s3prl", "torchaudio", "onnx", "torch")
+    format: Any = field(
+        "huggingface",
+        one_or_several("huggingface", "fairseq", "s3prl", "torchaudio", "onnx", "torch"),
     )
-    """The project that reads the files (docs/checkpoints.md)."""
+    """The project that reads the files (docs/checkpoints.md); several, [huggingface, onnx], get a
+    folder each."""
     checkpoints: list[str] = field([], path=True)
     """Stages of this run or other checkpoints; `summary.json` names the first."""
 

@@ -10,6 +10,7 @@ normalises waveforms itself where the network needs it. Outputs: for kind pretra
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import json
 import logging
@@ -75,8 +76,7 @@ def export_program(loaded: LoadedModel) -> Any:
     gives the same bits as the network, on any processor. (With gradients the conv encoder and
     attention may be computed in another order, so that outputs differ by rounding.)
     """
-    from torch.fx.experimental import _config as tracing
-
+    tracing: Any = importlib.import_module("torch.fx.experimental._config")
     axes = {"waveform": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}}
     example = probe(loaded, batch=2)
     # The tracer takes a single frame for another case than several, and would refuse it

@@ -38,8 +38,8 @@ def load_quantised(folder: str | Path, scheme: str) -> Any:
     needed = ["bitsandbytes", "accelerate"] if scheme.startswith("bnb") else ["torchao"]
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
-        names = " ".join(missing)
-        raise ArtefactError(f"{scheme} needs {names}, not installed here: pip install {names}")
+        wanted = " ".join(missing)
+        raise ArtefactError(f"{scheme} needs {wanted}, not installed here: pip install {wanted}")
     stored = read_json(Path(folder) / "config.json")
     names = stored.get("architectures") if isinstance(stored, dict) else None
     if not isinstance(names, list) or not names:

@@ -105,6 +105,8 @@ class Export:
     """Its folder, e.g. it2/pretrain."""
     report: Report
     """Differences between its outputs and those of the checkpoint."""
+    notes: list[str]
+    """Values that the checkpoint does not tell, and those that were assumed."""
 
 
 def export_all(form: Format, sources: Mapping[str, Path], folder: Path) -> dict[str, Export]:
@@ -113,22 +115,29 @@ def export_all(form: Format, sources: Mapping[str, Path], folder: Path) -> dict[
     Args:
         form: the format.
         sources: folders of checkpoints, by any key.
-        folder: where each checkpoint gets a folder, named by the last two parts of its path
-            (it2/pretrain, finetune/asr, also of another run).
+        folder: where each checkpoint gets a folder; see `folder_names`.
 
-    Raises ConfigError when two of them would have the same name.
+    Raises ConfigError when a checkpoint is named twice.
     """
     exports: dict[str, Export] = {}
-    for key, source in sources.items():
-        name = "/".join(source.parts[-2:])
-        if name in [export.name for export in exports.values()]:
-            raise ConfigError(
-                f"export.checkpoints names two folders that end in {name}; export one of them in "
-                "a run of its own"
-            )
-        loaded = load_checkpoint(source)
+    for key, name in folder_names(sources).items():
+        loaded = load_checkpoint(sources[key])
         path = folder / name / form.file
         form.write(path, loaded)
         report, _ = form.check(path, loaded)
-        exports[key] = Export(name, report)
+        notes = loaded.report.notes if loaded.report is not None else []
+        exports[key] = Export(name, report, notes)
     return exports
+
+
+def folder_names(sources: Mapping[str, Path]) -> dict[str, str]:
+    """A name for each source: the last two parts of its path (it2/pretrain, finetune/asr), or as
+    many as tell it from the others.
+
+    Raises ConfigError when two are the same path.
+    """
+    for count in range(2, max((len(path.parts) for path in sources.values()), default=2) + 1):
+        names = {key: "/".join(path.parts[-count:]) for key, path in sources.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    raise ConfigError(f"export.checkpoints names one checkpoint twice: {', '.join(sources)}")

@@ -110,7 +110,9 @@ def _classes_and_choices(recipe: Recipe, verbs: set[str]) -> list[str]:
     }
     found = budget.targets(nodes, verbs)
     if "export" in verbs:
-        found.append(f"export.format={recipe.export.format}")
+        chosen = recipe.export.format
+        formats = [chosen] if isinstance(chosen, str) else chosen
+        found += [f"export.format={name}" for name in formats]
     return found
 
 

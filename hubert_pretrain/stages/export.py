@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.files import write_json
-from hubert_pretrain.interop.registry import export_all, export_format
+from hubert_pretrain.interop.registry import Export, export_all, export_format
 from hubert_pretrain.pipeline.workspace import Workspace
 
 
 def open_exports(workspace: Workspace) -> dict[str, Path]:
-    """The exported folder of each checkpoint. Raises ArtefactError when the stage has not
-    finished."""
+    """The exported folder of each checkpoint, by its reference; of several formats by
+    format/reference. Raises ArtefactError when the stage has not finished.
+    """
     folders = workspace.artefact("export").facts["folders"]
     return {reference: Path(folder) for reference, folder in folders.items()}
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
     """Write each checkpoint of the recipe to a folder of its own, and `report.json` with all
-    differences beside them.
+    differences beside them. Several formats have a folder each.
 
-    Raises ConfigError when two checkpoints would have the same folder.
+    Raises ConfigError when the recipe names a checkpoint twice.
     """
     references = recipe.export.checkpoints
     sources = {reference: workspace.resolve(reference).path for reference in references}
-    exports = export_all(export_format(recipe.export.format), sources, folder)
+    chosen = recipe.export.format
+    exports: dict[str, Export] = {}
+    if isinstance(chosen, str):
+        exports = export_all(export_format(chosen), sources, folder)
+    else:
+        for name in chosen:
+            found = export_all(export_format(name), sources, folder / name)
+            exports |= {
+                f"{name}/{reference}": replace(export, name=f"{name}/{export.name}")
+                for reference, export in found.items()
+            }
+    for reference, export in exports.items():
+        for note in export.notes:
+            print(f"{reference}: {note}", flush=True)
     differences = {name: export.report.differences for name, export in exports.items()}
     write_json(folder / "report.json", differences)
     final = workspace.folder(stage)
     folders = {name: str(final / export.name) for name, export in exports.items()}
     return {
-        "path": folders[references[0]],
+        "path": next(iter(folders.values())),
         "folders": folders,
         "max_difference": {name: export.report.max_difference for name, export in exports.items()},
     }

@@ -30,7 +30,7 @@ def test_unknown_characters_are_kept_apart_and_counted() -> None:
 
 @pytest.mark.parametrize(
     "symbols",
-    [(), ("A", BLANK, UNKNOWN, BOUNDARY), (BLANK, "A"), (BLANK, UNKNOWN, BOUNDARY, "A", "A")],
+    [(), ("A", BLANK, UNKNOWN, BOUNDARY), (BLANK, UNKNOWN, BOUNDARY, "A", "A")],
 )
 def test_a_vocabulary_without_what_decoding_needs_is_refused(symbols: tuple[str, ...]) -> None:
     with pytest.raises(ArtefactError, match="not a CTC vocabulary"):

@@ -46,7 +46,7 @@ def workspace(tmp_path: Path) -> Workspace:
     return workspace
 
 
-def recipe(*checkpoints: str, form: str = "huggingface") -> Recipe:
+def recipe(*checkpoints: str, form: str | list[str] = "huggingface") -> Recipe:
     return Recipe(name="test", export=ExportConfig(format=form, checkpoints=list(checkpoints)))
 
 
@@ -71,12 +71,39 @@ def test_facts_and_folders(workspace: Workspace) -> None:
     assert (partial / "it2" / "pretrain" / "config.json").is_file()
 
 
+def test_several_formats(workspace: Workspace) -> None:
+    partial = workspace.partial_folder("export")
+    chosen = recipe("it2/pretrain", "finetune/asr", form=["torchaudio", "fairseq"])
+    facts = run(chosen, workspace, "export", partial)
+    files = sorted(str(path.relative_to(partial)) for path in partial.rglob("*.pt"))
+    assert files == [
+        "fairseq/finetune/asr/checkpoint.pt",
+        "fairseq/it2/pretrain/checkpoint.pt",
+        "torchaudio/finetune/asr/hubert.pt",
+        "torchaudio/it2/pretrain/hubert.pt",
+    ]
+    export = workspace.folder("export")
+    assert facts["path"] == str(export / "torchaudio" / "it2" / "pretrain")
+    assert facts["folders"]["fairseq/finetune/asr"] == str(export / "fairseq" / "finetune" / "asr")
+    assert max(facts["max_difference"].values()) < 1e-5
+
+
+def test_stages_of_two_runs(workspace: Workspace, tmp_path: Path) -> None:
+    other = Workspace(tmp_path / "other")
+    finished(other, "it2/pretrain", CodebookHead(16, 8, 10))
+    partial = workspace.partial_folder("export")
+    reference = str(other.folder("it2/pretrain"))
+    facts = run(recipe("it2/pretrain", reference), workspace, "export", partial)
+    names = [Path(folder).parts[-3:] for folder in facts["folders"].values()]
+    assert names == [("run", "it2", "pretrain"), ("other", "it2", "pretrain")]
+
+
 def test_unknown_checkpoints_and_formats(workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="it3/pretrain"):
         run(recipe("it3/pretrain"), workspace, "export", tmp_path)
     with pytest.raises(ConfigError, match="did you mean 'huggingface'"):
         run(recipe("it2/pretrain", form="hugging_face"), workspace, "export", tmp_path)
-    with pytest.raises(ConfigError, match="two folders that end in it2/pretrain"):
+    with pytest.raises(ConfigError, match=r"names one checkpoint twice: it2/pretrain, /"):
         run(
             recipe("it2/pretrain", str(workspace.folder("it2/pretrain"))),
             workspace,
