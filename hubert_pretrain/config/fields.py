@@ -43,6 +43,11 @@ decibels = Allowed(
     "a range in dB, the lower end first, e.g. [-5, 5]",
     lambda limits: len(limits) == 2 and limits[0] <= limits[1],
 )
+audio_channel = Allowed(
+    "mix, loudest or the number of a channel, 0 for the first",
+    lambda value: value in ("mix", "loudest") or value.isdecimal(),
+    ("mix", "loudest"),
+)
 
 
 def choice(*names: str) -> Allowed:

@@ -13,6 +13,7 @@ from typing import Any
 from hubert_pretrain.config.fields import (
     MISSING,
     all_positive,
+    audio_channel,
     choice,
     decibels,
     field,
@@ -59,6 +60,9 @@ class DataConfig:
     `train`."""
     max_bad_fraction: float = field(0.001, share, science=False)
     """A larger share of unreadable files is an error; fewer are quarantined."""
+    channel: str = field("mix", audio_channel)
+    """Of files with several channels: mix (the mean), a number (0 is the first; a file without it
+    is quarantined), or loudest, of each utterance. A corpus may name it for each utterance."""
     workers: int = field(0, zero_or_more, science=False)
     """Processes that read audio in `prepare`; 0: one per core."""
     shards: str = field("none", choice("none", "pcm", "flac"))

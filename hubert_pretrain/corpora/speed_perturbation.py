@@ -23,8 +23,16 @@ import soxr
 from hubert_pretrain.corpora.common import check_choice
 from hubert_pretrain.corpora.download.archives import download
 from hubert_pretrain.data import audio
-from hubert_pretrain.data.audio import Waveform, fit_length, resampled_length
-from hubert_pretrain.data.preparation.scan import scan
+from hubert_pretrain.data.audio import (
+    LOUDEST,
+    MIX,
+    Waveform,
+    channel_number,
+    fit_length,
+    resampled_length,
+)
+from hubert_pretrain.data.preparation.audio_stats import Segment
+from hubert_pretrain.data.preparation.scan import Recording, scan_segments
 from hubert_pretrain.data.preparation.scan_journal import identity
 from hubert_pretrain.data.source import (
     CorpusSource,
@@ -62,6 +70,7 @@ class SpeedPerturbation:
         corpus: CorpusSource,
         factors: Sequence[float] = (0.9, 1.0, 1.1),
         speakers: str = "suffix",
+        channel: str = "mix",
         workers: int = 0,
     ) -> None:
         """No file is read before `utterances` is called.
@@ -72,6 +81,8 @@ class SpeedPerturbation:
                 among them.
             speakers: "suffix": a copy has a speaker of its own (`19-speed0.9`), as in Kaldi,
                 because its voice differs; "keep": the speaker of its original.
+            channel: of the utterances that name none: mix, loudest or its number, as in
+                data.channel.
             workers: threads that make copies; 0: one per core.
         """
         factors = [float(factor) for factor in factors]
@@ -85,6 +96,7 @@ class SpeedPerturbation:
         self.corpus = corpus
         self.speakers = speakers
         self.factors = [factor for factor in factors if factor != 1.0]
+        self.channel = channel_number(str(channel))
         self.workers = workers or usable_cores()
         self.root = getattr(corpus, "root", None)
 
@@ -124,11 +136,12 @@ class SpeedPerturbation:
         # Ids may hold any character, and the same id may come to mean other audio. The hash also
         # spreads the files over 256 folders.
         location = Location(str(utterance.path), utterance.offset, utterance.num_bytes)
-        segment = (utterance.start, str(utterance.num_samples))
+        channel = self.channel if utterance.channel is None else utterance.channel
+        segment = (utterance.start, str(utterance.num_samples), channel)
         key = f"{derive(utterance.id, name, *location, *segment, *identity(location)):016x}"
         path = folder / name / key[:2] / f"{key}.flac"
         if not path.exists():
-            _write(path, change_speed(_read_whole(utterance), factor))
+            _write(path, change_speed(_read_whole(utterance, channel), factor))
 
         speaker = utterance.speaker
         if speaker and self.speakers == "suffix":
@@ -150,6 +163,7 @@ class SpeedPerturbation:
             expected_samples=None,
             offset=-1,
             num_bytes=-1,
+            channel=MIX,
         )
 
 
@@ -165,19 +179,26 @@ def rate_of(factor: float) -> int:
     return round(SAMPLE_RATE * factor)
 
 
-def _read_whole(utterance: SourceUtterance) -> Waveform:
+def _read_whole(utterance: SourceUtterance, channel: int) -> Waveform:
     """The audio of an utterance. Raises DataError when a part of it is missing."""
     # A truncated file is found by a full scan. A segment has a length to compare with instead: its
     # long recording is not scanned for each of its segments.
-    if utterance.num_samples is None:
-        found = scan(utterance.path, offset=utterance.offset, num_bytes=utterance.num_bytes)
-        refuse_other_length(utterance, found.num_samples)
+    if utterance.num_samples is None or channel == LOUDEST:
+        location = Location(str(utterance.path), utterance.offset, utterance.num_bytes)
+        segment = Segment(utterance.start, utterance.num_samples, channel)
+        facts = scan_segments(Recording(location, [segment]))[0]
+        if isinstance(facts, str):
+            raise DataError(f"{utterance.path}: {facts}")
+        channel = facts.channel
+        if utterance.num_samples is None:
+            refuse_other_length(utterance, facts.num_samples)
     waveform = audio.read(
         utterance.path,
         utterance.start,
         utterance.num_samples,
         offset=utterance.offset,
         num_bytes=utterance.num_bytes,
+        channel=channel,
     )
     is_short = utterance.num_samples is not None and len(waveform) < utterance.num_samples
     if is_short or not np.isfinite(waveform).all():

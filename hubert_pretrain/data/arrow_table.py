@@ -68,6 +68,13 @@ class Table:
         self.file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.file)
 
+    def append(self, name: str, value: pa.Scalar) -> None:
+        """Adds a column that the file has not, with one value in all rows."""
+        count = min(1, self.batch.num_rows)
+        ends = pa.array([self.batch.num_rows] * count, pa.int64())
+        column = pa.RunEndEncodedArray.from_arrays(ends, pa.array([value] * count, value.type))
+        self.batch = self.batch.append_column(name, column)
+
     def numbers(self, name: str) -> ColumnReader | RunLengthColumn:
         """Reader of the cells of a column of numbers, or of the numbers of a column of names."""
         column = self.batch.column(name)

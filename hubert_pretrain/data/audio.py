@@ -24,6 +24,11 @@ from hubert_pretrain.data.storage import ByteRange, Cache, open_bytes
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import SAMPLE_RATE
 
+MIX = -1
+"""In place of the number of a channel: the mean of all channels."""
+LOUDEST = -2
+"""In place of the number of a channel: the one with the most power, which `prepare` finds out."""
+
 _PLAIN_WAV = (
     b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16) + b"data"
 )
@@ -60,6 +65,7 @@ def read(
     offset: int = -1,
     num_bytes: int = -1,
     cache: Cache | None = None,
+    channel: int = MIX,
     out: Waveform | None = None,
 ) -> Waveform:
     """The samples [start, start + num_samples) of a file at 16 kHz, mono, in [-1, 1]: (S,). Only
@@ -73,13 +79,14 @@ def read(
         source_rate: sample rate of the file in the manifest; a file with another one is an error.
         offset, num_bytes: position of the file in its shard; -1: `path` is the file.
         cache: for audio behind URLs.
+        channel: number of a channel, or MIX.
         out: (num_samples,) to read into; the filled part of it is returned.
 
     Raises:
         DataError: the file is missing or unreadable, or has another rate.
     """
     content = open_bytes(str(path), offset, num_bytes, cache)
-    return decode(path, content, start, num_samples, source_rate, out)
+    return decode(path, content, start, num_samples, source_rate, channel=channel, out=out)
 
 
 def decode(
@@ -88,11 +95,13 @@ def decode(
     start: int = 0,
     num_samples: int | None = None,
     source_rate: int | None = None,
+    *,
+    channel: int = MIX,
     out: Waveform | None = None,
 ) -> Waveform:
     """`read` of an audio file with these bytes; `path` names it in messages."""
     stop = None if num_samples is None else start + num_samples
-    if source_rate in (None, SAMPLE_RATE):
+    if source_rate in (None, SAMPLE_RATE) and channel < 1:
         header = content.read(0, _HEADER_BYTES)
         if total := _plain_wav(header):
             return _plain_crop(content, start, stop, total, out)
@@ -107,8 +116,10 @@ def decode(
                 f"{path}: has {stream.rate} Hz, the manifest says {source_rate}; "
                 "the file changed, run stage=prepare again"
             )
+        if channel >= stream.channels:
+            raise DataError(f"{path}: {missing_channel(channel, stream.channels)}")
         crop = _crop if stream.rate == SAMPLE_RATE else _resampled_crop
-        return _put(crop(stream, start, stop), out)
+        return _put(crop(stream, start, stop, channel), out)
 
 
 def length(path: str | Path) -> int:
@@ -119,9 +130,24 @@ def length(path: str | Path) -> int:
         return resampled_length(num_samples(stream), stream.rate)
 
 
-def mono(block: Waveform) -> Waveform:
-    """(S, channels) -> (S,): the mean of the channels."""
-    return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+def mono(block: Waveform, channel: int = MIX) -> Waveform:
+    """(S, channels) -> (S,): one channel, or the mean of all."""
+    if channel == MIX and block.shape[1] > 1:
+        return block.mean(axis=1, dtype=np.float32)
+    return block[:, max(0, channel)]
+
+
+def channel_number(name: str) -> int:
+    """Number of the channel that `data.channel` names: mix, loudest, or the number itself."""
+    return {"mix": MIX, "loudest": LOUDEST}.get(name) or int(name)
+
+
+def missing_channel(channel: int, channels: int) -> str:
+    """The reason to refuse a file without the channel that is asked for."""
+    return (
+        f"has {channels} channel{'s' * (channels > 1)}, channel {channel} was asked for "
+        "(the first is 0); correct data.channel or the channel of the list"
+    )
 
 
 def wav_header(num_samples: int) -> bytes:
@@ -194,15 +220,16 @@ def _flac_until(content: ByteRange, stop: int) -> Waveform | None:
     return waveform if decoded == stop else None
 
 
-def _crop(stream: AudioStream, start: int, stop: int | None) -> Waveform:
+def _crop(stream: AudioStream, start: int, stop: int | None, channel: int) -> Waveform:
     """Samples [start, stop) of a file at its own rate, mono; fewer when it ends before."""
     stream.seek(start)
     if stop is not None:
-        return mono(stream.read(stop - start))
-    return np.concatenate([np.empty(0, dtype=np.float32), *map(mono, blocks(stream))])
+        return mono(stream.read(stop - start), channel)
+    parts = (mono(block, channel) for block in blocks(stream))
+    return np.concatenate([np.empty(0, dtype=np.float32), *parts])
 
 
-def _resampled_crop(stream: AudioStream, start: int, stop: int | None) -> Waveform:
+def _resampled_crop(stream: AudioStream, start: int, stop: int | None, channel: int) -> Waveform:
     """Samples [start, stop) at 16 kHz of a file with another rate.
 
     Decoding begins at a time that is a sample at both rates, so that the crop has the phase that it
@@ -215,7 +242,7 @@ def _resampled_crop(stream: AudioStream, start: int, stop: int | None) -> Wavefo
     period = SAMPLE_RATE // shared
     first = max(0, start - _MARGIN) // period  # in periods
     source_stop = None if stop is None else -(-(stop + _MARGIN) * rate // SAMPLE_RATE)
-    source = _crop(stream, first * source_period, source_stop)
+    source = _crop(stream, first * source_period, source_stop, channel)
     origin = first * period
     waveform = fit_length(
         soxr.resample(source, rate, SAMPLE_RATE),

@@ -82,6 +82,7 @@ class Corpus:
             offset=number("offset", row),
             num_bytes=number("num_bytes", row),
             cache=self.cache,
+            channel=number("channel", row),
             out=out,
         )
         if len(waveform) != count:

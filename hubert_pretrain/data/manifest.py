@@ -34,13 +34,14 @@ from hubert_pretrain.data.arrow_table import (
     open_table,
     write_table,
 )
+from hubert_pretrain.data.audio import MIX
 from hubert_pretrain.data.length_index import LengthIndex
 from hubert_pretrain.errors import ArtefactError, DataError, did_you_mean
 from hubert_pretrain.frames import SAMPLE_RATE
 
-FORMAT = "hubert_pretrain.manifest.4"
-READABLE = (FORMAT, "hubert_pretrain.manifest.3")
-"""Format 3 stored every column row by row."""
+FORMAT = "hubert_pretrain.manifest.5"
+READABLE = (FORMAT, "hubert_pretrain.manifest.4", "hubert_pretrain.manifest.3")
+"""Format 4 had no column `channel`, format 3 stored every column row by row."""
 SPLITS = ("train", "valid", "test")
 
 TYPES: dict[str, pa.DataType] = {
@@ -51,6 +52,7 @@ TYPES: dict[str, pa.DataType] = {
     "start": pa.int64(),
     "num_samples": pa.int64(),
     "source_rate": pa.int32(),
+    "channel": pa.int16(),
     "speaker": NAME,
     "text": TEXT,
     "label": NAME,
@@ -82,6 +84,8 @@ class Utterance:
     """First sample of the utterance in its file (0 unless the file is a longer recording)."""
     source_rate: int = SAMPLE_RATE
     """Samples per second in the file."""
+    channel: int = MIX
+    """Number of the channel, or MIX: the mean of all."""
     speaker: str = ""
     text: str = ""
     label: str = ""
@@ -113,6 +117,8 @@ class Manifest:
                 f"{path}: is {metadata.get('format', 'not a manifest')}, expected {FORMAT}; "
                 "run stage=prepare again"
             )
+        if "channel" not in batch.schema.names:
+            self._table.append("channel", pa.scalar(MIX, pa.int16()))
         self._num_rows = int(batch.num_rows)
         self._texts = {name: self._table.text(name) for name, kind in TYPES.items() if kind == TEXT}
         self._names = {
@@ -386,9 +392,14 @@ def _rows_of(corpora: NDArray[np.int32], number: int, first: int, stop: int) -> 
 
 
 def _fingerprint(columns: dict[str, pa.Array]) -> str:
-    """Hash of everything that targets depend on: ids, order, starts and lengths of the rows."""
+    """Hash of everything that targets depend on: ids, order, starts, lengths and channels of the
+    rows.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for name in ("id", "start", "num_samples"):
+    names = ["id", "start", "num_samples"]
+    if pc.any(pc.not_equal(columns["channel"], MIX)).as_py():
+        names.append("channel")
+    for name in names:
         for buffer in columns[name].buffers():
             digest.update(buffer if buffer is not None else b"\x00")
     return digest.hexdigest()

@@ -44,6 +44,10 @@ class SourceUtterance:
     """First byte of the audio file in the shard `path`; -1: `path` is the audio file."""
     num_bytes: int = -1
     """Bytes of the audio file in its shard."""
+    channel: int | None = None
+    """Channel of the file, from 0 on, MIX (the mean of all) or LOUDEST of audio.py; None: the one
+    that the configuration names.
+    """
     corpus: str = ""
     """Name of the corpus it comes from; "" for `corpus_name` of what lists it."""
     original: str = ""

@@ -313,8 +313,9 @@ def store_utterance(folder: Path, utterance: SourceUtterance) -> Path:
             f"{utterance.path}: is a URL; copy the audio to a disk, "
             f"so that it can be written to {folder}"
         )
-    header = header_of(utterance)
-    if header.is_whole(utterance):
+    header = header_of(utterance, any_channel=True)
+    channel = audio.MIX if utterance.channel is None else utterance.channel
+    if header.is_whole(utterance) and channel == audio.MIX:
         name = str(utterance.path) if utterance.offset < 0 else ""
         return store(folder, utterance.id, stored_bytes(utterance), name)
     if utterance.offset >= 0:
@@ -323,7 +324,7 @@ def store_utterance(folder: Path, utterance: SourceUtterance) -> Path:
             "write the whole members to files first"
         )
     length = header.length_of(utterance)
-    waveform = audio.read(utterance.path, utterance.start, length)
+    waveform = audio.read(utterance.path, utterance.start, length, channel=channel)
     if len(waveform) != length:
         raise DataError(
             f"{utterance.path}: has {len(waveform)} samples at {utterance.start}, "

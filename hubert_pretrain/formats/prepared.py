@@ -34,6 +34,7 @@ def read(path: Path, options: ReadOptions) -> Iterator[Record]:
                 num_samples=entry.num_samples,
                 offset=entry.offset,
                 num_bytes=entry.num_bytes,
+                channel=entry.channel,
                 speaker=entry.speaker,
                 text=entry.text,
                 label=entry.label,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hubert_pretrain.data.audio import resampled_length
+from hubert_pretrain.data.audio import MIX, resampled_length
 from hubert_pretrain.data.decoding import num_samples, open_stream
 from hubert_pretrain.data.source import SourceUtterance, refuse_other_length
 from hubert_pretrain.data.storage import ByteRange, open_bytes
@@ -159,8 +159,15 @@ class Header:
         return length
 
 
-def header_of(utterance: SourceUtterance) -> Header:
-    """`read_header`, compared with the length that the manifest states (DataError)."""
+def header_of(utterance: SourceUtterance, *, any_channel: bool = False) -> Header:
+    """`read_header`, compared with the length that the manifest states (DataError). One channel of
+    a file is refused, unless the caller can state it.
+    """
+    if utterance.channel not in (None, MIX) and not any_channel:
+        raise DataError(
+            f"utterance {utterance.id!r}: is channel {utterance.channel} of {utterance.path}, "
+            "which this format cannot state; write a csv, tsv or jsonl"
+        )
     header = read_header(utterance)
     refuse_other_length(utterance, header.resampled)
     return header

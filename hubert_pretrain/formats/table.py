@@ -7,6 +7,7 @@ Columns; only `path` is required:
 * start, num_samples: segment of a longer recording, at 16 kHz or `ReadOptions.rate`; or
   start_seconds, duration_seconds. Without a start, the length is that of the whole file, which
   `prepare` compares.
+* channel: of a file with several, 0 is the first; empty: as data.channel says.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ COLUMNS = (
     "duration_seconds",
     "offset",
     "num_bytes",
+    "channel",
     "speaker",
     "text",
     "label",
@@ -288,6 +290,9 @@ def utterance_of(row: Row, place: str, options: ReadOptions, home: Path) -> Sour
         expected_within=tolerance,
         offset=offset,
         num_bytes=num_bytes,
+        channel=parse_whole_number(row["channel"], place, "channel")
+        if _is_filled(row, "channel")
+        else None,
         speaker=texts["speaker"],
         text=texts["text"],
         label=texts["label"],
@@ -363,7 +368,7 @@ def row_of(utterance: SourceUtterance, home: Path) -> Row:
         is_exact = utterance.expected_within <= 1
         row["start"] = utterance.start or None
         row["num_samples"] = utterance.expected_samples if is_exact else None
-    for name in ("offset", "num_bytes"):
+    for name in ("offset", "num_bytes", "channel"):
         if row[name] == -1:
             row[name] = None
     return row

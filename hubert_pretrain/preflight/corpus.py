@@ -119,7 +119,11 @@ def rates(corpus: Corpus) -> CheckResult:
     channels = card.get("channels", {})
     found = ", ".join(f"{count} at {rate} Hz" for rate, count in sorted(rates.items()))
     mixed = sum(int(count) for number, count in channels.items() if number != "1")
-    found += f"; {mixed} with several channels, mixed down to one" if mixed else "; one channel"
+    found += f"; {mixed} with several channels, one is taken or made" if mixed else "; one channel"
+    mixes = card.get("mixes", {})
+    if soft := mixes.get("softer", 0) + mixes.get("cancelled", 0):
+        found += f"; the mix of {soft} is 5 dB or more below their loudest channel"
+        return warning("sample rate", found, "data.channel=loudest redo=prepare takes that one")
     low = [rate for rate in rates if rate < SAMPLE_RATE]
     if low:
         limit = min(low) // 2

@@ -11,6 +11,7 @@ from hubert_pretrain.corpora.download.archives import download
 from hubert_pretrain.corpora.with_alignments import WithAlignments
 from hubert_pretrain.data.alignment import write_alignments
 from hubert_pretrain.data.arrow_table import ColumnSpool
+from hubert_pretrain.data.audio import channel_number
 from hubert_pretrain.data.corpus import (
     ALIGNMENTS,
     CARD,
@@ -92,7 +93,7 @@ def write_corpus(source: CorpusSource, data: DataConfig, folder: Path) -> dict[s
         ScanJournal(folder / JOURNAL) as journal,
     ):
         with Quarantine(folder / QUARANTINE) as quarantine:
-            utterances = collect(source, folder, spool, quarantine)
+            utterances = collect(source, folder, spool, quarantine, channel_number(data.channel))
             total = len(utterances) + len(quarantine)
             build.refuse_all_missing(utterances)
             scanned = build.scan_corpus(

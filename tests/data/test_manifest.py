@@ -197,3 +197,19 @@ def test_many_parts_are_as_one(path: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_an_empty_manifest_opens(path: Path) -> None:
     manifest = write_manifest(path, [])
     assert (len(manifest), manifest.splits, manifest.length_sorted("train")) == (0, [], [])
+
+
+def test_a_manifest_without_channels_reads_as_the_mix(path: Path) -> None:
+    write_manifest(path, [utterance("a"), utterance("b")], root="/corpus")
+    with pa.memory_map(str(path)) as file:
+        reader = pa.ipc.open_file(file)
+        batch = reader.get_batch(0)
+        metadata = dict(reader.schema.metadata)
+    assert metadata[b"format"] == b"hubert_pretrain.manifest.5"
+    metadata[b"format"] = b"hubert_pretrain.manifest.4"
+    old = batch.drop_columns(["channel"]).replace_schema_metadata(metadata)
+    with pa.ipc.new_file(str(path.with_name("old.arrow")), old.schema) as writer:
+        writer.write_batch(old)
+    manifest = Manifest.open(path.with_name("old.arrow"))
+    assert [manifest[row] for row in range(2)] == [Manifest.open(path)[row] for row in range(2)]
+    assert manifest.numbers("channel").tolist() == [-1, -1]

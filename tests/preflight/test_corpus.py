@@ -106,7 +106,7 @@ def test_a_lost_card_is_a_row_and_no_traceback(make_corpus: Make, tmp_path: Path
 def test_low_rates_and_channels(make_corpus: Make) -> None:
     row = about.rates(make_corpus(rate=8000, card={"channels": {"1": 9, "2": 3}}))
     assert row.state == "warning"
-    assert row.found == "12 at 8000 Hz; 3 with several channels, mixed down to one"
+    assert row.found == "12 at 8000 Hz; 3 with several channels, one is taken or made"
     assert "nothing above 4000 Hz is in them" in row.fix
 
 

@@ -6,22 +6,38 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import soxr
+from numpy.typing import NDArray
 
-from hubert_pretrain.data.audio import Waveform, mono, resampled_length
+from hubert_pretrain.data.audio import LOUDEST, MIX, missing_channel, mono, resampled_length
+from hubert_pretrain.data.decoding import Waveform
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
 
-Segment = tuple[int, int | None]
-"""(first sample, number of samples) of a part of a recording, at 16 kHz; None: to its end."""
-WHOLE: Segment = (0, None)
+
+class Segment(NamedTuple):
+    """A part of a recording."""
+
+    start: int = 0
+    """First sample, at 16 kHz."""
+    num_samples: int | None = None
+    """Number of samples at 16 kHz; None: to the end of the recording."""
+    channel: int = MIX
+    """Number of a channel, MIX or LOUDEST."""
+
+
+WHOLE = Segment()
 
 _FULL_SCALE = 0.9999
 """Magnitude from which a sample counts as clipped."""
 _SILENCE_BELOW_LOUDEST = 1e-4
 """A hop is silent when its power is 40 dB below that of the utterance's loudest hop."""
+
+MOST_MIX_LOSS = 40.0
+"""A mix this many decibels below its channels is a residue of channels that cancel each other."""
 
 _PEAK_LIMIT = 16.0
 """Float files may overshoot 1; a peak beyond this means 16-bit numbers stored as floats."""
@@ -37,6 +53,8 @@ class AudioFacts:
     """Exactly the length of `audio.read(path)`, or that of the segment."""
     source_rate: int
     channels: int
+    channel: int
+    """Number of the channel that it is, or MIX."""
     mean: float
     variance: float
     """Biased variance."""
@@ -46,6 +64,8 @@ class AudioFacts:
     """Share of the file's samples at full scale."""
     silence: float
     """Share of 20 ms hops more than 40 dB below the loudest."""
+    mix_loss: float
+    """Decibels by which a mix of channels is softer than the loudest of them; 0 for one channel."""
     content: str
     """Hash of the decoded mono samples: equal for a WAV and its FLAC."""
 
@@ -53,22 +73,27 @@ class AudioFacts:
 class AudioStats:
     """Statistics of all segments of a recording, updated block by block."""
 
-    def __init__(self, source_rate: int, segments: Sequence[Segment] = (WHOLE,)) -> None:
+    def __init__(
+        self, source_rate: int, channels: int = 1, segments: Sequence[Segment] = (WHOLE,)
+    ) -> None:
         self.source_rate = source_rate
+        self.channels = channels
         self.source_samples = 0
-        self._resampler = (
-            soxr.ResampleStream(source_rate, SAMPLE_RATE, 1, dtype="float32")
-            if source_rate != SAMPLE_RATE
-            else None
-        )
-        self._segments = [SegmentStats(start, num_samples) for start, num_samples in segments]
-        bounds = [(segment.start, segment.stop) for segment in self._segments]
-        self._cursor = SegmentCursor(bounds)
-        source_bounds = [
-            (start * source_rate // SAMPLE_RATE, stop * source_rate // SAMPLE_RATE)
-            for start, stop in bounds
+        self._asked = [Segment(*segment) for segment in segments]
+        by_channel: dict[int, list[SegmentStats]] = {}
+        # Several for a segment of the loudest channel, none for one of a channel that is not there.
+        self._candidates: list[list[SegmentStats]] = []
+        for segment in self._asked:
+            candidates = [
+                SegmentStats(segment.start, segment.num_samples, channel)
+                for channel in self._channels_of(segment)
+            ]
+            self._candidates.append(candidates)
+            for one in candidates:
+                by_channel.setdefault(one.channel, []).append(one)
+        self._tracks = [
+            _Track(source_rate, channel, members) for channel, members in by_channel.items()
         ]
-        self._source_cursor = SegmentCursor(source_bounds)
 
     @property
     def num_samples(self) -> int:
@@ -84,24 +109,66 @@ class AudioStats:
             samples = f"{self.source_samples}..{self.source_samples + len(block)}"
             raise DataError(f"{path}: NaN or infinity among samples {samples}; replace the file")
         self.source_samples += len(block)
-        waveform = mono(block)
-        for number, inside in self._source_cursor.take(len(block)):
-            self._segments[number].add_source(waveform[inside], magnitude[inside])
-        if self._resampler is not None:
-            waveform = self._resampler.resample_chunk(waveform)
-        self._measure(waveform)
+        for track in self._tracks:
+            track.add(block, magnitude)
 
     def finish(self) -> None:
-        """Flush the resampler."""
-        if self._resampler is not None:
-            self._measure(self._resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
+        """Flush the resamplers."""
+        for track in self._tracks:
+            track.finish()
 
     def results(self) -> list[AudioFacts | str]:
         """The facts of every segment, or the reason why the segment cannot be used."""
-        return [
-            segment.reason(self.num_samples) or segment.facts(self.num_samples, self.source_rate)
-            for segment in self._segments
+        results: list[AudioFacts | str] = []
+        for segment, candidates in zip(self._asked, self._candidates, strict=True):
+            if not candidates:
+                results.append(missing_channel(segment.channel, self.channels))
+                continue
+            loudest = max(candidates, key=lambda one: one.variance)
+            reason = loudest.reason(self.num_samples)
+            results.append(reason or loudest.facts(self.num_samples, self.source_rate))
+        return results
+
+    def _channels_of(self, segment: Segment) -> list[int]:
+        if segment.channel == MIX or (self.channels == 1 and segment.channel < 1):
+            return [MIX]
+        if segment.channel == LOUDEST:
+            return list(range(self.channels))
+        return [segment.channel] if segment.channel < self.channels else []
+
+
+class _Track:
+    """One channel of a recording, or the mix, and the segments that are parts of it."""
+
+    def __init__(self, source_rate: int, channel: int, segments: list[SegmentStats]) -> None:
+        self._channel = channel
+        self._resampler = (
+            soxr.ResampleStream(source_rate, SAMPLE_RATE, 1, dtype="float32")
+            if source_rate != SAMPLE_RATE
+            else None
+        )
+        self._segments = segments
+        bounds = [(segment.start, segment.stop) for segment in segments]
+        self._cursor = SegmentCursor(bounds)
+        source_bounds = [
+            (start * source_rate // SAMPLE_RATE, stop * source_rate // SAMPLE_RATE)
+            for start, stop in bounds
         ]
+        self._source_cursor = SegmentCursor(source_bounds)
+
+    def add(self, block: Waveform, magnitude: Waveform) -> None:
+        """Accumulates a block (S, channels) at the source rate."""
+        waveform = mono(block, self._channel)
+        for number, inside in self._source_cursor.take(len(block)):
+            self._segments[number].add_source(waveform[inside], block[inside], magnitude[inside])
+        if self._resampler is not None:
+            waveform = self._resampler.resample_chunk(np.ascontiguousarray(waveform))
+        self._measure(waveform)
+
+    def finish(self) -> None:
+        """Flushes the resampler."""
+        if self._resampler is not None:
+            self._measure(self._resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
 
     def _measure(self, waveform: Waveform) -> None:
         for number, inside in self._cursor.take(len(waveform)):
@@ -135,13 +202,16 @@ class SegmentCursor:
 class SegmentStats:
     """Statistics of one segment, updated block by block."""
 
-    def __init__(self, start: int, num_samples: int | None) -> None:
+    def __init__(self, start: int, num_samples: int | None, channel: int = MIX) -> None:
         self.start = start
+        self.channel = channel
         self._stated = num_samples
         self.stop = 1 << 62 if num_samples is None else start + num_samples
         self.peak = 0.0
         self._source_samples = 0
         self._channels = 0
+        self._channel_power: NDArray[np.float64] | float = 0.0
+        self._source_power = 0.0
         self._clipped = 0
         self._count = 0
         self._sum = 0.0
@@ -150,10 +220,15 @@ class SegmentStats:
         self._rest = np.zeros(0, dtype=np.float32)
         self._hops: list[Waveform] = []
 
-    def add_source(self, waveform: Waveform, magnitude: Waveform) -> None:
-        """Accumulates samples at the source rate: mono (S,) and magnitudes (S, channels)."""
+    def add_source(self, waveform: Waveform, block: Waveform, magnitude: Waveform) -> None:
+        """Accumulates samples at the source rate: mono (S,), all channels (S, channels) and their
+        magnitudes.
+        """
         self.peak = max(self.peak, float(magnitude.max(initial=0.0)))
-        self._channels = magnitude.shape[1]
+        self._channels = block.shape[1]
+        if self._channels > 1 and self.channel == MIX:
+            self._channel_power = self._channel_power + np.square(block).sum(0, dtype=np.float64)
+            self._source_power += float(np.square(waveform).sum(dtype=np.float64))
         self._clipped += int((magnitude >= _FULL_SCALE).sum())
         self._source_samples += len(waveform)
         self._digest.update(waveform.tobytes())
@@ -189,7 +264,13 @@ class SegmentStats:
                 f"samples up to {self.peak:.4g}, expected [-1, 1]; "
                 "divide them by their full scale (often 32768)"
             )
-        if self._variance == 0.0:
+        if self._mix_loss >= MOST_MIX_LOSS:
+            below = f"{self._mix_loss:.0f} dB below" if self._source_power else "silent beside"
+            return (
+                f"the channels cancel each other (antiphase), their mix is {below} the loudest; "
+                "take one of them: data.channel=loudest, or 0"
+            )
+        if self.variance == 0.0:
             return "no sound, every sample is the same; replace or remove the file"
         return ""
 
@@ -200,11 +281,13 @@ class SegmentStats:
             num_samples=self._length(available),
             source_rate=source_rate,
             channels=self._channels,
+            channel=self.channel,
             mean=self._sum / self._count,
-            variance=self._variance,
+            variance=self.variance,
             peak=self.peak,
             clipped=self._clipped / max(1, self._source_samples * self._channels),
             silence=float((power <= power.max() * _SILENCE_BELOW_LOUDEST).mean()),
+            mix_loss=self._mix_loss,
             content=self._digest.hexdigest(),
         )
 
@@ -212,6 +295,14 @@ class SegmentStats:
         return max(0, available - self.start) if self._stated is None else self._stated
 
     @property
-    def _variance(self) -> float:
+    def _mix_loss(self) -> float:
+        loudest = float(np.max(self._channel_power))
+        if loudest == 0.0:
+            return 0.0
+        return 10 * math.log10(loudest / max(self._source_power, loudest * 1e-30))
+
+    @property
+    def variance(self) -> float:
+        """Biased variance of the samples at 16 kHz so far."""
         mean = self._sum / max(1, self._count)
         return max(0.0, self._power / max(1, self._count) - mean * mean)

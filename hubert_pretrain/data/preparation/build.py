@@ -34,6 +34,7 @@ _LOOKED_AT = 1000
 _SCANNED = {
     "num_samples": np.int64,
     "source_rate": np.int32,
+    "channel": np.int16,
     "mean": np.float32,
     "variance": np.float32,
 }

@@ -26,6 +26,12 @@ from hubert_pretrain.frames import seconds
 
 _CLIPPED_UTTERANCE = 1e-3
 """An utterance counts as clipped when more than this share of its samples is at full scale."""
+_SOFT_MIX = 5.0
+_CANCELLED_MIX = 10.0
+"""Decibels that a mix is below its loudest channel: 6 when another channel is silent, 3 for two
+that are independent, more when they cancel each other."""
+_QUIET = 1e-4
+"""A peak below this is that of samples that were scaled down twice."""
 _EXAMPLES = 5
 _QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 
@@ -105,6 +111,7 @@ def describe(card: dict[str, Any]) -> str:
         f"source       {rates}; channels: {channels}",
         f"sound        {card['silence']:.0%} silence, "
         f"{card['clipped_utterances']} clipped utterances, peak {card['peak']:.2f}",
+        *_warnings(card),
         f"duplicates   {duplicates['utterances']} utterances, "
         f"{duplicates['across_splits']} of them in several splits",
         f"quarantined  {bad['utterances']}",
@@ -117,6 +124,27 @@ def describe(card: dict[str, Any]) -> str:
 def _shared(split: dict[str, Any]) -> str:
     shared = split.get("speakers_in_train", 0)
     return f", {shared} of them in train" if shared else ""
+
+
+def _warnings(card: dict[str, Any]) -> list[str]:
+    """Lines about audio that is much softer than it should be."""
+    lines = []
+    mixes = card.get("mixes", {})
+    if cancelled := mixes.get("cancelled"):
+        lines.append(
+            f"  warning: {cancelled} utterances whose channels cancel each other, at least "
+            f"{_CANCELLED_MIX:.0f} dB: data.channel=loudest takes one of them"
+        )
+    if softer := mixes.get("softer"):
+        lines.append(
+            f"  warning: {softer} utterances at least {_SOFT_MIX:.0f} dB softer than their loudest "
+            "channel (another is silent): data.channel=loudest"
+        )
+    if quiet := card.get("quiet_utterances"):
+        lines.append(
+            f"  warning: {quiet} utterances with a peak below {_QUIET:g}: scaled down twice?"
+        )
+    return lines
 
 
 def _amount(part: dict[str, Any]) -> str:
@@ -190,6 +218,9 @@ def _sound(scanned: ScannedCorpus, rows: Ints) -> dict[str, Any]:
     total = 0.0
     clipped = 0
     peak = 0.0
+    quiet = 0
+    soft = 0
+    cancelled = 0
     for part in chunks(len(rows)):
         facts = records[scanned.record[rows[part]]]
         rates.update(_counts(facts["source_rate"]))
@@ -198,12 +229,17 @@ def _sound(scanned: ScannedCorpus, rows: Ints) -> dict[str, Any]:
         total += float(facts["num_samples"].sum())
         clipped += int((facts["clipped"] > _CLIPPED_UTTERANCE).sum())
         peak = max(peak, float(facts["peak"].max()))
+        quiet += int((facts["peak"] < _QUIET).sum())
+        soft += int((facts["mix_loss"] >= _SOFT_MIX).sum())
+        cancelled += int((facts["mix_loss"] >= _CANCELLED_MIX).sum())
     return {
         "source_rates": {str(rate): count for rate, count in sorted(rates.items())},
         "channels": {str(number): count for number, count in sorted(channels.items())},
         "silence": round(silence / total, 4),
         "clipped_utterances": clipped,
         "peak": round(peak, 4),
+        "quiet_utterances": quiet,
+        "mixes": {"softer": soft - cancelled, "cancelled": cancelled},
     }
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hubert_pretrain.data.alignment import Phones
 from hubert_pretrain.data.arrow_table import CHUNK, TEXT, ColumnSpool, chunks
+from hubert_pretrain.data.audio import MIX
 from hubert_pretrain.data.manifest import TYPES, order_by_id
 from hubert_pretrain.data.preparation.audio_stats import Segment
 from hubert_pretrain.data.preparation.quarantine import Quarantine, Quarantined
@@ -34,6 +35,7 @@ COLUMNS: dict[str, pa.DataType] = {
     name: TYPES[name] for name in (*PASSTHROUGH, "split", "num_samples")
 } | {
     "original": TEXT,
+    "channel": pa.int16(),
     "expected_samples": pa.int64(),
     "expected_within": pa.int32(),
     "aligned": pa.int8(),
@@ -66,6 +68,7 @@ class _Placed(NamedTuple):
     location: Location
     start: int
     num_samples: int
+    channel: int
 
 
 class RawUtterances:
@@ -99,18 +102,19 @@ class RawUtterances:
         for location, group in groupby(self._placed(order), key=lambda one: one.location):
             members = list(group)
             segments = [
-                (one.start, one.num_samples if one.num_samples >= 0 else None) for one in members
+                Segment(one.start, one.num_samples if one.num_samples >= 0 else None, one.channel)
+                for one in members
             ]
             yield location, [one.position for one in members], segments
 
     def _placed(self, order: Ints) -> Iterator[_Placed]:
-        names = ("path", "offset", "num_bytes", "start", "num_samples")
+        names = ("path", "offset", "num_bytes", "start", "num_samples", "channel")
         for part in chunks(len(order)):
             columns = (self.take(name, order[part]).to_pylist() for name in names)
-            for position, path, offset, num_bytes, start, num_samples in zip(
+            for position, path, offset, num_bytes, *segment in zip(
                 order[part].tolist(), *columns, strict=True
             ):
-                yield _Placed(position, Location(path, offset, num_bytes), start, num_samples)
+                yield _Placed(position, Location(path, offset, num_bytes), *segment)
 
     def phones(self, position: int) -> Phones:
         """The alignment of an utterance; empty when it has none."""
@@ -136,7 +140,11 @@ class RawUtterances:
 
 
 def collect(
-    source: CorpusSource, folder: Path, spool: ColumnSpool, quarantine: Quarantine
+    source: CorpusSource,
+    folder: Path,
+    spool: ColumnSpool,
+    quarantine: Quarantine,
+    channel: int = MIX,
 ) -> RawUtterances:
     """All utterances of a source.
 
@@ -145,6 +153,7 @@ def collect(
         folder: where the source may write audio of its own.
         spool: has the columns `COLUMNS`; it stores the utterances as long as they are used.
         quarantine: takes those whose source knows a fault, and those with a name that is not UTF-8.
+        channel: of the utterances that name none.
 
     Raises:
         DataError: there are no utterances, or two have the same id.
@@ -156,7 +165,7 @@ def collect(
             for one in faults:
                 quarantine.add(one)
             chunk = [utterance for utterance in chunk if _fault_of(utterance) is None]
-        spool.append(_columns(chunk, corpus_name(source), inventory))
+        spool.append(_columns(chunk, corpus_name(source), channel, inventory))
     if not spool.num_rows:
         if len(quarantine):
             quarantine.refuse_too_many(len(quarantine), 0.0)
@@ -188,7 +197,7 @@ def _is_utf8(utterance: SourceUtterance) -> bool:
 
 
 def _columns(
-    utterances: Sequence[SourceUtterance], corpus: str, inventory: dict[str, int]
+    utterances: Sequence[SourceUtterance], corpus: str, channel: int, inventory: dict[str, int]
 ) -> dict[str, list[Any]]:
     """Utterances as `COLUMNS`; phones are numbered by `inventory`, which grows."""
     columns: dict[str, list[Any]] = {
@@ -196,6 +205,9 @@ def _columns(
     }
     columns["path"] = [_absolute(str(utterance.path)) for utterance in utterances]
     columns["corpus"] = [utterance.corpus or corpus for utterance in utterances]
+    columns["channel"] = [
+        channel if utterance.channel is None else utterance.channel for utterance in utterances
+    ]
     for name in ("num_samples", "expected_samples"):
         lengths = [getattr(utterance, name) for utterance in utterances]
         columns[name] = [-1 if length is None else length for length in lengths]

@@ -17,6 +17,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from hubert_pretrain.data import containers
+from hubert_pretrain.data.audio import MIX
 from hubert_pretrain.data.decoding import AudioStream, blocks, one_line, open_stream
 from hubert_pretrain.data.preparation.audio_stats import WHOLE, AudioFacts, AudioStats, Segment
 from hubert_pretrain.data.storage import ByteRange, Cache, Location, open_bytes
@@ -48,7 +49,12 @@ class Recording:
 
 
 def scan(
-    path: str | Path, *, offset: int = -1, num_bytes: int = -1, cache: Cache | None = None
+    path: str | Path,
+    *,
+    offset: int = -1,
+    num_bytes: int = -1,
+    cache: Cache | None = None,
+    channel: int = MIX,
 ) -> AudioFacts:
     """Decodes a whole file and measures it, in constant memory.
 
@@ -56,12 +62,15 @@ def scan(
         path: the file or its URL, or the shard that holds it.
         offset, num_bytes: position of the file in its shard; -1: `path` is the file.
         cache: for audio behind URLs.
+        channel: number of a channel, MIX or LOUDEST.
 
     Raises:
         DataError: the file is missing, unreadable, truncated, shorter than one model frame, silent
             throughout, or holds NaN or numbers that are not audio.
     """
-    facts = scan_segments(Recording(Location(str(path), offset, num_bytes)), cache)[0]
+    segment = Segment(channel=channel)
+    recording = Recording(Location(str(path), offset, num_bytes), [segment])
+    facts = scan_segments(recording, cache)[0]
     if isinstance(facts, str):
         raise DataError(f"{path}: {facts}")
     return facts
@@ -76,7 +85,7 @@ def scan_segments(recording: Recording, cache: Cache | None = None) -> list[Audi
     path, offset, num_bytes = recording.location
     content = open_bytes(path, offset, num_bytes, cache)
     with open_stream(path, content) as stream:
-        stats = AudioStats(stream.rate, recording.segments)
+        stats = AudioStats(stream.rate, stream.channels, recording.segments)
         for block in blocks(stream):
             stats.add(path, block)
         stats.finish()

@@ -25,16 +25,20 @@ _MEASURES = [
     "num_samples",
     "source_rate",
     "channels",
+    "channel",
     "mean",
     "variance",
     "peak",
     "clipped",
     "silence",
+    "mix_loss",
 ]
+_WHOLE_NUMBERS = 4
+"""The first of them are whole numbers."""
 RECORD = np.dtype(
     [("key", "<u8", 2), ("size", "<i8"), ("modified", "<i8")]
-    + [(name, "<i8") for name in _MEASURES[:3]]
-    + [(name, "<f8") for name in _MEASURES[3:]]
+    + [(name, "<i8") for name in _MEASURES[:_WHOLE_NUMBERS]]
+    + [(name, "<f8") for name in _MEASURES[_WHOLE_NUMBERS:]]
     + [("content", ">u8", 2), ("check", "<u8")]
 )
 """A record: key of the segment, size and time of change of its file, its facts, and a checksum of
@@ -136,7 +140,7 @@ def identity(location: Location) -> Identity:
 
 
 def _key(location: Location, segment: Segment) -> tuple[int, int]:
-    name = "\0".join(map(str, (*location, *segment)))
+    name = "\0".join(map(str, (*location, *Segment(*segment))))
     digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 

@@ -129,6 +129,7 @@ def write_shards(
                 num_bytes=entry.num_bytes,
                 start=0,
                 source_rate=SAMPLE_RATE,
+                channel=audio.MIX,
                 mean=entry.mean,
                 variance=entry.variance,
             )

@@ -665,3 +665,36 @@ def test_duplicates_can_be_dropped_first_those_of_train(
     assert [one["reason"] for one in listed if one["id"] == "train/5"] == [
         "the same audio as another utterance; 'test/t' of test stays"
     ]
+
+
+def test_the_channel_is_that_of_the_configuration_or_of_the_list(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "audio").mkdir()
+    samples = 0.1 * rng.standard_normal((8_000, 2)).astype(np.float32)
+    samples[:, 0] *= 0.1
+    soundfile.write(tmp_path / "audio/a.wav", samples, 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "audio/b.wav", 1e-4 * samples[:, 1], 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "audio/c.wav", samples * [[1, -1]], 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "audio/d.wav", samples[:, 1:] * [[1, -0.9]], 16_000)
+    for channel, expected in (("mix", [-1] * 4), ("loudest", [1, -1, 1, 0]), ("0", [0, -1, 0, 0])):
+        folder = tmp_path / channel
+        run_stage(folder, "folder.Folder", tmp_path / "audio", valid_fraction=0.0, channel=channel)
+        corpus = Corpus.open(folder)
+        assert corpus.manifest.numbers("channel").tolist() == expected
+        for row, number in enumerate(expected):
+            stored = soundfile.read(corpus.manifest[row].path, dtype="float32", always_2d=True)[0]
+            mono = stored.mean(axis=1) if number < 0 else stored[:, number]
+            np.testing.assert_allclose(corpus.read(row), mono, atol=1e-7)
+        warned = describe(corpus.card).count("warning:")
+        assert warned == (3 if channel == "mix" else 1)
+    table = tmp_path / "list.csv"
+    table.write_text("path,channel\naudio/a.wav,0\naudio/c.wav,1\naudio/d.wav,\n")
+    run_stage(
+        tmp_path / "table",
+        "manifest.ManifestFile",
+        tmp_path,
+        corpus={"path": str(table)},
+        valid_fraction=0.0,
+        channel="loudest",
+    )
+    assert Corpus.open(tmp_path / "table").manifest.numbers("channel").tolist() == [0, 1, 0]

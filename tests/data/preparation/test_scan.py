@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from hubert_pretrain.data.audio import read
-from hubert_pretrain.data.preparation.audio_stats import AudioFacts
+from hubert_pretrain.data.audio import LOUDEST, MIX, read
+from hubert_pretrain.data.preparation.audio_stats import AudioFacts, Segment
 from hubert_pretrain.data.preparation.scan import (
     Recording,
     scan,
@@ -282,3 +282,56 @@ def alive(process: str) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def stereo(path: Path, left: np.ndarray, right: np.ndarray, rate: int = 16_000) -> Path:
+    return write(path, np.stack([left, right], axis=1), rate, subtype="FLOAT")
+
+
+@pytest.mark.parametrize("share", [1.0, 0.999])
+def test_channels_that_cancel_each_other_are_refused(tmp_path: Path, share: float) -> None:
+    left = speech()
+    path = stereo(tmp_path / "a.wav", left, -share * left)
+    with pytest.raises(DataError, match=r"cancel each other.*data\.channel=loudest") as error:
+        scan(path)
+    assert ("66 dB below" in str(error.value)) == (share < 1)
+    facts = scan(path, channel=LOUDEST)
+    assert (facts.channel, facts.mix_loss) == (0, 0.0)
+    assert np.array_equal(read(path, channel=facts.channel), left)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize("channel", [MIX, 0, 1, LOUDEST])
+def test_the_scan_and_read_agree_on_a_channel(tmp_path: Path, rate: int, channel: int) -> None:
+    left, right = (speech(2 * rate, seed) for seed in (0, 1))
+    path = stereo(tmp_path / "a.wav", 0.5 * left, right, rate)
+    facts = scan(path, channel=channel)
+    assert facts.channel == (1 if channel == LOUDEST else channel)
+    waveform = read(path, channel=facts.channel)
+    assert facts.variance == pytest.approx(waveform.var(), rel=1e-3)
+    crop = read(path, 10_000, 2_000, channel=facts.channel)
+    np.testing.assert_allclose(crop, waveform[10_000:12_000], atol=1e-6)
+
+
+def test_the_loudest_channel_is_that_of_each_segment(tmp_path: Path) -> None:
+    first = np.ones(32_000, np.float32)
+    second = np.ones(32_000, np.float32)
+    first[16_000:] = second[:16_000] = 0.01
+    path = str(stereo(tmp_path / "a.wav", first * speech(), second * speech(seed=1)))
+    segments = [Segment(0, 16_000, LOUDEST), Segment(16_000, None, LOUDEST), Segment(0, None, 2)]
+    one, other, none = scan_segments(Recording(Location(path), segments))
+    assert isinstance(one, AudioFacts)
+    assert isinstance(other, AudioFacts)
+    assert (one.channel, other.channel) == (0, 1)
+    assert str(none).startswith("has 2 channels, channel 2 was asked for")
+    with pytest.raises(DataError, match="has 2 channels, channel 2 was asked for"):
+        read(path, channel=2)
+
+
+def test_a_silent_channel_costs_six_decibels(tmp_path: Path) -> None:
+    left = speech()
+    facts = scan(stereo(tmp_path / "a.wav", left, 0 * left))
+    assert facts.mix_loss == pytest.approx(6.02, abs=0.01)
+    assert scan(stereo(tmp_path / "b.wav", left, left)).mix_loss == pytest.approx(0, abs=1e-6)
+    mono = scan(write(tmp_path / "c.wav", left), channel=0)
+    assert (mono.channel, mono.mix_loss) == (MIX, 0.0), "nothing to choose"

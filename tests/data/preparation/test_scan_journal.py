@@ -8,7 +8,7 @@ import soundfile
 
 from hubert_pretrain.data.arrow_table import ColumnSpool
 from hubert_pretrain.data.preparation import build
-from hubert_pretrain.data.preparation.audio_stats import WHOLE, AudioFacts
+from hubert_pretrain.data.preparation.audio_stats import WHOLE, AudioFacts, Segment
 from hubert_pretrain.data.preparation.quarantine import Quarantine
 from hubert_pretrain.data.preparation.raw_utterances import COLUMNS, collect
 from hubert_pretrain.data.preparation.scan import Recording, scan, scan_all
@@ -142,5 +142,5 @@ def test_a_killed_run_reads_only_what_is_left(
         assert scanned(source, tmp_path, journal) == expected
     assert read == [
         Recording(Location(str(source.paths[0])), [WHOLE]),
-        Recording(third, [(0, 1_000)]),
+        Recording(third, [Segment(0, 1_000)]),
     ]

@@ -59,9 +59,11 @@ def test_shards_written_by_webdataset_are_read(tmp_path: Path) -> None:
             )
     samples = read(tmp_path / "s.tar")
     assert [sample.key for sample in samples] == [f"a/b{number}" for number in range(5)]
-    for number, (sample, data) in enumerate(zip(samples, files.values(), strict=True)):
+    for number, (sample, (suffix, data)) in enumerate(zip(samples, files.items(), strict=True)):
         expected = soundfile.read(io.BytesIO(data), dtype="float32")[0]
-        np.testing.assert_allclose(sample.waveform, expected, atol=1e-7)
+        # dr_mp3 rounds to 16 bits, libsndfile does not.
+        tolerance = 2**-14 if suffix == "mp3" else 1e-7
+        np.testing.assert_allclose(sample.waveform, expected, atol=tolerance)
         assert (sample.text, sample.json) == (f"Wort {number} ü", {"speaker": "x"})
 
 
