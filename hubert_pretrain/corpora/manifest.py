@@ -40,12 +40,12 @@ class ManifestFile:
             columns: our name -> the manifest's name of a column, e.g. {"path": "audio_filepath"}.
             rate: rate [Hz] of the sample counts in manifests that do not say (fairseq; columns
                 start and num_samples).
-            ids: ids of rows without one: "path" (relative, without suffix) or "name" (file name,
-                without suffix).
+            ids: ids of rows without one: "path" (relative, without suffix), "name" (file name,
+                without suffix) or "row" (its split and number, in tables of datasets).
             name: name of the corpus, where rows do not say.
         """
         registry.check_format(format)
-        check_choice("ids", ids, ("path", "name"))
+        check_choice("ids", ids, ("path", "name", "row"))
         check_columns(columns or {}, COLUMNS)
         if rate <= 0:
             raise ConfigError(

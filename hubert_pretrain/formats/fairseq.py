@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO
 
 from hubert_pretrain.data.audio import resampled_length
-from hubert_pretrain.data.audio_files import SUFFIXES
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError
+from hubert_pretrain.formats.path_list import is_audio_path
 from hubert_pretrain.formats.record import Header, ReadOptions, Record, header_of, read_header
 from hubert_pretrain.formats.text import lines, nonblank_lines, parse_whole_number, writing
 
@@ -45,10 +45,10 @@ def is_manifest(path: Path) -> bool:
         return False
     if len(found) == 1:
         return path.suffix == ".tsv" and (found[0] in (".", "/") or "/" in found[0])
-    name, *samples = found[1].split("\t")
+    _, *samples = found[1].split("\t")
     if samples:
         return samples[0].strip().isdigit() or path.suffix == ".tsv"
-    return name.strip().lower().endswith(SUFFIXES)
+    return is_audio_path(found[1])
 
 
 def read(path: Path, options: ReadOptions) -> Iterator[Record]:
@@ -66,6 +66,11 @@ def read(path: Path, options: ReadOptions) -> Iterator[Record]:
         raise DataError(
             f"{path}: is empty; expected the root folder in its first line, "
             "then 'relative path <tab> samples'"
+        )
+    if is_audio_path(root):
+        raise DataError(
+            f"{path}: begins with the audio file {root.strip()!r}, expected the root folder in its "
+            "first line; add it, or read a list of paths with data.corpus.format=list"
         )
     home = Path(os.path.normpath(path.parent.absolute() / root.strip()))
     count = 0

@@ -10,9 +10,11 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -144,13 +146,19 @@ def read(path: Path, options: ReadOptions) -> Iterator[Record]:
     """Every row. Raises DataError for a folder without tables, tables without audio, and invalid
     rows.
     """
+    numbers: defaultdict[str, count[int]] = defaultdict(count)  # split -> numbers of its rows
     for source in sources(path, options.split):
-        here = replace(options, split=source.split)
+        # In an audio folder with one table for all, the folders of the audio name the splits.
+        is_metadata = source.path.name in _METADATA
+        here = replace(options, split=source.split, split_by_folders=is_metadata)
+        if is_metadata and source.path.parent not in (path, path.parent):
+            above = source.path.parent.relative_to(path).as_posix()
+            here = replace(here, folder_of_ids=f"{above}/")
         if source.path.suffix in (".csv", ".jsonl"):
             columns = _columns(source.path, _header(source.path), here)
             yield from table.read(source.path, replace(here, columns=columns))
         else:
-            yield from _rows(source.path, here)
+            yield from _rows(source.path, here, numbers[source.split])
 
 
 def _header(path: Path) -> list[str]:
@@ -188,8 +196,10 @@ def _columns(path: Path, header: list[str], options: ReadOptions) -> dict[str, s
     return columns
 
 
-def _rows(path: Path, options: ReadOptions) -> Iterator[Record]:
-    """Rows of an Arrow or parquet table, batch by batch."""
+def _rows(path: Path, options: ReadOptions, numbers: Iterator[int]) -> Iterator[Record]:
+    """Rows of an Arrow or parquet table, batch by batch; those without id and name get an id from
+    `numbers`.
+    """
     try:
         schema, batches = _open(path)
         columns = _columns(path, schema.names, options)
@@ -205,7 +215,7 @@ def _rows(path: Path, options: ReadOptions) -> Iterator[Record]:
                         value = _class_name(value, class_names[theirs])
                     values[ours] = value
                 place = f"{path}: row {row}"
-                default_id = f"{options.split}-{row:09}"
+                default_id = f"{options.split}-{next(numbers):09}"
                 yield place, _utterance(values, place, default_id, path, options)
                 row += 1
     except (pa.ArrowInvalid, OSError) as error:
@@ -262,7 +272,7 @@ def _utterance(
         name = os.path.basename(name)  # folders are those of the machine that made the dataset
     id = table.parse_text(values.get("id"), place, "id")
     if not id:
-        id = options.id_of(name) if name else default_id
+        id = options.id_of(name) if name and options.ids != "row" else default_id
     if content is not None:
         if options.folder is None:
             raise DataError(

@@ -36,9 +36,13 @@ class ReadOptions:
     rate: int = SAMPLE_RATE
     """Rate [Hz] of the sample counts in the manifest, where it does not say."""
     ids: str = "path"
-    """Ids of rows without one: "path" (relative, without suffix) or "name" (file name, without
-    suffix).
+    """Ids of rows without one: "path" (relative, without suffix), "name" (file name, without
+    suffix) or "row" (its split and number, in tables of datasets; elsewhere as "path").
     """
+    folder_of_ids: str = ""
+    """Put in front of ids made from paths: the folder of one of several tables."""
+    split_by_folders: bool = False
+    """The folders in a row's path name its split, where the row does not."""
     folder: Path | None = None
     """Folder for audio that is embedded in the manifest; None: such audio is an error."""
 
@@ -52,6 +56,14 @@ class ReadOptions:
         has_dots = "/." in absolute or "//" in absolute
         return os.path.normpath(absolute) if has_dots else absolute
 
+    def split_of(self, path: str) -> str:
+        """Split of a row that names none."""
+        if self.split_by_folders:
+            for folder in reversed(path.split("/")[:-1]):
+                if split := split_in(folder):
+                    return split
+        return self.split
+
     def id_of(self, path: str) -> str:
         """Id of a row that has none, made from its path."""
         without_suffix = os.path.splitext(path)[0]
@@ -59,7 +71,7 @@ class ReadOptions:
             return os.path.basename(without_suffix)
         while without_suffix.startswith("./"):
             without_suffix = without_suffix.removeprefix("./")
-        return without_suffix
+        return self.folder_of_ids + without_suffix
 
 
 @functools.lru_cache(maxsize=16)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
-from hubert_pretrain.formats import fairseq, huggingface, kaldi, lhotse, prepared, table
+from hubert_pretrain.formats import fairseq, huggingface, kaldi, lhotse, path_list, prepared, table
 from hubert_pretrain.formats.record import ReadOptions, Record, split_in, without_duplicates
 from hubert_pretrain.formats.text import nonblank_lines
 
@@ -33,6 +33,7 @@ FORMATS = {
     "csv": Format(table.read, table.write, (".csv", ".csv.gz")),
     "tsv": Format(table.read, table.write, (".tsv", ".tsv.gz")),
     "jsonl": Format(table.read, table.write, (".jsonl", ".jsonl.gz")),
+    "list": Format(path_list.read, None),
     "kaldi": Format(kaldi.read, kaldi.write),
     "lhotse": Format(lhotse.read, lhotse.write, (".jsonl", ".jsonl.gz")),
     "huggingface": Format(huggingface.read, huggingface.write),
@@ -43,7 +44,7 @@ WRITTEN = [name for name, format in FORMATS.items() if format.write is not None]
 
 _LIST_SUFFIXES = (".tsv", ".csv", ".jsonl", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 _EXPECTED = (
-    "*.tsv of fairseq, *.csv or *.jsonl with a column 'path', wav.scp (Kaldi), "
+    "*.tsv of fairseq, a list of paths, *.csv or *.jsonl with a column 'path', wav.scp (Kaldi), "
     "cuts*.jsonl.gz (lhotse), or a folder of datasets"
 )
 
@@ -143,6 +144,8 @@ def detect_format(path: Path, columns: Mapping[str, str]) -> str:
     if huggingface.is_dataset(path):
         return "huggingface"
     number, first = next(nonblank_lines(path), (0, ""))
+    if path_list.is_audio_path(first):
+        return "list"
     if first.startswith("{"):
         row = table.json_object(first, f"{path}: line {number}")
         return "lhotse" if lhotse.is_cut(row) else "jsonl"

@@ -296,7 +296,7 @@ def utterance_of(row: Row, place: str, options: ReadOptions, home: Path) -> Sour
         speaker=texts["speaker"],
         text=texts["text"],
         label=texts["label"],
-        split=split_named(texts["split"]) if texts["split"] else options.split,
+        split=split_named(texts["split"]) if texts["split"] else options.split_of(texts["path"]),
         corpus=texts["corpus"],
     )
 

@@ -134,14 +134,56 @@ def test_audio_folders(tmp_path: Path, files: list[Path]) -> None:
             else 'file_name,transcription,speaker_id\n0.wav,"HI, YOU",7'
         )
         (home / split / name).write_text(text + "\n")
-    found = sorted(read(home, tmp_path / "out"), key=lambda utterance: utterance.id)
+    found = sorted(read(home, tmp_path / "out"), key=lambda one: one.path)
     assert [
         (utterance.id, utterance.split, utterance.text, utterance.speaker, str(utterance.path))
         for utterance in found
     ] == [
-        ("0", "train", "HI, YOU", "7", str(home / "train/0.wav")),
-        ("1", "test", "HI, YOU", "7", str(home / "test/1.wav")),
+        ("test/1", "test", "HI, YOU", "7", str(home / "test/1.wav")),
+        ("train/0", "train", "HI, YOU", "7", str(home / "train/0.wav")),
     ]
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet"])
+def test_folders_of_audio_name_the_splits_of_one_table_for_all(
+    tmp_path: Path, files: list[Path], name: str
+) -> None:
+    """`datasets` takes splits from the folders of the audio, wherever the table lies."""
+    rows = [
+        {"file_name": f"{folder}/{path.name}", "text": path.stem}
+        for folder, path in zip(("train", "test", "data/dev", "more"), files, strict=True)
+    ]
+    home = tmp_path / "dataset"
+    home.mkdir()
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), home / name)
+    elif name.endswith("csv"):
+        lines = ["file_name;text", *(";".join(row.values()) for row in rows)]
+        (home / name).write_text("".join(f"{line}\n" for line in lines))
+    else:
+        (home / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    found = {one.id: one.split for one in read(home, tmp_path / "out")}
+    assert found == {"train/0": "train", "test/1": "test", "data/dev/2": "valid", "more/3": "train"}
+
+
+def test_tables_of_several_files_need_no_ids(tmp_path: Path, files: list[Path]) -> None:
+    """Neither do those whose embedded audio has the same names in every file."""
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for names in ([None, None], ["audio.wav", "audio.wav"]):
+        for number in range(2):
+            audio = [
+                {"bytes": path.read_bytes(), "path": name}
+                for path, name in zip(files[2 * number : 2 * number + 2], names, strict=True)
+            ]
+            part = pa.table({"audio": pa.array(audio, struct)})
+            pq.write_table(part, tmp_path / f"train-{number:05}-of-00002.parquet")
+        found = read(tmp_path, tmp_path / f"out {names[0]}", ids="row")
+        assert [one.id for one in found] == [f"train-{row:09}" for row in range(4)]
+        assert [Path(one.path).read_bytes() for one in found] == [
+            path.read_bytes() for path in files
+        ]
+    with pytest.raises(DataError, match=r"repeats utterance 'audio'"):
+        read(tmp_path, tmp_path / "out")
 
 
 def test_errors_name_the_fault(tmp_path: Path, files: list[Path]) -> None:
