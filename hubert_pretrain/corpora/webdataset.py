@@ -1,5 +1,5 @@
-"""Tar shards in WebDataset's form, on disk or behind URLs: per key one audio member (`x.flac`), and
-optionally `x.txt` and `x.json`.
+"""Tar shards in WebDataset's form, on disk or behind URLs: per key one audio member (`x.flac` or
+`x.audio.flac`), and optionally `x.txt`, `x.cls` and `x.json`. Other members are counted, not read.
 
 Stage `prepare` reads every shard once and records the byte range of each utterance, and the shard's
 size and sha256. Training then reads utterances in any order: the batch of a step does not depend on
@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from hubert_pretrain.corpora.common import check_choice
+from hubert_pretrain.data.audio_files import PassedOver
 from hubert_pretrain.data.shards.index import (
     INDEX_FOLDER,
     SUFFIX,
@@ -23,15 +27,19 @@ from hubert_pretrain.data.shards.index import (
     expand,
     foreign_index_path,
 )
-from hubert_pretrain.data.shards.reader import audio_of, contents, fields_of, text_of
+from hubert_pretrain.data.shards.reader import (
+    READ,
+    audio_of,
+    contents,
+    fields_of,
+    label_of,
+    text_of,
+)
 from hubert_pretrain.data.shards.tar import Member, Shard, open_shard
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.data.storage import is_url, read_json_at
 from hubert_pretrain.distributed import usable_cores
 from hubert_pretrain.errors import DataError
-
-_PASSTHROUGH = ("speaker", "label")
-"""Fields of the `json` members that are taken as they are."""
 
 
 class WebDataset:
@@ -47,7 +55,7 @@ class WebDataset:
         text: str = "text",
         speaker: str = "speaker",
         label: str = "label",
-        ids: str = "key",
+        ids: str = "auto",
     ) -> None:
         """No file is read before `utterances` is called.
 
@@ -59,44 +67,62 @@ class WebDataset:
             test: the same.
             text: field of the `json` members with the transcript. A `txt` member takes precedence.
             speaker: field of the `json` members with the speaker.
-            label: field of the `json` members with the class label.
+            label: field of the `json` members with the class label. A `cls` member takes
+                precedence.
             ids: "key": the field `id` of the `json` member, else the key; "shard":
-                `<shard>/<key>`, for shards that all number their keys from 0.
+                `<shard>/<key>`, for shards that all number their keys from 0; "auto": shard when
+                ids come again in another shard, else key.
         """
-        check_choice("ids", ids, ("key", "shard"))
+        check_choice("ids", ids, ("auto", "key", "shard"))
         self.root = str(root) if is_url(str(root)) else str(Path(root).expanduser().absolute())
         self.ids = ids
         self.shards = {"train": list(train), "valid": list(valid), "test": list(test)}
         self.fields = {"text": text, "speaker": speaker, "label": label}
+        self.passed_over = PassedOver()
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         """Every utterance, shard by shard. The index of each shard is stored in `folder`, so that a
         killed run reads only the remaining shards.
 
-        Raises DataError for shards that are missing, truncated or not tar files, for unexpected
-        members, and for shards that differ from the index beside them.
+        A sample without audio or with broken fields has a fault. Raises DataError for shards that
+        are missing, truncated or not tar files, for links and the like in them, and for shards that
+        differ from the index beside them.
         """
         shards: list[tuple[str, str]] = []
         for split, patterns in self.shards.items():
             if patterns:
                 shards += [(split, shard) for shard in expand(patterns, self.root)]
+        self.passed_over = PassedOver()
+        by_shard = self.ids == "shard" or (self.ids == "auto" and self._ids_repeat(shards, folder))
+        for split, shard, index in self._indices(shards, folder):
+            self.passed_over.kinds.update(index.unread)
+            for entry in index.entries:
+                yield self._utterance(entry, shard, split, by_shard)
+
+    def _indices(
+        self, shards: list[tuple[str, str]], folder: Path
+    ) -> Iterator[tuple[str, str, ShardIndex]]:
+        """(split, shard, index) of every shard."""
         with ThreadPoolExecutor(usable_cores()) as pool:
             indices = pool.map(
                 lambda shard: self._index(shard, folder / INDEX_FOLDER),
                 [shard for _, shard in shards],
             )
             for (split, shard), index in zip(shards, indices, strict=True):
-                for entry in index.entries:
-                    yield self._utterance(entry, shard, split)
+                yield split, shard, index
 
-    def _utterance(self, entry: Entry, shard: str, split: str) -> SourceUtterance:
+    def _ids_repeat(self, shards: list[tuple[str, str]], folder: Path) -> bool:
+        """True when an id is in several shards. Memory: 8 bytes for each."""
+        hashes = array("q")
+        for _, _, index in self._indices(shards, folder):
+            hashes.extend(hash(_id_of(entry)) for entry in index.entries)
+        return len(np.unique(np.frombuffer(hashes, dtype=np.int64))) < len(hashes)
+
+    def _utterance(self, entry: Entry, shard: str, split: str, by_shard: bool) -> SourceUtterance:
         fields = entry.fields or {}
-        if self.ids == "shard":
-            id = f"{os.path.basename(shard).partition('.')[0]}/{entry.id}"
-        else:
-            id = fields.get("id") or entry.id
+        shard_name = os.path.splitext(shard.removeprefix(self.root).lstrip("/"))[0]
         return SourceUtterance(
-            id=id,
+            id=f"{shard_name}/{entry.id}" if by_shard else _id_of(entry),
             path=shard,
             split=split,
             speaker=fields.get("speaker", ""),
@@ -104,6 +130,7 @@ class WebDataset:
             label=fields.get("label", ""),
             offset=entry.offset,
             num_bytes=entry.num_bytes,
+            fault=fields.get("fault", ""),
         )
 
     def _index(self, shard: str, folder: Path) -> ShardIndex:
@@ -142,27 +169,38 @@ class WebDataset:
     def _read(self, shard: str, made_of: str) -> ShardIndex:
         tar = Shard(shard)
         with open_shard(shard) as file:
-            entries = [self._entry(shard, sample) for sample in tar.samples(file)]
+            entries = [self._entry(tar, sample) for sample in tar.samples(file)]
         index = ShardIndex(
             shard=os.path.basename(shard),
             size=tar.size,
             sha256=tar.sha256,
             made_of=made_of,
             entries=entries,
+            unread=dict(tar.passed_over.kinds),
         )
         _refuse_other_than_promised(shard, index)
         return index
 
-    def _entry(self, shard: str, sample: list[Member]) -> Entry:
+    def _entry(self, tar: Shard, sample: list[Member]) -> Entry:
         key = sample[0].key
+        where = f"{tar.where}: {key}"
         members = contents(sample)
-        extension = audio_of(shard, key, list(members))
+        for extension in members:
+            if extension.rpartition(".")[2] not in READ:
+                tar.passed_over.add(f"{key}.{extension}")
+        try:
+            extension = audio_of(tar.where, key, list(members))
+            fields = fields_of(where, members)
+            stored = {
+                "id": str(fields.get("id") or ""),
+                "speaker": str(fields.get(self.fields["speaker"]) or ""),
+                "text": text_of(where, members, self.fields["text"]),
+                "label": label_of(where, members, self.fields["label"]),
+            }
+        except DataError as error:
+            fault = str(error).removeprefix(f"{tar.where}: ")
+            return Entry(id=key, name=key, offset=0, num_bytes=0, fields={"fault": fault})
         member = next(member for member in sample if member.extension == extension)
-        where = f"{shard}: {key}"
-        fields = fields_of(where, members)
-        stored = {name: str(fields.get(self.fields[name]) or "") for name in _PASSTHROUGH}
-        stored["id"] = str(fields.get("id") or "")
-        stored["text"] = text_of(where, members, self.fields["text"])
         return Entry(
             id=key,
             name=f"{key}.{extension}",
@@ -170,6 +208,10 @@ class WebDataset:
             num_bytes=len(member.data),
             fields=stored,
         )
+
+
+def _id_of(entry: Entry) -> str:
+    return (entry.fields or {}).get("id") or entry.id
 
 
 def _refuse_other_than_promised(shard: str, found: ShardIndex) -> None:

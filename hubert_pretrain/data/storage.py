@@ -354,7 +354,7 @@ def _download(url: str, offset: int, num_bytes: int) -> bytes:
             )
         except (FileNotFoundError, PermissionError, ImportError, ValueError) as fatal:
             raise DataError(
-                f"{url}: {_reason(fatal)}; restore it, or correct the URL or the access to it"
+                f"{url}: {reason_of(fatal)}; restore it, or correct the URL or the access to it"
             ) from fatal
         except Exception as failure:
             # Every file system has errors of its own, most of them of the network.
@@ -362,11 +362,12 @@ def _download(url: str, offset: int, num_bytes: int) -> bytes:
         if attempt + 1 < ATTEMPTS:
             time.sleep(0.5 * 2**attempt)
     raise DataError(
-        f"{url}: {_reason(error)}, {ATTEMPTS} times; restore it, or check the connection"
+        f"{url}: {reason_of(error)}, {ATTEMPTS} times; restore it, or check the connection"
     ) from error
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """The error of a file system in one line."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,7 +66,11 @@ def test_a_shard_is_read_once(
 def test_ids_of_shards_that_all_number_from_zero(make_tar: MakeTar, tmp_path: Path) -> None:
     for name in ("x.tar", "y.tar"):
         make_tar([("0.wav", sound(1))], name)
-    assert [one.id for one in utterances(tmp_path, ids="shard")] == ["x/0", "y/0"]
+    for ids in ("shard", "auto"):
+        assert [one.id for one in utterances(tmp_path, ids=ids)] == ["x/0", "y/0"]
+    assert [one.id for one in utterances(tmp_path, ids="key")] == ["0", "0"]
+    make_tar([("1.wav", sound(2))], "y.tar")
+    assert [one.id for one in utterances(tmp_path)] == ["0", "1"]
     with pytest.raises(ConfigError, match=r"ids='shards'"):
         utterances(tmp_path, ids="shards")
 
@@ -111,18 +116,75 @@ def test_a_shard_that_differs_from_its_index_is_refused(corpus: Corpus, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("members", "message"),
+    ("members", "fault"),
     [
-        ([("a.txt", b"x")], r"s\.tar: a has txt; expected one member of wav"),
-        ([("a.wav", b"x"), ("a.pkl", b"x")], r"s\.tar: member 'a\.pkl' would execute code"),
-        ([("a.wav", b"x"), ("a.json", b"[]")], r"s\.tar: a\.json: is a list"),
+        ([("a.txt", b"x")], r"a has txt; expected one member of \.wav"),
+        ([("a.wav", b"x"), ("a.flac", b"x")], r"a has wav, flac; expected one member"),
+        ([("a.wav", b"x"), ("a.json", b"[]")], r"a\.json: is a list"),
+        ([("a.wav", b"x"), ("a.cls", b"\xff")], r"a\.cls: not UTF-8 text"),
     ],
 )
-def test_errors_name_bad_shards(
-    make_tar: MakeTar, tmp_path: Path, members: list[tuple[str, bytes]], message: str
+def test_a_bad_sample_has_a_fault(
+    make_tar: MakeTar, tmp_path: Path, members: list[tuple[str, bytes]], fault: str
 ) -> None:
-    make_tar(members)
-    with pytest.raises(DataError, match=message):
+    make_tar([*members, ("b.wav", sound(1))])
+    bad, good = utterances(tmp_path)
+    assert re.match(fault, bad.fault)
+    assert (good.id, good.fault) == ("b", "")
+
+
+def test_members_of_other_tools(make_tar: MakeTar, tmp_path: Path) -> None:
+    """Classes as `cls`, audio under two extensions, and members beside it that are not read."""
+    make_tar(
+        [
+            ("a.audio.wav", sound(1)),
+            ("a.cls", b"7\n"),
+            ("a.json", b'{"label": 3, "text": "hi"}'),
+            ("b.wav", sound(2)),
+            ("b.json", b'{"label": 0}'),
+            ("b.pyd", b"\x80\x04"),
+            ("b.pth", b"\x80\x04"),
+            ("README", b""),
+            ("._b.wav", b""),
+        ]
+    )
+    for _ in range(2):  # the second time from the stored index
+        source = WebDataset(root=str(tmp_path), train=["*.tar"])
+        found = list(source.utterances(tmp_path / "out"))
+        assert [(one.id, one.label, one.text, one.fault) for one in found] == [
+            ("a", "7", "hi", ""),
+            ("b", "0", "", ""),
+        ]
+        assert source.passed_over.kinds == {".pyd": 1, ".pth": 1, "no suffix": 1, "hidden": 1}
+        content = Path(found[0].path).read_bytes()
+        assert content[found[0].offset :].startswith(sound(1))
+
+
+def test_access_that_is_refused_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File systems behind URLs have errors of their own, as s3 without credentials."""
+    import fsspec
+
+    class NoCredentialsError(Exception):
+        """As botocore's."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise NoCredentialsError("Unable to locate credentials")
+
+    system = type(fsspec.filesystem("memory"))
+    for name in ("_open", "glob", "cat_file"):
+        monkeypatch.setattr(system, name, fail)
+    for pattern, message in [("s-*.tar", "cannot be listed"), ("s-0.tar", "cannot be opened")]:
+        with pytest.raises(
+            DataError, match=rf"{message} \(Unable to locate credentials\); .*access"
+        ):
+            utterances(tmp_path, root="memory://wds", train=[pattern])
+
+
+def test_a_pipe_in_the_place_of_a_shard_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "s.tar")
+    with pytest.raises(DataError, match=r"s\.tar: no such shard, it is a folder, a pipe"):
         utterances(tmp_path)
 
 

@@ -12,11 +12,11 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hubert_pretrain.data.storage import is_url
+from hubert_pretrain.data.storage import is_url, reason_of
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.files import read_json, sha256, write_text
 
@@ -87,11 +87,15 @@ def _matches(pattern: str) -> list[str]:
         return sorted(glob.glob(pattern))
     from fsspec.core import url_to_fs
 
-    system, path = url_to_fs(pattern)
+    try:
+        system, path = url_to_fs(pattern)
+        names = system.glob(path)
+    except Exception as error:  # file systems behind URLs raise errors of many types
+        raise DataError(
+            f"{pattern}: cannot be listed ({reason_of(error)}); correct the URL or the access to it"
+        ) from error
     scheme = pattern.partition("://")[0]
-    return sorted(
-        found if is_url(found) else f"{scheme}://{found.lstrip('/')}" for found in system.glob(path)
-    )
+    return sorted(name if is_url(name) else f"{scheme}://{name.lstrip('/')}" for name in names)
 
 
 FORMAT = "hubert_pretrain.shard.1"
@@ -133,6 +137,8 @@ class ShardIndex:
     """Fingerprint of the utterances written into the shard; for shards of others, of the file that
     was indexed."""
     entries: list[Entry]
+    unread: dict[str, int] = field(default_factory=dict)
+    """Kind -> number of the members that are not read."""
 
     def save(self, path: Path) -> None:
         """Writes the sidecar atomically."""
@@ -158,6 +164,7 @@ class ShardIndex:
                 sha256=value["sha256"],
                 made_of=value["made_of"],
                 entries=entries,
+                unread=value.get("unread", {}),
             )
         except (KeyError, TypeError):
             return None

@@ -13,13 +13,16 @@ from typing import Any
 
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.audio import Waveform
-from hubert_pretrain.data.audio_files import SUFFIXES
+from hubert_pretrain.data.audio_files import SUFFIXES, USUAL
+from hubert_pretrain.data.ffmpeg import SUFFIXES as FFMPEG_SUFFIXES
 from hubert_pretrain.data.shards.tar import Member, Shard, open_shard
 from hubert_pretrain.data.storage import ByteRange
 from hubert_pretrain.errors import DataError
 
-AUDIO = tuple(suffix[1:] for suffix in SUFFIXES)
+AUDIO = tuple(suffix[1:] for suffix in SUFFIXES + FFMPEG_SUFFIXES)
 """Extensions of members that count as audio."""
+READ = (*AUDIO, "txt", "json", "cls")
+"""Extensions of members that are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +79,14 @@ def stream(shards: Sequence[str], part: int = 0, parts: int = 1) -> Iterator[Sam
 
 
 def audio_of(shard: str, key: str, extensions: Sequence[str]) -> str:
-    """The extension of a sample's audio member. Raises DataError when there is none or more than
-    one.
+    """The extension of a sample's audio member, such as `flac` or `audio.flac`. Raises DataError
+    when there is none or more than one.
     """
-    found = [extension for extension in extensions if extension in AUDIO]
+    found = [extension for extension in extensions if extension.rpartition(".")[2] in AUDIO]
     if len(found) != 1:
         raise DataError(
             f"{shard}: {key} has {', '.join(extensions)}; "
-            f"expected one member of {', '.join(AUDIO)}, make the shard again"
+            f"expected one member of {USUAL}, ..., make the shard again"
         )
     return found[0]
 
@@ -105,14 +108,25 @@ def fields_of(where: str, members: dict[str, bytes]) -> dict[str, Any]:
 
 
 def text_of(where: str, members: dict[str, bytes], field: str = "text") -> str:
-    """The transcript of a sample, or "". Raises DataError when it is not UTF-8."""
-    if "txt" not in members:
-        return str(fields_of(where, members).get(field) or "")
+    """The transcript of a sample: its `txt` member, else a field of the `json` member, or "".
+    Raises DataError when it is not UTF-8.
+    """
+    return _member_text(where, members, "txt") or str(fields_of(where, members).get(field) or "")
+
+
+def label_of(where: str, members: dict[str, bytes], field: str = "label") -> str:
+    """The class of a sample: its `cls` member, else a field of the `json` member, or ""."""
+    value = fields_of(where, members).get(field)
+    return _member_text(where, members, "cls") or str("" if value is None else value)
+
+
+def _member_text(where: str, members: dict[str, bytes], extension: str) -> str:
+    """A text member in one line, "" without it."""
     try:
-        return " ".join(members["txt"].decode("utf-8-sig").split())
+        return " ".join(members.get(extension, b"").decode("utf-8-sig").split())
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{where}.txt: not UTF-8 text ({error.reason} at byte {error.start}); "
+            f"{where}.{extension}: not UTF-8 text ({error.reason} at byte {error.start}); "
             "make the shard again"
         ) from error
 

@@ -1,5 +1,5 @@
 """Safe sequential reading of tar shards, which others may have made: one pass, nothing extracted,
-nothing executed, nothing skipped.
+nothing executed, nothing skipped without being counted.
 
 A shard is a tar file in WebDataset's form: consecutive members of one key (`a/b` of `a/b.flac`,
 `a/b.json`) are one sample. docs/shards.md says why this is not read by the package `webdataset`.
@@ -10,7 +10,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import re
+import stat
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -18,13 +20,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, cast
 
-import numpy as np
-
-from hubert_pretrain.data.storage import is_url
+from hubert_pretrain.data.audio_files import PassedOver
+from hubert_pretrain.data.storage import is_url, reason_of
 from hubert_pretrain.errors import DataError
-
-EXECUTABLE = {"pyd", "pkl", "pickle", "pth", "pt", "ckpt", "joblib", "dill"}
-"""Extensions of members whose usual readers execute code from the file."""
 
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
 """Key and extension: the extension begins at the first dot of the last part (as in webdataset)."""
@@ -57,6 +55,8 @@ class Shard:
     """Path or URL, for messages."""
     size: int = 0
     sha256: str = ""
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """Members that belong to no sample: hidden ones, and those without an extension."""
     _keys: set[str] = field(default_factory=set)
 
     def samples(self, file: IO[bytes]) -> Iterator[list[Member]]:
@@ -64,10 +64,10 @@ class Shard:
 
         Raises:
             DataError: the shard is empty, cut, or no tar; or a member has a name that leads out of
-                its folder, is a link or a device, would execute code, or comes twice.
+                its folder, is a link or a device, or comes twice.
         """
         sample: list[Member] = []
-        for member in self._members(file):
+        for member in self.members(file):
             if sample and member.key != sample[0].key:
                 yield sample
                 sample = []
@@ -76,7 +76,10 @@ class Shard:
         if sample:
             yield sample
 
-    def _members(self, file: IO[bytes]) -> Iterator[Member]:
+    def members(self, file: IO[bytes]) -> Iterator[Member]:
+        """Every member, in the order of the shard. Raises DataError as `samples` does, but for
+        names that come twice.
+        """
         tap = _Tap(file)
         try:
             with tarfile.open(fileobj=tap, mode="r|", bufsize=_BUFFER, encoding="utf-8") as tar:
@@ -86,10 +89,11 @@ class Shard:
                         continue
                     self._refuse_dangerous(info)
                     content = tar.extractfile(info)
-                    if (parts := _NAME.fullmatch(info.name)) and content is not None:
-                        data = content.read()
-                        self._refuse_code(info.name, parts[2].lower(), data)
-                        yield Member(parts[1], parts[2].lower(), info.offset_data, data)
+                    parts = _NAME.fullmatch(info.name)
+                    if parts is None or content is None:
+                        self.passed_over.add(os.path.basename(info.name))
+                        continue
+                    yield Member(parts[1], parts[2].lower(), info.offset_data, content.read())
                 end = tar.offset
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
             raise DataError(
@@ -118,14 +122,6 @@ class Shard:
                 f"be printed; {_WITHOUT_IT}"
             )
 
-    def _refuse_code(self, name: str, extension: str, data: bytes) -> None:
-        is_pickle = extension.endswith("npy") and _holds_objects(data)
-        if is_pickle or EXECUTABLE & set(extension.split(".")):
-            raise DataError(
-                f"{self.where}: member {name!r} would execute code when it is read, refused; "
-                f"{_WITHOUT_IT}"
-            )
-
     def _refuse_twice(self, member: Member, sample: list[Member]) -> None:
         if sample and member.extension in [other.extension for other in sample]:
             raise DataError(
@@ -152,9 +148,12 @@ def open_shard(path: str) -> Iterator[IO[bytes]]:
         )
     try:
         file = _open(path)
-    except (OSError, ImportError, ValueError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # file systems behind URLs raise errors of many types
         raise DataError(
-            f"{path}: cannot be opened ({error}); restore the shard or correct its name"
+            f"{path}: cannot be opened ({reason_of(error)}); restore the shard, "
+            "or correct its name or the access to it"
         ) from error
     with file, _byte_ranges(path):
         if path.endswith(("gz", "tgz")):
@@ -165,6 +164,8 @@ def open_shard(path: str) -> Iterator[IO[bytes]]:
 
 def _open(path: str) -> IO[bytes]:
     if not is_url(path):
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe waits for its other end
+            raise DataError(f"{path}: no such shard, it is a folder, a pipe or a device")
         return open(path, "rb")
     import fsspec
 
@@ -209,12 +210,3 @@ class _Tap(io.RawIOBase):
         """True when the file is zero from `position` on, for `at_least` bytes."""
         rest = self._tail[max(0, position - self.size + len(self._tail)) :]
         return self.size - position >= at_least and not rest.strip(b"\0")
-
-
-def _holds_objects(data: bytes) -> bool:
-    """True when an .npy member holds pickled objects, or is no such file at all."""
-    try:
-        np.load(io.BytesIO(data), allow_pickle=False)
-    except ValueError:
-        return True
-    return False
