@@ -1,4 +1,5 @@
-"""lhotse cut sets: one MonoCut per line of a jsonl or jsonl.gz, with its recording inside. lhotse
+"""lhotse: cut sets (one MonoCut per line of a jsonl or jsonl.gz, with its recording inside),
+recordings with their supervisions, and Shar folders (cuts beside tar files of their audio). lhotse
 need not be installed.
 
 The texts of several supervisions in a cut are joined in time order. An alignment named phone or
@@ -9,12 +10,17 @@ are in `custom`.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from hubert_pretrain.data.alignment import Phones
 from hubert_pretrain.data.audio import resampled_length
+from hubert_pretrain.data.shards.tar import Member, Shard, open_shard
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.formats.record import ReadOptions, Record, header_of, split_named
@@ -26,8 +32,11 @@ from hubert_pretrain.formats.text import (
     parse_whole_number,
     writing,
 )
-from hubert_pretrain.frames import samples, seconds
+from hubert_pretrain.frames import SAMPLE_RATE, samples, seconds
 
+_NAMES = (("recordings", "supervisions"), ("recording", "supervision"))
+"""Words in the names of two files that belong together."""
+_SHAR_CUTS = "cuts.*.jsonl*"
 PHONE_TIERS = ("phone", "phones", "phoneme", "phonemes")
 """Names of an alignment of phones."""
 
@@ -35,10 +44,8 @@ PHONE_TIERS = ("phone", "phones", "phoneme", "phonemes")
 # -- reading
 
 
-def is_cut(row: dict[str, Any]) -> bool:
-    """True for a JSON object that is a cut, or another item of lhotse, for which `read` has an
-    error message of its own.
-    """
+def is_item(row: dict[str, Any]) -> bool:
+    """True for a JSON object of lhotse: a cut, a recording or a supervision."""
     return (
         str(row.get("type", "")).endswith("Cut")
         or "sources" in row
@@ -46,28 +53,166 @@ def is_cut(row: dict[str, Any]) -> bool:
     )
 
 
+def is_shar(folder: Path) -> bool:
+    """True for a folder in lhotse's Shar format."""
+    return any(folder.glob(_SHAR_CUTS)) and any(folder.glob("recording.*.tar"))
+
+
+def without_parts(paths: list[Path]) -> list[Path]:
+    """Those of several files of lhotse in one folder that `read` takes: cut sets, or else
+    recordings; supervisions are read with their recordings.
+    """
+    kinds = {path: _kind_of(_first_item(path)) for path in paths}
+    cuts = [path for path in paths if kinds[path] not in ("recording", "supervision")]
+    if cuts and len(cuts) < len(paths):
+        others = ", ".join(path.name for path in paths if path not in cuts)
+        warnings.warn(f"{paths[0].parent}: its cuts are read, not {others}", stacklevel=2)
+    if cuts:
+        return cuts
+    recordings = [path for path in paths if kinds[path] == "recording"]
+    return [
+        path for path in paths if kinds[path] == "recording" or _partner(path) not in recordings
+    ]
+
+
 def read(path: Path, options: ReadOptions) -> Iterator[Record]:
-    """Every cut.
+    """Every cut; or every supervision of recordings, which lie in a file beside it (`recordings`
+    and `supervisions` in their names); or every recording, without supervisions.
 
     Raises DataError, with the line, for channels other than 0, mixtures, and audio that is
-    transformed, embedded or computed.
+    transformed (other than resampled), embedded or computed.
     """
+    if path.is_dir():
+        yield from _shar(path, options)
+        return
+    kind = _kind_of(_first_item(path))
+    if kind == "recording" and (partner := _partner(path)) is not None:
+        cuts = _joined(path, partner)
+    elif kind == "supervision":
+        recordings = _partner(path)
+        if recordings is None:
+            raise DataError(
+                f"{path}: has supervisions, expected their recordings beside it in a file whose "
+                "name has 'recordings' for 'supervisions'; put them there"
+            )
+        cuts = _joined(recordings, path)
+    else:
+        cuts = _items(path)
+    for place, cut in cuts:
+        yield place, _utterance(cut, place, options, path.parent)
+
+
+def _items(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, item) of every line; recordings become cuts. Raises DataError for an empty file."""
     empty = True
     for number, line in nonblank_lines(path):
         empty = False
         place = f"{path}: line {number}"
-        try:
-            yield place, _utterance(json_object(line, place), place, options, path.parent)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise DataError(
-                f"{place}: is no MonoCut of lhotse ({type(error).__name__}: {error}); "
-                "write the cuts again with to_jsonl"
-            ) from error
+        item = json_object(line, place)
+        yield place, _cut_of(item) if "sources" in item else item
     if empty:
         raise DataError(f"{path}: is empty; expected a cut in each line")
 
 
+def _first_item(path: Path) -> dict[str, Any]:
+    number, line = next(nonblank_lines(path), (0, "{}"))
+    return json_object(line, f"{path}: line {number}")
+
+
+def _partner(path: Path) -> Path | None:
+    """The supervisions of a file of recordings, or the recordings of a file of supervisions."""
+    for names in _NAMES:
+        for here, there in (names, names[::-1]):
+            if here in path.name:
+                other = path.with_name(path.name.replace(here, there))
+                found = [other, other.with_suffix(""), other.with_name(f"{other.name}.gz")]
+                return next((each for each in found if each.is_file()), None)
+    return None
+
+
+def _joined(recordings: Path, supervisions: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, cut) of every supervision. Memory holds the recordings."""
+    by_id: dict[str, dict[str, Any]] = {}
+    for place, cut in _items(recordings):
+        with _fields_of(place):
+            by_id[cut["recording"]["id"]] = cut["recording"]
+    for place, supervision in _items(supervisions):
+        with _fields_of(place):
+            id = supervision["recording_id"]
+        if id not in by_id:
+            raise DataError(
+                f"{place}: is of recording {id!r}, which is not in {recordings}; "
+                "add it, or remove the line"
+            )
+        yield place, _cut_of(by_id[id], supervision)
+
+
+def _cut_of(recording: dict[str, Any], supervision: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A cut of a whole recording, or of the part of it that a supervision is about."""
+    if supervision is None:
+        id = recording.get("id")
+        return {"id": id, "start": 0, "duration": recording.get("duration"), "recording": recording}
+    names = ("id", "start", "duration", "channel", "custom")
+    facts = {name: supervision[name] for name in names if name in supervision}
+    return facts | {"supervisions": [supervision], "recording": recording}
+
+
+@contextmanager
+def _fields_of(place: str) -> Iterator[None]:
+    """Raises DataError when an item lacks a field."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"{place}: is no MonoCut of lhotse ({type(error).__name__}: {error}); "
+            "write the cuts again with to_jsonl"
+        ) from error
+
+
+def _shar(folder: Path, options: ReadOptions) -> Iterator[Record]:
+    """Every cut of a Shar folder, with its audio in `recording.<number>.tar`, in the same order."""
+    for cuts in sorted(folder.glob(_SHAR_CUTS)):
+        tar = folder / f"recording.{cuts.name.split('.')[1]}.tar"
+        shard = Shard(str(tar))
+        with open_shard(str(tar)) as file:
+            members = (one for one in shard.members(file) if not one.extension.endswith("json"))
+            for item, member in zip_longest(_items(cuts), members):
+                if item is None or member is None:
+                    raise DataError(
+                        f"{tar}: has more or fewer recordings than {cuts} has cuts; "
+                        "write both again"
+                    )
+                place, cut = item
+                yield place, _in_shar(cut, member, tar, place, options)
+
+
+def _in_shar(
+    cut: dict[str, Any], member: Member, tar: Path, place: str, options: ReadOptions
+) -> SourceUtterance:
+    name, _, extension = f"{member.key}.{member.extension}".rpartition(".")
+    recording = dict(cut.get("recording") or {})
+    recording["sources"] = [{"type": "file", "channels": [0], "source": str(tar)}]
+    utterance = _utterance(cut | {"recording": recording}, place, options, tar.parent)
+    if name != utterance.id:
+        raise DataError(
+            f"{place}: is cut {utterance.id!r}, {tar} has {name!r} in its place; write both again"
+        )
+    return replace(
+        utterance,
+        offset=member.offset,
+        num_bytes=len(member.data),
+        fault="its audio was left out of the Shar folder" if extension == "nodata" else "",
+    )
+
+
 def _utterance(
+    cut: dict[str, Any], place: str, options: ReadOptions, home: Path
+) -> SourceUtterance:
+    with _fields_of(place):
+        return _utterance_of(cut, place, options, home)
+
+
+def _utterance_of(
     cut: dict[str, Any], place: str, options: ReadOptions, home: Path
 ) -> SourceUtterance:
     _refuse_unreadable(cut, place)
@@ -125,19 +270,28 @@ def _refuse_unreadable(cut: dict[str, Any], place: str) -> None:
             f"{place}: is about channel {channel}, only channel 0 is read here; "
             "write that channel to a file of its own"
         )
-    if cut["recording"].get("transforms"):
+    if not all(map(_keeps_sound, cut["recording"].get("transforms") or [])):
         raise DataError(
-            f"{place}: its recording is changed while it is read (transforms); "
-            "save the changed audio first"
+            f"{place}: its recording is changed while it is read (transforms other than Resample "
+            f"to at least {SAMPLE_RATE} Hz); save the changed audio first"
         )
 
 
-def _kind_of(cut: dict[str, Any]) -> str:
-    if "sources" in cut:
+def _keeps_sound(transform: dict[str, Any]) -> bool:
+    """True for a change of the rate that leaves all that 16 kHz can hold."""
+    values = transform.get("kwargs", {})
+    rate = values.get("target_sampling_rate", values.get("sampling_rate", 0))
+    return transform.get("name") == "Resample" and rate >= SAMPLE_RATE
+
+
+def _kind_of(item: dict[str, Any]) -> str:
+    if "sources" in item:
         return "recording"
-    if "recording" in cut:
-        return str(cut.get("type", "MonoCut"))
-    return "cut without its recording" if "duration" in cut else "JSON object"
+    if "recording" in item:
+        return str(item.get("type", "MonoCut"))
+    if "recording_id" in item and "type" not in item and "supervisions" not in item:
+        return "supervision"
+    return "cut without its recording" if "duration" in item else "JSON object"
 
 
 def _audio_path(recording: dict[str, Any], place: str) -> str:

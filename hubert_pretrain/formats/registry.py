@@ -115,6 +115,8 @@ def _manifests_in_folder(
         return [(path, "prepared")]
     if format in ("auto", "huggingface") and huggingface.is_dataset(path):
         return [(path, "huggingface")]
+    if format in ("auto", "lhotse") and lhotse.is_shar(path):
+        return [(path, "lhotse")]
     if format in ("auto", "kaldi"):
         if (path / kaldi.WAVES).is_file():
             return [(path, "kaldi")]
@@ -128,6 +130,9 @@ def _manifests_in_folder(
         for each in sorted(path.iterdir())
         if each.is_file() and each.name.endswith(_LIST_SUFFIXES) and not each.name.startswith(".")
     ]
+    items = [each for each, name in found if name == "lhotse"]
+    taken = lhotse.without_parts(items) if items else []
+    found = [(each, name) for each, name in found if each in taken or name != "lhotse"]
     if len({name for _, name in found}) > 1:
         kinds = ", ".join(f"{file.name} ({name})" for file, name in found[:6])
         raise DataError(
@@ -148,7 +153,7 @@ def detect_format(path: Path, columns: Mapping[str, str]) -> str:
         return "list"
     if first.startswith("{"):
         row = table.json_object(first, f"{path}: line {number}")
-        return "lhotse" if lhotse.is_cut(row) else "jsonl"
+        return "lhotse" if lhotse.is_item(row) else "jsonl"
     dialect = table.dialect_of(path, first)
     header = [field.strip().strip('"') for field in first.split(dialect.delimiter)]
     has_path = columns.get("path", "path") in header
