@@ -14,6 +14,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from hubert_pretrain.data.source import SourceUtterance
@@ -82,8 +83,8 @@ def _audio(folder: Path, options: ReadOptions) -> Iterator[Record]:
 def _whole_files(folder: Path, options: ReadOptions) -> Iterator[Record]:
     durations = _table(folder / DURATIONS)
     for place, id, value in _pairs(folder / WAVES):
-        path = _audio_path(value, place, options, folder)
-        utterance = SourceUtterance(id=id, path=path, split=options.split)
+        path, channel = _file_of(value, place, options, folder)
+        utterance = SourceUtterance(id=id, path=path, channel=channel, split=options.split)
         if durations is not None:
             duration = _value_of(durations, id, place, folder / DURATIONS)
             where = f"{folder / DURATIONS}: utterance {id!r}"
@@ -119,11 +120,13 @@ def _segments(folder: Path, options: ReadOptions) -> Iterator[Record]:
             )
         first, num_samples = _span(start, end, place)
         wave_place, wave = recordings[recording]
+        path, channel = _file_of(wave, wave_place, options, folder)
         yield (
             place,
             SourceUtterance(
                 id=id,
-                path=_audio_path(wave, wave_place, options, folder),
+                path=path,
+                channel=channel,
                 split=options.split,
                 start=first,
                 num_samples=num_samples,
@@ -151,17 +154,18 @@ def _is_the_end(end: str) -> bool:
         return False
 
 
-def _audio_path(value: str, place: str, options: ReadOptions, folder: Path) -> str:
-    """The audio file of an entry of wav.scp."""
+def _file_of(value: str, place: str, options: ReadOptions, folder: Path) -> tuple[str, int | None]:
+    """(audio file, channel of it or None) of an entry of wav.scp."""
     value = value.strip()
+    channel = None
     if value.endswith("|"):
-        value = path_of_command(value[:-1], place)
+        value, channel = decoded_by(value[:-1], place)
     if value == "-" or value.startswith("|") or _ARCHIVE.fullmatch(value):
         raise DataError(
             f"{place}: {value[:80]!r} is no audio file; expected a path: "
             "write the audio to files (wav-copy) and name those"
         )
-    return options.locate(value, folder)
+    return options.locate(value, folder), channel
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str, str]]:
@@ -308,7 +312,7 @@ _FLAGS: dict[str, set[str]] = {
 }
 """Program -> flags that change nothing that decoding to 16 kHz mono does not do anyway."""
 _FLAGS_WITH_VALUE = {
-    "sph2pipe": {"-f": "wav|rif"},
+    "sph2pipe": {"-f": "wav|rif", "-c": "1|2"},
     "sox": {
         "-t": "wav|flac|sph|mp3|ogg|opus",
         "-r": r"\d+k?",
@@ -316,6 +320,7 @@ _FLAGS_WITH_VALUE = {
         "-e": "[a-z-]+",
         "-c": "1",
         "rate": r"\d+k?",
+        "remix": r"[1-9]\d*",
     },
     "ffmpeg": {
         "-v": r"\w+",
@@ -328,28 +333,39 @@ _FLAGS_WITH_VALUE = {
     },
 }
 """Program -> such flags with a value -> the values that are allowed."""
+_CHANNEL_FLAGS = {("sph2pipe", "-c"), ("sox", "remix")}
+"""(program, flag) whose value is the number of a channel, from 1 on."""
 _QUOTED = re.compile(r"""'[^']*'|"[^"$`\\]*\"""")
 _SHELL = re.compile(r"[;&|<>`$(){}\[\]*?~#!\\\n\"']")
 
 
-def path_of_command(command: str, place: str) -> str:
-    """The audio file that `command` (without its last "|") decodes to its output.
+def decoded_by(command: str, place: str) -> tuple[str, int | None]:
+    """The audio file that `command` (without its last "|") decodes to its output, and the channel
+    that it takes, from 0 on.
 
-    >>> path_of_command("flac -c -d -s '/speech/a b.flac'", "wav.scp: line 1")
-    '/speech/a b.flac'
+    >>> decoded_by("flac -c -d -s '/speech/a b.flac'", "wav.scp: line 1")
+    ('/speech/a b.flac', None)
+    >>> decoded_by("sph2pipe -f wav -p -c 2 a.sph", "wav.scp: line 1")
+    ('a.sph', 1)
 
     Raises DataError for every command but flac, sox, sph2pipe, ffmpeg and cat that only decode one
     file.
     """
     has_shell_syntax = _SHELL.search(_QUOTED.sub("", command))
-    paths = None if has_shell_syntax else _paths(shlex.split(command))
+    words = [] if has_shell_syntax else shlex.split(command)
+    paths = _paths(words)
     if paths is None or len(paths) != 1 or not paths[0]:
         raise DataError(
             f"{place}: is the command {command.strip()[:80]!r}, which would be code to execute; "
             "expected a path, or one of flac, sox, sph2pipe, ffmpeg and cat that only decodes a "
             "file: write the audio to files (wav-copy) and name those"
         )
-    return paths[0]
+    channels = [
+        int(value) - 1
+        for flag, value in pairwise(words)
+        if (os.path.basename(words[0]), flag) in _CHANNEL_FLAGS
+    ]
+    return paths[0], channels[0] if channels else None
 
 
 def _paths(words: list[str]) -> list[str] | None:

@@ -79,8 +79,8 @@ def read(path: Path, options: ReadOptions) -> Iterator[Record]:
     """Every cut; or every supervision of recordings, which lie in a file beside it (`recordings`
     and `supervisions` in their names); or every recording, without supervisions.
 
-    Raises DataError, with the line, for channels other than 0, mixtures, and audio that is
-    transformed (other than resampled), embedded or computed.
+    Raises DataError, with the line, for several channels, mixtures, and audio that is transformed
+    (other than resampled), embedded or computed.
     """
     if path.is_dir():
         yield from _shar(path, options)
@@ -191,7 +191,8 @@ def _in_shar(
 ) -> SourceUtterance:
     name, _, extension = f"{member.key}.{member.extension}".rpartition(".")
     recording = dict(cut.get("recording") or {})
-    recording["sources"] = [{"type": "file", "channels": [0], "source": str(tar)}]
+    channels = [cut.get("channel", 0)]
+    recording["sources"] = [{"type": "file", "channels": channels, "source": str(tar)}]
     utterance = _utterance(cut | {"recording": recording}, place, options, tar.parent)
     if name != utterance.id:
         raise DataError(
@@ -240,10 +241,12 @@ def _utterance_of(
             "fix the line"
         )
     is_whole = start == 0 and length - num_samples <= 1
+    path, channel = _source(cut, place)
 
     return SourceUtterance(
         id=parse_text(cut["id"], place, "id"),
-        path=options.locate(_audio_path(recording, place), home),
+        path=options.locate(path, home),
+        channel=channel,
         start=start,
         num_samples=None if is_whole else num_samples,
         expected_samples=length if is_whole else None,
@@ -263,12 +266,6 @@ def _refuse_unreadable(cut: dict[str, Any], place: str) -> None:
         raise DataError(
             f"{place}: is a {kind}, expected a MonoCut with its recording inside; "
             "make cuts of it in lhotse and write them to_jsonl"
-        )
-    channel = cut.get("channel", 0)
-    if channel not in (0, [0]):
-        raise DataError(
-            f"{place}: is about channel {channel}, only channel 0 is read here; "
-            "write that channel to a file of its own"
         )
     if not all(map(_keeps_sound, cut["recording"].get("transforms") or [])):
         raise DataError(
@@ -294,14 +291,25 @@ def _kind_of(item: dict[str, Any]) -> str:
     return "cut without its recording" if "duration" in item else "JSON object"
 
 
-def _audio_path(recording: dict[str, Any], place: str) -> str:
-    sources = recording["sources"]
-    source = sources[0]
-    if len(sources) > 1 or len(source.get("channels", [0])) > 1:
-        raise DataError(
-            f"{place}: its recording has {len(sources)} sources or several channels, "
-            "only one of one is read; write mono files"
-        )
+def _source(cut: dict[str, Any], place: str) -> tuple[str, int | None]:
+    """The audio file of a cut, and the channel of it where it has several."""
+    sources = cut["recording"]["sources"]
+    number = cut.get("channel")
+    if isinstance(number, list) and len(number) == 1:
+        number = number[0]
+    if number is None and len(sources) == 1:
+        channels = [0]
+        source = sources[0]
+    else:
+        named = [each for each in sources if number in each.get("channels", [0])]
+        if not named:
+            raise DataError(
+                f"{place}: is about channel {number}, expected one of its recording; "
+                "name one, or write it to a file of its own"
+            )
+        source = named[0]
+        channels = source.get("channels", [0])
+    channel = channels.index(number) if len(channels) > 1 else None
     if source["type"] == "command":
         raise DataError(
             f"{place}: its audio is the command {str(source['source'])[:60]!r}, "
@@ -312,7 +320,7 @@ def _audio_path(recording: dict[str, Any], place: str) -> str:
             f"{place}: its audio is of type {source['type']!r}, expected file or url; "
             "save the audio first"
         )
-    return parse_text(source["source"], place, "recording.sources")
+    return parse_text(source["source"], place, "recording.sources"), channel
 
 
 def _phones(supervisions: list[dict[str, Any]], place: str, start: int) -> Phones | None:

@@ -8,7 +8,7 @@ import pytest
 
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError
-from hubert_pretrain.formats.kaldi import command_for, path_of_command
+from hubert_pretrain.formats.kaldi import command_for, decoded_by
 
 from .conftest import read_manifest, write
 
@@ -31,7 +31,8 @@ BAD_KALDI = [
     ({"wav": "u flac -c -d -s `id` |\n"}, "code to execute"),
     ({"wav": "u cat a.wav | sox - -t wav - |\n"}, "code to execute"),
     ({"wav": "u sox a.wav -t wav - vol 2 |\n"}, "code to execute"),
-    ({"wav": "u sph2pipe -f wav -c 2 a.sph |\n"}, "code to execute"),
+    ({"wav": "u sph2pipe -f wav -c 3 a.sph |\n"}, "code to execute"),
+    ({"wav": "u sox a.wav -t wav - remix 0 |\n"}, "code to execute"),
     ({"wav": "u ffmpeg -i a.wav -af volume=2 -f wav - |\n"}, "code to execute"),
     ({"wav": "u a.ark:17\n"}, r"wav\.scp: line 1: 'a\.ark:17' is no audio file"),
     ({"wav": "u\n"}, r"wav\.scp: line 1 is 'u' alone"),
@@ -99,10 +100,28 @@ def test_a_data_directory(place: Path) -> None:
 def test_commands_that_only_decode_are_paths(command: str, path: str) -> None:
     import shlex
 
-    assert path_of_command(command.format(shlex.quote(path)), "wav.scp: line 1") == path
+    assert decoded_by(command.format(shlex.quote(path)), "wav.scp: line 1") == (path, None)
+
+
+@pytest.mark.parametrize(
+    ("command", "channel"),
+    [
+        ("sph2pipe -f wav -p -c 1 a.wav", 0),
+        ("sph2pipe -c 2 a.wav", 1),
+        ("/usr/bin/sox a.wav -t wav - remix 2", 1),
+    ],
+)
+@pytest.mark.parametrize("segments", ["", "u r 0 0.5\n"])
+def test_commands_that_take_a_channel(
+    place: Path, command: str, channel: int, segments: str
+) -> None:
+    """Switchboard: two speakers in the channels of one file."""
+    files = {"wav": f"r {command} |\n"} | ({"segments": segments} if segments else {})
+    (one,) = kaldi(place, **files)
+    assert (Path(one.path).name, one.channel) == ("a.wav", channel)
 
 
 @pytest.mark.parametrize("path", ["/x/a b.wav", "/x/a'b.flac", "/x/$(id).mp3", "/x/ü;.opus"])
 def test_our_own_commands_are_read_back(path: str) -> None:
     command = command_for(path)
-    assert (path_of_command(command[:-1], "") if command.endswith("|") else command) == path
+    assert (decoded_by(command[:-1], "")[0] if command.endswith("|") else command) == path

@@ -81,7 +81,7 @@ def test_a_cut(place: Path) -> None:
     [
         (lambda row: row.update(type="MixedCut"), "line 1: is a MixedCut, expected a MonoCut"),
         (lambda row: row.update(type="PaddingCut"), "is a PaddingCut"),
-        (lambda row: row.update(channel=1), "is about channel 1, only channel 0"),
+        (lambda row: row.update(channel=1), "is about channel 1, expected one of its recording"),
         (lambda row: row.update(channel=[0, 1]), r"is about channel \[0, 1\]"),
         (
             lambda row: row["recording"]["sources"][0].update(type="command", source="rm -rf /"),
@@ -91,7 +91,6 @@ def test_a_cut(place: Path) -> None:
             lambda row: row["recording"]["sources"][0].update(type="memory"),
             "is of type 'memory', expected file or url",
         ),
-        (lambda row: row["recording"]["sources"][0].update(channels=[0, 1]), "several channels"),
         (
             lambda row: row["recording"].update(transforms=[{"name": "Speed"}]),
             "changed while it is read",
@@ -145,6 +144,29 @@ def write_items(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return path
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ([[0]], ("0.wav", None)),
+        ([[0, 1]], ("0.wav", 1)),
+        ([[2, 1, 0]], ("0.wav", 1)),
+        ([[0], [1]], ("1.wav", None)),
+        ([[0], [1, 2]], ("1.wav", 0)),
+    ],
+)
+def test_channels_of_recordings(
+    tmp_path: Path, sources: list[list[int]], expected: tuple[str, int | None]
+) -> None:
+    named = [
+        {"type": "file", "channels": channels, "source": f"{number}.wav"}
+        for number, channels in enumerate(sources)
+    ]
+    row = CUT | {"recording": CUT["recording"] | {"sources": named}}
+    row["channel"] = min(1, sum(map(len, sources)) - 1)
+    (one,) = read_manifest(write_items(tmp_path / "cuts.jsonl", [row]))
+    assert (Path(one.path).name, one.channel) == expected
 
 
 @pytest.mark.parametrize("given", ["", "x_recordings_dev.jsonl.gz", "x_supervisions_dev.jsonl"])
