@@ -6,12 +6,12 @@ Imports no torch, so that --help, stage=list and a mistyped key take less than a
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import traceback
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from hubert_pretrain import distributed
@@ -45,11 +45,13 @@ def main() -> None:
         print(compose.help_text())
         return
     hide_srun_from_lightning()
-    compose.register()
     try:
+        sys.argv[1:] = compose.prepare(sys.argv[1:])
         _main()
     except KeyboardInterrupt:
         _exit_codes.append(_report("interrupted; the same command resumes", 130))
+    except HubertPretrainError as error:
+        sys.exit(_report(str(error), error.exit_code))
     except Exception as error:
         message = compose.explain(error)
         if message is None:
@@ -66,7 +68,9 @@ def main() -> None:
 @hydra.main(version_base="1.3", config_path=str(compose.conf_folder()), config_name="config")
 def _main(config: DictConfig) -> None:
     try:
-        _run(config, list(HydraConfig.get().overrides.task))
+        overrides = compose.command_line()
+        sys.argv[1:] = overrides  # Lightning starts its other ranks with these words
+        _run(config, overrides)
     except HubertPretrainError as error:
         # Reported here: Hydra would print a line of its own before it.
         _exit_codes.append(_report(str(error), error.exit_code))
@@ -99,7 +103,7 @@ def _run_all(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None
         slurm.run_pending(recipe, workspace, stages, overrides)
         return
     _write_recipe(workspace, recipe)
-    words = [word for word in overrides if not word.startswith("stage=")]
+    words = [word for word in overrides if not word.lstrip("+").startswith("stage=")]
     local.run_pending(recipe, workspace, stages, words)
     summary.print_results(summary.collect(recipe, workspace))
 
@@ -120,8 +124,12 @@ def _run_one(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None
 
 
 def _write_recipe(workspace: Workspace, recipe: Recipe) -> None:
-    """Write the whole configuration beside the results."""
-    write_text(workspace.recipe_path, OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+    """Write the whole configuration beside the results: `+recipe=<this file>` runs it again."""
+    config = OmegaConf.masked_copy(
+        OmegaConf.structured(recipe),
+        [each.name for each in dataclasses.fields(recipe) if each.name != "stage"],
+    )
+    write_text(workspace.recipe_path, OmegaConf.to_yaml(config))
 
 
 def _report(message: str, exit_code: int) -> int:

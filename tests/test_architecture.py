@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
     {"errors"},
-    {"frames", "seeds", "progress", "files", "distributed"},
+    {"frames", "seeds", "progress", "files", "distributed", "fields"},
     {"data", "model"},
     {"formats", "interop", "config"},
     {"corpora", "features", "training", "pipeline"},
@@ -243,7 +243,7 @@ def test_a_stage_reads_as_a_table_of_contents(verb: str) -> None:
 def test_the_model_is_plain_torch() -> None:
     files = [path for path in FILES if room(path) == "model"]
     assert files
-    rooms = {"frames", "errors", "files", "seeds"}
+    rooms = {"fields", "frames", "errors", "files", "seeds"}
     assert not [
         f"{name_of(path)}:{line} imports {there}"
         for path in files

@@ -4,25 +4,31 @@ once, and Hydra's errors become one line each.
 
 from __future__ import annotations
 
-import ast
-import importlib.util
+import dataclasses
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from hubert_pretrain import distributed
-from hubert_pretrain.config import validate
-from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.config import keys, nodes, schema, validate, words
+from hubert_pretrain.config.schema import FinetuneConfig, IterationConfig, Recipe
 from hubert_pretrain.errors import ConfigError, HubertPretrainError, did_you_mean
+from hubert_pretrain.fields import field, raise_faults
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+CHOICES = ("data", "model", "export", "trainer", "logger", "launch")
+"""Groups of which every run has one choice (conf/config.yaml)."""
 
 HELP = """\
 Pretrain HuBERT: features -> k-means -> targets -> masked prediction, twice; then fine-tune, export.
@@ -36,11 +42,33 @@ Run the same command again to resume. Examples:
   python -m hubert_pretrain.run +recipe=base_ls960 data.root=/corpora/LibriSpeech \\
       trainer=ddp trainer.devices=8
 
+RECIPE is a name below, a folder in ./recipes, or the path of a file (runs/demo/recipe.yaml: the
+whole configuration of a run).
+
 Groups and their choices:
 {groups}
 
 Keys: docs/configuration.md explains them all, --cfg job shows the values of a recipe.
 """
+
+
+Composed: type[Recipe] = dataclasses.make_dataclass(
+    "Recipe",
+    [
+        ("iterations", dict[str, Optional[IterationConfig]], field({})),  # noqa: UP045
+        ("finetune", dict[str, Optional[FinetuneConfig]], field({})),  # noqa: UP045
+    ],
+    bases=(Recipe,),
+)
+"""The schema of files: null removes an iteration or a task that a recipe inherits."""
+WHOLE = ("work_dir", "data", "model", "iterations", "trainer")
+"""Sections by which the file of a whole configuration is known."""
+MACHINE = Path("conf", "local", "machine.yaml")
+"""Paths and limits of a machine, in the folder of the command or at the top of a checkout."""
+_broken: dict[str, str] = {}
+"""Recipes that cannot be read, with the reason: only a command that names one fails."""
+_chosen_files: dict[str, Path] = {}
+"""Recipes that the command line names by path, by the name that Hydra knows them by."""
 
 
 def conf_folder() -> Path:
@@ -60,50 +88,176 @@ def recipe_files() -> dict[str, Path]:
     }
 
 
-def register() -> None:
+def register(chosen: Sequence[str] = ()) -> None:
     """Register the schema with Hydra, and make every recipe choosable as `+recipe=<folder>` from
     any working directory.
 
     A search path (`file://recipes`) would silently turn `+recipe=x` into a plain string outside the
     repository's root.
+
+    Args:
+        chosen: groups that the command line chooses from: in the file of a whole configuration
+            their sections give way.
     """
     store = ConfigStore.instance()
-    store.store(name="schema", node=Recipe)
-    for name, path in recipe_files().items():
-        store.store(group="recipe", name=name, node=OmegaConf.load(path), package="_global_")
+    store.store(name="schema", node=Composed)
+    for name, path in {**recipe_files(), **_chosen_files}.items():
+        _broken.pop(name, None)
+        try:
+            node = _recipe_node(path, chosen)
+        except ConfigError as error:
+            _broken[name] = str(error)
+            store.repo.get("recipe", {}).pop(f"{name}.yaml", None)
+        else:
+            store.store(group="recipe", name=name, node=node, package="_global_")
+    machine = next((path for path in _machine_files() if path.is_file()), None)
+    limits = _mapping_of(machine) if machine else {}
+    store.store(group="machine", name="local", node=limits, package="_global_")
+
+
+def _machine_files() -> list[Path]:
+    return [Path.cwd() / MACHINE, _PACKAGE.parent / MACHINE]
+
+
+def _recipe_node(path: Path, chosen: Sequence[str]) -> DictConfig:
+    """The content of a recipe file. A whole configuration replaces the choices of conf/."""
+    node = _mapping_of(path)
+    if "defaults" in node or not set(WHOLE) <= set(node):
+        return node
+    groups = [name for name in CHOICES if name in node and name not in chosen]
+    whole = OmegaConf.create({"defaults": [{f"override /{name}": None} for name in groups]})
+    whole.defaults.append("_self_")
+    for name in node:
+        if name not in chosen:
+            whole[name] = node._get_node(name)
+    return whole
+
+
+def _mapping_of(path: Path) -> DictConfig:
+    """A yaml file. Raises ConfigError naming the file and the line."""
+    try:
+        node = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: no readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{path}: expected keys and values, e.g. name: {path.parent.name}")
+    return node
+
+
+def prepare(argv: Sequence[str]) -> list[str]:
+    """Register everything that a command line can choose from. Returns its words as Hydra takes
+    them. Raises ConfigError."""
+    _chosen_files.clear()
+    argv = [_with_recipe_name(word) for word in argv]
+    register([word.partition("=")[0] for word in argv if "={" not in word])
+    return words.prepare(argv, {name: _options(name) for name in _groups()})
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in conf_folder().iterdir() if path.is_dir())
+
+
+def _with_recipe_name(word: str) -> str:
+    """`+recipe=FILE` -> `+recipe=NAME`."""
+    match = re.fullmatch(r"(\+?recipe)=(.*\.ya?ml)", word)
+    if match is None:
+        return word
+    path = Path(match[2].strip("'\"")).expanduser().absolute()
+    if not path.is_file():
+        raise ConfigError(f"{word}: there is no file {path}")
+    name = "file_" + re.sub(r"\W", "_", str(path), flags=re.ASCII)
+    _chosen_files[name] = path
+    return f"{match[1]}={name}"
+
+
+def command_line() -> list[str]:
+    """The words that make another process compose the configuration of this one."""
+    hydra = HydraConfig.get()
+    given = {source.provider: source.path for source in hydra.runtime.config_sources}
+    flags = [f"--config-dir={given['command-line']}"] if "command-line" in given else []
+    if hydra.job.config_name != "config":
+        flags.append(f"--config-name={hydra.job.config_name}")
+    if given["main"] != str(conf_folder()):
+        flags.append(f"--config-path={given['main']}")
+    own = [word for word in hydra.overrides.hydra if "hydra.mode=" not in word]
+    names = {f"+recipe={name}": f"+recipe={path}" for name, path in _chosen_files.items()}
+    return [*flags, *own, *(names.get(word, word) for word in hydra.overrides.task)]
+
+
+def recipe_of(argv: Sequence[str]) -> Recipe:
+    """The recipe of a command line, without running anything. Raises ConfigError."""
+    prepared = prepare(argv)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+        try:
+            config = hydra_compose("config", overrides=prepared)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain(error)) from None
+    return to_recipe(config, prepared)
 
 
 def help_text() -> str:
     """Text of `--help`. (Hydra's own copies the whole configuration for each group: 1.5 s.)"""
-    names = sorted(path.name for path in conf_folder().iterdir() if path.is_dir())
-    groups = {"recipe": _options("recipe")} | {name: _options(name) for name in names}
+    groups = {"recipe": _options("recipe")} | {name: _options(name) for name in _groups()}
     lines = [f"  {name}: {', '.join(choices)}" for name, choices in groups.items() if choices]
     return HELP.format(groups="\n".join(lines))
 
 
 def to_recipe(config: DictConfig, overrides: list[str]) -> Recipe:
-    """The composed configuration as a `Recipe`. Raises ConfigError with one line that names the
+    """The composed configuration as a `Recipe`. Raises ConfigError with a line for each fault: the
     key, the value and the fix.
     """
+    if OmegaConf.get_type(config) is not Composed:  # --config-name of another file
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(Composed), config)
+            assert isinstance(merged, DictConfig)
+            config = merged
+        except OmegaConfBaseException as error:
+            raise ConfigError(explain(error)) from None
     if OmegaConf.is_missing(config, "name"):
         raise ConfigError(
             f"choose a recipe: +recipe=<name> with one of {', '.join(sorted(recipe_files()))}"
         )
     if OmegaConf.is_missing(config, "work_dir"):
         config.work_dir = _default_work_dir(config.name, overrides)
+    faults = keys.drop_unknown(config)
     try:
         missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
-            raise ConfigError(_explain_missing(missing[0]))
-        recipe = OmegaConf.to_object(config)
+        recipe = None if missing else OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
+    raise_faults([*faults, *map(_explain_missing, missing)] if missing else [])
     assert isinstance(recipe, Recipe)
+    _drop_removed(recipe)
     if launched := distributed.launcher():
         recipe.trainer.devices, recipe.trainer.num_nodes = launched
-    _check_targets(recipe)
-    validate.check(recipe)
+    raise_faults([*faults, *_faults_of_nodes(recipe), *validate.faults(recipe)])
     return recipe
+
+
+def _drop_removed(recipe: Recipe) -> None:
+    """Leave out the parts that are null: a recipe that inherits them removed them."""
+    recipe.iterations = {name: each for name, each in recipe.iterations.items() if each}
+    recipe.finetune = {name: each for name, each in recipe.finetune.items() if each}
+    recipe.logger = {name: each for name, each in (recipe.logger or {}).items() if each}
+
+
+def _faults_of_nodes(recipe: Recipe) -> list[str]:
+    found = nodes.faults("data.corpus", recipe.data.corpus)
+    if recipe.data.root is None:  # validate.py says that it is missing
+        found = [fault for fault in found if not re.match(r"data\.corpus\.(root|path)=None", fault)]
+    for name, iteration in recipe.iterations.items():
+        if iteration.targets is None:
+            found += nodes.faults(f"iterations.{name}.features", iteration.features)
+    for name, task in recipe.finetune.items():
+        found += nodes.faults(f"finetune.{name}.task", task.task)
+    for name, node in recipe.logger.items():
+        # The run gives a logger its folder and name.
+        found += nodes.faults(f"logger.{name}", node, complete=False)
+    return found
+
+
+# -- errors of Hydra and OmegaConf
 
 
 def explain(error: Exception) -> str | None:
@@ -116,29 +270,28 @@ def explain(error: Exception) -> str | None:
     if match := re.search(r"Missing mandatory value: ([\w.]+)", text):
         return _explain_missing(match[1])
     if match := re.search(r"Could not find '([\w/]+)/([^/']+)'", text):
-        group, name = match.groups()
-        options = _options(group)
-        kind = group.split("/")[-1]
-        return (
-            f"{group}={name}: no such {kind}{did_you_mean(name, options)}; "
-            f"choose one of {', '.join(options)}"
-        )
+        return _explain_choice(*match.groups())
     if match := re.search(r"Could not override '([^']+)'", text):
         return _explain_override(match[1])
-    if match := re.search(r"Key '([^']+)' (?:not in|is not in struct)[^\n]*", text):
-        key = getattr(error, "full_key", None) or match[1]
-        return f"{key}: no such key{did_you_mean(key, _known_keys())}"
-    key = getattr(error, "full_key", None)
-    # Hydra wraps the error of OmegaConf under a first line that says only that composing failed.
-    lines = [
-        line for line in text.strip().splitlines() if not line.endswith("while composing config:")
-    ]
-    line = lines[0]
-    return f"{key}: {line}" if key and key not in line else line
+    if match := re.search(r"Error parsing override '([^']+)'\nmissing EQUAL", text):
+        return f"{match[1]}: expected KEY=VALUE, or an option such as --help"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    return _explain_value(text, cause)
 
 
 def _explain_missing(key: str) -> str:
     return f"{key} has no value: add {key}=... to the command line, or set it in the recipe"
+
+
+def _explain_choice(group: str, name: str) -> str:
+    if group == "recipe" and name in _broken:
+        return _broken[name]
+    options = _options(group)
+    kind = group.split("/")[-1]
+    return (
+        f"{group}={name}: no such {kind}{did_you_mean(name, options)}; "
+        f"choose one of {', '.join(options)}"
+    )
 
 
 def _explain_override(key: str) -> str:
@@ -147,42 +300,54 @@ def _explain_override(key: str) -> str:
             "write +recipe=<name>, with the plus sign: a recipe is added to the defaults, it does "
             "not replace one"
         )
-    known = _known_keys()
-    # Compare within the same parent first: "pretrain.lerning_rate" is nearer to a sibling than to
-    # any long path.
-    parent = key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == parent]
-    guess = did_you_mean(key, siblings) or did_you_mean(key, known)
-    return f"{key}: no such key{guess}; --cfg job shows all keys"
+    known = [each.name for each in dataclasses.fields(Recipe)]
+    if key in known:
+        return f"{key}: expected keys inside it, e.g. {key}.NAME=..., or a choice: {key}@PLACE=NAME"
+    return keys.no_such_key(key, known, [])
 
 
-def _known_keys() -> list[str]:
-    """Dotted names of every key of the configuration of this command line; without its choices
-    when they cannot be composed."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    choices = [
-        word
-        for word in sys.argv[1:]
-        if re.match(r"\+?(recipe|data|model|trainer|logger|launch|export)=", word)
-    ]
-    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
-        try:
-            config = compose("config", overrides=choices)
-        except HydraException:
-            config = compose("config")
-    return _dotted(OmegaConf.to_container(config))
+_SECTIONS = {name: each for name, each in vars(schema).items() if dataclasses.is_dataclass(each)}
+"""Classes of the schema by name."""
+KINDS = {
+    r"could not be converted to Integer": "a whole number",
+    r"could not be converted to Float": "a number",
+    r"is not a valid bool": "true or false",
+    r"is not a ListConfig, list or tuple": "a list, e.g. [a, b]",
+    r"is not a subclass of|Cannot assign \w+ to DictConfig": "keys and values, not one value",
+    r"is not Optional|non-[oO]ptional": "a value, not null",
+}
+"""Values that OmegaConf expected, by its words."""
 
 
-def _dotted(tree: Any, prefix: str = "") -> list[str]:
-    names = []
-    for key, value in tree.items():
-        names.append(f"{prefix}{key}")
-        if isinstance(value, dict):
-            names += _dotted(value, f"{prefix}{key}.")
-    return names
+def _explain_value(text: str, cause: Exception) -> str:
+    """A value of the wrong type, or a key that is not there, with the file or the word it is in."""
+    detail = str(cause)
+    where = _file_of(match[1]) if (match := re.match(r"In '([^']+)'", text)) else ""
+    full = re.search(r"full_key: (\S+)", detail)
+    key = full[1] if full else str(getattr(cause, "full_key", None) or "")
+    if re.search(r"Key '[^']+' (?:not in|is not in struct)", detail):
+        name = re.search(r"object_type=(\w+)", detail)
+        section = _SECTIONS.get(name[1] if name else "")
+        parent = key.rpartition(".")[0]
+        known = [each.name for each in dataclasses.fields(section)] if section else []
+        siblings = [f"{parent}.{each}" if parent else each for each in known]
+        return where + keys.no_such_key(key, siblings, [])
+    # Hydra wraps the error of OmegaConf under a first line that says only that composing failed.
+    lines = [line for line in detail.strip().splitlines() if "while composing config:" not in line]
+    expected = next((name for words, name in KINDS.items() if re.search(words, lines[0])), None)
+    if expected and key:
+        found = re.search(r"[Vv]alue '([^']*)'", lines[0])
+        return f"{where}{key}{f'={found[1]!r}' if found else ''}: expected {expected}"
+    return f"{where}{key}: {lines[0]}" if key and key not in lines[0] else where + lines[0]
+
+
+def _file_of(name: str) -> str:
+    """`recipes/demo/recipe.yaml: ` for Hydra's recipe/demo."""
+    group, _, choice = name.partition("/")
+    if group == "machine":
+        return f"{MACHINE}: "
+    path = {**recipe_files(), **_chosen_files}.get(choice) if group == "recipe" else None
+    return f"{path or conf_folder() / f'{name}.yaml'}: "
 
 
 def _options(group: str) -> list[str]:
@@ -218,76 +383,3 @@ def build(node: dict[str, Any], **more: Any) -> Any:
         if isinstance(error.__cause__, HubertPretrainError):
             raise error.__cause__ from None
         raise
-
-
-# -- `_target_` nodes
-
-
-def _check_targets(recipe: Recipe) -> None:
-    """Check the keyword arguments of every `_target_` of ours, by reading its source: importing it
-    would import torch.
-    """
-    nodes: dict[str, Any] = {"data.corpus": recipe.data.corpus}
-    nodes |= {
-        f"iterations.{name}.features": iteration.features
-        for name, iteration in recipe.iterations.items()
-    }
-    nodes |= {f"finetune.{name}.task": task.task for name, task in recipe.finetune.items()}
-    for key, node in nodes.items():
-        if not isinstance(node, dict) or "_target_" not in node:
-            raise ConfigError(f"{key}: expected a `_target_` and its arguments, found {node!r}")
-        for inner_key, inner in _target_nodes(key, node):
-            _check_arguments(inner_key, inner)
-
-
-def _target_nodes(key: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every `_target_` node in a tree, with its dotted name."""
-    if isinstance(value, dict):
-        if "_target_" in value:
-            yield key, value
-        for name, inner in value.items():
-            yield from _target_nodes(f"{key}.{name}", inner)
-
-
-def _check_arguments(key: str, node: dict[str, Any]) -> None:
-    arguments = _arguments(key, str(node["_target_"]))
-    for name in node:
-        if arguments is not None and name != "_target_" and name not in arguments:
-            raise ConfigError(
-                f"{key}.{name}: {node['_target_']} has no such argument"
-                f"{did_you_mean(name, arguments)}"
-            )
-
-
-def _arguments(key: str, target: str) -> list[str] | None:
-    """Arguments of the constructor of a class in this package; None for other classes."""
-    if not target.startswith("hubert_pretrain."):
-        return None
-    module, _, name = target.rpartition(".")
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        spec = None
-    if spec is None or spec.origin is None:
-        raise ConfigError(f"{key}._target_: there is no module {module}")
-    classes = {
-        node.name: node
-        for node in ast.parse(Path(spec.origin).read_text()).body
-        if isinstance(node, ast.ClassDef)
-    }
-    if name not in classes:
-        raise ConfigError(
-            f"{key}._target_: {module} has no class {name}{did_you_mean(name, list(classes))}"
-        )
-    body = classes[name].body
-    constructor = next(
-        (node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__"),
-        None,
-    )
-    if constructor is None:  # a dataclass
-        return [
-            node.target.id
-            for node in body
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-        ]
-    return [argument.arg for argument in (*constructor.args.args[1:], *constructor.args.kwonlyargs)]

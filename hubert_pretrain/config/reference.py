@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hubert_pretrain.config import schema
-from hubert_pretrain.config.fields import MISSING, default_of
+from hubert_pretrain.fields import MISSING, default_of
 
 INTRODUCTION = """\
 # Configuration

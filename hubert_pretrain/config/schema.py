@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hubert_pretrain.config.fields import (
+from hubert_pretrain.fields import (
     MISSING,
     all_positive,
     audio_channel,
+    between,
     choice,
+    decay_rates,
     decibels,
     field,
     one_or_several,
@@ -22,6 +24,7 @@ from hubert_pretrain.config.fields import (
     share,
     share_above_zero,
     share_below_one,
+    signal_names,
     zero_or_more,
 )
 from hubert_pretrain.model.config import (
@@ -32,6 +35,9 @@ from hubert_pretrain.model.config import (
     HubertConfig,
     SpanMask,
 )
+
+MAX_CLUSTERS = 2**16
+"""Targets are 16-bit numbers."""
 
 
 @dataclass
@@ -81,8 +87,8 @@ class ClusteringConfig:
     """Frames -> codebook (fairseq's learn_kmeans.py). The defaults are the paper's mini-batch
     k-means."""
 
-    n_clusters: int = MISSING
-    """K, the number of clusters, at most 65536."""
+    n_clusters: int = field(MISSING, between(1, MAX_CLUSTERS))
+    """K, the number of clusters. Targets are 16-bit numbers."""
     fraction: float = field(0.1, share_above_zero)
     """Share of the training utterances that the codebook is fitted on; at least an hour of audio,
     or everything [percent]."""
@@ -211,7 +217,7 @@ class PretrainConfig:
     """Peak learning rate."""
     warmup_fraction: float = field(0.08, share)
     """Share of the steps with a linear rise from 0; a linear fall to 0 follows."""
-    betas: list[float] = field([0.9, 0.98])
+    betas: list[float] = field([0.9, 0.98], decay_rates)
     """AdamW's decay rates of the two moments."""
     eps: float = field(1e-6, positive)
     """AdamW's epsilon."""
@@ -313,9 +319,9 @@ class FinetuneConfig:
     """Share of the steps in which the rate stays at its peak."""
     initial_lr_scale: float = field(0.01, share)
     """First rate, as a share of the peak."""
-    final_lr_scale: float = field(0.05, share)
+    final_lr_scale: float = field(0.05, share_above_zero)
     """Last rate, as a share of the peak."""
-    betas: list[float] = field([0.9, 0.98])
+    betas: list[float] = field([0.9, 0.98], decay_rates)
     """AdamW's decay rates of the two moments."""
     eps: float = field(1e-8, positive)
     """AdamW's epsilon."""
@@ -386,8 +392,8 @@ class TrainerConfig:
     """Several processes: ddp (auto) copies the weights, fsdp shards them (docs/distributed.md)."""
     gradient_compression: str = field("none", choice("none", "bf16"))
     """bf16: ddp sends half as much, and gradients are rounded."""
-    precision: str = "auto"
-    """auto: bf16-mixed on a GPU, 32-true elsewhere; or 16-mixed, bf16-mixed, 32-true."""
+    precision: str = field("auto", choice("auto", "32-true", "bf16-mixed", "16-mixed"))
+    """auto: bf16-mixed on a GPU, 32-true elsewhere."""
     loader_workers: int = field(2, zero_or_more)
     """Processes per device that decode audio; 0: the training process does."""
     threads: int = field(0, zero_or_more)
@@ -405,7 +411,7 @@ class TrainerConfig:
     """reduce-overhead replays CUDA graphs, max-autotune tries kernels for minutes."""
     progress_bar: bool = True
     """Show a progress bar on a terminal."""
-    signals: list[str] = field(["SIGTERM", "SIGUSR2"])
+    signals: list[str] = field(["SIGTERM", "SIGUSR2"], signal_names)
     """Signals on which a training saves at the next step and ends with exit code 75."""
     time_limit_minutes: float = field(0.0, zero_or_more)
     """The same after this time; 0: no limit (a SLURM job's end always counts)."""
@@ -460,9 +466,9 @@ class ResourcesConfig:
     """Cores per process."""
     gpus: int | None = field(None, zero_or_more)
     """GPUs per process; null: 1 where the stage computes and trainer.accelerator is gpu."""
-    nodes: int | None = None
+    nodes: int | None = field(None, positive)
     """Machines; null: trainer.num_nodes where it trains, else 1."""
-    tasks: int | None = None
+    tasks: int | None = field(None, positive)
     """Processes per node; null: trainer.devices where it trains, else 1."""
     array: int | None = field(None, zero_or_more)
     """label only: this many independent jobs share the work, each started when there is room."""

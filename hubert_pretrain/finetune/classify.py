@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,9 @@ from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import ClassificationHead
 from hubert_pretrain.model.hubert import HubertOutput
 
-LABELS = ("speaker", "label", "corpus")
+Label = Literal["speaker", "label", "corpus"]
 """Columns of a manifest that can be classes."""
+LABELS = get_args(Label)
 NO_NAMES = ("nan", "none", "null", "n/a", "na", "unknown", "undefined")
 """Labels (in lower case) that stand for a missing one in tables of other programs."""
 FEW = 3
@@ -46,7 +47,7 @@ class ClassifyTask:
     )
 
     def __init__(
-        self, *, label: str = "label", weighted_layers: bool = False, projection_size: int = 256
+        self, *, label: Label = "label", weighted_layers: bool = False, projection_size: int = 256
     ) -> None:
         """
         Args:

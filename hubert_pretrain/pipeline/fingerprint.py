@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection
 from typing import Any
 
-from hubert_pretrain.config.fields import default_of
+from hubert_pretrain.fields import default_of
 
 TARGET = "_target_"
 """Key of a node that names its class by import path (Hydra's)."""

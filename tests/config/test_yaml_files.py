@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from hubert_pretrain.config import compose, schema
-from hubert_pretrain.config.fields import MISSING
+from hubert_pretrain.fields import MISSING
 from hubert_pretrain.model.config import HubertConfig
 
 GROUPS = {

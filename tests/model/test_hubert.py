@@ -321,15 +321,15 @@ def test_bad_input(waveform: Tensor, arguments: dict[str, object], message: str)
     [
         ({"conv_stride": [5, 2]}, "model.conv_stride has 2"),
         ({"conv_dim": [0] * 7}, "model.conv_dim"),
-        ({"feat_extract_norm": "batch"}, "feat_extract_norm is 'batch'"),
+        ({"feat_extract_norm": "batch"}, "feat_extract_norm='batch'"),
         ({"hidden_act": "gelo"}, "did you mean 'gelu'"),
         ({"num_attention_heads": 5}, "32 is not a multiple of model.num_attention_heads 5"),
         ({"num_conv_pos_embedding_groups": 3}, "num_conv_pos_embedding_groups"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
         ({"hidden_dropout": 1.0}, "hidden_dropout"),
         ({"conv_gradient_scale": -1.0}, "conv_gradient_scale"),
-        ({"adapter_attn_dim": 0}, "adapter_attn_dim is 0"),
-        ({"initializer_range": 0.0}, "initializer_range is 0.0"),
+        ({"adapter_attn_dim": 0}, "adapter_attn_dim=0"),
+        ({"initializer_range": 0.0}, "initializer_range=0.0"),
     ],
 )
 def test_impossible_shapes(changes: dict[str, object], message: str) -> None:

@@ -14,10 +14,10 @@ from hydra import initialize_config_dir
 from torch import nn
 
 from hubert_pretrain.config import compose
-from hubert_pretrain.config.fields import names_of
 from hubert_pretrain.config.schema import Recipe, TrainerConfig
 from hubert_pretrain.distributed import accumulation
 from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.fields import names_of
 from hubert_pretrain.pipeline import plan
 from hubert_pretrain.training.dataloading import ResumableSampler
 from hubert_pretrain.training.strategies import (

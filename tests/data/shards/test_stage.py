@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from hubert_pretrain.config.fields import check_values
 from hubert_pretrain.config.schema import DataConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.shards import writer
 from hubert_pretrain.errors import ConfigError, DataError
+from hubert_pretrain.fields import check_values
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import Workspace

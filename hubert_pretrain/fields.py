@@ -1,9 +1,11 @@
-"""Fields of the configuration: defaults with their allowed values, and the check of all of them."""
+"""Fields of configurations: defaults with their allowed values, and the check of all of them."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,8 @@ from hubert_pretrain.errors import ConfigError, did_you_mean
 
 MISSING: Any = "???"
 """Mark of a value that has no default (OmegaConf's): a recipe or the command line gives it."""
+
+_CATCHABLE = set(signal.Signals.__members__) - {"SIGKILL", "SIGSTOP"}
 
 
 @dataclass(frozen=True)
@@ -24,21 +28,33 @@ class Allowed:
     names: tuple[str, ...] = ()
     """All values, where they are names."""
 
-    def check(self, key: str, value: Any) -> None:
-        """Raises ConfigError for a value that is not allowed, with the nearest name."""
+    def fault(self, key: str, value: Any) -> str | None:
+        """One line about a value that is not allowed, with the nearest name; None for any other."""
         if self.holds(value):
-            return
+            return None
         found = repr(value) if isinstance(value, str) else value
         nearest = did_you_mean(str(value), list(self.names))
-        raise ConfigError(f"{key}={found}: expected {self.expected}{nearest}")
+        return f"{key}={found}: expected {self.expected}{nearest}"
+
+    def check(self, key: str, value: Any) -> None:
+        """Raises ConfigError for a value that is not allowed."""
+        raise_faults([fault] if (fault := self.fault(key, value)) else [])
 
 
-positive = Allowed("a number above 0", lambda value: value > 0)
-zero_or_more = Allowed("0 or more", lambda value: value >= 0)
+positive = Allowed("a number above 0", lambda value: 0 < value < math.inf)
+zero_or_more = Allowed("0 or more", lambda value: 0 <= value < math.inf)
 share = Allowed("a share from 0 to 1", lambda value: 0 <= value <= 1)
 share_above_zero = Allowed("a share above 0 and up to 1", lambda value: 0 < value <= 1)
 share_below_one = Allowed("a share from 0 up to, but not, 1", lambda value: 0 <= value < 1)
 all_positive = Allowed("numbers above 0", lambda values: all(value > 0 for value in values))
+decay_rates = Allowed(
+    "two numbers from 0 up to, but not, 1, e.g. [0.9, 0.98]",
+    lambda values: len(values) == 2 and all(0 <= value < 1 for value in values),
+)
+signal_names = Allowed(
+    "names of signals that a process can catch, e.g. [SIGTERM, SIGUSR2]",
+    lambda names: all(f"SIG{name.removeprefix('SIG')}" in _CATCHABLE for name in names),
+)
 decibels = Allowed(
     "a range in dB, the lower end first, e.g. [-5, 5]",
     lambda limits: len(limits) == 2 and limits[0] <= limits[1],
@@ -48,6 +64,19 @@ audio_channel = Allowed(
     lambda value: value in ("mix", "loudest") or value.isdecimal(),
     ("mix", "loudest"),
 )
+
+
+def between(least: int, most: int) -> Allowed:
+    """A number within limits."""
+    return Allowed(f"a number from {least} to {most}", lambda value: least <= value <= most)
+
+
+def all_between(least: int, most: int) -> Allowed:
+    """Numbers within limits."""
+    return Allowed(
+        f"numbers from {least} to {most}",
+        lambda values: all(least <= value <= most for value in values),
+    )
 
 
 def choice(*names: str) -> Allowed:
@@ -104,14 +133,31 @@ def sections(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
                 yield from sections(part, name if word is None else f"{name}.{word}")
 
 
-def check_values(config: Any) -> None:
-    """Raises ConfigError for the first value that its field does not allow."""
-    for key, section in sections(config):
+def faults_of_values(config: Any, key: str = "") -> dict[str, str]:
+    """One line for each value that its field does not allow, by the key of the value."""
+    faults = {}
+    for name, section in sections(config, key):
         for each in dataclasses.fields(section):
             allowed = each.metadata.get("allowed")
             value = getattr(section, each.name)
             if allowed is not None and value is not None:
-                allowed.check(f"{key}.{each.name}" if key else each.name, value)
+                inner = f"{name}.{each.name}" if name else each.name
+                if fault := allowed.fault(inner, value):
+                    faults[inner] = fault
+    return faults
+
+
+def check_values(config: Any, key: str = "") -> None:
+    """Raises ConfigError with every value that its field does not allow."""
+    raise_faults(list(faults_of_values(config, key).values()))
+
+
+def raise_faults(faults: list[str]) -> None:
+    """Raises one ConfigError for all of these lines, if there are any."""
+    if len(faults) == 1:
+        raise ConfigError(faults[0])
+    if faults:
+        raise ConfigError("\n  ".join([f"{len(faults)} faults of the configuration", *faults]))
 
 
 def names_of(section: type, key: str) -> list[str]:

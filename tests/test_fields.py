@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
+from hubert_pretrain import fields
 from hubert_pretrain.clustering.kmeans import ENGINES
 from hubert_pretrain.clustering.layer_selection import CRITERIA
-from hubert_pretrain.config import fields
-from hubert_pretrain.config.fields import Allowed, check_values, choice, field, names_of
 from hubert_pretrain.config.schema import (
     ClusteringConfig,
     ExportConfig,
@@ -18,6 +17,7 @@ from hubert_pretrain.config.schema import (
     TrainerConfig,
 )
 from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.fields import Allowed, check_values, choice, field, names_of
 from hubert_pretrain.interop.registry import FORMATS
 from hubert_pretrain.training.strategies import STRATEGIES
 
