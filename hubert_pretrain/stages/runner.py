@@ -31,7 +31,10 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
     Rank 0 holds the lock and writes `partial.json` and `meta.json`; the other ranks only work.
     """
     for name in stage.inputs:
-        workspace.resolve(name)
+        if name in stage.run_stages:
+            workspace.artefact(name)  # says which stage to run first
+        else:
+            workspace.resolve(name)
     check_unchanged(stage, workspace)
     if workspace.is_done(stage.name):
         return
