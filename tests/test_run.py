@@ -5,6 +5,7 @@ for each mistake.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
