@@ -61,6 +61,7 @@ def faults(recipe: Recipe) -> list[str]:
             found += _faults_of_finetune(key, task, recipe.trainer)
     if model_is_sound:
         found += _faults_of_trainer(recipe.trainer, recipe.model)
+    if model_is_sound and "export.format" not in wrong:
         found += _faults_of_export(recipe)
     return found if found else list(_faults_of_devices(recipe))
 
@@ -283,26 +284,26 @@ def _faults_of_spans(key: str, config: SpanMask) -> Iterator[str]:
 
 
 def _faults_of_export(recipe: Recipe) -> Iterator[str]:
-    """Networks of this run that the chosen format cannot hold."""
-    format = recipe.export.format
+    """Networks of this run that a chosen format cannot hold."""
     trainings = {f"{name}/pretrain": each.pretrain for name, each in recipe.iterations.items()}
-    tasks = {f"finetune/{name}": each.task for name, each in recipe.finetune.items()}
+    tasks = {f"finetune/{name}": str(each.task) for name, each in recipe.finetune.items()}
     own = [name for name in recipe.export.checkpoints if name in trainings or name in tasks]
-    if own:
-        yield from faults_of_export(format, recipe.model)
-    for name in own:
-        head = trainings[name].loss.head if name in trainings else "unit embeddings"
-        if format in ("fairseq", "s3prl") and head == "softmax":
-            yield (
-                f"export.format={format} cannot hold the softmax head of {name}: its HuBERT has "
-                "unit embeddings only; export to huggingface or torchaudio"
-            )
-        classifies = "ClassifyTask" in str(tasks.get(name))
-        if format == "fairseq" and classifies:
-            yield (
-                f"export.format=fairseq cannot hold {name}: it has no HuBERT that classifies "
-                "utterances; export to huggingface, torchaudio, s3prl or onnx"
-            )
+    formats = recipe.export.format
+    for format in formats if isinstance(formats, list) else [formats]:
+        if own:
+            yield from faults_of_export(format, recipe.model)
+        for name in own:
+            softmax = name in trainings and trainings[name].loss.head == "softmax"
+            if format in ("fairseq", "s3prl") and softmax:
+                yield (
+                    f"export.format={format} cannot hold the softmax head of {name}: its HuBERT "
+                    "has unit embeddings only; export to huggingface or torchaudio"
+                )
+            if format == "fairseq" and "ClassifyTask" in tasks.get(name, ""):
+                yield (
+                    f"export.format=fairseq cannot hold {name}: it has no HuBERT that classifies "
+                    "utterances; export to huggingface, torchaudio, s3prl or onnx"
+                )
 
 
 # -- hardware
