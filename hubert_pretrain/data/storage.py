@@ -2,8 +2,8 @@
 with a bounded cache.
 
 Any URL that fsspec knows is read (s3://, gs://, http://, ...). Only the bytes of the audio file
-that was asked for are fetched, never a whole shard, so that one epoch fetches every byte once; the
-cache holds as many of them as fit.
+that was asked for are fetched, never a whole shard, so that one epoch fetches every byte once; of a
+long recording only the parts that are read. The cache holds as many bytes as fit.
 """
 
 from __future__ import annotations
@@ -22,13 +22,22 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.files import write_bytes
 
+Result = TypeVar("Result")
+
 ATTEMPTS = 4
 """Tries of a fetch before it is an error; the waits between them are 0.5, 1 and 2 seconds."""
+
+_WHOLE = 1 << 20
+"""Audio files of up to this many bytes are fetched whole, with one request."""
+_PART = 1 << 18
+"""Bytes fetched at a time of a longer one; twice as many each time when they follow each other."""
+_MOST_AT_ONCE = 1 << 23
+_PARTS_KEPT = 4
 
 _OPEN_SHARDS = 64
 _LEFT_BY_EVICTION = 0.9
@@ -190,7 +199,7 @@ def open_bytes(
     """
     path = path.removeprefix("file://")
     if is_url(path):
-        return ByteRange.of(fetch(path, offset, num_bytes, cache))
+        return _remote(path, offset, num_bytes, cache)
     try:
         # At every call, which costs a microsecond: a shard may be replaced or cut while it is in
         # use.
@@ -218,6 +227,70 @@ def open_bytes(
             "the shard was cut, copy or write it again"
         )
     return ByteRange(num_bytes, lambda start, length: shard.read(offset + start, length))
+
+
+def _remote(url: str, offset: int, num_bytes: int, cache: Cache | None) -> ByteRange:
+    """The bytes of an audio file behind a URL; those of a long one are fetched as they are read."""
+    if offset >= 0:
+        if num_bytes <= _WHOLE:
+            return ByteRange.of(fetch(url, offset, num_bytes, cache))
+        parts = _Parts(url, offset, num_bytes, cache)
+    else:
+        get = functools.partial(_download, url, 0, _WHOLE, may_end=True)
+        head = get() if cache is None else cache.get(f"{url}\n0\n{_WHOLE}", get)
+        # Fewer bytes are the whole file, more that of a server without ranges.
+        size = _size(url) if len(head) == _WHOLE else len(head)
+        if size is None:
+            return ByteRange.of(fetch(url, cache=cache))
+        if size == len(head):
+            return ByteRange.of(head)
+        parts = _Parts(url, 0, size, cache, head)
+    return ByteRange(parts.size, parts.read)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _size(url: str) -> int | None:
+    """Size of the file behind a URL; None where the server does not say it."""
+    return _tried(url, lambda system, path: system.size(path))
+
+
+class _Parts:
+    """The last parts that were fetched of a file behind a URL."""
+
+    def __init__(
+        self, url: str, offset: int, size: int, cache: Cache | None, head: bytes = b""
+    ) -> None:
+        self.size = size
+        self._url = url
+        self._offset = offset
+        self._cache = cache
+        self._span = _PART
+        self._next = len(head)
+        self._parts = [(0, head)]
+
+    def read(self, start: int, length: int) -> bytes:
+        """The bytes [start, start + length)."""
+        found = bytearray()
+        while len(found) < length:
+            position = start + len(found)
+            first, data = self._part(position, length - len(found))
+            found += data[position - first : position - first + length - len(found)]
+        return bytes(found)
+
+    def _part(self, position: int, length: int) -> tuple[int, bytes]:
+        """A part that holds the byte at `position`: its first byte, and its bytes."""
+        for first, data in self._parts:
+            if first <= position < first + len(data):
+                return first, data
+        first = position if position == self._next else position // _PART * _PART
+        self._span = min(2 * self._span, _MOST_AT_ONCE) if first == self._next else _PART
+        # Up to a multiple, so that other crops of the recording find the part in the cache.
+        stop = -(-(max(first + self._span, position + length)) // _PART) * _PART
+        count = min(stop, self.size) - first
+        data = fetch(self._url, self._offset + first, count, self._cache)
+        self._next = first + count
+        self._parts = [*self._parts[-_PARTS_KEPT + 1 :], (first, data)]
+        return first, data
 
 
 def fetch(url: str, offset: int = -1, num_bytes: int = -1, cache: Cache | None = None) -> bytes:
@@ -335,23 +408,34 @@ def _read_entry(path: Path) -> bytes | None:
     return data
 
 
-def _download(url: str, offset: int, num_bytes: int) -> bytes:
+def _download(url: str, offset: int, num_bytes: int, may_end: bool = False) -> bytes:
+    """`may_end`: the file may end before, and a server without ranges may send all of it."""
+
+    def get(system: Any, path: str) -> bytes:
+        if offset < 0:
+            return bytes(system.cat_file(path))
+        data = bytes(system.cat_file(path, start=offset, end=offset + num_bytes))
+        if len(data) != num_bytes and not may_end:
+            raise OSError(
+                f"{len(data)} bytes came, {num_bytes} were asked for: "
+                "the file was cut or the server ignores ranges"
+            )
+        return data
+
+    return _tried(url, get)
+
+
+def _tried(url: str, get: Callable[[Any, str], Result]) -> Result:
+    """What `get` gives for the file system of a URL and the path in it; several times, as the
+    network fails. Raises DataError.
+    """
     # Looked up at each call: fsspec keeps its file systems by process, and those of a parent do
     # not work in a fork.
     from fsspec.core import url_to_fs
 
     for attempt in range(ATTEMPTS):
         try:
-            system, path = url_to_fs(url)
-            if offset < 0:
-                return bytes(system.cat_file(path))
-            data = bytes(system.cat_file(path, start=offset, end=offset + num_bytes))
-            if len(data) == num_bytes:
-                return data
-            error: Exception = OSError(
-                f"{len(data)} bytes came, {num_bytes} were asked for: "
-                "the file was cut or the server ignores ranges"
-            )
+            return get(*url_to_fs(url))
         except (FileNotFoundError, PermissionError, ImportError, ValueError) as fatal:
             raise DataError(
                 f"{url}: {reason_of(fatal)}; restore it, or correct the URL or the access to it"

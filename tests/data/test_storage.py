@@ -58,6 +58,12 @@ def served(
                 self.end_headers()
                 self.wfile.write(data)
 
+        def do_HEAD(self) -> None:
+            data = files.get(self.path)
+            self.send_response(404 if data is None else 200)
+            self.send_header("Content-Length", str(len(data or b"")))
+            self.end_headers()
+
         def log_message(self, *args: object) -> None:
             pass
 
@@ -286,3 +292,40 @@ def test_abandoned_files_of_killed_processes_are_evicted(tmp_path: Path) -> None
     cache.get("b", lambda: b"y" * 100)
     assert not stale.exists()
     assert path.exists()
+
+
+def test_a_crop_of_a_long_recording_behind_a_url_fetches_a_part(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(-9_000, 9_000, (2_000_000, 2)).astype(np.int16)
+    for suffix in ("wav", "flac"):
+        path = tmp_path / f"a.{suffix}"
+        soundfile.write(path, samples, SAMPLE_RATE)
+        content = path.read_bytes()
+        assert len(content) > 6_000_000
+        with served({"/a": content, "/shard": b"\0" * 512 + content}) as (address, asked):
+            expected = audio.read(path, 1_500_000, 32_000)
+            assert np.array_equal(audio.read(f"{address}/a", 1_500_000, 32_000), expected)
+            assert fetched(asked) <= 1 << 22
+            asked.clear()
+            member = {"offset": 512, "num_bytes": len(content)}
+            found = audio.read(f"{address}/shard", 1_500_000, 32_000, **member)
+            assert np.array_equal(found, expected)
+            assert fetched(asked) <= 1 << 22
+            asked.clear()
+            assert scan(f"{address}/a") == scan(path)
+            # A joined FLAC is searched for after the decoding.
+            assert fetched(asked) < (2.2 if suffix == "flac" else 1.2) * len(content)
+            assert len(asked) < 20
+
+
+def fetched(asked: list[str]) -> int:
+    """Bytes of the ranges that were asked for."""
+    spans = [one.partition("bytes=")[2].split("-") for one in asked if "bytes=" in one]
+    return sum(int(last) - int(first) + 1 for first, last in spans)
+
+
+def test_a_long_recording_is_read_from_a_server_without_ranges(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(1_000_000, np.int16), SAMPLE_RATE)
+    with served({"/a": path.read_bytes()}, ranges=False) as (address, asked):
+        assert np.array_equal(audio.read(f"{address}/a", 5, 10), np.zeros(10))
+        assert len(asked) == 1
