@@ -69,6 +69,9 @@ class DataConfig:
     channel: str = field("mix", audio_channel)
     """Of files with several channels: mix (the mean), a number (0 is the first; a file without it
     is quarantined), or loudest, of each utterance. A corpus may name it for each utterance."""
+    recode_minutes: float = field(2.0, zero_or_more)
+    """`prepare` writes longer recordings of formats without exact positions (MP3, Ogg, AAC) as
+    16-bit FLAC at 16 kHz, because each crop would be decoded from their beginning; 0: none."""
     workers: int = field(0, zero_or_more, science=False)
     """Processes that read audio in `prepare`; 0: one per core."""
     shards: str = field("none", choice("none", "pcm", "flac"))

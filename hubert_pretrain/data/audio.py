@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import soxr
+from numpy.typing import NDArray
 
 from hubert_pretrain.data.containers import STREAMED
 from hubert_pretrain.data.decoding import AudioStream, Waveform, blocks, num_samples, open_stream
@@ -252,9 +253,15 @@ def _resampled_crop(stream: AudioStream, start: int, stop: int | None, channel: 
 
 
 def fit_length(waveform: Waveform, length: int) -> Waveform:
-    """A waveform cut, or filled with zeros, to `length`, because a resampler may round otherwise
-    than `resampled_length`.
+    """A waveform (S,) or (S, channels) cut, or filled with zeros, to `length`, because a resampler
+    may round otherwise than `resampled_length`.
     """
     if len(waveform) >= length:
         return waveform[:length]
-    return np.pad(waveform, (0, length - len(waveform)))
+    missing = [(0, length - len(waveform)), *[(0, 0)] * (waveform.ndim - 1)]
+    return np.pad(waveform, missing)
+
+
+def to_int16(waveform: Waveform) -> NDArray[np.int16]:
+    """The nearest 16-bit values of samples in [-1, 1], clipped."""
+    return np.clip(np.rint(waveform * np.float32(2.0**15)), -(2**15), 2**15 - 1).astype(np.int16)

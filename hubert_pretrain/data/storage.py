@@ -426,8 +426,8 @@ def _download(url: str, offset: int, num_bytes: int, may_end: bool = False) -> b
 
 
 def _tried(url: str, get: Callable[[Any, str], Result]) -> Result:
-    """What `get` gives for the file system of a URL and the path in it; several times, as the
-    network fails. Raises DataError.
+    """The result of `get` with the file system of a URL and the path in it, tried several times,
+    because networks fail. Raises DataError.
     """
     # Looked up at each call: fsspec keeps its file systems by process, and those of a parent do
     # not work in a fork.

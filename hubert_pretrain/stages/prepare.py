@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from hubert_pretrain.data.manifest import write_columns
 from hubert_pretrain.data.preparation import build, corpus_card
 from hubert_pretrain.data.preparation.quarantine import Quarantine
 from hubert_pretrain.data.preparation.raw_utterances import COLUMNS, collect
+from hubert_pretrain.data.preparation.recode import Recoder
 from hubert_pretrain.data.preparation.scan_journal import ScanJournal
 from hubert_pretrain.data.shards.writer import convert
 from hubert_pretrain.data.source import CorpusSource, corpus_name, passed_over
@@ -33,6 +35,8 @@ from hubert_pretrain.pipeline.workspace import Workspace
 
 JOURNAL = "read.journal"
 """Files that were scanned, for a run that was killed."""
+RECODED = "recoded"
+"""Folder of the FLACs of long recordings (recode.py)."""
 RAW_UTTERANCES = ".utterances"
 """Scratch files: the utterances as the corpus states them."""
 
@@ -65,6 +69,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
             megabytes=data.shard_megabytes,
             workers=data.workers,
         )
+        shutil.rmtree(folder / RECODED, ignore_errors=True)
     (folder / JOURNAL).unlink()
     print(corpus_card.describe(card), flush=True)
     return corpus_card.facts_of(card)
@@ -96,8 +101,11 @@ def write_corpus(source: CorpusSource, data: DataConfig, folder: Path) -> dict[s
             utterances = collect(source, folder, spool, quarantine, channel_number(data.channel))
             total = len(utterances) + len(quarantine)
             build.refuse_all_missing(utterances)
+            recoder = None
+            if data.recode_minutes > 0:
+                recoder = Recoder(folder / RECODED, 60 * data.recode_minutes)
             scanned = build.scan_corpus(
-                utterances, journal, quarantine, data.workers, audio_cache(data)
+                utterances, journal, quarantine, data.workers, audio_cache(data), recoder
             )
             quarantine.refuse_too_many(total, data.max_bad_fraction)
             if data.duplicates == "drop":
@@ -109,6 +117,7 @@ def write_corpus(source: CorpusSource, data: DataConfig, folder: Path) -> dict[s
         rows = scanned.rows()
         manifest = write_columns(folder / MANIFEST, scanned.manifest(rows), root)
         card = corpus_card.make_card(manifest, scanned, rows, quarantine, folder / DUPLICATES)
+        card["recoded"] = build.remove_unused(scanned, rows)
         card["passed_over"] = passed_over(source).card()
         (folder / ALIGNMENTS).unlink(missing_ok=True)
         if card["aligned_utterances"]:

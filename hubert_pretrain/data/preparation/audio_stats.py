@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +66,8 @@ class AudioFacts:
     """Share of 20 ms hops more than 40 dB below the loudest."""
     mix_loss: float
     """Decibels by which a mix of channels is softer than the loudest of them; 0 for one channel."""
+    recoded: int
+    """1 when it is that of the FLAC that `prepare` makes of the recording (recode.py)."""
     content: str
     """Hash of the decoded mono samples: equal for a WAV and its FLAC."""
 
@@ -79,6 +81,8 @@ class AudioStats:
         self.source_rate = source_rate
         self.channels = channels
         self.source_samples = 0
+        self.recoded_from = 0
+        """Sample rate of the recording that was recoded to the one that is measured; 0: none."""
         self._asked = [Segment(*segment) for segment in segments]
         by_channel: dict[int, list[SegmentStats]] = {}
         # Several for a segment of the loudest channel, none for one of a channel that is not there.
@@ -125,8 +129,13 @@ class AudioStats:
                 results.append(missing_channel(segment.channel, self.channels))
                 continue
             loudest = max(candidates, key=lambda one: one.variance)
-            reason = loudest.reason(self.num_samples)
-            results.append(reason or loudest.facts(self.num_samples, self.source_rate))
+            if reason := loudest.reason(self.num_samples):
+                results.append(reason)
+                continue
+            facts = loudest.facts(self.num_samples, self.source_rate)
+            if self.recoded_from:
+                facts = replace(facts, source_rate=self.recoded_from, recoded=1)
+            results.append(facts)
         return results
 
     def _channels_of(self, segment: Segment) -> list[int]:
@@ -288,6 +297,7 @@ class SegmentStats:
             clipped=self._clipped / max(1, self._source_samples * self._channels),
             silence=float((power <= power.max() * _SILENCE_BELOW_LOUDEST).mean()),
             mix_loss=self._mix_loss,
+            recoded=0,
             content=self._digest.hexdigest(),
         )
 

@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +21,13 @@ from hubert_pretrain.data.arrow_table import chunks
 from hubert_pretrain.data.manifest import order_by_split
 from hubert_pretrain.data.preparation.quarantine import Quarantine, Quarantined
 from hubert_pretrain.data.preparation.raw_utterances import PASSTHROUGH, Ints, RawUtterances
+from hubert_pretrain.data.preparation.recode import Recoder
 from hubert_pretrain.data.preparation.scan import Recording, scan_all
 from hubert_pretrain.data.preparation.scan_journal import Identity, ScanJournal, identity
 from hubert_pretrain.data.source import other_length
-from hubert_pretrain.data.storage import Cache, is_url
+from hubert_pretrain.data.storage import Cache, Location, is_url
 from hubert_pretrain.errors import DataError
-from hubert_pretrain.frames import MODEL_GRID
+from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
 from hubert_pretrain.progress import progress
 from hubert_pretrain.seeds import share_of
 
@@ -54,6 +56,8 @@ class ScannedCorpus:
     splits: NDArray[np.int32]
     """(N,) split of each utterance, as a number into `names`."""
     names: list[str]
+    recoder: Recoder | None = None
+    """Made the files of the utterances that were recoded."""
 
     def content(self, positions: Ints) -> NDArray[np.uint64]:
         """A hash of the decoded audio of each position."""
@@ -79,10 +83,33 @@ class ScannedCorpus:
             columns = {name: self.utterances.take(name, positions) for name in PASSTHROUGH}
             for name, kind in _SCANNED.items():
                 columns[name] = pa.array(facts[name].astype(kind))
+            recoded = self.recoded_paths(positions)
+            if recoded:
+                _name_recoded(columns, recoded)
             columns["split"] = pa.DictionaryArray.from_arrays(
                 self.splits[positions], pa.array(self.names, pa.large_string())
             )
             yield columns
+
+    def recoded_paths(self, positions: Ints) -> dict[int, str]:
+        """Index into `positions` -> the FLAC that `prepare` made of the recording."""
+        facts = self.journal.records()[self.record[positions]]
+        indices = np.flatnonzero(facts["recoded"])
+        if self.recoder is None or not len(indices):
+            return {}
+        names = ("path", "offset", "num_bytes")
+        places = zip(
+            *(self.utterances.take(name, positions[indices]).to_pylist() for name in names),
+            strict=True,
+        )
+        return {
+            int(i): str(
+                self.recoder.path_of(
+                    Location(*place), (int(facts["size"][i]), int(facts["modified"][i]))
+                )
+            )
+            for i, place in zip(indices, places, strict=True)
+        }
 
     def alignments(self, rows: Ints) -> Iterator[tuple[int, Phones]]:
         """(row, phones) of the rows that have an alignment."""
@@ -90,6 +117,22 @@ class ScannedCorpus:
             aligned = self.utterances.take("aligned", rows[part]).to_numpy()
             for row in (np.flatnonzero(aligned) + part.start).tolist():
                 yield row, self.utterances.phones(int(rows[row]))
+
+
+def _name_recoded(columns: dict[str, pa.Array], recoded: dict[int, str]) -> None:
+    """Puts the recoded files into columns of the manifest."""
+    paths = columns["path"].to_pylist()
+    numbers = {
+        name: columns[name].to_numpy(zero_copy_only=False).copy()
+        for name in ("offset", "num_bytes", "source_rate")
+    }
+    for i, path in recoded.items():
+        paths[i] = path
+        numbers["offset"][i] = numbers["num_bytes"][i] = -1
+        numbers["source_rate"][i] = SAMPLE_RATE
+    columns["path"] = pa.array(paths, columns["path"].type)
+    for name, values in numbers.items():
+        columns[name] = pa.array(values, columns[name].type)
 
 
 # -- scanning
@@ -126,6 +169,7 @@ def scan_corpus(
     quarantine: Quarantine,
     workers: int = 0,
     cache: Cache | None = None,
+    recoder: Recoder | None = None,
 ) -> ScannedCorpus:
     """Reads the audio of every utterance that the journal does not know, each file once.
 
@@ -135,6 +179,7 @@ def scan_corpus(
         quarantine: takes the utterances that cannot be used.
         workers: processes; 0 is one per usable core.
         cache: for audio behind URLs.
+        recoder: see `scan_segments`.
     """
     record = np.full(len(utterances), -1, dtype=np.int64)
     with progress(len(utterances), "reading audio") as advance:
@@ -154,7 +199,7 @@ def scan_corpus(
                     yield recording
 
         # `scan_all` takes recordings ahead of its results, which come in the same order.
-        for results in scan_all(unread(), workers, cache):
+        for results in scan_all(unread(), workers, cache, recoder):
             read = scanning.popleft()
             location = read.recording.location
             for position, segment, facts in zip(
@@ -174,6 +219,7 @@ def scan_corpus(
         record,
         splits=splits.indices.to_numpy().copy(),
         names=splits.dictionary.to_pylist(),
+        recoder=recoder,
     )
 
 
@@ -334,6 +380,18 @@ def _leave_out_copies(scanned: ScannedCorpus) -> None:
     scanned.record[left_out] = -1
     if len(left_out):
         print(f"copies       {len(left_out)} of utterances that are held out are left out")
+
+
+def remove_unused(scanned: ScannedCorpus, rows: Ints) -> dict[str, int]:
+    """Removes the recoded files that no row reads; counts and bytes of the others."""
+    used: set[str] = set()
+    for part in chunks(len(rows)):
+        used.update(scanned.recoded_paths(rows[part]).values())
+    if scanned.recoder is not None:
+        for path in scanned.recoder.folder.glob("*"):
+            if str(path) not in used:
+                path.unlink()
+    return {"recordings": len(used), "bytes": sum(Path(path).stat().st_size for path in used)}
 
 
 def refuse_no_train(scanned: ScannedCorpus, where: str) -> None:

@@ -21,7 +21,7 @@ from hubert_pretrain.data.manifest import Manifest, Utterance
 from hubert_pretrain.data.preparation.build import ScannedCorpus
 from hubert_pretrain.data.preparation.quarantine import Quarantine
 from hubert_pretrain.data.preparation.raw_utterances import Ints
-from hubert_pretrain.files import replacing
+from hubert_pretrain.files import human_bytes, replacing
 from hubert_pretrain.frames import seconds
 
 _CLIPPED_UTTERANCE = 1e-3
@@ -112,6 +112,7 @@ def describe(card: dict[str, Any]) -> str:
         f"sound        {card['silence']:.0%} silence, "
         f"{card['clipped_utterances']} clipped utterances, peak {card['peak']:.2f}",
         *_warnings(card),
+        *_recoded(card),
         f"duplicates   {duplicates['utterances']} utterances, "
         f"{duplicates['across_splits']} of them in several splits",
         f"quarantined  {bad['utterances']}",
@@ -124,6 +125,16 @@ def describe(card: dict[str, Any]) -> str:
 def _shared(split: dict[str, Any]) -> str:
     shared = split.get("speakers_in_train", 0)
     return f", {shared} of them in train" if shared else ""
+
+
+def _recoded(card: dict[str, Any]) -> list[str]:
+    recoded = card.get("recoded", {})
+    if not recoded.get("recordings"):
+        return []
+    return [
+        f"recoded      {recoded['recordings']} long recordings (MP3, Ogg, ...) written as FLAC, "
+        f"{human_bytes(recoded['bytes'])}: data.recode_minutes"
+    ]
 
 
 def _warnings(card: dict[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ _MEASURES = [
     "source_rate",
     "channels",
     "channel",
+    "recoded",
     "mean",
     "variance",
     "peak",
@@ -33,7 +34,7 @@ _MEASURES = [
     "silence",
     "mix_loss",
 ]
-_WHOLE_NUMBERS = 4
+_WHOLE_NUMBERS = 5
 """The first of them are whole numbers."""
 RECORD = np.dtype(
     [("key", "<u8", 2), ("size", "<i8"), ("modified", "<i8")]

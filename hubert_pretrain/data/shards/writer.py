@@ -201,7 +201,7 @@ def write_shard(corpus: Corpus, assignment: Assignment, folder: Path, format: st
 def _add(tar: tarfile.TarFile, corpus: Corpus, utterance: Utterance, format: str) -> Entry:
     """Adds the two members of an utterance, audio and JSON."""
     waveform = corpus.read(utterance.row)
-    values = to_int16(waveform)
+    values = audio.to_int16(waveform)
     # The statistics of the manifest hold as long as no sample was rounded.
     if np.array_equal(values.astype(np.float32) * np.float32(2.0**-15), waveform):
         mean = utterance.mean
@@ -249,11 +249,6 @@ def _member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     start = int(tar.offset)
     tar.addfile(info, io.BytesIO(data))
     return start + tarfile.BLOCKSIZE
-
-
-def to_int16(waveform: NDArray[np.float32]) -> NDArray[np.int16]:
-    """The nearest 16-bit values of samples in [-1, 1], clipped."""
-    return np.clip(np.rint(waveform * np.float32(2.0**15)), -(2**15), 2**15 - 1).astype(np.int16)
 
 
 def encode(values: NDArray[np.int16], format: str) -> bytes:

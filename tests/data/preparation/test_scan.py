@@ -1,7 +1,10 @@
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -335,3 +338,38 @@ def test_a_silent_channel_costs_six_decibels(tmp_path: Path) -> None:
     assert scan(stereo(tmp_path / "b.wav", left, left)).mix_loss == pytest.approx(0, abs=1e-6)
     mono = scan(write(tmp_path / "c.wav", left), channel=0)
     assert (mono.channel, mono.mix_loss) == (MIX, 0.0), "nothing to choose"
+
+
+class Executor:
+    """Runs what is submitted at once, and notes it."""
+
+    def __init__(self, *args: object, **values: object) -> None:
+        self.chunks: list[list[Recording]] = []
+        Executor.last = self
+
+    def submit(self, work: Callable[..., object], function: object, chunk: object) -> Future:
+        self.chunks.append(chunk)
+        future: Future = Future()
+        future.set_result(work(function, chunk))
+        return future
+
+    def shutdown(self, **values: object) -> None:
+        pass
+
+
+def test_few_long_recordings_are_shared_among_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hubert_pretrain.data.preparation import scan as module
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Executor)
+    paths = [tmp_path / f"{number}.wav" for number in range(5)]
+    for path in paths:
+        path.touch()
+    recordings = [Recording(Location(str(path))) for path in paths]
+    names = list(module.in_processes(lambda one: one.location.path, recordings, workers=2))
+    assert not hasattr(Executor, "last"), "little to read: no processes"
+    for path in paths[:4]:
+        os.truncate(path, 1 << 25)  # 17 minutes of 16-bit audio, without its bytes on the disk
+    assert names == list(module.in_processes(lambda one: one.location.path, recordings, workers=2))
+    assert [len(chunk) for chunk in Executor.last.chunks] == [1, 1, 1, 1, 1]

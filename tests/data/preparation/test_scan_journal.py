@@ -131,7 +131,7 @@ def test_a_killed_run_reads_only_what_is_left(
     read: list[Recording] = []
 
     def spy(
-        recordings: Iterable[Recording], workers: int, cache: None
+        recordings: Iterable[Recording], workers: int, cache: None, recoder: None
     ) -> Iterator[list[AudioFacts | str]]:
         for recording in recordings:
             read.append(recording)

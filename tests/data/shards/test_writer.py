@@ -227,7 +227,7 @@ def test_stored_samples_are_those_given(samples: list[int]) -> None:
         decoded, rate = soundfile.read(io.BytesIO(writer.encode(values, format)), dtype="int16")
         assert rate == SAMPLE_RATE
         assert np.array_equal(decoded, values)
-    assert np.array_equal(writer.to_int16(values.astype(np.float32) / 2**15), values)
+    assert np.array_equal(audio.to_int16(values.astype(np.float32) / 2**15), values)
 
 
 def test_our_wav_header_is_libsndfiles(tmp_path: Path) -> None:
@@ -240,4 +240,4 @@ def test_our_wav_header_is_libsndfiles(tmp_path: Path) -> None:
 
 def test_rounding_is_to_the_nearest_and_clips() -> None:
     waveform = np.array([0.0, 1.4 / 2**15, 1.6 / 2**15, 1.0, -1.0, 3.0, -3.0], dtype=np.float32)
-    assert writer.to_int16(waveform).tolist() == [0, 1, 2, 32767, -32768, 32767, -32768]
+    assert audio.to_int16(waveform).tolist() == [0, 1, 2, 32767, -32768, 32767, -32768]
