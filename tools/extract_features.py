@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubert_pretrain.errors import ConfigError, DataError
-from hubert_pretrain.tools.command import command_parser, run_command
+from hubert_pretrain.tools.command import add_device, command_parser, run_command
 
 if TYPE_CHECKING:
     from hubert_pretrain.data.corpus import Corpus
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="also write <split>_<shard>_<shards>.npy and .len, in OUTPUT/fairseq",
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    add_device(parser)
     parser.add_argument("--workers", type=int, default=0, help="threads (default: one per core)")
     parser.add_argument(
         "--rank", type=int, default=0, help="of this process, when several write one dump"

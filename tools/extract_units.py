@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubert_pretrain.errors import ConfigError, DataError, HubertPretrainError
-from hubert_pretrain.tools.command import command_parser, report, run_command
+from hubert_pretrain.tools.command import add_device, command_parser, report, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--checkpoint",
         help="checkpoint of the features, when it is no longer beside the codebook",
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    add_device(parser)
     parser.add_argument("--format", choices=["jsonl", "km"], default="jsonl")
     parser.add_argument(
         "--stream",

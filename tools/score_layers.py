@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hubert_pretrain.tools.command import command_parser, run_command
+from hubert_pretrain.tools.command import add_device, command_parser, run_command
 
 COLUMNS = (
     "layer",
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--max-hours", type=float, default=0.5, help="at most this much speech (default: 0.5)"
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    add_device(parser)
     parser.add_argument("--workers", type=int, default=0, help="threads (default: one per core)")
     parser.add_argument(
         "--scratch",

@@ -14,7 +14,14 @@ import sys
 from typing import TYPE_CHECKING
 
 from hubert_pretrain.errors import HubertPretrainError
-from hubert_pretrain.tools.command import add_set, command_parser, parse_fields, report, run_command
+from hubert_pretrain.tools.command import (
+    add_device,
+    add_set,
+    command_parser,
+    parse_fields,
+    report,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from hubert_pretrain import SpeechRecognizer
@@ -29,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "files", nargs="+", metavar="file", help="audio of any rate: wav, flac, ogg, opus, mp3"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    add_device(parser)
     parser.add_argument(
         "--dictionary", help="dict.ltr.txt, for a model that does not hold its characters"
     )

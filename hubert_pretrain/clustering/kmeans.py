@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +27,12 @@ from hubert_pretrain.clustering.engines.lloyd import FitResult, Lloyd
 from hubert_pretrain.clustering.engines.minibatch import MiniBatch
 from hubert_pretrain.clustering.engines.statistics import measure_fit
 from hubert_pretrain.clustering.frame_source import Frames, RankFrames
+from hubert_pretrain.config.schema import ClusteringConfig
 from hubert_pretrain.errors import ConfigError, did_you_mean
 
-if TYPE_CHECKING:
-    from hubert_pretrain.config.schema import ClusteringConfig
-
 ENGINES = ["minibatch", "torch", "faiss"]
+_RECIPE = ClusteringConfig(n_clusters=100)
+"""The defaults of a recipe, which are the estimator's too."""
 
 
 @dataclass
@@ -51,24 +51,24 @@ class KMeans:
         reseeded_: number of times that an empty cluster got a new centroid.
     """
 
-    engine: str = "minibatch"
+    engine: str = _RECIPE.engine
     """minibatch, torch or faiss."""
-    n_clusters: int = 100
-    max_iterations: int = 100
+    n_clusters: int = _RECIPE.n_clusters
+    max_iterations: int = _RECIPE.max_iterations
     """Most passes over the frames."""
-    tolerance: float = 0.0
+    tolerance: float = _RECIPE.tolerance
     """torch, faiss: stop when a pass improves the inertia by no more than this share of it; 0: when
     no centroid moves (torch). minibatch: stop when centroids move less than this."""
-    restarts: int = 20
+    restarts: int = _RECIPE.restarts
     """k-means++ starts on a sample, of which the best is used."""
-    spherical: bool = False
+    spherical: bool = _RECIPE.spherical
     """torch, faiss: cosine k-means, whose centroids have length 1. Frames are expected to have
     length 1 too."""
-    batch_frames: int = 10_000
+    batch_frames: int = _RECIPE.batch_frames
     """minibatch: frames per mini-batch."""
-    max_no_improvement: int = 100
+    max_no_improvement: int = _RECIPE.max_no_improvement
     """minibatch: stop after so many mini-batches without improvement."""
-    reassignment_ratio: float = 0.0
+    reassignment_ratio: float = _RECIPE.reassignment_ratio
     """minibatch: clusters smaller than this share of the largest get new centroids."""
     max_sample_bytes: int = 1 << 30
     """torch, faiss: upper bound for the sample from which the initial centroids are computed."""

@@ -15,7 +15,7 @@ from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.preflight import training_cost
 from hubert_pretrain.preflight.training_cost import FLOAT, Training
-from hubert_pretrain.training.limits import CACHE_BYTES, KEPT
+from hubert_pretrain.training.limits import CACHE_BYTES
 
 WIDEST = 80
 """Largest D of features that no network makes: log-mel energies."""
@@ -115,9 +115,10 @@ def _training(work: Work, stage: Stage, model: HubertConfig) -> Work:
     return replace(work, training=training)
 
 
-def disk(works: Sequence[Work], audio: Audio) -> dict[str, int]:
-    """Bytes that each stage is still to write, at most at one time."""
-    return {work.stage: max(0, _disk(work, audio) - work.written) for work in works}
+def disk(works: Sequence[Work], audio: Audio, *, checkpoints: int) -> dict[str, int]:
+    """Bytes that each stage is still to write, at most at one time. A training keeps so many
+    checkpoints."""
+    return {work.stage: max(0, _disk(work, audio, checkpoints) - work.written) for work in works}
 
 
 def memory(
@@ -146,7 +147,7 @@ def memory(
     return needs
 
 
-def _disk(work: Work, audio: Audio) -> int:
+def _disk(work: Work, audio: Audio, checkpoints: int) -> int:
     if work.dim:
         from hubert_pretrain.clustering.sample import frame_bytes
 
@@ -155,7 +156,7 @@ def _disk(work: Work, audio: Audio) -> int:
     if work.labels:
         return TARGET_BYTES * (audio.all // work.grid.hop)
     if work.training is not None:
-        return training_cost.checkpoint_bytes(work.training.model, KEPT)
+        return training_cost.checkpoint_bytes(work.training.model, checkpoints)
     return 0
 
 

@@ -69,7 +69,8 @@ def _check_machine(
     verbs = {stage.verb for stage in pending}
     yield machine.work_dir(workspace.root)
     yield machine.packages(_classes_and_choices(recipe, verbs))
-    yield machine.disk(budget.disk(works, audio), workspace.root, audio.unknown)
+    needs = budget.disk(works, audio, checkpoints=recipe.trainer.keep_checkpoints)
+    yield machine.disk(needs, workspace.root, audio.unknown)
     if verbs <= {"prepare", "export"}:
         return  # they compute little, and the next checks would import torch
 
@@ -79,6 +80,8 @@ def _check_machine(
     )
     gpu_precision = machine.gpu_precision(hardware.accelerator, hardware.precision)
     cpu_precision = "32-true" if hardware.precision == "auto" else hardware.precision
+    if "pretrain" in verbs and hardware.compile != "none":
+        yield machine.compiler(hardware.compile, on_gpu=gpu_precision is not None)
     needs = budget.memory(
         works,
         audio,

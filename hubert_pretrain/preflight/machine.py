@@ -173,6 +173,23 @@ def device(*, accelerator: str, devices: int, precision: str) -> CheckResult:
     return ok("device", found)
 
 
+def compiler(compiled: str, *, on_gpu: bool) -> CheckResult:
+    """`trainer.compile` finds the compiler that torch.compile calls: one for C++ on the CPU, one
+    for C on a GPU (Triton)."""
+    variable, names, language = ("CC", ["gcc", "clang"], "C") if on_gpu else ("CXX", ["g++"], "C++")
+    if variable in os.environ:
+        names = [os.environ[variable]]
+    found = next((name for name in names if shutil.which(name)), None)
+    if compiled == "none" or found:
+        return ok("compiler", f"trainer.compile={compiled}" + (f", {found}" if found else ""))
+    return error(
+        "compiler",
+        f"trainer.compile={compiled} needs a {language} compiler ({' or '.join(names)}), none is "
+        "on the PATH",
+        f"install it, name it in {variable}, or set trainer.compile=none",
+    )
+
+
 def device_memory(accelerator: str) -> int | None:
     """Bytes of one GPU; None on the CPU."""
     import torch

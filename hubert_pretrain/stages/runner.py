@@ -58,7 +58,7 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
                 "facts": facts,
                 "seconds": round(time.time() - started, 1),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "versions": _versions(),
+                "versions": versions(),
                 "sha256": _hashes(folder),
             },
         )
@@ -106,7 +106,8 @@ def import_stage(verb: str) -> ModuleType:
     return importlib.import_module(f"hubert_pretrain.stages.{verb}")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that compute."""
     packages = ["hubert-pretrain", "torch", "lightning", "numpy", "scikit-learn", "transformers"]
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in packages

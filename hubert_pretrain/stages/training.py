@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import lightning as L
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import FinetuneConfig, PretrainConfig, Recipe, TrainerConfig
 from hubert_pretrain.distributed import accumulation
+from hubert_pretrain.stages.runner import versions
 from hubert_pretrain.training.ema import EMA
 from hubert_pretrain.training.loggers import Guarded, logger_arguments
 from hubert_pretrain.training.trainer import build_trainer
@@ -60,14 +59,6 @@ def stage_trainer(
         loggers=loggers,
         callbacks=[*ema, *callbacks],
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that compute."""
-    packages = ("hubert-pretrain", "torch", "lightning", "numpy")
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in packages
-    }
 
 
 def _hardware(recipe: Recipe, config: PretrainConfig | FinetuneConfig) -> TrainerConfig:

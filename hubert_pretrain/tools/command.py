@@ -32,6 +32,31 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds --device, for commands that compute."""
+    parser.add_argument(
+        "--device",
+        type=device_name,
+        default="cpu",
+        help="cpu, cuda, cuda:1, ... (default: %(default)s)",
+    )
+
+
+def device_name(text: str) -> str:
+    """The name of a device that is there. Raises argparse's error, which is one line."""
+    import torch
+
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected cpu, cuda or cuda:N") from None
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        seen = f"torch sees {count} GPUs" if count else "torch sees no GPU"
+        raise argparse.ArgumentTypeError(f"{text}: {seen} on this machine; use --device cpu")
+    return text
+
+
 def parse_fields(settings: list[str]) -> dict[str, Any]:
     """`["layerdrop=0", "conv_stride=[5,2]"]` -> values; a value that is not JSON is text."""
     fields = {}

@@ -4,11 +4,6 @@ them too.
 
 from __future__ import annotations
 
-KEPT = 2
-"""Checkpoints of a run that stay: the newest, and the one before it in case the newest is
-damaged.
-"""
-
 CACHE_BYTES = 512 * 1024**2
 """A split whose decoded audio fits into this much memory (2.3 hours) is decoded once per process
 instead of once per epoch.

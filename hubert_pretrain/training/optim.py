@@ -28,10 +28,10 @@ class AdamWSettings:
     """Optimiser hyper-parameters."""
 
     learning_rate: float  # peak
-    betas: Sequence[float] = (0.9, 0.98)
-    eps: float = 1e-6
-    weight_decay: float = 0.01  # on every parameter, as in fairseq
-    clip_norm: float = 10.0  # global gradient norm; 0: no clipping
+    betas: Sequence[float]
+    eps: float
+    weight_decay: float  # on every parameter, as in fairseq
+    clip_norm: float  # global gradient norm; 0: no clipping
 
     @staticmethod
     def of(config: PretrainConfig | FinetuneConfig) -> AdamWSettings:

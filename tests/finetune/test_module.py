@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hubert_pretrain.config.schema import PretrainConfig
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.finetune.classify import ClassifyTask
 from hubert_pretrain.finetune.ctc import CtcTask
@@ -42,7 +43,7 @@ def _module(
         task.head(config),
         task,
         seed=1,
-        optimiser=AdamWSettings(learning_rate=1e-3),
+        optimiser=AdamWSettings.of(PretrainConfig(learning_rate=1e-3)),
         schedule=lambda _: 1.0,
         monitor=Monitor(log_every_steps=10, max_skipped_steps=10),
         **settings,

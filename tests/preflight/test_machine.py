@@ -178,14 +178,18 @@ def test_needs_are_those_of_the_papers_corpus() -> None:
     k-means, as measured.
     """
     audio = Audio(all=samples(970 * 3600), train=samples(960 * 3600), valid=samples(10 * 3600))
-    assert budget.disk([work(labels=True)], audio)["it1/x"] == pytest.approx(2 * 50 * 3600 * 970)
+    assert budget.disk([work(labels=True)], audio, checkpoints=2)["it1/x"] == pytest.approx(
+        2 * 50 * 3600 * 970
+    )
     clustering = work(dim=768, fraction=0.1, max_hours=100.0, memory_bytes=4_000_000_000)
-    assert budget.disk([clustering], audio)["it1/x"] == pytest.approx(
+    assert budget.disk([clustering], audio, checkpoints=2)["it1/x"] == pytest.approx(
         96 * 3600 * 50 * 768 * 4, rel=0.01
     )
     assert budget.memory([clustering], audio, processes=2, on_cpu=None)["it1/x"] == 4_000_000_000
     small = Audio(all=samples(1800), train=samples(1600), valid=samples(200))
-    assert budget.disk([clustering], small)["it1/x"] == 0, "a small sample never touches the disk"
+    assert budget.disk([clustering], small, checkpoints=2)["it1/x"] == 0, (
+        "a small sample never touches the disk"
+    )
     assert (
         budget.memory([clustering], small, processes=2, on_cpu=None)["it1/x"] == 1600 * 50 * 768 * 4
     )
@@ -214,9 +218,29 @@ def test_needs_of_a_training() -> None:
         budget.memory([training], small, processes=3, on_cpu="32-true")["it1/x"]
         > cached + 16 * 94_000_000
     )
-    whole = budget.disk([training], small)["it1/x"]
+    whole = budget.disk([training], small, checkpoints=2)["it1/x"]
     assert whole == pytest.approx(94.4e6 * 4 * 10, rel=0.01)
     assert (
-        budget.disk([work(training=TRAINING, written=whole // 2)], small)["it1/x"]
+        budget.disk([work(training=TRAINING, written=whole // 2)], small, checkpoints=2)["it1/x"]
         == whole - whole // 2
     ), "what a resumed run has written"
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "variable", "name"), [(False, "CXX", "g++"), (True, "CC", "gcc")]
+)
+def test_compile_without_a_compiler(
+    on_gpu: bool, variable: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    row = machine.compiler("layers", on_gpu=on_gpu)
+    assert row.state == "error"
+    assert f"trainer.compile=layers needs a C{'' if on_gpu else '++'} compiler ({name}" in row.found
+    assert "trainer.compile=none" in row.fix
+    tool = tmp_path / name
+    tool.write_text("")
+    tool.chmod(0o755)
+    assert machine.compiler("layers", on_gpu=on_gpu).state == "ok"
+    monkeypatch.setenv(variable, "/nowhere/cc")
+    assert machine.compiler("layers", on_gpu=on_gpu).state == "error"

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from hubert_pretrain.config.schema import PretrainConfig
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.length_index import LengthIndex
 from hubert_pretrain.frames import SAMPLE_RATE
@@ -161,7 +162,7 @@ class Step:
                 head,
                 seed=1,
                 supervision=supervision,
-                optimiser=AdamWSettings(learning_rate=1e-3),
+                optimiser=AdamWSettings.of(PretrainConfig(learning_rate=1e-3)),
                 schedule=lambda updates: 1.0,
                 monitor=Monitor(log_every_steps=10, max_skipped_steps=10),
             )

@@ -163,3 +163,26 @@ def test_a_closed_pipe_ends_a_command_silently(repository: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda", "cuda: torch sees no GPU on this machine; use --device cpu"),
+        ("cuda:1", "cuda:1: torch sees no GPU"),
+        ("gpu0", "'gpu0': expected cpu, cuda or cuda:N"),
+    ],
+)
+@pytest.mark.parametrize("command", ["transcribe", "extract-units", "extract-features"])
+def test_a_device_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    device: str,
+    message: str,
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert call(monkeypatch, command, "a", "b", "c", "--device", device) == 2
+    assert f"error: argument --device: {message}" in capsys.readouterr().err

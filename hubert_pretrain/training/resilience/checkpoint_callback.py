@@ -17,7 +17,6 @@ import torch
 from hubert_pretrain import distributed
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.files import read_json, remove_temporaries, write_json
-from hubert_pretrain.training.limits import KEPT
 from hubert_pretrain.training.resilience.checkpoint_io import (
     VerifiedCheckpointIO,
     checkpoints,
@@ -38,11 +37,11 @@ class CheckpointPolicy:
     """When checkpoints are written, and which of them stay."""
 
     every_steps: int
-    keep: int = KEPT  # the newest so many stay
-    keep_every_steps: int = 0  # and those of multiples of this step; 0: none
-    keep_best: str = ""  # and the best by this value of the valid split; "": none
-    asynchronous: bool = False  # copied to CPU memory, then written while training goes on
-    max_failures: int = 3  # failed writes in a row (a full disk) that do not end the training
+    keep: int  # the newest so many stay
+    keep_every_steps: int  # and those of multiples of this step; 0: none
+    keep_best: str  # and the best by this value of the valid split; "": none
+    asynchronous: bool  # copied to CPU memory, then written while training goes on
+    max_failures: int  # failed writes in a row (a full disk) that do not end the training
 
     @staticmethod
     def of(config: TrainerConfig, *, every_steps: int) -> CheckpointPolicy:

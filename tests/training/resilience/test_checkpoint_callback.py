@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from hubert_pretrain.config.schema import TrainerConfig
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.training.resilience import checkpoint_io
 from hubert_pretrain.training.resilience.checkpoint_callback import (
@@ -31,7 +33,7 @@ class Run:
 
     def __init__(self, folder: Path, *, steps: int = 1000, **policy: Any) -> None:
         self.folder = folder
-        values = CheckpointPolicy(**{"every_steps": 1, **policy})
+        values = dataclasses.replace(CheckpointPolicy.of(TrainerConfig(), every_steps=1), **policy)
         self.writer = CheckpointWriter(asynchronous=values.asynchronous)
         self.saver = CheckpointCallback(
             folder, self.writer, values, last_step=steps, about={"stage": "test"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hubert_pretrain.config.schema import PretrainConfig
 from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.training.optim import AdamWSettings, adamw, update_norm
 from hubert_pretrain.training.resilience.nonfinite import FILE, NonFiniteGuard
@@ -18,7 +19,7 @@ INF = float("inf")
 
 def optimiser() -> tuple[torch.nn.Parameter, torch.optim.AdamW]:
     weight = torch.nn.Parameter(torch.arange(4.0))
-    return weight, adamw([weight], AdamWSettings(learning_rate=0.1))
+    return weight, adamw([weight], AdamWSettings.of(PretrainConfig(learning_rate=0.1)))
 
 
 def train(
