@@ -21,7 +21,8 @@ def derive(*parts: int | str) -> int:
     """A 63-bit seed that depends on every part and their order, the same on every platform and
     Python version.
     """
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    text = "\x1f".join(map(str, parts)).encode(errors="surrogatepass")
+    digest = hashlib.blake2b(text, digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

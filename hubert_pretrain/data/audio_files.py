@@ -104,6 +104,12 @@ def is_audio(name: str) -> bool:
     return name.lower().endswith(decoded) and not name.startswith(".")
 
 
+def rank_of(name: str) -> int:
+    """Place of an audio file's suffix in the lists of suffixes."""
+    suffix = os.path.splitext(name)[1].lower()
+    return (*SUFFIXES, *ffmpeg.SUFFIXES).index(suffix)
+
+
 def all_audio_below(root: Path) -> list[Path]:
     """The audio files below a folder, in order; a warning tells of audio that is not among them."""
     passed_over = PassedOver()

@@ -85,6 +85,8 @@ def open_stream(path: str, content: ByteRange) -> AudioStream:
     """An open audio file with these bytes; `path` names it in messages. Raises DataError when it is
     not audio, or its header cannot be true.
     """
+    if not content.size:
+        raise DataError(f"{path}: not readable as audio (the file is empty); replace it")
     stream = _open(path, content)
     if not (LOWEST_RATE <= stream.rate <= HIGHEST_RATE and 0 < stream.channels <= _MOST_CHANNELS):
         stream.close()

@@ -294,7 +294,7 @@ def _kind_of(item: dict[str, Any]) -> str:
 def _source(cut: dict[str, Any], place: str) -> tuple[str, int | None]:
     """The audio file of a cut, and the channel of it where it has several."""
     sources = cut["recording"]["sources"]
-    number = cut.get("channel")
+    number: Any = cut.get("channel")
     if isinstance(number, list) and len(number) == 1:
         number = number[0]
     if number is None and len(sources) == 1:

@@ -146,6 +146,19 @@ def test_an_error_names_a_bad_table(tmp_path: Path, content: str, message: str) 
         utterances(tmp_path, table="list.csv")
 
 
+def test_one_recording_in_several_formats_is_taken_once(tmp_path: Path) -> None:
+    """A folder often holds what was converted beside its original."""
+    found = utterances(tree(tmp_path, "a.flac", "a.gsm.wav", "a.wav", "b.mp3", "x/a.sph", "a.WAV"))
+    assert [(one.id, one.fault.partition(" in another")[0]) for one in found] == [
+        ("a", ""),
+        ("a.flac", f"has the name of {tmp_path}/a.WAV"),
+        ("a.gsm", ""),
+        ("a.wav", f"has the name of {tmp_path}/a.WAV"),
+        ("b", ""),
+        ("x/a", ""),
+    ]
+
+
 def test_audio_that_a_table_names_and_is_not_there_is_left_to_prepare(tmp_path: Path) -> None:
     tree(tmp_path, "1.wav")
     (tmp_path / "list.csv").write_text("path\n1.wav\nnone.wav\n")

@@ -22,8 +22,8 @@ def unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name / "a.wav").touch()
     real = os.scandir
 
-    def scandir(folder: str = ".") -> object:
-        if Path(folder).name == "locked":
+    def scandir(folder: object = ".") -> object:
+        if str(folder).endswith("locked"):
             raise PermissionError(13, "Permission denied", str(folder))
         return real(folder)
 

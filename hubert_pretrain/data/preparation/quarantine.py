@@ -12,7 +12,7 @@ from types import TracebackType
 from hubert_pretrain.errors import DataError
 
 _EXAMPLES = 5
-_DETAILS = re.compile(r"[^\s:;,]*/[^\s:;,]*|\d+")
+_DETAILS = re.compile(r"[^\s:;,]*/[^\s:;,]*|(?<!UTF-)\d+")
 """Paths and numbers."""
 _MOST_KINDS = 1000
 _REASONS = 8

@@ -179,9 +179,11 @@ def test_an_invalid_value_is_an_error_of_one_line(tmp_path: Path, root: Path) ->
 
 def test_duplicate_ids_are_an_error(tmp_path: Path) -> None:
     noise(tmp_path / "audio/1.wav")
-    noise(tmp_path / "audio/1.flac")
-    with pytest.raises(DataError, match=r"1\.wav: its id '1' is also the id of .*1\.flac"):
-        run_stage(tmp_path / "prepare", "folder.Folder", tmp_path / "audio")
+    noise(tmp_path / "audio/2.wav")
+    (tmp_path / "list.csv").write_text("id,path\n1,1.wav\n1,2.wav\n")
+    corpus = {"table": str(tmp_path / "list.csv")}
+    with pytest.raises(DataError, match=r"2\.wav: its id '1' is also the id of .*1\.wav"):
+        run_stage(tmp_path / "prepare", "folder.Folder", tmp_path / "audio", corpus=corpus)
 
 
 def test_a_corpus_without_utterances_is_an_error(tmp_path: Path) -> None:
