@@ -1,51 +1,70 @@
-"""Progress of long loops: a bar on a terminal, else a line every ten seconds."""
+"""Progress of long loops and files: a bar on a terminal, else a line every ten seconds."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 LOG_EVERY_SECONDS = 10.0
 
 
+class Advance(Protocol):
+    """Reports progress."""
+
+    def __call__(self, done: int | None = None) -> None:
+        """One more item is done; or `done` items or bytes in all."""
+        ...
+
+
 @contextmanager
-def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """Gives a function to call after each of `total` items; `what` names the loop."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+def progress(total: int | None, what: str, *, in_bytes: bool = False) -> Iterator[Advance]:
+    """Gives a function to call after each of `total` items, or with the number of bytes so far;
+    `what` names the loop. A `total` of None: not known.
+    """
+    if not sys.stderr.isatty():
+        yield _log_lines(total, what, in_bytes)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda: bar.advance(task)
-    else:
-        yield _log_lines(total, what)
+    amounts = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance(done: int | None = None) -> None:
+            bar.update(task, completed=done, advance=1 if done is None else None)
+
+        yield advance
 
 
-def _log_lines(total: int, what: str) -> Callable[[], None]:
+def _log_lines(total: int | None, what: str, in_bytes: bool) -> Advance:
     """Prints at most one line in `LOG_EVERY_SECONDS`."""
-    done = 0
+    now = 0
     next_line = time.monotonic() + LOG_EVERY_SECONDS
 
-    def advance() -> None:
-        nonlocal done, next_line
-        done += 1
+    def advance(done: int | None = None) -> None:
+        nonlocal now, next_line
+        now = now + 1 if done is None else done
         if time.monotonic() >= next_line:
             next_line = time.monotonic() + LOG_EVERY_SECONDS
-            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+            of = f" of {_amount(total, in_bytes)}" if total else ""
+            unit = " MB" if in_bytes else ""
+            print(f"{what}: {_amount(now, in_bytes)}{of}{unit}", file=sys.stderr, flush=True)
 
     return advance
+
+
+def _amount(count: int, in_bytes: bool) -> str:
+    return f"{count / 1e6:.0f}" if in_bytes else str(count)

@@ -16,9 +16,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hubert_pretrain.corpora.download import unpack
-from hubert_pretrain.corpora.download.http import byte_progress, fetch_file
+from hubert_pretrain.corpora.download.http import fetch_file
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.files import checksums, publish, read_json, write_json
+from hubert_pretrain.progress import progress
 
 WORK_FOLDER = ".downloads"
 _UNPACKED_RATIO = 1.05
@@ -157,7 +158,8 @@ class _ArchiveDownload:
                 unpacked_ratio=_UNPACKED_RATIO if self.archive.is_packed else 0.0,
             )
         kind, _, expected = self.archive.checksum.partition(":")
-        with byte_progress(self.file.stat().st_size, f"checking {self.file.name}") as advance:
+        size = self.file.stat().st_size
+        with progress(size, f"checking {self.file.name}", in_bytes=True) as advance:
             sums = checksums([self.file], ["md5", "sha256"], advance)
         if expected and sums[kind] != expected:
             self.file.unlink()

@@ -6,18 +6,15 @@ from __future__ import annotations
 
 import http.client
 import shutil
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.files import disk_room, publish, read_json, write_json
-from hubert_pretrain.progress import LOG_EVERY_SECONDS
+from hubert_pretrain.progress import Advance, progress
 
 _BLOCK_BYTES = 1 << 16
 """Bytes per write: a kill loses at most this much."""
@@ -25,9 +22,6 @@ _TIMEOUT_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 60.0
 _RETRY_STATUS = {408, 425, 429}
 """Client errors that a later attempt may not get, besides all of 500 and above."""
-
-Advance = Callable[[int], None]
-"""Receives the number of bytes so far, after each block."""
 
 
 class _AttemptFailed(Exception):
@@ -113,7 +107,7 @@ class _PartialFile:
             write_json(
                 self.note_path, {"url": self.url, "validator": _validator(response), "total": total}
             )
-            with byte_progress(total, self.target.name) as advance:
+            with progress(total, self.target.name, in_bytes=True) as advance:
                 self._append(response, start, advance)
         if total is not None and self.size() != total:
             raise _AttemptFailed(f"the connection ended after {self.size()} of {total} bytes")
@@ -194,46 +188,3 @@ def _refuse_full_disk(target: Path, start: int, total: int | None, unpacked_rati
             f"({total / 1e9:.1f} GB, and its unpacked content), "
             f"{free / 1e9:.1f} GB are free; make room or choose another folder"
         )
-
-
-@contextmanager
-def byte_progress(total: int | None, what: str) -> Iterator[Advance]:
-    """Progress of a file: a bar on a terminal, occasional lines in a log. Gives the function that
-    receives the number of bytes so far.
-    """
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda count: bar.update(task, completed=count)
-    else:
-        yield _log_lines(total, what)
-
-
-def _log_lines(total: int | None, what: str) -> Advance:
-    next_line = time.monotonic() + LOG_EVERY_SECONDS
-
-    def advance(count: int) -> None:
-        nonlocal next_line
-        if time.monotonic() >= next_line:
-            next_line = time.monotonic() + LOG_EVERY_SECONDS
-            whole = f" of {total / 1e6:.0f}" if total else ""
-            print(f"{what}: {count / 1e6:.0f}{whole} MB", file=sys.stderr, flush=True)
-
-    return advance

@@ -141,12 +141,12 @@ def test_an_interrupted_step_is_finished_by_the_next_run(
 
     with monkeypatch.context() as patch:
         if when == "unpacking":
-            write = unpack._write
+            refuse = unpack._refuse  # called before each member
             count = iter(range(9))
             patch.setattr(
                 unpack,
-                "_write",
-                lambda *arguments: stop() if next(count) == 2 else write(*arguments),
+                "_refuse",
+                lambda *arguments: stop() if next(count) == 2 else refuse(*arguments),
             )
         elif when == "moving":
             move = module._merge_into
