@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hubert_pretrain.config.schema import PretrainConfig
+from hubert_pretrain.data.arrow_table import chunks
 from hubert_pretrain.data.audio_files import describe, is_loss
 from hubert_pretrain.data.augment import open_noise
 from hubert_pretrain.data.batching import BucketSampler
@@ -28,6 +30,8 @@ _ROWS_LOOKED_AT = 5000
 """Alignments that are read, evenly spaced, when there are more."""
 _VARIANCE_TOLERANCE = 0.01
 _ROWS_AT_ONCE = 1 << 22
+_SAMPLES_AT_ONCE = 300 * SAMPLE_RATE
+"""Audio that each thread holds: a recording of hours is read in parts."""
 
 
 def check(
@@ -191,14 +195,13 @@ def audio_fault(corpus: Corpus, row: int) -> str:
     """The reason that an utterance cannot be trained on, or ""."""
     utterance = corpus.manifest[row]
     try:
-        waveform = corpus.read(row).astype(np.float64)
+        variance = _variance(corpus, row, utterance.num_samples)
     except DataError as failure:
         return str(failure).rpartition("; ")[0]
     except (OSError, RuntimeError, ValueError) as failure:
         return f"{utterance.path}: {type(failure).__name__}: {failure}"
-    if not np.isfinite(waveform).all():
+    if not math.isfinite(variance):
         return f"{utterance.path}: NaN or infinity among its samples"
-    variance = float(waveform.var())
     largest = max(variance, utterance.variance, 1e-8)
     if abs(variance - utterance.variance) > _VARIANCE_TOLERANCE * largest:
         return (
@@ -206,6 +209,18 @@ def audio_fault(corpus: Corpus, row: int) -> str:
             f"manifest says {utterance.variance:.3g})"
         )
     return ""
+
+
+def _variance(corpus: Corpus, row: int, num_samples: int) -> float:
+    """Variance of an utterance, read a part at a time; NaN when it holds NaN or infinity."""
+    total = 0.0
+    power = 0.0
+    for part in chunks(num_samples, _SAMPLES_AT_ONCE):
+        waveform = corpus.read(row, part.start, part.stop - part.start).astype(np.float64)
+        total += float(waveform.sum())
+        power += float(waveform @ waveform)
+    mean = total / num_samples
+    return power / num_samples - mean * mean
 
 
 def micro_batches(

@@ -225,3 +225,23 @@ def test_noise(tmp_path: Path, make_corpus: Make) -> None:
     assert (row.state, "no such folder of noise" in row.found) == ("error", True)
     damage(tmp_path / "audio" / "u00.wav")
     assert "u00.wav: not readable as audio" in about.noise([str(tmp_path / "audio")]).found
+
+
+def test_a_long_utterance_is_checked_a_part_at_a_time(
+    make_corpus: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = make_corpus()
+    assert about.audio_fault(corpus, 0) == ""
+    lengths = []
+    original = Corpus.read
+
+    def read(self: Corpus, *place: int) -> np.ndarray:
+        waveform = original(self, *place)
+        lengths.append(len(waveform))
+        return waveform
+
+    monkeypatch.setattr(Corpus, "read", read)
+    monkeypatch.setattr(about, "_SAMPLES_AT_ONCE", 1_000)
+    assert about.audio_fault(corpus, 0) == ""
+    assert sum(lengths) == corpus.manifest[0].num_samples
+    assert max(lengths) <= 1_000
