@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hubert_pretrain.data.manifest import Manifest
-from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
+from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, did_you_mean
 from hubert_pretrain.finetune.metrics import accuracy, macro_f1, unweighted_accuracy
 from hubert_pretrain.finetune.task import Examples, Metric, strings, tab_separated
 from hubert_pretrain.frames import FrameGrid
@@ -65,10 +65,29 @@ class ClassifyTask:
         self.needs_all_layers = weighted_layers
         self.projection_size = projection_size
         self.classes: list[str] = []
+        self._adopted = ""  # the place of the model that the classes come from
+
+    def adopt(self, card: Mapping[str, Any], where: str) -> None:
+        """Take the classes of another model, in the order of its head."""
+        self.classes = [str(name) for name in card.get("classes", [])]
+        if not self.classes:
+            raise ArtefactError(
+                f"{where}: does not list the classes of its head, so start_head=keep cannot go on "
+                "with it; set start_head=new"
+            )
+        self._adopted = where
 
     def fit(self, manifest: Manifest, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
         """The classes are the values of the label column in the training rows, sorted."""
         names = self._names(manifest, rows)
+        if self._adopted:
+            unknown = sorted(set(names) - set(self.classes))
+            if unknown:
+                raise DataError(
+                    f"{manifest.path}: training has {len(unknown)} {self.label} values that the "
+                    f"head of {self._adopted} has not ({some_of(unknown)}); set start_head=new"
+                )
+            return self._examples(rows, names)
         self.classes = sorted(set(names))
         if len(self.classes) < 2:
             raise DataError(

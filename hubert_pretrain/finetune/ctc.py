@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hubert_pretrain.data.manifest import Manifest
-from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
+from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, did_you_mean
 from hubert_pretrain.finetune.metrics import (
     character_error_rate,
     share_of_empty,
@@ -80,16 +80,31 @@ class CtcTask:
         self.zero_infinity = zero_infinity
         self.rules = TextRules(case, punctuation, tags, language)
         self.vocabulary: Vocabulary | None = None
+        self._adopted = ""  # the place of the model that the vocabulary comes from
         self.text_reports: dict[str, TextReport] = {}
         """Changes that normalisation made, by split."""
+
+    def adopt(self, card: Mapping[str, Any], where: str) -> None:
+        """Take the vocabulary of another model."""
+        symbols = card.get("vocabulary")
+        if not symbols:
+            raise ArtefactError(
+                f"{where}: does not list the characters of its head, so start_head=keep cannot go "
+                "on with it; set start_head=new"
+            )
+        self.vocabulary = Vocabulary(tuple(symbols))
+        self._adopted = where
 
     def fit(self, manifest: Manifest, rows: Rows, grid: FrameGrid) -> Examples:
         """Derive the vocabulary from the transcripts of the training rows, and leave out utterances
         that CTC cannot learn.
         """
         texts = self._transcripts(manifest, rows)
-        self.vocabulary = Vocabulary.of_texts(texts)
-        labels = [self.vocabulary.ids(text) for text in texts]
+        if self._adopted:
+            self._refuse_unknown(manifest, texts)
+        else:
+            self.vocabulary = Vocabulary.of_texts(texts)
+        labels = [self._vocabulary.ids(text) for text in texts]
         needed, available = _frames(manifest, rows, labels, grid)
         self._check_dropped(manifest, rows, available, needed)
         chosen = np.flatnonzero((needed > 0) & (needed <= available))
@@ -198,6 +213,16 @@ class CtcTask:
         if self.vocabulary is None:
             raise ValueError("this task has no vocabulary yet: call fit first")
         return self.vocabulary
+
+    def _refuse_unknown(self, manifest: Manifest, texts: list[str]) -> None:
+        """Raises DataError when transcripts have characters that the adopted vocabulary has not."""
+        unknown = sorted(set().union(*map(set, texts)) - {" "} - set(self._vocabulary.symbols))
+        if unknown:
+            raise DataError(
+                f"{manifest.path}: the training transcripts have {len(unknown)} characters "
+                f"({' '.join(unknown[:10])}) that the head of {self._adopted} has not; choose "
+                "task.case (upper, lower, keep) as that model was trained, or set start_head=new"
+            )
 
     def _check_dropped(self, manifest: Manifest, rows: Rows, available: Rows, needed: Rows) -> None:
         dropped = np.flatnonzero((needed == 0) | (needed > available))

@@ -23,7 +23,6 @@ from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.interop.transformers_reader import TOKENIZER_KEY
-from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.preprocess import prepare_waveform
 
@@ -115,21 +114,6 @@ class SpeechRecognizer:
             logits = logits_of(self.model, self.head, self._task, waveform.to(self.device))
             text = self._task.predict(logits)
         return text.lower() if self.lower_case else text
-
-
-def pretrained(path: Path, **overrides: Any) -> Hubert:
-    """The encoder of a pretrained checkpoint of any readable kind; ``overrides`` as in
-    `load_checkpoint`.
-
-    Raises ArtefactError when it is one of another kind.
-    """
-    loaded = load_checkpoint(path, **overrides)
-    if loaded.kind != CodebookHead.kind:
-        raise ArtefactError(
-            f"{path}: holds a {loaded.kind!r} checkpoint, expected a pretrained one; give a stage "
-            "such as it2/pretrain"
-        )
-    return loaded.model
 
 
 @torch.inference_mode()

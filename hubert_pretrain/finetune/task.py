@@ -62,8 +62,16 @@ class Task(Protocol):
     needs_all_layers: bool
     """True if the head needs every layer's output, `Hubert.forward(hidden_states=True)`."""
 
+    def adopt(self, card: Mapping[str, Any], where: str) -> None:
+        """Take vocabulary or classes from the `card` of another model, whose head is kept, instead
+        of deriving them in `fit`.
+
+        Raises ArtefactError, with the place of that model, when it states none.
+        """
+        ...
+
     def fit(self, manifest: Manifest, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
-        """Derive vocabulary or classes from the training rows.
+        """Derive vocabulary or classes from the training rows, unless they were adopted.
 
         Returns the rows that can be trained on. Raises DataError when too few can.
         """

@@ -12,13 +12,15 @@ from hubert_pretrain.config.schema import FinetuneConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.finetune.batching import PaddedBucketSampler
 from hubert_pretrain.finetune.dataset import TrainingDataset, WholeUtterances, loaders
-from hubert_pretrain.finetune.inference import predict, pretrained
+from hubert_pretrain.finetune.inference import predict
 from hubert_pretrain.finetune.masks import make_masks
 from hubert_pretrain.finetune.module import FinetuneModule
 from hubert_pretrain.finetune.results import score, write_results
+from hubert_pretrain.finetune.start import load_start, start_head
 from hubert_pretrain.finetune.task import Examples, Task, gather_examples, strings
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
+from hubert_pretrain.model.heads import ClassificationHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.spec_augment import SpecAugment
 from hubert_pretrain.pipeline.workspace import Workspace
@@ -46,8 +48,10 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     config = recipe.finetune[task_name]
     seed = derive(recipe.seed, stage)
     corpus = open_corpus(recipe, workspace)
-    model = build_encoder(recipe, config, workspace.resolve(config.checkpoint).path)
     task: Task = compose.build(config.task)
+    start = workspace.resolve(config.checkpoint).path
+    loaded = load_encoder(recipe, config, task, start)
+    model = loaded.model
     train, valid, test = gather_examples(
         task,
         corpus.manifest,
@@ -60,7 +64,9 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         f"finetune.{task_name}",
     )
     data = build_dataset(config, corpus, model, train, seed)
-    module = build_module(recipe, config, task, model, data, seed)
+    torch.manual_seed(derive(seed, "head"))
+    head = start_head(task, loaded, start, keep_head=config.start_head == "keep")
+    module = build_module(recipe, config, task, model, head, data, seed)
     trainer = stage_trainer(
         recipe, config, folder, stage=stage, micro_batches=data.plan.micro_batches
     )
@@ -106,10 +112,12 @@ def describe(recipe: Recipe, config: FinetuneConfig, stage: str, task: Task) -> 
     return {**made_by, **card, EXTRA_KEY: {**masks, **card.get(EXTRA_KEY, {})}}
 
 
-def build_encoder(recipe: Recipe, config: FinetuneConfig, path: Path) -> Hubert:
-    """The pretrained encoder, with the dropouts of fine-tuning."""
-    model = pretrained(
+def load_encoder(recipe: Recipe, config: FinetuneConfig, task: Task, path: Path) -> LoadedModel:
+    """The checkpoint to start from; its encoder has the dropouts of fine-tuning."""
+    loaded = load_start(
         path,
+        task,
+        keep_head=config.start_head == "keep",
         conv_gradient_scale=config.conv_gradient_scale,
         hidden_dropout=config.hidden_dropout,
         attention_dropout=config.attention_dropout,
@@ -117,10 +125,11 @@ def build_encoder(recipe: Recipe, config: FinetuneConfig, path: Path) -> Hubert:
         feat_proj_dropout=config.feat_proj_dropout,
         layerdrop=config.layerdrop,
     )
-    return model.configure(
+    loaded.model.configure(
         attention=recipe.trainer.attention,
         gradient_checkpointing=recipe.trainer.gradient_checkpointing,
     )
+    return loaded
 
 
 def build_dataset(
@@ -143,14 +152,14 @@ def build_module(
     config: FinetuneConfig,
     task: Task,
     model: Hubert,
+    head: CTCHead | ClassificationHead,
     data: TrainingDataset,
     seed: int,
 ) -> FinetuneModule:
-    """The encoder, the task's head and how they are trained."""
-    torch.manual_seed(derive(seed, "head"))
+    """The encoder, the head of the task and how they are trained."""
     return FinetuneModule(
         model,
-        task.head(model.config),
+        head,
         task,
         seed=seed,
         optimiser=AdamWSettings.of(config),

@@ -19,6 +19,7 @@ from hubert_pretrain.finetune import module
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.inference import SpeechRecognizer
 from hubert_pretrain.finetune.task import Examples
+from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.interop.fairseq_writer import export_fairseq
 from hubert_pretrain.interop.transformers_writer import export_huggingface
 from hubert_pretrain.model.checkpoint import load_model, save_model
@@ -250,11 +251,58 @@ def test_a_run_killed_after_training_only_tests_again(
     assert _run(workspace, "asr", CTC) == whole
 
 
-def test_another_kind_of_checkpoint_is_refused(workspace: Workspace, tiny: HubertConfig) -> None:
-    save_model(workspace.begin("finetune/other", "o", {}), Hubert(tiny), head=CTCHead(16, 5))
-    workspace.finish("finetune/other", {"fingerprint": "o", "facts": {}})
-    with pytest.raises(ArtefactError, match="holds a 'ctc' checkpoint, expected a pretrained one"):
-        _run(workspace, "asr", CTC, checkpoint="finetune/other")
+def _fine_tuned(workspace: Workspace, folder: Path, letters: str) -> Path:
+    """A folder of transformers with a CTC head, from another encoder than it2/pretrain."""
+    torch.manual_seed(7)
+    vocabulary = Vocabulary.of_texts([letters])
+    model = Hubert(load_model(workspace.folder("it2/pretrain")).model.config)
+    head = CTCHead(16, len(vocabulary))
+    save_model(folder / "ours", model, head=head, extra={"vocabulary": list(vocabulary.symbols)})
+    export_huggingface(folder / "theirs", load_model(folder / "ours"))
+    return folder / "theirs"
+
+
+def test_a_fine_tuned_checkpoint_gives_its_encoder(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ours or a HubertForCTC, for another vocabulary or another kind of task."""
+    theirs = _fine_tuned(workspace, tmp_path, "XYZ")
+    for task in (CTC, SPEAKERS):
+        facts = _run(workspace, "asr", task, checkpoint=str(theirs), steps=1)
+        assert facts["steps"] == 1
+        assert f"{theirs}: its encoder is taken, its 'ctc' head is left out" in (
+            capsys.readouterr().out
+        )
+        found = load_model(workspace.partial_folder("finetune/asr"))
+        frozen = "conv_encoder.layers.0.conv.weight"
+        expected = load_model(tmp_path / "ours").model.state_dict()
+        assert torch.equal(found.model.state_dict()[frozen], expected[frozen])
+        shutil.rmtree(workspace.partial_folder("finetune/asr"))
+
+
+def test_a_head_is_kept_with_its_vocabulary(workspace: Workspace, tmp_path: Path) -> None:
+    theirs = _fine_tuned(workspace, tmp_path, "ABCDXYZ")
+    changes = {"checkpoint": str(theirs), "start_head": "keep", "learning_rate": 1e-9}
+    _run(workspace, "asr", CTC, steps=1, **changes)
+    found = load_model(workspace.partial_folder("finetune/asr"))
+    expected = load_model(tmp_path / "ours")
+    assert found.extra["vocabulary"] == expected.extra["vocabulary"]
+    torch.testing.assert_close(found.head_state, expected.head_state, atol=1e-6, rtol=0)
+
+    theirs = _fine_tuned(workspace, tmp_path / "small", "abcd")
+    shutil.rmtree(workspace.partial_folder("finetune/asr"))
+    changes["checkpoint"] = str(theirs)
+    with pytest.raises(DataError, match=r"4 characters \(A B C D\) that the head of .* has not"):
+        _run(workspace, "asr", CTC, steps=1, **changes)
+    _run(workspace, "asr", {**CTC, "case": "lower"}, steps=1, **changes)
+
+
+def test_a_head_that_cannot_be_kept(workspace: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="holds a 'pretrain' checkpoint, but start_head=keep"):
+        _run(workspace, "asr", CTC, start_head="keep")
+    theirs = _fine_tuned(workspace, tmp_path, "ABCD")
+    with pytest.raises(ArtefactError, match="start_head=keep needs a 'classify' one"):
+        _run(workspace, "speakers", SPEAKERS, checkpoint=str(theirs), start_head="keep")
 
 
 def test_bad_splits_stop_it_before_training(
