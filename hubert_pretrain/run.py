@@ -100,11 +100,14 @@ def _run_all(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None
         )
     stages = plan.stages(recipe)  # refuses what cannot run before anything is written
     if recipe.launch.kind == "slurm":
+        _check_labels(recipe, workspace)
         slurm.run_pending(recipe, workspace, stages, overrides)
         return
     _write_recipe(workspace, recipe)
     words = [word for word in overrides if not word.lstrip("+").startswith("stage=")]
-    local.run_pending(recipe, workspace, stages, words)
+    local.run_pending(
+        recipe, workspace, stages, words, when_prepared=lambda: _check_labels(recipe, workspace)
+    )
     summary.print_results(summary.collect(recipe, workspace))
 
 
@@ -121,6 +124,16 @@ def _run_one(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None
     if distributed.rank() == 0:
         _write_recipe(workspace, recipe)
         summary.write(recipe, workspace)
+    if stage.verb == "prepare" and recipe.check.labels:
+        _check_labels(recipe, workspace)
+
+
+def _check_labels(recipe: Recipe, workspace: Workspace) -> None:
+    """Ask now whether the tasks at the end of the run can use the corpus, if it is prepared."""
+    if recipe.finetune and workspace.is_done("prepare"):
+        from hubert_pretrain.preflight import check
+
+        check.check_labels(recipe, workspace)
 
 
 def _write_recipe(workspace: Workspace, recipe: Recipe) -> None:

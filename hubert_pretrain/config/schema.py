@@ -450,6 +450,11 @@ class CheckConfig:
     """Utterances whose audio is read whole."""
     all: bool = False
     """Read every utterance."""
+    stages: list[str] = field([])
+    """Only what these stages need, e.g. [finetune/asr]; []: all stages."""
+    labels: bool = False
+    """stage=prepare ends with an error when a task cannot learn from the corpus; stage=all does so
+    in any case."""
 
 
 @dataclass

@@ -46,10 +46,10 @@ def faults(recipe: Recipe) -> list[str]:
         except ConfigError as error:
             model_is_sound = False
             found.append(str(error))
-    if not recipe.iterations:
+    if not (recipe.iterations or recipe.finetune or recipe.export.checkpoints):
         found.append(
-            "iterations: the recipe has none; give it at least it1 with features, clustering and "
-            "pretrain"
+            "the recipe has no stages; give it iterations (it1 with features, clustering and "
+            "pretrain), tasks (finetune.NAME) or export.checkpoints"
         )
     for name, iteration in recipe.iterations.items():
         key = f"iterations.{name}"

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import HubertPretrainError
@@ -28,10 +29,18 @@ class StageFailed(HubertPretrainError):
 
 
 def run_pending(
-    recipe: Recipe, workspace: Workspace, stages: list[Stage], overrides: list[str]
+    recipe: Recipe,
+    workspace: Workspace,
+    stages: list[Stage],
+    overrides: list[str],
+    *,
+    when_prepared: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run every stage that is not done, in order. `overrides` are the words of the command line,
-    without `stage=`.
+    """Run every stage that is not done, in order.
+
+    Args:
+        overrides: words of the command line, without `stage=`.
+        when_prepared: is called after `prepare`, and may refuse to go on.
     """
     for stage in stages:
         plan.check_unchanged(stage, workspace)
@@ -47,6 +56,8 @@ def run_pending(
             _run_process(stage.name, overrides)
             print(f"{title}: {time.time() - started:.0f} s", flush=True)
         summary.write(recipe, workspace)
+        if stage.verb == "prepare":
+            when_prepared()
 
 
 def _run_process(stage: str, overrides: list[str]) -> None:

@@ -72,7 +72,7 @@ def _submit(
         else:
             after = _inputs(recipe, workspace, stage, queued)
             ids = [queued[name].id for name in after]
-            job = batch_job(recipe, workspace, stage, words=words, after=ids)
+            job = batch_job(recipe, workspace, stage, words=_words(stage, words), after=ids)
             job_id = job.submit()
             queued[stage.name] = Job(job_id, stage.identity, str(job.log_of(job_id)))
             jobs.record(workspace, queued)
@@ -84,6 +84,11 @@ def _submit(
         for stage in stages
         if stage.name in queued and not workspace.is_done(stage.name)
     }
+
+
+def _words(stage: Stage, words: list[str]) -> list[str]:
+    """The words of a stage's job: `prepare` also finds out whether the tasks can use the corpus."""
+    return [*words, "check.labels=true"] if stage.verb == "prepare" else words
 
 
 def still_queued(workspace: Workspace) -> dict[str, Job]:
@@ -123,7 +128,7 @@ def _show(recipe: Recipe, workspace: Workspace, stages: list[Stage], words: list
     names = {stage.name for stage in pending}
     for stage in pending:
         after = [f"<job of {name}>" for name in stage.inputs if name in names]
-        job = batch_job(recipe, workspace, stage, words=words, after=after)
+        job = batch_job(recipe, workspace, stage, words=_words(stage, words), after=after)
         print(f"# ---- {stage.name}\n{job.script}")
     done = len(stages) - len(pending)
     print(

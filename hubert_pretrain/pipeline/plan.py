@@ -66,7 +66,9 @@ class Stage:
 
 def stages(recipe: Recipe) -> list[Stage]:
     """All stages of a recipe in the order in which they run."""
-    found = [Stage("prepare", "prepare", (), {"data": recipe.data})]
+    found = []
+    if recipe.iterations or recipe.finetune:
+        found.append(Stage("prepare", "prepare", (), {"data": recipe.data}))
     for name, iteration in recipe.iterations.items():
         found += _targets_of(name, iteration, recipe.seed)
         found.append(_pretraining_of(name, recipe))

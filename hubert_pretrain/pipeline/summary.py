@@ -41,7 +41,7 @@ def collect(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
             }
             for stage in stages
         ],
-        "data": facts["prepare"] or None,
+        "data": facts.get("prepare") or None,
         "iterations": {
             name: {
                 key: facts.get(f"{name}/{verb}", {}).get(key)
@@ -136,6 +136,8 @@ def print_results(summary: dict[str, Any]) -> None:
             if key in ("wer", "cer", "accuracy")
         )
         print(f"finetune/{name}: {shown or '-'}")
+        for message in (facts or {}).get("warnings", []):
+            print(f"  warning: {message}")
     if summary["export"]["path"]:
         print(f"exported: {summary['export']['path']}")
     seconds = sum(stage["seconds"] or 0 for stage in summary["stages"])

@@ -10,8 +10,10 @@ from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import FinetuneConfig, IterationConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.storage import Cache
-from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.errors import ConfigError, HubertPretrainError, did_you_mean
 from hubert_pretrain.files import write_json
+from hubert_pretrain.frames import FrameGrid
+from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.pipeline import plan
 from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import Workspace
@@ -22,16 +24,23 @@ from hubert_pretrain.preflight.report import ERROR, WARNING, CheckResult, skippe
 def run(recipe: Recipe, workspace: Workspace) -> None:
     """Print the table of all checks and write check.json. Raises HubertPretrainError when one of
     them is an error."""
-    stages = plan.stages(recipe)
+    stages = _chosen_stages(recipe)
+    verbs = {stage.verb for stage in stages}
+    names = {stage.name for stage in stages}
     corpus = _corpus(recipe, workspace)
     results = [machine.locks(workspace, [stage.name for stage in stages])]
     results += _check_machine(recipe, workspace, stages)
-    results += _check_inputs(recipe, workspace)
-    results += _check_corpus(recipe, corpus)
+    inputs, models = _check_inputs(recipe, workspace, stages)
+    results += inputs
+    if verbs != {"export"}:
+        results += _check_corpus(recipe, corpus)
     for name, iteration in recipe.iterations.items():
-        results += _check_iteration(name, iteration, recipe, workspace, corpus)
+        if any(stage.startswith(f"{name}/") for stage in names):
+            results += _check_iteration(name, iteration, recipe, workspace, corpus)
     for name, task in recipe.finetune.items():
-        results.append(_check_task(f"finetune/{name}", task, recipe, corpus))
+        if f"finetune/{name}" in names:
+            grid = models.get(task.checkpoint, recipe.model).grid
+            results.append(_check_task(f"finetune/{name}", task, grid, corpus))
 
     report.show(results, f"{recipe.name} in {workspace.root}")
     write_json(workspace.check_path, {"recipe": recipe.name, **report.as_json(results)})
@@ -39,6 +48,42 @@ def run(recipe: Recipe, workspace: Workspace) -> None:
         raise HubertPretrainError(
             f"the check found errors in {', '.join(failed)}; the table says how to fix them"
         )
+
+
+def check_labels(recipe: Recipe, workspace: Workspace) -> None:
+    """Check that the pending tasks can learn from the prepared corpus: transcripts, classes,
+    splits. Raises HubertPretrainError, with a line for each task that cannot.
+    """
+    tasks = {
+        name: task
+        for name, task in recipe.finetune.items()
+        if not workspace.is_done(f"finetune/{name}")
+    }
+    if not tasks or not workspace.is_done("prepare"):
+        return
+    corpus = _corpus(recipe, workspace)
+    results = [
+        _check_task(f"finetune/{name}", task, recipe.model.grid, corpus)
+        for name, task in tasks.items()
+    ]
+    failed = [result for result in results if result.state == ERROR]
+    if failed:
+        raise HubertPretrainError(
+            "\n".join([*map(report.line, failed), _advice(recipe, [one.name for one in failed])])
+        )
+
+
+def _advice(recipe: Recipe, failed: Sequence[str]) -> str:
+    """The words that leave these tasks out of a run."""
+    words = [f"'~{name.replace('/', '.')}'" for name in failed]
+    exported = recipe.export.checkpoints
+    if set(failed) & set(exported):
+        left = ",".join(name for name in exported if name not in failed)
+        words.append(f"'export.checkpoints=[{left}]'")
+    return (
+        "nothing was trained yet. Give the corpus those labels, or leave the tasks out: "
+        f"{' '.join(words)}; +recipe=my_audio needs no labels"
+    )
 
 
 def check_machine(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
@@ -57,6 +102,19 @@ def _corpus(recipe: Recipe, workspace: Workspace) -> Corpus | None:
         return None
     cache = Cache.of(recipe.data.cache_dir, recipe.data.cache_gigabytes)
     return Corpus.open(workspace.artefact("prepare").path, cache)
+
+
+def _chosen_stages(recipe: Recipe) -> list[Stage]:
+    """The stages that `check.stages` names; all when it names none."""
+    stages = plan.stages(recipe)
+    known = [stage.name for stage in stages]
+    for name in recipe.check.stages:
+        if name not in known:
+            raise ConfigError(
+                f"check.stages: no such stage {name!r}{did_you_mean(name, known)}; the stages are "
+                f"{', '.join(known)}"
+            )
+    return [stage for stage in stages if stage.name in (recipe.check.stages or known)]
 
 
 def _check_machine(
@@ -119,8 +177,11 @@ def _classes_and_choices(recipe: Recipe, verbs: set[str]) -> list[str]:
     return found
 
 
-def _check_inputs(recipe: Recipe, workspace: Workspace) -> list[CheckResult]:
-    """Checkpoints of other runs and projects, and noise."""
+def _check_inputs(
+    recipe: Recipe, workspace: Workspace, stages: Sequence[Stage]
+) -> tuple[list[CheckResult], dict[str, HubertConfig]]:
+    """Checkpoints of other runs and projects that these stages read, and noise; and the networks
+    of those checkpoints, by reference."""
     from hubert_pretrain.preflight import artefacts, corpus
 
     readers = {
@@ -129,15 +190,23 @@ def _check_inputs(recipe: Recipe, workspace: Workspace) -> list[CheckResult]:
         if iteration.features.get("checkpoint")
     }
     readers |= {task.checkpoint: f"finetune/{name}" for name, task in recipe.finetune.items()}
-    for stage in plan.stages(recipe):
-        readers.pop(stage.name, None)
+    readers |= dict.fromkeys(recipe.export.checkpoints, "export")
+    own = {stage.name for stage in plan.stages(recipe)}
+    chosen = {stage.name for stage in stages}
+    readers = {
+        checkpoint: stage
+        for checkpoint, stage in readers.items()
+        if checkpoint not in own and stage in chosen
+    }
     readable, models = artefacts.readable_checkpoints(workspace, readers)
     noise = {iteration.pretrain.augment.noise for iteration in recipe.iterations.values()}
-    return [
+    networks = {"the model": recipe.model} if recipe.iterations else {}
+    results = [
         readable,
-        artefacts.normalisation({"the model": recipe.model, **models}),
+        artefacts.normalisation(networks | models),
         corpus.noise(sorted(str(folder) for folder in noise if folder)),
     ]
+    return results, models
 
 
 def _check_corpus(recipe: Recipe, corpus: Corpus | None) -> Iterator[CheckResult]:
@@ -212,7 +281,7 @@ def _check_iteration(
 
 
 def _check_task(
-    name: str, config: FinetuneConfig, recipe: Recipe, corpus: Corpus | None
+    name: str, config: FinetuneConfig, grid: FrameGrid, corpus: Corpus | None
 ) -> CheckResult:
     """Labels of a fine-tuning task."""
     from hubert_pretrain.preflight import artefacts
@@ -225,4 +294,4 @@ def _check_task(
         "test_split": config.test_split,
     }
     task = compose.build(config.task)
-    return artefacts.task_labels(name, task, corpus.manifest, recipe.model.grid, splits)
+    return artefacts.task_labels(name, task, corpus.manifest, grid, splits)
