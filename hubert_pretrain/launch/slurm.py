@@ -72,7 +72,7 @@ def _submit(
         else:
             after = _inputs(recipe, workspace, stage, queued)
             ids = [queued[name].id for name in after]
-            job = batch_job(recipe, workspace, stage, words=_words(stage, words), after=ids)
+            job = batch_job(recipe, workspace, stage, words=_words(stage, stages, words), after=ids)
             job_id = job.submit()
             queued[stage.name] = Job(job_id, stage.identity, str(job.log_of(job_id)))
             jobs.record(workspace, queued)
@@ -86,9 +86,12 @@ def _submit(
     }
 
 
-def _words(stage: Stage, words: list[str]) -> list[str]:
-    """The words of a stage's job: `prepare` also finds out whether the tasks can use the corpus."""
-    return [*words, "check.labels=true"] if stage.verb == "prepare" else words
+def _words(stage: Stage, stages: list[Stage], words: list[str]) -> list[str]:
+    """The words of a stage's job. `prepare` before other stages also finds out whether the tasks
+    can use the corpus.
+    """
+    first_of_run = stage.verb == "prepare" and len(stages) > 1
+    return [*words, "check.labels=true"] if first_of_run else words
 
 
 def still_queued(workspace: Workspace) -> dict[str, Job]:
@@ -128,7 +131,7 @@ def _show(recipe: Recipe, workspace: Workspace, stages: list[Stage], words: list
     names = {stage.name for stage in pending}
     for stage in pending:
         after = [f"<job of {name}>" for name in stage.inputs if name in names]
-        job = batch_job(recipe, workspace, stage, words=_words(stage, words), after=after)
+        job = batch_job(recipe, workspace, stage, words=_words(stage, stages, words), after=after)
         print(f"# ---- {stage.name}\n{job.script}")
     done = len(stages) - len(pending)
     print(

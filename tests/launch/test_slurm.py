@@ -105,6 +105,8 @@ def test_every_pending_stage_is_a_job_after_those_that_it_reads(
         assert option(script, "signal") == "USR2@300"
         assert option(script, "cpus-per-task") == ("16" if stage.verb == "prepare" else "8")
         assert option(script, "output") == str(workspace.jobs_folder(stage.name) / "%j.out")
+        # Tasks that cannot use the corpus end the chain at its first job.
+        assert ("check.labels=true" in script) == (stage.verb == "prepare")
 
 
 def test_a_job_runs_the_command_of_a_user(slurm: FakeSlurm, workspace: Workspace) -> None:

@@ -120,6 +120,14 @@ def test_tasks_that_the_corpus_cannot_teach_stop_the_run_after_prepare(place: Pa
     assert (place / "run" / "prepare" / "meta.json").is_file()
 
 
+def test_the_first_job_of_a_chain_finds_the_same(place: Path) -> None:
+    words = ["+recipe=demo", "data=folder", f"data.root={place}/audio", "stage=prepare"]
+    assert run(*words).returncode == 0
+    result = run(*words, "check.labels=true")
+    assert result.returncode == 1
+    assert "finetune/asr: " in result.stderr
+
+
 def test_the_advice_leaves_a_recipe_that_runs(place: Path) -> None:
     recipe = composed(
         "+recipe=demo", "data=folder", f"data.root={place}/audio", "~finetune.asr",
