@@ -4,6 +4,8 @@ the fix; the command line prints it as it is.
 
 from __future__ import annotations
 
+import re
+
 EXIT_PREEMPTED = 75
 """Exit code after a signal or a time limit, with everything saved (EX_TEMPFAIL of sysexits.h): run
 the same command again.
@@ -48,3 +50,18 @@ def did_you_mean(word: str, choices: list[str]) -> str:
 
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def hub_remark(reference: str) -> str:
+    """A remark about a path that does not exist and may be meant as the name of a model on a hub,
+    such as facebook/hubert-base-ls960; empty for any other.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", reference):
+        return ""
+    if reference.endswith((".pt", ".pth", ".bin", ".ckpt", ".safetensors")):
+        return ""
+    folder = reference.partition("/")[2]
+    return (
+        "; nothing is downloaded: if this is the name of a model on a hub, run "
+        f"`hf download {reference} --local-dir {folder}` and give that folder"
+    )

@@ -13,16 +13,18 @@ from threading import get_ident
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.errors import ArtefactError, hub_remark
 from hubert_pretrain.features.chunking import ConvStack
 from hubert_pretrain.features.layer import LayerFeatures, Layers, weights_sha256
 from hubert_pretrain.files import read_json
 from hubert_pretrain.frames import FrameGrid
+from hubert_pretrain.interop.transformers_reader import read_weights
+from hubert_pretrain.interop.transformers_writer import import_transformers
 
-MODEL_TYPES = ["hubert", "wav2vec2", "wavlm"]
+MODELS = {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wavlm": "WavLMModel"}
+"""model_type -> the class of `transformers` that is its encoder."""
 _UNUSED = "masked_spec_embed"
 """A weight that only training with masks needs: a folder may lack it."""
 
@@ -47,7 +49,8 @@ class TransformersLayer(LayerFeatures):
     ) -> None:
         """
         Args:
-            checkpoint: a folder with config.json and model.safetensors. Nothing is downloaded.
+            checkpoint: a folder with config.json and weights (model.safetensors or its shards,
+                pytorch_model.bin). Nothing is downloaded.
             layer: block number, from 1; a list of them, or "all", for several side by side.
             normalize_waveform: give the network zero mean and unit variance per utterance. None:
                 follow `do_normalize` of preprocessor_config.json; without that file, normalise
@@ -138,13 +141,16 @@ def _load(folder: Path) -> Any:
     """The encoder in evaluation mode, read from `folder` only."""
     stored = read_json(folder / "config.json")
     found = stored.get("model_type") if isinstance(stored, dict) else None
-    if found not in MODEL_TYPES:
+    if found not in MODELS:
         problem = "missing or damaged" if found is None else f"model_type is {found!r}"
+        remark = "" if folder.exists() else hub_remark(str(folder))
         raise ArtefactError(
             f"{folder / 'config.json'}: {problem}, expected a folder of transformers with one of "
-            f"{', '.join(MODEL_TYPES)}; save_pretrained writes one"
+            f"{', '.join(MODELS)}; save_pretrained writes one{remark}"
         )
-    from transformers import AutoModel
+    # Read here: that of a *.bin file runs no code.
+    _, weights = read_weights(folder)
+    transformers = import_transformers()
     from transformers.utils import logging
 
     # transformers would print a table of missing weights; they are checked here instead.
@@ -153,10 +159,11 @@ def _load(folder: Path) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, report = AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        model, report = getattr(transformers, MODELS[found]).from_pretrained(
+            None, config=config, state_dict=weights, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ArtefactError(f"{folder}: transformers cannot load it ({reason})") from error
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hubert_pretrain.errors import ArtefactError, ConfigError
+from hubert_pretrain.errors import ArtefactError, ConfigError, hub_remark
 from hubert_pretrain.files import refuse_lfs_pointer
 from hubert_pretrain.interop.fairseq_reader import is_fairseq, load_fairseq
 from hubert_pretrain.interop.pickles import read_pickle
@@ -74,7 +74,7 @@ def _load(path: Path, dictionary: str | Path | None, overrides: dict[str, Any]) 
     if path.is_dir():
         return _load_folder(path, dictionary, overrides)
     if not path.is_file():
-        raise ArtefactError(f"{path}: does not exist{_hub_name(path)}; expected {READABLE}")
+        raise ArtefactError(f"{path}: does not exist{hub_remark(str(path))}; expected {READABLE}")
     refuse_lfs_pointer(path)
     with open(path, "rb") as file:
         start = file.read(16)
@@ -86,18 +86,6 @@ def _load(path: Path, dictionary: str | Path | None, overrides: dict[str, Any]) 
     if path.name == CONFIG:
         return _load_folder(path.parent, dictionary, overrides)
     raise ArtefactError(f"{path}: is no checkpoint: it begins with {start!r}; expected {READABLE}")
-
-
-def _hub_name(path: Path) -> str:
-    """A remark for a path such as facebook/hubert-base-ls960, which may be meant as the name of a
-    model on a hub.
-    """
-    if path.is_absolute() or len(path.parts) != 2 or path.suffix in (".pt", ".pth", ".bin"):
-        return ""
-    return (
-        "; nothing is downloaded: if this is the name of a model on a hub, "
-        f"`hf download {path} --local-dir {path.name}` and give that folder"
-    )
 
 
 def _load_folder(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.errors import ArtefactError, hub_remark
 from hubert_pretrain.files import (
     empty_folder,
     publish,
@@ -127,7 +127,7 @@ class Workspace:
         raise ArtefactError(
             f"{reference!r} is neither a finished stage of {self.root} nor a folder with a {META} "
             "nor targets nor a checkpoint of another project; name a stage such as 'it1/pretrain', "
-            "the folder of a finished one, or a checkpoint"
+            f"the folder of a finished one, or a checkpoint{hub_remark(reference)}"
         )
 
     def lock(self, stage: str) -> contextlib.AbstractContextManager[None]:

@@ -143,8 +143,25 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(
         (tmp_path / "model.safetensors").read_bytes()[:5000]
     )
-    with pytest.raises(ArtefactError, match="transformers cannot load it"):
+    with pytest.raises(ArtefactError, match=r"model\.safetensors: cannot be read as safetensors"):
         TransformersLayer(tmp_path, 1)
+    with pytest.raises(ArtefactError, match=r"`hf download facebook/wav2vec2-base "):
+        TransformersLayer("facebook/wav2vec2-base", 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bin_file(tmp_path: Path, kind: str) -> None:
+    """As published before safetensors: a pickle, and the old names of normalised weights."""
+    model = saved(tmp_path, kind, **LARGE_LIKE)
+    (tmp_path / "model.safetensors").unlink()
+    state = {}
+    for name, tensor in model.state_dict().items():
+        old = name.replace("parametrizations.weight.original0", "weight_g")
+        state[old.replace("parametrizations.weight.original1", "weight_v")] = tensor
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    waveform = 0.1 * torch.randn(1, 16_000)
+    features = TransformersLayer(tmp_path, 2, normalize_waveform=False)(waveform)
+    torch.testing.assert_close(features, blocks(model, waveform)[1], atol=1e-5, rtol=1e-5)
 
 
 def test_missing_weights_are_refused(tmp_path: Path) -> None:

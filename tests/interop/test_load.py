@@ -144,7 +144,7 @@ def test_a_missing_path(tmp_path: Path) -> None:
 def test_the_name_of_a_model_on_a_hub() -> None:
     with pytest.raises(
         ArtefactError,
-        match=r"does not exist; nothing is downloaded: .*"
+        match=r"does not exist; nothing is downloaded: .*run "
         r"`hf download facebook/hubert-base-ls960 --local-dir hubert-base-ls960`",
     ):
         load_checkpoint("facebook/hubert-base-ls960")
