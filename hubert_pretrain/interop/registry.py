@@ -4,7 +4,7 @@ they were made from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,24 +109,32 @@ class Export:
     """Values that the checkpoint does not tell, and those that were assumed."""
 
 
-def export_all(form: Format, sources: Mapping[str, Path], folder: Path) -> dict[str, Export]:
+def export_all(
+    formats: str | Sequence[str], sources: Mapping[str, Path], folder: Path
+) -> dict[str, Export]:
     """Export several checkpoints and compare each export with its source.
 
     Args:
-        form: the format.
+        formats: the name of a format, or several.
         sources: folders of checkpoints, by any key.
-        folder: where each checkpoint gets a folder; see `folder_names`.
+        folder: where each checkpoint gets a folder (see `folder_names`), and with several formats
+            each format one with those.
 
-    Raises ConfigError when a checkpoint is named twice.
+    Returns the exports by the keys of `sources`, with several formats by format/key.
+
+    Raises ConfigError when a checkpoint is named twice, or a format does not exist.
     """
+    prefixes = {formats: ""} if isinstance(formats, str) else {name: f"{name}/" for name in formats}
+    chosen = {prefix: export_format(name) for name, prefix in prefixes.items()}
     exports: dict[str, Export] = {}
     for key, name in folder_names(sources).items():
         loaded = load_checkpoint(sources[key])
-        path = folder / name / form.file
-        form.write(path, loaded)
-        report, _ = form.check(path, loaded)
         notes = loaded.report.notes if loaded.report is not None else []
-        exports[key] = Export(name, report, notes)
+        for prefix, form in chosen.items():
+            path = folder / (prefix + name) / form.file
+            form.write(path, loaded)
+            report, _ = form.check(path, loaded)
+            exports[prefix + key] = Export(prefix + name, report, notes)
     return exports
 
 

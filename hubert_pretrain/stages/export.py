@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.files import write_json
-from hubert_pretrain.interop.registry import Export, export_all, export_format
+from hubert_pretrain.interop.registry import export_all
 from hubert_pretrain.pipeline.workspace import Workspace
 
 
@@ -28,20 +27,9 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     """
     references = recipe.export.checkpoints
     sources = {reference: workspace.resolve(reference).path for reference in references}
-    chosen = recipe.export.format
-    exports: dict[str, Export] = {}
-    if isinstance(chosen, str):
-        exports = export_all(export_format(chosen), sources, folder)
-    else:
-        for name in chosen:
-            found = export_all(export_format(name), sources, folder / name)
-            exports |= {
-                f"{name}/{reference}": replace(export, name=f"{name}/{export.name}")
-                for reference, export in found.items()
-            }
-    for reference, export in exports.items():
-        for note in export.notes:
-            print(f"{reference}: {note}", flush=True)
+    exports = export_all(recipe.export.format, sources, folder)
+    notes = [f"{name}: {note}" for name, export in exports.items() for note in export.notes]
+    print(*notes, sep="\n", end="\n" if notes else "", flush=True)
     differences = {name: export.report.differences for name, export in exports.items()}
     write_json(folder / "report.json", differences)
     final = workspace.folder(stage)

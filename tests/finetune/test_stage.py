@@ -104,6 +104,8 @@ def test_a_file_of_fairseq_is_fine_tuned_like_a_stage(workspace: Workspace, tmp_
     export_huggingface(tmp_path / "exported", load_model(folder))
     stored = json.loads((tmp_path / "exported" / "config.json").read_text())
     assert (stored["ctc_loss_reduction"], stored["ctc_zero_infinity"]) == ("mean", True)
+    masks = [stored[f"mask_{name}"] for name in ("time_prob", "time_length", "feature_prob")]
+    assert masks == [0.2, 2, 0.1]
 
 
 def test_asr(workspace: Workspace) -> None:

@@ -319,7 +319,7 @@ def test_another_architecture_in_a_folder(copy: Callable[[str, str], Path]) -> N
     ):
         load_checkpoint(path)
     for change, found in (
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000"),
         ({"hidden_size": "wide"}, "makes no network"),
     ):
         (path / "config.json").write_text(json.dumps({**config, **change}))

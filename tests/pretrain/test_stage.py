@@ -95,6 +95,9 @@ def test_what_a_finished_stage_leaves(
     loaded = load_model(folder)
     assert loaded.kind == "pretrain"
     assert loaded.extra["steps"] == 8
+    masks = recipe().iterations["it1"].pretrain.mask
+    assert loaded.extra["transformers"]["mask_time_prob"] == masks.probability
+    assert loaded.extra["transformers"]["mask_time_min_masks"] == masks.min_spans
     rows = read_metrics(folder / "logs" / "metrics.csv")
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     expected = {

@@ -84,6 +84,8 @@ def test_several_formats(workspace: Workspace) -> None:
     ]
     export = workspace.folder("export")
     assert facts["path"] == str(export / "torchaudio" / "it2" / "pretrain")
+    with pytest.raises(ConfigError, match="did you mean 'fairseq'"):
+        run(recipe("it2/pretrain", form=["fairseq2"]), workspace, "export", partial)
     assert facts["folders"]["fairseq/finetune/asr"] == str(export / "fairseq" / "finetune" / "asr")
     assert max(facts["max_difference"].values()) < 1e-5
 
