@@ -18,8 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubert_pretrain.errors import ConfigError, DataError
+from hubert_pretrain.errors import DataError
 from hubert_pretrain.tools.command import add_device, command_parser, run_command
+from hubert_pretrain.tools.feature_options import add_feature_options, feature_node
 
 if TYPE_CHECKING:
     from hubert_pretrain.data.corpus import Corpus
@@ -34,13 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         "input", type=Path, help="prepared corpus, audio file, or folder of audio files"
     )
     parser.add_argument("output", type=Path, help="folder")
-    parser.add_argument("--layer", help="of the checkpoint: a number, several with commas, or all")
-    parser.add_argument(
-        "--transformers",
-        action="store_true",
-        help="run the checkpoint with transformers: wav2vec 2.0, WavLM",
-    )
-    parser.add_argument("--num-mel-bins", type=int, default=80, help="log_mel (default: 80)")
+    add_feature_options(parser)
     parser.add_argument("--split", help="only this split of a prepared corpus (default: all)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16"])
     parser.add_argument(
@@ -61,9 +56,10 @@ def extract(options: argparse.Namespace) -> None:
     """Write the dump; nothing is written when the output holds anything else."""
     from hubert_pretrain.features.dump import OWN
     from hubert_pretrain.files import refuse_other_content
+    from hubert_pretrain.stages.units import build_features
 
     refuse_other_content(options.output, OWN)
-    extractor = open_extractor(options).to(options.device)
+    extractor = build_features(feature_node(options)).to(options.device)
     with tempfile.TemporaryDirectory() as scratch:
         write(options, open_corpus(options.input, Path(scratch)), extractor)
 
@@ -104,39 +100,6 @@ def write(options: argparse.Namespace, corpus: Corpus, extractor: FeatureExtract
     )
     if options.fairseq:
         write_fairseq(dump, options.output / "fairseq", options.split or "all")
-
-
-def open_extractor(options: argparse.Namespace) -> FeatureExtractor:
-    """FeatureExtractor of the features that the command line names."""
-    from hubert_pretrain.features.hubert_layer import HubertLayer
-    from hubert_pretrain.features.log_mel import LogMel
-    from hubert_pretrain.features.mfcc import Mfcc
-    from hubert_pretrain.features.transformers_layer import TransformersLayer
-
-    if options.features == "mfcc":
-        return Mfcc()
-    if options.features == "log_mel":
-        return LogMel(options.num_mel_bins)
-    if options.layer is None:
-        raise ConfigError(
-            f"--layer has no value: which layer of {options.features}? "
-            "A number from 1 on, several with commas, or all"
-        )
-    network = TransformersLayer if options.transformers else HubertLayer
-    return network(options.features, parse_layer(options.layer))
-
-
-def parse_layer(text: str) -> int | list[int] | str:
-    """`2`, `[2, 5]` for `2,5`, or `all`."""
-    if text == "all":
-        return text
-    try:
-        layers = [int(number) for number in text.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"--layer {text}: expected a number, several with commas, or all"
-        ) from None
-    return layers if len(layers) > 1 else layers[0]
 
 
 def open_corpus(path: Path, scratch: Path) -> Corpus:

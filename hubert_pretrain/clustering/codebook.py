@@ -78,7 +78,7 @@ class Codebook:
             raise ArtefactError(
                 f"{self.origin} has {self.n_clusters} centroids of dimension {self.dim}, fitted on "
                 f"{describe(self.features)}, but the frames have dimension {frames.shape[-1]}; "
-                "label with the features of the cluster stage, or cluster again"
+                "use the features that it was fitted on, or fit a codebook on these"
             )
         weight, bias = self._score_weights
         flat = frames.reshape(-1, self.dim).to(weight.dtype)
@@ -129,8 +129,8 @@ class Codebook:
         if differences:
             raise ArtefactError(
                 f"{self.origin} was fitted on {describe(self.features)} but the frames come from "
-                f"{describe(other)} ({'; '.join(differences)}); label with the features of the "
-                "cluster stage, or cluster again"
+                f"{describe(other)} ({'; '.join(differences)}); use the features that it was "
+                "fitted on, or fit a codebook on these"
             )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -193,8 +193,8 @@ class Codebook:
             centroids = tensors["centroids"].float()
         except KeyError as error:
             raise ArtefactError(
-                f"{origin}: {codebook_io.CENTROIDS} cannot be read (no tensor {error}); run the "
-                "cluster stage again"
+                f"{origin}: {codebook_io.CENTROIDS} cannot be read (no tensor {error}); "
+                f"{codebook_io.AGAIN}"
             ) from error
         return Codebook(
             centroids=centroids,

@@ -19,6 +19,8 @@ FORMAT_0_1 = "hubert_pretrain.codebook.1"
 """Of version 0.1, which this version refuses."""
 CENTROIDS = "codebook.safetensors"
 DESCRIPTION = "codebook.json"
+AGAIN = "make the codebook again (the cluster stage, or import-kmeans)"
+"""The fix for a damaged one."""
 
 
 def write_codebook(folder: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
@@ -39,19 +41,17 @@ def read_codebook(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if isinstance(description, dict) and description.get("format") == FORMAT_0_1:
         raise ArtefactError(
             f"{folder / DESCRIPTION}: made by version 0.1 of hubert_pretrain, which this version "
-            "cannot use; run the cluster stage again"
+            f"cannot use; {AGAIN}"
         )
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ArtefactError(
-            f"{folder / DESCRIPTION}: missing, damaged or not a {FORMAT}; run the cluster stage "
-            "again"
+            f"{folder / DESCRIPTION}: missing, damaged or not a {FORMAT}; name the folder of a "
+            "codebook, such as runs/demo/it2/cluster or that of import-kmeans"
         )
     try:
         return load_file(folder / CENTROIDS), description
     except (OSError, SafetensorError) as error:
-        raise ArtefactError(
-            f"{folder / CENTROIDS}: cannot be read ({error}); run the cluster stage again"
-        ) from error
+        raise ArtefactError(f"{folder / CENTROIDS}: cannot be read ({error}); {AGAIN}") from error
 
 
 def check_hash(folder: Path, found: str, description: dict[str, Any]) -> None:
@@ -59,5 +59,5 @@ def check_hash(folder: Path, found: str, description: dict[str, Any]) -> None:
     if found != description.get("sha256"):
         raise ArtefactError(
             f"{folder}: {CENTROIDS} is not the one that {DESCRIPTION} describes (other SHA-256); "
-            "cluster again"
+            f"{AGAIN}"
         )

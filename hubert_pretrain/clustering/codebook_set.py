@@ -122,7 +122,7 @@ class CodebookSet:
             raise ArtefactError(
                 f"{self.origin} has codebooks for frames of dimension {self.dim}, fitted on "
                 f"{describe(self.features)}, but the frames have dimension {frames.shape[-1]}; "
-                "label with the features of the cluster stage, or cluster again"
+                "use the features that it was fitted on, or fit a codebook on these"
             )
         blocks = frames.reshape(-1, self.dim).split(DEVICE_FRAMES)
         ids = torch.cat([self._assign_block(block) for block in blocks])  # (T, N)

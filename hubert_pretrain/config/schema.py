@@ -289,6 +289,9 @@ class IterationConfig:
     """Targets -> checkpoint."""
     layer_choice: LayerChoiceConfig = field(LayerChoiceConfig)
     """Only for features.layer=auto."""
+    codebook: str | None = field(None, path=True)
+    """Instead of clustering: the cluster stage of another run or iteration, or a codebook of
+    import-kmeans. `features` are those that it was fitted on."""
     targets: str | None = field(None, path=True)
     """Instead of features and clustering: a folder of fairseq's .tsv and .km files, or the label
     stage of another run."""

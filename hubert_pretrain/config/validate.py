@@ -77,6 +77,11 @@ def _faults_of_root(recipe: Recipe) -> Iterator[str]:
 
 
 def _faults_of_iteration(key: str, iteration: IterationConfig, recipe: Recipe) -> Iterator[str]:
+    if iteration.codebook and iteration.targets:
+        yield (
+            f"{key}.codebook={iteration.codebook} and {key}.targets={iteration.targets}: targets "
+            "need no codebook; remove one of them"
+        )
     yield from _faults_of_clustering(f"{key}.clustering", iteration.clustering)
     yield from _faults_of_layers(key, iteration, recipe)
     yield from _faults_of_grid(f"{key}.features", iteration.features, recipe.model.grid)

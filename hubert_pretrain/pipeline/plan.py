@@ -84,7 +84,7 @@ def stages(recipe: Recipe) -> list[Stage]:
 
 def _targets_of(name: str, iteration: IterationConfig, seed: int) -> list[Stage]:
     """The stages that make the targets of an iteration: cluster and label, or only label where the
-    targets come from elsewhere."""
+    codebook or the targets come from elsewhere."""
     if iteration.targets:
         inputs = ("prepare", iteration.targets)
         return [Stage(f"{name}/label", "label", inputs, {"targets": iteration.targets})]
@@ -93,6 +93,10 @@ def _targets_of(name: str, iteration: IterationConfig, seed: int) -> list[Stage]
         clustering["layer_choice"] = iteration.layer_choice
     checkpoints = _checkpoints(iteration.features)
     labelling = {"features": iteration.features}
+    if iteration.codebook:
+        labelling["codebook"] = iteration.codebook
+        sources = ("prepare", *checkpoints, iteration.codebook)
+        return [Stage(f"{name}/label", "label", sources, labelling)]
     return [
         Stage(f"{name}/cluster", "cluster", ("prepare", *checkpoints), clustering),
         Stage(f"{name}/label", "label", ("prepare", f"{name}/cluster"), labelling),

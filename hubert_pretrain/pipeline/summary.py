@@ -12,7 +12,7 @@ from hubert_pretrain.pipeline.workspace import Workspace
 
 ITERATION_FACTS = {
     "cluster": ["n_clusters", "inertia"],
-    "label": ["pnmi", "phone_purity", "cluster_purity", "unigram_entropy_nats"],
+    "label": ["n_clusters", "pnmi", "phone_purity", "cluster_purity", "unigram_entropy_nats"],
     "pretrain": ["masked_loss_nats", "masked_accuracy", "unmasked_accuracy"],
 }
 """Facts of an iteration's stages in the summary, by verb."""
@@ -42,14 +42,7 @@ def collect(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
             for stage in stages
         ],
         "data": facts.get("prepare") or None,
-        "iterations": {
-            name: {
-                key: facts.get(f"{name}/{verb}", {}).get(key)
-                for verb, keys in ITERATION_FACTS.items()
-                for key in keys
-            }
-            for name in recipe.iterations
-        },
+        "iterations": {name: _iteration_facts(facts, name) for name in recipe.iterations},
         "finetune": {name: facts[f"finetune/{name}"] or None for name in recipe.finetune},
         "export": {
             "path": export.get("path"),
@@ -57,6 +50,14 @@ def collect(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
             "max_difference": export.get("max_difference"),
         },
     }
+
+
+def _iteration_facts(facts: dict[str, dict[str, Any]], iteration: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for verb, keys in ITERATION_FACTS.items():
+        of_stage = facts.get(f"{iteration}/{verb}", {})
+        found |= {key: of_stage.get(key, found.get(key)) for key in keys}
+    return found
 
 
 def _facts(workspace: Workspace, stage: str) -> dict[str, Any]:

@@ -112,22 +112,21 @@ class Workspace:
         Args:
             reference: a stage of this run ("it1/pretrain"); the folder of a stage of another run;
                 or files that no stage made: a checkpoint (a file, or a folder with a config.json)
-                or a folder of targets. Their fingerprint is a hash of the files.
+                or a folder of targets or of a codebook. Their fingerprint is a hash of the files.
         """
         if self.is_done(reference):
             return self.artefact(reference)
         path = Path(reference).expanduser().absolute()
         if (path / META).is_file():
             return open_artefact(path)
-        readable = any((path / name).is_file() for name in ("config.json", "store.json")) or any(
-            path.glob("*.km*")
-        )
+        names = ("config.json", "store.json", "codebook.json")
+        readable = any((path / name).is_file() for name in names) or any(path.glob("*.km*"))
         if path.is_file() or (readable and not (path / PARTIAL_META).exists()):
             return Artefact(path, {"fingerprint": external_fingerprint(path), "facts": {}})
         raise ArtefactError(
             f"{reference!r} is neither a finished stage of {self.root} nor a folder with a {META} "
-            "nor targets nor a checkpoint of another project; name a stage such as 'it1/pretrain', "
-            f"the folder of a finished one, or a checkpoint{hub_remark(reference)}"
+            "nor targets nor a codebook nor a checkpoint of another project; name a stage such as "
+            f"'it1/pretrain', the folder of a finished one, or a checkpoint{hub_remark(reference)}"
         )
 
     def lock(self, stage: str) -> contextlib.AbstractContextManager[None]:

@@ -31,8 +31,14 @@ class LayerChoice:
     """Settings and scores of the choice."""
 
 
-def open_codebooks(workspace: Workspace, iteration: str) -> CodebookSet:
-    """The codebooks of an iteration. Raises ArtefactError when the stage has not finished."""
+def open_codebooks(recipe: Recipe, workspace: Workspace, iteration: str) -> CodebookSet:
+    """The codebooks of an iteration: those that the recipe names, or those of its cluster stage.
+
+    Raises ArtefactError when they do not exist or the stage has not finished.
+    """
+    named = recipe.iterations[iteration].codebook
+    if named is not None:
+        return CodebookSet.load(workspace.resolve(named).path)
     return CodebookSet.load(workspace.artefact(f"{iteration}/cluster").path)
 
 

@@ -52,7 +52,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
 def label(recipe: Recipe, workspace: Workspace, stage: str, folder: Path, corpus: Corpus) -> None:
     """Assign cluster ids to this process's share of the corpus."""
     iteration, _, _ = stage.partition("/")
-    codebooks = open_codebooks(workspace, iteration)
+    codebooks = open_codebooks(recipe, workspace, iteration)
     if distributed.rank() == 0:
         writer: TargetWriter | None = TargetWriter.create(folder, corpus.manifest, codebooks)
     else:

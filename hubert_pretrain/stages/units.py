@@ -1,5 +1,5 @@
-"""Unit extractor of a run, from the folder of its cluster stage: codebooks and the features that
-they were fitted on.
+"""Codebooks outside a run: the unit extractor of the folder of a cluster stage, which holds
+codebooks and the features that they were fitted on; and such folders for imported codebooks.
 """
 
 from __future__ import annotations
@@ -11,13 +11,19 @@ from typing import Any
 import torch
 
 from hubert_pretrain import features
+from hubert_pretrain.clustering.codebook_io import CENTROIDS, DESCRIPTION
 from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.pipeline.workspace import open_artefact
+from hubert_pretrain.files import read_json, refuse_other_content, write_json
+from hubert_pretrain.pipeline.fingerprint import digest
+from hubert_pretrain.pipeline.workspace import FORMAT, META, open_artefact
+from hubert_pretrain.targets.store import one_or_several
 from hubert_pretrain.targets.units import UnitExtractor
 
 FEATURES = f"{features.__name__}."
 """Only classes from this package are made: an artefact of someone else runs no other code."""
+IMPORTED = "import-kmeans"
+"""Stands for the name of a stage in the `meta.json` of an imported codebook."""
 
 
 def load_units(
@@ -36,9 +42,51 @@ def load_units(
     """
     folder = Path(folder).absolute()
     codebooks = CodebookSet.load(folder)
+    if not (folder / META).is_file():
+        raise ArtefactError(
+            f"{folder}: has no {META}, which says how the features of its codebook are made; name "
+            "the folder of a finished cluster stage, or import the codebook (import-kmeans)"
+        )
     node = open_artefact(folder).meta["config"]["features"]
     extractor = _build(node, folder, codebooks.features, checkpoint).to(device)
     return UnitExtractor(extractor, codebooks, device)
+
+
+def build_features(node: dict[str, Any]) -> Any:
+    """The extractor of a `_target_` node, whose paths start from the current folder."""
+    return _build(node, Path.cwd(), {}, None)
+
+
+# -- imported codebooks
+
+
+def save_imported(codebooks: CodebookSet, node: dict[str, Any], folder: Path) -> None:
+    """Writes codebooks that no stage made, with the node of their features, in the form of a
+    finished cluster stage.
+    """
+    codebooks.save(folder)
+    made = {"codebooks": codebooks.fingerprint, "features": codebooks.features}
+    meta = {
+        "format": FORMAT,
+        "stage": IMPORTED,
+        "fingerprint": digest(made),
+        "config": {"features": node},
+        "inputs": {},
+        "facts": {"n_clusters": one_or_several(codebooks.sizes), "dim": codebooks.dim},
+    }
+    write_json(folder / META, meta)
+
+
+def check_free(folder: Path) -> None:
+    """Raises ArtefactError when an imported codebook would be written over anything but another
+    one.
+    """
+    if (read_json(folder / META) or {}).get("stage", IMPORTED) != IMPORTED:
+        raise ArtefactError(f"{folder}: is a finished stage of a run; name an empty or new folder")
+    refuse_other_content(folder, (CENTROIDS, DESCRIPTION, META))
+
+
+# -- features
 
 
 def _build(node: Any, folder: Path, features: dict[str, Any], checkpoint: str | Path | None) -> Any:

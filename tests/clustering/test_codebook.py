@@ -85,5 +85,5 @@ def test_damaged_or_mixed_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="cannot be read"):
         Codebook.load(tmp_path)
     (tmp_path / DESCRIPTION).write_text(json.dumps({"format": "something else"}))
-    with pytest.raises(ArtefactError, match="run the cluster stage again"):
+    with pytest.raises(ArtefactError, match="name the folder of a codebook"):
         Codebook.load(tmp_path)

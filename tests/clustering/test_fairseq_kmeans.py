@@ -10,14 +10,29 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
+import torch
+import transformers
+from hubert_pretrain.tools.import_kmeans import main as tool_main
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.clustering.fairseq_kmeans import import_kmeans
 from hubert_pretrain.errors import ArtefactError, ConfigError
+from hubert_pretrain.features.log_mel import LogMel
 from hubert_pretrain.features.mfcc import Mfcc
+from hubert_pretrain.stages.units import load_units
 
 FRAMES = np.random.default_rng(0).normal(size=(500, 39)).astype(np.float32)
+
+TINY_WAVLM = transformers.WavLMConfig(
+    conv_dim=[8] * 7,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    num_conv_pos_embeddings=16,
+    num_conv_pos_embedding_groups=4,
+)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +144,88 @@ def test_files_without_a_codebook_of_these_features_are_refused(tmp_path: Path) 
         import_kmeans(path, Mfcc(), trust_pickle=True)
     with pytest.raises(ArtefactError, match="cannot be read"):
         import_kmeans(tmp_path / "none", Mfcc(), trust_pickle=True)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "pt", "named pt", "old pt", "double npy"])
+def test_matrices_of_numpy_and_torch_need_no_trust(tmp_path: Path, kind: str) -> None:
+    centroids = torch.from_numpy(FRAMES[:6])
+    path = tmp_path / f"km.{kind[-3:].strip()}"
+    if kind == "npy":
+        np.save(path, centroids.numpy())
+    elif kind == "double npy":
+        np.save(path, centroids.double().numpy())
+    elif kind == "npz":
+        np.savez(path, cluster_centers_=centroids.numpy(), counts=np.ones(6))
+    elif kind == "named pt":
+        torch.save({"n_features_in_": 39, "cluster_centers_": centroids}, path)
+    else:
+        torch.save(centroids, path, _use_new_zipfile_serialization=kind == "pt")
+    codebooks = import_kmeans(path, Mfcc(), trust_pickle=False)
+    torch.testing.assert_close(codebooks.parts[0].codebook.centroids, centroids, rtol=0, atol=0)
+
+
+def test_files_without_a_matrix_are_refused_and_run_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "km"
+    for content in (
+        torch.zeros(39),
+        {"a": torch.zeros(5, 39), "b": 1},
+        {},
+        torch.zeros(5, 39).int(),
+    ):
+        torch.save(content, path)
+        with pytest.raises(ArtefactError, match="holds no matrix of centroids; expected one"):
+            import_kmeans(path, Mfcc(), trust_pickle=False)
+    torch.save({"centroids": Bomb(tmp_path / "sentinel")}, path)
+    with pytest.raises(ArtefactError, match="holds no matrix of centroids"):
+        import_kmeans(path, Mfcc(), trust_pickle=False)
+    np.save(tmp_path / "bomb.npy", np.array([Bomb(tmp_path / "sentinel")]), allow_pickle=True)
+    with pytest.raises(ArtefactError, match=r"bomb\.npy: cannot be read"):
+        import_kmeans(tmp_path / "bomb.npy", Mfcc(), trust_pickle=False)
+    path.write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(ArtefactError, match="cannot be read"):
+        import_kmeans(path, Mfcc(), trust_pickle=False)
+    assert not (tmp_path / "sentinel").exists()
+
+
+def test_the_tool_for_log_mel_and_layers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "km.npy", FRAMES[:5, :30])
+    words = [str(tmp_path / "km.npy"), str(tmp_path / "out"), "--features"]
+    assert tool_main([*words, "log_mel", "--num-mel-bins", "30"]) == 0
+    assert "K=5, 30 dimensions" in capsys.readouterr().out
+    units = load_units(tmp_path / "out")
+    assert isinstance(units.extractor, LogMel)
+    assert len(units(np.zeros(16_000, np.float32))) == 49
+    assert tool_main([*words, "log_mel", "--num-mel-bins", "30"]) == 0, "again"
+    assert tool_main([*words, str(tmp_path)]) == 2
+    assert "--layer has no value" in capsys.readouterr().err
+
+    torch.manual_seed(0)
+    transformers.WavLMModel(TINY_WAVLM).save_pretrained(tmp_path / "wavlm")
+    np.save(tmp_path / "km.npy", FRAMES[:5, :16])
+    words = [str(tmp_path / "km.npy"), str(tmp_path / "of_layer"), "--features"]
+    assert tool_main([*words, str(tmp_path / "wavlm"), "--transformers", "--layer", "2"]) == 0
+    units = load_units(tmp_path / "of_layer")
+    assert units.codebooks.features["kind"] == "transformers_layer"
+    assert len(units(np.zeros(16_000, np.float32))) == 49
+
+
+def test_the_tool_writes_over_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not over the codebook of a stage, whose files have the same names."""
+    np.save(tmp_path / "km.npy", FRAMES[:5])
+    stage = tmp_path / "it1" / "cluster"
+    import_kmeans(tmp_path / "km.npy", Mfcc(), trust_pickle=False).save(stage)
+    (stage / "meta.json").write_text('{"stage": "it1/cluster"}')
+    before = (stage / "codebook.json").read_bytes()
+    np.save(tmp_path / "km.npy", FRAMES[:6])
+    assert tool_main([str(tmp_path / "km.npy"), str(stage)]) == 1
+    assert "is a finished stage of a run; name an empty or new folder" in capsys.readouterr().err
+    assert tool_main([str(tmp_path / "km.npy"), str(tmp_path)]) == 1
+    assert "holds it1 of something else" in capsys.readouterr().err
+    assert (stage / "codebook.json").read_bytes() == before
 
 
 def test_the_tool(tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

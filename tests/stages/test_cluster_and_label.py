@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hubert_pretrain.tools.import_kmeans import main as import_kmeans
 
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.config.schema import ClusteringConfig, IterationConfig, Recipe
@@ -194,10 +197,57 @@ def test_imported_targets_replace_clustering(workspace: Workspace, tmp_path: Pat
         plan.stages(values)
 
 
+@pytest.mark.parametrize("source", ["stage of another run", "imported", "codebook alone"])
+def test_a_codebook_made_elsewhere_replaces_clustering(
+    workspace: Workspace, tmp_path: Path, source: str
+) -> None:
+    """`iterations.it2.codebook`: no cluster stage, the targets of that codebook."""
+    run(cluster_stage, recipe(), workspace, "it1/cluster")
+    made = run(label_stage, recipe(), workspace, "it1/label")
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(workspace.folder("it1/cluster"), folder)
+    if source != "stage of another run":
+        (folder / "meta.json").unlink()
+    if source == "imported":
+        np.save(tmp_path / "km.npy", Codebook.load(folder).centroids.numpy())
+        shutil.rmtree(folder)
+        assert import_kmeans([str(tmp_path / "km.npy"), str(folder)]) == 0
+    values = recipe()
+    values.iterations["it2"].features = MFCC
+    values.iterations["it2"].codebook = str(folder)
+    values.data.corpus = {}
+    assert "it2/cluster" not in [stage.name for stage in plan.stages(values)]
+    label = plan.find(values, "it2/label")
+    assert label.inputs == ("prepare", str(folder))
+    before = plan.fingerprint_of(label, workspace)
+    assert before is not None
+    assert run(label_stage, values, workspace, "it2/label") == made
+    first, second = (TargetStore.open(workspace.folder(f"{name}/label")) for name in ("it1", "it2"))
+    np.testing.assert_array_equal(first.ids, second.ids)
+
+    other = Codebook.load(folder)
+    if source == "codebook alone":
+        replace(other, centroids=other.centroids + 1).save(folder)
+        assert plan.fingerprint_of(label, workspace) != before, "another codebook is other targets"
+    values.iterations["it2"].features = {"_target_": "hubert_pretrain.features.log_mel.LogMel"}
+    with pytest.raises(ArtefactError, match=r"elsewhere was fitted on mfcc .* come from log_mel"):
+        run(label_stage, values, workspace, "it2/label")
+
+
+def test_units_of_a_codebook_that_names_no_features(workspace: Workspace, tmp_path: Path) -> None:
+    run(cluster_stage, recipe(), workspace, "it1/cluster")
+    Codebook.load(workspace.folder("it1/cluster")).save(tmp_path / "alone")
+    with pytest.raises(
+        ArtefactError, match=r"alone: has no meta.json, which says how the features"
+    ):
+        load_units(tmp_path / "alone")
+
+
 def test_an_unset_targets_key_is_not_part_of_the_fingerprint() -> None:
     """A field that came later does not make finished stages stale."""
     values = recipe()
     values.data.corpus = {}
+    assert "codebook" not in json.dumps(plan.find(values, "it1/label").config)
     assert "targets" not in json.dumps(plan.find(values, "it1/label").config)
 
 
