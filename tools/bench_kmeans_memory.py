@@ -55,12 +55,12 @@ class Generated:
 
 def measure(answer: Connection, count: int, budget: int, disk: Path | None, passes: int) -> None:
     """Fits in this process and sends its figures."""
-    from hubert_pretrain.clustering import sample
+    from hubert_pretrain.clustering import memory
     from hubert_pretrain.clustering.frame_source import CHUNK_FRAMES, FrameFile, Frames
     from hubert_pretrain.clustering.kmeans import KMeans
 
     frames: Frames = Generated(count)
-    in_memory = 4 * count * DIM <= sample.frame_bytes(budget)
+    in_memory = 4 * count * DIM <= memory.free_bytes(budget)
     held: FrameFile | NDArray[np.float32]
     if in_memory or disk:
         held = (
@@ -78,7 +78,7 @@ def measure(answer: Connection, count: int, budget: int, disk: Path | None, pass
     settings = {
         "restarts": 3,
         "max_iterations": passes,
-        "max_sample_bytes": sample.sample_bytes(budget),
+        "max_sample_bytes": memory.sample_bytes(budget),
     }
     start = benchmarking.seconds_of(lambda: KMeans("torch", K, **settings).fit(frames[0:SAMPLE]))
     estimator = KMeans("torch", K, **settings)
@@ -90,7 +90,7 @@ def measure(answer: Connection, count: int, budget: int, disk: Path | None, pass
         "in_memory": int(in_memory),
     }
     answer.send(
-        found | {"peak_gb": sample.peak_bytes() / 1e9, "inertia": estimator.inertia_ / count}
+        found | {"peak_gb": memory.peak_bytes() / 1e9, "inertia": estimator.inertia_ / count}
     )
 
 

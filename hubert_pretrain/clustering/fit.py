@@ -25,7 +25,8 @@ from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.frames import FrameGrid
 
 PCA_FRAMES = 1 << 17
-"""Frames that principal components are estimated from: 40 minutes of speech are enough."""
+"""Frames that principal components are estimated from, where the memory allows: 40 minutes of
+speech are enough."""
 
 View = Callable[[Tensor], Tensor]
 """(n, D) -> (n, d): the part of the frames that a codebook is fitted on."""
@@ -184,7 +185,11 @@ class CodebookFitter:
     def _fit_transform(self, shard: RankFrames, seed: int) -> Transform | None:
         if not self.pca_dims and not self.whiten:
             return None
-        summary = summarise(shard, sample_frames=PCA_FRAMES, seed=seeds.derive(seed, "transform"))
+        most = max(1, self.estimator.max_sample_bytes // (4 * shard.dim))
+        sample_frames = min(PCA_FRAMES, most)
+        summary = summarise(
+            shard, sample_frames=sample_frames, seed=seeds.derive(seed, "transform")
+        )
         return fit_pca(summary.sample, dims=self.pca_dims, whiten=self.whiten)
 
 

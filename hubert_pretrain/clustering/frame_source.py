@@ -141,17 +141,11 @@ class FrameFile:
                 view = view[count:]
                 position += count
 
-    def memory_map(self) -> NDArray[np.float32]:
-        """The frames as an array, for libraries that need one."""
-        return np.memmap(self.path, dtype=np.float32, mode="r", shape=self.shape)
-
 
 def as_array(frames: Frames) -> NDArray[np.float32]:
-    """(N, D) as an array: an array or memory map as it is, a file as a memory map, anything else
-    read completely.
-    """
+    """(N, D) as an array: an array as it is, a file as a memory map."""
     if isinstance(frames, FrameFile):
-        return frames.memory_map()
+        return np.memmap(frames.path, dtype=np.float32, mode="r", shape=frames.shape)
     if isinstance(frames, np.ndarray):
         return frames
     return frames[0 : frames.shape[0]]

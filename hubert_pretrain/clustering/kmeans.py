@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 
 from hubert_pretrain import distributed
 from hubert_pretrain.clustering import assign
+from hubert_pretrain.clustering.engines import faiss
 from hubert_pretrain.clustering.engines.faiss import Faiss
 from hubert_pretrain.clustering.engines.lloyd import FitResult, Lloyd
 from hubert_pretrain.clustering.engines.minibatch import MiniBatch
 from hubert_pretrain.clustering.engines.statistics import measure_fit
 from hubert_pretrain.clustering.frame_source import Frames, RankFrames
+from hubert_pretrain.clustering.memory import EngineMemory, sample_bytes
 from hubert_pretrain.config.schema import ClusteringConfig
 from hubert_pretrain.errors import ConfigError, did_you_mean
 
@@ -72,6 +74,9 @@ class KMeans:
     """minibatch: clusters smaller than this share of the largest get new centroids."""
     max_sample_bytes: int = 1 << 30
     """torch, faiss: upper bound for the sample from which the initial centroids are computed."""
+    max_memory_bytes: int = 0
+    """minibatch, faiss: upper bound for the memory of the process while frames of a file are read;
+    0: none."""
     device: str = "cpu"
     """torch: computes the distances."""
     seed: int = 0
@@ -83,7 +88,7 @@ class KMeans:
     reseeded_: int = field(init=False, repr=False, compare=False)
 
     @staticmethod
-    def of(config: ClusteringConfig, *, device: str, max_sample_bytes: int) -> KMeans:
+    def of(config: ClusteringConfig, *, device: str) -> KMeans:
         """The estimator of a recipe; the seed is set later, per codebook."""
         return KMeans(
             engine=config.engine,
@@ -95,9 +100,17 @@ class KMeans:
             batch_frames=config.batch_frames,
             max_no_improvement=config.max_no_improvement,
             reassignment_ratio=config.reassignment_ratio,
-            max_sample_bytes=max_sample_bytes,
+            max_sample_bytes=sample_bytes(config.max_memory_bytes),
+            max_memory_bytes=config.max_memory_bytes,
             device=device,
         )
+
+    @property
+    def memory(self) -> EngineMemory:
+        """What the engine needs beside the frames."""
+        if self.engine == "minibatch":
+            return MiniBatch(self.n_clusters, self.batch_frames).memory
+        return faiss.MEMORY if self.engine == "faiss" else EngineMemory()
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The settings, by name."""
@@ -196,6 +209,7 @@ class KMeans:
                 spherical=self.spherical,
                 seed=self.seed,
                 max_sample_bytes=self.max_sample_bytes,
+                max_memory_bytes=self.max_memory_bytes,
             )
         else:
             engine = MiniBatch(
@@ -207,6 +221,7 @@ class KMeans:
                 tolerance=self.tolerance,
                 reassignment_ratio=self.reassignment_ratio,
                 seed=self.seed,
+                max_memory_bytes=self.max_memory_bytes,
             )
         return engine.fit(shard, state_path)
 

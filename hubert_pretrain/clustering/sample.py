@@ -5,9 +5,6 @@ Tensor letters: N frames, D width of a frame.
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +29,6 @@ MIN_HOURS = 1.0
 of 100 hours, minutes do not. (PNMI: see docs/glossary.md.)"""
 MEMORY_BYTES = 4_000_000_000
 """Larger samples are stored in a scratch file: 100 hours of 768-dimensional frames are 55 GB."""
-WORKING_BYTES = 250_000_000
-"""Memory for chunks, their scores and products, and the inner products of k-means++."""
 FRAMES_PER_CLUSTER = 100
 """With fewer frames for each cluster, centroids follow single frames: the stage warns."""
 SAMPLE = "codebook sample"
@@ -253,36 +248,3 @@ def _store(frames: NDArray[np.float32] | FrameFile, start: int, part: NDArray[np
 
 def _to_numpy(frames: Tensor) -> NDArray[np.float32]:
     return np.asarray(frames.cpu().numpy(), dtype=np.float32)
-
-
-# -- memory budget
-
-
-def sample_bytes(budget: int) -> int:
-    """Share of a memory budget for the sample from which the initial centroids are computed.
-
-    It depends on the budget only, because the result depends on it.
-    """
-    return budget // 4
-
-
-def frame_bytes(budget: int) -> int:
-    """Share of a memory budget for frames, after the sample and the memory in use.
-
-    Frames that do not fit are stored on disk; the result is the same.
-    """
-    return max(0, budget - resident_bytes() - sample_bytes(budget) - WORKING_BYTES)
-
-
-def resident_bytes() -> int:
-    """Memory of this process (on systems without /proc: its maximum so far)."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return peak_bytes()
-
-
-def peak_bytes() -> int:
-    """The largest memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

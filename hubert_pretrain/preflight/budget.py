@@ -149,10 +149,10 @@ def memory(
 
 def _disk(work: Work, audio: Audio, checkpoints: int) -> int:
     if work.dim:
-        from hubert_pretrain.clustering.sample import frame_bytes
+        from hubert_pretrain.clustering.memory import free_bytes
 
         size = _sample(work, audio)
-        return size if size > frame_bytes(work.memory_bytes) else 0  # it lies in memory otherwise
+        return size if size > free_bytes(work.memory_bytes) else 0  # it lies in memory otherwise
     if work.labels:
         return TARGET_BYTES * (audio.all // work.grid.hop)
     if work.training is not None:

@@ -7,10 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hubert_pretrain import distributed, seeds
 from hubert_pretrain.clustering import layer_selection, sample
 from hubert_pretrain.clustering.codebook_set import ALL, CodebookSet
 from hubert_pretrain.clustering.fit import CodebookFitter, describe_fit, fit_facts, parse_specs
+from hubert_pretrain.clustering.frame_source import rank_range
 from hubert_pretrain.clustering.kmeans import KMeans
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.data.corpus import Corpus
@@ -120,11 +123,16 @@ def fit(
             max_hours=sample.hours_limit(config.max_hours, config.max_frames, grid),
             seed=recipe.seed,
         )
+        estimator = KMeans.of(config, device=device)
+        total = int(np.sum(grid.num_frames(corpus.manifest.num_samples[rows])))
+        memory_bytes = estimator.memory.frame_bytes(
+            config.max_memory_bytes, len(rank_range(total)), dim
+        )
         frames = sample.gather_rank_frames(
             corpus,
             rows,
             at.extractor,
-            memory_bytes=sample.frame_bytes(config.max_memory_bytes),
+            memory_bytes=memory_bytes,
             scratch=folder,
             device=at.device,
             workers=at.workers,
@@ -134,9 +142,8 @@ def fit(
         print(size.describe(), flush=True)
         if warning := size.warning(max(spec.n_clusters for spec in specs)):
             print(warning, flush=True)
-    budget = sample.sample_bytes(config.max_memory_bytes)
     fitter = CodebookFitter(
-        KMeans.of(config, device=device, max_sample_bytes=budget),
+        estimator,
         functools.partial(seed_of, recipe.seed, stage),
         pca_dims=config.pca_dims,
         whiten=config.whiten,

@@ -202,7 +202,8 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_centroids(
 
 def test_the_defaults_are_those_of_a_recipe() -> None:
     config = ClusteringConfig(n_clusters=100)
-    assert KMeans.of(config, device="cpu", max_sample_bytes=1 << 30) == KMeans()
+    found = KMeans.of(config, device="cpu")
+    assert found == KMeans(max_sample_bytes=10**9, max_memory_bytes=4 * 10**9)
 
 
 def test_it_is_an_estimator() -> None:

@@ -127,6 +127,16 @@ def test_few_frames_for_many_clusters_are_a_warning(
     assert f"warning: {fitted['frames']} frames for K=40 clusters are fewer than 100 for" in out
 
 
+def test_less_memory_than_the_process_holds_is_refused_before_the_work(
+    workspace: Workspace,
+) -> None:
+    values = recipe()
+    values.iterations["it1"].clustering.max_memory_gb = 0.1
+    with pytest.raises(ConfigError, match=r"max_memory_gb=0.1: the process holds .* set it to at"):
+        run(cluster_stage, values, workspace, "it1/cluster")
+    assert not list(workspace.partial_folder("it1/cluster").iterdir())
+
+
 def test_a_layer_of_the_first_iteration_to_targets(workspace: Workspace) -> None:
     torch.manual_seed(0)
     folder = workspace.partial_folder("it1/pretrain")

@@ -1,5 +1,5 @@
 """Full-batch k-means of faiss, from the same initial centroids as engine `torch` (lloyd.py). One
-process; frames in memory.
+process; frames in memory or in a mapped file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ import torch
 
 from hubert_pretrain.clustering.engines.frame_summary import summarise
 from hubert_pretrain.clustering.engines.lloyd import FitResult, Lloyd
-from hubert_pretrain.clustering.frame_source import RankFrames, as_array
+from hubert_pretrain.clustering.frame_source import RankFrames
+from hubert_pretrain.clustering.memory import EngineMemory, within_budget
+
+MEMORY = EngineMemory(row_bytes=16)
+"""Of the id and distance that faiss holds for every frame."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Faiss:
     spherical: bool = False
     seed: int = 0
     max_sample_bytes: int = 1 << 30
+    max_memory_bytes: int = 0
 
     def fit(self, shard: RankFrames, state_path: Path | None = None) -> FitResult:
         """Centroids of the frames. No state is saved: an interrupted fit starts again.
@@ -55,7 +60,9 @@ class Faiss:
             max_points_per_centroid=-(-shard.total // self.n_clusters),
             min_points_per_centroid=1,
         )
-        engine.train(as_array(shard.frames), init_centroids=initial)
+        folder = None if state_path is None else state_path.parent
+        with within_budget(shard.frames, self.max_memory_bytes, folder, MEMORY) as frames:
+            engine.train(frames, init_centroids=initial)
         iterations = list(engine.iteration_stats or [])
         splits = sum(int(float(iteration["nsplit"])) for iteration in iterations)
         return FitResult(torch.tensor(engine.centroids), len(iterations), splits)

@@ -12,12 +12,20 @@ import torch
 
 from hubert_pretrain.clustering.engines.frame_summary import summarise
 from hubert_pretrain.clustering.engines.lloyd import FitResult
-from hubert_pretrain.clustering.frame_source import RankFrames, as_array
+from hubert_pretrain.clustering.frame_source import RankFrames
+from hubert_pretrain.clustering.memory import EngineMemory, within_budget
 
 PARALLEL_MULTIPLICATIONS = 10**9
 """Multiplications per mini-batch above which threads are used. Below it scikit-learn's threads
 mostly wait for each other in busy loops: on a machine shared with others, K=50 over 39 dimensions
 took 52 s with two threads and 11 s with one."""
+
+
+ROW_BYTES = 32
+"""Of the norms, weights and cumulative weights that scikit-learn holds for every frame."""
+FAULT_BYTES = 1 << 16
+"""Linux maps so much of a file around a byte that is read. The frames of a mini-batch are drawn at
+random, so each brings as much."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +40,16 @@ class MiniBatch:
     tolerance: float = 0.0
     reassignment_ratio: float = 0.0
     seed: int = 0
+    max_memory_bytes: int = 0
+
+    @property
+    def memory(self) -> EngineMemory:
+        """What scikit-learn needs beside the frames."""
+        return EngineMemory(ROW_BYTES, self.batch_frames * FAULT_BYTES)
 
     def fit(self, shard: RankFrames, state_path: Path | None = None) -> FitResult:
-        """Centroids of frames in memory or in a memory map. No state is saved: an interrupted fit
-        starts again.
+        """Centroids of the frames. No state is saved: an interrupted fit starts again. Beside the
+        frames it needs `memory`.
         """
         from sklearn.cluster import MiniBatchKMeans
         from threadpoolctl import threadpool_limits
@@ -57,6 +71,8 @@ class MiniBatch:
         multiplications = self.batch_frames * shard.dim * self.n_clusters
         threads = None if multiplications >= PARALLEL_MULTIPLICATIONS else 1
         with threadpool_limits(limits=threads, user_api="openmp"):
-            estimator.fit(as_array(shard.frames))
+            folder = None if state_path is None else state_path.parent
+            with within_budget(shard.frames, self.max_memory_bytes, folder, self.memory) as frames:
+                estimator.fit(frames)
         centroids = np.asarray(estimator.cluster_centers_, dtype=np.float32)
         return FitResult(torch.from_numpy(centroids), int(estimator.n_iter_), 0)
