@@ -116,3 +116,21 @@ def test_numbers_of_the_paper(tmp_path: Path) -> None:
 def test_demo_compares_its_iterations() -> None:
     demo = composed("demo")
     assert demo.iterations["it1"].clustering == demo.iterations["it2"].clustering
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_batch_is_the_default_but_for_the_exact_reproduction(
+    name: str, tmp_path: Path
+) -> None:
+    expected = "minibatch" if name == "base_ls960" else "torch"
+    for iteration in composed(name, *overrides_of(name, tmp_path)).iterations.values():
+        assert iteration.clustering.engine == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_of_a_group_says_its_number_of_clusters(name: str, tmp_path: Path) -> None:
+    """Also where the recipe has another K."""
+    iterations = composed(name, *overrides_of(name, tmp_path)).iterations
+    words = [f"clustering@iterations.{each}.clustering=full_100" for each in iterations]
+    recipe = composed(name, *overrides_of(name, tmp_path), *words)
+    assert {each.clustering.n_clusters for each in recipe.iterations.values()} == {100}
