@@ -278,7 +278,7 @@ def test_what_no_job_can_be_made_of_is_refused_before_anything_is_queued(
     slurm: FakeSlurm, workspace: Workspace, stages: dict[str, ResourcesConfig], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        submit(workspace, stages=stages)
+        submit(workspace, "iterations.it1.clustering.engine=minibatch", stages=stages)
     assert not slurm.submitted()
 
 
