@@ -107,7 +107,7 @@ class KMeans:
 
     @property
     def memory(self) -> EngineMemory:
-        """What the engine needs beside the frames."""
+        """Memory that the engine needs beside the frames."""
         if self.engine == "minibatch":
             return MiniBatch(self.n_clusters, self.batch_frames).memory
         return faiss.MEMORY if self.engine == "faiss" else EngineMemory()

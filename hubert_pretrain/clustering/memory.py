@@ -49,7 +49,7 @@ def sample_bytes(budget: int) -> int:
 
 
 def free_bytes(budget: int) -> int:
-    """What a budget leaves for frames after the memory in use, the sample and working memory;
+    """Rest of a budget for frames, after the memory in use, the sample and working memory;
     negative when it is too small for these. Frames that do not fit are stored on disk; the result
     is the same.
     """
@@ -66,7 +66,7 @@ class EngineMemory:
     """Pages of a file that it reads at once, where the frames lie in one."""
 
     def frame_bytes(self, budget: int, num_frames: int, dim: int) -> int:
-        """What a budget leaves for frames in memory: more than these frames need, or 0.
+        """Rest of a budget for frames in memory: more than these frames need, or 0.
 
         Raises ConfigError when the budget is too small for this engine even without them.
         """

@@ -44,7 +44,7 @@ class MiniBatch:
 
     @property
     def memory(self) -> EngineMemory:
-        """What scikit-learn needs beside the frames."""
+        """Memory that scikit-learn needs beside the frames."""
         return EngineMemory(ROW_BYTES, self.batch_frames * FAULT_BYTES)
 
     def fit(self, shard: RankFrames, state_path: Path | None = None) -> FitResult:
