@@ -41,6 +41,8 @@ class Mutation:
     new: str
     tests: str
     """Files or folders of tests, separated by spaces."""
+    slow: bool = False
+    """Whether slow tests are run too."""
 
     def apply(self, root: Path) -> None:
         """Make the change in the copy at `root`."""
@@ -60,7 +62,9 @@ def is_noticed(mutation: Mutation, root: Path) -> bool:
     """
     original = (root / mutation.file).read_text()
     mutation.apply(root)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", QUICK]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    if not mutation.slow:
+        command += ["-m", QUICK]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
@@ -82,8 +86,10 @@ def main() -> int:
     """Try the mutations, print one line each and a table of the rooms."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--only", default="", help="part of a file's path or of a name")
+    parser.add_argument("--first", type=int, default=1, help="number of the first one, from 1")
     arguments = parser.parse_args()
-    chosen = [each for each in read_mutations() if arguments.only in each.file + " " + each.name]
+    chosen = read_mutations()[arguments.first - 1 :]
+    chosen = [each for each in chosen if arguments.only in f"{each.file} {each.name}"]
     tried: Counter[str] = Counter()
     noticed: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@ synchronisation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.pretrain.loss import (
+    LN_2,
     LossWeights,
     PretrainLoss,
     SupervisedLayer,
@@ -93,6 +95,10 @@ def test_nothing_is_larger_than_the_scores_of_the_hidden_frames(kind: str) -> No
     with Sizes() as sizes:
         loss().loss.backward()
     assert sizes.largest == B * HIDDEN * sum(CLUSTERS)
+
+
+def test_bits_are_nats_divided_by_ln_2() -> None:
+    assert pytest.approx(math.log(2), rel=1e-15) == LN_2
 
 
 @pytest.mark.gpu
