@@ -59,6 +59,11 @@ def rank() -> int:
     )
 
 
+def local_rank() -> int:
+    """This process's number on its machine, and so that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
 def world_size() -> int:
     """Number of processes in the group; 1 before torch.distributed is set up."""
     return int(dist.get_world_size()) if (dist := _initialised()) is not None else 1

@@ -78,6 +78,14 @@ def all_between(least: int, most: int) -> Allowed:
         lambda values: all(least <= value <= most for value in values),
     )
 
+AUTO = "auto"
+"""The value that leaves a choice to the program."""
+auto_or_positive = Allowed(
+    "auto or a whole number above 0",
+    lambda value: value == AUTO or (value.isdecimal() and int(value) > 0),
+    (AUTO,),
+)
+
 
 def choice(*names: str) -> Allowed:
     """One of several names."""

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hubert_pretrain.fields import (
+    AUTO,
     MISSING,
     all_positive,
     audio_channel,
+    auto_or_positive,
     between,
     choice,
     decay_rates,
@@ -408,6 +410,10 @@ class TrainerConfig:
     """Processes per device that decode audio; 0: the training process does."""
     threads: int = field(0, zero_or_more)
     """CPU threads per process; 0: PyTorch's choice."""
+    fuse: str = field(AUTO, auto_or_positive)
+    """Most micro-batches of pretraining in one forward pass. auto: as many as fit into the GPU's
+    memory, measured at the start; 1 on a CPU. Another value gives the same run to rounding, except
+    that dropout draws other numbers."""
     attention: str = field("sdpa", choice(*ATTENTIONS))
     """Back end of attention: sdpa, eager, or flex (CUDA, without attention dropout)."""
     tf32: bool = False

@@ -5,6 +5,9 @@ T_k frames. The crops of a micro-batch are a pure function of (seed, its number 
 stream), and step n is a fixed part of the stream. So the only state to resume is the step number,
 and the batch of step n is the same on any number of workers and devices.
 
+A micro-batch is a unit of the plan, not of the hardware. Micro-batches of one shape follow each
+other in groups, so that a large GPU takes several of them in one forward pass (`fuse`).
+
 Several corpora are sampled by their weights (data/corpus_weights.py). Shapes: B utterances, T
 frames, C corpora, K buckets.
 """
@@ -49,12 +52,20 @@ class MicroBatch:
     shape: BatchShape
 
 
+MAX_EXCESS = 0.1
+"""Share by which a micro-batch may hold more audio than `micro_batch_seconds`."""
+MAX_GROUP = 16
+"""Most micro-batches of one shape in sequence."""
+MAX_GROUP_LOSS = 0.005
+"""Share of the micro-batches of an epoch that may be left over because they fill no group."""
+
+
 class BucketSampler:
     """The endless stream of micro-batches over the utterances of a split; step n is micro-batches
     [n * N, (n + 1) * N).
 
-    An epoch of the stream has as many micro-batches of each bucket as its utterances fill, in
-    shuffled order; the utterances left over (fewer than a micro-batch per bucket) differ from
+    An epoch of the stream has as many groups of micro-batches of each bucket as its utterances
+    fill, in shuffled order; the utterances left over (fewer than a group per bucket) differ from
     epoch to epoch. Nothing is stored per utterance: a sampler is a few numbers per bucket and views
     of the manifest, made in milliseconds and pickled in kilobytes.
     """
@@ -80,7 +91,7 @@ class BucketSampler:
             grid: frame grid of the model.
             seed: of the order, the crops and the shuffles.
             batch_seconds: audio of a step over all devices.
-            micro_batch_seconds: audio of one forward pass.
+            micro_batch_seconds: audio of a micro-batch, to a tenth.
             max_crop_seconds: longest crop.
             min_seconds: shorter utterances are left out.
             max_shapes: most buckets.
@@ -99,7 +110,7 @@ class BucketSampler:
         shares = sampling_weights(self.utterances, corpus_weights or {}, corpus_temperature)
 
         def batch_rows(num_frames: int) -> int:
-            return max(1, int(micro_batch_seconds / seconds(grid.num_samples(num_frames))))
+            return nearest_rows(micro_batch_seconds / seconds(grid.num_samples(num_frames)))
 
         # Shapes, from the histogram of lengths in which a corpus counts as often as it is sampled.
         counts = np.stack(
@@ -124,13 +135,18 @@ class BucketSampler:
             make_bucket(cuts[:, k], cuts[:, k + 1] - cuts[:, k], self._passes, shape.batch_rows)
             for k, shape in enumerate(self.shapes)
         ]
-        # Before they are shuffled, micro-batches [firsts[k], firsts[k + 1]) of an epoch are those
-        # of bucket k.
-        per_epoch = [
-            bucket.total // shape.batch_rows
-            for bucket, shape in zip(self._buckets, self.shapes, strict=True)
-        ]
-        self._firsts = np.concatenate([[0], np.cumsum(per_epoch)])
+        per_epoch = np.array(
+            [
+                bucket.total // shape.batch_rows
+                for bucket, shape in zip(self._buckets, self.shapes, strict=True)
+            ]
+        )
+        self.group = group_size(per_epoch, self.micro_batches)
+        """Micro-batches of one shape in sequence: [n * group, (n + 1) * group) of the stream. A
+        divisor of those of a step."""
+        # Before they are shuffled, groups [firsts[k], firsts[k + 1]) of an epoch are those of
+        # bucket k.
+        self._firsts = np.concatenate([[0], np.cumsum(per_epoch // self.group)])
         self._left_out = int(cuts[:, 0].sum())
 
     @property
@@ -138,7 +154,15 @@ class BucketSampler:
         """Micro-batches in which every utterance comes at most once (or as often as the weight of
         its corpus says).
         """
-        return int(self._firsts[-1])
+        return int(self._firsts[-1]) * self.group
+
+    def fuse(self, most: int, devices: int) -> int:
+        """Number of micro-batches, at most `most`, that each of `devices` takes in one forward
+        pass: it divides a device's share of a step, and they have one shape.
+        """
+        share = self.micro_batches // devices
+        common = math.gcd(share, self.group)
+        return max(number for number in range(1, min(most, common) + 1) if common % number == 0)
 
     def micro_batch(self, index: int) -> MicroBatch:
         """Micro-batch `index` of the stream, in O(B)."""
@@ -188,7 +212,7 @@ class BucketSampler:
     def describe(self) -> str:
         """One line: shapes, share of the audio that an epoch uses, utterances left out."""
         frames = [shape.batch_rows * shape.num_frames for shape in self.shapes]
-        used = int((np.diff(self._firsts) * frames).sum())
+        used = int((np.diff(self._firsts) * self.group * frames).sum())
         whole = float(self._passes @ [one.total_samples for one in self.utterances])
         shapes = ", ".join(f"{shape.batch_rows}x{shape.num_frames}" for shape in self.shapes)
         line = (
@@ -207,9 +231,10 @@ class BucketSampler:
 
     def _locate(self, slots: Ints, epoch: int) -> tuple[Ints, Ints]:
         """Slots of an epoch -> (their buckets, their numbers within the bucket)."""
-        positions = permute(slots, self.epoch_micro_batches, self.seed, "order", epoch)
+        groups, within = np.divmod(slots, self.group)
+        positions = permute(groups, int(self._firsts[-1]), self.seed, "order", epoch)
         buckets = np.searchsorted(self._firsts, positions, side="right") - 1
-        return buckets, positions - self._firsts[buckets]
+        return buckets, (positions - self._firsts[buckets]) * self.group + within
 
 
 class ValidationSampler(Sequence[MicroBatch]):
@@ -259,6 +284,28 @@ def _cuts(
     bounds = np.array([max(grid.num_samples(t), min_samples) for t in crops], dtype=np.int64)
     cuts = [[*one.shorter_than(bounds), len(one)] for one in utterances]
     return np.array(cuts, dtype=np.int64).reshape(-1, len(crops) + 1)
+
+
+def nearest_rows(exact: float) -> int:
+    """Rows of a micro-batch, from its audio over that of a row: the nearest number, so that a step
+    holds the audio that the recipe says, but at most MAX_EXCESS above.
+    """
+    rows = max(1, round(exact))
+    return rows if rows <= (1 + MAX_EXCESS) * exact else max(1, int(exact))
+
+
+def group_size(per_epoch: Ints, micro_batches: int) -> int:
+    """The largest number of micro-batches of one shape in sequence, up to MAX_GROUP, that divides
+    those of a step and leaves over no more than MAX_GROUP_LOSS of those of an epoch.
+
+    Args:
+        per_epoch: (K,) micro-batches of each bucket.
+        micro_batches: of a step.
+    """
+    most = min(MAX_GROUP, micro_batches)
+    fitting = [size for size in range(1, most + 1) if micro_batches % size == 0]
+    allowed = MAX_GROUP_LOSS * per_epoch.sum()
+    return max(size for size in fitting if (per_epoch % size).sum() <= allowed)
 
 
 def choose_crops(

@@ -171,18 +171,38 @@ class CropSource:
 
 
 class MicroBatches(Dataset[dict[str, Any]]):
-    """Item g is micro-batch g of the training stream. It has no position: any process may read any
-    item.
+    """Item g is micro-batches [g, g + fuse) of the training stream, for one forward pass. It has no
+    position: any process may read any item.
     """
 
-    def __init__(self, plan: BucketSampler, source: CropSource) -> None:
+    def __init__(self, plan: BucketSampler, source: CropSource, fuse: int = 1) -> None:
+        """`fuse`: from `BucketSampler.fuse`, so that its micro-batches have one shape."""
         self.plan = plan
         self.source = source
+        self.fuse = fuse
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`CropSource.tensors`, and `step_frames`: (masked, all) frames of the whole step."""
-        item = self.source.tensors(self.plan.micro_batch(index), "mask")
-        return item | {"step_frames": self.plan.step_frames(index // self.plan.micro_batches)}
+        """`CropSource.tensors`; `step_frames`: (masked, all) frames of the whole step; and
+        `micro_batches`: how many these are.
+        """
+        units = map(self.plan.micro_batch, range(index, index + self.fuse))
+        item = joined([self.source.tensors(unit, "mask") for unit in units])
+        step_frames = self.plan.step_frames(index // self.plan.micro_batches)
+        return item | {"step_frames": step_frames, "micro_batches": self.fuse}
+
+
+def joined(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Micro-batches of one shape as one, with the index of the first."""
+    first, *others = items
+    if not others:
+        return first
+    tensors = {
+        name: torch.cat([item[name] for item in items])
+        for name, value in first.items()
+        if isinstance(value, torch.Tensor)
+    }
+    masked_frames = sum(item["masked_frames"] for item in items)
+    return first | tensors | {"masked_frames": masked_frames}
 
 
 class ValidationBatches(Dataset[dict[str, Any]]):
@@ -212,6 +232,7 @@ def loaders(
     train: CropSource,
     valid: CropSource,
     workers: int,
+    fuse: int = 1,
 ) -> tuple[Iterable[Any], DataLoader[Any]]:
     """This rank's training stream from the trainer's step on, and its share of the `valid` split.
 
@@ -234,8 +255,9 @@ def loaders(
         micro_batches=plan.micro_batches,
         rank=rank,
         world_size=world_size,
+        fuse=fuse,
     )
-    stream = loader(MicroBatches(plan, train), indices, workers=workers)
+    stream = loader(MicroBatches(plan, train, fuse), indices, workers=workers)
     share = equal_share(len(covered), rank, world_size)
     return (
         to_device(trainer.strategy.root_device, stream),
@@ -243,7 +265,10 @@ def loaders(
     )
 
 
-def describe_micro_batch(index: int, *, plan: BucketSampler, manifest: Manifest) -> str:
-    """Step and utterance ids of a micro-batch, for messages."""
-    ids = ", ".join(manifest[row].id for row in plan.micro_batch(index).rows.tolist())
+def describe_micro_batch(
+    index: int, *, plan: BucketSampler, manifest: Manifest, fuse: int = 1
+) -> str:
+    """Step and utterance ids of a forward pass, for messages."""
+    units = map(plan.micro_batch, range(index, index + fuse))
+    ids = ", ".join(manifest[row].id for unit in units for row in unit.rows.tolist())
     return f"step {index // plan.micro_batches + 1}, utterances {ids}"

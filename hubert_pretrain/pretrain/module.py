@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hubert_pretrain import distributed
+from hubert_pretrain.data.batching import BatchShape
 from hubert_pretrain.frames import seconds as in_seconds
 from hubert_pretrain.model.compile import CompileClock
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
@@ -159,6 +160,35 @@ class PretrainModule(TrainingModule):
             "unmasked_loss_nats": means["loss/unmasked"],
             "unmasked_accuracy": means["accuracy/unmasked"],
         }
+
+    def blank_batch(
+        self, shape: BatchShape, micro_batches: int, device: torch.device
+    ) -> dict[str, Any]:
+        """A batch of a shape without content, to measure what its training step needs."""
+        rows = shape.batch_rows * micro_batches
+        mask = torch.zeros(rows, shape.num_frames, dtype=torch.bool, device=device)
+        mask[:, : shape.masked_frames] = True
+        samples = self.model.grid.num_samples(shape.num_frames)
+        codebooks = len(self.head.n_clusters)
+        targets = torch.zeros(rows, shape.num_frames, codebooks, dtype=torch.int64, device=device)
+        return {
+            "waveform": torch.randn(rows, samples, device=device),
+            "targets": targets,
+            "mask": mask,
+            "masked_frames": rows * shape.masked_frames,
+        }
+
+    def loss_of(self, batch: dict[str, Any]) -> Tensor:
+        """The loss of a micro-batch in which all layers run and learn."""
+        result = self._loss(
+            batch,
+            active_layers=None,
+            frozen=False,
+            normaliser=batch["masked_frames"],
+            measure_unmasked=False,
+            measure_layers=False,
+        )
+        return result.loss
 
     def summarise(self, sums: dict[str, float], steps: int, seconds: float) -> dict[str, float]:
         """Means over the masked frames since the last logging step.

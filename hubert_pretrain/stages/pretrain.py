@@ -9,10 +9,12 @@ from typing import Any
 import lightning as L
 import torch
 
-from hubert_pretrain.config.schema import AugmentConfig, PretrainConfig, Recipe
+from hubert_pretrain.config.schema import AugmentConfig, PretrainConfig, Recipe, TrainerConfig
 from hubert_pretrain.data.augment import Augmentation
 from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.distributed import accumulation, local_rank
+from hubert_pretrain.fields import AUTO
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
@@ -24,6 +26,7 @@ from hubert_pretrain.pipeline.workspace import Artefact, Workspace
 from hubert_pretrain.pretrain.dataset import CropSource, describe_micro_batch, loaders
 from hubert_pretrain.pretrain.layer_supervision import LayerSupervision, new_head
 from hubert_pretrain.pretrain.loss import LossWeights
+from hubert_pretrain.pretrain.memory import measured_fuse
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.pretrain.phone_probe import make_probe
 from hubert_pretrain.pretrain.warm_start import warm_start
@@ -36,7 +39,7 @@ from hubert_pretrain.training.curves import plot_pretraining
 from hubert_pretrain.training.module import Monitor
 from hubert_pretrain.training.optim import AdamWSettings, linear_schedule
 from hubert_pretrain.training.strategies import gather_module
-from hubert_pretrain.training.trainer import fit, validate
+from hubert_pretrain.training.trainer import fit, on_gpu, resolve_precision, validate
 
 
 def open_pretrained(workspace: Workspace, iteration: str) -> LoadedModel:
@@ -58,8 +61,11 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     targets.check(corpus.manifest, recipe.model.grid)
 
     plan = build_plan(config, corpus, recipe.model.grid, seed)
-    describe = partial(describe_micro_batch, plan=plan, manifest=corpus.manifest)
-    module = build_module(recipe, config, targets.sizes, seed, describe)
+    module = build_module(recipe, config, targets.sizes, seed)
+    fuse = choose_fuse(recipe.trainer, module, plan)
+    module.nonfinite.describe = partial(
+        describe_micro_batch, plan=plan, manifest=corpus.manifest, fuse=fuse
+    )
     if config.start_from:
         checkpoint = workspace.resolve(config.start_from).path
         choice = config.start_head
@@ -87,7 +93,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         config,
         folder,
         stage=stage,
-        micro_batches=plan.micro_batches,
+        micro_batches=plan.micro_batches // fuse,
         inputs={"targets": label.fingerprint, "codebook": targets.codebook},
         callbacks=[probe] if probe else [],
     )
@@ -97,6 +103,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         train=crops(split="train", augmentation=augmentation(config.augment, seed)),
         valid=crops(split="valid"),
         workers=recipe.trainer.loader_workers,
+        fuse=fuse,
     )
     if trainer.is_global_zero:
         print(plan.describe(), flush=True)
@@ -150,8 +157,24 @@ def build_plan(config: PretrainConfig, corpus: Corpus, grid: FrameGrid, seed: in
     )
 
 
+def choose_fuse(trainer: TrainerConfig, module: PretrainModule, plan: BucketSampler) -> int:
+    """Micro-batches of one forward pass: as `trainer.fuse` says, or as many as fit."""
+    devices = trainer.devices * trainer.num_nodes
+    # Raises ConfigError where the devices cannot share a step.
+    accumulation(plan.micro_batches, devices)
+    if trainer.fuse != AUTO:
+        return plan.fuse(int(trainer.fuse), devices)
+    if not on_gpu(trainer.accelerator):
+        return 1
+    device = torch.device("cuda", local_rank())
+    dtype = torch.bfloat16 if "bf16" in resolve_precision(trainer.precision) else torch.float16
+    enabled = "mixed" in resolve_precision(trainer.precision)
+    autocast = partial(torch.autocast, "cuda", dtype=dtype, enabled=enabled)
+    return measured_fuse(module, plan, device, devices=devices, autocast=autocast)
+
+
 def build_module(
-    recipe: Recipe, config: PretrainConfig, n_clusters: list[int], seed: int, describe: Any
+    recipe: Recipe, config: PretrainConfig, n_clusters: list[int], seed: int
 ) -> PretrainModule:
     """The network, its head and how they are trained."""
     torch.manual_seed(derive(seed, "weights"))
@@ -176,7 +199,6 @@ def build_module(
         supervision=LayerSupervision.of(recipe.model, config.loss, n_clusters),
         freeze_conv_after_steps=config.freeze_conv_after_steps,
         compile_clock=compile_clock,
-        describe_micro_batch=describe,
     )
 
 

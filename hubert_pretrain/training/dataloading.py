@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hubert_pretrain.distributed import share
 from hubert_pretrain.training.resilience.preemption import ignore_in_worker
 
 FIRST_AT_EXIT = 100
@@ -23,7 +24,7 @@ FIRST_AT_EXIT = 100
 
 class ResumableSampler(Sampler[int]):
     """Indices of this rank's micro-batches, from the first of the step that training has reached to
-    the last.
+    the last: of each step a contiguous part, in which micro-batches of one shape stay together.
 
     There is no length on purpose, so that Lightning sees one endless epoch and does not count
     batches that a resumed run skips.
@@ -37,6 +38,7 @@ class ResumableSampler(Sampler[int]):
         micro_batches: int,
         rank: int,
         world_size: int,
+        fuse: int = 1,
     ) -> None:
         """
         Args:
@@ -44,17 +46,20 @@ class ResumableSampler(Sampler[int]):
                 checkpoint was loaded, it is that checkpoint's step.
             steps: of the training.
             micro_batches: of a step, over all ranks.
+            fuse: micro-batches of one forward pass; only the index of the first is delivered.
         """
         self.reached = reached
         self.steps = steps
         self.micro_batches = micro_batches
         self.rank = rank
         self.world_size = world_size
+        self.fuse = fuse
 
     def __iter__(self) -> Iterator[int]:
-        first = self.reached() * self.micro_batches
-        last = self.steps * self.micro_batches
-        return iter(range(first + self.rank, last, self.world_size))
+        mine = share(self.micro_batches, self.rank, self.world_size)
+        for step in range(self.reached(), self.steps):
+            first = step * self.micro_batches
+            yield from range(first + mine.start, first + mine.stop, self.fuse)
 
 
 def equal_share(count: int, rank: int, world_size: int) -> range:

@@ -101,7 +101,7 @@ def build_trainer(
     )
     precision: Any = resolve_precision(config.precision, config.accelerator)
     plugins = list[Any]([writer])
-    if precision == "16-mixed" and not _on_gpu(config.accelerator):
+    if precision == "16-mixed" and not on_gpu(config.accelerator):
         # By name, Lightning would make bf16 of it on a CPU, and say so in a warning.
         plugins.append(MixedPrecision("16-mixed", "cpu"))
         precision = None
@@ -217,12 +217,13 @@ def resolve_precision(precision: str, accelerator: str = "auto") -> str:
     """
     if precision != "auto":
         return precision
-    if _on_gpu(accelerator) and torch.cuda.is_bf16_supported(including_emulation=False):
+    if on_gpu(accelerator) and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16-mixed"
     return "32-true"
 
 
-def _on_gpu(accelerator: str) -> bool:
+def on_gpu(accelerator: str) -> bool:
+    """True if a training with this `trainer.accelerator` runs on NVIDIA GPUs here."""
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 

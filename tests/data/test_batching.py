@@ -12,7 +12,14 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubert_pretrain.data.batching import BucketSampler, choose_crops
+from hubert_pretrain.data.batching import (
+    MAX_EXCESS,
+    MAX_GROUP_LOSS,
+    BucketSampler,
+    choose_crops,
+    group_size,
+    nearest_rows,
+)
 from hubert_pretrain.data.length_index import LengthIndex
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
@@ -58,7 +65,8 @@ def test_crops_lie_inside_their_utterances_and_keep_the_budget() -> None:
         assert (batch.starts >= 0).all()
         assert (batch.starts + batch.shape.num_frames <= frames).all()
         assert len(batch.rows) == batch.shape.batch_rows
-        assert len(batch.rows) * MODEL_GRID.num_samples(batch.shape.num_frames) <= 60 * SAMPLE_RATE
+        audio = len(batch.rows) * MODEL_GRID.num_samples(batch.shape.num_frames)
+        assert audio <= (1 + MAX_EXCESS) * 60 * SAMPLE_RATE
     assert len(plan.shapes) <= 8
 
 
@@ -91,6 +99,64 @@ def test_the_frames_of_a_step_are_known_before_it_runs() -> None:
         hidden = sum(len(batch.rows) * batch.shape.masked_frames for batch in batches)
         total = sum(len(batch.rows) * batch.shape.num_frames for batch in batches)
         assert plan.step_frames(step) == (hidden, total)
+
+
+def test_a_step_holds_the_audio_that_the_recipe_says() -> None:
+    plan = build(
+        librispeech(20_000),
+        batch_seconds=2800.0,
+        micro_batch_seconds=87.5,
+        max_crop_seconds=15.625,
+        max_shapes=16,
+    )
+    held = [plan.step_frames(step)[1] * MODEL_GRID.hop / SAMPLE_RATE for step in range(100)]
+    assert np.mean(held) == pytest.approx(2800, rel=0.02)
+
+
+def test_rows_are_the_nearest_number_within_a_tenth_of_the_budget() -> None:
+    assert [nearest_rows(exact) for exact in (0.3, 1.0, 1.6, 5.4, 5.6, 9.5, 9.7)] == [
+        *(1, 1, 1, 5, 6),
+        *(10, 10),
+    ]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4, 12, 32])
+def test_micro_batches_of_one_shape_follow_each_other(micro_batches: int) -> None:
+    plan = build(librispeech(20_000), batch_seconds=60.0 * micro_batches)
+    assert plan.micro_batches % plan.group == 0
+    assert plan.group == {1: 1, 4: 4, 12: 4, 32: 8}[micro_batches]
+    assert plan.epoch_micro_batches % plan.group == 0
+    for first in range(0, 40 * plan.group, plan.group):
+        indices = range(first, first + plan.group)
+        assert len({plan.micro_batch(index).shape for index in indices}) == 1
+    shapes = {plan.micro_batch(g * plan.group).shape for g in range(60)}
+    assert len(shapes) > 3  # groups are shuffled
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=8), st.integers(1, 40))
+def test_groups_leave_little_over(per_epoch: list[int], micro_batches: int) -> None:
+    size = group_size(np.array(per_epoch), micro_batches)
+    assert micro_batches % size == 0
+    assert sum(count % size for count in per_epoch) <= MAX_GROUP_LOSS * sum(per_epoch)
+
+
+def test_devices_fuse_what_they_share_of_a_group() -> None:
+    plan = build(librispeech(20_000), batch_seconds=60.0 * 32)
+    assert plan.group == 8
+    fused = {
+        (most, devices): plan.fuse(most, devices) for most in (1, 3, 8, 99) for devices in (1, 8)
+    }
+    assert fused == {
+        (1, 1): 1,
+        (3, 1): 2,
+        (8, 1): 8,
+        (99, 1): 8,
+        (1, 8): 1,
+        (3, 8): 2,
+        (8, 8): 4,
+        (99, 8): 4,
+    }
+    assert plan.fuse(8, 32) == 1
 
 
 def test_crop_starts_spread_over_the_utterance() -> None:

@@ -236,7 +236,7 @@ def test_out_of_memory_in_a_step(
     monkeypatch.setattr(pretrain_module, "masked_prediction_loss", full)
     with pytest.raises(
         HubertPretrainError,
-        match=r"out of memory at step 1 in a micro-batch of \d x \d+ samples "
+        match=r"out of memory at step 1 in a forward pass of \d x \d+ samples "
         r"\(.* s of audio\).*micro_batch_seconds=",
     ):
         run(recipe(), prepared, "it1/pretrain", tmp_path)

@@ -23,10 +23,12 @@ _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
 
 class BatchShape(L.Callback):
-    """Records the shape of the last micro-batch."""
+    """Records the shape of the last forward pass."""
 
     def __init__(self) -> None:
         self.shape: tuple[int, ...] = ()
+        self.micro_batches = 1
+        """Micro-batches in it."""
 
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
@@ -49,6 +51,7 @@ class BatchShape(L.Callback):
         """Record (B, S) of a batch with a "waveform"."""
         if isinstance(batch, dict) and "waveform" in batch:
             self.shape = tuple(batch["waveform"].shape)
+            self.micro_batches = batch.get("micro_batches", 1)
 
 
 @contextmanager
@@ -78,7 +81,7 @@ def explain_failures(trainer: L.Trainer) -> Iterator[None]:
 
 
 def out_of_memory(trainer: L.Trainer, error: BaseException) -> str:
-    """The shape that did not fit into memory, and half of it as advice."""
+    """The shape that did not fit into memory, and how to halve it as advice."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     last = next((each for each in callbacks if isinstance(each, BatchShape)), None)
     where = f"out of memory at step {trainer.global_step + 1}"
@@ -87,10 +90,14 @@ def out_of_memory(trainer: L.Trainer, error: BaseException) -> str:
         return f"{where} ({first_line}); halve micro_batch_seconds"
     rows, samples = last.shape
     audio = rows * seconds(samples)
+    if last.micro_batches > 1:
+        smaller = f"trainer.fuse={last.micro_batches // 2} (the run stays the same)"
+    else:
+        smaller = f"micro_batch_seconds={audio / 2:.4g} (any that divides batch_seconds)"
     return (
-        f"{where} in a micro-batch of {rows} x {samples} samples ({audio:.1f} s of audio): "
-        f"{first_line}. Try micro_batch_seconds={audio / 2:.4g} (any that divides batch_seconds: "
-        "the run stays the same), or trainer.gradient_checkpointing=true; the same command resumes"
+        f"{where} in a forward pass of {rows} x {samples} samples ({audio:.1f} s of audio): "
+        f"{first_line}. Try {smaller}, or trainer.gradient_checkpointing=true; the same command "
+        "resumes"
     )
 
 

@@ -21,7 +21,7 @@ def trainer(batch: Any = None) -> Any:
 def test_out_of_memory_names_the_shape_and_half_of_it() -> None:
     batch = {"waveform": torch.empty(8, 160_000, device="meta")}
     message = (
-        r"out of memory at step 42 in a micro-batch of 8 x 160000 samples \(80\.0 s of audio\): "
+        r"out of memory at step 42 in a forward pass of 8 x 160000 samples \(80\.0 s of audio\): "
         r"CUDA out of memory.*=40 .*gradient_checkpointing"
     )
     with pytest.raises(HubertPretrainError, match=message), explain_failures(trainer(batch)):

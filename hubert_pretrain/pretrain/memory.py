@@ -1,0 +1,110 @@
+"""How many micro-batches fit into a GPU's memory at once: measured, before training starts.
+
+The loss of a step is a sum over its micro-batches, so their number in one forward pass is a matter
+of speed alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+
+from hubert_pretrain.data.batching import BatchShape, BucketSampler
+from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.pretrain.module import PretrainModule
+
+logger = logging.getLogger(__name__)
+
+USABLE = 0.9
+"""Share of a GPU's memory that tensors may take; the rest is for the allocator's gaps and for
+libraries."""
+ADAM_BYTES = 8
+"""Per parameter: two moments in fp32, which the measured passes do not have yet."""
+
+
+def fitting_micro_batches(
+    peak_bytes: Callable[[BatchShape, int], int],
+    shapes: list[BatchShape],
+    *,
+    most: int,
+    available_bytes: int,
+) -> int:
+    """The largest number of micro-batches, up to `most`, that fits for every shape.
+
+    Memory is what one micro-batch needs plus the same again for each further one.
+
+    Args:
+        peak_bytes: a shape and a number of micro-batches -> the peak of a forward and backward
+            pass.
+        shapes: of the training.
+        most: as many as a device has of one shape in a step.
+        available_bytes: for the passes.
+
+    Raises ConfigError, with two ways out, when not even one fits.
+    """
+    fitting = most
+    for shape in shapes:
+        one = peak_bytes(shape, 1)
+        if one > available_bytes:
+            audio = f"{shape.batch_rows} x {shape.num_frames} frames"
+            raise ConfigError(
+                f"a micro-batch of {audio} needs {one / 1e9:.1f} GB, the GPU has "
+                f"{available_bytes / 1e9:.1f} GB for it; set trainer.gradient_checkpointing=true, "
+                "or halve micro_batch_seconds"
+            )
+        if fitting > 1:
+            further = max(1, peak_bytes(shape, 2) - one)
+            fitting = min(fitting, 1 + (available_bytes - one) // further)
+    return fitting
+
+
+def measured_fuse(
+    module: PretrainModule,
+    plan: BucketSampler,
+    device: torch.device,
+    *,
+    devices: int,
+    autocast: Callable[[], AbstractContextManager[None]],
+) -> int:
+    """`BucketSampler.fuse` for this GPU.
+
+    The same on every GPU of one type: it depends on the sizes of tensors only.
+
+    Args:
+        module: its network and head are on the device while they are measured.
+        devices: of the training.
+        autocast: as the trainer runs `training_step`.
+    """
+    most = plan.fuse(plan.group, devices)
+    if most == 1:
+        return 1
+    total = torch.cuda.get_device_properties(device).total_memory
+    moments = ADAM_BYTES * sum(each.numel() for each in module.parameters() if each.requires_grad)
+
+    def peak_bytes(shape: BatchShape, micro_batches: int) -> int:
+        torch.cuda.reset_peak_memory_stats(device)
+        batch = module.blank_batch(shape, micro_batches, device)
+        with autocast():
+            loss = module.loss_of(batch)
+        loss.backward()
+        module.zero_grad(set_to_none=True)
+        return torch.cuda.max_memory_allocated(device)
+
+    module.to(device)
+    module.train()
+    try:
+        fitting = fitting_micro_batches(
+            peak_bytes,
+            plan.shapes,
+            most=most,
+            available_bytes=int(USABLE * total) - moments,
+        )
+    finally:
+        module.cpu()
+        torch.cuda.empty_cache()
+    fuse = plan.fuse(fitting, devices)
+    logger.info("%d micro-batches in one forward pass fit into the GPU's memory", fuse)
+    return fuse
