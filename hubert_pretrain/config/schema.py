@@ -217,7 +217,7 @@ class PretrainConfig:
     batch_seconds: float = field(MISSING, positive)
     """Audio per update, over all devices [max_tokens x GPUs x update_freq]."""
     micro_batch_seconds: float = field(MISSING, positive)
-    """Audio per forward pass; divides batch_seconds."""
+    """Audio of a micro-batch, to a tenth; divides batch_seconds."""
     learning_rate: float = field(5e-4, positive)
     """Peak learning rate."""
     warmup_fraction: float = field(0.08, share)
