@@ -123,7 +123,7 @@ class SpeedPerturbation:
 
     def _with_copies(self, folder: Path, utterance: SourceUtterance) -> list[SourceUtterance]:
         utterance = replace(utterance, corpus=utterance.corpus or corpus_name(self.corpus))
-        if utterance.split != "train":
+        if utterance.split != "train" or utterance.fault:
             return [utterance]
         try:
             copies = [self._copy(folder, utterance, factor) for factor in self.factors]

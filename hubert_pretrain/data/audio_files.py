@@ -163,10 +163,24 @@ def entries_of(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be read ({error.strerror}); allow it (chmod -R +rX), or move the "
-            "folder away"
-        ) from error
+        raise unreadable(error) from error
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, in order. Raises DataError for a folder that cannot be read."""
+    for entry in entries_of(folder):
+        if entry.is_dir(follow_symlinks=False):
+            yield from files_below(Path(entry.path))
+        else:
+            yield Path(entry.path)
+
+
+def unreadable(error: OSError) -> DataError:
+    """The error for a folder that cannot be listed."""
+    return DataError(
+        f"{error.filename}: cannot be read ({error.strerror}); allow it (chmod -R +rX), or move it "
+        "away"
+    )
 
 
 def _kind_of(name: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from hubert_pretrain.data.alignment import Phones
+from hubert_pretrain.data.audio_files import files_below
 from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
 from hubert_pretrain.formats import ctm, textgrid
 from hubert_pretrain.formats.intervals import Interval, phones_of, read_phn
@@ -188,10 +189,7 @@ def _find(path: Path, format: str, tier: str) -> tuple[str, list[Path]]:
 
 def _files_by_format(path: Path) -> dict[str, list[Path]]:
     """Format -> its files at or below a path, in order."""
-    if path.is_file():
-        files = [path]
-    else:
-        files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    files = [path] if path.is_file() else list(files_below(path))
     found: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         for name, suffixes in FORMATS.items():

@@ -21,7 +21,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from hubert_pretrain.data import audio
-from hubert_pretrain.data.audio_files import SUFFIXES
+from hubert_pretrain.data.audio_files import SUFFIXES, entries_of, unreadable
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError, did_you_mean
 from hubert_pretrain.files import read_json, write_bytes
@@ -82,16 +82,26 @@ def _has_magic(path: Path) -> bool:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Tables up to two folders below, metadata of audio folders before others."""
-    for pattern in ("", "*/", "*/*/"):
-        yield from sorted(path for name in _METADATA for path in folder.glob(pattern + name))
-    for pattern in ("", "*/"):
-        yield from sorted(
-            path
-            for suffix in ("parquet", "arrow")
-            for path in folder.glob(f"{pattern}*.{suffix}")
-            if path.name not in _METADATA
-        )
+    """Tables up to two folders below, metadata of audio folders before others. Raises DataError for
+    a folder that cannot be read.
+    """
+    levels = [[folder]]
+    tables: list[list[Path]] = []
+    for _ in range(2):
+        inside = [entry for above in levels[-1] for entry in entries_of(above)]
+        levels.append([Path(entry.path) for entry in inside if entry.is_dir()])
+        tables.append([Path(entry.path) for entry in inside if entry.is_file()])
+    try:
+        for folders in levels:
+            named = [above / name for above in folders for name in _METADATA]
+            yield from (path for path in named if path.is_file())
+    except PermissionError as error:
+        raise unreadable(error) from error
+    for files in tables:
+        for suffix in (".parquet", ".arrow"):
+            yield from (
+                path for path in files if path.suffix == suffix and path.name not in _METADATA
+            )
 
 
 def sources(path: Path, split: str) -> list[Source]:

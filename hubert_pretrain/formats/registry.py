@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hubert_pretrain.data.audio_files import entries_of
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
 from hubert_pretrain.formats import fairseq, huggingface, kaldi, lhotse, path_list, prepared, table
@@ -99,7 +100,7 @@ def find_manifests(path: Path, format: str, columns: Mapping[str, str]) -> list[
         return [(manifest, detect_format(path, columns) if format == "auto" else format)]
     found = _manifests_in_folder(path, format, columns)
     if not found:
-        inside = sorted(each.name for each in path.iterdir())[:8]
+        inside = [each.name for each in entries_of(path)][:8]
         raise DataError(
             f"{path}: no manifest in it, it has {', '.join(inside) or 'nothing'}; "
             f"expected {_EXPECTED}. A folder that has audio only is read by data=folder"
@@ -121,13 +122,13 @@ def _manifests_in_folder(
         if (path / kaldi.WAVES).is_file():
             return [(path, "kaldi")]
         directories = [
-            folder for folder in sorted(path.iterdir()) if (folder / kaldi.WAVES).is_file()
+            folder for folder in map(Path, entries_of(path)) if (folder / kaldi.WAVES).is_file()
         ]
         if directories:
             return [(folder, "kaldi") for folder in directories]
     found = [
         (each, detect_format(each, columns) if format == "auto" else format)
-        for each in sorted(path.iterdir())
+        for each in map(Path, entries_of(path))
         if each.is_file() and each.name.endswith(_LIST_SUFFIXES) and not each.name.startswith(".")
     ]
     items = [each for each, name in found if name == "lhotse"]

@@ -10,7 +10,11 @@ from hydra import initialize_config_dir
 
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import DataConfig, Recipe
+from hubert_pretrain.corpora.folder import Folder
+from hubert_pretrain.corpora.mixture import Mixture
+from hubert_pretrain.corpora.with_alignments import WithAlignments
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.source import passed_over
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.stages import prepare
@@ -110,3 +114,18 @@ def test_an_error_inside_a_mixture_is_one_line(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="corpora: is empty"):
         prepare.run(bad, Workspace(tmp_path), "prepare", tmp_path)
+
+
+def test_files_that_its_corpora_pass_over_are_counted(tmp_path: Path) -> None:
+    """Also through a corpus that wraps another."""
+    for name in ("a/1.wav", "a/1.txt", "b/2.wav", "b/2.txt", "b/3.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "1.phn").write_text("0 400 a\n")
+    aligned = WithAlignments(
+        corpus=Folder(root=str(tmp_path / "a")), alignments=str(tmp_path / "1.phn")
+    )
+    source = Mixture(corpora={"a": aligned, "b": Folder(root=str(tmp_path / "b"))})
+    for _ in range(2):
+        assert [one.id for one in source.utterances(tmp_path / "out")] == ["a/1", "b/2"]
+        assert passed_over(source).kinds == {".txt": 2, ".jpg": 1}

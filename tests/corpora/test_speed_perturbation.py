@@ -152,6 +152,18 @@ def test_unreadable_utterances_are_listed_without_copies(tmp_path: Path) -> None
     }
 
 
+def test_utterances_with_a_fault_are_listed_without_copies(tmp_path: Path) -> None:
+    class Faulty(Tones):
+        def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
+            for utterance in super().utterances(folder):
+                fault = "no text" if utterance.id == "t01" else ""
+                yield dataclasses.replace(utterance, fault=fault)
+
+    source = SpeedPerturbation(corpus=Faulty(tmp_path, splits=("train",) * 2 + ("valid",)))
+    found = utterances_of(source, tmp_path / "prepare")
+    assert set(found) == {"t00", "t00-speed0.9", "t00-speed1.1", "t01", "t02"}
+
+
 def test_copies_are_reused_until_their_recording_changes(tmp_path: Path) -> None:
     source = SpeedPerturbation(corpus=Tones(tmp_path, splits=("train", "valid")))
     folder = tmp_path / "prepare"

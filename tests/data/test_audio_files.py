@@ -9,9 +9,12 @@ from hubert_pretrain.data.audio_files import (
     audio_below,
     audio_in,
     describe,
+    files_below,
     is_loss,
 )
 from hubert_pretrain.errors import DataError
+from hubert_pretrain.formats import registry
+from hubert_pretrain.formats.alignments import AlignmentFiles, AlignmentOptions
 
 
 @pytest.fixture
@@ -39,6 +42,13 @@ def test_a_folder_that_cannot_be_read_is_named(unreadable: Path) -> None:
     assert "chmod" in " ".join(describe(passed_over.card()))
     with pytest.raises(DataError, match=r"locked: cannot be read \(Permission denied\)"):
         audio_in(unreadable / "locked")
+    for call in (
+        lambda: list(files_below(unreadable)),
+        lambda: AlignmentFiles(AlignmentOptions(str(unreadable))),
+        lambda: registry.find_manifests(unreadable, "auto", {}),
+    ):
+        with pytest.raises(DataError, match=r"locked: cannot be read \(Permission denied\)"):
+            call()
     with pytest.warns(UserWarning, match=r"1 folders cannot be read, the first: .*/locked"):
         assert len(all_audio_below(unreadable)) == 1
 

@@ -67,9 +67,9 @@ def _untar(archive: Path, folder: Path) -> int:
         counted = _CountingReader(file)
         with tarfile.open(fileobj=counted, mode="r|") as tar:  # type: ignore[call-overload]
             for info in tar:
+                kind = "" if info.isreg() or info.isdir() else "device"
                 is_link = info.islnk() or info.issym()
-                kind = "link" if is_link else "" if info.isreg() or info.isdir() else "device"
-                _refuse(archive, info.name, kind)
+                _refuse(archive, info.name, "link" if is_link else kind)
                 tar.extract(info, folder, set_attrs=False, filter="data")
                 files += info.isreg()
                 tar.members.clear()  # tarfile keeps every header otherwise
