@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,15 @@ from hubert_pretrain.data.preparation.quarantine import Quarantine
 from hubert_pretrain.data.preparation.raw_utterances import COLUMNS, collect
 from hubert_pretrain.data.preparation.recode import Recoder
 from hubert_pretrain.data.preparation.scan_journal import ScanJournal
+from hubert_pretrain.data.preparation.segmentation import segment
 from hubert_pretrain.data.shards.writer import convert
 from hubert_pretrain.data.source import CorpusSource, corpus_name, passed_over
 from hubert_pretrain.data.storage import Cache
 from hubert_pretrain.files import write_json
 from hubert_pretrain.pipeline.workspace import Workspace
 
+PIECES = ".pieces"
+"""Scratch files: the same with long recordings cut."""
 JOURNAL = "read.journal"
 """Files that were scanned, for a run that was killed."""
 RECODED = "recoded"
@@ -95,6 +99,7 @@ def write_corpus(source: CorpusSource, data: DataConfig, folder: Path) -> dict[s
     alignments; returns the corpus card."""
     with (
         ColumnSpool(folder / RAW_UTTERANCES, COLUMNS) as spool,
+        ColumnSpool(folder / PIECES, COLUMNS) as pieces,
         ScanJournal(folder / JOURNAL) as journal,
     ):
         with Quarantine(folder / QUARANTINE) as quarantine:
@@ -104,6 +109,17 @@ def write_corpus(source: CorpusSource, data: DataConfig, folder: Path) -> dict[s
             recoder = None
             if data.recode_minutes > 0:
                 recoder = Recoder(folder / RECODED, 60 * data.recode_minutes)
+            cuts = None
+            if data.segmentation.max_seconds > 0:
+                utterances, cuts = segment(
+                    utterances,
+                    data.segmentation,
+                    pieces,
+                    workers=data.workers,
+                    cache=audio_cache(data),
+                    recoder=recoder,
+                )
+                total = len(utterances) + len(quarantine)
             scanned = build.scan_corpus(
                 utterances, journal, quarantine, data.workers, audio_cache(data), recoder
             )
@@ -117,6 +133,7 @@ def write_corpus(source: CorpusSource, data: DataConfig, folder: Path) -> dict[s
         rows = scanned.rows()
         manifest = write_columns(folder / MANIFEST, scanned.manifest(rows), root)
         card = corpus_card.make_card(manifest, scanned, rows, quarantine, folder / DUPLICATES)
+        card["segmentation"] = asdict(cuts) if cuts is not None else None
         card["recoded"] = build.remove_unused(scanned, rows)
         card["passed_over"] = passed_over(source).card()
         (folder / ALIGNMENTS).unlink(missing_ok=True)
