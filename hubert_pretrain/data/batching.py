@@ -123,9 +123,9 @@ class BucketSampler:
             raise DataError(
                 f"{counts.sum()} of {sum(map(len, self.utterances))} training utterances are at "
                 f"least {min_seconds} s long, and an epoch takes one crop of each, which does not "
-                f"fill one micro-batch of {micro_batch_seconds} s; cut long recordings "
-                "(data.segmentation.max_seconds=30 redo=prepare), lower "
-                "iterations.NAME.pretrain.micro_batch_seconds or its min_seconds, or add audio"
+                f"fill one micro-batch of {micro_batch_seconds} s; lower "
+                "iterations.NAME.pretrain.micro_batch_seconds or its min_seconds, cut long "
+                "recordings (data.segmentation.max_seconds=30 redo=prepare), or add audio"
             )
         self.shapes = [BatchShape(t, batch_rows(t), masked_frames(t)) for t in crops]
 
