@@ -32,7 +32,7 @@ SUFFIXES = (
     ".tta",
 )
 """Suffixes of audio files that FFmpeg decodes and libsndfile does not."""
-INSTALL = "which FFmpeg decodes: pip install 'hubert-pretrain[ffmpeg]', or convert them to flac"
+INSTALL = "which FFmpeg decodes: pip install av, or convert them to flac"
 
 _FORMATS = "mov,mp4,m4a,3gp,aac,matroska,webm,asf,amr,amrnb,amrwb,ac3,eac3,ape,wv,tta"
 """FFmpeg's formats that may be opened. Playlists, which would open further files, are not among
