@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 
 from hubert_pretrain.corpora import common
@@ -14,7 +13,7 @@ from hubert_pretrain.data.audio_files import (
     audio_below,
     audio_in,
     describe,
-    rank_of,
+    with_faults,
 )
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError
@@ -89,15 +88,11 @@ class Folder:
         else:
             by_folders = self._split_by_folders(self._sample_paths())
             self.passed_over = PassedOver()
-            for path, other in _with_others(audio_below(self.root, self.passed_over)):
+            for path, fault in with_faults(audio_below(self.root, self.passed_over)):
                 row = {"path": path.relative_to(self.root).as_posix()}
-                if other is not None:
+                if fault:
                     row["id"] = row["path"]
-                utterance = self._utterance(row, by_folders)
-                if other is not None:
-                    fault = f"has the name of {other} in another format; remove one of the two"
-                    utterance = replace(utterance, fault=fault)
-                yield utterance
+                yield replace(self._utterance(row, by_folders), fault=fault)
 
     def _utterance(self, row: dict[str, str], by_folders: bool) -> SourceUtterance:
         path = row["path"]
@@ -200,19 +195,6 @@ class Folder:
         list(audio_below(self.root, passed_over))
         lines = describe(passed_over.card())
         return f", {'; '.join(lines)}" if lines else ""
-
-
-def _with_others(paths: Iterator[Path]) -> Iterator[tuple[Path, Path | None]]:
-    """Each file and, where another one in its folder has its name with a suffix that stands before
-    its own in the list of suffixes, that file.
-    """
-    for _, group in groupby(paths, key=lambda path: path.parent):
-        members = list(group)
-        first: dict[str, Path] = {}
-        for path in sorted(members, key=lambda path: rank_of(path.name)):
-            first.setdefault(path.stem, path)
-        for path in members:
-            yield path, None if first[path.stem] is path else first[path.stem]
 
 
 def first_folder(path: str) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hubert_pretrain.corpora import common
 from hubert_pretrain.corpora.download.archives import Archive, fetch_all
-from hubert_pretrain.data.audio_files import audio_in
+from hubert_pretrain.data.audio_files import audio_in, with_faults
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError, did_you_mean
 
@@ -145,7 +145,14 @@ def chapter_utterances(
             have the whole chapter's transcript.)
     """
     speaker = chapter.parent.name
-    audio = {path.stem: path for path in audio_in(chapter)}
+    audio: dict[str, Path] = {}
+    for path, fault in with_faults(audio_in(chapter)):
+        if fault:
+            yield SourceUtterance(
+                id=path.name, path=path, split=split, speaker=speaker, fault=fault
+            )
+        else:
+            audio[path.stem] = path
     transcript = chapter / f"{speaker}-{chapter.name}.trans.txt"
     texts = read_transcript(transcript) if transcript.is_file() else {}
     if require_audio:

@@ -8,8 +8,9 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ SUFFIXES = (
     ".rf64",
 )
 """Suffixes of audio files that libsndfile decodes: the only list of them, also for shards."""
+EVERY_SUFFIX = SUFFIXES + ffmpeg.SUFFIXES
+"""Those, and the ones that FFmpeg decodes."""
 USUAL = ", ".join(SUFFIXES[:5])
 """The most frequent of them, for messages."""
 
@@ -100,14 +103,23 @@ def is_audio(name: str) -> bool:
     """True for the name of an audio file that is not hidden (as the `._x.wav` of macOS) and that
     this installation decodes.
     """
-    decoded = SUFFIXES + ffmpeg.SUFFIXES if ffmpeg.is_installed() else SUFFIXES
+    decoded = EVERY_SUFFIX if ffmpeg.is_installed() else SUFFIXES
     return name.lower().endswith(decoded) and not name.startswith(".")
 
 
-def rank_of(name: str) -> int:
-    """Place of an audio file's suffix in the lists of suffixes."""
-    suffix = os.path.splitext(name)[1].lower()
-    return (*SUFFIXES, *ffmpeg.SUFFIXES).index(suffix)
+def with_faults(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """Each of some audio files, folder by folder, and a fault or "": another file in its folder has
+    its name with a suffix that stands before its own in the list of suffixes.
+    """
+    for _, group in groupby(paths, key=lambda path: path.parent):
+        members = list(group)
+        first: dict[str, Path] = {}
+        for path in sorted(members, key=lambda path: EVERY_SUFFIX.index(path.suffix.lower())):
+            first.setdefault(path.stem, path)
+        for path in members:
+            other = first[path.stem]
+            fault = f"has the name of {other} in another format; remove one of the two"
+            yield path, "" if other is path else fault
 
 
 def all_audio_below(root: Path) -> list[Path]:

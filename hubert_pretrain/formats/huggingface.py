@@ -21,7 +21,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from hubert_pretrain.data import audio
-from hubert_pretrain.data.audio_files import SUFFIXES, entries_of, unreadable
+from hubert_pretrain.data.audio_files import EVERY_SUFFIX, entries_of, unreadable
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError, did_you_mean
 from hubert_pretrain.files import read_json, write_bytes
@@ -384,6 +384,6 @@ def suffix_of(content: bytes, name: str = "") -> str:
     by_content = next((suffix for magic, suffix in _MAGIC if content.startswith(magic)), None)
     by_name = os.path.splitext(name)[1].lower()
     # Ogg also holds Opus: only the name tells .ogg from .opus.
-    if by_name in SUFFIXES and by_content in (None, ".ogg"):
+    if by_name in EVERY_SUFFIX and by_content in (None, ".ogg"):
         return by_name
     return by_content or ".audio"

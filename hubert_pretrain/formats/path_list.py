@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hubert_pretrain.data.audio_files import SUFFIXES
-from hubert_pretrain.data.ffmpeg import SUFFIXES as FFMPEG_SUFFIXES
+from hubert_pretrain.data.audio_files import EVERY_SUFFIX
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.formats.record import ReadOptions, Record
@@ -15,7 +14,7 @@ from hubert_pretrain.formats.text import nonblank_lines
 
 def is_audio_path(line: str) -> bool:
     """True for the path of an audio file alone, of any suffix that some installation reads."""
-    return "\t" not in line and line.strip().lower().endswith(SUFFIXES + FFMPEG_SUFFIXES)
+    return "\t" not in line and line.strip().lower().endswith(EVERY_SUFFIX)
 
 
 def read(path: Path, options: ReadOptions) -> Iterator[Record]:

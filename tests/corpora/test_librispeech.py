@@ -101,6 +101,15 @@ def test_audio_without_a_transcript_is_a_fault_unless_allowed(root: Path) -> Non
     assert [one.id for one in utterances(root) if one.fault] == ["26-495-0000", "26-495-0001"]
 
 
+def test_a_copy_in_another_format_has_a_fault(root: Path) -> None:
+    before = utterances(root)
+    (root / "train-clean-100/19/198/19-198-0001.wav").touch()
+    (root / "train-clean-100/19/198/19-198-0001.mp3").touch()
+    after = utterances(root)
+    assert [one.id for one in after if one.fault] == ["19-198-0001.flac", "19-198-0001.mp3"]
+    assert [one.id for one in after if not one.fault] == [one.id for one in before]
+
+
 def test_byte_order_mark_crlf_and_blank_lines_are_ignored(root: Path) -> None:
     transcript = root / "train-clean-100/19/198/19-198.trans.txt"
     transcript.write_bytes(b"\xef\xbb\xbf19-198-0000 A B\r\n\r\n19-198-0001\tC  D \r\n")

@@ -169,7 +169,7 @@ def test_folders_of_audio_name_the_splits_of_one_table_for_all(
 def test_tables_of_several_files_need_no_ids(tmp_path: Path, files: list[Path]) -> None:
     """Neither do those whose embedded audio has the same names in every file."""
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    for names in ([None, None], ["audio.wav", "audio.wav"]):
+    for names, ids in (([None, None], "path"), (["audio.wav", "audio.wav"], "row")):
         for number in range(2):
             audio = [
                 {"bytes": path.read_bytes(), "path": name}
@@ -177,7 +177,7 @@ def test_tables_of_several_files_need_no_ids(tmp_path: Path, files: list[Path]) 
             ]
             part = pa.table({"audio": pa.array(audio, struct)})
             pq.write_table(part, tmp_path / f"train-{number:05}-of-00002.parquet")
-        found = read(tmp_path, tmp_path / f"out {names[0]}", ids="row")
+        found = read(tmp_path, tmp_path / f"out {ids}", ids=ids)
         assert [one.id for one in found] == [f"train-{row:09}" for row in range(4)]
         assert [Path(one.path).read_bytes() for one in found] == [
             path.read_bytes() for path in files

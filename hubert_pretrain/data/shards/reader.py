@@ -13,13 +13,12 @@ from typing import Any
 
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.audio import Waveform
-from hubert_pretrain.data.audio_files import SUFFIXES, USUAL
-from hubert_pretrain.data.ffmpeg import SUFFIXES as FFMPEG_SUFFIXES
+from hubert_pretrain.data.audio_files import EVERY_SUFFIX, USUAL
 from hubert_pretrain.data.shards.tar import Member, Shard, open_shard
 from hubert_pretrain.data.storage import ByteRange
 from hubert_pretrain.errors import DataError
 
-AUDIO = tuple(suffix[1:] for suffix in SUFFIXES + FFMPEG_SUFFIXES)
+AUDIO = tuple(suffix[1:] for suffix in EVERY_SUFFIX)
 """Extensions of members that count as audio."""
 READ = (*AUDIO, "txt", "json", "cls")
 """Extensions of members that are read."""
