@@ -78,6 +78,7 @@ def all_between(least: int, most: int) -> Allowed:
         lambda values: all(least <= value <= most for value in values),
     )
 
+
 AUTO = "auto"
 """The value that leaves a choice to the program."""
 auto_or_positive = Allowed(

@@ -271,10 +271,16 @@ def age_in_seconds(path: Path) -> float:
     return max(0.0, time.time() - path.stat().st_mtime)
 
 
-def empty_folder(folder: Path) -> None:
-    """Removes everything inside a folder."""
+def empty_folder(folder: Path, keep: Sequence[str] = ()) -> None:
+    """Removes everything inside a folder but what matches a pattern of `keep`, e.g. `*/speed`."""
+    spared = [path for pattern in keep for path in folder.glob(pattern)]
     for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
+        if path in spared:
+            continue
+        inside = [each.relative_to(path) for each in spared if path in each.parents]
+        if inside:
+            empty_folder(path, [glob.escape(str(each)) for each in inside])
+        elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()

@@ -25,7 +25,7 @@ from hubert_pretrain.launch.signals import (
     exit_on_signals,
     hide_srun_from_lightning,
 )
-from hubert_pretrain.pipeline import plan, summary
+from hubert_pretrain.pipeline import plan, redo, summary
 from hubert_pretrain.pipeline.workspace import Workspace
 
 _exit_codes: list[int] = []
@@ -99,14 +99,15 @@ def _run_all(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None
             "stage=list shows them"
         )
     stages = plan.stages(recipe)  # refuses what cannot run before anything is written
+    _say_changes(recipe, workspace)
     if recipe.launch.kind == "slurm":
         _check_labels(recipe, workspace)
         slurm.run_pending(recipe, workspace, stages, overrides)
         return
+    redo.apply(recipe, workspace)
     _write_recipe(workspace, recipe)
-    words = [word for word in overrides if not word.lstrip("+").startswith("stage=")]
     local.run_pending(
-        recipe, workspace, stages, words, when_prepared=lambda: _check_labels(recipe, workspace)
+        recipe, workspace, stages, overrides, when_prepared=lambda: _check_labels(recipe, workspace)
     )
     summary.print_results(summary.collect(recipe, workspace))
 
@@ -117,8 +118,16 @@ def _run_one(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None
     if recipe.launch.kind == "slurm":
         slurm.run_pending(recipe, workspace, [stage], overrides)
         return
+    if redo.is_asked(recipe) and distributed.launcher():
+        raise ConfigError(
+            f"redo={recipe.redo}: torchrun and srun start several processes, and one must remove "
+            "what was made; use launch=slurm, or begin it in one process, end that (it saves), and "
+            "go on here without redo"
+        )
     from hubert_pretrain.stages.runner import run_stage
 
+    if distributed.rank() == 0:
+        redo.apply(recipe, workspace)
     with exit_on_signals(recipe.trainer.signals):
         run_stage(recipe, workspace, stage)
     if distributed.rank() == 0:
@@ -136,11 +145,22 @@ def _check_labels(recipe: Recipe, workspace: Workspace) -> None:
         check.check_labels(recipe, workspace)
 
 
+def _say_changes(recipe: Recipe, workspace: Workspace) -> None:
+    """Warn when the corpus is no longer as it was prepared, and is not prepared again now."""
+    stage = plan.find(recipe, "prepare")
+    if plan.state(stage, workspace) != plan.DONE or redo.is_asked(recipe):
+        return
+    from hubert_pretrain.stages import prepare
+
+    if found := prepare.difference(recipe, workspace):
+        print(f"warning: {found}; {prepare.CHANGED_FIX}", flush=True)
+
+
 def _write_recipe(workspace: Workspace, recipe: Recipe) -> None:
     """Write the whole configuration beside the results: `+recipe=<this file>` runs it again."""
     config = OmegaConf.masked_copy(
         OmegaConf.structured(recipe),
-        [each.name for each in dataclasses.fields(recipe) if each.name != "stage"],
+        [each.name for each in dataclasses.fields(recipe) if each.name not in ("stage", "redo")],
     )
     write_text(workspace.recipe_path, OmegaConf.to_yaml(config))
 

@@ -19,7 +19,7 @@ FORMAT_0_1 = "hubert_pretrain.codebook.1"
 """Of version 0.1, which this version refuses."""
 CENTROIDS = "codebook.safetensors"
 DESCRIPTION = "codebook.json"
-AGAIN = "make the codebook again (the cluster stage, or import-kmeans)"
+AGAIN = "make the codebook again (redo=NAME/cluster, or import-kmeans)"
 """The fix for a damaged one."""
 
 

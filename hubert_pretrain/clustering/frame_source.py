@@ -124,8 +124,8 @@ class FrameFile:
             count = os.preadv(self._descriptor, [view], position)
             if count == 0:
                 raise ArtefactError(
-                    f"{self.path}: ends before frame {stop} of {self.shape[0]}; delete it and run "
-                    "the stage again"
+                    f"{self.path}: ends before frame {stop} of {self.shape[0]}; make it again "
+                    "with redo=NAME/cluster"
                 )
             view = view[count:]
             position += count

@@ -65,8 +65,8 @@ def choose_rows(
     """
     if len(rows) == 0:
         raise DataError(
-            "no utterances to cluster: the corpus has none in split 'train'; give it some and run "
-            "stage=prepare again"
+            "no utterances to cluster: the corpus has none in split 'train'; give it some and make "
+            "it again with redo=prepare"
         )
     limit = samples(max_hours * 3600)
     total = 0

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import importlib.util
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +152,29 @@ def _allowed(expression: ast.expr) -> Allowed:
     else:
         found = getattr(fields, ast.unparse(expression))
     assert isinstance(found, Allowed)
+    return found
+
+
+def defaults(node: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of the arguments that a node gives, for a class of this package; {} for other
+    classes. A module is imported only where a default is no plain value."""
+    target = str(node[TARGET])
+    try:
+        signature = signature_of(target)
+    except ConfigError:
+        return {}
+    given = {name: signature.arguments.get(name) for name in node} if signature else {}
+    found = {}
+    for name, argument in given.items():
+        if argument is None or argument.default is None:
+            continue
+        try:
+            value = ast.literal_eval(argument.default)
+        except ValueError:
+            module, _, kind = target.rpartition(".")
+            constructor = getattr(importlib.import_module(module), kind)
+            value = inspect.signature(constructor).parameters[name].default
+        found[name] = list(value) if isinstance(value, tuple) else value
     return found
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hubert_pretrain.data.config import Segmentation
 from hubert_pretrain.fields import (
     AUTO,
     MISSING,
@@ -72,8 +71,6 @@ class DataConfig:
     channel: str = field("mix", audio_channel)
     """Of files with several channels: mix (the mean), a number (0 is the first; a file without it
     is quarantined), or loudest, of each utterance. A corpus may name it for each utterance."""
-    segmentation: Segmentation = field(Segmentation)
-    """Long recordings are cut at pauses."""
     recode_minutes: float = field(2.0, zero_or_more)
     """`prepare` writes longer recordings of formats without exact positions (MP3, Ogg, AAC) as
     16-bit FLAC at 16 kHz, because each crop would be decoded from their beginning; 0: none."""
@@ -538,6 +535,10 @@ class Recipe:
     """Folder of the run; runs/<recipe> unless given."""
     stage: str = "all"
     """all (every pending stage), list, check, or one stage such as it2/cluster."""
+    redo: str = "false"
+    """A stage that is made again, and what follows from it, e.g. redo=it1/cluster; true: with
+    stage=all what is not up to date, else that one stage. What is removed is named, and the same
+    command goes on after an interruption."""
     seed: int = 1
     """Of everything random."""
     data: DataConfig = field(DataConfig)

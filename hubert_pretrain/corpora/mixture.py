@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hubert_pretrain.corpora.download.archives import download
-from hubert_pretrain.data.source import CorpusSource, SourceUtterance
+from hubert_pretrain.data.source import CorpusSource, SourceUtterance, originals
 from hubert_pretrain.errors import ConfigError
 
 
@@ -33,6 +33,12 @@ class Mixture:
                     f"data.corpus.corpora: {name!r} cannot be a name; take one without a slash"
                 )
         self.corpora = dict(corpora)
+
+    def originals(self) -> Mixture | None:
+        """The corpora that do not make their audio."""
+        given = {name: originals(source) for name, source in self.corpora.items()}
+        corpora = {name: source for name, source in given.items() if source is not None}
+        return Mixture(corpora=corpora) if corpora else None
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         """Every utterance of every corpus, one corpus after the other."""

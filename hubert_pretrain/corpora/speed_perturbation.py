@@ -38,6 +38,7 @@ from hubert_pretrain.data.source import (
     CorpusSource,
     SourceUtterance,
     corpus_name,
+    originals,
     refuse_other_length,
 )
 from hubert_pretrain.data.storage import Location
@@ -103,6 +104,10 @@ class SpeedPerturbation:
     def download(self, mirror: str | None = None) -> None:
         """Downloads the other corpus."""
         download(self.corpus, mirror)
+
+    def originals(self) -> CorpusSource | None:
+        """The other corpus, without copies."""
+        return originals(self.corpus)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         """Each utterance, followed by its copies. Copies of the same recording that are in `folder`

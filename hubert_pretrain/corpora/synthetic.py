@@ -110,6 +110,9 @@ class Synthetic:
             "expected at least one, and different names",
         )
 
+    def originals(self) -> None:
+        """None: all of it is made."""
+
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         """Speaks the utterances that are not yet in `folder`/audio, then yields all.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from hubert_pretrain.data.source import CorpusSource, SourceUtterance, corpus_name
+from hubert_pretrain.data.source import CorpusSource, SourceUtterance, corpus_name, originals
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.formats.alignments import AlignmentFiles, AlignmentOptions
 
@@ -28,6 +28,10 @@ class WithAlignments:
         self.corpus = corpus
         self.options = AlignmentOptions.of(alignments)
         self.root = getattr(corpus, "root", None)
+
+    def originals(self) -> CorpusSource | None:
+        """The corpus, without alignments."""
+        return originals(self.corpus)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         """Every utterance of the corpus; phones are None without an alignment. Prints how many

@@ -40,7 +40,7 @@ class Alignments:
         if metadata.get("format") != FORMAT:
             raise ArtefactError(
                 f"{path}: is {metadata.get('format', 'no alignment table')}, expected {FORMAT}; "
-                "run stage=prepare again"
+                "redo=prepare makes it again"
             )
         self.phones: list[str] = json.loads(metadata["phones"])
         """The inventory, sorted: `phones[i]` is the name of phone `i`."""

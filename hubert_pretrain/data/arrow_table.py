@@ -164,9 +164,7 @@ def open_table(path: Path, made_by: str) -> Table:
         return Table(path)
     except (pa.ArrowInvalid, OSError, IndexError) as error:
         reason = str(error).splitlines()[0]
-        raise ArtefactError(
-            f"{path}: damaged ({reason}); delete its folder and run stage={made_by} again"
-        ) from error
+        raise ArtefactError(f"{path}: damaged ({reason}); redo={made_by} makes it again") from error
 
 
 class ColumnSpool:

@@ -115,7 +115,7 @@ def decode(
         if source_rate not in (None, stream.rate):
             raise DataError(
                 f"{path}: has {stream.rate} Hz, the manifest says {source_rate}; "
-                "the file changed, run stage=prepare again"
+                "the file changed, redo=prepare reads it again"
             )
         if channel >= stream.channels:
             raise DataError(f"{path}: {missing_channel(channel, stream.channels)}")

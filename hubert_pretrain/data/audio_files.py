@@ -94,7 +94,7 @@ def describe(card: dict[str, Any]) -> list[str]:
     if folders:
         lines.append(
             f"{len(folders)} folders cannot be read, the first: {folders[0]}; "
-            "their files are missing: allow reading (chmod -R +rX) and prepare again"
+            "their files are missing: allow reading (chmod -R +rX) and add redo=prepare"
         )
     return lines
 

@@ -120,12 +120,13 @@ class BucketSampler:
         weighted = np.rint(passes @ counts).astype(np.int64)
         crops = choose_crops(weighted, batch_rows, max_shapes)
         if not crops:
+            long_enough = int(counts.sum())
             raise DataError(
-                f"{counts.sum()} of {sum(map(len, self.utterances))} training utterances are at "
-                f"least {min_seconds} s long, and an epoch takes one crop of each, which does not "
-                f"fill one micro-batch of {micro_batch_seconds} s; lower "
-                "iterations.NAME.pretrain.micro_batch_seconds or its min_seconds, cut long "
-                "recordings (data.segmentation.max_seconds=30 redo=prepare), or add audio"
+                f"{long_enough} of {sum(map(len, self.utterances))} training utterances are at "
+                f"least {min_seconds} s long, and an epoch takes one crop of at most "
+                f"{seconds(grid.num_samples(max_frames)):g} s of each, which does not fill one "
+                f"micro-batch of {micro_batch_seconds} s; "
+                + _more_crops(self.utterances, long_enough, micro_batch_seconds)
             )
         self.shapes = [BatchShape(t, batch_rows(t), masked_frames(t)) for t in crops]
 
@@ -210,16 +211,21 @@ class BucketSampler:
         """
         return ValidationSampler(utterances, self.shapes, self.grid)
 
-    def describe(self) -> str:
-        """One line: shapes, share of the audio that an epoch uses, utterances left out."""
+    @property
+    def used_share(self) -> float:
+        """Share of the audio that an epoch uses: of a recording longer than a crop, one crop."""
         frames = [shape.batch_rows * shape.num_frames for shape in self.shapes]
         used = int((np.diff(self._firsts) * self.group * frames).sum())
         whole = float(self._passes @ [one.total_samples for one in self.utterances])
+        return used * self.grid.hop / whole
+
+    def describe(self) -> str:
+        """One line: shapes, share of the audio that an epoch uses, utterances left out."""
         shapes = ", ".join(f"{shape.batch_rows}x{shape.num_frames}" for shape in self.shapes)
         line = (
             f"{sum(map(len, self.utterances))} utterances, "
             f"{self.epoch_micro_batches} micro-batches per epoch, {self.micro_batches} per step; "
-            f"shapes (rows x frames) {shapes}; {used * self.grid.hop / whole:.1%} of the audio "
+            f"shapes (rows x frames) {shapes}; {self.used_share:.1%} of the audio "
             f"used; {self._left_out} left out"
         )
         if (self._passes == 1.0).all():
@@ -274,6 +280,18 @@ class ValidationSampler(Sequence[MicroBatch]):
         frames = self.grid.num_frames(lengths)
         starts = (frames - shape.num_frames) // 2
         return MicroBatch(int(index), self.utterances[c].rows(positions), starts, shape)
+
+
+def _more_crops(utterances: Sequence[LengthIndex], count: int, micro_batch_seconds: float) -> str:
+    """The advice for a corpus whose `count` utterances do not fill a micro-batch."""
+    whole = seconds(sum(one.total_samples for one in utterances))
+    if count and whole >= micro_batch_seconds:
+        return (
+            f"their {whole / 60:.1f} min would: cut the recordings into segments "
+            "(data=manifest with start_seconds and duration_seconds, docs/formats.md), or lower "
+            "iterations.NAME.pretrain.micro_batch_seconds"
+        )
+    return "lower iterations.NAME.pretrain.micro_batch_seconds or its min_seconds, or add audio"
 
 
 def _cuts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,28 @@ DUPLICATES = "duplicates.jsonl"
 class Corpus:
     """A prepared corpus: manifest, audio, alignments if there are any, and the card."""
 
-    def __init__(self, folder: Path, cache: Cache | None = None) -> None:
+    def __init__(
+        self, folder: Path, cache: Cache | None = None, moved: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.cache = cache
-        self.manifest = Manifest.open(folder / MANIFEST)
+        self.manifest = Manifest.open(folder / MANIFEST, moved=moved)
         self.alignments = (
             Alignments.open(folder / ALIGNMENTS) if (folder / ALIGNMENTS).is_file() else None
         )
 
     @staticmethod
-    def open(folder: str | Path, cache: Cache | None = None) -> Corpus:
-        """Opens the output of stage `prepare` in O(1); `cache` is for audio behind URLs."""
-        return Corpus(Path(folder).absolute(), cache)
+    def open(
+        folder: str | Path, cache: Cache | None = None, moved: Mapping[str, str] | None = None
+    ) -> Corpus:
+        """Opens the output of stage `prepare` in O(1).
+
+        Args:
+            folder: of the stage.
+            cache: for audio behind URLs.
+            moved: folder -> the folder that its audio has been moved to since.
+        """
+        return Corpus(Path(folder).absolute(), cache, moved)
 
     @property
     def card(self) -> dict[str, Any]:
@@ -44,7 +55,7 @@ class Corpus:
         card = read_json(self.folder / CARD)
         if card is None:
             raise ArtefactError(
-                f"{self.folder / CARD}: missing or damaged; run stage=prepare again"
+                f"{self.folder / CARD}: missing or damaged; redo=prepare makes it again"
             )
         return dict(card)
 
@@ -90,6 +101,6 @@ class Corpus:
             raise DataError(
                 f"{utterance.path}: utterance {utterance.id!r} has {len(waveform)} samples at "
                 f"{start}, the manifest promises {count}; "
-                "the file changed since stage=prepare, restore it or prepare again"
+                "the file changed since stage=prepare, restore it, or use redo=prepare"
             )
         return waveform

@@ -106,16 +106,19 @@ class Manifest:
     between processes.
     """
 
-    def __init__(self, path: Path, root: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, root: Path | None = None, moved: Mapping[str, str] | None = None
+    ) -> None:
         self.path = path
         self._root_override = root
+        self._moved = dict(moved or {})
         self._table = open_table(path, made_by="prepare")
         batch = self._table.batch
         metadata = self._table.metadata
         if metadata.get("format") not in READABLE:
             raise ArtefactError(
                 f"{path}: is {metadata.get('format', 'not a manifest')}, expected {FORMAT}; "
-                "run stage=prepare again"
+                "redo=prepare makes it again"
             )
         if "channel" not in batch.schema.names:
             self._table.append("channel", pa.scalar(MIX, pa.int16()))
@@ -135,21 +138,27 @@ class Manifest:
         self._groups: dict[str, list[tuple[str, int, int, int]]] = json.loads(metadata["groups"])
 
     @staticmethod
-    def open(path: str | Path, root: str | Path | None = None) -> Manifest:
+    def open(
+        path: str | Path,
+        root: str | Path | None = None,
+        moved: Mapping[str, str] | None = None,
+    ) -> Manifest:
         """Opens `manifest.arrow` in O(1).
 
         Args:
             path: the file, or the folder that holds it.
             root: folder of the audio, when it was moved after `prepare`.
+            moved: folder -> the folder that its files have been moved to since.
         """
         path = Path(path).absolute()
         return Manifest(
             path / "manifest.arrow" if path.is_dir() else path,
             Path(root).absolute() if root is not None else None,
+            moved,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Manifest, (self.path, self._root_override)
+        return Manifest, (self.path, self._root_override, self._moved)
 
     def __len__(self) -> int:
         return self._num_rows
@@ -235,10 +244,22 @@ class Manifest:
         """
         return self._cells[name][row]
 
+    def content(self) -> str:
+        """Hash of what is trained on: utterances, their splits, and the sound of each."""
+        digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
+        digest.update(json.dumps(self._ranges).encode())
+        for name in ("mean", "variance"):
+            digest.update(np.ascontiguousarray(self.numbers(name)).data)
+        return digest.hexdigest()
+
     def _locate(self, stored: str) -> str:
         if stored.startswith("./"):
             return os.path.join(self.path.parent, stored[2:])
-        return stored if "://" in stored else os.path.join(self.root, stored)
+        path = stored if "://" in stored else os.path.join(self.root, stored)
+        for old in sorted(self._moved, key=len, reverse=True):
+            if path.startswith(f"{old.rstrip('/')}/"):
+                return self._moved[old].rstrip("/") + path[len(old.rstrip("/")) :]
+        return path
 
 
 def write_manifest(

@@ -117,6 +117,13 @@ def passed_over(source: CorpusSource) -> PassedOver:
     return found
 
 
+def originals(source: CorpusSource) -> CorpusSource | None:
+    """The corpus without audio that it makes itself; None when nothing is left. Other sources have
+    a method `originals`."""
+    found: CorpusSource | None = source.originals() if hasattr(source, "originals") else source
+    return found
+
+
 def corpus_name(source: CorpusSource) -> str:
     """Name of a corpus in the manifest: its `name` where it has one, else its class."""
     return str(getattr(source, "name", type(source).__name__.lower()))

@@ -217,7 +217,7 @@ def open_bytes(
             else f"cannot be opened ({error.strerror})"
         )
         raise DataError(
-            f"{path}: {reason}; restore it, or run stage=prepare again without it"
+            f"{path}: {reason}; restore it, or leave it out with redo=prepare"
         ) from error
     if offset < 0:
         return ByteRange(status.st_size, lambda start, length: shard.read(start, length), path)

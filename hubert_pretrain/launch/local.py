@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import HubertPretrainError
-from hubert_pretrain.pipeline import plan, summary
+from hubert_pretrain.pipeline import plan, redo, summary
 from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import Workspace
 
@@ -39,7 +39,7 @@ def run_pending(
     """Run every stage that is not done, in order.
 
     Args:
-        overrides: words of the command line, without `stage=`.
+        overrides: words of the command line.
         when_prepared: is called after `prepare`, and may refuse to go on.
     """
     for stage in stages:
@@ -53,15 +53,15 @@ def run_pending(
             resumed = " (resumed)" if plan.state(stage, workspace) == plan.INTERRUPTED else ""
             print(f"{title}{resumed} ...", flush=True)
             started = time.time()
-            _run_process(stage.name, overrides)
+            _run_process(stage.name, redo.words_for_stage(recipe, overrides, stage.name))
             print(f"{title}: {time.time() - started:.0f} s", flush=True)
         summary.write(recipe, workspace)
         if stage.verb == "prepare":
             when_prepared()
 
 
-def _run_process(stage: str, overrides: list[str]) -> None:
-    command = [sys.executable, "-m", "hubert_pretrain.run", *overrides, f"stage={stage}"]
+def _run_process(stage: str, words: list[str]) -> None:
+    command = [sys.executable, "-m", "hubert_pretrain.run", *words]
     process = subprocess.Popen(
         command, preexec_fn=_die_with_parent if sys.platform == "linux" else None
     )

@@ -13,6 +13,7 @@ from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.files import publish, write_text
 from hubert_pretrain.launch import jobs, resources
+from hubert_pretrain.pipeline import redo
 from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import Workspace
 
@@ -113,5 +114,5 @@ def _exports(recipe: Recipe, folder: Path) -> list[str]:
 def _command(recipe: Recipe, stage: Stage, words: list[str]) -> str:
     """The shell command of a user for this stage."""
     python = recipe.launch.python or sys.executable
-    own = [f"stage={stage.name}", "launch=local"]
-    return shlex.join([python, "-m", "hubert_pretrain.run", *words, *own])
+    own = [*redo.words_for_stage(recipe, words, stage.name), "launch=local"]
+    return shlex.join([python, "-m", "hubert_pretrain.run", *own])

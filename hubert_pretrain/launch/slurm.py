@@ -10,11 +10,11 @@ from hubert_pretrain.errors import ArtefactError, ConfigError, HubertPretrainErr
 from hubert_pretrain.launch import jobs, resources
 from hubert_pretrain.launch.jobs import Job, State
 from hubert_pretrain.launch.sbatch import batch_job
-from hubert_pretrain.pipeline import plan, summary
+from hubert_pretrain.pipeline import plan, redo, summary
 from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import Workspace, differing_fields
 
-_FOR_THE_DRIVER = re.compile(r"(\+\+|\+|~)?(launch[.=@]|launch$|stage=)")
+_FOR_THE_DRIVER = re.compile(r"(\+\+|\+|~)?(launch[.=@]|launch$|stage=|redo=)")
 """Words of the command line that are not for the jobs."""
 
 
@@ -35,13 +35,20 @@ def run_pending(
     """
     resources.check(recipe, stages)
     check_path(str(workspace.root))
-    for stage in stages:
-        plan.check_unchanged(stage, workspace)
+    if not redo.is_asked(recipe):
+        for stage in stages:
+            plan.check_unchanged(stage, workspace)
     words = [word for word in overrides if not _FOR_THE_DRIVER.match(word)]
     if recipe.launch.dry_run:
-        _show(recipe, workspace, stages, words)
+        again = []
+        if redo.is_asked(recipe):
+            chosen = redo.choose(recipe, workspace)
+            redo.say(chosen, workspace)
+            again = chosen.left
+        _show(recipe, workspace, stages, words, again)
         return
     with workspace.lock_submission():
+        _redo(recipe, workspace)
         submitted = _submit(recipe, workspace, stages, words)
     if recipe.launch.wait:
         wait(recipe, workspace, submitted)
@@ -101,6 +108,20 @@ def still_queued(workspace: Workspace) -> dict[str, Job]:
     return {stage: job for stage, job in recorded.items() if not states[job.id].is_over}
 
 
+def _redo(recipe: Recipe, workspace: Workspace) -> None:
+    """Remove what is to be made again, unless a job is making it."""
+    if not redo.is_asked(recipe):
+        return
+    queued = still_queued(workspace)
+    for name in redo.choose(recipe, workspace).left:
+        if name in queued:
+            raise ConfigError(
+                f"redo={recipe.redo}: job {queued[name].id} of {name} is queued or running; cancel "
+                f"it first: scancel {queued[name].id}"
+            )
+    redo.apply(recipe, workspace)
+
+
 def _check_same(stage: Stage, job: Job) -> None:
     if differing := differing_fields(job.identity, stage.identity):
         raise ConfigError(
@@ -125,9 +146,14 @@ def _inputs(
     return waits
 
 
-def _show(recipe: Recipe, workspace: Workspace, stages: list[Stage], words: list[str]) -> None:
-    """Print the scripts. A job that is not submitted has no number: dependencies name its stage."""
-    pending = [stage for stage in stages if not workspace.is_done(stage.name)]
+def _show(
+    recipe: Recipe, workspace: Workspace, stages: list[Stage], words: list[str], again: list[str]
+) -> None:
+    """Print the scripts, also of stages that would be made `again`. A job that is not submitted has
+    no number: dependencies name its stage."""
+    pending = [
+        stage for stage in stages if stage.name in again or not workspace.is_done(stage.name)
+    ]
     names = {stage.name for stage in pending}
     for stage in pending:
         after = [f"<job of {name}>" for name in stage.inputs if name in names]

@@ -235,7 +235,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise ArtefactError(
             f"{path}: cannot be read as safetensors ({error}); "
-            "copy it again or rerun the stage that makes it"
+            "copy it again, or make it again with redo= and its stage"
         ) from error
 
 

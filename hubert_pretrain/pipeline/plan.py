@@ -7,6 +7,7 @@ checkpoint named in its features.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from hubert_pretrain.config.schema import IterationConfig, Recipe
 from hubert_pretrain.errors import ArtefactError, ConfigError, did_you_mean
 from hubert_pretrain.pipeline import fingerprint
-from hubert_pretrain.pipeline.workspace import Workspace, differing_fields
+from hubert_pretrain.pipeline.workspace import Artefact, Workspace, flatten
 
 VERBS = ("prepare", "cluster", "label", "pretrain", "finetune", "export")
 """In the order in which they run; `stages/<verb>.py` does the work of each."""
@@ -24,10 +25,14 @@ SHARED = ("cluster", "label", "pretrain", "finetune")
 DONE = "done"
 CHANGED = "changed"
 """Done, but by another configuration."""
+STALE = "stale"
+"""Done, but from an input that was made again since, or that is out of date itself."""
 OUTDATED = "outdated"
 """Done by an older version of this package."""
 INTERRUPTED = "interrupted"
 PENDING = "pending"
+OUT_OF_DATE = (CHANGED, STALE, OUTDATED)
+"""States of finished stages that `redo=true` makes again."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Stage:
     """Parts of the recipe, by name."""
     run_stages: frozenset[str] = field(default=frozenset(), repr=False)
     """Names of all stages of the run: where they stand for an artefact, they are no paths."""
+    sources: tuple[Stage, ...] = field(default=(), repr=False)
+    """The inputs that are stages of this run."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -54,11 +61,22 @@ class Stage:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The same in the canonical form that fingerprints are made of."""
+        """The same in the canonical form that fingerprints are made of: without the places of
+        files. Of an input the number counts (its content is in its own fingerprint), of other files
+        their names and sizes. The corpus is compared when it is read (stages/listing.py).
+        """
         return {
-            name: fingerprint.canonical(section, self.run_stages)
+            name: fingerprint.canonical(section, self._place)
             for name, section in self.sections.items()
         }
+
+    def _place(self, path: str) -> str:
+        if path in self.run_stages:
+            return path
+        path = fingerprint.absolute(path)
+        if path in self.inputs:
+            return f"input {self.inputs.index(path)}"
+        return "" if self.verb == "prepare" else fingerprint.content_of(path)
 
 
 # -- recipe -> stages
@@ -143,22 +161,34 @@ def _check_references(found: list[Stage]) -> None:
 
 
 def _with_names(found: list[Stage]) -> list[Stage]:
-    """The stages, knowing each other's names, with one spelling for each path of their inputs."""
+    """The stages, knowing each other, with one spelling for each path of their inputs."""
     names = frozenset(stage.name for stage in found)
-    complete = []
+    complete: dict[str, Stage] = {}
     for stage in found:
         inputs = tuple(fingerprint.absolute(name, names) for name in stage.inputs)
-        complete.append(dataclasses.replace(stage, inputs=inputs, run_stages=names))
-    return complete
+        sources = tuple(complete[name] for name in inputs if name in names)
+        complete[stage.name] = dataclasses.replace(
+            stage, inputs=inputs, run_stages=names, sources=sources
+        )
+    return list(complete.values())
 
 
-def find(recipe: Recipe, name: str) -> Stage:
-    """The stage of that name. Raises ConfigError naming the nearest one."""
+def with_followers(first: Sequence[Stage], all_stages: Sequence[Stage]) -> list[Stage]:
+    """Some stages and every stage that reads one of them, directly or through others, in order."""
+    names = {stage.name for stage in first}
+    for stage in all_stages:
+        if names & set(stage.inputs):
+            names.add(stage.name)
+    return [stage for stage in all_stages if stage.name in names]
+
+
+def find(recipe: Recipe, name: str, *, key: str = "stage") -> Stage:
+    """The stage of that name. Raises ConfigError naming the `key` and the nearest one."""
     names = {stage.name: stage for stage in stages(recipe)}
     if name not in names:
         raise ConfigError(
-            f"stage={name}: no such stage{did_you_mean(name, list(names))}; "
-            f"the stages are all, list, check, {', '.join(names)}"
+            f"{key}={name}: no such stage{did_you_mean(name, list(names))}; "
+            f"the stages are {'all, list, check, ' * (key == 'stage')}{', '.join(names)}"
         )
     return names[name]
 
@@ -167,7 +197,7 @@ def find(recipe: Recipe, name: str) -> Stage:
 
 
 def state(stage: Stage, workspace: Workspace) -> str:
-    """DONE, CHANGED, OUTDATED, INTERRUPTED or PENDING."""
+    """DONE, CHANGED, STALE, OUTDATED, INTERRUPTED or PENDING."""
     if not workspace.is_done(stage.name):
         begun = workspace.partial_folder(stage.name).exists()
         return INTERRUPTED if begun else PENDING
@@ -175,33 +205,85 @@ def state(stage: Stage, workspace: Workspace) -> str:
         made = workspace.artefact(stage.name)
     except ArtefactError:
         return OUTDATED
-    unchanged = fingerprint_of(stage, workspace) in (None, made.fingerprint)
-    return DONE if unchanged else CHANGED
+    if _changes(stage, made):
+        return CHANGED
+    if any(state(source, workspace) in OUT_OF_DATE for source in stage.sources):
+        return STALE
+    return STALE if _other_inputs(stage, workspace, made) else DONE
 
 
 def fingerprint_of(stage: Stage, workspace: Workspace) -> str | None:
     """Hash of the stage's configuration and of the fingerprints of its inputs; None while an input
     is missing."""
-    try:
-        inputs = {name: workspace.resolve(name).fingerprint for name in stage.inputs}
-    except ArtefactError:
+    inputs = [_fingerprint_of_input(name, workspace) for name in stage.inputs]
+    if None in inputs:
         return None
     return fingerprint.digest({"stage": stage.verb, "config": stage.identity, "inputs": inputs})
 
 
 def check_unchanged(stage: Stage, workspace: Workspace) -> None:
     """Raises ArtefactError when a finished stage was made by another configuration, with the
-    differences, or by an older version."""
+    differences, from other inputs, or by an older version."""
     if not workspace.is_done(stage.name):
         return
     made = workspace.artefact(stage.name)
-    if state(stage, workspace) != CHANGED:
-        return
-    inputs = {name: workspace.resolve(name).fingerprint for name in stage.inputs}
-    differences = differing_fields(
-        {**made.meta["config"], "inputs": made.meta["inputs"]}, {**stage.config, "inputs": inputs}
-    )
-    raise ArtefactError(
-        f"{made.path}: made with another configuration ({'; '.join(differences)}). Restore those "
-        f"values, choose another work_dir, or delete {made.path} and everything made from it"
-    )
+    found = state(stage, workspace)
+    fix = f"choose another work_dir, or make it and what follows again: stage=all redo={stage.name}"
+    if found == CHANGED:
+        raise ArtefactError(
+            f"{made.path}: made with another configuration ({'; '.join(_changes(stage, made))}). "
+            f"Restore those values, {fix}"
+        )
+    if found == STALE:
+        for source in stage.sources:
+            check_unchanged(source, workspace)
+        inputs = ", ".join(_other_inputs(stage, workspace, made))
+        raise ArtefactError(
+            f"{made.path}: made from another {inputs} than there is now (stale); {fix}"
+        )
+
+
+def moved(recipe: Recipe, workspace: Workspace) -> dict[str, str]:
+    """Folder -> the folder that stands in its place since `prepare` has read the corpus."""
+    before = workspace.artefact("prepare").meta.get("places", [])
+    return fingerprint.moved(before, fingerprint.places(recipe.data))
+
+
+def check_sources(stage: Stage, workspace: Workspace) -> None:
+    """Raises ArtefactError when a stage that this one reads is not up to date."""
+    for source in stage.sources:
+        check_unchanged(source, workspace)
+
+
+def _changes(stage: Stage, made: Artefact) -> list[str]:
+    """The values of the configuration that differ from those that made an artefact."""
+    if made.meta.get("identity") == fingerprint.digest(stage.identity):
+        return []
+    before = flatten(made.meta["config"])
+    now = flatten(stage.config)
+    differing = [key for key, value in now.items() if before.get(key) != value]
+    if "identity" not in made.meta:  # of an earlier version, which had fewer fields
+        differing = [key for key in differing if key in before]
+    elif not differing:
+        return ["files that it reads"]
+    return [f"{key}: {before.get(key)} -> {now[key]}" for key in differing]
+
+
+def _other_inputs(stage: Stage, workspace: Workspace, made: Artefact) -> list[str]:
+    """The inputs that are there, and are not those that an artefact was made from."""
+    before = list(made.meta["inputs"].values())
+    now = [_fingerprint_of_input(name, workspace) for name in stage.inputs]
+    if len(before) != len(now):
+        return list(stage.inputs)
+    return [
+        name
+        for name, old, new in zip(stage.inputs, before, now, strict=True)
+        if new not in (None, old)
+    ]
+
+
+def _fingerprint_of_input(name: str, workspace: Workspace) -> str | None:
+    try:
+        return workspace.resolve(name).fingerprint
+    except ArtefactError:
+        return None

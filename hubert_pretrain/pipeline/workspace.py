@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from hubert_pretrain.files import (
     write_json,
 )
 from hubert_pretrain.pipeline import locks
+from hubert_pretrain.pipeline.fingerprint import digest
 
 META = "meta.json"
 PARTIAL_META = "partial.json"
@@ -42,8 +44,11 @@ class Artefact:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the configuration that made it and of the fingerprints of its inputs."""
-        return str(self.meta["fingerprint"])
+        """A hash of the configuration that made it, of the fingerprints of its inputs, and of what
+        came out: the stages that read it compare it with the one they were made from."""
+        made = str(self.meta["fingerprint"])
+        output = self.meta.get("output")
+        return made if output is None else digest([made, output])
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -71,6 +76,11 @@ class Workspace:
     def recipe_path(self) -> Path:
         """`recipe.yaml`, the whole configuration of the run."""
         return self.root / "recipe.yaml"
+
+    @property
+    def redo_path(self) -> Path:
+        """`redo.json`, the last `redo=` of a stage by name and how far it is."""
+        return self.root / "redo.json"
 
     @property
     def jobs_path(self) -> Path:
@@ -104,7 +114,7 @@ class Workspace:
                 f"{self.folder(stage)}: no finished output of stage {stage!r}; "
                 f"run it first with stage={stage}"
             )
-        return open_artefact(self.folder(stage))
+        return open_artefact(self.folder(stage), "" if Path(stage).is_absolute() else stage)
 
     def resolve(self, reference: str) -> Artefact:
         """The artefact that a recipe refers to.
@@ -177,13 +187,37 @@ class Workspace:
         left = read_json(folder / PARTIAL_META)
         if left is not None and left.get("fingerprint") == fingerprint:
             return folder
+        begun = {"format": FORMAT, "fingerprint": fingerprint, "config": config}
+        if left is not None and left.get("kept"):
+            write_json(folder / PARTIAL_META, begun)
+            return folder
         if left is not None and size_in_bytes(folder) > (folder / PARTIAL_META).stat().st_size:
             raise _not_the_same(folder, stage, left, config)
         folder.mkdir(parents=True, exist_ok=True)
         empty_folder(folder)
-        begun = {"format": FORMAT, "fingerprint": fingerprint, "config": config}
         write_json(folder / PARTIAL_META, begun)
         return folder
+
+    def interrupted(self, stage: str) -> dict[str, Any]:
+        """The `partial.json` of interrupted work; {} when there is none."""
+        return dict(read_json(self.partial_folder(stage) / PARTIAL_META) or {})
+
+    def discard(self, stage: str, keep: Sequence[str] = ()) -> None:
+        """Removes the output of a stage, finished or not. `keep`: patterns of files and folders of
+        a finished one that its next run uses again.
+        """
+        final = self.folder(stage)
+        partial = self.partial_folder(stage)
+        (final / META).unlink(missing_ok=True)
+        if final.exists() and keep:
+            shutil.rmtree(partial, ignore_errors=True)
+            publish(final, partial)
+            empty_folder(partial, keep)
+            write_json(partial / PARTIAL_META, {"format": FORMAT, "kept": True})
+            return
+        for folder in (final, partial):
+            if folder.exists():
+                shutil.rmtree(folder)
 
     def finish(self, stage: str, meta: dict[str, Any]) -> Artefact:
         """Publishes the partial folder of a stage: sync, rename, and `meta.json` last."""
@@ -195,21 +229,19 @@ class Workspace:
         return open_artefact(final)
 
 
-def open_artefact(path: Path) -> Artefact:
-    """Read the `meta.json` of a finished folder.
+def open_artefact(path: Path, stage: str = "") -> Artefact:
+    """Read the `meta.json` of a finished folder. `stage`: its name, where it is of this run.
 
     Raises ArtefactError when it was never finished, or was made by version 0.1.
     """
+    fix = f"redo={stage} makes it again" if stage else "make it again in its run, with redo="
     meta = read_json(path / META)
     if meta is None:
-        raise ArtefactError(
-            f"{path}: has no readable {META}, so it was never finished; delete it and run its "
-            "stage again"
-        )
+        raise ArtefactError(f"{path}: has no readable {META}, so it was never finished; {fix}")
     if meta.get("format") != FORMAT:
         raise ArtefactError(
             f"{path}: made by version {_version_of(meta)} of hubert_pretrain, which this version "
-            "cannot use; delete it and run its stage again, or choose another work_dir"
+            f"cannot use; {fix}, or choose another work_dir"
         )
     return Artefact(path=path, meta=meta)
 
@@ -222,7 +254,7 @@ def _not_the_same(
     folder: Path, stage: str, left: dict[str, Any], config: dict[str, Any]
 ) -> ArtefactError:
     """The error for interrupted work that another configuration or version left."""
-    fix = "delete the folder to start it again, or choose another work_dir"
+    fix = f"redo={stage} starts it again, another work_dir leaves it as it is"
     if left.get("format") != FORMAT:
         return ArtefactError(
             f"{folder}: an interrupted {stage!r} was started by version 0.1 of hubert_pretrain, "
@@ -231,7 +263,7 @@ def _not_the_same(
     found = ", ".join(differing_fields(left.get("config", {}), config)) or "its inputs"
     return ArtefactError(
         f"{folder}: an interrupted {stage!r} was started with another configuration ({found}). "
-        f"Restore those values to resume it, {fix}"
+        f"Restore those values to resume it; {fix}"
     )
 
 

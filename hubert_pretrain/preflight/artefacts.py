@@ -161,7 +161,7 @@ def stored_targets(
         codebook = CodebookSet.load(cluster) if cluster is not None else None
     except HubertPretrainError as failure:
         return of_error(name, failure)
-    fix = f"delete {folder} and label again"
+    fix = f"redo={name.removeprefix('targets ')}/label makes them again, and what follows"
 
     row = _first_misfit(store, corpus.manifest, grid)
     if row is not None:
@@ -210,7 +210,7 @@ def target_quality(name: str, facts: dict[str, Any]) -> CheckResult:
         return warning(
             name,
             f"{found}: a few clusters are most frames",
-            "look for silence or noise in the corpus, or cluster again",
+            "look for silence or noise in the corpus, or cluster again with redo=NAME/cluster",
         )
     if used < FEW_USED * mean_size:
         return warning(

@@ -33,7 +33,7 @@ def run(recipe: Recipe, workspace: Workspace) -> None:
     inputs, models = _check_inputs(recipe, workspace, stages)
     results += inputs
     if verbs != {"export"}:
-        results += _check_corpus(recipe, corpus)
+        results += _check_corpus(recipe, workspace, corpus)
     for name, iteration in recipe.iterations.items():
         if any(stage.startswith(f"{name}/") for stage in names):
             results += _check_iteration(name, iteration, recipe, workspace, corpus)
@@ -96,12 +96,25 @@ def check_machine(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
             print(report.line(result), flush=True)
 
 
+def check_place(recipe: Recipe, workspace: Workspace) -> None:
+    """Raises HubertPretrainError when the recipe says another place for the corpus than it was
+    prepared from, and it does not lie there."""
+    corpus = _corpus(recipe, workspace)
+    if corpus is not None and (moved := plan.moved(recipe, workspace)):
+        from hubert_pretrain.preflight import corpus as about
+
+        result = about.moved(corpus, moved)
+        if result.state == ERROR:
+            raise HubertPretrainError(f"{result.found}; {result.fix}")
+
+
 def _corpus(recipe: Recipe, workspace: Workspace) -> Corpus | None:
     """The prepared corpus; None before `prepare` has run."""
     if not workspace.is_done("prepare"):
         return None
     cache = Cache.of(recipe.data.cache_dir, recipe.data.cache_gigabytes)
-    return Corpus.open(workspace.artefact("prepare").path, cache)
+    moved = plan.moved(recipe, workspace)
+    return Corpus.open(workspace.artefact("prepare").path, cache, moved)
 
 
 def _chosen_stages(recipe: Recipe) -> list[Stage]:
@@ -209,12 +222,15 @@ def _check_inputs(
     return results, models
 
 
-def _check_corpus(recipe: Recipe, corpus: Corpus | None) -> Iterator[CheckResult]:
+def _check_corpus(
+    recipe: Recipe, workspace: Workspace, corpus: Corpus | None
+) -> Iterator[CheckResult]:
     """The place of the corpus, the cache, and the prepared corpus: tables, audio, shards."""
     from hubert_pretrain.preflight import corpus as about
     from hubert_pretrain.preflight import shards
 
-    yield about.root(recipe.data.root)
+    moved = plan.moved(recipe, workspace) if corpus is not None else {}
+    yield about.moved(corpus, moved) if corpus and moved else about.root(recipe.data.root)
     yield shards.cache(recipe.data.cache_dir, recipe.data.cache_gigabytes)
     yield from about.check(
         corpus,

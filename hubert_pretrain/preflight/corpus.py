@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,12 @@ from hubert_pretrain.seeds import permute
 
 MUCH_LEFT_OUT = 0.2
 """A larger share of the utterances that pretraining cannot use is a warning."""
+LITTLE_USED = 0.5
+"""Use of a smaller share of the audio by an epoch is a warning."""
 _ROWS_LOOKED_AT = 5000
 """Alignments that are read, evenly spaced, when there are more."""
+_FILES_LOOKED_AT = 200
+_FILES_READ = 5
 _VARIANCE_TOLERANCE = 0.01
 _ROWS_AT_ONCE = 1 << 22
 _SAMPLES_AT_ONCE = 300 * SAMPLE_RATE
@@ -78,6 +82,27 @@ def root(place: str | None) -> CheckResult:
     return ok("corpus", f"{place}")
 
 
+def moved(corpus: Corpus, places: Mapping[str, str]) -> CheckResult:
+    """The corpus lies where the recipe says now. `places`: folder -> the folder in its place."""
+    manifest = corpus.manifest
+    rows = np.unique(np.linspace(0, len(manifest) - 1, _FILES_LOOKED_AT).astype(np.int64)).tolist()
+    news = [path for path in map(manifest.audio_path, rows) if "://" not in path]
+    missing = [path for path in news if not Path(path).is_file()]
+    where = ", ".join(f"{old} -> {new}" for old, new in places.items())
+    fix = (
+        "copy the corpus whole, or, if it is another one, choose another work_dir or add "
+        "redo=prepare"
+    )
+    if missing:
+        found = f"{len(missing)} of {len(news)} files are not there, the first: {missing[0]}"
+        return error("corpus", f"the corpus was prepared elsewhere ({where}), and {found}", fix)
+    for row in rows[:: max(1, len(rows) // _FILES_READ)]:
+        if fault := audio_fault(corpus, row):
+            found = f"the corpus was prepared elsewhere ({where}), and is another: {fault}"
+            return error("corpus", found, fix)
+    return ok("corpus", f"moved: {where}")
+
+
 def utterances(corpus: Corpus, *, every_id: bool = False) -> CheckResult:
     """Splits and ids, duplicates across splits and quarantined files. `every_id`: all ids are
     compared.
@@ -90,7 +115,7 @@ def utterances(corpus: Corpus, *, every_id: bool = False) -> CheckResult:
         return error(
             "utterances",
             f"{found}; only {distinct} different ids",
-            "run stage=prepare again, it refuses duplicates",
+            "redo=prepare, it refuses duplicates",
         )
     for split in ("train", "valid"):
         if not counts.get(split):
@@ -148,7 +173,7 @@ def alignments(corpus: Corpus) -> CheckResult:
         return error(
             "alignments",
             f"{found}; of row {int(rows[-1])}, which the manifest has not",
-            "run stage=prepare again",
+            "redo=prepare makes it again",
         )
     for row in rows[:: max(1, len(rows) // _ROWS_LOOKED_AT)].tolist():
         end = int(table.intervals(row)[2].max(initial=0))
@@ -158,7 +183,7 @@ def alignments(corpus: Corpus) -> CheckResult:
             return error(
                 "alignments",
                 f"{found}; {what}",
-                "they are of other audio: fix them and run stage=prepare again",
+                "they are of other audio: fix them and add redo=prepare",
             )
     return ok("alignments", found)
 
@@ -184,7 +209,7 @@ def audio(corpus: Corpus, rows: NDArray[np.int64], workers: int) -> CheckResult:
     which = "all" if len(rows) == len(corpus.manifest) else "a sample of"
     found = f"{which} {len(rows)} read: "
     if bad:
-        fix = "restore the files, or run stage=prepare again without them"
+        fix = "restore the files, or leave them out with redo=prepare"
         if which != "all":
             fix += "; check.all=true lists all"
         return error("audio", f"{found}{len(bad)} bad, the first: {bad[0]}", fix, tuple(bad))
@@ -255,11 +280,18 @@ def crops(
     short = sum(int(part.shorter_than(shortest)[0]) for part in utterances)
     shapes = f"{len(sampler.shapes)} shape{'s' * (len(sampler.shapes) > 1)}"
     found = (
-        f"{shapes}, {sampler.epoch_micro_batches} micro-batches an epoch; "
-        f"{short} of {count} are too short"
+        f"{shapes}, {sampler.epoch_micro_batches} micro-batches an epoch, which use "
+        f"{sampler.used_share:.1%} of the audio; {short} of {count} are too short"
     )
     if short > MUCH_LEFT_OUT * count:
         fix = f"lower iterations.NAME.pretrain.min_seconds={config.min_seconds}"
+        return warning(name, found, fix)
+    if sampler.used_share < LITTLE_USED:
+        fix = (
+            "an epoch takes one crop of each recording: cut long ones into segments (data=manifest "
+            "with start_seconds and duration_seconds, docs/formats.md), or raise "
+            f"iterations.NAME.pretrain.max_crop_seconds={config.max_crop_seconds}"
+        )
         return warning(name, found, fix)
     return ok(name, found)
 
@@ -280,7 +312,7 @@ def frames(corpus: Corpus, grid: FrameGrid) -> CheckResult:
         return error(
             "frames",
             f"{found}; {what}",
-            f"leave out what is shorter than {grid.window} samples, and prepare again",
+            f"leave out what is shorter than {grid.window} samples, and add redo=prepare",
         )
     return ok("frames", found)
 

@@ -83,7 +83,7 @@ class Alarms:
                 target_share > DOMINANT_SHARE,
                 f"{target_share:.0%} of the frames have one cluster as their target: much silence, "
                 "or features that do not distinguish frames. Listen to it (hubert-pretrain "
-                "inspect-targets); trim silence or cluster again",
+                "inspect-targets); trim silence or cluster again (redo=NAME/cluster)",
                 patience=1,
             ),
             Rule(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import asdict
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,21 @@ from hubert_pretrain.data.corpus import (
 )
 from hubert_pretrain.data.manifest import write_columns
 from hubert_pretrain.data.preparation import build, corpus_card
+from hubert_pretrain.data.preparation.listing import compare, describe_listing
 from hubert_pretrain.data.preparation.quarantine import Quarantine
 from hubert_pretrain.data.preparation.raw_utterances import COLUMNS, collect
 from hubert_pretrain.data.preparation.recode import Recoder
 from hubert_pretrain.data.preparation.scan_journal import ScanJournal
-from hubert_pretrain.data.preparation.segmentation import segment
 from hubert_pretrain.data.shards.writer import convert
-from hubert_pretrain.data.source import CorpusSource, corpus_name, passed_over
+from hubert_pretrain.data.source import CorpusSource, corpus_name, originals, passed_over
 from hubert_pretrain.data.storage import Cache
 from hubert_pretrain.files import write_json
+from hubert_pretrain.pipeline import fingerprint, plan
 from hubert_pretrain.pipeline.workspace import Workspace
 
-PIECES = ".pieces"
-"""Scratch files: the same with long recordings cut."""
 JOURNAL = "read.journal"
-"""Files that were scanned, for a run that was killed."""
+"""Files that were scanned: for a run that was killed, and for a corpus that changes later."""
+CHANGED_FIX = "redo=prepare takes that in and reads only new and changed files"
 RECODED = "recoded"
 """Folder of the FLACs of long recordings (recode.py)."""
 RAW_UTTERANCES = ".utterances"
@@ -47,14 +48,46 @@ RAW_UTTERANCES = ".utterances"
 
 def open_corpus(recipe: Recipe, workspace: Workspace) -> Corpus:
     """The prepared corpus of a run. Raises ArtefactError when the stage has not finished."""
-    return Corpus.open(workspace.artefact("prepare").path, audio_cache(recipe.data))
+    folder = workspace.artefact("prepare").path
+    return Corpus.open(folder, audio_cache(recipe.data), plan.moved(recipe, workspace))
+
+
+def difference(recipe: Recipe, workspace: Workspace) -> str:
+    """A sentence on the changes of the corpus since it was prepared; "" without any, or when they
+    cannot be told: audio that the corpus makes, or behind URLs.
+    """
+    made = workspace.artefact("prepare")
+    before = Corpus.open(made.path).card.get("listed")
+    places = fingerprint.places(recipe.data)
+    source = originals(compose.build(recipe.data.corpus))
+    if before is None or source is None or any("://" in place for place in places):
+        return ""
+    lines = (made.path / QUARANTINE).read_text(encoding="utf-8").splitlines()
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        ColumnSpool(Path(scratch) / RAW_UTTERANCES, COLUMNS) as spool,
+        ScanJournal(made.path / JOURNAL, [str(made.path), *places], read_only=True) as journal,
+        Quarantine(Path(scratch) / QUARANTINE) as faults,
+    ):
+        channel = channel_number(recipe.data.channel)
+        found = compare(
+            collect(source, made.path, spool, faults, channel),
+            made.path,
+            before=before,
+            journal=journal,
+            quarantined={json.loads(line)["id"] for line in lines},
+            moved=bool(plan.moved(recipe, workspace)),
+        )
+    where = recipe.data.root or corpus_name(source)
+    return f"{where}: the corpus has changed since it was prepared ({found})" if found else ""
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
     """Write manifest, alignments, corpus card, quarantine list and, where asked for, tar shards to
     `folder`; returns the facts of the card.
 
-    A killed run uses the journal of the files that were scanned; everything else is done again.
+    A killed run, and one that is made again (`redo`), use the journal of the files that were
+    scanned; everything else is done again.
 
     Raises:
         ConfigError: a value of `data.corpus` cannot be.
@@ -74,7 +107,6 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
             workers=data.workers,
         )
         shutil.rmtree(folder / RECODED, ignore_errors=True)
-    (folder / JOURNAL).unlink()
     print(corpus_card.describe(card), flush=True)
     return corpus_card.facts_of(card)
 
@@ -99,27 +131,18 @@ def write_corpus(source: CorpusSource, data: DataConfig, folder: Path) -> dict[s
     alignments; returns the corpus card."""
     with (
         ColumnSpool(folder / RAW_UTTERANCES, COLUMNS) as spool,
-        ColumnSpool(folder / PIECES, COLUMNS) as pieces,
-        ScanJournal(folder / JOURNAL) as journal,
+        ScanJournal(
+            folder / JOURNAL, [str(folder.absolute()), *fingerprint.places(data)]
+        ) as journal,
     ):
         with Quarantine(folder / QUARANTINE) as quarantine:
             utterances = collect(source, folder, spool, quarantine, channel_number(data.channel))
             total = len(utterances) + len(quarantine)
+            listed = describe_listing(utterances, folder)
             build.refuse_all_missing(utterances)
             recoder = None
             if data.recode_minutes > 0:
                 recoder = Recoder(folder / RECODED, 60 * data.recode_minutes)
-            cuts = None
-            if data.segmentation.max_seconds > 0:
-                utterances, cuts = segment(
-                    utterances,
-                    data.segmentation,
-                    pieces,
-                    workers=data.workers,
-                    cache=audio_cache(data),
-                    recoder=recoder,
-                )
-                total = len(utterances) + len(quarantine)
             scanned = build.scan_corpus(
                 utterances, journal, quarantine, data.workers, audio_cache(data), recoder
             )
@@ -133,10 +156,9 @@ def write_corpus(source: CorpusSource, data: DataConfig, folder: Path) -> dict[s
         rows = scanned.rows()
         manifest = write_columns(folder / MANIFEST, scanned.manifest(rows), root)
         card = corpus_card.make_card(manifest, scanned, rows, quarantine, folder / DUPLICATES)
-        card["segmentation"] = asdict(cuts) if cuts is not None else None
         card["recoded"] = build.remove_unused(scanned, rows)
         card["passed_over"] = passed_over(source).card()
         (folder / ALIGNMENTS).unlink(missing_ok=True)
         if card["aligned_utterances"]:
             write_alignments(folder / ALIGNMENTS, scanned.alignments(rows))
-    return card
+    return card | {"listed": listed}

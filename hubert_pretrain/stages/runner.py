@@ -13,12 +13,22 @@ from typing import Any
 
 from hubert_pretrain import distributed
 from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ArtefactError, Preempted
 from hubert_pretrain.files import sha256
-from hubert_pretrain.pipeline.plan import SHARED, Stage, check_unchanged, fingerprint_of
+from hubert_pretrain.pipeline.fingerprint import digest, places
+from hubert_pretrain.pipeline.plan import (
+    SHARED,
+    Stage,
+    check_sources,
+    check_unchanged,
+    fingerprint_of,
+)
 from hubert_pretrain.pipeline.workspace import Workspace
-from hubert_pretrain.preflight.check import check_machine
+from hubert_pretrain.preflight.check import check_machine, check_place
 
+READ_BY_OTHERS = (".safetensors", ".bin", ".npy")
+"""Suffixes of codebooks, targets and weights."""
 TRAINING = ("pretrain", "finetune")
 """Verbs whose stage imports Lightning."""
 FOLLOW_SECONDS = 600.0
@@ -35,31 +45,39 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
             workspace.artefact(name)  # says which stage to run first
         else:
             workspace.resolve(name)
+    check_sources(stage, workspace)
     check_unchanged(stage, workspace)
     if workspace.is_done(stage.name):
+        _say_done(recipe, workspace, stage)
         return
     if distributed.rank() > 0:
         _follow(recipe, workspace, stage)
         return
     check_machine(recipe, workspace, stage)
+    if "prepare" in stage.inputs:
+        check_place(recipe, workspace)
     fingerprint = fingerprint_of(stage, workspace)
     assert fingerprint is not None  # every input was resolved above
     with workspace.lock(stage.name):
         folder = workspace.begin(stage.name, fingerprint, stage.config)
         started = time.time()
         facts = _call(recipe, workspace, stage, folder)
+        hashes = _hashes(folder)
         workspace.finish(
             stage.name,
             {
                 "stage": stage.name,
                 "fingerprint": fingerprint,
+                "identity": digest(stage.identity),
+                "output": _output(stage, folder, hashes),
                 "config": stage.config,
+                "places": places(stage.sections["data"]) if stage.verb == "prepare" else [],
                 "inputs": {name: workspace.resolve(name).fingerprint for name in stage.inputs},
                 "facts": facts,
                 "seconds": round(time.time() - started, 1),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "versions": versions(),
-                "sha256": _hashes(folder),
+                "sha256": hashes,
             },
         )
 
@@ -104,6 +122,33 @@ def import_stage(verb: str) -> ModuleType:
 
         import_lightning()
     return importlib.import_module(f"hubert_pretrain.stages.{verb}")
+
+
+def _say_done(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
+    """A stage that was asked for and is not run again says so. Raises ArtefactError for `prepare`
+    when the corpus is no longer as it was read.
+    """
+    if distributed.rank() > 0:
+        return
+    if stage.verb == "prepare":
+        prepare = import_stage("prepare")
+        if found := prepare.difference(recipe, workspace):
+            raise ArtefactError(f"{found}; {prepare.CHANGED_FIX}")
+    finished = workspace.artefact(stage.name).meta.get("finished", "")
+    print(
+        f"{stage.name}: done before ({finished}), nothing to do; redo=true makes it again",
+        flush=True,
+    )
+
+
+def _output(stage: Stage, folder: Path, hashes: dict[str, str]) -> str | None:
+    """A hash of what the stage made for others to read: the same when it came out the same. None
+    for what no stage reads.
+    """
+    if stage.verb == "prepare":
+        return Manifest.open(folder).content()
+    read = {name: found for name, found in hashes.items() if Path(name).suffix in READ_BY_OTHERS}
+    return digest(read) if read else None
 
 
 def versions() -> dict[str, str]:

@@ -57,8 +57,8 @@ class TargetStore:
         found = _size(folder / TARGETS)
         if found != expected:
             raise ArtefactError(
-                f"{folder / TARGETS}: has {found} bytes, expected {expected}; it was cut, label "
-                "again"
+                f"{folder / TARGETS}: has {found} bytes, expected {expected}; it was cut, "
+                "redo=NAME/label makes it again"
             )
         self.ids: NDArray[np.uint16] = np.memmap(
             folder / TARGETS, dtype=DTYPE, mode="r", shape=shape
@@ -119,7 +119,7 @@ class TargetStore:
                 which = f" of codebook {number}" if len(self.sizes) > 1 else ""
                 raise ArtefactError(
                     f"{self.folder / TARGETS}: row {row} holds id {largest_id}{which}, but "
-                    f"K={size}; label again"
+                    f"K={size}; redo=NAME/label makes it again"
                 )
         return ids
 
@@ -139,7 +139,7 @@ class TargetStore:
         if len(self) != len(manifest):
             raise ArtefactError(
                 f"{self.folder}: targets of {len(self)} utterances, but {manifest.path} has "
-                f"{len(manifest)}; run the label stage again"
+                f"{len(manifest)}; redo=NAME/label makes them again"
             )
         found = np.diff(self.offsets)
         expected = frames_of(manifest, self.grid)
@@ -149,8 +149,8 @@ class TargetStore:
             message = length_message(manifest[row].id, int(found[row]), int(expected[row]))
             raise ArtefactError(f"{self.folder}: {message}")
         raise ArtefactError(
-            f"{self.folder}: made for other utterances than those of {manifest.path}; run the "
-            "label stage again"
+            f"{self.folder}: made for other utterances than those of {manifest.path}; "
+            "redo=NAME/label makes them again"
         )
 
     def _check_marks(self, num_blocks: int) -> None:
@@ -159,12 +159,12 @@ class TargetStore:
             marks = path.read_bytes()
         except OSError as error:
             raise ArtefactError(
-                f"{path}: cannot be read ({error.strerror}); run the label stage again"
+                f"{path}: cannot be read ({error.strerror}); redo=NAME/label makes it again"
             ) from error
         if len(marks) != num_blocks:
             raise ArtefactError(
                 f"{path}: has {len(marks)} marks, expected one for each of {num_blocks} blocks; it "
-                "was cut, label again"
+                "was cut, redo=NAME/label makes it again"
             )
         unfinished = marks.count(0)
         if unfinished:
@@ -222,7 +222,7 @@ def frames_of(manifest: Manifest, grid: FrameGrid) -> NDArray[np.int64]:
 
 def length_message(utterance: str, found: int, expected: int) -> str:
     """Error message for a wrong number of ids."""
-    hint = rate_hint(found, expected) or "label again from the audio of this manifest"
+    hint = rate_hint(found, expected) or "label the audio of this manifest again (redo=NAME/label)"
     return f"targets of {utterance!r}: {found} ids, expected {expected} frames; {hint}"
 
 
@@ -232,11 +232,12 @@ def read_description(folder: Path) -> dict[str, Any]:
     if isinstance(description, dict) and description.get("format") == FORMAT_0_1:
         raise ArtefactError(
             f"{folder / DESCRIPTION}: made by version 0.1 of hubert_pretrain, which this version "
-            "cannot use; run the label stage again"
+            "cannot use; redo=NAME/label makes it again"
         )
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ArtefactError(
-            f"{folder / DESCRIPTION}: missing, damaged or not a {FORMAT}; run the label stage again"
+            f"{folder / DESCRIPTION}: missing, damaged or not a {FORMAT}; "
+            "redo=NAME/label makes it again"
         )
     return description
 
@@ -251,10 +252,13 @@ def load_offsets(folder: Path, rows: int) -> NDArray[np.int64]:
         offsets: NDArray[np.int64] = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise ArtefactError(
-            f"{path}: missing or damaged ({error}); run the label stage again"
+            f"{path}: missing or damaged ({error}); redo=NAME/label makes it again"
         ) from error
     if len(offsets) != rows + 1:
-        raise ArtefactError(f"{path}: has {len(offsets)} numbers, expected {rows + 1}; label again")
+        raise ArtefactError(
+            f"{path}: has {len(offsets)} numbers, expected {rows + 1}; "
+            "redo=NAME/label makes it again"
+        )
     return offsets
 
 
@@ -263,5 +267,5 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError as error:
         raise ArtefactError(
-            f"{path}: cannot be read ({error.strerror}); run the label stage again"
+            f"{path}: cannot be read ({error.strerror}); redo=NAME/label makes it again"
         ) from error

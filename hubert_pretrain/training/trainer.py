@@ -180,7 +180,7 @@ def _choose_checkpoint(folder: Path) -> Path | None:
     if checkpoint is None and checkpoint_io.checkpoints(folder):
         raise HubertPretrainError(
             f"{folder}: every checkpoint is damaged, so the run cannot be resumed; restore one, or "
-            "delete the folder to start again"
+            "start again with redo=true and this stage"
         )
     return checkpoint
 

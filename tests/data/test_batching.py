@@ -301,3 +301,15 @@ def test_crops_are_the_best_choice(frames: list[int], max_shapes: int, budget: i
     best = max((total for crops in choices if (total := used(crops)) is not None), default=None)
     crops = choose_crops(np.bincount(frames), lambda t: budget // t, max_shapes, tolerance=0.0)
     assert (used(tuple(crops)) if crops else None) == best
+
+
+def test_enough_audio_in_too_few_recordings_is_to_be_cut() -> None:
+    """A quarter of an hour in 3 recordings: no audio is missing, but crops."""
+    with pytest.raises(
+        DataError,
+        match=r"^3 of 3 training utterances are at least .* one crop of at most [\d.]+ s of each, "
+        r"which does not fill one micro-batch of 60\.0 s; their 15\.0 min would: cut the "
+        r"recordings into segments \(.*start_seconds and duration_seconds",
+    ) as refused:
+        build(np.full(3, 300 * 16_000))
+    assert "add audio" not in str(refused.value)

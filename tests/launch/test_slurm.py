@@ -82,7 +82,7 @@ def finish(workspace: Workspace, *names: str) -> None:
                 "format": FORMAT,
                 "fingerprint": fingerprint,
                 "config": stage.config,
-                "inputs": {},
+                "inputs": {name: workspace.resolve(name).fingerprint for name in stage.inputs},
                 "facts": {},
             },
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hubert_pretrain.clustering.codebook_set import CodebookSet
+from hubert_pretrain.config import nodes
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.files import read_json, write_json
@@ -35,12 +37,23 @@ def changed(before: Recipe, after: Recipe) -> set[str]:
     return {name for name in old if old[name] != new.get(name)}
 
 
-def test_moving_a_module_changes_nothing(smoke: Recipe) -> None:
+def test_moving_a_module_changes_nothing(smoke: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identities(smoke)
     moved = copy.deepcopy(smoke)
+    at = {"Synthetic": smoke.data.corpus, "Mfcc": smoke.iterations["it1"].features}
+    targets = {kind: node["_target_"] for kind, node in at.items()}
+    defaults = nodes.defaults
+
+    def defaults_there(node: dict[str, Any]) -> dict[str, Any]:
+        """The modules lie elsewhere now, and nothing else is different."""
+        kind = node["_target_"].rpartition(".")[2]
+        return defaults(node | {"_target_": targets.get(kind, node["_target_"])})
+
+    monkeypatch.setattr(nodes, "defaults", defaults_there)
     moved.data.corpus["_target_"] = "hubert_pretrain.corpora.elsewhere.Synthetic"
     moved.iterations["it1"].features["_target_"] = "hubert_pretrain.features.other.place.Mfcc"
     assert smoke.data.corpus["_target_"].endswith(".Synthetic")
-    assert not changed(smoke, moved)
+    assert identities(moved) == before
 
 
 def test_another_class_is_another_fingerprint(smoke: Recipe) -> None:
@@ -142,7 +155,7 @@ def test_a_finished_stage_of_version_0_1_is_refused(smoke: Recipe, tmp_path: Pat
         lambda: Workspace(tmp_path / "other").resolve(str(folder)),
     ):
         with pytest.raises(
-            ArtefactError, match=r"made by version 0\.1\.0 .*; delete it"
+            ArtefactError, match=r"made by version 0\.1\.0 .*; (redo=prepare makes|make) it again"
         ) as refused:
             use()
         assert str(refused.value).startswith(f"{folder}: ")
@@ -153,7 +166,7 @@ def test_interrupted_work_of_version_0_1_is_refused(smoke: Recipe, tmp_path: Pat
     workspace = Workspace(tmp_path)
     stage = plan.find(smoke, "prepare")
     folder = made_by_0_1(workspace, stage, PARTIAL_META)
-    with pytest.raises(ArtefactError, match=r"was started by version 0\.1 .*; delete the folder"):
+    with pytest.raises(ArtefactError, match=r"was started by version 0\.1 .*; redo=prepare starts"):
         workspace.begin("prepare", "a", stage.config)
     assert (folder / "manifest.arrow").exists()
 
@@ -161,11 +174,11 @@ def test_interrupted_work_of_version_0_1_is_refused(smoke: Recipe, tmp_path: Pat
 def test_codebooks_and_targets_of_version_0_1_are_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "codebook.json", {"format": "hubert_pretrain.codebook.1"})
     with pytest.raises(
-        ArtefactError, match=r"codebook\.json: made by version 0\.1 .*cluster stage"
+        ArtefactError, match=r"codebook\.json: made by version 0\.1 .*redo=NAME/cluster"
     ):
         CodebookSet.load(tmp_path)
     write_json(tmp_path / "store.json", {"format": "hubert_pretrain.targets.1"})
-    with pytest.raises(ArtefactError, match=r"store\.json: made by version 0\.1 .*label stage"):
+    with pytest.raises(ArtefactError, match=r"store\.json: made by version 0\.1 .*redo=NAME/label"):
         TargetStore.open(tmp_path)
 
 
@@ -174,3 +187,75 @@ def test_a_finished_stage_states_its_format(tmp_path: Path) -> None:
     workspace.begin("prepare", "a", {})
     workspace.finish("prepare", {"fingerprint": "a", "facts": {}})
     assert read_json(tmp_path / "prepare" / META)["format"] == FORMAT
+
+
+# -- what does not change the result
+
+
+def test_defaults_that_are_written_out_do_not_count(smoke: Recipe) -> None:
+    """Of a class of ours, also where a default is an expression; another value counts."""
+    written = copy.deepcopy(smoke)
+    written.iterations["it1"].features |= {"hop_seconds": 0.02, "window_seconds": 0.025}
+    written.data.corpus |= {"variation": 0.1, "test_fraction": 0.10}
+    assert not changed(smoke, written)
+    written.iterations["it1"].features["hop_seconds"] = 0.04
+    assert changed(smoke, written) == {"it1/cluster", "it1/label"}
+    other = copy.deepcopy(smoke)
+    other.data.corpus = {"_target_": "hubert_pretrain.corpora.voxpopuli.VoxPopuli", "root": "/a"}
+    years = copy.deepcopy(other)
+    years.data.corpus["years"] = list(range(2009, 2021))
+    assert not changed(other, years)
+    years.data.corpus["years"] = [2009]
+    assert changed(other, years) == {"prepare"}
+
+
+def test_the_place_of_a_file_does_not_count_but_its_content_does(
+    smoke: Recipe, tmp_path: Path
+) -> None:
+    """A corpus, a checkpoint, a folder of noise behind another mount point."""
+    recipes = []
+    workspace = Workspace(tmp_path / "run")
+    for mount in ("one", "two"):
+        folder = tmp_path / mount
+        (folder / "teacher").mkdir(parents=True)
+        (folder / "teacher/config.json").write_text("{}")
+        (folder / "noise").mkdir()
+        (folder / "noise/hum.wav").write_bytes(b"hum")
+        recipe = copy.deepcopy(smoke)
+        recipe.data.root = str(folder)
+        recipe.data.corpus["root"] = str(folder)
+        recipe.iterations["it1"].features = {
+            "_target_": "hubert_pretrain.features.layer.LayerFeatures",
+            "checkpoint": str(folder / "teacher"),
+            "layer": 1,
+        }
+        recipe.iterations["it1"].pretrain.augment.noise = str(folder / "noise")
+        recipes.append(recipe)
+    one, two = recipes
+    assert not changed(one, two)
+    fingerprints = {
+        plan.fingerprint_of(plan.find(recipe, "prepare"), workspace) for recipe in recipes
+    }
+    assert len(fingerprints) == 1
+    (tmp_path / "two/noise/hum.wav").write_bytes(b"another hum")
+    fingerprint.content_of.cache_clear()
+    assert changed(one, two) == {"it1/pretrain"}
+
+
+def test_where_a_file_has_moved_to() -> None:
+    moved = fingerprint.moved(
+        ["/disk/a/LibriSpeech", "/lists/train.csv", "/same"],
+        ["/scratch/7/LibriSpeech", "/scratch/7/train.csv", "/same"],
+    )
+    assert moved == {"/disk/a": "/scratch/7", "/lists": "/scratch/7"}
+    assert fingerprint.moved(["/a"], ["/a"]) == {}
+    assert fingerprint.moved(["/a"], []) == {}
+
+
+def test_the_seed_does_not_count_in_prepare(smoke: Recipe, tmp_path: Path) -> None:
+    """Neither in its fingerprint, nor in what an interrupted one is compared with."""
+    other = copy.deepcopy(smoke)
+    other.seed += 1
+    before, after = (plan.find(recipe, "prepare") for recipe in (smoke, other))
+    assert (before.identity, before.config) == (after.identity, after.config)
+    assert "seed" not in before.config

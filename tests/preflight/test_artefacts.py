@@ -65,7 +65,7 @@ def test_targets_of_another_codebook(place: tuple[Path, Corpus]) -> None:
     assert row.state == "error"
     assert "labelled with codebook" in row.found
     assert f"but {folder / 'other'} holds" in row.found
-    assert row.fix == f"delete {folder / 'label'} and label again"
+    assert row.fix == "redo=it1/label makes them again, and what follows"
 
 
 def test_targets_of_another_manifest_or_grid(place: tuple[Path, Corpus], make_corpus: Make) -> None:
@@ -79,7 +79,7 @@ def test_targets_of_another_manifest_or_grid(place: tuple[Path, Corpus], make_co
     row = artefacts.stored_targets(
         "targets it1", folder / "label", other, MODEL_GRID, folder / "cluster"
     )
-    assert (row.state, row.fix) == ("error", "run the label stage again")
+    assert (row.state, row.fix) == ("error", "redo=NAME/label makes them again")
     assert "targets of 12 utterances, but" in row.found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,7 +101,9 @@ def test_a_lost_card_is_a_row_and_no_traceback(make_corpus: Make, tmp_path: Path
     rows = about.check(corpus, grid=MODEL_GRID, sample=1, everything=False, seed=1, workers=1)
     broken = {row.name: text_of(row) for row in rows if row.state == "error"}
     assert set(broken) == {"utterances", "sample rate"}
-    assert broken["utterances"].endswith("card.json: missing or damaged | run stage=prepare again")
+    assert broken["utterances"].endswith(
+        "card.json: missing or damaged | redo=prepare makes it again"
+    )
 
 
 def test_low_rates_and_channels(make_corpus: Make) -> None:
@@ -170,7 +173,7 @@ def test_bad_audio_is_found_and_named(
     assert "u03.wav" in row.found
     assert message in row.found, row.found
     assert len(row.details) == 1
-    assert "stage=prepare" in row.fix
+    assert "redo=prepare" in row.fix
 
 
 def test_a_sample_is_seeded_and_all_is_all(make_corpus: Make) -> None:
@@ -208,6 +211,11 @@ def test_crops(make_corpus: Make) -> None:
     row = crops()
     assert row.state == "ok"
     assert "0 of 9 are too short" in row.found
+    assert float(re.search(r"use ([\d.]+)% of the audio", row.found)[1]) > 50
+    row = crops(min_seconds=0.25, max_crop_seconds=0.3)
+    assert row.state == "warning"
+    assert float(re.search(r"use ([\d.]+)% of the audio", row.found)[1]) < 30
+    assert "cut long ones into segments" in row.fix
     row = crops(min_seconds=1.02, micro_batch_seconds=1.1)
     assert (row.state, row.fix) == ("warning", "lower iterations.NAME.pretrain.min_seconds=1.02")
     assert "4 of 9 are too short" in row.found

@@ -115,7 +115,7 @@ def test_a_store_of_other_work_is_replaced(tmp_path: Path, corpus: Corpus) -> No
         ),
         (np.zeros(19, dtype=np.int64), "twice as many: are these 100 Hz"),
         (np.zeros(5, dtype=np.int64), "half as many: are these 25 Hz"),
-        (np.zeros(9, dtype=np.int64), "'u1': 9 ids, expected 10 frames; label again"),
+        (np.zeros(9, dtype=np.int64), "'u1': 9 ids, expected 10 frames; label the audio"),
         (
             np.array([0] * 7 + [9] * 3),
             r"'u1': id 9 at frame 7, but the codebook has K=9 clusters \(0 to 8\)",
@@ -148,7 +148,8 @@ def test_a_store_that_does_not_fit_the_manifest_is_refused(tmp_path: Path, corpu
         return Manifest.open(tmp_path / name)
 
     with pytest.raises(
-        ArtefactError, match=r"targets of 12 utterances, but .* has 11; run the label stage again"
+        ArtefactError,
+        match=r"targets of 12 utterances, but .* has 11; redo=NAME/label makes them again",
     ):
         store.check(manifest("fewer.arrow", utterances[:-1]))
     halved = [
@@ -215,7 +216,10 @@ def remove(name: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut(module.TARGETS), r"targets.bin: has \d+ bytes, expected \d+; it was cut, label again"),
+        (
+            cut(module.TARGETS),
+            r"targets.bin: has \d+ bytes, expected \d+; it was cut, redo=NAME/label",
+        ),
         (
             cut(module.MARKS),
             r"blocks.done: has 2 marks, expected one for each of 3 blocks; it was cut",

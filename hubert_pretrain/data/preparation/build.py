@@ -189,6 +189,10 @@ def scan_corpus(
             for location, positions, segments in utterances.recordings():
                 now = identity(location)
                 found = [journal.find(location, segment, now) for segment in segments]
+                if any(map(journal.is_recoded, found)) and not (
+                    recoder and recoder.path_of(location, now).exists()
+                ):
+                    found = [-1] * len(segments)
                 record[positions] = found
                 missing = [i for i, number in enumerate(found) if number < 0]
                 for _ in range(len(found) - len(missing)):
@@ -341,18 +345,20 @@ def _hold_out_of(scanned: ScannedCorpus, train: Ints, fraction: float, by: str, 
 
 def _shares(scanned: ScannedCorpus, positions: Ints, by: str, root: str) -> NDArray[np.float64]:
     """A number in [0, 1) for each position, the same for all utterances of one recording (or
-    speaker). A whole file has the one of its id.
+    speaker). A whole file has the one of its id; a channel of a file is a part of it.
     """
     take = scanned.utterances.take
     shares = np.empty(len(positions))
     for part in chunks(len(positions)):
         keys = take("id", positions[part]).to_pylist()
         if by != "utterance":
-            names = ("path", "offset", "start", "num_samples")
+            names = ("path", "offset", "start", "num_samples", "channel")
             places = zip(*(take(name, positions[part]).to_pylist() for name in names), strict=True)
             keys = [
-                id if (start, length) == (0, -1) else f"{path.removeprefix(root)}@{offset}"
-                for id, (path, offset, start, length) in zip(keys, places, strict=True)
+                id
+                if (start, length) == (0, -1) and channel < 0
+                else f"{path.removeprefix(root)}@{offset}"
+                for id, (path, offset, start, length, channel) in zip(keys, places, strict=True)
             ]
         if by == "speaker":
             speakers = take("speaker", positions[part]).to_pylist()

@@ -1,5 +1,5 @@
 """Resumable record of scanned audio: one record per segment on disk, so that a killed run does not
-decode 60,000 hours again.
+decode 60,000 hours again, and a corpus that grows is read only where it is new.
 
 During a run it also stores the facts of the segments; only the number of a record stays in memory.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -56,8 +57,16 @@ class ScanJournal:
     again. Use it in a `with`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, roots: Sequence[str] = (), *, read_only: bool = False) -> None:
+        """
+        Args:
+            path: the file.
+            roots: folders that may move: files below them are known by the number of the folder
+                and the path below it.
+            read_only: nothing is added.
+        """
         self.path = path
+        self._roots = sorted(enumerate(roots), key=lambda root: -len(root[1]))
         records = _whole_records(path)
         self._count = len(records)
         keys = np.ascontiguousarray(records["key"][:, 0])
@@ -65,8 +74,11 @@ class ScanJournal:
         self._keys = keys[self._order]
         self._known = records
         mode = "r+b" if path.exists() else "w+b"
+        if read_only:
+            mode = "rb"
         self._file = open(path, mode)  # noqa: SIM115 (closed by __exit__)
-        self._file.truncate(self._count * RECORD.itemsize)  # drops a torn record
+        if not read_only:
+            self._file.truncate(self._count * RECORD.itemsize)  # drops a torn record
         self._file.seek(0, os.SEEK_END)
         self._flushed = time.monotonic()
 
@@ -83,15 +95,37 @@ class ScanJournal:
 
     def find(self, location: Location, segment: Segment, identity: Identity) -> int:
         """The number of the record of a segment in an unchanged file; -1 when there is none."""
-        key = _key(location, segment)
+        return next(
+            (number for number, known in self._versions(location, segment) if known == identity), -1
+        )
+
+    def is_recoded(self, number: int) -> bool:
+        """True when a record that was found is of a recording with a FLAC of its own."""
+        return number >= 0 and bool(self._known[number]["recoded"])
+
+    def newest(self, location: Location, segment: Segment) -> Identity | None:
+        """The file of a segment as it was when it was read last; None when it was not read."""
+        return next((known for _, known in self._versions(location, segment)), None)
+
+    def _versions(self, location: Location, segment: Segment) -> Iterator[tuple[int, Identity]]:
+        """Number and identity of every record of a segment, the newest first."""
+        key = self._key(location, segment)
         first = int(np.searchsorted(self._keys, key[0], side="left"))
         stop = int(np.searchsorted(self._keys, key[0], side="right"))
-        for number in self._order[first:stop][::-1].tolist():  # the newest first
+        for number in self._order[first:stop][::-1].tolist():
             record = self._known[number]
-            found = (int(record["size"]), int(record["modified"]))
-            if record["key"][1] == key[1] and found == identity:
-                return int(number)
-        return -1
+            if record["key"][1] == key[1]:
+                yield int(number), (int(record["size"]), int(record["modified"]))
+
+    def _key(self, location: Location, segment: Segment) -> tuple[int, int]:
+        path = location.path
+        for number, root in self._roots:
+            if path.startswith(f"{root}/"):
+                path = f"{number}:{path[len(root) :]}"
+                break
+        name = "\0".join(map(str, (path, *location[1:], *Segment(*segment))))
+        digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=16).digest()
+        return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
     def add(
         self, location: Location, segment: Segment, identity: Identity, facts: AudioFacts
@@ -100,7 +134,7 @@ class ScanJournal:
         seconds later.
         """
         record = np.zeros((), dtype=RECORD)
-        record["key"] = _key(location, segment)
+        record["key"] = self._key(location, segment)
         record["size"], record["modified"] = identity
         for name in _MEASURES:
             record[name] = getattr(facts, name)
@@ -138,12 +172,6 @@ def identity(location: Location) -> Identity:
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns
-
-
-def _key(location: Location, segment: Segment) -> tuple[int, int]:
-    name = "\0".join(map(str, (*location, *Segment(*segment))))
-    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=16).digest()
-    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
 def _map(path: Path) -> NDArray[Any]:
