@@ -5,7 +5,7 @@ step, whoever delivers them.
 from __future__ import annotations
 
 import json
-from multiprocessing import get_context
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.shards.writer import convert
 from tests.data.order import Steps, by_step, delivered, expected, stream
 from tests.pretrain.conftest import make_corpus
+from tests.targets.conftest import CLEAN_PROCESSES
 
 STEPS = 12
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -110,9 +111,8 @@ def test_a_seed_or_a_step_more_is_another_order(corpus: Corpus, reference: Steps
 def test_processes_of_a_group_deliver_the_steps(
     corpus: Corpus, reference: Steps, tmp_path: Path
 ) -> None:
-    # fork: they need not load torch again, which would take longer than all the rest.
     ranks = [
-        get_context("fork").Process(target=of_a_group, args=(corpus.folder, tmp_path, rank))
+        CLEAN_PROCESSES.Process(target=of_a_group, args=(corpus.folder, tmp_path, rank))
         for rank in range(4)
     ]
     for process in ranks:
@@ -130,6 +130,7 @@ def of_a_group(folder: Path, results: Path, rank: int) -> None:
     them notes what all have.
     """
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers
     dist.init_process_group("gloo", init_method=f"file://{results}/group", rank=rank, world_size=4)
     pair = dist.new_group([0, 1])
     items = stream(Corpus.open(folder))
