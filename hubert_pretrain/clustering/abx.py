@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import count
 from typing import Literal
 
 import numpy as np
@@ -77,6 +78,15 @@ class Cell:
     x: list[int]
 
 
+@dataclass(frozen=True)
+class CellSeries:
+    """The cells of one label, context and speaker of A."""
+
+    num_cells: int
+    make: Callable[[int], Cell]
+    """The cell of a number below `num_cells`."""
+
+
 Groups = dict[tuple[str, ...], dict[str, dict[str, list[int]]]]
 """context -> speaker -> label -> numbers of items."""
 
@@ -131,45 +141,88 @@ def _group_items(items: Sequence[Item], max_tokens: int, seed: int) -> Groups:
     return groups
 
 
-def _cells_within(groups: Groups) -> Iterator[Cell]:
+def _cells_within(groups: Groups) -> Iterator[CellSeries]:
     """A and X are two items of a label, B is one of another; all from one speaker."""
     for speakers in groups.values():
         for speaker, labels in speakers.items():
-            for label, tokens in labels.items():
-                if len(tokens) < 2:
-                    continue
-                for other, other_tokens in labels.items():
-                    if other != label:
-                        yield Cell((label, other, speaker), a=tokens, b=other_tokens, x=tokens)
+            names = list(labels)
+            for place, name in enumerate(names):
+                if len(labels[name]) >= 2:
+                    make = partial(_cell_within, speaker, labels, names, place)
+                    yield CellSeries(len(names) - 1, make)
 
 
-def _cells_across(groups: Groups) -> Iterator[Cell]:
+def _cell_within(
+    speaker: str, labels: dict[str, list[int]], names: list[str], place: int, number: int
+) -> Cell:
+    label = names[place]
+    other = _others(names, place, number)
+    return Cell((label, other, speaker), a=labels[label], b=labels[other], x=labels[label])
+
+
+def _cells_across(groups: Groups) -> Iterator[CellSeries]:
     """A and B are from one speaker, X is from another."""
     for speakers in groups.values():
+        speakers_of = defaultdict(list)  # label -> the speakers who have it
         for speaker, labels in speakers.items():
-            for label, tokens in labels.items():
-                x_of_others = [
-                    other_labels[label]
-                    for name, other_labels in speakers.items()
-                    if name != speaker and label in other_labels
-                ]
-                for other, other_tokens in labels.items():
-                    if other == label:
-                        continue
-                    for x in x_of_others:
-                        yield Cell((label, other, speaker), a=tokens, b=other_tokens, x=x)
+            for label in labels:
+                speakers_of[label].append(speaker)
+        # label -> place in that list of the speaker whose turn it is
+        own_places: dict[str, Iterator[int]] = defaultdict(count)
+        for labels in speakers.values():
+            names = list(labels)
+            for place, label in enumerate(names):
+                make = partial(
+                    _cell_across,
+                    speakers,
+                    speakers_of[label],
+                    next(own_places[label]),
+                    names,
+                    place,
+                )
+                yield CellSeries((len(names) - 1) * (len(speakers_of[label]) - 1), make)
 
 
-def _sample_cells(cells: Iterator[Cell], count: int, seed: int, kind: str) -> list[Cell]:
-    """At most `count` cells, drawn uniformly (reservoir sampling), in their original order."""
-    reservoir = list(enumerate(islice(cells, count)))
-    draw = generator(seed, "abx cells", kind)
-    for number, cell in enumerate(cells, start=count):
-        position = int(draw.integers(number + 1))
-        if position < count:
-            reservoir[position] = (number, cell)
-    reservoir.sort(key=lambda numbered: numbered[0])
-    return [cell for _, cell in reservoir]
+def _cell_across(
+    speakers: dict[str, dict[str, list[int]]],
+    known: list[str],
+    own: int,
+    names: list[str],
+    place: int,
+    number: int,
+) -> Cell:
+    label = names[place]
+    speaker = known[own]
+    number, number_of_x = divmod(number, len(known) - 1)
+    other = _others(names, place, number)
+    x = speakers[_others(known, own, number_of_x)][label]
+    labels = speakers[speaker]
+    return Cell((label, other, speaker), a=labels[label], b=labels[other], x=x)
+
+
+def _others(names: list[str], place: int, number: int) -> str:
+    """The `number`-th of the names without the one at `place`."""
+    return names[number + (number >= place)]
+
+
+def _sample_cells(series: Iterator[CellSeries], most: int, seed: int, kind: str) -> list[Cell]:
+    """At most `most` cells of all series, drawn uniformly, in their order.
+
+    Cells are counted and not made: their number grows with the square of labels and speakers.
+    """
+    found = list(series)
+    ends = np.cumsum([each.num_cells for each in found], dtype=np.int64)
+    total = int(ends[-1]) if found else 0
+    numbers = np.arange(min(total, most), dtype=np.int64)
+    if total > most:
+        draw = generator(seed, "abx cells", kind)
+        numbers = np.sort(draw.choice(total, most, replace=False, shuffle=False))
+    places = np.searchsorted(ends, numbers, side="right")
+    starts = ends - [each.num_cells for each in found]
+    return [
+        found[place].make(int(number - starts[place]))
+        for place, number in zip(places.tolist(), numbers.tolist(), strict=True)
+    ]
 
 
 # -- errors

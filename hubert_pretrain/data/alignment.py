@@ -148,7 +148,8 @@ def write_alignments(path: Path, alignments: Iterable[tuple[int, Phones]]) -> No
             )
         inventory = sorted(number)
         # Phones were numbered as they came; all of them are known only now.
-        numbers = np.array([inventory.index(phone) for phone in number], dtype=np.int32)
+        final = {phone: place for place, phone in enumerate(inventory)}
+        numbers = np.array([final[phone] for phone in number], dtype=np.int32)
         spool.replace("phones", lambda values: numbers[values])
         write_table(
             path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubert_pretrain.clustering.abx import Item, abx, pair_distances
+from hubert_pretrain.clustering import abx as module
+from hubert_pretrain.clustering.abx import Cell, Item, abx, pair_distances
 
 # -- the definition
 
@@ -196,3 +198,43 @@ def test_the_selection_of_items_depends_on_the_seed_only() -> None:
     assert score(1) == score(1)
     assert score(1)[1] == 40
     assert score(1)[0] != score(2)[0]
+
+
+def test_a_sample_of_cells_is_drawn_from_all_of_them() -> None:
+    """Every cell is as likely as the others, and with more than enough all are there, in order."""
+    draw = np.random.default_rng(0)
+    items = [
+        Item(n, 0, 1, "abcde"[draw.integers(5)], (str(draw.integers(2)),), str(draw.integers(4)))
+        for n in range(60)
+    ]
+    groups = module._group_items(items, 5, 0)
+    for series in (module._cells_within, module._cells_across):
+        every = [cell.key for cell in module._sample_cells(series(groups), 10**6, 0, "x")]
+        assert len(every) == sum(each.num_cells for each in series(groups))
+        seen = collections.Counter(
+            cell.key
+            for seed in range(400)
+            for cell in module._sample_cells(series(groups), 10, seed, "x")
+        )
+        assert set(seen) == set(every)
+        mean = 4000 / len(every)
+        for key, times in collections.Counter(every).items():
+            expected = mean * times
+            assert abs(seen[key] - expected) < 6 * expected**0.5
+
+
+@pytest.mark.parametrize("size", [1_000, 10_000])
+def test_cells_that_are_not_compared_are_not_made(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their number grows with the square of the speakers and of the labels."""
+    made = []
+    monkeypatch.setattr(
+        module, "Cell", lambda *args, **named: made.append(1) or Cell(*args, **named)
+    )
+    draw = np.random.default_rng(0)
+    words = draw.integers(0, size // 20, size).tolist()
+    items = [Item(n, 0, 1, str(word), (), str(n % 20)) for n, word in enumerate(words)]
+    score = abx(items, lambda item: np.zeros((1, 1)), distance="units", max_cells=50)
+    assert (score.cells_within, score.cells_across) == (50, 50)
+    assert len(made) == 100

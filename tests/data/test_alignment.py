@@ -98,3 +98,27 @@ def test_parts_of_a_long_table_join(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"alignments\.arrow: not found"):
         Alignments.open(tmp_path)
+
+
+class Counted(str):
+    """Text that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+
+@pytest.mark.parametrize("count", [1_000, 3_000])
+def test_a_large_inventory_is_numbered_in_linear_time(tmp_path: Path, count: int) -> None:
+    """Words are aligned too, and there are many of them."""
+    Counted.compared = 0
+    words = [Counted(f"word {number * 7919 % count:05d}") for number in range(count)]
+    write_alignments(tmp_path / "alignments.arrow", [(0, [(word, 0, 0) for word in words])])
+    assert Counted.compared < 5 * count
+    alignments = Alignments.open(tmp_path)
+    assert alignments.phones == sorted(words)
+    numbers, _, _ = alignments.intervals(0)
+    assert [alignments.phones[number] for number in numbers] == words

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,8 +74,8 @@ def expand(patterns: Sequence[str], root: str = "") -> list[str]:
                     "set data.root to their folder, or correct the pattern"
                 )
             found += matches
-    for name in found:
-        if found.count(name) > 1:
+    for name, times in Counter(found).items():
+        if times > 1:
             raise DataError(
                 f"{name}: is named twice by {', '.join(patterns)}; name every shard once"
             )

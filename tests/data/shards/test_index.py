@@ -76,3 +76,28 @@ def test_patterns_name_shards(tmp_path: Path) -> None:
         expand(["v-*.tar"], str(tmp_path))
     with pytest.raises(DataError, match="is named twice"):
         expand(["t-0.tar", "t-*.tar"], str(tmp_path))
+
+
+class Counted(str):
+    """Text that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+
+@pytest.mark.parametrize("count", [1_000, 3_000])
+def test_the_names_of_many_shards_take_linear_time(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Counted.compared = 0
+    names = [Counted(f"train-{number:06d}.tar") for number in range(count)]
+    monkeypatch.setattr(index, "_matches", lambda pattern: names)
+    assert expand(["train-*.tar"]) == names
+    assert Counted.compared < 5 * count
+    names.append(names[1])
+    with pytest.raises(DataError, match=r"train-000001\.tar: is named twice by train-\*\.tar"):
+        expand(["train-*.tar"])
