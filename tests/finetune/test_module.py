@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hubert_pretrain.config.schema import PretrainConfig
 from hubert_pretrain.errors import ConfigError
@@ -103,6 +103,46 @@ def test_gradients_do_not_depend_on_how_a_step_is_split(tiny: HubertConfig, clas
         assert split.keys() == whole.keys()
         for name, gradient in whole.items():
             assert (split[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7, name
+
+
+def test_the_loss_of_a_step_is_ctc_of_the_masked_network(tiny: HubertConfig) -> None:
+    config = _without_dropout(tiny)
+    module = _module(config)
+    batch = _batch(module.model, range(4))
+    batch["channel_mask"][:, ::3] = True
+    output = module.model(
+        batch["waveform"],
+        valid=batch["valid"],
+        mask=batch["mask"],
+        channel_mask=batch["channel_mask"],
+    )
+    expected = nn.functional.ctc_loss(
+        module.head.linear(output.last).log_softmax(-1).transpose(0, 1),  # type: ignore[union-attr]
+        batch["labels"],
+        batch["valid"].sum(1),
+        batch["label_lengths"],
+        reduction="sum",
+    )
+    assert expected > 0
+    loss = module.training_step(batch, 0)
+    torch.testing.assert_close(loss, expected / 4)
+    for name in ("mask", "channel_mask"):
+        unmasked = module.training_step({**batch, name: torch.zeros_like(batch[name])}, 0)
+        assert not torch.isclose(unmasked, loss), name
+
+
+def test_a_step_lowers_the_loss(tiny: HubertConfig) -> None:
+    module = _module(_without_dropout(tiny))
+    batch = _batch(module.model, range(4))
+    optimiser = torch.optim.Adam([each for each in module.parameters() if each.requires_grad], 1e-3)
+    losses = []
+    for _ in range(8):
+        optimiser.zero_grad()
+        loss = module.training_step(batch, 0)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
 
 
 @pytest.mark.parametrize("norm_over_valid", [True, False])

@@ -175,6 +175,27 @@ def _valid_losses(workspace: Workspace) -> list[float]:
     return [row["valid/loss"] for row in rows if "valid/loss" in row]
 
 
+def test_the_learning_rate_follows_the_three_stages_of_the_recipe(workspace: Workspace) -> None:
+    _run(
+        workspace,
+        "asr",
+        CTC,
+        steps=10,
+        log_every_steps=1,
+        learning_rate=0.01,
+        initial_lr_scale=0.1,
+        warmup_fraction=0.2,
+        hold_fraction=0.3,
+        final_lr_scale=0.05,
+    )
+    metrics = workspace.partial_folder("finetune/asr") / "logs" / "metrics.csv"
+    rates = {int(row["step"]): row["lr"] for row in read_metrics(metrics) if "lr" in row}
+    assert rates[1] == pytest.approx(0.01 * (0.1 + 0.9 / 2))
+    assert [rates[step] for step in (2, 3, 4, 5)] == pytest.approx([0.01] * 4)
+    assert rates[6] == pytest.approx(0.01 * 0.05 ** (1 / 5))
+    assert rates[10] == pytest.approx(0.01 * 0.05)
+
+
 def test_the_last_step_is_validated_whatever_the_interval(workspace: Workspace) -> None:
     _run(workspace, "asr", CTC, valid_every_steps=4)
     rows = read_metrics(workspace.partial_folder("finetune/asr") / "logs" / "metrics.csv")
