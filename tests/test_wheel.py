@@ -5,6 +5,7 @@ outside a checkout.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,14 @@ def site(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     that runs the tests).
     """
     folder = tmp_path_factory.mktemp("wheel")
+    checkout = folder / "checkout"
+    for name in ("hubert_pretrain", "conf", "recipes", "tools"):
+        shutil.copytree(repository / name, checkout / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(repository / name, checkout)
+    machine = checkout / "conf" / "local" / "machine.yaml"
+    machine.parent.mkdir(exist_ok=True)
+    machine.write_text("seed: 5\n")
     build = [
         sys.executable,
         "-m",
@@ -33,7 +42,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
         "--no-isolation",
         "--outdir",
         str(folder),
-        str(repository),
+        str(checkout),
     ]
     subprocess.run(build, check=True, capture_output=True)
     wheel = next(folder.glob("*.whl"))
@@ -87,7 +96,7 @@ def test_conf_and_recipes_travel_in_the_wheel(site: Path, repository: Path) -> N
         source = {
             path.relative_to(repository)
             for path in (repository / folder).rglob("*.yaml")
-            if path.name != "machine.yaml"
+            if path.name != "machine.yaml"  # the paths and limits of one machine
         }
         assert source == {
             path.relative_to(site / "hubert_pretrain")

@@ -104,6 +104,21 @@ def _faults_of_arguments(
             yield f"{key}.{name} has no value: add {key}.{name}=... ({node[TARGET]} needs it)"
 
 
+def described(annotation: ast.expr | None, aliases: dict[str, ast.expr]) -> tuple[str, str]:
+    """The type of an annotation and the values that it allows, for docs/configuration.md."""
+    if isinstance(annotation, ast.Name) and annotation.id in aliases:
+        annotation = aliases[annotation.id]
+    if isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Tuple):
+        name = ast.unparse(annotation.value)
+        parts = annotation.slice.elts
+        if name == "Literal":
+            values = [ast.literal_eval(part) for part in parts]
+            return type(values[0]).__name__, ", ".join(str(each) or '""' for each in values)
+        if name == "Annotated":
+            return ast.unparse(parts[0]), _allowed(parts[1]).expected
+    return (ast.unparse(annotation) if annotation else "").replace("None", "null"), ""
+
+
 def _expected(annotation: ast.expr | None, value: Any, aliases: dict[str, ast.expr]) -> str | None:
     """The expectation of an annotation that a value does not meet; None where it fits, and for
     annotations that this file does not know."""
@@ -118,9 +133,8 @@ def _expected(annotation: ast.expr | None, value: Any, aliases: dict[str, ast.ex
         parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
         if name == "Literal":
             names = [ast.literal_eval(part) for part in parts]
-            allowed = Allowed(
-                f"one of {', '.join(map(str, names))}", names.__contains__, tuple(map(str, names))
-            )
+            words = tuple(str(each) or "''" for each in names)
+            allowed = Allowed(f"one of {', '.join(words)}", names.__contains__, words)
             return _not_allowed(allowed, value)
         if name == "Annotated":
             return _expected(parts[0], value, aliases) or _not_allowed(_allowed(parts[1]), value)
@@ -181,27 +195,48 @@ def defaults(node: dict[str, Any]) -> dict[str, Any]:
 # -- reading the source
 
 
+def is_ours(target: str) -> bool:
+    """True for a class of this package."""
+    return target.startswith(f"{PACKAGE}.")
+
+
 @functools.cache
 def signature_of(target: str) -> Signature | None:
     """The arguments of a class of this package; None for other classes, and for classes that
     inherit their constructor. Raises ConfigError when there is no such class."""
-    if not target.startswith(f"{PACKAGE}."):
+    if not is_ours(target):
         return None
     module, _, name = target.rpartition(".")
     tree = _module(module)
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     if name not in classes:
         raise ConfigError(f"{module} has no class {name}{did_you_mean(name, list(classes))}")
-    aliases = {
-        node.targets[0].id: node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
     arguments = _arguments(classes[name])
     if arguments is None:
         return None
+    used = {
+        part.id
+        for each in arguments
+        if each.annotation is not None
+        for part in ast.walk(each.annotation)
+        if isinstance(part, ast.Name) and part.id not in KINDS
+    }
     docstring = _docstring(classes[name])
-    return Signature({each.name: each for each in arguments}, aliases, docstring)
+    return Signature({each.name: each for each in arguments}, _aliases(tree, used), docstring)
+
+
+def _aliases(tree: ast.Module, names: set[str]) -> dict[str, ast.expr]:
+    """The expressions that a module, or one of ours that it imports from, gives these names to."""
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            if node.targets[0].id in names:
+                found[node.targets[0].id] = node.value
+        elif isinstance(node, ast.ImportFrom) and is_ours(node.module or ""):
+            imported = {alias.name for alias in node.names} & names
+            if imported:
+                found |= _aliases(_module(str(node.module)), imported)
+    return found
 
 
 def _module(name: str) -> ast.Module:

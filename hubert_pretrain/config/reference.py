@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import importlib
 import inspect
 import re
 import sys
@@ -17,7 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hubert_pretrain.config import schema
+from omegaconf import OmegaConf
+
+from hubert_pretrain.config import compose, nodes, schema
 from hubert_pretrain.fields import MISSING, default_of
 
 INTRODUCTION = """\
@@ -32,6 +35,20 @@ The files in `conf/` and `recipes/` state only what differs from the defaults be
 **Required**: the key has no default, a recipe or the command line gives it. **No fingerprint**: the
 key changes how something is done, not what comes out; a finished stage stays valid when it changes.
 """
+CLASSES = """\
+## Arguments of `_target_` nodes
+
+`data.corpus`, `iterations.it1.features`, `finetune.asr.task` and `logger.NAME` name a class
+(`_target_`) and its arguments. An argument is a key like any other, whether a file in `conf/`
+states it or not: `data.corpus.test_fraction=0.1`, `finetune.asr.task.reduction=mean`. The files in
+`conf/` state what differs from the defaults of the class.
+"""
+PLACES = {
+    "data": "data.corpus",
+    "features": "iterations.it1.features",
+    "finetune": "finetune.asr.task",
+}
+"""Key of the nodes that the files of a group hold."""
 EXAMPLES = {"iterations": "it1", "finetune": "asr", "stages": "pretrain"}
 """The name that stands for any entry of a section of named parts."""
 UNITS = {
@@ -54,6 +71,8 @@ def page() -> str:
     for key, section in sections("", schema.Recipe):
         parts.append(_title(key, section))
         parts.append(_table(key, section))
+    parts.append(CLASSES)
+    parts += [_class_table(target, choices) for target, choices in targets().items()]
     return "\n".join(parts)
 
 
@@ -126,6 +145,59 @@ def _description(field: dataclasses.Field[Any], text: str) -> str:
     notes = [f"Unit: {unit}."] if unit else []
     notes += [] if field.metadata.get("science", True) else ["No fingerprint."]
     return " ".join([text, *notes])
+
+
+def targets() -> dict[str, list[str]]:
+    """Classes of this package that the files in conf/ name, with the choices that name them."""
+    found: dict[str, list[str]] = {}
+    for group in PLACES:
+        for path in sorted((compose.conf_folder() / group).glob("*.yaml")):
+            content = OmegaConf.to_container(OmegaConf.load(path))
+            for _, node in nodes.nodes_of("", content):
+                if nodes.is_ours(str(node[nodes.TARGET])):
+                    found.setdefault(node[nodes.TARGET], []).append(f"{group}/{path.stem}")
+    return found
+
+
+def _class_table(target: str, choices: list[str]) -> str:
+    signature = nodes.signature_of(target)
+    assert signature is not None, f"{target}: has no arguments of its own"
+    described = argument_descriptions(signature.docstring)
+    places = ", ".join(f"`{choice}`" for choice in choices)
+    place = PLACES[choices[0].partition("/")[0]]
+    lines = [
+        f"### `{target.removeprefix(f'{nodes.PACKAGE}.')}`",
+        "",
+        f"Arguments of `{place}` in {places}.",
+        "",
+        "| argument | type | default | allowed | description |",
+        "|---|---|---|---|---|",
+    ]
+    for each in signature.arguments.values():
+        kind, allowed = nodes.described(each.annotation, signature.aliases)
+        default = _yaml(target, each) if each.default else "**required**"
+        cells = [f"`{each.name}`", kind, default, allowed, described.get(each.name, "")]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _yaml(target: str, argument: nodes.Argument) -> str:
+    """The default of an argument as a yaml file states it."""
+    module, _, name = target.rpartition(".")
+    constructor = inspect.signature(getattr(importlib.import_module(module), name))
+    value = constructor.parameters[argument.name].default
+    return {"None": "null", "True": "true", "False": "false", "()": "[]", "": '""'}.get(
+        str(value), str(list(value) if isinstance(value, tuple) else value)
+    )
+
+
+def argument_descriptions(docstring: str) -> dict[str, str]:
+    """The entries of the section `Args:` of a docstring."""
+    section = re.search(r"^Args:\n((?:    .*\n?|\n)+)", docstring, re.MULTILINE)
+    entries = re.findall(r"^    ([\w, ]+): (.*(?:\n {8,}.*)*)", section[1] if section else "", re.M)
+    return {
+        name.strip(): " ".join(text.split()) for names, text in entries for name in names.split(",")
+    }
 
 
 @functools.cache

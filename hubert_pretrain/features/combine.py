@@ -57,7 +57,11 @@ class Combined(nn.Module):
 
 
 class Concatenate(Combined):
-    """The frames of several extractors side by side: D is the sum of their widths."""
+    """The frames of several extractors side by side: D is the sum of their widths.
+
+    Args:
+        extractors: nodes with a `_target_` each, on one frame grid.
+    """
 
     def __init__(self, extractors: Sequence[FeatureExtractor]) -> None:
         super().__init__(extractors)
@@ -94,6 +98,11 @@ class Concatenate(Combined):
 class Splice(Combined):
     """Each frame with `left` frames before and `right` frames after it, oldest first; the first and
     last frame are repeated at the ends.
+
+    Args:
+        extractor: a node with its own `_target_`.
+        left: context frames before.
+        right: context frames after.
     """
 
     def __init__(self, extractor: FeatureExtractor, *, left: int, right: int) -> None:

@@ -28,6 +28,11 @@ class LogMel(nn.Module):
     The waveform is used as it is, in [-1, 1]. With the defaults the frames lie on the model's grid,
     one every 20 ms. For a model whose front end makes a frame every 40 ms, `hop_seconds=0.04` (and
     its window) gives that model's grid.
+
+    Args:
+        num_mel_bins: mel bands.
+        hop_seconds: time from one frame to the next.
+        window_seconds: time that a frame sees.
     """
 
     def __init__(

@@ -41,6 +41,10 @@ class Mfcc(nn.Module):
     selected, which gives the model's grid. On the grid of another model, the 100 Hz frame in the
     middle of each of its windows is selected. The waveform is used as it is, in [-1, 1]: quiet
     frames hit the floor of the logarithm, and rescaling would change the clusters.
+
+    Args:
+        hop_seconds: time from one frame to the next.
+        window_seconds: time that a frame sees.
     """
 
     cosine: Tensor

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, did_you_mean
+from hubert_pretrain.fields import positive
 from hubert_pretrain.finetune.metrics import accuracy, macro_f1, unweighted_accuracy
 from hubert_pretrain.finetune.task import Examples, Metric, strings, tab_separated
 from hubert_pretrain.frames import FrameGrid
@@ -47,7 +48,11 @@ class ClassifyTask:
     )
 
     def __init__(
-        self, *, label: Label = "label", weighted_layers: bool = False, projection_size: int = 256
+        self,
+        *,
+        label: Label = "label",
+        weighted_layers: bool = False,
+        projection_size: Annotated[int, positive] = 256,
     ) -> None:
         """
         Args:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,12 +17,20 @@ from torch.nn import functional as F
 
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, did_you_mean
+from hubert_pretrain.fields import share, share_below_one
 from hubert_pretrain.finetune.metrics import (
     character_error_rate,
     share_of_empty,
     word_error_rate,
 )
-from hubert_pretrain.finetune.normalisation import TextReport, TextRules, normalise
+from hubert_pretrain.finetune.normalisation import (
+    Case,
+    Language,
+    Tags,
+    TextReport,
+    TextRules,
+    normalise,
+)
 from hubert_pretrain.finetune.task import Examples, Metric, strings, tab_separated
 from hubert_pretrain.finetune.text import BLANK_ID, Vocabulary, frames_needed, greedy_decode
 from hubert_pretrain.frames import FrameGrid
@@ -32,7 +40,8 @@ from hubert_pretrain.model.heads import CTCHead
 from hubert_pretrain.model.hubert import HubertOutput
 
 Rows = NDArray[np.int64]
-REDUCTIONS = ["sum", "mean"]
+Reduction = Literal["sum", "mean"]
+REDUCTIONS = list(get_args(Reduction))
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +60,14 @@ class CtcTask:
     def __init__(
         self,
         *,
-        final_dropout: float = 0.0,
-        max_dropped_fraction: float = 0.01,
-        reduction: str = "sum",
+        final_dropout: Annotated[float, share_below_one] = 0.0,
+        max_dropped_fraction: Annotated[float, share] = 0.01,
+        reduction: Reduction = "sum",
         zero_infinity: bool = True,
-        case: str = "upper",
+        case: Case = "upper",
         punctuation: str = "",
-        tags: str = "drop",
-        language: str = "",
+        tags: Tags = "drop",
+        language: Language = "",
     ) -> None:
         """
         Args:
@@ -67,7 +76,10 @@ class CtcTask:
                 frames cannot spell, are left out and counted; a larger share of them is an error.
             reduction: see `ctc_loss`; exported as `ctc_loss_reduction`.
             zero_infinity: see `ctc_loss`; exported as `ctc_zero_infinity`.
-            case, punctuation, tags, language: see `TextRules`.
+            case: of the letters; keep: as written.
+            punctuation: marks that are symbols to be learnt, e.g. ",.?!"; others separate words.
+            tags: drop: <unk>, [laughter] are no speech; keep: the words in them are.
+            language: tr or az: İ is the capital of i, and I that of ı.
         """
         if reduction not in REDUCTIONS:
             raise ConfigError(

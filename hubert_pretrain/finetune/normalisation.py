@@ -23,13 +23,16 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from hubert_pretrain.errors import ConfigError, did_you_mean
 
-CASES = ["upper", "lower", "keep"]
-TAGS = ["drop", "keep"]
-LANGUAGES = ["", "az", "tr"]
+Case = Literal["upper", "lower", "keep"]
+Tags = Literal["drop", "keep"]
+Language = Literal["", "az", "tr"]
+CASES = list(get_args(Case))
+TAGS = list(get_args(Tags))
+LANGUAGES = list(get_args(Language))
 """Languages whose letters have another case than in the rest of the world: i İ, ı I."""
 
 APOSTROPHE = "'"

@@ -54,6 +54,8 @@ WRONG = [
     "model.hidden_act=swish",
     "model.num_hidden_layers=0",
     "launch.resources.nodes=0",
+    "finetune.asr.task.case=uper",
+    "finetune.asr.task.final_dropout=1.5",
     "data.corpus.minutes=long",
     "data.corpus.voices=amy",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from hubert_pretrain.config import reference, schema
+from hubert_pretrain.config import nodes, reference, schema
 from hubert_pretrain.model.config import HubertConfig
 
 
@@ -36,3 +36,22 @@ def test_names_allowed_values_units_and_fingerprints() -> None:
     assert "| `trainer.strategy` | str | auto | auto, ddp, fsdp |" in page
     assert "`launch.stages.pretrain.cpus`" in page
     assert "Unit: dB." in page
+
+
+def test_every_argument_of_a_node_has_a_description() -> None:
+    for target in reference.targets():
+        signature = nodes.signature_of(target)
+        assert signature is not None
+        described = reference.argument_descriptions(signature.docstring)
+        assert set(signature.arguments) <= set(described), target
+
+
+def test_arguments_of_classes() -> None:
+    page = reference.page()
+    assert "### `corpora.folder.Folder`" in page
+    assert (
+        "| `columns` | Mapping[str, str] \\| null | null |  | our name -> the table's name" in page
+    )
+    assert "| `factors` | Sequence[float] | [0.9, 1.0, 1.1] |  | speeds" in page
+    assert "| `reduction` | str | sum | sum, mean |" in page
+    assert "| `final_dropout` | float | 0.0 | a share from 0 up to, but not, 1 |" in page

@@ -5,6 +5,8 @@ from the files that they inherit from.
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from hubert_pretrain.config import compose, schema
+from hubert_pretrain.config import compose, nodes, schema
 from hubert_pretrain.fields import MISSING
 from hubert_pretrain.model.config import HubertConfig
 
@@ -89,3 +91,27 @@ def test_a_recipe_states_differences(name: str) -> None:
 def test_the_top_file_states_no_defaults() -> None:
     _, values = content(compose.conf_folder() / "config.yaml")
     assert not set(values) & {each.name for each in dataclasses.fields(schema.Recipe)}
+
+
+NODES = sorted(
+    path
+    for group in ("data", "features", "finetune", "logger")
+    for path in (compose.conf_folder() / group).glob("*.yaml")
+)
+
+
+@pytest.mark.parametrize("path", NODES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_node_states_differences_from_the_defaults_of_its_class(path: Path) -> None:
+    tree = OmegaConf.to_container(OmegaConf.load(path))
+    same = []
+    for key, node in nodes.nodes_of("", tree):
+        if not nodes.is_ours(node["_target_"]):
+            continue
+        module, _, name = node["_target_"].rpartition(".")
+        arguments = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        for argument, value in node.items():
+            default = getattr(arguments.get(argument), "default", inspect.Parameter.empty)
+            default = list(default) if isinstance(default, tuple) else default
+            if value == default or (value == {} and default is None):
+                same.append(f"{key}.{argument}")
+    assert not same
