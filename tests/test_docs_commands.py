@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from hubert_pretrain.config import compose
 from hubert_pretrain.pipeline import plan
@@ -90,12 +87,8 @@ def test_a_recipe_of_the_docs_is_accepted(command: Command, tmp_path: Path) -> N
         words.append(f"data.root={tmp_path}")
     if "ll60k" in words[0] and "iterations.it1.features.checkpoint" not in stated:
         words.append(f"iterations.it1.features.checkpoint={tmp_path}")
-    compose.register()
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-            config = hydra_compose("config", overrides=words)
-        recipe = compose.to_recipe(config, words)
+        recipe = compose.recipe_of(words)
         plan.stages(recipe)
         if recipe.stage not in ("all", "list", "check", "report"):
             plan.find(recipe, recipe.stage)

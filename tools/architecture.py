@@ -93,6 +93,7 @@ def breaches() -> dict[str, int]:
         for key, value in yaml_files.leaves(yaml_files.content(file)[1]).items()
         if yaml_files.inherited(file).get(key, yaml_files.MISSING) == value != yaml_files.MISSING
     ]
+    repeated += [key for file in yaml_files.NODES for key in yaml_files.repeated_arguments(file)]
     return {
         "lines over 100 columns": sum(len(line) > MAX_COLUMNS for line in lines),
         "import circles": len(circles(architecture)),

@@ -32,6 +32,10 @@ names: `iterations.it1.pretrain.steps=1000`. `it1` and `asr` stand for any itera
 The files in `conf/` and `recipes/` state only what differs from the defaults below;
 `--cfg job` prints the values of a recipe. Names in brackets are fairseq's.
 
+`+KEY=VALUE` and `KEY=VALUE` mean the same. `null` in a recipe removes an iteration, a task or a
+logger that it inherits: `finetune: {asr: null}`. A folder of more choices: `--config-dir FOLDER`.
+Limits of one machine: `conf/local/machine.yaml` (docs/cluster.md).
+
 **Required**: the key has no default, a recipe or the command line gives it. **No fingerprint**: the
 key changes how something is done, not what comes out; a finished stage stays valid when it changes.
 """

@@ -5,8 +5,6 @@ are checked, and their defaults are no part of a fingerprint.
 from __future__ import annotations
 
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import Recipe
@@ -19,10 +17,8 @@ MASK = "iterations.it1.pretrain.mask"
 
 
 def composed(*overrides: str) -> Recipe:
-    compose.register()
     words = ["+recipe=smoke", *overrides]
-    with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        return compose.to_recipe(hydra_compose("config", overrides=words), words)
+    return compose.recipe_of(words)
 
 
 def test_names_of_attention_back_ends() -> None:

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import Recipe
@@ -26,10 +24,8 @@ PARAMETERS = {
 
 def composed(name: str, *overrides: str) -> Recipe:
     """A recipe as the command line makes it."""
-    compose.register()
     words = [f"+recipe={name}", *overrides]
-    with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        return compose.to_recipe(hydra_compose("config", overrides=words), words)
+    return compose.recipe_of(words)
 
 
 def overrides_of(name: str, tmp_path: Path) -> list[str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import DataConfig, Recipe
@@ -27,9 +25,7 @@ def mixture(tmp_path: Path, *more: str) -> Recipe:
         f"data.corpus.corpora.librispeech.root={tmp_path}/ls",
         *more,
     ]
-    compose.register()
-    with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        return compose.to_recipe(hydra_compose("config", overrides=words), words)
+    return compose.recipe_of(words)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
 from hubert_pretrain.config import compose
 from hubert_pretrain.data.corpus import Corpus
@@ -18,10 +16,8 @@ from hubert_pretrain.stages import prepare
 
 def prepared(folder: Path, *words: str) -> Corpus:
     """The output of `stage=prepare`, with one process."""
-    compose.register()
     overrides = ["+recipe=smoke", "data.workers=1", *words]
-    with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        recipe = compose.to_recipe(hydra_compose("config", overrides=overrides), overrides)
+    recipe = compose.recipe_of(overrides)
     folder.mkdir()
     prepare.run(recipe, Workspace(folder.parent), "prepare", folder)
     return Corpus.open(folder)

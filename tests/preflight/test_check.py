@@ -13,8 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
 from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.config import compose
@@ -51,10 +49,8 @@ CHECKS = [
 
 
 def composed(work_dir: Path, *overrides: str) -> Recipe:
-    compose.register()
     words = ["+recipe=smoke", f"work_dir={work_dir}", *overrides]
-    with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        return compose.to_recipe(hydra_compose("config", overrides=words), words)
+    return compose.recipe_of(words)
 
 
 def states(workspace: Workspace) -> dict[str, str]:

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import AugmentConfig, Recipe
@@ -195,10 +193,8 @@ def test_off_costs_nothing(
 
 
 def composed(*overrides: str) -> Recipe:
-    compose.register()
     words = ["+recipe=smoke", *overrides]
-    with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        return compose.to_recipe(hydra_compose("config", overrides=words), words)
+    return compose.recipe_of(words)
 
 
 AUGMENT = "iterations.it1.pretrain.augment"

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import Recipe
@@ -48,10 +46,8 @@ RECIPES = {
 
 
 def composed(*overrides: str, name: str = "fast_base_ls960") -> Recipe:
-    compose.register()
     words = [f"+recipe={name}", *overrides]
-    with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        return compose.to_recipe(hydra_compose("config", overrides=words), words)
+    return compose.recipe_of(words)
 
 
 def iteration(name: str) -> list[str]:

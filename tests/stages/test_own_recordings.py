@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import Recipe
@@ -85,9 +83,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def composed(*words: str) -> Recipe:
-    compose.register()
-    with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        return compose.to_recipe(hydra_compose("config", overrides=list(words)), list(words))
+    return compose.recipe_of(list(words))
 
 
 def run(*words: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
@@ -187,7 +183,7 @@ def test_the_check_of_one_task_looks_at_that_task(place: Path) -> None:
     recipe = composed(*words)
     workspace = Workspace(recipe.work_dir)
     run_stage(recipe, workspace, plan.find(recipe, "prepare"))
-    with pytest.raises(HubertPretrainError, match="errors in .*finetune/speakers"):
+    with pytest.raises(HubertPretrainError, match=r"errors in .*finetune/speakers"):
         check.run(recipe, workspace)
     check.run(composed(*words, "check.stages=[finetune/asr]"), workspace)
     with pytest.raises(ConfigError, match=r"no such stage 'finetune/asd' \(did you mean"):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
 from hubert_pretrain import distributed
 from hubert_pretrain.config import compose
@@ -23,10 +21,8 @@ from hubert_pretrain.stages.runner import run_stage
 @pytest.fixture
 def second_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Recipe, Workspace, Stage]:
     """`it1/cluster` as rank 1 meets it: `prepare` is done, and rank 0 never begins."""
-    compose.register()
     words = ["+recipe=smoke", f"work_dir={tmp_path}"]
-    with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        recipe = compose.to_recipe(hydra_compose("config", overrides=words), words)
+    recipe = compose.recipe_of(words)
     workspace = Workspace(tmp_path)
     stages = {stage.name: stage for stage in plan.stages(recipe)}
     made = {

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from torch import nn
 
 from hubert_pretrain.config import compose
@@ -34,10 +32,8 @@ GPUS = [1, 4, 8, 16, 32]
 
 
 def composed(tmp_path: Path, *words: str) -> Recipe:
-    compose.register()
     overrides = ["+recipe=base_ls960", f"data.root={tmp_path}", *words]
-    with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        return compose.to_recipe(hydra_compose("config", overrides=overrides), overrides)
+    return compose.recipe_of(overrides)
 
 
 @pytest.mark.parametrize("count", GPUS)

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 
 from hubert_pretrain.corpora import librilight, speech_commands
 from hubert_pretrain.corpora.download.archives import download
@@ -162,12 +160,10 @@ def test_prepare_downloads_only_when_asked(server: Any, tmp_path: Path, tar_of: 
         )
     server.files["v1.0.10.tar.gz"] = tar_of(recordings)
     words = ["+recipe=smoke", "data=fsdd", f"data.root={tmp_path}/fsdd", "data.workers=1"]
-    compose.register()
-    with initialize_config_dir(config_dir=str(compose.conf_folder()), version_base="1.3"):
-        without, asking = (
-            compose.to_recipe(hydra_compose("config", overrides=[*words, *more]), words)
-            for more in ([], ["data.download=true", f"data.mirror={server.url}"])
-        )
+    without, asking = (
+        compose.recipe_of([*words, *more])
+        for more in ([], ["data.download=true", f"data.mirror={server.url}"])
+    )
     folder = tmp_path / "prepare"
     folder.mkdir()
     with pytest.raises(DataError, match=r"fsdd: no such folder"):
