@@ -24,6 +24,7 @@ from hubert_pretrain.launch.signals import (
     exit_code_for_scheduler,
     exit_on_signals,
     hide_srun_from_lightning,
+    tie_to_first_rank,
 )
 from hubert_pretrain.pipeline import plan, redo, summary
 from hubert_pretrain.pipeline.workspace import Workspace
@@ -33,7 +34,7 @@ _exit_codes: list[int] = []
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a stage failed, 2 the command line or the recipe is wrong,
-    130 interrupted.
+    75 saved and left on a signal, 76 hung, 130 interrupted.
     """
     # Hydra prints its errors and exits, unless it shall raise them: a user gets one line with the
     # nearest valid name.
@@ -79,16 +80,17 @@ def _main(config: DictConfig) -> None:
 def _run(config: DictConfig, overrides: list[str]) -> None:
     recipe = compose.to_recipe(config, overrides)
     workspace = Workspace(recipe.work_dir)
-    if recipe.stage == "list":
-        summary.print_stages(recipe, workspace, jobs.states_by_stage(workspace))
-    elif recipe.stage == "check":
-        from hubert_pretrain.preflight import check
+    with exit_on_signals(recipe.trainer.signals):
+        if recipe.stage == "list":
+            summary.print_stages(recipe, workspace, jobs.states_by_stage(workspace))
+        elif recipe.stage == "check":
+            from hubert_pretrain.preflight import check
 
-        check.run(recipe, workspace)
-    elif recipe.stage == "all":
-        _run_all(recipe, workspace, overrides)
-    else:
-        _run_one(recipe, workspace, overrides)
+            check.run(recipe, workspace)
+        elif recipe.stage == "all":
+            _run_all(recipe, workspace, overrides)
+        else:
+            _run_one(recipe, workspace, overrides)
 
 
 def _run_all(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None:
@@ -124,12 +126,12 @@ def _run_one(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None
             "what was made; use launch=slurm, or begin it in one process, end that (it saves), and "
             "go on here without redo"
         )
+    tie_to_first_rank()
     from hubert_pretrain.stages.runner import run_stage
 
     if distributed.rank() == 0:
         redo.apply(recipe, workspace)
-    with exit_on_signals(recipe.trainer.signals):
-        run_stage(recipe, workspace, stage)
+    run_stage(recipe, workspace, stage)
     if distributed.rank() == 0:
         _write_recipe(workspace, recipe)
         summary.write(recipe, workspace)

@@ -1,12 +1,13 @@
 """`launch=local`: pending stages run one after another in this shell, each in a process of its own.
 
 One process per stage, because with plain DDP Lightning's children enter `main()` again from the
-top: in a process that ran several stages every rank would run all of them.
+top: in a process that ran several stages every rank would run all of them. Signals to this process
+go to the stage's, which saves; its exit code 75 is passed on.
 """
 
 from __future__ import annotations
 
-import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,13 @@ import time
 from collections.abc import Callable
 
 from hubert_pretrain.config.schema import Recipe
-from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.errors import EXIT_PREEMPTED, HubertPretrainError, Preempted
+from hubert_pretrain.launch.signals import (
+    REQUEUE_MARKER,
+    Forwarder,
+    die_with_parent,
+    forwarded,
+)
 from hubert_pretrain.pipeline import plan, redo, summary
 from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import Workspace
@@ -44,50 +51,49 @@ def run_pending(
     """
     for stage in stages:
         plan.check_unchanged(stage, workspace)
-    for number, stage in enumerate(stages, start=1):
-        title = f"[{number}/{len(stages)}] {stage.name}"
-        if workspace.is_done(stage.name):
-            plan.check_unchanged(stage, workspace)
-            print(f"{title}: done before", flush=True)
-        else:
-            resumed = " (resumed)" if plan.state(stage, workspace) == plan.INTERRUPTED else ""
-            print(f"{title}{resumed} ...", flush=True)
-            started = time.time()
-            _run_process(stage.name, redo.words_for_stage(recipe, overrides, stage.name))
-            print(f"{title}: {time.time() - started:.0f} s", flush=True)
-        summary.write(recipe, workspace)
-        if stage.verb == "prepare":
-            when_prepared()
+    with forwarded(recipe.trainer.signals) as forwarder:
+        for number, stage in enumerate(stages, start=1):
+            title = f"[{number}/{len(stages)}] {stage.name}"
+            if workspace.is_done(stage.name):
+                plan.check_unchanged(stage, workspace)
+                print(f"{title}: done before", flush=True)
+            else:
+                if forwarder.received:
+                    raise Preempted(
+                        f"left on {forwarder.received.name} before stage {stage.name}; the same "
+                        "command resumes it"
+                    )
+                resumed = " (resumed)" if plan.state(stage, workspace) == plan.INTERRUPTED else ""
+                print(f"{title}{resumed} ...", flush=True)
+                started = time.time()
+                words = redo.words_for_stage(recipe, overrides, stage.name)
+                _run_process(stage.name, words, forwarder)
+                print(f"{title}: {time.time() - started:.0f} s", flush=True)
+            summary.write(recipe, workspace)
+            if stage.verb == "prepare":
+                when_prepared()
 
 
-def _run_process(stage: str, words: list[str]) -> None:
+def _run_process(stage: str, words: list[str], forwarder: Forwarder) -> None:
     command = [sys.executable, "-m", "hubert_pretrain.run", *words]
-    process = subprocess.Popen(
-        command, preexec_fn=_die_with_parent if sys.platform == "linux" else None
-    )
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        # The terminal sent the interrupt to the stage too: wait until it has ended.
-        process.wait()
-        raise
-    if code == 0:
-        return
+    # Its exit code is for this process, not for a scheduler.
+    environment = {name: value for name, value in os.environ.items() if name != REQUEUE_MARKER}
+    process = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)
+    code = forwarder.wait_for(process)
+    asked = forwarder.received
+    if code == EXIT_PREEMPTED or (asked and code == -asked):
+        # Killed by the signal: it had not begun.
+        reason = f"on {asked.name}" if asked else "as its message above says"
+        raise Preempted(f"stage {stage} left {reason}; the same command resumes it")
     if code < 0:
         name = signal.Signals(-code).name
         guess = " (out of memory?)" if -code == signal.SIGKILL else ""
         raise StageFailed(
             f"stage {stage} was killed by {name}{guess}; the same command resumes it", 128 - code
         )
-    raise StageFailed(
-        f"stage {stage} failed (exit code {code}, its message is above); the same command resumes "
-        "it",
-        code,
-    )
-
-
-def _die_with_parent() -> None:
-    """Runs in the child: it is killed with the driver, even by kill -9, so that no stage is left
-    that writes beside its successor.
-    """
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if code:
+        raise StageFailed(
+            f"stage {stage} failed (exit code {code}, its message is above); the same command "
+            "resumes it",
+            code,
+        )

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from hubert_pretrain import distributed
 from hubert_pretrain.errors import EXIT_PREEMPTED, Preempted
 
 REQUEUE_MARKER = "HUBERT_REQUEUE_MARKER"
 """Environment variable, set by job.sh: the file that a process makes when it saved and its job
 shall be requeued."""
+FIRST_RANK = "HUBERT_FIRST_RANK"
+"""Environment variable: the process of rank 0, for the ranks that it starts."""
+GRACE_SECONDS = 5.0
+"""From a signal to the end of a process that did not end itself. `docker stop` kills after ten."""
 
 
 def hide_srun_from_lightning() -> None:
@@ -31,30 +42,179 @@ def hide_srun_from_lightning() -> None:
 def exit_on_signals(signals: Sequence[str]) -> Iterator[None]:
     """End the process with exit code 75 on one of the signals, while this is open.
 
-    Every stage can be resumed. Stages that train install handlers of their own, to save first
-    (training/resilience/preemption.py). Worker processes get the signals too and ignore them: this
-    process ends them.
+    Every stage can be resumed. Training installs handlers of its own at its first step, to save
+    before it leaves (training/resilience/preemption.py). Worker processes get the signals too and
+    ignore them: this process ends them. A second signal changes nothing. A process that is still
+    there after `GRACE_SECONDS` (its main thread waits in a library, or an `except` took the
+    exception) is ended by a thread.
     """
     own = os.getpid()
+    begun: list[int] = []
 
     def leave(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == own:
-            raise Preempted(f"left on {signal.Signals(number).name}; the same command resumes it")
+        if os.getpid() != own or begun:
+            return
+        begun.append(number)
+        raise Preempted(f"left on {signal.Signals(number).name}; the same command resumes it")
 
     before = {number: signal.signal(number, leave) for number in _numbers(signals)}
     try:
-        yield
+        with _ended_by_a_thread(leave):
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _ended_by_a_thread(leave: Any) -> Iterator[None]:
+    """End the process `GRACE_SECONDS` after a signal whose handler is `leave`, unless this is
+    closed before.
+
+    Python runs handlers between two operations of the main thread, which may wait in a library for
+    ever. The wakeup file gets every signal at once.
+    """
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    closed = threading.Event()
+
+    def watch() -> None:
+        while number := os.read(readable, 1):
+            if signal.getsignal(number[0]) is leave:
+                _tell_first_rank(number[0])
+                if not closed.wait(GRACE_SECONDS):
+                    _end(number[0])
+        os.close(readable)
+
+    before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        closed.set()
+        signal.set_wakeup_fd(before)
+        os.close(writable)
+
+
+def _end(number: int) -> None:
+    """End this process and its workers with exit code 75."""
+    name = signal.Signals(number).name
+    os.write(2, f"error: left on {name}; the same command resumes it\n".encode())
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(exit_code_for_scheduler(EXIT_PREEMPTED))
+
+
+def _forget_wakeup_file() -> None:
+    """In a forked child, whose signals are not its parent's."""
+    if threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_wakeup_file)
+
+
+class Forwarder:
+    """Passes signals on to one process after another, each in the foreground of this one."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        """The first signal."""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def wait_for(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit code of a process, which gets the signals meanwhile, and those that came
+        before."""
+        self._process = process
+        if self.received is not None:
+            process.send_signal(self.received)
+        try:
+            return _wait(process)
+        finally:
+            self._process = None
+
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        self.received = self.received or signal.Signals(number)
+        if self._process is not None:
+            self._process.send_signal(number)
+
+
+@contextlib.contextmanager
+def forwarded(signals: Sequence[str]) -> Iterator[Forwarder]:
+    """While this is open, signals to this process go to the one that it waits for."""
+    forwarder = Forwarder()
+    before = {number: signal.signal(number, forwarder.pass_on) for number in _numbers(signals)}
+    try:
+        yield forwarder
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """The exit code, also after Ctrl-C: then KeyboardInterrupt is raised once the process has
+    ended.
+
+    A terminal sends the interrupt to all processes of a command; `kill -INT` to this one alone,
+    which passes it on.
+    """
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        try:
+            process.wait(timeout=GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+        raise
+
+
+def die_with_parent() -> None:
+    """Let this process be killed when its parent ends, even by kill -9, so that none is left that
+    writes beside its successor (Linux).
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def tie_to_first_rank() -> None:
+    """Let ranks that this process starts end with it (rank 0), or this one with rank 0 (others).
+
+    For Lightning's launcher, which starts ranks of one machine and leaves them alone when rank 0
+    fails; torchrun and srun end all ranks when one fails.
+    """
+    if distributed.rank() == 0:
+        os.environ[FIRST_RANK] = str(os.getpid())
+    elif (first := _first_rank()) is not None:
+        die_with_parent()
+        if os.getppid() != first:  # it ended before
+            raise Preempted("rank 0 has ended")
+
+
+def _first_rank() -> int | None:
+    """The process of rank 0 where it started this one."""
+    first = os.environ.get(FIRST_RANK)
+    return int(first) if first and distributed.rank() > 0 else None
+
+
+def _tell_first_rank(number: int) -> None:
+    """A signal to one rank moves all: before the first step there is no other way to tell them."""
+    if first := _first_rank():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(first, number)
 
 
 def exit_code_for_scheduler(code: int) -> int:
     """The exit code of this process.
 
     Under job.sh a process that shall be requeued makes the marker file and ends with 0: after any
-    other code srun would kill the other processes, which may still be saving.
+    other code srun would kill the other processes, which may still be saving. So would Lightning
+    after a rank that it started.
     """
+    if code == EXIT_PREEMPTED and _first_rank() is not None:
+        return 0
     mark = os.environ.get(REQUEUE_MARKER)
     if code != EXIT_PREEMPTED or not mark:
         return code

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from hubert_pretrain import distributed
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import FinetuneConfig, IterationConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
@@ -160,8 +161,15 @@ def _check_machine(
         on_cpu=None if gpu_precision else cpu_precision,
     )
     yield machine.memory(needs, machine.available_memory(), audio.unknown)
+    trainings = [work.training for work in works if work.training is not None]
+    processes = hardware.devices * hardware.num_nodes if trainings else 1
+    yield machine.port(max(processes, distributed.launched()))
+    yield machine.shared_memory(
+        max((each.audio_bytes for each in trainings), default=0),
+        workers=hardware.devices * hardware.loader_workers if trainings else 0,
+    )
     yield from training_cost.check(
-        [work.training for work in works if work.training is not None],
+        trainings,
         devices=hardware.devices * hardware.num_nodes,
         device_bytes=machine.device_memory(hardware.accelerator),
         precision=gpu_precision or cpu_precision,

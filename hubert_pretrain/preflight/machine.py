@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hubert_pretrain.files import human_bytes, sync_folder
 from hubert_pretrain.pipeline.workspace import Workspace
-from hubert_pretrain.preflight.report import OK, CheckResult, error, ok, warning
+from hubert_pretrain.preflight.report import ERROR, OK, CheckResult, error, ok, warning
+from hubert_pretrain.training.limits import READ_AHEAD, SHM
 
 TIGHT = 0.8
 """Warning: more than this share of the free space is needed."""
@@ -94,6 +96,52 @@ def memory(needs: Mapping[str, int], available: int | None, unknown: str = "") -
         return result
     # No error: it is an estimate, and the system may swap.
     return warning(result.name, result.found, result.fix)
+
+
+def shared_memory(batch_bytes: int, *, workers: int) -> CheckResult:
+    """Memory that the loader's workers hand their micro-batches over in, which a container limits
+    (Docker: 64 MB).
+
+    Args:
+        batch_bytes: of a micro-batch.
+        workers: of all processes of this machine.
+    """
+    if not workers or not SHM.is_dir():
+        return ok("shared memory", "none is needed")
+    free = shutil.disk_usage(SHM).free
+    # Those of the valid split read while those of the train split wait.
+    needed = 2 * READ_AHEAD * workers * batch_bytes
+    shown = f"{workers} loader workers need up to {human_bytes(needed)} of {SHM}"
+    fix = (
+        "start the container with --shm-size=8g or --ipc=host, or set fewer trainer.loader_workers "
+        "(0: none is needed)"
+    )
+    result = _against("shared memory", needed, shown, free, "free", "", fix)
+    if result.state == ERROR and workers * batch_bytes <= free:
+        # One batch of each fits: how many wait at a time depends on the speed of the device.
+        return warning(result.name, result.found, result.fix)
+    return result
+
+
+def port(processes: int) -> CheckResult:
+    """Ranks can meet at MASTER_PORT, where that is set."""
+    number = os.environ.get("MASTER_PORT")
+    if processes == 1:
+        return ok("port", "one process needs none")
+    if number is None:
+        return ok("port", "MASTER_PORT is not set: a free one is chosen")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return ok("port", f"MASTER_PORT={number} is held by torchrun")
+    fix = "unset MASTER_PORT, or choose another port"
+    try:
+        with socket.create_server(("", int(number))):
+            return ok("port", f"MASTER_PORT={number} is free")
+    except (ValueError, OverflowError):
+        return error("port", f"MASTER_PORT={number}: expected a number from 1 to 65535", fix)
+    except PermissionError:
+        return error("port", f"MASTER_PORT={number} is for root only", fix)
+    except OSError:
+        return error("port", f"MASTER_PORT={number} is in use on this machine", fix)
 
 
 def available_memory() -> int | None:

@@ -48,6 +48,11 @@ class Training:
         """Forward passes of a step, over all devices."""
         return round(self.batch_seconds / self.micro_batch_seconds)
 
+    @property
+    def audio_bytes(self) -> int:
+        """The audio of a micro-batch."""
+        return FLOAT * samples(self.micro_batch_seconds)
+
 
 def parameters(model: HubertConfig) -> int:
     """Parameters of the encoder, counted without making them."""

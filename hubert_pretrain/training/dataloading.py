@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from torch.utils.data import DataLoader, Dataset, Sampler
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch.utils.data import DataLoader, Dataset, Sampler, default_convert, get_worker_info
 
 from hubert_pretrain.distributed import share
+from hubert_pretrain.training.limits import READ_AHEAD
 from hubert_pretrain.training.resilience.preemption import ignore_in_worker
 
 FIRST_AT_EXIT = 100
@@ -86,9 +88,22 @@ def loader(dataset: Dataset[Any], indices: Iterable[int], *, workers: int) -> Da
         sampler=indices,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=READ_AHEAD if workers else None,
         worker_init_fn=ignore_in_worker,
+        collate_fn=hand_over,
     )
+
+
+def hand_over(item: Any) -> Any:
+    """The tensors of an item, in a worker in shared memory.
+
+    torch would share them in a thread of the worker, where an error (a full /dev/shm) is printed
+    and the batch is lost: the training would wait for it for ever. Here it is raised.
+    """
+    batch = default_convert(item)
+    if get_worker_info() is not None:
+        batch = apply_to_collection(batch, torch.Tensor, torch.Tensor.share_memory_)
+    return batch
 
 
 def _end_workers() -> None:

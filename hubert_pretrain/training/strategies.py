@@ -23,6 +23,7 @@ from hubert_pretrain.errors import ConfigError, did_you_mean
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.model.hubert import Block, Hubert
 from hubert_pretrain.training.resilience import sharded_checkpoint
+from hubert_pretrain.training.resilience.failures import watch_ranks
 
 Module = TypeVar("Module", bound=nn.Module)
 STRATEGIES = ["auto", "ddp", "fsdp"]
@@ -63,6 +64,11 @@ class DDP(DDPStrategy):
     def __init__(self, *, compressed: bool, timeout: timedelta) -> None:
         super().__init__(static_graph=True, gradient_as_bucket_view=True, timeout=timeout)
         self.compressed = compressed
+
+    def setup_environment(self) -> None:
+        """Also watch the ranks that Lightning started."""
+        watch_ranks(self.launcher)
+        super().setup_environment()
 
     def configure_ddp(self) -> None:
         """Let DDP record the static graph, from a zero loss of every parameter.
@@ -108,7 +114,10 @@ class FSDP(ModelParallelStrategy):
         super().__init__(data_parallel_size=world_size, tensor_parallel_size=1, timeout=timeout)
 
     def setup_environment(self) -> None:
-        """Also create the CPU process group of the ranks that write a checkpoint together."""
+        """Also watch the ranks that Lightning started, and create the CPU process group of those
+        that write a checkpoint together.
+        """
+        watch_ranks(self.launcher)
         super().setup_environment()
         self.ranks = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
         self.checkpoint_io.group = self.ranks  # type: ignore[attr-defined]

@@ -163,7 +163,7 @@ def fit(
     # Lightning's handlers save, and talk to other ranks, inside the signal handler, where both can
     # hang.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    with _quiet(), _callback(trainer, Preemption).request.listening(), explain_failures(trainer):
+    with _quiet(), _callback(trainer, Preemption).listening, explain_failures(trainer):
         trainer.fit(module, train_loader, valid_loader, ckpt_path=checkpoint, weights_only=True)
     if trainer.global_step < trainer.max_steps:
         raise HubertPretrainError(

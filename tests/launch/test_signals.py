@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from hubert_pretrain.distributed import launched, launcher
 from hubert_pretrain.errors import EXIT_PREEMPTED, Preempted
+from hubert_pretrain.launch import signals
 from hubert_pretrain.launch.signals import (
     REQUEUE_MARKER,
     exit_code_for_scheduler,
@@ -19,6 +21,7 @@ from hubert_pretrain.launch.signals import (
     hide_srun_from_lightning,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 VARIABLES = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"]
 VARIABLES += [
     f"SLURM_{name}" for name in ("PROCID", "NTASKS", "JOB_NAME", "STEP_NUM_TASKS", "STEP_NUM_NODES")
@@ -57,6 +60,71 @@ def test_workers_outlast_the_signal_so_that_their_parent_says_what_happened() ->
             os.kill(os.getpid(), signal.SIGUSR2)
             os._exit(3)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+
+STUCK = """
+import ctypes, os, signal, sys, threading
+from hubert_pretrain.launch import signals
+signals.GRACE_SECONDS = 0.2
+
+def in_a_library():
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+def in_an_except():
+    while True:
+        try:
+            threading.Event().wait(60)
+        except Exception:
+            pass
+
+with signals.exit_on_signals(["SIGTERM"]):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    globals()[sys.argv[1]]()
+"""
+
+
+@pytest.mark.parametrize("where", ["in_a_library", "in_an_except"])
+def test_a_process_that_cannot_end_itself_is_ended(where: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK, where],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == EXIT_PREEMPTED
+    assert done.stderr == "error: left on SIGTERM; the same command resumes it\n"
+
+
+def test_a_signal_to_a_worker_is_not_one_to_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(signals, "_end", lambda number: ended.append(number))
+    ended: list[int] = []
+    with exit_on_signals(["SIGTERM"]):
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(3)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        time.sleep(0.5)
+    assert ended == []
+
+
+def test_handlers_that_came_later_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a training, which saves first."""
+    monkeypatch.setattr(signals, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(signals, "_end", lambda number: ended.append(number))
+    ended: list[int] = []
+    noted: list[int] = []
+    with exit_on_signals(["SIGTERM"]):
+        signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.5)
+    assert noted == [signal.SIGTERM]
+    assert ended == []
 
 
 def test_under_the_job_script_again_is_a_file(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import socket
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,48 @@ def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         row.found
         == "about 11.0 GB to be written (it1/pretrain), 10.0 GB free; more is known after prepare"
     )
+
+
+def test_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SHM", tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(GB, 0, 64_000_000))
+    row = machine.shared_memory(100_000, workers=2)
+    assert (row.state, row.found) == (
+        "ok",
+        f"2 loader workers need up to 1.6 MB of {tmp_path}, 64.0 MB free",
+    )
+    row = machine.shared_memory(5_600_000, workers=4)
+    assert (row.state, "--shm-size=8g or --ipc=host" in row.fix) == ("warning", True)
+    row = machine.shared_memory(5_600_000, workers=16)
+    assert (row.state, "trainer.loader_workers" in row.fix) == ("error", True)
+    assert machine.shared_memory(5_600_000, workers=0).found == "none is needed"
+    monkeypatch.setattr(machine, "SHM", tmp_path / "absent")
+    assert machine.shared_memory(5_600_000, workers=16).state == "ok"
+
+
+def test_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert machine.port(2).found == "MASTER_PORT is not set: a free one is chosen"
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        number = held.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(number))
+        row = machine.port(2)
+        assert (row.state, row.found) == (
+            "error",
+            f"MASTER_PORT={number} is in use on this machine",
+        )
+        assert row.fix == "unset MASTER_PORT, or choose another port"
+        assert machine.port(1).state == "ok"
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        assert machine.port(2).found == f"MASTER_PORT={number} is held by torchrun"
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert machine.port(2).found == f"MASTER_PORT={number} is free"
+    for wrong in ("abc", "70000"):
+        monkeypatch.setenv("MASTER_PORT", wrong)
+        assert machine.port(2).found == f"MASTER_PORT={wrong}: expected a number from 1 to 65535"
 
 
 def test_memory() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import Dataset
 
-from hubert_pretrain.training.dataloading import CudaPrefetcher, to_device
+from hubert_pretrain.training.dataloading import CudaPrefetcher, loader, to_device
 
 
 def test_on_a_cpu_a_loader_is_what_it_was() -> None:
@@ -69,3 +70,37 @@ def test_copies_arrive_whole_while_the_gpu_is_busy() -> None:
         busy = busy @ busy / 50
         sums.append(batch["waveform"].sum())
     assert torch.stack(sums).tolist() == [number * 2.0**20 for number in range(20)]
+
+
+class Batches(Dataset[dict[str, Any]]):
+    """Batches of audio, each with the targets of two codebooks."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        waveform = torch.full((2, 1000), float(index))
+        targets = [torch.zeros(2, 3), torch.ones(2, 3)]
+        return {"waveform": waveform, "targets": targets, "ids": ["a", "b"], "index": index}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_hand_over_what_they_read(workers: int) -> None:
+    first, second = loader(Batches(), [3, 5], workers=workers)
+    assert (first["waveform"] == 3).all()
+    assert (second["targets"][1] == 1).all()
+    assert second["ids"] == ["a", "b"]
+    assert second["index"] == 5
+    for tensor in (first["waveform"], first["targets"][0]):
+        assert tensor.is_shared() == bool(workers)
+
+
+def test_a_batch_for_which_there_is_no_shared_memory_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In torch's own thread it would be a lost batch, for which the training waits for ever."""
+
+    def full(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    batches = iter(loader(Batches(), [1], workers=1))
+    with pytest.raises(RuntimeError, match=r"unable to allocate shared memory"):
+        next(batches)

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import multiprocessing.process
+import os
 import re
+import shutil
+import signal
+import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
 
 from hubert_pretrain import distributed
 from hubert_pretrain.errors import HubertPretrainError, Preempted
+from hubert_pretrain.files import human_bytes
 from hubert_pretrain.frames import seconds
+from hubert_pretrain.training.limits import SHM
+from hubert_pretrain.training.resilience.preemption import Preemption
+
+_Callback = TypeVar("_Callback", bound=L.Callback)
 
 ROLL_CALL_SECONDS = 10.0
 """Duration of the roll call after which a rank that did not answer is reported as gone."""
+WATCH_SECONDS = 0.5
+"""Between two looks at the processes of the other ranks."""
 _LOST = re.compile(r"gloo|nccl|connection|peer|socket|store|timed? ?out|broken pipe", re.IGNORECASE)
+_FULL = re.compile(r"unable to allocate shared memory|unable to (mmap|resize|write)|Bus error")
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
 
@@ -59,20 +72,28 @@ def explain_failures(trainer: L.Trainer) -> Iterator[None]:
     """Turn failures that a user can fix into a HubertPretrainError of one line."""
     try:
         yield
-    except Preempted as preempted:
-        if distributed.rank() > 0 and _started_by_lightning(trainer):
-            # Lightning kills the first rank when a process that it started ends with another code
-            # than 0 before it.
-            preempted.exit_code = 0
+    except SystemExit as error:
+        # Lightning makes exit code 1 of an interrupt.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
         raise
     except torch.OutOfMemoryError as error:
         raise HubertPretrainError(out_of_memory(trainer, error)) from error
     except (RuntimeError, ConnectionError, EOFError) as error:
+        known = _full_shared_memory(error) or _taken_port(error)
+        if known is not None:
+            raise HubertPretrainError(known) from error
         worker = _dead_worker(error)
         if worker is not None:
             raise HubertPretrainError(worker) from error
         missing = missing_ranks() if _LOST.search(str(error)) else []
         if missing:
+            preemption = _callback(trainer, Preemption)
+            if preemption is not None and preemption.left_at_start(trainer):
+                raise Preempted(
+                    f"left before step {trainer.global_step + 1} ({preemption.request.reason}); "
+                    "the same command resumes it"
+                ) from error
             raise HubertPretrainError(
                 f"rank {', '.join(map(str, missing))} is gone (killed, or its machine is), noticed "
                 f"at step {trainer.global_step}; the same command resumes from the last checkpoint"
@@ -82,8 +103,7 @@ def explain_failures(trainer: L.Trainer) -> Iterator[None]:
 
 def out_of_memory(trainer: L.Trainer, error: BaseException) -> str:
     """The shape that did not fit into memory, and how to halve it as advice."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    last = next((each for each in callbacks if isinstance(each, BatchShape)), None)
+    last = _callback(trainer, BatchShape)
     where = f"out of memory at step {trainer.global_step + 1}"
     first_line = str(error).split(". ")[0].strip()
     if last is None or len(last.shape) != 2:
@@ -99,6 +119,37 @@ def out_of_memory(trainer: L.Trainer, error: BaseException) -> str:
         f"{first_line}. Try {smaller}, or trainer.gradient_checkpointing=true; the same command "
         "resumes"
     )
+
+
+def watch_ranks(launcher: Any) -> None:
+    """End this process, rank 0, when a rank that Lightning started ends before all ranks are a
+    group: rank 0 would wait for it as long as for a slow one. Afterwards a lost rank is noticed by
+    the next exchange (`explain_failures`).
+
+    In place of Lightning's own observer, which kills rank 0 without a word.
+    """
+    children = list(getattr(launcher, "procs", ()))
+    if children:
+        launcher.procs.clear()
+        threading.Thread(target=_watch, args=(children,), name="ranks", daemon=True).start()
+
+
+def _watch(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    import torch.distributed as dist
+
+    while not dist.is_initialized():
+        for rank, child in enumerate(children, start=1):
+            if code := child.poll():
+                how = f"exit code {code}, its message is above"
+                if code < 0:
+                    how = f"killed by {signal.Signals(-code).name}"
+                message = (
+                    f"error: rank {rank} ended before the first step ({how}); the same command "
+                    "begins again\n"
+                )
+                os.write(2, message.encode())
+                os._exit(1)
+        time.sleep(WATCH_SECONDS)
 
 
 def dead_children() -> list[int]:
@@ -127,10 +178,33 @@ def missing_ranks() -> list[int]:
     return sorted(missing)
 
 
-def _started_by_lightning(trainer: L.Trainer) -> bool:
-    """True if the first rank started this process, not torchrun or SLURM."""
-    environment: Any = getattr(trainer.strategy, "cluster_environment", None)
-    return type(environment).__name__ == "LightningEnvironment"
+def _callback(trainer: L.Trainer, kind: type[_Callback]) -> _Callback | None:
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((each for each in callbacks if isinstance(each, kind)), None)
+
+
+def _full_shared_memory(error: Exception) -> str | None:
+    """A message about /dev/shm, which holds the batches of the loader's workers; None when the
+    error has another cause.
+    """
+    if not _FULL.search(str(error)):
+        return None
+    size = f" ({human_bytes(shutil.disk_usage(SHM).total)})" if SHM.is_dir() else ""
+    return (
+        f"{SHM}{size} is full: the workers of the loader hand over their batches in it; start the "
+        "container with --shm-size=8g or --ipc=host, or set trainer.loader_workers=0; the same "
+        "command resumes"
+    )
+
+
+def _taken_port(error: Exception) -> str | None:
+    """A message about the port at which ranks meet; None when the error has another cause."""
+    if "EADDRINUSE" not in str(error):
+        return None
+    return (
+        f"MASTER_PORT={os.environ.get('MASTER_PORT')} is in use on this machine; unset it, or "
+        "choose another port"
+    )
 
 
 def _dead_worker(error: Exception) -> str | None:

@@ -141,7 +141,9 @@ class Preemption(L.Callback):
     """Saves and raises `Preempted` on all ranks when any rank was requested to leave, at most two
     steps after the signal.
 
-    A running validation is finished first.
+    A running validation is finished first. Before the first step there is nothing to save: until
+    then signals find the handlers of the process (launch/signals.py), which end it at once, also
+    where the first batch never comes.
     """
 
     def __init__(self, request: Request, save: Any, *, patience: timedelta) -> None:
@@ -153,7 +155,10 @@ class Preemption(L.Callback):
         self.request = request
         self.save = save
         self.patience = patience
+        self.listening = contextlib.ExitStack()
+        """Holds the signals' handlers from the first step on, until `fit` closes it."""
         self._agreement: Agreement | None = None
+        self._first_step: int | None = None  # of this process
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Create the process group of the agreement."""
@@ -167,6 +172,9 @@ class Preemption(L.Callback):
         """
         if batch_idx % trainer.accumulate_grad_batches or self._agreement is None:
             return
+        if self._first_step is None:
+            self._first_step = trainer.global_step
+            self.listening.enter_context(self.request.listening())
         if self._agreement.next(self.request.made):
             self.save(trainer)
             reason = self.request.reason or "a signal to another rank"
@@ -174,3 +182,9 @@ class Preemption(L.Callback):
                 f"left at step {trainer.global_step} of {trainer.max_steps} ({reason}), saved; the "
                 "same command resumes it"
             )
+
+    def left_at_start(self, trainer: L.Trainer) -> bool:
+        """True if this process was asked to leave in its first step, in which there is nothing to
+        save: another rank, which had not begun it, has left at once.
+        """
+        return self.request.made and self._first_step in (None, trainer.global_step)

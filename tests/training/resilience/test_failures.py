@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +14,8 @@ import torch
 
 from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.training.resilience.failures import BatchShape, explain_failures
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def trainer(batch: Any = None) -> Any:
@@ -48,6 +54,84 @@ def test_a_killed_worker_is_named() -> None:
         explain_failures(trainer()),
     ):
         raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            "Caught RuntimeError in DataLoader worker process 0. RuntimeError: unable to allocate "
+            "shared memory(shm) for file </torch_1_2>: No space left on device (28)",
+            r"^/dev/shm.* is full.*--shm-size=8g or --ipc=host.*trainer\.loader_workers=0",
+        ),
+        (
+            "DataLoader worker (pid 4711) is killed by signal: Bus error. It is possible that ...",
+            r"^/dev/shm.* is full",
+        ),
+        (
+            "The server socket has failed to listen on any local network address. port: 29511, "
+            "useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use",
+            "^MASTER_PORT=29511 is in use on this machine; unset it, or",
+        ),
+    ],
+)
+def test_what_a_start_lacks(error: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", "29511")
+    with pytest.raises(HubertPretrainError, match=message), explain_failures(trainer()):
+        raise RuntimeError(error)
+
+
+def test_lightnings_exit_after_an_interrupt_is_an_interrupt() -> None:
+
+    def interrupted() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    with pytest.raises(KeyboardInterrupt), explain_failures(trainer()):
+        interrupted()
+    with pytest.raises(SystemExit), explain_failures(trainer()):
+        sys.exit(1)
+
+
+WATCHED = """
+import subprocess, sys, threading
+from types import SimpleNamespace
+from hubert_pretrain.training.resilience.failures import watch_ranks
+end = sys.argv[1]
+children = [
+    subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for command in (["sleep", "60"], ["bash", "-c", end])
+]
+launcher = SimpleNamespace(procs=children)
+watch_ranks(launcher)
+print(launcher.procs, flush=True)
+try:
+    threading.Event().wait(60)
+finally:
+    print("nobody ended it")
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [("exit 3", "exit code 3, its message is above"), ("kill -9 $$", "killed by SIGKILL")],
+)
+def test_a_rank_that_ends_before_the_others_wait_for_it(end: str, how: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, end],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == "[]\n", "Lightning's observer, which kills without a word, sees nobody"
+    assert done.stderr == (
+        f"error: rank 2 ended before the first step ({how}); the same command begins again\n"
+    )
 
 
 def test_other_errors_pass() -> None:

@@ -6,13 +6,16 @@ import os
 import signal
 import time
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.errors import ConfigError, Preempted
 from hubert_pretrain.training.resilience.preemption import (
     MARGIN_SECONDS,
     Agreement,
+    Preemption,
     Request,
     ignore_in_worker,
     signal_number,
@@ -75,6 +78,30 @@ def test_without_a_limit_time_does_not_matter(monkeypatch: pytest.MonkeyPatch) -
 def test_alone_there_is_nobody_to_ask() -> None:
     agreement = Agreement(timedelta(minutes=1))
     assert [agreement.next(flag) for flag in (False, True, False)] == [False, True, False]
+
+
+def test_before_the_first_step_signals_find_the_handlers_of_the_process() -> None:
+    """There is nothing to save, and a first batch that never comes shall not keep the process."""
+    saved: list[Any] = []
+    preemption = Preemption(Request(["SIGTERM"]), saved.append, patience=timedelta(minutes=1))
+    trainer: Any = SimpleNamespace(accumulate_grad_batches=2, global_step=7, max_steps=9)
+    module: Any = None
+    before = signal.getsignal(signal.SIGTERM)
+    with preemption.listening:
+        preemption.on_train_start(trainer, module)
+        assert signal.getsignal(signal.SIGTERM) == before
+        preemption.on_train_batch_start(trainer, module, None, 0)
+        assert signal.getsignal(signal.SIGTERM) != before
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.left_at_start(trainer)
+        preemption.on_train_batch_start(trainer, module, None, 1)
+        assert saved == []
+        trainer.global_step = 8
+        assert not preemption.left_at_start(trainer)
+        with pytest.raises(Preempted, match=r"left at step 8 of 9 \(SIGTERM\), saved"):
+            preemption.on_train_batch_start(trainer, module, None, 2)
+    assert saved == [trainer]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_loaders_worker_outlives_the_signals_of_a_scheduler() -> None:
