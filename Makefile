@@ -18,6 +18,7 @@ help:
 	@echo "make test-all  all tests: also loops, kills, several processes, SLURM, wheels"
 	@echo "make lint      ruff and mypy"
 	@echo "make format    let ruff rewrite the code"
+	@echo "make clean     remove what builds and tools left; runs/ stays"
 
 demo: $(RUN)
 	$(BIN)/hubert-pretrain +recipe=demo
@@ -40,8 +41,9 @@ format: $(TEST)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Runs and their checkpoints are nobody's but the user's.
 clean:
-	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(RUN): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -261,6 +261,9 @@ class PretrainConfig:
     """Steps between two validations."""
     checkpoint_every_steps: int = field(1000, positive, science=False)
     """Steps between two checkpoints to resume from."""
+    keep_best: str = ""
+    """Result: the weights that scored best by this value of the valid split, e.g.
+    valid/loss/masked; "": those of the last step."""
 
 
 @dataclass
@@ -374,6 +377,9 @@ class FinetuneConfig:
     """Steps between two validations."""
     checkpoint_every_steps: int = field(1000, positive, science=False)
     """Steps between two checkpoints to resume from."""
+    keep_best: str = ""
+    """Result: the weights that scored best by this value of the valid split, e.g. valid/wer,
+    valid/accuracy; "": those of the last step."""
 
 
 @dataclass
@@ -441,8 +447,6 @@ class TrainerConfig:
     """Newest checkpoints to keep."""
     keep_every_steps: int = field(0, zero_or_more)
     """Also keep those of multiples of this step; 0: none."""
-    keep_best: str = ""
-    """Also keep the best by this value of the valid split, e.g. valid/loss/masked, valid/wer."""
     async_checkpoints: bool = False
     """Copy the state to CPU memory, then write it while training goes on."""
     max_failed_checkpoints: int = field(3, zero_or_more)

@@ -18,7 +18,7 @@ from hubert_pretrain.model.heads import ClassificationHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.seeds import derive
 from hubert_pretrain.training.loggers import report
-from hubert_pretrain.training.module import Meter, Monitor, TrainingModule
+from hubert_pretrain.training.module import Meter, Monitor, TrainingModule, direction
 from hubert_pretrain.training.optim import AdamWSettings, Schedule
 from hubert_pretrain.training.strategies import zero_grad_term
 
@@ -162,8 +162,8 @@ class FinetuneModule(TrainingModule):
 
     def higher_is_better(self, name: str) -> bool:
         """The direction of a validated value, as the task states it. A loss is better when low."""
-        higher = {f"valid/{each.name}" for each in self.task.metrics if each.higher_is_better}
-        return name in higher
+        stated = {each.name: each.higher_is_better for each in self.task.metrics}
+        return direction(name, {"loss": False, **stated}, name.removeprefix("valid/"))
 
     def idle_parameters(self, step: int) -> list[nn.Parameter]:
         """Those of a frozen encoder, else of dropped layers, and of a final norm that a mixture of

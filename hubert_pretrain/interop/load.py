@@ -22,14 +22,16 @@ from hubert_pretrain.interop.transformers_reader import (
 from hubert_pretrain.model.checkpoint import (
     CONFIG,
     LoadedModel,
+    is_training_state,
     load_model,
     load_tensors,
+    load_training_state,
     read_small_json,
 )
 
 READABLE = (
     "fairseq or s3prl *.pt, a folder of transformers, a state dict of torchaudio, "
-    "or a folder of this project"
+    "or a folder or a checkpoint step=*.ckpt of this project"
 )
 _TORCH_SAVE = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of a file of `torch.save`: a zip archive, in old versions a bare pickle."""
@@ -113,6 +115,8 @@ def _load_folder(
 def _load_content(
     content: Any, path: Path, dictionary: str | Path | None, overrides: dict[str, Any]
 ) -> LoadedModel:
+    if is_training_state(content):
+        return load_training_state(content, path, **overrides)
     if torchaudio_weights(content) is not None:
         return load_torchaudio(path, dictionary=dictionary, content=content, **overrides)
     if is_fairseq(content):

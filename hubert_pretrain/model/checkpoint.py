@@ -123,13 +123,19 @@ def save_model(
     if head:
         tensors |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     save_tensors(folder / WEIGHTS, tensors)
-    config = {
+    write_json(folder / CONFIG, describe(model, head, extra))
+
+
+def describe(
+    model: Hubert, head: Head | None = None, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The description that rebuilds a network, as plain containers."""
+    return {
         "model": dataclasses.asdict(model.config),
         "kind": head.kind if head else CodebookHead.kind,
         "head": head.settings if head else None,
-        "extra": extra or {},
+        "extra": dict(extra or {}),
     }
-    write_json(folder / CONFIG, config)
 
 
 def load_model(
@@ -154,15 +160,55 @@ def load_model(
             f"{folder / CONFIG}: missing or not the {CONFIG} of a checkpoint of this project; "
             "expected the folder of a stage"
         )
-    build = functools.partial(Hubert, _config(stored["model"], overrides, folder))
     path, tensors = weights or (folder / WEIGHTS, load_tensors(folder / WEIGHTS))
-    encoder_state = with_prefix(tensors, "hubert.")
-    head_state = with_prefix(tensors, "head.")
-    refuse_misfits(build, encoder_state, path)
+    return _rebuilt(stored, tensors, "hubert.", folder / CONFIG, path, overrides)
+
+
+def is_training_state(content: Any) -> bool:
+    """True for the content of a checkpoint from which a training of this project resumes
+    (training/resilience/checkpoint_io.py).
+    """
+    return isinstance(content, dict) and {"about", "global_step", "state_dict"} <= set(content)
+
+
+def load_training_state(content: dict[str, Any], path: Path, **overrides: Any) -> LoadedModel:
+    """The network of such a checkpoint: its average, where the training has one, as in the result
+    of the training.
+
+    Raises ArtefactError for one that a version before 0.3 wrote, which did not describe it.
+    """
+    stored = content.get("network")
+    if not isinstance(stored, dict) or stored.get("kind") not in HEADS:
+        raise ArtefactError(
+            f"{path}: a checkpoint of a training without a description of its network, written by "
+            "an older version of this project; resume the training for one more checkpoint"
+        )
+    stored = {**stored, "extra": content["about"].get("extra", {})}
+    tensors = {**content["state_dict"], **content.get("average", {})}
+    return _rebuilt(stored, tensors, "model.", path, path, overrides)
+
+
+def _rebuilt(
+    stored: dict[str, Any],
+    tensors: dict[str, Tensor],
+    prefix: str,
+    source: Path,
+    weights: Path,
+    overrides: dict[str, Any],
+) -> LoadedModel:
+    """The network that `stored` describes, from the file `source`, with the tensors of the file
+    `weights`.
+    """
+    build = functools.partial(Hubert, _config(stored["model"], overrides, source))
+    encoder_state = with_prefix(tensors, prefix)
+    refuse_misfits(build, encoder_state, weights)
     model = build()
     model.load_state_dict(encoder_state)
     return LoadedModel(
-        model=model.eval(), kind=stored["kind"], head_state=head_state, config=stored
+        model=model.eval(),
+        kind=stored["kind"],
+        head_state=with_prefix(tensors, "head."),
+        config=stored,
     )
 
 
@@ -239,7 +285,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _config(stored: dict[str, Any], overrides: dict[str, Any], folder: Path) -> HubertConfig:
+def _config(stored: dict[str, Any], overrides: dict[str, Any], source: Path) -> HubertConfig:
     known = [f.name for f in dataclasses.fields(HubertConfig)]
     for name in overrides:
         if name not in known:
@@ -247,15 +293,13 @@ def _config(stored: dict[str, Any], overrides: dict[str, Any], folder: Path) -> 
     unknown = [name for name in stored if name not in known]
     if unknown:
         raise ArtefactError(
-            f"{folder / CONFIG}: unknown model fields {', '.join(unknown)}; "
+            f"{source}: unknown model fields {', '.join(unknown)}; "
             "it was written by a newer version of this project"
         )
     try:
         HubertConfig(**stored).validate()
     except (ConfigError, TypeError, ValueError) as error:
-        raise ArtefactError(
-            f"{folder / CONFIG}: its configuration makes no network: {error}"
-        ) from error
+        raise ArtefactError(f"{source}: its configuration makes no network: {error}") from error
     return HubertConfig(**{**stored, **overrides})
 
 

@@ -87,10 +87,6 @@ class PretrainModule(TrainingModule):
         self.supervision = supervision or LayerSupervision(model.config)
         self.freeze_conv_after_steps = freeze_conv_after_steps
         self.compile_clock = compile_clock
-        self.valid_values: dict[str, float] = {}
-        """Results of the last validation: masked_loss_nats, masked_accuracy, unmasked_loss_nats,
-        unmasked_accuracy.
-        """
         self.validated_step = -1
         self._valid = Meter()
         self._health = Health(head.n_clusters)
@@ -154,11 +150,16 @@ class PretrainModule(TrainingModule):
         )
         self.validated_step = self.trainer.global_step
         self.validated = values
-        self.valid_values = {
-            "masked_loss_nats": means["loss/masked"],
-            "masked_accuracy": means["accuracy/masked"],
-            "unmasked_loss_nats": means["loss/unmasked"],
-            "unmasked_accuracy": means["accuracy/unmasked"],
+
+    @property
+    def valid_values(self) -> dict[str, float]:
+        """Results of the last validation."""
+        values = {name.removeprefix("valid/"): value for name, value in self.validated.items()}
+        return {
+            "masked_loss_nats": values["loss/masked"],
+            "masked_accuracy": values["accuracy/masked"],
+            "unmasked_loss_nats": values["loss/unmasked"],
+            "unmasked_accuracy": values["accuracy/unmasked"],
         }
 
     def blank_batch(

@@ -31,7 +31,7 @@ from hubert_pretrain.training import loggers as logs
 from hubert_pretrain.training.curves import plot_finetuning
 from hubert_pretrain.training.module import Monitor
 from hubert_pretrain.training.optim import AdamWSettings, tri_stage_schedule
-from hubert_pretrain.training.trainer import fit, validate
+from hubert_pretrain.training.trainer import fit, take_best, validate
 
 
 def open_finetuned(workspace: Workspace, task: str) -> LoadedModel:
@@ -67,8 +67,14 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     torch.manual_seed(derive(seed, "head"))
     head = start_head(task, loaded, start, keep_head=config.start_head == "keep")
     module = build_module(recipe, config, task, model, head, data, seed)
+    made_by = describe(recipe, config, stage, task)
     trainer = stage_trainer(
-        recipe, config, folder, stage=stage, micro_batches=data.plan.micro_batches
+        recipe,
+        config,
+        folder,
+        stage=stage,
+        micro_batches=data.plan.micro_batches,
+        extra=made_by,
     )
     train_loader, valid_loader = loaders(
         trainer, data, WholeUtterances(corpus, valid, model), workers=recipe.trainer.loader_workers
@@ -78,11 +84,11 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     fit(trainer, module, train_loader, valid_loader, folder)
     if module.validated_step != trainer.global_step:
         validate(trainer, module, valid_loader)
+    best = take_best(trainer, module)
     test_set = WholeUtterances(corpus, test, model)
     predictions = predict(model, module.head, task, test_set, trainer.strategy.root_device)
     if trainer.is_global_zero:
-        extra = describe(recipe, config, stage, task)
-        save_model(folder, model, head=module.head, extra=extra)
+        save_model(folder, model, head=module.head, extra={**made_by, **best})
         ids = strings(corpus.manifest, "id", test.rows)
         write_results(
             folder,
@@ -101,7 +107,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
             logs.keep_folder(trainer.loggers, f"{stage}-model", "model", folder)
     logs.close(trainer.loggers)
     scores = score(task, test.references, predictions, stage)
-    return {**scores, "steps": config.steps, "utterances": len(test)}
+    return {**scores, "steps": config.steps, **best, "utterances": len(test)}
 
 
 def describe(recipe: Recipe, config: FinetuneConfig, stage: str, task: Task) -> dict[str, Any]:

@@ -39,7 +39,13 @@ from hubert_pretrain.training.curves import plot_pretraining
 from hubert_pretrain.training.module import Monitor
 from hubert_pretrain.training.optim import AdamWSettings, linear_schedule
 from hubert_pretrain.training.strategies import gather_module
-from hubert_pretrain.training.trainer import fit, on_gpu, resolve_precision, validate
+from hubert_pretrain.training.trainer import (
+    fit,
+    on_gpu,
+    resolve_precision,
+    take_best,
+    validate,
+)
 
 
 def open_pretrained(workspace: Workspace, iteration: str) -> LoadedModel:
@@ -88,6 +94,13 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         num_layers=recipe.model.num_hidden_layers,
         seed=seed,
     )
+    made_by = {
+        "recipe": recipe.name,
+        "stage": stage,
+        "steps": config.steps,
+        "codebook": targets.codebook,
+        EXTRA_KEY: vars(SpecAugment.of_spans(config.mask)),
+    }
     trainer = stage_trainer(
         recipe,
         config,
@@ -95,6 +108,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         stage=stage,
         micro_batches=plan.micro_batches // fuse,
         inputs={"targets": label.fingerprint, "codebook": targets.codebook},
+        extra=made_by,
         callbacks=[probe] if probe else [],
     )
     train, valid = loaders(
@@ -110,19 +124,13 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     fit(trainer, module, train, valid, folder)
     if module.validated_step != trainer.global_step:
         validate(trainer, module, valid)
+    best = take_best(trainer, module)
 
     # Every rank gathers the weights, the first one writes.
     model = gather_module(module.model, lambda: Hubert(recipe.model))
     head = gather_module(module.head, lambda: type(module.head)(**module.head.settings))
     if trainer.is_global_zero:
-        made_by = {
-            "recipe": recipe.name,
-            "stage": stage,
-            "steps": config.steps,
-            "codebook": targets.codebook,
-            EXTRA_KEY: vars(SpecAugment.of_spans(config.mask)),
-        }
-        save_model(folder, model, head=head, extra=made_by)
+        save_model(folder, model, head=head, extra={**made_by, **best})
         plot_pretraining(
             logs.read_metrics(folder / "logs" / "metrics.csv"),
             folder / "curves.png",
@@ -135,6 +143,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     logs.close(trainer.loggers)
     return {
         "steps": config.steps,
+        **best,
         **module.valid_values,
         "audio_seconds_per_second": module.audio_seconds_per_second,
     }

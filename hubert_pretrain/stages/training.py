@@ -26,6 +26,7 @@ def stage_trainer(
     stage: str,
     micro_batches: int,
     inputs: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
     callbacks: Sequence[L.Callback] = (),
 ) -> L.Trainer:
     """The trainer of a stage.
@@ -36,6 +37,7 @@ def stage_trainer(
         folder: gets checkpoints and logs.
         micro_batches: of a step, over all devices.
         inputs: fingerprints of codebook and targets, as plain values.
+        extra: of the checkpoint that the stage writes at its end, as plain JSON.
     """
     hardware = _hardware(recipe, config)
     loggers = [
@@ -50,10 +52,12 @@ def stage_trainer(
         accumulate=accumulation(micro_batches, hardware.devices * hardware.num_nodes),
         valid_every_steps=config.valid_every_steps,
         checkpoint_every_steps=config.checkpoint_every_steps,
+        keep_best=config.keep_best,
         about={
             "recipe": dataclasses.asdict(recipe),
             "stage": stage,
             "inputs": dict(inputs or {}),
+            "extra": dict(extra or {}),
             "versions": versions(),
         },
         loggers=loggers,

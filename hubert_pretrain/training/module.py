@@ -4,7 +4,7 @@ clipping, layer drop, logging without slowing the device down).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from hubert_pretrain import distributed
+from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.model.checkpoint import describe
+from hubert_pretrain.model.heads import Head
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.seeds import generator
 from hubert_pretrain.training.loggers import report
@@ -102,6 +105,20 @@ class Meter:
         return sums
 
 
+def direction(name: str, directions: Mapping[str, bool], kind: str) -> bool:
+    """`directions[kind]`, for the value `name` of the valid split: True when higher is better.
+
+    Raises ConfigError when it is not stated.
+    """
+    if not name.startswith("valid/") or kind not in directions:
+        known = ", ".join(f"valid/{each}" for each in directions)
+        raise ConfigError(
+            f"keep_best={name}: nothing states whether a high or a low value is better; expected "
+            f"one of {known}"
+        )
+    return directions[kind]
+
+
 class TrainingModule(L.LightningModule):
     """Optimiser, schedule, clipping, layer drop, a log every `log_every_steps` updates, and no
     update by a non-finite loss or gradient.
@@ -113,7 +130,7 @@ class TrainingModule(L.LightningModule):
     def __init__(
         self,
         model: Hubert,
-        head: nn.Module,
+        head: Head,
         *,
         seed: int,
         optimiser: AdamWSettings,
@@ -167,8 +184,12 @@ class TrainingModule(L.LightningModule):
         return {}
 
     def higher_is_better(self, name: str) -> bool:
-        """The direction of a value of `validated`, for `trainer.keep_best`."""
-        return "accuracy" in name
+        """The direction of a value of `validated`, for `keep_best`.
+
+        Raises ConfigError for a name whose direction nobody stated.
+        """
+        directions = {"loss": False, "accuracy": True}
+        return direction(name, directions, name.removeprefix("valid/").split("/")[0])
 
     def idle_parameters(self, step: int) -> list[nn.Parameter]:
         """Parameters without a part in the loss of a step: here those of dropped layers.
@@ -291,7 +312,10 @@ class TrainingModule(L.LightningModule):
         self._batch_ended = self.stopwatch.seconds
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the counters that a resumed run continues."""
+        """Store the counters that a resumed run continues, and the description of the network with
+        which others can read its weights.
+        """
+        checkpoint["network"] = describe(self.model, self.head)
         self.nonfinite.report()
         checkpoint["skipped"] = self.nonfinite.state()
         checkpoint["training_seconds"] = self.stopwatch.seconds

@@ -20,6 +20,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 
 from hubert_pretrain import distributed
 from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.training.ema import EMA
+from hubert_pretrain.training.module import TrainingModule
 from hubert_pretrain.training.progress import Progress
 from hubert_pretrain.training.resilience import checkpoint_io
 from hubert_pretrain.training.resilience.checkpoint_callback import (
@@ -65,6 +67,7 @@ def build_trainer(
     accumulate: int,
     valid_every_steps: int,
     checkpoint_every_steps: int,
+    keep_best: str = "",
     about: Mapping[str, Any] | None = None,
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[L.Callback] = (),
@@ -77,13 +80,14 @@ def build_trainer(
     Args:
         folder: gets `checkpoints/`.
         config: the hardware, and what is saved.
+        keep_best: value of the valid split whose best checkpoint stays (`take_best`); "": none.
         about: recipe, versions and inputs, as plain containers; stored in each checkpoint.
     """
     torch.set_num_threads(config.threads or torch.get_num_threads())
     _silence(logging.getLogger("lightning.pytorch"), logging.getLogger("lightning.fabric"))
 
     # Resilience: checkpoints, leaving on a signal, ending a hang.
-    policy = CheckpointPolicy.of(config, every_steps=checkpoint_every_steps)
+    policy = CheckpointPolicy.of(config, every_steps=checkpoint_every_steps, keep_best=keep_best)
     writer = CheckpointWriter(asynchronous=policy.asynchronous)
     saver = CheckpointCallback(
         folder / checkpoint_io.FOLDER, writer, policy, last_step=steps, about=about
@@ -207,6 +211,29 @@ def validate(trainer: L.Trainer, module: L.LightningModule, loader: Any) -> None
     """Run the module's validation once over the loader, without Lightning's table."""
     with _quiet():
         trainer.validate(module, loader, verbose=False)
+
+
+def take_best(trainer: L.Trainer, module: TrainingModule) -> dict[str, Any]:
+    """Give the module the weights that scored best, and their values of the valid split.
+
+    Returns {"best_step": step, "best_by": name}; empty without `keep_best`: the weights stay those
+    of the last step. Every rank must call it.
+    """
+    saver = _callback(trainer, CheckpointCallback)
+    best = saver.best(trainer, module)
+    if not best:
+        return {}
+    if best["step"] != trainer.global_step:
+        path = checkpoint_io.path_of(saver.folder, best["step"])
+        content = trainer.strategy.load_checkpoint(path, weights_only=True)
+        if "state_dict" in content:  # fsdp has loaded its part
+            trainer.strategy.load_model_state_dict(content, strict=True)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EMA):
+                callback.on_load_checkpoint(trainer, module, content)
+                callback.on_fit_end(trainer, module)
+        module.validated = best.get("validated", module.validated)
+    return {"best_step": best["step"], "best_by": best["metric"]}
 
 
 def resolve_precision(precision: str, accelerator: str = "auto") -> str:

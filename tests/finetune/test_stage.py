@@ -14,13 +14,15 @@ import torch
 
 from hubert_pretrain.config.schema import FinetuneConfig, Recipe, TrainerConfig
 from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.errors import ArtefactError, DataError
+from hubert_pretrain.errors import ArtefactError, ConfigError, DataError
 from hubert_pretrain.finetune import module
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.inference import SpeechRecognizer
+from hubert_pretrain.finetune.module import FinetuneModule
 from hubert_pretrain.finetune.task import Examples
 from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.interop.fairseq_writer import export_fairseq
+from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.interop.transformers_writer import export_huggingface
 from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.config import HubertConfig, SpanMask
@@ -126,6 +128,41 @@ def test_asr(workspace: Workspace) -> None:
     }
     for name, _, hypothesis, _ in lines[1:]:
         assert recogniser.transcribe(paths[name]) == hypothesis
+
+
+def test_the_best_by_a_score_of_the_task(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An F1 is better when high. One key for each training: no other task needs the same score."""
+    scores = iter([0.9, 0.2])
+    original = FinetuneModule.on_validation_epoch_end
+
+    def scored(self: FinetuneModule) -> None:
+        original(self)
+        self.validated = {**self.validated, "valid/macro_f1": next(scores)}
+
+    monkeypatch.setattr(FinetuneModule, "on_validation_epoch_end", scored)
+    facts = _run(workspace, "speakers", SPEAKERS, keep_best="valid/macro_f1")
+    assert (facts["best_step"], facts["best_by"]) == (3, "valid/macro_f1")
+    with pytest.raises(ConfigError, match=r"keep_best=valid/wer: .*valid/macro_f1"):
+        _run(workspace, "again", SPEAKERS, keep_best="valid/wer")
+
+
+def test_a_checkpoint_of_a_training_is_read_like_its_result(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """Loaded, exported, and fine-tuned again."""
+    _run(workspace, "asr", CTC)
+    folder = workspace.partial_folder("finetune/asr")
+    step = folder / "checkpoints" / "step=00000006.ckpt"
+    found, result = load_checkpoint(step), load_checkpoint(folder)
+    assert found.config == result.config
+    for name, tensor in {**result.model.state_dict(), **result.head_state}.items():
+        assert torch.equal(tensor, {**found.model.state_dict(), **found.head_state}[name])
+    export_huggingface(tmp_path / "exported", found)
+    again = load_checkpoint(tmp_path / "exported")
+    assert again.extra["vocabulary"] == result.extra["vocabulary"]
+    assert _run(workspace, "speakers", SPEAKERS, checkpoint=str(step), steps=2)["steps"] == 2
 
 
 def test_a_model_that_says_only_the_blank_is_reported(

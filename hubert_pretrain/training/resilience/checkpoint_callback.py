@@ -20,6 +20,7 @@ from hubert_pretrain.files import read_json, remove_temporaries, write_json
 from hubert_pretrain.training.resilience.checkpoint_io import (
     VerifiedCheckpointIO,
     checkpoints,
+    path_of,
     step_of,
     verified,
 )
@@ -44,13 +45,13 @@ class CheckpointPolicy:
     max_failures: int  # failed writes in a row (a full disk) that do not end the training
 
     @staticmethod
-    def of(config: TrainerConfig, *, every_steps: int) -> CheckpointPolicy:
+    def of(config: TrainerConfig, *, every_steps: int, keep_best: str) -> CheckpointPolicy:
         """The policy of a recipe."""
         return CheckpointPolicy(
             every_steps=every_steps,
             keep=config.keep_checkpoints,
             keep_every_steps=config.keep_every_steps,
-            keep_best=config.keep_best,
+            keep_best=keep_best,
             asynchronous=config.async_checkpoints,
             max_failures=config.max_failed_checkpoints,
         )
@@ -148,6 +149,8 @@ class CheckpointCallback(L.Callback):
         """Check that the folder can be written, before an hour is spent; remove the temporary files
         of killed writers.
         """
+        if self.policy.keep_best:  # a name without a direction is refused now, not after hours
+            module.higher_is_better(self.policy.keep_best)  # type: ignore[operator]
         if not trainer.is_global_zero:
             return
         try:
@@ -179,22 +182,42 @@ class CheckpointCallback(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Save when the valid split scores better than ever before."""
+        if self.policy.keep_best and trainer.state.fn == "fit" and self._scores_best(module):
+            self.save(trainer)
+            self._note_best(trainer, module)
+
+    def best(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+        """{"metric", "value", "step", "validated"} of the best validation, that of the last step
+        included; empty without `keep_best`. The same on every rank.
+        """
+        is_last = getattr(module, "validated_step", -1) == trainer.global_step
+        if self.policy.keep_best and is_last and self._scores_best(module):
+            self._note_best(trainer, module)
+        return dict(distributed.from_first(self._best)) if self.policy.keep_best else {}
+
+    def _scores_best(self, module: L.LightningModule) -> bool:
+        """True if the last validation was better than all before."""
         name = self.policy.keep_best
-        if not name or trainer.state.fn != "fit":
-            return
         values: dict[str, float] = getattr(module, "validated", {})
         if name not in values:
             known = ", ".join(sorted(values)) or "none"
             raise ArtefactError(
-                f"trainer.keep_best={name}: no value of the valid split has this name; there are "
-                f"{known}"
+                f"keep_best={name}: no value of the valid split has this name; there are {known}"
             )
         higher_is_better: bool = module.higher_is_better(name)  # type: ignore[operator]
-        if self._is_better(name, values[name], higher_is_better):
-            self.save(trainer)
-            self._best = {"metric": name, "value": values[name], "step": trainer.global_step}
-            if trainer.is_global_zero:
-                write_json(self.folder / BEST, self._best)
+        return self._is_better(name, values[name], higher_is_better)
+
+    def _note_best(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        values: dict[str, float] = dict(module.validated)  # type: ignore[arg-type]
+        name = self.policy.keep_best
+        self._best = {
+            "metric": name,
+            "value": values[name],
+            "step": trainer.global_step,
+            "validated": values,
+        }
+        if trainer.is_global_zero:
+            write_json(self.folder / BEST, self._best)
 
     def save(self, trainer: L.Trainer) -> None:
         """Save the step that was reached, once. Every rank must call it.
@@ -206,7 +229,7 @@ class CheckpointCallback(L.Callback):
         self._check_failures()  # of the save before, which may have been asynchronous
         self._saved_step = trainer.global_step
         self._is_finished = False
-        trainer.save_checkpoint(self.folder / f"step={trainer.global_step:08d}.ckpt")
+        trainer.save_checkpoint(path_of(self.folder, trainer.global_step))
         if not self.policy.asynchronous:
             self._check_failures()
 

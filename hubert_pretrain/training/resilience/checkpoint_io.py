@@ -105,6 +105,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
+def path_of(folder: Path, step: int) -> Path:
+    """The checkpoint written after so many updates."""
+    return folder / f"step={step:08d}.ckpt"
+
+
 def step_of(path: Path) -> int:
     """Number of updates done before a checkpoint was written: `step=00001000.ckpt` -> 1000."""
     match = _NAME.fullmatch(path.name)
