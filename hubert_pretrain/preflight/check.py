@@ -168,6 +168,12 @@ def _check_machine(
         max((each.audio_bytes for each in trainings), default=0),
         workers=hardware.devices * hardware.loader_workers if trainings else 0,
     )
+    if trainings:
+        yield machine.operations(
+            recipe.model,
+            precision=gpu_precision or cpu_precision,
+            on_gpu=gpu_precision is not None,
+        )
     yield from training_cost.check(
         trainings,
         devices=hardware.devices * hardware.num_nodes,

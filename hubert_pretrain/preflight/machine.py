@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hubert_pretrain.files import human_bytes, sync_folder
+from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.preflight.report import ERROR, OK, CheckResult, error, ok, warning
 from hubert_pretrain.training.limits import READ_AHEAD, SHM
@@ -254,6 +255,32 @@ def gpu_precision(accelerator: str, precision: str) -> str | None:
     if device_memory(accelerator) is None:
         return None
     return "bf16-mixed" if precision == "auto" else precision
+
+
+def operations(model: HubertConfig, *, precision: str, on_gpu: bool) -> CheckResult:
+    """The operations of the network in its precision agree with fp32 on this machine: libraries
+    have had wrong kernels for single shapes on single processors.
+    """
+    if precision not in ("bf16-mixed", "16-mixed"):
+        return ok("operations", f"{precision} needs no comparison with fp32")
+    import torch
+
+    from hubert_pretrain.model.precision import compare_operations
+
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float16
+    compared = compare_operations(model, dtype, torch.device("cuda" if on_gpu else "cpu"))
+    if compared.faults:
+        return error(
+            "operations",
+            f"wrong in {precision} on this machine: {'; '.join(compared.faults[:3])}",
+            "choose trainer.precision=32-true, or another version of PyTorch"
+            + ("" if on_gpu else ", or set ONEDNN_MAX_CPU_ISA=AVX512_CORE"),
+            tuple(compared.faults),
+        )
+    found = f"{len(compared.operations)} operations in {precision} agree with fp32"
+    if compared.alone:
+        found += f"; without an fp32 form: {', '.join(sorted(compared.alone))}"
+    return ok("operations", found)
 
 
 def packages(chosen: Iterable[str]) -> CheckResult:

@@ -14,6 +14,7 @@ import torch
 
 from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import MODEL_GRID, samples
+from hubert_pretrain.model import precision
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
 from hubert_pretrain.preflight import budget, machine
@@ -110,6 +111,23 @@ def test_port(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ("abc", "70000"):
         monkeypatch.setenv("MASTER_PORT", wrong)
         assert machine.port(2).found == f"MASTER_PORT={wrong}: expected a number from 1 to 65535"
+
+
+def test_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = HubertConfig()
+    assert machine.operations(model, precision="32-true", on_gpu=False).state == "ok"
+    fault = "mm of bfloat16 (2, 3) (3, 4): relative error 0.85"
+    found = precision.Comparison({"mm", "gelu"})
+    monkeypatch.setattr(precision, "compare_operations", lambda *of: found)
+    row = machine.operations(model, precision="bf16-mixed", on_gpu=False)
+    assert (row.state, row.found) == ("ok", "2 operations in bf16-mixed agree with fp32")
+    found.faults.append(fault)
+    row = machine.operations(model, precision="bf16-mixed", on_gpu=False)
+    assert (row.state, row.found) == (
+        "error",
+        f"wrong in bf16-mixed on this machine: {fault}",
+    )
+    assert "trainer.precision=32-true" in row.fix
 
 
 def test_memory() -> None:

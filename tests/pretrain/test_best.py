@@ -1,4 +1,4 @@
-"""`keep_best`: the result of a training is the checkpoint that scored best, and the checkpoints of a
+"""`keep_best`: the result of a training is the checkpoint that scored best, and checkpoints of a
 training are read like its result.
 """
 
