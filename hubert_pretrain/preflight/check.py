@@ -12,6 +12,7 @@ from hubert_pretrain.config.schema import FinetuneConfig, IterationConfig, Recip
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.storage import Cache
 from hubert_pretrain.errors import ConfigError, HubertPretrainError, did_you_mean
+from hubert_pretrain.fields import AUTO
 from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.model.config import HubertConfig
@@ -164,8 +165,9 @@ def _check_machine(
     trainings = [work.training for work in works if work.training is not None]
     processes = hardware.devices * hardware.num_nodes if trainings else 1
     yield machine.port(max(processes, distributed.launched()))
+    fused = 1 if hardware.fuse == AUTO else int(hardware.fuse)
     yield machine.shared_memory(
-        max((each.audio_bytes for each in trainings), default=0),
+        fused * max((each.audio_bytes for each in trainings), default=0),
         workers=hardware.devices * hardware.loader_workers if trainings else 0,
     )
     if trainings:

@@ -45,7 +45,7 @@ class CheckpointPolicy:
     max_failures: int  # failed writes in a row (a full disk) that do not end the training
 
     @staticmethod
-    def of(config: TrainerConfig, *, every_steps: int, keep_best: str) -> CheckpointPolicy:
+    def of(config: TrainerConfig, *, every_steps: int, keep_best: str = "") -> CheckpointPolicy:
         """The policy of a recipe."""
         return CheckpointPolicy(
             every_steps=every_steps,

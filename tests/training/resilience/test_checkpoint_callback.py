@@ -43,7 +43,6 @@ class Run:
             is_global_zero=True,
             global_step=0,
             accumulate_grad_batches=1,
-            max_steps=steps,
             state=SimpleNamespace(fn="fit"),
             save_checkpoint=self._save,
         )
