@@ -131,13 +131,28 @@ def _open(path: str, content: ByteRange) -> AudioStream:
     try:
         stream = _Libsndfile(path, containers.with_sizes(content))
     except DataError as error:
+        if mp3 := _without_beginning(path, content):
+            return mp3
         return ffmpeg.open_instead(path, content, error)
+    if stream.kind == "MP3" and (mp3 := _without_beginning(path, content)):
+        stream.close()
+        return mp3
     chunk = containers.wav_data(content) if stream.subtype.startswith("MPEG") else None
     if chunk is None:
         return stream
     stream.close()
     size = content.size - chunk.start if chunk.size < 0 else chunk.size
     return _open(path, content.part(chunk.start, min(size, content.size - chunk.start)))
+
+
+def _without_beginning(path: str, content: ByteRange) -> _Mp3 | None:
+    """An MP3 that begins in the middle of a frame, as a part of a broadcast does, or with other
+    bytes.
+    """
+    if not path.lower().endswith(".mp3"):
+        return None
+    stream = containers.MpegStream(start=0, rate_code=0, states_length=False, end=-1)
+    return _Mp3.open(path, content.read(0, content.size), stream)
 
 
 class _Stream:

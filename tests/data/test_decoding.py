@@ -221,3 +221,23 @@ def test_a_failure_to_fetch_is_not_the_end_of_a_file() -> None:
         assert len(stream.read(1_000)) == 1_000
         with pytest.raises(DataError, match="cannot be fetched"):
             stream.read(99_000)
+
+
+@pytest.mark.parametrize("beginning", ["zeros", "middle", "text"])
+def test_an_mp3_that_begins_with_other_bytes_is_decoded_to_its_end(
+    tmp_path: Path, beginning: str
+) -> None:
+    whole = without_length(mp3(tone(4 * SAMPLE_RATE)))
+    cut = len(whole) // 8
+    data = {
+        "zeros": bytes(3_000) + whole,
+        "middle": whole[cut:],
+        "text": b"HTTP/1.0 200 OK" + whole,
+    }
+    path = store(tmp_path / "a.mp3", data[beginning])
+    found = audio.read(path)
+    assert scan(path).num_samples == len(found)
+    expected = audio.decode("whole", ByteRange.of(whole))
+    lost = len(expected) - len(found)
+    assert 0 <= lost < (SAMPLE_RATE if beginning == "middle" else 1_000)
+    np.testing.assert_allclose(found[8_000:], expected[lost + 8_000 :], atol=1e-3)

@@ -117,7 +117,7 @@ def measure(
             if not flac.exists():
                 beginning, is_long = recoder.beginning(stream)
                 if is_long:
-                    with replacing(flac, sync=False) as temporary:
+                    with replacing(flac) as temporary:
                         decoded = write_flac(path, stream, beginning, temporary)
                         _refuse_incomplete(path, content, stream, decoded)
             if flac.exists():
