@@ -92,7 +92,8 @@ class Folder:
                 row = {"path": path.relative_to(self.root).as_posix()}
                 if fault:
                     row["id"] = row["path"]
-                yield replace(self._utterance(row, by_folders), fault=fault)
+                utterance = self._utterance(row, by_folders)
+                yield replace(utterance, fault=fault) if fault else utterance
 
     def _utterance(self, row: dict[str, str], by_folders: bool) -> SourceUtterance:
         path = row["path"]

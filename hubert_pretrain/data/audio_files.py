@@ -111,8 +111,12 @@ def with_faults(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
     """Each of some audio files, folder by folder, and a fault or "": another file in its folder has
     its name with a suffix that stands before its own in the list of suffixes.
     """
-    for _, group in groupby(paths, key=lambda path: path.parent):
+    for _, group in groupby(paths, key=os.path.dirname):
         members = list(group)
+        stems = {os.path.splitext(path)[0] for path in members}
+        if len(stems) == len(members):
+            yield from ((path, "") for path in members)
+            continue
         first: dict[str, Path] = {}
         for path in sorted(members, key=lambda path: EVERY_SUFFIX.index(path.suffix.lower())):
             first.setdefault(path.stem, path)
@@ -150,10 +154,10 @@ def audio_below(root: Path, passed_over: PassedOver) -> Iterator[Path]:
         visible = sorted(name for name in below if not name.startswith("."))
         hidden = set(below).difference(visible)
         below[:] = visible
-        for name in [*hidden, *names]:
-            if not is_audio(name):
-                passed_over.add(name)
-        yield from (Path(folder, name) for name in sorted(names) if is_audio(name))
+        found = sorted(filter(is_audio, names))
+        for name in hidden.union(names).difference(found):
+            passed_over.add(name)
+        yield from (Path(folder, name) for name in found)
 
 
 def audio_in(folder: Path) -> list[Path]:

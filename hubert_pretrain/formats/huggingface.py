@@ -273,16 +273,14 @@ def _utterance(
     stored_path = audio_value.get("path") if isinstance(audio_value, dict) else audio_value
     content = audio_value.get("bytes") if isinstance(audio_value, dict) else None
     name = stored_path if isinstance(stored_path, str) else ""
-    if content is None and not name:
-        raise DataError(
-            f"{place}: has neither audio nor the path of any; remove the row, "
-            "or name the column with data.corpus.columns.path"
-        )
     if content is not None:
         name = os.path.basename(name)  # folders are those of the machine that made the dataset
     id = table.parse_text(values.get("id"), place, "id")
     if not id:
         id = options.id_of(name) if name and options.ids != "row" else default_id
+    if content is None and not name:
+        fault = "its row has neither audio nor the path of any; remove the row"
+        return SourceUtterance(id=id, path=path, split=options.split, fault=fault)
     if content is not None:
         if options.folder is None:
             raise DataError(

@@ -134,7 +134,8 @@ def without_duplicates(read: Callable[[], Iterator[Record]]) -> Iterator[SourceU
         if first is not place:
             raise DataError(
                 f"{place}: repeats utterance {utterance.id!r} of {first}; "
-                "ids must be unique, rename one or remove the line"
+                "ids must be unique: rename one, remove the line, or set data.corpus.ids "
+                "(row numbers the rows of a dataset)"
             )
 
 
