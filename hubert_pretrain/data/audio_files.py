@@ -161,14 +161,15 @@ def audio_below(root: Path, passed_over: PassedOver) -> Iterator[Path]:
 
 
 def audio_in(folder: Path) -> list[Path]:
-    """The audio files directly in a folder, in order, without hidden ones. Links, pipes and devices
-    count: reading tells what is wrong with them.
+    """The audio files directly in a folder, in order, without hidden ones; a warning tells of those
+    that only FFmpeg decodes, where it is not installed. Links, pipes and devices count: reading
+    tells what is wrong with them.
     """
-    return [
-        Path(entry.path)
-        for entry in entries_of(folder)
-        if is_audio(entry.name) and not entry.is_dir()
-    ]
+    files = [entry for entry in entries_of(folder) if not entry.is_dir()]
+    lost = [entry.name for entry in files if entry.name.lower().endswith(ffmpeg.SUFFIXES)]
+    if lost and not ffmpeg.is_installed():
+        warnings.warn(f"{folder}: {len(lost)} files are audio, {ffmpeg.INSTALL}", stacklevel=2)
+    return [Path(entry.path) for entry in files if is_audio(entry.name)]
 
 
 def entries_of(folder: Path) -> list[os.DirEntry[str]]:

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from hubert_pretrain.data import audio, ffmpeg
-from hubert_pretrain.data.audio_files import PassedOver, audio_below
+from hubert_pretrain.data.audio_files import (
+    PassedOver,
+    all_audio_below,
+    audio_below,
+    audio_in,
+)
 from hubert_pretrain.data.preparation.scan import scan
 from hubert_pretrain.errors import DataError
 
@@ -88,6 +93,9 @@ def test_without_pyav_the_files_are_counted_and_an_error_says_what_reads_them(
     passed_over = PassedOver()
     assert list(audio_below(tmp_path, passed_over)) == []
     assert passed_over.kinds == {".m4a": 1}
+    for list_files in (audio_in, all_audio_below):
+        with pytest.warns(UserWarning, match=r"are audio, which FFmpeg decodes: pip install"):
+            assert list_files(tmp_path) == []
     for read in (scan, audio.read):
         with pytest.raises(DataError, match=r"a\.m4a: is audio .*pip install av"):
             read(path)
