@@ -147,20 +147,27 @@ def read_json(path: Path, *, max_bytes: int | None = None) -> Any | None:
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def refuse_lfs_pointer(path: Path) -> None:
-    """Raises ArtefactError when a file is the pointer that git leaves in place of a large file
-    while git-lfs is not installed.
+def lfs_advice(start: bytes) -> str:
+    """Advice when a file begins like the pointer that git leaves in place of a large file while
+    git-lfs is not installed; empty for any other.
     """
+    if not start.startswith(_LFS_POINTER):
+        return ""
+    return (
+        "is a pointer of git-lfs in place of the file, which was not downloaded; install git-lfs "
+        "and run `git lfs pull` in that folder"
+    )
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raises ArtefactError when a file is a pointer of git-lfs."""
     try:
         with open(path, "rb") as file:
-            start = file.read(len(_LFS_POINTER))
+            advice = lfs_advice(file.read(len(_LFS_POINTER)))
     except OSError:
         return
-    if start == _LFS_POINTER:
-        raise ArtefactError(
-            f"{path}: is a pointer of git-lfs in place of the file, which was not downloaded; "
-            "install git-lfs and run `git lfs pull` in that folder"
-        )
+    if advice:
+        raise ArtefactError(f"{path}: {advice}")
 
 
 # -- flushing to disk

@@ -20,6 +20,7 @@ from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.errors import ArtefactError, ConfigError
 from hubert_pretrain.features.extractor import FeatureExtractor, describe
+from hubert_pretrain.files import refuse_lfs_pointer
 from hubert_pretrain.interop.pickles import read_pickle
 
 NAMES = ("cluster_centers_", "centroids")
@@ -69,6 +70,7 @@ def import_kmeans(path: Path, extractor: FeatureExtractor, *, trust_pickle: bool
 
 def _read_centroids(path: Path, trust_pickle: bool) -> Tensor:
     """(K, D) float32."""
+    refuse_lfs_pointer(path)
     try:
         with open(path, "rb") as file:
             head = file.read(len(_TORCH_LEGACY))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from hubert_pretrain.data import containers, ffmpeg
 from hubert_pretrain.data.storage import ByteRange, ByteRangeFile
 from hubert_pretrain.errors import DataError
+from hubert_pretrain.files import lfs_advice
 
 Waveform = NDArray[np.float32]
 Result = TypeVar("Result")
@@ -201,6 +202,8 @@ class _Libsndfile(_Stream):
             self._file = _Forward(self._source)
         except (soundfile.SoundFileError, OSError) as error:
             self._refuse_failure()
+            if advice := lfs_advice(ByteRangeFile(content).read(64)):
+                raise DataError(f"{path}: not readable as audio: {advice}") from error
             raise DataError(
                 f"{path}: not readable as audio ({one_line(error)}); "
                 "expected a format that libsndfile reads, replace the file"

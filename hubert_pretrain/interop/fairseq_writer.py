@@ -34,6 +34,7 @@ from hubert_pretrain.interop.tensor_names import (
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.model.config import HubertConfig, SpanMask
+from hubert_pretrain.model.export_limits import faults_of_export
 from hubert_pretrain.model.spec_augment import SpecAugment
 
 
@@ -119,18 +120,8 @@ def encoder_weights(loaded: LoadedModel) -> dict[str, Tensor]:
     Raises ArtefactError for a network that fairseq cannot build, naming the field.
     """
     config = loaded.model.config
-    only_values = {
-        "feat_proj_layer_norm": True,
-        "feat_extract_activation": "gelu",
-        "layer_norm_eps": 1e-5,
-        "adapter_attn_dim": None,
-    }
-    for name, value in only_values.items():
-        if getattr(config, name) != value:
-            raise ArtefactError(
-                f"fairseq's HuBERT has {name} {value!r} only, found {getattr(config, name)!r}; "
-                "export to huggingface"
-            )
+    if faults := faults_of_export("fairseq", config):
+        raise ArtefactError("; ".join(faults))
     weights = to_theirs(loaded.model.state_dict(), fairseq_key_map(config.feat_extract_norm))
     if config.conv_dim[-1] == config.hidden_size:
         projection = weights.pop("post_extract_proj.weight")

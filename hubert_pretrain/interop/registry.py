@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from hubert_pretrain.errors import ConfigError, did_you_mean
+from hubert_pretrain.fields import raise_faults
 from hubert_pretrain.interop.compare import (
     Report,
     check_differences,
@@ -25,6 +26,7 @@ from hubert_pretrain.interop.onnx import compare_onnx, compare_torch, export_onn
 from hubert_pretrain.interop.torchaudio_writer import compare_torchaudio, export_torchaudio
 from hubert_pretrain.interop.transformers_writer import export_huggingface
 from hubert_pretrain.model.checkpoint import LoadedModel
+from hubert_pretrain.model.export_limits import faults_of_export
 
 
 @dataclass(frozen=True)
@@ -40,20 +42,11 @@ class Format:
     """
     readable: bool = True
     """True where `load_checkpoint` reads it."""
-    any_front_end: bool = False
-    """True where it can hold a network without a conv encoder."""
 
     def write(self, path: Path, loaded: LoadedModel) -> None:
-        """Exports a model. Raises ConfigError for a front end that the format cannot hold."""
-        front_end = loaded.model.config.front_end
-        if front_end != "conv" and not self.any_front_end:
-            name = next(key for key, format_ in FORMATS.items() if format_ is self)
-            able = [key for key, format_ in FORMATS.items() if format_.any_front_end]
-            raise ConfigError(
-                f"export.format={name} cannot hold model.front_end={front_end}: its HuBERT begins "
-                f"with convolutions; choose {' or '.join(able)}, or load the checkpoint's own "
-                "folder with this package"
-            )
+        """Exports a model. Raises ConfigError for a network that the format cannot hold."""
+        name = next(key for key, format_ in FORMATS.items() if format_ is self)
+        raise_faults(faults_of_export(name, loaded.model.config))
         self.export(path, loaded)
 
     def check(self, path: Path, loaded: LoadedModel) -> tuple[Report, int]:
@@ -84,7 +77,7 @@ FORMATS = {
     "fairseq": Format("checkpoint.pt", export_fairseq, compare_with_itself),
     "s3prl": Format("converted.pt", export_s3prl, compare_with_itself),
     "torchaudio": Format("hubert.pt", export_torchaudio, compare_torchaudio),
-    "onnx": Format("hubert.onnx", export_onnx, compare_onnx, readable=False, any_front_end=True),
+    "onnx": Format("hubert.onnx", export_onnx, compare_onnx, readable=False),
     "torch": Format("hubert.pt2", export_torch, compare_torch, readable=False),
 }
 

@@ -29,6 +29,7 @@ from hubert_pretrain.interop.tensor_names import (
 )
 from hubert_pretrain.interop.torchaudio_reader import side_file
 from hubert_pretrain.model.checkpoint import LoadedModel, save_tensors
+from hubert_pretrain.model.export_limits import faults_of_export
 
 _MASK = "mask_generator.mask_embedding"
 
@@ -39,7 +40,8 @@ def export_torchaudio(path: str | Path, loaded: LoadedModel) -> None:
     Raises ArtefactError for a network that torchaudio cannot compute, naming the field.
     """
     path = Path(path)
-    _check(loaded)
+    if faults := faults_of_export("torchaudio", loaded.model.config):
+        raise ArtefactError("; ".join(faults))
     weights = to_theirs(loaded.model.state_dict(), TORCHAUDIO)
     side: dict[str, Tensor] = {}
     if _is_codebook_head(loaded):
@@ -133,21 +135,3 @@ def _is_codebook_head(loaded: LoadedModel) -> bool:
         and "unit_embeddings" in loaded.head_state
         and isinstance(loaded.config["head"]["n_clusters"], int)
     )
-
-
-def _check(loaded: LoadedModel) -> None:
-    config = loaded.model.config
-    only_values: dict[str, Any] = {
-        "feat_proj_layer_norm": True,
-        "feat_extract_activation": "gelu",
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-5,
-        "conv_pos_batch_norm": False,
-        "adapter_attn_dim": None,
-    }
-    for name, value in only_values.items():
-        if getattr(config, name) != value:
-            raise ArtefactError(
-                f"torchaudio's HuBERT has {name} {value!r} only, found {getattr(config, name)!r}; "
-                "export to huggingface"
-            )

@@ -50,6 +50,7 @@ from hubert_pretrain.interop.transformers_reader import (
 )
 from hubert_pretrain.model.checkpoint import WEIGHTS, LoadedModel, save_tensors
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.export_limits import faults_of_export
 
 ARCHITECTURES = {
     "pretrain": "HubertModel",
@@ -260,8 +261,5 @@ def _check_variant(config: HubertConfig) -> None:
                 f"transformers {version} has no {name} {getattr(config, name)!r}; "
                 "a model with it cannot be exported to it"
             )
-    if config.adapter_attn_dim is not None and not config.do_stable_layer_norm:
-        raise ArtefactError(
-            "transformers ignores adapters of a post-norm model (do_stable_layer_norm=False); "
-            "it cannot be exported to it"
-        )
+    if faults := faults_of_export("huggingface", config):
+        raise ArtefactError("; ".join(faults))

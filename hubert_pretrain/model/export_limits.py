@@ -8,8 +8,10 @@ from typing import Any
 
 from hubert_pretrain.model.config import ACTIVATIONS, HubertConfig
 
-ANY_FRONT_END = ("onnx", "torch")
-"""Formats of a graph: they hold a network without a conv encoder."""
+ANY_FRONT_END = ("onnx",)
+"""Formats that hold a network without a conv encoder. (`torch.export` fixes the batch of log-mel
+energies.)
+"""
 FAIRSEQ: dict[str, list[Any]] = {
     "feat_proj_layer_norm": [True],
     "feat_extract_activation": ["gelu"],

@@ -269,9 +269,11 @@ def _not_the_same(
 
 def external_fingerprint(path: Path) -> str:
     """SHA-256, shortened, of a file, or of the files that lie directly in a folder with their
-    names.
+    names. A file of weights beside a config.json is read with the JSON files there.
     """
-    files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.is_file())
+    files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+    if path.is_file() and path.with_name("config.json").is_file():
+        files += sorted(path.parent.glob("*.json"))
     hashes = [
         (
             each.name if path.is_dir() else "",

@@ -134,6 +134,13 @@ def test_resolve_takes_checkpoints_that_no_stage_made(workspace: Workspace, tmp_
     before = workspace.resolve(str(file)).fingerprint
     file.write_bytes(b"other weights")
     assert before != workspace.resolve(str(file)).fingerprint
+    weights = again / "epoch10.pt"  # read with the config.json beside it
+    weights.write_bytes(b"weights")
+    before = workspace.resolve(str(weights)).fingerprint
+    (again / "config.json").write_text("{}")
+    assert before != workspace.resolve(str(weights)).fingerprint
+    with pytest.raises(ArtefactError, match="nothing is downloaded"):
+        workspace.resolve("facebook/hubert-base-ls960")
 
 
 def test_a_run_that_failed_at_once_stands_in_nobodys_way(workspace: Workspace) -> None:

@@ -62,6 +62,13 @@ def test_a_file_that_is_not_audio_is_refused(tmp_path: Path, suffix: str, conten
         scan(path)
 
 
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 378\n")
+    with pytest.raises(DataError, match=r"a\.wav: not readable as audio: .*`git lfs pull`"):
+        scan(path)
+
+
 def test_a_flac_with_a_hole_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.flac", speech())
     content = bytearray(path.read_bytes())
