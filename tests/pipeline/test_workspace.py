@@ -137,7 +137,7 @@ def test_resolve_takes_checkpoints_that_no_stage_made(workspace: Workspace, tmp_
     weights = again / "epoch10.pt"  # read with the config.json beside it
     weights.write_bytes(b"weights")
     before = workspace.resolve(str(weights)).fingerprint
-    (again / "config.json").write_text("{}")
+    (again / "config.json").write_text("[]")
     assert before != workspace.resolve(str(weights)).fingerprint
     with pytest.raises(ArtefactError, match="nothing is downloaded"):
         workspace.resolve("facebook/hubert-base-ls960")
