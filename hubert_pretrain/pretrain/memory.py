@@ -1,4 +1,4 @@
-"""How many micro-batches fit into a GPU's memory at once: measured, before training starts.
+"""Number of micro-batches that fit into a GPU's memory at once, measured before training starts.
 
 The loss of a step is a sum over its micro-batches, so their number in one forward pass is a matter
 of speed alone.
