@@ -106,6 +106,8 @@ def _run_all(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None
         _check_labels(recipe, workspace)
         slurm.run_pending(recipe, workspace, stages, overrides)
         return
+    if redo.is_asked(recipe) and "prepare" not in redo.choose(recipe, workspace).left:
+        _check_labels(recipe, workspace)  # before anything is removed
     redo.apply(recipe, workspace)
     _write_recipe(workspace, recipe)
     local.run_pending(
@@ -152,10 +154,10 @@ def _say_changes(recipe: Recipe, workspace: Workspace) -> None:
     stage = plan.find(recipe, "prepare")
     if plan.state(stage, workspace) != plan.DONE or redo.is_asked(recipe):
         return
-    from hubert_pretrain.stages import prepare
+    from hubert_pretrain.preflight import changes
 
-    if found := prepare.difference(recipe, workspace):
-        print(f"warning: {found}; {prepare.CHANGED_FIX}", flush=True)
+    if found := changes.difference(recipe, workspace):
+        print(f"warning: {found}; {changes.FIX}", flush=True)
 
 
 def _write_recipe(workspace: Workspace, recipe: Recipe) -> None:

@@ -21,6 +21,8 @@ ALIGNMENTS = "alignments.arrow"
 CARD = "card.json"
 QUARANTINE = "quarantine.jsonl"
 DUPLICATES = "duplicates.jsonl"
+JOURNAL = "read.journal"
+"""Files that `prepare` has scanned: for a run that was killed, and for a corpus that changes."""
 
 
 class Corpus:

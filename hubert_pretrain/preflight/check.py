@@ -19,7 +19,7 @@ from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.pipeline import plan
 from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import Workspace
-from hubert_pretrain.preflight import budget, machine, report, training_cost
+from hubert_pretrain.preflight import budget, changes, machine, report, training_cost
 from hubert_pretrain.preflight.report import ERROR, WARNING, CheckResult, skipped
 
 
@@ -247,6 +247,7 @@ def _check_corpus(
 
     moved = plan.moved(recipe, workspace) if corpus is not None else {}
     yield about.moved(corpus, moved) if corpus and moved else about.root(recipe.data.root)
+    yield changes.check(recipe, workspace)
     yield shards.cache(recipe.data.cache_dir, recipe.data.cache_gigabytes)
     yield from about.check(
         corpus,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +17,25 @@ from hubert_pretrain.data.corpus import (
     ALIGNMENTS,
     CARD,
     DUPLICATES,
+    JOURNAL,
     MANIFEST,
     QUARANTINE,
     Corpus,
 )
 from hubert_pretrain.data.manifest import write_columns
 from hubert_pretrain.data.preparation import build, corpus_card
-from hubert_pretrain.data.preparation.listing import compare, describe_listing
+from hubert_pretrain.data.preparation.listing import describe_listing
 from hubert_pretrain.data.preparation.quarantine import Quarantine
 from hubert_pretrain.data.preparation.raw_utterances import COLUMNS, collect
 from hubert_pretrain.data.preparation.recode import Recoder
 from hubert_pretrain.data.preparation.scan_journal import ScanJournal
 from hubert_pretrain.data.shards.writer import convert
-from hubert_pretrain.data.source import CorpusSource, corpus_name, originals, passed_over
+from hubert_pretrain.data.source import CorpusSource, corpus_name, passed_over
 from hubert_pretrain.data.storage import Cache
 from hubert_pretrain.files import write_json
 from hubert_pretrain.pipeline import fingerprint, plan
 from hubert_pretrain.pipeline.workspace import Workspace
 
-JOURNAL = "read.journal"
-"""Files that were scanned: for a run that was killed, and for a corpus that changes later."""
-CHANGED_FIX = "redo=prepare takes that in and reads only new and changed files"
 RECODED = "recoded"
 """Folder of the FLACs of long recordings (recode.py)."""
 RAW_UTTERANCES = ".utterances"
@@ -50,36 +46,6 @@ def open_corpus(recipe: Recipe, workspace: Workspace) -> Corpus:
     """The prepared corpus of a run. Raises ArtefactError when the stage has not finished."""
     folder = workspace.artefact("prepare").path
     return Corpus.open(folder, audio_cache(recipe.data), plan.moved(recipe, workspace))
-
-
-def difference(recipe: Recipe, workspace: Workspace) -> str:
-    """A sentence on the changes of the corpus since it was prepared; "" without any, or when they
-    cannot be told: audio that the corpus makes, or behind URLs.
-    """
-    made = workspace.artefact("prepare")
-    before = Corpus.open(made.path).card.get("listed")
-    places = fingerprint.places(recipe.data)
-    source = originals(compose.build(recipe.data.corpus))
-    if before is None or source is None or any("://" in place for place in places):
-        return ""
-    lines = (made.path / QUARANTINE).read_text(encoding="utf-8").splitlines()
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        ColumnSpool(Path(scratch) / RAW_UTTERANCES, COLUMNS) as spool,
-        ScanJournal(made.path / JOURNAL, [str(made.path), *places], read_only=True) as journal,
-        Quarantine(Path(scratch) / QUARANTINE) as faults,
-    ):
-        channel = channel_number(recipe.data.channel)
-        found = compare(
-            collect(source, made.path, spool, faults, channel),
-            made.path,
-            before=before,
-            journal=journal,
-            quarantined={json.loads(line)["id"] for line in lines},
-            moved=bool(plan.moved(recipe, workspace)),
-        )
-    where = recipe.data.root or corpus_name(source)
-    return f"{where}: the corpus has changed since it was prepared ({found})" if found else ""
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:

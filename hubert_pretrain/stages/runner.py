@@ -25,6 +25,7 @@ from hubert_pretrain.pipeline.plan import (
     fingerprint_of,
 )
 from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.preflight import changes
 from hubert_pretrain.preflight.check import check_machine, check_place
 
 READ_BY_OTHERS = (".safetensors", ".bin", ".npy")
@@ -130,10 +131,8 @@ def _say_done(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
     """
     if distributed.rank() > 0:
         return
-    if stage.verb == "prepare":
-        prepare = import_stage("prepare")
-        if found := prepare.difference(recipe, workspace):
-            raise ArtefactError(f"{found}; {prepare.CHANGED_FIX}")
+    if stage.verb == "prepare" and (found := changes.difference(recipe, workspace)):
+        raise ArtefactError(f"{found}; {changes.FIX}")
     finished = workspace.artefact(stage.name).meta.get("finished", "")
     print(
         f"{stage.name}: done before ({finished}), nothing to do; redo=true makes it again",

@@ -64,13 +64,14 @@ class Stubs:
             (folder / "model.safetensors").write_text(self.content.get(stage, "as always"))
             return {}
 
-        return SimpleNamespace(run=run, difference=lambda *_: "", CHANGED_FIX="")
+        return SimpleNamespace(run=run)
 
 
 @pytest.fixture
 def stubs(monkeypatch: pytest.MonkeyPatch) -> Stubs:
     made = Stubs()
     monkeypatch.setattr(runner, "import_stage", made.stage)
+    monkeypatch.setattr(runner.changes, "difference", lambda *_: "")
     monkeypatch.setattr(runner, "check_machine", lambda *_: None)
     monkeypatch.setattr(runner, "check_place", lambda *_: None)
     return made

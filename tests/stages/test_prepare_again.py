@@ -16,8 +16,8 @@ from hubert_pretrain.data.preparation import build
 from hubert_pretrain.errors import ArtefactError, HubertPretrainError
 from hubert_pretrain.pipeline import plan, redo
 from hubert_pretrain.pipeline.workspace import Workspace
-from hubert_pretrain.preflight import check
-from hubert_pretrain.stages.prepare import difference, open_corpus
+from hubert_pretrain.preflight import changes, check
+from hubert_pretrain.stages.prepare import open_corpus
 from hubert_pretrain.stages.runner import run_stage
 from tests.config.test_recipes import composed
 
@@ -82,9 +82,13 @@ def test_files_that_are_added_are_noticed_and_only_they_are_read(run: Run, tmp_p
         r"first: .*/8\.wav\); redo=prepare",
     ):
         run()
+    prepared = Prepared(tmp_path / "corpus", tmp_path / "run")
+    row = changes.check(prepared.recipe, prepared.workspace)
+    assert (row.state, "1 added" in row.found, row.fix) == ("warning", True, changes.FIX)
     again = run(redo_="true")
     assert again.decoded == 1
     assert again.ids == [str(number) for number in range(9)]
+    assert changes.check(again.recipe, again.workspace).state == "ok"
     assert run().decoded == 0
 
 
@@ -174,7 +178,7 @@ def test_a_corpus_that_has_moved_is_read_where_it_is(run: Run, tmp_path: Path) -
     moved = run(root=tmp_path / "scratch/7")
     assert moved.decoded == 0
     assert moved.workspace.artefact("prepare").fingerprint == state
-    assert difference(moved.recipe, moved.workspace) == ""
+    assert changes.difference(moved.recipe, moved.workspace) == ""
     check.check_place(moved.recipe, moved.workspace)
     corpus = open_corpus(moved.recipe, moved.workspace)
     for row, expected in enumerate(sound):
