@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.errors import ConfigError, DataError
 
 MIN_VARIANCE_SHARE = 1e-7
 """Directions with less than this share of the largest variance contain rounding errors only:
 whitening would scale noise up to full size."""
+MIN_SQUARE_SHARE = 1e-13
+"""A variance below this share of the largest squared mean is the rounding error of float32: the
+frames do not vary."""
 BLOCK_FRAMES = 1 << 14
 """Frames that are held in float64 at once."""
 
@@ -45,7 +48,9 @@ def fit_pca(frames: Tensor, *, dims: int = 0, whiten: bool = False) -> Transform
         dims: number of components; 0: all with more variance than rounding errors.
         whiten: scale each component to variance 1.
 
-    Raises ConfigError when the frames do not have `dims` components.
+    Raises:
+        ConfigError: the frames do not have `dims` components.
+        DataError: the frames are all the same.
     """
     # Mean and covariance in float64.
     blocks = frames.split(BLOCK_FRAMES)
@@ -59,6 +64,11 @@ def fit_pca(frames: Tensor, *, dims: int = 0, whiten: bool = False) -> Transform
     variances, vectors = torch.linalg.eigh(covariance / len(frames))  # (D,), (D, D)
     variances = variances.flip(0)
     vectors = vectors.flip(1)
+    if float(variances[0]) <= MIN_SQUARE_SHARE * float(mean.square().max()):
+        raise DataError(
+            f"clustering.pca_dims and clustering.whiten: all {len(frames)} frames of the sample "
+            "are the same, as those of silence are; check the audio, or leave both out"
+        )
     available = int((variances > MIN_VARIANCE_SHARE * variances[0]).sum())
     if dims > available:
         raise ConfigError(

@@ -241,3 +241,15 @@ def test_unknown_engines_and_unsupported_settings_are_refused() -> None:
         KMeans("torhc").fit(blobs(200))
     with pytest.raises(ConfigError, match=r"spherical needs clustering\.engine=torch or faiss"):
         KMeans("minibatch", 4, spherical=True).fit(blobs(200))
+
+
+def test_long_passes_report_their_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hubert_pretrain.clustering.engines.threads.REPORTED_CHUNKS", 1)
+    monkeypatch.setattr("hubert_pretrain.progress.LOG_EVERY_SECONDS", 0.0)
+    KMeans("torch", 4, restarts=1, max_iterations=2).fit(blobs(10_000))
+    lines = capsys.readouterr().err.splitlines()
+    assert "k-means, first pass: 1 of 2" in lines
+    assert "k-means, pass 2 of at most 2: 2 of 2" in lines
+    assert "k-means, inertia: 2 of 2" in lines

@@ -24,7 +24,7 @@ from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.files import write_json
 from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
 from hubert_pretrain.stages import cluster as stage
-from tests.targets.conftest import CLEAN_PROCESSES, make_corpus
+from tests.targets.conftest import CLEAN_PROCESSES, end_when_hanging, exit_codes, make_corpus
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +64,7 @@ def small_chunks() -> None:
 
 
 def as_rank(rank: int, ranks: int, port: int, work: Any, *arguments: Any) -> None:
+    end_when_hanging()
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank),
@@ -85,9 +86,7 @@ def in_processes(ranks: int, work: Any, *arguments: Any) -> None:
     ]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * ranks
+    assert exit_codes(processes) == [0] * ranks
 
 
 def cluster(rank: int, place: Path, folder: Path, form: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,25 @@ process would not do: after MKL has used several threads, its FFT never returns 
 CLEAN_PROCESSES.set_forkserver_preload(
     ["hubert_pretrain.stages.cluster", "hubert_pretrain.stages.label", "sklearn.cluster"]
 )
+
+HANG_SECONDS = 600.0
+
+
+def end_when_hanging() -> None:
+    """For the beginning of a process: one that hangs prints the stacks of its threads and ends.
+
+    The test waits for it without a limit of its own. A limit there fails on a loaded machine, where
+    processes that compute for a second may take minutes to be served, and says nothing about a
+    process that really hangs.
+    """
+    faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+
+
+def exit_codes(processes: Sequence[BaseProcess]) -> list[int | None]:
+    """Waits for all processes."""
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
 
 
 def make_corpus(folder: Path, utterances: int = 12) -> Corpus:

@@ -21,7 +21,7 @@ from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.targets.labelling import label_corpus
 from hubert_pretrain.targets.store import DESCRIPTION, MARKS, TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
-from tests.targets.conftest import CLEAN_PROCESSES, make_corpus
+from tests.targets.conftest import CLEAN_PROCESSES, end_when_hanging, exit_codes, make_corpus
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +36,7 @@ class Slow(Corpus):
 
 def work(place: Path, folder: Path, rank: int, ranks: int) -> None:
     """One process of the label stage."""
+    end_when_hanging()
     torch.set_num_threads(1)
     corpus = Slow(place)
     codebooks = CodebookSet.load(place)
@@ -92,17 +93,11 @@ def start(place: Path, folder: Path, ranks: int) -> list[multiprocessing.process
     return processes
 
 
-def finish(processes: list[multiprocessing.process.BaseProcess]) -> list[int | None]:
-    for process in processes:
-        process.join(120)
-    return [process.exitcode for process in processes]
-
-
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_any_number_of_ranks_writes_the_same_bytes(
     ranks: int, place: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    assert finish(start(place, tmp_path, ranks)) == [0] * ranks
+    assert exit_codes(start(place, tmp_path, ranks)) == [0] * ranks
     assert content(tmp_path) == expected
 
 
@@ -130,7 +125,7 @@ def test_killed_again_and_again_on_two_ranks(
     assert 0 < done(tmp_path) < 20
     with pytest.raises(ArtefactError, match="blocks of targets were never written"):
         TargetStore.open(tmp_path)
-    assert finish(start(place, tmp_path, 3)) == [0] * 3
+    assert exit_codes(start(place, tmp_path, 3)) == [0] * 3
     assert content(tmp_path) == expected
 
 

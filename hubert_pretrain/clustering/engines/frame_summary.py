@@ -84,7 +84,7 @@ def summarise(shard: RankFrames, *, sample_frames: int, seed: int) -> FrameSumma
             is_bad = frames.isfinite().all(dim=1).logical_not()
             entry[nonfinite_column] = 1 + int(is_bad.nonzero()[0])
 
-    for_each_chunk(shard, read_chunk)
+    for_each_chunk(shard, read_chunk, "k-means, first pass")
     distributed.sum_over_ranks(table)
     bad_chunks = table[:, nonfinite_column].nonzero()
     if len(bad_chunks):

@@ -136,7 +136,8 @@ class Lloyd:
         tolerance: float,
     ) -> LloydState:
         """One pass over the frames, and new centroids."""
-        statistics = cluster_statistics(shard, state.centroids, summary, device)
+        description = f"k-means, pass {state.iteration + 1} of at most {self.max_iterations}"
+        statistics = cluster_statistics(shard, state.centroids, summary, device, description)
         centroids, num_reseeded = self._update(state, statistics, summary)
         # The inertia has float32's precision only. Without a tolerance the criterion is therefore
         # that no centroid moves.

@@ -114,11 +114,17 @@ class Accumulator:
 
 
 def cluster_statistics(
-    shard: RankFrames, centroids: Tensor, summary: FrameSummary, device: torch.device
+    shard: RankFrames,
+    centroids: Tensor,
+    summary: FrameSummary,
+    device: torch.device,
+    description: str = "k-means",
 ) -> ClusterStatistics:
-    """One pass over the frames of all ranks. Every rank calls it and gets the same result."""
+    """One pass over the frames of all ranks. Every rank calls it and gets the same result.
+    `description` names it in reports of progress.
+    """
     accumulator = Accumulator(centroids, summary, device)
-    for_each_chunk(shard, accumulator.add)
+    for_each_chunk(shard, accumulator.add, description)
     return accumulator.total()
 
 
@@ -153,7 +159,7 @@ def measure_fit(shard: RankFrames, centroids: Tensor) -> FitMeasures:
             inertia.add_(chunk_inertia)
             counts.add_(chunk_counts)
 
-    for_each_chunk(shard, add)
+    for_each_chunk(shard, add, "k-means, inertia")
     distributed.sum_over_ranks(inertia)
     distributed.sum_over_ranks(counts)
     return FitMeasures(float(inertia), counts.numpy())
