@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hubert_pretrain.data.config import Segmentation
 from hubert_pretrain.fields import (
     AUTO,
     MISSING,
@@ -71,6 +72,8 @@ class DataConfig:
     channel: str = field("mix", audio_channel)
     """Of files with several channels: mix (the mean), a number (0 is the first; a file without it
     is quarantined), or loudest, of each utterance. A corpus may name it for each utterance."""
+    segmentation: Segmentation = field(Segmentation)
+    """Long recordings are cut at pauses."""
     recode_minutes: float = field(2.0, zero_or_more)
     """`prepare` writes longer recordings of formats without exact positions (MP3, Ogg, AAC) as
     16-bit FLAC at 16 kHz, because each crop would be decoded from their beginning; 0: none."""

@@ -288,7 +288,8 @@ def _more_crops(utterances: Sequence[LengthIndex], count: int, micro_batch_secon
     if count and whole >= micro_batch_seconds:
         return (
             f"their {whole / 60:.1f} min would: cut the recordings into segments "
-            "(data=manifest with start_seconds and duration_seconds, docs/formats.md), or lower "
+            "(data.segmentation.max_seconds=30 redo=prepare, or data=manifest with start_seconds "
+            "and duration_seconds, docs/formats.md), or lower "
             "iterations.NAME.pretrain.micro_batch_seconds"
         )
     return "lower iterations.NAME.pretrain.micro_batch_seconds or its min_seconds, or add audio"

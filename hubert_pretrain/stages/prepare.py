@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from hubert_pretrain.data.preparation.quarantine import Quarantine
 from hubert_pretrain.data.preparation.raw_utterances import COLUMNS, collect
 from hubert_pretrain.data.preparation.recode import Recoder
 from hubert_pretrain.data.preparation.scan_journal import ScanJournal
+from hubert_pretrain.data.preparation.segmentation import segment
 from hubert_pretrain.data.shards.writer import convert
 from hubert_pretrain.data.source import CorpusSource, corpus_name, passed_over
 from hubert_pretrain.data.storage import Cache
@@ -36,6 +38,8 @@ from hubert_pretrain.files import write_json
 from hubert_pretrain.pipeline import fingerprint, plan
 from hubert_pretrain.pipeline.workspace import Workspace
 
+PIECES = ".pieces"
+"""Scratch files: the same with long recordings cut."""
 RECODED = "recoded"
 """Folder of the FLACs of long recordings (recode.py)."""
 RAW_UTTERANCES = ".utterances"
@@ -97,6 +101,7 @@ def write_corpus(source: CorpusSource, data: DataConfig, folder: Path) -> dict[s
     alignments; returns the corpus card."""
     with (
         ColumnSpool(folder / RAW_UTTERANCES, COLUMNS) as spool,
+        ColumnSpool(folder / PIECES, COLUMNS) as pieces,
         ScanJournal(
             folder / JOURNAL, [str(folder.absolute()), *fingerprint.places(data)]
         ) as journal,
@@ -109,6 +114,18 @@ def write_corpus(source: CorpusSource, data: DataConfig, folder: Path) -> dict[s
             recoder = None
             if data.recode_minutes > 0:
                 recoder = Recoder(folder / RECODED, 60 * data.recode_minutes)
+            cuts = None
+            if data.segmentation.max_seconds > 0:
+                utterances, cuts = segment(
+                    utterances,
+                    data.segmentation,
+                    pieces,
+                    journal,
+                    workers=data.workers,
+                    cache=audio_cache(data),
+                    recoder=recoder,
+                )
+                total = len(utterances) + len(quarantine)
             scanned = build.scan_corpus(
                 utterances, journal, quarantine, data.workers, audio_cache(data), recoder
             )
@@ -122,6 +139,7 @@ def write_corpus(source: CorpusSource, data: DataConfig, folder: Path) -> dict[s
         rows = scanned.rows()
         manifest = write_columns(folder / MANIFEST, scanned.manifest(rows), root)
         card = corpus_card.make_card(manifest, scanned, rows, quarantine, folder / DUPLICATES)
+        card["segmentation"] = asdict(cuts) if cuts is not None else None
         card["recoded"] = build.remove_unused(scanned, rows)
         card["passed_over"] = passed_over(source).card()
         (folder / ALIGNMENTS).unlink(missing_ok=True)

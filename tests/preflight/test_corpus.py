@@ -253,3 +253,10 @@ def test_a_long_utterance_is_checked_a_part_at_a_time(
     assert about.audio_fault(corpus, 0) == ""
     assert sum(lengths) == corpus.manifest[0].num_samples
     assert max(lengths) <= 1_000
+
+
+def test_mixes_far_below_their_channels_are_a_warning(make_corpus: Make) -> None:
+    row = about.rates(make_corpus(card={"mixes": {"softer": 2, "cancelled": 1}}))
+    assert row.state == "warning"
+    assert "the mix of 3 is 5 dB or more below their loudest channel" in row.found
+    assert "data.channel=loudest" in row.fix

@@ -244,3 +244,21 @@ def test_another_corpus_is_not_taken_for_the_same(run: Run, tmp_path: Path, kind
         r"redo=prepare",
     ):
         check.check_place(other.recipe, other.workspace)
+
+
+def test_a_corpus_with_cut_and_recoded_recordings_is_as_it_was(run: Run, tmp_path: Path) -> None:
+    long = 0.1 * np.random.default_rng(9).standard_normal(6 * 16_000)
+    long[40_000:50_000] = 0.0
+    for name in ("long.wav", "long2.mp3"):
+        soundfile.write(tmp_path / "corpus" / name, long, 16_000)
+    words = ("data.segmentation.max_seconds=4", "data.recode_minutes=0.05")
+    made = run(*words)
+    assert {"long-0000", "long-0001", "long2-0000", "long2-0001"} < set(made.ids)
+    assert run(*words).decoded == 0, "nothing has changed"
+    again = run(*words, redo_="true")
+    assert (again.decoded, again.ids) == (0, made.ids)
+    corpus = open_corpus(again.recipe, again.workspace)
+    assert all(len(corpus.read(row)) for row in range(len(corpus.manifest)))
+    noise(tmp_path / "corpus/long.wav", 10, 5 * 16_000)
+    with pytest.raises(ArtefactError, match=r"1 changed; the first: .*/long\.wav"):
+        run(*words)

@@ -39,6 +39,7 @@ _SILENCE_BELOW_LOUDEST = 1e-4
 MOST_MIX_LOSS = 40.0
 """A mix this many decibels below its channels is a residue of channels that cancel each other."""
 
+_NO_POWER = np.zeros(0, dtype=np.float32)
 _PEAK_LIMIT = 16.0
 """Float files may overshoot 1; a peak beyond this means 16-bit numbers stored as floats."""
 
@@ -120,6 +121,13 @@ class AudioStats:
         """Flush the resamplers."""
         for track in self._tracks:
             track.finish()
+
+    def powers(self) -> list[Waveform]:
+        """Mean power of each hop of 20 ms of every segment, (T,)."""
+        return [
+            max(candidates, key=lambda one: one.variance).power if candidates else _NO_POWER
+            for candidates in self._candidates
+        ]
 
     def results(self) -> list[AudioFacts | str]:
         """The facts of every segment, or the reason why the segment cannot be used."""
@@ -285,7 +293,7 @@ class SegmentStats:
 
     def facts(self, available: int, source_rate: int) -> AudioFacts:
         """The facts of a usable segment."""
-        power = np.concatenate([*self._hops, np.zeros(0, dtype=np.float32)])
+        power = self.power
         return AudioFacts(
             num_samples=self._length(available),
             source_rate=source_rate,
@@ -310,6 +318,11 @@ class SegmentStats:
         if loudest == 0.0:
             return 0.0
         return 10 * math.log10(loudest / max(self._source_power, loudest * 1e-30))
+
+    @property
+    def power(self) -> Waveform:
+        """Mean power of each whole hop so far, (T,)."""
+        return np.concatenate([*self._hops, _NO_POWER])
 
     @property
     def variance(self) -> float:

@@ -112,6 +112,7 @@ def describe(card: dict[str, Any]) -> str:
         f"sound        {card['silence']:.0%} silence, "
         f"{card['clipped_utterances']} clipped utterances, peak {card['peak']:.2f}",
         *_warnings(card),
+        *_segmentation(card),
         *_recoded(card),
         f"duplicates   {duplicates['utterances']} utterances, "
         f"{duplicates['across_splits']} of them in several splits",
@@ -125,6 +126,17 @@ def describe(card: dict[str, Any]) -> str:
 def _shared(split: dict[str, Any]) -> str:
     shared = split.get("speakers_in_train", 0)
     return f", {shared} of them in train" if shared else ""
+
+
+def _segmentation(card: dict[str, Any]) -> list[str]:
+    cuts = card.get("segmentation")
+    if not cuts:
+        return []
+    return [
+        f"cut          {cuts['recordings']} long recordings into {cuts['utterances']} pieces, "
+        f"{_long(cuts['seconds_left_out'] / 3600)} of pauses left out; {cuts['kept_whole']} long "
+        "ones with a transcript, label or alignment kept whole"
+    ]
 
 
 def _recoded(card: dict[str, Any]) -> list[str]:

@@ -77,7 +77,7 @@ class RawUtterances:
     def __init__(self, columns: Mapping[str, pa.Array], phones: list[str]) -> None:
         """Raises DataError when two utterances have the same id."""
         self.columns = columns
-        self._phones = phones
+        self.phone_names = phones
         self.by_id = order_by_id(columns["id"], columns["path"])
         """(N,) positions in order of ids."""
 
@@ -122,7 +122,7 @@ class RawUtterances:
             self.columns[name][position].as_py() for name in ("phones", "starts", "ends")
         )
         return [
-            (self._phones[number], start, end)
+            (self.phone_names[number], start, end)
             for number, start, end in zip(numbers, starts, ends, strict=True)
         ]
 
