@@ -120,7 +120,9 @@ def _plain(value: Any, place: Callable[[str], str], *, canonical: bool, path: bo
                 inner,
                 place,
                 canonical=canonical,
-                path=key in PATH_ARGUMENTS or (path and not PATH_ARGUMENTS & set(value)),
+                # Of a class, or of a mapping that is a path; {path: audio} may name a column.
+                path=(key in PATH_ARGUMENTS and (path or TARGET in value))
+                or (path and not PATH_ARGUMENTS & set(value)),
             )
             for key, inner in value.items()
             if key not in HARDWARE_ARGUMENTS and not (key in defaults and defaults[key] == inner)

@@ -259,3 +259,14 @@ def test_the_seed_does_not_count_in_prepare(smoke: Recipe, tmp_path: Path) -> No
     before, after = (plan.find(recipe, "prepare") for recipe in (smoke, other))
     assert (before.identity, before.config) == (after.identity, after.config)
     assert "seed" not in before.config
+
+
+def test_the_name_of_a_column_is_no_path() -> None:
+    node = {
+        "_target_": "hubert_pretrain.corpora.folder.Folder",
+        "root": "audio",
+        "columns": {"path": "file", "text": "sentence"},
+    }
+    values = fingerprint.values_of(node, ())
+    assert values["columns"] == {"path": "file", "text": "sentence"}
+    assert Path(values["root"]).is_absolute()
