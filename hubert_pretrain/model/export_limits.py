@@ -12,10 +12,13 @@ ANY_FRONT_END = ("onnx",)
 """Formats that hold a network without a conv encoder. (`torch.export` fixes the batch of log-mel
 energies.)
 """
+KNOWN = [name for name in ACTIVATIONS if name != "selu"]
+"""Activations of transformers and of fairseq."""
+HUGGINGFACE: dict[str, list[Any]] = {"hidden_act": KNOWN, "feat_extract_activation": KNOWN}
 FAIRSEQ: dict[str, list[Any]] = {
     "feat_proj_layer_norm": [True],
     "feat_extract_activation": ["gelu"],
-    "hidden_act": [name for name in ACTIVATIONS if name != "selu"],
+    "hidden_act": KNOWN,
     "layer_norm_eps": [1e-5],
     "adapter_attn_dim": [None],
 }
@@ -24,29 +27,38 @@ TORCHAUDIO: dict[str, list[Any]] = {
     "hidden_act": ["gelu"],
     "conv_pos_batch_norm": [False],
 }
-VALUES = {"fairseq": FAIRSEQ, "s3prl": FAIRSEQ, "torchaudio": TORCHAUDIO}
+VALUES: dict[str, dict[str, list[Any]]] = {
+    "huggingface": HUGGINGFACE,
+    "fairseq": FAIRSEQ,
+    "s3prl": FAIRSEQ,
+    "torchaudio": TORCHAUDIO,
+    "onnx": {},
+    "torch": {},
+}
 """The values of fields that a format can hold."""
 
 
 def faults_of_export(format: str, config: HubertConfig) -> list[str]:
-    """One line for each value of a network that an export format cannot hold."""
-    key = f"export.format={format}"
+    """One line for each value of a network that an export format cannot hold, with the formats that
+    can hold the network."""
+    faults = _faults(format, config)
+    able = [name for name in VALUES if not _faults(name, config)]
+    fix = f"choose {' or '.join(able)}" if able else "load the checkpoint's own folder"
+    return [f"export.format={format} cannot hold {fault}; {fix}" for fault in faults]
+
+
+def _faults(format: str, config: HubertConfig) -> list[str]:
     if config.front_end != "conv" and format not in ANY_FRONT_END:
-        return [
-            f"{key} cannot hold model.front_end={config.front_end}: its HuBERT begins with "
-            f"convolutions; choose {' or '.join(ANY_FRONT_END)}, or load the checkpoint's own "
-            "folder with this package"
-        ]
+        return [f"model.front_end={config.front_end}: its HuBERT begins with convolutions"]
     faults = [
-        f"{key} cannot hold model.{name}={getattr(config, name)}: its HuBERT has "
-        f"{' or '.join(map(str, values))} only; export to huggingface"
-        for name, values in VALUES.get(format, {}).items()
+        f"model.{name}={getattr(config, name)}: its HuBERT has {' or '.join(map(str, values))} only"
+        for name, values in VALUES[format].items()
         if getattr(config, name) not in values
     ]
     post_norm = config.adapter_attn_dim is not None and not config.do_stable_layer_norm
     if format == "huggingface" and post_norm:
         faults.append(
-            f"{key} cannot hold model.adapter_attn_dim={config.adapter_attn_dim} with "
+            f"model.adapter_attn_dim={config.adapter_attn_dim} with "
             "model.do_stable_layer_norm=false: transformers ignores adapters of a post-norm model"
         )
     return faults

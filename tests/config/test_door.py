@@ -85,7 +85,11 @@ def test_all_faults_at_once() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model.hidden_act=selu", "export.format=fairseq"], r"cannot hold model\.hidden_act=selu"),
+        (
+            ["model.hidden_act=selu", "export.format=fairseq"],
+            r"cannot hold model\.hidden_act=selu: .*; choose onnx or torch",
+        ),
+        (["model.hidden_act=selu"], r"=huggingface cannot hold model\.hidden_act=selu"),
         (["model.hidden_act=relu", "export.format=torchaudio"], r"cannot hold model\.hidden_act"),
         (["model=fast_base", "export.format=s3prl"], r"cannot hold model\.front_end=log_mel"),
         (
