@@ -15,8 +15,8 @@ from hubert_pretrain.data.preparation.listing import compare
 from hubert_pretrain.data.preparation.quarantine import Quarantine
 from hubert_pretrain.data.preparation.raw_utterances import COLUMNS, collect
 from hubert_pretrain.data.preparation.scan_journal import ScanJournal
-from hubert_pretrain.data.source import corpus_name, originals
-from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.data.source import CorpusSource, corpus_name, originals
+from hubert_pretrain.errors import DataError, HubertPretrainError
 from hubert_pretrain.pipeline import fingerprint, plan
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.preflight.report import CheckResult, of_error, ok, skipped, warning
@@ -38,29 +38,40 @@ def check(recipe: Recipe, workspace: Workspace) -> CheckResult:
 
 def difference(recipe: Recipe, workspace: Workspace) -> str:
     """A sentence on the changes of the corpus since it was prepared; "" without any, or when they
-    cannot be told: audio that the corpus makes, or behind URLs.
+    do not matter or cannot be told: audio that was copied into shards and is gone, that the corpus
+    makes, or behind URLs.
     """
     made = workspace.artefact("prepare")
     before = Corpus.open(made.path).card.get("listed")
-    places = fingerprint.places(recipe.data)
     source = originals(compose.build(recipe.data.corpus))
-    if before is None or source is None or any("://" in place for place in places):
+    is_known = before is not None and (made.path / JOURNAL).is_file()
+    if source is None or not is_known or any("://" in at for at in fingerprint.places(recipe.data)):
         return ""
-    lines = (made.path / QUARANTINE).read_text(encoding="utf-8").splitlines()
+    where = recipe.data.root or corpus_name(source)
+    try:
+        found = _compare(recipe, workspace, source)
+    except DataError as failure:
+        copied = recipe.data.shards != "none"
+        return "" if copied else f"the corpus cannot be listed any more: {failure}"
+    return f"{where}: the corpus has changed since it was prepared ({found})" if found else ""
+
+
+def _compare(recipe: Recipe, workspace: Workspace, source: CorpusSource) -> str:
+    folder = workspace.artefact("prepare").path
+    roots = [str(folder), *fingerprint.places(recipe.data)]
+    lines = (folder / QUARANTINE).read_text(encoding="utf-8").splitlines()
     with (
         tempfile.TemporaryDirectory() as scratch,
         ColumnSpool(Path(scratch) / "utterances", COLUMNS) as spool,
-        ScanJournal(made.path / JOURNAL, [str(made.path), *places], read_only=True) as journal,
+        ScanJournal(folder / JOURNAL, roots, read_only=True) as journal,
         Quarantine(Path(scratch) / QUARANTINE) as faults,
     ):
         channel = channel_number(recipe.data.channel)
-        found = compare(
-            collect(source, made.path, spool, faults, channel),
-            made.path,
-            before=before,
+        return compare(
+            collect(source, folder, spool, faults, channel),
+            folder,
+            before=Corpus.open(folder).card["listed"],
             journal=journal,
             quarantined={json.loads(line)["id"] for line in lines},
             moved=bool(plan.moved(recipe, workspace)),
         )
-    where = recipe.data.root or corpus_name(source)
-    return f"{where}: the corpus has changed since it was prepared ({found})" if found else ""

@@ -16,6 +16,7 @@ import pytest
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.data.manifest import Utterance, write_manifest
 from hubert_pretrain.errors import ArtefactError, ConfigError
+from hubert_pretrain.files import read_json, write_json
 from hubert_pretrain.launch import local, slurm
 from hubert_pretrain.pipeline import plan, redo
 from hubert_pretrain.pipeline.workspace import Workspace
@@ -98,7 +99,7 @@ def run(smoke: Recipe, stubs: Stubs, tmp_path: Path, monkeypatch: pytest.MonkeyP
         workspace = Workspace(tmp_path)
         stubs.ran = []
 
-        def process(name: str, words: list[str]) -> None:
+        def process(name: str, words: list[str], *_: Any) -> None:
             assert words[-2:] == [f"stage={name}", "redo=false"] or redo_ == "false"
             assert f"redo={redo_}" not in words[:-1]
             again = dataclasses.replace(recipe, redo="false")
@@ -298,6 +299,38 @@ def test_a_removed_input_does_not_make_what_was_made_from_it_stale(
     found = states(smoke, tmp_path)
     assert (found["it1/label"], found["it1/pretrain"]) == (plan.PENDING, plan.DONE)
     assert run() == ["it1/label"]
+
+
+def test_a_stage_of_an_older_version_is_made_again(run: Run, smoke: Recipe, tmp_path: Path) -> None:
+    run()
+    meta = read_json(tmp_path / "it2/label/meta.json")
+    write_json(tmp_path / "it2/label/meta.json", meta | {"format": "hubert_pretrain.stage.1"})
+    with pytest.raises(ArtefactError, match=r"cannot use; redo=it2/label makes it again"):
+        run()
+    assert states(smoke, tmp_path)["it2/pretrain"] == plan.STALE
+    assert run(redo_="true") == ["it2/label", *FOLLOWERS["it2/pretrain"]]
+
+
+def test_a_run_of_an_earlier_version_goes_on(run: Run, smoke: Recipe, tmp_path: Path) -> None:
+    """Its folders do not say what came out, and know fewer fields; a changed value still counts."""
+    run()
+    stages = plan.stages(smoke)
+    for stage in stages:
+        path = tmp_path / stage.name / "meta.json"
+        meta = {
+            name: value
+            for name, value in read_json(path).items()
+            if name not in ("identity", "output", "places")
+        }
+        meta["config"].get("data", {}).pop("hold_out_by", None)
+        meta["inputs"] = {
+            name: Workspace(tmp_path).resolve(name).fingerprint for name in stage.inputs
+        }
+        write_json(path, meta)
+    assert set(states(smoke, tmp_path).values()) == {plan.DONE}
+    recipe = copy.deepcopy(smoke)
+    fewer_clusters(recipe)
+    assert states(recipe, tmp_path)["it1/cluster"] == plan.CHANGED
 
 
 # -- SLURM

@@ -165,6 +165,21 @@ def test_speed_copies_are_made_again_only_for_new_recordings(
     assert len(before.items() & copies().items()) == 7
 
 
+def test_audio_in_shards_needs_its_files_no_more(run: Run, tmp_path: Path) -> None:
+    run("data.shards=flac")
+    shutil.rmtree(tmp_path / "corpus")
+    assert run("data.shards=flac").decoded == 0
+
+
+def test_a_corpus_that_is_gone_is_an_error(run: Run, tmp_path: Path) -> None:
+    run()
+    shutil.rmtree(tmp_path / "corpus")
+    with pytest.raises(ArtefactError, match=r"cannot be listed any more: .*corpus: no such folder"):
+        run()
+    prepared = Prepared(tmp_path / "corpus", tmp_path / "run")
+    assert changes.check(prepared.recipe, prepared.workspace).state == "warning"
+
+
 # -- another place
 
 
