@@ -96,3 +96,18 @@ def test_their_defaults_are_no_part_of_a_fingerprint() -> None:
 def test_invalid_values(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         composed(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("case=uper", r"finetune\.asr\.task\.case='uper': .*did you mean 'upper'"),
+        ("tags=no", r"finetune\.asr\.task\.tags='no': expected one of drop, keep"),
+        ("language=de", r"finetune\.asr\.task\.language='de': expected one of"),
+        ("reduction=summ", r"finetune\.asr\.task\.reduction='summ': .*did you mean 'sum'"),
+    ],
+)
+def test_rules_of_texts_are_checked_at_the_door(word: str, message: str) -> None:
+    composed("+finetune.asr.task.case=lower", "+finetune.asr.task.language=tr")
+    with pytest.raises(ConfigError, match=message):
+        composed(f"+finetune.asr.task.{word}")
