@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from hubert_pretrain import distributed
 from hubert_pretrain.files import write_json, write_text
 from hubert_pretrain.finetune.task import Task
 from hubert_pretrain.training.loggers import keep_table
@@ -19,9 +20,9 @@ log = logging.getLogger(__name__)
 def score(
     task: Task, references: Sequence[str], predictions: Sequence[str], name: str
 ) -> dict[str, Any]:
-    """The scores, and the warnings, which are logged too; `name` is that of the stage."""
+    """The scores, and the warnings, which the first rank logs too; `name` is that of the stage."""
     warnings = task.warnings(references, predictions)
-    for message in warnings:
+    for message in warnings if distributed.rank() == 0 else ():
         log.warning("%s: %s", name, message)
     return {**task.score(references, predictions), "warnings": warnings}
 
