@@ -328,6 +328,9 @@ def _add_ctc_head(
     }
     source.head_state = state
     tokenizer = _tokenizer(folder)
+    name = tokenizer.get("tokenizer_class", "Wav2Vec2CTCTokenizer")
+    if name != "Wav2Vec2CTCTokenizer":
+        source.notes.append(f"its tokenizer is {name}, which may join symbols in another way")
     if dictionary is None:
         symbols = _vocabulary(folder, tokenizer, rows, source.notes)
         symbols = symbols or source.extra.get("vocabulary")

@@ -122,6 +122,14 @@ def test_only_the_blank_is_needed_to_decode(tmp_path: Path, symbols: list[str]) 
     assert their_text(exported(tmp_path / "out", tmp_path / "in")) == expected
 
 
+def test_another_tokenizer_is_noted(tmp_path: Path) -> None:
+    letters(tmp_path, LETTERS)
+    path = tmp_path / "tokenizer_config.json"
+    other = {"tokenizer_class": "Wav2Vec2PhonemeCTCTokenizer"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **other}))
+    assert "its tokenizer is Wav2Vec2PhonemeCTCTokenizer" in notes(tmp_path)
+
+
 def test_lower_case(tmp_path: Path) -> None:
     letters(tmp_path / "in", LETTERS, do_lower_case=True)
     expected = their_text(tmp_path / "in")

@@ -42,6 +42,8 @@ def test_round_through_every_format(
         assert main([str(source), str(target), "--to", name, "--check"]) == 0
         printed = capsys.readouterr().out
         assert "46 tensors came back bit for bit" in printed
+        side = f"and       {tmp_path / 'to_torchaudio.side.safetensors'}, which belongs to it"
+        assert (side in printed) is (name == "torchaudio")
         source = target
     assert "taken     54 tensors" in printed
     assert "missing   none\nunexpected none" in printed

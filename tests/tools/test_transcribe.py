@@ -12,7 +12,8 @@ from hubert_pretrain.tools.transcribe import main
 
 from hubert_pretrain.finetune.inference import SpeechRecognizer
 from hubert_pretrain.finetune.text import Vocabulary
-from hubert_pretrain.model.checkpoint import save_model
+from hubert_pretrain.interop.torchaudio_writer import export_torchaudio
+from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
 from tests.finetune.conftest import TINY
@@ -74,3 +75,21 @@ def test_a_waveform_is_normalised_for_models_that_want_it(model: Path, speech: P
     recogniser.model.config.normalize_waveform = True
     waveform = torch.randn(16000, generator=torch.Generator().manual_seed(0))
     assert recogniser.transcribe(waveform) == recogniser.transcribe(3 * waveform + 1)
+
+
+def test_what_a_file_does_not_tell_is_given(
+    model: Path, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A state dict of torchaudio without its side file."""
+    export_torchaudio(tmp_path / "hubert.pt", load_model(model))
+    (tmp_path / "hubert.side.safetensors").unlink()
+    lines = [f"{symbol} 1\n" for symbol in ("<unk>", "|", "A", "B", "C")]
+    (tmp_path / "dict.ltr.txt").write_text("".join(lines))
+    words = [str(tmp_path / "hubert.pt"), str(speech)]
+    assert main(words) == 1
+    assert "in a command --set" in capsys.readouterr().err
+    fields = [f"num_attention_heads={TINY.num_attention_heads}", f"conv_stride={TINY.conv_stride}"]
+    assert main([*words, "--dictionary", str(tmp_path / "dict.ltr.txt"), "--set", *fields]) == 0
+    assert (
+        capsys.readouterr().out == f"{speech}\t{SpeechRecognizer.load(model).transcribe(speech)}\n"
+    )
