@@ -90,7 +90,8 @@ class CorpusSource(Protocol):
     is listed with its `fault`: `data.max_bad_fraction` decides.
 
     A class that looks for files in folders counts the others in an attribute `passed_over`; one
-    that wraps others has them in `corpora` or `corpus` (see `passed_over`).
+    that wraps others has them in `corpora` or `corpus` (see `passed_over`). A class that makes
+    audio has a method `originals`: the corpus without that audio, or None (see `originals`).
     """
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:

@@ -45,7 +45,8 @@ def difference(recipe: Recipe, workspace: Workspace) -> str:
     before = Corpus.open(made.path).card.get("listed")
     source = originals(compose.build(recipe.data.corpus))
     is_known = before is not None and (made.path / JOURNAL).is_file()
-    if source is None or not is_known or any("://" in at for at in fingerprint.places(recipe.data)):
+    places = fingerprint.places(recipe.data)
+    if source is None or not is_known or not places or any("://" in place for place in places):
         return ""
     where = recipe.data.root or corpus_name(source)
     try:
