@@ -39,6 +39,7 @@ def overrides_of(name: str, tmp_path: Path) -> list[str]:
 def test_there_are_all_recipes() -> None:
     assert set(NAMES) >= {
         "demo",
+        "my_audio",
         "smoke",
         "base_ls960",
         "large_ll60k",
