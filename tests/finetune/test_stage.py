@@ -155,7 +155,8 @@ def test_a_checkpoint_of_a_training_is_read_like_its_result(
     _run(workspace, "asr", CTC)
     folder = workspace.partial_folder("finetune/asr")
     step = folder / "checkpoints" / "step=00000006.ckpt"
-    found, result = load_checkpoint(step), load_checkpoint(folder)
+    found = load_checkpoint(step)
+    result = load_checkpoint(folder)
     assert found.config == result.config
     for name, tensor in {**result.model.state_dict(), **result.head_state}.items():
         assert torch.equal(tensor, {**found.model.state_dict(), **found.head_state}[name])

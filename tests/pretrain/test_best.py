@@ -65,10 +65,10 @@ def test_the_best_is_the_result(
     assert (facts["best_step"], facts["best_by"]) == (best, "valid/loss/masked")
     assert facts["masked_loss_nats"] == 1.0
     result = load_checkpoint(tmp_path)
-    kept = load_checkpoint(tmp_path / "checkpoints" / f"step={best:08d}.ckpt")
-    assert same(result, kept)
-    assert kept.config["head"] == result.config["head"]
-    assert kept.extra.items() <= result.extra.items()
+    stored = load_checkpoint(tmp_path / "checkpoints" / f"step={best:08d}.ckpt")
+    assert same(result, stored)
+    assert stored.config["head"] == result.config["head"]
+    assert stored.extra.items() <= result.extra.items()
     if best < 9:
         assert not same(result, load_checkpoint(tmp_path / "checkpoints" / "step=00000009.ckpt"))
 
