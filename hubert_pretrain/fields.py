@@ -30,8 +30,11 @@ class Allowed:
 
     def fault(self, key: str, value: Any) -> str | None:
         """One line about a value that is not allowed, with the nearest name; None for any other."""
-        if self.holds(value):
-            return None
+        try:
+            if self.holds(value):
+                return None
+        except (TypeError, AttributeError):
+            pass  # a value of another type
         found = repr(value) if isinstance(value, str) else value
         nearest = did_you_mean(str(value), list(self.names))
         return f"{key}={found}: expected {self.expected}{nearest}"

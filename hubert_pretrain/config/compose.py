@@ -150,7 +150,7 @@ def prepare(argv: Sequence[str]) -> list[str]:
     _chosen_files.clear()
     argv = [_with_recipe_name(word) for word in argv]
     register([word.partition("=")[0] for word in argv if "={" not in word])
-    return words.prepare(argv, {name: _options(name) for name in _groups()})
+    return words.prepare(argv, {name: _options(name) for name in ("recipe", *_groups())})
 
 
 def _groups() -> list[str]:
@@ -347,7 +347,8 @@ def _file_of(name: str) -> str:
     if group == "machine":
         return f"{MACHINE}: "
     path = {**recipe_files(), **_chosen_files}.get(choice) if group == "recipe" else None
-    return f"{path or conf_folder() / f'{name}.yaml'}: "
+    ours = conf_folder() / f"{name}.yaml"
+    return f"{path or (ours if ours.is_file() else f'{name}.yaml')}: "
 
 
 def _options(group: str) -> list[str]:

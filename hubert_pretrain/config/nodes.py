@@ -72,6 +72,12 @@ def faults(key: str, node: Any, *, complete: bool = True) -> list[str]:
             continue
         if signature is not None:
             found += list(_faults_of_arguments(name, inner, signature, complete))
+        elif not _is_installed(str(inner[TARGET])):
+            package = str(inner[TARGET]).partition(".")[0]
+            found.append(
+                f"{name}._target_={inner[TARGET]}: there is no module {package}; expected a class "
+                "as module.Class, of a module that Python finds (PYTHONPATH)"
+            )
     return found
 
 
@@ -193,6 +199,19 @@ def defaults(node: dict[str, Any]) -> dict[str, Any]:
 
 
 # -- reading the source
+
+
+def _is_installed(target: str) -> bool:
+    """True where the package of a class is found: installed, or in the working directory."""
+    package, _, rest = target.partition(".")
+    if not package or not rest:
+        return False
+    here = Path.cwd() / package
+    return (
+        importlib.util.find_spec(package) is not None
+        or here.is_dir()
+        or here.with_suffix(".py").is_file()
+    )
 
 
 def is_ours(target: str) -> bool:

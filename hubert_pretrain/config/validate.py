@@ -23,7 +23,7 @@ from hubert_pretrain.config.schema import (
 )
 from hubert_pretrain.distributed import accumulation
 from hubert_pretrain.errors import ConfigError, did_you_mean
-from hubert_pretrain.fields import between, faults_of_values, share_above_zero
+from hubert_pretrain.fields import between, faults_of_values, positive, share_above_zero
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid, samples, seconds
 from hubert_pretrain.model.config import HubertConfig, SpanMask
 from hubert_pretrain.model.export_limits import faults_of_export
@@ -97,7 +97,7 @@ def _faults_of_iteration(key: str, iteration: IterationConfig, recipe: Recipe) -
         f"{key}.pretrain.loss", pretrain.loss, recipe.model.num_hidden_layers
     )
     yield from _faults_of_augment(f"{key}.pretrain.augment", pretrain.augment)
-    yield from _faults_of_mixture(f"{key}.pretrain", pretrain, recipe.data.corpus.get("corpora"))
+    yield from _faults_of_mixture(f"{key}.pretrain", pretrain, _corpora(recipe.data.corpus))
 
 
 def _faults_of_clustering(key: str, config: ClusteringConfig) -> Iterator[str]:
@@ -152,6 +152,8 @@ def _faults_of_grid(key: str, features: Any, grid: FrameGrid) -> Iterator[str]:
         return
     hop = features.get("hop_seconds", seconds(MODEL_GRID.hop))
     window = features.get("window_seconds", seconds(MODEL_GRID.window))
+    if any(positive.fault("", value) for value in (hop, window)):
+        return  # nodes.py says so
     if FrameGrid(window=samples(window), hop=samples(hop)) != grid:
         yield (
             f"{key}: hop_seconds={hop:g}, window_seconds={window:g}, but the model's frames are "
@@ -222,6 +224,10 @@ def _faults_of_augment(key: str, config: AugmentConfig) -> Iterator[str]:
                 f"{key}.{name}={getattr(config, name)} needs noise: set {key}.noise to a folder of "
                 "audio files"
             )
+
+
+def _corpora(node: Any) -> Any:
+    return node.get("corpora") if isinstance(node, dict) else None
 
 
 def _faults_of_mixture(key: str, config: PretrainConfig, corpora: Any) -> Iterator[str]:

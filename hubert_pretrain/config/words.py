@@ -24,6 +24,11 @@ WORD = re.compile(r"(?P<plus>\+{0,2})(?P<key>[A-Za-z_$][\w$.@/:-]*)=(?P<value>.*
 NAMED_PARTS = ("iterations", "finetune", "launch.stages")
 """Sections whose keys are names that a recipe chooses."""
 SWEEP = {"-m", "--multirun"}
+WITH_VALUE = {
+    *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"),
+    *("--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun"),
+}
+"""Options of Hydra that are followed by a value."""
 OPENING = "[{("
 CLOSING = "]})"
 
@@ -37,7 +42,10 @@ def prepare(words: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[s
     Raises ConfigError for a word that is damaged, or means nothing.
     """
     sweeps = bool(SWEEP & set(words))
-    return [each for word in words for each in _prepared(word, groups, sweeps)]
+    ready: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        ready += [word] if before in WITH_VALUE else _prepared(word, groups, sweeps)
+    return ready
 
 
 def _prepared(word: str, groups: Mapping[str, Sequence[str]], sweeps: bool) -> list[str]:
@@ -48,17 +56,26 @@ def _prepared(word: str, groups: Mapping[str, Sequence[str]], sweeps: bool) -> l
         )
     match = WORD.fullmatch(word)
     if match is None:
+        if "=" in word and word[0] not in "-~":
+            raise ConfigError(
+                f"{word}: expected KEY=VALUE with a key of letters, digits, '_' and '.', e.g. "
+                "trainer.devices=2"
+            )
         return [word]
     plus = match["plus"]
     key = match["key"]
     value = match["value"]
-    if key in groups and value in ("null", ""):
-        raise ConfigError(f"{word}: expected one of {', '.join(groups[key])}")
     value = grammatical(key, value, sweeps=sweeps)
     parsed = _parse(f"key={value}")
     section = next((each for each in NAMED_PARTS if key.startswith(f"{each}.")), None)
     is_group = "@" in key or ("/" in key and not section)
     is_group |= key in groups and not value.startswith("{")
+    group = key.partition("@")[0]
+    if is_group and group in groups:
+        if parsed is not None and not (isinstance(parsed.value(), (str, list)) and value):
+            raise ConfigError(f"{word}: expected one of {', '.join(groups[group])}")
+        # A choice that is there is replaced, with or without a plus sign; a recipe is added.
+        plus = plus if "@" in key or group == "recipe" else ""
     is_ours = "." in key or key in {each.name for each in dataclasses.fields(Recipe)}
     if is_group or key.startswith("hydra.") or not is_ours or parsed is None:
         return [f"{plus}{key}={value}"]

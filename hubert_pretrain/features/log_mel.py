@@ -6,7 +6,7 @@ Tensor letters: B utterances, S samples, T frames, N frames of all utterances, D
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features.extractor import Batches, packed_batches
 from hubert_pretrain.features.mfcc import BATCH_SECONDS
 from hubert_pretrain.features.spectrum import gather_index, pack_utterances
+from hubert_pretrain.fields import positive
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid, samples, seconds
 from hubert_pretrain.model.log_mel import MelEnergies
 
@@ -37,10 +38,10 @@ class LogMel(nn.Module):
 
     def __init__(
         self,
-        num_mel_bins: int = 80,
+        num_mel_bins: Annotated[int, positive] = 80,
         *,
-        hop_seconds: float = seconds(MODEL_GRID.hop),
-        window_seconds: float = seconds(MODEL_GRID.window),
+        hop_seconds: Annotated[float, positive] = seconds(MODEL_GRID.hop),
+        window_seconds: Annotated[float, positive] = seconds(MODEL_GRID.window),
     ) -> None:
         super().__init__()
         if num_mel_bins < 1 or samples(hop_seconds) < 1 or samples(window_seconds) < 2:

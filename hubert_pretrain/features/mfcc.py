@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features.extractor import Batches, packed_batches
 from hubert_pretrain.features.spectrum import deltas, gather_index, pack_utterances
+from hubert_pretrain.fields import positive
 from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID, FrameGrid, samples, seconds
 from hubert_pretrain.model.log_mel import MelEnergies
 
@@ -52,8 +53,8 @@ class Mfcc(nn.Module):
     def __init__(
         self,
         *,
-        hop_seconds: float = seconds(MODEL_GRID.hop),
-        window_seconds: float = seconds(MODEL_GRID.window),
+        hop_seconds: Annotated[float, positive] = seconds(MODEL_GRID.hop),
+        window_seconds: Annotated[float, positive] = seconds(MODEL_GRID.window),
     ) -> None:
         super().__init__()
         self._grid = FrameGrid(window=samples(window_seconds), hop=samples(hop_seconds))

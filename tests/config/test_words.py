@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hubert_pretrain.config import compose
-from hubert_pretrain.config.words import grammatical
+from hubert_pretrain.config.words import grammatical, prepare
 from hubert_pretrain.errors import ConfigError
 
 PATHS = [
@@ -117,6 +117,15 @@ def test_a_new_part_of_a_named_section() -> None:
         ("seed=3\r", r"^seed=3: ends with a carriage return"),
         ("model=null", r"^model=null: expected one of base, .*large"),
         ("logger=null", r"^logger=null: expected one of csv"),
+        ("data=3", r"^data=3: expected one of common_voice"),
+        ("++model=null", r"^\+\+model=null: expected one of base"),
+        ("+features@iterations.it1.features=null", r"expected one of hubert_layer"),
+        ("+recipe=", r"^\+recipe=: expected one of base_ls100"),
+        ("+recipe=null", r"^\+recipe=null: expected one of base_ls100"),
+        ("=3", r"^=3: expected KEY=VALUE"),
+        ("a b=3", r"^a b=3: expected KEY=VALUE"),
+        ("data.corpus=null", r"^data\.corpus: expected a `_target_`"),
+        ("data.corpus._target_=nope.X", r"_target_=nope\.X: there is no module nope"),
         ("stage", r"^stage: expected KEY=VALUE"),
         ("seed=1,2", r"^seed='1,2': expected a whole number"),
         ("trainer.devices=auto", r"^trainer\.devices='auto': expected a whole number"),
@@ -132,6 +141,17 @@ def test_a_word_that_cannot_be_is_one_sentence(word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as wrong:
         compose.recipe_of(["+recipe=smoke", word])
     assert "\n" not in str(wrong.value)
+
+
+@pytest.mark.parametrize("word", ["data=folder", "+data=folder", "++data=folder"])
+def test_a_choice_needs_no_plus_sign(word: str) -> None:
+    recipe = compose.recipe_of(["+recipe=smoke", word, "data.root=/x"])
+    assert recipe.data.corpus["_target_"].endswith(".Folder")
+
+
+def test_values_of_options_are_left_alone() -> None:
+    words = ["--config-dir", "/ü/a.b=c", "seed=2"]
+    assert prepare(words, {}) == ["--config-dir", "/ü/a.b=c", "++seed=2"]
 
 
 def test_the_words_of_a_run_compose_the_same_recipe(tmp_path: Path) -> None:
