@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from hubert_pretrain import distributed
 from hubert_pretrain.clustering import assign
-from hubert_pretrain.clustering.engines import faiss
+from hubert_pretrain.clustering.engines import faiss, minibatch
 from hubert_pretrain.clustering.engines.faiss import Faiss
 from hubert_pretrain.clustering.engines.lloyd import FitResult, Lloyd
 from hubert_pretrain.clustering.engines.minibatch import MiniBatch
@@ -108,9 +108,8 @@ class KMeans:
     @property
     def memory(self) -> EngineMemory:
         """Memory that the engine needs beside the frames."""
-        if self.engine == "minibatch":
-            return MiniBatch(self.n_clusters, self.batch_frames).memory
-        return faiss.MEMORY if self.engine == "faiss" else EngineMemory()
+        of_engines = {"minibatch": minibatch.MEMORY, "faiss": faiss.MEMORY}
+        return of_engines.get(self.engine, EngineMemory())
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The settings, by name."""

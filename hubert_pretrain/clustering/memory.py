@@ -62,8 +62,6 @@ class EngineMemory:
 
     row_bytes: int = 0
     """For every frame."""
-    burst_bytes: int = 0
-    """Pages of a file that it reads at once, where the frames lie in one."""
 
     def frame_bytes(self, budget: int, num_frames: int, dim: int) -> int:
         """Rest of a budget for frames in memory: more than these frames need, or 0.
@@ -74,9 +72,9 @@ class EngineMemory:
         size = 4 * num_frames * dim
         if size <= free:
             return free
-        lacking = min(size, self.burst_bytes) - free
-        if lacking <= 0:
+        if free >= 0:
             return 0
+        lacking = -free
         enough = (budget + lacking * 4 / 3) / 1e9  # a quarter of what is added is for the sample
         raise ConfigError(
             f"clustering.max_memory_gb={budget / 1e9:g}: the process holds "
@@ -95,8 +93,10 @@ def within_budget(
     bytes (0: no limit).
 
     An array stays as it is. A file is mapped, and its pages, which count as memory of the process
-    once they are read, are given back when the process reaches the budget. Other frames are
-    computed into an array, or into a scratch file in `folder` when they do not fit.
+    once they are read, are given back when the process reaches the budget. (Frames read at random
+    map large parts of the file for moments; the system takes such pages back when it needs them.)
+    Other frames are computed into an array, or into a scratch file in `folder` when they do not
+    fit.
 
     Args:
         frames: the frames.
@@ -108,7 +108,7 @@ def within_budget(
         yield frames
         return
     if isinstance(frames, FrameFile):
-        with _mapped(frames, budget - memory.burst_bytes) as array:
+        with _mapped(frames, budget) as array:
             yield array
         return
     num_frames, dim = frames.shape
@@ -124,7 +124,7 @@ def within_budget(
         file = FrameFile(path, (num_frames, dim))
         for start in range(0, num_frames, CHUNK_FRAMES):
             file.write(start, frames[start : start + CHUNK_FRAMES])
-        with _mapped(file, budget - memory.burst_bytes) as array:
+        with _mapped(file, budget) as array:
             yield array
     finally:
         path.unlink(missing_ok=True)
@@ -133,7 +133,7 @@ def within_budget(
 @contextmanager
 def _mapped(file: FrameFile, limit: int) -> Iterator[NDArray[np.float32]]:
     """The file as an array, whose pages are given back when the process holds almost `limit`
-    bytes; a negative limit is none.
+    bytes; 0: never.
     """
     with open(file.path, "rb") as opened:
         pages = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
@@ -146,7 +146,7 @@ def _mapped(file: FrameFile, limit: int) -> Iterator[NDArray[np.float32]]:
                 pages.madvise(mmap.MADV_DONTNEED)
 
     dropper = threading.Thread(target=drop_pages, name="drop pages", daemon=True)
-    if limit > 0 and hasattr(mmap, "MADV_DONTNEED"):
+    if limit and hasattr(mmap, "MADV_DONTNEED"):
         dropper.start()
     try:
         yield np.frombuffer(pages, dtype=np.float32).reshape(file.shape)

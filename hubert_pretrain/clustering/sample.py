@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hubert_pretrain import distributed
 from hubert_pretrain.clustering.frame_source import FrameFile, RankFrames, as_array, rank_range
+from hubert_pretrain.clustering.memory import MAPPED
 from hubert_pretrain.data.arrow_table import chunks
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest
@@ -235,7 +236,7 @@ def remove_scratch(folder: Path) -> None:
     """Deletes this rank's frames and the checkpoints of unfinished fits."""
     for path in folder.glob(f"{SCRATCH}.{distributed.rank()}*"):
         path.unlink()
-    for path in folder.glob("*.state"):
+    for path in (*folder.glob("*.state"), folder / MAPPED):
         path.unlink(missing_ok=True)  # another rank may have deleted it
 
 

@@ -74,7 +74,7 @@ def test_the_budget_does_not_change_the_centroids(
 
 
 def test_what_an_engine_needs_is_counted_and_too_little_is_refused() -> None:
-    engine = EngineMemory(row_bytes=32, burst_bytes=100 * MB)
+    engine = EngineMemory(row_bytes=32)
     large = resident_bytes() * 4 + 10**10
     free = engine.frame_bytes(large, 10**6, 39)
     assert 4 * 39 * 10**6 < free < large

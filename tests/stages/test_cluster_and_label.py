@@ -155,12 +155,14 @@ def test_a_killed_cluster_leaves_nothing_behind(workspace: Workspace) -> None:
     again.mkdir()
     (again / "codebook.safetensors").write_bytes(b"half")
     np.save(again / "frames.scratch", np.zeros(3))
+    (again / "mapped.scratch").write_bytes(b"of a killed run")
     assert cluster_stage.run(recipe(), workspace, "it1/cluster", again) == whole
     first = workspace.folder("it1/cluster")
     assert (again / "codebook.safetensors").read_bytes() == (
         first / "codebook.safetensors"
     ).read_bytes()
     assert not (again / "frames.scratch").exists()
+    assert not (again / "mapped.scratch").exists()
 
 
 def test_a_codebook_of_other_features_is_refused(workspace: Workspace) -> None:

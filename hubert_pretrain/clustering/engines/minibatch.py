@@ -21,11 +21,8 @@ mostly wait for each other in busy loops: on a machine shared with others, K=50 
 took 52 s with two threads and 11 s with one."""
 
 
-ROW_BYTES = 32
+MEMORY = EngineMemory(row_bytes=32)
 """Of the norms, weights and cumulative weights that scikit-learn holds for every frame."""
-FAULT_BYTES = 1 << 16
-"""Linux maps so much of a file around a byte that is read. The frames of a mini-batch are drawn at
-random, so each brings as much."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +39,9 @@ class MiniBatch:
     seed: int = 0
     max_memory_bytes: int = 0
 
-    @property
-    def memory(self) -> EngineMemory:
-        """Memory that scikit-learn needs beside the frames."""
-        return EngineMemory(ROW_BYTES, self.batch_frames * FAULT_BYTES)
-
     def fit(self, shard: RankFrames, state_path: Path | None = None) -> FitResult:
         """Centroids of the frames. No state is saved: an interrupted fit starts again. Beside the
-        frames it needs `memory`.
+        frames it needs `MEMORY`.
         """
         from sklearn.cluster import MiniBatchKMeans
         from threadpoolctl import threadpool_limits
@@ -72,7 +64,7 @@ class MiniBatch:
         threads = None if multiplications >= PARALLEL_MULTIPLICATIONS else 1
         with threadpool_limits(limits=threads, user_api="openmp"):
             folder = None if state_path is None else state_path.parent
-            with within_budget(shard.frames, self.max_memory_bytes, folder, self.memory) as frames:
+            with within_budget(shard.frames, self.max_memory_bytes, folder, MEMORY) as frames:
                 estimator.fit(frames)
         centroids = np.asarray(estimator.cluster_centers_, dtype=np.float32)
         return FitResult(torch.from_numpy(centroids), int(estimator.n_iter_), 0)
