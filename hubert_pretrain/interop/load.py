@@ -103,6 +103,12 @@ def _load_folder(
         return load_model(folder, weights=weights, **overrides)
     if isinstance(stored, dict) and "model_type" in stored:
         return load_huggingface(folder, weights=weights, dictionary=dictionary, **overrides)
+    if (folder / "rest.pt").is_file():
+        raise ArtefactError(
+            f"{folder}: a checkpoint that several ranks wrote in parts (trainer.strategy=fsdp); "
+            "expected a whole one: take the result of its stage, which is the best checkpoint with "
+            "keep_best, or resume with trainer.strategy=ddp for one more checkpoint"
+        )
     found = "none that can be read"
     if isinstance(stored, dict):
         found = f"the keys {', '.join(list(stored)[:4])}"

@@ -370,3 +370,17 @@ def test_overrides(exported: Path) -> None:
         assert load_checkpoint(path, layerdrop=0.5).model.config.layerdrop == 0.5
         with pytest.raises(ConfigError, match="did you mean 'layerdrop'"):
             load_checkpoint(path, layer_drop=0.5)
+
+
+def test_checkpoints_of_a_training_that_cannot_be_read_say_why(tmp_path: Path) -> None:
+    old = tmp_path / "step=00000010.ckpt"
+    torch.save({"about": {}, "global_step": 10, "state_dict": {}}, old)
+    with pytest.raises(ArtefactError, match=r"an older version of this project; resume"):
+        load_checkpoint(old)
+    parts = tmp_path / "step=00000020.ckpt"
+    parts.mkdir()
+    (parts / "rest.pt").write_bytes(b"")
+    with pytest.raises(
+        ArtefactError, match=r"several ranks wrote in parts .*trainer\.strategy=ddp"
+    ):
+        load_checkpoint(parts)
