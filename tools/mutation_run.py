@@ -42,7 +42,7 @@ class Mutation:
     tests: str
     """Files or folders of tests, separated by spaces."""
     slow: bool = False
-    """Whether slow tests are run too."""
+    """Slow tests are run too."""
 
     def apply(self, root: Path) -> None:
         """Make the change in the copy at `root`."""
