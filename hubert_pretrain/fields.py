@@ -15,6 +15,8 @@ from hubert_pretrain.errors import ConfigError, did_you_mean
 MISSING: Any = "???"
 """Mark of a value that has no default (OmegaConf's): a recipe or the command line gives it."""
 
+MAX_SHOWN = 200
+"""Characters of a value in a message."""
 _CATCHABLE = set(signal.Signals.__members__) - {"SIGKILL", "SIGSTOP"}
 
 
@@ -35,7 +37,9 @@ class Allowed:
                 return None
         except (TypeError, AttributeError):
             pass  # a value of another type
-        found = repr(value) if isinstance(value, str) else value
+        found = repr(value) if isinstance(value, str) else str(value)
+        if len(found) > MAX_SHOWN:
+            found = f"{found[:MAX_SHOWN]}..."
         nearest = did_you_mean(str(value), list(self.names))
         return f"{key}={found}: expected {self.expected}{nearest}"
 

@@ -91,8 +91,12 @@ def train():
     trainer.fit(Module(), torch.utils.data.DataLoader(torch.zeros(8, 4), batch_size=2))
 
 def threads():
-    tasks = os.listdir("/proc/self/task")
-    names = {open(f"/proc/self/task/{task}/comm").read().strip() for task in tasks}
+    names = []
+    for task in os.listdir("/proc/self/task"):
+        try:
+            names.append(open(f"/proc/self/task/{task}/comm").read().strip())
+        except FileNotFoundError:  # it has ended
+            pass
     return sorted(name for name in names if "gloo" in name)
 
 train()

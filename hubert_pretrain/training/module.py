@@ -86,23 +86,26 @@ class Meter:
         before = self._on_device.get(names)
         self._on_device[names] = vector if before is None else before + vector
 
-    def read(self, device: torch.device | None = None) -> dict[str, float]:
+    def read(self, device: torch.device) -> dict[str, float]:
         """Return the sums over all ranks since the last reading, and reset them to 0.
 
-        Every rank must call it with the same names.
+        Every rank must call it with the same names, in any order.
+
+        device: of the sum over the ranks.
         """
-        names = [name for group in self._on_device for name in group] + list(self._on_host)
-        if not names:
-            return {}
-        vectors = [*self._on_device.values(), torch.tensor(list(self._on_host.values()))]
-        target = device or vectors[0].device
-        total = torch.cat([vector.to(target).double() for vector in vectors])
+        sums: dict[str, Tensor | float] = dict(self._on_host)
+        for names, vector in self._on_device.items():
+            for name, value in zip(names, vector.double().unbind(), strict=True):
+                sums[name] = value + sums.get(name, 0.0)
         self._on_device = {}
         self._on_host = {}
-        sums: dict[str, float] = dict.fromkeys(names, 0.0)
-        for name, value in zip(names, distributed.sum_over_ranks(total).tolist(), strict=True):
-            sums[name] += value
-        return sums
+        if not sums:
+            return {}
+        ordered = sorted(sums)
+        total = torch.stack(
+            [torch.as_tensor(sums[name], dtype=torch.float64, device=device) for name in ordered]
+        )
+        return dict(zip(ordered, distributed.sum_over_ranks(total).tolist(), strict=True))
 
 
 def direction(name: str, directions: Mapping[str, bool], kind: str) -> bool:

@@ -17,9 +17,10 @@ from torch import nn
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.clustering.codebook_set import CodebookPart, CodebookSet
 from hubert_pretrain.config.schema import LossConfig, Recipe
-from hubert_pretrain.config.validate import check
+from hubert_pretrain.config.validate import faults
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.fields import raise_faults
 from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import MODEL_GRID
 from hubert_pretrain.model.checkpoint import load_model
@@ -229,4 +230,4 @@ def test_values_that_cannot_be(changes: dict[str, Any], message: str, recipe: Re
     values.data.corpus = {}
     values.iterations["it1"].clustering.n_clusters = 5
     with pytest.raises(ConfigError, match=message):
-        check(values)
+        raise_faults(faults(values))

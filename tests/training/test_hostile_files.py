@@ -74,6 +74,7 @@ ABSURD = [
     *(
         ("conv_dim", [2**40] * 7),
         ("conv_dim", [4] * 100_000),
+        ("conv_stride", [10**9] * 100_000),
         ("conv_kernel", [10**9] * 7),
         ("num_conv_pos_embeddings", 10**10),
     ),
@@ -104,18 +105,14 @@ def test_a_config_of_absurd_sizes_is_refused_before_anything_is_built(
     folder: Path, name: str, value: object
 ) -> None:
     change(folder, "model", name, value)
-    if not isinstance(value, list):
-        found: object = value
-    elif value[0] != 4:
-        found = value[0]
+    if isinstance(value, list) and value[0] == 4:
+        expected = rf"model\.{name} has 100000 layers, but at most \d+ are allowed"
     else:
-        found = "100000 layers"
-    with pytest.raises(
-        ArtefactError,
-        match=rf"config\.json.*model\.{name} (is|has) {re.escape(str(found))}, "
-        r"but at most [\d_.]+ ",
-    ):
+        found = re.escape(str(value)[:200])
+        expected = rf"model\.{name}={found}.*: expected .*(numbers? from 1 to \d+|at most 10 s)"
+    with pytest.raises(ArtefactError, match=rf"config\.json.*(?s:.*){expected}") as caught:
         load_checkpoint(folder)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -127,7 +124,7 @@ def test_so_is_one_of_transformers(folder: Path, tmp_path: Path, name: str) -> N
     load_checkpoint(tmp_path / "theirs")
     change(tmp_path / "theirs", "", name, [2**40] * 7 if name == "conv_dim" else 2**40)
     with pytest.raises(
-        ArtefactError, match=rf"config\.json.*model\.{name} is 1099511627776, but at most"
+        ArtefactError, match=rf"config\.json.*model\.{name}=\[?1099511627776.*from 1 to \d+"
     ):
         load_checkpoint(tmp_path / "theirs")
 
