@@ -28,6 +28,7 @@ from hubert_pretrain.model.checkpoint import (
     load_training_state,
     read_small_json,
 )
+from hubert_pretrain.model.sharded import is_sharded_folder, read_weights
 
 READABLE = (
     "fairseq or s3prl *.pt, a folder of transformers, a state dict of torchaudio, "
@@ -103,12 +104,8 @@ def _load_folder(
         return load_model(folder, weights=weights, **overrides)
     if isinstance(stored, dict) and "model_type" in stored:
         return load_huggingface(folder, weights=weights, dictionary=dictionary, **overrides)
-    if (folder / "rest.pt").is_file():
-        raise ArtefactError(
-            f"{folder}: a checkpoint that several ranks wrote in parts (trainer.strategy=fsdp); "
-            "expected a whole one: take the result of its stage, which is the best checkpoint with "
-            "keep_best, or resume with trainer.strategy=ddp for one more checkpoint"
-        )
+    if is_sharded_folder(folder):
+        return load_training_state(read_weights(folder), folder, **overrides)
     found = "none that can be read"
     if isinstance(stored, dict):
         found = f"the keys {', '.join(list(stored)[:4])}"

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from hubert_pretrain.config.schema import LossConfig, Recipe
 from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.model.checkpoint import load_model
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.training.dataloading import equal_share
@@ -300,6 +301,14 @@ def test_a_folder_of_shards_is_what_one_process_writes(runs: Path) -> None:
     for number, values in theirs["state"].items():
         for key, value in values.items():
             torch.testing.assert_close(ours["state"][number][key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_folder_of_shards_is_loaded_like_a_result(runs: Path) -> None:
+    at = Path("checkpoints") / "step=00000020.ckpt"
+    parts = load_checkpoint(runs / "fsdp2" / at).model.state_dict()
+    result = load_model(runs / "fsdp2").model.state_dict()
+    for name, tensor in result.items():
+        assert torch.equal(parts[name], tensor), name
 
 
 def test_compressed_gradients_are_close_and_rounded(runs: Path) -> None:

@@ -17,7 +17,6 @@ Tensors have one name each: `weights/<parameter>`, `optimizer<n>/<parameter>/<ke
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.files import publish, read_json, sha256, write_json
+from hubert_pretrain.model.sharded import REST, by_entry, read_rest, read_tensors, tensors_in
 
-REST = "rest.pt"
 CHECKSUMS = "checksums.json"
 _WEIGHTS = "weights"
 _OPTIMIZER = "optimizer"
@@ -96,8 +95,8 @@ def load(
     from torch.distributed.checkpoint import HuggingFaceStorageReader
     from torch.distributed.checkpoint import load as load_shards
 
-    rest = _read_rest(path)
-    stored = _tensors_in(path)
+    rest = read_rest(path)
+    stored = tensors_in(path)
 
     # The tensors to fill, by their names in the folder: weights first.
     targets: dict[str, Tensor] = {
@@ -146,27 +145,9 @@ def load_whole(path: Path) -> dict[str, Any]:
 
     Raises ArtefactError when it cannot be read.
     """
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
-    from torch.distributed.checkpoint import load as load_shards
-
-    rest = _read_rest(path)
-    stored = _tensors_in(path)
-    tensors = {name: torch.empty_like(tensor, device="cpu") for name, tensor in stored.items()}
-    with warnings.catch_warnings():
-        # Intended: one process reads everything.
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load_shards(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
-
-    keys = {_WEIGHTS: "state_dict"} | {entry: entry for entry in _BY_PARAMETER}
-    for entry, key in keys.items():
-        prefix = f"{entry}/"
-        values = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(prefix)
-        }
-        if values:
-            rest[key] = values
+    rest = read_rest(path)
+    tensors = read_tensors(path)
+    rest |= by_entry(tensors)
     rest["optimizer_states"] = [
         _numbered(tensors, number, groups)
         for number, groups in enumerate(rest.pop("optimizer_groups"))
@@ -290,35 +271,6 @@ def _publish(rest: dict[str, Any], temporary: Path, path: Path) -> None:
     if path.exists():  # a damaged one, of the same step
         remove(path)
     publish(temporary, path)
-
-
-def _read_rest(path: Path) -> dict[str, Any]:
-    try:
-        return dict(torch.load(path / REST, map_location="cpu", weights_only=True))
-    except Exception as error:
-        what = f"not readable as plain containers ({type(error).__name__})"
-        raise ArtefactError(
-            f"{path / REST}: {what}; delete {path} to resume from the checkpoint before"
-        ) from error
-
-
-def _tensors_in(path: Path) -> dict[str, Tensor]:
-    """The tensors that the shards of a folder hold, on the meta device (without content)."""
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
-    try:
-        found = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
-    except Exception as error:
-        raise ArtefactError(
-            f"{path}: its shards cannot be read ({error}); delete it to resume from the checkpoint "
-            "before"
-        ) from error
-    return {
-        name: torch.empty(each.size, dtype=each.properties.dtype, device="meta")
-        for name, each in found.items()
-        if isinstance(each, TensorStorageMetadata)
-    }
 
 
 def _new_optimizer_state(
