@@ -85,21 +85,36 @@ MISTAKES = [
     (["+recipe=demo", "trainer.device=2"], ["trainer.device", "did you mean 'trainer.devices'"]),
     (
         ["+recipe=demo", "iterations.it1.pretrain.steps=many"],
-        ["iterations.it1.pretrain.steps", "many"],
+        ["iterations.it1.pretrain.steps='many': expected a whole number"],
     ),
     (["+recipe=demo", "stage=it1/clusterr"], ["did you mean 'it1/cluster'"]),
-    (["+recipe=demo", "data=librispeech"], ["data.root", "add data.root=..."]),
-    (["+recipe=demo", "data=folder", "data.root=null"], ["data.root", "add data.root="]),
+    (["+recipe=demo", "data=librispeech"], ["data.root has no value: add data.root=..."]),
+    (
+        ["+recipe=demo", "data=folder", "data.root=null"],
+        ["data.root has no value: add data.root=<folder"],
+    ),
     (["+recipe=demo", "+data.corpus.minuts=3"], ["minuts", "did you mean 'minutes'"]),
     (
         ["+recipe=demo", "iterations.it2.features.checkpoint=it1/pretrian"],
         ["it1/pretrian", "did you mean 'it1/pretrain'"],
     ),
     (["+recipe=demo", "model.hidden_size=130"], ["model.hidden_size 130", "not a multiple"]),
-    (["+recipe=demo", "model.conv_kernel=[10,3]"], ["conv_kernel"]),
-    (["+recipe=demo", "iterations.it1.pretrain.micro_batch_seconds=7"], ["whole multiple"]),
-    (["+recipe=demo", "trainer.devices=7"], ["cannot share equally"]),
-    (["+recipe=demo", "iterations.it1.pretrain.min_seconds=0.1"], ["min_seconds", "one span"]),
+    (
+        ["+recipe=demo", "model.conv_kernel=[10,3]"],
+        ["model.conv_dim has 7, model.conv_kernel has 2, model.conv_stride has 7 values"],
+    ),
+    (
+        ["+recipe=demo", "iterations.it1.pretrain.micro_batch_seconds=7"],
+        ["must be a whole multiple, e.g. micro_batch_seconds=8"],
+    ),
+    (
+        ["+recipe=demo", "trainer.devices=7"],
+        ["a step has 1 micro-batches, which 7 devices cannot share equally; use 1 devices"],
+    ),
+    (
+        ["+recipe=demo", "iterations.it1.pretrain.min_seconds=0.1"],
+        ["min_seconds=0.1 gives 4 frames, not more than one span"],
+    ),
 ]
 
 
