@@ -101,12 +101,18 @@ from types import SimpleNamespace
 from hubert_pretrain.training.resilience.failures import watch_ranks
 end = sys.argv[1]
 children = [
-    subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for command in (["sleep", "60"], ["bash", "-c", end])
+    subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    for command in (["sleep", "60"], ["bash", "-c", f"read; {end}"])
 ]
-launcher = SimpleNamespace(procs=children)
+launcher = SimpleNamespace(procs=list(children))
 watch_ranks(launcher)
 print(launcher.procs, flush=True)
+children[1].stdin.close()  # now it ends
 try:
     threading.Event().wait(60)
 finally:
