@@ -223,6 +223,18 @@ def test_nobody_waits_for_the_device_in_a_step(config: dict[str, Any], logging: 
     assert not trace.mixed
 
 
+def test_what_lightning_and_ddp_divide_by_is_multiplied_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = Step(HubertConfig(**SMALL), rows=2, frames=99, device="cpu")
+    step.module.eval()
+    share = step.module.training_step(step.batch, 0)
+    step.trainer.accumulate_grad_batches = 4
+    torch.testing.assert_close(step.module.training_step(step.batch, 0), 4 * share)
+    monkeypatch.setattr("hubert_pretrain.distributed.world_size", lambda: 2)
+    torch.testing.assert_close(step.module.training_step(step.batch, 0), 8 * share)
+
+
 def test_the_trace_sees_who_asks() -> None:
     with Trace("cpu") as trace:
         torch.ones(3).sum().item()
