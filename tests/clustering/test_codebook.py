@@ -8,6 +8,7 @@ import torch
 
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.clustering.codebook_io import CENTROIDS, DESCRIPTION
+from hubert_pretrain.clustering.pca import Transform
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.frames import MFCC_GRID, MODEL_GRID
@@ -87,3 +88,20 @@ def test_damaged_or_mixed_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / DESCRIPTION).write_text(json.dumps({"format": "something else"}))
     with pytest.raises(ArtefactError, match="name the folder of a codebook"):
         Codebook.load(tmp_path)
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_a_transform_is_part_of_the_assignment(spherical: bool) -> None:
+    """Its mean too: frames lie far from the origin."""
+    torch.manual_seed(0)
+    frames = 50 + torch.randn(400, 6)
+    transform = Transform(frames.mean(0), torch.randn(6, 4))
+    centroids = torch.randn(7, 4)
+    if spherical:
+        centroids = torch.nn.functional.normalize(centroids, dim=1)
+    codebook = Codebook(
+        centroids, {"kind": "test"}, MODEL_GRID, transform=transform, spherical=spherical
+    )
+    expected = torch.cdist(codebook.project(frames), centroids).argmin(1)
+    assert len(expected.unique()) > 3
+    assert torch.equal(codebook.assign(frames), expected)

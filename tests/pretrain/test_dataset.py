@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hubert_pretrain.data.batching import BucketSampler
+from hubert_pretrain.data.batching import BatchShape, BucketSampler, MicroBatch
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.frames import MODEL_GRID
 from hubert_pretrain.model.config import SpanMask
@@ -148,3 +148,18 @@ def test_targets_of_several_codebooks_and_soft_ones(
     assert (both.dtype, shares.dtype) == (torch.int64, torch.float32)
     assert torch.equal(both, torch.stack([ids, ids + 1], dim=2))
     assert torch.equal(shares, torch.nn.functional.one_hot(ids, 5).float())
+
+
+def test_a_mask_depends_on_the_micro_batch_and_the_row_alone() -> None:
+    shape = BatchShape(num_frames=300, batch_rows=2, masked_frames=150)
+
+    def masks(rows: list[int], *, index: int = 7, seed: int = 1) -> np.ndarray:
+        starts = np.zeros(len(rows), dtype=np.int64)
+        micro_batch = MicroBatch(index, np.array(rows), starts, shape)
+        return dataset.draw_masks(micro_batch, SpanMask(), seed, "mask")
+
+    first, second = masks([3, 4])
+    assert not np.array_equal(first, second)
+    assert np.array_equal(masks([4, 9])[0], second)
+    assert not np.array_equal(masks([3, 4], index=8)[0], first)
+    assert not np.array_equal(masks([3, 4], seed=2)[0], first)

@@ -5,8 +5,15 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
+from torch import nn
 
-from hubert_pretrain.training.optim import linear_schedule, tri_stage_schedule
+from hubert_pretrain.training.optim import (
+    AdamWSettings,
+    adamw,
+    linear_schedule,
+    tri_stage_schedule,
+)
 
 
 def test_linear_starts_above_zero_peaks_and_ends_at_zero() -> None:
@@ -39,3 +46,20 @@ def test_tri_stage() -> None:
     assert schedule(100) == schedule(499) == 1.0
     assert schedule(750) == pytest.approx(math.exp(math.log(0.05) * 0.5))
     assert schedule(1000) == schedule(5000) == pytest.approx(0.05)
+
+
+def test_the_settings_of_a_recipe_reach_adamw() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+    settings = AdamWSettings(
+        learning_rate=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.25, clip_norm=1.0
+    )
+    optimizer = adamw([weight, frozen], settings)
+    (group,) = optimizer.param_groups
+    assert group["params"] == [weight]
+    assert (group["lr"], group["betas"]) == (0.1, (0.8, 0.9))
+    assert (group["eps"], group["weight_decay"]) == (1e-3, 0.25)
+    weight.grad = torch.zeros(3)
+    optimizer.step()
+    # Without a gradient only the decay moves the weight.
+    torch.testing.assert_close(weight.detach(), torch.full((3,), 1 - 0.1 * 0.25))
