@@ -163,3 +163,17 @@ def test_a_mask_depends_on_the_micro_batch_and_the_row_alone() -> None:
     assert np.array_equal(masks([4, 9])[0], second)
     assert not np.array_equal(masks([3, 4], index=8)[0], first)
     assert not np.array_equal(masks([3, 4], seed=2)[0], first)
+
+
+def test_a_filler_of_the_valid_split_counts_nothing() -> None:
+    class Source:
+        def tensors(self, micro_batch: int, purpose: str) -> dict[str, int]:
+            assert purpose == "valid mask"
+            return {"micro_batch": micro_batch}
+
+    batches = ValidationBatches([10, 11, 12], Source())  # type: ignore[list-item, arg-type]
+    assert [batches[index] for index in (2, 3, 4)] == [
+        {"micro_batch": 12, "counts": 1},
+        {"micro_batch": 10, "counts": 0},
+        {"micro_batch": 11, "counts": 0},
+    ]

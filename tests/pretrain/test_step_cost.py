@@ -235,6 +235,15 @@ def test_what_lightning_and_ddp_divide_by_is_multiplied_back(
     torch.testing.assert_close(step.module.training_step(step.batch, 0), 8 * share)
 
 
+def test_dropout_depends_on_the_number_of_the_micro_batch_alone() -> None:
+    step = Step(HubertConfig(**SMALL), rows=2, frames=99, device="cpu")
+    losses = [
+        float(step.module.training_step({**step.batch, "index": index}, 0).detach())
+        for index in (0, 1, 0)
+    ]
+    assert losses[0] == losses[2] != losses[1]
+
+
 def test_the_trace_sees_who_asks() -> None:
     with Trace("cpu") as trace:
         torch.ones(3).sum().item()
