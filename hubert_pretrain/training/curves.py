@@ -202,7 +202,9 @@ def _plot_layer_scales(axes: Any, metrics: Metrics) -> None:
         label = f"layer {index + 1}" if index in (0, last) else None
         colour = colormaps["viridis"](index / max(1, last))
         _line(axes, metrics, name, color=colour, label=label)
-    axes.set(title="scale of the layers' outputs", ylabel="root mean square", ylim=(0, None))
+    axes.set(title="scale of the layers' outputs", ylabel="root mean square")
+    # Post-norm layers all have the scale 1: the automatic limit would lie on their lines.
+    axes.set_ylim(0, 1.1 * axes.dataLim.ymax if names else None)
 
 
 def _lines(axes: Any, metrics: Metrics, labels: dict[str, str]) -> None:
