@@ -34,7 +34,8 @@ if [ -e "$OUT.code" ]; then exit $(cat "$OUT.code"); fi
 while true; do sleep 0.05; done
 """
 DRIVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background
 from types import SimpleNamespace
 from hubert_pretrain import run
 from hubert_pretrain.launch import local
