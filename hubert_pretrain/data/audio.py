@@ -19,8 +19,9 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from hubert_pretrain.data.audio_stream import AudioStream, Waveform
 from hubert_pretrain.data.containers import STREAMED
-from hubert_pretrain.data.decoding import AudioStream, Waveform, blocks, num_samples, open_stream
+from hubert_pretrain.data.decoding import num_samples, open_stream
 from hubert_pretrain.data.storage import ByteRange, Cache, open_bytes
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import SAMPLE_RATE
@@ -226,7 +227,7 @@ def _crop(stream: AudioStream, start: int, stop: int | None, channel: int) -> Wa
     stream.seek(start)
     if stop is not None:
         return mono(stream.read(stop - start), channel)
-    parts = (mono(block, channel) for block in blocks(stream))
+    parts = (mono(block, channel) for block in stream.blocks())
     return np.concatenate([np.empty(0, dtype=np.float32), *parts])
 
 

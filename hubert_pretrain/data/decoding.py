@@ -7,21 +7,19 @@ format. The length in a header is not trusted where it is an estimate: MP3 is de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Protocol, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import soundfile
 from miniaudio import ffi, lib
-from numpy.typing import NDArray
 
 from hubert_pretrain.data import containers, ffmpeg
+from hubert_pretrain.data.audio_stream import AudioStream, Waveform
 from hubert_pretrain.data.storage import ByteRange, ByteRangeFile
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.files import lfs_advice
 
-Waveform = NDArray[np.float32]
 Result = TypeVar("Result")
 
 LOWEST_RATE = 2_000
@@ -37,49 +35,6 @@ _SAMPLE_BY_SAMPLE = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 """Beginnings of the encodings in which it does so. All others are decoded from their beginning."""
 _UNKNOWN_LENGTH = 1 << 62
 """libsndfile gives a length above this when a FLAC file states none."""
-
-_BLOCK_VALUES = 1 << 18
-"""Values (samples x channels) decoded at a time: a recording of hours takes a few megabytes."""
-
-
-class AudioStream(Protocol):
-    """An open audio file."""
-
-    rate: int
-    """Samples per second."""
-    channels: int
-    kind: str
-    """libsndfile's name of the format."""
-    log: str
-    """Notes of libsndfile on the header."""
-    stated: int | None
-    """Samples that the header promises; None where it has no number, or only an estimate."""
-
-    seeks: bool
-    """`seek` goes to its sample at once, and does not decode all before it."""
-
-    def seek(self, position: int) -> None:
-        """Goes to a sample, or to the end. Called once, before the first `read`."""
-        ...
-
-    def read(self, count: int) -> Waveform:
-        """The next samples, (S, channels). Fewer than `count` only at the end. Raises DataError
-        when they cannot be decoded.
-        """
-        ...
-
-    def close(self) -> None:
-        """Closes the file."""
-        ...
-
-    def __enter__(self) -> AudioStream: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
 
 
 def open_stream(path: str, content: ByteRange) -> AudioStream:
@@ -99,20 +54,13 @@ def open_stream(path: str, content: ByteRange) -> AudioStream:
     return stream
 
 
-def blocks(stream: AudioStream) -> Iterator[Waveform]:
-    """The rest of a file in blocks (S, channels)."""
-    count = max(1, _BLOCK_VALUES // stream.channels)
-    while len(block := stream.read(count)):
-        yield block
-
-
 def num_samples(stream: AudioStream) -> int:
     """Length of a file at its own rate: as its header states it, or, where that is an estimate, by
     decoding the rest.
     """
     if stream.stated is not None:
         return stream.stated
-    return sum(len(block) for block in blocks(stream))
+    return sum(len(block) for block in stream.blocks())
 
 
 def one_line(error: Exception) -> str:
@@ -156,35 +104,6 @@ def _without_beginning(path: str, content: ByteRange) -> _Mp3 | None:
     return _Mp3.open(path, content.read(0, content.size), stream)
 
 
-class _Stream:
-    """The parts that all streams share."""
-
-    def __enter__(self) -> AudioStream:
-        return self  # type: ignore[return-value]
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def seek(self, position: int) -> None:
-        """Decodes up to the sample, because the format has no exact positions."""
-        while position > 0:
-            block = self.read(min(position, _BLOCK_VALUES))
-            if not len(block):
-                return
-            position -= len(block)
-
-    def read(self, count: int) -> Waveform:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
 class _Forward(soundfile.SoundFile):
     """soundfile seeks after every read of a file that it calls seekable, and reads no further than
     its stated length.
@@ -194,7 +113,7 @@ class _Forward(soundfile.SoundFile):
         return False
 
 
-class _Libsndfile(_Stream):
+class _Libsndfile(AudioStream):
     def __init__(self, path: str, content: ByteRange) -> None:
         self._path = path
         self._source = content.file()
@@ -260,21 +179,18 @@ class _Libsndfile(_Stream):
             raise self._source.failure
 
 
-class _Mp3(_Stream):
+class _Mp3(AudioStream):
     """MPEG audio, decoded by dr_mp3 to its last frame, without the delay and padding that a LAME
     tag states.
     """
 
     kind = "MP3"
-    log = ""
-    seeks = False
 
     def __init__(self, data: bytes, decoder: object) -> None:
         self._data = data  # dr_mp3 reads from it
         self._decoder = decoder
         self.rate = decoder.sampleRate  # type: ignore[attr-defined]
         self.channels = decoder.channels  # type: ignore[attr-defined]
-        self.stated: int | None = None
 
     @staticmethod
     def open(path: str, data: bytes, mpeg: containers.MpegStream) -> _Mp3 | None:
@@ -302,12 +218,10 @@ class _Mp3(_Stream):
         return block[: lib.ma_dr_mp3_read_pcm_frames_f32(self._decoder, count, pointer)]
 
 
-class _Joined(_Stream):
+class _Joined(AudioStream):
     """Ogg streams that were joined to one file, decoded one after the other."""
 
     kind = "OGG"
-    log = ""
-    seeks = False
 
     def __init__(self, path: str, streams: list[_Libsndfile], parts: list[ByteRange]) -> None:
         self._streams = streams

@@ -7,12 +7,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Generator
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hubert_pretrain.data.audio_stream import AudioStream, Waveform
 from hubert_pretrain.data.storage import ByteRange
 from hubert_pretrain.errors import DataError
 
@@ -64,13 +63,10 @@ def open_instead(path: str, content: ByteRange, error: DataError) -> FfmpegStrea
     raise error
 
 
-class FfmpegStream:
-    """The first audio stream of a file, at its own rate and with its channels: an `AudioStream`."""
+class FfmpegStream(AudioStream):
+    """The first audio stream of a file, at its own rate and with its channels."""
 
     kind = "FFMPEG"
-    log = ""
-    stated: int | None = None
-    seeks = False
 
     def __init__(self, path: str, content: ByteRange) -> None:
         """Raises DataError when it is not of a format above, or holds no audio."""
@@ -93,32 +89,12 @@ class FfmpegStream:
             raise
         self.channels = self._rest.shape[1]
 
-    def __enter__(self) -> FfmpegStream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Closes the file."""
         self._blocks.close()
         self._container.close()
 
-    def seek(self, position: int) -> None:
-        """Decodes up to the sample: FFmpeg's positions are those of packets."""
-        while position > len(self._rest):
-            position -= len(self._rest)
-            self._rest = next(self._blocks, self._rest[:0])
-            if not len(self._rest):
-                return
-        self._rest = self._rest[position:]
-
-    def read(self, count: int) -> NDArray[np.float32]:
+    def read(self, count: int) -> Waveform:
         """The next samples, (S, channels): fewer than `count` at the end.
 
         Raises DataError when they cannot be decoded, or the file ends before its stated length.
@@ -132,7 +108,7 @@ class FfmpegStream:
         self._rest = samples[count:]
         return samples[:count]
 
-    def _decoded(self) -> Generator[NDArray[np.float32], None, None]:
+    def _decoded(self) -> Generator[Waveform, None, None]:
         """The blocks of the stream, (S, channels), none of them empty."""
         import av
 

@@ -13,7 +13,7 @@ import soxr
 from numpy.typing import NDArray
 
 from hubert_pretrain.data.audio import LOUDEST, MIX, missing_channel, mono, resampled_length
-from hubert_pretrain.data.decoding import Waveform
+from hubert_pretrain.data.audio_stream import Waveform
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
 

@@ -18,7 +18,7 @@ import soundfile
 import soxr
 
 from hubert_pretrain.data.audio import fit_length, resampled_length, to_int16
-from hubert_pretrain.data.decoding import AudioStream, Waveform, blocks
+from hubert_pretrain.data.audio_stream import AudioStream, Waveform
 from hubert_pretrain.data.preparation.scan_journal import Identity
 from hubert_pretrain.data.storage import Location
 from hubert_pretrain.errors import ArtefactError, DataError
@@ -49,7 +49,7 @@ class Recoder:
         """The blocks of a stream up to the length from which it is long, and whether it is."""
         found: list[Waveform] = []
         left = self.longest_seconds * stream.rate
-        for block in blocks(stream):
+        for block in stream.blocks():
             found.append(block)
             left -= len(block)
             if left < 0:
@@ -69,7 +69,7 @@ def write_flac(path: str, stream: AudioStream, beginning: list[Waveform], target
 
     def counted() -> Iterator[Waveform]:
         nonlocal count
-        for block in chain(beginning, blocks(stream)):
+        for block in chain(beginning, stream.blocks()):
             if not np.isfinite(block).all():
                 samples = f"{count}..{count + len(block)}"
                 raise DataError(

@@ -19,13 +19,8 @@ from typing import TypeVar
 
 from hubert_pretrain.data import containers
 from hubert_pretrain.data.audio import MIX
-from hubert_pretrain.data.decoding import (
-    AudioStream,
-    Waveform,
-    blocks,
-    one_line,
-    open_stream,
-)
+from hubert_pretrain.data.audio_stream import AudioStream, Waveform
+from hubert_pretrain.data.decoding import one_line, open_stream
 from hubert_pretrain.data.preparation.audio_stats import WHOLE, AudioFacts, AudioStats, Segment
 from hubert_pretrain.data.preparation.recode import Recoder, write_flac
 from hubert_pretrain.data.preparation.scan_journal import identity
@@ -125,7 +120,7 @@ def measure(
                 stats.recoded_from = stream.rate
                 return stats
         stats = AudioStats(stream.rate, stream.channels, recording.segments)
-        for block in itertools.chain(beginning, blocks(stream)):
+        for block in itertools.chain(beginning, stream.blocks()):
             stats.add(path, block)
         stats.finish()
         _refuse_incomplete(path, content, stream, stats.source_samples)
