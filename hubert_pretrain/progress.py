@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,26 @@ def progress(total: int | None, what: str, *, in_bytes: bool = False) -> Iterato
             bar.update(task, completed=done, advance=1 if done is None else None)
 
         yield advance
+
+
+@contextmanager
+def still_running(what: str) -> Iterator[None]:
+    """Says every ten seconds for how long something runs that reports no progress of its own."""
+    started = time.monotonic()
+    stop = threading.Event()
+
+    def report() -> None:
+        while not stop.wait(LOG_EVERY_SECONDS):
+            seconds = time.monotonic() - started
+            print(f"{what}: running for {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    reporter = threading.Thread(target=report, name="still running", daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        reporter.join()
 
 
 def _log_lines(total: int | None, what: str, in_bytes: bool) -> Advance:

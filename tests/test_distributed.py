@@ -102,11 +102,12 @@ def threads():
 train()
 assert threads(), "the trainer made no group"
 distributed.leave_group()
-assert not threads(), threads()
+print("threads after leaving:", threads(), flush=True)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
 def test_no_thread_of_a_group_outlives_it(tmp_path: Path) -> None:
     """A gloo thread that is alive while the interpreter ends aborts the process."""
-    outputs_of_two_ranks(TRAINING_OF_TWO, tmp_path)
+    for output in outputs_of_two_ranks(TRAINING_OF_TWO, tmp_path):
+        assert "threads after leaving: []\n" in output

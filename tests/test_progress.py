@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import threading
+
 import pytest
 
 from hubert_pretrain import progress
@@ -52,3 +55,15 @@ def test_a_bar_of_items_and_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     with progress.progress(None, "b", in_bytes=True) as advance:
         advance(7)
     assert done == [2, 7]
+
+
+def test_something_without_progress_says_that_it_is_running(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0.01)
+    said = ""
+    with progress.still_running("k-means"):
+        while "\n" not in said:
+            said += capsys.readouterr().err
+    assert re.match(r"k-means: running for \d+ s\n", said)
+    assert not [each for each in threading.enumerate() if each.name == "still running"]

@@ -76,7 +76,8 @@ def as_rank(rank: int, ranks: int, port: int, work: Any, *arguments: Any) -> Non
     work(rank, *arguments)
 
 
-def in_processes(ranks: int, work: Any, *arguments: Any) -> None:
+def in_processes(ranks: int, work: Any, *arguments: Any) -> list[int]:
+    """Exit codes of ranks that do some work."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,7 +87,7 @@ def in_processes(ranks: int, work: Any, *arguments: Any) -> None:
     ]
     for process in processes:
         process.start()
-    assert exit_codes(processes) == [0] * ranks
+    return exit_codes(processes)
 
 
 def cluster(rank: int, place: Path, folder: Path, form: str) -> None:
@@ -107,7 +108,7 @@ def cluster(rank: int, place: Path, folder: Path, form: str) -> None:
 def test_one_and_four_ranks_give_the_same_bytes(place: Path, form: str) -> None:
     folders = {ranks: place / f"{ranks} {form}" for ranks in (1, 4)}
     for ranks, folder in folders.items():
-        in_processes(ranks, cluster, place, folder, form)
+        assert in_processes(ranks, cluster, place, folder, form) == [0] * ranks
         assert sorted(path.name for path in folder.iterdir()) == [
             "codebook.json",
             "codebook.safetensors",
@@ -141,7 +142,7 @@ def bad_frames(rank: int) -> None:
 
 
 def test_a_bad_frame_of_one_rank_is_named_by_all() -> None:
-    in_processes(3, bad_frames)
+    assert in_processes(3, bad_frames) == [0] * 3
 
 
 def test_a_launcher_that_names_no_meeting_point_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,15 +143,21 @@ def test_a_killed_driver_takes_the_stage_along(tmp_path: Path, commands: list[Co
     command.wait_for("begun")
     command.process.kill()
     command.end()
-    # The group is empty when its last process has ended.
     end = time.monotonic() + 60
-    while time.monotonic() < end:
-        try:
-            os.killpg(command.process.pid, 0)
-        except ProcessLookupError:
-            return
+    while is_alive := has_processes(command.process.pid):
+        if time.monotonic() > end:
+            break
         time.sleep(0.05)
-    pytest.fail("the stage outlives its driver")
+    assert not is_alive, "the stage outlives its driver"
+
+
+def has_processes(group: int) -> bool:
+    """True until the last process of a group has ended."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_an_interrupt_of_the_driver_alone_reaches_the_stage(

@@ -266,11 +266,13 @@ def test_nobody_waits_for_a_gpu_in_a_step() -> None:
     step = Step(HubertConfig(**SMALL), rows=3, frames=99, device="cuda")
     step.run()  # libraries ask when they are first used
     torch.cuda.synchronize()
+    before = step.module.head.projection.weight.clone()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step.run()
+        step.run()  # a wait raises
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert not torch.equal(step.module.head.projection.weight, before)
 
 
 @pytest.mark.parametrize(

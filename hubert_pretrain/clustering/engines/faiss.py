@@ -13,6 +13,7 @@ from hubert_pretrain.clustering.engines.frame_summary import summarise
 from hubert_pretrain.clustering.engines.lloyd import FitResult, Lloyd
 from hubert_pretrain.clustering.frame_source import RankFrames
 from hubert_pretrain.clustering.memory import EngineMemory, within_budget
+from hubert_pretrain.progress import still_running
 
 MEMORY = EngineMemory(row_bytes=16)
 """Of the id and distance that faiss holds for every frame."""
@@ -61,7 +62,10 @@ class Faiss:
             min_points_per_centroid=1,
         )
         folder = None if state_path is None else state_path.parent
-        with within_budget(shard.frames, self.max_memory_bytes, folder, MEMORY) as frames:
+        with (
+            within_budget(shard.frames, self.max_memory_bytes, folder, MEMORY) as frames,
+            still_running("faiss k-means"),
+        ):
             engine.train(frames, init_centroids=initial)
         iterations = list(engine.iteration_stats or [])
         splits = sum(int(float(iteration["nsplit"])) for iteration in iterations)

@@ -14,6 +14,7 @@ from hubert_pretrain.clustering.engines.frame_summary import summarise
 from hubert_pretrain.clustering.engines.lloyd import FitResult
 from hubert_pretrain.clustering.frame_source import RankFrames
 from hubert_pretrain.clustering.memory import EngineMemory, within_budget
+from hubert_pretrain.progress import still_running
 
 PARALLEL_MULTIPLICATIONS = 10**9
 """Multiplications per mini-batch above which threads are used. Below it scikit-learn's threads
@@ -62,9 +63,12 @@ class MiniBatch:
         )
         multiplications = self.batch_frames * shard.dim * self.n_clusters
         threads = None if multiplications >= PARALLEL_MULTIPLICATIONS else 1
-        with threadpool_limits(limits=threads, user_api="openmp"):
-            folder = None if state_path is None else state_path.parent
-            with within_budget(shard.frames, self.max_memory_bytes, folder, MEMORY) as frames:
-                estimator.fit(frames)
+        folder = None if state_path is None else state_path.parent
+        with (
+            threadpool_limits(limits=threads, user_api="openmp"),
+            within_budget(shard.frames, self.max_memory_bytes, folder, MEMORY) as frames,
+            still_running("mini-batch k-means"),
+        ):
+            estimator.fit(frames)
         centroids = np.asarray(estimator.cluster_centers_, dtype=np.float32)
         return FitResult(torch.from_numpy(centroids), int(estimator.n_iter_), 0)

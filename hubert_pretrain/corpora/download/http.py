@@ -1,5 +1,8 @@
 """Resumable download of one file over HTTP. The target appears only when it is complete, and is
 never mixed from two versions of the file.
+
+Corpora are tens of gigabytes, so a download must go on where it stopped, and only if the file is
+still the same (If-Range). pooch 1.9 and fsspec begin again.
 """
 
 from __future__ import annotations
