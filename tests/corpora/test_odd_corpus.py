@@ -18,6 +18,7 @@ from hubert_pretrain.data import ffmpeg
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.preparation.corpus_card import describe
 from hubert_pretrain.preflight import corpus as preflight
+from tests.folders import refuse_to_list
 
 from .test_through_prepare import prepared
 
@@ -125,14 +126,7 @@ def odd_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in ("locked", "x.wav"):
         (root / folder).mkdir()
         sound()(root / folder / "inside.wav")
-    real = os.scandir
-
-    def scandir(folder: object = ".") -> object:
-        if str(folder).endswith("locked"):
-            raise PermissionError(13, "Permission denied", str(folder))
-        return real(folder)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    refuse_to_list(monkeypatch, "locked")
     return root
 
 

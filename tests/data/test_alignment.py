@@ -8,6 +8,7 @@ from hubert_pretrain.data import alignment
 from hubert_pretrain.data.alignment import NO_PHONE, Alignments, write_alignments
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid
+from tests.counted import Counted
 
 
 @pytest.fixture
@@ -98,17 +99,6 @@ def test_parts_of_a_long_table_join(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"alignments\.arrow: not found"):
         Alignments.open(tmp_path)
-
-
-class Counted(str):
-    """Text that counts how often it is compared."""
-
-    compared = 0
-    __hash__ = str.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        Counted.compared += 1
-        return str.__eq__(self, other)
 
 
 @pytest.mark.parametrize("count", [1_000, 3_000])

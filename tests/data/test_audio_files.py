@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from hubert_pretrain.data.audio_files import (
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.formats import registry
 from hubert_pretrain.formats.alignments import AlignmentFiles, AlignmentOptions
+from tests.folders import refuse_to_list
 
 
 @pytest.fixture
@@ -23,14 +23,7 @@ def unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("locked", "open"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.wav").touch()
-    real = os.scandir
-
-    def scandir(folder: object = ".") -> object:
-        if str(folder).endswith("locked"):
-            raise PermissionError(13, "Permission denied", str(folder))
-        return real(folder)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    refuse_to_list(monkeypatch, "locked")
     return tmp_path
 
 

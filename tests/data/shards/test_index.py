@@ -12,6 +12,7 @@ from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.shards import index, writer
 from hubert_pretrain.data.shards.index import expand, key_of
 from hubert_pretrain.errors import DataError
+from tests.counted import Counted
 
 
 def test_a_shard_that_differs_from_its_index_is_refused(corpus: Corpus, tmp_path: Path) -> None:
@@ -76,17 +77,6 @@ def test_patterns_name_shards(tmp_path: Path) -> None:
         expand(["v-*.tar"], str(tmp_path))
     with pytest.raises(DataError, match="is named twice"):
         expand(["t-0.tar", "t-*.tar"], str(tmp_path))
-
-
-class Counted(str):
-    """Text that counts how often it is compared."""
-
-    compared = 0
-    __hash__ = str.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        Counted.compared += 1
-        return str.__eq__(self, other)
 
 
 @pytest.mark.parametrize("count", [1_000, 3_000])
