@@ -5,7 +5,6 @@ K clusters.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,7 +60,6 @@ class PretrainModule(TrainingModule):
         supervision: LayerSupervision | None = None,
         freeze_conv_after_steps: int | None = None,
         compile_clock: CompileClock | None = None,
-        describe_micro_batch: Callable[[int], str] = "micro-batch {}".format,
     ) -> None:
         """
         Args:
@@ -71,7 +69,6 @@ class PretrainModule(TrainingModule):
             freeze_conv_after_steps: step from which on the conv encoder does not learn; None: it
                 always does.
             compile_clock: of a network whose parts are compiled.
-            describe_micro_batch: see `TrainingModule`.
         """
         super().__init__(
             model,
@@ -80,7 +77,6 @@ class PretrainModule(TrainingModule):
             optimiser=optimiser,
             schedule=schedule,
             monitor=monitor,
-            describe_micro_batch=describe_micro_batch,
             shown=SHOWN,
         )
         self.loss_weights = loss_weights or LossWeights()
