@@ -25,7 +25,7 @@ LAYERS = [
     {"errors"},
     {"frames", "seeds", "progress", "files", "distributed", "fields"},
     {"data", "model"},
-    {"formats", "interop", "config"},
+    {"formats", "interop", "config", "evaluation"},
     {"corpora", "features", "training", "pipeline"},
     {"clustering", "finetune", "launch"},
     {"targets"},
