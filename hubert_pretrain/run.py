@@ -87,6 +87,10 @@ def _run(config: DictConfig, overrides: list[str]) -> None:
             from hubert_pretrain.preflight import check
 
             check.run(recipe, workspace)
+        elif recipe.stage == "plan":
+            from hubert_pretrain.preflight import costs
+
+            costs.run(recipe, workspace)
         elif recipe.stage == "all":
             _run_all(recipe, workspace, overrides)
         else:

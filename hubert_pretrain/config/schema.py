@@ -474,6 +474,22 @@ class CheckConfig:
 
 
 @dataclass
+class PlanConfig:
+    """`stage=plan`: the cost of what is pending (preflight/costs.py)."""
+
+    gpu: str = ""
+    """GPU to plan for, by a name of the data sheets, e.g. H100; "": this machine, measured now."""
+    devices: list[int] = field([], all_positive)
+    """Numbers of devices to compare, e.g. [1, 8, 32]; []: those of `trainer`."""
+    mfu: float = field(0.0, share)
+    """Share of the peak of `gpu` that training reaches (health/mfu of a run); 0: an estimate."""
+    hours: float = field(0.0, zero_or_more)
+    """Audio of the corpus before it is prepared; 0: unknown."""
+    price: float = field(0.0, zero_or_more)
+    """Price of a GPU-hour, in any currency; 0: no price."""
+
+
+@dataclass
 class ResourcesConfig:
     """Resources of a stage's SLURM job. null: the value of launch.resources; null there: the
     cluster's default."""
@@ -541,7 +557,7 @@ class Recipe:
     work_dir: str = MISSING
     """Folder of the run; runs/<recipe> unless given."""
     stage: str = "all"
-    """all (every pending stage), list, check, or one stage such as it2/cluster."""
+    """all (every pending stage), list, check, plan, or one stage such as it2/cluster."""
     redo: str = "false"
     """A stage that is made again, and what follows from it, e.g. redo=it1/cluster; true: with
     stage=all what is not up to date, else that one stage. What is removed is named, and the same
@@ -564,5 +580,7 @@ class Recipe:
     """{name: `_target_` of a Lightning logger}."""
     check: CheckConfig = field(CheckConfig)
     """stage=check."""
+    plan: PlanConfig = field(PlanConfig, science=False)
+    """stage=plan."""
     launch: LaunchConfig = field(LaunchConfig)
     """Here, or on a SLURM cluster."""

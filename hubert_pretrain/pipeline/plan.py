@@ -22,6 +22,9 @@ VERBS = ("prepare", "cluster", "label", "pretrain", "finetune", "export")
 SHARED = ("cluster", "label", "pretrain", "finetune")
 """Verbs whose work several processes share; the others are one process."""
 
+REQUESTS = ("all", "list", "check", "plan")
+"""Values of `stage` that name no stage."""
+
 DONE = "done"
 CHANGED = "changed"
 """Done, but by another configuration."""
@@ -186,9 +189,10 @@ def find(recipe: Recipe, name: str, *, key: str = "stage") -> Stage:
     """The stage of that name. Raises ConfigError naming the `key` and the nearest one."""
     names = {stage.name: stage for stage in stages(recipe)}
     if name not in names:
+        known = [*(REQUESTS if key == "stage" else ()), *names]
         raise ConfigError(
-            f"{key}={name}: no such stage{did_you_mean(name, list(names))}; "
-            f"the stages are {'all, list, check, ' * (key == 'stage')}{', '.join(names)}"
+            f"{key}={name}: no such stage{did_you_mean(name, known)}; "
+            f"the stages are {', '.join(known)}"
         )
     return names[name]
 

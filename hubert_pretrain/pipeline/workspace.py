@@ -73,6 +73,11 @@ class Workspace:
         return self.root / "check.json"
 
     @property
+    def plan_path(self) -> Path:
+        """`plan.json`, the last results of `stage=plan`."""
+        return self.root / "plan.json"
+
+    @property
     def recipe_path(self) -> Path:
         """`recipe.yaml`, the whole configuration of the run."""
         return self.root / "recipe.yaml"

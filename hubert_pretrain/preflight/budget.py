@@ -160,16 +160,20 @@ def _disk(work: Work, audio: Audio, checkpoints: int) -> int:
     return 0
 
 
-def _sample(work: Work, audio: Audio) -> int:
-    """Frames that a codebook is fitted on: `clustering.fraction` of the training audio, at least an
-    hour, at most `max_hours`.
+def clustered_samples(work: Work, audio: Audio) -> int:
+    """Samples of audio that a codebook is fitted on: `clustering.fraction` of the training audio,
+    at least an hour, at most `max_hours`.
     """
-    num_samples = min(
+    return min(
         audio.train,
         max(round(work.fraction * audio.train), samples(3600)),
         samples(3600 * work.max_hours),
     )
-    return FLOAT * work.dim * (num_samples // work.grid.hop)
+
+
+def _sample(work: Work, audio: Audio) -> int:
+    """Bytes of the frames that a codebook is fitted on."""
+    return FLOAT * work.dim * (clustered_samples(work, audio) // work.grid.hop)
 
 
 def targets(nodes: Mapping[str, Any], verbs: set[str]) -> list[str]:

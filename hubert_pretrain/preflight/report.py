@@ -57,12 +57,36 @@ def of_error(name: str, failure: Exception) -> CheckResult:
 
 def show(results: Sequence[CheckResult], title: str) -> None:
     """Print the table, as wide as the terminal."""
+    _print(table(results, title))
+
+
+def show_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = ""
+) -> None:
+    """Print a table of numbers; its last row holds the totals."""
+    from rich.table import Table
+
+    made = Table(
+        title=title,
+        title_justify="left",
+        caption=caption or None,
+        caption_justify="left",
+        padding=(0, 1),
+    )
+    for index, name in enumerate(header):
+        made.add_column(name, justify="right" if index else "left", no_wrap=True)
+    for index, row in enumerate(rows):
+        made.add_row(*row, end_section=index == len(rows) - 2)
+    _print(made)
+
+
+def _print(table: Any) -> None:
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    console.print(table(results, title))
+    console.print(table)
 
 
 def table(results: Sequence[CheckResult], title: str) -> Any:

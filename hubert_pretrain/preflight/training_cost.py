@@ -42,6 +42,12 @@ class Training:
     """Longest row of a micro-batch."""
     freezes_encoder: bool = False
     """True when the conv encoder needs no gradients."""
+    n_clusters: int = 500
+    """K of the targets."""
+    head: str = "cosine"
+    """Head of each supervised layer: cosine or softmax."""
+    supervised_layers: int = 1
+    """Number of layers with a loss."""
 
     @property
     def micro_batches(self) -> int:
@@ -139,10 +145,19 @@ def training_bytes(
 
 def step_operations(training: Training) -> float:
     """Floating point operations of an update, over all devices."""
-    per_second = training_flops_per_second(
-        training.model, clip_seconds=training.crop_seconds, frozen=training.freezes_encoder
+    return training.batch_seconds * operations_per_second(training)
+
+
+def operations_per_second(training: Training) -> float:
+    """Floating point operations of forward and backward pass for a second of audio."""
+    return training_flops_per_second(
+        training.model,
+        clip_seconds=training.crop_seconds,
+        n_clusters=training.n_clusters,
+        head=training.head,
+        supervised_layers=training.supervised_layers,
+        frozen=training.freezes_encoder,
     )
-    return training.batch_seconds * per_second
 
 
 def cpu_speed(seconds: float = 0.2) -> float:

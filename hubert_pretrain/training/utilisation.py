@@ -39,6 +39,11 @@ _DENSE_16_BIT = {
 entry counts whose words occur in the device's name."""
 
 
+def known_gpus() -> list[str]:
+    """Names of the GPUs whose data sheets are known."""
+    return list(_DENSE_16_BIT)
+
+
 def data_sheet_flops(device_name: str) -> float | None:
     """Peak operations per second in 16 bits of a GPU, from its name; None for an unknown one.
 
