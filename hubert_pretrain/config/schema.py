@@ -224,13 +224,22 @@ class PretrainConfig:
     learning_rate: float = field(5e-4, positive)
     """Peak learning rate."""
     warmup_fraction: float = field(0.08, share)
-    """Share of the steps with a linear rise from 0; a linear fall to 0 follows."""
+    """Share of the steps with a linear rise from 0."""
+    schedule: str = field("linear", choice("linear", "cosine", "wsd"))
+    """Fall after the rise: linear (as fairseq) or half a cosine to the end; wsd: the peak, then a
+    fall in the last decay_fraction of the steps (formulas: training/optim.py)."""
+    decay_fraction: float = field(0.2, share_above_zero)
+    """wsd: share of the steps in which the rate falls."""
+    final_lr_scale: float = field(0.0, share)
+    """Last rate, as a share of the peak."""
     betas: list[float] = field([0.9, 0.98], decay_rates)
     """AdamW's decay rates of the two moments."""
     eps: float = field(1e-6, positive)
     """AdamW's epsilon."""
     weight_decay: float = field(0.01, zero_or_more)
-    """On every parameter, as in fairseq."""
+    """Pull of the weights to 0, times the learning rate."""
+    weight_decay_on: str = field("all", choice("all", "matrices"))
+    """all: every parameter, as in fairseq; matrices: not biases, gains of norms, and embeddings."""
     clip_norm: float = field(10.0, zero_or_more)
     """Limit of the global gradient norm."""
     min_seconds: float = field(2.0, positive)
@@ -344,7 +353,9 @@ class FinetuneConfig:
     eps: float = field(1e-8, positive)
     """AdamW's epsilon."""
     weight_decay: float = field(0.0, zero_or_more)
-    """On every parameter, as in fairseq."""
+    """Pull of the weights to 0, times the learning rate."""
+    weight_decay_on: str = field("all", choice("all", "matrices"))
+    """all: every parameter, as in fairseq; matrices: not biases, gains of norms, and embeddings."""
     clip_norm: float = field(10.0, zero_or_more)
     """Limit of the global gradient norm."""
     freeze_encoder_steps: int = field(0, zero_or_more)

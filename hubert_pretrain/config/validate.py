@@ -87,6 +87,7 @@ def _faults_of_iteration(key: str, iteration: IterationConfig, recipe: Recipe) -
     yield from _faults_of_grid(f"{key}.features", iteration.features, recipe.model.grid)
     pretrain = iteration.pretrain
     yield from _faults_of_lengths(f"{key}.pretrain", pretrain, recipe.model.grid)
+    yield from _faults_of_schedule(f"{key}.pretrain", pretrain)
     yield from _faults_of_start(f"{key}.pretrain", pretrain, recipe.model)
     if fault := share_above_zero.fault(
         f"{key}.pretrain.mask.probability", pretrain.mask.probability
@@ -181,6 +182,14 @@ def _faults_of_lengths(key: str, config: PretrainConfig, grid: FrameGrid) -> Ite
         yield (
             f"{key}.micro_batch_seconds={config.micro_batch_seconds} holds not even one crop of "
             f"max_crop_seconds={config.max_crop_seconds}; raise the first or lower the second"
+        )
+
+
+def _faults_of_schedule(key: str, config: PretrainConfig) -> Iterator[str]:
+    if config.schedule == "wsd" and config.warmup_fraction + config.decay_fraction > 1:
+        yield (
+            f"{key}: warmup_fraction={config.warmup_fraction} + "
+            f"decay_fraction={config.decay_fraction} is above 1; lower one of them"
         )
 
 

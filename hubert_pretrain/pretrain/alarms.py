@@ -12,7 +12,7 @@ about a fifth of read speech).
 COLLAPSED_SHARE = 0.9
 """A cluster with a larger share of the predictions: the network has collapsed."""
 WAIT_SHARE = 0.01
-"""Share of the time spent waiting for data that is tolerated."""
+"""Share of the time in the loader, waiting for the next micro-batch, that is tolerated."""
 VANISHING_SHARE = 0.05
 """A layer whose output falls below this share of its first scale is dying."""
 PATIENCE = 3
@@ -102,10 +102,11 @@ class Alarms:
             Rule(
                 "slow_loader",
                 wait > WAIT_SHARE,
-                f"{wait:.0%} of the time is spent waiting for data: the loader delivers "
-                f"{audio_speed:.0f} seconds of audio per second, the device could take "
-                f"{audio_speed / max(1 - wait, 0.01):.0f}. Raise trainer.loader_workers, use "
-                "data.shards=pcm, or put the audio on a faster disk",
+                f"{wait:.0%} of the time the training waits in its loader, for audio that is not "
+                f"yet read, decoded and cut. The loader delivers {audio_speed:.0f} seconds of "
+                f"audio per second, the device could take {audio_speed / max(1 - wait, 0.01):.0f}. "
+                "Raise trainer.loader_workers, use data.shards=pcm, or put the audio on a faster "
+                "disk",
             ),
         ]
 

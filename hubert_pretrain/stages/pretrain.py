@@ -37,7 +37,7 @@ from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.training import loggers as logs
 from hubert_pretrain.training.curves import plot_pretraining
 from hubert_pretrain.training.module import Monitor
-from hubert_pretrain.training.optim import AdamWSettings, linear_schedule
+from hubert_pretrain.training.optim import AdamWSettings, pretraining_schedule
 from hubert_pretrain.training.strategies import gather_module
 from hubert_pretrain.training.trainer import (
     fit,
@@ -202,7 +202,7 @@ def build_module(
         new_head(recipe.model, config.loss, n_clusters),
         seed=seed,
         optimiser=AdamWSettings.of(config),
-        schedule=linear_schedule(config.steps, config.warmup_fraction),
+        schedule=pretraining_schedule(config),
         monitor=Monitor.of(config, recipe.trainer),
         loss_weights=LossWeights.of(config.loss),
         supervision=LayerSupervision.of(recipe.model, config.loss, n_clusters),

@@ -53,7 +53,7 @@ _NORMS = {
 }
 _HARDWARE = {
     "health/mfu": "share of the peak (MFU)",
-    "health/data_wait": "share spent waiting for data",
+    "health/data_wait": "share spent in the loader",
 }
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_convert, get_
 
 from hubert_pretrain.distributed import share
 from hubert_pretrain.training.limits import READ_AHEAD
+from hubert_pretrain.training.progress import Stopwatch
 from hubert_pretrain.training.resilience.preemption import ignore_in_worker
 
 FIRST_AT_EXIT = 100
@@ -120,6 +121,28 @@ def _end_workers() -> None:
         if process.daemon:
             process.kill()
             process.join()
+
+
+class Timed:
+    """The batches of a loader; `waiting` runs while the next one is waited for, and at no other
+    time: not while the training computes, logs, validates or saves.
+    """
+
+    def __init__(self, batches: Iterable[Any], waiting: Stopwatch) -> None:
+        self.batches = batches
+        self.waiting = waiting
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.batches)
+        while True:
+            self.waiting.start()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self.waiting.stop()
+            yield batch
 
 
 def to_device(device: torch.device, batches: Iterable[Any]) -> Iterable[Any]:

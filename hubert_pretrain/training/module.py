@@ -24,6 +24,7 @@ from hubert_pretrain.training.optim import (
     AdamWSettings,
     Schedule,
     adamw,
+    undecayed_parameters,
     update_norm,
     with_schedule,
 )
@@ -159,19 +160,20 @@ class TrainingModule(L.LightningModule):
         self.shown = shown
         self.meter = Meter()
         self.stopwatch = Stopwatch()
+        self.waiting = Stopwatch()
+        """Runs while this process waits in its loader (dataloading.py)."""
         self.nonfinite = NonFiniteGuard(monitor.max_skipped_steps, describe_micro_batch)
         self.validated: dict[str, float] = {}
         """Values of the last validation, as they were logged."""
         self._audio_seconds = 0.0  # over the whole run and all ranks
         self._gradient_norm: Tensor | None = None
         self._rate = 0.0  # of the last update
-        # Since the last log: the step and the time of that log, this rank's seconds without a
-        # micro-batch, its operations.
+        # At the last log: the step, the time, this rank's seconds in its loader. Since then: its
+        # operations.
         self._logged_step = 0
         self._logged_seconds = 0.0
         self._waited_seconds = 0.0
         self._flops = 0.0
-        self._batch_ended = 0.0  # time at which the last micro-batch was done
 
     # -- for subclasses
     # ----------------------------------------------------------------------------------------------
@@ -255,8 +257,13 @@ class TrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with the schedule, stepped after every update."""
-        fused = self.trainer.precision != "16-mixed"
-        return with_schedule(adamw(self.parameters(), self.optimiser, fused=fused), self.schedule)
+        optimizer = adamw(
+            self.parameters(),
+            self.optimiser,
+            undecayed=undecayed_parameters(self, self.optimiser),
+            fused=self.trainer.precision != "16-mixed",
+        )
+        return with_schedule(optimizer, self.schedule)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave idle parameters where they are, on any number of ranks: without a gradient not even
@@ -285,7 +292,7 @@ class TrainingModule(L.LightningModule):
         self.nonfinite.folder = Path(self.trainer.default_root_dir)
         self.stopwatch.start()
         self._logged_seconds = self.stopwatch.seconds
-        self._batch_ended = self.stopwatch.seconds
+        self._waited_seconds = self.waiting.seconds
         self._logged_step = self.trainer.global_step
 
     def on_validation_start(self) -> None:
@@ -303,16 +310,11 @@ class TrainingModule(L.LightningModule):
         self.nonfinite.report()
         self.stopwatch.stop()
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Accumulate data-loading time."""
-        self._waited_seconds += self.stopwatch.seconds - self._batch_ended
-
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log after the updates that are multiples of `log_every_steps`, and after the last."""
         is_update = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if is_update and self._is_logged(self.trainer.global_step):
             self._log(self.trainer.global_step)
-        self._batch_ended = self.stopwatch.seconds
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the counters that a resumed run continues, and the description of the network with
@@ -360,12 +362,12 @@ class TrainingModule(L.LightningModule):
         """Use of this rank's hardware since the last log; resets the counters."""
         elapsed = max(seconds, 1e-9)
         values = {
-            "health/data_wait": self._waited_seconds / elapsed,
+            "health/data_wait": (self.waiting.seconds - self._waited_seconds) / elapsed,
             "health/memory_gb": memory_gb(self.device),
         }
         if self._flops:
             peak = peak_flops(self.device, str(self.trainer.precision))
             values["health/mfu"] = self._flops / elapsed / peak
-        self._waited_seconds = 0.0
+        self._waited_seconds = self.waiting.seconds
         self._flops = 0.0
         return values

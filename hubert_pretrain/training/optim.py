@@ -7,7 +7,7 @@ schedule scales it by a share of the peak after each update (`with_schedule`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +18,9 @@ from hubert_pretrain.training.strategies import full_tensor
 
 if TYPE_CHECKING:
     from hubert_pretrain.config.schema import FinetuneConfig, PretrainConfig
+
+ALL = "all"
+MATRICES = "matrices"
 
 Schedule: TypeAlias = Callable[[int], float]
 """Updates done (0-based number of the next one) -> share of the peak learning rate."""
@@ -30,7 +33,8 @@ class AdamWSettings:
     learning_rate: float  # peak
     betas: Sequence[float]
     eps: float
-    weight_decay: float  # on every parameter, as in fairseq
+    weight_decay: float
+    weight_decay_on: str = ALL  # every parameter, as in fairseq; or MATRICES
     clip_norm: float  # global gradient norm; 0: no clipping
 
     @staticmethod
@@ -41,28 +45,53 @@ class AdamWSettings:
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
+            weight_decay_on=config.weight_decay_on,
             clip_norm=config.clip_norm,
         )
 
 
 def adamw(
-    parameters: Iterable[nn.Parameter], settings: AdamWSettings, *, fused: bool = True
+    parameters: Iterable[nn.Parameter],
+    settings: AdamWSettings,
+    *,
+    undecayed: Container[nn.Parameter] = (),
+    fused: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW over the parameters that learn.
+    """AdamW over the parameters that learn; those of `undecayed` are a second group without decay.
 
     `fused` must be off under fp16: a fused step unscales gradients itself, after clipping.
     """
     learning = [parameter for parameter in parameters if parameter.requires_grad]
     can_fuse = all(parameter.device.type in ("cpu", "cuda") for parameter in learning)
+    groups: list[dict[str, Any]] = [
+        {"params": [each for each in learning if each not in undecayed]}
+    ]
+    if spared := [each for each in learning if each in undecayed]:
+        groups.append({"params": spared, "weight_decay": 0.0})
     first, second = settings.betas
     return torch.optim.AdamW(
-        learning,
+        groups,
         lr=settings.learning_rate,
         betas=(first, second),
         eps=settings.eps,
         weight_decay=settings.weight_decay,
         fused=fused and can_fuse,
     )
+
+
+def undecayed_parameters(module: nn.Module, settings: AdamWSettings) -> set[nn.Parameter]:
+    """The parameters on which `weight_decay_on=matrices` has no effect: biases, gains of norms and
+    of weight normalisation, mixing weights, and embeddings (of masked frames, of clusters, of
+    symbols).
+    """
+    found: set[nn.Parameter] = set()
+    if settings.weight_decay_on == MATRICES:
+        for part in module.modules():
+            for name, parameter in part.named_parameters(recurse=False):
+                is_matrix = sum(size > 1 for size in parameter.shape) > 1
+                if not is_matrix or "embedding" in name or isinstance(part, nn.Embedding):
+                    found.add(parameter)
+    return found
 
 
 def with_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule) -> dict[str, Any]:
@@ -73,18 +102,77 @@ def with_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule) -> dict[
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def linear_schedule(steps: int, warmup_fraction: float) -> Schedule:
-    """Linear warm-up over a share of the steps, then linear decay to 0 at `steps`.
+def pretraining_schedule(config: PretrainConfig) -> Schedule:
+    """The schedule of a recipe."""
+    if config.schedule == "wsd":
+        return wsd_schedule(
+            config.steps,
+            config.warmup_fraction,
+            config.decay_fraction,
+            final_scale=config.final_lr_scale,
+        )
+    make = cosine_schedule if config.schedule == "cosine" else linear_schedule
+    return make(config.steps, config.warmup_fraction, final_scale=config.final_lr_scale)
 
-    fairseq's `polynomial_decay`, except that the warm-up is one update ahead: fairseq runs its very
-    first update with a rate of 0.
+
+def linear_schedule(steps: int, warmup_fraction: float, *, final_scale: float = 0.0) -> Schedule:
+    """Linear warm-up over w steps, a share of all N, then linear decay to f = `final_scale`:
+    f + (1 - f) (N - n) / (N - w) after n updates.
+
+    fairseq's `polynomial_decay`, except that the warm-up is one update ahead, (n + 1) / w: fairseq
+    runs its very first update with a rate of 0.
     """
     warmup_steps = round(steps * warmup_fraction)
+
+    def fall(step: int) -> float:
+        return max(0.0, (steps - step) / max(1, steps - warmup_steps))
+
+    return _after_warmup(warmup_steps, fall, final_scale)
+
+
+def cosine_schedule(steps: int, warmup_fraction: float, *, final_scale: float = 0.0) -> Schedule:
+    """The same warm-up, then half a cosine:
+    f + (1 - f) (1 + cos(pi (n - w) / (N - w))) / 2 after n updates.
+    """
+    warmup_steps = round(steps * warmup_fraction)
+
+    def fall(step: int) -> float:
+        done = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+        return (1.0 + math.cos(math.pi * done)) / 2.0
+
+    return _after_warmup(warmup_steps, fall, final_scale)
+
+
+def wsd_schedule(
+    steps: int, warmup_fraction: float, decay_fraction: float, *, final_scale: float = 0.0
+) -> Schedule:
+    """Warm-up, stable, decay: the same warm-up, then the peak, and in the last d steps, a share of
+    all N, f + (1 - f) (1 - sqrt((n - (N - d)) / d)) after n updates (Haegele et al. 2024).
+
+    Between warm-up and decay the rate does not depend on N, so a training that is made longer goes
+    on from there.
+    """
+    stable_until = wsd_decay_start(steps, decay_fraction)
+
+    def fall(step: int) -> float:
+        decayed = (step - stable_until) / max(1, steps - stable_until)
+        return 1.0 - math.sqrt(min(1.0, max(0.0, decayed)))
+
+    return _after_warmup(round(steps * warmup_fraction), fall, final_scale)
+
+
+def wsd_decay_start(steps: int, decay_fraction: float) -> int:
+    """The number of updates after which the decay of `wsd_schedule` begins."""
+    return steps - round(steps * decay_fraction)
+
+
+def _after_warmup(warmup_steps: int, fall: Schedule, final_scale: float) -> Schedule:
+    """A linear rise, then a fall from the peak to `final_scale`; `fall` goes from 1 to 0."""
 
     def share_of_peak(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
-        return max(0.0, (steps - step) / max(1, steps - warmup_steps))
+        return final_scale + (1.0 - final_scale) * fall(step)
 
     return share_of_peak
 
@@ -114,27 +202,37 @@ def tri_stage_schedule(
     return share_of_peak
 
 
+@torch.no_grad()
 def update_norm(optimizer: torch.optim.Optimizer, rate: float) -> float:
     """Norm of the last update of all weights, rate x (m / (sqrt(v) + eps) + decay x weight) with
     Adam's moments.
 
-    Waits for the device. Every rank must call it.
+    A few operations for all parameters together, with memory for two copies of them. Waits for the
+    device. Every rank must call it.
 
     Args:
         rate: the learning rate of that update (the schedule has moved on since).
     """
-    total: Tensor | None = None
+    updates: list[Tensor] = []
     for group in optimizer.param_groups:
         first, second = group["betas"]
-        for parameter in group["params"]:
-            state = optimizer.state.get(parameter)
-            if not state:
-                continue
-            step = state["step"].to(parameter.device)
-            mean = state["exp_avg"] / (1 - first**step)
-            square = state["exp_avg_sq"] / (1 - second**step)
-            decay = group["weight_decay"] * parameter.detach()
-            update = rate * (mean / (square.sqrt() + group["eps"]) + decay)
-            squares = torch.nan_to_num(update).float().square().sum()
-            total = squares if total is None else total + squares
-    return float(full_tensor(total).sqrt()) if total is not None else 0.0
+        owned = [each for each in group["params"] if optimizer.state.get(each)]
+        if not owned:
+            continue
+        steps = torch.stack([optimizer.state[each]["step"] for each in owned]).tolist()
+        moved = [(each, step) for each, step in zip(owned, steps, strict=True) if step > 0]
+        if not moved:
+            continue
+        parameters = [each for each, _ in moved]
+        means = [optimizer.state[each]["exp_avg"] for each, _ in moved]
+        squares = [optimizer.state[each]["exp_avg_sq"] for each, _ in moved]
+        divisors = torch._foreach_sqrt(squares)
+        torch._foreach_div_(divisors, [math.sqrt(1 - second**step) for _, step in moved])
+        torch._foreach_add_(divisors, group["eps"])
+        of_group = torch._foreach_div(means, divisors)
+        torch._foreach_div_(of_group, [1 - first**step for _, step in moved])
+        torch._foreach_add_(of_group, parameters, alpha=group["weight_decay"])
+        updates += of_group
+    if not updates:
+        return 0.0
+    return rate * float(full_tensor(torch.nn.utils.get_total_norm(updates, foreach=True)))

@@ -20,6 +20,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 
 from hubert_pretrain import distributed
 from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.training.dataloading import Timed
 from hubert_pretrain.training.ema import EMA
 from hubert_pretrain.training.module import TrainingModule
 from hubert_pretrain.training.progress import Progress
@@ -163,6 +164,8 @@ def fit(
     call that success.
     """
     checkpoint = _choose_checkpoint(folder / checkpoint_io.FOLDER)
+    if isinstance(module, TrainingModule):
+        train_loader = Timed(train_loader, module.waiting)
     _resume_all_ranks_from_the_first_ones_choice(trainer)
     # Lightning's handlers save, and talk to other ranks, inside the signal handler, where both can
     # hang.

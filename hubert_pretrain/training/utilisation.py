@@ -12,12 +12,20 @@ import time
 import torch
 
 _DENSE_16_BIT = {
+    "B300": 2250e12,
+    "GB300": 2500e12,
     "B200": 2250e12,
+    "GB200": 2500e12,
+    "B100": 1750e12,
     "GH200": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
+    "H800 PCIe": 756e12,
+    "H800": 989e12,
+    "H20": 148e12,
     "A100": 312e12,
     "A800": 312e12,
     "A40": 149.7e12,
@@ -27,16 +35,20 @@ _DENSE_16_BIT = {
     "RTX A6000": 154.8e12,
     "RTX A5000": 111.1e12,
     "RTX A4000": 76.7e12,
+    "RTX 6000 Ada": 364.2e12,
     "L40S": 362e12,
     "L40": 181e12,
     "L4": 121e12,
+    "V100S": 130e12,
+    "V100 PCIE": 112e12,
     "V100": 125e12,
     "T4": 65e12,
+    "RTX 5090": 209.5e12,
     "RTX 4090": 165.2e12,
     "RTX 3090": 71e12,
 }
-"""Operations per second in bf16 or fp16 without sparsity, from the vendors' data sheets. The first
-entry counts whose words occur in the device's name."""
+"""Operations per second in bf16 or fp16, summed in fp32, without sparsity, from the vendors' data
+sheets. The first entry counts whose words occur in the device's name."""
 
 
 def known_gpus() -> list[str]:
@@ -45,11 +57,14 @@ def known_gpus() -> list[str]:
 
 
 def data_sheet_flops(device_name: str) -> float | None:
-    """Peak operations per second in 16 bits of a GPU, from its name; None for an unknown one.
+    """Peak operations per second in 16 bits of a GPU, from its name; None for an unknown one, and
+    for a slice of one (MIG), which has a share of them.
 
     device_name: such as "NVIDIA A100-SXM4-80GB".
     """
     words = f" {device_name.replace('-', ' ')} "
+    if " MIG " in words:
+        return None
     for known, peak in _DENSE_16_BIT.items():
         if f" {known} " in words:
             return peak

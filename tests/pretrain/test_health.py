@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain.alarms import Alarms
+from hubert_pretrain.pretrain.dataset import MicroBatches
 from hubert_pretrain.pretrain.health import Health, embedding_norms, usage
 from hubert_pretrain.pretrain.loss import Prediction
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.stages.pretrain import run
+from hubert_pretrain.training import progress
 from hubert_pretrain.training.curves import plot_pretraining
 from hubert_pretrain.training.loggers import read_metrics
+from hubert_pretrain.training.resilience.checkpoint_callback import CheckpointCallback
 
 Recipes = Callable[..., Recipe]
 
@@ -159,6 +163,31 @@ def test_a_run_logs_its_health(recipe: Recipes, prepared: Workspace, tmp_path: P
         assert row["health/unigram_entropy"] <= math.log(5)
         assert row["health/embedding_norm/mean"] > 0
     assert any("health/layer_scale/02" in row for row in rows)
+
+
+def test_only_the_loader_counts_as_waiting_for_data(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that moves when a batch is made, a step is computed, a checkpoint is saved."""
+    now = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def lasting(owner: Any, name: str, seconds: float) -> None:
+        original = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            now[0] += seconds
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, timed)
+
+    lasting(MicroBatches, "__getitem__", 1.0)
+    lasting(PretrainModule, "training_step", 3.0)
+    lasting(CheckpointCallback, "on_train_batch_end", 6.0)
+    run(recipe(), prepared, "it1/pretrain", tmp_path)
+    rows = read_metrics(tmp_path / "logs" / "metrics.csv")
+    waits = [row["health/data_wait"] for row in rows if "health/data_wait" in row]
+    assert waits[1:-1] == [pytest.approx(0.1)] * (len(waits) - 2)
 
 
 class Questions(TorchDispatchMode):

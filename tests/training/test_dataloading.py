@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import Dataset
 
-from hubert_pretrain.training.dataloading import CudaPrefetcher, loader, to_device
+from hubert_pretrain.training import progress
+from hubert_pretrain.training.dataloading import CudaPrefetcher, Timed, loader, to_device
+from hubert_pretrain.training.progress import Stopwatch
 
 
 def test_on_a_cpu_a_loader_is_what_it_was() -> None:
@@ -104,3 +108,23 @@ def test_a_batch_for_which_there_is_no_shared_memory_is_an_error(
     batches = iter(loader(Batches(), [1], workers=1))
     with pytest.raises(RuntimeError, match=r"unable to allocate shared memory"):
         next(batches)
+
+
+def test_the_wait_for_data_is_the_time_in_the_loader_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def batches() -> Iterator[int]:
+        for number in range(3):
+            now[0] += 2.0  # reads and decodes
+            yield number
+
+    waiting = Stopwatch()
+    seen = []
+    for batch in Timed(batches(), waiting):
+        seen.append(batch)
+        now[0] += 100.0  # computes, logs, validates, saves
+    assert seen == [0, 1, 2]
+    assert waiting.seconds == 6.0
