@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from hubert_pretrain.training.optim import (
     update_norm,
     wsd_schedule,
 )
+from tests.ranks import outputs_of_two_ranks
 
 
 def test_linear_starts_above_zero_peaks_and_ends_at_zero() -> None:
@@ -235,3 +237,34 @@ def test_an_update_that_was_skipped_from_the_start_has_no_norm() -> None:
     optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
     optimizer.step()
     assert update_norm(optimizer, 0.1) == 0.0
+
+
+SHARDED = """
+import copy, torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from hubert_pretrain.training.optim import AdamWSettings, adamw, update_norm
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+plain = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.LayerNorm(7), torch.nn.Linear(7, 3))
+sharded = copy.deepcopy(plain)
+fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))
+settings = AdamWSettings(
+    learning_rate=0.01, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1, clip_norm=0.0
+)
+x = torch.randn(4, 5)
+for network in (plain, sharded):
+    optimizer = adamw(network.parameters(), settings)
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(x).square().sum().backward()
+        optimizer.step()
+    print(update_norm(optimizer, 0.01))
+dist.destroy_process_group()
+"""
+
+
+def test_the_update_norm_of_shards_is_that_of_the_whole(tmp_path: Path) -> None:
+    for output in outputs_of_two_ranks(SHARDED, tmp_path):
+        whole, of_shards = map(float, output.split())
+        assert of_shards == pytest.approx(whole, rel=1e-6)
