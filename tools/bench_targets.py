@@ -96,7 +96,7 @@ def speech(options: argparse.Namespace, row: str, folder: Path) -> Corpus:
         if options.audio
         else []
     )
-    found = below or _noise(num_samples, folder)
+    found = below or benchmarking.noise_files(num_samples, folder)
     files = [
         (path, info.frames)
         for path in found
@@ -111,19 +111,6 @@ def speech(options: argparse.Namespace, row: str, folder: Path) -> Corpus:
         total += length
     write_manifest(folder / MANIFEST, utterances)
     return Corpus.open(folder)
-
-
-def _noise(num_samples: int, folder: Path) -> list[Path]:
-    draw = np.random.default_rng(0)
-    paths = []
-    total = 0
-    while total < num_samples:
-        length = samples(benchmarking.librispeech_seconds(draw.random()))
-        loudness = np.repeat(draw.uniform(0.001, 0.1, length // 1_600 + 1), 1_600)[:length]
-        paths.append(folder / f"{len(paths):05}.flac")
-        soundfile.write(paths[-1], draw.normal(size=length) * loudness, SAMPLE_RATE)
-        total += length
-    return paths
 
 
 def kaldi_frames(path: str) -> np.ndarray:

@@ -1,15 +1,22 @@
-"""A training step of ours against torchaudio's and transformers' HuBERT: the same shapes, batch and
-options, steps in turn.
+"""The training step of a recipe in its own trainer; or a bare step of ours against torchaudio's and
+transformers' HuBERT.
 
+    python tools/bench_train.py --recipe base_ls960
+    python tools/bench_train.py --recipe base_ls960 trainer.fuse=1 --audio FOLDER
     python tools/bench_train.py    # the rows of this machine: CPU, or GPU if there is one
     python tools/bench_train.py --rows tiny_step --pairs 15
 
-Each step is forward, loss on the masked frames, backward, clipping and AdamW, after two that do not
-count (in which a GPU compiles our layers, as `trainer.compile=layers` does; fp32 products and
-cuDNN's attention are off or on for all as `trainer.tf32=false` has them). Peers get what their
-users give them: torchaudio its own pretraining model and loss (arXiv:2106.07447 as in its recipe),
-transformers its encoder with a linear head. Layer drop is off on all sides, so that every step does
-the same work. Peak memory is that of a process of its own.
+With --recipe the pretraining stage trains some steps: loader, meter, accumulation, callbacks,
+precision, fuse and compile as the recipe and the overrides say (tools/bench_recipe.py). Each row
+below it is a bare step on one batch, the sides in turn: forward, loss on the masked frames,
+backward, clipping and AdamW, after two that do not count (in which a GPU compiles our layers, as
+`trainer.compile=layers` does; fp32 products and cuDNN's attention are off or on for all as
+`trainer.tf32=false` has them). Peers get what their users give them: torchaudio its own pretraining
+model and loss (arXiv:2106.07447 as in its recipe), transformers its encoder with a linear head;
+with --compile-peers also under torch.compile, which a GPU gets by default where there is a C
+compiler. A peer that fails is named with its reason. Layer drop is off on all sides, so that every
+step does the same work. Peak memory is that of a process of its own. MFU is the share of the data
+sheet's peak (training/utilisation.py); beside it stands the speed of a large matrix product.
 """
 
 from __future__ import annotations
@@ -20,8 +27,7 @@ import json
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.interop.transformers_writer import import_transformers
 from hubert_pretrain.model.compile import compile_network
@@ -39,7 +46,9 @@ from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.precision import set_matmul_precision
 from hubert_pretrain.pretrain.loss import SupervisedLayer, masked_prediction_loss
-from hubert_pretrain.tools import benchmarking
+from hubert_pretrain.tools import bench_recipe, benchmarking
+from hubert_pretrain.tools.command import report
+from hubert_pretrain.training.utilisation import peak_flops
 
 K = 500
 LARGE = {
@@ -143,7 +152,7 @@ def ours(work: Work, batch: Batch) -> Step:
     return optimised(loss, nn.ModuleList([model, head]), work)
 
 
-def peer_transformers(work: Work, batch: Batch) -> Step:
+def peer_transformers(work: Work, batch: Batch, *, compiled: bool = False) -> Step:
     """`transformers.HubertModel` with a linear layer over the clusters."""
     transformers = import_transformers()
     theirs = transformers.HubertConfig()
@@ -152,6 +161,8 @@ def peer_transformers(work: Work, batch: Batch) -> Step:
     }  # they are named as there
     model = transformers.HubertModel(transformers.HubertConfig(**fields)).to(work.device).train()
     head = nn.Linear(work.config.hidden_size, K).to(work.device)
+    if compiled:
+        model.compile()
 
     def loss() -> Tensor:
         hidden = model(batch.waveform, mask_time_indices=batch.mask).last_hidden_state
@@ -160,7 +171,7 @@ def peer_transformers(work: Work, batch: Batch) -> Step:
     return optimised(loss, nn.ModuleList([model, head]), work)
 
 
-def peer_torchaudio(work: Work, batch: Batch) -> Step:
+def peer_torchaudio(work: Work, batch: Batch, *, compiled: bool = False) -> Step:
     """`torchaudio.models.hubert_pretrain_model` with the loss of its recipe: logits of hidden
     frames, feature penalty.
     """
@@ -203,6 +214,8 @@ def peer_torchaudio(work: Work, batch: Batch) -> Step:
         feature_grad_mult=config.conv_gradient_scale,
     )
     model = model.to(work.device).train()
+    if compiled:
+        model.compile()
 
     def loss() -> Tensor:
         logits, _, penalty = model(batch.waveform, batch.targets)
@@ -218,7 +231,15 @@ CONTENDERS: dict[str, Callable[[Work, Batch], Step]] = {
     "ours": ours,
     "torchaudio": peer_torchaudio,
     "transformers": peer_transformers,
+    "torchaudio compiled": functools.partial(peer_torchaudio, compiled=True),
+    "transformers compiled": functools.partial(peer_transformers, compiled=True),
 }
+
+
+def contenders(compile_peers: str, device: str) -> list[str]:
+    """Names of the sides. `auto` compiles peers on a GPU."""
+    wanted = compile_peers == "yes" or (compile_peers == "auto" and device == "cuda")
+    return [name for name in CONTENDERS if wanted or not name.endswith("compiled")]
 
 
 def optimised(loss: Callable[[], Tensor], modules: nn.Module, work: Work) -> Step:
@@ -240,19 +261,10 @@ def optimised(loss: Callable[[], Tensor], modules: nn.Module, work: Work) -> Ste
     return step
 
 
-def seconds_of(step: Step, device: str) -> float:
-    """Wall time of one step, with the device at rest before and after."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def peak_megabytes(name: str, contender: str, work: Work) -> float:
-    """Peak memory of two steps in a process of its own, beyond what the imports take."""
+def peak_megabytes(name: str, contender: str, work: Work) -> float | None:
+    """Peak memory of two steps in a process of its own, beyond what the imports take; None when it
+    failed there.
+    """
     command = [
         sys.executable,
         __file__,
@@ -263,8 +275,8 @@ def peak_megabytes(name: str, contender: str, work: Work) -> float:
         "--batch-rows",
         str(work.rows),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return float(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
 
 def measure_memory(contender: str, work: Work) -> float:
@@ -290,64 +302,68 @@ def status_megabytes(field: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def matmul_flops(device: str) -> float:
-    """FLOP/s of a large matrix product in the precision of the step: what MFU is measured
-    against.
-    """
-    size, dtype = (8192, torch.bfloat16) if device == "cuda" else (2048, torch.float32)
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-
-    def product() -> Tensor:
-        return a @ b
-
-    product()
-    return 2 * size**3 / min(seconds_of(product, device) for _ in range(5))
-
-
-def compare(name: str, work: Work, pairs: int) -> dict[str, Any]:
-    """All contenders in turn, `pairs` rounds; ours against the faster peer of each round."""
+def compare(name: str, work: Work, pairs: int, sides: Sequence[str]) -> dict[str, Any]:
+    """All sides in turn, `pairs` rounds; ours against the fastest peer."""
+    device = torch.device(work.device)
     batch = Batch.of(work)
-    steps = {contender: make(work, batch) for contender, make in CONTENDERS.items()}
-    sides = {
-        contender: functools.partial(seconds_of, step, work.device)
-        for contender, step in steps.items()
+    steps: dict[str, Step] = {}
+    failed: dict[str, str] = {}
+    for side in sides:
+        try:
+            step = CONTENDERS[side](work, batch)
+            for _ in range(2):
+                step()
+            steps[side] = step
+        except Exception as error:
+            if side == "ours":
+                raise
+            failed[side] = f"{type(error).__name__}: {first_line(error)}"
+    turns = {
+        side: functools.partial(benchmarking.device_seconds_of, step, device)
+        for side, step in steps.items()
     }
-    times = benchmarking.in_turns(sides, pairs, warm_up=2)
-    peak_flops = matmul_flops(work.device)
+    times = benchmarking.in_turns(turns, pairs, warm_up=0)
+    product = benchmarking.matmul_flops(device)
     steps.clear()
-    sides.clear()
+    turns.clear()
     rates = {
-        contender: [work.rows * work.seconds / spent for spent in found]
-        for contender, found in times.items()
+        side: [work.rows * work.seconds / spent for spent in found] for side, found in times.items()
     }
-    rate = {contender: statistics.median(found) for contender, found in rates.items()}
-    fastest = max(
-        (contender for contender in rates if contender != "ours"),
-        key=lambda contender: rate[contender],
-    )
-    memory = {contender: peak_megabytes(name, contender, work) for contender in CONTENDERS}
+    rate = {side: statistics.median(found) for side, found in rates.items()}
+    memory = {side: peak_megabytes(name, side, work) for side in rates}
     flops = rate["ours"] * training_flops_per_second(
         work.config, clip_seconds=work.seconds, n_clusters=K
     )
-    return {
+    precision = "bf16-mixed" if device.type == "cuda" else "32-true"
+    found = {
         "unit": "audio-seconds per second",
-        **benchmarking.compared(rates["ours"], rates[fastest]),
-        "fastest_peer": fastest,
-        "peers": {
-            contender: round(value, 2) for contender, value in rate.items() if contender != "ours"
-        },
+        "ours": rate["ours"],
+        "peers": {side: value for side, value in rate.items() if side != "ours"},
+        "failed": failed,
         "pairs": pairs,
-        "megabytes": {contender: round(value) for contender, value in memory.items()},
-        "memory_ratio": round(memory["ours"] / memory[fastest], 3),
-        "tflops": round(flops / 1e12, 3),
-        "mfu": round(flops / peak_flops, 3),
+        "megabytes": memory,
+        "tflops": flops / 1e12,
+        "mfu": flops / peak_flops(device, precision),
+        "mfu_of_product": flops / product,
         "rows": work.rows,
         "seconds": work.seconds,
-        "precision": "bf16" if work.device == "cuda" else "fp32",
+        "precision": precision,
     }
+    if not found["peers"]:
+        return found
+    fastest = max(found["peers"], key=rate.__getitem__)
+    found |= benchmarking.compared(rates["ours"], rates[fastest]) | {"fastest_peer": fastest}
+    if memory["ours"] and memory[fastest]:
+        found["memory_ratio"] = memory["ours"] / memory[fastest]
+    return found
 
 
-def main() -> None:
+def first_line(error: Exception) -> str:
+    """The first line of its message."""
+    return next(iter(str(error).splitlines()), "")
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -357,28 +373,88 @@ def main() -> None:
         for name, work in WORKS.items()
         if work.device == ("cuda" if torch.cuda.is_available() else "cpu")
     ]
-    parser.add_argument("--rows", nargs="+", choices=list(WORKS), default=here, help="what to time")
-    parser.add_argument("--pairs", type=int, default=7, help="rounds of one step each")
-    parser.add_argument(
-        "--batch-rows", type=int, help="utterances per step, where the default does not fit"
+    recipe = parser.add_argument_group("a recipe in its own trainer")
+    recipe.add_argument("--recipe", help="name of the recipe, or the path of its file")
+    recipe.add_argument("--iteration", default="", help="which (default: the first)")
+    recipe.add_argument(
+        "--windows", type=positive, default=2, help="windows that count, after one that does not"
     )
-    parser.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    recipe.add_argument("--window-steps", type=positive, default=10, help="steps of a window")
+    recipe.add_argument(
+        "--hours", type=float, default=960.0, help="audio of the corpus (default: %(default)s)"
+    )
+    recipe.add_argument(
+        "--audio", type=Path, help="folder of its audio files, used again and again; else noise"
+    )
+    recipe.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe")
+    rows = parser.add_argument_group("bare steps beside peers")
+    rows.add_argument("--rows", nargs="+", choices=list(WORKS), default=here, help="what to time")
+    rows.add_argument("--pairs", type=positive, default=7, help="rounds of one step each")
+    rows.add_argument(
+        "--batch-rows", type=positive, help="utterances per step, where the default does not fit"
+    )
+    rows.add_argument(
+        "--compile-peers",
+        choices=["auto", "yes", "no"],
+        default="auto",
+        help="peers under torch.compile too; auto: on a GPU, where there is a C compiler",
+    )
+    rows.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
+    options = parser.parse_args(words)
+    if options.overrides and not options.recipe:
+        parser.error(f"{options.overrides[0]}: an override of which recipe? Add --recipe NAME")
+    if options.compile_peers != "no" and not benchmarking.has_compiler():
+        if options.compile_peers == "yes":
+            parser.error("--compile-peers yes: no C compiler (gcc, clang) on this machine")
+        options.compile_peers = "no"
+    return options
+
+
+def positive(text: str) -> int:
+    """A number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Prints the figures of each row, and all of them as one line of JSON."""
+    options = parse(words)
+    if options.recipe:
+        try:
+            row = bench_recipe.measure(
+                bench_recipe.Measurement(
+                    recipe=options.recipe,
+                    overrides=tuple(options.overrides),
+                    iteration=options.iteration,
+                    windows=options.windows,
+                    window_steps=options.window_steps,
+                    hours=options.hours,
+                    audio=options.audio,
+                )
+            )
+        except HubertPretrainError as error:
+            return report(error)
+        benchmarking.print_json("recipe", {options.recipe: row}, gpu=row["device"] == "cuda")
+        return 0
     set_matmul_precision(tf32=False)
-    works = {name: WORKS[name] for name in arguments.rows}
-    if arguments.batch_rows:
-        works = {name: replace(work, rows=arguments.batch_rows) for name, work in works.items()}
-    if arguments.memory_of:
-        print(measure_memory(arguments.memory_of, next(iter(works.values()))))
-        return
+    works = {name: WORKS[name] for name in options.rows}
+    if options.batch_rows:
+        works = {name: replace(work, rows=options.batch_rows) for name, work in works.items()}
+    if options.memory_of:
+        print(measure_memory(options.memory_of, next(iter(works.values()))))
+        return 0
     rows = {}
     for name, work in works.items():
         if work.device == "cuda" and not torch.cuda.is_available():
             sys.exit(f"{name}: no NVIDIA GPU here")
-        rows[name] = compare(name, work, arguments.pairs)
+        sides = contenders(options.compile_peers, work.device)
+        rows[name] = compare(name, work, options.pairs, sides)
         print(f"{name}: {json.dumps(rows[name])}", flush=True)
     benchmarking.print_json("train", rows, gpu=torch.cuda.is_available())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

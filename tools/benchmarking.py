@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from hubert_pretrain.frames import SAMPLE_RATE, samples
+
+if TYPE_CHECKING:
+    import torch
 
 LIBRISPEECH_SECONDS = (1.4, 3.3, 6.4, 10.8, 12.9, 13.9, 14.5, 15.0, 15.5, 16.0, 24.5)
 """Generated: deciles of the seconds per utterance, made to resemble LibriSpeech's train subsets.
@@ -25,11 +31,63 @@ def librispeech_seconds(uniform: float) -> float:
     return low + (high - low) * (place - int(place))
 
 
+def noise_files(num_samples: int, folder: Path) -> list[Path]:
+    """FLAC files of noise whose loudness changes, of LibriSpeech's lengths, so many samples in
+    all.
+    """
+    import numpy as np
+    import soundfile
+
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(0)
+    paths: list[Path] = []
+    total = 0
+    while total < num_samples:
+        length = samples(librispeech_seconds(draw.random()))
+        loudness = np.repeat(draw.uniform(0.001, 0.1, length // 1_600 + 1), 1_600)[:length]
+        paths.append(folder / f"{len(paths):05}.flac")
+        soundfile.write(paths[-1], draw.normal(size=length) * loudness, SAMPLE_RATE)
+        total += length
+    return paths
+
+
 def seconds_of(work: Callable[[], Any]) -> float:
     """Wall time of one call."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
+
+
+def device_seconds_of(work: Callable[[], Any], device: torch.device) -> float:
+    """Wall time of one call, with the device at rest before and after."""
+    import torch
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def done() -> None:
+        work()
+        wait()
+
+    wait()
+    return seconds_of(done)
+
+
+def matmul_flops(device: torch.device) -> float:
+    """FLOP/s of a large matrix product, in bf16 on a GPU and in fp32 elsewhere: what a data sheet's
+    figure is worth on this machine.
+    """
+    import torch
+
+    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def product() -> torch.Tensor:
+        return a @ b
+
+    product()
+    return 2 * size**3 / min(device_seconds_of(product, device) for _ in range(5))
 
 
 def in_turns(
@@ -96,6 +154,12 @@ def faster_threads(work: Callable[[int], Any]) -> int:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
     )
     return min(counts, key=lambda threads: min(seconds_of(lambda: work(threads)) for _ in range(2)))
+
+
+def has_compiler() -> bool:
+    """True where torch.compile finds a C compiler: $CXX, or one of the usual names."""
+    names = (os.environ.get("CXX", ""), os.environ.get("CC", ""), "g++", "gcc", "clang++", "clang")
+    return any(shutil.which(name) for name in names if name)
 
 
 def machine(*, gpu: bool = False) -> str:

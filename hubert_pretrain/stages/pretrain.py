@@ -143,6 +143,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     logs.close(trainer.loggers)
     return {
         "steps": config.steps,
+        "fuse": fuse,
         **best,
         **module.valid_values,
         "audio_seconds_per_second": module.audio_seconds_per_second,
