@@ -47,7 +47,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What is trained, on what, and how long."""
+    """A recipe, the corpus that it is trained on, and how long."""
 
     recipe: str
     overrides: tuple[str, ...] = ()

@@ -193,20 +193,31 @@ def fit_usual(
         ).fit(frames)
 
 
-def our_codebook(corpus: Corpus, rows: np.ndarray, n_clusters: int, folder: Path) -> Codebook:
+def our_codebook(
+    corpus: Corpus, rows: np.ndarray, n_clusters: int, folder: Path, device: str
+) -> Codebook:
     """Codebook, as the cluster stage fits it."""
-    estimator = full_batch("torch", n_clusters).fit(frames_of(corpus, rows, Mfcc(), folder))
+    estimator = full_batch("torch", n_clusters, device=device).fit(
+        frames_of(corpus, rows, Mfcc(), folder, device)
+    )
     return Codebook(torch.from_numpy(estimator.cluster_centers_), Mfcc().fingerprint(), Mfcc().grid)
 
 
 def frames_of(
-    corpus: Corpus, rows: np.ndarray, extractor: FeatureExtractor, folder: Path
+    corpus: Corpus, rows: np.ndarray, extractor: FeatureExtractor, folder: Path, device: str
 ) -> np.ndarray:
     """Frames (N, D) of some utterances, by as many threads as there are cores; torch may use them
     all again afterwards.
     """
     torch.set_num_threads(1)
-    frames = sample.gather(corpus, rows, extractor, scratch=folder, workers=usable_cores())
+    frames = sample.gather(
+        corpus,
+        rows,
+        extractor.to(device),
+        scratch=folder,
+        device=device,
+        workers=usable_cores(),
+    )
     torch.set_num_threads(usable_cores())
     return frames
 
@@ -220,16 +231,16 @@ def sampled(corpus: Corpus) -> np.ndarray:
     )
 
 
-def full_batch(engine: str, n_clusters: int, seed: int = 0) -> KMeans:
-    """conf/clustering/full_100 or full_500."""
+def full_batch(engine: str, n_clusters: int, seed: int = 0, device: str = "cpu") -> KMeans:
+    """conf/clustering/full_100 or full_500; only engine torch computes on a GPU."""
     settings = OmegaConf.load(
         Path(__file__).parents[1] / f"conf/clustering/full_{500 if n_clusters >= 500 else 100}.yaml"
     )
     taken = {name: settings[name] for name in ("max_iterations", "tolerance", "restarts")}
-    return KMeans(engine, n_clusters, seed=seed, **taken)
+    return KMeans(engine, n_clusters, seed=seed, device=device, **taken)
 
 
-def our_labels(corpus: Corpus, codebook: Codebook, folder: Path) -> TargetStore:
+def our_labels(corpus: Corpus, codebook: Codebook, folder: Path, device: str) -> TargetStore:
     """Targets, as the label stage writes them."""
     torch.set_num_threads(1)
     store = Path(tempfile.mkdtemp(dir=folder))
@@ -237,8 +248,9 @@ def our_labels(corpus: Corpus, codebook: Codebook, folder: Path) -> TargetStore:
     label_corpus(
         corpus,
         TargetWriter.create(store, corpus.manifest, codebooks),
-        Mfcc(),
+        Mfcc().to(device),
         codebooks,
+        device=device,
         workers=usable_cores(),
     )
     return TargetStore.open(store)
@@ -281,8 +293,8 @@ def mfcc_to_targets(options: argparse.Namespace, folder: Path) -> Figures:
     codebooks: dict[str, Codebook] = {}
 
     def ours() -> None:
-        codebooks["ours"] = our_codebook(corpus, rows, k, folder)
-        our_labels(corpus, codebooks["ours"], folder)
+        codebooks["ours"] = our_codebook(corpus, rows, k, folder, options.device)
+        our_labels(corpus, codebooks["ours"], folder, options.device)
 
     def usual(threads: int) -> None:
         centroids = usual_targets(paths, rows, k, folder, threads)
@@ -292,7 +304,7 @@ def mfcc_to_targets(options: argparse.Namespace, folder: Path) -> Figures:
         lambda threads: usual_targets(paths[:50], np.arange(50), k, folder, threads)
     )
     figures = speeds(options, corpus, ours, lambda: usual(threads))
-    frames = RankFrames.whole(frames_of(corpus, rows, Mfcc(), folder))
+    frames = RankFrames.whole(frames_of(corpus, rows, Mfcc(), folder, options.device))
     inertia = {
         name: measure_fit(frames, codebook.centroids).inertia
         for name, codebook in codebooks.items()
@@ -303,7 +315,7 @@ def mfcc_to_targets(options: argparse.Namespace, folder: Path) -> Figures:
         "inertia_ratio": inertia["ours"] / inertia["peer"],
     }
     return figures | agreement(
-        corpus, our_labels(corpus, codebooks["ours"], folder), codebooks["ours"]
+        corpus, our_labels(corpus, codebooks["ours"], folder, options.device), codebooks["ours"]
     )
 
 
@@ -312,7 +324,7 @@ def labelling(options: argparse.Namespace, folder: Path) -> Figures:
     agree.
     """
     corpus = speech(options, "labelling", folder)
-    codebook = our_codebook(corpus, sampled(corpus), options.n_clusters, folder)
+    codebook = our_codebook(corpus, sampled(corpus), options.n_clusters, folder, options.device)
     paths = paths_of(corpus)
     centroids = codebook.centroids.numpy()
     threads = benchmarking.faster_threads(
@@ -321,13 +333,13 @@ def labelling(options: argparse.Namespace, folder: Path) -> Figures:
     found = speeds(
         options,
         corpus,
-        lambda: our_labels(corpus, codebook, folder),
+        lambda: our_labels(corpus, codebook, folder, options.device),
         lambda: usual_labels(paths, centroids, folder, threads),
     )
     return (
         found
         | {"peer_threads": threads}
-        | agreement(corpus, our_labels(corpus, codebook, folder), codebook)
+        | agreement(corpus, our_labels(corpus, codebook, folder, options.device), codebook)
     )
 
 
@@ -374,7 +386,7 @@ def kmeans(
     """`fit` of both engines, a seed a turn, and the inertia, which each side computes;
     `inertia_ratio` < 1: ours is better.
     """
-    frames = frames_of(corpus, corpus.manifest.rows(), extractor, folder)
+    frames = frames_of(corpus, corpus.manifest.rows(), extractor, folder, options.device)
     threads = benchmarking.faster_threads(
         lambda threads: fit_usual(frames[: 10 * n_clusters], n_clusters, threads, 1)
     )
@@ -386,7 +398,7 @@ def kmeans(
         if side == "peer":
             inertia = -float(fit_usual(some, n_clusters, threads, seed=seed).score(some))
         else:
-            inertia = full_batch(side, n_clusters, seed).fit(some).inertia_
+            inertia = full_batch(side, n_clusters, seed, options.device).fit(some).inertia_
         return time.perf_counter() - wall, time.process_time() - processor, inertia
 
     for engine in ("torch", "faiss"):  # libraries are loaded, threads started
@@ -500,7 +512,9 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", help="kmeans_layer: whose layer 6 (or last); random weights without it"
     )
-    parser.add_argument("--device", default="cpu", help="layer_features: cpu or cuda")
+    parser.add_argument(
+        "--device", default="cpu", help="of our side and of transformers: cpu or cuda"
+    )
     parser.add_argument(
         "--precision", default="float32", help="layer_features: float32 or bfloat16, ours only"
     )

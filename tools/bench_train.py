@@ -231,15 +231,15 @@ CONTENDERS: dict[str, Callable[[Work, Batch], Step]] = {
     "ours": ours,
     "torchaudio": peer_torchaudio,
     "transformers": peer_transformers,
-    "torchaudio compiled": functools.partial(peer_torchaudio, compiled=True),
-    "transformers compiled": functools.partial(peer_transformers, compiled=True),
+    "torchaudio_compiled": functools.partial(peer_torchaudio, compiled=True),
+    "transformers_compiled": functools.partial(peer_transformers, compiled=True),
 }
 
 
 def contenders(compile_peers: str, device: str) -> list[str]:
     """Names of the sides. `auto` compiles peers on a GPU."""
-    wanted = compile_peers == "yes" or (compile_peers == "auto" and device == "cuda")
-    return [name for name in CONTENDERS if wanted or not name.endswith("compiled")]
+    compiled = compile_peers == "yes" or (compile_peers == "auto" and device == "cuda")
+    return [name for name in CONTENDERS if compiled or not name.endswith("_compiled")]
 
 
 def optimised(loss: Callable[[], Tensor], modules: nn.Module, work: Work) -> Step:
