@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
+from multiprocessing import parent_process
 from typing import TYPE_CHECKING, Any
 
 from hubert_pretrain.errors import ConfigError
@@ -232,6 +233,20 @@ def _initialised():  # type: ignore[no-untyped-def]
 
 # -- this machine
 # -------------------------------------------------------------------------------------------------
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it is gone. Else it would wait for work for ever
+    after a kill.
+    """
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def usable_cores() -> int:

@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
     {"frames", "seeds", "progress", "files", "distributed", "fields"},
-    {"data", "model"},
+    {"data", "decoding", "model"},
     {"formats", "interop", "config", "evaluation"},
     {"corpora", "features", "training", "pipeline"},
     {"clustering", "finetune", "launch"},
@@ -53,6 +53,7 @@ HEAVY = {
     "transformers",
     "matplotlib",
     "torchaudio",
+    "flashlight",
     "sklearn",
     "webdataset",
     "tensorboard",

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hubert_pretrain.data.manifest import Manifest
+from hubert_pretrain.decoding.greedy import greedy_decode
+from hubert_pretrain.decoding.spelling import BLANK_ID
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, did_you_mean
 from hubert_pretrain.fields import share, share_below_one
 from hubert_pretrain.finetune.metrics import (
@@ -32,7 +34,7 @@ from hubert_pretrain.finetune.normalisation import (
     normalise,
 )
 from hubert_pretrain.finetune.task import Examples, Metric, strings, tab_separated
-from hubert_pretrain.finetune.text import BLANK_ID, Vocabulary, frames_needed, greedy_decode
+from hubert_pretrain.finetune.text import Vocabulary, frames_needed
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.config import HubertConfig

@@ -1,27 +1,20 @@
-"""Vocabulary and greedy CTC decoding. T frames, U characters, V vocabulary."""
+"""Vocabulary of a CTC model. U characters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
-from typing import TYPE_CHECKING
+from itertools import pairwise
 
+from hubert_pretrain.decoding.spelling import BOUNDARY
 from hubert_pretrain.errors import ArtefactError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 BLANK = "<pad>"
 """CTC's blank, under its name in `transformers`, where the padding token is the blank."""
-BLANK_ID = 0
-"""The blank's place in every vocabulary of this project."""
 UNKNOWN = "<unk>"
 """Stands for a character that no training transcript has. It is never trained, so a model does not
 predict it.
 """
-BOUNDARY = "|"
-"""The gap between two words."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +79,3 @@ def frames_needed(ids: Sequence[int]) -> int:
     neighbours (Graves et al. 2006, eq. 2).
     """
     return len(ids) + sum(left == right for left, right in pairwise(ids))
-
-
-def greedy_decode(logits: Tensor) -> list[int]:
-    """The ids of the best path through ``logits`` (T, V), repeats merged and blanks removed."""
-    return collapse(logits.argmax(dim=-1).tolist())
-
-
-def collapse(path: Sequence[int]) -> list[int]:
-    """Ids that a path of T symbols spells: equal neighbours are merged, blanks removed (Graves et
-    al. 2006, section 3.1).
-    """
-    return [symbol for symbol, _ in groupby(path) if symbol != BLANK_ID]

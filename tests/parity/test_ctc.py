@@ -14,8 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hubert_pretrain.decoding.greedy import collapse, greedy_decode
 from hubert_pretrain.finetune.ctc import ctc_loss
-from hubert_pretrain.finetune.text import Vocabulary, collapse, frames_needed, greedy_decode
+from hubert_pretrain.finetune.text import Vocabulary, frames_needed
 
 BLANK_FREE = st.lists(st.integers(1, 2), max_size=3)
 

@@ -5,15 +5,13 @@ damage.
 from __future__ import annotations
 
 import itertools
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,7 +23,7 @@ from hubert_pretrain.data.preparation.audio_stats import WHOLE, AudioFacts, Audi
 from hubert_pretrain.data.preparation.recode import Recoder, write_flac
 from hubert_pretrain.data.preparation.scan_journal import identity
 from hubert_pretrain.data.storage import ByteRange, Cache, Location, open_bytes
-from hubert_pretrain.distributed import usable_cores
+from hubert_pretrain.distributed import end_with_parent, usable_cores
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.files import replacing
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
@@ -222,20 +220,6 @@ def scan_or_reason(
         # For example a header with a rate that no resampler accepts.
         reason = f"cannot be used ({type(error).__name__}: {one_line(error)}); replace the file"
     return [reason] * len(recording.segments)
-
-
-def end_with_parent() -> None:
-    """Ends this process when the one that started it is gone. Else it would wait for work for ever
-    after a kill.
-    """
-
-    def watch() -> None:
-        parent = parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _refuse_incomplete(path: str, content: ByteRange, stream: AudioStream, decoded: int) -> None:

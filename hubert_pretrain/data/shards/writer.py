@@ -27,9 +27,8 @@ from numpy.typing import NDArray
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.corpus import ALIGNMENTS, CARD, MANIFEST, Corpus
 from hubert_pretrain.data.manifest import Manifest, Utterance, write_manifest
-from hubert_pretrain.data.preparation.scan import end_with_parent
 from hubert_pretrain.data.shards.index import Entry, ShardIndex, key_of, shard_name, sidecar, verify
-from hubert_pretrain.distributed import usable_cores
+from hubert_pretrain.distributed import end_with_parent, usable_cores
 from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
 from hubert_pretrain.files import human_bytes, remove_temporaries, replacing
 from hubert_pretrain.frames import SAMPLE_RATE
