@@ -244,6 +244,20 @@ def signature_of(target: str) -> Signature | None:
     return Signature({each.name: each for each in arguments}, _aliases(tree, used), docstring)
 
 
+def attribute_of(target: str, name: str) -> Any:
+    """The value that a class of this package gives an attribute in its body; None for other
+    classes, and where it gives none or one that is no plain value."""
+    if not is_ours(target):
+        return None
+    module, _, kind = target.rpartition(".")
+    for node in _module(module).body:
+        if isinstance(node, ast.ClassDef) and node.name == kind:
+            for each in node.body:
+                if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == name:
+                    return ast.literal_eval(each.value)
+    return None
+
+
 def _aliases(tree: ast.Module, names: set[str]) -> dict[str, ast.expr]:
     """The expressions that a module, or one of ours that it imports from, gives these names to."""
     found = {}

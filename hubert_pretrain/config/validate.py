@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from hubert_pretrain.config.nodes import nodes_of
+from hubert_pretrain.config.nodes import TARGET, attribute_of, nodes_of
 from hubert_pretrain.config.schema import (
     MAX_CLUSTERS,
     AugmentConfig,
@@ -306,8 +306,12 @@ def _faults_of_spans(key: str, config: SpanMask) -> Iterator[str]:
 def _faults_of_export(recipe: Recipe) -> Iterator[str]:
     """Networks of this run that a chosen format cannot hold."""
     trainings = {f"{name}/pretrain": each.pretrain for name, each in recipe.iterations.items()}
-    tasks = {f"finetune/{name}": str(each.task) for name, each in recipe.finetune.items()}
-    own = [name for name in recipe.export.checkpoints if name in trainings or name in tasks]
+    targets = {
+        f"finetune/{name}": str(each.task.get(TARGET, ""))
+        for name, each in recipe.finetune.items()
+        if isinstance(each.task, dict)
+    }
+    own = [name for name in recipe.export.checkpoints if name in trainings or name in targets]
     formats = recipe.export.format
     for format in formats if isinstance(formats, list) else [formats]:
         if own:
@@ -319,10 +323,11 @@ def _faults_of_export(recipe: Recipe) -> Iterator[str]:
                     f"export.format={format} cannot hold the softmax head of {name}: its HuBERT "
                     "has unit embeddings only; export to huggingface or torchaudio"
                 )
-            if format == "fairseq" and "ClassifyTask" in tasks.get(name, ""):
+            able = attribute_of(targets.get(name, ""), "exports")
+            if able and format not in able:
                 yield (
-                    f"export.format=fairseq cannot hold {name}: it has no HuBERT that classifies "
-                    "utterances; export to huggingface, torchaudio, s3prl or onnx"
+                    f"export.format={format} cannot hold {name}: it has no HuBERT with such a "
+                    f"head; export to {', '.join(able[:-1])} or {able[-1]}"
                 )
 
 

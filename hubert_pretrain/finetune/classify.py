@@ -6,46 +6,62 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from hubert_pretrain.data.manifest import Manifest
-from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, did_you_mean
-from hubert_pretrain.fields import positive
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.errors import DataError
+from hubert_pretrain.fields import positive, share_below_one
 from hubert_pretrain.finetune.metrics import accuracy, macro_f1, unweighted_accuracy
-from hubert_pretrain.finetune.task import Examples, Metric, strings, tab_separated
+from hubert_pretrain.finetune.task import (
+    Examples,
+    Metric,
+    Prediction,
+    Results,
+    tab_separated,
+)
+from hubert_pretrain.finetune.utterance import (
+    CLASS_WEIGHTS,
+    LABELS,
+    SINGLE_LABEL,
+    ClassWeights,
+    Label,
+    Pooling,
+    UtteranceTask,
+    check_choice,
+    number_of,
+    some_of,
+)
 from hubert_pretrain.frames import FrameGrid
-from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.heads import ClassificationHead
-from hubert_pretrain.model.hubert import HubertOutput
 
-Label = Literal["speaker", "label", "corpus"]
-"""Columns of a manifest that can be classes."""
-LABELS = get_args(Label)
 NO_NAMES = ("nan", "none", "null", "n/a", "na", "unknown", "undefined")
 """Labels (in lower case) that stand for a missing one in tables of other programs."""
 FEW = 3
 """A class with fewer training utterances is reported."""
+MANY_NUMBERS = 20
+"""More distinct labels that are all numbers are hardly classes."""
 
 log = logging.getLogger(__name__)
 
 
-class ClassifyTask:
+class ClassifyTask(UtteranceTask):
     """One class per utterance: mean over its real frames of the last layer, or of a learnt mixture
     of all layers (SUPERB).
     """
 
-    kind = "classify"
+    problem = SINGLE_LABEL
     metrics: tuple[Metric, ...] = (
         Metric("accuracy", higher_is_better=True),
         Metric("unweighted_accuracy", higher_is_better=True),
         Metric("macro_f1", higher_is_better=True),
     )
+    exports = ("huggingface", "s3prl", "torchaudio", "onnx", "torch")
 
     def __init__(
         self,
@@ -53,119 +69,85 @@ class ClassifyTask:
         label: Label = "label",
         weighted_layers: bool = False,
         projection_size: Annotated[int, positive] = 256,
+        pooling: Pooling = "mean",
+        class_weights: ClassWeights = "none",
+        label_smoothing: Annotated[float, share_below_one] = 0.0,
     ) -> None:
         """
         Args:
             label: column of the manifest that holds the class.
             weighted_layers: classify a softmax-weighted sum of the encoder's input and every block
                 instead of the last block.
-            projection_size: width of the layer before the mean.
+            projection_size: width of the layer before the pooling.
+            pooling: of frames; mean, or attentive: their mean and standard deviation under learnt
+                weights (no class of transformers has it).
+            class_weights: balanced: each class has the same weight in the loss, however many
+                utterances it has.
+            label_smoothing: share of the target that is spread over all classes.
         """
-        if label not in LABELS:
-            raise ConfigError(
-                f"task.label={label!r} is not a column with classes; expected one of "
-                f"{', '.join(LABELS)}{did_you_mean(label, list(LABELS))}"
-            )
-        self.label = label
-        self.needs_all_layers = weighted_layers
-        self.projection_size = projection_size
-        self.classes: list[str] = []
-        self._adopted = ""  # the place of the model that the classes come from
-
-    def adopt(self, card: Mapping[str, Any], where: str) -> None:
-        """Take the classes of another model, in the order of its head."""
-        self.classes = [str(name) for name in card.get("classes", [])]
-        if not self.classes:
-            raise ArtefactError(
-                f"{where}: does not list the classes of its head, so start_head=keep cannot go on "
-                "with it; set start_head=new"
-            )
-        self._adopted = where
-
-    def fit(self, manifest: Manifest, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
-        """The classes are the values of the label column in the training rows, sorted."""
-        names = self._names(manifest, rows)
-        if self._adopted:
-            unknown = sorted(set(names) - set(self.classes))
-            if unknown:
-                raise DataError(
-                    f"{manifest.path}: training has {len(unknown)} {self.label} values that the "
-                    f"head of {self._adopted} has not ({some_of(unknown)}); set start_head=new"
-                )
-            return self._examples(rows, names)
-        self.classes = sorted(set(names))
-        if len(self.classes) < 2:
-            raise DataError(
-                f"{manifest.path}: all {len(rows)} training utterances have {self.label} "
-                f"{names[0]!r}; expected at least two classes: choose another task.label of "
-                f"{', '.join(LABELS)}"
-            )
-        for message in label_faults(names, self.label):
-            log.warning("%s: %s", manifest.path, message)
-        return self._examples(rows, names)
-
-    def examples(self, manifest: Manifest, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
-        """All rows. A class that does not occur in training is an error: it cannot be predicted."""
-        names = self._names(manifest, rows)
-        unseen = sorted(set(names) - set(self.classes))
-        if unseen:
-            split = manifest[int(rows[0])].split
-            raise DataError(
-                f"{manifest.path}: split {split!r} has {len(unseen)} {self.label} values that "
-                f"training has not ({some_of(unseen)}); classes must be the same: choose a split "
-                "with the speakers or labels of training, such as test_split=valid"
-            )
-        return self._examples(rows, names)
-
-    def compare(self, manifest: Manifest, train: Examples, test: Examples) -> None:
-        """Warn of speakers that training and test share, unless they are the classes: a network
-        learns which voice goes with which label.
-        """
-        if self.label == "speaker":
-            return
-        known = set(strings(manifest, "speaker", train.rows)) - {""}
-        tested = strings(manifest, "speaker", test.rows)
-        shared = sorted(known & set(tested))
-        if shared:
-            count = sum(speaker in known for speaker in tested)
-            log.warning(
-                "%s: %d of %d test utterances are of %d speakers that training has too (%s); split "
-                "by speakers, or read the scores as those of known voices",
-                manifest.path,
-                count,
-                len(tested),
-                len(shared),
-                some_of(shared),
-            )
-
-    def head(self, config: HubertConfig) -> ClassificationHead:
-        """Optional layer weights, a projection, the mean over frames and a linear layer."""
-        return ClassificationHead(
-            config.hidden_size,
-            len(self.classes),
-            projection_size=self.projection_size,
-            n_layers=config.num_hidden_layers,
-            weighted_layers=self.needs_all_layers,
+        super().__init__(
+            label=label,
+            weighted_layers=weighted_layers,
+            projection_size=projection_size,
+            pooling=pooling,
         )
+        check_choice("class_weights", class_weights, CLASS_WEIGHTS)
+        self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
+        self._weights: Tensor | None = None
 
-    def logits(self, head: nn.Module, output: HubertOutput, valid: Tensor | None) -> Tensor:
-        """(B, K)."""
-        return head(output, valid)
+    def fit(self, corpus: Corpus, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
+        """The classes are the values of the label column in the training rows, sorted."""
+        names = self._names(corpus, rows)
+        if self._adopted:
+            self._refuse_unseen(corpus, rows, set(names))
+        else:
+            self.classes = sorted(set(names))
+            if len(self.classes) < 2:
+                raise DataError(
+                    f"{corpus.manifest.path}: all {len(rows)} training utterances have "
+                    f"{self.label} {names[0]!r}; expected at least two classes: choose another "
+                    f"task.label of {', '.join(LABELS)}"
+                )
+            for message in label_faults(names, self.label):
+                log.warning("%s: %s", corpus.manifest.path, message)
+        if self.class_weights == "balanced":
+            self._weights = balanced_weights(names, self.classes)
+        return self._examples(rows, names)
+
+    def examples(self, corpus: Corpus, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
+        """All rows. A class that does not occur in training is an error: it cannot be predicted."""
+        names = self._names(corpus, rows)
+        self._refuse_unseen(corpus, rows, set(names))
+        return self._examples(rows, names)
 
     def loss(
         self, logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor
     ) -> Tensor:
         """Cross-entropy in fp32, summed over utterances."""
-        return F.cross_entropy(logits.float(), labels[:, 0], reduction="sum")
+        if self._weights is not None:
+            self._weights = self._weights.to(logits.device)
+        return F.cross_entropy(
+            logits.float(),
+            labels[:, 0],
+            self._weights,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
 
-    def predict(self, logits: Tensor) -> str:
-        """The most probable class of one utterance, ``logits`` (1, K)."""
-        return self.classes[int(logits[0].argmax())]
+    def predict(self, logits: Tensor) -> Prediction:
+        """The most probable class of one utterance, ``logits`` (1, K), and the log-probabilities of
+        all.
+        """
+        log_probabilities = logits[0].float().log_softmax(-1).cpu().numpy()
+        return Prediction(self.classes[int(logits[0].argmax())], log_probabilities)
 
-    def score(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    def score(self, results: Results) -> dict[str, float]:
         """Share of utterances whose class is right: of all, and the mean over classes; F1; and the
         accuracy of a model that always says the most frequent class.
         """
+        references = results.references
+        predictions = results.texts
         (_, largest), *_ = Counter(references).most_common(1)
         return {
             "accuracy": accuracy(references, predictions),
@@ -174,55 +156,45 @@ class ClassifyTask:
             "largest_class": largest / len(references),
         }
 
-    def warnings(self, references: Sequence[str], predictions: Sequence[str]) -> list[str]:
+    def warnings(self, results: Results) -> list[str]:
         """A model that knows one class only."""
-        if len(set(predictions)) > 1 or len(set(references)) == 1:
+        predictions = results.texts
+        if len(set(predictions)) > 1 or len(set(results.references)) == 1:
             return []
-        right = accuracy(references, predictions)
+        right = accuracy(results.references, predictions)
         return [
             f"all {len(predictions)} predictions are {predictions[0]!r}, which {right:.0%} of the "
             "utterances are: nothing is learnt yet; raise steps or learning_rate, and check that "
             "labels belong to their audio"
         ]
 
-    def card(self) -> dict[str, Any]:
-        """The classes in the order of the output, and where they came from."""
-        return {"classes": list(self.classes), "label": self.label}
-
-    def reports(self) -> dict[str, Any]:
-        """None: labels are taken as they are."""
-        return {}
-
-    def tables(
-        self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]
-    ) -> dict[str, str]:
+    def tables(self, results: Results) -> dict[str, str]:
         """predictions.tsv, and confusion.tsv with the count of each pair of classes that occurs."""
+        rows = zip(results.ids, results.references, results.texts, strict=True)
         lines = [
             (id_, reference, prediction, reference == prediction)
-            for id_, reference, prediction in zip(ids, references, predictions, strict=True)
+            for id_, reference, prediction in rows
         ]
-        counts = Counter(zip(references, predictions, strict=True))
+        counts = Counter(zip(results.references, results.texts, strict=True))
         pairs = [(*pair, count) for pair, count in sorted(counts.items())]
         return {
             "predictions.tsv": tab_separated(("id", "reference", "prediction", "right"), lines),
             "confusion.tsv": tab_separated(("reference", "prediction", "utterances"), pairs),
         }
 
-    def _names(self, manifest: Manifest, rows: NDArray[np.int64]) -> list[str]:
-        names = strings(manifest, self.label, rows)
-        missing = [int(row) for row, name in zip(rows, names, strict=True) if not name]
-        if missing:
-            first = manifest[missing[0]]
-            raise DataError(
-                f"{manifest.path}: {len(missing)} of {len(rows)} utterances of split "
-                f"{first.split!r} have no {self.label}, the first is {first.id!r}; classification "
-                "needs one each: choose another task.label or give the corpus that column"
-            )
-        return names
-
     def _examples(self, rows: NDArray[np.int64], names: list[str]) -> Examples:
         numbers = {name: number for number, name in enumerate(self.classes)}
         return Examples(rows, names, [[numbers[name]] for name in names])
+
+
+def balanced_weights(names: Sequence[str], classes: Sequence[str]) -> Tensor:
+    """N / (K n_k) for each class with n_k of the N utterances (scikit-learn's "balanced"), so that
+    the mean over utterances is 1; 0 for a class without any.
+    """
+    counts = Counter(names)
+    present = sum(counts[name] > 0 for name in classes)
+    weights = [len(names) / (present * counts[name]) if counts[name] else 0.0 for name in classes]
+    return torch.tensor(weights)
 
 
 def label_faults(names: Sequence[str], column: str) -> list[str]:
@@ -255,9 +227,16 @@ def label_faults(names: Sequence[str], column: str) -> list[str]:
             f"{len(small)} of {len(counts)} classes have fewer than {FEW} training utterances: "
             f"{shown}; collect more, or leave them out"
         )
+    numbers = [number_of(name) for name in counts]
+    if len(numbers) > MANY_NUMBERS and not np.isnan(numbers).any():
+        found.append(
+            f"all {len(numbers)} {column} values are numbers, each a class of its own; to predict "
+            "numbers choose finetune/regression"
+        )
+    joined = [name for name in sorted(counts) if ";" in name]
+    if joined:
+        found.append(
+            f"{len(joined)} {column} values hold several labels ({some_of(joined)}), each "
+            "combination a class of its own; to predict several labels choose finetune/multi_label"
+        )
     return found
-
-
-def some_of(names: Sequence[str]) -> str:
-    """The first names, as a list for messages."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.decoding.greedy import greedy_decode
 from hubert_pretrain.decoding.spelling import BLANK_ID
@@ -33,13 +34,20 @@ from hubert_pretrain.finetune.normalisation import (
     TextRules,
     normalise,
 )
-from hubert_pretrain.finetune.task import Examples, Metric, strings, tab_separated
+from hubert_pretrain.finetune.task import (
+    Examples,
+    Metric,
+    Prediction,
+    Results,
+    Task,
+    strings,
+    tab_separated,
+)
 from hubert_pretrain.finetune.text import Vocabulary, frames_needed
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CTCHead
-from hubert_pretrain.model.hubert import HubertOutput
 
 Rows = NDArray[np.int64]
 Reduction = Literal["sum", "mean"]
@@ -48,21 +56,22 @@ REDUCTIONS = list(get_args(Reduction))
 log = logging.getLogger(__name__)
 
 
-class CtcTask:
+class CtcTask(Task):
     """Speech recognition: characters from speech, decoded greedily, without a language model."""
 
-    kind = "ctc"
+    kind = CTCHead.kind
     metrics: tuple[Metric, ...] = (
         Metric("wer", higher_is_better=False),
         Metric("cer", higher_is_better=False),
         Metric("empty", higher_is_better=False),
     )
-    needs_all_layers = False
+    exports = ("huggingface", "fairseq", "s3prl", "torchaudio", "onnx", "torch")
 
     def __init__(
         self,
         *,
         final_dropout: Annotated[float, share_below_one] = 0.0,
+        weighted_layers: bool = False,
         max_dropped_fraction: Annotated[float, share] = 0.01,
         reduction: Reduction = "sum",
         zero_infinity: bool = True,
@@ -74,6 +83,8 @@ class CtcTask:
         """
         Args:
             final_dropout: before the output layer.
+            weighted_layers: a softmax-weighted sum of the encoder's input and every block instead
+                of the last block. No other project has that: its exports keep the head aside.
             max_dropped_fraction: training utterances without a transcript, or with one that their
                 frames cannot spell, are left out and counted; a larger share of them is an error.
             reduction: see `ctc_loss`; exported as `ctc_loss_reduction`.
@@ -89,6 +100,7 @@ class CtcTask:
                 f"{did_you_mean(reduction, REDUCTIONS)}"
             )
         self.final_dropout = final_dropout
+        self.needs_all_layers = weighted_layers
         self.max_dropped_fraction = max_dropped_fraction
         self.reduction = reduction
         self.zero_infinity = zero_infinity
@@ -109,10 +121,11 @@ class CtcTask:
         self.vocabulary = Vocabulary(tuple(symbols))
         self._adopted = where
 
-    def fit(self, manifest: Manifest, rows: Rows, grid: FrameGrid) -> Examples:
+    def fit(self, corpus: Corpus, rows: Rows, grid: FrameGrid) -> Examples:
         """Derive the vocabulary from the transcripts of the training rows, and leave out utterances
         that CTC cannot learn.
         """
+        manifest = corpus.manifest
         texts = self._transcripts(manifest, rows)
         if self._adopted:
             self._refuse_unknown(manifest, texts)
@@ -124,10 +137,11 @@ class CtcTask:
         chosen = np.flatnonzero((needed > 0) & (needed <= available))
         return Examples(rows[chosen], [texts[i] for i in chosen], [labels[i] for i in chosen])
 
-    def examples(self, manifest: Manifest, rows: Rows, grid: FrameGrid) -> Examples:
+    def examples(self, corpus: Corpus, rows: Rows, grid: FrameGrid) -> Examples:
         """All rows. A character that no training transcript has is reported, and can only be scored
         as an error; so is a transcript that its frames cannot spell, which has no loss.
         """
+        manifest = corpus.manifest
         texts = self._transcripts(manifest, rows)
         labels = [self._vocabulary.ids(text) for text in texts]
         needed, available = _frames(manifest, rows, labels, grid)
@@ -144,18 +158,15 @@ class CtcTask:
             )
         return Examples(rows, texts, labels, frozenset(without_loss.tolist()))
 
-    def compare(self, manifest: Manifest, train: Examples, test: Examples) -> None:
-        """Nothing: sentences may have known speakers, and the card of the corpus counts equal
-        audio.
-        """
-
     def head(self, config: HubertConfig) -> CTCHead:
         """Dropout and a linear layer D -> V."""
-        return CTCHead(config.hidden_size, len(self._vocabulary), dropout=self.final_dropout)
-
-    def logits(self, head: nn.Module, output: HubertOutput, valid: Tensor | None) -> Tensor:
-        """(B, T, V)."""
-        return head(output.last)
+        return CTCHead(
+            config.hidden_size,
+            len(self._vocabulary),
+            self.final_dropout,
+            config.num_hidden_layers if self.needs_all_layers else 0,
+            self.needs_all_layers,
+        )
 
     def loss(
         self, logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor
@@ -171,26 +182,26 @@ class CtcTask:
         )
         return loss * len(logits) if self.reduction == "mean" else loss
 
-    def predict(self, logits: Tensor) -> str:
+    def predict(self, logits: Tensor) -> Prediction:
         """The text of the best path of one utterance, ``logits`` (1, T, V)."""
-        return self._vocabulary.text(greedy_decode(logits[0]))
+        return Prediction(self._vocabulary.text(greedy_decode(logits[0])))
 
-    def score(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    def score(self, results: Results) -> dict[str, float]:
         """Word and character error rates over all utterances, and the share of utterances with
         speech for which nothing is recognised.
         """
         return {
-            "wer": word_error_rate(references, predictions),
-            "cer": character_error_rate(references, predictions),
-            "empty": share_of_empty(references, predictions),
+            "wer": word_error_rate(results.references, results.texts),
+            "cer": character_error_rate(results.references, results.texts),
+            "empty": share_of_empty(results.references, results.texts),
         }
 
-    def warnings(self, references: Sequence[str], predictions: Sequence[str]) -> list[str]:
+    def warnings(self, results: Results) -> list[str]:
         """A model that says nothing at all."""
-        if any(predictions):
+        if any(results.texts):
             return []
         return [
-            f"all {len(predictions)} hypotheses are empty: the model says only the blank yet; "
+            f"all {len(results)} hypotheses are empty: the model says only the blank yet; "
             "usual for the first thousands of steps, else raise steps or learning_rate, and check "
             "that texts belong to their audio"
         ]
@@ -211,13 +222,13 @@ class CtcTask:
         splits = {split: report.as_json() for split, report in self.text_reports.items()}
         return {"normalisation.json": {"rules": dataclasses.asdict(self.rules), "splits": splits}}
 
-    def tables(
-        self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]
-    ) -> dict[str, str]:
+    def tables(self, results: Results) -> dict[str, str]:
         """hypotheses.tsv, with the word error rate of each utterance."""
         lines = [
             (id_, reference, hypothesis, f"{word_error_rate([reference], [hypothesis]):.4f}")
-            for id_, reference, hypothesis in zip(ids, references, predictions, strict=True)
+            for id_, reference, hypothesis in zip(
+                results.ids, results.references, results.texts, strict=True
+            )
         ]
         header = ("id", "reference", "hypothesis", "wer")
         return {"hypotheses.tsv": tab_separated(header, lines)}

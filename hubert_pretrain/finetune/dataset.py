@@ -4,7 +4,7 @@ tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -35,7 +35,7 @@ class TrainingDataset(Dataset[Batch]):
     | waveform | (B, S) float32 | 0 in padding |
     | num_samples | (B,) | real samples |
     | valid | (B, T) bool | True for real frames |
-    | labels | (B, U) int64 | padded with 0 |
+    | labels | (B, U) int64 or float32 | padded with 0 |
     | label_lengths | (B,) | |
     | mask, channel_mask | (B, T), (B, D) bool | True = masked |
     | step, index | int | |
@@ -66,9 +66,7 @@ class TrainingDataset(Dataset[Batch]):
         self._rows = examples.rows[order]
         labels = [examples.labels[i] for i in order.tolist()]
         self._ends = np.cumsum([len(ids) for ids in labels])
-        self._ids = np.fromiter(
-            chain.from_iterable(labels), dtype=np.int64, count=sum(map(len, labels))
-        )
+        self._ids = _flat(labels)
 
     def __getitem__(self, index: int) -> Batch:
         planned = self.plan.micro_batch(index)
@@ -93,7 +91,7 @@ class TrainingDataset(Dataset[Batch]):
             "step_utterances": self.plan.utterances(planned.step),
         }
 
-    def _labels(self, row: int) -> NDArray[np.int64]:
+    def _labels(self, row: int) -> NDArray[Any]:
         place = int(np.searchsorted(self._rows, row))
         start = self._ends[place - 1] if place else 0
         return self._ids[start : self._ends[place]]
@@ -124,12 +122,14 @@ class WholeUtterances(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         example = index % len(self)
-        waveform = read_whole(self.corpus, int(self.examples.rows[example]), self.normalize)
+        row = int(self.examples.rows[example])
+        waveform = read_whole(self.corpus, row, self.normalize)
         labels = self.examples.labels[example]
         return {
             "waveform": torch.from_numpy(waveform)[None],
-            "labels": torch.tensor(labels, dtype=torch.int64)[None],
+            "labels": torch.from_numpy(_flat([labels]))[None],
             "label_lengths": torch.tensor([len(labels)]),
+            "id": self.corpus.manifest[row].id,
             "reference": self.examples.references[example],
             "has_loss": example not in self.examples.without_loss,
             "counts": index < len(self),
@@ -164,6 +164,12 @@ def read_whole(corpus: Corpus, row: int, normalize: bool) -> NDArray[np.float32]
         return waveform
     utterance = corpus.manifest[row]
     return normalize_(waveform, utterance.mean, utterance.variance)
+
+
+def _flat(labels: Sequence[Sequence[float]]) -> NDArray[Any]:
+    """The labels of several utterances as one array: int64 ids, or float32 numbers."""
+    flat = np.array(list(chain.from_iterable(labels)))
+    return flat.astype(np.float32 if flat.dtype.kind == "f" and len(flat) else np.int64)
 
 
 def _stack(arrays: list[NDArray[Any]], length: int) -> Tensor:

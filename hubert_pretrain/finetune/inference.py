@@ -9,27 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hubert_pretrain import distributed
 from hubert_pretrain.data import audio
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.finetune.ctc import CtcTask
-from hubert_pretrain.finetune.task import Task
+from hubert_pretrain.finetune.task import Prediction, Results, Task
 from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.interop.transformers_reader import TOKENIZER_KEY
+from hubert_pretrain.model.heads import TaskHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.preprocess import prepare_waveform
 
 if TYPE_CHECKING:
     from hubert_pretrain.finetune.dataset import WholeUtterances
-
-Item = TypeVar("Item")
 
 
 class SpeechRecognizer:
@@ -40,7 +39,7 @@ class SpeechRecognizer:
     def __init__(
         self,
         model: Hubert,
-        head: nn.Module,
+        head: TaskHead,
         vocabulary: Vocabulary,
         device: str | torch.device = "cpu",
         *,
@@ -75,9 +74,8 @@ class SpeechRecognizer:
             )
         vocabulary = Vocabulary(tuple(loaded.extra["vocabulary"]))
         lower_case = bool(loaded.extra.get(TOKENIZER_KEY, {}).get("do_lower_case"))
-        return SpeechRecognizer(
-            loaded.model, loaded.build_head(), vocabulary, device, lower_case=lower_case
-        )
+        head: Any = loaded.build_head()
+        return SpeechRecognizer(loaded.model, head, vocabulary, device, lower_case=lower_case)
 
     def transcribe(
         self, speech: str | Path | Sequence[float] | Tensor, *, sampling_rate: int = SAMPLE_RATE
@@ -112,29 +110,31 @@ class SpeechRecognizer:
             )
         with torch.inference_mode():
             logits = logits_of(self.model, self.head, self._task, waveform.to(self.device))
-            text = self._task.predict(logits)
+            text = self._task.predict(logits).text
         return text.lower() if self.lower_case else text
 
 
 @torch.inference_mode()
 def predict(
-    model: Hubert, head: nn.Module, task: Task, utterances: WholeUtterances, device: torch.device
-) -> list[str]:
-    """The prediction for every utterance, in order.
+    model: Hubert, head: TaskHead, task: Task, utterances: WholeUtterances, device: torch.device
+) -> Results:
+    """The predictions for every utterance, in order.
 
     Ranks share the work; all return the whole list.
     """
     model.to(device).eval()
     head.to(device).eval()
     share = distributed.share(len(utterances), distributed.rank(), distributed.world_size())
-    predictions = []
+    found: list[Scored] = []
     for index in share:
-        waveform = utterances[index]["waveform"].to(device)  # (1, S)
-        predictions.append(task.predict(logits_of(model, head, task, waveform)))
-    return gather(predictions)
+        item = utterances[index]
+        waveform = item["waveform"].to(device)  # (1, S)
+        prediction = task.predict(logits_of(model, head, task, waveform))
+        found.append(Scored(item["id"], item["reference"], prediction))
+    return gather(found)
 
 
-def logits_of(model: Hubert, head: nn.Module, task: Task, waveform: Tensor) -> Tensor:
+def logits_of(model: Hubert, head: TaskHead, task: Task, waveform: Tensor) -> Tensor:
     """Logits of the task's head for waveforms (B, S) without padding, in fp32 also where training
     is in mixed precision.
     """
@@ -142,10 +142,23 @@ def logits_of(model: Hubert, head: nn.Module, task: Task, waveform: Tensor) -> T
         return task.logits(head, model(waveform, hidden_states=task.needs_all_layers), None)
 
 
-def gather(items: list[Item]) -> list[Item]:
-    """The items of every rank, those of rank 0 first."""
-    if distributed.world_size() == 1:
-        return items
-    parts: list[list[Item]] = [[] for _ in range(distributed.world_size())]
-    torch.distributed.all_gather_object(parts, items)
-    return [item for part in parts for item in part]
+class Scored(NamedTuple):
+    """An utterance beside its prediction."""
+
+    id: str
+    reference: str
+    prediction: Prediction
+
+
+def gather(found: list[Scored]) -> Results:
+    """The utterances of every rank, those of rank 0 first."""
+    parts = [found]
+    if distributed.world_size() > 1:
+        parts = [[] for _ in range(distributed.world_size())]
+        torch.distributed.all_gather_object(parts, found)
+    every = [each for part in parts for each in part]
+    return Results(
+        [each.id for each in every],
+        [each.reference for each in every],
+        [each.prediction for each in every],
+    )

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hubert_pretrain import distributed
 from hubert_pretrain.finetune.dataset import Batch
-from hubert_pretrain.finetune.inference import gather, logits_of
+from hubert_pretrain.finetune.inference import Scored, gather, logits_of
 from hubert_pretrain.finetune.task import Task
 from hubert_pretrain.frames import seconds as in_seconds
-from hubert_pretrain.model.heads import ClassificationHead, CTCHead
+from hubert_pretrain.model.heads import TaskHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.seeds import derive
 from hubert_pretrain.training.loggers import report
@@ -23,13 +22,6 @@ from hubert_pretrain.training.optim import AdamWSettings, Schedule
 from hubert_pretrain.training.strategies import zero_grad_term
 
 log = logging.getLogger(__name__)
-
-
-class ValidationOutput(NamedTuple):
-    """An utterance of the valid split."""
-
-    reference: str
-    hypothesis: str
 
 
 class FinetuneModule(TrainingModule):
@@ -42,12 +34,12 @@ class FinetuneModule(TrainingModule):
     micro-batch), so the step number is all there is to resume.
     """
 
-    head: CTCHead | ClassificationHead
+    head: TaskHead
 
     def __init__(
         self,
         model: Hubert,
-        head: CTCHead | ClassificationHead,
+        head: TaskHead,
         task: Task,
         *,
         seed: int,
@@ -83,7 +75,7 @@ class FinetuneModule(TrainingModule):
         self.train()  # a loaded model is in eval mode, and Lightning leaves modes as they are
         self.validated_step = -1
         self._valid = Meter()
-        self._validation_outputs: list[ValidationOutput] = []
+        self._validated: list[Scored] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss per utterance of the step, as this micro-batch's share of it."""
@@ -134,23 +126,21 @@ class FinetuneModule(TrainingModule):
             self._valid.add(loss=loss, utterances=1.0)
         else:
             self._valid.add(loss=0.0, utterances=0.0)
-        output = ValidationOutput(batch["reference"], self.task.predict(logits))
-        self._validation_outputs.append(output)
+        self._validated.append(Scored(batch["id"], batch["reference"], self.task.predict(logits)))
 
     def on_validation_epoch_end(self) -> None:
         """Compute validation metrics over all ranks."""
-        outputs = gather(self._validation_outputs)
-        self._validation_outputs = []
+        results = gather(self._validated)
+        self._validated = []
         sums = self._valid.read(self.device)
-        references = [output.reference for output in outputs]
-        hypotheses = [output.hypothesis for output in outputs]
-        scores = self.task.score(references, hypotheses)
-        values = {"loss": sums["loss"] / sums["utterances"], **scores}
+        values = self.task.score(results)
+        if sums["utterances"] > 0:
+            values = {"loss": sums["loss"] / sums["utterances"], **values}
         self.validated = {f"valid/{name}": value for name, value in values.items()}
         self.validated_step = self.trainer.global_step
         report(self.trainer, self.trainer.global_step, self.validated, kind="valid")
         if self.trainer.is_global_zero:
-            for message in self.task.warnings(references, hypotheses):
+            for message in self.task.warnings(results):
                 log.warning("valid step %d: %s", self.trainer.global_step, message)
 
     def summarise(self, sums: dict[str, float], steps: int, seconds: float) -> dict[str, float]:

@@ -10,7 +10,7 @@ from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.finetune.task import Task
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.model.checkpoint import LoadedModel, load_strictly
-from hubert_pretrain.model.heads import ClassificationHead, CodebookHead, CTCHead
+from hubert_pretrain.model.heads import CodebookHead, TaskHead
 
 
 def load_start(path: Path, task: Task, *, keep_head: bool, **overrides: Any) -> LoadedModel:
@@ -40,9 +40,7 @@ def load_start(path: Path, task: Task, *, keep_head: bool, **overrides: Any) -> 
     return loaded
 
 
-def start_head(
-    task: Task, loaded: LoadedModel, path: Path, *, keep_head: bool
-) -> CTCHead | ClassificationHead:
+def start_head(task: Task, loaded: LoadedModel, path: Path, *, keep_head: bool) -> TaskHead:
     """The head to train: a new one, or that of the checkpoint.
 
     Raises ArtefactError when that of the checkpoint has another form than the task gives a head.

@@ -1,27 +1,29 @@
-"""The Task protocol: labels from a manifest, a head on the encoder, a loss, predictions and scores.
+"""The base of tasks: labels from a corpus, a head on the encoder, a loss, predictions and scores.
 
-A new task is one file beside ctc.py and classify.py.
+A new task is one file beside ctc.py and classify.py (docs/finetuning.md, "Your own task").
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest
-from hubert_pretrain.errors import DataError
+from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.frames import FrameGrid
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from hubert_pretrain.model.config import HubertConfig
-    from hubert_pretrain.model.heads import ClassificationHead, CTCHead
+    from hubert_pretrain.model.heads import TaskHead
     from hubert_pretrain.model.hubert import HubertOutput
 
 log = logging.getLogger(__name__)
@@ -43,24 +45,99 @@ class Examples:
 
     rows: NDArray[np.int64]  # (N,) manifest rows
     references: list[str]  # for people and scores: a normalised transcript, a class
-    labels: list[list[int]]  # for the loss: U ids each (one for a class)
+    labels: Sequence[Sequence[float]]  # for the loss: U ids each (one for a class), or numbers
     without_loss: frozenset[int] = frozenset()  # examples whose frames cannot spell their labels
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
-class Task(Protocol):
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The prediction for one utterance."""
+
+    text: str
+    """In the form of a reference."""
+    values: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """Numbers that scores need beside it, e.g. the log-probability of each class, an embedding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """N utterances of a split: their ids, references and predictions, in one order."""
+
+    ids: Sequence[str]
+    references: Sequence[str]
+    predictions: Sequence[Prediction]
+
+    @staticmethod
+    def of_texts(
+        references: Sequence[str], predictions: Sequence[str], ids: Sequence[str] | None = None
+    ) -> Results:
+        """Predictions that are texts alone; without `ids` they are numbered."""
+        return Results(
+            ids if ids is not None else [str(number) for number in range(len(references))],
+            references,
+            [Prediction(text) for text in predictions],
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def texts(self) -> list[str]:
+        """The predictions as texts."""
+        return [prediction.text for prediction in self.predictions]
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The values of the predictions, (N, K)."""
+        return np.stack([prediction.values for prediction in self.predictions])
+
+    def take(self, indices: Iterable[int]) -> Results:
+        """Some of the utterances, in that order; an index may occur several times."""
+        chosen = list(indices)
+        return Results(
+            [self.ids[i] for i in chosen],
+            [self.references[i] for i in chosen],
+            [self.predictions[i] for i in chosen],
+        )
+
+
+class Task(ABC):
     """A downstream task: its settings, and after `fit` the vocabulary or the classes of the
     training split.
+
+    A subclass states the attributes, and writes the abstract methods; of the others it has those
+    below.
     """
 
-    kind: str
-    """Kind of the checkpoints that hold its models: "ctc" or "classify"."""
+    kind: ClassVar[str]
+    """Kind of the checkpoints that hold its models: that of the class of its heads."""
     metrics: tuple[Metric, ...]
-    """Metrics that `score` returns, the main one first."""
-    needs_all_layers: bool
+    """Metrics that `score` returns, the main one first: the best checkpoint is the best by it."""
+    needs_all_layers: bool = False
     """True if the head needs every layer's output, `Hubert.forward(hidden_states=True)`."""
+    exports: ClassVar[tuple[str, ...]]
+    """Formats of export that can hold its models (interop/registry.py). Read from the source before
+    anything runs, so a plain tuple.
+    """
+
+    # -- labels
+
+    @abstractmethod
+    def fit(self, corpus: Corpus, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
+        """Derive vocabulary or classes from the training rows, unless they were adopted.
+
+        Returns the rows that can be trained on. Raises DataError when too few can.
+        """
+
+    @abstractmethod
+    def examples(self, corpus: Corpus, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
+        """The rows of another split, all of them.
+
+        Raises DataError when the split cannot be scored with the vocabulary or classes of `fit`.
+        """
 
     def adopt(self, card: Mapping[str, Any], where: str) -> None:
         """Take vocabulary or classes from the `card` of another model, whose head is kept, instead
@@ -68,85 +145,77 @@ class Task(Protocol):
 
         Raises ArtefactError, with the place of that model, when it states none.
         """
-        ...
-
-    def fit(self, manifest: Manifest, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
-        """Derive vocabulary or classes from the training rows, unless they were adopted.
-
-        Returns the rows that can be trained on. Raises DataError when too few can.
-        """
-        ...
-
-    def examples(self, manifest: Manifest, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
-        """The rows of another split, all of them.
-
-        Raises DataError when the split cannot be scored with the vocabulary or classes of `fit`.
-        """
-        ...
+        raise ConfigError(
+            f"{where}: start_head=keep, but {type(self).__name__} cannot go on with another "
+            "model's head; set start_head=new"
+        )
 
     def compare(self, manifest: Manifest, train: Examples, test: Examples) -> None:
         """Warn of what makes the scores of the test split better than they are."""
-        ...
+        return
 
-    def head(self, config: HubertConfig) -> CTCHead | ClassificationHead:
+    # -- head and loss
+
+    @abstractmethod
+    def head(self, config: HubertConfig) -> TaskHead:
         """A new head for an encoder of this form."""
-        ...
 
-    def logits(self, head: nn.Module, output: HubertOutput, valid: Tensor | None) -> Tensor:
-        """Logits of the head for B utterances.
+    def logits(self, head: TaskHead, output: HubertOutput, valid: Tensor | None) -> Tensor:
+        """Logits of the head for B utterances, and what else the loss needs of the head.
 
         Args:
             output: of the encoder.
             valid: (B, T), True for real frames; None: all are.
         """
-        ...
+        return head.logits(output, valid)
 
+    @abstractmethod
     def loss(
         self, logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor
     ) -> Tensor:
-        """Loss in nats, summed over utterances.
+        """Loss, in nats where it is a likelihood, summed over utterances.
 
         Args:
-            logits: of the head.
+            logits: of `logits`.
             num_frames: (B,) real frames.
-            labels: (B, U) ids, padded with anything.
+            labels: (B, U) int64 ids, or float32 numbers, padded with 0.
             label_lengths: (B,).
         """
-        ...
 
-    def predict(self, logits: Tensor) -> str:
-        """The prediction for one utterance, in the form of a reference; ``logits`` of a batch of
-        one.
-        """
-        ...
+    # -- predictions and scores
 
-    def score(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    @abstractmethod
+    def predict(self, logits: Tensor) -> Prediction:
+        """The prediction for one utterance; ``logits`` of a batch of one."""
+
+    @abstractmethod
+    def score(self, results: Results) -> dict[str, float]:
         """The values of `metrics`, by name, and others to compare them with."""
-        ...
 
-    def warnings(self, references: Sequence[str], predictions: Sequence[str]) -> list[str]:
+    def warnings(self, results: Results) -> list[str]:
         """Faults of the predictions as a whole, each with its fix."""
-        ...
+        return []
 
+    def tables(self, results: Results) -> dict[str, str]:
+        """File name -> content: the table of predictions first."""
+        lines = list(zip(results.ids, results.references, results.texts, strict=True))
+        return {"predictions.tsv": tab_separated(("id", "reference", "prediction"), lines)}
+
+    # -- what is stored
+
+    @abstractmethod
     def card(self) -> dict[str, Any]:
         """Plain JSON values that a checkpoint stores beside the weights, and that exports need:
-        names of the outputs, settings of the loss.
+        names of the outputs (under the key `names` of the head), settings of the loss.
         """
-        ...
 
     def reports(self) -> dict[str, Any]:
         """File name -> plain JSON values: how the labels were made."""
-        ...
-
-    def tables(
-        self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]
-    ) -> dict[str, str]:
-        """File name -> content: the table of predictions first."""
-        ...
+        return {}
 
 
 def gather_examples(
-    task: Task, manifest: Manifest, grid: FrameGrid, splits: Mapping[str, str], where: str
+    task: Task, corpus: Corpus, grid: FrameGrid, splits: Mapping[str, str], where: str
 ) -> list[Examples]:
     """The examples of each split; the task is fitted on the first.
 
@@ -156,6 +225,7 @@ def gather_examples(
         splits: key of the recipe -> name of the split, for training, validation and test.
         where: place of those keys in the recipe, for error messages.
     """
+    manifest = corpus.manifest
     rows = []
     *_, (valid_key, valid), (test_key, test) = splits.items()
     if valid == test:
@@ -176,8 +246,8 @@ def gather_examples(
         rows.append(of_split)
     train, *others = rows
     found = [
-        task.fit(manifest, train, grid),
-        *(task.examples(manifest, other, grid) for other in others),
+        task.fit(corpus, train, grid),
+        *(task.examples(corpus, other, grid) for other in others),
     ]
     task.compare(manifest, found[0], found[-1])
     return found

@@ -150,6 +150,31 @@ def preserved_extra(preserved: dict[str, Any] | None) -> dict[str, Any] | None:
     return dict(extra) if isinstance(extra, dict) else None
 
 
+def add_preserved_head(
+    source: ForeignCheckpoint, preserved: dict[str, Any], state: dict[str, Tensor], place: str
+) -> None:
+    """Adds a head that our export had to put beside the weights.
+
+    Args:
+        source: gets the head.
+        preserved: our config.json, from the export.
+        state: the head's tensors under our names.
+        place: of those tensors, before their names in the report.
+
+    Raises ArtefactError for a head that no module has registered.
+    """
+    kind = preserved.get("kind")
+    if kind not in HEADS:
+        raise ArtefactError(
+            f"{source.path}: its head is of kind {kind!r}, which is not one of "
+            f"{', '.join(HEADS)}; import the module that registers it first"
+        )
+    source.kind = str(kind)
+    source.head = preserved.get("head")
+    source.head_state = state
+    source.head_names = [f"{place}{name}" for name in state]
+
+
 def _check_head(source: ForeignCheckpoint, head_state: dict[str, Tensor]) -> None:
     if source.head is None:
         return

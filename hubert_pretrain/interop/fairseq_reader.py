@@ -24,6 +24,7 @@ from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.interop.assemble import (
     PRESERVED,
     ForeignCheckpoint,
+    add_preserved_head,
     assemble,
     build_config,
     preserved_extra,
@@ -41,7 +42,7 @@ from hubert_pretrain.interop.pickles import plain, read_pickle
 from hubert_pretrain.interop.tensor_names import FAIRSEQ_HEAD, fairseq_key_map, to_ours
 from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.heads import HEADS
+from hubert_pretrain.model.heads import CodebookHead, CTCHead
 
 CTC_PREFIX = "w2v_encoder.w2v_model."
 CTC_HEAD_PREFIX = "w2v_encoder.proj."
@@ -201,7 +202,7 @@ def _pretrained(parts: _Parts, overrides: dict[str, Any]) -> ForeignCheckpoint:
     source = ForeignCheckpoint(
         path=parts.path,
         format=parts.format,
-        kind="pretrain",
+        kind=CodebookHead.kind,
         weights=weights,
         key_map=fairseq_key_map(config.feat_extract_norm),
         config=config,
@@ -265,17 +266,11 @@ def _add_codebooks(source: ForeignCheckpoint, parts: _Parts, weights: dict[str, 
 
 def _add_preserved_head(source: ForeignCheckpoint, preserved: dict[str, Any] | None) -> None:
     """Adds a head that our export had to put beside the weights, as it does for s3prl."""
-    if not isinstance(preserved, dict) or preserved.get("kind") not in HEADS:
+    state = preserved.get("head_state") if isinstance(preserved, dict) else None
+    if not isinstance(state, dict) or not isinstance(preserved, dict):
         return
-    state = preserved.get("head_state")
-    if not isinstance(state, dict):
-        return
-    source.kind = preserved["kind"]
-    source.head = preserved.get("head")
-    source.head_state = {
-        name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)
-    }
-    source.head_names = [f"{PRESERVED}.head_state.{name}" for name in source.head_state]
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    add_preserved_head(source, preserved, tensors, f"{PRESERVED}.head_state.")
 
 
 # -- CTC checkpoints
@@ -307,7 +302,7 @@ def _ctc(parts: _Parts, overrides: dict[str, Any]) -> ForeignCheckpoint:
     source = ForeignCheckpoint(
         path=parts.path,
         format=parts.format,
-        kind="ctc",
+        kind=CTCHead.kind,
         weights=weights,
         key_map=fairseq_key_map(config.feat_extract_norm),
         config=config,

@@ -35,6 +35,7 @@ from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.model.config import HubertConfig, SpanMask
 from hubert_pretrain.model.export_limits import faults_of_export
+from hubert_pretrain.model.heads import CodebookHead, TaskHead
 from hubert_pretrain.model.spec_augment import SpecAugment
 
 
@@ -43,16 +44,17 @@ def export_fairseq(path: str | Path, loaded: LoadedModel) -> None:
 
     Raises ArtefactError for a network that fairseq's HuBERT cannot compute.
     """
-    if loaded.kind == "classify":
+    part = _part_of(loaded)
+    if not part:
         raise ArtefactError(
-            "fairseq has no HuBERT that classifies utterances; "
+            f"fairseq has no HuBERT with a head of kind {loaded.kind!r} as this one; "
             "export to huggingface, torchaudio, s3prl or onnx"
         )
     model = model_settings(loaded)
     task = task_settings(loaded.model.config)
     weights = encoder_weights(loaded)
     preserved: dict[str, Any] = dict(loaded.config)
-    if loaded.kind == "ctc":
+    if part == "hubert_ctc":
         state, symbols, preserved["rows"] = ctc_rows(loaded)
         weights = {CTC_PREFIX + name: tensor for name, tensor in weights.items()}
         weights |= to_theirs(state, FAIRSEQ_CTC)
@@ -95,9 +97,11 @@ def export_s3prl(path: str | Path, loaded: LoadedModel) -> None:
     Raises ArtefactError for a network that s3prl's copy of fairseq's HuBERT cannot compute.
     """
     preserved: dict[str, Any] = dict(loaded.config)
-    softmax_head = loaded.kind == "pretrain" and "unit_embeddings" not in loaded.head_state
-    without_head = LoadedModel(loaded.model, "pretrain", {}, {**loaded.config, "head": None})
-    head, dictionaries = codebook_rows(without_head if softmax_head else loaded)
+    head_here = loaded.build_head() if loaded.head_state else None
+    without_head = LoadedModel(loaded.model, CodebookHead.kind, {}, {**loaded.config, "head": None})
+    head, dictionaries = codebook_rows(
+        loaded if isinstance(head_here, CodebookHead) else without_head
+    )
     symbols: list[Any] = [*dictionaries] or [None]
     if not dictionaries and loaded.head_state:
         preserved["head_state"] = loaded.head_state
@@ -112,6 +116,11 @@ def export_s3prl(path: str | Path, loaded: LoadedModel) -> None:
 
 
 # -- weights
+
+
+def _part_of(loaded: LoadedModel) -> str:
+    """The model of fairseq that holds a network with its head, as the head states; "" for none."""
+    return loaded.build_head().places.get("fairseq", "") if loaded.head_state else "hubert"
 
 
 def encoder_weights(loaded: LoadedModel) -> dict[str, Tensor]:
@@ -142,7 +151,7 @@ def codebook_rows(loaded: LoadedModel) -> tuple[dict[str, Tensor], list[list[str
     Without a pretraining head: a projection of zeros, which fairseq and s3prl expect, and no lists.
     """
     config = loaded.model.config
-    if not loaded.head_state or loaded.kind != "pretrain":
+    if not loaded.head_state or isinstance(loaded.build_head(), TaskHead):
         zeros = torch.zeros(config.projection_size, config.hidden_size)
         return {"final_proj.weight": zeros, "final_proj.bias": zeros[:, 0].clone()}, []
     if "unit_embeddings" not in loaded.head_state:
@@ -230,7 +239,7 @@ def model_settings(loaded: LoadedModel) -> dict[str, Any]:
     head = loaded.config.get("head") or {}
     paper = vars(SpecAugment.of_spans(SpanMask()))
     masks = SpecAugment.of({**paper, **loaded.extra.get(EXTRA_KEY, {})})
-    pretrained = loaded.kind == "pretrain"
+    pretrained = _part_of(loaded) == "hubert"
     layers = zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
     settings = {
         "_name": "hubert",

@@ -2,8 +2,9 @@
 ExportedProgram of PyTorch.
 
 Input `waveform` (B, S) float32 at 16 kHz, any batch and length, rows of equal length; the graph
-normalises waveforms itself where the network needs it. Outputs: for kind pretrain `layer_1` ...
-`layer_L`, `last_hidden_state` and the unit `logits`; for ctc and classify `logits`. Our config.json
+normalises waveforms itself where the network needs it. Outputs: of a pretrained network `layer_1`
+... `layer_L`, `last_hidden_state` and the unit `logits`; with the head of a task `logits` (of
+`TaskHead.logits`; for speaker verification the embeddings). Our config.json
 (vocabulary, classes, ...) is in the metadata under "hubert_pretrain".
 """
 
@@ -28,7 +29,7 @@ from hubert_pretrain.files import replacing, replacing_together
 from hubert_pretrain.interop.assemble import PRESERVED
 from hubert_pretrain.interop.compare import TOLERANCE, Report, check_differences, probe
 from hubert_pretrain.model.checkpoint import LoadedModel
-from hubert_pretrain.model.heads import ClassificationHead
+from hubert_pretrain.model.heads import TaskHead
 from hubert_pretrain.model.preprocess import normalize
 
 
@@ -41,13 +42,12 @@ class Deployed(nn.Module):
         # Of no effect without gradients, and its operation does not exist in ONNX.
         self.model.config.conv_gradient_scale = 1.0
         self.head = loaded.build_head() if loaded.head_state else None
-        self.kind = loaded.kind
         self.layers = loaded.model.config.num_hidden_layers
 
     @property
     def names(self) -> list[str]:
         """Names of the outputs."""
-        if self.kind != "pretrain":
+        if isinstance(self.head, TaskHead):
             return ["logits"]
         names = [f"layer_{layer + 1}" for layer in range(self.layers)] + ["last_hidden_state"]
         return [*names, "logits"] if self.head else names
@@ -59,13 +59,9 @@ class Deployed(nn.Module):
         if self.model.config.normalize_waveform:
             waveform = normalize(waveform)
         output = self.model(waveform, hidden_states=True)
-        logits = []
-        if isinstance(self.head, ClassificationHead):
-            logits = [self.head(output)]
-        elif self.head is not None:
-            logits = [self.head(output.last)]
-        if self.kind != "pretrain":
-            return tuple(logits)
+        if isinstance(self.head, TaskHead):
+            return (self.head.logits(output),)
+        logits = [self.head(output.last)] if self.head else []
         return (*output.hidden_states, output.last, *logits)
 
 

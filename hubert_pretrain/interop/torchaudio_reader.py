@@ -19,6 +19,7 @@ from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.interop.assemble import (
     PRESERVED,
     ForeignCheckpoint,
+    add_preserved_head,
     assemble,
     build_config,
     preserved_extra,
@@ -32,6 +33,7 @@ from hubert_pretrain.interop.tensor_names import (
     to_ours,
 )
 from hubert_pretrain.model.checkpoint import LoadedModel, load_tensors
+from hubert_pretrain.model.heads import CodebookHead, CTCHead
 
 STANDARD_STRIDES = {(10, 3, 3, 3, 3, 2, 2): [5, 2, 2, 2, 2, 2, 2]}
 """Kernels of the published conv encoders -> their strides."""
@@ -88,7 +90,7 @@ def load_torchaudio(
     source = ForeignCheckpoint(
         path=path,
         format="torchaudio Wav2Vec2Model",
-        kind="pretrain",
+        kind=CodebookHead.kind,
         weights=encoder,
         key_map=TORCHAUDIO,
         config=build_config(fields, preserved=preserved, overrides=overrides, path=path),
@@ -240,7 +242,7 @@ def _add_ctc_head(
     preserved: dict[str, Any] | None,
     dictionary: str | Path | None,
 ) -> None:
-    source.kind = "ctc"
+    source.kind = CTCHead.kind
     source.format = "torchaudio Wav2Vec2Model with a CTC head"
     names = ("linear.weight", "linear.bias")
     source.head_state = to_ours(weights, names, TORCHAUDIO_CTC, str(source.path))
@@ -267,7 +269,5 @@ def _add_side_head(
         if name.startswith("head.")
     }
     if state:
-        source.kind = preserved["kind"]
-        source.head = preserved["head"]
-        source.head_state = state
-        source.head_names = [f"{side_file(source.path).name}: head.{name}" for name in state]
+        place = f"{side_file(source.path).name}: head."
+        add_preserved_head(source, preserved, state, place)

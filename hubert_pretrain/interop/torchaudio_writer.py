@@ -44,12 +44,13 @@ def export_torchaudio(path: str | Path, loaded: LoadedModel) -> None:
         raise ArtefactError("; ".join(faults))
     weights = to_theirs(loaded.model.state_dict(), TORCHAUDIO)
     side: dict[str, Tensor] = {}
-    if _is_codebook_head(loaded):
+    part = _part_of(loaded)
+    if part == "HuBERTPretrainModel":
         weights |= to_theirs(loaded.head_state, TORCHAUDIO_HEAD)
     else:
         side["hubert.mask_embedding"] = weights.pop(_MASK)
         weights = {name.removeprefix("wav2vec2."): tensor for name, tensor in weights.items()}
-        if loaded.kind == "ctc":
+        if part == "aux":
             weights |= to_theirs(loaded.head_state, TORCHAUDIO_CTC)
         else:
             side |= {f"head.{name}": tensor for name, tensor in loaded.head_state.items()}
@@ -64,6 +65,7 @@ def arguments(loaded: LoadedModel) -> dict[str, Any]:
     """
     config = loaded.model.config
     conv_layers = zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
+    aux = len(loaded.head_state["linear.weight"]) if _part_of(loaded) == "aux" else None
     return {
         "extractor_mode": f"{config.feat_extract_norm}_norm",
         "extractor_conv_layer_config": [list(layer) for layer in conv_layers],
@@ -80,7 +82,7 @@ def arguments(loaded: LoadedModel) -> dict[str, Any]:
         "encoder_dropout": config.hidden_dropout,
         "encoder_layer_norm_first": config.do_stable_layer_norm,
         "encoder_layer_drop": config.layerdrop,
-        "aux_num_out": len(loaded.head_state["linear.weight"]) if loaded.kind == "ctc" else None,
+        "aux_num_out": aux,
     }
 
 
@@ -128,10 +130,6 @@ def _load(path: Path, loaded: LoadedModel) -> Any:
     return model
 
 
-def _is_codebook_head(loaded: LoadedModel) -> bool:
-    """True for the head of HuBERTPretrainModel: cosines with the units of one codebook."""
-    return (
-        loaded.kind == "pretrain"
-        and "unit_embeddings" in loaded.head_state
-        and isinstance(loaded.config["head"]["n_clusters"], int)
-    )
+def _part_of(loaded: LoadedModel) -> str:
+    """The part of torchaudio that computes the head, as the head states; "" for none."""
+    return loaded.build_head().places.get("torchaudio", "") if loaded.head_state else ""

@@ -9,6 +9,7 @@ HubertForSequenceClassification), in; read without it.
 | CTC vocabulary | `vocab.json`, `added_tokens.json` |
 | special symbols | `tokenizer_config.json`, `special_tokens_map.json` |
 | pretraining head, in our own exports | `pretraining_head.safetensors` |
+| head of a task that has no class there, in our own exports | `task_head.safetensors` |
 | our config.json, in our own exports | `hubert_pretrain.json` |
 """
 
@@ -26,6 +27,7 @@ from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.interop.assemble import (
     PRESERVED,
     ForeignCheckpoint,
+    add_preserved_head,
     assemble,
     build_config,
     preserved_extra,
@@ -42,6 +44,7 @@ from hubert_pretrain.interop.tensor_names import (
 )
 from hubert_pretrain.model.checkpoint import WEIGHTS, LoadedModel, load_tensors, read_small_json
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import ClassificationHead, CodebookHead, CTCHead
 from hubert_pretrain.model.spec_augment import SpecAugment
 
 EXTRA_KEY = "transformers"
@@ -58,6 +61,13 @@ EXTRA_FIELDS = [
 ]
 """Those fields. An export writes a setting of our head in place of the field with that meaning."""
 PRETRAINING_HEAD = "pretraining_head.safetensors"
+TASK_HEAD = "task_head.safetensors"
+"""File beside the weights with a head for which `transformers` has no class."""
+PROBLEM_KEY = "problem_type"
+"""Key of a checkpoint's "extra" with the meaning of a classifier's outputs, and the field of
+`transformers` that states it: single_label_classification, multi_label_classification,
+regression.
+"""
 PRESERVED_FILE = f"{PRESERVED}.json"
 _DEFAULTS: dict[str, Any] = {
     "feat_proj_dropout": 0.0,
@@ -125,7 +135,7 @@ def load_huggingface(
     source = ForeignCheckpoint(
         path=path,
         format="transformers HubertModel",
-        kind="pretrain",
+        kind=CodebookHead.kind,
         weights=encoder,
         key_map=TRANSFORMERS,
         config=build_config(
@@ -144,6 +154,8 @@ def load_huggingface(
         _add_classes(source, folder, stored, head)
     elif weights is None and (folder / PRETRAINING_HEAD).is_file():
         _add_codebook(source, folder, preserved)
+    elif weights is None and preserved is not None and (folder / TASK_HEAD).is_file():
+        add_preserved_head(source, preserved, load_tensors(folder / TASK_HEAD), f"{TASK_HEAD}: ")
     beside = [name for name in head if name not in source.head_names]
     source.ignored += beside
     if beside:
@@ -318,7 +330,7 @@ def _add_ctc_head(
 ) -> None:
     state = to_ours(weights, ("linear.weight", "linear.bias"), TRANSFORMERS_CTC, str(source.path))
     rows = state["linear.weight"].shape[0]
-    source.kind = "ctc"
+    source.kind = CTCHead.kind
     source.format = "transformers HubertForCTC"
     source.head_names = ["lm_head.weight", "lm_head.bias"]
     source.head = {
@@ -446,7 +458,7 @@ def _add_classes(
         names.append("layer_weights")
     source.head_state = to_ours(weights, names, TRANSFORMERS_CLASSES, str(source.path))
     rows, width = source.head_state["linear.weight"].shape
-    source.kind = "classify"
+    source.kind = ClassificationHead.kind
     source.format = "transformers HubertForSequenceClassification"
     source.head_names = [name for key in names for name in foreign_names(key, TRANSFORMERS_CLASSES)]
     source.head = {
@@ -456,6 +468,8 @@ def _add_classes(
         "weighted_layers": weighted,
         "n_layers": source.config.num_hidden_layers if weighted else 0,
     }
+    if stored.get(PROBLEM_KEY):
+        source.extra[PROBLEM_KEY] = stored[PROBLEM_KEY]
     labels = stored.get("id2label") or {index: f"LABEL_{index}" for index in range(rows)}
     classes = []
     if isinstance(labels, dict):

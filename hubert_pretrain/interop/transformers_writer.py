@@ -1,12 +1,19 @@
 """Folders of `transformers`, out, for 4.57 and 5.x.
 
-| kind | class | beside the weights |
+| head | class | beside the weights |
 |---|---|---|
-| pretrain | HubertModel | the head, under fairseq's names: `pretraining_head.safetensors` |
-| ctc | HubertForCTC | tokenizer and processor |
-| classify | HubertForSequenceClassification | class names |
+| of pretraining | HubertModel | the head, under fairseq's names: `pretraining_head.safetensors` |
+| CTC | HubertForCTC | tokenizer and processor |
+| classes, numbers of utterances | HubertForSequenceClassification | class names, problem_type |
+| any other | HubertModel | the head, under our names: `task_head.safetensors` |
 
-The last two also load in the pipelines "automatic-speech-recognition" and "audio-classification".
+The second and third also load in the pipelines "automatic-speech-recognition" and
+"audio-classification". A head states its class (`TaskHead.places`).
+
+HubertForSequenceClassification computes the logits of all three values of problem_type, but its
+loss is cross-entropy whatever problem_type says: for several labels or numbers compute the loss
+outside. The pipeline of 5.x follows problem_type; that of 4.57 always applies a softmax, unless it
+is called with function_to_apply="sigmoid" (several labels) or "none" (numbers).
 
 Normalisation: `do_normalize` is what the network was trained with. `transformers` normalises with
 (x - mean) / sqrt(variance + 1e-7), training here (as in fairseq) with 1e-5: from the same waveform
@@ -45,28 +52,38 @@ from hubert_pretrain.interop.transformers_reader import (
     EXTRA_KEY,
     PRESERVED_FILE,
     PRETRAINING_HEAD,
+    PROBLEM_KEY,
+    TASK_HEAD,
     TOKENIZER_FIELDS,
     TOKENIZER_KEY,
 )
 from hubert_pretrain.model.checkpoint import WEIGHTS, LoadedModel, save_tensors
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.export_limits import faults_of_export
+from hubert_pretrain.model.heads import TASK_HEADS, CTCHead, TaskHead
 
-ARCHITECTURES = {
-    "pretrain": "HubertModel",
-    "ctc": "HubertForCTC",
-    "classify": "HubertForSequenceClassification",
+BARE = "HubertModel"
+"""The class without a head."""
+_HEAD_KEY_MAPS = {
+    "HubertForCTC": TRANSFORMERS_CTC,
+    "HubertForSequenceClassification": TRANSFORMERS_CLASSES,
 }
-"""The class of `transformers` for each kind of checkpoint."""
-_HEAD_KEY_MAPS = {"ctc": TRANSFORMERS_CTC, "classify": TRANSFORMERS_CLASSES}
+"""Class with a head -> names of the head's tensors in it."""
+
+
+def architecture_of(loaded: LoadedModel) -> str:
+    """The class of `transformers` that computes a network with its head, as the head states; the
+    bare network where there is none.
+    """
+    return loaded.build_head().places.get("huggingface", BARE) if loaded.head_state else BARE
 
 
 def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
     """Writes `config.json`, `model.safetensors` and the files of the processor into `folder`.
 
-    A classifier must list its classes in `loaded.extra["classes"]`; a CTC model without
-    `loaded.extra["vocabulary"]` (blank first) gets no tokenizer. Raises ArtefactError when they do
-    not fit the head, or for a network that `transformers` cannot compute.
+    A head of a task must name its outputs in `loaded.extra`, under the key that it states; only a
+    CTC model may lack its vocabulary (blank first) and then gets no tokenizer. Raises ArtefactError
+    when they do not fit the head, or for a network that `transformers` cannot compute.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,13 +100,19 @@ def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
         extractor.processor_class = type(extractor).__name__
     # preprocessor_config.json: 5.x does not write it for a processor, but 4.x and others read it.
     extractor.save_pretrained(folder)
-    if loaded.kind == "pretrain" and loaded.head_state:
-        metadata = {"format": "pt"}
-        if "temperature" in loaded.config["head"]:
-            metadata["temperature"] = str(loaded.config["head"]["temperature"])
-        save_tensors(
-            folder / PRETRAINING_HEAD, to_theirs(loaded.head_state, FAIRSEQ_HEAD), metadata
-        )
+    if architecture_of(loaded) == BARE and loaded.head_state:
+        _write_head(folder, loaded)
+
+
+def _write_head(folder: Path, loaded: LoadedModel) -> None:
+    """Writes a head for which there is no class: one of pretraining under fairseq's names."""
+    if isinstance(loaded.build_head(), TaskHead):
+        save_tensors(folder / TASK_HEAD, loaded.head_state)
+        return
+    metadata = {"format": "pt"}
+    if "temperature" in loaded.config["head"]:
+        metadata["temperature"] = str(loaded.config["head"]["temperature"])
+    save_tensors(folder / PRETRAINING_HEAD, to_theirs(loaded.head_state, FAIRSEQ_HEAD), metadata)
 
 
 @functools.cache
@@ -134,32 +157,55 @@ def _config(loaded: LoadedModel) -> dict[str, Any]:
     known = {*architecture().to_dict(), "adapter_attn_dim"}
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name in known}
     fields |= {name: value for name, value in extra_fields.items() if name in EXTRA_FIELDS}
+    name = architecture_of(loaded)
     fields |= {
-        "architectures": [ARCHITECTURES[loaded.kind]],
+        "architectures": [name],
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": 0,
+        **_HEAD_FIELDS.get(name, _no_fields)(loaded),
     }
-    head = loaded.config.get("head") or {}
-    if loaded.kind == "ctc":
-        vocabulary = _vocabulary(loaded) or []
-        fields |= {
-            "vocab_size": head["vocabulary_size"],
-            "final_dropout": head["dropout"],
-            "pad_token_id": loaded.extra.get(BLANK_KEY, 0),
-        }
-        for name, token in _SENTENCE_TOKENS.items():
-            if token in vocabulary:
-                fields[f"{name}_token_id"] = vocabulary.index(token)
-    if loaded.kind == "classify":
-        classes = [str(name) for name in loaded.extra["classes"]]
-        fields |= {
-            "use_weighted_layer_sum": head["weighted_layers"],
-            "classifier_proj_size": head["projection_size"],
-            "id2label": dict(enumerate(classes)),
-            "label2id": {name: index for index, name in enumerate(classes)},
-        }
     return {**architecture(**fields).to_dict(), "model_type": "hubert"}
+
+
+def _no_fields(loaded: LoadedModel) -> dict[str, Any]:
+    return {}
+
+
+def _ctc_fields(loaded: LoadedModel) -> dict[str, Any]:
+    """The fields of HubertForCTC."""
+    head = loaded.config["head"]
+    vocabulary = _vocabulary(loaded) or []
+    return {
+        "vocab_size": head["vocabulary_size"],
+        "final_dropout": head["dropout"],
+        "pad_token_id": loaded.extra.get(BLANK_KEY, 0),
+        **{
+            f"{name}_token_id": vocabulary.index(token)
+            for name, token in _SENTENCE_TOKENS.items()
+            if token in vocabulary
+        },
+    }
+
+
+def _class_fields(loaded: LoadedModel) -> dict[str, Any]:
+    """The fields of HubertForSequenceClassification."""
+    head = loaded.config["head"]
+    classes = [str(name) for name in loaded.extra["classes"]]
+    return {
+        "use_weighted_layer_sum": head["weighted_layers"],
+        "classifier_proj_size": head["projection_size"],
+        "id2label": dict(enumerate(classes)),
+        "label2id": {name: index for index, name in enumerate(classes)},
+        "problem_type": loaded.extra.get(PROBLEM_KEY),
+    }
+
+
+_HEAD_FIELDS = {
+    "HubertForCTC": _ctc_fields,
+    "HubertForSequenceClassification": _class_fields,
+}
+"""Class with a head -> the fields of its configuration that describe the head."""
 
 
 def _weights(loaded: LoadedModel) -> dict[str, Tensor]:
@@ -170,9 +216,10 @@ def _weights(loaded: LoadedModel) -> dict[str, Tensor]:
     if without_masks and torch.equal(mask_embedding, new_mask_embedding(len(mask_embedding))):
         # The file that it was read from had none, and `transformers` builds none without masks.
         del encoder["masked_spec_embed"]
-    if loaded.kind == "pretrain":
+    name = architecture_of(loaded)
+    if name == BARE:
         return encoder
-    head = to_theirs(loaded.head_state, _HEAD_KEY_MAPS[loaded.kind])
+    head = to_theirs(loaded.head_state, _HEAD_KEY_MAPS[name])
     return {f"hubert.{name}": tensor for name, tensor in encoder.items()} | head
 
 
@@ -194,8 +241,9 @@ _SENTENCE_TOKENS = {"bos": "<s>", "eos": "</s>"}
 
 
 def _vocabulary(loaded: LoadedModel) -> list[str] | None:
-    """The symbols of the CTC head; None for a model of another kind or one that names none."""
-    symbols = loaded.extra.get("vocabulary") if loaded.kind == "ctc" else None
+    """The symbols of the CTC head; None for a model of another class or one that names none."""
+    is_ctc = architecture_of(loaded) == "HubertForCTC"
+    symbols = loaded.extra.get(CTCHead.names) if is_ctc else None
     return None if symbols is None else [str(symbol) for symbol in symbols]
 
 
@@ -237,18 +285,18 @@ def _write_processor(
 
 
 def _check_labels(loaded: LoadedModel) -> None:
-    key = {"ctc": "vocabulary", "classify": "classes"}.get(loaded.kind)
-    if key is None:
+    form = TASK_HEADS.get(loaded.kind)
+    if form is None or not form.names:
         return
-    labels = loaded.extra.get(key)
-    if loaded.kind == "ctc" and labels is None:
+    labels = loaded.extra.get(form.names)
+    if labels is None and form.names_optional:
         return
-    rows = loaded.head_state["linear.weight"].shape[0] if loaded.head_state else 0
+    rows = loaded.build_head().n_outputs if loaded.head_state else 0
     if not isinstance(labels, list) or len(labels) != rows or len(set(map(str, labels))) != rows:
         found = f"{len(labels)} names" if isinstance(labels, list) else "none"
         raise ArtefactError(
             f"a {loaded.kind!r} checkpoint must list one distinct name per row of its head in "
-            f'extra["{key}"]: {rows} rows, {found}'
+            f'extra["{form.names}"]: {rows} rows, {found}'
         )
 
 

@@ -61,7 +61,7 @@ class LoadedModel:
 
     model: Hubert
     kind: str
-    """"pretrain", "ctc" or "classify"."""
+    """"pretrain", or the kind of the head of a task (model/heads.py): "ctc", "classify", ..."""
     head_state: dict[str, Tensor] = field(default_factory=dict)
     """The head's weights under the names of its module; empty for a bare encoder."""
     config: dict[str, Any] = field(default_factory=dict)

@@ -1,5 +1,7 @@
-"""Output heads: pretraining (cosine or softmax over clusters), CTC characters, and utterance
-classification.
+"""Output heads: pretraining (cosine or softmax over clusters), and those of downstream tasks.
+
+A head of a task is a `TaskHead`: it states its kind, the name of each output, and where other
+projects hold it. A head of your own is one more subclass with `@register`.
 
 Letters: B utterances, T frames, D width, d width of the unit embeddings, K clusters of all
 codebooks, V symbols, N layers.
@@ -7,14 +9,16 @@ codebooks, V symbols, N layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.model.hubert import HubertOutput
+from hubert_pretrain.model.pooling import make_pooling
 
 
 class CodebookHead(nn.Module):
@@ -59,6 +63,14 @@ class CodebookHead(nn.Module):
         self.temperature = temperature
 
     @property
+    def places(self) -> Mapping[str, str]:
+        """See `TaskHead.places`. torchaudio has cosines with the units of one codebook."""
+        places = {"huggingface": "HubertModel", "fairseq": "hubert"}
+        if len(self.n_clusters) == 1:
+            places["torchaudio"] = "HuBERTPretrainModel"
+        return places
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Keyword arguments that rebuild this head."""
         return {
@@ -95,6 +107,8 @@ class SoftmaxHead(nn.Module):
     """Linear classifier over the clusters, without unit embeddings and temperature."""
 
     kind: ClassVar[str] = "pretrain"
+    places: ClassVar[Mapping[str, str]] = {"huggingface": "HubertModel", "fairseq": "hubert"}
+    """See `TaskHead.places`."""
 
     def __init__(self, hidden_size: int, n_clusters: int | Sequence[int]) -> None:
         """
@@ -120,97 +134,6 @@ class SoftmaxHead(nn.Module):
             return F.linear(x.float(), self.projection.weight.float(), self.projection.bias.float())
 
 
-class CTCHead(nn.Module):
-    """Logits of each frame over the symbols of a vocabulary, for CTC (fairseq's HubertEncoder.proj,
-    `transformers`' lm_head).
-    """
-
-    kind: ClassVar[str] = "ctc"
-
-    def __init__(self, hidden_size: int, vocabulary_size: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(hidden_size, vocabulary_size)
-        nn.init.xavier_uniform_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Keyword arguments that rebuild this head."""
-        return {
-            "hidden_size": self.linear.in_features,
-            "vocabulary_size": self.linear.out_features,
-            "dropout": self.dropout.p,
-        }
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, V) logits; the first symbol is the blank."""
-        return self.linear(self.dropout(x))
-
-
-class ClassificationHead(nn.Module):
-    """Classes of utterances: layers (weighted, or the last), projection, mean over valid frames,
-    classifier.
-
-    The same computation as `transformers.HubertForSequenceClassification` 5.x: the weighted sum
-    runs over the input of layer 1 and the output of each layer, for pre-norm models without the
-    final norm.
-    """
-
-    kind: ClassVar[str] = "classify"
-
-    def __init__(
-        self,
-        hidden_size: int,
-        n_classes: int,
-        projection_size: int = 256,
-        n_layers: int = 0,
-        weighted_layers: bool = False,
-    ) -> None:
-        super().__init__()
-        self.layer_weights = (
-            nn.Parameter(torch.full((n_layers + 1,), 1.0 / (n_layers + 1)))
-            if weighted_layers
-            else None
-        )
-        self.projection = nn.Linear(hidden_size, projection_size)
-        self.linear = nn.Linear(projection_size, n_classes)
-
-    @property
-    def weighted_layers(self) -> bool:
-        """True when it needs every layer: run the network with `hidden_states=True` then."""
-        return self.layer_weights is not None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Keyword arguments that rebuild this head."""
-        return {
-            "hidden_size": self.projection.in_features,
-            "n_classes": self.linear.out_features,
-            "projection_size": self.projection.out_features,
-            "n_layers": 0 if self.layer_weights is None else len(self.layer_weights) - 1,
-            "weighted_layers": self.weighted_layers,
-        }
-
-    def forward(self, output: HubertOutput, valid: Tensor | None = None) -> Tensor:
-        """The network's output and real frames (B, T) bool (None: all) -> (B, classes) logits."""
-        x = self.projection(self._mixed(output))  # (B, T, projection_size)
-        if valid is None:
-            return self.linear(x.mean(1))
-        real = valid[..., None].to(x.dtype)
-        return self.linear((x * real).sum(1) / real.sum(1))
-
-    def _mixed(self, output: HubertOutput) -> Tensor:
-        if self.layer_weights is None:
-            return output.last
-        if output.hidden_states is None:
-            raise ValueError(
-                "a weighted layer sum needs every layer: run the network with hidden_states=True"
-            )
-        states = torch.stack([output.encoder_input, *output.hidden_states])  # (N + 1, B, T, D)
-        return torch.einsum("n,nbtd->btd", self.layer_weights.softmax(0), states)
-
-
 def pretraining_head(
     hidden_size: int,
     n_clusters: int | Sequence[int],
@@ -226,13 +149,341 @@ def pretraining_head(
     return CodebookHead(hidden_size, projection_size, n_clusters, **cosine)
 
 
-Head: TypeAlias = CodebookHead | SoftmaxHead | CTCHead | ClassificationHead
-HEADS: dict[str, Callable[..., Head]] = {
-    CodebookHead.kind: pretraining_head,
-    CTCHead.kind: CTCHead,
-    ClassificationHead.kind: ClassificationHead,
-}
-"""Kind of checkpoint -> function that builds its head from the head's `settings`."""
+HEADS: dict[str, Callable[..., Any]] = {CodebookHead.kind: pretraining_head}
+"""Kind of checkpoint -> function that builds its head from the head's `settings` (`register`)."""
+
+
+class TaskHead(nn.Module):
+    """Base of the heads of downstream tasks: output of the network -> logits."""
+
+    kind: ClassVar[str]
+    """Kind of the checkpoints that hold it."""
+    names: ClassVar[str] = ""
+    """Key of the checkpoint's "extra" for the list of its outputs' names; "": they have none."""
+    names_optional: ClassVar[bool] = False
+    """True if an export without those names is of use."""
+    layer_weights: nn.Parameter | None
+
+    def __init__(self, n_layers: int = 0, weighted_layers: bool = False) -> None:
+        """
+        Args:
+            n_layers: N, where layers are mixed.
+            weighted_layers: see `mixed`.
+        """
+        super().__init__()
+        self.layer_weights = (
+            nn.Parameter(torch.full((n_layers + 1,), 1.0 / (n_layers + 1)))
+            if weighted_layers
+            else None
+        )
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        """Format of export -> the class or part in that project that computes this head.
+
+        A format that is not named has none. huggingface, s3prl and torchaudio then get the head in
+        a place of its own, which only this package reads; fairseq refuses it.
+        """
+        return {}
+
+    @property
+    def weighted_layers(self) -> bool:
+        """True when it needs every layer: run the network with `hidden_states=True` then."""
+        return self.layer_weights is not None
+
+    @property
+    def is_linear_before_the_mean(self) -> bool:
+        """True when the mean over frames of every layer is all that the logits depend on. A frozen
+        encoder's outputs are then kept as one frame per utterance.
+        """
+        return False
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of `names`."""
+        raise NotImplementedError
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments that rebuild this head."""
+        raise NotImplementedError
+
+    def logits(self, output: HubertOutput, valid: Tensor | None = None) -> Tensor:
+        """Logits of B utterances; `valid` (B, T), True for real frames, None: all are."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Bring the weights into the form that is stored and exported; called after training."""
+
+    def mixed(self, output: HubertOutput) -> Tensor:
+        """(B, T, D) last layer; or with `weighted_layers` the sum of the encoder's input and the
+        output of each layer, weighted by a softmax (SUPERB).
+        """
+        if self.layer_weights is None:
+            return output.last
+        if output.hidden_states is None:
+            raise ValueError(
+                "a weighted layer sum needs every layer: run the network with hidden_states=True"
+            )
+        states = torch.stack([output.encoder_input, *output.hidden_states])  # (N + 1, B, T, D)
+        return torch.einsum("n,nbtd->btd", self.layer_weights.softmax(0), states)
+
+    def _mixture(self) -> dict[str, Any]:
+        """The settings of `TaskHead.__init__`; none without a mixture."""
+        if self.layer_weights is None:
+            return {}
+        return {"n_layers": len(self.layer_weights) - 1, "weighted_layers": True}
+
+
+_Class = TypeVar("_Class", bound=type[TaskHead])
+TASK_HEADS: dict[str, type[TaskHead]] = {}
+"""Kind of checkpoint -> class of its head."""
+
+
+def register(head: _Class) -> _Class:
+    """Class decorator: checkpoints of this kind can be read once the module is imported.
+
+    Raises ConfigError when another class has this kind.
+    """
+    other = TASK_HEADS.setdefault(head.kind, head)
+    if (other.__module__, other.__qualname__) != (head.__module__, head.__qualname__):
+        raise ConfigError(
+            f"{head.__module__}.{head.__qualname__}: kind {head.kind!r} belongs to "
+            f"{other.__module__}.{other.__qualname__}; choose another kind"
+        )
+    TASK_HEADS[head.kind] = head
+    HEADS[head.kind] = head
+    return head
+
+
+class FrameHead(TaskHead):
+    """Logits of each frame: layers (weighted, or the last), dropout, one linear layer."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocabulary_size: int,
+        dropout: float = 0.0,
+        n_layers: int = 0,
+        weighted_layers: bool = False,
+    ) -> None:
+        super().__init__(n_layers, weighted_layers)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(hidden_size, vocabulary_size)
+        nn.init.xavier_uniform_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    @property
+    def n_outputs(self) -> int:
+        """V."""
+        return self.linear.out_features
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments that rebuild this head."""
+        return {
+            "hidden_size": self.linear.in_features,
+            "vocabulary_size": self.linear.out_features,
+            "dropout": self.dropout.p,
+            **self._mixture(),
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, V) logits."""
+        return self.linear(self.dropout(x))
+
+    def logits(self, output: HubertOutput, valid: Tensor | None = None) -> Tensor:
+        """(B, T, V)."""
+        return self(self.mixed(output))
+
+
+@register
+class CTCHead(FrameHead):
+    """Logits of each frame over the symbols of a vocabulary, the blank first, for CTC (fairseq's
+    HubertEncoder.proj, `transformers`' lm_head).
+    """
+
+    kind: ClassVar[str] = "ctc"
+    names: ClassVar[str] = "vocabulary"
+    names_optional: ClassVar[bool] = True
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        """The classes for CTC, which read the last layer only."""
+        if self.weighted_layers:
+            return {}
+        return {"huggingface": "HubertForCTC", "fairseq": "hubert_ctc", "torchaudio": "aux"}
+
+
+@register
+class FrameClassificationHead(FrameHead):
+    """Logits of each frame over classes such as phones. No other project has a class for it."""
+
+    kind: ClassVar[str] = "frames"
+    names: ClassVar[str] = "classes"
+
+
+@register
+class ClassificationHead(TaskHead):
+    """Values of utterances, one per class: layers (weighted, or the last), projection, pooling over
+    valid frames, classifier.
+
+    With the mean it is the same computation as `transformers.HubertForSequenceClassification` 5.x:
+    the weighted sum runs over the input of layer 1 and the output of each layer, for pre-norm
+    models without the final norm.
+    """
+
+    kind: ClassVar[str] = "classify"
+    names: ClassVar[str] = "classes"
+
+    def __init__(
+        self,
+        hidden_size: int,
+        n_classes: int,
+        projection_size: int = 256,
+        n_layers: int = 0,
+        weighted_layers: bool = False,
+        pooling: str = "mean",
+        units: Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        """
+        Args:
+            hidden_size: D.
+            n_classes: number of outputs.
+            projection_size: width of the frames that are pooled.
+            n_layers: N, where layers are mixed.
+            weighted_layers: see `mixed`.
+            pooling: see model/pooling.py.
+            units: see `set_units`.
+        """
+        super().__init__(n_layers, weighted_layers)
+        self.projection = nn.Linear(hidden_size, projection_size)
+        self.pooling = make_pooling(pooling, projection_size)
+        self.linear = nn.Linear(self.pooling.width, n_classes)
+        self.units: Tensor | None
+        self.register_buffer("units", None, persistent=False)  # (2, outputs): scale, offset
+        if units is not None:
+            self.set_units(*units)
+
+    def set_units(self, scale: Sequence[float], offset: Sequence[float]) -> None:
+        """Outputs become scale x linear + offset, one number each, until `finish`: numbers of any
+        unit then learn at the same rate.
+        """
+        self.units = torch.tensor([list(scale), list(offset)])
+
+    def finish(self) -> None:
+        """Take the units into the linear layer."""
+        if self.units is None:
+            return
+        scale, offset = self.units.to(self.linear.weight)
+        with torch.no_grad():
+            self.linear.weight.mul_(scale[:, None])
+            self.linear.bias.mul_(scale).add_(offset)
+        self.units = None
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of classes."""
+        return self.linear.out_features
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        """The class for classification, which pools by the mean only."""
+        if self.pooling.name != "mean":
+            return {}
+        return {"huggingface": "HubertForSequenceClassification"}
+
+    @property
+    def is_linear_before_the_mean(self) -> bool:
+        """True for the mean: projection and mixture are linear."""
+        return self.pooling.name == "mean"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments that rebuild this head."""
+        return {
+            "hidden_size": self.projection.in_features,
+            "n_classes": self.linear.out_features,
+            "projection_size": self.projection.out_features,
+            "n_layers": 0 if self.layer_weights is None else len(self.layer_weights) - 1,
+            "weighted_layers": self.weighted_layers,
+            "pooling": self.pooling.name,
+            **({} if self.units is None else {"units": self.units.tolist()}),
+        }
+
+    def forward(self, output: HubertOutput, valid: Tensor | None = None) -> Tensor:
+        """The network's output and real frames (B, T) bool (None: all) -> (B, classes) logits."""
+        x = self.projection(self.mixed(output))  # (B, T, projection_size)
+        values = self.linear(self.pooling(x, valid))
+        if self.units is None:
+            return values
+        return values.float() * self.units[0] + self.units[1]
+
+    def logits(self, output: HubertOutput, valid: Tensor | None = None) -> Tensor:
+        """(B, classes)."""
+        return self(output, valid)
+
+
+@register
+class SpeakerHead(TaskHead):
+    """Embeddings of utterances, and their cosines with the speakers of training: layers (weighted,
+    or the last), projection, pooling, embedding.
+    """
+
+    kind: ClassVar[str] = "verify"
+    names: ClassVar[str] = "speakers"
+
+    def __init__(
+        self,
+        hidden_size: int,
+        n_speakers: int,
+        projection_size: int = 256,
+        embedding_size: int = 192,
+        n_layers: int = 0,
+        weighted_layers: bool = False,
+        pooling: str = "attentive",
+    ) -> None:
+        super().__init__(n_layers, weighted_layers)
+        self.projection = nn.Linear(hidden_size, projection_size)
+        self.pooling = make_pooling(pooling, projection_size)
+        self.embedding = nn.Linear(self.pooling.width, embedding_size)
+        self.speakers = nn.Parameter(torch.empty(n_speakers, embedding_size))
+        nn.init.xavier_uniform_(self.speakers)
+
+    @property
+    def n_outputs(self) -> int:
+        """Speakers of training."""
+        return self.speakers.shape[0]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments that rebuild this head."""
+        return {
+            "hidden_size": self.projection.in_features,
+            "n_speakers": self.speakers.shape[0],
+            "projection_size": self.projection.out_features,
+            "embedding_size": self.embedding.out_features,
+            "pooling": self.pooling.name,
+            **self._mixture(),
+        }
+
+    @property
+    def is_linear_before_the_mean(self) -> bool:
+        """True for the mean: projection and mixture are linear."""
+        return self.pooling.name == "mean"
+
+    def logits(self, output: HubertOutput, valid: Tensor | None = None) -> Tensor:
+        """(B, E) embeddings of length 1, in fp32: their products are the scores of trials."""
+        pooled = self.pooling(self.projection(self.mixed(output)), valid)
+        return F.normalize(self.embedding(pooled).float(), dim=-1)
+
+    def cosines(self, embeddings: Tensor) -> Tensor:
+        """(B, E) -> (B, speakers of training)."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return embeddings @ F.normalize(self.speakers.float(), dim=-1).T
+
+
+Head: TypeAlias = CodebookHead | SoftmaxHead | TaskHead
 
 
 def _sizes(n_clusters: int | Sequence[int]) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from hubert_pretrain.finetune.task import Task, gather_examples
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.heads import TASK_HEADS
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.preflight.corpus import blocks
 from hubert_pretrain.preflight.report import CheckResult, error, of_error, ok, warning
@@ -89,7 +90,7 @@ def normalisation(models: Mapping[str, HubertConfig]) -> CheckResult:
 
 
 def task_labels(
-    name: str, task: Task, manifest: Manifest, grid: FrameGrid, splits: Mapping[str, str]
+    name: str, task: Task, corpus: Corpus, grid: FrameGrid, splits: Mapping[str, str]
 ) -> CheckResult:
     """The labels can be learnt: vocabulary or classes, transcripts that CTC can emit (T >= U +
     repeats), characters that training has seen. The stage makes the same tests when it starts.
@@ -98,7 +99,7 @@ def task_labels(
     """
     try:
         with captured_warnings() as messages:
-            examples = gather_examples(task, manifest, grid, splits, name.replace("/", "."))
+            examples = gather_examples(task, corpus, grid, splits, name.replace("/", "."))
     except HubertPretrainError as failure:
         return of_error(name, failure)
     sizes = [len(part) for part in examples]
@@ -108,7 +109,7 @@ def task_labels(
     shown = f"{task.kind}: {counts} utterances{_label_count(task)}"
     if messages:
         found = "\n".join(
-            [shown, *(message.removeprefix(f"{manifest.path}: ") for message in messages)]
+            [shown, *(message.removeprefix(f"{corpus.manifest.path}: ") for message in messages)]
         )
         fix = "check that texts belong to their audio, and the splits to one another"
         return warning(name, found, fix)
@@ -117,11 +118,10 @@ def task_labels(
 
 def _label_count(task: Task) -> str:
     """`, 28 symbols` or `, 35 classes`, where the task's card states them."""
-    for key, word in (("vocabulary", "symbols"), ("classes", "classes")):
-        values = task.card().get(key)
-        if isinstance(values, list):
-            return f", {len(values)} {word}"
-    return ""
+    key = TASK_HEADS[task.kind].names
+    names = task.card().get(key)
+    word = {"vocabulary": "symbols"}.get(key, key)
+    return f", {len(names)} {word}" if isinstance(names, list) else ""
 
 
 @contextmanager

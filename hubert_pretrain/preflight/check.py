@@ -327,4 +327,4 @@ def _check_task(
         "test_split": config.test_split,
     }
     task = compose.build(config.task)
-    return artefacts.task_labels(name, task, corpus.manifest, grid, splits)
+    return artefacts.task_labels(name, task, corpus, grid, splits)

@@ -17,10 +17,10 @@ from hubert_pretrain.finetune.masks import make_masks
 from hubert_pretrain.finetune.module import FinetuneModule
 from hubert_pretrain.finetune.results import score, write_results
 from hubert_pretrain.finetune.start import load_start, start_head
-from hubert_pretrain.finetune.task import Examples, Task, gather_examples, strings
+from hubert_pretrain.finetune.task import Examples, Task, gather_examples
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
-from hubert_pretrain.model.heads import ClassificationHead, CTCHead
+from hubert_pretrain.model.heads import TaskHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.spec_augment import SpecAugment
 from hubert_pretrain.pipeline.workspace import Workspace
@@ -54,7 +54,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     model = loaded.model
     train, valid, test = gather_examples(
         task,
-        corpus.manifest,
+        corpus,
         model.grid,
         {
             "train_split": config.train_split,
@@ -86,18 +86,10 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         validate(trainer, module, valid_loader)
     best = take_best(trainer, module)
     test_set = WholeUtterances(corpus, test, model)
-    predictions = predict(model, module.head, task, test_set, trainer.strategy.root_device)
+    results = predict(model, module.head, task, test_set, trainer.strategy.root_device)
     if trainer.is_global_zero:
         save_model(folder, model, head=module.head, extra={**made_by, **best})
-        ids = strings(corpus.manifest, "id", test.rows)
-        write_results(
-            folder,
-            trainer.loggers,
-            task,
-            ids=ids,
-            references=test.references,
-            predictions=predictions,
-        )
+        write_results(folder, trainer.loggers, task, results)
         plot_finetuning(
             logs.read_metrics(folder / "logs" / "metrics.csv"),
             folder / "curves.png",
@@ -106,7 +98,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         if recipe.trainer.log_artefacts:
             logs.keep_folder(trainer.loggers, f"{stage}-model", "model", folder)
     logs.close(trainer.loggers)
-    scores = score(task, test.references, predictions, stage)
+    scores = score(task, results, stage)
     return {**scores, "steps": config.steps, **best, "utterances": len(test)}
 
 
@@ -158,7 +150,7 @@ def build_module(
     config: FinetuneConfig,
     task: Task,
     model: Hubert,
-    head: CTCHead | ClassificationHead,
+    head: TaskHead,
     data: TrainingDataset,
     seed: int,
 ) -> FinetuneModule:

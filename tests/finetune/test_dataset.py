@@ -27,7 +27,7 @@ def model(tiny: HubertConfig) -> Hubert:
 
 @pytest.fixture
 def examples(corpus: Corpus, model: Hubert) -> Examples:
-    return CtcTask().fit(corpus.manifest, corpus.manifest.rows("train"), model.grid)
+    return CtcTask().fit(corpus, corpus.manifest.rows("train"), model.grid)
 
 
 def _dataset(

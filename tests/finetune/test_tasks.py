@@ -12,7 +12,7 @@ from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.finetune.classify import ClassifyTask
 from hubert_pretrain.finetune.ctc import CtcTask
-from hubert_pretrain.finetune.task import gather_examples
+from hubert_pretrain.finetune.task import Results, gather_examples
 from hubert_pretrain.frames import MODEL_GRID
 from tests.finetune.conftest import split_of
 
@@ -20,7 +20,7 @@ SPLITS = {"train_split": "train", "valid_split": "valid", "test_split": "test"}
 
 
 def _examples(task: CtcTask | ClassifyTask, corpus: Corpus, **splits: str) -> list:
-    return gather_examples(task, corpus.manifest, MODEL_GRID, SPLITS | splits, "finetune.x")
+    return gather_examples(task, corpus, MODEL_GRID, SPLITS | splits, "finetune.x")
 
 
 def test_vocabulary_and_labels_of_every_split(corpus: Corpus) -> None:
@@ -119,14 +119,16 @@ def test_empty_split_names_those_that_are_not(corpus: Corpus) -> None:
 
 def test_tables_of_predictions(corpus: Corpus) -> None:
     ctc = CtcTask()
-    tables = ctc.tables(["a", "b"], ["A B", "C"], ["A B", "D"])
+    tables = ctc.tables(Results.of_texts(["A B", "C"], ["A B", "D"], ["a", "b"]))
     assert list(tables) == ["hypotheses.tsv"]
     assert tables["hypotheses.tsv"].splitlines() == [
         "id\treference\thypothesis\twer",
         "a\tA B\tA B\t0.0000",
         "b\tC\tD\t1.0000",
     ]
-    tables = ClassifyTask().tables(["a", "b", "c"], ["x", "y", "x"], ["y", "y", "y"])
+    tables = ClassifyTask().tables(
+        Results.of_texts(["x", "y", "x"], ["y", "y", "y"], ["a", "b", "c"])
+    )
     assert tables["predictions.tsv"].splitlines()[1] == "a\tx\ty\tFalse"
     assert tables["confusion.tsv"].splitlines() == [
         "reference\tprediction\tutterances",
@@ -140,9 +142,10 @@ def test_prediction_of_a_class_and_of_text(corpus: Corpus) -> None:
     ctc = CtcTask()
     _examples(speakers, corpus)
     _examples(ctc, corpus)
-    assert speakers.predict(torch.tensor([[0.1, 0.9]])) == "pure"
+    assert speakers.predict(torch.tensor([[0.1, 0.9]])).text == "pure"
     path = torch.tensor([[0, *ctc.vocabulary.ids("AB A"), 0]])
-    assert ctc.predict(torch.nn.functional.one_hot(path, len(ctc.vocabulary)).float()) == "AB A"
+    logits = torch.nn.functional.one_hot(path, len(ctc.vocabulary)).float()
+    assert ctc.predict(logits).text == "AB A"
 
 
 def test_transcripts_that_frames_cannot_spell_are_named_and_have_no_loss(
@@ -182,18 +185,18 @@ def test_tags_in_transcripts_are_counted(
 
 
 def test_a_model_that_says_nothing_or_always_the_same() -> None:
-    (silent,) = CtcTask().warnings(["A", "B"], ["", ""])
+    (silent,) = CtcTask().warnings(Results.of_texts(["A", "B"], ["", ""]))
     assert silent.startswith("all 2 hypotheses are empty: the model says only the blank yet")
-    assert CtcTask().warnings(["A", "B"], ["", "A"]) == []
-    assert CtcTask().score(["A", "B", ""], ["", "B", ""])["empty"] == 0.5
-    (constant,) = ClassifyTask().warnings(["a", "b"], ["a", "a"])
+    assert CtcTask().warnings(Results.of_texts(["A", "B"], ["", "A"])) == []
+    assert CtcTask().score(Results.of_texts(["A", "B", ""], ["", "B", ""]))["empty"] == 0.5
+    (constant,) = ClassifyTask().warnings(Results.of_texts(["a", "b"], ["a", "a"]))
     assert constant.startswith("all 2 predictions are 'a', which 50% of the utterances are")
-    assert ClassifyTask().warnings(["a", "b"], ["a", "b"]) == []
+    assert ClassifyTask().warnings(Results.of_texts(["a", "b"], ["a", "b"])) == []
 
 
 def test_scores_of_unequal_classes() -> None:
     references = ["a"] * 9 + ["b"]
-    scores = ClassifyTask().score(references, ["a"] * 10)
+    scores = ClassifyTask().score(Results.of_texts(references, ["a"] * 10))
     assert scores["accuracy"] == scores["largest_class"] == 0.9
     assert scores["unweighted_accuracy"] == 0.5
     assert scores["macro_f1"] == pytest.approx(0.5 * 18 / 19)
@@ -205,7 +208,7 @@ def test_labels_that_are_not_the_classes_that_they_should_be(
     labels = ["Happy", "happy", "nan", "sad"]
     corpus = corpus_with(label=lambda number: "rare" if number == 4 else labels[number % 4])
     task = ClassifyTask(label="label")
-    task.fit(corpus.manifest, corpus.manifest.rows("train"), MODEL_GRID)
+    task.fit(corpus, corpus.manifest.rows("train"), MODEL_GRID)
     assert re.search(
         r"1 label values have several spellings, .*'Happy' \(\d\) = 'happy'", caplog.text
     )

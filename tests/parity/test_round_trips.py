@@ -19,7 +19,7 @@ from hubert_pretrain.interop.transformers_writer import import_transformers
 from hubert_pretrain.model.checkpoint import LoadedModel
 
 ARCHITECTURES = ["HubertModel", "HubertForCTC", "HubertForSequenceClassification"]
-REFUSED = "cannot hold model|has no projection|no plain softmax|needs a symbol for each|classifies"
+REFUSED = "cannot hold model|has no projection|no plain softmax|needs a symbol for each|a head of"
 """Messages of formats that cannot hold a network."""
 
 

@@ -130,8 +130,8 @@ def test_what_targets_are_worth() -> None:
 
 
 def test_transcripts(make_corpus: Make) -> None:
-    manifest = make_corpus().manifest
-    row = artefacts.task_labels("finetune/asr", CtcTask(), manifest, MODEL_GRID, SPLITS)
+    corpus = make_corpus()
+    row = artefacts.task_labels("finetune/asr", CtcTask(), corpus, MODEL_GRID, SPLITS)
     assert (row.state, row.found) == ("ok", "ctc: train 9, valid 2, test 1 utterances, 9 symbols")
 
 
@@ -139,8 +139,8 @@ def test_transcripts_that_their_audio_cannot_hold(make_corpus: Make) -> None:
     """49 frames cannot hold 40 times the same character: each repeat needs a blank in between
     (T >= U + repeats).
     """
-    manifest = make_corpus(texts=("A" * 40,) + ("HELLO",) * 11).manifest
-    row = artefacts.task_labels("finetune/asr", CtcTask(), manifest, MODEL_GRID, SPLITS)
+    corpus = make_corpus(texts=("A" * 40,) + ("HELLO",) * 11)
+    row = artefacts.task_labels("finetune/asr", CtcTask(), corpus, MODEL_GRID, SPLITS)
     assert row.state == "error"
     assert (
         "1 of 9 training utterances have no transcript or one longer than their frames can spell"
@@ -149,7 +149,7 @@ def test_transcripts_that_their_audio_cannot_hold(make_corpus: Make) -> None:
     assert "'u00' with 49 frames where 79 are needed" in row.found
     assert "max_dropped_fraction" in row.fix
     row = artefacts.task_labels(
-        "finetune/asr", CtcTask(max_dropped_fraction=0.5), manifest, MODEL_GRID, SPLITS
+        "finetune/asr", CtcTask(max_dropped_fraction=0.5), corpus, MODEL_GRID, SPLITS
     )
     assert (row.state, "left out" in row.found) == ("warning", True)
 
@@ -157,28 +157,28 @@ def test_transcripts_that_their_audio_cannot_hold(make_corpus: Make) -> None:
 def test_letters_that_training_never_sees(
     make_corpus: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manifest = make_corpus(texts=("HELLO",) * 9 + ("ZOO", "HELLO", "HELLO")).manifest
-    row = artefacts.task_labels("finetune/asr", CtcTask(), manifest, MODEL_GRID, SPLITS)
+    corpus = make_corpus(texts=("HELLO",) * 9 + ("ZOO", "HELLO", "HELLO"))
+    row = artefacts.task_labels("finetune/asr", CtcTask(), corpus, MODEL_GRID, SPLITS)
     assert row.state == "warning"
     assert "1 characters of these transcripts are in no training transcript" in row.found
     assert not caplog.records, "it is in the table, not on the terminal"
 
 
 def test_no_transcripts_and_no_split(make_corpus: Make) -> None:
-    manifest = make_corpus(texts=("",)).manifest
-    row = artefacts.task_labels("finetune/asr", CtcTask(), manifest, MODEL_GRID, SPLITS)
+    corpus = make_corpus(texts=("",))
+    row = artefacts.task_labels("finetune/asr", CtcTask(), corpus, MODEL_GRID, SPLITS)
     assert (row.state, "has a transcript" in row.found) == ("error", True)
     row = artefacts.task_labels(
-        "finetune/asr", CtcTask(), manifest, MODEL_GRID, SPLITS | {"test_split": "exam"}
+        "finetune/asr", CtcTask(), corpus, MODEL_GRID, SPLITS | {"test_split": "exam"}
     )
     assert "split 'exam' has no utterances" in row.found
     assert row.fix == "set finetune.asr.test_split to one of them"
 
 
 def test_classes(make_corpus: Make) -> None:
-    manifest = make_corpus().manifest
+    corpus = make_corpus()
     row = artefacts.task_labels(
-        "finetune/speakers", ClassifyTask(label="speaker"), manifest, MODEL_GRID, SPLITS
+        "finetune/speakers", ClassifyTask(label="speaker"), corpus, MODEL_GRID, SPLITS
     )
     assert (row.state, row.found) == (
         "ok",
