@@ -157,9 +157,9 @@ class MultiLabelTask(UtteranceTask):
         texts = results.texts
         if len(set(texts)) > 1 or len(set(results.references)) == 1:
             return []
-        said = repr(texts[0]) if texts[0] else "empty"
+        shown = repr(texts[0]) if texts[0] else "empty"
         return [
-            f"all {len(texts)} predictions are {said}: nothing is learnt yet, or no probability "
+            f"all {len(texts)} predictions are {shown}: nothing is learnt yet, or no probability "
             f"reaches task.threshold={self.threshold:g}; raise steps or learning_rate, or lower it"
         ]
 
