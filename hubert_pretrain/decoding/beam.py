@@ -8,7 +8,7 @@ T frames, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,12 @@ class BeamDecoder:
         self.config = config
         self.words = words
         self.grid = grid
+
+    def reweighted(self, lm_weight: float, word_score: float) -> BeamDecoder:
+        """The same decoder with other weights of the language model and of words."""
+        config = replace(self.config, lm_weight=lm_weight, word_score=word_score)
+        words = self.words.reweighted(config) if self.words else None
+        return BeamDecoder(self.spelling.symbols, config, words, grid=self.grid)
 
     def decode(self, log_probabilities: LogProbabilities) -> Hypothesis:
         """The best hypothesis of one utterance (T, V)."""

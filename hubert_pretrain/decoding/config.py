@@ -28,6 +28,11 @@ class DecodingConfig:
     """Weight of the language model's log-probabilities."""
     word_score: float = 1.5
     """Added for each word; it makes up for the language model's cost of a word."""
+    lm_weights: list[float] = field([])
+    """Weights to choose from, with each of word_scores, by the word error rate of the valid split;
+    []: lm_weight."""
+    word_scores: list[float] = field([])
+    """Word scores to choose from; []: word_score."""
     unknown_score: float = -2.0
     """Added for each symbol of a word that the language model does not know (beam)."""
     lexicon: str | None = field(None, path=True)

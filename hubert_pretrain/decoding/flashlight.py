@@ -4,7 +4,9 @@ vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,20 +81,39 @@ class FlashlightDecoder:
             for ids in spellings:
                 trie.insert([*ids, self._boundary], index, score)
         trie.smear(decoder.SmearingMode.MAX)
+        self._parts: tuple[Any, ...] = (
+            trie,
+            lm,
+            self._boundary,
+            BLANK_ID,
+            words.index_size(),
+            [],
+            False,
+        )
+        self._has_lm = arpa is not None
+        self._decoder = self._search(config)
+
+    def reweighted(self, lm_weight: float, word_score: float) -> FlashlightDecoder:
+        """The same decoder with other weights of the language model and of words."""
+        other = copy.copy(self)
+        other.config = replace(self.config, lm_weight=lm_weight, word_score=word_score)
+        other._decoder = self._search(other.config)
+        return other
+
+    def _search(self, config: DecodingConfig) -> Any:
+        decoder, _ = import_flashlight()
         options = decoder.LexiconDecoderOptions(
             beam_size=config.beam_size,
-            beam_size_token=min(config.beam_tokens, len(symbols)),
+            beam_size_token=min(config.beam_tokens, len(self.spelling)),
             beam_threshold=config.beam_threshold,
             lm_weight=config.lm_weight * LN_10,  # its language models count in log10
-            word_score=config.word_score if arpa is not None else 0.0,
+            word_score=config.word_score if self._has_lm else 0.0,
             unk_score=-np.inf,
             sil_score=0.0,
             log_add=True,
             criterion_type=decoder.CriterionType.CTC,
         )
-        self._decoder = decoder.LexiconDecoder(
-            options, trie, lm, self._boundary, BLANK_ID, words.index_size(), [], False
-        )
+        return decoder.LexiconDecoder(options, *self._parts)
 
     def decode(self, log_probabilities: LogProbabilities) -> Hypothesis:
         """The best hypothesis of one utterance (T, V)."""

@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
+from hubert_pretrain.decoding.beam import BeamDecoder
 from hubert_pretrain.decoding.hypothesis import Decoder, Hypothesis, LogProbabilities
 from hubert_pretrain.distributed import end_with_parent, usable_cores
 from hubert_pretrain.errors import HubertPretrainError
@@ -21,7 +22,9 @@ _decoder: Decoder | None = None
 class ParallelDecoder:
     """A decoder whose batches are shared by processes; results are those of one process."""
 
-    def __init__(self, decoder: Decoder, workers: int = 0, *, few_frames: int = FEW_FRAMES) -> None:
+    def __init__(
+        self, decoder: BeamDecoder, workers: int = 0, *, few_frames: int = FEW_FRAMES
+    ) -> None:
         """
         Args:
             decoder: what each process decodes with; it is sent to them.
@@ -39,6 +42,11 @@ class ParallelDecoder:
     def n_best(self, log_probabilities: LogProbabilities) -> list[Hypothesis]:
         """Several hypotheses of one utterance."""
         return self.decoder.n_best(log_probabilities)
+
+    def reweighted(self, lm_weight: float, word_score: float) -> ParallelDecoder:
+        """The same decoder with other weights; see `BeamDecoder.reweighted`."""
+        decoder = self.decoder.reweighted(lm_weight, word_score)
+        return ParallelDecoder(decoder, self.workers, few_frames=self.few_frames)
 
     def decode_batch(self, batch: Sequence[LogProbabilities]) -> list[Hypothesis]:
         """The best hypothesis of each utterance.

@@ -37,7 +37,9 @@ class WordScores:
             lm: of words.
             lexicon: the only words that there are; None: any.
         """
+        self.spelling = spelling
         self.lm = lm
+        self.lexicon = lexicon
         self.lm_weight = config.lm_weight
         self.unknown_score = 0.0
         hot = {part for phrase in config.hot_words for part in phrase.split()}
@@ -62,6 +64,10 @@ class WordScores:
         self.potential = np.append(self._trie.best_below(self._alone), self._alone_unknown())
         """(nodes + 1,) the score of the best word that an unfinished one can become."""
         self.potential[ROOT] = 0.0
+
+    def reweighted(self, config: DecodingConfig) -> WordScores:
+        """The same words with other weights."""
+        return WordScores(self.spelling, config, self.lm, self.lexicon)
 
     @property
     def start(self) -> int:

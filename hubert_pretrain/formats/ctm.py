@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from hubert_pretrain.errors import DataError
@@ -140,3 +140,13 @@ def read_symbols(path: Path) -> dict[str, str]:
             )
         names[fields[1]] = _WORD_POSITION.sub("", fields[0])
     return names
+
+
+def ctm_lines(utterance: str, words: Iterable[tuple[str, float, float, float]]) -> list[str]:
+    """Lines `utterance channel start duration label confidence` of (label, start, end, confidence),
+    in seconds. An utterance without any has none.
+    """
+    return [
+        f"{utterance} 1 {start:.4f} {end - start:.4f} {label} {confidence:.3f}\n"
+        for label, start, end, confidence in words
+    ]

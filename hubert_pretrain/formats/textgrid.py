@@ -4,9 +4,11 @@ Forced Aligner writes them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hubert_pretrain.errors import DataError, did_you_mean
+from hubert_pretrain.files import write_text
 from hubert_pretrain.formats.intervals import Interval
 from hubert_pretrain.frames import samples
 
@@ -71,3 +73,60 @@ def _choose(path: Path, tier: str, names: list[str]) -> str:
         f"{path}: no tier {tier!r}{did_you_mean(tier, names)}, it has "
         f"{', '.join(names) or 'none'}; name one with data.alignments.tier"
     )
+
+
+def write(path: Path, tiers: Mapping[str, Sequence[tuple[str, float, float]]], end: float) -> None:
+    """Write a TextGrid in Praat's long form.
+
+    Args:
+        tiers: name -> intervals (label, start, end) in seconds, in order without overlaps; the time
+            between them gets empty intervals, as Praat wants it.
+        end: of the recording.
+    """
+    lines = [
+        'File type = "ooTextFile"',
+        'Object class = "TextGrid"',
+        "",
+        "xmin = 0",
+        f"xmax = {end:.4f}",
+        "tiers? <exists>",
+        f"size = {len(tiers)}",
+        "item []:",
+    ]
+    for number, (name, intervals) in enumerate(tiers.items(), start=1):
+        filled = list(_filled(intervals, end))
+        lines += [
+            f"    item [{number}]:",
+            '        class = "IntervalTier"',
+            f"        name = {_quoted(name)}",
+            "        xmin = 0",
+            f"        xmax = {end:.4f}",
+            f"        intervals: size = {len(filled)}",
+        ]
+        for place, (label, start, stop) in enumerate(filled, start=1):
+            lines += [
+                f"        intervals [{place}]:",
+                f"            xmin = {start:.4f}",
+                f"            xmax = {stop:.4f}",
+                f"            text = {_quoted(label)}",
+            ]
+    write_text(path, "\n".join([*lines, ""]))
+
+
+def _filled(
+    intervals: Sequence[tuple[str, float, float]], end: float
+) -> Iterator[tuple[str, float, float]]:
+    """Intervals from 0 to the end without gaps."""
+    last = 0.0
+    for label, start, stop in intervals:
+        if start > last:
+            yield "", last, start
+        yield label, max(start, last), min(stop, end)
+        last = min(stop, end)
+    if last < end:
+        yield "", last, end
+
+
+def _quoted(text: str) -> str:
+    doubled = text.replace('"', '""')
+    return f'"{doubled}"'

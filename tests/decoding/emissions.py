@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,9 @@ def emission(
     return np.asarray(logits - np.log(np.exp(logits).sum(1, keepdims=True)), np.float32)
 
 
-def spelling_out(text: str, symbols: tuple[str, ...], sure: float = 0.9) -> NDArray[np.float32]:
+def spelling_out(
+    text: Sequence[str], symbols: tuple[str, ...], sure: float = 0.9
+) -> NDArray[np.float32]:
     """(T, V) in which each symbol of a text has two frames, and a blank follows."""
     path = [index for symbol in text for index in (symbols.index(symbol),) * 2 + (0,)]
     rest = (1 - sure) / (len(symbols) - 1)
