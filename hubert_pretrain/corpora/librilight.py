@@ -159,7 +159,7 @@ class LibriLightLimited:
             evaluation_root: folder of LibriSpeech, for `valid` and `test`; None: `root`.
             valid: subsets of LibriSpeech for validation; empty: stage `prepare` holds a share of
                 the training data out.
-            test: subsets of LibriSpeech for testing.
+            test: subsets of LibriSpeech for testing; several are a split each.
         """
         common.check_choice("size", size, self.SIZES)
         if not 0 <= fold < FOLDS:

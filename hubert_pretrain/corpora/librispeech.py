@@ -74,7 +74,8 @@ class LibriSpeech:
                 archives unpack).
             train: subsets for training, e.g. ["train-clean-100"].
             valid: subsets for validation; empty: stage `prepare` holds a share of `train` out.
-            test: subsets for testing.
+            test: subsets for testing. One is the split `test`; several are a split each, under
+                their own names, because test-clean and test-other are never scored together.
             require_transcripts: audio without a transcript is an error; False: its text is empty.
         """
         self.root = Path(root).expanduser().absolute()
@@ -104,7 +105,8 @@ class LibriSpeech:
         common.find_root(self.root, _LAYOUT, self.AVAILABLE_FROM)
         for split, subsets in self.subsets.items():
             for subset in subsets:
-                yield from self._subset(self._find(subset), split)
+                apart = split == "test" and len(subsets) > 1
+                yield from self._subset(self._find(subset), subset if apart else split)
 
     def _find(self, subset: str) -> Path:
         for path in (self.root / _FOLDER / subset, self.root / subset):

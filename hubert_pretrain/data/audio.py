@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,32 @@ def decode(
             raise DataError(f"{path}: {missing_channel(channel, stream.channels)}")
         crop = _crop if stream.rate == SAMPLE_RATE else _resampled_crop
         return _put(crop(stream, start, stop, channel), out)
+
+
+def blocks(path: str | Path, content: ByteRange | None = None) -> Iterator[Waveform]:
+    """The samples of `read`, in order and in blocks (S',) of some seconds: the memory does not
+    depend on the length of the file. A resampled file equals `read` to about 1e-6.
+
+    Args:
+        content: its bytes, where they are not those at `path`.
+    """
+    opened = open_bytes(str(path)) if content is None else content
+    with open_stream(str(path), opened) as stream:
+        if stream.rate == SAMPLE_RATE:
+            yield from (mono(block) for block in stream.blocks())
+            return
+        resampler = soxr.ResampleStream(stream.rate, SAMPLE_RATE, 1, dtype="float32")
+        count = 0
+        given = 0
+        waiting = np.zeros(0, dtype=np.float32)
+        for block in stream.blocks():
+            count += len(block)
+            yield waiting
+            given += len(waiting)
+            waiting = resampler.resample_chunk(np.ascontiguousarray(mono(block)))
+        end = resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+        rest = np.concatenate([waiting, end])
+        yield fit_length(rest, resampled_length(count, stream.rate) - given)
 
 
 def length(path: str | Path) -> int:

@@ -71,8 +71,8 @@ class Bootstrap:
         drawn = [statistic(np.asarray(draws @ by_unit)) for draws in self._draws()]
         return self._estimate(float(statistic(total)[0]), np.concatenate(drawn))
 
-    def of_rows(self, statistic: Callable[[Ints], float]) -> Estimate:
-        """Any other score. `statistic`: numbers of utterances, some repeated -> score."""
+    def of_rows(self, statistic: Callable[[Ints], Floats]) -> list[Estimate]:
+        """Any other scores. `statistic`: numbers of utterances, some repeated -> scores."""
         members = np.argsort(self.units, kind="stable")
         ends = np.cumsum(np.bincount(self.units, minlength=self.n_units))[:-1]
         of_unit = np.split(members, ends)
@@ -81,7 +81,11 @@ class Bootstrap:
             for times in draws:
                 rows = [np.tile(of_unit[unit], times[unit]) for unit in np.flatnonzero(times)]
                 drawn.append(statistic(np.concatenate(rows)))
-        return self._estimate(statistic(np.arange(len(self.units))), np.array(drawn))
+        values = statistic(np.arange(len(self.units)))
+        return [
+            self._estimate(float(value), column)
+            for value, column in zip(values, np.stack(drawn, axis=1), strict=True)
+        ]
 
     def _draws(self) -> Iterator[Ints]:
         """Blocks (R, U) of the times that each unit is drawn."""

@@ -3,51 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hubert_pretrain.evaluation.analysis import Analysis, Table, groups
-from hubert_pretrain.evaluation.bootstrap import Sampling
+from hubert_pretrain.evaluation.bootstrap import Floats, Ints, Sampling
 from hubert_pretrain.evaluation.utterances import ScoredUtterances
-
-Score = Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
-"""References and predictions -> scores by name."""
 
 
 def analyse_scores(
     scored: ScoredUtterances,
     sampling: Sampling,
-    score: Score,
+    score: Callable[[Ints], Mapping[str, float]],
     names: Sequence[str],
     *,
     higher_is_better: bool,
 ) -> Analysis:
-    """The named scores with intervals, by speaker and by length.
+    """The named scores with intervals; the main one by speaker and by length.
 
     Args:
+        score: numbers of utterances, some repeated -> scores by name.
         names: of the scores, the main one first.
         higher_is_better: direction of the main one.
     """
 
-    def value(name: str, rows: NDArray[np.int64]) -> float:
-        references = [scored.references[row] for row in rows.tolist()]
-        predictions = [scored.predictions[row] for row in rows.tolist()]
-        return float(score(references, predictions)[name])
+    def values(rows: Ints) -> Floats:
+        found = score(rows)
+        return np.array([found[name] for name in names], dtype=np.float64)
 
-    bootstraps = scored.bootstraps(sampling)
+    by_unit = {
+        unit: bootstrap.of_rows(values) for unit, bootstrap in scored.bootstraps(sampling).items()
+    }
     return Analysis(
         {
-            name: {
-                unit: bootstrap.of_rows(partial(value, name))
-                for unit, bootstrap in bootstraps.items()
-            }
-            for name in names
+            name: {unit: estimates[place] for unit, estimates in by_unit.items()}
+            for place, name in enumerate(names)
         },
         sampling,
         tables=groups(
-            scored, {names[0]: partial(value, names[0])}, higher_is_better=higher_is_better
+            scored,
+            {names[0]: lambda rows: score(rows)[names[0]]},
+            higher_is_better=higher_is_better,
         ),
         utterances=Table(
             ("id", "speaker", "seconds", "reference", "prediction"),

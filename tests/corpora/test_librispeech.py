@@ -45,6 +45,20 @@ def test_any_subsets_to_any_split(root: Path) -> None:
     assert all(utterance.path.is_file() for utterance in found)
 
 
+def test_several_subsets_for_testing_are_a_split_each(root: Path) -> None:
+    """Never scored together; those of train and valid are one split."""
+    subsets = ["test-other", "train-clean-100"]
+    found = utterances(root, train=[], valid=subsets, test=subsets)
+    assert [(one.split, one.id.split("-")[0]) for one in found[::2]] == [
+        ("valid", "367"),
+        ("valid", "19"),
+        ("valid", "26"),
+        ("test-other", "367"),
+        ("train-clean-100", "19"),
+        ("train-clean-100", "26"),
+    ]
+
+
 def test_the_root_may_be_the_folder_above(
     root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -226,3 +226,22 @@ def test_real_telephone_speech(shared: Path) -> None:
         whole = audio.read(path)
         assert len(whole) == 2 * soundfile.info(path).frames == scan(path).num_samples
         np.testing.assert_allclose(audio.read(path, 320, 1_000), whole[320:1_320], atol=1e-6)
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (8000, 2), (44100, 1), (48000, 2)])
+def test_blocks_are_the_recording_read_whole(tmp_path: Path, rate: int, channels: int) -> None:
+    path = tmp_path / "speech.wav"
+    noise = np.random.default_rng(0).normal(0, 0.1, (rate * 7 + 123, channels))
+    soundfile.write(path, noise, rate, subtype="FLOAT")
+    found = list(audio.blocks(path))
+    whole = audio.read(path)
+    assert len(np.concatenate(found)) == len(whole) == audio.length(path)
+    np.testing.assert_allclose(np.concatenate(found), whole, atol=2e-6)
+
+
+def test_blocks_of_a_long_recording_are_short(tmp_path: Path) -> None:
+    path = tmp_path / "speech.wav"
+    soundfile.write(path, np.zeros(8000 * 200, dtype=np.float32), 8000, subtype="PCM_16")
+    found = list(audio.blocks(path))
+    assert max(map(len, found)) < 16000 * 70
+    assert sum(map(len, found)) == 16000 * 200

@@ -13,16 +13,17 @@ from hubert_pretrain.evaluation.utterances import ScoredUtterances
 def spoken(utterances: int, seed: int = 0, speakers: int = 0) -> ScoredUtterances:
     """Random words, some of them wrong."""
     source = np.random.default_rng(seed)
-    references, predictions = [], []
+    references = []
+    predictions = []
     for _ in range(utterances):
         words = source.choice(list("abcdefgh"), source.integers(1, 12)).tolist()
-        heard = [word if source.random() > 0.2 else "x" for word in words]
+        given = [word if source.random() > 0.2 else "x" for word in words]
         if source.random() < 0.3:
-            heard = heard[1:]
+            given = given[1:]
         if source.random() < 0.3:
-            heard.append("y")
+            given.append("y")
         references.append(" ".join(words))
-        predictions.append(" ".join(heard))
+        predictions.append(" ".join(given))
     return ScoredUtterances(
         [f"u{number}" for number in range(utterances)],
         references,
@@ -64,7 +65,7 @@ def test_both_ways_of_resampling_agree() -> None:
     bootstrap = Bootstrap(speakers, Sampling(resamples=200))
     counts = np.stack([values, np.ones_like(values)], axis=1)
     by_sums = bootstrap.of_sums(counts, ratio)
-    by_rows = bootstrap.of_rows(lambda rows: float(values[rows].mean()))
+    (by_rows,) = bootstrap.of_rows(lambda rows: values[rows].mean(keepdims=True))
     for name in ("value", "low", "high"):
         assert getattr(by_sums, name) == pytest.approx(getattr(by_rows, name))
 

@@ -38,7 +38,9 @@ def test_scores_and_their_intervals_are_those_of_sklearn(random: ScoredUtterance
     sampling = Sampling(resamples=60)
     found = analyse_classes(random, sampling)
 
-    def by_sklearn(references: object, predictions: object) -> dict[str, float]:
+    def by_sklearn(rows: np.ndarray) -> dict[str, float]:
+        references = [random.references[row] for row in rows]
+        predictions = [random.predictions[row] for row in rows]
         known = sorted(set(references))
         return {
             "macro_f1": f1_score(references, predictions, average="macro", zero_division=0),

@@ -1,0 +1,88 @@
+"""Speech of any length through a network in bounded memory: overlapping chunks, each computed as an
+utterance of its own, of whose frames the middle is used.
+
+Attention is quadratic in time, so a recording of an hour cannot be computed whole; in chunks, work
+grows with its length and memory does not. Everything inside a chunk is that of an utterance: a norm
+over time (Base) and the normalisation of the waveform (Large) see the chunk with its context, not
+the recording. That is what training has seen, and it follows a recording whose loudness changes;
+frames differ from those of the whole recording (docs/evaluation.md has numbers). Speech that is not
+longer than a chunk is computed whole. S samples, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from hubert_pretrain.data.audio_stream import Waveform
+from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.features.chunking import plan_chunks
+from hubert_pretrain.frames import FrameGrid, samples
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """Lengths of chunks."""
+
+    chunk_seconds: float = 30.0
+    """Speech of one forward pass, context included."""
+    context_seconds: float = 4.0
+    """On each side of the frames that are used."""
+
+    def frames(self, grid: FrameGrid) -> tuple[int, int]:
+        """Frames of a chunk and of its context. Raises ConfigError when nothing is left to use."""
+        chunk = grid.num_frames(samples(self.chunk_seconds))
+        context = round(self.context_seconds * grid.frames_per_second)
+        if context < 0 or chunk <= 2 * context:
+            raise ConfigError(
+                f"chunks of {self.chunk_seconds:g} s with {self.context_seconds:g} s of context on "
+                "each side have nothing between; expected chunk-seconds above twice "
+                "context-seconds, which is 0 or more"
+            )
+        return chunk, context
+
+
+class SpeechChunk(NamedTuple):
+    """A part of a recording."""
+
+    waveform: Waveform  # (S',)
+    first_frame: int  # of the part, counted from the beginning of the recording
+    keep: slice  # its frames that are used
+
+
+def chunks(
+    blocks: Iterable[Waveform], grid: FrameGrid, chunking: Chunking
+) -> Iterator[SpeechChunk]:
+    """The chunks of `plan_chunks` of a recording that arrives in blocks, each as soon as its audio
+    is there. The last one holds the samples after its last frame too.
+
+    Memory: two chunks and a block.
+    """
+    length, context = chunking.frames(grid)
+    enough = grid.num_samples(length + 1)  # there is a frame after the chunk
+    buffer = np.zeros(0, dtype=np.float32)
+    origin = 0  # frame at which the buffer begins
+    start = 0  # frame at which the next chunk begins
+    covered = 0
+    for block in blocks:
+        buffer = np.concatenate([buffer, block])
+        while len(buffer) - (start - origin) * grid.hop >= enough:
+            first = grid.start_sample(start - origin)
+            stop = start + length - context
+            yield SpeechChunk(
+                buffer[first : first + grid.num_samples(length)],
+                start,
+                slice(covered - start, stop - start),
+            )
+            # The last chunk may begin before the next: it is as long as the others.
+            buffer = buffer[first:]
+            origin = start
+            covered = stop
+            start = covered - context
+    num_frames = origin + grid.num_frames(len(buffer))
+    *_, last = plan_chunks(num_frames, length, context)
+    first = grid.start_sample(last.start - origin)
+    yield SpeechChunk(buffer[first:], last.start, slice(covered - last.start, None))
