@@ -1,19 +1,28 @@
-"""Transcribe speech files with a CTC model.
+"""Transcribe speech of any length with a CTC model.
 
-    hubert-pretrain transcribe runs/demo/finetune/asr speech.wav
+    hubert-pretrain transcribe runs/demo/finetune/asr speech.wav folder/
+    hubert-pretrain transcribe runs/demo/finetune/asr talk.mp3 --format srt > talk.srt
+    hubert-pretrain transcribe runs/demo/finetune/asr folder/ --format vtt --output subtitles/
+    arecord -q -t raw -f S16_LE -r 16000 | hubert-pretrain transcribe MODEL - --stream
 
 Any CTC model that the package reads will do: a finetune stage of a run, a folder of transformers, a
-*.pt of fairseq. Prints one line per file, `path<TAB>text`. A file that cannot be read is reported
-on stderr and makes the exit code 1; the others are transcribed.
+*.pt of fairseq. Inputs are audio files, folders of them, prepared corpora, or - for standard input:
+an audio file, a list of paths, or raw PCM (16 kHz, mono, signed 16-bit little-endian).
+
+Speech that is longer than --chunk-seconds is computed in overlapping chunks, in memory that does
+not depend on its length. A file that cannot be read is reported on stderr and makes the exit code
+1; the others are transcribed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.errors import ConfigError, HubertPretrainError
 from hubert_pretrain.tools.command import (
     add_device,
     add_set,
@@ -24,7 +33,14 @@ from hubert_pretrain.tools.command import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hubert_pretrain import SpeechRecognizer
+    from hubert_pretrain.decoding.hypothesis import Hypothesis, Word
+    from hubert_pretrain.finetune.long_speech import Chunking
+    from hubert_pretrain.tools.recordings import Recording
+
+FORMATS = ("txt", "jsonl", "srt", "vtt")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +50,35 @@ def main(arguments: list[str] | None = None) -> int:
         "model", help="CTC model: a stage such as runs/demo/finetune/asr, a folder or a *.pt"
     )
     parser.add_argument(
-        "files", nargs="+", metavar="file", help="audio of any rate: wav, flac, ogg, opus, mp3"
+        "inputs",
+        nargs="+",
+        metavar="input",
+        help="audio of any rate (wav, flac, ogg, mp3, ...), a folder, a prepared corpus, or -",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="txt",
+        help="txt: path<TAB>text; jsonl: an object with words, times and confidences; srt, vtt: "
+        "subtitles (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", help="folder for a file of each recording; without it to standard output"
+    )
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="print words as soon as they are known: txt in lines, jsonl an object for each word",
+    )
+    parser.add_argument(
+        "--chunk-seconds",
+        type=float,
+        help="speech of one forward pass, with its context (default: 30)",
+    )
+    parser.add_argument(
+        "--context-seconds",
+        type=float,
+        help="context on each side of what is used of a chunk (default: 4)",
     )
     add_device(parser)
     parser.add_argument(
@@ -45,25 +89,94 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def transcribe(options: argparse.Namespace) -> int:
-    """Transcribe all files; returns the highest exit code of a file."""
+    """Transcribe all recordings; returns the highest exit code of one."""
     from hubert_pretrain import SpeechRecognizer
+    from hubert_pretrain.tools.recordings import recordings
 
+    if options.stream and (options.output or options.format in ("srt", "vtt")):
+        raise ConfigError("--stream prints txt or jsonl; leave out --output and other formats")
     recogniser = SpeechRecognizer.load(
         options.model,
         options.device,
         dictionary=options.dictionary,
         **parse_fields(options.set),
     )
-    return max([transcribe_file(recogniser, file) for file in options.files])
+    recogniser.chunking = chunking(options)
+    recogniser.chunking.frames(recogniser.model.grid)  # refuses lengths that cannot be
+    with recordings(options.inputs) as found:
+        show = stream if options.stream else write
+        codes = [attempt(show, recogniser, recording, options) for recording in found]
+    return max(codes, default=0)
 
 
-def transcribe_file(recogniser: SpeechRecognizer, file: str) -> int:
-    """Print the text of one file; returns its exit code."""
+def chunking(options: argparse.Namespace) -> Chunking:
+    """The lengths of chunks that the options give, else the defaults."""
+    from hubert_pretrain.finetune.long_speech import Chunking
+
+    given = {"chunk_seconds": options.chunk_seconds, "context_seconds": options.context_seconds}
+    return Chunking(**{name: value for name, value in given.items() if value is not None})
+
+
+def attempt(
+    show: Callable[[SpeechRecognizer, Recording, argparse.Namespace], None],
+    recogniser: SpeechRecognizer,
+    recording: Recording,
+    options: argparse.Namespace,
+) -> int:
+    """Transcribe one recording; returns its exit code."""
     try:
-        print(f"{file}\t{recogniser.transcribe(file)}", flush=True)
+        show(recogniser, recording, options)
     except HubertPretrainError as error:
         return report(error)
     return 0
+
+
+def stream(recogniser: SpeechRecognizer, recording: Recording, options: argparse.Namespace) -> None:
+    """Print the words of a recording as they are known."""
+    for word in recogniser.words(recording.blocks(), name=recording.name):
+        if options.format == "jsonl":
+            print(json.dumps({"file": recording.name, **as_object(word)}, ensure_ascii=False))
+        else:
+            print(f"{recording.name}\t{word.start:.2f}\t{word.text}")
+        sys.stdout.flush()
+
+
+def write(recogniser: SpeechRecognizer, recording: Recording, options: argparse.Namespace) -> None:
+    """Print the text of a recording, or write it to its file."""
+    from hubert_pretrain.files import write_text
+
+    found = recogniser.recognise(recording.blocks(), name=recording.name)
+    if options.output:
+        path = Path(options.output) / f"{recording.stem}.{options.format}"
+        write_text(path, content(found, recording, options.format, alone=True))
+    else:
+        print(content(found, recording, options.format, alone=False), end="", flush=True)
+
+
+def content(found: Hypothesis, recording: Recording, form: str, *, alone: bool) -> str:
+    """The text of a recording in a format; `alone`: in a file of its own, which needs no name."""
+    from hubert_pretrain.formats.subtitles import srt, vtt
+
+    if form == "srt":
+        return srt(found.words)
+    if form == "vtt":
+        return vtt(found.words)
+    if form == "jsonl":
+        words = [as_object(word) for word in found.words]
+        confidence = round(found.confidence, 4)
+        line = {"file": recording.name, "text": found.text, "confidence": confidence}
+        return json.dumps({**line, "words": words}, ensure_ascii=False) + "\n"
+    return f"{found.text}\n" if alone else f"{recording.name}\t{found.text}\n"
+
+
+def as_object(word: Word) -> dict[str, object]:
+    """A word as a JSON object."""
+    return {
+        "word": word.text,
+        "start": round(word.start, 3),
+        "end": round(word.end, 3),
+        "confidence": round(word.confidence, 4),
+    }
 
 
 if __name__ == "__main__":

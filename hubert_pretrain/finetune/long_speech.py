@@ -11,16 +11,17 @@ longer than a chunk is computed whole. S samples, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from hubert_pretrain.data.audio_stream import Waveform
+from hubert_pretrain.decoding.hypothesis import Hypothesis, LogProbabilities, Word, frame_at
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features.chunking import plan_chunks
-from hubert_pretrain.frames import FrameGrid, samples
+from hubert_pretrain.frames import FrameGrid, samples, seconds
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class SpeechChunk(NamedTuple):
 
     waveform: Waveform  # (S',)
     first_frame: int  # of the part, counted from the beginning of the recording
-    keep: slice  # its frames that are used
+    used: slice  # its frames that are used
+    is_last: bool
 
 
 def chunks(
@@ -76,6 +78,7 @@ def chunks(
                 buffer[first : first + grid.num_samples(length)],
                 start,
                 slice(covered - start, stop - start),
+                is_last=False,
             )
             # The last chunk may begin before the next: it is as long as the others.
             buffer = buffer[first:]
@@ -85,4 +88,36 @@ def chunks(
     num_frames = origin + grid.num_frames(len(buffer))
     *_, last = plan_chunks(num_frames, length, context)
     first = grid.start_sample(last.start - origin)
-    yield SpeechChunk(buffer[first:], last.start, slice(covered - last.start, None))
+    used = slice(covered - last.start, None)
+    yield SpeechChunk(buffer[first:], last.start, used, is_last=True)
+
+
+def words_as_known(
+    parts: Iterable[LogProbabilities],
+    decode: Callable[[LogProbabilities], Hypothesis],
+    grid: FrameGrid,
+) -> Iterator[Word]:
+    """The words of a recording whose log-probabilities (T', V) come in parts, each word when no
+    later part can make it longer.
+
+    Decoded from the beginning of the last word on, so the work does not grow with what was said
+    before. Greedy decoding gives the words of the whole recording; a search with a language model
+    begins again at each part.
+    """
+    waiting: LogProbabilities | None = None
+    first_frame = 0
+    for part in parts:
+        waiting = part if waiting is None else np.concatenate([waiting, part])
+        words = decode(waiting).words
+        for word in words[:-1]:
+            yield _later(word, first_frame, grid)
+        done = frame_at(words[-1].start, grid) if words else len(waiting)
+        waiting = waiting[done:]
+        first_frame += done
+    for word in decode(waiting).words if waiting is not None else ():
+        yield _later(word, first_frame, grid)
+
+
+def _later(word: Word, frames: int, grid: FrameGrid) -> Word:
+    offset = seconds(grid.start_sample(frames))
+    return replace(word, start=word.start + offset, end=word.end + offset)

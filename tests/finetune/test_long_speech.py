@@ -41,9 +41,9 @@ def test_chunks_are_those_of_the_plan(
     for chunk, planned in zip(found, plan, strict=True):
         frames = GRID.num_frames(len(chunk.waveform))
         assert (chunk.first_frame, frames) == (planned.start, planned.stop - planned.start)
-        kept = range(frames)[chunk.keep]
-        assert chunk.first_frame + kept.start == planned.keep_start
-        assert chunk.first_frame + kept.stop == planned.keep_stop
+        used = range(frames)[chunk.used]
+        assert chunk.first_frame + used.start == planned.keep_start
+        assert chunk.first_frame + used.stop == planned.keep_stop
         if num_samples:
             assert chunk.waveform[0] == GRID.start_sample(planned.start)
     if num_samples:
