@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hubert_pretrain.decoding.spelling import BLANK_ID, Spelling
-from hubert_pretrain.frames import MODEL_GRID, FrameGrid, seconds
+from hubert_pretrain.frames import MODEL_GRID, FrameGrid, samples, seconds
 
 LogProbabilities = NDArray[np.floating]
 """(T, V) natural logarithms, the blank first."""
@@ -106,6 +106,12 @@ def seconds_of_frames(first: int, after: int, grid: FrameGrid) -> tuple[float, f
         seconds(grid.start_sample(first) + before),
         seconds(grid.start_sample(after) + before),
     )
+
+
+def frame_at(start: float, grid: FrameGrid) -> int:
+    """The frame whose interval begins at this second: the inverse of `seconds_of_frames`."""
+    before = grid.window // 2 - grid.hop // 2
+    return (samples(start) - before) // grid.hop
 
 
 def _last_frame(log_probabilities: LogProbabilities, index: int, first: int, end: int) -> int:

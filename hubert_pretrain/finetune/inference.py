@@ -173,9 +173,10 @@ class SpeechRecognizer:
         yield waveform.float().cpu().numpy()
 
     def _decode(self, log_probabilities: LogProbabilities) -> Hypothesis:
-        """The hypothesis, its text as the tokenizer of `transformers` joins the symbols."""
+        """The hypothesis; greedy text is joined as the tokenizer of `transformers` does."""
         found = self.decoder.decode(log_probabilities)
-        found = replace(found, text=self.vocabulary.text(found.ids))
+        if isinstance(self.decoder, GreedyDecoder):
+            found = replace(found, text=self.vocabulary.text(found.ids))
         if not self.lower_case:
             return found
         words = tuple(replace(word, text=word.text.lower()) for word in found.words)
