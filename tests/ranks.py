@@ -1,4 +1,4 @@
-"""Two processes that form a group, as torchrun would start them."""
+"""Processes that form a group, as torchrun would start them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ TIMEOUT_SECONDS = 300
 
 
 def outputs_of_two_ranks(program: str, folder: Path) -> list[str]:
-    """Output of each of two ranks that run a program, whose first argument is `folder`.
+    """`outputs_of_ranks` of two."""
+    return outputs_of_ranks(program, folder, ranks=2)
+
+
+def outputs_of_ranks(program: str, folder: Path, *, ranks: int) -> list[str]:
+    """Output of each rank that runs a program, whose first argument is `folder`.
 
     Fails with the output of a rank that does not end with 0.
     """
@@ -23,14 +28,14 @@ def outputs_of_two_ranks(program: str, folder: Path) -> list[str]:
         port = free.getsockname()[1]
     shared = {
         "TORCHELASTIC_RUN_ID": "test",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
         "GROUP_RANK": "0",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
-    ranks = [
+    processes = [
         subprocess.Popen(
             [sys.executable, str(path), str(folder)],
             env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -38,13 +43,13 @@ def outputs_of_two_ranks(program: str, folder: Path) -> list[str]:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(ranks)
     ]
     try:
-        outputs = [process.communicate(timeout=TIMEOUT_SECONDS)[0] for process in ranks]
+        outputs = [process.communicate(timeout=TIMEOUT_SECONDS)[0] for process in processes]
     finally:
-        for process in ranks:
+        for process in processes:
             process.kill()
-    for process, output in zip(ranks, outputs, strict=True):
+    for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output
     return outputs

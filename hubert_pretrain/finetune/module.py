@@ -19,7 +19,6 @@ from hubert_pretrain.seeds import derive
 from hubert_pretrain.training.loggers import report
 from hubert_pretrain.training.module import Meter, Monitor, TrainingModule, direction
 from hubert_pretrain.training.optim import AdamWSettings, Schedule
-from hubert_pretrain.training.strategies import zero_grad_term
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +79,7 @@ class FinetuneModule(TrainingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss per utterance of the step, as this micro-batch's share of it."""
         step = batch["step"]
+        unit = range(batch["index"], batch["index"] + 1)
         valid = batch["valid"]
         # torch's dropout has no generator argument.
         torch.manual_seed(derive(self.seed, "dropout", batch["index"]))
@@ -89,7 +89,7 @@ class FinetuneModule(TrainingModule):
                 valid=valid,
                 mask=batch["mask"],
                 channel_mask=batch["channel_mask"],
-                active_layers=self.active_layers(step),
+                active_layers=self.active_layers(unit, len(valid)),
                 hidden_states=self.task.needs_all_layers,
                 num_samples=batch["num_samples"] if self.norm_over_valid else None,
             )
@@ -98,7 +98,6 @@ class FinetuneModule(TrainingModule):
         audio_seconds = in_seconds(batch["waveform"].numel())
         self.watch(batch["index"], loss, audio_seconds=audio_seconds)
         self.meter.add(loss=loss, utterances=len(valid), audio=audio_seconds)
-        loss = loss + zero_grad_term(self, self.idle_parameters(step))
         # The gradient of the step is d(sum over all its micro-batches) / utterances of the step.
         # Lightning divides by the number of accumulated micro-batches and DDP by the number of
         # ranks, so both are multiplied back.
@@ -155,15 +154,11 @@ class FinetuneModule(TrainingModule):
         stated = {each.name: each.higher_is_better for each in self.task.metrics}
         return direction(name, {"loss": False, **stated}, name.removeprefix("valid/"))
 
-    def idle_parameters(self, step: int) -> list[nn.Parameter]:
-        """Those of a frozen encoder, else of dropped layers, and of a final norm that a mixture of
-        layers does not use.
+    def frozen_parts(self, step: int) -> list[nn.Module]:
+        """The encoder, while only the head learns, else a final norm that a mixture of layers does
+        not use: it comes after the last layer.
         """
         if step < self.freeze_encoder_steps:
-            return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        idle = super().idle_parameters(step)
+            return [self.model]
         encoder = self.model.context_encoder
-        if self.task.needs_all_layers and encoder.pre_norm:
-            # The norm comes after the last layer; a mixture of layers is taken before it.
-            idle += list(encoder.norm.parameters())
-        return idle
+        return [encoder.norm] if self.task.needs_all_layers and encoder.pre_norm else []

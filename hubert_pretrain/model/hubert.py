@@ -23,6 +23,11 @@ from hubert_pretrain.model.conv_encoder import ACTIVATIONS, ConvEncoder, scale_g
 from hubert_pretrain.model.log_mel import LogMelEncoder
 from hubert_pretrain.model.positional_conv import BatchNormPositionalConv, PositionalConv
 
+ActiveLayers = Sequence[bool | Tensor]
+"""For each layer whether it runs, or (B,) bool: the rows for which it runs. A layer of some or of
+no rows is computed all the same, and its parameters get a gradient, perhaps of zero.
+"""
+
 
 @dataclass
 class HubertOutput:
@@ -95,7 +100,7 @@ class Hubert(nn.Module):
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
         layers: int | None = None,
-        active_layers: Sequence[bool] | None = None,
+        active_layers: ActiveLayers | None = None,
         hidden_states: bool = False,
         attentions: bool = False,
         num_samples: Tensor | None = None,
@@ -111,7 +116,8 @@ class Hubert(nn.Module):
             mask: (B, T) bool, True for masked frames.
             channel_mask: (B, D) bool, True for channels that are set to zero.
             layers: run only the first so many layers.
-            active_layers: one bool per layer, False for a dropped layer; None: all run.
+            active_layers: for each layer True, False for a dropped layer, or (B,) bool, True for
+                the rows for which it runs; None: all run.
             hidden_states: also return the output of every layer.
             attentions: also return attention weights; the back end is then "eager".
             num_samples: (B,) real samples of each row. With it the norm over time of group-norm
@@ -252,7 +258,7 @@ class ContextEncoder(nn.Module):
         *,
         valid: Tensor | None = None,
         layers: int | None = None,
-        active_layers: Sequence[bool] | None = None,
+        active_layers: ActiveLayers | None = None,
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
     ) -> ContextOutput:
@@ -276,18 +282,21 @@ class ContextEncoder(nn.Module):
         states: list[Tensor] = []
         attentions: list[Tensor | None] = []
         for layer, runs in zip(self.layers, active, strict=False):
-            weights = None
-            if runs and gradient_checkpointing and torch.is_grad_enabled():
-                x, weights = checkpoint(layer, x, attention_mask, attend, use_reentrant=False)
-            elif runs:
-                x, weights = layer(x, attention_mask, attend)
+            y, weights = x, None
+            if runs is False:
+                pass
+            elif gradient_checkpointing and torch.is_grad_enabled():
+                y, weights = checkpoint(layer, x, attention_mask, attend, use_reentrant=False)
+            else:
+                y, weights = layer(x, attention_mask, attend)
+            x = torch.where(runs[:, None, None], y, x) if isinstance(runs, Tensor) else y
             states.append(x)
             attentions.append(weights)
         last = self.norm(x) if self.pre_norm and layers is None else x
         return ContextOutput(last, encoder_input, states, attentions)
 
-    def _active(self, layers: int | None, active_layers: Sequence[bool] | None) -> Sequence[bool]:
-        """One bool for each of the first `layers` layers: whether it runs."""
+    def _active(self, layers: int | None, active_layers: ActiveLayers | None) -> ActiveLayers:
+        """For each of the first `layers` layers: whether it runs, or for which rows."""
         depth = self._depth(layers)
         if active_layers is None:
             return [True] * depth

@@ -6,6 +6,7 @@ Shapes: M masked frames, K clusters, N codebooks, L layer (1-based).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from hubert_pretrain.clustering.quality import entropy, perplexity
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.flops import training_flops_per_second
+from hubert_pretrain.model.hubert import ActiveLayers
 from hubert_pretrain.pretrain.loss import Prediction
 from hubert_pretrain.training.strategies import full_tensor
 
@@ -36,27 +38,28 @@ class Health:
         # Per codebook, (K,) each.
         self._targets: list[Tensor] = []
         self._predictions: list[Tensor] = []
-        # L -> sum over the micro-batches of the root mean square of its output.
-        self._scales: dict[int, Tensor] = {}
-        self._micro_batches = 0
+        # (2, layers): sums over the rows for which a layer ran, of the mean square of its output
+        # and of 1.
+        self._squares: Tensor | None = None
 
-    def measure(self, states: Sequence[Tensor], keep: Sequence[bool] | None) -> None:
+    def measure(self, states: Sequence[Tensor], active: ActiveLayers | None) -> None:
         """Accumulate the scale of the layers' outputs in a micro-batch.
-
-        Takes the states instead of hooks on the layers: inside a compiled network each hook would
-        make a graph of its own for every number of micro-batches.
 
         Args:
             states: (B, T, D) of every layer.
-            keep: layers that ran; None: all did.
+            active: layers that ran, or their rows; None: all did.
         """
-        self._micro_batches += 1
-        for layer, state in enumerate(states, start=1):
-            if keep is None or keep[layer - 1]:
-                scale = state.detach().float().square().mean().sqrt()
-                if layer in self._scales:
-                    scale = self._scales[layer] + scale
-                self._scales[layer] = scale
+        squares = torch.stack(
+            [state.detach().float().square().mean(dim=(1, 2)) for state in states]
+        )  # (layers, B)
+        ran = torch.ones_like(squares)
+        for rows, runs in zip(ran, active or [], strict=False):
+            if isinstance(runs, Tensor):
+                rows.copy_(runs)
+            elif not runs:
+                rows.zero_()
+        sums = torch.stack([(squares * ran).sum(1), ran.sum(1)])
+        self._squares = sums if self._squares is None else self._squares + sums
 
     def add(self, masked: Prediction) -> None:
         """Accumulate the targets and predictions of a micro-batch's masked frames."""
@@ -78,23 +81,21 @@ class Health:
         """
         if not self._targets:
             return {}
-        # One transfer: all counts and scales as one vector.
-        layers = sorted(self._scales)
-        scales = [(self._scales[layer] / self._micro_batches).float() for layer in layers]
+        # One transfer: all counts and squares as one vector.
         counts = [*self._targets, *self._predictions]
-        vector = torch.cat([*counts, *(scale.reshape(1) for scale in scales)]).double()
+        squares = [] if self._squares is None else [self._squares.flatten()]
+        vector = torch.cat([*counts, *squares]).double()
         numbers = distributed.sum_over_ranks(vector).cpu().numpy()
-        *counts_of, scale_sums = np.split(numbers, np.cumsum([len(each) for each in counts]))
+        *counts_of, sums = np.split(numbers, np.cumsum([len(each) for each in counts]))
         n = len(self.n_clusters)
         values = self._usage(counts_of[:n], counts_of[n:])
-        for layer, scale in zip(layers, scale_sums.tolist(), strict=True):
-            # A layer that is dropped in this step is dropped on every rank.
-            values[f"health/layer_scale/{layer:02d}"] = scale / distributed.world_size()
+        for layer, (square, rows) in enumerate(sums.reshape(2, -1).T.tolist(), start=1):
+            if rows:
+                values[f"health/layer_scale/{layer:02d}"] = math.sqrt(square / rows)
 
         self._targets = []
         self._predictions = []
-        self._scales = {}
-        self._micro_batches = 0
+        self._squares = None
         return values
 
     def _usage(

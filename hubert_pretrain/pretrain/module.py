@@ -15,7 +15,7 @@ from hubert_pretrain.data.batching import BatchShape
 from hubert_pretrain.frames import seconds as in_seconds
 from hubert_pretrain.model.compile import CompileClock
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
-from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.hubert import ActiveLayers, Hubert
 from hubert_pretrain.pretrain.alarms import Alarms
 from hubert_pretrain.pretrain.health import Health, embedding_norms, training_flops
 from hubert_pretrain.pretrain.layer_supervision import LayerSupervision
@@ -30,7 +30,6 @@ from hubert_pretrain.seeds import derive
 from hubert_pretrain.training.loggers import report
 from hubert_pretrain.training.module import Meter, Monitor, TrainingModule
 from hubert_pretrain.training.optim import AdamWSettings, Schedule
-from hubert_pretrain.training.strategies import zero_grad_term
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ class PretrainModule(TrainingModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """This micro-batch's share of the loss of its step."""
-        step = self.trainer.global_step
+        units = range(batch["index"], batch["index"] + batch["micro_batches"])
         # torch's dropout has no generator argument.
         torch.manual_seed(derive(self.seed, "dropout", batch["index"]))
         if batch["waveform"].is_cuda and self.compile_clock is not None:
@@ -100,8 +99,8 @@ class PretrainModule(TrainingModule):
         masked_frames, all_frames = batch["step_frames"]
         result = self._loss(
             batch,
-            active_layers=self.active_layers(step),
-            frozen=self.is_frozen(step),
+            active_layers=self.active_layers(units, len(batch["waveform"])),
+            frozen=self.is_frozen(self.trainer.global_step),
             normaliser=self.loss_weights.predicted_frames(
                 masked_frames, all_frames - masked_frames
             ),
@@ -115,10 +114,9 @@ class PretrainModule(TrainingModule):
         self.meter.add(audio=audio_seconds)
         if self.is_logging_step:
             self._health.add(result.masked)
-        loss = result.loss + zero_grad_term(self, self.idle_parameters(step))
         # The gradient of the step is the sum over its micro-batches. Lightning divides by their
         # number per rank, DDP (and FSDP) by the number of ranks, so both are multiplied back.
-        return loss * (self.trainer.accumulate_grad_batches * distributed.world_size())
+        return result.loss * (self.trainer.accumulate_grad_batches * distributed.world_size())
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss on crops of the valid split, with masks that never change."""
@@ -215,16 +213,15 @@ class PretrainModule(TrainingModule):
         """True from the step on at which the conv encoder stops learning."""
         return self.freeze_conv_after_steps is not None and step >= self.freeze_conv_after_steps
 
-    def idle_parameters(self, step: int) -> list[nn.Parameter]:
-        """Those of dropped layers, and of a frozen conv encoder."""
-        frozen = list(self.model.conv_encoder.parameters()) if self.is_frozen(step) else []
-        return frozen + super().idle_parameters(step)
+    def frozen_parts(self, step: int) -> list[nn.Module]:
+        """The conv encoder, from the step on at which it stops learning."""
+        return [self.model.conv_encoder] if self.is_frozen(step) else []
 
     def _loss(
         self,
         batch: dict[str, Any],
         *,
-        active_layers: list[bool] | None,
+        active_layers: ActiveLayers | None,
         normaliser: float,
         measure_unmasked: bool,
         measure_layers: bool,

@@ -17,7 +17,7 @@ from hubert_pretrain import distributed
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.model.checkpoint import describe
 from hubert_pretrain.model.heads import Head
-from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.hubert import ActiveLayers, Hubert
 from hubert_pretrain.seeds import generator
 from hubert_pretrain.training.loggers import report
 from hubert_pretrain.training.optim import (
@@ -30,7 +30,7 @@ from hubert_pretrain.training.optim import (
 )
 from hubert_pretrain.training.progress import Stopwatch
 from hubert_pretrain.training.resilience.nonfinite import NonFiniteGuard
-from hubert_pretrain.training.strategies import full_tensor, shard
+from hubert_pretrain.training.strategies import DDP, full_tensor, shard
 from hubert_pretrain.training.utilisation import memory_gb, peak_flops
 
 if TYPE_CHECKING:
@@ -196,28 +196,34 @@ class TrainingModule(L.LightningModule):
         directions = {"loss": False, "accuracy": True}
         return direction(name, directions, name.removeprefix("valid/").split("/")[0])
 
-    def idle_parameters(self, step: int) -> list[nn.Parameter]:
-        """Parameters without a part in the loss of a step: here those of dropped layers.
+    def frozen_parts(self, step: int) -> list[nn.Module]:
+        """Parts that have no gradients at a step; the same on every rank."""
+        return []
 
-        The same on every rank and in every micro-batch of a step.
-        """
-        keep = self.active_layers(step)
-        if keep is None:
-            return []
-        layers = self.model.context_encoder.layers
-        dropped = [layer for layer, runs in zip(layers, keep, strict=True) if not runs]
-        return [parameter for layer in dropped for parameter in layer.parameters()]
+    def active_layers(self, units: range, rows: int) -> ActiveLayers | None:
+        """Layers that run in a forward pass of some micro-batches, `rows` rows in all; None: all.
 
-    def active_layers(self, step: int) -> list[bool] | None:
-        """Layers that run at a step (True) or are dropped; None: all run.
-
-        The same on every rank and in every micro-batch of a step.
+        Each micro-batch draws for itself, whoever computes it and together with which others. A
+        layer that is dropped is computed all the same, so that every parameter has a gradient in
+        every pass, and ranks need not agree on those without one.
         """
         config = self.model.config
         if config.layerdrop == 0:
             return None
-        draws = generator(self.seed, "layerdrop", step).random(config.num_hidden_layers)
-        return [bool(keep) for keep in draws >= config.layerdrop]
+        draws = [generator(self.seed, "layerdrop", unit) for unit in units]
+        keeps = zip(
+            *(draw.random(config.num_hidden_layers) >= config.layerdrop for draw in draws),
+            strict=True,
+        )
+        return [all(keep) or self._kept_rows(keep, rows) for keep in keeps]
+
+    def _kept_rows(self, keep: Sequence[bool], rows: int) -> Tensor:
+        """(rows,) bool, from one bool per micro-batch. Nothing is copied to the device."""
+        kept = torch.zeros(len(keep), rows // len(keep), dtype=torch.bool, device=self.device)
+        for unit, runs in enumerate(keep):
+            if runs:
+                kept[unit].fill_(True)
+        return kept.flatten()
 
     @property
     def is_logging_step(self) -> bool:
@@ -265,13 +271,6 @@ class TrainingModule(L.LightningModule):
         )
         return with_schedule(optimizer, self.schedule)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave idle parameters where they are, on any number of ranks: without a gradient not even
-        Adam's momentum moves them.
-        """
-        for parameter in self.idle_parameters(self.trainer.global_step):
-            parameter.grad = None
-
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
@@ -309,6 +308,11 @@ class TrainingModule(L.LightningModule):
         """Stop the clock."""
         self.nonfinite.report()
         self.stopwatch.stop()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Tell DDP which parts are frozen."""
+        if isinstance(self.trainer.strategy, DDP):
+            self.trainer.strategy.leave_out(self.frozen_parts(self.trainer.global_step))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log after the updates that are multiples of `log_every_steps`, and after the last."""

@@ -7,7 +7,8 @@ is the gradient of the whole step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from hubert_pretrain.errors import ConfigError, did_you_mean
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
@@ -54,51 +56,67 @@ def make_strategy(
     return "auto"
 
 
-class DDP(DDPStrategy):
-    """DDP with a static graph: gradients lie in the buckets that are sent, and no time is spent
-    on a search for unused parameters.
+class OrderedDDP(DistributedDataParallel):
+    """DDP that sends gradients from the first step on in one order: that of the parameters, from
+    the last to the first, which is nearly the order in which they are computed.
 
-    The graph is static because every parameter has a gradient in every step: see `zero_grad_term`.
+    DDP itself sends all of them at once in the first step of a process, and makes its buckets
+    after it. A resumed run would then add the gradients of more than two ranks in another order.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.reducer._push_all_rebuilt_params()
+        self.reducer._rebuild_buckets()
+
+    def _build_params_for_reducer(self) -> tuple[list[nn.Parameter], list[bool]]:
+        parameters, sparse = super()._build_params_for_reducer()
+        return parameters[::-1], sparse[::-1]
+
+
+class DDP(DDPStrategy):
+    """DDP whose gradients lie in the buckets that are sent.
+
+    No time is spent on a search for unused parameters: each has a gradient in every backward pass,
+    but those of the parts that `leave_out` names.
     """
 
     def __init__(self, *, compressed: bool, timeout: timedelta) -> None:
-        super().__init__(static_graph=True, gradient_as_bucket_view=True, timeout=timeout)
+        super().__init__(gradient_as_bucket_view=True, timeout=timeout)
         self.compressed = compressed
+        self._left_out: list[nn.Module] = []
 
     def setup_environment(self) -> None:
         """Also watch the ranks that Lightning started."""
         watch_ranks(self.launcher)
         super().setup_environment()
 
-    def configure_ddp(self) -> None:
-        """Let DDP record the static graph, from a zero loss of every parameter.
-
-        Otherwise it would be recorded in the first backward pass, which under accumulation is not
-        sent (`no_sync`); there torch 2.14 fails. (Sending the gradients of the first step's
-        micro-batches would round differently after a resume.)
-        """
-        super().configure_ddp()
+    def leave_out(self, parts: Sequence[nn.Module]) -> None:
+        """Neither wait for gradients of these parts nor send them, from the next step on."""
+        if list(parts) == self._left_out:
+            return
         module = self.lightning_module
         assert module is not None
-        learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        inside = {id(parameter) for part in parts for parameter in part.parameters()}
+        names = [name for name, each in module.named_parameters() if id(each) in inside]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+        self.model = module
+        self.configure_ddp()
+        self._left_out = list(parts)
 
-        def zero_loss(zero: Tensor) -> Tensor:
-            return sum((0.0 * parameter.sum() for parameter in learning), start=zero)
-
-        module.forward = zero_loss  # type: ignore[method-assign]
-        try:
-            self.model(torch.zeros((), device=self.root_device)).backward()  # type: ignore[misc]
-        finally:
-            del module.forward
-        for parameter in module.parameters():
-            parameter.grad = None
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        device_ids = self.determine_ddp_device_ids()
+        # As Lightning does: gradients are accumulated on a stream of their own.
+        stream = torch.cuda.stream(torch.cuda.Stream()) if device_ids else nullcontext()
+        with stream:
+            return OrderedDDP(model, device_ids=device_ids, **self._ddp_kwargs)
 
     def _register_ddp_hooks(self) -> None:
         """Register the compression hook. (Lightning registers hooks on GPUs only.)"""
         if self.compressed:
             from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
-            assert isinstance(self.model, nn.parallel.DistributedDataParallel)
+            assert isinstance(self.model, DistributedDataParallel)
             self.model.register_comm_hook(None, bf16_compress_hook)
 
 
@@ -192,22 +210,6 @@ def shard(module: L.LightningModule) -> None:
                 # The head of an intermediate layer runs outside of the module that owns it.
                 shard_part(inner)
         shard_part(part)
-
-
-def zero_grad_term(module: L.LightningModule, parameters: Iterable[nn.Parameter]) -> Tensor | float:
-    """A zero to add to a loss in which `parameters` have no part: DDP waits for a gradient of every
-    parameter, so these get a gradient of zero.
-
-    0 under any other strategy. The parameters must be the same on every rank and in every
-    micro-batch of a step; their gradients are removed before the optimiser steps, so that one
-    process and many compute the same.
-    """
-    if not isinstance(module.trainer.strategy, DDPStrategy):
-        return 0.0
-    return sum(
-        (0.0 * parameter.sum() for parameter in parameters),
-        start=torch.zeros((), device=module.device),
-    )
 
 
 def full_tensor(value: Tensor) -> Tensor:

@@ -214,40 +214,45 @@ def test_only_the_head_learns_at_first_but_in_training_mode(tiny: HubertConfig) 
     assert any(name.startswith("model.") for name in _gradients(module, [range(0, 4)], step=5))
 
 
-def test_a_dropped_layer_does_not_move(tiny: HubertConfig) -> None:
+def test_a_dropped_layer_has_a_gradient_of_zero(tiny: HubertConfig) -> None:
     config = _without_dropout(tiny)
     config.layerdrop = 0.5
     module = _module(config)
-    step = next(step for step in range(100) if module.active_layers(step) == [True, False])
-    assert module.active_layers(step) == _module(config).active_layers(step)
-    gradients = _gradients(module, [range(0, 4)], step=step)
-    assert any(".layers.0." in name for name in gradients)
-    assert not any(".layers.1." in name for name in gradients)
+
+    def kept(index: int) -> list[bool]:
+        active = module.active_layers(range(index, index + 1), 4)
+        assert active is not None
+        return [bool(torch.as_tensor(runs).all()) for runs in active]
+
+    index = next(index for index in range(100) if kept(index) == [True, False])
+    module.training_step(_batch(module.model, range(4), index=index), 0).backward()
+    first, second = module.model.context_encoder.layers
+    assert all(parameter.grad.any() for parameter in first.parameters())
+    assert not any(parameter.grad.any() for parameter in second.parameters())
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
 @pytest.mark.parametrize("classify", [False, True])
-def test_what_has_no_gradient_is_what_is_called_idle(
+def test_every_parameter_has_a_gradient_but_those_of_frozen_parts(
     tiny: HubertConfig, classify: bool, pre_norm: bool
 ) -> None:
-    # Under DDP those get a zero gradient; one that was forgotten would make every rank wait for
-    # ever.
     config = _without_dropout(tiny)
     config.layerdrop = 0.5
     config.do_stable_layer_norm = pre_norm
     module = _module(config, classify=classify, freeze_encoder_steps=2)
-    for step in range(8):
+    learning = {name for name, each in module.named_parameters() if each.requires_grad}
+    frozen = {name for name in learning if name.startswith("model.")}
+    # The norm comes after the last layer; a mixture of layers is taken before it.
+    norm = "model.context_encoder.norm."
+    unused = {name for name in learning if classify and pre_norm and name.startswith(norm)}
+    for step in range(6):
         module.zero_grad()
-        gradients = _gradients(module, [range(0, 4)], step=step)
-        idle = {id(parameter) for parameter in module.idle_parameters(step)}
-        learning = {
-            name: parameter
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad
-        }
-        assert {
-            name for name, parameter in learning.items() if id(parameter) in idle
-        } == learning.keys() - gradients.keys()
+        without = frozen if step < 2 else unused
+        # DDP waits for all others.
+        parts = {id(each) for part in module.frozen_parts(step) for each in part.parameters()}
+        names = {name for name, each in module.named_parameters() if id(each) in parts}
+        assert names & learning == without
+        assert _gradients(module, [range(0, 4)], step=step).keys() == learning - without
 
 
 def test_a_step_is_repeatable_with_dropout(tiny: HubertConfig) -> None:

@@ -85,13 +85,15 @@ def test_layers_are_measured_where_they_ran() -> None:
     values = health.read()
     for layer, state in enumerate(states, start=1):
         assert values[f"health/layer_scale/{layer:02d}"] == pytest.approx(
-            2 * float(state.square().mean().sqrt())
+            5**0.5 * float(state.square().mean().sqrt())
         )
-    health.measure(states, [False, True])
+    for active in ([False, True], [torch.tensor([False, False]), torch.tensor([True, False])]):
+        health.measure(states, active)
     health.add(prediction([0], [0]))
     found = health.read()
     assert "health/layer_scale/01" not in found
-    assert found["health/layer_scale/02"] == pytest.approx(float(states[1].square().mean().sqrt()))
+    rows = torch.cat([states[1], states[1][:1]])
+    assert found["health/layer_scale/02"] == pytest.approx(float(rows.square().mean().sqrt()))
 
 
 def test_norms_of_embeddings() -> None:

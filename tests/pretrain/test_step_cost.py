@@ -174,6 +174,7 @@ class Step:
                 "mask": mask,
                 "masked_frames": rows * self.masked,
                 "index": 0,
+                "micro_batches": rows,
                 "step_frames": (rows * self.masked, rows * frames),
             }
         step = 9 if logging else 4
@@ -211,7 +212,7 @@ class Step:
 
 
 @pytest.mark.parametrize("logging", [False, True])
-@pytest.mark.parametrize("config", [{}, LARGE, FAST])
+@pytest.mark.parametrize("config", [{}, {"layerdrop": 0.5}, LARGE, FAST])
 def test_nobody_waits_for_the_device_in_a_step(config: dict[str, Any], logging: bool) -> None:
     step = Step(
         HubertConfig(**{**SMALL, **config}), rows=3, frames=99, device="meta", logging=logging

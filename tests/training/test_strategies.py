@@ -119,7 +119,7 @@ def test_strategies_by_name() -> None:
         ddp = make_strategy(name, world_size=world_size, timeout=HOUR, gradient_compression="bf16")
         assert isinstance(ddp, DDP)
         assert ddp.compressed
-        assert ddp._ddp_kwargs == {"static_graph": True, "gradient_as_bucket_view": True}
+        assert ddp._ddp_kwargs == {"gradient_as_bucket_view": True}
         assert ddp._timeout == HOUR
     with pytest.raises(ConfigError, match=r"ddq.*mean 'ddp'"):
         make_strategy("ddq", world_size=1, timeout=HOUR)
