@@ -282,7 +282,8 @@ class ContextEncoder(nn.Module):
         states: list[Tensor] = []
         attentions: list[Tensor | None] = []
         for layer, runs in zip(self.layers, active, strict=False):
-            y, weights = x, None
+            y = x
+            weights = None
             if runs is False:
                 pass
             elif gradient_checkpointing and torch.is_grad_enabled():

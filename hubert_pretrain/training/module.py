@@ -215,15 +215,15 @@ class TrainingModule(L.LightningModule):
             *(draw.random(config.num_hidden_layers) >= config.layerdrop for draw in draws),
             strict=True,
         )
-        return [all(keep) or self._kept_rows(keep, rows) for keep in keeps]
+        return [all(keep) or self._running_rows(keep, rows) for keep in keeps]
 
-    def _kept_rows(self, keep: Sequence[bool], rows: int) -> Tensor:
+    def _running_rows(self, keep: Sequence[bool], rows: int) -> Tensor:
         """(rows,) bool, from one bool per micro-batch. Nothing is copied to the device."""
-        kept = torch.zeros(len(keep), rows // len(keep), dtype=torch.bool, device=self.device)
+        running = torch.zeros(len(keep), rows // len(keep), dtype=torch.bool, device=self.device)
         for unit, runs in enumerate(keep):
             if runs:
-                kept[unit].fill_(True)
-        return kept.flatten()
+                running[unit].fill_(True)
+        return running.flatten()
 
     @property
     def is_logging_step(self) -> bool:

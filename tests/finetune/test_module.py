@@ -219,12 +219,12 @@ def test_a_dropped_layer_has_a_gradient_of_zero(tiny: HubertConfig) -> None:
     config.layerdrop = 0.5
     module = _module(config)
 
-    def kept(index: int) -> list[bool]:
+    def running(index: int) -> list[bool]:
         active = module.active_layers(range(index, index + 1), 4)
         assert active is not None
         return [bool(torch.as_tensor(runs).all()) for runs in active]
 
-    index = next(index for index in range(100) if kept(index) == [True, False])
+    index = next(index for index in range(100) if running(index) == [True, False])
     module.training_step(_batch(module.model, range(4), index=index), 0).backward()
     first, second = module.model.context_encoder.layers
     assert all(parameter.grad.any() for parameter in first.parameters())

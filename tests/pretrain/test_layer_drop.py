@@ -49,7 +49,7 @@ def make_module(
     return module
 
 
-def kept(module: PretrainModule, units: range, rows: int) -> Tensor:
+def running(module: PretrainModule, units: range, rows: int) -> Tensor:
     """(layers, rows) bool."""
     active = module.active_layers(units, rows)
     assert active is not None
@@ -58,15 +58,15 @@ def kept(module: PretrainModule, units: range, rows: int) -> Tensor:
 
 def test_each_micro_batch_draws_for_itself_whatever_it_is_computed_with() -> None:
     module = make_module()
-    together = kept(module, range(8, 12), 8)
-    alone = [kept(module, range(unit, unit + 1), 2) for unit in range(8, 12)]
+    together = running(module, range(8, 12), 8)
+    alone = [running(module, range(unit, unit + 1), 2) for unit in range(8, 12)]
     assert torch.equal(together, torch.cat(alone, dim=1))
     assert len({tuple(each[:, 0].tolist()) for each in alone}) > 1
     assert make_module(0.0).active_layers(range(8, 12), 8) is None
 
 
 def test_layers_are_dropped_as_often_as_the_recipe_says() -> None:
-    keep = kept(make_module(0.05, layers=12), range(1000), 1000)
+    keep = running(make_module(0.05, layers=12), range(1000), 1000)
     assert (~keep).float().mean().item() == pytest.approx(0.05, abs=0.01)
 
 
@@ -116,7 +116,7 @@ def gradients(parts: list[range]) -> dict[str, Tensor]:
 
 def test_the_gradient_does_not_depend_on_what_is_computed_together() -> None:
     units = range(4)
-    assert not kept(make_module(), units, 8).all(dim=1).any(), "every layer is dropped by some"
+    assert not running(make_module(), units, 8).all(dim=1).any(), "every layer is dropped by some"
     expected = gradients([units])
     for parts in ([range(2), range(2, 4)], [range(unit, unit + 1) for unit in units]):
         found = gradients(parts)
@@ -130,7 +130,7 @@ def test_every_parameter_has_a_gradient_in_every_pass_that_of_a_dropped_layer_is
     units = next(
         range(unit, unit + 1)
         for unit in range(100)
-        if kept(module, range(unit, unit + 1), 1)[:, 0].tolist() == [True, False, True]
+        if running(module, range(unit, unit + 1), 1)[:, 0].tolist() == [True, False, True]
     )
     module.training_step(batch_of(units, module), 0).backward()
     assert all(each.grad is not None for each in module.parameters())
