@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hubert_pretrain.data.config import Segmentation
+from hubert_pretrain.decoding.config import DecodingConfig
 from hubert_pretrain.fields import (
     AUTO,
     MISSING,
@@ -332,6 +333,9 @@ class FinetuneConfig:
     """Split to validate on."""
     test_split: str = field("test", science=False)
     """Split to score in the end. A finished task keeps its scores when this changes."""
+    decoding: DecodingConfig = field(DecodingConfig, science=False)
+    """CTC: decoding of the final scores; validation is greedy. A finished task keeps its scores
+    when this changes."""
     steps: int = field(MISSING, positive)
     """Optimiser updates [max_update]."""
     batch_seconds: float = field(MISSING, positive)

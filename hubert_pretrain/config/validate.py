@@ -21,6 +21,7 @@ from hubert_pretrain.config.schema import (
     Recipe,
     TrainerConfig,
 )
+from hubert_pretrain.decoding.config import check_sources
 from hubert_pretrain.distributed import accumulation
 from hubert_pretrain.errors import ConfigError, did_you_mean
 from hubert_pretrain.fields import between, faults_of_values, positive, share_above_zero
@@ -269,6 +270,10 @@ def _faults_of_mixture(key: str, config: PretrainConfig, corpora: Any) -> Iterat
 
 
 def _faults_of_finetune(key: str, config: FinetuneConfig, trainer: TrainerConfig) -> Iterator[str]:
+    try:
+        check_sources(config.decoding, has_texts=True, key=f"{key}.decoding")
+    except ConfigError as error:
+        yield str(error)
     yield from _faults_of_batches(key, config)
     yield from _faults_of_attention(key, config.attention_dropout, trainer)
     yield from _faults_of_spans(f"{key}.mask", config.mask)

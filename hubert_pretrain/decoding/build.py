@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from hubert_pretrain.decoding.arpa import read_arpa, write_arpa
 from hubert_pretrain.decoding.beam import BeamDecoder
-from hubert_pretrain.decoding.config import TRAIN, DecodingConfig
+from hubert_pretrain.decoding.config import TRAIN, DecodingConfig, check_sources
 from hubert_pretrain.decoding.estimate import estimate
 from hubert_pretrain.decoding.greedy import GreedyDecoder
 from hubert_pretrain.decoding.hypothesis import Decoder
@@ -18,11 +17,8 @@ from hubert_pretrain.decoding.ngram import BEGIN, END, UNKNOWN, NgramModel, mode
 from hubert_pretrain.decoding.parallel import ParallelDecoder
 from hubert_pretrain.decoding.spelling import Spelling
 from hubert_pretrain.decoding.word_scores import Lexicon, WordScores
-from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.fields import check_values
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid
-
-log = logging.getLogger(__name__)
 
 
 def build_decoder(
@@ -78,60 +74,6 @@ def _flashlight(
         arpa = Path(folder) / "lm.arpa"
         write_arpa(arpa, estimate(texts or (), config.lm_order))
         return FlashlightDecoder(symbols, config, lexicon, arpa, grid=grid)
-
-
-def check_sources(config: DecodingConfig, *, has_texts: bool, key: str = "decoding") -> None:
-    """Check settings against each other, and that the files are there; reads none of them.
-
-    Raises ConfigError as `build_decoder`.
-    """
-    if config.kind == "greedy":
-        for name in ("lm", "lexicon", "hot_words"):
-            if value := getattr(config, name):
-                raise ConfigError(
-                    f"{key}.{name}={value} with {key}.kind=greedy, which uses none; set "
-                    f"{key}.kind=beam or lexicon, or remove {key}.{name}"
-                )
-        return
-    if config.kind == "beam" and config.lexicon:
-        raise ConfigError(
-            f"{key}.lexicon={config.lexicon} with {key}.kind=beam, which takes any word; set "
-            f"{key}.kind=lexicon, or remove {key}.lexicon"
-        )
-    if config.kind == "lexicon" and not (config.lexicon or config.lm):
-        raise ConfigError(
-            f"{key}.kind=lexicon has no words: set {key}.lexicon to a file with a word per line, "
-            f"or to {TRAIN}, or set {key}.lm"
-        )
-    if config.engine == "flashlight":
-        _check_flashlight(config, key)
-    for name in ("lm", "lexicon"):
-        value = getattr(config, name)
-        if value == TRAIN and not has_texts:
-            raise ConfigError(
-                f"{key}.{name}={TRAIN}: no training transcripts are known here; name the file of "
-                "one, such as the lm.arpa of a fine-tuning"
-            )
-        if value not in (None, TRAIN) and not Path(value).expanduser().is_file():
-            raise ConfigError(
-                f"{key}.{name}={value}: there is no such file; name one, or {TRAIN} to take it "
-                "from the training transcripts"
-            )
-
-
-def _check_flashlight(config: DecodingConfig, key: str) -> None:
-    if config.kind != "lexicon":
-        raise ConfigError(
-            f"{key}.engine=flashlight is for {key}.kind=lexicon, found kind={config.kind}; set "
-            f"{key}.engine=own"
-        )
-    if config.hot_words:
-        raise ConfigError(
-            f"{key}.hot_words={config.hot_words}: flashlight knows none; set {key}.engine=own"
-        )
-    from hubert_pretrain.decoding.flashlight import import_flashlight
-
-    import_flashlight()
 
 
 def language_model(config: DecodingConfig, texts: Sequence[str] | None) -> NgramModel | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.fields import choice, field, positive, zero_or_more
 
 KINDS = ("greedy", "beam", "lexicon")
@@ -19,7 +21,7 @@ class DecodingConfig:
     kind: str = field("greedy", choice(*KINDS))
     """greedy: the best symbol of each frame; beam: prefix beam search over any words; lexicon:
     the same over the words of a lexicon."""
-    lm: str | None = field(None, path=True)
+    lm: str | None = None
     """Word n-gram model: an ARPA file (also .gz), or train: estimated from the training
     transcripts; null: none."""
     lm_order: int = field(3, positive)
@@ -35,7 +37,7 @@ class DecodingConfig:
     """Word scores to choose from; []: word_score."""
     unknown_score: float = -2.0
     """Added for each symbol of a word that the language model does not know (beam)."""
-    lexicon: str | None = field(None, path=True)
+    lexicon: str | None = None
     """Words of kind lexicon: a file with a word per line (a spelling in symbols may follow it), or
     train: those of the training transcripts; null: those of the language model."""
     hot_words: list[str] = field([])
@@ -57,3 +59,62 @@ class DecodingConfig:
     """Search of kind lexicon: own, or flashlight (pip install 'hubert-pretrain[decode]')."""
     workers: int = field(0, zero_or_more, science=False)
     """Processes that decode; 0: one per core for many utterances."""
+
+
+def check_sources(config: DecodingConfig, *, has_texts: bool, key: str = "decoding") -> None:
+    """Check settings against each other, and that the files are there; reads none of them.
+
+    Raises ConfigError as `build_decoder`.
+    """
+    if config.kind == "greedy":
+        for name in ("lm", "lexicon", "hot_words", "lm_weights", "word_scores"):
+            if value := getattr(config, name):
+                raise ConfigError(
+                    f"{key}.{name}={value} with {key}.kind=greedy, which uses none; set "
+                    f"{key}.kind=beam or lexicon, or remove {key}.{name}"
+                )
+        return
+    if config.kind == "beam" and config.lexicon:
+        raise ConfigError(
+            f"{key}.lexicon={config.lexicon} with {key}.kind=beam, which takes any word; set "
+            f"{key}.kind=lexicon, or remove {key}.lexicon"
+        )
+    if config.kind == "lexicon" and not (config.lexicon or config.lm):
+        raise ConfigError(
+            f"{key}.kind=lexicon has no words: set {key}.lexicon to a file with a word per line, "
+            f"or to {TRAIN}, or set {key}.lm"
+        )
+    if config.engine == "flashlight":
+        _check_flashlight(config, key)
+    if (config.lm_weights or config.word_scores) and not config.lm:
+        raise ConfigError(
+            f"{key}.lm_weights={config.lm_weights}, {key}.word_scores={config.word_scores}: there "
+            f"is no language model to weigh; set {key}.lm"
+        )
+    for name in ("lm", "lexicon"):
+        value = getattr(config, name)
+        if value == TRAIN and not has_texts:
+            raise ConfigError(
+                f"{key}.{name}={TRAIN}: no training transcripts are known here; name the file of "
+                "one, such as the lm.arpa of a fine-tuning"
+            )
+        if value not in (None, TRAIN) and not Path(value).expanduser().is_file():
+            raise ConfigError(
+                f"{key}.{name}={value}: there is no such file; name one, or {TRAIN} to take it "
+                "from the training transcripts"
+            )
+
+
+def _check_flashlight(config: DecodingConfig, key: str) -> None:
+    if config.kind != "lexicon":
+        raise ConfigError(
+            f"{key}.engine=flashlight is for {key}.kind=lexicon, found kind={config.kind}; set "
+            f"{key}.engine=own"
+        )
+    if config.hot_words:
+        raise ConfigError(
+            f"{key}.hot_words={config.hot_words}: flashlight knows none; set {key}.engine=own"
+        )
+    from hubert_pretrain.decoding.flashlight import import_flashlight
+
+    import_flashlight()

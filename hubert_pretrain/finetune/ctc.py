@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -17,7 +17,10 @@ from torch.nn import functional as F
 
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest
+from hubert_pretrain.decoding.build import build_decoder
+from hubert_pretrain.decoding.config import DecodingConfig
 from hubert_pretrain.decoding.greedy import greedy_decode
+from hubert_pretrain.decoding.hypothesis import Decoder
 from hubert_pretrain.decoding.spelling import BLANK_ID
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, did_you_mean
 from hubert_pretrain.fields import share, share_below_one
@@ -57,7 +60,7 @@ log = logging.getLogger(__name__)
 
 
 class CtcTask(Task):
-    """Speech recognition: characters from speech, decoded greedily, without a language model."""
+    """Speech recognition: characters from speech, decoded greedily while training."""
 
     kind = CTCHead.kind
     metrics: tuple[Metric, ...] = (
@@ -185,6 +188,14 @@ class CtcTask(Task):
     def predict(self, logits: Tensor) -> Prediction:
         """The text of the best path of one utterance, ``logits`` (1, T, V)."""
         return Prediction(self._vocabulary.text(greedy_decode(logits[0])))
+
+    def decoder(
+        self, config: DecodingConfig, texts: Sequence[str], grid: FrameGrid, key: str
+    ) -> Decoder | None:
+        """The search of these settings; None for greedy ones."""
+        if config.kind == "greedy":
+            return None
+        return build_decoder(config, self._vocabulary.symbols, texts=texts, grid=grid, key=key)
 
     def score(self, results: Results) -> dict[str, float]:
         """Word and character error rates over all utterances, and the share of utterances with

@@ -22,6 +22,8 @@ from hubert_pretrain.frames import FrameGrid
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hubert_pretrain.decoding.config import DecodingConfig
+    from hubert_pretrain.decoding.hypothesis import Decoder
     from hubert_pretrain.model.config import HubertConfig
     from hubert_pretrain.model.heads import TaskHead
     from hubert_pretrain.model.hubert import HubertOutput
@@ -187,6 +189,24 @@ class Task(ABC):
     @abstractmethod
     def predict(self, logits: Tensor) -> Prediction:
         """The prediction for one utterance; ``logits`` of a batch of one."""
+
+    def decoder(
+        self, config: DecodingConfig, texts: Sequence[str], grid: FrameGrid, key: str
+    ) -> Decoder | None:
+        """The search that makes the final predictions of the head's log-probabilities; None:
+        `predict` makes them.
+
+        Args:
+            texts: normalised training transcripts.
+            key: of the settings in the recipe, for messages.
+
+        Raises ConfigError for settings of a search where there is nothing to search for.
+        """
+        if config.kind != "greedy":
+            raise ConfigError(
+                f"{key}.kind={config.kind}: {type(self).__name__} decodes no text; remove {key}"
+            )
+        return None
 
     @abstractmethod
     def score(self, results: Results) -> dict[str, float]:

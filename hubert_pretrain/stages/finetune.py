@@ -12,10 +12,10 @@ from hubert_pretrain.config.schema import FinetuneConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.finetune.batching import PaddedBucketSampler
 from hubert_pretrain.finetune.dataset import TrainingDataset, WholeUtterances, loaders
-from hubert_pretrain.finetune.inference import predict
 from hubert_pretrain.finetune.masks import make_masks
 from hubert_pretrain.finetune.module import FinetuneModule
 from hubert_pretrain.finetune.results import score, write_results
+from hubert_pretrain.finetune.search import FineTuned, final_results, write_language
 from hubert_pretrain.finetune.start import load_start, start_head
 from hubert_pretrain.finetune.task import Examples, Task, gather_examples
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
@@ -63,6 +63,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         },
         f"finetune.{task_name}",
     )
+    key = f"finetune.{task_name}.decoding"
+    decoder = task.decoder(config.decoding, train.references, model.grid, key)
     data = build_dataset(config, corpus, model, train, seed)
     torch.manual_seed(derive(seed, "head"))
     head = start_head(task, loaded, start, keep_head=config.start_head == "keep")
@@ -76,8 +78,9 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         micro_batches=data.plan.micro_batches,
         extra=made_by,
     )
+    valid_set = WholeUtterances(corpus, valid, model)
     train_loader, valid_loader = loaders(
-        trainer, data, WholeUtterances(corpus, valid, model), workers=recipe.trainer.loader_workers
+        trainer, data, valid_set, workers=recipe.trainer.loader_workers
     )
     if trainer.is_global_zero:
         print(data.plan.describe(), flush=True)
@@ -86,8 +89,10 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         validate(trainer, module, valid_loader)
     best = take_best(trainer, module)
     test_set = WholeUtterances(corpus, test, model)
-    results = predict(model, module.head, task, test_set, trainer.strategy.root_device)
+    tuned = FineTuned(model, module.head, task, trainer.strategy.root_device)
+    results, stated = final_results(tuned, valid_set, test_set, decoder, config.decoding, folder)
     if trainer.is_global_zero:
+        write_language(folder, config.decoding, train.references)
         save_model(folder, model, head=module.head, extra={**made_by, **best})
         write_results(folder, trainer.loggers, task, results)
         plot_finetuning(
@@ -99,7 +104,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
             logs.keep_folder(trainer.loggers, f"{stage}-model", "model", folder)
     logs.close(trainer.loggers)
     scores = score(task, results, stage)
-    return {**scores, "steps": config.steps, **best, "utterances": len(test)}
+    return {**scores, **stated, "steps": config.steps, **best, "utterances": len(test)}
 
 
 def describe(recipe: Recipe, config: FinetuneConfig, stage: str, task: Task) -> dict[str, Any]:
