@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from hubert_pretrain.errors import ConfigError, did_you_mean
 
@@ -33,6 +32,10 @@ AttentionFn = Callable[
 """(q, k, v, attention mask, dropout probability) -> output (B, H, T, d) and weights (B, H, T, T) or
 None. Each of q, k, v is (B, H, T, d).
 """
+
+
+CACHED_BYTES = 4 << 20
+"""Attention weights of the heads that a CPU computes at a time."""
 
 
 class Backend(NamedTuple):
@@ -62,22 +65,9 @@ def sdpa(
     q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, dropout: float
 ) -> tuple[Tensor, None]:
     """PyTorch's fused attention: flash without a mask, memory-efficient or plain with one."""
-    if dropout > 0 and q.device.type == "cpu":
-        # PyTorch has no fused kernel for dropout on a CPU. The product of weights and dropout mask
-        # is not stored for the backward pass but computed again in it.
-        weights = attention_weights(q, k, attention_mask)  # (B, H, T, T)
-        dropout_mask = torch.empty_like(weights, dtype=torch.bool)
-        dropout_mask.bernoulli_(1 - dropout)  # the same draws as F.dropout
-        y = checkpoint(
-            dropped_product,
-            weights,
-            dropout_mask,
-            dropout,
-            v,
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
-        return y, None
+    if dropout > 0 and q.device.type == "cpu" and not torch.compiler.is_compiling():
+        # PyTorch has no fused kernel for dropout on a CPU.
+        return _DroppedAttention.apply(q, k, v, attention_mask, dropout), None
     return (
         F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, dropout_p=dropout),
         None,
@@ -100,9 +90,58 @@ def attention_weights(q: Tensor, k: Tensor, attention_mask: Tensor | None) -> Te
     return scores.softmax(dim=-1)
 
 
-def dropped_product(weights: Tensor, dropout_mask: Tensor, dropout: float, v: Tensor) -> Tensor:
-    """Weights after dropout, times v: (B, H, T, T), bool of the same shape, (B, H, T, d)."""
-    return (weights * dropout_mask / (1 - dropout)).to(v.dtype) @ v
+class _DroppedAttention(torch.autograd.Function):
+    """Attention with dropout on a CPU: a few heads at a time, whose weights stay in the cache, and
+    in few passes over them. The draws are those of F.dropout.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, dropout: float
+    ) -> Tensor:
+        shape = q.shape
+        q, k, v = (x.flatten(0, 1) for x in (q * shape[-1] ** -0.5, k, v / (1 - dropout)))
+        if attention_mask is not None:
+            attention_mask = ~attention_mask.expand(*shape[:2], -1, -1).flatten(0, 1)
+        size = (len(q), q.shape[1], k.shape[1])
+        weights = q.new_empty(size, dtype=torch.promote_types(q.dtype, torch.float32))
+        kept = q.new_empty(size, dtype=torch.bool)
+        y = torch.empty_like(v)
+        for part in _parts(weights):
+            scores = torch.bmm(q[part], k[part].mT)
+            if attention_mask is not None:
+                scores.masked_fill_(attention_mask[part], torch.finfo(scores.dtype).min)
+            torch.softmax(scores, dim=-1, dtype=weights.dtype, out=weights[part])
+            dropped = torch.where(kept[part].bernoulli_(1 - dropout), weights[part], 0.0)
+            torch.bmm(dropped.to(v.dtype), v[part], out=y[part])
+        context.save_for_backward(q, k, v, weights, kept)
+        context.dropout = dropout
+        return y.view(shape)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, weights, kept = context.saved_tensors
+        shape = gradient.shape
+        gradient = gradient.flatten(0, 1)
+        of_q, of_k, of_v = (torch.empty_like(x) for x in (q, k, v))
+        for part in _parts(weights):
+            dropped = torch.where(kept[part], weights[part], 0.0).to(v.dtype)
+            torch.bmm(dropped.mT, gradient[part], out=of_v[part])
+            of_weights = torch.where(kept[part], torch.bmm(gradient[part], v[part].mT), 0.0)
+            of_scores = torch._softmax_backward_data(
+                of_weights.to(weights.dtype), weights[part], -1, weights.dtype
+            ).to(q.dtype)
+            torch.bmm(of_scores, k[part], out=of_q[part])
+            torch.bmm(of_scores.mT, q[part], out=of_k[part])
+        of_q *= shape[-1] ** -0.5
+        of_v /= 1 - context.dropout
+        return of_q.view(shape), of_k.view(shape), of_v.view(shape), None, None
+
+
+def _parts(weights: Tensor) -> list[slice]:
+    """Slices of (B H, T, T) of at most CACHED_BYTES, or of one head."""
+    size = max(1, CACHED_BYTES // (weights[0].numel() * weights.element_size()))
+    return [slice(first, first + size) for first in range(0, len(weights), size)]
 
 
 def flex(

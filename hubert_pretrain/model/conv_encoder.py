@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.half_precision import Conv1d, layer_norm, weights_of
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -24,10 +25,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
 }
-ALWAYS_RECOMPUTED = 2
-"""First layers whose norms and activations are always recomputed: three quarters of the memory."""
-
-
+RECOMPUTED_ON_CPU = 2
+"""First layers whose norms and activations are always recomputed on a CPU: three quarters of the
+memory. On a GPU it would be 6 % of the traffic of a step.
+"""
+BLOCK = 64
+"""Windows of the first layer whose products are summed in fp32."""
 CHUNK_BYTES = 64 << 20
 """Output of the first layer for the rows of one chunk on a CPU (Base: 10 s of audio)."""
 
@@ -68,8 +71,8 @@ class ConvEncoder(nn.Module):
         """(B, S) -> (B, T, C).
 
         num_samples: (B,) real samples of each row, for a norm over time that leaves padding out.
-        gradient_checkpointing: store only the outputs of convolutions for the backward pass. The
-            first layers, the longest ones, always do so.
+        gradient_checkpointing: store only the outputs of convolutions for the backward pass. On a
+            CPU the first layers, the longest ones, always do so.
         """
         compiled = torch.compiler.is_compiling()
         if waveform.device.type != "cpu" or not torch.is_grad_enabled() or compiled:
@@ -95,6 +98,9 @@ class ConvEncoder(nn.Module):
     ) -> Tensor:
         """`forward` for all rows at once."""
         first, *others = cast("list[ConvLayer]", list(self.layers))
+        recomputed = RECOMPUTED_ON_CPU if waveform.device.type == "cpu" else 0
+        if gradient_checkpointing:
+            recomputed = len(others)
         x = waveform[:, None]  # (B, 1, S)
         # All that precedes the next convolution.
         finish: Callable[[Tensor], Tensor] = partial(first, num_samples=num_samples)
@@ -103,7 +109,7 @@ class ConvEncoder(nn.Module):
             # recomputation stops before that convolution, which needs only its input. So norms and
             # activations are computed twice, and of the convolutions only the first layer's, a
             # hundredth of all operations.
-            if torch.is_grad_enabled() and (gradient_checkpointing or i < ALWAYS_RECOMPUTED):
+            if torch.is_grad_enabled() and i < recomputed:
                 x = checkpoint(
                     finish_and_convolve,
                     finish,
@@ -138,7 +144,7 @@ class ConvLayer(nn.Module):
         activation: str,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(channels_in, channels_out, kernel, stride=stride, bias=bias)
+        self.conv = Conv1d(channels_in, channels_out, kernel, stride=stride, bias=bias)
         nn.init.kaiming_normal_(self.conv.weight)
         self.norm: nn.Module | None = None
         if norm == "layer":
@@ -152,13 +158,15 @@ class ConvLayer(nn.Module):
         lengths = None
         if num_samples is not None:
             lengths = (num_samples - self.conv.kernel_size[0]) // self.conv.stride[0] + 1
-        if isinstance(self.norm, TimeNorm) and torch.is_grad_enabled():
+        # Without gradients and in fp32 every bit is that of PyTorch's modules.
+        exact = not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+        if isinstance(self.norm, TimeNorm) and not exact:
             return self.activation(self.norm.of_convolution(x, self.conv, lengths))
         return self.finish(self.convolve(x), lengths)
 
     def convolve(self, x: Tensor) -> Tensor:
         """(B, C_in, T) -> (B, C_out, U), the convolution alone."""
-        return convolve(x, self.conv.weight, self.conv.bias, stride=self.conv.stride[0])
+        return convolve(x, *weights_of(self.conv), stride=self.conv.stride[0])
 
     def finish(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Norm and activation: (B, C, U) -> (B, C, U). `lengths`: as in TimeNorm.forward."""
@@ -180,14 +188,17 @@ class TimeNorm(nn.GroupNorm):
         super().__init__(num_groups=channels, num_channels=channels)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, C, T) -> (B, C, T), in fp32 (a sum over 50,000 samples), returned in x's dtype.
+        """(B, C, T) -> (B, C, T) in x's dtype, with statistics in fp32 (sums over 50,000 samples).
 
         lengths: (B,) real positions of each row, at its beginning; None when all are.
         """
+        if lengths is None:
+            weight = self.weight.to(x.dtype)
+            bias = self.bias.to(x.dtype)
+            with torch.autocast(x.device.type, enabled=False):
+                return F.group_norm(x, self.num_groups, weight, bias, self.eps)
         weight = self.weight.float()
         bias = self.bias.float()
-        if lengths is None:
-            return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
         count = lengths[:, None, None].clamp(min=1)  # an empty row must not become NaN
         real = torch.arange(x.shape[2], device=x.device) < count  # (B, 1, T)
         mean = x.float().mul(real).sum(2, keepdim=True) / count  # (B, C, 1)
@@ -199,55 +210,60 @@ class TimeNorm(nn.GroupNorm):
     def of_convolution(self, x: Tensor, conv: nn.Conv1d, lengths: Tensor | None = None) -> Tensor:
         """The norm of conv(x) for a narrow x, without a pass over the result.
 
-        (B, C_in, T) -> (B, C, U). A channel of the result is w . window, so its mean over time is
-        w . mean(window) and its variance w' Cov(window) w: the norm becomes a factor on each
-        utterance's kernel, and an offset. (A bias of the convolution cancels.)
+        (B, C_in, T) -> (B, C, U). The mean window is subtracted first: the norm over time cancels
+        any constant of a window, and bf16 would round an offset of the waveform instead of the
+        speech. A channel of the result is then w . window with mean 0 and variance w' Cov(window) w:
+        the norm becomes a factor on each utterance's kernel. (A bias of the convolution cancels.)
 
         lengths: as in `forward`.
         """
         kernel = conv.weight.flatten(1).float()  # (C, C_in k)
         windows = x.unfold(2, conv.kernel_size[0], conv.stride[0])  # (B, C_in, U, k)
-        windows = windows.transpose(1, 2).flatten(2)  # (B, U, C_in k)
+        windows = windows.transpose(1, 2).flatten(2).float()  # (B, U, C_in k)
         with torch.autocast(x.device.type, enabled=False):
-            mean, covariance = moments(windows, lengths)
+            windows, covariance = centred(windows, lengths)
+            # (C, C_in k) times (C_in k, C_in k) of each utterance: small, so in fp64.
             variance = ((kernel.double() @ covariance) * kernel.double()).sum(2)  # (B, C)
             scale = torch.rsqrt(variance.float() + self.eps) * self.weight.float()
-            shift = self.bias.float() - mean.float() @ kernel.T * scale  # (B, C)
-        # The offset is the kernel's entry for a last number in each window that is always 1.
-        kernels = torch.cat([kernel * scale[..., None], shift[..., None]], dim=2)  # (B, C, n + 1)
-        windows = F.pad(windows, (0, 1), value=1.0)  # (B, U, n + 1)
+        # The norm's bias is the kernel's entry for a further number in each window, always 1.
+        # Zeros fill up to a multiple of 8, for which GPUs have fast products.
+        n = kernel.shape[1]
+        filled = -(n + 1) % 8
+        bias = self.bias.float()[None, :, None].expand(len(x), -1, 1)  # (B, C, 1)
+        kernels = F.pad(torch.cat([kernel * scale[..., None], bias], dim=2), (0, filled))
+        windows = F.pad(F.pad(windows, (0, 1), value=1.0), (0, filled))  # (B, U, n + 1 + filled)
         if prefers_channels_last(kernels):
             return exact_on_cpu(torch.bmm, windows, kernels.mT).mT
         return exact_on_cpu(torch.bmm, kernels, windows.mT)
 
 
-def moments(windows: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean (B, n) and covariance (B, n, n) over time of (B, U, n), in fp64: differences of sums.
+def centred(windows: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Windows (B, U, n) without their mean over time, and their covariance (B, n, n) in fp64.
+
+    Products are summed in fp32 over BLOCK windows each and those sums in fp64: as exact as fp64
+    products, which few GPUs have, to 1e-8.
 
     lengths: (B,) real ones of the U positions, at the beginning; None when all are.
     """
-    windows = windows.double()
     if lengths is None:
-        mean = windows.mean(1, keepdim=True)  # (B, 1, n)
-        centred = windows - mean
-        return mean[:, 0], centred.mT @ centred / windows.shape[1]
-    count = lengths[:, None, None].clamp(min=1)  # an empty row must not become NaN
-    real = torch.arange(windows.shape[1], device=windows.device)[:, None] < count  # (B, U, 1)
-    mean = (windows * real).sum(1, keepdim=True) / count
-    centred = windows - mean
-    return mean[:, 0], (centred * real).mT @ centred / count
+        count: Tensor | int = windows.shape[1]
+        windows = windows - windows.mean(1, keepdim=True)
+        real = windows
+    else:
+        count = lengths[:, None, None].clamp(min=1)  # an empty row must not become NaN
+        is_real = torch.arange(windows.shape[1], device=windows.device)[:, None] < count  # (B, U, 1)
+        windows = windows - (windows * is_real).sum(1, keepdim=True) / count
+        real = windows * is_real
+    blocks = F.pad(real, (0, 0, 0, -windows.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    return windows, (blocks.mT @ blocks).sum(1, dtype=torch.float64) / count
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of (B, C, T), in fp32, returned in x's dtype."""
+    """Layer norm over the channels of (B, C, T) in x's dtype, with statistics in fp32."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T) -> (B, C, T)."""
-        weight = self.weight.float()
-        bias = self.bias.float()
-        y = x.transpose(1, 2).float()  # (B, T, C)
-        y = F.layer_norm(y, self.normalized_shape, weight, bias, self.eps)
-        return y.to(x.dtype).transpose(1, 2)
+        return layer_norm(x.transpose(1, 2), self).transpose(1, 2)
 
 
 def convolve(
@@ -307,7 +323,17 @@ def finish_and_convolve(finish: Callable[[Tensor], Tensor], layer: ConvLayer, x:
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:
     """`x` itself, bit by bit, with its gradient multiplied by `scale` (fairseq's GradMultiply)."""
-    if scale == 1.0:
+    if scale == 1.0 or not torch.is_grad_enabled():
         return x
-    constant = x.detach()
-    return constant + scale * (x - constant)
+    return _ScaledGradient.apply(x, scale)
+
+
+class _ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, scale: float) -> Tensor:
+        context.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient * context.scale, None

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.model.half_precision import Linear
 from hubert_pretrain.model.hubert import HubertOutput
 from hubert_pretrain.model.pooling import make_pooling
 
@@ -52,7 +53,7 @@ class CodebookHead(nn.Module):
         super().__init__()
         self.n_clusters = _sizes(n_clusters)
         self.tie_projections = tie_projections
-        self.projection = nn.Linear(
+        self.projection = Linear(
             hidden_size, projection_size * (1 if tie_projections else len(self.n_clusters))
         )
         # Uniform in [0, 1) as in fairseq: all unit embeddings begin in nearly the same direction,

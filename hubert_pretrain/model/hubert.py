@@ -1,7 +1,7 @@
 """HuBERT (Hsu et al. 2021, arXiv:2106.07447): conv encoder, projection, span mask, context encoder.
 
 Shapes: B utterances, S samples, T frames, C conv channels, D width, H heads, L layer (1-based).
-Norms and residuals are fp32 under autocast. Dropout is the only randomness here: the caller draws
+Residuals are fp32 under autocast (see Hubert.configure). Dropout is the only randomness here: the caller draws
 masks and dropped layers.
 """
 
@@ -20,6 +20,7 @@ from hubert_pretrain.errors import DataError
 from hubert_pretrain.model.attention import AttentionFn, AttentionMask, backend
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.conv_encoder import ACTIVATIONS, ConvEncoder, scale_gradient
+from hubert_pretrain.model.half_precision import Linear, layer_norm
 from hubert_pretrain.model.log_mel import LogMelEncoder
 from hubert_pretrain.model.positional_conv import BatchNormPositionalConv, PositionalConv
 
@@ -80,16 +81,26 @@ class Hubert(nn.Module):
         if config.conv_gradient_scale == 0:
             self.conv_encoder.requires_grad_(False)
 
-    def configure(self, *, attention: str = "sdpa", gradient_checkpointing: bool = False) -> Hubert:
-        """Choose the attention back end and gradient checkpointing; returns self.
+    def configure(
+        self,
+        *,
+        attention: str = "sdpa",
+        gradient_checkpointing: bool = False,
+        residual: str = "fp32",
+    ) -> Hubert:
+        """Choose how the same result is computed; returns self.
 
-        attention: a name in model/attention.py. Raises ConfigError for an unknown one.
-        gradient_checkpointing: compute layers again in the backward pass instead of storing their
-            activations: less memory, about a third more time.
+        Args:
+            attention: a name in model/attention.py. Raises ConfigError for an unknown one.
+            gradient_checkpointing: compute layers again in the backward pass instead of storing
+                their activations: less memory, about a third more time.
+            residual: "bf16" rounds the residual stream to bf16 under bf16 autocast, where it is
+                fp32 otherwise: less memory traffic, not shown to be harmless.
         """
         backend(attention)
         self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
+        self.projection.bf16_residual = residual == "bf16"
         return self
 
     def forward(
@@ -207,6 +218,9 @@ class Hubert(nn.Module):
 class FeatureProjection(nn.Module):
     """Norm over channels, projection to the model's width, dropout: (B, T, C) -> (B, T, D)."""
 
+    bf16_residual = False
+    """Leave the output in bf16 under autocast. See Hubert.configure."""
+
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
         channels = config.frame_channels
@@ -217,14 +231,15 @@ class FeatureProjection(nn.Module):
         )
         # PyTorch's default initialisation, as in fairseq. fairseq has no such layer when C = D; the
         # reader of its checkpoints inserts an identity.
-        self.linear = nn.Linear(channels, config.hidden_size)
+        self.linear = Linear(channels, config.hidden_size)
         self.dropout = nn.Dropout(config.feat_proj_dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, D)."""
         x = self.linear(self.norm(features))
-        # The residual stream of pre-norm models starts here: fp32 under autocast.
-        x = x.to(self.linear.weight.dtype)
+        # The residual stream starts here: fp32 under autocast, unless it may be bf16.
+        if not (self.bf16_residual and x.dtype == torch.bfloat16):
+            x = x.to(self.linear.weight.dtype)
         return self.dropout(x)
 
 
@@ -418,22 +433,23 @@ class Adapter(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm in fp32, returned in the dtype of its weights.
-
-    Under autocast the weights are fp32, so the residual stream is fp32.
+    """Layer norm with statistics in fp32. bf16 stays bf16; anything else is computed in fp32 and
+    returned in the dtype of the weights, so under autocast an fp32 residual stream stays fp32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
+        if x.dtype == torch.bfloat16:
+            return layer_norm(x, self)
         y = F.layer_norm(
             x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
         )
         return y.to(self.weight.dtype)
 
 
-def _linear(inputs: int, outputs: int, std: float) -> nn.Linear:
+def _linear(inputs: int, outputs: int, std: float) -> Linear:
     """Linear projection initialised like BERT's: weights N(0, std), bias 0."""
-    linear = nn.Linear(inputs, outputs)
+    linear = Linear(inputs, outputs)
     nn.init.normal_(linear.weight, std=std)
     nn.init.zeros_(linear.bias)
     return linear

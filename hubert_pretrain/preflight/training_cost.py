@@ -85,10 +85,8 @@ def activation_bytes(
     A layer needs 18 D + 4 I bytes of a frame in half precision (Korthikanti et al. 2022, arXiv
     2205.05198, section 4.1: 34 D for I = 4 D), attention's matrices only where it is computed
     eagerly. A conv layer needs the output of its convolution, and its activations too unless they
-    are recomputed; the first layer needs nothing (model/conv_encoder.py).
+    are recomputed; then the first layer needs nothing (model/conv_encoder.py).
     """
-    from hubert_pretrain.model.conv_encoder import ALWAYS_RECOMPUTED
-
     model = training.model
     num_samples = samples(training.micro_batch_seconds)
     num_frames = model.grid.num_frames(num_samples)
@@ -111,9 +109,10 @@ def activation_bytes(
             zip(model.conv_dim, model.conv_stride, strict=True)
         ):
             length //= stride
-            if index > 0:
-                stores_activations = index >= ALWAYS_RECOMPUTED and not gradient_checkpointing
-                conv += (1 + stores_activations) * channels * length
+            if not gradient_checkpointing:
+                conv += 2 * channels * length
+            elif index > 0:
+                conv += channels * length
     if training.freezes_encoder:
         conv //= 2
     return int(number_bytes * (layers + conv))
