@@ -440,6 +440,9 @@ class TrainerConfig:
     that dropout draws other numbers."""
     attention: str = field("sdpa", choice(*ATTENTIONS))
     """Back end of attention: sdpa, eager, or flex (CUDA, without attention dropout)."""
+    residual: str = field("fp32", choice("fp32", "bf16"))
+    """Residual stream under bf16-mixed. bf16: less memory and memory traffic; not shown to be
+    harmless."""
     tf32: bool = False
     """On a GPU, fp32 products and convolutions use TF32 (factors of ten bits)."""
     gradient_checkpointing: bool = False

@@ -346,6 +346,11 @@ def _faults_of_trainer(trainer: TrainerConfig, model: HubertConfig) -> Iterator[
             "trainer.compile=model makes a graph of every choice of layers, but "
             f"model.layerdrop={model.layerdrop}; set that to 0, or trainer.compile=layers"
         )
+    if trainer.residual == "bf16" and trainer.precision not in ("auto", "bf16-mixed"):
+        yield (
+            f"trainer.residual=bf16 does not go with trainer.precision={trainer.precision}; use "
+            "bf16-mixed, or trainer.residual=fp32"
+        )
     if trainer.strategy != "fsdp":
         return
     if trainer.compile != "none":

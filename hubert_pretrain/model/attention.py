@@ -105,29 +105,29 @@ class _DroppedAttention(torch.autograd.Function):
             attention_mask = ~attention_mask.expand(*shape[:2], -1, -1).flatten(0, 1)
         size = (len(q), q.shape[1], k.shape[1])
         weights = q.new_empty(size, dtype=torch.promote_types(q.dtype, torch.float32))
-        kept = q.new_empty(size, dtype=torch.bool)
+        survives = q.new_empty(size, dtype=torch.bool)
         y = torch.empty_like(v)
         for part in _parts(weights):
             scores = torch.bmm(q[part], k[part].mT)
             if attention_mask is not None:
                 scores.masked_fill_(attention_mask[part], torch.finfo(scores.dtype).min)
             torch.softmax(scores, dim=-1, dtype=weights.dtype, out=weights[part])
-            dropped = torch.where(kept[part].bernoulli_(1 - dropout), weights[part], 0.0)
+            dropped = torch.where(survives[part].bernoulli_(1 - dropout), weights[part], 0.0)
             torch.bmm(dropped.to(v.dtype), v[part], out=y[part])
-        context.save_for_backward(q, k, v, weights, kept)
+        context.save_for_backward(q, k, v, weights, survives)
         context.dropout = dropout
         return y.view(shape)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, weights, kept = context.saved_tensors
+    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        q, k, v, weights, survives = context.saved_tensors
         shape = gradient.shape
         gradient = gradient.flatten(0, 1)
         of_q, of_k, of_v = (torch.empty_like(x) for x in (q, k, v))
         for part in _parts(weights):
-            dropped = torch.where(kept[part], weights[part], 0.0).to(v.dtype)
+            dropped = torch.where(survives[part], weights[part], 0.0).to(v.dtype)
             torch.bmm(dropped.mT, gradient[part], out=of_v[part])
-            of_weights = torch.where(kept[part], torch.bmm(gradient[part], v[part].mT), 0.0)
+            of_weights = torch.where(survives[part], torch.bmm(gradient[part], v[part].mT), 0.0)
             of_scores = torch._softmax_backward_data(
                 of_weights.to(weights.dtype), weights[part], -1, weights.dtype
             ).to(q.dtype)

@@ -212,8 +212,9 @@ class TimeNorm(nn.GroupNorm):
 
         (B, C_in, T) -> (B, C, U). The mean window is subtracted first: the norm over time cancels
         any constant of a window, and bf16 would round an offset of the waveform instead of the
-        speech. A channel of the result is then w . window with mean 0 and variance w' Cov(window) w:
-        the norm becomes a factor on each utterance's kernel. (A bias of the convolution cancels.)
+        speech. A channel of the result is then w . window with mean 0 and variance
+        w' Cov(window) w: the norm becomes a factor on each utterance's kernel. (A bias of the
+        convolution cancels.)
 
         lengths: as in `forward`.
         """
@@ -251,7 +252,9 @@ def centred(windows: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         real = windows
     else:
         count = lengths[:, None, None].clamp(min=1)  # an empty row must not become NaN
-        is_real = torch.arange(windows.shape[1], device=windows.device)[:, None] < count  # (B, U, 1)
+        is_real = (
+            torch.arange(windows.shape[1], device=windows.device)[:, None] < count
+        )  # (B, U, 1)
         windows = windows - (windows * is_real).sum(1, keepdim=True) / count
         real = windows * is_real
     blocks = F.pad(real, (0, 0, 0, -windows.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))

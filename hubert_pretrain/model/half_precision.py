@@ -51,7 +51,11 @@ class HalfCopies:
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
-        self._modules = [module for module in network.modules() if _is_copied(module)]
+        self._modules = [
+            module
+            for module in network.modules()
+            if isinstance(module, (Linear, Conv1d)) and _is_copied(module)
+        ]
         self._parameters: list[Tensor] = []
         self._copies: list[Tensor] = []
         self._pairs: list[tuple[Tensor, Tensor | None]] = []
@@ -82,9 +86,11 @@ class HalfCopies:
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     """The norm of (..., D) in x's dtype, with statistics in fp32.
 
-    bf16 is read and written by one kernel. fp16, whose gradients may overflow, is computed in fp32.
+    A GPU reads and writes bf16 in one kernel that sums in fp32. Everything else is computed in
+    fp32: gradients may overflow in fp16, and a CPU would sum those of the weights in bf16.
     """
-    dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
+    in_bf16 = x.dtype == torch.bfloat16 and x.device.type != "cpu"
+    dtype = torch.bfloat16 if in_bf16 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
         y = F.layer_norm(
             x.to(dtype), norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps
@@ -104,8 +110,6 @@ class _Copied(torch.autograd.Function):
         return gradient.float(), None
 
 
-def _is_copied(module: nn.Module) -> bool:
+def _is_copied(module: Linear | Conv1d) -> bool:
     """Convolutions are computed in fp32 on a CPU (model/conv_encoder.py)."""
-    if isinstance(module, Conv1d):
-        return module.weight.device.type != "cpu"
-    return isinstance(module, Linear)
+    return isinstance(module, Linear) or module.weight.device.type != "cpu"

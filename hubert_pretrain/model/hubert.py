@@ -1,8 +1,8 @@
 """HuBERT (Hsu et al. 2021, arXiv:2106.07447): conv encoder, projection, span mask, context encoder.
 
 Shapes: B utterances, S samples, T frames, C conv channels, D width, H heads, L layer (1-based).
-Residuals are fp32 under autocast (see Hubert.configure). Dropout is the only randomness here: the caller draws
-masks and dropped layers.
+Residuals are fp32 under autocast (see Hubert.configure). Dropout is the only randomness here: the
+caller draws masks and dropped layers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Precision: process-wide settings of CUDA (TF32, attention without cuDNN), and a test of the
+"""Precision: process-wide settings of CUDA (TF32, attention by cuDNN), and a test of the
 operations that a network uses in half precision on this machine.
 
 PyTorch's defaults differ: convolutions round their factors to ten bits (TF32), matrix products do
@@ -28,7 +28,7 @@ gradients underflow; a wrong one of oneDNN had .85.
 _TEST_SAMPLES = 8_000
 
 
-def set_matmul_precision(*, tf32: bool) -> None:
+def set_matmul_precision(*, tf32: bool, static_shapes: bool = False) -> None:
     """Sets the precision of fp32 products and convolutions on NVIDIA GPUs, for the whole process.
 
     Without effect on a CPU.
@@ -37,12 +37,12 @@ def set_matmul_precision(*, tf32: bool) -> None:
         tf32: round the factors of fp32 products and convolutions to ten bits, several times as
             fast. False: full fp32. In bf16-mixed training only the small products of heads and
             statistics are fp32.
+        static_shapes: batches have few shapes, so cuDNN's attention is allowed. It plans each new
+            shape, which takes about a second; flash attention, nearly as fast, needs no plan.
     """
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
-    # cuDNN plans its attention for each new shape, which takes about a second. Flash attention is
-    # as fast and needs no plan.
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(static_shapes)
 
 
 @dataclass

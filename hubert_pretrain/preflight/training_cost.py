@@ -84,8 +84,8 @@ def activation_bytes(
 
     A layer needs 18 D + 4 I bytes of a frame in half precision (Korthikanti et al. 2022, arXiv
     2205.05198, section 4.1: 34 D for I = 4 D), attention's matrices only where it is computed
-    eagerly. A conv layer needs the output of its convolution, and its activations too unless they
-    are recomputed; then the first layer needs nothing (model/conv_encoder.py).
+    eagerly. A conv layer needs the outputs of its convolution, norm and activation, or where they
+    are recomputed only the first, and the first layer none (model/conv_encoder.py).
     """
     model = training.model
     num_samples = samples(training.micro_batch_seconds)
@@ -105,12 +105,13 @@ def activation_bytes(
     conv = 0
     if model.front_end == "conv":
         length = num_samples
+        stored = 3 if model.feat_extract_norm == "layer" else 2  # outputs of each operation
         for index, (channels, stride) in enumerate(
             zip(model.conv_dim, model.conv_stride, strict=True)
         ):
             length //= stride
             if not gradient_checkpointing:
-                conv += 2 * channels * length
+                conv += stored * channels * length
             elif index > 0:
                 conv += channels * length
     if training.freezes_encoder:

@@ -131,6 +131,7 @@ def load_encoder(recipe: Recipe, config: FinetuneConfig, task: Task, path: Path)
     loaded.model.configure(
         attention=recipe.trainer.attention,
         gradient_checkpointing=recipe.trainer.gradient_checkpointing,
+        residual=recipe.trainer.residual,
     )
     return loaded
 

@@ -191,6 +191,7 @@ def build_module(
     model = Hubert(recipe.model).configure(
         attention=recipe.trainer.attention,
         gradient_checkpointing=recipe.trainer.gradient_checkpointing,
+        residual=recipe.trainer.residual,
     )
     compile_clock = compile_network(
         model,

@@ -112,7 +112,8 @@ def _call(recipe: Recipe, workspace: Workspace, stage: Stage, folder: Path) -> d
     if stage.verb in SHARED:
         from hubert_pretrain.model.precision import set_matmul_precision
 
-        set_matmul_precision(tf32=recipe.trainer.tf32)
+        # Crops of pretraining have few lengths; other stages see every length of the corpus.
+        set_matmul_precision(tf32=recipe.trainer.tf32, static_shapes=stage.verb == "pretrain")
     return dict(import_stage(stage.verb).run(recipe, workspace, stage.name, folder))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hubert_pretrain import distributed
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.model.checkpoint import describe
+from hubert_pretrain.model.half_precision import DTYPES, HalfCopies
 from hubert_pretrain.model.heads import Head
 from hubert_pretrain.model.hubert import ActiveLayers, Hubert
 from hubert_pretrain.seeds import generator
@@ -30,7 +31,7 @@ from hubert_pretrain.training.optim import (
 )
 from hubert_pretrain.training.progress import Stopwatch
 from hubert_pretrain.training.resilience.nonfinite import NonFiniteGuard
-from hubert_pretrain.training.strategies import DDP, full_tensor, shard
+from hubert_pretrain.training.strategies import DDP, FSDP, full_tensor, shard
 from hubert_pretrain.training.utilisation import memory_gb, peak_flops
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ class TrainingModule(L.LightningModule):
         self.validated: dict[str, float] = {}
         """Values of the last validation, as they were logged."""
         self._audio_seconds = 0.0  # over the whole run and all ranks
+        self._half_copies: HalfCopies | None = None
         self._gradient_norm: Tensor | None = None
         self._rate = 0.0  # of the last update
         # At the last log: the step, the time, this rank's seconds in its loader. Since then: its
@@ -271,6 +273,11 @@ class TrainingModule(L.LightningModule):
         )
         return with_schedule(optimizer, self.schedule)
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the network use its weights themselves, which are about to change."""
+        if self._half_copies is not None:
+            self._half_copies.drop()
+
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
@@ -289,6 +296,10 @@ class TrainingModule(L.LightningModule):
         """Start the clock."""
         self.nonfinite.scaled = self.trainer.precision == "16-mixed"
         self.nonfinite.folder = Path(self.trainer.default_root_dir)
+        # FSDP gathers the weights in half precision.
+        precision = str(self.trainer.precision)
+        if precision in DTYPES and not isinstance(self.trainer.strategy, FSDP):
+            self._half_copies = HalfCopies(self, DTYPES[precision])
         self.stopwatch.start()
         self._logged_seconds = self.stopwatch.seconds
         self._waited_seconds = self.waiting.seconds
@@ -310,9 +321,13 @@ class TrainingModule(L.LightningModule):
         self.stopwatch.stop()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Tell DDP which parts are frozen."""
+        """Tell DDP which parts are frozen. Before the first micro-batch of a step, copy the weights
+        in half precision.
+        """
         if isinstance(self.trainer.strategy, DDP):
             self.trainer.strategy.leave_out(self.frozen_parts(self.trainer.global_step))
+        if self._half_copies is not None and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._half_copies.take()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log after the updates that are multiples of `log_every_steps`, and after the last."""

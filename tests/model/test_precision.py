@@ -27,12 +27,13 @@ def _restore() -> Iterator[None]:
     torch.backends.cuda.enable_cudnn_sdp(before[2])
 
 
+@pytest.mark.parametrize("static_shapes", [False, True])
 @pytest.mark.parametrize("tf32", [False, True])
-def test_products_and_convolutions_agree(tf32: bool) -> None:
-    set_matmul_precision(tf32=tf32)
+def test_products_and_convolutions_agree(tf32: bool, static_shapes: bool) -> None:
+    set_matmul_precision(tf32=tf32, static_shapes=static_shapes)
     assert torch.backends.cudnn.allow_tf32 is tf32
     assert torch.backends.cuda.matmul.allow_tf32 is tf32
-    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() is static_shapes
     assert torch.backends.cuda.flash_sdp_enabled()
 
 
