@@ -400,7 +400,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         help="peers under torch.compile too; auto: on a GPU, where there is a C compiler",
     )
     rows.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
-    options = parser.parse_args(words)
+    options = parser.parse_intermixed_args(words)
     if options.overrides and not options.recipe:
         parser.error(f"{options.overrides[0]}: an override of which recipe? Add --recipe NAME")
     if options.compile_peers != "no" and not benchmarking.has_compiler():

@@ -15,7 +15,16 @@ from hubert_pretrain import __main__, run, tools
 from hubert_pretrain.errors import ArtefactError, ConfigError
 from hubert_pretrain.tools.command import command_parser, run_command
 
-DEVELOPERS = {"architecture", "benchmarking", "fault_campaign", "mutation_run", "parity_table"}
+DEVELOPERS = {
+    "architecture",
+    "benchmarking",
+    "fault_campaign",
+    "gpu_parts",
+    "gpu_report",
+    "mutation_run",
+    "parity_table",
+    "roofline",
+}
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
