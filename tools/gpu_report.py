@@ -173,7 +173,9 @@ def recipe_step(
             size = ["--windows", "2", "--window-steps", "4"]
             if session.audio is not None:
                 size += ["--audio", str(session.audio)]
-        changes = [*overrides, SHAPES, *(tiny(overrides) if session.dry else ())]
+        changes = [*overrides, SHAPES]
+        if session.dry:
+            changes = [*without(overrides, TINY), SHAPES, *of_recipe(TINY, recipe)]
         return tool("bench_train", "--recipe", recipe, *size, *changes)
 
     def read(session: Session, text: str) -> Figures:
@@ -183,10 +185,15 @@ def recipe_step(
     return Part(name, command, read, most, least, describe_step)
 
 
-def tiny(overrides: Sequence[str]) -> list[str]:
-    """TINY without the keys that are set already."""
-    known = {word.partition("=")[0] for word in overrides if not word.startswith("model.")}
-    return [word for word in TINY if word.partition("=")[0] not in known]
+def without(words: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The overrides whose keys are not among those of the others."""
+    keys = {word.partition("=")[0] for word in others}
+    return [word for word in words if word.partition("=")[0] not in keys]
+
+
+def of_recipe(words: Sequence[str], recipe: str) -> list[str]:
+    """The overrides of iterations that the recipe has."""
+    return [word for word in words if "iterations.it2" not in word or recipe == "base_ls960"]
 
 
 def bound(session: Session, row: Figures, census: roofline.Census | None) -> float | None:
@@ -344,7 +351,7 @@ def pretraining_command(session: Session, allowed: float) -> list[str]:
         "export.checkpoints=[]",
         "iterations.it1.clustering.fraction=1.0",
         "trainer.progress_bar=false",
-        *[word for word in changes if "it2" not in word],
+        *of_recipe(changes, "base_ls100 without it2"),
         f"{iteration}.steps={steps}",
         f"{iteration}.log_every_steps={max(1, steps // 50)}",
         f"{iteration}.valid_every_steps={max(1, steps // 5)}",

@@ -1,5 +1,7 @@
 """Expected speed of a training step on a GPU, from counts: operations, bytes and kernels.
 
+    python tools/roofline.py    # the table of docs/benchmarks.md
+
 The device computes products at a share of its peak, and everything else at a share of its memory
 bandwidth, one after the other; the host launches kernels meanwhile. Per second of audio:
 
@@ -13,6 +15,9 @@ what this machine can do; the shares below are assumptions for a data sheet.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.flops import training_flops_per_second
 
 PRODUCT_SHARE = 0.7
 """Products of Base's sizes in bf16, against the data sheet."""
@@ -104,3 +109,36 @@ def work_of(census: Census, flops: float, fuse: int) -> Work:
         memory_bytes=census.memory_bytes_per_second,
         kernels=census.kernels / (fuse * census.unit_seconds),
     )
+
+
+DATA_SHEETS = {
+    "H200": (989e12, 4.8e12),
+    "H100 SXM": (989e12, 3.35e12),
+    "A100 80 GB": (312e12, 2.04e12),
+}
+"""Operations per second in bf16, and bytes per second of the memory."""
+
+
+def table() -> str:
+    """The expectation for Base on some GPUs, as Markdown."""
+    flops = training_flops_per_second(HubertConfig())
+    lines = [
+        "| GPU | fuse | products | memory | launches | audio-s/s | MFU | limit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, (peak, bandwidth) in DATA_SHEETS.items():
+        for fuse in (1, 8):
+            work = work_of(BASE, flops, fuse)
+            found = expect(work, Gpu.of_data_sheet(peak, bandwidth))
+            rate = found.audio_seconds_per_second
+            times = (found.products, found.memory, found.launches)
+            cells = " | ".join(f"{1e6 * each:.0f} us" for each in times)
+            lines.append(
+                f"| {name} | {fuse} | {cells} | {rate:,.0f} | {rate * flops / peak:.0%} | "
+                f"{found.limit} |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -151,7 +151,8 @@ class LossConfig:
     feature_penalty: float = field(10.0, zero_or_more)
     """Weight of the mean square of the conv encoder's output [loss_weights]."""
     head: str = field("cosine", choice("cosine", "softmax"))
-    """cosine: similarity to unit embeddings (equation 3); softmax: a linear classifier."""
+    """cosine: similarity to unit embeddings (equation 3); softmax: a linear classifier, faster and
+    as good or better in published runs (docs/benchmarks.md)."""
     temperature: float = field(0.1, positive)
     """tau, the temperature of the cosine head [logit_temp]."""
     tie_projections: bool = False
@@ -214,8 +215,9 @@ class PretrainConfig:
     """Continued pretraining: a stage ("it1/pretrain") or any checkpoint (docs/checkpoints.md);
     null: new weights."""
     start_head: str = field("auto", choice("auto", "keep", "new", "warm"))
-    """Head of that checkpoint: keep it, make a new one, or warm: unit embeddings of matching
-    clusters. auto: keep if K and codebook are the same, else new (docs/distributed.md)."""
+    """Head of that checkpoint: keep it, make a new one, or warm: what it has for matching clusters
+    (unit embeddings, or rows of a softmax). auto: keep if K and codebook are the same, else new
+    (docs/distributed.md)."""
     steps: int = field(MISSING, positive)
     """Optimiser updates [max_update]."""
     batch_seconds: float = field(MISSING, positive)

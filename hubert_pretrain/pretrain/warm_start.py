@@ -57,9 +57,9 @@ def warm_start(
         head: the recipe's, for the new targets, new.
         path: any checkpoint that interop/load.py reads.
         targets: targets of this training.
-        choice: of the head: "keep", "new", "warm" (unit embeddings of matching clusters; `path`
-            must be a pretrain stage, whose targets lie beside it), or "auto": keep where number of
-            clusters and codebook are the same, else new.
+        choice: of the head: "keep", "new", "warm" (unit embeddings, or rows of a softmax head, of
+            matching clusters; `path` must be a pretrain stage, whose targets lie beside it), or
+            "auto": keep where number of clusters and codebook are the same, else new.
         seed: of the sample that clusters are matched on.
 
     Returns one line that describes the start.
@@ -87,7 +87,7 @@ def warm_start(
         return f"{start}, head included"
     matched = _copy_matching(head, loaded.build_head(), path, targets, seed)
     total = sum(head.n_clusters)
-    return f"{start}; {matched} of {total} unit embeddings from clusters that match"
+    return f"{start}; {matched} of {total} clusters of the head from clusters that match"
 
 
 def cooccurrence(
@@ -134,14 +134,12 @@ def match(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 def _copy_matching(
     head: CodebookHead | SoftmaxHead, old: Any, path: Path, targets: TargetStore, seed: int
 ) -> int:
-    """Copy the projection, and the unit embeddings of clusters that match. Returns their number."""
-    if (
-        not isinstance(head, CodebookHead)
-        or not isinstance(old, CodebookHead)
-        or _width(old) != _width(head)
-    ):
+    """Copy what belongs to the clusters that match, and a projection that all share. Returns the
+    number of these clusters.
+    """
+    if type(head) is not type(old) or _width(old) != _width(head):
         raise ArtefactError(
-            f"{path}: start_head=warm needs unit embeddings of one width in both heads; take "
+            f"{path}: start_head=warm needs two heads of one kind (loss.head) and width; take "
             "start_head=new"
         )
     folder = path.parent / "label"
@@ -154,13 +152,22 @@ def _copy_matching(
     partners = torch.from_numpy(match(counts))
     matched = partners >= 0
     with torch.no_grad():
-        head.projection.load_state_dict(old.projection.state_dict())
-        head.unit_embeddings[matched] = old.unit_embeddings[partners[matched]]
+        if isinstance(head, CodebookHead):
+            head.projection.load_state_dict(old.projection.state_dict())
+        for ours, theirs in zip(_of_clusters(head), _of_clusters(old), strict=True):
+            ours[matched] = theirs[partners[matched]]
     return int(matched.sum())
 
 
-def _width(head: CodebookHead) -> int:
-    return head.unit_embeddings.shape[1]
+def _of_clusters(head: CodebookHead | SoftmaxHead) -> list[torch.Tensor]:
+    """The parameters with a row for each cluster."""
+    if isinstance(head, CodebookHead):
+        return [head.unit_embeddings]
+    return [head.projection.weight, head.projection.bias]
+
+
+def _width(head: CodebookHead | SoftmaxHead) -> int:
+    return _of_clusters(head)[0].shape[1]
 
 
 def _check_network(expected: HubertConfig, found: HubertConfig, path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.clustering.codebook_set import CodebookSet
-from hubert_pretrain.config.schema import IterationConfig, Recipe
+from hubert_pretrain.config.schema import IterationConfig, LossConfig, Recipe
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ArtefactError, ConfigError
 from hubert_pretrain.files import write_json
@@ -35,6 +35,7 @@ from hubert_pretrain.targets.writer import TargetWriter
 from hubert_pretrain.training.loggers import read_metrics
 from tests.pretrain.conftest import CLUSTERS, make_recipe, model_config
 
+SOFTMAX = LossConfig(unmasked_weight=0.5, head="softmax")
 ORDER = [3, 0, 4, 1, 2]
 """Cluster c of iteration 1 is called ORDER[c] in iteration 2."""
 
@@ -155,10 +156,54 @@ def test_more_clusters_keep_a_new_start_where_none_was_seen(loop: Workspace) -> 
     )
     old = load_checkpoint(loop.folder("it1/pretrain")).head_state["unit_embeddings"]
     assert message.endswith(
-        f"{CLUSTERS} of {CLUSTERS + 3} unit embeddings from clusters that match"
+        f"{CLUSTERS} of {CLUSTERS + 3} clusters of the head from clusters that match"
     )
     assert torch.equal(head.unit_embeddings.detach()[[5, 6, 7, 0, 1]], old)
     assert torch.equal(head.unit_embeddings.detach()[[2, 3, 4]], before[[2, 3, 4]])
+
+
+@pytest.fixture(scope="module")
+def softmax_loop(loop: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The same with a softmax head in iteration 1."""
+    workspace = Workspace(tmp_path_factory.mktemp("softmax") / "run")
+    shutil.copytree(loop.root, workspace.root)
+    first = workspace.folder("it1/pretrain")
+    shutil.rmtree(first)
+    facts = run(continued(loss=SOFTMAX), workspace, "it1/pretrain", first)
+    write_json(first / META, {"format": FORMAT, "fingerprint": "it1/softmax", "facts": facts})
+    return workspace
+
+
+def test_a_softmax_head_goes_on_where_the_codebook_is_the_same(
+    softmax_loop: Workspace, tmp_path: Path
+) -> None:
+    facts, _ = still(softmax_loop, "it1", tmp_path, loss=SOFTMAX)
+    first = softmax_loop.artefact("it1/pretrain").facts
+    assert facts["masked_loss_nats"] == pytest.approx(first["masked_loss_nats"], rel=1e-4)
+
+
+def test_rows_of_a_softmax_head_follow_renamed_clusters(
+    softmax_loop: Workspace, tmp_path: Path
+) -> None:
+    still(softmax_loop, "it2", tmp_path, loss=SOFTMAX, start_head="warm")
+    old, new = (
+        load_checkpoint(folder).build_head()
+        for folder in (softmax_loop.folder("it1/pretrain"), tmp_path)
+    )
+    frames = torch.randn(50, 16)
+    torch.testing.assert_close(new(frames)[:, ORDER], old(frames), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(new(frames), old(frames), atol=1e-2)
+
+
+def test_heads_of_two_kinds_do_not_follow_each_other(softmax_loop: Workspace) -> None:
+    with pytest.raises(ArtefactError, match=r"two heads of one kind \(loss.head\)"):
+        warm_start(
+            Hubert(model_config()),
+            CodebookHead(16, 8, 5),
+            softmax_loop.folder("it1/pretrain"),
+            TargetStore.open(softmax_loop.folder("it2/label")),
+            choice="warm",
+        )
 
 
 def test_keeping_a_head_that_does_not_fit_is_refused(loop: Workspace) -> None:
