@@ -120,6 +120,23 @@ def accumulation(micro_batches: int, devices: int, *, key: str = "") -> int:
     return micro_batches // devices
 
 
+def check_groups(size: int, per_node: int, nodes: int, *, key: str) -> None:
+    """Raises ConfigError, beginning with the configuration `key`, unless the processes can be cut
+    into groups of `size` that are parts of one node, or whole nodes.
+    """
+
+    def fits(number: int) -> bool:
+        is_part = per_node % number == 0
+        return is_part or (number % per_node == 0 and per_node * nodes % number == 0)
+
+    if not fits(size):
+        fitting = [str(number) for number in range(1, per_node * nodes + 1) if fits(number)]
+        raise ConfigError(
+            f"{key}={size}: {nodes} nodes of {per_node} processes cannot be cut into groups of "
+            f"this size, each in one node or of whole nodes; use {', '.join(fitting)}"
+        )
+
+
 # -- a group of processes
 # -------------------------------------------------------------------------------------------------
 
@@ -192,6 +209,14 @@ def from_first(value: Any) -> Any:
     if (dist := _initialised()) is not None:
         dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_all(value: Any) -> list[Any]:
+    """The values of all ranks, in their order, on every rank."""
+    values = [value] * world_size()
+    if (dist := _initialised()) is not None:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def barrier() -> None:

@@ -426,8 +426,14 @@ class TrainerConfig:
     """Processes per node, one for each GPU."""
     num_nodes: int = field(1, positive)
     """Machines."""
-    strategy: str = field("auto", choice("auto", "ddp", "fsdp"))
-    """Several processes: ddp (auto) copies the weights, fsdp shards them (docs/distributed.md)."""
+    strategy: str = field("auto", choice("auto", "ddp", "fsdp", "hsdp"))
+    """Several processes: ddp (auto) copies the weights, fsdp shards them, hsdp shards them in each
+    node (docs/distributed.md)."""
+    shard_size: str = field(AUTO, auto_or_positive)
+    """Processes that share one copy of the weights under hsdp. auto: those of a node."""
+    reduce_gradients: str = field("step", choice("step", "micro_batch"))
+    """Under fsdp and hsdp. step: once per step; each process has the gradients of all weights
+    meanwhile. micro_batch: with each one, sharded at once; hsdp: between nodes once per step."""
     gradient_compression: str = field("none", choice("none", "bf16"))
     """bf16: ddp sends half as much, and gradients are rounded."""
     precision: str = field("auto", choice("auto", "32-true", "bf16-mixed", "16-mixed"))

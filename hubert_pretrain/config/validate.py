@@ -22,9 +22,9 @@ from hubert_pretrain.config.schema import (
     TrainerConfig,
 )
 from hubert_pretrain.decoding.config import check_sources
-from hubert_pretrain.distributed import accumulation
+from hubert_pretrain.distributed import accumulation, check_groups
 from hubert_pretrain.errors import ConfigError, did_you_mean
-from hubert_pretrain.fields import between, faults_of_values, positive, share_above_zero
+from hubert_pretrain.fields import AUTO, between, faults_of_values, positive, share_above_zero
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid, samples, seconds
 from hubert_pretrain.model.config import HubertConfig, SpanMask
 from hubert_pretrain.model.export_limits import faults_of_export
@@ -351,17 +351,31 @@ def _faults_of_trainer(trainer: TrainerConfig, model: HubertConfig) -> Iterator[
             f"trainer.residual=bf16 does not go with trainer.precision={trainer.precision}; use "
             "bf16-mixed, or trainer.residual=fp32"
         )
-    if trainer.strategy != "fsdp":
+    yield from _faults_of_sharding(trainer)
+
+
+def _faults_of_sharding(trainer: TrainerConfig) -> Iterator[str]:
+    if trainer.strategy != "hsdp" and trainer.shard_size != AUTO:
+        yield (
+            f"trainer.shard_size={trainer.shard_size} is for hsdp; remove it, or use "
+            "trainer.strategy=hsdp"
+        )
+    if trainer.strategy not in ("fsdp", "hsdp"):
+        if trainer.reduce_gradients != "step":
+            yield (
+                f"trainer.reduce_gradients={trainer.reduce_gradients} is for fsdp and hsdp; remove "
+                "it (ddp reduces once per step)"
+            )
         return
     if trainer.compile != "none":
         yield (
-            f"trainer.compile={trainer.compile} does not go with trainer.strategy=fsdp; use ddp, "
-            "or trainer.compile=none"
+            f"trainer.compile={trainer.compile} does not go with "
+            f"trainer.strategy={trainer.strategy}; use ddp, or trainer.compile=none"
         )
     if trainer.precision == "16-mixed":
         yield (
-            "trainer.strategy=fsdp has no loss scaler for trainer.precision=16-mixed; use "
-            "bf16-mixed or 32-true"
+            f"trainer.strategy={trainer.strategy} has no loss scaler for "
+            "trainer.precision=16-mixed; use bf16-mixed or 32-true"
         )
     if trainer.gradient_compression != "none":
         yield (
@@ -383,7 +397,14 @@ def _faults_of_devices(recipe: Recipe) -> Iterator[str]:
     a number of its own (launch/resources.py)."""
     if recipe.launch.kind == "slurm":
         return
-    devices = recipe.trainer.devices * recipe.trainer.num_nodes
+    trainer = recipe.trainer
+    if trainer.strategy == "hsdp" and trainer.shard_size != AUTO:
+        try:
+            size = int(trainer.shard_size)
+            check_groups(size, trainer.devices, trainer.num_nodes, key="trainer.shard_size")
+        except ConfigError as error:
+            yield str(error)
+    devices = trainer.devices * trainer.num_nodes
     pretrainings = [f"{name}/pretrain" for name in recipe.iterations]
     tasks = [f"finetune/{name}" for name in recipe.finetune]
     for stage in pretrainings + tasks:

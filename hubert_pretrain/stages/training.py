@@ -15,6 +15,7 @@ from hubert_pretrain.distributed import accumulation
 from hubert_pretrain.stages.runner import versions
 from hubert_pretrain.training.ema import EMA
 from hubert_pretrain.training.loggers import Guarded, logger_arguments
+from hubert_pretrain.training.strategies import SHARDED
 from hubert_pretrain.training.trainer import build_trainer
 
 
@@ -66,9 +67,9 @@ def stage_trainer(
 
 
 def _hardware(recipe: Recipe, config: PretrainConfig | FinetuneConfig) -> TrainerConfig:
-    """The recipe's, but fine-tuning under fsdp runs under ddp: its network fits on one device, and
-    predicts on each without the others.
+    """The recipe's, but fine-tuning under fsdp or hsdp runs under ddp: its network fits on one
+    device, and predicts on each without the others.
     """
-    if isinstance(config, FinetuneConfig) and recipe.trainer.strategy == "fsdp":
+    if isinstance(config, FinetuneConfig) and recipe.trainer.strategy in SHARDED:
         return dataclasses.replace(recipe.trainer, strategy="ddp")
     return recipe.trainer

@@ -1,59 +1,81 @@
-"""Distributed strategies: DDP (each process has the whole network) and FSDP2 (each has a part of
-it).
+"""Distributed strategies: DDP (each process has the whole network), FSDP2 (each has a part of it)
+and HSDP (the processes of a node have a part each, every node has the whole).
 
-Both compute the same run: the module scales each micro-batch's loss so that the mean over the ranks
+All compute the same run: the module scales each micro-batch's loss so that the mean over the ranks
 is the gradient of the whole step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from hubert_pretrain.distributed import check_groups
 from hubert_pretrain.errors import ConfigError, did_you_mean
+from hubert_pretrain.fields import AUTO
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.model.hubert import Block, Hubert
 from hubert_pretrain.training.resilience import sharded_checkpoint
 from hubert_pretrain.training.resilience.failures import watch_ranks
 
+if TYPE_CHECKING:
+    from hubert_pretrain.config.schema import TrainerConfig
+
 Module = TypeVar("Module", bound=nn.Module)
-STRATEGIES = ["auto", "ddp", "fsdp"]
+STRATEGIES = ["auto", "ddp", "fsdp", "hsdp"]
+SHARDED = ("fsdp", "hsdp")
 
 
-def make_strategy(
-    name: str, *, world_size: int, timeout: timedelta, gradient_compression: str = "none"
-) -> str | Strategy:
+def make_strategy(config: TrainerConfig, *, timeout: timedelta) -> str | Strategy:
     """The `strategy` argument of Lightning's trainer.
 
     Args:
-        name: auto (ddp where there is more than one process), ddp or fsdp.
-        world_size: number of processes.
+        config: the hardware. `auto` is ddp where there is more than one process.
         timeout: of a rank that waits for another.
-        gradient_compression: bf16 (ddp sends half as much) or none (fp32).
 
-    Raises ConfigError for a name that does not exist.
+    Raises ConfigError for a name that does not exist, or copies that the processes cannot share.
     """
+    name = config.strategy
     if name not in STRATEGIES:
         raise ConfigError(
             f"trainer.strategy={name!r}: expected one of {', '.join(STRATEGIES)}"
             f"{did_you_mean(name, STRATEGIES)}"
         )
-    if name == "fsdp":
-        return FSDP(world_size=world_size, timeout=timeout)
+    world_size = config.devices * config.num_nodes
+    if name in SHARDED:
+        return FSDP(
+            world_size=world_size,
+            shard_size=shard_size(config),
+            reduce_once=config.reduce_gradients == "step",
+            timeout=timeout,
+        )
     if name == "ddp" or world_size > 1:
-        return DDP(compressed=gradient_compression == "bf16", timeout=timeout)
+        return DDP(compressed=config.gradient_compression == "bf16", timeout=timeout)
     return "auto"
+
+
+def shard_size(config: TrainerConfig) -> int:
+    """Processes that share one copy of the weights: under hsdp `trainer.shard_size`, or those of a
+    node; else all. Raises ConfigError as `check_groups` does.
+    """
+    if config.strategy != "hsdp":
+        return config.devices * config.num_nodes
+    size = config.devices if config.shard_size == AUTO else int(config.shard_size)
+    check_groups(size, config.devices, config.num_nodes, key="trainer.shard_size")
+    return size
 
 
 class OrderedDDP(DistributedDataParallel):
@@ -121,15 +143,30 @@ class DDP(DDPStrategy):
 
 
 class FSDP(ModelParallelStrategy):
-    """FSDP2: weights, gradients and the optimiser's state are sharded over all ranks; a layer's
-    weights are gathered while it runs.
+    """FSDP2: weights, gradients and the optimiser's state are sharded over groups of ranks; a
+    layer's weights are gathered while it runs.
+
+    One group of all ranks is FSDP. Several groups are HSDP: each has a copy of everything, and
+    sends its gradients, reduced within the group, to the others.
 
     Checkpoints are folders to which each rank writes its part (sharded_checkpoint.py); any number
     of ranks, or another strategy, reads them, and this strategy reads the files of the others.
     """
 
-    def __init__(self, *, world_size: int, timeout: timedelta) -> None:
+    def __init__(
+        self, *, world_size: int, shard_size: int, reduce_once: bool, timeout: timedelta
+    ) -> None:
+        """
+        Args:
+            world_size: number of processes.
+            shard_size: processes of a group, one after the other.
+            reduce_once: gradients are reduced with the last micro-batch of a step, and each rank
+                has those of all weights until then; else with each micro-batch.
+            timeout: of a rank that waits for another.
+        """
         super().__init__(data_parallel_size=world_size, tensor_parallel_size=1, timeout=timeout)
+        self.reduce_once = reduce_once
+        self.groups = (world_size // shard_size, shard_size)
 
     def setup_environment(self) -> None:
         """Also watch the ranks that Lightning started, and create the CPU process group of those
@@ -139,6 +176,34 @@ class FSDP(ModelParallelStrategy):
         super().setup_environment()
         self.ranks = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
         self.checkpoint_io.group = self.ranks  # type: ignore[attr-defined]
+        self.mesh = self._shard_mesh()
+
+    def _shard_mesh(self) -> DeviceMesh:
+        """The ranks as `fully_shard` takes them: (shard) or (replicate, shard)."""
+        copies, _ = self.groups
+        if copies == 1:
+            return self.device_mesh["data_parallel"]
+        kind = self.root_device.type
+        return init_device_mesh(kind, self.groups, mesh_dim_names=("replicate", "shard"))
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Context of the backward passes of a step but the last: nothing is sent. Without
+        `reduce_once` gradients are reduced within a group, but not between the copies.
+        """
+        parts = sharded_parts(self._module)
+        switch = (
+            FSDPModule.set_requires_gradient_sync
+            if self.reduce_once
+            else FSDPModule.set_requires_all_reduce
+        )
+        for part in parts:
+            switch(part, False, recurse=False)
+        try:
+            yield
+        finally:
+            for part in parts:
+                switch(part, True, recurse=False)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """This rank's part of the weights, by reference."""
@@ -176,9 +241,14 @@ class FSDP(ModelParallelStrategy):
         return self.lightning_module
 
 
+def sharded_parts(module: nn.Module) -> list[FSDPModule]:
+    """The modules of a network whose weights are gathered one by one."""
+    return [each for each in module.modules() if isinstance(each, FSDPModule)]
+
+
 def shard(module: L.LightningModule) -> None:
-    """Shard the parts of a training module over the ranks, once, under FSDP; no effect under any
-    other strategy.
+    """Shard the parts of a training module over the ranks, once, under FSDP and HSDP; no effect
+    under any other strategy.
 
     The matrices of each transformer layer are one group, the conv encoder another, everything else
     of the network the last. In bf16-mixed the matrices are gathered as bf16, to which autocast
@@ -187,12 +257,9 @@ def shard(module: L.LightningModule) -> None:
     strategy = module.trainer.strategy
     if not isinstance(strategy, FSDP):
         return
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-
     # Code that reads weights between two forward passes (checkpoints, averages, norms) always finds
     # them sharded.
-    mesh = strategy.device_mesh["data_parallel"]
-    shard_part = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
+    shard_part = partial(fully_shard, mesh=strategy.mesh, reshard_after_forward=True)
     if str(module.trainer.precision).startswith("bf16"):
         matrices = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     else:

@@ -1,17 +1,13 @@
-"""One process, two, four; DDP or FSDP: the same run. Processes of one machine that communicate
-through gloo.
+"""One process, two, four; DDP, FSDP or HSDP: the same run. Processes of one machine that
+communicate through gloo.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import os
 import pickle
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,17 +32,17 @@ from hubert_pretrain.training.resilience.checkpoint_io import (
     verified,
 )
 from tests.pretrain.conftest import make_recipe
+from tests.ranks import Ranks
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("world sizes"),  # one process makes the fixture for all of them
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
 
 SCRIPT = """
-import errno, importlib, pickle, sys
+import errno, importlib, json, pickle, shutil, sys
 from pathlib import Path
 
 import torch
@@ -71,6 +67,33 @@ def recorded(self, optimizer):
 
 PretrainModule.on_before_optimizer_step = recorded
 
+# What is sent in the second step, by the first rank: [name, numbers].
+COUNTED = ("gloo:all_reduce", "c10d::_reduce_scatter_base_", "c10d::_allgather_base_")
+start = PretrainModule.on_train_batch_start
+clip = PretrainModule.configure_gradient_clipping
+
+def counting(self, batch, batch_idx):
+    start(self, batch, batch_idx)
+    if self.trainer.global_step == 1 and batch_idx % self.trainer.accumulate_grad_batches == 0:
+        self.counter = torch.profiler.profile(record_shapes=True)
+        self.counter.__enter__()
+
+def counted(self, *args, **kwargs):
+    if self.trainer.global_step == 1:
+        counter = self.__dict__.pop("counter")
+        counter.__exit__(None, None, None)
+        sent = [
+            [event.name, max(sum(shape) for shape in event.input_shapes)]
+            for event in counter.events() if event.name in COUNTED
+        ]
+        if distributed.rank() == 0:
+            path = Path(self.trainer.default_root_dir) / "sent.json"
+            path.write_text(json.dumps(sent))
+    clip(self, *args, **kwargs)
+
+PretrainModule.on_train_batch_start = counting
+PretrainModule.configure_gradient_clipping = counted
+
 def full_disk_on_the_last_rank():
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
     write = HuggingFaceStorageWriter.write_data
@@ -84,7 +107,12 @@ def full_disk_on_the_last_rank():
     return lambda: setattr(HuggingFaceStorageWriter, "write_data", write)
 
 jobs, root = pickle.loads(Path(sys.argv[1]).read_bytes())
-for recipe, folder, full, stage in jobs:
+for recipe, folder, full, stage, begun in jobs:
+    if begun and distributed.rank() == 0:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for path in begun.parent.glob(begun.name + "*"):
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            copy(path, folder / "checkpoints" / path.name)
     undo = full_disk_on_the_last_rank() if full else lambda: None
     verb = "finetune" if stage.startswith("finetune/") else "pretrain"
     module = importlib.import_module(f"hubert_pretrain.stages.{verb}")
@@ -100,62 +128,30 @@ class Job(NamedTuple):
     folder: Path
     full_disk: bool = False
     stage: str = "it1/pretrain"
+    begun: Path | None = None
+    """Checkpoint of another run to go on from."""
 
 
 class Processes:
-    """Ranks on one machine that do one job after the other, as torchrun starts them, without its
-    agent.
-    """
+    """Ranks on one machine that do one job after the other."""
 
     def __init__(
-        self, world_size: int, jobs: Sequence[Job], workspace: Workspace, folder: Path
+        self,
+        world_size: int,
+        jobs: Sequence[Job],
+        workspace: Workspace,
+        folder: Path,
+        *,
+        nodes: int = 1,
     ) -> None:
         folder.mkdir()
-        (folder / "script.py").write_text(SCRIPT)
-        (folder / "jobs.pickle").write_bytes(
-            pickle.dumps(([tuple(job) for job in jobs], workspace.root))
-        )
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        everyone = {
-            "WORLD_SIZE": world_size,
-            "LOCAL_WORLD_SIZE": world_size,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        everyone |= {
-            "TORCHELASTIC_RUN_ID": "test",
-            "GROUP_RANK": 0,
-            "OMP_NUM_THREADS": 1,
-            "PYTHONPATH": ROOT,
-        }
-        self.logs = [folder / f"{rank}.log" for rank in range(world_size)]
-        self.processes = []
-        for rank, log in enumerate(self.logs):
-            own = {
-                name: str(value)
-                for name, value in {**everyone, "RANK": rank, "LOCAL_RANK": rank}.items()
-            }
-            with open(log, "w") as file:
-                command = [sys.executable, str(folder / "script.py"), str(folder / "jobs.pickle")]
-                self.processes.append(
-                    subprocess.Popen(
-                        command, env={**os.environ, **own}, stdout=file, stderr=subprocess.STDOUT
-                    )
-                )
+        path = folder / "jobs.pickle"
+        path.write_bytes(pickle.dumps(([tuple(job) for job in jobs], workspace.root)))
+        self.ranks = Ranks(SCRIPT, folder, str(path), world_size=world_size, nodes=nodes)
 
     def wait(self, seconds: float = 500) -> str:
         """All logs. Fails when any rank did, or hangs."""
-        end = time.monotonic() + seconds
-        try:
-            for process, log in zip(self.processes, self.logs, strict=True):
-                assert process.wait(max(1.0, end - time.monotonic())) == 0, log.read_text()[-3000:]
-        finally:
-            for process in self.processes:
-                if process.poll() is None:
-                    process.kill()
-        return "".join(log.read_text() for log in self.logs)
+        return "".join(self.ranks.outputs(seconds))
 
 
 def make(
@@ -180,39 +176,62 @@ def make(
     return recipe
 
 
+TWO_NODES = {"num_nodes": 2}
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    return folder / "checkpoints" / f"step={step:08d}.ckpt"
+
+
 @pytest.fixture(scope="module")
 def runs(prepared: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of runs: `one`, `ddp2`, `ddp4`, `bf16`; `fsdp2`, and `fsdp1`, `fsdp4`, `plain1` that
-    go on from its checkpoint of step 3; `file4`, fsdp again, from that of `ddp2`."""
+    go on from its checkpoint of step 3; `file4`, fsdp again, from that of `ddp2`; `hsdp4`, two
+    nodes of two, and `hsdp_plain1`, `hsdp_again`, `hsdp_fsdp4` from its checkpoint; `of_fsdp` and
+    `of_file`, hsdp from those of `fsdp2` and `ddp2`; `step4` and `micro4`, hsdp with eight
+    micro-batches per step."""
     root = tmp_path_factory.mktemp("runs")
-    fsdp = {"checkpoint_every_steps": 3}
+    often = {"checkpoint_every_steps": 3}
+    once = {"reduce_gradients": "step"}
+    each = {"reduce_gradients": "micro_batch"}
     two = [
-        Job(make(2, "fsdp", trainer={"async_checkpoints": True}, **fsdp), root / "fsdp2"),
+        Job(make(2, "fsdp", trainer={"async_checkpoints": True}, **often), root / "fsdp2"),
+        Job(make(2, "fsdp", trainer=each, steps=6), root / "micro2"),
         Job(make(2, "ddp"), root / "ddp2"),
         Job(make(2, "ddp", trainer={"gradient_compression": "bf16"}, steps=6), root / "bf16"),
-        Job(make(2, "fsdp", **{**fsdp, "steps": 8}), root / "full", True),
+        Job(make(2, "fsdp", **{**often, "steps": 8}), root / "full", True),
+    ]
+    eight = {"steps": 6, "batch_seconds": 32}
+    hsdp = [
+        Job(make(2, "hsdp", trainer=TWO_NODES, **often), root / "hsdp4"),
+        Job(make(2, "hsdp", trainer=TWO_NODES | once, **eight), root / "step4"),
+        Job(make(2, "hsdp", trainer=TWO_NODES | each, **eight), root / "micro4"),
     ]
     (root / "log").write_text(Processes(2, two, prepared, root / "two").wait())
-    for name in ("fsdp1", "fsdp4", "plain1"):
-        at = root / name / "checkpoints" / "step=00000003.ckpt"
-        shutil.copytree(root / "fsdp2" / "checkpoints" / at.name, at)
-    (root / "file4" / "checkpoints").mkdir(parents=True)
-    for each in (root / "ddp2" / "checkpoints").glob("step=00000003.ckpt*"):
-        shutil.copy(each, root / "file4" / "checkpoints")
-    (root / "fsdp4" / "checkpoints" / ".step=00000006.ckpt.tmp").mkdir()  # a writer was killed here
+    Processes(4, hsdp, prepared, root / "nodes", nodes=2).wait()
+    fsdp2 = checkpoint(root / "fsdp2", 3)
+    ddp2 = checkpoint(root / "ddp2", 3)
+    hsdp4 = checkpoint(root / "hsdp4", 3)
+    # A writer was killed here.
+    (root / "fsdp4" / "checkpoints" / ".step=00000006.ckpt.tmp").mkdir(parents=True)
     one = [
         Job(make(1), root / "one"),
-        Job(make(1, "fsdp", **fsdp), root / "fsdp1"),
-        Job(make(1, **fsdp), root / "plain1"),
+        Job(make(1, "fsdp", **often), root / "fsdp1", begun=fsdp2),
+        Job(make(1, **often), root / "plain1", begun=fsdp2),
+        Job(make(1, **often), root / "hsdp_plain1", begun=hsdp4),
     ]
     four = [
-        Job(make(4), root / "ddp4"),
-        Job(make(4, "fsdp", **fsdp), root / "fsdp4"),
-        Job(make(4, "fsdp"), root / "file4"),
+        Job(make(2, trainer=TWO_NODES), root / "ddp4"),
+        Job(make(2, "fsdp", trainer=TWO_NODES, **often), root / "fsdp4", begun=fsdp2),
+        Job(make(2, "fsdp", trainer=TWO_NODES), root / "file4", begun=ddp2),
+        Job(make(2, "fsdp", trainer=TWO_NODES), root / "hsdp_fsdp4", begun=hsdp4),
+        Job(make(2, "hsdp", trainer=TWO_NODES, **often), root / "hsdp_again", begun=hsdp4),
+        Job(make(2, "hsdp", trainer=TWO_NODES), root / "of_fsdp", begun=fsdp2),
+        Job(make(2, "hsdp", trainer=TWO_NODES), root / "of_file", begun=ddp2),
     ]
     together = [
         Processes(1, one, prepared, root / "single"),
-        Processes(4, four, prepared, root / "four"),
+        Processes(4, four, prepared, root / "four", nodes=2),
     ]
     for processes in together:
         processes.wait()
@@ -235,7 +254,7 @@ def assert_same(first: Path, second: Path, *, since: int = 1, rel: float = 1e-5)
         assert loss == pytest.approx(one[step], rel=rel), f"step {step}"
 
 
-@pytest.mark.parametrize("name", ["ddp2", "ddp4", "fsdp2"])
+@pytest.mark.parametrize("name", ["ddp2", "ddp4", "fsdp2", "hsdp4"])
 def test_losses_are_equal_at_every_world_size(runs: Path, name: str) -> None:
     """Layer drop of one half: were a rank to wait for a gradient of a dropped layer, this would
     hang; were the layer to move, differ.
@@ -247,7 +266,7 @@ def test_losses_are_equal_at_every_world_size(runs: Path, name: str) -> None:
         torch.testing.assert_close(other.model.state_dict()[key], tensor, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ddp2", "ddp4", "fsdp2"])
+@pytest.mark.parametrize("name", ["ddp2", "ddp4", "fsdp2", "hsdp4"])
 def test_gradients_are_those_of_the_whole_step(runs: Path, name: str) -> None:
     """1 process x 4 accumulations = 2 x 2 = 4 x 1, normalised by the masked frames of all of them:
     1e-6 relative in fp32.
@@ -263,7 +282,7 @@ def test_gradients_are_those_of_the_whole_step(runs: Path, name: str) -> None:
     assert (first - second).norm() / first.norm() < 1e-6
 
 
-@pytest.mark.parametrize("name", ["ddp2", "ddp4", "fsdp2"])
+@pytest.mark.parametrize("name", ["ddp2", "ddp4", "fsdp2", "hsdp4"])
 def test_validation_counts_everything_once(runs: Path, name: str) -> None:
     """Also with more ranks than micro-batches of the valid split, where ranks without work have to
     stay in step.
@@ -274,8 +293,11 @@ def test_validation_counts_everything_once(runs: Path, name: str) -> None:
     assert other == pytest.approx(one, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["fsdp1", "fsdp4", "plain1", "file4"])
-def test_a_checkpoint_of_two_ranks_goes_on_at_another_world_size(runs: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["fsdp1", "fsdp4", "plain1", "file4", "hsdp_plain1", "hsdp_fsdp4", "of_fsdp", "of_file"],
+)
+def test_a_checkpoint_goes_on_at_another_world_size_and_strategy(runs: Path, name: str) -> None:
     """Uneven parts, too: 5 clusters and 8 channels over 4 ranks. The next loss and all that follow
     are the same.
     """
@@ -283,9 +305,42 @@ def test_a_checkpoint_of_two_ranks_goes_on_at_another_world_size(runs: Path, nam
     assert not list((runs / name / "checkpoints").glob(".*"))
 
 
-def test_a_folder_of_shards_is_what_one_process_writes(runs: Path) -> None:
+def test_hsdp_goes_on_bit_by_bit(runs: Path) -> None:
+    first = losses(runs / "hsdp4")
+    again = losses(runs / "hsdp_again")
+    assert again == {step: loss for step, loss in first.items() if step > 3}
+    result = load_model(runs / "hsdp_again").model.state_dict()
+    for name, tensor in load_model(runs / "hsdp4").model.state_dict().items():
+        assert torch.equal(result[name], tensor), name
+
+
+def sent(folder: Path) -> dict[str, list[int]]:
+    """Sizes of what the first rank sends before the norm of the gradients, by kind."""
+    found: dict[str, list[int]] = {}
+    for name, size in json.loads((folder / "sent.json").read_text()):
+        found.setdefault(name.split(":")[-1], []).append(size)
+    return found
+
+
+def weights(runs: Path) -> int:
+    """Numbers in the gradients of a step in which every layer runs."""
+    gradients = torch.load(runs / "one" / "gradients.pt", weights_only=True)
+    return sum(each.numel() for each in gradients.values())
+
+
+def test_gradients_are_sent_once_per_step(runs: Path) -> None:
+    """Whatever the number of micro-batches: two per rank, except for ddp4."""
+    for name in ("ddp2", "ddp4"):
+        assert sum(size for size in sent(runs / name)["all_reduce"] if size > 2) == 0
+    for name in ("fsdp2", "micro2", "hsdp4", "step4", "micro4"):
+        print(name, sent(runs / name))
+    assert 0
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "hsdp4"])
+def test_a_folder_of_shards_is_what_one_process_writes(runs: Path, name: str) -> None:
     reader = VerifiedCheckpointIO()
-    cut = reader.load_checkpoint(runs / "fsdp2" / "checkpoints" / "step=00000006.ckpt")
+    cut = reader.load_checkpoint(runs / name / "checkpoints" / "step=00000006.ckpt")
     whole = reader.load_checkpoint(runs / "one" / "checkpoints" / "step=00000006.ckpt")
     assert set(cut) == set(whole)
     assert set(cut["state_dict"]) == set(whole["state_dict"])
@@ -303,10 +358,11 @@ def test_a_folder_of_shards_is_what_one_process_writes(runs: Path) -> None:
             torch.testing.assert_close(ours["state"][number][key], value, rtol=1e-3, atol=1e-5)
 
 
-def test_a_folder_of_shards_is_loaded_like_a_result(runs: Path) -> None:
+@pytest.mark.parametrize("run", ["fsdp2", "hsdp4"])
+def test_a_folder_of_shards_is_loaded_like_a_result(runs: Path, run: str) -> None:
     at = Path("checkpoints") / "step=00000020.ckpt"
-    parts = load_checkpoint(runs / "fsdp2" / at).model.state_dict()
-    result = load_model(runs / "fsdp2").model.state_dict()
+    parts = load_checkpoint(runs / run / at).model.state_dict()
+    result = load_model(runs / run).model.state_dict()
     for name, tensor in result.items():
         assert torch.equal(parts[name], tensor), name
 

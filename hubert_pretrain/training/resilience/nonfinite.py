@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -152,11 +152,7 @@ class NonFiniteGuard:
                 for (index, _), is_finite in zip(losses, finite, strict=True)
                 if not is_finite
             ]
-        if distributed.world_size() == 1:
-            return own
-        of_ranks: list[Any] = [None] * distributed.world_size()
-        torch.distributed.all_gather_object(of_ranks, own)
-        return [name for names in of_ranks for name in names]
+        return [name for names in distributed.from_all(own) for name in names]
 
     def _write(self, skipped: list[int], names: list[str]) -> None:
         if self.folder is None or distributed.rank() > 0:
