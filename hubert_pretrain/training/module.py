@@ -31,7 +31,8 @@ from hubert_pretrain.training.optim import (
 )
 from hubert_pretrain.training.progress import Stopwatch
 from hubert_pretrain.training.resilience.nonfinite import NonFiniteGuard
-from hubert_pretrain.training.strategies import DDP, FSDP, full_tensor, shard
+from hubert_pretrain.training.stragglers import Stragglers
+from hubert_pretrain.training.strategies import DDP, FSDP, full_tensor, shard, sharded_parts
 from hubert_pretrain.training.utilisation import memory_gb, peak_flops
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ class TrainingModule(L.LightningModule):
         self.nonfinite = NonFiniteGuard(monitor.max_skipped_steps, describe_micro_batch)
         self.validated: dict[str, float] = {}
         """Values of the last validation, as they were logged."""
+        self._stragglers: Stragglers | None = None  # of several ranks
         self._audio_seconds = 0.0  # over the whole run and all ranks
         self._half_copies: HalfCopies | None = None
         self._gradient_norm: Tensor | None = None
@@ -304,6 +306,8 @@ class TrainingModule(L.LightningModule):
         self._logged_seconds = self.stopwatch.seconds
         self._waited_seconds = self.waiting.seconds
         self._logged_step = self.trainer.global_step
+        if distributed.world_size() > 1:
+            self._stragglers = Stragglers(gathered=sharded_parts(self))
 
     def on_validation_start(self) -> None:
         """Pause the clock: validation is not training time."""
@@ -319,15 +323,24 @@ class TrainingModule(L.LightningModule):
         """Stop the clock."""
         self.nonfinite.report()
         self.stopwatch.stop()
+        if self._stragglers is not None:
+            self._stragglers.forward.remove()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Tell DDP which parts are frozen. Before the first micro-batch of a step, copy the weights
-        in half precision.
+        in half precision. Begin to time the forward pass.
         """
         if isinstance(self.trainer.strategy, DDP):
             self.trainer.strategy.leave_out(self.frozen_parts(self.trainer.global_step))
         if self._half_copies is not None and batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._half_copies.take()
+        if self._stragglers is not None:
+            self._stragglers.forward.start(self.device)
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """End the timing of the forward pass."""
+        if self._stragglers is not None:
+            self._stragglers.forward.stop()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log after the updates that are multiples of `log_every_steps`, and after the last."""
@@ -362,7 +375,14 @@ class TrainingModule(L.LightningModule):
         self._logged_step = step
 
         optimizer = self.trainer.optimizers[0]
-        values = self.summarise(self.meter.read(self.device), steps, seconds)
+        ranks: dict[str, float] = {}
+        if self._stragglers is not None:
+            waited = self.waiting.seconds - self._waited_seconds
+            self.meter.add(**self._stragglers.shares(steps=max(1, steps), waited=waited))
+        sums = self.meter.read(self.device)
+        if self._stragglers is not None:
+            ranks = self._stragglers.compare(step, sums)
+        values = self.summarise(sums, steps, seconds) | ranks
         values["lr"] = optimizer.param_groups[0]["lr"]
         if self._gradient_norm is not None:
             values["gradient_norm"] = float(self._gradient_norm)

@@ -241,8 +241,8 @@ class FSDP(ModelParallelStrategy):
         return self.lightning_module
 
 
-def sharded_parts(module: nn.Module) -> list[FSDPModule]:
-    """The modules of a network whose weights are gathered one by one."""
+def sharded_parts(module: nn.Module) -> list[Any]:
+    """The modules of a network whose weights are gathered one by one: `FSDPModule`s."""
     return [each for each in module.modules() if isinstance(each, FSDPModule)]
 
 

@@ -33,7 +33,7 @@ def test_names_allowed_values_units_and_fingerprints() -> None:
         "unreadable files is an error; fewer are quarantined. No fingerprint. |" in page
     )
     assert "| `iterations.it1.pretrain.steps` | int | **required** | a number above 0 |" in page
-    assert "| `trainer.strategy` | str | auto | auto, ddp, fsdp |" in page
+    assert "| `trainer.strategy` | str | auto | auto, ddp, fsdp, hsdp |" in page
     assert "`launch.stages.pretrain.cpus`" in page
     assert "Unit: dB." in page
 

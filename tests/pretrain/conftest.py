@@ -5,7 +5,7 @@ pretraining does.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,13 @@ from hubert_pretrain.targets.writer import TargetWriter
 CLUSTERS = 5
 
 
-def make_corpus(folder: Path) -> Manifest:
+def make_corpus(folder: Path, lengths: Sequence[float] = ()) -> Manifest:
+    """`lengths`: in seconds; none: 28 random ones."""
     draw = np.random.default_rng(0)
     utterances = []
-    for number in range(28):
-        num_samples = int(draw.uniform(0.8, 1.6) * SAMPLE_RATE)
+    for number in range(len(lengths) or 28):
+        seconds = lengths[number] if lengths else draw.uniform(0.8, 1.6)
+        num_samples = int(seconds * SAMPLE_RATE)
         waveform = (0.1 * draw.standard_normal(num_samples)).astype(np.float32)
         path = folder / "audio" / f"u{number:02d}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,11 +71,10 @@ def make_targets(folder: Path, manifest: Manifest) -> None:
         writer.write(int(block), [draw.integers(CLUSTERS, size=n) for n in frames])
 
 
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Finished `prepare` and `it1/label`. Shared by the tests, which only read it."""
-    workspace = Workspace(tmp_path_factory.mktemp("run"))
-    make_targets(workspace.folder("it1/label"), make_corpus(workspace.folder("prepare")))
+def make_workspace(root: Path, lengths: Sequence[float] = ()) -> Workspace:
+    """Finished `prepare` and `it1/label`. `lengths`: see `make_corpus`."""
+    workspace = Workspace(root)
+    make_targets(workspace.folder("it1/label"), make_corpus(workspace.folder("prepare"), lengths))
     for stage, facts in (
         ("prepare", {}),
         ("it1/label", {"unigram_entropy_nats": float(np.log(CLUSTERS))}),
@@ -82,6 +83,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
             workspace.folder(stage) / META, {"format": FORMAT, "fingerprint": stage, "facts": facts}
         )
     return workspace
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """`make_workspace`. Shared by the tests, which only read it."""
+    return make_workspace(tmp_path_factory.mktemp("run"))
 
 
 def model_config(**changes: object) -> HubertConfig:

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from hubert_pretrain.config import compose
-from hubert_pretrain.config.schema import Recipe, TrainerConfig
+from hubert_pretrain.config.schema import FinetuneConfig, Recipe, TrainerConfig
 from hubert_pretrain.distributed import accumulation
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.fields import names_of
 from hubert_pretrain.pipeline import plan
+from hubert_pretrain.stages.training import _hardware
 from hubert_pretrain.training.dataloading import ResumableSampler
 from hubert_pretrain.training.strategies import (
     DDP,
@@ -77,8 +78,13 @@ def test_presets_share_the_papers_batch(tmp_path: Path, count: int) -> None:
             )
 
 
-def test_fsdp_preset(tmp_path: Path) -> None:
-    assert composed(tmp_path, "trainer=fsdp", "trainer.devices=4").trainer.strategy == "fsdp"
+@pytest.mark.parametrize("name", ["fsdp", "hsdp"])
+def test_presets_that_shard(tmp_path: Path, name: str) -> None:
+    recipe = composed(tmp_path, f"trainer={name}", "trainer.devices=4")
+    assert recipe.trainer.strategy == name
+    pretrain = recipe.iterations["it1"].pretrain
+    assert _hardware(recipe, pretrain).strategy == name
+    assert _hardware(recipe, FinetuneConfig()).strategy == "ddp"
 
 
 @pytest.mark.parametrize(
@@ -86,14 +92,28 @@ def test_fsdp_preset(tmp_path: Path) -> None:
     [
         (
             ["trainer.strategy=fsp"],
-            r"trainer\.strategy='fsp': expected one of auto, ddp, fsdp.*fsdp",
+            r"trainer\.strategy='fsp': expected one of auto, ddp, fsdp, hsdp.*fsdp",
+        ),
+        (
+            ["trainer=hsdp", "trainer.shard_size=3"],
+            r"trainer\.shard_size=3: 2 nodes of 8 processes cannot .*use 1, 2, 4, 8, 16",
+        ),
+        (["trainer=fsdp", "trainer.shard_size=4"], r"shard_size=4 is for hsdp; remove it"),
+        (["trainer=hsdp", "trainer.shard_size=0"], r"shard_size='0': expected auto or a whole"),
+        (
+            ["trainer=ddp", "trainer.reduce_gradients=micro_batch"],
+            r"reduce_gradients=micro_batch is for fsdp and hsdp; remove it",
+        ),
+        (
+            ["trainer=fsdp", "trainer.reduce_gradients=never"],
+            r"reduce_gradients='never': expected one of step, micro_batch",
         ),
         (
             ["trainer=ddp", "trainer.gradient_compression=bf61"],
             r"gradient_compression='bf61': expected one of none, bf16.*bf16",
         ),
         (
-            ["trainer=fsdp", "trainer.precision=16-mixed"],
+            ["trainer=hsdp", "trainer.precision=16-mixed"],
             r"no loss scaler.*use bf16-mixed or 32-true",
         ),
         (["trainer=fsdp", "trainer.gradient_compression=bf16"], r"is for ddp; remove it"),
@@ -111,18 +131,47 @@ def test_what_cannot_be_is_refused_on_the_command_line(
         composed(tmp_path, *words)
 
 
+def hardware(strategy: str, devices: int = 1, nodes: int = 1, **more: str) -> TrainerConfig:
+    return TrainerConfig(strategy=strategy, devices=devices, num_nodes=nodes, **more)  # type: ignore[arg-type]
+
+
 def test_strategies_by_name() -> None:
     assert names_of(TrainerConfig, "strategy") == STRATEGIES
-    assert make_strategy("auto", world_size=1, timeout=HOUR) == "auto"
-    assert isinstance(make_strategy("fsdp", world_size=1, timeout=HOUR), FSDP)
+    assert make_strategy(hardware("auto"), timeout=HOUR) == "auto"
+    assert isinstance(make_strategy(hardware("fsdp"), timeout=HOUR), FSDP)
     for name, world_size in (("auto", 2), ("ddp", 1)):
-        ddp = make_strategy(name, world_size=world_size, timeout=HOUR, gradient_compression="bf16")
+        config = hardware(name, world_size, gradient_compression="bf16")
+        ddp = make_strategy(config, timeout=HOUR)
         assert isinstance(ddp, DDP)
         assert ddp.compressed
         assert ddp._ddp_kwargs == {"gradient_as_bucket_view": True}
         assert ddp._timeout == HOUR
     with pytest.raises(ConfigError, match=r"ddq.*mean 'ddp'"):
-        make_strategy("ddq", world_size=1, timeout=HOUR)
+        make_strategy(hardware("ddq"), timeout=HOUR)
+
+
+@pytest.mark.parametrize(
+    ("config", "groups"),
+    [
+        (hardware("fsdp", 8, 4), (1, 32)),
+        (hardware("hsdp", 8, 4), (4, 8)),
+        (hardware("hsdp", 8, 4, shard_size="4"), (8, 4)),
+        (hardware("hsdp", 8, 4, shard_size="16"), (2, 16)),
+        (hardware("hsdp", 8, 1), (1, 8)),
+    ],
+)
+def test_groups_of_ranks_that_share_a_copy(config: TrainerConfig, groups: tuple[int, int]) -> None:
+    strategy = make_strategy(config, timeout=HOUR)
+    assert isinstance(strategy, FSDP)
+    assert strategy.groups == groups
+
+
+@pytest.mark.parametrize("size", ["3", "24", "64"])
+def test_a_group_that_would_be_cut_is_refused(size: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"shard_size={size}: 4 nodes of 8 .*; use 1, 2, 4, 8, 16, 32$"
+    ):
+        make_strategy(hardware("hsdp", 8, 4, shard_size=size), timeout=HOUR)
 
 
 def test_what_is_whole_stays_what_it_is() -> None:
