@@ -104,7 +104,8 @@ class DDP(DDPStrategy):
     """
 
     def __init__(self, *, compressed: bool, timeout: timedelta) -> None:
-        super().__init__(gradient_as_bucket_view=True, timeout=timeout)
+        # Buffers are constants (mel filters): nobody has to send them in every step.
+        super().__init__(gradient_as_bucket_view=True, broadcast_buffers=False, timeout=timeout)
         self.compressed = compressed
         self._left_out: list[nn.Module] = []
 

@@ -144,7 +144,7 @@ def test_strategies_by_name() -> None:
         ddp = make_strategy(config, timeout=HOUR)
         assert isinstance(ddp, DDP)
         assert ddp.compressed
-        assert ddp._ddp_kwargs == {"gradient_as_bucket_view": True}
+        assert ddp._ddp_kwargs == {"gradient_as_bucket_view": True, "broadcast_buffers": False}
         assert ddp._timeout == HOUR
     with pytest.raises(ConfigError, match=r"ddq.*mean 'ddp'"):
         make_strategy(hardware("ddq"), timeout=HOUR)
