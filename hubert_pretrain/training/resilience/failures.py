@@ -110,14 +110,18 @@ def out_of_memory(trainer: L.Trainer, error: BaseException) -> str:
         return f"{where} ({first_line}); halve micro_batch_seconds"
     rows, samples = last.shape
     audio = rows * seconds(samples)
+    same_run = "trainer.gradient_checkpointing=true"
+    other_run = ""
     if last.micro_batches > 1:
-        smaller = f"trainer.fuse={last.micro_batches // 2} (the run stays the same)"
+        same_run = f"trainer.fuse={last.micro_batches // 2}, or {same_run}"
     else:
-        smaller = f"micro_batch_seconds={audio / 2:.4g} (any that divides batch_seconds)"
+        other_run = (
+            f". micro_batch_seconds={audio / 2:.4g} (any that divides batch_seconds) needs half as "
+            "much, but is another run (redo=true)"
+        )
     return (
         f"{where} in a forward pass of {rows} x {samples} samples ({audio:.1f} s of audio): "
-        f"{first_line}. Try {smaller}, or trainer.gradient_checkpointing=true; the same command "
-        "resumes"
+        f"{first_line}. Try {same_run}: the same command with it resumes{other_run}"
     )
 
 
