@@ -28,14 +28,15 @@ from tests.pretrain.test_step_cost import FAST, LARGE, SMALL, Step, Trace
 
 
 def findings(config: dict[str, Any], *, softmax: bool = False, logging: bool = False) -> list[str]:
-    """What mixes devices or waits in two steps."""
+    """Operations of two steps that mix devices or wait."""
     with FakeTensorMode(allow_non_fake_inputs=False):
         network = HubertConfig(**{**SMALL, **config})
         step = Step(network, rows=3, frames=99, device="cuda", softmax=softmax, logging=logging)
         module = step.module
         optimizer = step.trainer.optimizers[0]
         average = EMA(0.999)
-        average.on_train_start(step.trainer, module)  # type: ignore[arg-type]
+        trainer: Any = step.trainer
+        average.on_train_start(trainer, module)
         with Trace("cuda") as trace:
             try:
                 for _ in range(2):
@@ -48,7 +49,7 @@ def findings(config: dict[str, Any], *, softmax: bool = False, logging: bool = F
                     module.configure_gradient_clipping(optimizer)
                     optimizer.step()
                     optimizer.zero_grad()
-                    average.on_train_batch_end(step.trainer, module, None, step.batch, 0)  # type: ignore[arg-type]
+                    average.on_train_batch_end(trainer, module, None, step.batch, 0)
             except (DataDependentOutputException, DynamicOutputShapeException) as error:
                 trace.asked.append(str(error))
     return trace.asked + trace.mixed

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,8 +132,8 @@ def test_what_cannot_be_is_refused_on_the_command_line(
         composed(tmp_path, *words)
 
 
-def hardware(strategy: str, devices: int = 1, nodes: int = 1, **more: str) -> TrainerConfig:
-    return TrainerConfig(strategy=strategy, devices=devices, num_nodes=nodes, **more)  # type: ignore[arg-type]
+def hardware(strategy: str, devices: int = 1, nodes: int = 1, **more: Any) -> TrainerConfig:
+    return TrainerConfig(strategy=strategy, devices=devices, num_nodes=nodes, **more)
 
 
 def test_strategies_by_name() -> None:
