@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 from hubert_pretrain.tools.bench_train import WORKS, Batch, K, Work, optimised
+from hubert_pretrain.tools.census import Count
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hubert_pretrain.model.flops import head_macs, training_flops_per_second
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead, pretraining_head
@@ -33,37 +32,6 @@ from hubert_pretrain.tools import benchmarking
 ROWS = {"tiny": "tiny_step", "base": "base_step"}
 HEADS = ("cosine", "softmax")
 Figures = dict[str, Any]
-
-
-class Count(TorchDispatchMode):
-    """Kernels and the bytes that they read and write."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernels = 0
-        self.bytes = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Count an operation that does not only give its input another form."""
-        result = function(*args, **(kwargs or {}))
-        inputs = {id(each.untyped_storage()) for each in tensors((args, kwargs))}
-        made = tensors(result)
-        is_view = made and all(id(each.untyped_storage()) in inputs for each in made)
-        writes_in_place = function._schema.is_mutable
-        if not made or (is_view and not writes_in_place):
-            return result
-        self.kernels += 1
-        self.bytes += sum(
-            each.numel() * each.element_size() for each in [*tensors((args, kwargs)), *made]
-        )
-        return result
-
-
-def tensors(tree: Any) -> list[Tensor]:
-    """All tensors of a structure."""
-    return [each for each in tree_leaves(tree) if isinstance(each, Tensor)]
 
 
 def head_of(name: str, work: Work) -> CodebookHead | SoftmaxHead:

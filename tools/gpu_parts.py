@@ -25,6 +25,7 @@ from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.data.batching import BatchShape
 from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.frames import samples, seconds
+from hubert_pretrain.model.half_precision import HalfCopies
 from hubert_pretrain.model.masking import expected_count
 from hubert_pretrain.model.precision import set_matmul_precision
 from hubert_pretrain.pretrain.module import PretrainModule
@@ -95,18 +96,23 @@ def profile_step(
     """The kernels of three forward and backward passes and an update, by time."""
     recipe = compose.recipe_of([f"+recipe={recipe_name}", "data.root=.", *overrides])
     set_matmul_precision(tf32=recipe.trainer.tf32)
-    module, shape = training_module(recipe, fuse)
+    module, shape = training_module(recipe)
     module.to(device)
     module.train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
     batch = module.blank_batch(shape, fuse, device)
+    copies = HalfCopies(module, torch.bfloat16) if device.type == "cuda" else None
 
     def step() -> None:
+        if copies is not None:
+            copies.take()
         for _ in range(MICRO_BATCHES):
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 loss = module.loss_of(batch)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 10.0)
+        if copies is not None:
+            copies.drop()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -154,7 +160,7 @@ def time_of(kernel: FunctionEventAvg, device: torch.device) -> float:
     return float(kernel.self_cpu_time_total)
 
 
-def training_module(recipe: Recipe, fuse: int) -> tuple[PretrainModule, BatchShape]:
+def training_module(recipe: Recipe) -> tuple[PretrainModule, BatchShape]:
     """The module of the first iteration, uncompiled, and the longest shape of its micro-batches."""
     from hubert_pretrain.stages.runner import import_stage
 

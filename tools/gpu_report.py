@@ -163,7 +163,7 @@ def recipe_step(
     *overrides: str,
     most: float,
     least: float,
-    census: roofline.Census | None = None,
+    census: roofline.Counts | None = None,
 ) -> Part:
     """The step of a recipe in its own trainer, by bench_train.py. `census`: counts of its step."""
 
@@ -196,7 +196,7 @@ def of_recipe(words: Sequence[str], recipe: str) -> list[str]:
     return [word for word in words if "iterations.it2" not in word or recipe == "base_ls960"]
 
 
-def bound(session: Session, row: Figures, census: roofline.Census | None) -> float | None:
+def bound(session: Session, row: Figures, census: roofline.Counts | None) -> float | None:
     """Audio-seconds per second that this machine can reach; None without counts or speeds."""
     speeds = session.figures("machine")
     if not speeds or census is None:

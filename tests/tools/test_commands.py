@@ -18,6 +18,7 @@ from hubert_pretrain.tools.command import command_parser, run_command
 DEVELOPERS = {
     "architecture",
     "benchmarking",
+    "census",
     "fault_campaign",
     "gpu_parts",
     "gpu_report",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hubert_pretrain.tools.roofline import Gpu, Work, expect, work_of
 
@@ -36,3 +38,10 @@ def test_a_data_sheet_is_reached_in_part() -> None:
     gpu = Gpu.of_data_sheet(989e12, 4.8e12)
     assert gpu.product_flops < 989e12
     assert gpu.memory_bytes < 4.8e12
+
+
+def test_the_table_of_the_docs_is_that_of_the_formula(repository: Path) -> None:
+    text = (repository / "docs" / "benchmarks.md").read_text()
+    assert roofline.table() in text
+    counted = f"{roofline.BASE.kernels:,} kernels"
+    assert counted in text
