@@ -5,6 +5,11 @@
     hubert-pretrain transcribe runs/demo/finetune/asr folder/ --format vtt --output subtitles/
     arecord -q -t raw -f S16_LE -r 16000 | hubert-pretrain transcribe MODEL - --stream
 
+--set decoding.KEY=VALUE searches with a language model, a lexicon, hot words (docs/decoding.md):
+
+    hubert-pretrain transcribe runs/demo/finetune/asr speech.wav \\
+        --set decoding.kind=lexicon decoding.lm=runs/demo/finetune/asr/lm.arpa
+
 Any CTC model that the package reads will do: a finetune stage of a run, a folder of transformers, a
 *.pt of fairseq. Inputs are audio files, folders of them, prepared corpora, or - for standard input:
 an audio file, a list of paths, or raw PCM (16 kHz, mono, signed 16-bit little-endian).
@@ -27,6 +32,7 @@ from hubert_pretrain.tools.command import (
     add_device,
     add_set,
     command_parser,
+    decoding_of,
     parse_fields,
     report,
     run_command,
@@ -95,11 +101,13 @@ def transcribe(options: argparse.Namespace) -> int:
 
     if options.stream and (options.output or options.format in ("srt", "vtt")):
         raise ConfigError("--stream prints txt or jsonl; leave out --output and other formats")
+    fields = parse_fields(options.set)
     recogniser = SpeechRecognizer.load(
         options.model,
         options.device,
+        decoding=decoding_of(fields),
         dictionary=options.dictionary,
-        **parse_fields(options.set),
+        **fields,
     )
     recogniser.chunking = chunking(options)
     recogniser.chunking.frames(recogniser.model.grid)  # refuses lengths that cannot be

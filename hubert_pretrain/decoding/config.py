@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.fields import choice, field, positive, zero_or_more
@@ -115,6 +116,16 @@ def _check_flashlight(config: DecodingConfig, key: str) -> None:
         raise ConfigError(
             f"{key}.hot_words={config.hot_words}: flashlight knows none; set {key}.engine=own"
         )
-    from hubert_pretrain.decoding.flashlight import import_flashlight
-
     import_flashlight()
+
+
+def import_flashlight() -> Any:
+    """Its decoders. Raises ConfigError where the package is not installed."""
+    try:
+        from flashlight.lib.text import decoder, dictionary
+    except ImportError as error:
+        raise ConfigError(
+            "decoding.engine=flashlight needs flashlight-text (wheels for Python 3.10 to 3.12): "
+            "pip install 'hubert-pretrain[decode]', or use decoding.engine=own"
+        ) from error
+    return decoder, dictionary

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hubert_pretrain.decoding.config import DecodingConfig
+from hubert_pretrain.decoding.config import DecodingConfig, import_flashlight
 from hubert_pretrain.decoding.hypothesis import Hypothesis, LogProbabilities, hypothesis_of
 from hubert_pretrain.decoding.ngram import LN_10
 from hubert_pretrain.decoding.spelling import BLANK_ID, Spelling
@@ -21,18 +21,6 @@ from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid
 
 _IMPOSSIBLE = -1e4
-
-
-def import_flashlight() -> Any:
-    """Its decoders. Raises ConfigError where the package is not installed."""
-    try:
-        from flashlight.lib.text import decoder, dictionary
-    except ImportError as error:
-        raise ConfigError(
-            "decoding.engine=flashlight needs flashlight-text (wheels for Python 3.10 to 3.12): "
-            "pip install 'hubert-pretrain[decode]', or use decoding.engine=own"
-        ) from error
-    return decoder, dictionary
 
 
 class FlashlightDecoder:

@@ -7,7 +7,7 @@ exported pipeline runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +19,8 @@ from torch import Tensor
 from hubert_pretrain import distributed
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.audio_stream import Waveform
+from hubert_pretrain.decoding.build import build_decoder
+from hubert_pretrain.decoding.config import DecodingConfig
 from hubert_pretrain.decoding.greedy import GreedyDecoder
 from hubert_pretrain.decoding.hypothesis import Decoder, Hypothesis, LogProbabilities, Word
 from hubert_pretrain.errors import ArtefactError, DataError
@@ -70,14 +72,27 @@ class SpeechRecognizer:
         self.chunking = chunking or Chunking()
         self.decoder = decoder or GreedyDecoder(vocabulary.symbols, grid=model.grid)
         self.vocabulary = vocabulary
+        self.extra: Mapping[str, Any] = {}
+        """Of the checkpoint: origin, rules of its texts."""
         self._task = CtcTask()
 
     @staticmethod
-    def load(path: str | Path, device: str | torch.device = "cpu", **more: Any) -> SpeechRecognizer:
-        """Load the folder of a CTC fine-tuning, or any other CTC model; ``more`` goes to
-        `load_checkpoint`.
+    def load(
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        *,
+        decoding: DecodingConfig | None = None,
+        **more: Any,
+    ) -> SpeechRecognizer:
+        """Load the folder of a CTC fine-tuning, or any other CTC model.
 
-        Raises ArtefactError when it holds something else, or does not list its characters.
+        Args:
+            decoding: search, language model, lexicon, hot words; None: greedy.
+            more: goes to `load_checkpoint`.
+
+        Raises:
+            ArtefactError: it holds something else, or does not list its characters.
+            ConfigError, DataError: decoding lacks a file, or has words of another vocabulary.
         """
         loaded = load_checkpoint(path, **more)
         if loaded.kind != CtcTask.kind:
@@ -94,7 +109,11 @@ class SpeechRecognizer:
         vocabulary = Vocabulary(tuple(loaded.extra["vocabulary"]))
         lower_case = bool(loaded.extra.get(TOKENIZER_KEY, {}).get("do_lower_case"))
         head: Any = loaded.build_head()
-        return SpeechRecognizer(loaded.model, head, vocabulary, device, lower_case=lower_case)
+        found = SpeechRecognizer(loaded.model, head, vocabulary, device, lower_case=lower_case)
+        found.extra = loaded.extra
+        if decoding is not None:
+            found.decoder = build_decoder(decoding, vocabulary.symbols, grid=loaded.model.grid)
+        return found
 
     def transcribe(self, speech: Speech, *, sampling_rate: int = SAMPLE_RATE) -> str:
         """The text of speech; see `log_probabilities`."""

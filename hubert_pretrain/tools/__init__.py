@@ -21,6 +21,7 @@ COMMANDS = (
     "convert_checkpoint",
     "extract_units",
     "transcribe",
+    "align",
 )
 """Modules of the commands, in the order of the pipeline."""
 

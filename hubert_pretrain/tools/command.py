@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hubert_pretrain.errors import ConfigError, HubertPretrainError
+from hubert_pretrain.errors import ConfigError, HubertPretrainError, did_you_mean
+
+if TYPE_CHECKING:
+    from hubert_pretrain.decoding.config import DecodingConfig
 
 EXIT_INTERRUPTED = 130
+DECODING = "decoding."
+"""Begins the settings of decoding."""
 
 
 def command_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -69,6 +75,28 @@ def parse_fields(settings: list[str]) -> dict[str, Any]:
         except ValueError:
             fields[name] = value
     return fields
+
+
+def decoding_of(fields: dict[str, Any]) -> DecodingConfig | None:
+    """The settings `decoding.NAME` among fields, which are taken out of them; None without any.
+    Lists may be text with commas. Raises ConfigError.
+    """
+    from hubert_pretrain.decoding.config import DecodingConfig
+
+    found: dict[str, Any] = {}
+    known = {each.name: each for each in dataclasses.fields(DecodingConfig)}
+    for key in [key for key in fields if key.startswith(DECODING)]:
+        name = key.removeprefix(DECODING)
+        value = fields.pop(key)
+        if name not in known:
+            raise ConfigError(
+                f"--set {key}: no such key{did_you_mean(name, list(known))}; the keys are "
+                f"{', '.join(known)}"
+            )
+        if "list" in str(known[name].type) and not isinstance(value, list):
+            value = value.split(",") if isinstance(value, str) else [value]
+        found[name] = value
+    return DecodingConfig(**found) if found else None
 
 
 def run_command(

@@ -100,7 +100,8 @@ def test_predictions_are_those_of_the_decoder_in_order(
     tuned = FineTuned(model, head, task, torch.device("cpu"))
     results, stated = final_results(tuned, utterances, utterances, decoder, config, tmp_path)
     assert list(results.references) == test.references
-    again = build_decoder(config, task.vocabulary.symbols, texts=train.references)  # type: ignore[union-attr]
+    assert task.vocabulary is not None
+    again = build_decoder(config, task.vocabulary.symbols, texts=train.references)
     for index, text in enumerate(results.texts):
         with torch.inference_mode():
             output = model(utterances[index]["waveform"])

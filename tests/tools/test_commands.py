@@ -79,7 +79,7 @@ def test_help_lists_the_commands(
     shown = capsys.readouterr().out
     for verb in tools.COMMANDS:
         assert f"\n  {verb.replace('_', '-')} " in shown
-    assert "Transcribe speech files with a CTC model." in shown
+    assert "Transcribe speech of any length with a CTC model." in shown
 
 
 def test_help_imports_no_torch() -> None:

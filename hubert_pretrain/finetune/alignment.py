@@ -1,0 +1,119 @@
+"""Forced alignment of utterances and their transcripts by a CTC model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hubert_pretrain.data import audio
+from hubert_pretrain.data.source import SourceUtterance
+from hubert_pretrain.decoding.forced_alignment import Alignment, align
+from hubert_pretrain.decoding.spelling import BOUNDARY, Spelling
+from hubert_pretrain.errors import DataError
+from hubert_pretrain.finetune.inference import SpeechRecognizer
+from hubert_pretrain.finetune.normalisation import TextRules, normalise
+from hubert_pretrain.frames import seconds
+
+
+@dataclass(frozen=True)
+class AlignedUtterance:
+    """Times of the transcript of an utterance."""
+
+    id: str
+    seconds: float
+    alignment: Alignment
+    left_out: str
+    """Characters of the transcript that the model has not, which have no times."""
+
+
+class Aligner:
+    """Aligns transcripts with a CTC model, whose symbols are the units: characters, pieces, or
+    phones.
+    """
+
+    @staticmethod
+    def load(path: str | Path, device: str | torch.device = "cpu", **more: Any) -> Aligner:
+        """As `SpeechRecognizer.load`."""
+        recogniser = SpeechRecognizer.load(path, device, **more)
+        return Aligner(recogniser, recogniser.extra)
+
+    def __init__(
+        self, recogniser: SpeechRecognizer, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        """extra: of the model's checkpoint, with the rules of its texts; without them the case of
+        its vocabulary is taken.
+        """
+        self.recogniser = recogniser
+        self.spelling = Spelling(recogniser.vocabulary.symbols)
+        self.rules = text_rules(recogniser.vocabulary.symbols, extra or {})
+
+    @property
+    def unit(self) -> str:
+        """Name of the symbols: characters, pieces, symbols."""
+        return self.spelling.unit
+
+    def align(self, utterance: SourceUtterance) -> AlignedUtterance:
+        """The times of an utterance's transcript.
+
+        Raises DataError when it has none, when its audio cannot be read, or when they do not fit.
+        """
+        text = normalise(utterance.text, self.rules)
+        ids, left_out = self._ids(text)
+        if not ids:
+            found = f"none of the characters of {text[:40]!r}" if text else "no transcript"
+            raise DataError(f"{utterance.id}: has {found} that the model knows; leave it out")
+        waveform = audio.read(
+            utterance.path,
+            utterance.start,
+            utterance.num_samples,
+            offset=utterance.offset,
+            num_bytes=utterance.num_bytes,
+            channel=audio.MIX if utterance.channel is None else utterance.channel,
+        )
+        parts = self.recogniser.log_probabilities(torch.from_numpy(waveform), name=utterance.id)
+        try:
+            found_at = align(
+                np.concatenate(list(parts)), ids, self.spelling, grid=self.recogniser.model.grid
+            )
+        except DataError as error:
+            raise DataError(f"{utterance.id}: {error}") from None
+        return AlignedUtterance(utterance.id, seconds(len(waveform)), found_at, left_out)
+
+    def _ids(self, text: str) -> tuple[list[int], str]:
+        """The ids of a text with boundaries between words, and characters that have none."""
+        ids: list[int] = []
+        left_out = ""
+        for word in text.split():
+            of_word = self.spelling.ids(word)
+            if of_word is None and self.spelling.unit == "characters":
+                spelt = [self.spelling.ids(character) for character in word]
+                of_word = [index for each in spelt if each for index in each]
+                left_out += "".join(
+                    character for character, each in zip(word, spelt, strict=True) if each is None
+                )
+            elif of_word is None:
+                left_out += word
+            if of_word:
+                boundary = self.spelling.boundary
+                ids += [boundary] if ids and boundary is not None else []
+                ids += of_word
+        return ids, left_out
+
+
+def text_rules(symbols: Sequence[str], extra: Mapping[str, Any]) -> TextRules:
+    """The rules of a model's texts: those that its checkpoint states, else the case of its letters
+    and the marks among its symbols.
+    """
+    if "text_rules" in extra:
+        return TextRules(**extra["text_rules"])
+    characters = [symbol for symbol in symbols if len(symbol) == 1 and symbol != BOUNDARY]
+    upper = any(each.isupper() for each in characters)
+    lower = any(each.islower() for each in characters)
+    case = "lower" if lower else "upper"
+    marks = "".join(each for each in ",.?!;:-" if each in characters)
+    return TextRules("keep" if upper and lower else case, marks)
