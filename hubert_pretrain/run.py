@@ -91,6 +91,10 @@ def _run(config: DictConfig, overrides: list[str]) -> None:
             from hubert_pretrain.preflight import costs
 
             costs.run(recipe, workspace)
+        elif recipe.stage == "report":
+            from hubert_pretrain.report import page
+
+            print(f"report: {page.run(recipe, workspace)}")
         elif recipe.stage == "all":
             _run_all(recipe, workspace, overrides)
         else:
@@ -118,6 +122,8 @@ def _run_all(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None
         recipe, workspace, stages, overrides, when_prepared=lambda: _check_labels(recipe, workspace)
     )
     summary.print_results(summary.collect(recipe, workspace))
+    if workspace.report_path.is_file():
+        print(f"report: {workspace.report_path}")
 
 
 def _run_one(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None:
@@ -141,6 +147,7 @@ def _run_one(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None
     if distributed.rank() == 0:
         _write_recipe(workspace, recipe)
         summary.write(recipe, workspace)
+        _write_report(recipe, workspace)
     if stage.verb == "prepare" and recipe.check.labels:
         _check_labels(recipe, workspace)
 
@@ -162,6 +169,18 @@ def _say_changes(recipe: Recipe, workspace: Workspace) -> None:
 
     if found := changes.difference(recipe, workspace):
         print(f"warning: {found}; {changes.FIX}", flush=True)
+
+
+def _write_report(recipe: Recipe, workspace: Workspace) -> None:
+    """Write the page of the run after a stage. The stage is done whatever becomes of the page."""
+    if not recipe.report:
+        return
+    from hubert_pretrain.report import page
+
+    try:
+        page.run(recipe, workspace)
+    except Exception as error:
+        print(f"warning: no report ({type(error).__name__}: {error})", flush=True)
 
 
 def _write_recipe(workspace: Workspace, recipe: Recipe) -> None:

@@ -29,7 +29,7 @@ LAYERS = [
     {"corpora", "features", "training", "pipeline"},
     {"clustering", "finetune", "launch"},
     {"targets"},
-    {"pretrain", "preflight"},
+    {"pretrain", "preflight", "report"},
     {"stages"},
     {"run"},
     {"tools"},
@@ -37,7 +37,7 @@ LAYERS = [
 ]
 """Rooms (folders, and files at the top) from the ground up. A room imports from lower layers only;
 rooms of one layer do not know each other."""
-CONFIGURED = {"run", "config", "pipeline", "launch", "preflight", "stages", "tools"}
+CONFIGURED = {"run", "config", "pipeline", "launch", "preflight", "report", "stages", "tools"}
 """Rooms that may import Hydra, OmegaConf or `Workspace`; all others take keyword arguments."""
 RUNNER = "stages/runner.py"
 """The only file that imports a module by its name: the verb of a stage."""

@@ -583,7 +583,7 @@ class Recipe:
     work_dir: str = MISSING
     """Folder of the run; runs/<recipe> unless given."""
     stage: str = "all"
-    """all (every pending stage), list, check, plan, or one stage such as it2/cluster."""
+    """all (every pending stage), list, check, plan, report, or one stage such as it2/cluster."""
     redo: str = "false"
     """A stage that is made again, and what follows from it, e.g. redo=it1/cluster; true: with
     stage=all what is not up to date, else that one stage. What is removed is named, and the same
@@ -608,5 +608,7 @@ class Recipe:
     """stage=check."""
     plan: PlanConfig = field(PlanConfig, science=False)
     """stage=plan."""
+    report: bool = field(True, science=False)
+    """Write report.html after each stage; stage=report writes it at any time."""
     launch: LaunchConfig = field(LaunchConfig)
     """Here, or on a SLURM cluster."""

@@ -22,7 +22,7 @@ VERBS = ("prepare", "cluster", "label", "pretrain", "finetune", "export")
 SHARED = ("cluster", "label", "pretrain", "finetune")
 """Verbs whose work several processes share; the others are one process."""
 
-REQUESTS = ("all", "list", "check", "plan")
+REQUESTS = ("all", "list", "check", "plan", "report")
 """Values of `stage` that name no stage."""
 
 DONE = "done"

@@ -78,6 +78,16 @@ class Workspace:
         return self.root / "plan.json"
 
     @property
+    def report_path(self) -> Path:
+        """`report.html`, the page of `stage=report`."""
+        return self.root / "report.html"
+
+    @property
+    def report_cache_path(self) -> Path:
+        """The encoded audio of that page."""
+        return self.root / ".cache" / "report.json"
+
+    @property
     def recipe_path(self) -> Path:
         """`recipe.yaml`, the whole configuration of the run."""
         return self.root / "recipe.yaml"

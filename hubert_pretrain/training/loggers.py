@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from hubert_pretrain.files import write_text
+from hubert_pretrain.training.metrics_file import read_metrics
 from hubert_pretrain.training.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -246,17 +247,3 @@ class CsvLogger(Logger):
             writer.writeheader()
         writer.writerows({name: f"{value:.7g}" for name, value in row.items()} for row in rows)
         return text.getvalue()
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`, by step; values that a row lacks are left out.
-
-    Empty when there is no file.
-    """
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    # A kill may have truncated the last row; then its step is trained, and written, again.
-    whole = [row for row in rows if None not in row.values() and None not in row]
-    return [{name: float(value) for name, value in row.items() if value} for row in whole]

@@ -119,7 +119,7 @@ def test_a_slip_of_the_pen(tmp_path: Path) -> None:
     result = run("stage=chek", cwd=tmp_path)
     assert result.returncode == 2
     assert "no such stage (did you mean 'check'?)" in result.stderr
-    assert "the stages are all, list, check, plan, prepare" in result.stderr
+    assert "the stages are all, list, check, plan, report, prepare" in result.stderr
 
 
 def test_a_run_under_way(prepared: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

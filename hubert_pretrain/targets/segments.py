@@ -1,0 +1,116 @@
+"""Units as a segmentation of speech: their boundaries and their sequence against phones.
+
+Letters: T frames, K clusters, P phones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+TOLERANCE = 1
+"""Frames (20 ms) by which a boundary of units may miss one of phones."""
+
+
+@dataclass(frozen=True)
+class BoundaryScores:
+    """Boundaries where the unit changes, against boundaries where the phone changes."""
+
+    precision: float
+    """Share of the unit boundaries that are phone boundaries."""
+    recall: float
+    """Share of the phone boundaries that are unit boundaries."""
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of both."""
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total else 0.0
+
+    @property
+    def r_value(self) -> float:
+        """1 minus the mean distance from the ideal, which punishes too many boundaries (Räsänen et
+        al. 2009, "An improved speech segmentation quality measure: the R-value")."""
+        if not self.precision:
+            return 0.0
+        over = self.recall / self.precision - 1.0
+        ideal = math.hypot(1.0 - self.recall, over)
+        no_over = (self.recall - 1.0 - over) / math.sqrt(2.0)
+        return 1.0 - (abs(ideal) + abs(no_over)) / 2.0
+
+
+def boundaries(ids: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Frames (1 ... T - 1) whose id is not that of the frame before."""
+    return np.flatnonzero(ids[1:] != ids[:-1]) + 1
+
+
+def matched(found: NDArray[np.int64], wanted: NDArray[np.int64], tolerance: int = TOLERANCE) -> int:
+    """Pairs of boundaries at most `tolerance` frames apart, each used once; both ascending."""
+    pairs = 0
+    i = 0
+    j = 0
+    while i < len(found) and j < len(wanted):
+        difference = int(found[i]) - int(wanted[j])
+        if abs(difference) <= tolerance:
+            pairs += 1
+            i += 1
+            j += 1
+        elif difference < 0:
+            i += 1
+        else:
+            j += 1
+    return pairs
+
+
+def boundary_scores(
+    units: Sequence[NDArray[np.integer]],
+    phones: Sequence[NDArray[np.integer]],
+    tolerance: int = TOLERANCE,
+) -> BoundaryScores:
+    """Precision and recall over utterances of (T,) unit ids and (T,) phone ids."""
+    pairs = 0
+    num_found = 0
+    num_wanted = 0
+    for of_units, of_phones in zip(units, phones, strict=True):
+        found = boundaries(of_units)
+        wanted = boundaries(of_phones)
+        pairs += matched(found, wanted, tolerance)
+        num_found += len(found)
+        num_wanted += len(wanted)
+    return BoundaryScores(pairs / max(1, num_found), pairs / max(1, num_wanted))
+
+
+def phone_error_rate(
+    units: Sequence[NDArray[np.integer]],
+    phones: Sequence[NDArray[np.integer]],
+    phone_of_unit: NDArray[np.integer],
+) -> float:
+    """Edit distance between the phones of the units and the phones, by the number of phones.
+
+    Each unit stands for a phone (many units to one phone); equal neighbours are one.
+
+    Args:
+        units: (T,) ids of each utterance.
+        phones: (T,) phone ids of each utterance.
+        phone_of_unit: (K,) phone id.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    errors = 0
+    length = 0
+    for of_units, of_phones in zip(units, phones, strict=True):
+        reference = collapsed(of_phones)
+        errors += Levenshtein.distance(collapsed(phone_of_unit[of_units]), reference)
+        length += len(reference)
+    return errors / max(1, length)
+
+
+def collapsed(ids: NDArray[np.integer]) -> list[int]:
+    """The ids, each run of equal ones once."""
+    if not len(ids):
+        return []
+    return [int(each) for each in ids[np.concatenate([[0], boundaries(ids)])]]

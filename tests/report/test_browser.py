@@ -1,0 +1,131 @@
+"""report.html in a headless Chromium: no error, no request; charts, sound, keys, small screens."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.report import page
+
+# One worker runs all of this file: it starts one browser.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+
+MakeRun = Callable[..., tuple[Recipe, Workspace]]
+
+
+def until(tab: Any, expression: str, seconds: float = 60.0) -> None:
+    """Wait until an expression is true. (The page forbids what `wait_for_function` does.)"""
+    end = time.monotonic() + seconds
+    while not tab.evaluate(expression):
+        assert time.monotonic() < end, f"not true: {expression}"
+        tab.wait_for_timeout(50)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("no chromium on this machine")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=program,
+            args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"],
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser: Any, make_run: MakeRun) -> Iterator[Callable[..., Any]]:
+    """`opened(width)`: the page of the run, and the requests and errors that it makes."""
+    pages = []
+
+    def open_page(width: int = 1100, **how: Any) -> Any:
+        path = page.run(*make_run(**how))
+        tab = browser.new_page(viewport={"width": width, "height": 800})
+        tab.faults = []
+        tab.requests = []
+        tab.on("console", lambda said: tab.faults.append(said.text))
+        tab.on("pageerror", lambda error: tab.faults.append(str(error)))
+        tab.on("request", lambda request: tab.requests.append(request.url))
+        tab.goto(path.as_uri())
+        until(tab, "document.querySelectorAll('section').length > 0")
+        pages.append(tab)
+        return tab
+
+    yield open_page
+    for tab in pages:
+        tab.close()
+
+
+def test_no_error_no_request_no_script_of_the_run(opened: Callable[..., Any]) -> None:
+    tab = opened()
+    tab.wait_for_selector(".examples canvas")
+    assert tab.faults == []
+    assert [url for url in tab.requests if not url.startswith(("file:", "blob:", "data:"))] == []
+    assert sum(url.startswith("file:") for url in tab.requests) == 1
+    assert tab.evaluate("window.evil") is None
+    assert "<script>window.evil" in tab.inner_text("#utterances")
+
+
+def test_charts_have_their_points(opened: Callable[..., Any]) -> None:
+    tab = opened()
+    points = tab.evaluate(
+        "[...document.querySelectorAll('#health .chart')].map((box) => box.plot && "
+        "[box.plot.data[0].length, box.plot.data[1].filter((value) => value !== null).length])"
+    )
+    assert points[0] == [5, 5]  # the loss of it1
+    assert tab.evaluate("document.querySelectorAll('#health .chart canvas').length") >= 4
+
+
+def test_a_unit_is_heard(opened: Callable[..., Any]) -> None:
+    tab = opened()
+    tab.click("#unit .example button.play")
+    until(tab, "player.currentTime > 0.05")
+    until(tab, "player.paused")
+    assert tab.evaluate("player.currentTime") < 1.0
+
+
+def test_an_utterance_plays_by_its_keys(opened: Callable[..., Any]) -> None:
+    tab = opened()
+    until(tab, "document.querySelectorAll('#utterances .lane').length === 3")
+    tab.focus("#utterances .timeline")
+    first = tab.evaluate("document.querySelector('#utterances select').selectedIndex")
+    tab.keyboard.press("n")
+    assert tab.evaluate("document.querySelector('#utterances select').selectedIndex") == first + 1
+    until(tab, "document.querySelector('#utterances .timeline canvas, #utterances .timeline div')")
+    tab.keyboard.press("Space")
+    until(tab, "parseFloat(document.querySelector('.playhead').style.left) > 10")
+
+
+def test_the_heat_map_chooses_a_unit(opened: Callable[..., Any]) -> None:
+    tab = opened()
+    tab.focus("#phones canvas.heat")
+    for _ in range(3):
+        tab.keyboard.press("ArrowRight")
+    said = tab.inner_text("#phones p[aria-live]")
+    assert said.startswith("unit ")
+    tab.keyboard.press("Enter")
+    unit = said.split(":")[0]
+    assert tab.inner_text("#unit .card h3") == unit
+
+
+def test_a_phone_does_not_scroll_sideways(opened: Callable[..., Any]) -> None:
+    tab = opened(width=360)
+    tab.wait_for_selector(".examples canvas")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("how", [{"up_to": "prepare"}, {"up_to": "it2/label"}, {"aligned": False}])
+def test_a_page_with_less_has_no_errors(opened: Callable[..., Any], how: dict[str, Any]) -> None:
+    tab = opened(**how)
+    assert tab.faults == []
+    if "up_to" in how:
+        assert how["up_to"] in tab.inner_text(".missing")

@@ -1,0 +1,158 @@
+"""Content of report.html, without a browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.files import read_json
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.report import clips, contents, page
+from hubert_pretrain.targets.segments import (
+    BoundaryScores,
+    boundary_scores,
+    collapsed,
+    phone_error_rate,
+)
+
+MakeRun = Callable[..., tuple[Recipe, Workspace]]
+
+
+def test_every_section_has_its_data(make_run: MakeRun) -> None:
+    content = contents.collect(*make_run())
+    assert content["missing"] == []
+    assert set(content["units"]) == {"it1", "it2"}
+    units = content["units"]["it1"]
+    assert units["phones"] == ["a", "b"]
+    # Units 0 to 2 are spoken in the first half, where the phone is a.
+    assert [row[0] > 90 for row in units["shares"]] == [True] * 3 + [False] * 3
+    assert len(units["neighbours"][0]) == 5
+    assert content["iterations"]["it1"]["curves"]["loss"] == [
+        [10, 20, 30, 40, 50],
+        pytest.approx([3, 1.5, 1, 0.75, 0.6]),
+    ]
+    assert content["tasks"]["asr"]["worst"][0]["id"] == "u13"
+    assert len(content["tasks"]["asr"]["worst"]) == 1
+    assert content["clips"][0]["id"] == "u13"  # the worst come first
+    assert {clip["split"] for clip in content["clips"][:8]} == {"test"}
+
+
+def test_clips_are_the_audio_of_the_corpus(make_run: MakeRun) -> None:
+    recipe, workspace = make_run()
+    clip = contents.collect(recipe, workspace)["clips"][0]
+    decoded, rate = soundfile.read(io.BytesIO(base64.b64decode(clip["audio"].split(",")[1])))
+    assert rate == 16_000
+    assert len(decoded) == pytest.approx(16_000, abs=1)
+    spectrum = np.abs(np.fft.rfft(decoded[4000:12_000]))
+    assert 2 * np.argmax(spectrum) == pytest.approx(200 + 50 * 13, abs=2)  # the tone of u13
+    assert len(clip["units"]["it1"]) == 49
+    assert clip["phones"] == [("a", 0.0, 0.5), ("b", 0.5, 1.0)]
+
+
+def test_audio_is_encoded_once(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, workspace = make_run()
+    first = contents.collect(recipe, workspace)["clips"]
+
+    def never(waveform: Any) -> str:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(clips, "opus", never)
+    assert contents.collect(recipe, workspace)["clips"] == first
+    (cache := read_json(workspace.report_cache_path) or {})["of"] = "another corpus"
+    workspace.report_cache_path.write_text(json.dumps(cache))
+    with pytest.raises(AssertionError, match="encoded again"):
+        contents.collect(recipe, workspace)
+
+
+def test_names_of_the_run_are_no_markup(make_run: MakeRun) -> None:
+    recipe, workspace = make_run()
+    text = page.run(recipe, workspace).read_text()
+    assert "<script>window.evil" not in text
+    assert "\\u003cscript\\u003ewindow.evil" in text
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    assert data is not None
+    assert json.loads(data.group(1))["recipe"] == "smoke"
+
+
+@pytest.mark.parametrize("up_to", ["prepare", "it1/label", "it2/label"])
+def test_a_run_under_way_says_what_is_missing(make_run: MakeRun, up_to: str) -> None:
+    recipe, workspace = make_run(up_to=up_to)
+    content = contents.collect(recipe, workspace)
+    assert any(sentence.startswith(up_to) for sentence in content["missing"])
+    assert page.run(recipe, workspace).stat().st_size > 100_000
+
+
+def test_a_training_that_is_under_way_has_its_curves(make_run: MakeRun) -> None:
+    recipe, workspace = make_run()
+    workspace.folder("it2/pretrain").rename(workspace.partial_folder("it2/pretrain"))
+    (workspace.partial_folder("it2/pretrain") / "meta.json").unlink()
+    content = contents.collect(recipe, workspace)
+    assert content["iterations"]["it2"]["curves"]["loss"][0] == [10, 20, 30, 40, 50]
+    states = {stage["name"]: stage["state"] for stage in content["stages"]}
+    assert states["it2/pretrain"] == "interrupted"
+
+
+def test_a_corpus_without_alignments(make_run: MakeRun) -> None:
+    content = contents.collect(*make_run(aligned=False))
+    assert content["missing"] == []
+    assert "shares" not in content["units"]["it1"]
+    assert content["clips"][0]["phones"] == []
+
+
+def test_damaged_targets_are_named_and_the_rest_is_shown(make_run: MakeRun) -> None:
+    recipe, workspace = make_run()
+    targets = workspace.folder("it2/label") / "targets.bin"
+    targets.write_bytes(targets.read_bytes()[:-10])
+    content = contents.collect(recipe, workspace)
+    assert any("targets.bin" in sentence for sentence in content["missing"])
+    assert set(content["units"]) == {"it1"}
+    assert content["clips"]
+
+
+def test_audio_that_is_gone_is_named_at_its_clip(make_run: MakeRun) -> None:
+    recipe, workspace = make_run()
+    (workspace.folder("prepare") / "audio" / "u13.wav").unlink()
+    clip = contents.collect(recipe, workspace)["clips"][0]
+    assert clip["audio"] == ""
+    assert "u13.wav" in clip["error"]
+
+
+def test_numbers_that_json_does_not_have_become_null() -> None:
+    assert page.as_script({"a": float("nan"), "b": [float("inf"), 1.5]}) == (
+        '{"a": null, "b": [null, 1.5]}'
+    )
+
+
+def test_boundaries_may_miss_by_a_frame() -> None:
+    phones = [np.array([0] * 10 + [1] * 10 + [2] * 10)]
+    shifted = [np.array([5] * 11 + [6] * 8 + [7] * 11)]
+    assert boundary_scores(shifted, phones) == BoundaryScores(1.0, 1.0)
+    assert boundary_scores(shifted, phones, tolerance=0) == BoundaryScores(0.0, 0.0)
+    every_frame = [np.arange(30)]
+    found = boundary_scores(every_frame, phones)
+    assert found.recall == 1.0
+    assert found.precision == pytest.approx(2 / 29)
+
+
+def test_the_r_value_is_that_of_its_paper() -> None:
+    # Räsänen et al. 2009: with a hit rate of 1 and no over-segmentation R is 1; twice as many
+    # boundaries as there are, all hit: r1 = 1, r2 = -1 / sqrt(2), R = 1 - (1 + .7071) / 2.
+    assert BoundaryScores(1.0, 1.0).r_value == pytest.approx(1.0)
+    assert BoundaryScores(0.5, 1.0).r_value == pytest.approx(1 - (1 + 2**-0.5) / 2)
+
+
+def test_the_phone_error_rate_counts_edits_of_collapsed_sequences() -> None:
+    phones = [np.array([0, 0, 1, 1, 2, 2])]
+    units = [np.array([4, 4, 4, 5, 5, 3])]
+    phone_of_unit = np.array([0, 0, 0, 1, 0, 2])  # units 4, 5, 3 -> phones 0, 2, 1
+    assert collapsed(phone_of_unit[units[0]]) == [0, 2, 1]
+    assert phone_error_rate(units, phones, phone_of_unit) == pytest.approx(2 / 3)
