@@ -23,23 +23,25 @@ MAX_SECONDS = 240.0
 larger."""
 MAX_CLIP_SECONDS = 10.0
 """A longer utterance is cut here."""
-CANDIDATES = 400
+CANDIDATES = 500
 """Utterances that the choice is made from."""
 ENOUGH_RUNS = 12
-"""Runs of a unit that are wanted; further ones do not count."""
+"""Runs of a unit that are required; further ones do not count."""
 
 
-def choose(stores: Sequence[TargetStore], corpus: Corpus, wanted: Sequence[int] = ()) -> list[int]:
-    """Manifest rows: the `wanted` ones first, then those that add most runs of units that are
+def choose(
+    stores: Sequence[TargetStore], corpus: Corpus, required: Sequence[int] = ()
+) -> list[int]:
+    """Manifest rows: the `required` ones first, then those that add most runs of units that are
     still rare, until there are MAX_SECONDS.
 
     Utterances of valid and test come first: nobody trained on them.
     """
     candidates = _candidates(corpus)
-    lengths = {row: _clip_seconds(corpus, row) for row in [*wanted, *candidates]}
+    lengths = {row: _clip_seconds(corpus, row) for row in [*required, *candidates]}
     chosen: list[int] = []
     total = 0.0
-    for row in wanted:
+    for row in required:
         if row not in chosen and total + lengths[row] <= MAX_SECONDS / 2:
             chosen.append(row)
             total += lengths[row]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,7 +67,7 @@ def collect(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         name: store
         for name in recipe.iterations
         if corpus is not None
-        and (store := _try(missing, f"{name}/label", lambda name=name: _store(workspace, name)))
+        and (store := _try(missing, f"{name}/label", partial(_store, workspace, name)))
     }
     tasks = {name: _task(workspace, name, missing) for name in recipe.finetune}
     content: dict[str, Any] = {
@@ -88,11 +89,8 @@ def collect(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         for name, store in stores.items():
             folder = workspace.folder(f"{name}/cluster")
             codebook = folder if workspace.is_done(f"{name}/cluster") else None
-            table = _try(
-                missing,
-                f"{name}/label",
-                lambda store=store, codebook=codebook: units.unit_table(store, corpus, codebook),
-            )
+            measure = partial(units.unit_table, store, corpus, codebook)
+            table = _try(missing, f"{name}/label", measure)
             if table is not None:
                 content["units"][name] = table
         rows = clips.choose(list(stores.values()), corpus, _rows_of_worst(corpus, tasks))
@@ -147,7 +145,7 @@ def _iteration(
     for verb in ("cluster", "label", "pretrain"):
         stage = f"{name}/{verb}"
         if workspace.is_done(stage):
-            artefact = _try(missing, stage, lambda stage=stage: workspace.artefact(stage))
+            artefact = _try(missing, stage, partial(workspace.artefact, stage))
             facts[verb] = {} if artefact is None else artefact.facts
     published = PUBLISHED.get(name)
     is_papers = published is not None and recipe.name.startswith("base_")
@@ -207,10 +205,11 @@ def _worst(folder: Path) -> list[dict[str, Any]]:
             break
     else:
         return []
-    found = []
+    found: list[dict[str, Any]] = []
     for row in rows:
         columns = list(row)
-        reference, prediction = row[columns[1]], row[columns[2]]
+        reference = row[columns[1]]
+        prediction = row[columns[2]]
         rate = float(row["wer"]) if "wer" in row else float(reference != prediction)
         found.append(
             {"id": row["id"], "reference": reference, "prediction": prediction, "errors": rate}
@@ -221,14 +220,14 @@ def _worst(folder: Path) -> list[dict[str, Any]]:
 
 def _rows_of_worst(corpus: Corpus, tasks: Mapping[str, dict[str, Any]]) -> list[int]:
     """Manifest rows of the worst utterances."""
-    wanted = {each["id"] for task in tasks.values() for each in task["worst"]}
-    if not wanted:
+    ids_of_worst = {each["id"] for task in tasks.values() for each in task["worst"]}
+    if not ids_of_worst:
         return []
     rows = corpus.manifest.rows()
     if len(rows) > 1_000_000:
         return []  # their ids would have to be searched
     ids = corpus.manifest.take("id", rows).to_pylist()
-    return [int(row) for row, name in zip(rows, ids, strict=True) if name in wanted]
+    return [int(row) for row, name in zip(rows, ids, strict=True) if name in ids_of_worst]
 
 
 def _configuration(workspace: Workspace) -> dict[str, str]:

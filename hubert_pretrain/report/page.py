@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from hubert_pretrain.files import write_text
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.report.contents import collect
 
+STATIC = Path(__file__).with_name("static")
 PROGRAMS = (
     "vendor/uPlot.iife.min.js",
     "vendor/wavesurfer.min.js",
@@ -47,7 +47,7 @@ def render(content: dict[str, Any]) -> str:
 
 def static(name: str) -> str:
     """Text of a file in `static/`."""
-    return (resources.files("hubert_pretrain.report") / "static" / name).read_text("utf-8")
+    return (STATIC / name).read_text(encoding="utf-8")
 
 
 def as_script(content: Any) -> str:

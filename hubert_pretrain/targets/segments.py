@@ -48,13 +48,15 @@ def boundaries(ids: NDArray[np.integer]) -> NDArray[np.int64]:
     return np.flatnonzero(ids[1:] != ids[:-1]) + 1
 
 
-def matched(found: NDArray[np.int64], wanted: NDArray[np.int64], tolerance: int = TOLERANCE) -> int:
+def matched(
+    detected: NDArray[np.int64], reference: NDArray[np.int64], tolerance: int = TOLERANCE
+) -> int:
     """Pairs of boundaries at most `tolerance` frames apart, each used once; both ascending."""
     pairs = 0
     i = 0
     j = 0
-    while i < len(found) and j < len(wanted):
-        difference = int(found[i]) - int(wanted[j])
+    while i < len(detected) and j < len(reference):
+        difference = int(detected[i]) - int(reference[j])
         if abs(difference) <= tolerance:
             pairs += 1
             i += 1
@@ -73,15 +75,15 @@ def boundary_scores(
 ) -> BoundaryScores:
     """Precision and recall over utterances of (T,) unit ids and (T,) phone ids."""
     pairs = 0
-    num_found = 0
-    num_wanted = 0
+    num_detected = 0
+    num_reference = 0
     for of_units, of_phones in zip(units, phones, strict=True):
-        found = boundaries(of_units)
-        wanted = boundaries(of_phones)
-        pairs += matched(found, wanted, tolerance)
-        num_found += len(found)
-        num_wanted += len(wanted)
-    return BoundaryScores(pairs / max(1, num_found), pairs / max(1, num_wanted))
+        detected = boundaries(of_units)
+        reference = boundaries(of_phones)
+        pairs += matched(detected, reference, tolerance)
+        num_detected += len(detected)
+        num_reference += len(reference)
+    return BoundaryScores(pairs / max(1, num_detected), pairs / max(1, num_reference))
 
 
 def phone_error_rate(

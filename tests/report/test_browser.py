@@ -52,7 +52,7 @@ def opened(browser: Any, make_run: MakeRun) -> Iterator[Callable[..., Any]]:
         tab = browser.new_page(viewport={"width": width, "height": 800})
         tab.faults = []
         tab.requests = []
-        tab.on("console", lambda said: tab.faults.append(said.text))
+        tab.on("console", lambda message: tab.faults.append(message.text))
         tab.on("pageerror", lambda error: tab.faults.append(str(error)))
         tab.on("request", lambda request: tab.requests.append(request.url))
         tab.goto(path.as_uri())
@@ -110,10 +110,10 @@ def test_the_heat_map_chooses_a_unit(opened: Callable[..., Any]) -> None:
     tab.focus("#phones canvas.heat")
     for _ in range(3):
         tab.keyboard.press("ArrowRight")
-    said = tab.inner_text("#phones p[aria-live]")
-    assert said.startswith("unit ")
+    note = tab.inner_text("#phones p[aria-live]")
+    assert note.startswith("unit ")
     tab.keyboard.press("Enter")
-    unit = said.split(":")[0]
+    unit = note.split(":")[0]
     assert tab.inner_text("#unit .card h3") == unit
 
 
