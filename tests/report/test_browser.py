@@ -50,6 +50,7 @@ def opened(browser: Any, make_run: MakeRun) -> Iterator[Callable[..., Any]]:
     def open_page(width: int = 1100, **how: Any) -> Any:
         path = page.run(*make_run(**how))
         tab = browser.new_page(viewport={"width": width, "height": 800})
+        tab.set_default_timeout(120_000)
         tab.faults = []
         tab.requests = []
         tab.on("console", lambda message: tab.faults.append(message.text))
