@@ -9,6 +9,10 @@
 | read_flac, read_wav, read_ogg | a file -> (S,) float32 | soundfile.read |
 | greedy | frame-wise scores (T, 32) -> text | batch_decode of transformers' processor, one
 utterance at a time |
+| beam, beam_processes | log-probabilities (T, 32) -> text, 50 prefixes, by one process, by one
+per core | flashlight's LexiconFreeDecoder without language model |
+| lexicon | the same with a lexicon and a 3-gram model of 5,000 random words | flashlight's
+LexiconDecoder with KenLM |
 | transcribe | a file -> text, greedily | soundfile.read and transformers' pipeline with the same
 weights, one file at a time |
 
@@ -23,6 +27,7 @@ import argparse
 import functools
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +42,12 @@ from torch import Tensor
 
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.audio_files import all_audio_below
+from hubert_pretrain.decoding.arpa import write_arpa
+from hubert_pretrain.decoding.build import build_decoder
+from hubert_pretrain.decoding.config import DecodingConfig
+from hubert_pretrain.decoding.estimate import estimate
+from hubert_pretrain.decoding.greedy import collapse
+from hubert_pretrain.decoding.spelling import BLANK_ID
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.inference import SpeechRecognizer
 from hubert_pretrain.finetune.text import Vocabulary
@@ -49,7 +60,16 @@ from hubert_pretrain.model.heads import CTCHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.tools import benchmarking
 
-MINUTES = {"read_flac": 30.0, "read_wav": 30.0, "read_ogg": 10.0, "greedy": 60.0, "transcribe": 1.5}
+MINUTES = {
+    "read_flac": 30.0,
+    "read_wav": 30.0,
+    "read_ogg": 10.0,
+    "greedy": 60.0,
+    "beam": 10.0,
+    "beam_processes": 10.0,
+    "lexicon": 5.0,
+    "transcribe": 1.5,
+}
 """Audio of each row."""
 SUBTYPES = {"flac": "PCM_16", "wav": "PCM_16", "ogg": "VORBIS"}
 TINY: dict[str, Any] = {
@@ -146,25 +166,36 @@ def letter_model(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]
     return ours, theirs
 
 
-def greedy(options: argparse.Namespace, folder: Path) -> Figures:
-    """Scores as a trained CTC model has them: a character in one of four frames, the blank in the
-    others.
+def frame_scores(
+    speech: list[np.ndarray], num_symbols: int, text: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Logits (T, V) as a trained CTC model has them: a character in one of four frames, the blank
+    in the others. `text`: ids that are spelt, one in ten of them wrongly; None: at random.
     """
+    draw = np.random.default_rng(0)
+    found = []
+    for waveform in speech:
+        frames = int(MODEL_GRID.num_frames(len(waveform)))
+        ids = np.where(draw.random(frames) < 0.25, draw.integers(2, num_symbols, frames), 0)
+        if text is not None:
+            spelt = np.resize(np.roll(text, -int(draw.integers(len(text)))), len(ids[::4]))
+            wrong = draw.random(len(spelt)) < 0.1
+            ids[:] = 0
+            ids[::4] = np.where(wrong, draw.integers(2, num_symbols, len(spelt)), spelt)
+        logits = draw.normal(size=(frames, num_symbols)).astype(np.float32)
+        logits[np.arange(frames), ids] += 10
+        found.append(logits)
+    return found
+
+
+def greedy(options: argparse.Namespace, folder: Path) -> Figures:
+    """A character in one of four frames."""
     _, theirs = letter_model(options, folder)
     processor = import_transformers().AutoProcessor.from_pretrained(theirs)
     task = CtcTask()
-    draw = np.random.default_rng(0)
     task.vocabulary = Vocabulary(tuple(load_checkpoint(theirs).extra["vocabulary"]))
     speech = waveforms(options, "greedy")
-    scores = []
-    for waveform in speech:
-        frames = int(MODEL_GRID.num_frames(len(waveform)))
-        ids = np.where(
-            draw.random(frames) < 0.25, draw.integers(2, len(task.vocabulary), frames), 0
-        )
-        logits = draw.normal(size=(1, frames, len(task.vocabulary))).astype(np.float32)
-        logits[0, np.arange(frames), ids] += 10
-        scores.append(torch.from_numpy(logits))
+    scores = [torch.from_numpy(each)[None] for each in frame_scores(speech, len(task.vocabulary))]
 
     def usual(logits: Tensor) -> str:
         return processor.batch_decode(logits.argmax(-1))[0]
@@ -173,6 +204,68 @@ def greedy(options: argparse.Namespace, folder: Path) -> Figures:
         speech,
         lambda: [task.predict(one) for one in scores],
         lambda: [usual(one) for one in scores],
+        options.pairs,
+    )
+
+
+def log_probabilities(speech: list[np.ndarray], text: np.ndarray | None = None) -> list[np.ndarray]:
+    """(T, V) in C order, for both sides; see `frame_scores`."""
+    logits = frame_scores(speech, len(VOCABULARY), text)
+    return [np.ascontiguousarray(torch.from_numpy(each).log_softmax(-1).numpy()) for each in logits]
+
+
+def beam(options: argparse.Namespace, folder: Path, *, workers: int) -> Figures:
+    """Prefix beam search without a language model, 50 prefixes and all symbols on both sides;
+    flashlight has no processes. Its silence is none of the symbols.
+    """
+    from flashlight.lib.text import decoder as flashlight
+
+    speech = waveforms(options, "beam")
+    values = log_probabilities(speech)
+    config = DecodingConfig(
+        kind="beam", beam_size=50, beam_threshold=50.0, token_threshold=1e9, workers=workers
+    )
+    ours = build_decoder(config, VOCABULARY.symbols)
+    settings = flashlight.LexiconFreeDecoderOptions(
+        50, len(VOCABULARY), 50.0, 0.0, 0.0, True, flashlight.CriterionType.CTC
+    )
+    peer = flashlight.LexiconFreeDecoder(
+        settings, flashlight.ZeroLM(), len(VOCABULARY), BLANK_ID, []
+    )
+
+    def usual(each: np.ndarray) -> list[int]:
+        best = peer.decode(each.ctypes.data, *each.shape)[0]
+        return collapse(best.tokens[1:-1])
+
+    return compared(
+        speech,
+        lambda: [list(found.ids) for found in ours.decode_batch(values)],
+        lambda: [usual(each) for each in values],
+        options.pairs,
+    )
+
+
+def lexicon(options: argparse.Namespace, folder: Path) -> Figures:
+    """Lexicon and 3-gram model of 5,000 words that are made of letters at random; the same settings
+    of both engines, in one process.
+    """
+    speech = waveforms(options, "lexicon")
+    draw = np.random.default_rng(0)
+    letters = [symbol for symbol in VOCABULARY.symbols if symbol.isalpha() and len(symbol) == 1]
+    words = ["".join(draw.choice(letters, size)) for size in draw.integers(1, 9, 5000)]
+    shares = 1 / np.arange(1, 5001)
+    texts = [" ".join(draw.choice(words, 12, p=shares / shares.sum())) for _ in range(3000)]
+    values = log_probabilities(speech, np.array(VOCABULARY.ids(" ".join(texts))))
+    write_arpa(folder / "lm.arpa", estimate(texts, 3))
+    config = DecodingConfig(
+        kind="lexicon", lm=str(folder / "lm.arpa"), beam_size=50, token_threshold=1e9, workers=1
+    )
+    ours = build_decoder(config, VOCABULARY.symbols)
+    peer = build_decoder(replace(config, engine="flashlight"), VOCABULARY.symbols)
+    return compared(
+        speech,
+        lambda: [found.text for found in ours.decode_batch(values)],
+        lambda: [found.text for found in peer.decode_batch(values)],
         options.pairs,
     )
 
@@ -205,6 +298,9 @@ ROWS: dict[str, Callable[[argparse.Namespace, Path], Figures]] = {
     "read_wav": lambda options, folder: read_files(options, folder, "wav"),
     "read_ogg": lambda options, folder: read_files(options, folder, "ogg"),
     "greedy": greedy,
+    "beam": functools.partial(beam, workers=1),
+    "beam_processes": functools.partial(beam, workers=0),
+    "lexicon": lexicon,
     "transcribe": transcribe,
 }
 

@@ -13,17 +13,22 @@ pytestmark = pytest.mark.slow
 def test_both_sides_read_the_same_samples_and_write_the_same_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    pytest.importorskip("flashlight.lib.text.decoder")
     main(["--size", "tiny", "--minutes", "0.1", "--pairs", "1"])
     *lines, last = capsys.readouterr().out.splitlines()
     found = json.loads(last)
     assert found["bench"] == "decode"
     assert (
         list(found["rows"])
-        == ["read_flac", "read_wav", "read_ogg", "greedy", "transcribe"]
+        == [
+            *("read_flac", "read_wav", "read_ogg", "greedy"),
+            *("beam", "beam_processes", "lexicon", "transcribe"),
+        ]
         == [line.split(":")[0] for line in lines]
     )
     for name, row in found["rows"].items():
-        assert row["equal"] == 1.0, name
+        # With a lexicon each search prunes what the other finds here and there.
+        assert row["equal"] == 1.0 or name == "lexicon", name
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"], rel=0.01)
 
 
