@@ -55,7 +55,6 @@ def test_every_command_and_snippet_of_the_page_runs(
             assert program == "hubert-pretrain"
             main = importlib.import_module(f"hubert_pretrain.tools.{command}").main
             assert main(words) == 0, line
-            )
             ran.append(command)
     assert ran.count("python") == 2
     assert ran.count("transcribe") == 5
