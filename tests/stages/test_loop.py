@@ -101,8 +101,11 @@ def test_every_stage_is_done(loop: tuple[Path, str, float]) -> None:
     assert not list(work_dir.rglob("*.partial"))
     assert "HuBERT loop: smoke" in output
     assert {path.name for path in work_dir.iterdir()} == {
-        *{stage.split("/")[0] for stage in STAGES}, "summary.json", "recipe.yaml", ".locks",
-    }  # fmt: skip
+        *{stage.split("/")[0] for stage in STAGES},
+        *("summary.json", "recipe.yaml", "report.html", ".cache", ".locks"),
+    }
+    assert f"report: {work_dir / 'report.html'}" in output
+    assert '"missing": []' in (work_dir / "report.html").read_text()
 
 
 def test_nothing_is_written_outside_the_work_dir(loop: tuple[Path, str, float]) -> None:
