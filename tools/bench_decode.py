@@ -202,7 +202,7 @@ def greedy(options: argparse.Namespace, folder: Path) -> Figures:
 
     return compared(
         speech,
-        lambda: [task.predict(one) for one in scores],
+        lambda: [task.predict(one).text for one in scores],
         lambda: [usual(one) for one in scores],
         options.pairs,
     )

@@ -15,6 +15,7 @@ from hubert_pretrain import finetune
 from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest
+from hubert_pretrain.decoding.config import DecodingConfig
 from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.finetune.task import Task, gather_examples
 from hubert_pretrain.frames import FrameGrid
@@ -90,16 +91,25 @@ def normalisation(models: Mapping[str, HubertConfig]) -> CheckResult:
 
 
 def task_labels(
-    name: str, task: Task, corpus: Corpus, grid: FrameGrid, splits: Mapping[str, str]
+    name: str,
+    task: Task,
+    corpus: Corpus,
+    grid: FrameGrid,
+    splits: Mapping[str, str],
+    decoding: DecodingConfig | None = None,
 ) -> CheckResult:
     """The labels can be learnt: vocabulary or classes, transcripts that CTC can emit (T >= U +
-    repeats), characters that training has seen. The stage makes the same tests when it starts.
+    repeats), characters that training has seen; and a language model or lexicon of `decoding` has
+    words of that vocabulary. The stage makes the same tests when it starts.
 
     `splits`: names of the splits by their key in the recipe, the one to train on first.
     """
     try:
         with captured_warnings() as messages:
             examples = gather_examples(task, corpus, grid, splits, name.replace("/", "."))
+            if decoding is not None:
+                key = f"{name.replace('/', '.')}.decoding"
+                task.decoder(decoding, examples[0].references, grid, key)
     except HubertPretrainError as failure:
         return of_error(name, failure)
     sizes = [len(part) for part in examples]

@@ -327,4 +327,4 @@ def _check_task(
         "test_split": config.test_split,
     }
     task = compose.build(config.task)
-    return artefacts.task_labels(name, task, corpus, grid, splits)
+    return artefacts.task_labels(name, task, corpus, grid, splits, config.decoding)

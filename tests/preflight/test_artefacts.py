@@ -13,6 +13,7 @@ import torch
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.decoding.config import DecodingConfig
 from hubert_pretrain.finetune.classify import ClassifyTask
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid
@@ -219,3 +220,15 @@ def test_checkpoints_of_others(tmp_path: Path) -> None:
     assert "cannot be read as safetensors" in row.found
     assert "docs/checkpoints.md" in row.fix
     assert artefacts.readable_checkpoints(workspace, {})[0].found == "no checkpoints of other runs"
+
+
+def test_words_of_a_search_are_checked_with_the_labels(make_corpus: Make, tmp_path: Path) -> None:
+    corpus = make_corpus()
+    words = tmp_path / "words.txt"
+    words.write_text("niemals\nnie\n")
+    decoding = DecodingConfig(kind="lexicon", lexicon=str(words))
+    row = artefacts.task_labels("finetune/asr", CtcTask(), corpus, MODEL_GRID, SPLITS, decoding)
+    assert row.state == "error"
+    assert "words.txt: 2 of 2 words (niemals, nie) have characters that the model has not" in (
+        row.found
+    )

@@ -27,7 +27,7 @@ def test_both_sides_read_the_same_samples_and_write_the_same_text(
         == [line.split(":")[0] for line in lines]
     )
     for name, row in found["rows"].items():
-        # With a lexicon each search prunes what the other finds here and there.
+        # The searches for words prune different prefixes: they differ here and there.
         assert row["equal"] == 1.0 or name == "lexicon", name
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"], rel=0.01)
 
