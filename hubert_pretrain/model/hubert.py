@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hubert_pretrain.errors import DataError
+from hubert_pretrain.fields import AUTO
 from hubert_pretrain.model.attention import AttentionFn, AttentionMask, backend
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.conv_encoder import ACTIVATIONS, ConvEncoder, scale_gradient
@@ -87,6 +88,7 @@ class Hubert(nn.Module):
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
         residual: str = "fp32",
+        positions: str = AUTO,
     ) -> Hubert:
         """Choose how the same result is computed; returns self.
 
@@ -96,11 +98,14 @@ class Hubert(nn.Module):
                 their activations: less memory, about a third more time.
             residual: "bf16" rounds the residual stream to bf16 under bf16 autocast, where it is
                 fp32 otherwise: less memory traffic, not shown to be harmless.
+            positions: form of the positional convolution, a name in model/positional_conv.py; auto:
+                as suits the device.
         """
         backend(attention)
         self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
         self.projection.bf16_residual = residual == "bf16"
+        self.context_encoder.positions.form = positions
         return self
 
     def forward(

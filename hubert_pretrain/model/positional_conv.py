@@ -6,13 +6,24 @@ Shapes: B utterances, T frames, D width, K taps, G groups.
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hubert_pretrain.fields import AUTO
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.conv_encoder import ACTIVATIONS, convolve
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 16
+"""Frames of one product of `by_products`."""
+LONG = 64
+"""Taps from which on a CPU computes gradients faster by FFT."""
 
 
 class PositionalConv(nn.Module):
@@ -21,6 +32,9 @@ class PositionalConv(nn.Module):
     (B, T, D) -> (B, T, D). The kernel is `g * v / |v|`, the norm taken per tap (weight_norm over
     dim 2), computed in fp32 in each forward.
     """
+
+    form = AUTO
+    """How the convolution is computed (FORMS); auto: as suits the device."""
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
@@ -37,7 +51,7 @@ class PositionalConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         weight = torch._weight_norm(self.weight_v, self.weight_g, 2)  # (D, D / G, K)
-        y = same_length_conv(x.transpose(1, 2), weight, self.bias, self.groups)
+        y = same_length_conv(x.transpose(1, 2), weight, self.bias, self.groups, self.form)
         return self.activation(y).transpose(1, 2)
 
 
@@ -46,6 +60,8 @@ class BatchNormPositionalConv(nn.Module):
 
     As in the reference, padded frames (zeros) are part of the batch statistics in training.
     """
+
+    form = AUTO
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
@@ -66,13 +82,123 @@ class BatchNormPositionalConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         y = self.batch_norm(x.transpose(1, 2))
-        y = same_length_conv(y, self.conv.weight, self.conv.bias, self.conv.groups)
+        y = same_length_conv(y, self.conv.weight, self.conv.bias, self.conv.groups, self.form)
         return self.activation(y).transpose(1, 2)
 
 
-def same_length_conv(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-    """Grouped convolution that keeps the number of frames: (B, D, T), (D, D / G, K) -> (B, D,
-    T).
+def same_length_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, form: str = AUTO
+) -> Tensor:
+    """Grouped convolution that keeps the number of frames: (B, D, T), (D, D / G, K) -> (B, D, T).
+
+    form: a name in FORMS.
     """
+    if form == AUTO:
+        form = "fft" if prefers_fft(x, weight) else "conv"
+    return FORMS[form](x, weight, bias, groups)
+
+
+def prefers_fft(x: Tensor, weight: Tensor) -> bool:
+    """On a CPU gradients of long kernels are faster by FFT. Without gradients a CPU's bits are those
+    of other libraries.
+    """
+    return x.device.type == "cpu" and torch.is_grad_enabled() and weight.shape[2] >= LONG
+
+
+def by_conv(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """The library's own convolution."""
     y = convolve(x, weight, bias, padding=weight.shape[2] // 2, groups=groups)
     return y[..., : x.shape[2]]  # an even kernel makes one frame too many
+
+
+def by_fft(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """Products of spectra, in fp32."""
+    batch, width, frames = x.shape
+    taps = weight.shape[2]
+    size = _fft_size(frames + taps - 1)
+    with torch.autocast(x.device.type, enabled=False):
+        padded = F.pad(x.float(), (taps // 2, 0)).view(batch, groups, width // groups, -1)
+        spectra = torch.fft.rfft(padded, size)  # (B, G, C, F)
+        kernels = torch.fft.rfft(weight.float().unflatten(0, (groups, -1)), size)  # (G, O, C, F)
+        product = torch.einsum("bgcf,gocf->bgof", spectra, kernels.conj())
+        y = torch.fft.irfft(product, size)[..., :frames].reshape(batch, width, frames)
+        y = y if bias is None else y + bias.float()[:, None]
+    return y.to(_product_dtype(x))
+
+
+def by_products(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """BLOCK frames of a group by one product with a block-Toeplitz matrix, which holds the kernel
+    once for each of the frames, a tap further on each time.
+    """
+    batch, width, frames = x.shape
+    taps = weight.shape[2]
+    blocks = -(-frames // BLOCK)
+    reach = BLOCK + taps - 1  # frames that BLOCK frames of the result depend on
+    # Row l of the matrix: l zeros, the kernel, zeros.
+    rows = F.pad(weight, (0, BLOCK))[:, :, None].expand(-1, -1, BLOCK, -1).flatten(2)
+    matrix = rows[..., : BLOCK * reach].unflatten(2, (BLOCK, reach))  # (D, C, l, reach)
+    matrix = matrix.unflatten(0, (groups, -1)).permute(0, 2, 4, 1, 3)  # (G, C, reach, O, l)
+    last = blocks * BLOCK + taps - 1 - frames - taps // 2
+    windows = F.pad(x, (taps // 2, last)).unfold(2, reach, BLOCK)  # (B, D, blocks, reach)
+    windows = windows.unflatten(1, (groups, -1)).permute(1, 0, 3, 2, 4)  # (G, B, blocks, C, reach)
+    y = torch.bmm(windows.flatten(1, 2).flatten(2), matrix.flatten(1, 2).flatten(2))
+    y = y.view(groups, batch, blocks, -1, BLOCK).permute(1, 0, 3, 2, 4)  # (B, G, O, blocks, l)
+    y = y.reshape(batch, width, -1)[..., :frames]
+    return y if bias is None else y + bias[:, None].to(y.dtype)
+
+
+FORMS = {"conv": by_conv, "fft": by_fft, "products": by_products}
+"""Ways to compute the same convolution: (B, D, T), weight, bias, groups -> (B, D, T)."""
+
+
+def fastest_form(
+    rows: int, frames: int, config: HubertConfig, device: torch.device, *, repeats: int = 3
+) -> str:
+    """The form whose forward and backward pass is fastest on a device, under the caller's autocast.
+
+    Measured on random numbers, which a caller's generators do not notice.
+    """
+    width = config.hidden_size
+    groups = config.num_conv_pos_embedding_groups
+    shape = (width, width // groups, config.num_conv_pos_embeddings)
+    x = torch.zeros(rows, frames, width, device=device, requires_grad=True)
+    weight = torch.zeros(shape, device=device, requires_grad=True)
+    bias = torch.zeros(width, device=device, requires_grad=True)
+    seconds: dict[str, float] = {}
+    for name, form in FORMS.items():
+        times = []
+        for _ in range(1 + repeats):  # the first plans and allocates
+            start = _now(device)
+            y = form(x.transpose(1, 2), weight, bias, groups)
+            torch.autograd.grad(y, [x, weight, bias], torch.zeros_like(y))
+            times.append(_now(device) - start)
+        seconds[name] = min(times[1:])
+    fastest = min(seconds, key=lambda name: seconds[name])
+    measured = ", ".join(f"{name} {1000 * value:.2f} ms" for name, value in seconds.items())
+    logger.info("positional convolution of %d x %d frames: %s", rows, frames, measured)
+    return fastest
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a product of x is returned."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _fft_size(least: int) -> int:
+    """The next number without prime factors above 5."""
+    size = least
+    while True:
+        rest = size
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return size
+        size += 1

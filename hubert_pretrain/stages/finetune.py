@@ -132,6 +132,7 @@ def load_encoder(recipe: Recipe, config: FinetuneConfig, task: Task, path: Path)
         attention=recipe.trainer.attention,
         gradient_checkpointing=recipe.trainer.gradient_checkpointing,
         residual=recipe.trainer.residual,
+        positions=recipe.trainer.positions,
     )
     return loaded
 

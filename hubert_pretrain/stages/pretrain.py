@@ -192,6 +192,7 @@ def build_module(
         attention=recipe.trainer.attention,
         gradient_checkpointing=recipe.trainer.gradient_checkpointing,
         residual=recipe.trainer.residual,
+        positions=recipe.trainer.positions,
     )
     compile_clock = compile_network(
         model,
