@@ -36,6 +36,7 @@ from hubert_pretrain.model.config import (
     COMPILE_MODES,
     COMPILED,
     MASK_SAMPLERS,
+    POSITIONAL_FORMS,
     HubertConfig,
     SpanMask,
 )

@@ -44,6 +44,8 @@ FRONT_ENDS = ["conv", "log_mel"]
 (model/log_mel.py).
 """
 
+POSITIONAL_FORMS = ["conv", "fft", "products"]
+"""Forms of the positional convolution (model/positional_conv.py). They give the same numbers."""
 ATTENTIONS = ["sdpa", "eager", "flex"]
 """Attention back ends (model/attention.py). They give the same numbers, so they are no part of the
 configuration of a network.

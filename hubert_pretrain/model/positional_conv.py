@@ -99,8 +99,8 @@ def same_length_conv(
 
 
 def prefers_fft(x: Tensor, weight: Tensor) -> bool:
-    """On a CPU gradients of long kernels are faster by FFT. Without gradients a CPU's bits are those
-    of other libraries.
+    """On a CPU gradients of long kernels are faster by FFT. Without gradients a CPU's bits are
+    those of other libraries.
     """
     return x.device.type == "cpu" and torch.is_grad_enabled() and weight.shape[2] >= LONG
 
@@ -151,12 +151,19 @@ FORMS = {"conv": by_conv, "fft": by_fft, "products": by_products}
 """Ways to compute the same convolution: (B, D, T), weight, bias, groups -> (B, D, T)."""
 
 
+def measures_forms(device: torch.device) -> bool:
+    """True where `auto` means the fastest form: on a GPU. On a CPU it is a rule, so that no result
+    there depends on the load of the machine.
+    """
+    return device.type == "cuda"
+
+
 def fastest_form(
     rows: int, frames: int, config: HubertConfig, device: torch.device, *, repeats: int = 3
 ) -> str:
     """The form whose forward and backward pass is fastest on a device, under the caller's autocast.
 
-    Measured on random numbers, which a caller's generators do not notice.
+    Measured on zeros: no generator of random numbers moves on.
     """
     width = config.hidden_size
     groups = config.num_conv_pos_embedding_groups

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from hubert_pretrain import distributed
 from hubert_pretrain.data.batching import BatchShape
+from hubert_pretrain.fields import AUTO
 from hubert_pretrain.frames import seconds as in_seconds
 from hubert_pretrain.model.compile import CompileClock
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.model.hubert import ActiveLayers, Hubert
+from hubert_pretrain.model.positional_conv import fastest_form, measures_forms
 from hubert_pretrain.pretrain.alarms import Alarms
 from hubert_pretrain.pretrain.health import Health, embedding_norms, training_flops
 from hubert_pretrain.pretrain.layer_supervision import LayerSupervision
@@ -87,6 +89,28 @@ class PretrainModule(TrainingModule):
         self._health = Health(head.n_clusters)
         self._alarms = Alarms(warmup_steps=monitor.warmup_steps)
         self._flops_by_shape: dict[tuple[int, int, bool], float] = {}
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """On a GPU, choose the form of the positional convolution in the first micro-batch."""
+        super().on_train_batch_start(batch, batch_idx)
+        positions = self.model.context_encoder.positions
+        if positions.form == AUTO and measures_forms(self.device):
+            rows, frames = batch["mask"].shape
+            with self.trainer.precision_plugin.train_step_context():
+                form = fastest_form(rows, frames, self.model.config, self.device)
+            positions.form = distributed.from_first(form)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also store the form of the positional convolution: a resumed run keeps it."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["positions"] = self.model.context_encoder.positions.form
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also restore the form of the positional convolution, unless the configuration has one."""
+        super().on_load_checkpoint(checkpoint)
+        positions = self.model.context_encoder.positions
+        if positions.form == AUTO:
+            positions.form = checkpoint.get("positions", AUTO)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """This micro-batch's share of the loss of its step."""
