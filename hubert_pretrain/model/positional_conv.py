@@ -34,7 +34,7 @@ class PositionalConv(nn.Module):
     """
 
     form = AUTO
-    """How the convolution is computed (FORMS); auto: as suits the device."""
+    """Form of the convolution, a name in FORMS; auto: as suits the device."""
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
