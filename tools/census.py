@@ -3,8 +3,8 @@
     python tools/census.py
     python tools/census.py --fuse 1 8 --recipe base_ls960 trainer.residual=bf16
 
-The step is computed without data, on PyTorch's meta device, uncompiled, with bf16 autocast and
-flash attention put in by hand, since that device has neither. Counted is a forward and backward
+The step is computed without data, on PyTorch's meta device, uncompiled, with bf16 autocast, flash
+attention and fused dropout put in by hand, since that device has none of them. Counted is a forward and backward
 pass of the longest shape; a kernel is an operation that is no view and no allocation. The bytes are
 those of its inputs and outputs, each once. Real kernels may be more (a convolution that pads first)
 or fewer (fused ones).
@@ -79,6 +79,9 @@ class Count(TorchDispatchMode):
     ) -> Any:
         """Count an operation that does more than give its input another form."""
         result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.convolution.default and is_channels_last(args[0]):
+            # This device forgets the memory format, and the next convolution would copy.
+            result = torch.empty_like(result, memory_format=torch.channels_last)
         given = tensors((args, kwargs))
         made = tensors(result)
         places = {place_of(each) for each in given}
@@ -111,6 +114,29 @@ def size_of(tensor: Tensor) -> int:
     return numbers * tensor.element_size()
 
 
+def is_channels_last(x: Tensor) -> bool:
+    """True for (B, C, H, T) whose channels lie side by side."""
+    return x.ndim == 4 and x.stride(1) == 1
+
+
+class FusedDropout(torch.autograd.Function):
+    """F.dropout as on a GPU: one kernel in each direction."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, probability: float) -> Tensor:
+        """x with a share of zeros, the rest scaled."""
+        y, mask = torch.ops.aten.native_dropout(x, probability, True)
+        context.save_for_backward(mask)
+        context.scale = 1 / (1 - probability)
+        return y
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        """The same of the gradient."""
+        (mask,) = context.saved_tensors
+        return torch.ops.aten.native_dropout_backward(gradient, mask, context.scale), None
+
+
 class Autocast(contextlib.ContextDecorator):
     """The part of torch.autocast that a network sees, for every device."""
 
@@ -134,7 +160,7 @@ def is_enabled(device: str = "") -> bool:
 
 
 class BFloat16(TorchFunctionMode):
-    """Autocast's casts, and flash attention in place of scaled_dot_product_attention."""
+    """Autocast's casts, and a GPU's kernels of attention and dropout."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -145,11 +171,18 @@ class BFloat16(TorchFunctionMode):
             q, k, v = (each.to(torch.bfloat16) for each in args[:3])
             dropout = options.get("dropout_p", 0.0)
             return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout)[0]
+        if function is F.dropout:
+            return fused_dropout(*args, **options)
         if Autocast.enabled and function in IN_BF16:
             args, options = cast((args, options), torch.float32, torch.bfloat16)
         elif Autocast.enabled and function in IN_FP32:
             args, options = cast((args, options), torch.bfloat16, torch.float32)
         return function(*args, **options)
+
+
+def fused_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """F.dropout as on a GPU."""
+    return FusedDropout.apply(x, p) if training and p > 0 else x
 
 
 def cast(tree: Any, old: torch.dtype, new: torch.dtype) -> Any:

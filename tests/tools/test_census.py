@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hubert_pretrain.tools.census import Count
 
+from hubert_pretrain.model.half_precision import HalfCopies
 from hubert_pretrain.tools import census, roofline
 
 META = torch.device("meta")
@@ -64,6 +65,21 @@ def test_attention_is_one_kernel() -> None:
     assert count.kernels == 1 + casts
 
 
+def test_dropout_is_one_kernel_in_each_direction() -> None:
+    x = torch.empty(10, 5, device=META, requires_grad=True)
+    with census.autocast_by_hand(), Count() as count:
+        y = F.dropout(x, 0.1)
+        torch.autograd.grad(y, x, torch.empty_like(y))
+    assert (count.kernels, count.bytes) == (2, 2 * 50 * (4 + 4 + 1))
+
+
+def test_a_convolution_gives_the_memory_format_that_it_is_given() -> None:
+    x = torch.empty(2, 8, 1, 9, device=META).contiguous(memory_format=torch.channels_last)
+    with Count():
+        y = F.conv2d(x, torch.empty(8, 8, 1, 3, device=META))
+    assert census.is_channels_last(y)
+
+
 @pytest.fixture(scope="module")
 def base() -> census.Census:
     return census.count("base_ls960")
@@ -83,3 +99,26 @@ def test_micro_batches_in_one_pass_share_its_kernels(base: census.Census) -> Non
     assert together.audio_seconds == pytest.approx(8 * base.audio_seconds)
     assert together.kernels <= base.kernels
     assert together.bytes_per_second < base.bytes_per_second
+
+
+VERSION_0_1 = {"kernels": 1_255 / 81, "bytes": 339e6}
+"""Per second of audio, uncompiled, of a micro-batch of 81 s."""
+
+
+@pytest.mark.parametrize(("residual", "share"), [("fp32", 0.68), ("bf16", 0.57)])
+def test_eight_micro_batches_in_a_pass_beside_version_0_1(residual: str, share: float) -> None:
+    """The goal was .6 of the bytes and .25 of the kernels; with an fp32 residual stream the bytes
+    are .67 before a compiler fuses what lies between two products.
+    """
+    found = census.count("base_ls960", [f"trainer.residual={residual}"], fuse=8)
+    assert found.kernels / found.audio_seconds <= 0.1 * VERSION_0_1["kernels"]
+    assert found.bytes_per_second <= share * VERSION_0_1["bytes"]
+
+
+def test_a_pass_casts_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = ["model.num_hidden_layers=2", "iterations.it2.features.layer=1"]
+    found = census.count("base_ls960", small)
+    monkeypatch.setattr(HalfCopies, "take", lambda self: None)
+    cast = census.count("base_ls960", small)
+    # Weights and biases of one projection, four a layer and the head's; six convolutions.
+    assert cast.kernels - found.kernels == 2 * (1 + 2 * 4 + 1) + 6
