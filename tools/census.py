@@ -4,9 +4,9 @@
     python tools/census.py --fuse 1 8 --recipe base_ls960 trainer.residual=bf16
 
 The step is computed without data, on PyTorch's meta device, uncompiled, with bf16 autocast, flash
-attention and fused dropout put in by hand, since that device has none of them. Counted is a forward and backward
-pass of the longest shape; a kernel is an operation that is no view and no allocation. The bytes are
-those of its inputs and outputs, each once. Real kernels may be more (a convolution that pads first)
+attention and fused dropout put in by hand, since that device has none of them. Counted is a forward
+and backward pass of the longest shape; a kernel is an operation that is no view and no allocation.
+The bytes are those of its inputs and outputs, each once. Real kernels may be more (a convolution that pads first)
 or fewer (fused ones).
 """
 
@@ -180,7 +180,7 @@ class BFloat16(TorchFunctionMode):
         return function(*args, **options)
 
 
-def fused_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+def fused_dropout(x: Tensor, p: float, training: bool = True, inplace: bool = False) -> Tensor:
     """F.dropout as on a GPU."""
     return FusedDropout.apply(x, p) if training and p > 0 else x
 
