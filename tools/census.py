@@ -6,8 +6,8 @@
 The step is computed without data, on PyTorch's meta device, uncompiled, with bf16 autocast, flash
 attention and fused dropout put in by hand, since that device has none of them. Counted is a forward
 and backward pass of the longest shape; a kernel is an operation that is no view and no allocation.
-The bytes are those of its inputs and outputs, each once. Real kernels may be more (a convolution that pads first)
-or fewer (fused ones).
+The bytes are those of its inputs and outputs, each once. Real kernels may be more (a convolution
+that pads first) or fewer (fused ones).
 """
 
 from __future__ import annotations
