@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 USABLE = 0.9
 """Share of a GPU's memory that tensors may take; the rest is for the allocator's gaps and for
 libraries."""
+WEIGHT_BYTES = 4
+"""Per parameter: fp32. The measured passes have all weights, also those that will be sharded."""
 ADAM_BYTES = 8
 """Per parameter: two moments in fp32, which the measured passes do not have yet."""
 
@@ -61,12 +63,27 @@ def fitting_micro_batches(
     return fitting
 
 
+def bytes_for_passes(total: int, parameters: int, *, shard_size: int) -> int:
+    """Memory of a GPU of `total` bytes for passes that are measured with the whole network.
+
+    Gradients count whole: under fsdp, too, they are whole while micro-batches are accumulated.
+
+    Args:
+        parameters: number of those that learn.
+        shard_size: processes that share weights and moments.
+    """
+    moments = ADAM_BYTES * parameters // shard_size
+    not_there = WEIGHT_BYTES * (parameters - parameters // shard_size)
+    return int(USABLE * total) - moments + not_there
+
+
 def measured_fuse(
     module: PretrainModule,
     plan: BucketSampler,
     device: torch.device,
     *,
     devices: int,
+    shard_size: int,
     autocast: Callable[[], AbstractContextManager[None]],
 ) -> int:
     """`BucketSampler.fuse` for this GPU.
@@ -76,13 +93,14 @@ def measured_fuse(
     Args:
         module: its network and head are on the device while they are measured.
         devices: of the training.
+        shard_size: processes that share one copy of the weights; 1: each has its own.
         autocast: as the trainer runs `training_step`.
     """
     most = plan.fuse(plan.group, devices)
     if most == 1:
         return 1
     total = torch.cuda.get_device_properties(device).total_memory
-    moments = ADAM_BYTES * sum(each.numel() for each in module.parameters() if each.requires_grad)
+    parameters = sum(each.numel() for each in module.parameters() if each.requires_grad)
 
     def peak_bytes(shape: BatchShape, micro_batches: int) -> int:
         torch.cuda.reset_peak_memory_stats(device)
@@ -100,7 +118,7 @@ def measured_fuse(
             peak_bytes,
             plan.shapes,
             most=most,
-            available_bytes=int(USABLE * total) - moments,
+            available_bytes=bytes_for_passes(total, parameters, shard_size=shard_size),
         )
     finally:
         module.cpu()

@@ -17,7 +17,7 @@ from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.model.checkpoint import load_model
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain.dataset import MicroBatches
-from hubert_pretrain.pretrain.memory import fitting_micro_batches
+from hubert_pretrain.pretrain.memory import bytes_for_passes, fitting_micro_batches
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.training.loggers import read_metrics
@@ -116,3 +116,9 @@ def test_as_many_fit_as_the_memory_of_every_shape_holds() -> None:
     assert fitting(10**6, most=1) == 1
     with pytest.raises(ConfigError, match=r"1 x 700 frames needs .*gradient_checkpointing.*halve"):
         fitting(1699)
+
+
+def test_processes_that_share_the_weights_have_more_room_for_micro_batches() -> None:
+    room = {size: bytes_for_passes(100 * 10**9, 10**9, shard_size=size) for size in (1, 8)}
+    # 90 GB without two moments of 4 bytes; an eighth of them, and an eighth of the weights.
+    assert room == {1: 82 * 10**9, 8: 92_500_000_000}

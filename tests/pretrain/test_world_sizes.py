@@ -77,6 +77,7 @@ def counting(self, batch, batch_idx):
     if self.trainer.global_step == 1 and batch_idx % self.trainer.accumulate_grad_batches == 0:
         self.counter = torch.profiler.profile(record_shapes=True)
         self.counter.__enter__()
+        self.fused = batch["micro_batches"]
     return micro_batch(self, batch, batch_idx)
 
 def counted(self, *args, **kwargs):
@@ -90,7 +91,7 @@ def counted(self, *args, **kwargs):
         if distributed.rank() == 0:
             weights = sum(each.numel() for each in self.parameters())
             path = Path(self.trainer.default_root_dir) / "sent.json"
-            path.write_text(json.dumps([weights, sent]))
+            path.write_text(json.dumps([weights, sent, self.fused]))
     clip(self, *args, **kwargs)
 
 PretrainModule.training_step = counting
@@ -326,7 +327,7 @@ def gradients_sent(folder: Path) -> tuple[int, Counter[int], Counter[int]]:
     """(numbers in the weights, sizes of what is reduced into shards, of what is reduced whole) in
     a step, up to its last backward pass.
     """
-    weights, sent = json.loads((folder / "sent.json").read_text())
+    weights, sent, _ = json.loads((folder / "sent.json").read_text())
     scattered = Counter(size for name, size in sent if "reduce_scatter" in name)
     whole = Counter(size for name, size in sent if "all_reduce" in name)
     # gloo makes each reduction into shards from one of the whole. One number is no gradient.
@@ -510,6 +511,7 @@ def test_the_same_run_on_any_hardware(tmp_path: Path, steps: int, is_resumed: bo
         made.model.feat_proj_dropout = 0.0
         return made
 
+    together = []
     for ranks, nodes in ((1, 1), (2, 1), (4, 2)):
         jobs = []
         for name, (processes, _, strategy) in HARDWARE.items():
@@ -523,7 +525,9 @@ def test_the_same_run_on_any_hardware(tmp_path: Path, steps: int, is_resumed: bo
                 if is_resumed:
                     jobs.append(job._replace(folder=again, begun=checkpoint(folder, half)))
         logs = tmp_path / f"{ranks}.logs"
-        output = Processes(ranks, jobs, workspace, logs, nodes=nodes).wait(2400)
+        together.append(Processes(ranks, jobs, workspace, logs, nodes=nodes))
+    for group in together:
+        output = group.wait(3000)
         assert (
             "32 micro-batches per epoch, 32 per step; shapes (rows x frames) 1x14, 1x24" in output
         )
@@ -531,6 +535,7 @@ def test_the_same_run_on_any_hardware(tmp_path: Path, steps: int, is_resumed: bo
     for name in HARDWARE:
         for fuse in FUSED:
             folder = tmp_path / f"{name}-{fuse}"
+            assert json.loads((folder / "sent.json").read_text())[-1] == fuse
             assert_same(tmp_path / "one-1", folder)
             if not is_resumed:
                 continue
