@@ -95,9 +95,10 @@ auto_or_positive = Allowed(
 )
 
 
-def choice(*names: str) -> Allowed:
-    """One of several names."""
-    return Allowed(f"one of {', '.join(names)}", lambda value: value in names, names)
+def choice(*names: str, reason: str = "") -> Allowed:
+    """One of several names. `reason`: why others that exist elsewhere are missing."""
+    because = f" ({reason})" if reason else ""
+    return Allowed(f"one of {', '.join(names)}{because}", lambda value: value in names, names)
 
 
 def one_or_several(*names: str) -> Allowed:

@@ -10,7 +10,7 @@ With --recipe the pretraining stage trains some steps: loader, meter, accumulati
 precision, fuse and compile as the recipe and the overrides say (tools/bench_recipe.py). Each row
 below it is a bare step on one batch, the sides in turn: forward, loss on the masked frames,
 backward, clipping and AdamW, after two that do not count (in which a GPU compiles our layers, as
-`trainer.compile=layers` does; fp32 products and cuDNN's attention are off or on for all as
+`trainer.compile=parts` does; fp32 products and cuDNN's attention are off or on for all as
 `trainer.tf32=false` has them). Peers get what their users give them: torchaudio its own pretraining
 model and loss (arXiv:2106.07447 as in its recipe), transformers its encoder with a linear head;
 with --compile-peers also under torch.compile, which a GPU gets by default where there is a C
@@ -39,13 +39,17 @@ from torch import Tensor, nn
 from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.interop.transformers_writer import import_transformers
-from hubert_pretrain.model.compile import compile_network
+from hubert_pretrain.model.compile import Compiler
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.flops import training_flops_per_second
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.precision import set_matmul_precision
-from hubert_pretrain.pretrain.loss import SupervisedLayer, masked_prediction_loss
+from hubert_pretrain.pretrain.loss import (
+    SupervisedLayer,
+    masked_prediction_loss,
+    predict_frames,
+)
 from hubert_pretrain.tools import bench_recipe, benchmarking
 from hubert_pretrain.tools.command import report
 from hubert_pretrain.training.utilisation import peak_flops
@@ -130,12 +134,15 @@ class Batch:
 
 
 def ours(work: Work, batch: Batch) -> Step:
-    """`hubert_pretrain`, as its training module runs it; on a GPU with `trainer.compile=layers`."""
+    """`hubert_pretrain`, as its training module runs it; on a GPU with `trainer.compile=parts`."""
     model = Hubert(work.config).to(work.device).train()
     head = CodebookHead(work.config.hidden_size, work.config.projection_size, K)
     head.to(work.device)
+    predict = predict_frames
     if work.device == "cuda":
-        compile_network(model, "layers")
+        compiler = Compiler()
+        compiler.compile_network(model)
+        predict = compiler(predict_frames)
 
     def loss() -> Tensor:
         output = model(batch.waveform, mask=batch.mask)
@@ -147,6 +154,7 @@ def ours(work: Work, batch: Batch) -> Step:
             n_clusters=(K,),
             masked_frames=batch.masked_frames,
             normaliser=batch.masked_frames,
+            predict=predict,
         ).loss
 
     return optimised(loss, nn.ModuleList([model, head]), work)

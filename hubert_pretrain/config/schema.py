@@ -36,7 +36,7 @@ from hubert_pretrain.model.config import (
     COMPILE_MODES,
     COMPILED,
     MASK_SAMPLERS,
-    POSITIONAL_FORMS,
+    NO_CUDA_GRAPHS,
     HubertConfig,
     SpanMask,
 )
@@ -449,9 +449,6 @@ class TrainerConfig:
     that dropout draws other numbers."""
     attention: str = field("sdpa", choice(*ATTENTIONS))
     """Back end of attention: sdpa, eager, or flex (CUDA, without attention dropout)."""
-    positions: str = field(AUTO, choice(AUTO, *POSITIONAL_FORMS))
-    """Form of the positional convolution. auto: on a GPU, pretraining measures which is fastest in
-    its first micro-batch and keeps it; on a CPU a rule."""
     residual: str = field("fp32", choice("fp32", "bf16"))
     """Residual stream under bf16-mixed. bf16: less memory and memory traffic; not shown to be
     harmless."""
@@ -459,11 +456,11 @@ class TrainerConfig:
     """On a GPU, fp32 products and convolutions use TF32 (factors of ten bits)."""
     gradient_checkpointing: bool = False
     """Compute layers again for their gradients: less memory for a third more time."""
-    compile: str = field("none", choice(*COMPILED))
-    """torch.compile of pretraining: none, layers (each transformer layer), or model (one graph;
-    needs model.layerdrop=0)."""
-    compile_mode: str = field("default", choice(*COMPILE_MODES))
-    """reduce-overhead replays CUDA graphs, max-autotune tries kernels for minutes."""
+    compile: str = field(AUTO, choice(*COMPILED))
+    """torch.compile of pretraining. parts: conv encoder, positional convolution, each layer, head
+    with loss, separately; auto: parts on a GPU where Triton and a C compiler are, else none."""
+    compile_mode: str = field("default", choice(*COMPILE_MODES, reason=NO_CUDA_GRAPHS))
+    """max-autotune-no-cudagraphs tries kernels for minutes per shape."""
     progress_bar: bool = True
     """Show a progress bar on a terminal."""
     signals: list[str] = field(["SIGTERM", "SIGUSR2"], signal_names)

@@ -341,11 +341,6 @@ def _faults_of_export(recipe: Recipe) -> Iterator[str]:
 
 def _faults_of_trainer(trainer: TrainerConfig, model: HubertConfig) -> Iterator[str]:
     yield from _faults_of_attention("model", model.attention_dropout, trainer)
-    if trainer.compile == "model" and model.layerdrop > 0:
-        yield (
-            "trainer.compile=model makes a graph of every choice of layers, but "
-            f"model.layerdrop={model.layerdrop}; set that to 0, or trainer.compile=layers"
-        )
     if trainer.residual == "bf16" and trainer.precision not in ("auto", "bf16-mixed"):
         yield (
             f"trainer.residual=bf16 does not go with trainer.precision={trainer.precision}; use "
@@ -367,11 +362,6 @@ def _faults_of_sharding(trainer: TrainerConfig) -> Iterator[str]:
                 "it (ddp reduces once per step)"
             )
         return
-    if trainer.compile != "none":
-        yield (
-            f"trainer.compile={trainer.compile} does not go with "
-            f"trainer.strategy={trainer.strategy}; use ddp, or trainer.compile=none"
-        )
     if trainer.precision == "16-mixed":
         yield (
             f"trainer.strategy={trainer.strategy} has no loss scaler for "

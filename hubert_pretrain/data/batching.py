@@ -50,6 +50,13 @@ class MicroBatch:
     rows: Ints
     starts: Ints
     shape: BatchShape
+    fillers: int = 0
+    """Last rows that only make the shape full and count nothing."""
+
+    @property
+    def counted_rows(self) -> int:
+        """Number of rows before the fillers."""
+        return len(self.rows) - self.fillers
 
 
 MAX_EXCESS = 0.1
@@ -248,8 +255,8 @@ class ValidationSampler(Sequence[MicroBatch]):
     """Micro-batches that contain every utterance once, cropped in its middle, each made on
     request.
 
-    Only the last micro-batch of a shape and corpus has fewer rows. Utterances shorter than the
-    smallest shape are left out.
+    The last micro-batch of a shape and corpus is filled up with its last utterance, so that there
+    are no shapes beyond those of training. Utterances shorter than the smallest shape are left out.
     """
 
     def __init__(
@@ -275,11 +282,14 @@ class ValidationSampler(Sequence[MicroBatch]):
         shape = self.shapes[k]
         number = index - int(ends[group] - self._counts[c, k])
         first = int(self._cuts[c, k]) + number * shape.batch_rows
-        positions = np.arange(first, min(first + shape.batch_rows, int(self._cuts[c, k + 1])))
+        end = int(self._cuts[c, k + 1])
+        positions = np.arange(first, first + shape.batch_rows).clip(max=end - 1)
+        fillers = max(0, first + shape.batch_rows - end)
         lengths = self.utterances[c].num_samples(positions)
         frames = self.grid.num_frames(lengths)
         starts = (frames - shape.num_frames) // 2
-        return MicroBatch(int(index), self.utterances[c].rows(positions), starts, shape)
+        rows = self.utterances[c].rows(positions)
+        return MicroBatch(int(index), rows, starts, shape, fillers)
 
 
 def _more_crops(utterances: Sequence[LengthIndex], count: int, micro_batch_seconds: float) -> str:

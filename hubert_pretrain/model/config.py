@@ -51,10 +51,13 @@ ATTENTIONS = ["sdpa", "eager", "flex"]
 configuration of a network.
 """
 
-COMPILED = ["none", "layers", "model"]
-"""Parts of the network that are compiled (model/compile.py)."""
-COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-"""Modes of `torch.compile`."""
+COMPILED = ["none", "auto", "parts"]
+"""Whether the parts of a network are compiled (model/compile.py)."""
+COMPILE_MODES = ["default", "max-autotune-no-cudagraphs"]
+"""Modes of `torch.compile` without CUDA graphs."""
+NO_CUDA_GRAPHS = (
+    "the others replay CUDA graphs, which write over the gradients that a step accumulates"
+)
 
 SPAN_LENGTHS = ["static", "uniform", "normal", "poisson"]
 """Distributions of the lengths of masked spans (model/masking.py)."""

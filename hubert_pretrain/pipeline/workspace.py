@@ -98,6 +98,11 @@ class Workspace:
         return self.root / "redo.json"
 
     @property
+    def compiled_path(self) -> Path:
+        """`compiled/`: what torch.compile has made. A requeued job finds it; it may be deleted."""
+        return self.root / "compiled"
+
+    @property
     def jobs_path(self) -> Path:
         """`slurm/jobs.json`, the submitted job of each stage."""
         return self.root / "slurm" / "jobs.json"

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from hubert_pretrain.fields import AUTO
 from hubert_pretrain.files import human_bytes, sync_folder
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.pipeline.workspace import Workspace
@@ -225,18 +226,20 @@ def device(*, accelerator: str, devices: int, precision: str) -> CheckResult:
 def compiler(compiled: str, *, on_gpu: bool) -> CheckResult:
     """`trainer.compile` finds the compiler that torch.compile calls: one for C++ on the CPU, one
     for C on a GPU (Triton)."""
-    variable, names, language = ("CC", ["gcc", "clang"], "C") if on_gpu else ("CXX", ["g++"], "C++")
-    if variable in os.environ:
-        names = [os.environ[variable]]
-    found = next((name for name in names if shutil.which(name)), None)
+    from hubert_pretrain.model.compile import host_compiler, host_compilers  # imports torch
+
+    if compiled == AUTO and not on_gpu:
+        return ok("compiler", "trainer.compile=auto: nothing is compiled on a CPU")
+    found = host_compiler(on_gpu=on_gpu)
     if compiled == "none" or found:
         return ok("compiler", f"trainer.compile={compiled}" + (f", {found}" if found else ""))
-    return error(
-        "compiler",
-        f"trainer.compile={compiled} needs a {language} compiler ({' or '.join(names)}), none is "
-        "on the PATH",
-        f"install it, name it in {variable}, or set trainer.compile=none",
-    )
+    variable, language = ("CC", "C") if on_gpu else ("CXX", "C++")
+    names = " or ".join(host_compilers(on_gpu=on_gpu))
+    fix = f"install it, name it in {variable}, or set trainer.compile=none"
+    line = f"trainer.compile={compiled} needs a {language} compiler ({names}), none is on the PATH"
+    if compiled == AUTO:
+        return warning("compiler", f"{line}; nothing is compiled, which is slower", fix)
+    return error("compiler", line, fix)
 
 
 def device_memory(accelerator: str) -> int | None:

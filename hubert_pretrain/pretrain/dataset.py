@@ -5,6 +5,7 @@ Shapes: B utterances, S samples, T frames.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.model.config import SpanMask
 from hubert_pretrain.model.masking import fixed_count, span_mask
 from hubert_pretrain.model.preprocess import normalize_
+from hubert_pretrain.pretrain.loss import IGNORED
 from hubert_pretrain.seeds import generator
 from hubert_pretrain.training.dataloading import ResumableSampler, equal_share, loader, to_device
 from hubert_pretrain.training.limits import CACHE_BYTES
@@ -95,18 +97,22 @@ class CropSource:
         | targets | (B, T) int64 | (B, T, N) for several codebooks; soft ones (B, T, K) float32 |
         | mask | (B, T) bool | True = masked |
         | masked_frames | int | of all rows together |
+        | counted_rows | int | the others only make the shape full: their targets are ignored |
         | index | int | number of the micro-batch |
         """
         frames = micro_batch.shape.num_frames
         crops = list(zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True))
         targets = np.stack([self.targets(row)[start : start + frames] for row, start in crops])
         is_soft = np.issubdtype(targets.dtype, np.floating)
+        targets = targets.astype(np.float32 if is_soft else np.int64)
+        targets[micro_batch.counted_rows :] = 0 if is_soft else IGNORED
         mask = draw_masks(micro_batch, self.spans, self.seed, purpose)
         return {
             "waveform": torch.from_numpy(self.waveform(micro_batch)),
-            "targets": torch.from_numpy(targets.astype(np.float32 if is_soft else np.int64)),
+            "targets": torch.from_numpy(targets),
             "mask": torch.from_numpy(mask),
             "masked_frames": micro_batch.shape.masked_frames * len(crops),
+            "counted_rows": micro_batch.counted_rows,
             "index": micro_batch.index,
         }
 
@@ -220,9 +226,11 @@ class ValidationBatches(Dataset[dict[str, Any]]):
         return len(self.micro_batches)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`CropSource.tensors`, and `counts`: 1, or 0 for one that only keeps a rank in step."""
-        item = self.source.tensors(self.micro_batches[index % len(self)], "valid mask")
-        return item | {"counts": int(index < len(self))}
+        """`CropSource.tensors`; no row counts of one that only keeps a rank in step."""
+        micro_batch = self.micro_batches[index % len(self)]
+        if index >= len(self):
+            micro_batch = dataclasses.replace(micro_batch, fillers=len(micro_batch.rows))
+        return self.source.tensors(micro_batch, "valid mask")
 
 
 def loaders(

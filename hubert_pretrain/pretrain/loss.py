@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LN_2 = 0.6931471805599453
 """Nats per bit: fairseq logs bits."""
+IGNORED = -100
+"""Target of a frame that adds nothing to a sum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,15 @@ class PretrainLoss:
     """Masked frames, predicted by the supervised layers before the last one."""
 
 
+Predict = Callable[
+    [SupervisedLayer, Tensor, Sequence[Tensor], Sequence[int]],
+    Prediction,
+]
+"""A layer, M positions of the flattened (B, T), the flattened targets of each codebook, K_1 ... K_N
+-> the prediction.
+"""
+
+
 def masked_prediction_loss(
     layers: Sequence[SupervisedLayer],
     targets: Tensor,
@@ -105,6 +116,7 @@ def masked_prediction_loss(
     normaliser: float,
     weights: LossWeights | None = None,
     measure_unmasked: bool = False,
+    predict: Predict | None = None,
 ) -> PretrainLoss:
     """Cross entropy over clusters on masked (and, with a weight, on unmasked) frames, plus the
     feature penalty (paper, eq. 2 to 4).
@@ -125,7 +137,8 @@ def masked_prediction_loss(
         layers: the layers that predict: the last one, and before it those under intermediate
             supervision (ILS-SSL, arXiv:2112.08778).
         targets: (B, T) cluster ids, (B, T, N) for several codebooks, int64; or soft ones, (B, T, K)
-            floats that sum to 1 per codebook.
+            floats that sum to 1 per codebook. A target of IGNORED, or of zeros, adds nothing to the
+            sums, but its frame is still in `frames`.
         mask: (B, T) bool, True = masked; exactly `masked_frames` in all, so that nothing here has a
             size that depends on data.
         feature_penalty: scalar, mean square of the conv encoder's output.
@@ -134,21 +147,23 @@ def masked_prediction_loss(
         weights: of the terms; None: the paper's.
         measure_unmasked: predict unmasked frames even where they weigh nothing (then without a
             gradient).
+        predict: the prediction of a layer; None: `predict`. A compiled one has the same result.
 
     Raises DataError when the targets are not for these codebooks.
     """
     weights = weights or LossWeights()
+    predict = predict or predict_frames
     masked_at, unmasked_at = _split(mask, masked_frames)
     flat_targets = [part.flatten(0, 1) for part in per_codebook(targets, n_clusters)]
 
-    masked = [_predict(layer, masked_at, flat_targets, n_clusters) for layer in layers]
+    masked = [predict(layer, masked_at, flat_targets, n_clusters) for layer in layers]
     terms = [
         layer.weight * weights.masked * prediction.nll
         for layer, prediction in zip(layers, masked, strict=True)
     ]
     last_unmasked = None
     if weights.unmasked > 0:
-        unmasked = [_predict(layer, unmasked_at, flat_targets, n_clusters) for layer in layers]
+        unmasked = [predict(layer, unmasked_at, flat_targets, n_clusters) for layer in layers]
         terms += [
             layer.weight * weights.unmasked * prediction.nll
             for layer, prediction in zip(layers, unmasked, strict=True)
@@ -156,7 +171,7 @@ def masked_prediction_loss(
         last_unmasked = unmasked[-1]
     elif measure_unmasked:
         with torch.no_grad():
-            last_unmasked = _predict(layers[-1], unmasked_at, flat_targets, n_clusters)
+            last_unmasked = predict(layers[-1], unmasked_at, flat_targets, n_clusters)
 
     predicted = weights.predicted_frames(masked_frames, len(unmasked_at))  # S_i
     penalty = weights.feature_penalty * feature_penalty.float() * predicted
@@ -201,10 +216,12 @@ def _split(mask: Tensor, masked_frames: int) -> tuple[Tensor, Tensor]:
     return order[:masked_frames], order[masked_frames:]
 
 
-def _predict(
+def predict_frames(
     layer: SupervisedLayer, positions: Tensor, targets: Sequence[Tensor], n_clusters: Sequence[int]
 ) -> Prediction:
-    """The prediction of a layer at M positions of the flattened (B, T)."""
+    """The prediction of a layer at M positions of the flattened (B, T). Nothing in it changes from
+    step to step, so it is compiled once per shape.
+    """
     # `index_select`: the gradient of an index with brackets sorts the positions on a GPU first.
     frames = layer.hidden_state.flatten(0, 1).index_select(0, positions)  # (M, D)
     logits = layer.head(frames).float()  # (M, K)
@@ -226,11 +243,11 @@ def _score(logits: Tensor, targets: Tensor) -> Prediction:
     """(M, K_n) logits of one codebook against (M,) ids or (M, K_n) distributions."""
     predictions = logits.detach().argmax(dim=-1)
     if targets.is_floating_point():
-        ids = targets.argmax(dim=-1)
+        ids = torch.where(targets.sum(dim=-1) > 0, targets.argmax(dim=-1), IGNORED)
         nll = F.cross_entropy(logits, targets.float(), reduction="sum")
     else:
         ids = targets
-        nll = F.cross_entropy(logits, targets, reduction="sum")
+        nll = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
     return Prediction(
         nll=nll,
         correct=(predictions == ids).sum(),

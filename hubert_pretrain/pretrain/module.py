@@ -14,7 +14,7 @@ from hubert_pretrain import distributed
 from hubert_pretrain.data.batching import BatchShape
 from hubert_pretrain.fields import AUTO
 from hubert_pretrain.frames import seconds as in_seconds
-from hubert_pretrain.model.compile import CompileClock
+from hubert_pretrain.model.compile import Compiler
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.model.hubert import ActiveLayers, Hubert
 from hubert_pretrain.model.positional_conv import fastest_form, measures_forms
@@ -27,6 +27,7 @@ from hubert_pretrain.pretrain.loss import (
     Prediction,
     PretrainLoss,
     masked_prediction_loss,
+    predict_frames,
 )
 from hubert_pretrain.seeds import derive
 from hubert_pretrain.training.loggers import report
@@ -60,7 +61,7 @@ class PretrainModule(TrainingModule):
         loss_weights: LossWeights | None = None,
         supervision: LayerSupervision | None = None,
         freeze_conv_after_steps: int | None = None,
-        compile_clock: CompileClock | None = None,
+        compiler: Compiler | None = None,
     ) -> None:
         """
         Args:
@@ -69,7 +70,7 @@ class PretrainModule(TrainingModule):
             supervision: layers that predict; None: the last one alone.
             freeze_conv_after_steps: step from which on the conv encoder does not learn; None: it
                 always does.
-            compile_clock: of a network whose parts are compiled.
+            compiler: of a network whose parts are compiled; it compiles the head and its loss too.
         """
         super().__init__(
             model,
@@ -83,7 +84,9 @@ class PretrainModule(TrainingModule):
         self.loss_weights = loss_weights or LossWeights()
         self.supervision = supervision or LayerSupervision(model.config)
         self.freeze_conv_after_steps = freeze_conv_after_steps
-        self.compile_clock = compile_clock
+        self.compiler = compiler
+        compiles_head = compiler is not None and not compiler.sharded
+        self._predict = compiler(predict_frames) if compiles_head else predict_frames
         self.validated_step = -1
         self._valid = Meter()
         self._health = Health(head.n_clusters)
@@ -117,9 +120,6 @@ class PretrainModule(TrainingModule):
         units = range(batch["index"], batch["index"] + batch["micro_batches"])
         # torch's dropout has no generator argument.
         torch.manual_seed(derive(self.seed, "dropout", batch["index"]))
-        if batch["waveform"].is_cuda and self.compile_clock is not None:
-            # CUDA graphs may now write over the outputs of the last micro-batch.
-            torch.compiler.cudagraph_mark_step_begin()
         masked_frames, all_frames = batch["step_frames"]
         result = self._loss(
             batch,
@@ -152,8 +152,12 @@ class PretrainModule(TrainingModule):
             measure_unmasked=True,
             measure_layers=False,
         )
+        rows = len(batch["waveform"])
         sums = self._sums(result)
-        self._valid.add(**{name: value * batch["counts"] for name, value in sums.items()})
+        for name, value in sums.items():
+            if name.endswith("_frames"):
+                sums[name] = value * batch["counted_rows"] / rows
+        self._valid.add(**sums)
 
     def on_validation_epoch_end(self) -> None:
         """Compute validation metrics: means over every frame of the split, on all ranks."""
@@ -221,8 +225,9 @@ class PretrainModule(TrainingModule):
             "feature_penalty": sums["penalty"] / max(1, sums["micro_batches"]),
             "audio_seconds_per_second": sums["audio"] / max(seconds, 1e-9),
         }
-        if self.compile_clock is not None:
-            values["compile_seconds"] = self.compile_clock.seconds
+        if self.compiler is not None:
+            values["compile_seconds"] = self.compiler.clock.seconds
+            values["compiled_graphs"] = self.compiler.clock.graphs
         return values
 
     def health(self, step: int, values: dict[str, float]) -> dict[str, float]:
@@ -270,6 +275,7 @@ class PretrainModule(TrainingModule):
             normaliser=normaliser,
             weights=self.loss_weights,
             measure_unmasked=measure_unmasked,
+            predict=self._predict,
         )
 
     def _sums(self, result: PretrainLoss) -> dict[str, Tensor | float]:

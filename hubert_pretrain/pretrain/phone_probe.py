@@ -11,6 +11,7 @@ B utterances, S samples, T frames, N frames of all utterances, D width, K cluste
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,7 @@ class PhoneProbe(L.Callback):
         model: Any = module.model
         modes = [(part, part.training) for part in model.modules()]
         count = len(self.micro_batches)
-        sizes = [len(each.rows) * each.shape.num_frames for each in self.micro_batches]
+        sizes = [each.counted_rows * each.shape.num_frames for each in self.micro_batches]
         ends = np.cumsum(sizes)
         # Each rank fills in its share and leaves 0 elsewhere, so that the sum rounds nothing.
         frames = torch.zeros(len(self.phones), model.config.hidden_size, device=module.device)
@@ -124,7 +125,8 @@ class PhoneProbe(L.Callback):
                 # Numbers from `count` on only keep this rank in step with the others.
                 if number < count:
                     first = ends[index] - sizes[index]
-                    frames[first : ends[index]] = state.flatten(0, 1).float()
+                    counted = state[: self.micro_batches[index].counted_rows]
+                    frames[first : ends[index]] = counted.flatten(0, 1).float()
         for part, mode in modes:
             part.training = mode
         return distributed.sum_over_ranks(frames)
@@ -231,13 +233,13 @@ def _aligned(
 
 
 def _phones(micro_batch: MicroBatch, plan: BucketSampler, corpus: Corpus) -> NDArray[np.int32]:
-    """(B, T) phone of each frame of the crops, -1 for none."""
+    """(B, T) phone of each frame of the crops that count, -1 for none."""
     assert corpus.alignments is not None
     frames = micro_batch.shape.num_frames
     crops = zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True)
     return np.stack(
         [
             corpus.alignments.frame_phone_ids(row, start + frames, plan.grid)[start:]
-            for row, start in crops
+            for row, start in itertools.islice(crops, micro_batch.counted_rows)
         ]
     )

@@ -18,7 +18,7 @@ from hubert_pretrain.fields import AUTO
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
-from hubert_pretrain.model.compile import compile_network
+from hubert_pretrain.model.compile import Compiler, keep_compiled
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.masking import expected_count
 from hubert_pretrain.model.spec_augment import SpecAugment
@@ -42,6 +42,7 @@ from hubert_pretrain.training.strategies import SHARDED, gather_module, shard_si
 from hubert_pretrain.training.trainer import (
     fit,
     on_gpu,
+    resolve_compile,
     resolve_precision,
     take_best,
     validate,
@@ -67,6 +68,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     targets.check(corpus.manifest, recipe.model.grid)
 
     plan = build_plan(config, corpus, recipe.model.grid, seed)
+    keep_compiled(workspace.compiled_path)
     module = build_module(recipe, config, targets.sizes, seed)
     fuse = choose_fuse(recipe.trainer, module, plan)
     module.nonfinite.describe = partial(
@@ -197,12 +199,9 @@ def build_module(
         residual=recipe.trainer.residual,
         positions=recipe.trainer.positions,
     )
-    compile_clock = compile_network(
-        model,
-        recipe.trainer.compile,
-        mode=recipe.trainer.compile_mode,
-        shapes=config.max_shapes,
-    )
+    compiler = make_compiler(recipe.trainer, shapes=config.max_shapes)
+    if compiler is not None:
+        compiler.compile_network(model)
     return PretrainModule(
         model,
         new_head(recipe.model, config.loss, n_clusters),
@@ -213,7 +212,18 @@ def build_module(
         loss_weights=LossWeights.of(config.loss),
         supervision=LayerSupervision.of(recipe.model, config.loss, n_clusters),
         freeze_conv_after_steps=config.freeze_conv_after_steps,
-        compile_clock=compile_clock,
+        compiler=compiler,
+    )
+
+
+def make_compiler(trainer: TrainerConfig, *, shapes: int) -> Compiler | None:
+    """The compiler of a training with this many shapes; None where nothing is compiled."""
+    if not resolve_compile(trainer):
+        return None
+    return Compiler(
+        mode=trainer.compile_mode,
+        shapes=2 * shapes,  # of training, where `fuse` adds rows, and of validation
+        sharded=trainer.strategy not in (AUTO, "ddp"),
     )
 
 

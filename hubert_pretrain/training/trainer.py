@@ -20,6 +20,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 
 from hubert_pretrain import distributed
 from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.fields import AUTO
+from hubert_pretrain.model.compile import missing_on_gpu
 from hubert_pretrain.training.dataloading import Timed
 from hubert_pretrain.training.ema import EMA
 from hubert_pretrain.training.module import TrainingModule
@@ -33,7 +35,7 @@ from hubert_pretrain.training.resilience.checkpoint_callback import (
 from hubert_pretrain.training.resilience.failures import BatchShape, explain_failures
 from hubert_pretrain.training.resilience.preemption import Preemption, Request
 from hubert_pretrain.training.resilience.watchdog import Watchdog
-from hubert_pretrain.training.strategies import FSDP, make_strategy
+from hubert_pretrain.training.strategies import make_strategy
 
 if TYPE_CHECKING:
     from hubert_pretrain.config.schema import TrainerConfig
@@ -117,8 +119,9 @@ def build_trainer(
             devices=config.devices,
             num_nodes=config.num_nodes,
             strategy=strategy,
-            # FSDP gathers weights while it validates, which torch's inference mode forbids.
-            inference_mode=not isinstance(strategy, FSDP),
+            # Inference mode would compile validation after training again, and FSDP gathers weights
+            # while it validates, which that mode forbids.
+            inference_mode=False,
             precision=precision,
             max_steps=steps,
             max_epochs=-1,
@@ -247,6 +250,22 @@ def resolve_precision(precision: str, accelerator: str = "auto") -> str:
     if on_gpu(accelerator) and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16-mixed"
     return "32-true"
+
+
+def resolve_compile(config: TrainerConfig) -> bool:
+    """Whether the parts of the network are compiled; `auto`: on a GPU, with a warning where it has
+    not what that needs.
+    """
+    if config.compile != AUTO or not on_gpu(config.accelerator):
+        return config.compile == "parts"
+    missing = missing_on_gpu()
+    if missing is not None:
+        logger.warning(
+            "trainer.compile=auto: nothing is compiled, which is slower: %s is missing; install "
+            "it, or set trainer.compile=none",
+            missing,
+        )
+    return missing is None
 
 
 def on_gpu(accelerator: str) -> bool:

@@ -266,11 +266,13 @@ def test_validation_takes_every_long_enough_utterance_once_in_the_same_shapes() 
             LengthIndex(50 + np.argsort(num_samples[50:]), num_samples),
         ]
     )
-    rows = np.concatenate([batch.rows for batch in batches])
+    rows = np.concatenate([batch.rows[: batch.counted_rows] for batch in batches])
     enough = np.flatnonzero(MODEL_GRID.num_frames(num_samples) >= plan.shapes[0].num_frames)
     assert sorted(rows) == sorted(enough)
     assert {batch.shape for batch in batches} <= set(plan.shapes)
-    assert all(len(batch.rows) <= batch.shape.batch_rows for batch in batches)
+    assert all(len(batch.rows) == batch.shape.batch_rows for batch in batches)
+    assert any(batch.fillers for batch in batches)
+    assert set(np.concatenate([batch.rows for batch in batches])) == set(rows)
     assert all((batch.starts >= 0).all() for batch in batches)
     assert [batch.index for batch in batches] == list(range(len(batches)))
     assert (

@@ -295,13 +295,14 @@ def test_compile_without_a_compiler(
 ) -> None:
     monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    row = machine.compiler("layers", on_gpu=on_gpu)
+    row = machine.compiler("parts", on_gpu=on_gpu)
     assert row.state == "error"
-    assert f"trainer.compile=layers needs a C{'' if on_gpu else '++'} compiler ({name}" in row.found
+    assert f"trainer.compile=parts needs a C{'' if on_gpu else '++'} compiler ({name}" in row.found
     assert "trainer.compile=none" in row.fix
+    assert machine.compiler("auto", on_gpu=on_gpu).state == ("warning" if on_gpu else "ok")
     tool = tmp_path / name
     tool.write_text("")
     tool.chmod(0o755)
-    assert machine.compiler("layers", on_gpu=on_gpu).state == "ok"
+    assert machine.compiler("parts", on_gpu=on_gpu).state == "ok"
     monkeypatch.setenv(variable, "/nowhere/cc")
-    assert machine.compiler("layers", on_gpu=on_gpu).state == "error"
+    assert machine.compiler("parts", on_gpu=on_gpu).state == "error"

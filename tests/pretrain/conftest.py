@@ -5,6 +5,7 @@ pretraining does.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from hubert_pretrain.config.schema import (
     Recipe,
     TrainerConfig,
 )
+from hubert_pretrain.data.alignment import write_alignments
 from hubert_pretrain.data.manifest import Manifest, Utterance, write_manifest
 from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
@@ -89,6 +91,29 @@ def make_workspace(root: Path, lengths: Sequence[float] = ()) -> Workspace:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """`make_workspace`. Shared by the tests, which only read it."""
     return make_workspace(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="session")
+def aligned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """As `prepared`, with phones: tenths of a second of "a", "b", "c", and nothing in the last of
+    each utterance.
+    """
+    workspace = Workspace(tmp_path_factory.mktemp("aligned"))
+    folder = workspace.folder("prepare")
+    manifest = make_corpus(folder)
+    tenth = SAMPLE_RATE // 10
+    make_targets(workspace.folder("it1/label"), manifest)
+    lengths = [int(length) // tenth - 1 for length in manifest.num_samples]
+    rows = [
+        (row, [("abc"[n % 3], n * tenth, (n + 1) * tenth) for n in range(count)])
+        for row, count in enumerate(lengths)
+    ]
+    write_alignments(folder / "alignments.arrow", rows)
+    for stage, facts in (("prepare", {}), ("it1/label", {"unigram_entropy_nats": math.log(5)})):
+        write_json(
+            workspace.folder(stage) / META, {"format": FORMAT, "fingerprint": stage, "facts": facts}
+        )
+    return workspace
 
 
 def model_config(**changes: object) -> HubertConfig:

@@ -4,6 +4,8 @@ nothing but the number.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hubert_pretrain.data.batching import BatchShape, BucketSampler, MicroBatch
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.frames import MODEL_GRID
 from hubert_pretrain.model.config import SpanMask
+from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain import dataset
 from hubert_pretrain.pretrain.dataset import (
@@ -20,6 +23,7 @@ from hubert_pretrain.pretrain.dataset import (
     ValidationBatches,
     describe_micro_batch,
 )
+from hubert_pretrain.pretrain.loss import SupervisedLayer, masked_prediction_loss
 from hubert_pretrain.targets.store import TargetStore
 
 
@@ -167,13 +171,64 @@ def test_a_mask_depends_on_the_micro_batch_and_the_row_alone() -> None:
 
 def test_a_filler_of_the_valid_split_counts_nothing() -> None:
     class Source:
-        def tensors(self, micro_batch: int, purpose: str) -> dict[str, int]:
+        def tensors(self, micro_batch: MicroBatch, purpose: str) -> dict[str, int]:
             assert purpose == "valid mask"
-            return {"micro_batch": micro_batch}
+            return {"index": micro_batch.index, "counted_rows": micro_batch.counted_rows}
 
-    batches = ValidationBatches([10, 11, 12], Source())  # type: ignore[list-item, arg-type]
-    assert [batches[index] for index in (2, 3, 4)] == [
-        {"micro_batch": 12, "counts": 1},
-        {"micro_batch": 10, "counts": 0},
-        {"micro_batch": 11, "counts": 0},
+    shape = BatchShape(num_frames=30, batch_rows=2, masked_frames=15)
+    rows = np.array([4, 5])
+    covered = [MicroBatch(index, rows, rows, shape, fillers=index % 2) for index in (10, 11, 12)]
+    batches = ValidationBatches(covered, Source())  # type: ignore[arg-type]
+    assert [batches[index] for index in (1, 2, 3, 4)] == [
+        {"index": 11, "counted_rows": 1},
+        {"index": 12, "counted_rows": 2},
+        {"index": 10, "counted_rows": 0},
+        {"index": 11, "counted_rows": 0},
     ]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("codebooks", [1, 2])
+def test_rows_that_only_fill_a_shape_leave_the_metrics_as_they_are(
+    prepared: Workspace, corpus: Corpus, plan: BucketSampler, soft: bool, codebooks: int
+) -> None:
+    """The sums of a full micro-batch are those of the one that was not filled up."""
+    reader = source(prepared, corpus)
+    store = TargetStore.open(prepared.folder("it1/label"))
+    reader.targets = lambda row: (
+        np.tile(np.eye(5, dtype=np.float16)[store.targets(row)], codebooks)
+        if soft
+        else np.stack([store.targets(row)] * codebooks, axis=1)
+    )
+    covered = plan.validation(corpus.manifest.length_sorted("valid"))
+    filled = next(each for each in covered if each.fillers)
+    assert len(filled.rows) == filled.shape.batch_rows
+    short = dataclasses.replace(
+        filled,
+        rows=filled.rows[: filled.counted_rows],
+        starts=filled.starts[: filled.counted_rows],
+        fillers=0,
+    )
+    head = CodebookHead(16, 8, [5] * codebooks)
+    states = torch.randn(len(filled.rows), filled.shape.num_frames, 16)
+    found, expected = (
+        masked_prediction_loss(
+            [SupervisedLayer(head, states[: len(each.rows)])],
+            batch["targets"],
+            batch["mask"],
+            torch.zeros(()),
+            n_clusters=head.n_clusters,
+            masked_frames=batch["masked_frames"],
+            normaliser=1,
+            measure_unmasked=True,
+        )
+        for each in (filled, short)
+        for batch in [reader.tensors(each, "valid mask")]
+    )
+    for one, other in ((found.masked, expected.masked), (found.unmasked, expected.unmasked)):
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one.nll, other.nll, rtol=1e-6, atol=0.0)
+        assert one.correct == other.correct
+        share = filled.counted_rows / len(filled.rows)
+        assert one.frames * share == other.frames

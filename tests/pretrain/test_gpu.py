@@ -88,10 +88,9 @@ def on_gpu(
     return dataclasses.replace(made, model=dataclasses.replace(made.model, **quiet))
 
 
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-@pytest.mark.parametrize("what", ["layers", "model"])
+@pytest.mark.parametrize("mode", ["default", "max-autotune-no-cudagraphs"])
 def test_compiled_training_goes_where_eager_training_goes(
-    what: str, mode: str, recipe: Callable[..., Recipe], prepared: Workspace, tmp_path: Path
+    mode: str, recipe: Callable[..., Recipe], prepared: Workspace, tmp_path: Path
 ) -> None:
     set_matmul_precision(tf32=False)
     torch._dynamo.reset()
@@ -99,7 +98,7 @@ def test_compiled_training_goes_where_eager_training_goes(
         on_gpu(recipe, freeze_conv_after_steps=4), prepared, "it1/pretrain", tmp_path / "eager"
     )
     found = run(
-        on_gpu(recipe, compile=what, mode=mode, freeze_conv_after_steps=4),
+        on_gpu(recipe, compile="parts", mode=mode, freeze_conv_after_steps=4),
         prepared,
         "it1/pretrain",
         tmp_path / "compiled",

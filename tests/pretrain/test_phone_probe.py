@@ -12,45 +12,19 @@ import pytest
 import torch
 
 from hubert_pretrain.config.schema import ProbeConfig, Recipe
-from hubert_pretrain.data.alignment import write_alignments
 from hubert_pretrain.errors import ConfigError, Preempted
-from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.model.checkpoint import load_model
-from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
+from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain.phone_probe import PhoneProbe
 from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.training.curves import plot_pretraining
 from hubert_pretrain.training.loggers import read_metrics
-from tests.pretrain.conftest import make_corpus, make_targets
 from tests.pretrain.test_ema import leave_after
 from tests.pretrain.test_world_sizes import Job, Processes, make
 
 Recipes = Callable[..., Recipe]
 PROBE = ProbeConfig(every_steps=2, n_clusters=6)
-
-
-@pytest.fixture(scope="module")
-def aligned(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """As `prepared`, with phones: tenths of a second of "a", "b", "c", and nothing in the last of
-    each utterance.
-    """
-    workspace = Workspace(tmp_path_factory.mktemp("aligned"))
-    folder = workspace.folder("prepare")
-    manifest = make_corpus(folder)
-    tenth = SAMPLE_RATE // 10
-    make_targets(workspace.folder("it1/label"), manifest)
-    lengths = [int(length) // tenth - 1 for length in manifest.num_samples]
-    rows = [
-        (row, [("abc"[n % 3], n * tenth, (n + 1) * tenth) for n in range(count)])
-        for row, count in enumerate(lengths)
-    ]
-    write_alignments(folder / "alignments.arrow", rows)
-    for stage, facts in (("prepare", {}), ("it1/label", {"unigram_entropy_nats": math.log(5)})):
-        write_json(
-            workspace.folder(stage) / META, {"format": FORMAT, "fingerprint": stage, "facts": facts}
-        )
-    return workspace
 
 
 def values(folder: Path, name: str = "health/pnmi") -> dict[int, float]:
@@ -124,12 +98,13 @@ def test_it_hears_what_is_exported(
     corpus = phone_probe.source.corpus
     loaded = load_model(tmp_path)
     at = 0
-    assert sum(len(each.rows) for each in phone_probe.micro_batches) == len(
+    assert sum(each.counted_rows for each in phone_probe.micro_batches) == len(
         corpus.manifest.rows("valid")
     )
     for micro_batch in phone_probe.micro_batches:
         num_frames = micro_batch.shape.num_frames
-        for row, start in zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True):
+        crops = zip(micro_batch.rows.tolist(), micro_batch.starts.tolist(), strict=True)
+        for row, start in list(crops)[: micro_batch.counted_rows]:
             waveform = torch.from_numpy(corpus.read(row, 320 * start, 320 * (num_frames - 1) + 400))
             expected = loaded.features(waveform[None], layer=layer, sampling_rate=SAMPLE_RATE)[
                 0
