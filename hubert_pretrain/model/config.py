@@ -52,7 +52,7 @@ configuration of a network.
 """
 
 COMPILED = ["none", "auto", "parts"]
-"""Whether the parts of a network are compiled (model/compile.py)."""
+"""Values of `trainer.compile` (model/compile.py)."""
 COMPILE_MODES = ["default", "max-autotune-no-cudagraphs"]
 """Modes of `torch.compile` without CUDA graphs."""
 NO_CUDA_GRAPHS = (

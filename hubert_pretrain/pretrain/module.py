@@ -85,8 +85,9 @@ class PretrainModule(TrainingModule):
         self.supervision = supervision or LayerSupervision(model.config)
         self.freeze_conv_after_steps = freeze_conv_after_steps
         self.compiler = compiler
-        compiles_head = compiler is not None and not compiler.sharded
-        self._predict = compiler(predict_frames) if compiles_head else predict_frames
+        self._predict = predict_frames
+        if compiler is not None and not compiler.sharded:
+            self._predict = compiler(predict_frames)
         self.validated_step = -1
         self._valid = Meter()
         self._health = Health(head.n_clusters)

@@ -253,7 +253,7 @@ def resolve_precision(precision: str, accelerator: str = "auto") -> str:
 
 
 def resolve_compile(config: TrainerConfig) -> bool:
-    """Whether the parts of the network are compiled; `auto`: on a GPU, with a warning where it has
+    """True where the parts of the network are compiled. `auto`: on a GPU; a warning where it has
     not what that needs.
     """
     if config.compile != AUTO or not on_gpu(config.accelerator):
