@@ -37,6 +37,7 @@ from hubert_pretrain.model.config import (
     COMPILED,
     MASK_SAMPLERS,
     NO_CUDA_GRAPHS,
+    POSITIONAL_FORMS,
     HubertConfig,
     SpanMask,
 )
@@ -449,6 +450,9 @@ class TrainerConfig:
     that dropout draws other numbers."""
     attention: str = field("sdpa", choice(*ATTENTIONS))
     """Back end of attention: sdpa, eager, or flex (CUDA, without attention dropout)."""
+    positions: str = field(AUTO, choice(AUTO, *POSITIONAL_FORMS))
+    """Form of the positional convolution. auto: on a GPU, pretraining measures which is fastest in
+    its first micro-batch and keeps it; on a CPU a rule."""
     residual: str = field("fp32", choice("fp32", "bf16"))
     """Residual stream under bf16-mixed. bf16: less memory and memory traffic; not shown to be
     harmless."""

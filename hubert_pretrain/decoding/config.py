@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from hubert_pretrain.errors import ConfigError
-from hubert_pretrain.fields import choice, field, positive, zero_or_more
+from hubert_pretrain.fields import (
+    all_finite,
+    choice,
+    field,
+    finite,
+    none_negative,
+    positive,
+    zero_or_more,
+)
 
 KINDS = ("greedy", "beam", "lexicon")
 ENGINES = ("own", "flashlight")
@@ -29,14 +37,14 @@ class DecodingConfig:
     """Order of an estimated n-gram model."""
     lm_weight: float = field(0.5, zero_or_more)
     """Weight of the language model's log-probabilities."""
-    word_score: float = 1.5
+    word_score: float = field(1.5, finite)
     """Added for each word; it makes up for the language model's cost of a word."""
-    lm_weights: list[float] = field([])
+    lm_weights: list[float] = field([], none_negative)
     """Weights to choose from, with each of word_scores, by the word error rate of the valid split;
     []: lm_weight."""
-    word_scores: list[float] = field([])
+    word_scores: list[float] = field([], all_finite)
     """Word scores to choose from; []: word_score."""
-    unknown_score: float = -2.0
+    unknown_score: float = field(-2.0, finite)
     """Added for each symbol of a word that the language model does not know (beam)."""
     lexicon: str | None = None
     """Words of kind lexicon: a file with a word per line (a spelling in symbols may follow it), or
@@ -57,7 +65,7 @@ class DecodingConfig:
     n_best: int = field(1, positive)
     """Hypotheses of each utterance."""
     engine: str = field("own", choice(*ENGINES), science=False)
-    """Search of kind lexicon: own, or flashlight (pip install 'hubert-pretrain[decode]')."""
+    """Search of kind lexicon: own, or flashlight (pip install flashlight-text)."""
     workers: int = field(0, zero_or_more, science=False)
     """Processes that decode; 0: one per core for many utterances."""
 
@@ -126,6 +134,6 @@ def import_flashlight() -> Any:
     except ImportError as error:
         raise ConfigError(
             "decoding.engine=flashlight needs flashlight-text (wheels for Python 3.10 to 3.12): "
-            "pip install 'hubert-pretrain[decode]', or use decoding.engine=own"
+            "pip install flashlight-text, or use decoding.engine=own"
         ) from error
     return decoder, dictionary
