@@ -208,7 +208,7 @@ def test_flashlight_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> No
     import sys
 
     monkeypatch.setitem(sys.modules, "flashlight.lib.text", None)
-    with pytest.raises(ConfigError, match=r"pip install 'hubert-pretrain\[decode\]', or use"):
+    with pytest.raises(ConfigError, match="pip install flashlight-text, or use"):
         build(kind="lexicon", lm="train", engine="flashlight")
 
 

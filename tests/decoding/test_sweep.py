@@ -99,6 +99,6 @@ def test_the_edge_of_a_grid_is_reported(caplog: pytest.LogCaptureFixture, tmp_pa
 
 def test_without_a_language_model(tmp_path: Path) -> None:
     config = DecodingConfig(kind="greedy", lm_weights=[0.5])
-    greedy = build_decoder(config, CHARACTERS)
+    greedy = build_decoder(DecodingConfig(kind="greedy"), CHARACTERS)
     with pytest.raises(ConfigError, match="there is no language model to weigh"):
         sweep(greedy, config, BATCH, REFERENCES, errors, tmp_path / "sweep.jsonl")
