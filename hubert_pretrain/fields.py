@@ -53,6 +53,9 @@ zero_or_more = Allowed("0 or more", lambda value: 0 <= value < math.inf)
 finite = Allowed("a number", math.isfinite)
 all_finite = Allowed("numbers", lambda values: all(math.isfinite(value) for value in values))
 none_negative = Allowed("numbers of 0 or more", lambda values: all(value >= 0 for value in values))
+zero_or_above_one = Allowed(
+    "0 or a number above 1", lambda value: value == 0 or 1 < value < math.inf
+)
 share = Allowed("a share from 0 to 1", lambda value: 0 <= value <= 1)
 share_above_zero = Allowed("a share above 0 and up to 1", lambda value: 0 < value <= 1)
 share_below_one = Allowed("a share from 0 up to, but not, 1", lambda value: 0 <= value < 1)

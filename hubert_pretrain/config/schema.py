@@ -29,6 +29,7 @@ from hubert_pretrain.fields import (
     share_above_zero,
     share_below_one,
     signal_names,
+    zero_or_above_one,
     zero_or_more,
 )
 from hubert_pretrain.model.config import (
@@ -247,6 +248,9 @@ class PretrainConfig:
     """all: every parameter, as in fairseq; matrices: not biases, gains of norms, and embeddings."""
     clip_norm: float = field(10.0, zero_or_more)
     """Limit of the global gradient norm."""
+    max_gradient_spike: float = field(0.0, zero_or_above_one)
+    """Skip an update whose gradient norm is above this many medians of the last 128, e.g. 10; 0:
+    never."""
     min_seconds: float = field(2.0, positive)
     """Shorter utterances are left out [min_sample_size]."""
     max_crop_seconds: float = field(15.625, positive)
@@ -366,6 +370,9 @@ class FinetuneConfig:
     """all: every parameter, as in fairseq; matrices: not biases, gains of norms, and embeddings."""
     clip_norm: float = field(10.0, zero_or_more)
     """Limit of the global gradient norm."""
+    max_gradient_spike: float = field(0.0, zero_or_above_one)
+    """Skip an update whose gradient norm is above this many medians of the last 128, e.g. 10; 0:
+    never."""
     freeze_encoder_steps: int = field(0, zero_or_more)
     """Only the new head is trained until this step [freeze_finetune_updates]."""
     conv_gradient_scale: float = field(0.0, zero_or_more)

@@ -99,6 +99,7 @@ def _faults_of_iteration(key: str, iteration: IterationConfig, recipe: Recipe) -
         f"{key}.pretrain.loss", pretrain.loss, recipe.model.num_hidden_layers
     )
     yield from _faults_of_augment(f"{key}.pretrain.augment", pretrain.augment)
+    yield from _faults_of_spikes(f"{key}.pretrain", pretrain, recipe.trainer)
     yield from _faults_of_mixture(f"{key}.pretrain", pretrain, _corpora(recipe.data.corpus))
 
 
@@ -275,6 +276,7 @@ def _faults_of_finetune(key: str, config: FinetuneConfig, trainer: TrainerConfig
     except ConfigError as error:
         yield str(error)
     yield from _faults_of_batches(key, config)
+    yield from _faults_of_spikes(key, config, trainer)
     yield from _faults_of_attention(key, config.attention_dropout, trainer)
     yield from _faults_of_spans(f"{key}.mask", config.mask)
     yield from _faults_of_spans(f"{key}.channel_mask", config.channel_mask)
@@ -294,6 +296,17 @@ def _faults_of_batches(key: str, config: PretrainConfig | FinetuneConfig) -> Ite
             f"{key}: batch_seconds={config.batch_seconds} is {micro_batches:.3f} x "
             f"micro_batch_seconds={config.micro_batch_seconds}; it must be a whole multiple, "
             f"e.g. micro_batch_seconds={example:g}"
+        )
+
+
+def _faults_of_spikes(
+    key: str, config: PretrainConfig | FinetuneConfig, trainer: TrainerConfig
+) -> Iterator[str]:
+    if config.max_gradient_spike > 0 and trainer.precision == "16-mixed":
+        yield (
+            f"{key}.max_gradient_spike={config.max_gradient_spike:g} does not go with "
+            "trainer.precision=16-mixed, whose loss scaler skips updates itself; set it to 0, or "
+            "use bf16-mixed or 32-true"
         )
 
 

@@ -31,6 +31,7 @@ from hubert_pretrain.training.optim import (
 )
 from hubert_pretrain.training.progress import Stopwatch
 from hubert_pretrain.training.resilience.nonfinite import NonFiniteGuard
+from hubert_pretrain.training.resilience.spikes import SpikeGuard
 from hubert_pretrain.training.stragglers import Stragglers
 from hubert_pretrain.training.strategies import DDP, FSDP, full_tensor, shard, sharded_parts
 from hubert_pretrain.training.utilisation import memory_gb, peak_flops
@@ -165,6 +166,8 @@ class TrainingModule(L.LightningModule):
         self.waiting = Stopwatch()
         """Runs while this process waits in its loader (dataloading.py)."""
         self.nonfinite = NonFiniteGuard(monitor.max_skipped_steps, describe_micro_batch)
+        if optimiser.max_gradient_spike > 0:
+            self.nonfinite.spikes = SpikeGuard(optimiser.max_gradient_spike)
         self.validated: dict[str, float] = {}
         """Values of the last validation, as they were logged."""
         self._stragglers: Stragglers | None = None  # of several ranks
@@ -273,6 +276,11 @@ class TrainingModule(L.LightningModule):
             undecayed=undecayed_parameters(self, self.optimiser),
             fused=self.trainer.precision != "16-mixed",
         )
+        if self.nonfinite.spikes is not None and not optimizer.defaults.get("fused"):
+            raise ConfigError(
+                f"max_gradient_spike={self.optimiser.max_gradient_spike:g} needs the fused AdamW, "
+                "which there is on CPUs and NVIDIA GPUs in 32-true and bf16-mixed; set it to 0"
+            )
         return with_schedule(optimizer, self.schedule)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -355,12 +363,16 @@ class TrainingModule(L.LightningModule):
         checkpoint["network"] = describe(self.model, self.head)
         self.nonfinite.report()
         checkpoint["skipped"] = self.nonfinite.state()
+        if self.nonfinite.spikes is not None:
+            checkpoint["spikes"] = self.nonfinite.spikes.state()
         checkpoint["training_seconds"] = self.stopwatch.seconds
         checkpoint["audio_seconds"] = self._audio_seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the counters of training time, audio and skipped steps."""
         self.nonfinite.load_state(checkpoint.get("skipped", {}))
+        if self.nonfinite.spikes is not None:
+            self.nonfinite.spikes.load_state(checkpoint["spikes"])
         self.stopwatch = Stopwatch(float(checkpoint["training_seconds"]))
         self._audio_seconds = float(checkpoint["audio_seconds"])
 
@@ -388,6 +400,8 @@ class TrainingModule(L.LightningModule):
             values["gradient_norm"] = float(self._gradient_norm)
         if self.nonfinite.total:
             values["skipped_steps"] = self.nonfinite.total
+        if self.nonfinite.spikes is not None:
+            values["spike_skipped_steps"] = self.nonfinite.spikes.total
         if self.nonfinite.scaled:
             values["scaler_skipped_steps"] = self.nonfinite.by_scaler
             scaler: Any = self.trainer.scaler

@@ -36,6 +36,7 @@ class AdamWSettings:
     weight_decay: float
     weight_decay_on: str = ALL  # every parameter, as in fairseq; or MATRICES
     clip_norm: float  # global gradient norm; 0: no clipping
+    max_gradient_spike: float = 0.0  # see SpikeGuard; 0: any
 
     @staticmethod
     def of(config: PretrainConfig | FinetuneConfig) -> AdamWSettings:
@@ -47,6 +48,7 @@ class AdamWSettings:
             weight_decay=config.weight_decay,
             weight_decay_on=config.weight_decay_on,
             clip_norm=config.clip_norm,
+            max_gradient_spike=config.max_gradient_spike,
         )
 
 

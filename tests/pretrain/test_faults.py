@@ -32,7 +32,7 @@ from hubert_pretrain.pretrain import module as pretrain_module
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.training.loggers import CsvLogger, read_metrics
-from hubert_pretrain.training.resilience import checkpoint_io
+from hubert_pretrain.training.resilience import checkpoint_io, spikes
 from hubert_pretrain.training.resilience.checkpoint_io import (
     VerifiedCheckpointIO,
     checkpoints,
@@ -499,3 +499,36 @@ def test_lightnings_own_handlers_are_off(
     for term, one, two in seen:
         assert term.__func__.__qualname__ == two.__func__.__qualname__ == "Request._note"
         assert one == before
+
+
+def test_skipped_spikes_are_counted_and_resumable(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted within the window, the run skips the same updates: the same bits."""
+    monkeypatch.setattr(spikes, "WINDOW", 3)
+    values = recipe(max_gradient_spike=1.01, steps=12, log_every_steps=1)
+    run(values, prepared, "it1/pretrain", tmp_path / "whole")
+    rows = read_metrics(tmp_path / "whole" / "logs" / "metrics.csv")
+    counts = [row["spike_skipped_steps"] for row in rows if "spike_skipped_steps" in row]
+    assert len(counts) == 12
+    assert counts[2] == 0
+    assert 0 < counts[-1] < 12
+    free = recipe(steps=12, log_every_steps=1)
+    run(free, prepared, "it1/pretrain", tmp_path / "free")
+    assert not same(tmp_path / "whole", tmp_path / "free")
+
+    original = PretrainModule.on_before_optimizer_step
+
+    def dying(self: PretrainModule, optimizer: Any) -> None:
+        if self.trainer.global_step == 8:
+            monkeypatch.setattr(PretrainModule, "on_before_optimizer_step", original)
+            raise RuntimeError("killed")
+        original(self, optimizer)
+
+    monkeypatch.setattr(PretrainModule, "on_before_optimizer_step", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(values, prepared, "it1/pretrain", tmp_path / "cut")
+    run(values, prepared, "it1/pretrain", tmp_path / "cut")
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    again = read_metrics(tmp_path / "cut" / "logs" / "metrics.csv")
+    assert [row["spike_skipped_steps"] for row in again if "spike_skipped_steps" in row] == counts

@@ -1,4 +1,4 @@
-"""Skip optimiser steps with a non-finite loss or gradient.
+"""Skip optimiser steps with a non-finite loss or gradient, and those of spikes (spikes.py).
 
 The decision is made on the device, where the fused AdamW reads it, so nobody waits for the device.
 The host learns of it at the next log, when it reads the log's sums anyway; then the step is counted
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hubert_pretrain import distributed
 from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.training.resilience.spikes import SpikeGuard
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class _Step(NamedTuple):
 
     number: int
     bad: Tensor
-    """(2,): 1 where the loss, where the gradient norm of any rank is not finite."""
+    """(2,) or (3,): 1 where the loss, where the gradient norm of any rank is not finite; where the
+    norm is a spike."""
     skipped: Tensor
     """Scalar: 1 where the step counts as skipped."""
 
@@ -49,6 +51,7 @@ class NonFiniteGuard:
     describe: Callable[[int], str] = "micro-batch {}".format  # number -> its step and utterances
     scaled: bool = False  # whether there is a loss scaler
     folder: Path | None = None  # gets `skipped.jsonl`
+    spikes: SpikeGuard | None = None
     total: int = 0
     in_a_row: int = 0
     by_scaler: int = 0
@@ -62,7 +65,7 @@ class NonFiniteGuard:
 
     def decide(self, optimizer: torch.optim.Optimizer, step: int, gradient_norm: Tensor) -> None:
         """After the backward passes of a step: make `optimizer` leave the weights and its own state
-        alone if any rank met a non-finite number.
+        alone if any rank met a non-finite number or a spike.
         """
         losses = [loss for _, loss in self._losses[self._decided :]]
         self._decided = len(self._losses)
@@ -70,13 +73,16 @@ class NonFiniteGuard:
             bad_loss = ~torch.isfinite(torch.stack(losses)).all()
         else:
             bad_loss = torch.zeros((), dtype=torch.bool, device=gradient_norm.device)
-        bad = torch.stack([bad_loss, ~torch.isfinite(gradient_norm)]).float()
+        reasons = [bad_loss, ~torch.isfinite(gradient_norm)]
+        if self.spikes is not None:
+            reasons.append(self.spikes.is_spike(gradient_norm))
+        bad = torch.stack(reasons).float()
         if distributed.world_size() > 1:
             # In the device's own queue. Gradients are summed over the ranks, so the norm agrees
             # already; losses do not.
             torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
         # With a loss scaler, a bad gradient alone is not counted here.
-        skipped = bad[0] if self.scaled else bad.max()
+        skipped = bad[0] if self.scaled else bad[:2].max()
         self._steps.append(_Step(step, bad, skipped))
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = bad.max()  # type: ignore[attr-defined]
@@ -98,7 +104,10 @@ class NonFiniteGuard:
         self._decided = 0
 
         if self.scaled:
-            self.by_scaler += sum(gradient and not loss for loss, gradient in bad)
+            self.by_scaler += sum(gradient and not loss for loss, gradient, *_ in bad)
+        self._report_spikes(
+            [number for number, row in zip(numbers, bad, strict=True) if any(row[2:])]
+        )
         longest = self.in_a_row
         for is_skipped in skipped:
             self.in_a_row = self.in_a_row + 1 if is_skipped else 0
@@ -127,6 +136,21 @@ class NonFiniteGuard:
                 what,
                 len(skipped_steps),
                 self.total,
+            )
+
+    def _report_spikes(self, steps: list[int]) -> None:
+        """Count the updates that were skipped because of a spike."""
+        if self.spikes is None or not steps:
+            return
+        self.spikes.total += len(steps)
+        if distributed.rank() == 0:
+            logger.warning(
+                "step %d: the gradient norm was above %g times its median: skipped %d updates (%d "
+                "in all)",
+                steps[-1] + 1,
+                self.spikes.limit,
+                len(steps),
+                self.spikes.total,
             )
 
     def state(self) -> dict[str, int]:
