@@ -10,6 +10,8 @@ EXIT_PREEMPTED = 75
 """Exit code after a signal or a time limit, with everything saved (EX_TEMPFAIL of sysexits.h): run
 the same command again.
 """
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 EXIT_HANG = 76
 """Exit code of the watchdog: no step for `trainer.hang_minutes`."""
 
@@ -42,6 +44,12 @@ class Preempted(HubertPretrainError):
     """
 
     exit_code = EXIT_PREEMPTED
+
+
+class Interrupted(HubertPretrainError):
+    """As `Preempted`, by Ctrl-C: no scheduler shall begin it again."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 def did_you_mean(word: str, choices: list[str]) -> str:

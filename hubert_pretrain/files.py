@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hubert_pretrain.errors import ArtefactError, HubertPretrainError
 
@@ -257,6 +257,30 @@ def checksums(
                 if advance is not None:
                     advance(done)
     return {kind: digest.hexdigest() for kind, digest in digests.items()}
+
+
+class HashedFile:
+    """A binary file that is written from its beginning to its end, with the SHA-256 of what was
+    written: it need not be read again for its hash.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        """Write bytes, and hash them."""
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Hand everything over to the system."""
+        self._file.flush()
+
+    @property
+    def sha256(self) -> str:
+        """In hexadecimal, of everything written so far."""
+        return self._digest.hexdigest()
 
 
 def size_in_bytes(folder: Path) -> int:

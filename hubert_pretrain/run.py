@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from hubert_pretrain import distributed
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import Recipe
-from hubert_pretrain.errors import ConfigError, HubertPretrainError
+from hubert_pretrain.errors import EXIT_INTERRUPTED, ConfigError, HubertPretrainError
 from hubert_pretrain.files import write_text
 from hubert_pretrain.launch import jobs, local, slurm
 from hubert_pretrain.launch.signals import (
@@ -50,7 +50,7 @@ def main() -> None:
         sys.argv[1:] = compose.prepare(sys.argv[1:])
         _main()
     except KeyboardInterrupt:
-        _exit_codes.append(_report("interrupted; the same command resumes", 130))
+        _exit_codes.append(_report("interrupted; the same command resumes", EXIT_INTERRUPTED))
     except HubertPretrainError as error:
         sys.exit(_report(str(error), error.exit_code))
     except Exception as error:

@@ -280,8 +280,10 @@ class PretrainConfig:
     """Steps between two rows of logs/metrics.csv."""
     valid_every_steps: int = field(5000, positive, science=False)
     """Steps between two validations."""
-    checkpoint_every_steps: int = field(1000, positive, science=False)
-    """Steps between two checkpoints to resume from."""
+    checkpoint_every_steps: int = field(10_000, positive, science=False)
+    """Most steps between two checkpoints to resume from."""
+    checkpoint_every_minutes: float = field(15.0, zero_or_more, science=False)
+    """And most minutes, by the clock of the first process; 0: only steps count."""
     keep_best: str = ""
     """Result: the weights that scored best by this value of the valid split, e.g.
     valid/loss/masked; "": those of the last step."""
@@ -404,8 +406,10 @@ class FinetuneConfig:
     """Steps between two rows of logs/metrics.csv."""
     valid_every_steps: int = field(1000, positive, science=False)
     """Steps between two validations."""
-    checkpoint_every_steps: int = field(1000, positive, science=False)
-    """Steps between two checkpoints to resume from."""
+    checkpoint_every_steps: int = field(10_000, positive, science=False)
+    """Most steps between two checkpoints to resume from."""
+    checkpoint_every_minutes: float = field(15.0, zero_or_more, science=False)
+    """And most minutes, by the clock of the first process; 0: only steps count."""
     keep_best: str = ""
     """Result: the weights that scored best by this value of the valid split, e.g. valid/wer,
     valid/accuracy; "": those of the last step."""
@@ -488,8 +492,9 @@ class TrainerConfig:
     """Newest checkpoints to keep."""
     keep_every_steps: int = field(0, zero_or_more)
     """Also keep those of multiples of this step; 0: none."""
-    async_checkpoints: bool = False
-    """Copy the state to CPU memory, then write it while training goes on."""
+    async_checkpoints: bool = True
+    """Copy the state to CPU memory, then write it while training goes on; false: training waits for
+    the disk."""
     max_failed_checkpoints: int = field(3, zero_or_more)
     """Checkpoints in a row that could not be written (full disk) before training ends."""
     log_artefacts: bool = False

@@ -15,7 +15,13 @@ import time
 from collections.abc import Callable
 
 from hubert_pretrain.config.schema import Recipe
-from hubert_pretrain.errors import EXIT_PREEMPTED, HubertPretrainError, Preempted
+from hubert_pretrain.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    HubertPretrainError,
+    Interrupted,
+    Preempted,
+)
 from hubert_pretrain.launch.signals import (
     REQUEUE_MARKER,
     Forwarder,
@@ -78,13 +84,16 @@ def _run_process(stage: str, words: list[str], forwarder: Forwarder) -> None:
     command = [sys.executable, "-m", "hubert_pretrain.run", *words]
     # Its exit code is for this process, not for a scheduler.
     environment = {name: value for name, value in os.environ.items() if name != REQUEUE_MARKER}
-    process = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)
-    code = forwarder.wait_for(process)
+    code = forwarder.run(
+        lambda: subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)
+    )
     asked = forwarder.received
     if code == EXIT_PREEMPTED or (asked and code == -asked):
         # Killed by the signal: it had not begun.
         reason = f"on {asked.name}" if asked else "as its message above says"
         raise Preempted(f"stage {stage} left {reason}; the same command resumes it")
+    if code == EXIT_INTERRUPTED:
+        raise Interrupted(f"stage {stage} was interrupted; the same command resumes it")
     if code < 0:
         name = signal.Signals(-code).name
         guess = " (out of memory?)" if -code == signal.SIGKILL else ""

@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from hubert_pretrain import distributed
-from hubert_pretrain.errors import EXIT_PREEMPTED, Preempted
+from hubert_pretrain.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted
 
 REQUEUE_MARKER = "HUBERT_REQUEUE_MARKER"
 """Environment variable, set by job.sh: the file that a process makes when it saved and its job
@@ -68,8 +68,8 @@ def exit_on_signals(signals: Sequence[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ended_by_a_thread(leave: Any) -> Iterator[None]:
-    """End the process `GRACE_SECONDS` after a signal whose handler is `leave`, unless this is
-    closed before.
+    """End the process `GRACE_SECONDS` after a signal whose handler is `leave`, or after the second
+    Ctrl-C, unless this is closed before.
 
     Python runs handlers between two operations of the main thread, which may wait in a library for
     ever. The wakeup file gets every signal at once.
@@ -79,11 +79,14 @@ def _ended_by_a_thread(leave: Any) -> Iterator[None]:
     closed = threading.Event()
 
     def watch() -> None:
+        interrupts = 0
         while number := os.read(readable, 1):
-            if signal.getsignal(number[0]) is leave:
+            interrupts += number[0] == signal.SIGINT
+            asked = signal.getsignal(number[0]) is leave
+            if asked:
                 _tell_first_rank(number[0])
-                if not closed.wait(GRACE_SECONDS):
-                    _end(number[0])
+            if (asked or interrupts == 2) and not closed.wait(GRACE_SECONDS):
+                _end(number[0])
         os.close(readable)
 
     before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
@@ -97,12 +100,13 @@ def _ended_by_a_thread(leave: Any) -> Iterator[None]:
 
 
 def _end(number: int) -> None:
-    """End this process and its workers with exit code 75."""
+    """End this process and its workers with exit code 75, or 130 after Ctrl-C."""
     name = signal.Signals(number).name
     os.write(2, f"error: left on {name}; the same command resumes it\n".encode())
     for child in multiprocessing.active_children():
         child.kill()
-    os._exit(exit_code_for_scheduler(EXIT_PREEMPTED))
+    code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
+    os._exit(exit_code_for_scheduler(code))
 
 
 def _forget_wakeup_file() -> None:
@@ -116,59 +120,87 @@ if hasattr(os, "register_at_fork"):
 
 
 class Forwarder:
-    """Passes signals on to one process after another, each in the foreground of this one."""
+    """Runs one process after another, each in the foreground of this one, and passes signals on to
+    it.
 
-    def __init__(self) -> None:
+    After Ctrl-C the process may save and end; after another one it is ended. A terminal sends the
+    interrupt to all processes of a command, `kill -INT` to this one alone. So a process that has
+    not ended soon is asked to save by another signal: for one that is saving it changes nothing,
+    and a second interrupt would end it.
+    """
+
+    def __init__(self, numbers: Sequence[signal.Signals]) -> None:
+        """
+        Args:
+            numbers: signals on which a process saves and leaves.
+        """
         self.received: signal.Signals | None = None
         """The first signal."""
+        self._save = next(iter(numbers), signal.SIGINT)
+        self._running = False
         self._process: subprocess.Popen[bytes] | None = None
+        self._interrupts = 0
+        self._timers: list[threading.Timer] = []
 
-    def wait_for(self, process: subprocess.Popen[bytes]) -> int:
-        """The exit code of a process, which gets the signals meanwhile, and those that came
-        before."""
-        self._process = process
-        if self.received is not None:
-            process.send_signal(self.received)
+    def run(self, start: Callable[[], subprocess.Popen[bytes]]) -> int:
+        """The exit code of a process, which gets the signals until it ends, and those that came
+        before.
+
+        Raises KeyboardInterrupt once it has ended, after Ctrl-C.
+        """
+        self._running = True
         try:
-            return _wait(process)
+            self._process = start()
+            if self.received is not None:
+                self._process.send_signal(self.received)
+            if self._interrupts:
+                self._let_end(self._process)
+            code = self._process.wait()
         finally:
+            self._running = False
             self._process = None
+            for timer in self._timers:
+                timer.cancel()
+        if self._interrupts:
+            raise KeyboardInterrupt
+        return code
 
     def pass_on(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
+        """The handler of the signals."""
         self.received = self.received or signal.Signals(number)
         if self._process is not None:
             self._process.send_signal(number)
 
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        """The handler of Ctrl-C."""
+        if not self._running:
+            raise KeyboardInterrupt
+        self._interrupts += 1
+        if self._process is not None:
+            self._let_end(self._process)
+
+    def _let_end(self, process: subprocess.Popen[bytes]) -> None:
+        if self._interrupts == 1:
+            timer = threading.Timer(GRACE_SECONDS, process.send_signal, [self._save])
+        else:
+            timer = threading.Timer(2 * GRACE_SECONDS, process.kill)
+        timer.daemon = True
+        self._timers.append(timer)
+        timer.start()
+
 
 @contextlib.contextmanager
 def forwarded(signals: Sequence[str]) -> Iterator[Forwarder]:
-    """While this is open, signals to this process go to the one that it waits for."""
-    forwarder = Forwarder()
+    """While this is open, signals to this process go to the one that it runs."""
+    forwarder = Forwarder(_numbers(signals))
     before = {number: signal.signal(number, forwarder.pass_on) for number in _numbers(signals)}
+    if callable(signal.getsignal(signal.SIGINT)):  # not ignored
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, forwarder.interrupt)
     try:
         yield forwarder
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit code, also after Ctrl-C: then KeyboardInterrupt is raised once the process has
-    ended.
-
-    A terminal sends the interrupt to all processes of a command; `kill -INT` to this one alone,
-    which passes it on.
-    """
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        try:
-            process.wait(timeout=GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            process.wait()
-        raise
 
 
 def die_with_parent() -> None:

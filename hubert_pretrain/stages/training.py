@@ -53,6 +53,7 @@ def stage_trainer(
         accumulate=accumulation(micro_batches, hardware.devices * hardware.num_nodes),
         valid_every_steps=config.valid_every_steps,
         checkpoint_every_steps=config.checkpoint_every_steps,
+        checkpoint_every_minutes=config.checkpoint_every_minutes,
         keep_best=config.keep_best,
         about={
             "recipe": dataclasses.asdict(recipe),

@@ -9,12 +9,16 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hubert_pretrain.errors import ConfigError, HubertPretrainError, did_you_mean
+from hubert_pretrain.errors import (
+    EXIT_INTERRUPTED,
+    ConfigError,
+    HubertPretrainError,
+    did_you_mean,
+)
 
 if TYPE_CHECKING:
     from hubert_pretrain.decoding.config import DecodingConfig
 
-EXIT_INTERRUPTED = 130
 DECODING = "decoding."
 """Begins the settings of decoding."""
 

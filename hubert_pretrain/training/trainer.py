@@ -72,6 +72,8 @@ def build_trainer(
     accumulate: int,
     valid_every_steps: int,
     checkpoint_every_steps: int,
+    checkpoint_every_minutes: float = 0.0,
+    keep_step: int = 0,
     keep_best: str = "",
     about: Mapping[str, Any] | None = None,
     loggers: Sequence[Logger] = (),
@@ -85,6 +87,7 @@ def build_trainer(
     Args:
         folder: gets `checkpoints/`.
         config: the hardware, and what is saved.
+        keep_step: its checkpoint is written and stays; 0: none.
         keep_best: value of the valid split whose best checkpoint stays (`take_best`); "": none.
         about: recipe, versions and inputs, as plain containers; stored in each checkpoint.
     """
@@ -92,14 +95,26 @@ def build_trainer(
     _silence(logging.getLogger("lightning.pytorch"), logging.getLogger("lightning.fabric"))
 
     # Resilience: checkpoints, leaving on a signal, ending a hang.
-    policy = CheckpointPolicy.of(config, every_steps=checkpoint_every_steps, keep_best=keep_best)
+    policy = CheckpointPolicy.of(
+        config,
+        every_steps=checkpoint_every_steps,
+        every_minutes=checkpoint_every_minutes,
+        keep_step=keep_step,
+        keep_best=keep_best,
+    )
     writer = CheckpointWriter(asynchronous=policy.asynchronous)
     saver = CheckpointCallback(
         folder / checkpoint_io.FOLDER, writer, policy, last_step=steps, about=about
     )
     patience = timedelta(minutes=config.hang_minutes or _NO_WATCHDOG_MINUTES)
     request = Request(config.signals, time_limit_minutes=config.time_limit_minutes)
-    preemption = Preemption(request, saver.save_and_wait, patience=patience)
+    preemption = Preemption(
+        request,
+        saver.save_and_wait,
+        patience=patience,
+        asks_by_the_clock=saver.asks_by_the_clock,
+        save_and_go_on=saver.save,
+    )
     watchdog = Watchdog(folder, minutes=config.hang_minutes)
 
     strategy = make_strategy(config, timeout=patience)

@@ -5,6 +5,7 @@ code comes back.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,21 +15,22 @@ from pathlib import Path
 
 import pytest
 
-from hubert_pretrain.errors import EXIT_PREEMPTED
+from hubert_pretrain.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from hubert_pretrain.launch.signals import REQUEUE_MARKER
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = """#!/bin/bash
 # A stage that saves for a second, whatever else comes, and is killed with its parent.
 save() {
-    trap "" TERM USR2 INT
+    trap "" TERM USR2
+    trap 'echo ended >> "$OUT"; exit 130' INT
     echo saving >> "$OUT"
-    sleep 1
+    for moment in {1..10}; do sleep 0.1; done
     echo saved >> "$OUT"
-    exit 75
+    exit $1
 }
-trap save TERM USR2
-trap 'echo interrupted >> "$OUT"; exit 130' INT
+trap "save 75" TERM USR2
+trap "save 130" INT
 echo "begun $@" >> "$OUT"
 if [ -e "$OUT.code" ]; then exit $(cat "$OUT.code"); fi
 while true; do sleep 0.05; done
@@ -38,8 +40,9 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background
 from types import SimpleNamespace
 from hubert_pretrain import run
-from hubert_pretrain.launch import local
+from hubert_pretrain.launch import local, signals
 folder = sys.argv[1]
+signals.GRACE_SECONDS = float(sys.argv[2])
 local.sys = SimpleNamespace(executable=f"{folder}/stage", platform=sys.platform)
 sys.argv[1:] = ["+recipe=smoke", f"work_dir={folder}/run"]
 run.main()
@@ -52,14 +55,21 @@ handles."""
 class Command:
     """`stage=all` with a stage that only waits."""
 
-    def __init__(self, folder: Path, prefix: Sequence[str] = (), **environment: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        prefix: Sequence[str] = (),
+        *,
+        grace_seconds: float = 5.0,
+        **environment: str,
+    ) -> None:
         self.folder = folder
         stage = folder / "stage"
         stage.write_text(STAGE)
         stage.chmod(0o755)
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OUT": str(folder / "out"), **environment}
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-c", DRIVER, str(folder)],
+            [*prefix, sys.executable, "-c", DRIVER, str(folder), str(grace_seconds)],
             env=env,
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -160,17 +170,40 @@ def has_processes(group: int) -> bool:
     return True
 
 
-def test_an_interrupt_of_the_driver_alone_reaches_the_stage(
-    tmp_path: Path, commands: list[Command]
-) -> None:
-    command = Command(tmp_path)
+@pytest.mark.parametrize("to", ["the driver", "all", "the stage"])
+def test_an_interrupt_lets_the_stage_save(to: str, tmp_path: Path, commands: list[Command]) -> None:
+    """A terminal sends it to all processes, and the stage may save for longer than others get."""
+    command = Command(tmp_path, grace_seconds=0.3)
     commands.append(command)
     command.wait_for("begun")
-    command.process.send_signal(signal.SIGINT)
+    if to == "all":
+        os.killpg(command.process.pid, signal.SIGINT)
+    elif to == "the stage":
+        os.kill(_child(command.process.pid), signal.SIGINT)
+    else:
+        command.process.send_signal(signal.SIGINT)
     code, error = command.end()
-    assert code == 130
-    assert command.output().splitlines()[1:] == ["interrupted"]
-    assert "error: interrupted; the same command resumes" in error
+    assert code == EXIT_INTERRUPTED
+    assert command.output().splitlines()[1:] == ["saving", "saved"]
+    assert re.search(r"error: (stage prepare was )?interrupted; the same command resumes", error)
+
+
+@pytest.mark.parametrize("to", ["the driver", "all"])
+def test_a_second_interrupt_ends_it_at_once(
+    to: str, tmp_path: Path, commands: list[Command]
+) -> None:
+    command = Command(tmp_path, grace_seconds=0.1)
+    commands.append(command)
+    command.wait_for("begun")
+    for _ in range(2):
+        if to == "all":
+            os.killpg(command.process.pid, signal.SIGINT)
+        else:
+            command.process.send_signal(signal.SIGINT)
+        command.wait_for("saving")
+    code, _ = command.end()
+    assert code == EXIT_INTERRUPTED
+    assert "saved" not in command.output()
 
 
 @pytest.mark.parametrize(
@@ -206,6 +239,9 @@ def test_under_the_job_script_the_driver_asks_to_be_requeued(
     assert marker.exists()
 
 
+def _child(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
 def _environment_of_child(pid: int) -> bytes:
-    child = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]
-    return Path(f"/proc/{child}/environ").read_bytes()
+    return Path(f"/proc/{_child(pid)}/environ").read_bytes()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hubert_pretrain.distributed import launched, launcher
-from hubert_pretrain.errors import EXIT_PREEMPTED, Preempted
+from hubert_pretrain.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted
 from hubert_pretrain.launch import signals
 from hubert_pretrain.launch.signals import (
     REQUEUE_MARKER,
@@ -79,24 +79,34 @@ def in_an_except():
         except Exception:
             pass
 
+def again_and_again():
+    while True:  # one alone may be lost in the one before
+        for name in sys.argv[2:]:
+            threading.Event().wait(0.1)
+            os.kill(os.getpid(), signal.Signals[name])
+
+signal.signal(signal.SIGINT, lambda number, frame: None)  # as a training, which then saves
 with signals.exit_on_signals(["SIGTERM"]):
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    threading.Thread(target=again_and_again, daemon=True).start()
     globals()[sys.argv[1]]()
 """
 
 
 @pytest.mark.parametrize("where", ["in_a_library", "in_an_except"])
-def test_a_process_that_cannot_end_itself_is_ended(where: str) -> None:
+@pytest.mark.parametrize(
+    ("names", "code"), [(["SIGTERM"], EXIT_PREEMPTED), (["SIGINT"], EXIT_INTERRUPTED)]
+)
+def test_a_process_that_cannot_end_itself_is_ended(where: str, names: list[str], code: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", STUCK, where],
+        [sys.executable, "-c", STUCK, where, *names],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    assert done.returncode == EXIT_PREEMPTED
-    assert done.stderr == "error: left on SIGTERM; the same command resumes it\n"
+    assert done.returncode == code
+    assert done.stderr == f"error: left on {names[0]}; the same command resumes it\n"
 
 
 def test_a_signal_to_a_worker_is_not_one_to_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:

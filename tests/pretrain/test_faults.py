@@ -25,7 +25,13 @@ import pytest
 import torch
 
 from hubert_pretrain.config.schema import Recipe
-from hubert_pretrain.errors import EXIT_HANG, EXIT_PREEMPTED, HubertPretrainError, Preempted
+from hubert_pretrain.errors import (
+    EXIT_HANG,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    HubertPretrainError,
+    Preempted,
+)
 from hubert_pretrain.model.checkpoint import load_model
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain import module as pretrain_module
@@ -45,8 +51,9 @@ pytestmark = pytest.mark.slow
 Recipes = Callable[..., Recipe]
 
 SCRIPT = """
-import pickle, sys, time
+import pickle, signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background
 from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.stages.pretrain import run
@@ -447,6 +454,32 @@ def test_signals_to_every_process_of_a_job(
     assert same(undisturbed(recipe(steps=30)), tmp_path / "out")
 
 
+def test_an_interrupt_saves_and_the_next_one_ends_at_once(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, undisturbed: Any
+) -> None:
+    """As a terminal does it: to the loader's workers too."""
+    values = recipe(steps=30, trainer={"loader_workers": 1})
+    with job(values, prepared, tmp_path) as first:
+        first.wait_for("train step 4/30")
+        for pid in [*first.workers(), first.ranks[0].pid]:
+            os.kill(pid, signal.SIGINT)
+        assert first.codes() == [EXIT_INTERRUPTED]
+    assert "Ctrl-C again ends at once" in first.text()
+    found = re.search(r"error: interrupted at step (\d+) of 30, saved; the same", first.text())
+    assert found is not None
+    assert newest(tmp_path / "out/checkpoints") == checkpoint_io.path_of(
+        tmp_path / "out/checkpoints", int(found[1])
+    )
+    with job(values, prepared, tmp_path) as second:
+        second.wait_for("train step 14/30")
+        second.ranks[0].send_signal(signal.SIGINT)
+        second.wait_for("Ctrl-C again ends at once")
+        second.ranks[0].send_signal(signal.SIGINT)
+        assert second.codes() != [0]
+    run(values, prepared, "it1/pretrain", tmp_path / "out")
+    assert same(undisturbed(recipe(steps=30)), tmp_path / "out")
+
+
 def test_one_rank_of_two(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
     """A signal to one rank moves both; one that dies takes the other along, which says who is gone;
     one that stops is noticed.
@@ -460,6 +493,10 @@ def test_one_rank_of_two(recipe: Recipes, prepared: Workspace, tmp_path: Path) -
         assert first.codes() == [EXIT_PREEMPTED, EXIT_PREEMPTED]
     assert "a signal to another rank" in first.text(0)
     assert "SIGUSR2" in first.text(1)
+    with job(values, prepared, tmp_path) as interrupted:
+        interrupted.wait_for("train step 8/24")
+        interrupted.ranks[1].send_signal(signal.SIGINT)
+        assert interrupted.codes() == [EXIT_INTERRUPTED, EXIT_INTERRUPTED]
     with job(values, prepared, tmp_path) as second:
         second.wait_for("train step 12/24")
         started = time.monotonic()

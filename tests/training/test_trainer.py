@@ -71,3 +71,58 @@ def test_all_ranks_resume_from_the_checkpoint_that_the_first_one_sees(tmp_path: 
     for output in outputs_of_two_ranks(RESUMED_BY_TWO, tmp_path):
         began = [line for line in output.splitlines() if line.startswith("began")]
         assert began == ["began at step 0", "began at step 4"]
+
+SAVED_BY_THE_CLOCK = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning as L
+import torch
+
+from hubert_pretrain import distributed
+from hubert_pretrain.config.schema import TrainerConfig
+from hubert_pretrain.training import trainer as ours
+from hubert_pretrain.training.resilience import checkpoint_callback, checkpoint_io
+
+class Module(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 1)
+    def training_step(self, batch, batch_idx):
+        now[0] += 30.0  # half a minute per step
+        return self.linear(batch).sum()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+now = [0.0]
+if distributed.rank() == 0:
+    clock = lambda: now[0]
+else:
+    clock = lambda: 7.0 * now[0]  # another clock, which nobody asks
+checkpoint_callback.time = SimpleNamespace(monotonic=clock)
+saved = []
+save = checkpoint_callback.CheckpointCallback.save
+def recorded(self, trainer):
+    saved.append(trainer.global_step)
+    save(self, trainer)
+checkpoint_callback.CheckpointCallback.save = recorded
+
+folder = Path(sys.argv[1]) / "run"
+config = TrainerConfig(devices=2, strategy="ddp", accelerator="cpu", progress_bar=False)
+trainer = ours.build_trainer(
+    folder, config, steps=16, accumulate=1, valid_every_steps=1000,
+    checkpoint_every_steps=1000, checkpoint_every_minutes=2.5,
+)
+loader = torch.utils.data.DataLoader(torch.zeros(64, 4), batch_size=2)
+ours.fit(trainer, Module(), loader, None, folder)
+print("saved", saved, flush=True)
+distributed.leave_group()
+"""
+
+
+def test_all_ranks_save_when_the_clock_of_the_first_one_says_so(tmp_path: Path) -> None:
+    """One step after it says so, because nobody waits for the answer."""
+    outputs = outputs_of_two_ranks(SAVED_BY_THE_CLOCK, tmp_path)
+    for output in outputs:
+        assert "saved [6, 12, 16]" in output

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,23 +39,43 @@ class CheckpointPolicy:
     """When checkpoints are written, and which of them stay."""
 
     every_steps: int
+    every_minutes: float = 0.0  # by the first rank's clock; 0: never
     keep: int  # the newest so many stay
     keep_every_steps: int  # and those of multiples of this step; 0: none
+    keep_step: int = 0  # and that of this step; 0: none
     keep_best: str  # and the best by this value of the valid split; "": none
     asynchronous: bool  # copied to CPU memory, then written while training goes on
     max_failures: int  # failed writes in a row (a full disk) that do not end the training
 
     @staticmethod
-    def of(config: TrainerConfig, *, every_steps: int, keep_best: str = "") -> CheckpointPolicy:
+    def of(
+        config: TrainerConfig,
+        *,
+        every_steps: int,
+        every_minutes: float = 0.0,
+        keep_step: int = 0,
+        keep_best: str = "",
+    ) -> CheckpointPolicy:
         """The policy of a recipe."""
         return CheckpointPolicy(
             every_steps=every_steps,
+            every_minutes=every_minutes,
             keep=config.keep_checkpoints,
             keep_every_steps=config.keep_every_steps,
+            keep_step=keep_step,
             keep_best=keep_best,
             asynchronous=config.async_checkpoints,
             max_failures=config.max_failed_checkpoints,
         )
+
+    def is_due(self, step: int) -> bool:
+        """True if a checkpoint is written after so many updates, whatever the time."""
+        return step % self.every_steps == 0 or self.stays(step)
+
+    def stays(self, step: int) -> bool:
+        """True if the checkpoint of a step stays, however old it is."""
+        is_regular = self.keep_every_steps > 0 and step % self.keep_every_steps == 0
+        return is_regular or step == self.keep_step
 
 
 class CheckpointWriter(VerifiedCheckpointIO):
@@ -114,7 +135,8 @@ class CheckpointWriter(VerifiedCheckpointIO):
 
 
 class CheckpointCallback(L.Callback):
-    """Saves every so many updates and after the last one, prunes, and resumes at the exact step.
+    """Saves every so many updates or minutes and after the last update, prunes, and resumes at the
+    exact step.
 
     The position of a run is its step number and nothing else, so Lightning's loop counters are left
     out of the file and rebuilt on load. That also allows a resumed run to use another number of
@@ -141,9 +163,14 @@ class CheckpointCallback(L.Callback):
         self.last_step = last_step
         self.about = dict(about or {})
         self._saved_step = -1
+        self._clock_since = time.monotonic()  # when the last save was asked for
         self._is_finished = True  # whether the outcome of the last save was handled
         self._failures = 0  # in a row
         self._best: dict[str, Any] = read_json(folder / BEST) or {}
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._clock_since = time.monotonic()
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Check that the folder can be written, before an hour is spent; remove the temporary files
@@ -171,14 +198,26 @@ class CheckpointCallback(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save after the updates that are multiples of `every_steps`, and after the last."""
+        """Save after the updates at which the policy has a checkpoint, and after the last."""
         if not self._is_finished and not self.writer.busy:
             self._finish_save()
         step = trainer.global_step
         is_update = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        is_due = step % self.policy.every_steps == 0 or step == self.last_step
+        is_due = self.policy.is_due(step) or step == self.last_step
         if is_update and is_due and step > 0:
             self.save(trainer)
+
+    def asks_by_the_clock(self) -> bool:
+        """True once, on the first rank, when the last save is `every_minutes` ago and its file is
+        written. Preemption tells the other ranks, and all save at the same step.
+        """
+        minutes = self.policy.every_minutes
+        now = time.monotonic()
+        is_over = minutes > 0 and now - self._clock_since >= 60 * minutes
+        if distributed.rank() > 0 or not is_over or self.writer.busy:
+            return False
+        self._clock_since = now
+        return True
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Save when the valid split scores better than ever before."""
@@ -228,6 +267,7 @@ class CheckpointCallback(L.Callback):
             return
         self._check_failures()  # of the save before, which may have been asynchronous
         self._saved_step = trainer.global_step
+        self._clock_since = time.monotonic()
         self._is_finished = False
         trainer.save_checkpoint(path_of(self.folder, trainer.global_step))
         if not self.policy.asynchronous:
@@ -322,11 +362,13 @@ class CheckpointCallback(L.Callback):
         """Remove all checkpoints but the newest, the regular and the best ones."""
         files = checkpoints(self.folder)
         newest = set(files[-self.policy.keep :])
-        every = self.policy.keep_every_steps
         for path in files:
             step = step_of(path)
-            is_regular = every > 0 and step % every == 0
-            if path not in newest and not is_regular and step != self._best.get("step"):
+            if (
+                path not in newest
+                and not self.policy.stays(step)
+                and step != self._best.get("step")
+            ):
                 self.writer.remove_checkpoint(path)
 
 

@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.files import human_bytes, replacing, sha256, write_text
+from hubert_pretrain.files import HashedFile, human_bytes, replacing, sha256, write_text
 from hubert_pretrain.training.resilience import sharded_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -56,8 +56,8 @@ class VerifiedCheckpointIO(CheckpointIO):
             with replacing(path) as temporary:
                 _check_space(checkpoint, path)
                 with open(temporary, "wb") as file:
-                    torch.save(checkpoint, file)
-                checksum = sha256(temporary)
+                    hashed = HashedFile(file)
+                    torch.save(checkpoint, hashed)
         except (OSError, RuntimeError) as error:
             # torch's zip writer turns a write that failed into "PytorchStreamWriter failed" or
             # "unexpected pos".
@@ -67,7 +67,7 @@ class VerifiedCheckpointIO(CheckpointIO):
                 f"{path}: the checkpoint could not be written ({error}); the previous one is intact"
             ) from error
         try:
-            write_text(_sidecar(path), checksum + "\n")
+            write_text(_sidecar(path), hashed.sha256 + "\n")
         except OSError as error:
             raise ArtefactError(
                 f"{path}: its checksum could not be written ({error}); the previous checkpoint is "

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from hubert_pretrain.config.schema import TrainerConfig
+from hubert_pretrain import distributed
+from hubert_pretrain.config.schema import PretrainConfig, TrainerConfig
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.training.resilience import checkpoint_io
+from hubert_pretrain.training.resilience import checkpoint_callback, checkpoint_io
 from hubert_pretrain.training.resilience.checkpoint_callback import (
     CheckpointCallback,
     CheckpointPolicy,
@@ -33,7 +34,8 @@ class Run:
 
     def __init__(self, folder: Path, *, steps: int = 1000, **policy: Any) -> None:
         self.folder = folder
-        values = dataclasses.replace(CheckpointPolicy.of(TrainerConfig(), every_steps=1), **policy)
+        config = TrainerConfig(async_checkpoints=False)
+        values = dataclasses.replace(CheckpointPolicy.of(config, every_steps=1), **policy)
         self.writer = CheckpointWriter(asynchronous=values.asynchronous)
         self.saver = CheckpointCallback(
             folder, self.writer, values, last_step=steps, about={"stage": "test"}
@@ -93,6 +95,49 @@ def test_the_newest_the_regular_and_the_best_stay(tmp_path: Path, asynchronous: 
         assert run.trainer.global_step == step
     run.saver.on_fit_end(run.trainer, run.module())
     assert run.steps == [3, 4, 8, 9, 10]
+
+
+def test_regular_checkpoints_and_that_of_a_chosen_step_need_no_other_reason(tmp_path: Path) -> None:
+    run = Run(tmp_path, keep=1, every_steps=1000, keep_every_steps=4, keep_step=6, steps=9)
+    run.step(9)
+    assert run.steps == [4, 6, 8, 9]
+
+
+def test_the_clock_asks_once_and_only_when_nothing_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(checkpoint_callback, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    run = Run(tmp_path, every_steps=1000, every_minutes=2.0)
+    run.saver.on_train_start(run.trainer, run.module())
+    asked = []
+    for _ in range(10):
+        now[0] += 30.0
+        asked.append(run.saver.asks_by_the_clock())
+    assert [number for number, asks in enumerate(asked, start=1) if asks] == [4, 8]
+    now[0] += 1000.0
+    with monkeypatch.context() as busy:
+        busy.setattr(CheckpointWriter, "busy", True)
+        assert not run.saver.asks_by_the_clock()
+    with monkeypatch.context() as other:
+        other.setattr(distributed, "rank", lambda: 1)
+        assert not run.saver.asks_by_the_clock()
+    run.step()
+    run.saver.save(run.trainer)
+    assert not run.saver.asks_by_the_clock(), "it counts from the last save"
+
+
+def test_the_default_is_a_quarter_of_an_hour_beside_the_training() -> None:
+    config = PretrainConfig()
+    policy = CheckpointPolicy.of(
+        TrainerConfig(),
+        every_steps=config.checkpoint_every_steps,
+        every_minutes=config.checkpoint_every_minutes,
+    )
+    assert policy.asynchronous
+    assert policy.every_minutes == 15
+    # Also on 32 GPUs, where a step takes about a tenth of a second, the clock decides first.
+    assert policy.every_steps * 0.1 >= 60 * policy.every_minutes
 
 
 def test_an_accuracy_is_best_when_high(tmp_path: Path) -> None:

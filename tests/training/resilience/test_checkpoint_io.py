@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from hubert_pretrain.errors import ArtefactError
+from hubert_pretrain.files import sha256
+from hubert_pretrain.training.resilience import checkpoint_io
 from hubert_pretrain.training.resilience.checkpoint_io import (
     VerifiedCheckpointIO,
     checkpoints,
@@ -41,6 +43,16 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         VerifiedCheckpointIO().load_checkpoint(path)["weights"], torch.full((1000,), 2.5)
     )
     assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, path.name + ".sha256"]
+
+
+def test_the_hash_needs_no_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*paths: Path) -> str:
+        raise AssertionError(f"{paths} are read")
+
+    with monkeypatch.context() as blind:
+        blind.setattr(checkpoint_io, "sha256", read)
+        path = save(tmp_path, 5, 2.5)
+    assert path.with_name(path.name + ".sha256").read_text().strip() == sha256(path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "no sidecar"])

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from hubert_pretrain.errors import ConfigError, Preempted
+from hubert_pretrain.errors import ConfigError, Interrupted, Preempted
 from hubert_pretrain.training.resilience.preemption import (
+    INTERRUPT,
+    LEAVE,
     MARGIN_SECONDS,
     Agreement,
     Preemption,
@@ -34,6 +37,57 @@ def test_a_signal_sets_the_flag_twice_is_once(name: str) -> None:
         assert request.made
     assert request.reason == number.name
     assert signal.getsignal(number) == before
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Tests may run where interrupts are ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_asks_to_leave_and_the_second_one_ends_at_once(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    request = Request(["SIGTERM"])
+    with request.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.flag == LEAVE
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.flag == INTERRUPT
+        assert "Ctrl-C again ends at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Request([]).listening():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_after_an_interrupt_it_saves_and_says_so() -> None:
+    saved: list[Any] = []
+    preemption = Preemption(Request([]), saved.append, patience=timedelta(minutes=1))
+    trainer: Any = SimpleNamespace(accumulate_grad_batches=1, global_step=7, max_steps=9)
+    module: Any = None
+    with preemption.listening:
+        preemption.on_train_start(trainer, module)
+        preemption.on_train_batch_start(trainer, module, None, 0)
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(
+            Interrupted, match=r"interrupted at step 7 of 9, saved; the same"
+        ) as left:
+            preemption.on_train_batch_start(trainer, module, None, 1)
+    assert left.value.exit_code == 130
+    assert saved == [trainer]
 
 
 def test_the_first_reason_stays() -> None:
@@ -77,7 +131,8 @@ def test_without_a_limit_time_does_not_matter(monkeypatch: pytest.MonkeyPatch) -
 
 def test_alone_there_is_nobody_to_ask() -> None:
     agreement = Agreement(timedelta(minutes=1))
-    assert [agreement.next(flag) for flag in (False, True, False)] == [False, True, False]
+    flags = [(0, 0), (1, 0), (0, 2)]
+    assert [agreement.next(*each) for each in flags] == [[0, 0], [1, 0], [0, 2]]
 
 
 def test_before_the_first_step_signals_find_the_handlers_of_the_process() -> None:
@@ -108,7 +163,7 @@ def test_a_loaders_worker_outlives_the_signals_of_a_scheduler() -> None:
     child = os.fork()
     if child == 0:
         ignore_in_worker(0)
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
             os.kill(os.getpid(), number)
         os._exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
