@@ -60,7 +60,7 @@ def run_pending(
     with forwarded(recipe.trainer.signals) as forwarder:
         for number, stage in enumerate(stages, start=1):
             title = f"[{number}/{len(stages)}] {stage.name}"
-            if workspace.is_done(stage.name):
+            if plan.is_complete(stage, workspace):
                 plan.check_unchanged(stage, workspace)
                 print(f"{title}: done before", flush=True)
             else:

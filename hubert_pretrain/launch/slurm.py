@@ -71,7 +71,7 @@ def _submit(
     jobs.record(workspace, queued)
     for number, stage in enumerate(stages, start=1):
         title = f"[{number}/{len(stages)}] {stage.name}"
-        if workspace.is_done(stage.name):
+        if plan.is_complete(stage, workspace):
             print(f"{title}: done before", flush=True)
         elif stage.name in queued:
             _check_same(stage, queued[stage.name])
@@ -89,7 +89,7 @@ def _submit(
     return {
         stage.name: queued[stage.name]
         for stage in stages
-        if stage.name in queued and not workspace.is_done(stage.name)
+        if stage.name in queued and not plan.is_complete(stage, workspace)
     }
 
 
@@ -135,8 +135,7 @@ def _inputs(
     recipe: Recipe, workspace: Workspace, stage: Stage, queued: dict[str, Job]
 ) -> list[str]:
     """The stages that this one has to wait for."""
-    own = {each.name for each in plan.stages(recipe)}
-    waits = [name for name in stage.inputs if name in own and not workspace.is_done(name)]
+    waits = [each.name for each in stage.sources if not plan.is_complete(each, workspace)]
     for name in waits:
         if name not in queued:
             raise ArtefactError(
@@ -152,7 +151,7 @@ def _show(
     """Print the scripts, also of stages that would be made `again`. A job that is not submitted has
     no number: dependencies name its stage."""
     pending = [
-        stage for stage in stages if stage.name in again or not workspace.is_done(stage.name)
+        stage for stage in stages if stage.name in again or not plan.is_complete(stage, workspace)
     ]
     names = {stage.name for stage in pending}
     for stage in pending:

@@ -34,6 +34,10 @@ OUTDATED = "outdated"
 """Done by an older version of this package."""
 INTERRUPTED = "interrupted"
 PENDING = "pending"
+LONGER = "longer"
+"""A training that is done, and whose `steps` were raised since: it goes on from its checkpoint."""
+TRAININGS = ("pretrain", "finetune")
+"""Verbs whose stage has `steps`."""
 OUT_OF_DATE = (CHANGED, STALE, OUTDATED)
 """States of finished stages that `redo=true` makes again."""
 
@@ -201,7 +205,7 @@ def find(recipe: Recipe, name: str, *, key: str = "stage") -> Stage:
 
 
 def state(stage: Stage, workspace: Workspace) -> str:
-    """DONE, CHANGED, STALE, OUTDATED, INTERRUPTED or PENDING."""
+    """DONE, LONGER, CHANGED, STALE, OUTDATED, INTERRUPTED or PENDING."""
     if not workspace.is_done(stage.name):
         begun = workspace.partial_folder(stage.name).exists()
         return INTERRUPTED if begun else PENDING
@@ -209,11 +213,36 @@ def state(stage: Stage, workspace: Workspace) -> str:
         made = workspace.artefact(stage.name)
     except ArtefactError:
         return OUTDATED
-    if _changes(stage, made):
+    is_longer = raised_steps(stage, made) is not None
+    if not is_longer and _changes(stage, made):
         return CHANGED
-    if any(state(source, workspace) in OUT_OF_DATE for source in stage.sources):
+    if any(state(source, workspace) in (*OUT_OF_DATE, LONGER) for source in stage.sources):
         return STALE
-    return STALE if _other_inputs(stage, workspace, made) else DONE
+    if _other_inputs(stage, workspace, made):
+        return STALE
+    return LONGER if is_longer else DONE
+
+
+def is_complete(stage: Stage, workspace: Workspace) -> bool:
+    """True when a stage has finished and is not to be trained further."""
+    return workspace.is_done(stage.name) and state(stage, workspace) != LONGER
+
+
+def raised_steps(stage: Stage, made: Artefact) -> tuple[int, int] | None:
+    """The steps of a finished training and those of its recipe, where they are more, nothing else
+    has changed, and there is a checkpoint to go on from. None for any other stage.
+    """
+    if stage.verb not in TRAININGS:
+        return None
+    config = stage.sections[stage.verb]
+    before = made.meta.get("config", {}).get(stage.verb, {}).get("steps")
+    if before is None or before >= config.steps:
+        return None
+    shorter = {**stage.sections, stage.verb: dataclasses.replace(config, steps=before)}
+    as_made = dataclasses.replace(stage, sections=shorter)
+    is_same = made.meta.get("identity") == fingerprint.digest(as_made.identity)
+    has_checkpoint = any((made.path / "checkpoints").glob("step=*.ckpt"))
+    return (before, config.steps) if is_same and has_checkpoint else None
 
 
 def fingerprint_of(stage: Stage, workspace: Workspace) -> str | None:
@@ -241,6 +270,12 @@ def check_unchanged(stage: Stage, workspace: Workspace) -> None:
     if found == STALE:
         for source in stage.sources:
             check_unchanged(source, workspace)
+            if state(source, workspace) == LONGER:
+                raise ArtefactError(
+                    f"{made.path}: made from {source.name}, which is to be trained further "
+                    f"({_steps(source, workspace)}); choose another work_dir, or make what follows "
+                    "it again too: stage=all redo=true"
+                )
         inputs = ", ".join(_other_inputs(stage, workspace, made))
         raise ArtefactError(
             f"{made.path}: made from another {inputs} than there is now (stale); {fix}"
@@ -257,6 +292,17 @@ def check_sources(stage: Stage, workspace: Workspace) -> None:
     """Raises ArtefactError when a stage that this one reads is not up to date."""
     for source in stage.sources:
         check_unchanged(source, workspace)
+        if workspace.is_done(source.name) and state(source, workspace) == LONGER:
+            raise ArtefactError(
+                f"{source.name} is to be trained further ({_steps(source, workspace)}); do that "
+                f"first: stage={source.name}, or stage=all"
+            )
+
+
+def _steps(stage: Stage, workspace: Workspace) -> str:
+    """`steps: 100 -> 200`, of a training that is to go on."""
+    before, now = raised_steps(stage, workspace.artefact(stage.name)) or (0, 0)
+    return f"steps: {before} -> {now}"
 
 
 def _changes(stage: Stage, made: Artefact) -> list[str]:

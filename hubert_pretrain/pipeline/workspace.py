@@ -218,6 +218,27 @@ class Workspace:
         write_json(folder / PARTIAL_META, begun)
         return folder
 
+    def reopen(self, stage: str, fingerprint: str, config: dict[str, Any]) -> None:
+        """Make of a finished stage an interrupted one, which goes on with another configuration.
+        Its `partial.json` remembers what it was.
+        """
+        final = self.folder(stage)
+        made = self.artefact(stage).meta
+        was = {name: made[name] for name in ("fingerprint", "config", "finished", "seconds")}
+        # In this order: a kill between two of them leaves a finished stage, or an interrupted one.
+        write_json(
+            final / PARTIAL_META,
+            {
+                "format": FORMAT,
+                "fingerprint": fingerprint,
+                "config": config,
+                "continued": [*made.get("continued", []), was],
+            },
+        )
+        (final / META).unlink()
+        shutil.rmtree(self.partial_folder(stage), ignore_errors=True)
+        publish(final, self.partial_folder(stage))
+
     def interrupted(self, stage: str) -> dict[str, Any]:
         """The `partial.json` of interrupted work; {} when there is none."""
         return dict(read_json(self.partial_folder(stage) / PARTIAL_META) or {})

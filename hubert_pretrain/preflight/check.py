@@ -136,7 +136,7 @@ def _check_machine(
     recipe: Recipe, workspace: Workspace, stages: Sequence[Stage]
 ) -> Iterator[CheckResult]:
     """Place to write to, packages, disk, devices, memory, cost of the stages that are pending."""
-    pending = [stage for stage in stages if not workspace.is_done(stage.name)]
+    pending = [stage for stage in stages if not plan.is_complete(stage, workspace)]
     works = [budget.work_of(stage, recipe.model, workspace) for stage in pending]
     audio = budget.audio_of(workspace)
     verbs = {stage.verb for stage in pending}

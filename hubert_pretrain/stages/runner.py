@@ -23,6 +23,8 @@ from hubert_pretrain.pipeline.plan import (
     check_sources,
     check_unchanged,
     fingerprint_of,
+    is_complete,
+    raised_steps,
 )
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.preflight import changes
@@ -48,7 +50,7 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
             workspace.resolve(name)
     check_sources(stage, workspace)
     check_unchanged(stage, workspace)
-    if workspace.is_done(stage.name):
+    if is_complete(stage, workspace):
         _say_done(recipe, workspace, stage)
         return
     if distributed.rank() > 0:
@@ -60,6 +62,8 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
     fingerprint = fingerprint_of(stage, workspace)
     assert fingerprint is not None  # every input was resolved above
     with workspace.lock(stage.name):
+        if workspace.is_done(stage.name):
+            _go_on(workspace, stage, fingerprint)
         folder = workspace.begin(stage.name, fingerprint, stage.config)
         started = time.time()
         facts = _call(recipe, workspace, stage, folder)
@@ -75,12 +79,25 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
                 "places": places(stage.sections["data"]) if stage.verb == "prepare" else [],
                 "inputs": {name: workspace.resolve(name).fingerprint for name in stage.inputs},
                 "facts": facts,
+                "continued": workspace.interrupted(stage.name).get("continued", []),
                 "seconds": round(time.time() - started, 1),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "versions": versions(),
                 "sha256": hashes,
             },
         )
+
+
+def _go_on(workspace: Workspace, stage: Stage, fingerprint: str) -> None:
+    """Begin a finished training again, whose steps were raised, at its last checkpoint."""
+    from hubert_pretrain.stages.training import begin_again
+
+    made = workspace.artefact(stage.name)
+    raised = raised_steps(stage, made)
+    assert raised is not None  # any other finished stage is complete
+    where = begin_again(made.path, stage.sections[stage.verb], raised[0])
+    workspace.reopen(stage.name, fingerprint, stage.config)
+    print(f"{stage.name}: trained further, {raised[0]} -> {raised[1]} steps, {where}", flush=True)
 
 
 def _follow(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
@@ -93,7 +110,7 @@ def _follow(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
     assert fingerprint is not None  # every input was resolved by run_stage
 
     def has_begun() -> bool:
-        return workspace.has_begun(stage.name, fingerprint) or workspace.is_done(stage.name)
+        return workspace.has_begun(stage.name, fingerprint) or is_complete(stage, workspace)
 
     if not distributed.wait_for_first(has_begun, FOLLOW_SECONDS):
         message = f"{stage.name}: rank 0 has not begun after {FOLLOW_SECONDS:g} seconds"
@@ -102,7 +119,7 @@ def _follow(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
         raise ArtefactError(
             f"{message}; see what it says, and that all ranks have the same work_dir"
         )
-    if workspace.is_done(stage.name):
+    if is_complete(stage, workspace):
         return
     _call(recipe, workspace, stage, workspace.partial_folder(stage.name))
 

@@ -25,6 +25,7 @@ from hubert_pretrain.training.optim import (
     AdamWSettings,
     Schedule,
     adamw,
+    follow,
     undecayed_parameters,
     update_norm,
     with_schedule,
@@ -303,7 +304,11 @@ class TrainingModule(L.LightningModule):
         )
 
     def on_train_start(self) -> None:
-        """Start the clock."""
+        """Start the clock, and set the rate of the schedule: that of a checkpoint may be another's,
+        with fewer steps.
+        """
+        for each in self.trainer.lr_scheduler_configs:
+            follow(each.scheduler)  # type: ignore[arg-type]
         self.nonfinite.scaled = self.trainer.precision == "16-mixed"
         self.nonfinite.folder = Path(self.trainer.default_root_dir)
         # FSDP gathers the weights in half precision.

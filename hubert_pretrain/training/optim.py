@@ -104,6 +104,15 @@ def with_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule) -> dict[
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+def follow(scheduler: torch.optim.lr_scheduler.LambdaLR) -> None:
+    """Set the rates to those of the schedule after the updates that were done."""
+    parts = zip(
+        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    )
+    for group, peak, share_of_peak in parts:
+        group["lr"] = peak * share_of_peak(scheduler.last_epoch)
+
+
 def pretraining_schedule(config: PretrainConfig) -> Schedule:
     """The schedule of a recipe."""
     if config.schedule == "wsd":

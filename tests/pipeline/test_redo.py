@@ -19,8 +19,10 @@ from hubert_pretrain.errors import ArtefactError, ConfigError
 from hubert_pretrain.files import read_json, write_json
 from hubert_pretrain.launch import local, slurm
 from hubert_pretrain.pipeline import plan, redo
+from hubert_pretrain.pipeline import workspace as workspace_module
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.stages import runner
+from hubert_pretrain.training.resilience import checkpoint_io
 from tests.config.test_recipes import composed
 from tests.launch.conftest import FakeSlurm
 from tests.launch.conftest import slurm as fake_slurm
@@ -51,6 +53,7 @@ class Stubs:
         self.ran: list[str] = []
         self.failing = ""
         self.content: dict[str, str] = {}
+        self.began: dict[str, int] = {}  # step at which a pretraining began
 
     def stage(self, verb: str) -> Any:
         def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
@@ -62,6 +65,12 @@ class Stubs:
             if verb == "prepare":
                 facts = {"num_samples": 16_000 + len(self.content.get(stage, ""))}
                 write_manifest(folder / "manifest.arrow", [Utterance(id="a", path="/a", **facts)])
+            if verb == "pretrain":
+                steps = recipe.iterations[stage.split("/")[0]].pretrain.steps
+                newest = checkpoint_io.newest(folder / "checkpoints")
+                self.began[stage] = checkpoint_io.step_of(newest) if newest else 0
+                checkpoint = checkpoint_io.path_of(folder / "checkpoints", steps)
+                checkpoint_io.VerifiedCheckpointIO().save_checkpoint({}, checkpoint)
             (folder / "model.safetensors").write_text(self.content.get(stage, "as always"))
             return {}
 
@@ -216,9 +225,10 @@ def test_one_stage_goes_on_too(run: Run, stubs: Stubs, tmp_path: Path) -> None:
         run("it1/pretrain", "true")
     stubs.failing = ""
     assert run("it1/pretrain", "true") == ["it1/pretrain"]
-    assert (tmp_path / "it1/pretrain/checkpoints").exists()
+    half = tmp_path / "it1/pretrain/checkpoints/step=00000100.ckpt"
+    assert half.exists()
     assert run("it1/pretrain", "true") == ["it1/pretrain"]
-    assert not (tmp_path / "it1/pretrain/checkpoints").exists()
+    assert not half.exists()
 
 
 def test_a_changed_stage_leaves_stale_ones_behind_it(
@@ -381,3 +391,90 @@ def test_slurm_removes_first_and_its_jobs_never_do(
     with pytest.raises(ConfigError, match=r"job \d+ of it2/pretrain is queued or running.*scancel"):
         submit(recipe, tmp_path)
     assert states(smoke, tmp_path)["it2/cluster"] == plan.DONE
+
+
+def more_steps(recipe: Recipe) -> None:
+    for iteration in recipe.iterations.values():
+        iteration.pretrain.steps += 10
+
+
+def longer_first(recipe: Recipe) -> None:
+    recipe.iterations["it1"].pretrain.steps += 10
+
+
+def test_a_finished_training_whose_steps_were_raised_goes_on(
+    run: Run, stubs: Stubs, smoke: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was made from it is not made again without being asked for."""
+    run()
+    longer = copy.deepcopy(smoke)
+    longer_first(longer)
+    found = states(longer, tmp_path)
+    assert found["it1/pretrain"] == plan.LONGER
+    assert found["it1/label"] == plan.DONE
+    assert {found[name] for name in FOLLOWERS["it1/cluster"][3:]} == {plan.STALE}
+    with pytest.raises(
+        ArtefactError,
+        match=r"from it1/pretrain, which is to be trained further "
+        r"\(steps: 20 -> 30\).*stage=all redo=true",
+    ):
+        run(change=longer_first)
+    with pytest.raises(ArtefactError, match="it1/pretrain is to be trained further"):
+        run("it2/cluster", "it2/cluster", change=longer_first)
+    capsys.readouterr()
+    assert run("it1/pretrain", change=longer_first) == ["it1/pretrain"]
+    assert "it1/pretrain: trained further, 20 -> 30 steps, from the checkpoint of step 20" in (
+        capsys.readouterr().out
+    )
+    assert stubs.began["it1/pretrain"] == 20
+    made = Workspace(tmp_path).artefact("it1/pretrain").meta
+    assert made["config"]["pretrain"]["steps"] == 30
+    assert [was["config"]["pretrain"]["steps"] for was in made["continued"]] == [20]
+    assert run("it1/pretrain", change=longer_first) == []
+    # Fewer again is another configuration.
+    with pytest.raises(ArtefactError, match="steps: 30 -> 20"):
+        run("it1/pretrain")
+
+
+def test_what_follows_is_made_again_when_that_is_asked_for(run: Run, stubs: Stubs) -> None:
+    run()
+    assert run(redo_="true", change=more_steps) == FOLLOWERS["it1/cluster"][2:]
+    assert stubs.began == {"it1/pretrain": 20, "it2/pretrain": 0}
+
+
+def test_a_training_that_goes_on_survives_a_kill(
+    run: Run, stubs: Stubs, smoke: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it comes: between the steps of reopening it, and in the training."""
+    run()
+    longer = copy.deepcopy(smoke)
+    longer_first(longer)
+    for killed in ("write_json", "publish"):
+        with monkeypatch.context() as dying:
+            dying.setattr(workspace_module, killed, lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                run("it1/pretrain", change=longer_first)
+        assert (tmp_path / "it1/pretrain/checkpoints/step=00000020.ckpt").exists()
+    assert run("it1/pretrain", change=longer_first) == ["it1/pretrain"]
+    assert stubs.began["it1/pretrain"] == 20
+    assert states(longer, tmp_path)["it1/pretrain"] == plan.DONE
+    made = Workspace(tmp_path).artefact("it1/pretrain").meta
+    assert len(made["continued"]) == 1
+
+
+@pytest.mark.parametrize("change", ["rate", "input", "no checkpoint"])
+def test_only_more_steps_go_on(
+    change: str, run: Run, stubs: Stubs, smoke: Recipe, tmp_path: Path
+) -> None:
+    run()
+    longer = copy.deepcopy(smoke)
+    longer_first(longer)
+    if change == "rate":
+        longer.iterations["it1"].pretrain.learning_rate *= 2
+    elif change == "input":
+        stubs.content["it1/label"] = "other targets"
+        run("it1/label", "it1/label")
+    else:
+        (tmp_path / "it1/pretrain/checkpoints/step=00000020.ckpt").unlink()
+    expected = plan.STALE if change == "input" else plan.CHANGED
+    assert states(longer, tmp_path)["it1/pretrain"] == expected

@@ -72,6 +72,7 @@ def test_all_ranks_resume_from_the_checkpoint_that_the_first_one_sees(tmp_path: 
         began = [line for line in output.splitlines() if line.startswith("began")]
         assert began == ["began at step 0", "began at step 4"]
 
+
 SAVED_BY_THE_CLOCK = """
 import sys
 from pathlib import Path

@@ -372,6 +372,15 @@ class CheckpointCallback(L.Callback):
                 self.writer.remove_checkpoint(path)
 
 
+def remove_later(folder: Path, step: int) -> None:
+    """Remove the checkpoints of later steps, and the note of the best one if it is one of them."""
+    if (read_json(folder / BEST) or {}).get("step", 0) > step:
+        (folder / BEST).unlink()
+    for path in checkpoints(folder):
+        if step_of(path) > step:
+            VerifiedCheckpointIO().remove_checkpoint(path)
+
+
 def snapshot(content: Any) -> Any:
     """A deep copy of nested containers, with the tensors in CPU memory."""
     if isinstance(content, torch.Tensor):
