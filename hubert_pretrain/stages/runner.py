@@ -90,7 +90,7 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
 
 def _go_on(workspace: Workspace, stage: Stage, fingerprint: str) -> None:
     """Begin a finished training again, whose steps were raised, at its last checkpoint."""
-    from hubert_pretrain.stages.training import begin_again
+    from hubert_pretrain.stages.longer import begin_again
 
     made = workspace.artefact(stage.name)
     raised = raised_steps(stage, made)

@@ -405,7 +405,7 @@ def longer_first(recipe: Recipe) -> None:
 def test_a_finished_training_whose_steps_were_raised_goes_on(
     run: Run, stubs: Stubs, smoke: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was made from it is not made again without being asked for."""
+    """Nothing that was made from it is made again without being asked for."""
     run()
     longer = copy.deepcopy(smoke)
     longer_first(longer)

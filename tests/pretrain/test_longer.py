@@ -16,8 +16,8 @@ import torch
 from hubert_pretrain.config.schema import PretrainConfig, Recipe
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain.module import PretrainModule
+from hubert_pretrain.stages.longer import begin_again
 from hubert_pretrain.stages.pretrain import run
-from hubert_pretrain.stages.training import begin_again
 from hubert_pretrain.training.loggers import read_metrics
 from hubert_pretrain.training.optim import linear_schedule
 from hubert_pretrain.training.resilience.checkpoint_io import (
@@ -68,8 +68,8 @@ def test_with_wsd_it_is_the_run_that_was_longer_from_the_start(
     run(recipe(steps=8, **schedule), prepared, "it1/pretrain", tmp_path / "on")
     found = [step_of(path) for path in checkpoints(tmp_path / "on/checkpoints")]
     assert found == [6, 7, 8], "the one where the fall begins stays"
-    said = begin_again(tmp_path / "on", config(whole), 8)
-    assert said == (
+    where = begin_again(tmp_path / "on", config(whole), 8)
+    assert where == (
         "from the checkpoint of step 6, where the learning rate goes from 100% to 100% of its peak"
     )
     original = PretrainModule.on_before_optimizer_step

@@ -57,7 +57,7 @@ class VerifiedCheckpointIO(CheckpointIO):
                 _check_space(checkpoint, path)
                 with open(temporary, "wb") as file:
                     hashed = HashedFile(file)
-                    torch.save(checkpoint, hashed)
+                    torch.save(checkpoint, hashed)  # type: ignore[arg-type]
         except (OSError, RuntimeError) as error:
             # torch's zip writer turns a write that failed into "PytorchStreamWriter failed" or
             # "unexpected pos".
