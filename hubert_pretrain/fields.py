@@ -56,6 +56,10 @@ none_negative = Allowed("numbers of 0 or more", lambda values: all(value >= 0 fo
 zero_or_above_one = Allowed(
     "0 or a number above 1", lambda value: value == 0 or 1 < value < math.inf
 )
+steps_to_profile = Allowed(
+    "[] or two steps from 1 on, the first and the last, e.g. [20, 23]",
+    lambda steps: not steps or (len(steps) == 2 and 1 <= steps[0] <= steps[1]),
+)
 share = Allowed("a share from 0 to 1", lambda value: 0 <= value <= 1)
 share_above_zero = Allowed("a share above 0 and up to 1", lambda value: 0 < value <= 1)
 share_below_one = Allowed("a share from 0 up to, but not, 1", lambda value: 0 <= value < 1)

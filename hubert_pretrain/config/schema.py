@@ -29,6 +29,7 @@ from hubert_pretrain.fields import (
     share_above_zero,
     share_below_one,
     signal_names,
+    steps_to_profile,
     zero_or_above_one,
     zero_or_more,
 )
@@ -476,6 +477,9 @@ class TrainerConfig:
     with loss, separately; auto: parts on a GPU where Triton and a C compiler are, else none."""
     compile_mode: str = field("default", choice(*COMPILE_MODES, reason=NO_CUDA_GRAPHS))
     """max-autotune-no-cudagraphs tries kernels for minutes per shape."""
+    profile: list[int] = field([], steps_to_profile)
+    """First and last step that the profiler of torch records, e.g. [20, 23], into the stage's logs;
+    on a GPU also what lay in memory when it was full. []: none."""
     progress_bar: bool = True
     """Show a progress bar on a terminal."""
     signals: list[str] = field(["SIGTERM", "SIGUSR2"], signal_names)

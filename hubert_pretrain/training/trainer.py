@@ -25,6 +25,7 @@ from hubert_pretrain.model.compile import missing_on_gpu
 from hubert_pretrain.training.dataloading import Timed
 from hubert_pretrain.training.ema import EMA
 from hubert_pretrain.training.module import TrainingModule
+from hubert_pretrain.training.profile import Profile
 from hubert_pretrain.training.progress import Progress
 from hubert_pretrain.training.resilience import checkpoint_io
 from hubert_pretrain.training.resilience.checkpoint_callback import (
@@ -115,6 +116,7 @@ def build_trainer(
         asks_by_the_clock=saver.asks_by_the_clock,
         save_and_go_on=saver.save,
     )
+    profiles = [Profile(config.profile, folder / "logs")] if config.profile else []
     watchdog = Watchdog(folder, minutes=config.hang_minutes)
 
     strategy = make_strategy(config, timeout=patience)
@@ -151,6 +153,7 @@ def build_trainer(
                 watchdog,
                 BatchShape(),
                 *callbacks,
+                *profiles,
                 Progress(steps, enabled=config.progress_bar),
                 saver,
                 preemption,
