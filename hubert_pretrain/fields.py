@@ -121,6 +121,23 @@ def one_or_several(*names: str) -> Allowed:
     return Allowed(f"one of {', '.join(names)}, or a list of them", holds, names)
 
 
+def _is_split(name: Any) -> bool:
+    return isinstance(name, str) and bool(name) and name not in (".", "..") and "/" not in name
+
+
+split_names = Allowed(
+    "the name of a split, or a list of different ones, e.g. [test-clean, test-other]",
+    lambda value: (
+        _is_split(value)
+        or (
+            isinstance(value, (list, tuple))
+            and all(map(_is_split, value))
+            and len(value) == len(set(value)) > 0
+        )
+    ),
+)
+
+
 def field(
     default: Any, allowed: Allowed | None = None, *, science: bool = True, path: bool = False
 ) -> Any:

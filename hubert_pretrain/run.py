@@ -27,6 +27,7 @@ from hubert_pretrain.launch.signals import (
     tie_to_first_rank,
 )
 from hubert_pretrain.pipeline import plan, redo, summary
+from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import Workspace
 
 _exit_codes: list[int] = []
@@ -96,19 +97,26 @@ def _run(config: DictConfig, overrides: list[str]) -> None:
 
             print(f"report: {page.run(recipe, workspace)}")
         elif recipe.stage == "all":
-            _run_all(recipe, workspace, overrides)
+            _run_several(recipe, workspace, plan.stages(recipe), overrides)
         else:
-            _run_one(recipe, workspace, overrides)
+            stages = plan.matching(recipe, recipe.stage)
+            if [stage.name for stage in stages] == [recipe.stage]:
+                _run_one(recipe, workspace, stages[0], overrides)
+            else:
+                _run_several(recipe, workspace, stages, overrides)
 
 
-def _run_all(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None:
-    """All pending stages, here or as SLURM jobs."""
+def _run_several(
+    recipe: Recipe, workspace: Workspace, stages: list[Stage], overrides: list[str]
+) -> None:
+    """Those of some stages that are pending, here or as SLURM jobs. The caller has made the plan,
+    which refuses what cannot run before anything is written.
+    """
     if distributed.launcher() and recipe.launch.kind == "local":
         raise ConfigError(
             "torchrun and srun start the processes of one stage; add stage=<its name>, "
             "stage=list shows them"
         )
-    stages = plan.stages(recipe)  # refuses what cannot run before anything is written
     _say_changes(recipe, workspace)
     if recipe.launch.kind == "slurm":
         _check_labels(recipe, workspace)
@@ -126,9 +134,8 @@ def _run_all(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None
         print(f"report: {workspace.report_path}")
 
 
-def _run_one(recipe: Recipe, workspace: Workspace, overrides: list[str]) -> None:
+def _run_one(recipe: Recipe, workspace: Workspace, stage: Stage, overrides: list[str]) -> None:
     """One stage, in this process or as a SLURM job."""
-    stage = plan.find(recipe, recipe.stage)
     if recipe.launch.kind == "slurm":
         slurm.run_pending(recipe, workspace, [stage], overrides)
         return
@@ -162,8 +169,8 @@ def _check_labels(recipe: Recipe, workspace: Workspace) -> None:
 
 def _say_changes(recipe: Recipe, workspace: Workspace) -> None:
     """Warn when the corpus is no longer as it was prepared, and is not prepared again now."""
-    stage = plan.find(recipe, "prepare")
-    if plan.state(stage, workspace) != plan.DONE or redo.is_asked(recipe):
+    found = [stage for stage in plan.stages(recipe) if stage.name == "prepare"]
+    if redo.is_asked(recipe) or [plan.state(stage, workspace) for stage in found] != [plan.DONE]:
         return
     from hubert_pretrain.preflight import changes
 

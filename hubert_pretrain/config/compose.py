@@ -22,7 +22,7 @@ from yaml import YAMLError
 
 from hubert_pretrain import distributed
 from hubert_pretrain.config import keys, nodes, schema, validate, words
-from hubert_pretrain.config.schema import FinetuneConfig, IterationConfig, Recipe
+from hubert_pretrain.config.schema import EvaluateConfig, FinetuneConfig, IterationConfig, Recipe
 from hubert_pretrain.errors import ConfigError, HubertPretrainError, did_you_mean
 from hubert_pretrain.fields import field, raise_faults
 
@@ -57,6 +57,7 @@ Composed: type[Recipe] = dataclasses.make_dataclass(
     [
         ("iterations", dict[str, Optional[IterationConfig]], field({})),  # noqa: UP045
         ("finetune", dict[str, Optional[FinetuneConfig]], field({})),  # noqa: UP045
+        ("evaluate", dict[str, Optional[EvaluateConfig]], field({})),  # noqa: UP045
     ],
     bases=(Recipe,),
 )
@@ -239,6 +240,7 @@ def _drop_removed(recipe: Recipe) -> None:
     """Leave out the parts that are null: a recipe that inherits them removed them."""
     recipe.iterations = {name: each for name, each in recipe.iterations.items() if each}
     recipe.finetune = {name: each for name, each in recipe.finetune.items() if each}
+    recipe.evaluate = {name: each for name, each in recipe.evaluate.items() if each}
     recipe.logger = {name: each for name, each in (recipe.logger or {}).items() if each}
 
 
@@ -251,6 +253,9 @@ def _faults_of_nodes(recipe: Recipe) -> list[str]:
             found += nodes.faults(f"iterations.{name}.features", iteration.features)
     for name, task in recipe.finetune.items():
         found += nodes.faults(f"finetune.{name}.task", task.task)
+    for name, evaluation in recipe.evaluate.items():
+        if evaluation.task is not None:
+            found += nodes.faults(f"evaluate.{name}.task", evaluation.task)
     for name, node in recipe.logger.items():
         # The run gives a logger its folder and name.
         found += nodes.faults(f"logger.{name}", node, complete=False)

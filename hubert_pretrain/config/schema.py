@@ -29,6 +29,7 @@ from hubert_pretrain.fields import (
     share_above_zero,
     share_below_one,
     signal_names,
+    split_names,
     steps_to_profile,
     zero_or_above_one,
     zero_or_more,
@@ -342,11 +343,12 @@ class FinetuneConfig:
     """Split to train on."""
     valid_split: str = "valid"
     """Split to validate on."""
-    test_split: str = field("test", science=False)
-    """Split to score in the end. A finished task keeps its scores when this changes."""
+    test_split: Any = field("test", split_names, science=False)
+    """Split to score in the end, or several, [test-clean, test-other]: each is a stage of its own,
+    evaluate/asr/test-clean, so another split is scored without training again."""
     decoding: DecodingConfig = field(DecodingConfig, science=False)
-    """CTC: decoding of the final scores; validation is greedy. A finished task keeps its scores
-    when this changes."""
+    """CTC: decoding of the final scores; validation is greedy. When this changes, the task is
+    scored again, and not trained."""
     steps: int = field(MISSING, positive)
     """Optimiser updates [max_update]."""
     batch_seconds: float = field(MISSING, positive)
@@ -414,6 +416,29 @@ class FinetuneConfig:
     keep_best: str = ""
     """Result: the weights that scored best by this value of the valid split, e.g. valid/wer,
     valid/accuracy; "": those of the last step."""
+
+
+@dataclass
+class EvaluateConfig:
+    """Fine-tuned checkpoint + labels of a split -> scores with intervals, error analysis, tables.
+    Each task of the recipe has an evaluation under its name; further names score other
+    checkpoints."""
+
+    checkpoint: str | None = field(None, path=True)
+    """A stage of this run or any fine-tuned checkpoint (docs/checkpoints.md); null:
+    finetune/<name>."""
+    splits: Any = field(None, split_names, science=False)
+    """Splits to score, one or several, each in a stage of its own; null: test_split of the task of
+    that name, else test."""
+    task: Any = None
+    """`_target_` of the task, and its arguments; null: that of the recipe of that name, else as the
+    checkpoint states it."""
+    decoding: DecodingConfig = field(DecodingConfig)
+    """CTC: decoding; where nothing is set, that of the task of that name."""
+    resamples: int = field(1000, positive)
+    """Resamples of the bootstrap."""
+    confidence: float = field(0.95, share_above_zero)
+    """Share of the resamples inside an interval."""
 
 
 @dataclass
@@ -619,6 +644,8 @@ class Recipe:
     """it1, it2, ... in order."""
     finetune: dict[str, FinetuneConfig] = field({})
     """Tasks by name."""
+    evaluate: dict[str, EvaluateConfig] = field({})
+    """Evaluations by name, of tasks of the recipe and of other checkpoints."""
     export: ExportConfig = field(ExportConfig)
     """Formats of other projects."""
     trainer: TrainerConfig = field(TrainerConfig)

@@ -47,10 +47,12 @@ def faults(recipe: Recipe) -> list[str]:
         except ConfigError as error:
             model_is_sound = False
             found.append(str(error))
-    if not (recipe.iterations or recipe.finetune or recipe.export.checkpoints):
+    if not (
+        recipe.iterations or recipe.finetune or recipe.evaluate or recipe.export.checkpoints
+    ):
         found.append(
             "the recipe has no stages; give it iterations (it1 with features, clustering and "
-            "pretrain), tasks (finetune.NAME) or export.checkpoints"
+            "pretrain), tasks (finetune.NAME), evaluations (evaluate.NAME) or export.checkpoints"
         )
     for name, iteration in recipe.iterations.items():
         key = f"iterations.{name}"
@@ -60,6 +62,12 @@ def faults(recipe: Recipe) -> list[str]:
         key = f"finetune.{name}"
         if not any(each.startswith(f"{key}.") for each in wrong):
             found += _faults_of_finetune(key, task, recipe.trainer)
+    for name, evaluation in recipe.evaluate.items():
+        if evaluation.checkpoint is None and name not in recipe.finetune:
+            found.append(
+                f"evaluate.{name}.checkpoint has no value, and there is no task finetune.{name}; "
+                "name a fine-tuned checkpoint"
+            )
     if model_is_sound:
         found += _faults_of_trainer(recipe.trainer, recipe.model)
     if model_is_sound and "export.format" not in wrong:
@@ -411,7 +419,7 @@ def _faults_of_devices(recipe: Recipe) -> Iterator[str]:
     pretrainings = [f"{name}/pretrain" for name in recipe.iterations]
     tasks = [f"finetune/{name}" for name in recipe.finetune]
     for stage in pretrainings + tasks:
-        if recipe.stage in ("all", "list", "check", stage):
+        if recipe.stage in ("all", "list", "check", stage) or stage.startswith(f"{recipe.stage}/"):
             try:
                 check_shares(recipe, stage, devices)
             except ConfigError as error:

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hubert_pretrain.config.schema import IterationConfig, Recipe
+from hubert_pretrain.config.schema import EvaluateConfig, IterationConfig, Recipe
 from hubert_pretrain.errors import ArtefactError, ConfigError, did_you_mean
 from hubert_pretrain.pipeline import fingerprint
 from hubert_pretrain.pipeline.workspace import Artefact, Workspace, flatten
 
-VERBS = ("prepare", "cluster", "label", "pretrain", "finetune", "export")
+VERBS = ("prepare", "cluster", "label", "pretrain", "finetune", "evaluate", "export")
 """In the order in which they run; `stages/<verb>.py` does the work of each."""
-SHARED = ("cluster", "label", "pretrain", "finetune")
+SHARED = ("cluster", "label", "pretrain", "finetune", "evaluate")
 """Verbs whose work several processes share; the others are one process."""
 
 REQUESTS = ("all", "list", "check", "plan", "report")
@@ -92,7 +92,7 @@ class Stage:
 def stages(recipe: Recipe) -> list[Stage]:
     """All stages of a recipe in the order in which they run."""
     found = []
-    if recipe.iterations or recipe.finetune:
+    if recipe.iterations or recipe.finetune or recipe.evaluate:
         found.append(Stage("prepare", "prepare", (), {"data": recipe.data}))
     for name, iteration in recipe.iterations.items():
         found += _targets_of(name, iteration, recipe.seed)
@@ -100,11 +100,38 @@ def stages(recipe: Recipe) -> list[Stage]:
     for name, task in recipe.finetune.items():
         sections = {"finetune": task, "seed": recipe.seed}
         found.append(Stage(f"finetune/{name}", "finetune", ("prepare", task.checkpoint), sections))
+    for name, evaluation in evaluations(recipe).items():
+        found += [
+            Stage(
+                f"evaluate/{name}/{split}",
+                "evaluate",
+                ("prepare", str(evaluation.checkpoint)),
+                {"evaluate": evaluation, "seed": recipe.seed},
+            )
+            for split in evaluation.splits
+        ]
     if recipe.export.checkpoints:
         inputs = tuple(recipe.export.checkpoints)
         found.append(Stage("export", "export", inputs, {"export": recipe.export}))
     _check_references(found)
     return _with_names(found)
+
+
+def evaluations(recipe: Recipe) -> dict[str, EvaluateConfig]:
+    """The evaluation of each task, then the others, with their checkpoint, task and list of
+    splits.
+    """
+    found = {}
+    for name in {**recipe.finetune, **recipe.evaluate}:
+        config = recipe.evaluate.get(name) or EvaluateConfig()
+        trained = recipe.finetune.get(name)
+        splits = config.splits or (trained.test_split if trained else "test")
+        found[name] = dataclasses.replace(
+            config,
+            checkpoint=config.checkpoint or f"finetune/{name}",
+            splits=[splits] if isinstance(splits, str) else list(splits),
+        )
+    return found
 
 
 def _targets_of(name: str, iteration: IterationConfig, seed: int) -> list[Stage]:
@@ -189,16 +216,28 @@ def with_followers(first: Sequence[Stage], all_stages: Sequence[Stage]) -> list[
     return [stage for stage in all_stages if stage.name in names]
 
 
-def find(recipe: Recipe, name: str, *, key: str = "stage") -> Stage:
-    """The stage of that name. Raises ConfigError naming the `key` and the nearest one."""
+def find(recipe: Recipe, name: str) -> Stage:
+    """The stage of that name. Raises ConfigError naming the nearest one."""
+    found = matching(recipe, name)
+    if [stage.name for stage in found] != [name]:
+        raise ConfigError(f"{name}: names several stages; expected one of them")
+    return found[0]
+
+
+def matching(recipe: Recipe, name: str, *, key: str = "stage") -> list[Stage]:
+    """The stage of that name, or all stages below it, e.g. of it1, finetune or evaluate/asr. Raises
+    ConfigError naming the `key` and the nearest one."""
     names = {stage.name: stage for stage in stages(recipe)}
-    if name not in names:
+    if name in names:
+        return [names[name]]
+    below = [stage for stage in names.values() if stage.name.startswith(f"{name}/")]
+    if not below:
         known = [*(REQUESTS if key == "stage" else ()), *names]
         raise ConfigError(
             f"{key}={name}: no such stage{did_you_mean(name, known)}; "
             f"the stages are {', '.join(known)}"
         )
-    return names[name]
+    return below
 
 
 # -- states

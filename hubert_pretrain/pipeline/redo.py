@@ -131,14 +131,14 @@ def _asked(recipe: Recipe, workspace: Workspace) -> list[Stage]:
     if recipe.stage != "all":
         if request not in (EVERYTHING, recipe.stage):
             raise ConfigError(
-                f"redo={request} with stage={recipe.stage}: one stage makes only itself again; use "
+                f"redo={request} with stage={recipe.stage}: a stage makes only itself again; use "
                 f"stage=all, or redo={recipe.stage}"
             )
-        return [plan.find(recipe, recipe.stage)]
+        return plan.matching(recipe, recipe.stage)
     if request == EVERYTHING:
         first = [stage for stage in stages if _is_out_of_date(stage, workspace)]
     else:
-        first = [plan.find(recipe, request, key="redo")]
+        first = plan.matching(recipe, request, key="redo")
     return plan.with_followers(first, stages)
 
 
@@ -156,7 +156,8 @@ def _check_the_others(recipe: Recipe, workspace: Workspace, left: Sequence[str])
     another stage that is not up to date, or no corpus."""
     stages = plan.stages(recipe)
     if recipe.stage != "all":
-        stages = list(plan.find(recipe, recipe.stage).sources)
+        asked = plan.matching(recipe, recipe.stage)
+        stages = [source for stage in asked for source in stage.sources]
     for stage in stages:
         if stage.name not in left:
             plan.check_unchanged(stage, workspace)
