@@ -47,9 +47,7 @@ def faults(recipe: Recipe) -> list[str]:
         except ConfigError as error:
             model_is_sound = False
             found.append(str(error))
-    if not (
-        recipe.iterations or recipe.finetune or recipe.evaluate or recipe.export.checkpoints
-    ):
+    if not (recipe.iterations or recipe.finetune or recipe.evaluate or recipe.export.checkpoints):
         found.append(
             "the recipe has no stages; give it iterations (it1 with features, clustering and "
             "pretrain), tasks (finetune.NAME), evaluations (evaluate.NAME) or export.checkpoints"

@@ -45,14 +45,12 @@ class Analysis:
     transcripts: bool = False
     """References and predictions are texts."""
 
-    def facts(self) -> dict[str, Any]:
-        """The scores, each with the interval by utterance, for meta.json and the summary."""
-        values = {name: units["utterance"].value for name, units in self.scores.items()}
-        intervals = {
+    def intervals(self) -> dict[str, list[float]]:
+        """Score -> ends of its interval by utterance, for the summary."""
+        return {
             name: [units["utterance"].low, units["utterance"].high]
             for name, units in self.scores.items()
         }
-        return {**values, "intervals": intervals}
 
 
 def grouped(

@@ -1,5 +1,5 @@
-"""Files of an evaluation: evaluation.json for programs, report.md for people, the utterances as tsv
-and jsonl, and transcripts as trn (sclite's form).
+"""Files of an evaluation: evaluation.json for programs, report.md for people, the utterances as
+jsonl, and transcripts as trn (sclite's form).
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from hubert_pretrain.files import write_json, write_text
 
 EVALUATION = "evaluation.json"
 REPORT = "report.md"
-UTTERANCES = "utterances.tsv"
-HYPOTHESES = "hypotheses.jsonl"
+UTTERANCES = "utterances.jsonl"
 _CELL = str.maketrans("\t\r\n", "   ")
 
 
@@ -31,14 +30,9 @@ def write_evaluation(
     write_json(folder / EVALUATION, as_json(scored, analysis, about))
     write_text(folder / REPORT, markdown(scored, analysis, about))
     table = analysis.utterances
-    lines = [table.header, *table.rows]
-    write_text(
-        folder / UTTERANCES,
-        "".join("\t".join(_shown(cell, 4) for cell in line) + "\n" for line in lines),
-    )
     objects = [dict(zip(table.header, row, strict=True)) for row in table.rows]
     write_text(
-        folder / HYPOTHESES,
+        folder / UTTERANCES,
         "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects),
     )
     if analysis.transcripts:
@@ -129,9 +123,9 @@ def _size(scored: ScoredUtterances) -> dict[str, Any]:
     }
 
 
-def _shown(cell: Any, digits: int = 3) -> str:
+def _shown(cell: Any) -> str:
     """A cell of a table in one line."""
-    text = f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell)
+    text = f"{cell:.3f}" if isinstance(cell, float) else str(cell)
     return text.translate(_CELL)
 
 

@@ -17,6 +17,10 @@ from torch.nn import functional as F
 
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import DataError
+from hubert_pretrain.evaluation.analysis import Analysis
+from hubert_pretrain.evaluation.bootstrap import Sampling
+from hubert_pretrain.evaluation.classes import analyse_classes
+from hubert_pretrain.evaluation.utterances import ScoredUtterances
 from hubert_pretrain.fields import positive, share_below_one
 from hubert_pretrain.finetune.metrics import accuracy, macro_f1, unweighted_accuracy
 from hubert_pretrain.finetune.task import (
@@ -167,6 +171,10 @@ class ClassifyTask(UtteranceTask):
             "utterances are: nothing is learnt yet; raise steps or learning_rate, and check that "
             "labels belong to their audio"
         ]
+
+    def analyse(self, results: Results, scored: ScoredUtterances, sampling: Sampling) -> Analysis:
+        """Accuracy, F1, a row per class, the confusion matrix."""
+        return analyse_classes(scored, sampling)
 
     def tables(self, results: Results) -> dict[str, str]:
         """predictions.tsv, and confusion.tsv with the count of each pair of classes that occurs."""

@@ -23,6 +23,10 @@ from hubert_pretrain.decoding.greedy import greedy_decode
 from hubert_pretrain.decoding.hypothesis import Decoder
 from hubert_pretrain.decoding.spelling import BLANK_ID
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, did_you_mean
+from hubert_pretrain.evaluation.analysis import Analysis
+from hubert_pretrain.evaluation.bootstrap import Sampling
+from hubert_pretrain.evaluation.texts import analyse_texts
+from hubert_pretrain.evaluation.utterances import ScoredUtterances
 from hubert_pretrain.fields import share, share_below_one
 from hubert_pretrain.finetune.metrics import (
     character_error_rate,
@@ -232,6 +236,10 @@ class CtcTask(Task):
         """normalisation.json: the rules, and the changes that they made to each split."""
         splits = {split: report.as_json() for split, report in self.text_reports.items()}
         return {"normalisation.json": {"rules": dataclasses.asdict(self.rules), "splits": splits}}
+
+    def analyse(self, results: Results, scored: ScoredUtterances, sampling: Sampling) -> Analysis:
+        """Error rates, confusions of words and characters, the worst utterances."""
+        return analyse_texts(scored, sampling)
 
     def tables(self, results: Results) -> dict[str, str]:
         """hypotheses.tsv, with the word error rate of each utterance."""

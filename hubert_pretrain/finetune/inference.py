@@ -74,7 +74,7 @@ class SpeechRecognizer:
         self.vocabulary = vocabulary
         self.extra: Mapping[str, Any] = {}
         """Of the checkpoint: origin, rules of its texts."""
-        self._task = CtcTask()
+        self._task = CtcTask(weighted_layers=head.weighted_layers)
 
     @staticmethod
     def load(

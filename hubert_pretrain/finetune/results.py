@@ -1,4 +1,4 @@
-"""Results of a fine-tuning on the test split: tables, reports, scores and warnings."""
+"""Results on a split: tables, reports, scores and warnings."""
 
 from __future__ import annotations
 

@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ConfigError, DataError
+from hubert_pretrain.evaluation.analysis import Analysis
+from hubert_pretrain.evaluation.bootstrap import Sampling
+from hubert_pretrain.evaluation.scores import analyse_scores
+from hubert_pretrain.evaluation.utterances import ScoredUtterances
 from hubert_pretrain.frames import FrameGrid
 
 if TYPE_CHECKING:
@@ -212,6 +216,18 @@ class Task(ABC):
     def score(self, results: Results) -> dict[str, float]:
         """The values of `metrics`, by name, and others to compare them with."""
 
+    def analyse(self, results: Results, scored: ScoredUtterances, sampling: Sampling) -> Analysis:
+        """Scores with intervals, and tables of errors. Here: every metric, each resample scored
+        anew; a task with more to say has an analysis of its own.
+        """
+        return analyse_scores(
+            scored,
+            sampling,
+            lambda rows: self.score(results.take(rows.tolist())),
+            [metric.name for metric in self.metrics],
+            higher_is_better=self.metrics[0].higher_is_better,
+        )
+
     def warnings(self, results: Results) -> list[str]:
         """Faults of the predictions as a whole, each with its fix."""
         return []
@@ -235,28 +251,33 @@ class Task(ABC):
 
 
 def gather_examples(
-    task: Task, corpus: Corpus, grid: FrameGrid, splits: Mapping[str, str], where: str
+    task: Task,
+    corpus: Corpus,
+    grid: FrameGrid,
+    splits: Mapping[str, str | Sequence[str]],
+    where: str,
 ) -> list[Examples]:
-    """The examples of each split; the task is fitted on the first.
+    """The examples of each split, those for testing last; the task is fitted on the first.
 
     Everything that can be wrong with them is found here, before training.
 
     Args:
-        splits: key of the recipe -> name of the split, for training, validation and test.
+        splits: key of the recipe -> name of the split, for training, validation and test; there
+            may be several for testing.
         where: place of those keys in the recipe, for error messages.
     """
     manifest = corpus.manifest
     rows = []
-    *_, (valid_key, valid), (test_key, test) = splits.items()
-    if valid == test:
+    _, (valid_key, valid), (test_key, test) = splits.items()
+    if valid in ([test] if isinstance(test, str) else test):
         log.warning(
             "%s.%s and %s are both %r: the test scores are those of what was validated on",
             where,
             valid_key,
             test_key,
-            test,
+            valid,
         )
-    for key, split in splits.items():
+    for key, split in names_of_splits(splits):
         of_split = manifest.rows(split)
         if len(of_split) == 0:
             raise DataError(
@@ -269,8 +290,18 @@ def gather_examples(
         task.fit(corpus, train, grid),
         *(task.examples(corpus, other, grid) for other in others),
     ]
-    task.compare(manifest, found[0], found[-1])
+    for test_examples in found[2:]:
+        task.compare(manifest, found[0], test_examples)
     return found
+
+
+def names_of_splits(splits: Mapping[str, str | Sequence[str]]) -> list[tuple[str, str]]:
+    """(key, split) for every split, those of a list one by one."""
+    return [
+        (key, split)
+        for key, given in splits.items()
+        for split in ([given] if isinstance(given, str) else given)
+    ]
 
 
 def strings(manifest: Manifest, column: str, rows: NDArray[np.int64]) -> list[str]:

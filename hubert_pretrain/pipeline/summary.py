@@ -44,6 +44,11 @@ def collect(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         "data": facts.get("prepare") or None,
         "iterations": {name: _iteration_facts(facts, name) for name in recipe.iterations},
         "finetune": {name: facts[f"finetune/{name}"] or None for name in recipe.finetune},
+        "evaluate": {
+            stage.name.partition("/")[2]: facts[stage.name] or None
+            for stage in stages
+            if stage.verb == "evaluate"
+        },
         "export": {
             "path": export.get("path"),
             "folders": export.get("folders"),
@@ -130,13 +135,12 @@ def print_results(summary: dict[str, Any]) -> None:
         ]
         table.add_row(name, *cells)
     _print(table)
-    for name, facts in summary["finetune"].items():
+    for name, facts in summary["evaluate"].items():
+        intervals = (facts or {}).get("intervals", {})
         shown = ", ".join(
-            f"{key} {_number(value)}"
-            for key, value in (facts or {}).items()
-            if key in ("wer", "cer", "accuracy")
+            _with_interval(key, facts[key], intervals[key]) for key in intervals if key in facts
         )
-        print(f"finetune/{name}: {shown or '-'}")
+        print(f"evaluate/{name}: {shown or '-'}")
         for message in (facts or {}).get("warnings", []):
             print(f"  warning: {message}")
     if summary["export"]["path"]:
@@ -144,6 +148,12 @@ def print_results(summary: dict[str, Any]) -> None:
     seconds = sum(stage["seconds"] or 0 for stage in summary["stages"])
     done = sum(stage["state"] == plan.DONE for stage in summary["stages"])
     print(f"{done} stages done, {seconds / 60:.1f} minutes of work")
+
+
+def _with_interval(name: str, value: float, interval: list[float]) -> str:
+    """`wer 0.664 [0.621, 0.706]`."""
+    low, high = interval
+    return f"{name} {_number(value)} [{_number(low)}, {_number(high)}]"
 
 
 def _under_entropy(facts: dict[str, Any]) -> str:

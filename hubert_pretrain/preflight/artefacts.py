@@ -17,7 +17,7 @@ from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.decoding.config import DecodingConfig
 from hubert_pretrain.errors import HubertPretrainError
-from hubert_pretrain.finetune.task import Task, gather_examples
+from hubert_pretrain.finetune.task import Task, gather_examples, names_of_splits
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.model.config import HubertConfig
@@ -95,7 +95,7 @@ def task_labels(
     task: Task,
     corpus: Corpus,
     grid: FrameGrid,
-    splits: Mapping[str, str],
+    splits: Mapping[str, str | Sequence[str]],
     decoding: DecodingConfig | None = None,
 ) -> CheckResult:
     """The labels can be learnt: vocabulary or classes, transcripts that CTC can emit (T >= U +
@@ -113,9 +113,8 @@ def task_labels(
     except HubertPretrainError as failure:
         return of_error(name, failure)
     sizes = [len(part) for part in examples]
-    counts = ", ".join(
-        f"{split} {size}" for split, size in zip(splits.values(), sizes, strict=True)
-    )
+    names = [split for _, split in names_of_splits(splits)]
+    counts = ", ".join(f"{split} {size}" for split, size in zip(names, sizes, strict=True))
     shown = f"{task.kind}: {counts} utterances{_label_count(task)}"
     if messages:
         found = "\n".join(

@@ -50,7 +50,7 @@ def extraction(
     node = resolved(dict(recipe.iterations[iteration].features), workspace)
     if node.get("layer") == AUTO:
         node["layer"] = layer
-    device = _device(recipe)
+    device = device_of(recipe)
     workers = min(MAX_WORKERS, recipe.trainer.threads or usable_cores())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -72,7 +72,8 @@ def resolved(node: Any, workspace: Workspace) -> Any:
     return found
 
 
-def _device(recipe: Recipe) -> torch.device:
+def device_of(recipe: Recipe) -> torch.device:
+    """The device of this process."""
     if recipe.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", distributed.rank() % torch.cuda.device_count())
     return torch.device("cpu")

@@ -12,10 +12,12 @@ from hubert_pretrain.config.schema import FinetuneConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.finetune.batching import PaddedBucketSampler
 from hubert_pretrain.finetune.dataset import TrainingDataset, WholeUtterances, loaders
+from hubert_pretrain.finetune.inference import predict
 from hubert_pretrain.finetune.masks import make_masks
 from hubert_pretrain.finetune.module import FinetuneModule
 from hubert_pretrain.finetune.results import score, write_results
-from hubert_pretrain.finetune.search import FineTuned, final_results, write_language
+from hubert_pretrain.finetune.scoring import TASK_KEY
+from hubert_pretrain.finetune.search import write_language
 from hubert_pretrain.finetune.start import load_start, start_head
 from hubert_pretrain.finetune.task import Examples, Task, gather_examples
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
@@ -42,7 +44,8 @@ def open_finetuned(workspace: Workspace, task: str) -> LoadedModel:
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
     """Train from the newest checkpoint in `folder`, or from the start.
 
-    Writes weights, predictions on the test split and curves.png; returns the test scores.
+    Writes weights, predictions on the valid split and curves.png; returns the scores of the valid
+    split. (Those of test splits are made by stages/evaluate.py.)
     """
     task_name = stage.split("/")[1]
     config = recipe.finetune[task_name]
@@ -52,7 +55,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     start = workspace.resolve(config.checkpoint).path
     loaded = load_encoder(recipe, config, task, start)
     model = loaded.model
-    train, valid, test = gather_examples(
+    train, valid, *_ = gather_examples(
         task,
         corpus,
         model.grid,
@@ -64,7 +67,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         f"finetune.{task_name}",
     )
     key = f"finetune.{task_name}.decoding"
-    decoder = task.decoder(config.decoding, train.references, model.grid, key)
+    task.decoder(config.decoding, train.references, model.grid, key)  # refuses what cannot be
     data = build_dataset(config, corpus, model, train, seed)
     torch.manual_seed(derive(seed, "head"))
     head = start_head(task, loaded, start, keep_head=config.start_head == "keep")
@@ -88,9 +91,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     if module.validated_step != trainer.global_step:
         validate(trainer, module, valid_loader)
     best = take_best(trainer, module)
-    test_set = WholeUtterances(corpus, test, model)
-    tuned = FineTuned(model, module.head, task, trainer.strategy.root_device)
-    results, stated = final_results(tuned, valid_set, test_set, decoder, config.decoding, folder)
+    results = predict(model, module.head, task, valid_set, trainer.strategy.root_device)
     if trainer.is_global_zero:
         write_language(folder, config.decoding, train.references)
         save_model(folder, model, head=module.head, extra={**made_by, **best})
@@ -104,14 +105,25 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
             logs.keep_folder(trainer.loggers, f"{stage}-model", "model", folder)
     logs.close(trainer.loggers)
     scores = score(task, results, stage)
-    return {**scores, **stated, "steps": config.steps, **best, "utterances": len(test)}
+    return {
+        **scores,
+        "steps": config.steps,
+        **best,
+        "utterances": len(valid),
+        "split": config.valid_split,
+    }
 
 
 def describe(recipe: Recipe, config: FinetuneConfig, stage: str, task: Task) -> dict[str, Any]:
     """The "extra" of the checkpoint: origin, the task's card, and the masks for exports."""
     card = task.card()
     masks = vars(SpecAugment.of_spans(config.mask, config.channel_mask))
-    made_by = {"recipe": recipe.name, "stage": stage, "steps": config.steps}
+    made_by = {
+        "recipe": recipe.name,
+        "stage": stage,
+        "steps": config.steps,
+        TASK_KEY: config.task,
+    }
     return {**made_by, **card, EXTRA_KEY: {**masks, **card.get(EXTRA_KEY, {})}}
 
 

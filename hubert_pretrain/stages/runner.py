@@ -32,7 +32,7 @@ from hubert_pretrain.preflight.check import check_machine, check_place
 
 READ_BY_OTHERS = (".safetensors", ".bin", ".npy")
 """Suffixes of codebooks, targets and weights."""
-TRAINING = ("pretrain", "finetune")
+TRAINING = ("pretrain", "finetune", "evaluate")
 """Verbs whose stage imports Lightning."""
 FOLLOW_SECONDS = 600.0
 """Longest wait of the other ranks for rank 0 to begin."""

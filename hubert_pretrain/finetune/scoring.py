@@ -1,0 +1,139 @@
+"""Scores of a fine-tuned checkpoint on a split: the task that its head belongs to, its predictions,
+and their analysis.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.errors import ArtefactError, DataError, did_you_mean
+from hubert_pretrain.evaluation.analysis import Analysis
+from hubert_pretrain.evaluation.bootstrap import Sampling
+from hubert_pretrain.evaluation.utterances import ScoredUtterances
+from hubert_pretrain.finetune.classify import ClassifyTask
+from hubert_pretrain.finetune.ctc import CtcTask
+from hubert_pretrain.finetune.dataset import WholeUtterances
+from hubert_pretrain.finetune.inference import predict
+from hubert_pretrain.finetune.multi_label import MultiLabelTask
+from hubert_pretrain.finetune.regression import RegressionTask
+from hubert_pretrain.finetune.task import Results, Task, strings
+from hubert_pretrain.finetune.utterance import PROBLEM_KEY, SINGLE_LABEL
+from hubert_pretrain.model.checkpoint import LoadedModel
+
+TASK_KEY = "task"
+"""Key of a checkpoint's "extra" for the `_target_` node of its task."""
+BY_PROBLEM: dict[str, type[Task]] = {
+    each.problem: each for each in (ClassifyTask, MultiLabelTask, RegressionTask)
+}
+"""Tasks of a checkpoint of kind classify, by `transformers`' problem_type."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result on one split."""
+
+    results: Results
+    scored: ScoredUtterances
+    analysis: Analysis
+
+
+def task_node(loaded: LoadedModel, where: str) -> dict[str, Any]:
+    """The `_target_` node of the task that a checkpoint was trained for: as it states itself, else
+    by its head and its names.
+
+    Raises ArtefactError for a checkpoint without the head of a task.
+    """
+    extra = loaded.extra
+    if not loaded.head_state or loaded.kind == "pretrain":
+        raise ArtefactError(
+            f"{where}: holds a {loaded.kind!r} checkpoint without the head of a task, which cannot "
+            "be scored; give a fine-tuned one, such as runs/demo/finetune/asr"
+        )
+    if TASK_KEY in extra:
+        return dict(extra[TASK_KEY])
+    if loaded.kind == CtcTask.kind:
+        rules = extra.get("text_rules") or rules_of(extra.get("vocabulary") or [])
+        return {"_target_": _path(CtcTask), **rules}
+    found = BY_PROBLEM.get(extra.get(PROBLEM_KEY) or SINGLE_LABEL)
+    if loaded.kind != ClassifyTask.kind or found is None:
+        raise ArtefactError(
+            f"{where}: does not say which task its {loaded.kind!r} head was trained for; name it, "
+            "evaluate.NAME.task=... in a recipe"
+        )
+    return {"_target_": _path(found), "label": extra.get("label") or "label"}
+
+
+def rules_of(symbols: list[str]) -> dict[str, Any]:
+    """The normalisation of references that fits a vocabulary of which only the symbols are known:
+    the case of its letters, and its punctuation.
+    """
+    characters = [symbol for symbol in symbols if len(symbol) == 1 and symbol != "|"]
+    upper = any(character.isupper() for character in characters)
+    lower = any(character.islower() for character in characters)
+    case = "keep" if upper and lower else "lower" if lower else "upper"
+    marks = [each for each in characters if unicodedata.category(each).startswith("P")]
+    return {"case": case, "punctuation": "".join(each for each in marks if each not in "'-")}
+
+
+def adopt(task: Task, loaded: LoadedModel, where: str) -> None:
+    """Give a task the names of the outputs of a checkpoint.
+
+    Raises ArtefactError when the checkpoint is of another kind or states no names.
+    """
+    if loaded.kind != task.kind:
+        raise ArtefactError(
+            f"{where}: holds a {loaded.kind!r} checkpoint, the task is {task.kind!r}; give another "
+            "checkpoint, or the task that it was trained for"
+        )
+    task.adopt(loaded.extra, where)
+    task.needs_all_layers = bool(loaded.config["head"].get("weighted_layers"))
+
+
+def check_split(corpus: Corpus, split: str, key: str) -> None:
+    """Raises DataError, with the nearest name, for a split without utterances."""
+    manifest = corpus.manifest
+    if split not in manifest.splits:
+        raise DataError(
+            f"{manifest.path}: split {split!r} has no utterances"
+            f"{did_you_mean(split, list(manifest.splits))}; set {key} to one of "
+            f"{', '.join(manifest.splits)}"
+        )
+
+
+def evaluate(
+    task: Task,
+    loaded: LoadedModel,
+    corpus: Corpus,
+    split: str,
+    device: torch.device,
+    sampling: Sampling,
+) -> Evaluation:
+    """Predict and score every utterance of a split. Ranks share the predictions.
+
+    Args:
+        task: of the checkpoint, which has `adopt`ed its names.
+
+    Raises DataError when the split cannot be scored: no transcripts, unknown classes.
+    """
+    manifest = corpus.manifest
+    examples = task.examples(corpus, manifest.rows(split), loaded.model.grid)
+    head: Any = loaded.build_head()
+    utterances = WholeUtterances(corpus, examples, loaded.model)
+    results = predict(loaded.model, head, task, utterances, device)
+    scored = ScoredUtterances(
+        results.ids,
+        results.references,
+        results.texts,
+        strings(manifest, "speaker", examples.rows),
+        manifest.num_samples[examples.rows],
+    )
+    return Evaluation(results, scored, task.analyse(results, scored, sampling))
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,74 @@
+"""Stages `evaluate/<name>/<split>`: fine-tuned checkpoint + labels of a split -> scores and error
+analysis.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+from hubert_pretrain import distributed
+from hubert_pretrain.config import compose
+from hubert_pretrain.config.schema import EvaluateConfig, Recipe
+from hubert_pretrain.evaluation.bootstrap import Sampling
+from hubert_pretrain.evaluation.report import EVALUATION, write_evaluation
+from hubert_pretrain.finetune.results import score, write_results
+from hubert_pretrain.finetune.scoring import adopt, check_split, evaluate, task_node
+from hubert_pretrain.finetune.task import Task
+from hubert_pretrain.interop.load import load_checkpoint
+from hubert_pretrain.model.checkpoint import LoadedModel
+from hubert_pretrain.pipeline import plan
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.seeds import derive
+from hubert_pretrain.stages.extraction import device_of
+from hubert_pretrain.stages.prepare import open_corpus
+
+
+def open_evaluation(workspace: Workspace, name: str, split: str) -> dict[str, Any]:
+    """The content of evaluation.json. Raises ArtefactError when the stage has not finished."""
+    folder = workspace.artefact(f"evaluate/{name}/{split}").path
+    return dict(json.loads((folder / EVALUATION).read_text(encoding="utf-8")))
+
+
+def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
+    """Score the checkpoint on every utterance of the split; returns the scores with intervals.
+
+    Writes evaluation.json, report.md, the predictions as tables, and transcripts as trn. An
+    interrupted evaluation begins again.
+    """
+    _, name, split = stage.split("/")
+    config = plan.evaluations(recipe)[name]
+    corpus = open_corpus(recipe, workspace)
+    check_split(corpus, split, f"evaluate.{name}.splits")
+    path = workspace.resolve(str(config.checkpoint)).path
+    loaded = load_checkpoint(path)
+    loaded.model.configure(attention=recipe.trainer.attention)
+    task = build_task(recipe, name, config, loaded, path)
+    sampling = Sampling(config.resamples, config.confidence, derive(recipe.seed, stage))
+    with distributed.group():
+        found = evaluate(task, loaded, corpus, split, device_of(recipe), sampling)
+    if distributed.rank() == 0:
+        about = {"model": str(config.checkpoint), "corpus": str(corpus.folder), "split": split}
+        write_evaluation(folder, found.scored, found.analysis, about)
+        write_results(folder, [], task, found.results)
+    return {
+        **score(task, found.results, stage),
+        "intervals": found.analysis.intervals(),
+        "utterances": len(found.scored),
+        "checkpoint": str(config.checkpoint),
+        "split": split,
+    }
+
+
+def build_task(
+    recipe: Recipe, name: str, config: EvaluateConfig, loaded: LoadedModel, path: Path
+) -> Task:
+    """The task of an evaluation, with the names of the checkpoint's outputs."""
+    own = recipe.finetune.get(name)
+    is_own = own is not None and config.checkpoint == f"finetune/{name}"
+    node = config.task or (own.task if own is not None and is_own else None)
+    task: Task = compose.build(node or task_node(loaded, str(path)))
+    adopt(task, loaded, str(path))
+    return task
