@@ -42,6 +42,8 @@ class Analysis:
     """Title -> table: groups, confusions, the worst utterances."""
     utterances: Table = Table((), ())
     """One row per utterance, id first."""
+    warnings: list[str] = field(default_factory=list)
+    """Reasons to read the scores with care."""
     transcripts: bool = False
     """References and predictions are texts."""
 

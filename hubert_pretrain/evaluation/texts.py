@@ -109,8 +109,19 @@ def analyse_texts(scored: ScoredUtterances, sampling: Sampling) -> Analysis:
             "worst utterances": _worst(scored, words),
         },
         utterances=_table(scored, words, characters),
+        warnings=_warnings(words),
         transcripts=True,
     )
+
+
+def _warnings(words: Errors) -> list[str]:
+    empty = int((words.counts[:, 3] == 0).sum())
+    if not empty:
+        return []
+    return [
+        f"{empty} of {len(words.counts)} references are empty: each word recognised there counts "
+        "as an insertion; if people speak there, give the corpus their transcripts"
+    ]
 
 
 def _share_of_empty(

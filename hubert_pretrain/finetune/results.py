@@ -17,9 +17,11 @@ from hubert_pretrain.training.loggers import keep_table
 log = logging.getLogger(__name__)
 
 
-def score(task: Task, results: Results, name: str) -> dict[str, Any]:
+def score(
+    task: Task, results: Results, name: str, more_warnings: Sequence[str] = ()
+) -> dict[str, Any]:
     """The scores, and the warnings, which the first rank logs too; `name` is that of the stage."""
-    warnings = task.warnings(results)
+    warnings = [*task.warnings(results), *more_warnings]
     for message in warnings if distributed.rank() == 0 else ():
         log.warning("%s: %s", name, message)
     return {**task.score(results), "warnings": warnings}

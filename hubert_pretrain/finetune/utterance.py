@@ -137,8 +137,9 @@ class UtteranceTask(Task):
         manifest = corpus.manifest
         if self._adopted:
             raise DataError(
-                f"{manifest.path}: training has {len(unseen)} {self.label} values that the "
-                f"head of {self._adopted} has not ({some_of(unseen)}); set start_head=new"
+                f"{manifest.path}: split {manifest[int(rows[0])].split!r} has {len(unseen)} "
+                f"{self.label} values that the head of {self._adopted} has not "
+                f"({some_of(unseen)}); to train on them set start_head=new"
             )
         raise DataError(
             f"{manifest.path}: split {manifest[int(rows[0])].split!r} has {len(unseen)} "

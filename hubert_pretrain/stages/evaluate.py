@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-
 from hubert_pretrain import distributed
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import EvaluateConfig, Recipe
@@ -21,7 +20,6 @@ from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.pipeline import plan
 from hubert_pretrain.pipeline.workspace import Workspace
-from hubert_pretrain.seeds import derive
 from hubert_pretrain.stages.extraction import device_of
 from hubert_pretrain.stages.prepare import open_corpus
 
@@ -46,7 +44,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     loaded = load_checkpoint(path)
     loaded.model.configure(attention=recipe.trainer.attention)
     task = build_task(recipe, name, config, loaded, path)
-    sampling = Sampling(config.resamples, config.confidence, derive(recipe.seed, stage))
+    # The same draws for every checkpoint, so that intervals on a split can be compared.
+    sampling = Sampling(config.resamples, config.confidence, recipe.seed)
     with distributed.group():
         found = evaluate(task, loaded, corpus, split, device_of(recipe), sampling)
     if distributed.rank() == 0:
@@ -54,7 +53,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         write_evaluation(folder, found.scored, found.analysis, about)
         write_results(folder, [], task, found.results)
     return {
-        **score(task, found.results, stage),
+        **score(task, found.results, stage, found.analysis.warnings),
         "intervals": found.analysis.intervals(),
         "utterances": len(found.scored),
         "checkpoint": str(config.checkpoint),
