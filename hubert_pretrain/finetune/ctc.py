@@ -194,7 +194,7 @@ class CtcTask(Task):
         return Prediction(self._vocabulary.text(greedy_decode(logits[0])))
 
     def decoder(
-        self, config: DecodingConfig, texts: Sequence[str], grid: FrameGrid, key: str
+        self, config: DecodingConfig, texts: Sequence[str] | None, grid: FrameGrid, key: str
     ) -> Decoder | None:
         """The search of these settings; None for greedy ones."""
         if config.kind == "greedy":

@@ -5,23 +5,25 @@ and their analysis.
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.errors import ArtefactError, DataError, did_you_mean
+from hubert_pretrain.decoding.config import DecodingConfig
+from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, did_you_mean
 from hubert_pretrain.evaluation.analysis import Analysis
 from hubert_pretrain.evaluation.bootstrap import Sampling
 from hubert_pretrain.evaluation.utterances import ScoredUtterances
 from hubert_pretrain.finetune.classify import ClassifyTask
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.dataset import WholeUtterances
-from hubert_pretrain.finetune.inference import predict
 from hubert_pretrain.finetune.multi_label import MultiLabelTask
 from hubert_pretrain.finetune.regression import RegressionTask
-from hubert_pretrain.finetune.task import Results, Task, strings
+from hubert_pretrain.finetune.search import FineTuned, final_results
+from hubert_pretrain.finetune.task import Examples, Results, Task, strings
 from hubert_pretrain.finetune.utterance import PROBLEM_KEY, SINGLE_LABEL
 from hubert_pretrain.model.checkpoint import LoadedModel
 
@@ -40,6 +42,19 @@ class Evaluation:
     results: Results
     scored: ScoredUtterances
     analysis: Analysis
+    decoded: dict[str, Any]
+    """Facts of the search that made the predictions; {}: none did."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search for the text of CTC's output, and the splits that it learns from."""
+
+    config: DecodingConfig = field(default_factory=DecodingConfig)
+    train_split: str = ""
+    """Of its language model and lexicon; "": they are files."""
+    valid_split: str = ""
+    """On which weights are chosen; "": they are stated."""
 
 
 def task_node(loaded: LoadedModel, where: str) -> dict[str, Any]:
@@ -112,19 +127,45 @@ def evaluate(
     split: str,
     device: torch.device,
     sampling: Sampling,
+    folder: Path,
+    search: Search | None = None,
+    key: str = "decoding",
 ) -> Evaluation:
     """Predict and score every utterance of a split. Ranks share the predictions.
 
     Args:
         task: of the checkpoint, which has `adopt`ed its names.
+        folder: for the weights that a search has tried.
+        search: None: greedy.
+        key: of the settings of the search, for messages.
 
-    Raises DataError when the split cannot be scored: no transcripts, unknown classes.
+    Raises:
+        DataError: the split cannot be scored: no transcripts, unknown classes.
+        ConfigError: settings of a search that cannot be.
     """
+    search = search or Search()
     manifest = corpus.manifest
-    examples = task.examples(corpus, manifest.rows(split), loaded.model.grid)
+    model = loaded.model
+
+    def examples_of(name: str) -> Examples:
+        return task.examples(corpus, manifest.rows(name), model.grid)
+
+    examples = examples_of(split)
+    utterances = WholeUtterances(corpus, examples, model)
+    learns = search.config.kind != "greedy" and bool(search.train_split)
+    texts = examples_of(search.train_split).references if learns else None
+    decoder = task.decoder(search.config, texts, model.grid, key)
+    valid = utterances
+    if decoder is not None and (search.config.lm_weights or search.config.word_scores):
+        if not search.valid_split:
+            raise ConfigError(
+                f"{key}: lm_weights and word_scores are chosen on the valid split of a task; set "
+                "lm_weight and word_score for another checkpoint"
+            )
+        valid = WholeUtterances(corpus, examples_of(search.valid_split), model)
     head: Any = loaded.build_head()
-    utterances = WholeUtterances(corpus, examples, loaded.model)
-    results = predict(loaded.model, head, task, utterances, device)
+    tuned = FineTuned(model, head, task, device)
+    results, decoded = final_results(tuned, valid, utterances, decoder, search.config, folder)
     scored = ScoredUtterances(
         results.ids,
         results.references,
@@ -132,7 +173,7 @@ def evaluate(
         strings(manifest, "speaker", examples.rows),
         manifest.num_samples[examples.rows],
     )
-    return Evaluation(results, scored, task.analyse(results, scored, sampling))
+    return Evaluation(results, scored, task.analyse(results, scored, sampling), decoded)
 
 
 def _path(cls: type) -> str:

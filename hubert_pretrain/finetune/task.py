@@ -195,13 +195,13 @@ class Task(ABC):
         """The prediction for one utterance; ``logits`` of a batch of one."""
 
     def decoder(
-        self, config: DecodingConfig, texts: Sequence[str], grid: FrameGrid, key: str
+        self, config: DecodingConfig, texts: Sequence[str] | None, grid: FrameGrid, key: str
     ) -> Decoder | None:
         """The search that makes the final predictions of the head's log-probabilities; None:
         `predict` makes them.
 
         Args:
-            texts: normalised training transcripts.
+            texts: normalised training transcripts; None: unknown.
             key: of the settings in the recipe, for messages.
 
         Raises ConfigError for settings of a search where there is nothing to search for.

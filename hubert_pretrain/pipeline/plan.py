@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hubert_pretrain.config.schema import EvaluateConfig, IterationConfig, Recipe
+from hubert_pretrain.config.schema import EvaluateConfig, FinetuneConfig, IterationConfig, Recipe
+from hubert_pretrain.decoding.config import DecodingConfig
 from hubert_pretrain.errors import ArtefactError, ConfigError, did_you_mean
 from hubert_pretrain.pipeline import fingerprint
 from hubert_pretrain.pipeline.workspace import Artefact, Workspace, flatten
@@ -130,8 +131,16 @@ def evaluations(recipe: Recipe) -> dict[str, EvaluateConfig]:
             config,
             checkpoint=config.checkpoint or f"finetune/{name}",
             splits=[splits] if isinstance(splits, str) else list(splits),
+            decoding=_decoding(config, trained),
         )
     return found
+
+
+def _decoding(config: EvaluateConfig, trained: FinetuneConfig | None) -> DecodingConfig:
+    """That of the task, unless the evaluation has settings of its own."""
+    if trained is None or config.decoding != DecodingConfig():
+        return config.decoding
+    return trained.decoding
 
 
 def _targets_of(name: str, iteration: IterationConfig, seed: int) -> list[Stage]:

@@ -14,7 +14,7 @@ from hubert_pretrain.config.schema import EvaluateConfig, Recipe
 from hubert_pretrain.evaluation.bootstrap import Sampling
 from hubert_pretrain.evaluation.report import EVALUATION, write_evaluation
 from hubert_pretrain.finetune.results import score, write_results
-from hubert_pretrain.finetune.scoring import adopt, check_split, evaluate, task_node
+from hubert_pretrain.finetune.scoring import Search, adopt, check_split, evaluate, task_node
 from hubert_pretrain.finetune.task import Task
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.model.checkpoint import LoadedModel
@@ -46,14 +46,29 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     task = build_task(recipe, name, config, loaded, path)
     # The same draws for every checkpoint, so that intervals on a split can be compared.
     sampling = Sampling(config.resamples, config.confidence, recipe.seed)
+    search = Search(config.decoding)
+    if is_own(recipe, name, config):
+        trained = recipe.finetune[name]
+        search = Search(config.decoding, trained.train_split, trained.valid_split)
     with distributed.group():
-        found = evaluate(task, loaded, corpus, split, device_of(recipe), sampling)
+        found = evaluate(
+            task,
+            loaded,
+            corpus,
+            split,
+            device_of(recipe),
+            sampling,
+            folder,
+            search,
+            f"evaluate.{name}.decoding",
+        )
     if distributed.rank() == 0:
         about = {"model": str(config.checkpoint), "corpus": str(corpus.folder), "split": split}
         write_evaluation(folder, found.scored, found.analysis, about)
         write_results(folder, [], task, found.results)
     return {
         **score(task, found.results, stage, found.analysis.warnings),
+        **found.decoded,
         "intervals": found.analysis.intervals(),
         "utterances": len(found.scored),
         "checkpoint": str(config.checkpoint),
@@ -65,9 +80,12 @@ def build_task(
     recipe: Recipe, name: str, config: EvaluateConfig, loaded: LoadedModel, path: Path
 ) -> Task:
     """The task of an evaluation, with the names of the checkpoint's outputs."""
-    own = recipe.finetune.get(name)
-    is_own = own is not None and config.checkpoint == f"finetune/{name}"
-    node = config.task or (own.task if own is not None and is_own else None)
+    node = config.task or (recipe.finetune[name].task if is_own(recipe, name, config) else None)
     task: Task = compose.build(node or task_node(loaded, str(path)))
     adopt(task, loaded, str(path))
     return task
+
+
+def is_own(recipe: Recipe, name: str, config: EvaluateConfig) -> bool:
+    """True for the checkpoint of the task of that name."""
+    return name in recipe.finetune and config.checkpoint == f"finetune/{name}"

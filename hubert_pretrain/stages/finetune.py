@@ -110,7 +110,6 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         "steps": config.steps,
         **best,
         "utterances": len(valid),
-        "split": config.valid_split,
     }
 
 

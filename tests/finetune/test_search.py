@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from hubert_pretrain.config.schema import FinetuneConfig, Recipe, TrainerConfig
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.decoding.arpa import read_arpa
 from hubert_pretrain.decoding.build import build_decoder
@@ -23,10 +24,11 @@ from hubert_pretrain.finetune.search import FineTuned, final_results
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.stages import evaluate
 from tests.finetune.test_stage import CTC, SPEAKERS, _run, workspace  # noqa: F401
 
 
-def test_a_stage_is_scored_by_a_search(workspace: Workspace) -> None:
+def test_a_task_is_scored_by_a_search(workspace: Workspace) -> None:
     decoding = DecodingConfig(
         kind="lexicon",
         lm="train",
@@ -36,16 +38,23 @@ def test_a_stage_is_scored_by_a_search(workspace: Workspace) -> None:
         beam_size=20,
         workers=1,
     )
-    facts = _run(workspace, "asr", CTC, decoding=decoding)
-    folder = workspace.partial_folder("finetune/asr")
+    _run(workspace, "asr", CTC, decoding=decoding)
+    trained = workspace.finish("finetune/asr", {"fingerprint": "f", "facts": {}}).path
+    recipe = Recipe(
+        name="tones",
+        finetune={"asr": FinetuneConfig(task=CTC, checkpoint="/", decoding=decoding)},
+        trainer=TrainerConfig(accelerator="cpu"),
+    )
+    folder = workspace.begin("evaluate/asr/test", "e", {})
+    facts = evaluate.run(recipe, workspace, "evaluate/asr/test", folder)
     assert facts["decoding"]["lm_weight"] in (0.2, 0.4)
     assert {"wer", "cer", "greedy_wer", "greedy_cer"} <= set(facts)
     points = [json.loads(line) for line in (folder / search.SWEEP).read_text().splitlines()]
     assert len(points) == 4
     best = min(points, key=lambda point: point["error_rate"])
     assert facts["decoding"]["lm_weight"] <= best["lm_weight"]
-    words = (folder / search.LEXICON).read_text().split()
-    assert set(read_arpa(folder / search.LM).words) == {*words, "<s>", "</s>", "<unk>"}
+    words = (trained / search.LEXICON).read_text().split()
+    assert set(read_arpa(trained / search.LM).words) == {*words, "<s>", "</s>", "<unk>"}
     lines = (folder / "hypotheses.tsv").read_text().splitlines()[1:]
     assert len(lines) == facts["utterances"]
     assert all(set(line.split("\t")[2].split()) <= set(words) for line in lines)
