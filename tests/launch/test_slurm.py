@@ -37,6 +37,8 @@ STAGES = [
     "it2/pretrain",
     "finetune/asr",
     "finetune/speakers",
+    "evaluate/asr/test",
+    "evaluate/speakers/test",
     "export",
 ]
 WORDS = ["+recipe=smoke", "launch=slurm", "launch.resources.cpus=3", "stage=all", "seed=7"]

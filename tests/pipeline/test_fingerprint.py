@@ -68,7 +68,8 @@ def test_the_seed_counts_where_it_is_used(smoke: Recipe) -> None:
     other = copy.deepcopy(smoke)
     other.seed += 1
     trainings = {"it1/pretrain", "it2/pretrain", "finetune/asr", "finetune/speakers"}
-    assert changed(smoke, other) == {"it1/cluster", "it2/cluster"} | trainings
+    evaluations = {"evaluate/asr/test", "evaluate/speakers/test"}
+    assert changed(smoke, other) == {"it1/cluster", "it2/cluster"} | trainings | evaluations
 
 
 def test_values_that_do_not_change_the_result_do_not_count(smoke: Recipe) -> None:
@@ -82,7 +83,7 @@ def test_values_that_do_not_change_the_result_do_not_count(smoke: Recipe) -> Non
     pretrain.valid_every_steps += 1
     pretrain.checkpoint_every_steps += 1
     pretrain.probe.every_steps += 1
-    other.finetune["asr"].test_split = "valid"
+    other.finetune["asr"].test_split = ["test", "valid"]
     other.trainer.precision = "bf16-mixed"
     assert not changed(smoke, other)
     pretrain.learning_rate *= 2

@@ -39,9 +39,18 @@ FOLLOWERS = {
         "it2/pretrain",
         "finetune/asr",
         "finetune/speakers",
+        "evaluate/asr/test",
+        "evaluate/speakers/test",
         "export",
     ],
-    "it2/pretrain": ["it2/pretrain", "finetune/asr", "finetune/speakers", "export"],
+    "it2/pretrain": [
+        "it2/pretrain",
+        "finetune/asr",
+        "finetune/speakers",
+        "evaluate/asr/test",
+        "evaluate/speakers/test",
+        "export",
+    ],
 }
 Run = Callable[..., list[str]]
 
@@ -369,7 +378,7 @@ def test_slurm_removes_first_and_its_jobs_never_do(
     submit(recipe, tmp_path, dry_run=True)
     printed = capsys.readouterr().out
     assert f"redo: removes {tmp_path}/it2/pretrain (" in printed
-    assert "# 4 jobs, 6 stages done before" in printed
+    assert "# 6 jobs, 6 stages done before" in printed
     assert set(states(smoke, tmp_path).values()) == {plan.DONE}
     assert not fake_slurm.submitted()
 

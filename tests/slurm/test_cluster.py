@@ -136,9 +136,9 @@ def test_the_loop_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     ]
     words = [*short, *TWO_NODES, "launch.stages.label.array=2"]
     printed = submit(cluster, work_dir, *words)
-    assert "[2/9] it1/cluster: job" in printed
+    assert "[2/10] it1/cluster: job" in printed
     again = submit(cluster, work_dir, *words, "launch.wait=true", "launch.poll_seconds=0.5")
-    assert again.count("was submitted before") == 9
+    assert again.count("was submitted before") == 10
     for stage in (
         "prepare",
         "it1/cluster",
@@ -146,12 +146,13 @@ def test_the_loop_over_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
         "it1/pretrain",
         "it2/pretrain",
         "finetune/asr",
+        "evaluate/asr/test",
         "export",
     ):
         assert (work_dir / stage / "meta.json").is_file(), logs(work_dir)
     assert "COMPLETED" in again
     listed = submit(cluster, work_dir, *short, "stage=list")
-    assert len(re.findall(r"│ done +│.*│ \d+ COMPLETED \(", listed)) == 9
+    assert len(re.findall(r"│ done +│.*│ \d+ COMPLETED \(", listed)) == 10
     assert "on n[1-2]" in listed
     assert not list(work_dir.rglob(".requeue*"))
 

@@ -31,6 +31,8 @@ STAGES = [
     "it2/pretrain",
     "finetune/asr",
     "finetune/speakers",
+    "evaluate/asr/test",
+    "evaluate/speakers/test",
     "export",
 ]
 UNDER_WAY = {
@@ -39,10 +41,11 @@ UNDER_WAY = {
     "label": "targets.bin",
     "pretrain": "checkpoints/*.sha256",
     "finetune": "checkpoints/*.sha256",
+    "evaluate": "partial.json",
     "export": "finetune/*",
 }
-"""Content of a stage's partial folder when its work has begun but is far from over (k-means leaves
-nothing before its end).
+"""Content of a stage's partial folder when its work has begun but is far from over (k-means and
+evaluations leave nothing before their end).
 """
 SAME_AFTER_A_KILL = [
     "manifest.arrow",
@@ -132,8 +135,10 @@ def test_summary_holds_what_was_measured(loop: tuple[Path, str, float]) -> None:
         assert 0 <= facts["masked_accuracy"] <= 1
         assert 0 <= facts["unmasked_accuracy"] <= 1
         assert facts["inertia"] > 0
-    assert set(summary["finetune"]["asr"]) >= {"wer", "cer"}
-    assert 0 <= summary["finetune"]["speakers"]["accuracy"] <= 1
+    for scores in (summary["finetune"]["asr"], summary["evaluate"]["asr/test"]):
+        assert set(scores) >= {"wer", "cer"}
+    low, high = summary["evaluate"]["speakers/test"]["intervals"]["accuracy"]
+    assert 0 <= low <= summary["evaluate"]["speakers/test"]["accuracy"] <= high <= 1
     assert (Path(summary["export"]["path"]) / "config.json").is_file()
 
 
@@ -176,7 +181,7 @@ def test_exported_model_transcribes_as_our_own_decoder(loop: tuple[Path, str, fl
     work_dir, _, _ = loop
     hypotheses = [
         line.split("\t")
-        for line in (work_dir / "finetune/asr/hypotheses.tsv").read_text().splitlines()[1:]
+        for line in (work_dir / "evaluate/asr/test/hypotheses.tsv").read_text().splitlines()[1:]
     ]
     recogniser = pipeline(
         "automatic-speech-recognition", model=str(work_dir / "export/finetune/asr")
@@ -237,7 +242,7 @@ def test_killed_and_resumed_equals_undisturbed(
         for made in (before, after)
     ]
     assert hashes[0] == hashes[1]
-    assert hashes[0] or stage == "export" or stage == "finetune/speakers"
+    assert hashes[0] or stage in ("export", "finetune/speakers", "evaluate/speakers/test")
 
 
 def _child(pid: int) -> int:
