@@ -146,6 +146,10 @@ class ClassifyTask(UtteranceTask):
         log_probabilities = logits[0].float().log_softmax(-1).cpu().numpy()
         return Prediction(self.classes[int(logits[0].argmax())], log_probabilities)
 
+    def named(self, prediction: Prediction) -> dict[str, float]:
+        """Class -> its probability."""
+        return dict(zip(self.classes, np.exp(prediction.values).tolist(), strict=True))
+
     def score(self, results: Results) -> dict[str, float]:
         """Share of utterances whose class is right: of all, and the mean over classes; F1; and the
         accuracy of a model that always says the most frequent class.

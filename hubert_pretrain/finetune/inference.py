@@ -28,6 +28,7 @@ from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.long_speech import Chunking, chunks, words_as_known
 from hubert_pretrain.finetune.task import Prediction, Results, Task
 from hubert_pretrain.finetune.text import Vocabulary
+from hubert_pretrain.finetune.utterance import UtteranceTask
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.interop.transformers_reader import TOKENIZER_KEY
@@ -200,6 +201,50 @@ class SpeechRecognizer:
             return found
         words = tuple(replace(word, text=word.text.lower()) for word in found.words)
         return replace(found, text=found.text.lower(), words=words)
+
+
+class Classified(NamedTuple):
+    """The prediction for a recording."""
+
+    label: str
+    """Its class; its classes; or its numbers, as text."""
+    values: dict[str, float]
+    """Probability of each class, or number of each output."""
+
+
+class UtteranceClassifier:
+    """A model that gives values to whole utterances: classes, several labels, numbers."""
+
+    def __init__(
+        self,
+        model: Hubert,
+        head: TaskHead,
+        task: UtteranceTask,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """task: with the names of the head's outputs."""
+        self.model = model.to(device).eval()
+        self.head = head.to(device).eval()
+        self.task = task
+        self.device = torch.device(device)
+
+    def classify(
+        self, speech: str | Path | Iterator[Waveform], *, name: str = "waveform"
+    ) -> Classified:
+        """The prediction for an audio file, or the blocks of a waveform, computed whole. Raises
+        DataError when it cannot be read or is shorter than one window.
+        """
+        if isinstance(speech, (str, Path)):
+            name = str(speech)
+            speech = audio.blocks(speech)
+        waveform = np.concatenate([np.zeros(0, np.float32), *speech])
+        ready = prepare_waveform(
+            waveform, sampling_rate=SAMPLE_RATE, config=self.model.config, name=name
+        )
+        with torch.inference_mode():
+            logits = logits_of(self.model, self.head, self.task, ready.to(self.device))
+            found = self.task.predict(logits)
+        return Classified(found.text, self.task.named(found))
 
 
 @torch.inference_mode()

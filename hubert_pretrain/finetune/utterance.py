@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, did_you_mean
-from hubert_pretrain.finetune.task import Examples, Task, strings
+from hubert_pretrain.finetune.task import Examples, Prediction, Task, strings
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import ClassificationHead
 from hubert_pretrain.model.pooling import POOLINGS
@@ -110,6 +110,10 @@ class UtteranceTask(Task):
             weighted_layers=self.needs_all_layers,
             pooling=self.pooling,
         )
+
+    def named(self, prediction: Prediction) -> dict[str, float]:
+        """Name of each output -> its value: a probability, or a number."""
+        return dict(zip(self.classes, prediction.values.tolist(), strict=True))
 
     def card(self) -> dict[str, Any]:
         """The names of the outputs in order, where they came from, and the kind of problem."""

@@ -41,13 +41,13 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     corpus = open_corpus(recipe, workspace)
     check_split(corpus, split, f"evaluate.{name}.splits")
     path = workspace.resolve(str(config.checkpoint)).path
-    loaded = load_checkpoint(path)
+    own = is_own(recipe, name, config)
+    task, loaded = load_task(path, config.task or (recipe.finetune[name].task if own else None))
     loaded.model.configure(attention=recipe.trainer.attention)
-    task = build_task(recipe, name, config, loaded, path)
     # The same draws for every checkpoint, so that intervals on a split can be compared.
     sampling = Sampling(config.resamples, config.confidence, recipe.seed)
     search = Search(config.decoding)
-    if is_own(recipe, name, config):
+    if own:
         trained = recipe.finetune[name]
         search = Search(config.decoding, trained.train_split, trained.valid_split)
     with distributed.group():
@@ -76,14 +76,18 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     }
 
 
-def build_task(
-    recipe: Recipe, name: str, config: EvaluateConfig, loaded: LoadedModel, path: Path
-) -> Task:
-    """The task of an evaluation, with the names of the checkpoint's outputs."""
-    node = config.task or (recipe.finetune[name].task if is_own(recipe, name, config) else None)
+def load_task(path: Path, node: Any = None, **overrides: Any) -> tuple[Task, LoadedModel]:
+    """A fine-tuned checkpoint and its task, with the names of the checkpoint's outputs.
+
+    Args:
+        path: of any checkpoint that `load_checkpoint` reads.
+        node: `_target_` of the task; None: as the checkpoint states it.
+        overrides: of `load_checkpoint`.
+    """
+    loaded = load_checkpoint(path, **overrides)
     task: Task = compose.build(node or task_node(loaded, str(path)))
     adopt(task, loaded, str(path))
-    return task
+    return task, loaded
 
 
 def is_own(recipe: Recipe, name: str, config: EvaluateConfig) -> bool:

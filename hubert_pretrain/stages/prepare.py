@@ -81,6 +81,22 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     return corpus_card.facts_of(card)
 
 
+def read_as_is(source: CorpusSource, folder: Path, workers: int = 0) -> tuple[Corpus, int]:
+    """A corpus of which every split is used as it is, in a folder of scratch files; and the number
+    of its utterances that cannot be read, which quarantine.jsonl lists. For a command that scores.
+    """
+    with (
+        ColumnSpool(folder / RAW_UTTERANCES, COLUMNS) as spool,
+        ScanJournal(folder / JOURNAL, [str(folder.absolute())]) as journal,
+        Quarantine(folder / QUARANTINE) as quarantine,
+    ):
+        utterances = collect(source, folder, spool, quarantine)
+        build.refuse_all_missing(utterances)
+        scanned = build.scan_corpus(utterances, journal, quarantine, workers)
+        write_columns(folder / MANIFEST, scanned.manifest(scanned.rows()), folder)
+        return Corpus.open(folder), len(quarantine)
+
+
 def audio_cache(data: DataConfig) -> Cache | None:
     """The local cache for audio behind URLs."""
     return Cache.of(data.cache_dir, data.cache_gigabytes)

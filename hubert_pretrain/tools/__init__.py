@@ -22,6 +22,8 @@ COMMANDS = (
     "extract_units",
     "transcribe",
     "align",
+    "classify",
+    "evaluate",
 )
 """Modules of the commands, in the order of the pipeline."""
 
