@@ -1,4 +1,4 @@
-"""Classify recordings: speaker, keyword, emotion, ..., several labels at once, or numbers.
+"""Classify recordings: speaker, keyword, emotion, several labels, numbers.
 
     hubert-pretrain classify runs/demo/finetune/speakers speech.wav folder/
     hubert-pretrain classify runs/demo/finetune/speakers folder/ --format jsonl --top 3

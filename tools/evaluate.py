@@ -1,4 +1,4 @@
-"""Score a fine-tuned model on any corpus, with confidence intervals and error analysis.
+"""Score a fine-tuned model on any corpus, with intervals and error analysis.
 
     hubert-pretrain evaluate runs/demo/finetune/asr runs/demo/prepare --split test
     hubert-pretrain evaluate MODEL calls.csv --split test --output scores/

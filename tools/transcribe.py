@@ -79,12 +79,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--chunk-seconds",
         type=float,
-        help="speech of one forward pass, with its context (default: 30)",
+        help="speech of one forward pass, with its context (default: 20)",
     )
     parser.add_argument(
         "--context-seconds",
         type=float,
-        help="context on each side of what is used of a chunk (default: 4)",
+        help="context on each side of what is used of a chunk (default: 3)",
     )
     add_device(parser)
     parser.add_argument(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,9 +25,15 @@ from hubert_pretrain.decoding.build import build_decoder
 from hubert_pretrain.decoding.config import DecodingConfig
 from hubert_pretrain.decoding.greedy import GreedyDecoder
 from hubert_pretrain.decoding.hypothesis import Decoder, Hypothesis, LogProbabilities, Word
+from hubert_pretrain.decoding.spelling import Spelling
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.finetune.ctc import CtcTask
-from hubert_pretrain.finetune.long_speech import Chunking, chunks, words_as_known
+from hubert_pretrain.finetune.long_speech import (
+    Chunking,
+    chunks,
+    with_pauses,
+    words_as_known,
+)
 from hubert_pretrain.finetune.task import Prediction, Results, Task
 from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.finetune.utterance import UtteranceTask
@@ -129,14 +137,20 @@ class SpeechRecognizer:
         23 MB per hour with 32 symbols.
         """
         parts = list(self.log_probabilities(speech, sampling_rate=sampling_rate, name=name))
-        return self._decode(np.concatenate(parts))
+        return self._decode(np.concatenate(parts), is_long=len(parts) > 1)
 
     def words(
         self, speech: Speech, *, sampling_rate: int = SAMPLE_RATE, name: str = "waveform"
     ) -> Iterator[Word]:
         """The words one after the other, each as soon as it is known; see `words_as_known`."""
-        parts = self.log_probabilities(speech, sampling_rate=sampling_rate, name=name)
-        return words_as_known(parts, self._decode, self.model.grid)
+        waiting = self.log_probabilities(speech, sampling_rate=sampling_rate, name=name)
+        first = next(waiting)
+        second = list(islice(waiting, 1))  # tells whether the recording is long
+        return words_as_known(
+            chain([first], second, waiting),
+            partial(self._decode, is_long=bool(second)),
+            self.model.grid,
+        )
 
     def log_probabilities(
         self, speech: Speech, *, sampling_rate: int = SAMPLE_RATE, name: str = "waveform"
@@ -192,8 +206,14 @@ class SpeechRecognizer:
         prepare_waveform(waveform, sampling_rate=sampling_rate, config=self.model.config)
         yield waveform.float().cpu().numpy()
 
-    def _decode(self, log_probabilities: LogProbabilities) -> Hypothesis:
-        """The hypothesis; greedy text is joined as the tokenizer of `transformers` does."""
+    def _decode(self, log_probabilities: LogProbabilities, *, is_long: bool) -> Hypothesis:
+        """The hypothesis; greedy text is joined as the tokenizer of `transformers` does. In a long
+        recording pauses end words.
+        """
+        boundary = Spelling(self.vocabulary.symbols).boundary
+        if is_long and boundary is not None and self.chunking.pause_seconds > 0:
+            frames = round(self.chunking.pause_seconds * self.model.grid.frames_per_second)
+            log_probabilities = with_pauses(log_probabilities, boundary, frames)
         found = self.decoder.decode(log_probabilities)
         if isinstance(self.decoder, GreedyDecoder):
             found = replace(found, text=self.vocabulary.text(found.ids))

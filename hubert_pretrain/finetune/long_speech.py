@@ -19,19 +19,25 @@ import numpy as np
 
 from hubert_pretrain.data.audio_stream import Waveform
 from hubert_pretrain.decoding.hypothesis import Hypothesis, LogProbabilities, Word, frame_at
+from hubert_pretrain.decoding.spelling import BLANK_ID
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features.chunking import plan_chunks
 from hubert_pretrain.frames import FrameGrid, samples, seconds
+
+UNLIKELY = -20.0
+"""Log-probability of the other symbols where a pause ends a word."""
 
 
 @dataclass(frozen=True)
 class Chunking:
     """Lengths of chunks."""
 
-    chunk_seconds: float = 30.0
+    chunk_seconds: float = 20.0
     """Speech of one forward pass, context included."""
-    context_seconds: float = 4.0
+    context_seconds: float = 3.0
     """On each side of the frames that are used."""
+    pause_seconds: float = 0.6
+    """A longer pause between two symbols of characters ends a word; 0: only the model says so."""
 
     def frames(self, grid: FrameGrid) -> tuple[int, int]:
         """Frames of a chunk and of its context. Raises ConfigError when nothing is left to use."""
@@ -90,6 +96,29 @@ def chunks(
     first = grid.start_sample(last.start - origin)
     used = slice(covered - last.start, None)
     yield SpeechChunk(buffer[first:], last.start, used, is_last=True)
+
+
+def with_pauses(
+    log_probabilities: LogProbabilities, boundary: int, least_frames: int
+) -> LogProbabilities:
+    """Log-probabilities (T, V) with the boundary of words as the best symbol in the middle of each
+    pause: at least this many frames in which the blank is best, between two other symbols.
+
+    A model that was trained on sentences has seen no boundary between two of them, and joins the
+    last word of one with the first of the next.
+    """
+    path = log_probabilities.argmax(axis=1)
+    spoken = np.flatnonzero(path != BLANK_ID)
+    first = spoken[:-1]
+    after = spoken[1:]
+    is_pause = (
+        (after - first > least_frames) & (path[first] != boundary) & (path[after] != boundary)
+    )
+    middles = (first[is_pause] + after[is_pause]) // 2
+    found = log_probabilities.copy()
+    found[middles] = UNLIKELY
+    found[middles, boundary] = 0.0
+    return found
 
 
 def words_as_known(

@@ -17,7 +17,7 @@ from hubert_pretrain.decoding.greedy import GreedyDecoder
 from hubert_pretrain.decoding.hypothesis import Word
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.finetune.inference import SpeechRecognizer
-from hubert_pretrain.finetune.long_speech import Chunking, words_as_known
+from hubert_pretrain.finetune.long_speech import Chunking, with_pauses, words_as_known
 from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.frames import MODEL_GRID, samples
 from hubert_pretrain.model.heads import CTCHead
@@ -161,6 +161,38 @@ def test_words_come_in_time_and_are_those_of_the_whole(
     found = list(words_as_known(cut(logits, places), decoder.decode, MODEL_GRID))
     assert [word.text for word in found] == [word.text for word in expected]
     assert [word.start for word in found] == pytest.approx([word.start for word in expected])
+
+
+def test_a_pause_ends_a_word() -> None:
+    """Between two symbols that are far apart, not inside a word, and not where a boundary is."""
+    symbols = ("<pad>", "|", "A", "B")
+    path = [2, 0, 0, 3, *[0] * 6, 2, 1, *[0] * 6, 3, *[0] * 9]
+    values = np.log(np.eye(4)[path] * 0.9 + 0.025)
+    decoder = GreedyDecoder(symbols)
+    assert decoder.decode(values).text == "ABA B"
+    marked = with_pauses(values, 1, 5)
+    assert decoder.decode(marked).text == "AB A B"
+    assert marked[:6] == pytest.approx(values[:6])
+    assert (values.argmax(1) == path).all()
+    assert decoder.decode(with_pauses(values, 1, 2)).text == "A B A B"
+    assert with_pauses(values[:1], 1, 2) == pytest.approx(values[:1])
+
+
+def test_pauses_count_in_long_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text of a stream and of the whole are the same; speech within a chunk stays as it is."""
+    recognise = recogniser(Chunking(1.0, 0.2, pause_seconds=0.1))
+    symbols = np.random.default_rng(0).integers(3, 6, 2000)
+    values = np.log(np.eye(6)[np.where(np.arange(2000) % 17 < 6, symbols, 0)] * 0.9 + 0.01)
+
+    def parts(count: int):
+        return lambda *args, **more: iter(np.split(values, count))
+
+    monkeypatch.setattr(recognise, "log_probabilities", parts(20))
+    words = [word.text for word in recognise.words("x.wav")]
+    assert words == recognise.recognise("x.wav").text.split()
+    assert len(words) > 100
+    monkeypatch.setattr(recognise, "log_probabilities", parts(1))
+    assert len(recognise.recognise("x.wav").words) == len(list(recognise.words("x.wav"))) == 1
 
 
 def test_a_word_comes_as_soon_as_the_next_begins() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -139,3 +142,28 @@ def test_files_are_classified_in_lines(place: Path, capsys: pytest.CaptureFixtur
     assert "none.wav: no such file" in output.err
     assert classify_command.main(["asr", "prepared/0.wav"]) == 1
     assert "holds a 'ctc' checkpoint, which gives utterances no classes" in capsys.readouterr().err
+
+
+def test_the_worked_example_of_the_page_runs(
+    place: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/evaluation.md, with the folders that the tutorial leaves."""
+    page = (repository / "docs" / "evaluation.md").read_text()
+    commands = [
+        shlex.split(line) for line in re.findall(r"^hubert-pretrain (.*)$", page, re.MULTILINE)
+    ]
+    assert len(commands) == 6
+    run = place / "runs" / "demo"
+    (run / "finetune").mkdir(parents=True)
+    (place / "asr").rename(run / "finetune" / "asr")
+    (place / "speakers").rename(run / "finetune" / "speakers")
+    (run / "prepare").symlink_to(place / "prepared")
+    (place / "list.csv").symlink_to(place / "table.csv")
+    (place / "talk.wav").symlink_to(place / "prepared" / "0.wav")
+    (place / "recordings").mkdir()
+    (place / "recordings" / "a.wav").symlink_to(place / "prepared" / "1.wav")
+    for verb, *words in commands:
+        command = importlib.import_module(f"hubert_pretrain.tools.{verb}")
+        assert command.main(words) == 0, capsys.readouterr().err
+    assert (place / "scores" / "valid" / "evaluation.json").is_file()
+    assert json.loads((place / "texts" / "a.jsonl").read_text())["file"] == "recordings/a.wav"
