@@ -37,9 +37,13 @@ def weights_of(module: Linear | Conv1d) -> tuple[Tensor, Tensor | None]:
     if module.copies is None:
         return module.weight, module.bias
     weight, bias = module.copies
+    copied = _Copied.apply
+    # A compiled backward pass cannot ask whether there is a sum yet.
+    if not torch.compiler.is_compiling() and module.weight.grad_dtype is None:
+        copied = _CopiedOnce.apply
     return (
-        _Copied.apply(module.weight, weight),
-        None if bias is None else _Copied.apply(module.bias, bias),
+        copied(module.weight, weight),
+        None if bias is None else copied(module.bias, bias),
     )
 
 
@@ -50,7 +54,21 @@ class HalfCopies:
     weights may change, the modules do not have them; no checkpoint does.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(
+        self, network: nn.Module, dtype: torch.dtype, *, used_once: nn.Module | None = None
+    ) -> None:
+        """
+        Args:
+            network: whose weights are copied.
+            dtype: of the copies.
+            used_once: part of it whose weights have one use in a forward pass: their gradients are
+                added in half precision to the fp32 sum of the step. (Those of two uses would be
+                added to each other in half precision first.)
+        """
+        for module in () if used_once is None else used_once.modules():
+            if isinstance(module, (Linear, Conv1d)) and _is_copied(module):
+                for parameter in module.parameters(recurse=False):
+                    parameter.grad_dtype = None  # any: a sum in fp32 takes both
         self._modules = [
             module
             for module in network.modules()
@@ -108,6 +126,22 @@ class _Copied(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return gradient.float(), None
+
+
+class _CopiedOnce(torch.autograd.Function):
+    """The same. Once the step has a sum of gradients, which is fp32, it takes the gradient as it
+    is: one kernel adds it, and no fp32 copy of it is written.
+    """
+
+    @staticmethod
+    def forward(context: Any, parameter: Tensor, copy: Tensor) -> Tensor:
+        context.parameter = parameter
+        return copy.view_as(copy)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        has_sum = context.parameter.grad is not None
+        return (gradient if has_sum else gradient.float()), None
 
 
 def _is_copied(module: Linear | Conv1d) -> bool:

@@ -314,7 +314,7 @@ class TrainingModule(L.LightningModule):
         # FSDP gathers the weights in half precision.
         precision = str(self.trainer.precision)
         if precision in DTYPES and not isinstance(self.trainer.strategy, FSDP):
-            self._half_copies = HalfCopies(self, DTYPES[precision])
+            self._half_copies = HalfCopies(self, DTYPES[precision], used_once=self.model)
         self.stopwatch.start()
         self._logged_seconds = self.stopwatch.seconds
         self._waited_seconds = self.waiting.seconds

@@ -54,6 +54,49 @@ class Casts(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class GradientCasts(TorchDispatchMode):
+    """Counts casts of half-precision tensors of the weights' shapes to fp32, and additions of
+    half-precision tensors to fp32 sums.
+    """
+
+    def __init__(self, model: Hubert) -> None:
+        super().__init__()
+        self.shapes = {
+            module.weight.shape for module in model.modules() if isinstance(module, Linear)
+        }
+        self.casts = 0
+        self.additions = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = function.overloadpacket.__name__
+        if name == "_to_copy" and args[0].dtype == torch.bfloat16:
+            to = (kwargs or {}).get("dtype")
+            self.casts += args[0].shape in self.shapes and to == torch.float32
+        if name == "add_" and isinstance(args[1], Tensor):
+            self.additions += (args[0].dtype, args[1].dtype) == (torch.float32, torch.bfloat16)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_sum_of_a_step_takes_gradients_in_half_precision() -> None:
+    torch.manual_seed(0)
+    model = Hubert(SMALL)
+    matrices = sum(isinstance(module, Linear) for module in model.modules())
+    HalfCopies(model, torch.bfloat16, used_once=model).take()
+    for first in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(torch.randn(2, 4_000)).last.float().square().sum()
+        with GradientCasts(model) as counted:
+            loss.backward()
+        assert counted.casts == (matrices if first else 0)
+        assert counted.additions == (0 if first else 2 * matrices)  # and as many biases
+    assert all(
+        parameter.grad is None or parameter.grad.dtype == torch.float32
+        for parameter in model.parameters()
+    )
+
+
 def gradients(model: Hubert, waveforms: list[Tensor], copies: HalfCopies | None) -> list[Tensor]:
     """Of a step of several micro-batches under autocast."""
     model.zero_grad()
@@ -76,7 +119,7 @@ def test_copies_give_the_gradients_of_autocast_to_the_bit(gradient_checkpointing
     model = Hubert(SMALL).configure(gradient_checkpointing=gradient_checkpointing)
     waveforms = [torch.randn(2, 4_000) for _ in range(3)]
     expected = gradients(model, waveforms, None)
-    copies = HalfCopies(model, torch.bfloat16)
+    copies = HalfCopies(model, torch.bfloat16, used_once=model)
     for _ in range(2):
         found = gradients(model, waveforms, copies)
         assert len(found) == len(expected)
