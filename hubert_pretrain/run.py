@@ -169,13 +169,13 @@ def _check_labels(recipe: Recipe, workspace: Workspace) -> None:
 
 def _say_changes(recipe: Recipe, workspace: Workspace) -> None:
     """Warn when the corpus is no longer as it was prepared, and is not prepared again now."""
-    found = [stage for stage in plan.stages(recipe) if stage.name == "prepare"]
-    if redo.is_asked(recipe) or [plan.state(stage, workspace) for stage in found] != [plan.DONE]:
+    prepare = [stage for stage in plan.stages(recipe) if stage.name == "prepare"]
+    if redo.is_asked(recipe) or [plan.state(stage, workspace) for stage in prepare] != [plan.DONE]:
         return
     from hubert_pretrain.preflight import changes
 
-    if found := changes.difference(recipe, workspace):
-        print(f"warning: {found}; {changes.FIX}", flush=True)
+    if difference := changes.difference(recipe, workspace):
+        print(f"warning: {difference}; {changes.FIX}", flush=True)
 
 
 def _write_report(recipe: Recipe, workspace: Workspace) -> None:

@@ -156,8 +156,8 @@ class LossConfig:
     feature_penalty: float = field(10.0, zero_or_more)
     """Weight of the mean square of the conv encoder's output [loss_weights]."""
     head: str = field("cosine", choice("cosine", "softmax"))
-    """cosine: similarity to unit embeddings (equation 3); softmax: a linear classifier, faster and
-    as good or better in published runs (docs/benchmarks.md)."""
+    """cosine: similarity to unit embeddings (equation 3); softmax: a linear classifier, as good or
+    better in published runs, as fast here (docs/benchmarks.md)."""
     temperature: float = field(0.1, positive)
     """tau, the temperature of the cosine head [logit_temp]."""
     tie_projections: bool = False
