@@ -11,7 +11,13 @@ def test_exit_codes_tell_kinds_of_errors_apart() -> None:
         for kind in errors.HubertPretrainError.__subclasses__()
         if kind.__module__ == errors.__name__
     }
-    assert codes == {"ConfigError": 2, "DataError": 1, "ArtefactError": 1, "Preempted": 75}
+    assert codes == {
+        "ConfigError": 2,
+        "DataError": 1,
+        "ArtefactError": 1,
+        "Preempted": 75,
+        "Interrupted": 130,
+    }
 
 
 def test_the_nearest_name_is_suggested_if_there_is_one() -> None:

@@ -78,7 +78,8 @@ def test_activations_are_estimated_within_a_quarter(
     # it does not.
     plain = dataclasses.replace(SMALL, layerdrop=0.0, attention_dropout=0.0)
     model = dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
-    found = kept_bytes(Hubert(model), 4, samples(4.0))
+    # Nor do GPUs keep the spectra of the FFT that is a CPU's positional convolution.
+    found = kept_bytes(Hubert(model).configure(positions="conv"), 4, samples(4.0))
     estimate = training_cost.activation_bytes(
         training(model), number_bytes=4, gradient_checkpointing=False
     )

@@ -143,7 +143,12 @@ def test_a_recipe_that_only_fine_tunes(place: Path) -> None:
     recipe = composed(*words)
     workspace = Workspace(recipe.work_dir)
     stages = plan.stages(recipe)
-    assert [stage.name for stage in stages] == ["prepare", "finetune/asr", "export"]
+    assert [stage.name for stage in stages] == [
+        "prepare",
+        "finetune/asr",
+        "evaluate/asr/test",
+        "export",
+    ]
     for stage in stages:
         run_stage(recipe, workspace, stage)
     check.run(recipe, workspace)
