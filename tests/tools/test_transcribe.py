@@ -20,6 +20,7 @@ from hubert_pretrain.interop.torchaudio_writer import export_torchaudio
 from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.tools import recordings
 from tests.finetune.conftest import TINY
 
 
@@ -243,3 +244,11 @@ def test_what_cannot_be_is_said(
     monkeypatch.chdir(tmp_path)
     assert main([str(model), *words]) in (1, 2)
     assert message in capsys.readouterr().err
+
+
+def test_raw_samples_arrive_as_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when a read ends within a sample."""
+    samples = np.array([16384, -32768, 8192], dtype="<i2").tobytes()
+    stdin(monkeypatch, samples[3:])
+    found = np.concatenate(list(recordings._pcm(samples[:3])))
+    np.testing.assert_array_equal(found, np.array([0.5, -1.0, 0.25], dtype=np.float32))
