@@ -90,7 +90,9 @@ def rules_of(symbols: list[str]) -> dict[str, Any]:
     characters = [symbol for symbol in symbols if len(symbol) == 1 and symbol != "|"]
     upper = any(character.isupper() for character in characters)
     lower = any(character.islower() for character in characters)
-    case = "keep" if upper and lower else "lower" if lower else "upper"
+    case = "lower" if lower else "upper"
+    if upper and lower:
+        case = "keep"
     marks = [each for each in characters if unicodedata.category(each).startswith("P")]
     return {"case": case, "punctuation": "".join(each for each in marks if each not in "'-")}
 
