@@ -115,7 +115,7 @@ def test_commands_run_from_the_wheel(site: Path, tmp_path: Path) -> None:
     places = "import hubert_pretrain.tools as tools; print(*tools.__path__)"
     assert python(site, tmp_path, "-c", places).split() == [str(site / "hubert_pretrain" / "tools")]
     installed = {path.stem for path in (site / "hubert_pretrain" / "tools").glob("*.py")}
-    assert installed == {"__init__", "command", "feature_options", *COMMANDS}
+    assert installed == {"__init__", "command", "feature_options", "recordings", *COMMANDS}
     command(site, tmp_path, "+recipe=smoke", "stage=prepare")
     prepared = tmp_path / "runs/smoke/prepare"
     command(site, tmp_path, "convert-manifest", str(prepared), "smoke.csv", "--to", "csv")
