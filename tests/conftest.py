@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # The same examples on every run: a test that fails does so for everyone.
 settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _no_group_is_left() -> Iterator[None]:
+    """A process group that a test leaves behind would be the group of every later test."""
+    yield
+    if "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized():
+        from hubert_pretrain import distributed
+
+        distributed.leave_group()
+        pytest.fail("the test left a process group")
 
 
 @pytest.fixture(scope="session")

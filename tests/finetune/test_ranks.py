@@ -114,12 +114,16 @@ def runs(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def rows(folder: Path) -> dict[int, dict[str, float]]:
-    """step -> what does not depend on the clock."""
+    """step -> what depends neither on the clock nor on the number of ranks."""
     of_clock = (
         "audio_seconds_per_second",
         "health/data_wait",
         "health/memory_gb",
         "health/mfu",
+        "health/rank_seconds/min",
+        "health/rank_seconds/median",
+        "health/rank_seconds/max",
+        "health/slowest_rank",
         "step",
     )
     found = read_metrics(folder / "logs" / "metrics.csv")
@@ -174,14 +178,12 @@ def test_scores_are_of_everything_once(runs: Path, task: str, ranks: int) -> Non
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_the_table_of_the_test_split_is_the_same(
-    runs: Path, workspace: Workspace, task: str, ranks: int
-) -> None:
+def test_the_table_of_the_valid_split_is_the_same(runs: Path, task: str, ranks: int) -> None:
     """Every utterance once, in order, whoever heard it."""
     name = {"asr": "hypotheses.tsv", "speakers": "predictions.tsv"}[task]
     one, other = ((runs / f"{task}{each}" / name).read_text() for each in (1, ranks))
     predictions = [line.split("\t")[2] for line in one.splitlines()[1:]]
-    assert len(predictions) == 6
+    assert len(predictions) == 3
     assert any(predictions)
     assert other == one
 

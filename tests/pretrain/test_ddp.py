@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.nn.parallel import DistributedDataParallel
 
+from hubert_pretrain import distributed
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.stages.pretrain import run
@@ -66,6 +69,20 @@ def test_four_ranks_add_to_the_same_bits_in_a_process_that_has_just_started(
     assert output.splitlines() == ["OrderedDDP True", "DistributedDataParallel False"]
 
 
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    """For a training under ddp in this process: its group, and what Lightning writes into the
+    environment, end with the test.
+    """
+    before = dict(os.environ)
+    yield
+    distributed.leave_group()
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@pytest.mark.usefixtures("group_of_one")
 def test_a_frozen_conv_encoder_is_not_sent(
     prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

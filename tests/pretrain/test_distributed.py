@@ -15,8 +15,8 @@ import torch
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.model.checkpoint import load_model
 from hubert_pretrain.pipeline.workspace import Workspace
-from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.stages.pretrain import run
+from tests.killed import killed_at_micro_batch
 
 pytestmark = pytest.mark.slow
 
@@ -35,22 +35,13 @@ def test_two_processes_finish_what_one_began(
     recipe: Callable[..., Recipe],
     prepared: Workspace,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Four micro-batches per step, 1 x 4 and then 2 x 2: gradients are sums over the step, whoever
     computes which part of it.
     """
     run(recipe(batch_seconds=16), prepared, "it1/pretrain", tmp_path / "one")
 
-    original = PretrainModule.training_step
-
-    def dying(self: PretrainModule, batch: dict[str, object], batch_idx: int) -> torch.Tensor:
-        if batch["index"] == 19:  # in step 5; the last checkpoint is of step 3
-            raise RuntimeError("killed")
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(PretrainModule, "training_step", dying)
-    with pytest.raises(RuntimeError, match="killed"):
+    with killed_at_micro_batch(19):  # in step 5; the last checkpoint is of step 3
         run(recipe(batch_seconds=16), prepared, "it1/pretrain", tmp_path / "two")
 
     both = recipe(batch_seconds=16, trainer={"devices": 2, "strategy": "ddp"})

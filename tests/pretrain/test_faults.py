@@ -45,6 +45,7 @@ from hubert_pretrain.training.resilience.checkpoint_io import (
     newest,
     verified,
 )
+from tests.killed import killed_before_update
 
 pytestmark = pytest.mark.slow
 
@@ -205,16 +206,7 @@ def test_a_poisoned_step_is_skipped_named_and_resumable(
     assert rows[-1]["skipped_steps"] == 2
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "whole").values())
 
-    original = PretrainModule.on_before_optimizer_step
-
-    def dying(self: PretrainModule, optimizer: Any) -> None:
-        if self.trainer.global_step == 6:
-            monkeypatch.setattr(PretrainModule, "on_before_optimizer_step", original)
-            raise RuntimeError("killed")
-        original(self, optimizer)
-
-    monkeypatch.setattr(PretrainModule, "on_before_optimizer_step", dying)
-    with pytest.raises(RuntimeError, match="killed"):
+    with killed_before_update(6):
         run(values, prepared, "it1/pretrain", tmp_path / "cut")
     run(values, prepared, "it1/pretrain", tmp_path / "cut")
     assert same(tmp_path / "whole", tmp_path / "cut")
@@ -554,16 +546,7 @@ def test_skipped_spikes_are_counted_and_resumable(
     run(free, prepared, "it1/pretrain", tmp_path / "free")
     assert not same(tmp_path / "whole", tmp_path / "free")
 
-    original = PretrainModule.on_before_optimizer_step
-
-    def dying(self: PretrainModule, optimizer: Any) -> None:
-        if self.trainer.global_step == 8:
-            monkeypatch.setattr(PretrainModule, "on_before_optimizer_step", original)
-            raise RuntimeError("killed")
-        original(self, optimizer)
-
-    monkeypatch.setattr(PretrainModule, "on_before_optimizer_step", dying)
-    with pytest.raises(RuntimeError, match="killed"):
+    with killed_before_update(8):
         run(values, prepared, "it1/pretrain", tmp_path / "cut")
     run(values, prepared, "it1/pretrain", tmp_path / "cut")
     assert same(tmp_path / "whole", tmp_path / "cut")

@@ -30,11 +30,11 @@ from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
 from hubert_pretrain.pretrain.layer_supervision import LayerSupervision
 from hubert_pretrain.pretrain.loss import SupervisedLayer, masked_prediction_loss
-from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
 from hubert_pretrain.training.loggers import read_metrics
+from tests.killed import killed_at_micro_batch
 
 Recipes = Callable[..., Recipe]
 
@@ -156,22 +156,13 @@ def test_intermediate_layers_through_the_stage(
 
 
 def test_a_run_with_heads_of_its_own_layers_resumes(
-    recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipes, prepared: Workspace, tmp_path: Path
 ) -> None:
     values = recipe(loss=LossConfig(supervised_layers=[1, 2], separate_layer_heads=True))
     values.model.do_stable_layer_norm = True
     run(values, prepared, "it1/pretrain", tmp_path / "whole")
-    original = PretrainModule.training_step
-
-    def dying(self: PretrainModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        if batch["index"] == 9:
-            raise RuntimeError("killed")
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(PretrainModule, "training_step", dying)
-    with pytest.raises(RuntimeError, match="killed"):
+    with killed_at_micro_batch(9):
         run(values, prepared, "it1/pretrain", tmp_path / "cut")
-    monkeypatch.setattr(PretrainModule, "training_step", original)
     run(values, prepared, "it1/pretrain", tmp_path / "cut")
     one = load_model(tmp_path / "whole").model.state_dict()
     two = load_model(tmp_path / "cut").model.state_dict()

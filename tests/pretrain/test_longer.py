@@ -15,7 +15,6 @@ import torch
 
 from hubert_pretrain.config.schema import PretrainConfig, Recipe
 from hubert_pretrain.pipeline.workspace import Workspace
-from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.stages.longer import begin_again
 from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.training.loggers import read_metrics
@@ -26,6 +25,7 @@ from hubert_pretrain.training.resilience.checkpoint_io import (
     newest,
     step_of,
 )
+from tests.killed import killed_before_update
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def test_with_wsd_it_is_the_run_that_was_longer_from_the_start(
-    recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipes, prepared: Workspace, tmp_path: Path
 ) -> None:
     """To the bit, with the moments of the optimiser, also when it is killed on its way."""
     schedule: dict[str, Any] = {
@@ -72,16 +72,7 @@ def test_with_wsd_it_is_the_run_that_was_longer_from_the_start(
     assert where == (
         "from the checkpoint of step 6, where the learning rate goes from 100% to 100% of its peak"
     )
-    original = PretrainModule.on_before_optimizer_step
-
-    def dying(self: PretrainModule, optimizer: Any) -> None:
-        if self.trainer.global_step == 9:
-            monkeypatch.setattr(PretrainModule, "on_before_optimizer_step", original)
-            raise RuntimeError("killed")
-        original(self, optimizer)
-
-    monkeypatch.setattr(PretrainModule, "on_before_optimizer_step", dying)
-    with pytest.raises(RuntimeError, match="killed"):
+    with killed_before_update(9):
         run(whole, prepared, "it1/pretrain", tmp_path / "on")
     run(whole, prepared, "it1/pretrain", tmp_path / "on")
     one = state(tmp_path / "whole")

@@ -32,6 +32,7 @@ from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.training.loggers import read_metrics
 from hubert_pretrain.training.resilience.checkpoint_io import checkpoints, newest
+from tests.killed import killed_at_micro_batch
 
 Recipes = Callable[..., Recipe]
 
@@ -61,19 +62,6 @@ def whole(
         return made[str(recipe)]
 
     return make
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, at_micro_batch: int) -> None:
-    """Makes training die, once, when it comes to a micro-batch."""
-    original = PretrainModule.training_step
-
-    def dying(self: PretrainModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        if batch["index"] == at_micro_batch:
-            monkeypatch.setattr(PretrainModule, "training_step", original)
-            raise RuntimeError("killed")
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(PretrainModule, "training_step", dying)
 
 
 def test_what_a_finished_stage_leaves(
@@ -127,14 +115,12 @@ def test_interrupted_and_resumed_is_uninterrupted(
     prepared: Workspace,
     tmp_path: Path,
     whole: Any,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In the first step, before, on and after a checkpoint's boundary (step 3 = micro-batch 6),
     within a step, in the last one.
     """
     undisturbed, facts = whole(recipe())
-    interrupt(monkeypatch, at)
-    with pytest.raises(RuntimeError, match="killed"):
+    with killed_at_micro_batch(at):
         run(recipe(), prepared, "it1/pretrain", tmp_path)
     again = run(recipe(), prepared, "it1/pretrain", tmp_path)
     assert equal(undisturbed, tmp_path)
@@ -159,11 +145,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     prepared: Workspace,
     tmp_path: Path,
     whole: Any,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     undisturbed, _ = whole(recipe())
-    interrupt(monkeypatch, 14)
-    with pytest.raises(RuntimeError):
+    with killed_at_micro_batch(14):
         run(recipe(), prepared, "it1/pretrain", tmp_path)
     last = checkpoints(tmp_path / "checkpoints")[-1]
     last.write_bytes(last.read_bytes()[:1000])
@@ -182,8 +166,7 @@ def test_resumed_with_another_accumulation_goes_on_at_the_right_micro_batch(
         seen.append(batch["index"])
         return original(self, batch, batch_idx)
 
-    interrupt(monkeypatch, 9)
-    with pytest.raises(RuntimeError):
+    with killed_at_micro_batch(9):
         run(recipe(), prepared, "it1/pretrain", tmp_path)
     monkeypatch.setattr(PretrainModule, "training_step", recording)
     run(recipe(batch_seconds=16, micro_batch_seconds=4), prepared, "it1/pretrain", tmp_path)
@@ -254,13 +237,11 @@ def test_interruptions_in_other_precisions(
     prepared: Workspace,
     tmp_path: Path,
     whole: Any,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The scale of fp16's losses is in the checkpoint too."""
     values = recipe(trainer={"precision": precision})
     undisturbed, _ = whole(values)
-    interrupt(monkeypatch, 9)
-    with pytest.raises(RuntimeError, match="killed"):
+    with killed_at_micro_batch(9):
         run(values, prepared, "it1/pretrain", tmp_path)
     run(values, prepared, "it1/pretrain", tmp_path)
     assert equal(undisturbed, tmp_path)

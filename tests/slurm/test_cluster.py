@@ -192,7 +192,7 @@ def test_a_failed_stage_leaves_nothing_queued_that_depends_on_it(
     assert states == {"CANCELLED"}
     # The same command submits again all stages that are not done.
     again = submit(cluster, run, "launch.dry_run=true")
-    assert again.count("# ---- ") == 8
+    assert again.count("# ---- ") == 10
 
 
 def test_a_partition_that_is_not_there_is_refused_in_the_words_of_sbatch(
