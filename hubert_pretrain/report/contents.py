@@ -6,9 +6,9 @@ the page is made.
 
 from __future__ import annotations
 
-import csv
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ import numpy as np
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.evaluation.report import UTTERANCES
 from hubert_pretrain.files import read_json, size_in_bytes
 from hubert_pretrain.pipeline import plan
 from hubert_pretrain.pipeline.plan import Stage
@@ -28,7 +29,7 @@ from hubert_pretrain.training.curves import PUBLISHED
 from hubert_pretrain.training.metrics_file import read_metrics
 
 WORST = 12
-"""Utterances of a task that are shown."""
+"""Utterances of an evaluated split that are shown."""
 MOST_POINTS = 1000
 """Points of a curve."""
 METRICS = (
@@ -69,7 +70,7 @@ def collect(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         if corpus is not None
         and (store := _try(missing, f"{name}/label", partial(_store, workspace, name)))
     }
-    tasks = {name: _task(workspace, name, missing) for name in recipe.finetune}
+    tasks = _tasks(recipe, workspace, stages, missing)
     content: dict[str, Any] = {
         "recipe": recipe.name,
         "run": workspace.root.name,
@@ -183,44 +184,52 @@ def _curves(workspace: Workspace, stage: str) -> dict[str, list[list[float]]]:
     return curves
 
 
-def _task(workspace: Workspace, name: str, missing: list[str]) -> dict[str, Any]:
-    """Scores, curves and the worst utterances of a task."""
-    stage = f"finetune/{name}"
-    found: dict[str, Any] = {"facts": {}, "curves": _curves(workspace, stage), "worst": []}
-    if workspace.is_done(stage):
-        artefact = _try(missing, stage, lambda: workspace.artefact(stage))
-        if artefact is not None:
-            found["facts"] = artefact.facts
-            found["worst"] = _try(missing, stage, lambda: _worst(artefact.path)) or []
+def _tasks(
+    recipe: Recipe, workspace: Workspace, stages: Sequence[Stage], missing: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Curves of each fine-tuning, and the scores and worst utterances of each evaluated split."""
+    found: dict[str, dict[str, Any]] = {
+        name: {"curves": _curves(workspace, f"finetune/{name}"), "splits": {}}
+        for name in recipe.finetune
+    }
+    for stage in stages:
+        if stage.verb != "evaluate" or not workspace.is_done(stage.name):
+            continue
+        _, name, split = stage.name.split("/")
+        task = found.setdefault(name, {"curves": {}, "splits": {}})
+        evaluation = _try(missing, stage.name, partial(_evaluation, workspace, stage.name))
+        if evaluation is not None:
+            task["splits"][split] = evaluation
     return found
 
 
-def _worst(folder: Path) -> list[dict[str, Any]]:
-    """The utterances with the most errors, from the table of predictions."""
-    for name in ("hypotheses.tsv", "predictions.tsv"):
-        path = folder / name
-        if path.is_file():
-            with open(path, encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-            break
-    else:
-        return []
-    found: list[dict[str, Any]] = []
-    for row in rows:
-        columns = list(row)
-        reference = row[columns[1]]
-        prediction = row[columns[2]]
-        rate = float(row["wer"]) if "wer" in row else float(reference != prediction)
-        found.append(
-            {"id": row["id"], "reference": reference, "prediction": prediction, "errors": rate}
-        )
-    found.sort(key=lambda each: -each["errors"])
-    return [each for each in found if each["errors"] > 0][:WORST]
+def _evaluation(workspace: Workspace, stage: str) -> dict[str, Any]:
+    """Scores of a split with their intervals, and the utterances with the most errors."""
+    artefact = workspace.artefact(stage)
+    with open(artefact.path / UTTERANCES, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    worst = [
+        {
+            "id": row["id"],
+            "reference": row["reference"],
+            "prediction": row.get("hypothesis", row.get("prediction")),
+            "errors": row["wer"] if "wer" in row else float(not row.get("right", True)),
+        }
+        for row in rows
+    ]
+    worst = [each for each in worst if each["errors"]]
+    worst.sort(key=lambda each: -each["errors"])
+    return {"facts": artefact.facts, "worst": worst[:WORST]}
 
 
 def _rows_of_worst(corpus: Corpus, tasks: Mapping[str, dict[str, Any]]) -> list[int]:
-    """Manifest rows of the worst utterances."""
-    ids_of_worst = {each["id"] for task in tasks.values() for each in task["worst"]}
+    """Manifest rows of the utterances with the most errors."""
+    ids_of_worst = {
+        each["id"]
+        for task in tasks.values()
+        for evaluation in task["splits"].values()
+        for each in evaluation["worst"]
+    }
     if not ids_of_worst:
         return []
     rows = corpus.manifest.rows()

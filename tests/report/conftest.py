@@ -4,6 +4,7 @@ and a task, as the stages leave them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,16 @@ def train(workspace: Workspace, stage: str, rows: int = 5) -> None:
     seal(workspace, stage, masked_loss_nats=0.9, masked_accuracy=0.5, wer=0.25)
 
 
+def score(workspace: Workspace) -> None:
+    """The evaluation of the test split: one utterance with errors."""
+    worst = {"id": "u13", "reference": f"HELLO {EVIL}", "hypothesis": f"HELL {EVIL}", "wer": 0.5}
+    right = {"id": "u14", "reference": "A", "hypothesis": "A", "wer": 0.0}
+    lines = [json.dumps(each) for each in (right, worst)]
+    folder = workspace.folder("evaluate/asr/test")
+    write_text(folder / "utterances.jsonl", "\n".join(lines) + "\n")
+    seal(workspace, "evaluate/asr/test", wer=0.25, intervals={"wer": [0.1, 0.4]})
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., tuple[Recipe, Workspace]]:
     """`make_run(aligned=..., up_to=...)`: a run that is finished, or ends before a stage."""
@@ -121,10 +132,7 @@ def make_run(tmp_path: Path) -> Callable[..., tuple[Recipe, Workspace]]:
             label(workspace, name, corpus)
             train(workspace, f"{name}/pretrain")
         train(workspace, "finetune/asr", rows=3)
-        write_text(
-            workspace.folder("finetune/asr") / "hypotheses.tsv",
-            f"id\treference\thypothesis\twer\nu13\tHELLO {EVIL}\tHELL {EVIL}\t0.5\nu14\tA\tA\t0\n",
-        )
+        score(workspace)
         return recipe, workspace
 
     return make

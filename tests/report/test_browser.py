@@ -74,6 +74,8 @@ def test_no_error_no_request_no_script_of_the_run(opened: Callable[..., Any]) ->
     assert sum(url.startswith("file:") for url in tab.requests) == 1
     assert tab.evaluate("window.evil") is None
     assert "<script>window.evil" in tab.inner_text("#utterances")
+    assert "HELL <script>" in tab.inner_text("#tasks")
+    assert "[object" not in tab.inner_text("body")
 
 
 def test_charts_have_their_points(opened: Callable[..., Any]) -> None:

@@ -40,8 +40,9 @@ def test_every_section_has_its_data(make_run: MakeRun) -> None:
         [10, 20, 30, 40, 50],
         pytest.approx([3, 1.5, 1, 0.75, 0.6]),
     ]
-    assert content["tasks"]["asr"]["worst"][0]["id"] == "u13"
-    assert len(content["tasks"]["asr"]["worst"]) == 1
+    evaluation = content["tasks"]["asr"]["splits"]["test"]
+    assert evaluation["facts"]["intervals"] == {"wer": [0.1, 0.4]}
+    assert [each["id"] for each in evaluation["worst"]] == ["u13"]
     assert content["clips"][0]["id"] == "u13"  # the worst come first
     assert {clip["split"] for clip in content["clips"][:8]} == {"test"}
 

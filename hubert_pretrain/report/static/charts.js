@@ -8,7 +8,7 @@ function h(tag, attributes, ...children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
   }
-  for (const child of children.flat()) {
+  for (const child of children.flat(Infinity)) {
     if (child !== null && child !== undefined) element.append(child);
   }
   return element;
@@ -47,7 +47,8 @@ function bytes(count) {
 function table(header, rows, { words = [] } = {}) {
   return h("div", { class: "scroll" },
     h("table", {},
-      h("thead", {}, h("tr", {}, header.map((name) => h("th", { scope: "col" }, name)))),
+      h("thead", {}, h("tr", {}, header.map((name, column) =>
+        h("th", { scope: "col", class: words.includes(column) ? "words" : null }, name)))),
       h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, column) =>
         h("td", words.includes(column) ? { class: "words" } : {},
           cell instanceof Node ? cell : String(cell ?? "–"))))))));

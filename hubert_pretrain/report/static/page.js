@@ -165,26 +165,40 @@ function speakers() {
     table(["iteration", "speaker NMI", "speaker purity"], rows)];
 }
 
+function scores(facts) {
+  return h("div", { class: "row" }, Object.entries(facts)
+    .filter(([, value]) => typeof value === "number")
+    .map(([label, value]) => {
+      const interval = (facts.intervals || {})[label];
+      return card(label, number(value), interval ? `${number(interval[0])} to ${number(interval[1])}` : "");
+    }));
+}
+
+function worst_table(worst, explorer) {
+  const by_id = new Map(data.clips.map((clip) => [clip.id, clip]));
+  return table(["utterance", "errors", "reference", "prediction"], worst.map((each) => {
+    const clip = by_id.get(each.id);
+    const play_it = () => { explorer.show(clip); location.hash = "#utterances"; };
+    return [clip ? h("button", { onclick: play_it }, `▶ ${each.id}`) : each.id,
+      percent(each.errors, 0), each.reference, each.prediction];
+  }), { words: [2, 3] });
+}
+
 function tasks(explorer) {
   return Object.entries(data.tasks).flatMap(([name, task]) => {
-    const scores = Object.entries(task.facts).filter(([, value]) => typeof value === "number");
     const curves = task.curves;
     const valid = Object.keys(curves).filter((key) => key.startsWith("valid/") && key !== "valid/loss");
-    const by_id = new Map(data.clips.map((clip) => [clip.id, clip]));
+    const splits = Object.entries(task.splits);
     return [h("h3", {}, name),
-      scores.length ? h("div", { class: "row" }, scores.map(([label, value]) => card(label, number(value))))
-        : h("p", { class: "dim" }, "not finished yet"),
-      h("div", { class: "grid", style: "margin-top:1rem" },
+      splits.length ? null : h("p", { class: "dim" }, "not scored yet"),
+      Object.keys(curves).length ? h("div", { class: "grid" },
         chart("loss", [{ label: "train", points: curves.loss, colour: "one" },
           { label: "valid", points: curves["valid/loss"], colour: "two", dots: true }]),
         chart("scores of valid", valid.map((key, place) => ({ label: key.slice(6), points: curves[key],
-          colour: ["one", "two", "three", "four"][place % 4], dots: true })), { from_zero: true })),
-      task.worst.length ? h("h3", {}, "utterances with most errors") : null,
-      task.worst.length ? table(["utterance", "errors", "reference", "prediction"], task.worst.map((each) => {
-        const clip = by_id.get(each.id);
-        return [clip ? h("button", { onclick: () => { explorer.show(clip); location.hash = "#utterances"; } }, `▶ ${each.id}`) : each.id,
-          percent(each.errors, 0), each.reference, each.prediction];
-      }), { words: [2, 3] }) : null];
+          colour: ["one", "two", "three", "four"][place % 4], dots: true })), { from_zero: true })) : null,
+      splits.flatMap(([split, found]) => [h("h3", {}, `${name} on ${split}`), scores(found.facts),
+        found.worst.length ? h("p", {}, "The utterances with most errors:") : null,
+        found.worst.length ? worst_table(found.worst, explorer) : null])];
   });
 }
 
