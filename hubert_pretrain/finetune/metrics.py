@@ -4,29 +4,29 @@ classes; agreement of numbers. N utterances, K classes or outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hubert_pretrain.evaluation.texts import count_errors
+
 
 def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """Word substitutions, deletions and insertions over the words of all references.
 
-    Utterances without reference words count with their insertions (jiwer alone refuses them). Where
-    no reference has any word, it is 0 without hypotheses and infinite otherwise.
+    Utterances without reference words count with their insertions. Where no reference has any word,
+    it is 0 without hypotheses and infinite otherwise.
     """
-    import jiwer
-
-    return _error_rate(jiwer.process_words, lambda text: len(text.split()), references, hypotheses)
+    _check_lengths(references, hypotheses)
+    return count_errors(references, hypotheses, "words").rate()
 
 
 def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """The same over characters, single spaces between words included."""
-    import jiwer
-
-    return _error_rate(jiwer.process_characters, len, references, hypotheses)
+    _check_lengths(references, hypotheses)
+    return count_errors(references, hypotheses, "characters").rate()
 
 
 def share_of_empty(references: Sequence[str], hypotheses: Sequence[str]) -> float:
@@ -115,35 +115,6 @@ def concordance(truth: NDArray[Any], predicted: NDArray[Any]) -> float:
 def _covariance(truth: NDArray[Any], predicted: NDArray[Any]) -> NDArray[np.float64]:
     centred = (truth - truth.mean(0)) * (predicted - predicted.mean(0))
     return np.asarray(centred.mean(0), dtype=np.float64)
-
-
-def _error_rate(
-    align: Callable[..., Any],
-    length: Callable[[str], int],
-    references: Sequence[str],
-    hypotheses: Sequence[str],
-) -> float:
-    """Errors over the length of the references.
-
-    Args:
-        align: of jiwer.
-        length: number of units (words or characters) of a text.
-    """
-    _check_lengths(references, hypotheses)
-    pairs = [
-        (" ".join(reference.split()), " ".join(hypothesis.split()))
-        for reference, hypothesis in zip(references, hypotheses, strict=True)
-    ]
-    # jiwer refuses empty references; everything predicted for them is an insertion.
-    errors = sum(length(hypothesis) for reference, hypothesis in pairs if not reference)
-    with_text = [pair for pair in pairs if pair[0]]
-    if not with_text:
-        return float("inf") if errors else 0.0
-    found = align(
-        [reference for reference, _ in with_text], [hypothesis for _, hypothesis in with_text]
-    )
-    errors += found.substitutions + found.deletions + found.insertions
-    return float(errors / sum(length(reference) for reference, _ in with_text))
 
 
 def _check_lengths(references: Sequence[str], hypotheses: Sequence[str]) -> None:

@@ -23,7 +23,9 @@ VERBS = ("prepare", "cluster", "label", "pretrain", "finetune", "evaluate", "exp
 SHARED = ("cluster", "label", "pretrain", "finetune", "evaluate")
 """Verbs whose work several processes share; the others are one process."""
 
-REQUESTS = ("all", "list", "check", "plan", "report")
+READERS = ("list", "check", "plan", "report")
+"""Values of `stage` that run no stage."""
+REQUESTS = ("all", *READERS)
 """Values of `stage` that name no stage."""
 
 DONE = "done"

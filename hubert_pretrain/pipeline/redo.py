@@ -124,7 +124,7 @@ def _asked(recipe: Recipe, workspace: Workspace) -> list[Stage]:
     """The stages that are to be made again, in order."""
     request = _request(recipe)
     stages = plan.stages(recipe)
-    if recipe.stage in ("list", "check", "plan", "report"):
+    if recipe.stage in plan.READERS:
         raise ConfigError(
             f"redo={request}: stage={recipe.stage} makes nothing; use it with stage=all or a stage"
         )
