@@ -357,6 +357,10 @@ class FinetuneConfig:
     """Audio per forward pass; divides batch_seconds."""
     learning_rate: float = field(5e-5, positive)
     """Peak of the tri-stage schedule: linear rise, constant, exponential fall."""
+    head_learning_rate: float | None = field(None, positive)
+    """Peak of the head; null: learning_rate."""
+    layer_decay: float = field(1.0, share_above_zero)
+    """Rate of each layer, as a share of that of the layer above it."""
     warmup_fraction: float = field(0.1, share)
     """Share of the steps in which the rate rises."""
     hold_fraction: float = field(0.4, share)
@@ -380,6 +384,10 @@ class FinetuneConfig:
     never."""
     freeze_encoder_steps: int = field(0, zero_or_more)
     """Only the new head is trained until this step [freeze_finetune_updates]."""
+    feature_cache_gb: float = field(20.0, zero_or_more, science=False)
+    """Limit of a file with the outputs of an encoder that is frozen throughout, which then runs
+    once per utterance, not in each step; 0: no file. Only without masks, dropout and layer drop,
+    and with norm_over_valid where the norm is over time."""
     conv_gradient_scale: float = field(0.0, zero_or_more)
     """Gradient into the conv encoder times this; 0: frozen throughout [feature_grad_mult]."""
     norm_over_valid: bool = False
@@ -413,9 +421,9 @@ class FinetuneConfig:
     """Most steps between two checkpoints to resume from."""
     checkpoint_every_minutes: float = field(15.0, zero_or_more, science=False)
     """And most minutes, by the clock of the first process; 0: only steps count."""
-    keep_best: str = ""
-    """Result: the weights that scored best by this value of the valid split, e.g. valid/wer,
-    valid/accuracy; "": those of the last step."""
+    keep_best: str = "auto"
+    """Result: the weights that scored best by this value of the valid split, e.g. valid/cer,
+    valid/macro_f1; auto: the main metric of the task; "": those of the last step."""
 
 
 @dataclass

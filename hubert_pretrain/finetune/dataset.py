@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from hubert_pretrain.data.corpus import Corpus
@@ -22,6 +23,9 @@ from hubert_pretrain.finetune.task import Examples, strings
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.preprocess import normalize_
 from hubert_pretrain.training.dataloading import ResumableSampler, equal_share, loader, to_device
+
+if TYPE_CHECKING:
+    from hubert_pretrain.finetune.feature_cache import FeatureCache
 
 Batch = dict[str, Any]
 
@@ -40,6 +44,10 @@ class TrainingDataset(Dataset[Batch]):
     | mask, channel_mask | (B, T), (B, D) bool | True = masked |
     | step, index | int | |
     | step_utterances | int | divides the loss of the whole step |
+    | padded_samples | int | B times S |
+
+    With a cache of a frozen encoder's outputs there are no waveforms and no masks, but `features`
+    (B, L, T, D) float32, and `valid` is of their frames.
     """
 
     def __init__(
@@ -49,12 +57,15 @@ class TrainingDataset(Dataset[Batch]):
         plan: PaddedBucketSampler,
         model: Hubert,
         masks: MaskSampler,
+        cache: FeatureCache | None = None,
     ) -> None:
         """
         Args:
             model: gives frame grid, width, and whether waveforms are normalised.
+            cache: outputs of the encoder.
         """
         self.corpus = corpus
+        self.cache = cache
         self.plan = plan
         self.masks = masks
         self.grid = model.grid
@@ -71,24 +82,40 @@ class TrainingDataset(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         planned = self.plan.micro_batch(index)
         rows = planned.rows.tolist()
-        waveforms = [read_whole(self.corpus, row, self.normalize) for row in rows]
-        num_frames = [int(self.grid.num_frames(len(waveform))) for waveform in waveforms]
-        longest = int(self.grid.num_frames(planned.num_samples))  # T
         labels = [self._labels(row) for row in rows]
-        mask, channel_mask = self.masks.draw(
-            rows, num_frames, (longest, self.width), step=planned.step, index=index
-        )
-        return {
-            "waveform": _stack(waveforms, planned.num_samples),
-            "num_samples": torch.tensor([len(waveform) for waveform in waveforms]),
-            "valid": torch.arange(longest) < torch.tensor(num_frames)[:, None],
+        batch = {
             "labels": _stack(labels, max(map(len, labels))),
             "label_lengths": torch.tensor([len(ids) for ids in labels]),
-            "mask": torch.from_numpy(mask),
-            "channel_mask": torch.from_numpy(channel_mask),
             "step": planned.step,
             "index": index,
             "step_utterances": self.plan.utterances(planned.step),
+            "padded_samples": len(rows) * planned.num_samples,
+        }
+        if self.cache is not None:
+            return batch | self._features(self.cache, rows)
+        waveforms = [read_whole(self.corpus, row, self.normalize) for row in rows]
+        num_frames = [int(self.grid.num_frames(len(waveform))) for waveform in waveforms]
+        longest = int(self.grid.num_frames(planned.num_samples))  # T
+        mask, channel_mask = self.masks.draw(
+            rows, num_frames, (longest, self.width), step=planned.step, index=index
+        )
+        return batch | {
+            "waveform": _stack(waveforms, planned.num_samples),
+            "num_samples": torch.tensor([len(waveform) for waveform in waveforms]),
+            "valid": torch.arange(longest) < torch.tensor(num_frames)[:, None],
+            "mask": torch.from_numpy(mask),
+            "channel_mask": torch.from_numpy(channel_mask),
+        }
+
+    @staticmethod
+    def _features(cache: FeatureCache, rows: list[int]) -> Batch:
+        found = [torch.tensor(cache.read(row)) for row in rows]  # (L, T, D) each
+        num_frames = torch.tensor([each.shape[1] for each in found])
+        longest = int(num_frames.max())
+        padded = [F.pad(each, (0, 0, 0, longest - each.shape[1])) for each in found]
+        return {
+            "features": torch.stack(padded),
+            "valid": torch.arange(longest) < num_frames[:, None],
         }
 
     def _labels(self, row: int) -> NDArray[Any]:
@@ -112,9 +139,17 @@ class WholeUtterances(Dataset[Batch]):
     gets equally many, see `equal_share`.
     """
 
-    def __init__(self, corpus: Corpus, examples: Examples, model: Hubert) -> None:
+    def __init__(
+        self, corpus: Corpus, examples: Examples, model: Hubert, cache: FeatureCache | None = None
+    ) -> None:
+        """
+        Args:
+            cache: outputs of a frozen encoder; an item has `features` (1, L, T, D) then, not a
+                waveform.
+        """
         self.corpus = corpus
         self.examples = examples
+        self.cache = cache
         self.normalize = model.config.normalize_waveform
 
     def __len__(self) -> int:
@@ -123,10 +158,15 @@ class WholeUtterances(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         example = index % len(self)
         row = int(self.examples.rows[example])
-        waveform = read_whole(self.corpus, row, self.normalize)
         labels = self.examples.labels[example]
+        if self.cache is not None:
+            sound = {"features": torch.tensor(self.cache.read(row))[None]}
+        else:
+            waveform = read_whole(self.corpus, row, self.normalize)
+            sound = {"waveform": torch.from_numpy(waveform)[None]}
         return {
-            "waveform": torch.from_numpy(waveform)[None],
+            **sound,
+            "num_samples": int(self.corpus.manifest.num_samples[row]),
             "labels": torch.from_numpy(_flat([labels]))[None],
             "label_lengths": torch.tensor([len(labels)]),
             "id": self.corpus.manifest[row].id,

@@ -45,7 +45,8 @@ from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.preprocess import prepare_waveform
 
 if TYPE_CHECKING:
-    from hubert_pretrain.finetune.dataset import WholeUtterances
+    from hubert_pretrain.finetune.dataset import Batch, WholeUtterances
+    from hubert_pretrain.finetune.feature_cache import FeatureCache
 
 
 Speech = str | Path | Sequence[float] | Tensor | Iterator[Waveform]
@@ -281,8 +282,8 @@ def predict(
     found: list[Scored] = []
     for index in share:
         item = utterances[index]
-        waveform = item["waveform"].to(device)  # (1, S)
-        prediction = task.predict(logits_of(model, head, task, waveform))
+        logits = logits_of_item(model, head, task, item, utterances.cache)
+        prediction = task.predict(logits)
         found.append(Scored(item["id"], item["reference"], prediction))
     return gather(found)
 
@@ -293,6 +294,18 @@ def logits_of(model: Hubert, head: TaskHead, task: Task, waveform: Tensor) -> Te
     """
     with torch.autocast(waveform.device.type, enabled=False):
         return task.logits(head, model(waveform, hidden_states=task.needs_all_layers), None)
+
+
+def logits_of_item(
+    model: Hubert, head: TaskHead, task: Task, item: Batch, cache: FeatureCache | None
+) -> Tensor:
+    """Logits for an item of `WholeUtterances`, from its waveform or from cached outputs."""
+    device = next(head.parameters()).device
+    if cache is None:
+        return logits_of(model, head, task, item["waveform"].to(device))
+    output = cache.contents.unpack(item["features"].to(device))
+    with torch.autocast(device.type, enabled=False):
+        return task.logits(head, output, None)
 
 
 class Scored(NamedTuple):

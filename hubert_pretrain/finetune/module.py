@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
 from hubert_pretrain import distributed
 from hubert_pretrain.finetune.dataset import Batch
-from hubert_pretrain.finetune.inference import Scored, gather, logits_of
+from hubert_pretrain.finetune.feature_cache import FeatureCache
+from hubert_pretrain.finetune.inference import Scored, gather, logits_of_item
+from hubert_pretrain.finetune.rates import Rates
 from hubert_pretrain.finetune.task import Task
 from hubert_pretrain.frames import seconds as in_seconds
 from hubert_pretrain.model.heads import TaskHead
-from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.hubert import Hubert, HubertOutput
 from hubert_pretrain.seeds import derive
 from hubert_pretrain.training.loggers import report
 from hubert_pretrain.training.module import Meter, Monitor, TrainingModule, direction
 from hubert_pretrain.training.optim import AdamWSettings, Schedule
+from hubert_pretrain.training.resilience.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,9 @@ class FinetuneModule(TrainingModule):
         freeze_encoder_steps: int = 0,
         norm_over_valid: bool = False,
         describe_micro_batch: Callable[[int], str] = "micro-batch {}".format,
+        rates: Rates | None = None,
+        cache: FeatureCache | None = None,
+        fill_cache: Callable[[torch.device, Callable[[], None]], None] | None = None,
     ) -> None:
         """
         Args:
@@ -57,6 +64,10 @@ class FinetuneModule(TrainingModule):
                 padded row counts as it does alone, which is how it is scored and exported. The
                 reference's does not.
             describe_micro_batch: see `TrainingModule`.
+            rates: learning rates of head and layers; None: all learn with that of `optimiser`.
+            cache: outputs of the encoder, which is frozen throughout.
+            fill_cache: computes them on a device, once the ranks form a group, and calls a function
+                after each utterance.
         """
         super().__init__(
             model,
@@ -71,6 +82,9 @@ class FinetuneModule(TrainingModule):
         self.task = task
         self.freeze_encoder_steps = freeze_encoder_steps
         self.norm_over_valid = norm_over_valid
+        self.part_rates = rates
+        self.cache = cache
+        self.fill_cache = fill_cache
         self.train()  # a loaded model is in eval mode, and Lightning leaves modes as they are
         self.validated_step = -1
         self._valid = Meter()
@@ -78,24 +92,13 @@ class FinetuneModule(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss per utterance of the step, as this micro-batch's share of it."""
-        step = batch["step"]
-        unit = range(batch["index"], batch["index"] + 1)
         valid = batch["valid"]
         # torch's dropout has no generator argument.
         torch.manual_seed(derive(self.seed, "dropout", batch["index"]))
-        with torch.set_grad_enabled(step >= self.freeze_encoder_steps):
-            output = self.model(
-                batch["waveform"],
-                valid=valid,
-                mask=batch["mask"],
-                channel_mask=batch["channel_mask"],
-                active_layers=self.active_layers(unit, len(valid)),
-                hidden_states=self.task.needs_all_layers,
-                num_samples=batch["num_samples"] if self.norm_over_valid else None,
-            )
+        output = self._encode(batch)
         logits = self.task.logits(self.head, output, valid)
         loss = self.task.loss(logits, valid.sum(dim=1), batch["labels"], batch["label_lengths"])
-        audio_seconds = in_seconds(batch["waveform"].numel())
+        audio_seconds = in_seconds(batch["padded_samples"])
         self.watch(batch["index"], loss, audio_seconds=audio_seconds)
         self.meter.add(loss=loss, utterances=len(valid), audio=audio_seconds)
         # The gradient of the step is d(sum over all its micro-batches) / utterances of the step.
@@ -107,6 +110,34 @@ class FinetuneModule(TrainingModule):
             / batch["step_utterances"]
         )
 
+    def _encode(self, batch: Batch) -> HubertOutput:
+        """The output of the encoder for a micro-batch, computed or read."""
+        if self.cache is not None:
+            return self.cache.contents.unpack(batch["features"])
+        unit = range(batch["index"], batch["index"] + 1)
+        with torch.set_grad_enabled(batch["step"] >= self.freeze_encoder_steps):
+            return self.model(
+                batch["waveform"],
+                valid=batch["valid"],
+                mask=batch["mask"],
+                channel_mask=batch["channel_mask"],
+                active_layers=self.active_layers(unit, len(batch["valid"])),
+                hidden_states=self.task.needs_all_layers,
+                num_samples=batch["num_samples"] if self.norm_over_valid else None,
+            )
+
+    def on_fit_start(self) -> None:
+        """Run a frozen encoder over all utterances, once."""
+        if self.fill_cache is None:
+            return
+        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        (watchdog,) = (each for each in callbacks if isinstance(each, Watchdog))
+        self.fill_cache(self.device, watchdog.beat)
+
+    def rates(self) -> Mapping[nn.Parameter, float]:
+        """Those of the head and of each layer."""
+        return self.part_rates.of(self.model, self.head) if self.part_rates else {}
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """One utterance, without padding or masks.
 
@@ -116,10 +147,9 @@ class FinetuneModule(TrainingModule):
         if not batch["counts"]:
             self._valid.add(loss=0.0, utterances=0.0)
             return
-        waveform = batch["waveform"]
-        logits = logits_of(self.model, self.head, self.task, waveform)
+        logits = logits_of_item(self.model, self.head, self.task, batch, self.cache)
         if batch["has_loss"]:
-            frames = self.model.grid.num_frames(waveform.shape[1])
+            frames = self.model.grid.num_frames(batch["num_samples"])
             num_frames = torch.tensor([frames], device=logits.device)
             loss = self.task.loss(logits, num_frames, batch["labels"], batch["label_lengths"])
             self._valid.add(loss=loss, utterances=1.0)

@@ -21,7 +21,7 @@ from hubert_pretrain.decoding.hypothesis import Decoder, Hypothesis, LogProbabil
 from hubert_pretrain.decoding.sweep import best_weights, sweep
 from hubert_pretrain.files import write_text
 from hubert_pretrain.finetune.dataset import WholeUtterances
-from hubert_pretrain.finetune.inference import Scored, gather, logits_of, predict
+from hubert_pretrain.finetune.inference import Scored, gather, logits_of_item, predict
 from hubert_pretrain.finetune.metrics import word_error_rate
 from hubert_pretrain.finetune.task import Prediction, Results, Task
 from hubert_pretrain.model.heads import TaskHead
@@ -167,7 +167,7 @@ def _outputs(
     share = distributed.share(len(utterances), distributed.rank(), distributed.world_size())
     for index in share:
         item = utterances[index]
-        waveform = item.pop("waveform").to(tuned.device)  # (1, S)
-        logits = logits_of(tuned.model, tuned.head, tuned.task, waveform)
+        logits = logits_of_item(tuned.model, tuned.head, tuned.task, item, utterances.cache)
+        item = {name: item[name] for name in ("id", "reference")}
         values = logits[0].float().log_softmax(dim=-1).cpu().numpy()
         yield item, np.ascontiguousarray(values), tuned.task.predict(logits)

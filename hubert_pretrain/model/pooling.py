@@ -41,7 +41,7 @@ class AttentiveStatisticsPooling(nn.Module):
         super().__init__()
         self.width = 2 * hidden_size
         self.down = nn.Linear(hidden_size, bottleneck)
-        self.up = nn.Linear(bottleneck, hidden_size)
+        self.up = nn.Linear(bottleneck, hidden_size, bias=False)  # a softmax over T cancels one
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """(B, T, D) and real frames (B, T) bool (None: all) -> (B, 2 D)."""

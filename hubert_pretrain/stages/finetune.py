@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+import numpy as np
 import torch
 
 from hubert_pretrain.config import compose
@@ -12,14 +17,16 @@ from hubert_pretrain.config.schema import FinetuneConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.finetune.batching import PaddedBucketSampler
 from hubert_pretrain.finetune.dataset import TrainingDataset, WholeUtterances, loaders
+from hubert_pretrain.finetune.feature_cache import FeatureCache, fill_cache, make_cache
 from hubert_pretrain.finetune.inference import predict
 from hubert_pretrain.finetune.masks import make_masks
 from hubert_pretrain.finetune.module import FinetuneModule
+from hubert_pretrain.finetune.rates import Rates
 from hubert_pretrain.finetune.results import score, write_results
 from hubert_pretrain.finetune.scoring import TASK_KEY
 from hubert_pretrain.finetune.search import write_language
 from hubert_pretrain.finetune.start import load_start, start_head
-from hubert_pretrain.finetune.task import Examples, Task, gather_examples
+from hubert_pretrain.finetune.task import Examples, Results, Task, gather_examples
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
 from hubert_pretrain.model.heads import TaskHead
@@ -68,11 +75,14 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     )
     key = f"finetune.{task_name}.decoding"
     task.decoder(config.decoding, train.references, model.grid, key)  # refuses what cannot be
-    data = build_dataset(config, corpus, model, train, seed)
     torch.manual_seed(derive(seed, "head"))
     head = start_head(task, loaded, start, keep_head=config.start_head == "keep")
+    cache = open_cache(config, corpus, model, head, [train, valid], folder)
+    data = build_dataset(config, corpus, model, train, seed, cache)
     module = build_module(recipe, config, task, model, head, data, seed)
     made_by = describe(recipe, config, stage, task)
+    if config.keep_best == "auto":
+        config = dataclasses.replace(config, keep_best=f"valid/{task.metrics[0].name}")
     trainer = stage_trainer(
         recipe,
         config,
@@ -81,28 +91,22 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         micro_batches=data.plan.micro_batches,
         extra=made_by,
     )
-    valid_set = WholeUtterances(corpus, valid, model)
-    train_loader, valid_loader = loaders(
-        trainer, data, valid_set, workers=recipe.trainer.loader_workers
-    )
+    valid_set = WholeUtterances(corpus, valid, model, cache)
+    workers = recipe.trainer.loader_workers
+    train_loader, valid_loader = loaders(trainer, data, valid_set, workers=workers)
     if trainer.is_global_zero:
         print(data.plan.describe(), flush=True)
     fit(trainer, module, train_loader, valid_loader, folder)
     if module.validated_step != trainer.global_step:
         validate(trainer, module, valid_loader)
     best = take_best(trainer, module)
+    module.head.finish()
     results = predict(model, module.head, task, valid_set, trainer.strategy.root_device)
     if trainer.is_global_zero:
         write_language(folder, config.decoding, train.references)
-        save_model(folder, model, head=module.head, extra={**made_by, **best})
-        write_results(folder, trainer.loggers, task, results)
-        plot_finetuning(
-            logs.read_metrics(folder / "logs" / "metrics.csv"),
-            folder / "curves.png",
-            title=f"{recipe.name} {stage}",
-        )
-        if recipe.trainer.log_artefacts:
-            logs.keep_folder(trainer.loggers, f"{stage}-model", "model", folder)
+        write(recipe, folder, stage, module, trainer, results, {**made_by, **best})
+        if cache is not None:
+            cache.remove()
     logs.close(trainer.loggers)
     scores = score(task, results, stage)
     return {
@@ -111,6 +115,27 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         **best,
         "utterances": len(valid),
     }
+
+
+def write(
+    recipe: Recipe,
+    folder: Path,
+    stage: str,
+    module: FinetuneModule,
+    trainer: L.Trainer,
+    results: Results,
+    extra: dict[str, Any],
+) -> None:
+    """Weights with their `extra`, predictions, curves. Call it on the first rank."""
+    save_model(folder, module.model, head=module.head, extra=extra)
+    write_results(folder, trainer.loggers, module.task, results)
+    plot_finetuning(
+        logs.read_metrics(folder / "logs" / "metrics.csv"),
+        folder / "curves.png",
+        title=f"{recipe.name} {stage}",
+    )
+    if recipe.trainer.log_artefacts:
+        logs.keep_folder(trainer.loggers, f"{stage}-model", "model", folder)
 
 
 def describe(recipe: Recipe, config: FinetuneConfig, stage: str, task: Task) -> dict[str, Any]:
@@ -148,8 +173,49 @@ def load_encoder(recipe: Recipe, config: FinetuneConfig, task: Task, path: Path)
     return loaded
 
 
+def open_cache(
+    config: FinetuneConfig,
+    corpus: Corpus,
+    model: Hubert,
+    head: TaskHead,
+    splits: Sequence[Examples],
+    folder: Path,
+) -> FeatureCache | None:
+    """The cache of the encoder's outputs; None where they change from step to step, or would not
+    fit.
+    """
+    if config.feature_cache_gb == 0 or not is_constant(config, model):
+        return None
+    rows = np.concatenate([examples.rows for examples in splits])
+    return make_cache(folder, corpus, rows, model, head, config.feature_cache_gb)
+
+
+def is_constant(config: FinetuneConfig, model: Hubert) -> bool:
+    """True if the encoder gives an utterance the same outputs in each step and each batch."""
+    dropouts = (
+        config.hidden_dropout,
+        config.attention_dropout,
+        config.activation_dropout,
+        config.feat_proj_dropout,
+        config.layerdrop,
+    )
+    masks = (config.mask.probability, config.channel_mask.probability)
+    statistics_of_batch = model.config.conv_pos_batch_norm
+    sees_padding = model.config.feat_extract_norm == "group" and not config.norm_over_valid
+    return (
+        config.freeze_encoder_steps >= config.steps
+        and not any([*dropouts, *masks])
+        and not (statistics_of_batch or sees_padding)
+    )
+
+
 def build_dataset(
-    config: FinetuneConfig, corpus: Corpus, model: Hubert, train: Examples, seed: int
+    config: FinetuneConfig,
+    corpus: Corpus,
+    model: Hubert,
+    train: Examples,
+    seed: int,
+    cache: FeatureCache | None = None,
 ) -> TrainingDataset:
     """The micro-batches of the training, with their masks."""
     plan = PaddedBucketSampler(
@@ -160,7 +226,7 @@ def build_dataset(
         micro_batch_seconds=config.micro_batch_seconds,
     )
     masks = make_masks(config.mask_sampler, config.mask, config.channel_mask, seed)
-    return TrainingDataset(corpus, train, plan, model, masks)
+    return TrainingDataset(corpus, train, plan, model, masks, cache)
 
 
 def build_module(
@@ -190,4 +256,9 @@ def build_module(
         freeze_encoder_steps=config.freeze_encoder_steps,
         norm_over_valid=config.norm_over_valid,
         describe_micro_batch=data.describe,
+        rates=Rates.of_config(config),
+        cache=data.cache,
+        fill_cache=partial(
+            fill_cache, data.cache, model, data.corpus, recipe.trainer.loader_workers
+        ),
     )

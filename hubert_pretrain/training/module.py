@@ -208,6 +208,10 @@ class TrainingModule(L.LightningModule):
         """Parts that have no gradients at a step; the same on every rank."""
         return []
 
+    def rates(self) -> Mapping[nn.Parameter, float]:
+        """Peak rates of parameters that do not learn with that of the optimiser: here none."""
+        return {}
+
     def active_layers(self, units: range, rows: int) -> ActiveLayers | None:
         """Layers that run in a forward pass of some micro-batches, `rows` rows in all; None: all.
 
@@ -275,6 +279,7 @@ class TrainingModule(L.LightningModule):
             self.parameters(),
             self.optimiser,
             undecayed=undecayed_parameters(self, self.optimiser),
+            rates=self.rates(),
             fused=self.trainer.precision != "16-mixed",
         )
         if self.nonfinite.spikes is not None and not optimizer.defaults.get("fused"):

@@ -7,7 +7,7 @@ schedule scales it by a share of the peak after each update (`with_schedule`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -57,19 +57,25 @@ def adamw(
     settings: AdamWSettings,
     *,
     undecayed: Container[nn.Parameter] = (),
+    rates: Mapping[nn.Parameter, float] | None = None,
     fused: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW over the parameters that learn; those of `undecayed` are a second group without decay.
+    """AdamW over the parameters that learn; those of `undecayed` are in groups without decay, and
+    those with a peak rate of their own in `rates` in groups of that rate, the highest first.
 
     `fused` must be off under fp16: a fused step unscales gradients itself, after clipping.
     """
     learning = [parameter for parameter in parameters if parameter.requires_grad]
     can_fuse = all(parameter.device.type in ("cpu", "cuda") for parameter in learning)
-    groups: list[dict[str, Any]] = [
-        {"params": [each for each in learning if each not in undecayed]}
-    ]
-    if spared := [each for each in learning if each in undecayed]:
-        groups.append({"params": spared, "weight_decay": 0.0})
+    members: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for each in learning:
+        rate = (rates or {}).get(each, settings.learning_rate)
+        members.setdefault((each in undecayed, rate), []).append(each)
+    groups: list[dict[str, Any]] = []
+    for spared, rate in sorted(members, key=lambda key: (key[0], -key[1])):
+        groups.append({"params": members[spared, rate], "lr": rate})
+        if spared:
+            groups[-1]["weight_decay"] = 0.0
     first, second = settings.betas
     return torch.optim.AdamW(
         groups,
@@ -222,10 +228,12 @@ def update_norm(optimizer: torch.optim.Optimizer, rate: float) -> float:
     device. Every rank must call it.
 
     Args:
-        rate: the learning rate of that update (the schedule has moved on since).
+        rate: the learning rate of the first group in that update (the schedule, which scales all
+            groups alike, has moved on since).
     """
     updates: list[Tensor] = []
-    for group in optimizer.param_groups:
+    peaks = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
         first, second = group["betas"]
         owned = [each for each in group["params"] if optimizer.state.get(each)]
         if not owned:
@@ -243,6 +251,8 @@ def update_norm(optimizer: torch.optim.Optimizer, rate: float) -> float:
         of_group = torch._foreach_div(means, divisors)
         torch._foreach_div_(of_group, [1 - first**step for _, step in moved])
         torch._foreach_add_(of_group, parameters, alpha=group["weight_decay"])
+        if peak != peaks[0]:
+            torch._foreach_mul_(of_group, peak / peaks[0])
         updates += of_group
     if not updates:
         return 0.0

@@ -7,15 +7,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
+from hubert_pretrain.config.schema import FinetuneConfig, Recipe, TrainerConfig
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Utterance, write_manifest
 from hubert_pretrain.frames import SAMPLE_RATE
-from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.checkpoint import save_model
+from hubert_pretrain.model.config import HubertConfig, SpanMask
+from hubert_pretrain.model.heads import CodebookHead
+from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.stages import finetune
 
 LETTER_SAMPLES = SAMPLE_RATE // 8
 
@@ -92,3 +100,58 @@ def corpus_with(tmp_path: Path) -> Callable[..., Corpus]:
 @pytest.fixture
 def tiny() -> HubertConfig:
     return TINY
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, corpus: Corpus, tiny: HubertConfig) -> Workspace:
+    """A run that has a corpus and a pretrained encoder."""
+    return make_workspace(tmp_path / "run", corpus, tiny)
+
+
+def make_workspace(root: Path, corpus: Corpus, config: HubertConfig) -> Workspace:
+    """A run that takes over this corpus and has a pretrained encoder of this form."""
+    workspace = Workspace(root)
+    corpus.folder.rename(workspace.begin("prepare", "p", {}).with_name("found"))
+    (root / "prepare.partial" / "partial.json").rename(root / "found" / "partial.json")
+    (root / "prepare.partial").rmdir()
+    (root / "found").rename(root / "prepare.partial")
+    workspace.finish("prepare", {"fingerprint": "p", "facts": {}})
+    torch.manual_seed(0)
+    head = CodebookHead(config.hidden_size, 8, 5)
+    save_model(workspace.begin("it2/pretrain", "q", {}), Hubert(config), head=head)
+    workspace.finish("it2/pretrain", {"fingerprint": "q", "facts": {}})
+    return workspace
+
+
+def run_task(
+    workspace: Workspace,
+    name: str,
+    task: dict[str, Any],
+    trainer: dict[str, Any] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Run the stage finetune/NAME: six steps, unless `changes` says otherwise."""
+    values: dict[str, Any] = {
+        "checkpoint": "it2/pretrain",
+        "steps": 6,
+        "batch_seconds": 6.0,
+        "micro_batch_seconds": 3.0,
+        "learning_rate": 0.01,
+        "freeze_encoder_steps": 2,
+        "mask": SpanMask(probability=0.2, span_frames=2, min_spans=1),
+        "channel_mask": SpanMask(probability=0.1, span_frames=2, min_spans=0),
+        "log_every_steps": 2,
+        "valid_every_steps": 3,
+        "checkpoint_every_steps": 2,
+    }
+    recipe = Recipe(
+        name="tones",
+        logger={"csv": {"_target_": "hubert_pretrain.training.loggers.CsvLogger"}},
+        finetune={name: FinetuneConfig(task=task, **values | changes)},
+        trainer=TrainerConfig(
+            accelerator="cpu", loader_workers=0, threads=1, progress_bar=False, **(trainer or {})
+        ),
+    )
+    return finetune.run(
+        recipe, workspace, f"finetune/{name}", workspace.begin(f"finetune/{name}", "f", {})
+    )

@@ -74,6 +74,7 @@ def _batch(
         "channel_mask": torch.zeros(4, model.config.hidden_size, dtype=torch.bool),
     }
     numbers = {"step": step, "index": index, "step_utterances": step_utterances}
+    numbers["padded_samples"] = len(rows) * 8000
     return {name: value[rows.start : rows.stop] for name, value in whole.items()} | numbers
 
 

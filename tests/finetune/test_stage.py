@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from hubert_pretrain.config.schema import FinetuneConfig, Recipe, TrainerConfig
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError
 from hubert_pretrain.finetune import module
@@ -25,12 +24,13 @@ from hubert_pretrain.interop.fairseq_writer import export_fairseq
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.interop.transformers_writer import export_huggingface
 from hubert_pretrain.model.checkpoint import load_model, save_model
-from hubert_pretrain.model.config import HubertConfig, SpanMask
+from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
 from hubert_pretrain.stages import finetune
 from hubert_pretrain.training.loggers import read_metrics
+from tests.finetune.conftest import run_task
 
 CTC = {"_target_": "hubert_pretrain.finetune.ctc.CtcTask"}
 SPEAKERS = {
@@ -40,61 +40,11 @@ SPEAKERS = {
 }
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, corpus: Corpus, tiny: HubertConfig) -> Workspace:
-    """A run that has a corpus and a pretrained encoder."""
-    workspace = Workspace(tmp_path / "run")
-    corpus.folder.rename(workspace.begin("prepare", "p", {}).with_name("found"))
-    (workspace.root / "prepare.partial" / "partial.json").rename(
-        workspace.root / "found" / "partial.json"
-    )
-    (workspace.root / "prepare.partial").rmdir()
-    (workspace.root / "found").rename(workspace.root / "prepare.partial")
-    workspace.finish("prepare", {"fingerprint": "p", "facts": {}})
-    torch.manual_seed(0)
-    save_model(workspace.begin("it2/pretrain", "q", {}), Hubert(tiny), head=CodebookHead(16, 8, 5))
-    workspace.finish("it2/pretrain", {"fingerprint": "q", "facts": {}})
-    return workspace
-
-
-def _run(
-    workspace: Workspace,
-    name: str,
-    task: dict[str, Any],
-    trainer: dict[str, Any] | None = None,
-    **changes: Any,
-) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "checkpoint": "it2/pretrain",
-        "steps": 6,
-        "batch_seconds": 6.0,
-        "micro_batch_seconds": 3.0,
-        "learning_rate": 0.01,
-        "freeze_encoder_steps": 2,
-        "mask": SpanMask(probability=0.2, span_frames=2, min_spans=1),
-        "channel_mask": SpanMask(probability=0.1, span_frames=2, min_spans=0),
-        "log_every_steps": 2,
-        "valid_every_steps": 3,
-        "checkpoint_every_steps": 2,
-    }
-    recipe = Recipe(
-        name="tones",
-        logger={"csv": {"_target_": "hubert_pretrain.training.loggers.CsvLogger"}},
-        finetune={name: FinetuneConfig(task=task, **values | changes)},
-        trainer=TrainerConfig(
-            accelerator="cpu", loader_workers=0, threads=1, progress_bar=False, **(trainer or {})
-        ),
-    )
-    return finetune.run(
-        recipe, workspace, f"finetune/{name}", workspace.begin(f"finetune/{name}", "f", {})
-    )
-
-
 def test_a_file_of_fairseq_is_fine_tuned_like_a_stage(workspace: Workspace, tmp_path: Path) -> None:
     """Also with every choice that a recipe has of how the network is computed."""
     export_fairseq(tmp_path / "hubert.pt", load_model(workspace.folder("it2/pretrain")))
     changes = {"checkpoint": str(tmp_path / "hubert.pt"), "norm_over_valid": True, "steps": 4}
-    facts = _run(
+    facts = run_task(
         workspace,
         "asr",
         {**CTC, "reduction": "mean"},
@@ -111,9 +61,10 @@ def test_a_file_of_fairseq_is_fine_tuned_like_a_stage(workspace: Workspace, tmp_
 
 
 def test_asr(workspace: Workspace) -> None:
-    facts = _run(workspace, "asr", CTC)
+    facts = run_task(workspace, "asr", CTC)
     folder = workspace.partial_folder("finetune/asr")
-    assert set(facts) == {"wer", "cer", "empty", "steps", "utterances", "warnings"}
+    best = {"best_step", "best_by"}
+    assert set(facts) == {"wer", "cer", "empty", "steps", "utterances", "warnings", *best}
     assert facts["steps"] == 6
     assert json.loads((folder / "config.json").read_text())["extra"]["vocabulary"][0] == "<pad>"
     assert (folder / "curves.png").stat().st_size > 1000
@@ -142,17 +93,17 @@ def test_the_best_by_a_score_of_the_task(
         self.validated = {**self.validated, "valid/macro_f1": next(scores)}
 
     monkeypatch.setattr(FinetuneModule, "on_validation_epoch_end", scored)
-    facts = _run(workspace, "speakers", SPEAKERS, keep_best="valid/macro_f1")
+    facts = run_task(workspace, "speakers", SPEAKERS, keep_best="valid/macro_f1")
     assert (facts["best_step"], facts["best_by"]) == (3, "valid/macro_f1")
     with pytest.raises(ConfigError, match=r"keep_best=valid/wer: .*valid/macro_f1"):
-        _run(workspace, "again", SPEAKERS, keep_best="valid/wer")
+        run_task(workspace, "again", SPEAKERS, keep_best="valid/wer")
 
 
 def test_a_checkpoint_of_a_training_is_read_like_its_result(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     """Loaded, exported, and fine-tuned again."""
-    _run(workspace, "asr", CTC)
+    run_task(workspace, "asr", CTC, keep_best="")
     folder = workspace.partial_folder("finetune/asr")
     step = folder / "checkpoints" / "step=00000006.ckpt"
     found = load_checkpoint(step)
@@ -163,7 +114,7 @@ def test_a_checkpoint_of_a_training_is_read_like_its_result(
     export_huggingface(tmp_path / "exported", found)
     again = load_checkpoint(tmp_path / "exported")
     assert again.extra["vocabulary"] == result.extra["vocabulary"]
-    assert _run(workspace, "speakers", SPEAKERS, checkpoint=str(step), steps=2)["steps"] == 2
+    assert run_task(workspace, "speakers", SPEAKERS, checkpoint=str(step), steps=2)["steps"] == 2
 
 
 def test_a_model_that_says_only_the_blank_is_reported(
@@ -173,7 +124,7 @@ def test_a_model_that_says_only_the_blank_is_reported(
     blank[:, 0] = 1.0
     predict = CtcTask.predict
     monkeypatch.setattr(CtcTask, "predict", lambda self, logits: predict(self, blank[None]))
-    facts = _run(workspace, "asr", CTC, steps=2, valid_every_steps=1)
+    facts = run_task(workspace, "asr", CTC, steps=2, valid_every_steps=1)
     assert (facts["wer"], facts["empty"]) == (1.0, 1.0)
     (warning,) = facts["warnings"]
     assert warning.startswith("all 8 hypotheses are empty: the model says only the blank yet")
@@ -185,7 +136,7 @@ def test_the_loss_of_the_valid_split_leaves_out_what_has_none(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A transcript of 400 letters in a second would count as a loss of 0."""
-    _run(workspace, "asr", CTC)
+    run_task(workspace, "asr", CTC)
     expected = _valid_losses(workspace)
     shutil.rmtree(workspace.partial_folder("finetune/asr"))
     gather = finetune.gather_examples
@@ -202,7 +153,7 @@ def test_the_loss_of_the_valid_split_leaves_out_what_has_none(
         return [train, valid, test]
 
     monkeypatch.setattr(finetune, "gather_examples", with_one_that_does_not_fit)
-    _run(workspace, "asr", CTC)
+    run_task(workspace, "asr", CTC)
     assert _valid_losses(workspace) == pytest.approx(expected, rel=1e-6)
     assert len(expected) == 2
     assert min(expected) > 1
@@ -214,7 +165,7 @@ def _valid_losses(workspace: Workspace) -> list[float]:
 
 
 def test_the_learning_rate_follows_the_three_stages_of_the_recipe(workspace: Workspace) -> None:
-    _run(
+    run_task(
         workspace,
         "asr",
         CTC,
@@ -235,7 +186,7 @@ def test_the_learning_rate_follows_the_three_stages_of_the_recipe(workspace: Wor
 
 
 def test_the_last_step_is_validated_whatever_the_interval(workspace: Workspace) -> None:
-    _run(workspace, "asr", CTC, valid_every_steps=4)
+    run_task(workspace, "asr", CTC, valid_every_steps=4)
     rows = read_metrics(workspace.partial_folder("finetune/asr") / "logs" / "metrics.csv")
     assert [row["step"] for row in rows if "valid/wer" in row] == [4, 6]
 
@@ -252,7 +203,7 @@ def test_validation_is_in_fp32_where_training_is_not(
         return logits
 
     monkeypatch.setattr(CTCHead, "forward", record)
-    _run(workspace, "asr", CTC, {"precision": "bf16-mixed"})
+    run_task(workspace, "asr", CTC, {"precision": "bf16-mixed"})
     assert seen == {True: {torch.bfloat16}, False: {torch.float32}}
 
 
@@ -263,7 +214,7 @@ def test_voices_are_learnt_and_valid_may_be_the_test(workspace: Workspace) -> No
         "learning_rate": 0.003,
         "valid_every_steps": 20,
     }
-    facts = _run(workspace, "speakers", SPEAKERS, steps=60, test_split="valid", **changes)
+    facts = run_task(workspace, "speakers", SPEAKERS, steps=60, test_split="valid", **changes)
     assert facts["accuracy"] >= 0.75
     folder = workspace.partial_folder("finetune/speakers")
     assert load_model(folder).kind == "classify"
@@ -275,7 +226,7 @@ def test_voices_are_learnt_and_valid_may_be_the_test(workspace: Workspace) -> No
 def test_a_killed_run_ends_as_if_nothing_had_happened(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, name: str, task: dict[str, Any]
 ) -> None:
-    whole = _run(workspace, name, task)
+    whole = run_task(workspace, name, task)
     workspace.partial_folder(f"finetune/{name}").rename(workspace.root / "whole")
 
     step = module.FinetuneModule.training_step
@@ -287,9 +238,9 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
 
     monkeypatch.setattr(module.FinetuneModule, "training_step", die_at_the_second_half_of_step_3)
     with pytest.raises(RuntimeError, match="killed"):
-        _run(workspace, name, task)
+        run_task(workspace, name, task)
     monkeypatch.undo()
-    assert _run(workspace, name, task) == whole
+    assert run_task(workspace, name, task) == whole
     for file in (
         "model.safetensors",
         "config.json",
@@ -303,13 +254,13 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
 def test_a_run_killed_after_training_only_tests_again(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = _run(workspace, "asr", CTC)
+    whole = run_task(workspace, "asr", CTC)
     monkeypatch.setattr(
         module.FinetuneModule,
         "training_step",
         lambda self, batch, batch_idx: pytest.fail("trained again"),
     )
-    assert _run(workspace, "asr", CTC) == whole
+    assert run_task(workspace, "asr", CTC) == whole
 
 
 def _fine_tuned(workspace: Workspace, folder: Path, letters: str) -> Path:
@@ -329,7 +280,7 @@ def test_a_fine_tuned_checkpoint_gives_its_encoder(
     """Ours or a HubertForCTC, for another vocabulary or another kind of task."""
     theirs = _fine_tuned(workspace, tmp_path, "XYZ")
     for task in (CTC, SPEAKERS):
-        facts = _run(workspace, "asr", task, checkpoint=str(theirs), steps=1)
+        facts = run_task(workspace, "asr", task, checkpoint=str(theirs), steps=1)
         assert facts["steps"] == 1
         assert f"{theirs}: its encoder is taken, its 'ctc' head is left out" in (
             capsys.readouterr().out
@@ -344,7 +295,7 @@ def test_a_fine_tuned_checkpoint_gives_its_encoder(
 def test_a_head_is_kept_with_its_vocabulary(workspace: Workspace, tmp_path: Path) -> None:
     theirs = _fine_tuned(workspace, tmp_path, "ABCDXYZ")
     changes = {"checkpoint": str(theirs), "start_head": "keep", "learning_rate": 1e-9}
-    _run(workspace, "asr", CTC, steps=1, **changes)
+    run_task(workspace, "asr", CTC, steps=1, **changes)
     found = load_model(workspace.partial_folder("finetune/asr"))
     expected = load_model(tmp_path / "ours")
     assert found.extra["vocabulary"] == expected.extra["vocabulary"]
@@ -354,16 +305,16 @@ def test_a_head_is_kept_with_its_vocabulary(workspace: Workspace, tmp_path: Path
     shutil.rmtree(workspace.partial_folder("finetune/asr"))
     changes["checkpoint"] = str(theirs)
     with pytest.raises(DataError, match=r"4 characters \(A B C D\) that the head of .* has not"):
-        _run(workspace, "asr", CTC, steps=1, **changes)
-    _run(workspace, "asr", {**CTC, "case": "lower"}, steps=1, **changes)
+        run_task(workspace, "asr", CTC, steps=1, **changes)
+    run_task(workspace, "asr", {**CTC, "case": "lower"}, steps=1, **changes)
 
 
 def test_a_head_that_cannot_be_kept(workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="holds a 'pretrain' checkpoint, but start_head=keep"):
-        _run(workspace, "asr", CTC, start_head="keep")
+        run_task(workspace, "asr", CTC, start_head="keep")
     theirs = _fine_tuned(workspace, tmp_path, "ABCD")
     with pytest.raises(ArtefactError, match="start_head=keep needs a 'classify' one"):
-        _run(workspace, "speakers", SPEAKERS, checkpoint=str(theirs), start_head="keep")
+        run_task(workspace, "speakers", SPEAKERS, checkpoint=str(theirs), start_head="keep")
 
 
 def test_bad_splits_stop_it_before_training(
@@ -371,7 +322,7 @@ def test_bad_splits_stop_it_before_training(
 ) -> None:
     monkeypatch.setattr(finetune, "fit", None)
     with pytest.raises(DataError, match=r"set finetune\.asr\.test_split to one of them"):
-        _run(workspace, "asr", CTC, test_split="dev")
+        run_task(workspace, "asr", CTC, test_split="dev")
 
 
 def test_no_transcripts_stop_it_before_training(
@@ -391,4 +342,4 @@ def test_no_transcripts_stop_it_before_training(
         json.dumps({"format": FORMAT, "fingerprint": "q", "facts": {}})
     )
     with pytest.raises(DataError, match="has a transcript"):
-        _run(workspace, "asr", CTC, checkpoint=str(tmp_path / "pretrained"))
+        run_task(workspace, "asr", CTC, checkpoint=str(tmp_path / "pretrained"))

@@ -220,7 +220,7 @@ class CheckpointCallback(L.Callback):
         return True
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Save when the valid split scores better than ever before."""
+        """Save when the valid split scores as well as ever before, or better."""
         if self.policy.keep_best and trainer.state.fn == "fit" and self._scores_best(module):
             self.save(trainer)
             self._note_best(trainer, module)
@@ -235,7 +235,7 @@ class CheckpointCallback(L.Callback):
         return dict(distributed.from_first(self._best)) if self.policy.keep_best else {}
 
     def _scores_best(self, module: L.LightningModule) -> bool:
-        """True if the last validation was better than all before."""
+        """True if no validation before was better than the last."""
         name = self.policy.keep_best
         values: dict[str, float] = getattr(module, "validated", {})
         if name not in values:
@@ -324,9 +324,10 @@ class CheckpointCallback(L.Callback):
     def _is_better(self, name: str, value: float, higher_is_better: bool) -> bool:
         if self._best.get("metric") != name:
             return True
+        # Of equal scores the later: a word error rate of 1 says nothing about the first steps.
         if higher_is_better:
-            return value > float(self._best["value"])
-        return value < float(self._best["value"])
+            return value >= float(self._best["value"])
+        return value <= float(self._best["value"])
 
     def _finish_save(self) -> None:
         """Once, after a file was written or failed: prune, or warn."""

@@ -149,6 +149,16 @@ def test_an_accuracy_is_best_when_high(tmp_path: Path) -> None:
     assert run.steps == [2, 5]
 
 
+def test_of_equal_scores_the_later_is_best(tmp_path: Path) -> None:
+    for folder, name in (("high", "accuracy"), ("low", "loss")):
+        run = Run(tmp_path / folder, keep=1, keep_best=f"valid/{name}")
+        for value in (1.0, 1.0, 1.5 if name == "loss" else 0.5):
+            run.step()
+            run.validate(**{name: value})
+        run.step()
+        assert run.steps == [2, 4]
+
+
 def test_the_best_survives_a_restart(tmp_path: Path) -> None:
     run = Run(tmp_path, keep=1, keep_best="valid/loss")
     run.step()
