@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -18,14 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.finetune.batching import PaddedBucketSampler
+from hubert_pretrain.finetune.feature_cache import FeatureCache
 from hubert_pretrain.finetune.masks import MaskSampler
 from hubert_pretrain.finetune.task import Examples, strings
+from hubert_pretrain.finetune.waveforms import read_whole
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.model.preprocess import normalize_
 from hubert_pretrain.training.dataloading import ResumableSampler, equal_share, loader, to_device
-
-if TYPE_CHECKING:
-    from hubert_pretrain.finetune.feature_cache import FeatureCache
 
 Batch = dict[str, Any]
 
@@ -195,15 +193,6 @@ def loaders(
         to_device(trainer.strategy.root_device, stream),
         loader(valid, share, workers=workers),
     )
-
-
-def read_whole(corpus: Corpus, row: int, normalize: bool) -> NDArray[np.float32]:
-    """The waveform (S,) of an utterance, normalised by its own mean and variance or as it is."""
-    waveform = corpus.read(row)
-    if not normalize:
-        return waveform
-    utterance = corpus.manifest[row]
-    return normalize_(waveform, utterance.mean, utterance.variance)
 
 
 def _flat(labels: Sequence[Sequence[float]]) -> NDArray[Any]:

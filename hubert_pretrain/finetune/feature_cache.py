@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from hubert_pretrain import distributed
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.files import read_json, write_json
-from hubert_pretrain.finetune.dataset import read_whole
+from hubert_pretrain.finetune.waveforms import read_whole
 from hubert_pretrain.model.heads import TaskHead
 from hubert_pretrain.model.hubert import Hubert, HubertOutput
 from hubert_pretrain.progress import progress

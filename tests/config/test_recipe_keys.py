@@ -61,7 +61,7 @@ def test_their_defaults_are_no_part_of_a_fingerprint() -> None:
         "length_other",
         "overlap",
         "min_space",
-        "norm_over_valid",
+        "'norm_over_valid': False",
         "attention=",
         "gradient_checkpointing",
     ):
