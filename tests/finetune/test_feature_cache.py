@@ -74,7 +74,7 @@ def test_results_are_those_of_an_encoder_in_each_step(
         found[name] = (facts, losses, valid, load_model(folder), calls["utterances"])
     each = found["each"]
     once = found["once"]
-    assert once[4] == 24  # all utterances of the corpus, once
+    assert once[4] == 16  # those of training and validation, once
     assert each[4] > 40
     assert once[0] == each[0]
     assert (len(once[1]), len(once[2])) == (6, 2)
@@ -123,7 +123,7 @@ def test_an_encoder_that_was_killed_goes_on_with_the_rest(
     monkeypatch.setattr(FeatureCache, "_compute", compute)
     calls.clear()
     again = run_task(workspace, "speakers", SPEAKERS, **FROZEN)
-    assert calls["utterances"] == 24 - 8  # two were computed, but not yet noted
+    assert calls["utterances"] == 16 - 8  # two were computed, but not yet noted
     folder = workspace.partial_folder("finetune/speakers")
     resumed = load_model(folder).head_state
     shutil.rmtree(folder)
