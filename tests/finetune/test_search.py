@@ -25,7 +25,8 @@ from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.stages import evaluate
-from tests.finetune.test_stage import CTC, SPEAKERS, _run, workspace  # noqa: F401
+from tests.finetune.conftest import run_task
+from tests.finetune.test_stage import CTC, SPEAKERS
 
 
 def test_a_task_is_scored_by_a_search(workspace: Workspace) -> None:
@@ -38,7 +39,7 @@ def test_a_task_is_scored_by_a_search(workspace: Workspace) -> None:
         beam_size=20,
         workers=1,
     )
-    _run(workspace, "asr", CTC, decoding=decoding)
+    run_task(workspace, "asr", CTC, decoding=decoding)
     trained = workspace.finish("finetune/asr", {"fingerprint": "f", "facts": {}}).path
     recipe = Recipe(
         name="tones",
@@ -77,7 +78,7 @@ def test_a_search_that_cannot_be_fails_before_the_first_step(
     monkeypatch.setattr("hubert_pretrain.stages.finetune.fit", None)
     name = "speakers" if task is SPEAKERS else "asr"
     with pytest.raises(ConfigError, match=message):
-        _run(workspace, name, task, decoding=DecodingConfig(**decoding))
+        run_task(workspace, name, task, decoding=DecodingConfig(**decoding))
 
 
 def test_words_of_another_case_fail_before_the_first_step(
@@ -89,7 +90,7 @@ def test_words_of_another_case_fail_before_the_first_step(
     lexicon.write_text("abc\nbad\n")
     decoding = DecodingConfig(kind="lexicon", lexicon=str(lexicon))
     with pytest.raises(DataError, match=r"lexicon.txt: 2 of 2 words \(abc, bad\) have characters"):
-        _run(workspace, "asr", CTC, decoding=decoding)
+        run_task(workspace, "asr", CTC, decoding=decoding)
 
 
 def test_predictions_are_those_of_the_decoder_in_order(
