@@ -217,8 +217,8 @@ class Task(ABC):
         """The values of `metrics`, by name, and others to compare them with."""
 
     def analyse(self, results: Results, scored: ScoredUtterances, sampling: Sampling) -> Analysis:
-        """Scores with intervals, and tables of errors. Here: every metric, each resample scored
-        anew; a task with more to say has an analysis of its own.
+        """Scores with intervals, and tables of errors. Here: every metric, of every resample; a task
+        with more to say has an analysis of its own.
         """
         return analyse_scores(
             scored,
