@@ -27,7 +27,7 @@ from hubert_pretrain.evaluation.analysis import Analysis
 from hubert_pretrain.evaluation.bootstrap import Sampling
 from hubert_pretrain.evaluation.texts import analyse_texts
 from hubert_pretrain.evaluation.utterances import ScoredUtterances
-from hubert_pretrain.fields import share, share_below_one
+from hubert_pretrain.fields import share, share_below_one, zero_or_more
 from hubert_pretrain.finetune.metrics import (
     character_error_rate,
     share_of_empty,
@@ -82,6 +82,7 @@ class CtcTask(Task):
         max_dropped_fraction: Annotated[float, share] = 0.01,
         reduction: Reduction = "sum",
         zero_infinity: bool = True,
+        consistency_weight: Annotated[float, zero_or_more] = 0.0,
         case: Case = "upper",
         punctuation: str = "",
         tags: Tags = "drop",
@@ -96,6 +97,8 @@ class CtcTask(Task):
                 frames cannot spell, are left out and counted; a larger share of them is an error.
             reduction: see `ctc_loss`; exported as `ctc_loss_reduction`.
             zero_infinity: see `ctc_loss`; exported as `ctc_zero_infinity`.
+            consistency_weight: of CR-CTC: each utterance is trained on in two views with different
+                masks, which shall agree (`consistency_loss`); .2 in the paper; 0: one view.
             case: of the letters; keep: as written.
             punctuation: marks that are symbols to be learnt, e.g. ",.?!"; others separate words.
             tags: drop: <unk>, [laughter] are no speech; keep: the words in them are.
@@ -111,6 +114,8 @@ class CtcTask(Task):
         self.max_dropped_fraction = max_dropped_fraction
         self.reduction = reduction
         self.zero_infinity = zero_infinity
+        self.consistency_weight = consistency_weight
+        self.views = 2 if consistency_weight else 1
         self.rules = TextRules(case, punctuation, tags, language)
         self.vocabulary: Vocabulary | None = None
         self._adopted = ""  # the place of the model that the vocabulary comes from
@@ -178,16 +183,26 @@ class CtcTask(Task):
     def loss(
         self, logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor
     ) -> Tensor:
-        """See `ctc_loss`. Summed over utterances either way."""
+        """See `ctc_loss`. Summed over utterances either way. With two views of each, ``logits``
+        (2B, T, V), the mean of their losses and `consistency_loss`, weighted; per label where the
+        reduction is the mean.
+        """
+        views = len(logits) // len(labels)
         loss = ctc_loss(
             logits,
-            num_frames,
-            labels,
-            label_lengths,
+            num_frames.repeat(views),
+            labels.repeat(views, 1),
+            label_lengths.repeat(views),
             reduction=self.reduction,
             zero_infinity=self.zero_infinity,
         )
-        return loss * len(logits) if self.reduction == "mean" else loss
+        loss = loss * len(labels) if self.reduction == "mean" else loss / views
+        if views == 1:
+            return loss
+        disagreement = consistency_loss(logits, num_frames)  # (B,)
+        if self.reduction == "mean":
+            disagreement = disagreement / label_lengths.clamp(min=1)
+        return loss + self.consistency_weight * disagreement.sum()
 
     def predict(self, logits: Tensor) -> Prediction:
         """The text of the best path of one utterance, ``logits`` (1, T, V)."""
@@ -354,6 +369,26 @@ def ctc_loss(
             reduction=reduction,
             zero_infinity=zero_infinity,
         )
+
+
+def consistency_loss(logits: Tensor, num_frames: Tensor) -> Tensor:
+    """Disagreement of two views of B utterances in nats, in fp32: half the sum over frames of
+    KL(sg(b) || a) + KL(sg(a) || b) for their posteriors a and b, sg without gradient (CR-CTC, Yao
+    et al. 2024, arXiv:2410.05101, eq. 5).
+
+    Args:
+        logits: (2B, T, V), the first views, then the second.
+        num_frames: (B,) real frames; later ones are ignored.
+
+    Returns (B,).
+    """
+    log_probabilities = F.log_softmax(logits.float(), dim=-1)
+    first, second = log_probabilities.detach().chunk(2)
+    other = torch.cat([second, first])
+    divergence = F.kl_div(log_probabilities, other, reduction="none", log_target=True).sum(dim=-1)
+    is_real = torch.arange(logits.shape[1], device=logits.device) < num_frames[:, None]  # (B, T)
+    both = divergence.unflatten(0, (2, -1)).sum(dim=0)  # (B, T)
+    return both.masked_fill(~is_real, 0.0).sum(dim=1) / 2
 
 
 def _frames(

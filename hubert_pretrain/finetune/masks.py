@@ -101,6 +101,31 @@ class TransformersMasks:
         return time, channels
 
 
+@dataclass(frozen=True)
+class Views:
+    """Masks of several views of each utterance, (views x B) rows, each from a sampler with a seed
+    of its own.
+    """
+
+    samplers: Sequence[MaskSampler]
+
+    def draw(
+        self,
+        rows: Sequence[int],
+        num_frames: Sequence[int],
+        shape: tuple[int, int],
+        *,
+        step: int,
+        index: int,
+    ) -> tuple[Mask, Mask]:
+        """See `MaskSampler`. The first views of all utterances first."""
+        drawn = [
+            each.draw(rows, num_frames, shape, step=step, index=index) for each in self.samplers
+        ]
+        time, channels = (np.concatenate(masks) for masks in zip(*drawn, strict=True))
+        return time, channels
+
+
 def make_masks(sampler: str, time: SpanMask, channels: SpanMask, seed: int) -> MaskSampler:
     """The sampler of that name.
 

@@ -124,6 +124,10 @@ class Task(ABC):
     """Metrics that `score` returns, the main one first: the best checkpoint is the best by it."""
     needs_all_layers: bool = False
     """True if the head needs every layer's output, `Hubert.forward(hidden_states=True)`."""
+    views: int = 1
+    """Copies of each training utterance in a batch, with masks of their own. The loss then gets
+    logits of (views x B) rows, the first views of all utterances first, for labels of B rows.
+    """
     exports: ClassVar[tuple[str, ...]]
     """Formats of export that can hold its models (interop/registry.py). Read from the source before
     anything runs, so a plain tuple.

@@ -121,6 +121,7 @@ class Hubert(nn.Module):
         attentions: bool = False,
         num_samples: Tensor | None = None,
         freeze_front_end: bool = False,
+        views: int = 1,
     ) -> HubertOutput:
         """Compute frames from (B, S) float waveforms at 16 kHz.
 
@@ -140,6 +141,9 @@ class Hubert(nn.Module):
                 models leaves padding out: a padded row gives the same frames as alone. No other
                 implementation does that, so it is not the default.
             freeze_front_end: no gradients for the conv encoder, a fifth of the cost of Base.
+            views: compute so many rows of each waveform, the first of all waveforms first; `valid`,
+                `mask`, `channel_mask` and `active_layers` have views x B rows. The front end, which
+                no mask changes, runs once.
 
         Raises DataError for a waveform of another shape or shorter than one window.
         """
@@ -151,6 +155,8 @@ class Hubert(nn.Module):
 
         # Front end and projection.
         features = self.encode_frames(waveform, num_samples, freeze=freeze_front_end)  # (B, T, C)
+        if views > 1:
+            features = features.repeat(views, 1, 1)
         x = self.projection(features)  # (B, T, D)
 
         # Masked frames become the learnt mask embedding (section II-B of the paper).
