@@ -288,6 +288,12 @@ def _faults_of_finetune(key: str, config: FinetuneConfig, trainer: TrainerConfig
     yield from _faults_of_spans(f"{key}.channel_mask", config.channel_mask)
     if config.warmup_fraction + config.hold_fraction > 1:
         yield f"{key}: warmup_fraction + hold_fraction is above 1; nothing is left for the decay"
+    weight = config.task.get("consistency_weight") if isinstance(config.task, dict) else 0
+    if weight and config.mask.probability == config.channel_mask.probability == 0:
+        yield (
+            f"{key}.task.consistency_weight={weight} compares two views of an utterance, which are "
+            f"the same without masks; set {key}.mask.probability, or the weight to 0"
+        )
 
 
 # -- both trainings

@@ -39,10 +39,10 @@ class TrainingDataset(Dataset[Batch]):
     | valid | (B, T) bool | True for real frames |
     | labels | (B, U) int64 or float32 | padded with 0 |
     | label_lengths | (B,) | |
-    | mask, channel_mask | (B, T), (B, D) bool | True = masked |
+    | mask, channel_mask | (V B, T), (V B, D) bool | True = masked; of V views each |
     | step, index | int | |
     | step_utterances | int | divides the loss of the whole step |
-    | padded_samples | int | B times S |
+    | padded_samples | int | V times B times S |
 
     With a cache of a frozen encoder's outputs there are no waveforms and no masks, but `features`
     (B, L, T, D) float32, and `valid` is of their frames.
@@ -56,14 +56,17 @@ class TrainingDataset(Dataset[Batch]):
         model: Hubert,
         masks: MaskSampler,
         cache: FeatureCache | None = None,
+        views: int = 1,
     ) -> None:
         """
         Args:
             model: gives frame grid, width, and whether waveforms are normalised.
+            masks: of (views x B) rows.
             cache: outputs of the encoder.
         """
         self.corpus = corpus
         self.cache = cache
+        self.views = views
         self.plan = plan
         self.masks = masks
         self.grid = model.grid
@@ -87,7 +90,7 @@ class TrainingDataset(Dataset[Batch]):
             "step": planned.step,
             "index": index,
             "step_utterances": self.plan.utterances(planned.step),
-            "padded_samples": len(rows) * planned.num_samples,
+            "padded_samples": len(rows) * planned.num_samples * self.views,
         }
         if self.cache is not None:
             return batch | self._features(self.cache, rows)

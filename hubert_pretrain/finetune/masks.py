@@ -12,7 +12,7 @@ from hubert_pretrain.errors import ConfigError, did_you_mean
 from hubert_pretrain.model.config import MASK_SAMPLERS, SpanMask
 from hubert_pretrain.model.masking import Mask, span_mask
 from hubert_pretrain.model.spec_augment import SpecAugment
-from hubert_pretrain.seeds import generator
+from hubert_pretrain.seeds import derive, generator
 
 SPEC_AUGMENT_FIELDS = ("probability", "span_frames", "min_spans")
 """Fields of SpanMask that SpecAugment has too."""
@@ -126,16 +126,28 @@ class Views:
         return time, channels
 
 
-def make_masks(sampler: str, time: SpanMask, channels: SpanMask, seed: int) -> MaskSampler:
-    """The sampler of that name.
+def make_masks(
+    sampler: str, time: SpanMask, channels: SpanMask, seed: int, views: int = 1
+) -> MaskSampler:
+    """The sampler of that name, for so many views of each utterance.
 
-    Raises ConfigError when there is none, or when `transformers` cannot draw such spans.
+    Raises ConfigError when there is none, when `transformers` cannot draw such spans, or when
+    several views would be the same.
     """
     if sampler not in MASK_SAMPLERS:
         raise ConfigError(
             f"mask_sampler={sampler!r}: expected one of {', '.join(MASK_SAMPLERS)}"
             f"{did_you_mean(sampler, MASK_SAMPLERS)}"
         )
+    if views > 1:
+        if time.probability == channels.probability == 0:
+            raise ConfigError(
+                f"mask.probability and channel_mask.probability are 0, so the {views} views of an "
+                "utterance (task.consistency_weight) would be the same; mask, or set the weight "
+                "to 0"
+            )
+        seeds = [seed, *(derive(seed, "view", number) for number in range(1, views))]
+        return Views([make_masks(sampler, time, channels, each) for each in seeds])
     if sampler == "reference":
         return ReferenceMasks(time, channels, seed)
     _check_spec_augment("mask", time)

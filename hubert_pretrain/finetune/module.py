@@ -96,7 +96,7 @@ class FinetuneModule(TrainingModule):
         # torch's dropout has no generator argument.
         torch.manual_seed(derive(self.seed, "dropout", batch["index"]))
         output = self._encode(batch)
-        logits = self.task.logits(self.head, output, valid)
+        logits = self.task.logits(self.head, output, valid.repeat(self.task.views, 1))
         loss = self.task.loss(logits, valid.sum(dim=1), batch["labels"], batch["label_lengths"])
         audio_seconds = in_seconds(batch["padded_samples"])
         self.watch(batch["index"], loss, audio_seconds=audio_seconds)
@@ -114,16 +114,19 @@ class FinetuneModule(TrainingModule):
         """The output of the encoder for a micro-batch, computed or read."""
         if self.cache is not None:
             return self.cache.contents.unpack(batch["features"])
+        views = self.task.views
+        valid = batch["valid"].repeat(views, 1)  # (views x B, T)
         unit = range(batch["index"], batch["index"] + 1)
         with torch.set_grad_enabled(batch["step"] >= self.freeze_encoder_steps):
             return self.model(
                 batch["waveform"],
-                valid=batch["valid"],
+                valid=valid,
                 mask=batch["mask"],
                 channel_mask=batch["channel_mask"],
-                active_layers=self.active_layers(unit, len(batch["valid"])),
+                active_layers=self.active_layers(unit, len(valid)),
                 hidden_states=self.task.needs_all_layers,
                 num_samples=batch["num_samples"] if self.norm_over_valid else None,
+                views=views,
             )
 
     def on_fit_start(self) -> None:

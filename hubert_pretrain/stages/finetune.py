@@ -78,7 +78,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     torch.manual_seed(derive(seed, "head"))
     head = start_head(task, loaded, start, keep_head=config.start_head == "keep")
     cache = open_cache(config, corpus, model, head, [train, valid], folder)
-    data = build_dataset(config, corpus, model, train, seed, cache)
+    data = build_dataset(config, corpus, model, train, seed, cache, task.views)
     module = build_module(recipe, config, task, model, head, data, seed)
     made_by = describe(recipe, config, stage, task)
     if config.keep_best == "auto":
@@ -216,17 +216,20 @@ def build_dataset(
     train: Examples,
     seed: int,
     cache: FeatureCache | None = None,
+    views: int = 1,
 ) -> TrainingDataset:
-    """The micro-batches of the training, with their masks."""
+    """The micro-batches of the training, with their masks. All views of an utterance count as
+    audio of its batch.
+    """
     plan = PaddedBucketSampler(
         train.rows,
         corpus.manifest.num_samples[train.rows],
         seed=seed,
-        batch_seconds=config.batch_seconds,
-        micro_batch_seconds=config.micro_batch_seconds,
+        batch_seconds=config.batch_seconds / views,
+        micro_batch_seconds=config.micro_batch_seconds / views,
     )
-    masks = make_masks(config.mask_sampler, config.mask, config.channel_mask, seed)
-    return TrainingDataset(corpus, train, plan, model, masks, cache)
+    masks = make_masks(config.mask_sampler, config.mask, config.channel_mask, seed, views)
+    return TrainingDataset(corpus, train, plan, model, masks, cache, views)
 
 
 def build_module(
