@@ -352,7 +352,7 @@ class FinetuneConfig:
     steps: int = field(MISSING, positive)
     """Optimiser updates [max_update]."""
     batch_seconds: float = field(MISSING, positive)
-    """Audio per update, padding included, over all devices."""
+    """Audio per update, padding included, over all devices; each view of CR-CTC counts."""
     micro_batch_seconds: float = field(MISSING, positive)
     """Audio per forward pass; divides batch_seconds."""
     learning_rate: float = field(5e-5, positive)
