@@ -333,9 +333,9 @@ class FinetuneConfig:
 
     task: Any = MISSING
     """`_target_` of a task in hubert_pretrain/finetune/, and its arguments."""
-    checkpoint: str = field(MISSING, path=True)
+    checkpoint: str | None = field(MISSING, path=True)
     """A stage of this run ("it2/pretrain"), or any checkpoint, pretrained or fine-tuned
-    (docs/checkpoints.md)."""
+    (docs/checkpoints.md); null: random weights of the recipe's model, for comparison."""
     start_head: str = field("new", choice("new", "keep"))
     """Head of a fine-tuned checkpoint: new leaves it out; keep goes on with it, and with its
     vocabulary or classes."""

@@ -281,6 +281,11 @@ def _faults_of_finetune(key: str, config: FinetuneConfig, trainer: TrainerConfig
         check_sources(config.decoding, has_texts=True, key=f"{key}.decoding")
     except ConfigError as error:
         yield str(error)
+    if config.checkpoint is None and config.start_head == "keep":
+        yield (
+            f"{key}.start_head=keep needs a checkpoint with a head, but {key}.checkpoint is null "
+            "(random weights); set start_head=new, or name a fine-tuned checkpoint"
+        )
     yield from _faults_of_batches(key, config)
     yield from _faults_of_spikes(key, config, trainer)
     yield from _faults_of_attention(key, config.attention_dropout, trainer)

@@ -101,8 +101,7 @@ def stages(recipe: Recipe) -> list[Stage]:
         found += _targets_of(name, iteration, recipe.seed)
         found.append(_pretraining_of(name, recipe))
     for name, task in recipe.finetune.items():
-        sections = {"finetune": task, "seed": recipe.seed}
-        found.append(Stage(f"finetune/{name}", "finetune", ("prepare", task.checkpoint), sections))
+        found.append(_finetuning_of(name, task, recipe))
     for name, evaluation in evaluations(recipe).items():
         found += [
             Stage(
@@ -175,6 +174,15 @@ def _pretraining_of(name: str, recipe: Recipe) -> Stage:
     return Stage(f"{name}/pretrain", "pretrain", tuple(inputs), sections)
 
 
+def _finetuning_of(name: str, config: FinetuneConfig, recipe: Recipe) -> Stage:
+    """A task; one that starts from random weights reads the recipe's model, not a checkpoint."""
+    sections: dict[str, Any] = {"finetune": config, "seed": recipe.seed}
+    if config.checkpoint is None:
+        sections["model"] = recipe.model
+    start = () if config.checkpoint is None else (config.checkpoint,)
+    return Stage(f"finetune/{name}", "finetune", ("prepare", *start), sections)
+
+
 def _checkpoints(node: Any) -> list[str]:
     """Every `checkpoint` of a node of features, at any depth, each once."""
     if isinstance(node, dict):
@@ -199,9 +207,11 @@ def _check_references(found: list[Stage]) -> None:
                     f"name one of {', '.join(names[:index])}"
                 )
             if name not in names and not Path(name).expanduser().exists():
+                key = stage.name.replace("/", ".") if stage.verb == "finetune" else ""
+                fix = f"; set {key}.checkpoint to one of them, or to null" if key else ""
                 raise ConfigError(
                     f"{stage.name} reads {name!r}, which is neither an earlier stage"
-                    f"{did_you_mean(name, names[:index])} nor an existing folder"
+                    f"{did_you_mean(name, names[:index])} nor an existing folder{fix}"
                 )
 
 

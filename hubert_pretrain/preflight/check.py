@@ -41,7 +41,7 @@ def run(recipe: Recipe, workspace: Workspace) -> None:
             results += _check_iteration(name, iteration, recipe, workspace, corpus)
     for name, task in recipe.finetune.items():
         if f"finetune/{name}" in names:
-            grid = models.get(task.checkpoint, recipe.model).grid
+            grid = models.get(task.checkpoint or "", recipe.model).grid
             results.append(_check_task(f"finetune/{name}", task, grid, corpus))
 
     report.show(results, f"{recipe.name} in {workspace.root}")
@@ -218,7 +218,11 @@ def _check_inputs(
         for name, iteration in recipe.iterations.items()
         if iteration.features.get("checkpoint")
     }
-    readers |= {task.checkpoint: f"finetune/{name}" for name, task in recipe.finetune.items()}
+    readers |= {
+        task.checkpoint: f"finetune/{name}"
+        for name, task in recipe.finetune.items()
+        if task.checkpoint is not None
+    }
     readers |= dict.fromkeys(recipe.export.checkpoints, "export")
     own = {stage.name for stage in plan.stages(recipe)}
     chosen = {stage.name for stage in stages}
@@ -229,7 +233,10 @@ def _check_inputs(
     }
     readable, models = artefacts.readable_checkpoints(workspace, readers)
     noise = {iteration.pretrain.augment.noise for iteration in recipe.iterations.values()}
-    networks = {"the model": recipe.model} if recipe.iterations else {}
+    is_trained = recipe.iterations or any(
+        task.checkpoint is None for task in recipe.finetune.values()
+    )
+    networks = {"the model": recipe.model} if is_trained else {}
     results = [
         readable,
         artefacts.normalisation(networks | models),

@@ -25,7 +25,7 @@ from hubert_pretrain.finetune.rates import Rates
 from hubert_pretrain.finetune.results import score, write_results
 from hubert_pretrain.finetune.scoring import TASK_KEY
 from hubert_pretrain.finetune.search import write_language
-from hubert_pretrain.finetune.start import load_start, start_head
+from hubert_pretrain.finetune.start import load_start, random_start, start_head
 from hubert_pretrain.finetune.task import Examples, Results, Task, gather_examples
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
@@ -59,8 +59,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     seed = derive(recipe.seed, stage)
     corpus = open_corpus(recipe, workspace)
     task: Task = compose.build(config.task)
-    start = workspace.resolve(config.checkpoint).path
-    loaded = load_encoder(recipe, config, task, start)
+    start = workspace.resolve(config.checkpoint).path if config.checkpoint is not None else None
+    loaded = load_encoder(recipe, config, task, start, seed)
     model = loaded.model
     train, valid, *_ = gather_examples(
         task,
@@ -151,19 +151,24 @@ def describe(recipe: Recipe, config: FinetuneConfig, stage: str, task: Task) -> 
     return {**made_by, **card, EXTRA_KEY: {**masks, **card.get(EXTRA_KEY, {})}}
 
 
-def load_encoder(recipe: Recipe, config: FinetuneConfig, task: Task, path: Path) -> LoadedModel:
-    """The checkpoint to start from; its encoder has the dropouts of fine-tuning."""
-    loaded = load_start(
-        path,
-        task,
-        keep_head=config.start_head == "keep",
-        conv_gradient_scale=config.conv_gradient_scale,
-        hidden_dropout=config.hidden_dropout,
-        attention_dropout=config.attention_dropout,
-        activation_dropout=config.activation_dropout,
-        feat_proj_dropout=config.feat_proj_dropout,
-        layerdrop=config.layerdrop,
-    )
+def load_encoder(
+    recipe: Recipe, config: FinetuneConfig, task: Task, path: Path | None, seed: int
+) -> LoadedModel:
+    """The checkpoint to start from, or random weights of the recipe's model where there is none;
+    the encoder has the dropouts of fine-tuning.
+    """
+    settings = {
+        "conv_gradient_scale": config.conv_gradient_scale,
+        "hidden_dropout": config.hidden_dropout,
+        "attention_dropout": config.attention_dropout,
+        "activation_dropout": config.activation_dropout,
+        "feat_proj_dropout": config.feat_proj_dropout,
+        "layerdrop": config.layerdrop,
+    }
+    if path is None:
+        loaded = random_start(recipe.model, derive(seed, "model"), **settings)
+    else:
+        loaded = load_start(path, task, keep_head=config.start_head == "keep", **settings)
     loaded.model.configure(
         attention=recipe.trainer.attention,
         gradient_checkpointing=recipe.trainer.gradient_checkpointing,

@@ -128,6 +128,7 @@ def run_task(
     name: str,
     task: dict[str, Any],
     trainer: dict[str, Any] | None = None,
+    model: HubertConfig | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Run the stage finetune/NAME: six steps, unless `changes` says otherwise."""
@@ -147,6 +148,7 @@ def run_task(
     recipe = Recipe(
         name="tones",
         logger={"csv": {"_target_": "hubert_pretrain.training.loggers.CsvLogger"}},
+        model=model or HubertConfig(),
         finetune={name: FinetuneConfig(task=task, **values | changes)},
         trainer=TrainerConfig(
             accelerator="cpu", loader_workers=0, threads=1, progress_bar=False, **(trainer or {})

@@ -28,6 +28,7 @@ from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
+from hubert_pretrain.seeds import derive
 from hubert_pretrain.stages import finetune
 from hubert_pretrain.training.loggers import read_metrics
 from tests.finetune.conftest import run_task
@@ -290,6 +291,54 @@ def test_a_fine_tuned_checkpoint_gives_its_encoder(
         expected = load_model(tmp_path / "ours").model.state_dict()
         assert torch.equal(found.model.state_dict()[frozen], expected[frozen])
         shutil.rmtree(workspace.partial_folder("finetune/asr"))
+
+
+def test_each_kind_of_start_gives_the_encoder_it_names(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pretrained and fine-tuned, ours and of transformers, and random weights."""
+    pretrained = load_model(workspace.folder("it2/pretrain"))
+    theirs = _fine_tuned(workspace, tmp_path, "XYZ")
+    export_huggingface(tmp_path / "pretrained", pretrained)
+    model = pretrained.model.config
+    starts = {
+        workspace.folder("it2/pretrain"): pretrained,
+        tmp_path / "pretrained": pretrained,
+        tmp_path / "ours": load_model(tmp_path / "ours"),
+        theirs: load_model(tmp_path / "ours"),
+    }
+    config = FinetuneConfig(task=CTC, layerdrop=0.25)
+    for path, expected in starts.items():
+        found = finetune.load_encoder(Recipe(model=model), config, CtcTask(), path, seed=1)
+        assert found.model.config.layerdrop == 0.25
+        for name, tensor in expected.model.state_dict().items():
+            assert torch.equal(tensor, found.model.state_dict()[name]), (path, name)
+    one, same, other = (
+        finetune.load_encoder(Recipe(model=model), config, CtcTask(), None, seed=seed).model
+        for seed in (1, 1, 2)
+    )
+    assert one.config == found.model.config
+    name = "conv_encoder.layers.0.conv.weight"
+    assert torch.equal(one.state_dict()[name], same.state_dict()[name])
+    for unlike in (other, pretrained.model):
+        assert not torch.equal(one.state_dict()[name], unlike.state_dict()[name])
+
+
+def test_a_training_from_random_weights(
+    workspace: Workspace, tiny: HubertConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same stage with checkpoint=null, and the conv encoder learns as far as it is told to."""
+    changes = {"checkpoint": None, "conv_gradient_scale": 1.0, "freeze_encoder_steps": 0}
+    assert run_task(workspace, "asr", CTC, steps=2, model=tiny, **changes)["steps"] == 2
+    assert "checkpoint=null: the encoder starts from random weights" in capsys.readouterr().out
+    found = load_model(workspace.partial_folder("finetune/asr")).model
+    assert found.config.hidden_size == tiny.hidden_size
+    start = finetune.random_start(
+        tiny, derive(derive(1, "finetune/asr"), "model"), **{"conv_gradient_scale": 1.0}
+    ).model
+    name = "conv_encoder.layers.0.conv.weight"
+    moved = (found.state_dict()[name] - start.state_dict()[name]).abs()
+    assert 0 < moved.max() < 0.1  # two updates away from where it began
 
 
 def test_a_head_is_kept_with_its_vocabulary(workspace: Workspace, tmp_path: Path) -> None:
