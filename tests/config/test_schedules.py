@@ -96,9 +96,13 @@ def test_the_rate_is_that_of_fairseq_at_every_phase(name: str) -> None:
     found = task(name)
     total = found.steps
     if name == "base_10h":
-        warmup, hold, decay = 8_000, 0, 72_000
+        warmup = 8_000
+        hold = 0
+        decay = 72_000
     else:
-        warmup, hold, decay = int(0.1 * total), int(0.4 * total), int(0.5 * total)
+        warmup = int(0.1 * total)
+        hold = int(0.4 * total)
+        decay = int(0.5 * total)
     schedule = tri_stage_schedule(
         total,
         warmup_fraction=found.warmup_fraction,

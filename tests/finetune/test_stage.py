@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from hubert_pretrain.config.schema import FinetuneConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError
 from hubert_pretrain.finetune import module
