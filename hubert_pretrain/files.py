@@ -277,6 +277,18 @@ class HashedFile:
         """Hand everything over to the system."""
         self._file.flush()
 
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
+
+    def fileno(self) -> int:
+        """The file's descriptor."""
+        return self._file.fileno()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
     @property
     def sha256(self) -> str:
         """In hexadecimal, of everything written so far."""

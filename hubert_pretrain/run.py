@@ -55,7 +55,7 @@ def main() -> None:
     except HubertPretrainError as error:
         sys.exit(_report(str(error), error.exit_code))
     except Exception as error:
-        message = compose.explain(error)
+        message = compose.explain_all(error, sys.argv[1:])
         if message is None:
             # A fault of this program. Printed here, because a traceback keeps the trainer and its
             # process group alive.

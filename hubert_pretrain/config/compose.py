@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -188,13 +188,35 @@ def command_line() -> list[str]:
 def recipe_of(argv: Sequence[str]) -> Recipe:
     """The recipe of a command line, without running anything. Raises ConfigError."""
     prepared = prepare(argv)
+    wrong: dict[str, str] = {}
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
-        try:
-            config = hydra_compose("config", overrides=prepared)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(explain(error)) from None
-    return to_recipe(config, prepared)
+        while True:
+            try:
+                config = hydra_compose("config", overrides=prepared)
+                break
+            except (HydraException, OmegaConfBaseException) as error:
+                # Hydra stops at the first value of a wrong type: go on without it, to find them
+                # all.
+                key = _key_of(error)
+                left = [word for word in prepared if word.lstrip("+").partition("=")[0] != key]
+                wrong[key] = str(explain(error))
+                if len(left) == len(prepared):
+                    raise_faults(list(wrong.values()))
+                prepared = left
+    return to_recipe(config, prepared, wrong)
+
+
+def explain_all(error: Exception, argv: Sequence[str]) -> str | None:
+    """`explain`, with a line for every other fault of the command line that composed nothing."""
+    message = explain(error)
+    if message is None or any(word.startswith("-") for word in argv):
+        return message
+    try:
+        recipe_of(argv)
+    except ConfigError as every:
+        return str(every)
+    return message
 
 
 def help_text() -> str:
@@ -204,10 +226,15 @@ def help_text() -> str:
     return HELP.format(groups="\n".join(lines))
 
 
-def to_recipe(config: DictConfig, overrides: list[str]) -> Recipe:
+def to_recipe(
+    config: DictConfig, overrides: list[str], wrong: Mapping[str, str] | None = None
+) -> Recipe:
     """The composed configuration as a `Recipe`. Raises ConfigError with a line for each fault: the
     key, the value and the fix.
+
+    wrong: faults of values that were left out, by their keys.
     """
+    wrong = wrong or {}
     if OmegaConf.get_type(config) is not Composed:  # --config-name of another file
         try:
             merged = OmegaConf.merge(OmegaConf.structured(Composed), config)
@@ -227,12 +254,13 @@ def to_recipe(config: DictConfig, overrides: list[str]) -> Recipe:
         recipe = None if missing else OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
-    raise_faults([*faults, *map(_explain_missing, missing)] if missing else [])
+    unset = [_explain_missing(key) for key in missing if key not in wrong]
+    raise_faults([*wrong.values(), *faults, *unset] if missing else [])
     assert isinstance(recipe, Recipe)
     _drop_removed(recipe)
     if launched := distributed.launcher():
         recipe.trainer.devices, recipe.trainer.num_nodes = launched
-    raise_faults([*faults, *_faults_of_nodes(recipe), *validate.faults(recipe)])
+    raise_faults([*faults, *_faults_of_nodes(recipe), *validate.faults(recipe, wrong)])
     return recipe
 
 
@@ -328,8 +356,7 @@ def _explain_value(text: str, cause: Exception) -> str:
     """A value of the wrong type, or a key that is not there, with the file or the word it is in."""
     detail = str(cause)
     where = _file_of(match[1]) if (match := re.match(r"In '([^']+)'", text)) else ""
-    full = re.search(r"full_key: (\S+)", detail)
-    key = full[1] if full else str(getattr(cause, "full_key", None) or "")
+    key = _key_of(cause)
     if re.search(r"Key '[^']+' (?:not in|is not in struct)", detail):
         name = re.search(r"object_type=(\w+)", detail)
         section = _SECTIONS.get(name[1] if name else "")
@@ -344,6 +371,13 @@ def _explain_value(text: str, cause: Exception) -> str:
         found = re.search(r"[Vv]alue '([^']*)'", lines[0])
         return f"{where}{key}{f'={found[1]!r}' if found else ''}: expected {expected}"
     return f"{where}{key}: {lines[0]}" if key and key not in lines[0] else where + lines[0]
+
+
+def _key_of(error: Exception) -> str:
+    """The key that an error of OmegaConf, or of Hydra about one, names; "" for none."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    full = re.search(r"full_key: (\S+)", str(cause))
+    return full[1] if full else str(getattr(cause, "full_key", None) or "")
 
 
 def _file_of(name: str) -> str:

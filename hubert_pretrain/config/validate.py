@@ -6,7 +6,7 @@ A fault is one line: key and value, what was expected, the fix. All faults are f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hubert_pretrain.config.nodes import TARGET, attribute_of, nodes_of
@@ -35,10 +35,13 @@ CODEBOOK_KEYS = ["name", "columns", "n_clusters", "residual"]
 """Keys of an entry of `clustering.codebooks`."""
 
 
-def faults(recipe: Recipe) -> list[str]:
+def faults(recipe: Recipe, wrong: Mapping[str, str] | None = None) -> list[str]:
     """A line for each value that cannot be. Checks of several fields are left out where one of
-    these fields is wrong alone."""
-    wrong = faults_of_values(recipe)
+    these fields is wrong alone.
+
+    wrong: faults of values that the recipe has not, by their keys.
+    """
+    wrong = {**(wrong or {}), **faults_of_values(recipe)}
     found = [*wrong.values(), *_faults_of_root(recipe)]
     model_is_sound = not any(key.startswith("model.") for key in wrong)
     if model_is_sound:

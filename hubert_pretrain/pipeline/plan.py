@@ -298,11 +298,30 @@ def raised_steps(stage: Stage, made: Artefact) -> tuple[int, int] | None:
     before = made.meta.get("config", {}).get(stage.verb, {}).get("steps")
     if before is None or before >= config.steps:
         return None
-    shorter = {**stage.sections, stage.verb: dataclasses.replace(config, steps=before)}
-    as_made = dataclasses.replace(stage, sections=shorter)
-    is_same = made.meta.get("identity") == fingerprint.digest(as_made.identity)
+    is_same = made.meta.get("identity") == fingerprint.digest(_with_steps(stage, before).identity)
     has_checkpoint = any((made.path / "checkpoints").glob("step=*.ckpt"))
     return (before, config.steps) if is_same and has_checkpoint else None
+
+
+def raised_while_interrupted(stage: Stage, workspace: Workspace) -> tuple[int, int] | None:
+    """The steps of an interrupted training and those of its recipe, where they are more and nothing
+    else has changed. None for any other stage.
+    """
+    if stage.verb not in TRAININGS:
+        return None
+    left = workspace.interrupted(stage.name)
+    now = stage.sections[stage.verb].steps
+    before = left.get("config", {}).get(stage.verb, {}).get("steps")
+    if before is None or before >= now:
+        return None
+    is_same = left["fingerprint"] == fingerprint_of(_with_steps(stage, before), workspace)
+    return (before, now) if is_same else None
+
+
+def _with_steps(stage: Stage, steps: int) -> Stage:
+    """A training with another number of steps."""
+    config = dataclasses.replace(stage.sections[stage.verb], steps=steps)
+    return dataclasses.replace(stage, sections={**stage.sections, stage.verb: config})
 
 
 def fingerprint_of(stage: Stage, workspace: Workspace) -> str | None:

@@ -146,6 +146,8 @@ def _is_out_of_date(stage: Stage, workspace: Workspace) -> bool:
     found = plan.state(stage, workspace)
     if found != plan.INTERRUPTED:
         return found in plan.OUT_OF_DATE
+    if plan.raised_while_interrupted(stage, workspace):
+        return False
     begun = workspace.interrupted(stage.name)
     now = plan.fingerprint_of(stage, workspace)
     return bool(begun) and not begun.get("kept") and now not in (None, begun.get("fingerprint"))

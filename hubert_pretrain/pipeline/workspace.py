@@ -239,6 +239,20 @@ class Workspace:
         shutil.rmtree(self.partial_folder(stage), ignore_errors=True)
         publish(final, self.partial_folder(stage))
 
+    def prolong(self, stage: str, fingerprint: str, config: dict[str, Any]) -> None:
+        """Let interrupted work go on with another configuration, and remember its own."""
+        left = self.interrupted(stage)
+        was = {name: left[name] for name in ("fingerprint", "config")}
+        write_json(
+            self.partial_folder(stage) / PARTIAL_META,
+            {
+                "format": FORMAT,
+                "fingerprint": fingerprint,
+                "config": config,
+                "continued": [*left.get("continued", []), was],
+            },
+        )
+
     def interrupted(self, stage: str) -> dict[str, Any]:
         """The `partial.json` of interrupted work; {} when there is none."""
         return dict(read_json(self.partial_folder(stage) / PARTIAL_META) or {})

@@ -7,6 +7,7 @@ of speed alone.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -28,7 +29,7 @@ ADAM_BYTES = 8
 
 
 def fitting_micro_batches(
-    peak_bytes: Callable[[BatchShape, int], int],
+    peak_bytes: Callable[[BatchShape, int], float],
     shapes: list[BatchShape],
     *,
     most: int,
@@ -40,7 +41,7 @@ def fitting_micro_batches(
 
     Args:
         peak_bytes: a shape and a number of micro-batches -> the peak of a forward and backward
-            pass.
+            pass; infinite where memory ran out.
         shapes: of the training.
         most: as many as a device has of one shape in a step.
         available_bytes: for the passes.
@@ -52,14 +53,15 @@ def fitting_micro_batches(
         one = peak_bytes(shape, 1)
         if one > available_bytes:
             audio = f"{shape.batch_rows} x {shape.num_frames} frames"
+            room = f"{available_bytes / 1e9:.1f} GB"
+            need = f"more than {room}" if one == math.inf else f"{one / 1e9:.1f} GB"
             raise ConfigError(
-                f"a micro-batch of {audio} needs {one / 1e9:.1f} GB, the GPU has "
-                f"{available_bytes / 1e9:.1f} GB for it; set trainer.gradient_checkpointing=true, "
-                "or halve micro_batch_seconds"
+                f"a micro-batch of {audio} needs {need}, the GPU has {room} for it; set "
+                "trainer.gradient_checkpointing=true, or halve micro_batch_seconds"
             )
         if fitting > 1:
             further = max(1, peak_bytes(shape, 2) - one)
-            fitting = min(fitting, 1 + (available_bytes - one) // further)
+            fitting = min(fitting, 1 + int((available_bytes - one) / further))
     return fitting
 
 
@@ -97,31 +99,41 @@ def measured_fuse(
         autocast: as the trainer runs `training_step`.
     """
     most = plan.fuse(plan.group, devices)
-    if most == 1:
-        return 1
     total = torch.cuda.get_device_properties(device).total_memory
     parameters = sum(each.numel() for each in module.parameters() if each.requires_grad)
+    available = total  # an estimate refuses no run in which nothing can be fused
+    if most > 1:
+        available = bytes_for_passes(total, parameters, shard_size=shard_size)
 
-    def peak_bytes(shape: BatchShape, micro_batches: int) -> int:
+    def peak_bytes(shape: BatchShape, micro_batches: int) -> float:
         torch.cuda.reset_peak_memory_stats(device)
-        batch = module.blank_batch(shape, micro_batches, device)
-        # Uncompiled, because these shapes would be compiled for nothing. A compiled pass stores
-        # no more.
-        with autocast(), torch.compiler.set_stance("force_eager"):
-            loss = module.loss_of(batch)
-        loss.backward()
-        module.zero_grad(set_to_none=True)
+        try:
+            batch = module.blank_batch(shape, micro_batches, device)
+            # Uncompiled, because these shapes would be compiled for nothing. A compiled pass
+            # stores no more.
+            with autocast(), torch.compiler.set_stance("force_eager"):
+                loss = module.loss_of(batch)
+            loss.backward()
+        except torch.OutOfMemoryError:
+            return math.inf
+        finally:
+            module.zero_grad(set_to_none=True)
         return torch.cuda.max_memory_allocated(device)
 
-    module.to(device)
-    module.train()
     try:
+        module.to(device)
+        module.train()
         fitting = fitting_micro_batches(
             peak_bytes,
             plan.shapes,
             most=most,
-            available_bytes=bytes_for_passes(total, parameters, shard_size=shard_size),
+            available_bytes=available,
         )
+    except torch.OutOfMemoryError as error:  # of the weights alone
+        raise ConfigError(
+            f"the network ({parameters / 1e6:.0f} M parameters) does not fit into the GPU's "
+            f"{total / 1e9:.1f} GB; choose a smaller model, or a GPU with more memory"
+        ) from error
     finally:
         module.cpu()
         torch.cuda.empty_cache()

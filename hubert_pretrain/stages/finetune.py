@@ -39,7 +39,7 @@ from hubert_pretrain.stages.training import stage_trainer
 from hubert_pretrain.training import loggers as logs
 from hubert_pretrain.training.curves import plot_finetuning
 from hubert_pretrain.training.module import Monitor
-from hubert_pretrain.training.optim import AdamWSettings, tri_stage_schedule
+from hubert_pretrain.training.optim import AdamWSettings, finetuning_schedule
 from hubert_pretrain.training.trainer import fit, take_best, validate
 
 
@@ -253,13 +253,7 @@ def build_module(
         task,
         seed=seed,
         optimiser=AdamWSettings.of(config),
-        schedule=tri_stage_schedule(
-            config.steps,
-            warmup_fraction=config.warmup_fraction,
-            hold_fraction=config.hold_fraction,
-            initial_scale=config.initial_lr_scale,
-            final_scale=config.final_lr_scale,
-        ),
+        schedule=finetuning_schedule(config),
         monitor=Monitor.of(config, recipe.trainer),
         freeze_encoder_steps=config.freeze_encoder_steps,
         norm_over_valid=config.norm_over_valid,

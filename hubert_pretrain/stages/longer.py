@@ -1,4 +1,4 @@
-"""Begin of a finished training that goes on, because its `steps` were raised."""
+"""Begin of a finished or interrupted training that goes on with more `steps`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from pathlib import Path
 
 from hubert_pretrain.config.schema import FinetuneConfig, PretrainConfig
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.training.optim import pretraining_schedule, wsd_decay_start
+from hubert_pretrain.training.optim import (
+    Schedule,
+    finetuning_schedule,
+    pretraining_schedule,
+    wsd_decay_start,
+)
 from hubert_pretrain.training.resilience import checkpoint_io
 from hubert_pretrain.training.resilience.checkpoint_callback import remove_later
 
 
 def begin_again(folder: Path, config: PretrainConfig | FinetuneConfig, steps: int) -> str:
-    """Prepare a training that is done after `steps` and goes on to `config.steps`. Returns where it
-    begins, in words.
+    """Prepare a training of `steps`, done or interrupted, that goes on to `config.steps`. Returns
+    where it begins, in words.
 
     The rate of `wsd` falls in the last steps only, and before that it is the same for any number
     of steps. So that training goes on where the rate began to fall, as if it had never fallen: the
@@ -22,6 +27,8 @@ def begin_again(folder: Path, config: PretrainConfig | FinetuneConfig, steps: in
     it goes on from the last one, with the rate that the longer schedule has there.
     """
     checkpoints = folder / checkpoint_io.FOLDER
+    if not checkpoint_io.checkpoints(checkpoints):
+        return "from its beginning: it has no checkpoint yet"
     last = decay_start(config, steps) or steps
     found = [
         path for path in checkpoint_io.checkpoints(checkpoints) if checkpoint_io.verified(path)
@@ -35,14 +42,18 @@ def begin_again(folder: Path, config: PretrainConfig | FinetuneConfig, steps: in
             f"steps={steps}, or make it again with redo="
         )
     step = checkpoint_io.step_of(found[-1])
-    where = f"from the checkpoint of step {step}"
+    before = _schedule_of(dataclasses.replace(config, steps=steps))(step)
+    now = _schedule_of(config)(step)
+    return (
+        f"from the checkpoint of step {step}, where the learning rate goes from {before:.0%} to "
+        f"{now:.0%} of its peak"
+    )
+
+
+def _schedule_of(config: PretrainConfig | FinetuneConfig) -> Schedule:
     if isinstance(config, PretrainConfig):
-        rates = [
-            pretraining_schedule(dataclasses.replace(config, steps=count))(step)
-            for count in (steps, config.steps)
-        ]
-        where += ", where the learning rate goes from {:.0%} to {:.0%} of its peak".format(*rates)
-    return where
+        return pretraining_schedule(config)
+    return finetuning_schedule(config)
 
 
 def decay_start(config: PretrainConfig | FinetuneConfig, steps: int) -> int:

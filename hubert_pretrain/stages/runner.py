@@ -25,6 +25,7 @@ from hubert_pretrain.pipeline.plan import (
     fingerprint_of,
     is_complete,
     raised_steps,
+    raised_while_interrupted,
 )
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.preflight import changes
@@ -64,6 +65,8 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
     with workspace.lock(stage.name):
         if workspace.is_done(stage.name):
             _go_on(workspace, stage, fingerprint)
+        else:
+            _go_on_from_interruption(workspace, stage, fingerprint)
         folder = workspace.begin(stage.name, fingerprint, stage.config)
         started = time.time()
         facts = _call(recipe, workspace, stage, folder)
@@ -98,6 +101,19 @@ def _go_on(workspace: Workspace, stage: Stage, fingerprint: str) -> None:
     where = begin_again(made.path, stage.sections[stage.verb], raised[0])
     workspace.reopen(stage.name, fingerprint, stage.config)
     print(f"{stage.name}: trained further, {raised[0]} -> {raised[1]} steps, {where}", flush=True)
+
+
+def _go_on_from_interruption(workspace: Workspace, stage: Stage, fingerprint: str) -> None:
+    """The same for a training that was interrupted. Does nothing for any other work."""
+    from hubert_pretrain.stages.longer import begin_again
+
+    raised = raised_while_interrupted(stage, workspace)
+    if raised is None:
+        return
+    folder = workspace.partial_folder(stage.name)
+    where = begin_again(folder, stage.sections[stage.verb], raised[0])
+    workspace.prolong(stage.name, fingerprint, stage.config)
+    print(f"{stage.name}: goes on with {raised[0]} -> {raised[1]} steps, {where}", flush=True)
 
 
 def _follow(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:

@@ -132,6 +132,17 @@ def pretraining_schedule(config: PretrainConfig) -> Schedule:
     return make(config.steps, config.warmup_fraction, final_scale=config.final_lr_scale)
 
 
+def finetuning_schedule(config: FinetuneConfig) -> Schedule:
+    """The schedule of a task."""
+    return tri_stage_schedule(
+        config.steps,
+        warmup_fraction=config.warmup_fraction,
+        hold_fraction=config.hold_fraction,
+        initial_scale=config.initial_lr_scale,
+        final_scale=config.final_lr_scale,
+    )
+
+
 def linear_schedule(steps: int, warmup_fraction: float, *, final_scale: float = 0.0) -> Schedule:
     """Linear warm-up over w steps, a share of all N, then linear decay to f = `final_scale`:
     f + (1 - f) (N - n) / (N - w) after n updates.

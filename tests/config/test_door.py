@@ -91,6 +91,31 @@ def test_all_faults_at_once() -> None:
     assert {line.strip().partition("=")[0] for line in str(wrong.value).splitlines()[1:]} == keys
 
 
+def test_values_of_a_wrong_type_are_among_them() -> None:
+    words = [
+        "trainer.devices=auto",
+        f"{P}.steps=many",
+        f"{P}.micro_batch_seconds=long",  # the default does not divide 3 s: no further fault
+        f"{P}.batch_seconds=3",
+        "trainer.tf32=maybe",
+        "trainer.fuse=0",
+        "export.format=hf",
+    ]
+    with pytest.raises(ConfigError, match=r"^6 faults of the configuration\n") as wrong:
+        compose.recipe_of(["+recipe=smoke", *words])
+    lines = [line.strip() for line in str(wrong.value).splitlines()[1:]]
+    assert lines[:2] == [
+        "trainer.devices='auto': expected a whole number",
+        f"{P}.steps='many': expected a whole number",
+    ]
+    assert [line.partition("=")[0] for line in lines[2:]] == [
+        f"{P}.micro_batch_seconds",
+        "trainer.tf32",
+        "export.format",
+        "trainer.fuse",
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

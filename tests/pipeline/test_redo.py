@@ -61,6 +61,7 @@ class Stubs:
     def __init__(self) -> None:
         self.ran: list[str] = []
         self.failing = ""
+        self.saved = 0  # step of the checkpoint that the failing stage leaves; 0: a damaged one
         self.content: dict[str, str] = {}
         self.began: dict[str, int] = {}  # step at which a pretraining began
 
@@ -70,6 +71,9 @@ class Stubs:
             if stage == self.failing:
                 (folder / "checkpoints").mkdir()
                 (folder / "checkpoints/step=00000100.ckpt").write_bytes(b"half")
+                if self.saved:
+                    checkpoint = checkpoint_io.path_of(folder / "checkpoints", self.saved)
+                    checkpoint_io.VerifiedCheckpointIO().save_checkpoint({}, checkpoint)
                 raise KeyboardInterrupt
             if verb == "prepare":
                 facts = {"num_samples": 16_000 + len(self.content.get(stage, ""))}
@@ -263,17 +267,17 @@ def test_a_changed_stage_leaves_stale_ones_behind_it(
 def test_interrupted_work_of_another_configuration_is_made_again_and_named(
     run: Run, stubs: Stubs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def more_steps(recipe: Recipe) -> None:
-        recipe.iterations["it1"].pretrain.steps += 1
+    def fewer_steps(recipe: Recipe) -> None:
+        recipe.iterations["it1"].pretrain.steps -= 1
 
     stubs.failing = "it1/pretrain"
     with pytest.raises(KeyboardInterrupt):
         run()
     stubs.failing = ""
     with pytest.raises(ArtefactError, match=r"steps: \d+ -> \d+\).*redo=it1/pretrain starts"):
-        run(change=more_steps)
+        run(change=fewer_steps)
     capsys.readouterr()
-    assert run(redo_="true", change=more_steps) == FOLLOWERS["it1/cluster"][2:]
+    assert run(redo_="true", change=fewer_steps) == FOLLOWERS["it1/cluster"][2:]
     printed = capsys.readouterr().out
     assert f"redo: removes {tmp_path}/it1/pretrain.partial (" in printed
     assert "checkpoints step=00000100.ckpt" in printed
@@ -443,6 +447,73 @@ def test_a_finished_training_whose_steps_were_raised_goes_on(
     # Fewer again is another configuration.
     with pytest.raises(ArtefactError, match="steps: 30 -> 20"):
         run("it1/pretrain")
+
+
+def test_an_interrupted_training_whose_steps_were_raised_goes_on(
+    run: Run, stubs: Stubs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From its checkpoint, under the longer schedule, whether redo=true or not; fewer steps are
+    another configuration.
+    """
+    stubs.failing = "it1/pretrain"
+    stubs.saved = 10
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    stubs.failing = ""
+
+    def shorter(recipe: Recipe) -> None:
+        recipe.iterations["it1"].pretrain.steps -= 5
+
+    def and_faster(recipe: Recipe) -> None:
+        longer_first(recipe)
+        recipe.iterations["it1"].pretrain.learning_rate *= 2
+
+    with pytest.raises(ArtefactError, match=r"pretrain\.steps: 20 -> 15\)\. Restore"):
+        run("it1/pretrain", change=shorter)
+    with pytest.raises(ArtefactError, match=r"learning_rate: .* Restore"):
+        run("it1/pretrain", change=and_faster)
+    capsys.readouterr()
+    assert run(redo_="true", change=longer_first) == FOLLOWERS["it1/cluster"][2:]
+    assert (
+        "it1/pretrain: goes on with 20 -> 30 steps, from the checkpoint of step 10, where the "
+        "learning rate goes from 56% to 71% of its peak"
+    ) in capsys.readouterr().out
+    assert stubs.began["it1/pretrain"] == 10
+    made = Workspace(tmp_path).artefact("it1/pretrain").meta
+    assert made["config"]["pretrain"]["steps"] == 30
+    assert [was["config"]["pretrain"]["steps"] for was in made["continued"]] == [20]
+
+
+@pytest.mark.parametrize(
+    ("saved", "where"),
+    [
+        (5, "from the checkpoint of step 5, where the learning rate goes from 100% to 100% of"),
+        (0, "from its beginning: it has no checkpoint yet"),
+    ],
+)
+def test_so_does_a_task(
+    saved: int,
+    where: str,
+    run: Run,
+    stubs: Stubs,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With or without a checkpoint."""
+    stubs.failing = "finetune/asr"
+    stubs.saved = saved
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    stubs.failing = ""
+    checkpoints = tmp_path / "finetune/asr.partial/checkpoints"
+    if not saved:
+        (checkpoints / "step=00000100.ckpt").rename(checkpoints.with_name("metrics.csv"))
+
+    def more(recipe: Recipe) -> None:
+        recipe.finetune["asr"].steps += 10
+
+    assert run("finetune/asr", change=more) == ["finetune/asr"]
+    assert f"finetune/asr: goes on with 10 -> 20 steps, {where}" in capsys.readouterr().out
 
 
 def test_what_follows_is_made_again_when_that_is_asked_for(run: Run, stubs: Stubs) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,11 @@ from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.model.checkpoint import load_model
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain.dataset import MicroBatches
-from hubert_pretrain.pretrain.memory import bytes_for_passes, fitting_micro_batches
+from hubert_pretrain.pretrain.memory import (
+    bytes_for_passes,
+    fitting_micro_batches,
+    measured_fuse,
+)
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.training.loggers import read_metrics
@@ -116,6 +122,92 @@ def test_as_many_fit_as_the_memory_of_every_shape_holds() -> None:
     assert fitting(10**6, most=1) == 1
     with pytest.raises(ConfigError, match=r"1 x 700 frames needs .*gradient_checkpointing.*halve"):
         fitting(1699)
+
+
+GIGABYTE = 10**9
+
+
+class SmallGpu:
+    """A training on a GPU of 10 GB, of which a row of audio takes some when the loss is computed;
+    in place of the module and of its plan.
+    """
+
+    group = 4
+
+    def __init__(self, row_bytes: int, *, weights: int = 0) -> None:
+        self.row_bytes = row_bytes
+        self.weights = weights
+        self.peak = 0
+        self.parameter = torch.nn.Parameter(torch.zeros(1))
+        self.shapes = [BatchShape(100, 2, 50)]
+
+    def fuse(self, most: int, devices: int) -> int:
+        return min(most, self.group)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [self.parameter]
+
+    def blank_batch(self, shape: BatchShape, micro_batches: int, device: torch.device) -> int:
+        return shape.batch_rows * micro_batches
+
+    def loss_of(self, rows: int) -> torch.Tensor:
+        self._take(self.weights + rows * self.row_bytes)
+        return self.parameter.sum()
+
+    def to(self, device: torch.device) -> None:
+        self._take(self.weights)
+
+    def train(self) -> None:
+        pass
+
+    def cpu(self) -> None:
+        pass
+
+    def zero_grad(self, set_to_none: bool) -> None:
+        self.parameter.grad = None
+
+    def _take(self, wanted: int) -> None:
+        if wanted > 10 * GIGABYTE:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        self.peak = wanted
+
+    def measured_fuse(self, monkeypatch: pytest.MonkeyPatch) -> int:
+        size = SimpleNamespace(total_memory=10 * GIGABYTE)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: size)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: self.peak)
+        these: Any = self
+        return measured_fuse(
+            these, these, torch.device("cuda"), devices=1, shard_size=1, autocast=nullcontext
+        )
+
+
+def test_memory_that_runs_out_while_it_is_measured_is_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of two micro-batches: one fits. Of one: the GPU is too small, whatever could be fused."""
+    assert SmallGpu(1 * GIGABYTE).measured_fuse(monkeypatch) == 4
+    assert SmallGpu(2 * GIGABYTE).measured_fuse(monkeypatch) == 2
+    assert SmallGpu(4 * GIGABYTE).measured_fuse(monkeypatch) == 1
+    message = (
+        r"^a micro-batch of 2 x 100 frames needs more than {} GB, the GPU has {} GB for it; set "
+        r"trainer\.gradient_checkpointing=true, or halve micro_batch_seconds$"
+    )
+    small = SmallGpu(6 * GIGABYTE)
+    with pytest.raises(ConfigError, match=message.replace("{}", "9.0")):
+        small.measured_fuse(monkeypatch)
+    assert small.parameter.grad is None
+    small.group = 1
+    with pytest.raises(ConfigError, match=message.replace("{}", "10.0")):
+        small.measured_fuse(monkeypatch)
+    # Where nothing can be fused, what fits is not refused by the estimate of nine tenths.
+    tight = SmallGpu(4_800_000_000)
+    with pytest.raises(ConfigError, match=r"needs 9\.6 GB, the GPU has 9\.0 GB"):
+        tight.measured_fuse(monkeypatch)
+    tight.group = 1
+    assert tight.measured_fuse(monkeypatch) == 1
+    with pytest.raises(ConfigError, match=r"^the network \(0 M parameters\) does not fit into"):
+        SmallGpu(0, weights=11 * GIGABYTE).measured_fuse(monkeypatch)
 
 
 def test_processes_that_share_the_weights_have_more_room_for_micro_batches() -> None:

@@ -1,5 +1,5 @@
-"""A finished training goes on with more steps: optimiser and position are kept, the rate is that of
-the longer schedule.
+"""A training goes on with more steps, finished or not: optimiser and position are kept, the rate is
+that of the longer schedule.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def equal(one: Any, other: Any) -> bool:
 def test_with_wsd_it_is_the_run_that_was_longer_from_the_start(
     recipe: Recipes, prepared: Workspace, tmp_path: Path
 ) -> None:
-    """To the bit, with the moments of the optimiser, also when it is killed on its way."""
+    """To the bit, with the moments of the optimiser, also when it is killed on its way and its
+    steps are raised again.
+    """
     schedule: dict[str, Any] = {
         "schedule": "wsd",
         "warmup_fraction": 0.0,
@@ -68,12 +70,15 @@ def test_with_wsd_it_is_the_run_that_was_longer_from_the_start(
     run(recipe(steps=8, **schedule), prepared, "it1/pretrain", tmp_path / "on")
     found = [step_of(path) for path in checkpoints(tmp_path / "on/checkpoints")]
     assert found == [6, 7, 8], "the one where the fall begins stays"
-    where = begin_again(tmp_path / "on", config(whole), 8)
+    longer = recipe(steps=12, **schedule)
+    where = begin_again(tmp_path / "on", config(longer), 8)
     assert where == (
         "from the checkpoint of step 6, where the learning rate goes from 100% to 100% of its peak"
     )
-    with killed_before_update(9):
-        run(whole, prepared, "it1/pretrain", tmp_path / "on")
+    with killed_before_update(10):
+        run(longer, prepared, "it1/pretrain", tmp_path / "on")
+    where = begin_again(tmp_path / "on", config(whole), 12)
+    assert where.startswith("from the checkpoint of step 9,"), "its fall is undone"
     run(whole, prepared, "it1/pretrain", tmp_path / "on")
     one = state(tmp_path / "whole")
     other = state(tmp_path / "on")

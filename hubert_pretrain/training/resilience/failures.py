@@ -105,7 +105,8 @@ def out_of_memory(trainer: L.Trainer, error: BaseException) -> str:
     """The shape that did not fit into memory, and how to halve it as advice."""
     last = _callback(trainer, BatchShape)
     where = f"out of memory at step {trainer.global_step + 1}"
-    first_line = str(error).split(". ")[0].strip()
+    # "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."
+    first_line = ". ".join(str(error).split(". ")[:3]).strip().rstrip(".")
     if last is None or len(last.shape) != 2:
         return f"{where} ({first_line}); halve micro_batch_seconds"
     rows, samples = last.shape

@@ -4,7 +4,7 @@
 |---|---|
 | shard-*.safetensors | of one rank each: its parts of the tensors, and their places |
 | rest.pt | everything else: step, schedule, counters (plain containers) |
-| checksums.json | sha256 of each file; written last, without it the folder is no checkpoint |
+| checksums.json | sha256 of what was written to each file; without it the folder is no checkpoint |
 
 DCP's own format describes its files by a pickle (`.metadata`), which can run code when it is read.
 With safetensors the shards describe themselves: only `rest.pt` is unpickled, by torch's restricted
@@ -17,9 +17,11 @@ Tensors have one name each: `weights/<parameter>`, `optimizer<n>/<parameter>/<ke
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,9 +29,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hubert_pretrain.errors import ArtefactError
-from hubert_pretrain.files import publish, read_json, sha256, write_json
+from hubert_pretrain.files import HashedFile, publish, read_json, write_json
 from hubert_pretrain.model.sharded import REST, by_entry, read_rest, read_tensors, tensors_in
 
+Result = TypeVar("Result")
 CHECKSUMS = "checksums.json"
 _WEIGHTS = "weights"
 _OPTIMIZER = "optimizer"
@@ -74,10 +77,14 @@ def save(checkpoint: dict[str, Any], path: Path, group: Any) -> None:
         # Three phases; after each one all ranks know whether any of them failed.
         _together(lambda: _prepare(temporary) if first else None, path, group)
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-        _together(
-            lambda: save_shards(tensors, storage_writer=writer, process_group=group), path, group
-        )
-        _together(lambda: _publish(rest, temporary, path) if first else None, path, group)
+        mine = _hashed(writer)
+
+        def write() -> dict[str, str]:
+            save_shards(tensors, storage_writer=writer, process_group=group)
+            return mine
+
+        shards = dict(ChainMap(*_together(write, path, group)))
+        _together(lambda: _publish(rest, shards, temporary, path) if first else None, path, group)
     finally:
         if first:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -234,26 +241,48 @@ def _split(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any
     return tensors, rest
 
 
-def _together(work: Any, path: Path, group: Any) -> None:
-    """Do this rank's work, then tell all ranks whether any of them failed."""
+def _hashed(writer: Any) -> dict[str, str]:
+    """Let one of DCP's writers hash each file while it writes it. Returns the growing
+    {file: sha256}.
+    """
+    digests: dict[str, str] = {}
+    create_stream = writer.fs.create_stream
+
+    @contextmanager
+    def create_hashed(path: Any, mode: str) -> Iterator[HashedFile]:
+        with create_stream(path, mode) as stream:
+            file = HashedFile(stream)
+            yield file
+        digests[Path(path).name] = file.sha256
+
+    writer.fs.create_stream = create_hashed
+    return digests
+
+
+def _together(work: Callable[[], Result], path: Path, group: Any) -> list[Result]:
+    """Do this rank's work, then tell all ranks whether any of them failed. Returns the results of
+    all ranks.
+    """
     from torch.distributed.checkpoint.api import CheckpointException
 
+    result: Any = None
     failed: dict[int, str] = {}
     try:
-        work()
+        result = work()
     except CheckpointException as error:  # what DCP raises on every rank; no subclass of Exception
         failed = {rank: str(reason) for rank, (reason, _) in error.failures.items()}
     except Exception as error:
         failed = {dist.get_rank(): str(error) or type(error).__name__}
-    everyone: list[dict[int, str]] = [{}] * dist.get_world_size(group)
-    dist.all_gather_object(everyone, failed, group=group)
-    failures = sorted(item for each in everyone for item in each.items())
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, (failed, result), group=group)
+    failures = sorted(item for each, _ in everyone for item in each.items())
     if failures:
         rank, reason = failures[0]
         raise ArtefactError(
             f"{path}: rank {rank} could not write its part ({reason}); the previous checkpoint is "
             "intact"
         )
+    return [each for _, each in everyone]
 
 
 def _prepare(temporary: Path) -> None:
@@ -261,13 +290,12 @@ def _prepare(temporary: Path) -> None:
     temporary.mkdir(parents=True)
 
 
-def _publish(rest: dict[str, Any], temporary: Path, path: Path) -> None:
+def _publish(rest: dict[str, Any], shards: dict[str, str], temporary: Path, path: Path) -> None:
     """When all shards are on disk: describe them, and rename the folder to its final name."""
-    torch.save(rest, temporary / REST)
-    write_json(
-        temporary / CHECKSUMS,
-        {each.name: sha256(each) for each in sorted(temporary.iterdir()) if each.name != CHECKSUMS},
-    )
+    with open(temporary / REST, "wb") as file:
+        hashed = HashedFile(file)
+        torch.save(rest, hashed)  # type: ignore[arg-type]
+    write_json(temporary / CHECKSUMS, {**shards, REST: hashed.sha256})
     if path.exists():  # a damaged one, of the same step
         remove(path)
     publish(temporary, path)

@@ -10,14 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from hubert_pretrain import distributed
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.files import sha256
-from hubert_pretrain.training.resilience import checkpoint_io
+from hubert_pretrain.training.resilience import checkpoint_io, sharded_checkpoint
 from hubert_pretrain.training.resilience.checkpoint_io import (
     VerifiedCheckpointIO,
     checkpoints,
@@ -45,14 +48,49 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, path.name + ".sha256"]
 
 
-def test_the_hash_needs_no_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(*paths: Path) -> str:
-        raise AssertionError(f"{paths} are read")
+def unreadable(*paths: Path) -> str:
+    raise AssertionError(f"{paths} are read")
 
+
+def test_the_hash_needs_no_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as blind:
-        blind.setattr(checkpoint_io, "sha256", read)
+        blind.setattr(checkpoint_io, "sha256", unreadable)
         path = save(tmp_path, 5, 2.5)
     assert path.with_name(path.name + ".sha256").read_text().strip() == sha256(path)
+
+
+@pytest.fixture
+def group() -> Iterator[Any]:
+    """A process group of this process alone."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    distributed.leave_group()
+
+
+def test_nor_do_those_of_shards(
+    group: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    weights = distribute_tensor(torch.randn(20, 3), init_device_mesh("cpu", (1,)), [Shard(0)])
+    moments = {"state": {"w": {"exp_avg": torch.randn(20, 3)}}, "param_groups": []}
+    content = {"global_step": 5, "state_dict": {"w": weights}, "optimizer_states": [moments]}
+    path = checkpoint_io.path_of(tmp_path, 5)
+    writer = VerifiedCheckpointIO()
+    writer.group = group
+    with monkeypatch.context() as blind:
+        blind.setattr(sharded_checkpoint, "sha256", unreadable, raising=False)
+        writer.save_checkpoint(content, path)
+    listed = sharded_checkpoint.digests(path)
+    assert listed is not None
+    files = {each.name for each in path.iterdir()} - {sharded_checkpoint.CHECKSUMS}
+    assert set(listed) == files
+    assert len(files) == 2
+    assert all(sha256(path / name) == digest for name, digest in listed.items())
+    assert torch.equal(writer.load_checkpoint(path)["state_dict"]["w"], weights.full_tensor())
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "no sidecar"])

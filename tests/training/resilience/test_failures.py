@@ -28,10 +28,15 @@ def test_out_of_memory_names_the_shape_and_half_of_it() -> None:
     batch = {"waveform": torch.empty(8, 160_000, device="meta")}
     message = (
         r"out of memory at step 42 in a forward pass of 8 x 160000 samples \(80\.0 s of audio\): "
-        r"CUDA out of memory.*gradient_checkpointing=true: .*resumes.*=40 .*another run"
+        r"CUDA out of memory\. Tried to allocate 2\.00 GiB\. GPU 0 has a total capacity of 79\.11 "
+        r"GiB of which 1\.25 GiB is free\. Try trainer\.gradient_checkpointing=true: .*resumes.*"
+        r"=40 .*another run"
     )
     with pytest.raises(HubertPretrainError, match=message), explain_failures(trainer(batch)):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 "
+            "GiB of which 1.25 GiB is free. Including non-PyTorch memory, this process has more"
+        )
 
 
 def test_out_of_memory_in_several_micro_batches_names_half_as_many() -> None:
