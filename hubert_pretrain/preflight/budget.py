@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hubert_pretrain.config.schema import ClusteringConfig, FinetuneConfig, PretrainConfig
+from hubert_pretrain.config.schema import (
+    ClusteringConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    TrainerConfig,
+)
 from hubert_pretrain.files import size_in_bytes
 from hubert_pretrain.frames import FrameGrid, samples
 from hubert_pretrain.model.config import HubertConfig
@@ -16,6 +21,7 @@ from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.preflight import training_cost
 from hubert_pretrain.preflight.training_cost import FLOAT, Training
 from hubert_pretrain.training.limits import CACHE_BYTES
+from hubert_pretrain.training.sharding import shard_size
 
 WIDEST = 80
 """Largest D of features that no network makes: log-mel energies."""
@@ -113,6 +119,17 @@ def _training(work: Work, stage: Stage, model: HubertConfig) -> Work:
         freezes_encoder=conv_gradient_scale == 0,
     )
     return replace(work, training=training)
+
+
+def sharded(training: Training, trainer: TrainerConfig) -> Training:
+    """The training as the processes share its weights. (Fine-tuning does not share them.)"""
+    if training.stage.startswith("finetune/"):
+        return training
+    return replace(
+        training,
+        shard_size=shard_size(trainer),
+        whole_gradients=trainer.reduce_gradients == "step",
+    )
 
 
 def disk(works: Sequence[Work], audio: Audio, *, checkpoints: int) -> dict[str, int]:

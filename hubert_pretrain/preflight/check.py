@@ -177,7 +177,7 @@ def _check_machine(
             on_gpu=gpu_precision is not None,
         )
     yield from training_cost.check(
-        trainings,
+        [budget.sharded(each, hardware) for each in trainings],
         devices=hardware.devices * hardware.num_nodes,
         device_bytes=machine.device_memory(hardware.accelerator),
         precision=gpu_precision or cpu_precision,

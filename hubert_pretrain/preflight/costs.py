@@ -194,7 +194,7 @@ def _costs(
             usual = _planned(work.training, recipe, stage, utterance)
             cost = _training_cost(usual, stage, speeds)
             memory = training_cost.training_bytes(
-                work.training,
+                budget.sharded(work.training, recipe.trainer),
                 precision=precision,
                 gradient_checkpointing=recipe.trainer.gradient_checkpointing,
                 eager=recipe.trainer.attention == "eager",

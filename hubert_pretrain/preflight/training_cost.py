@@ -48,6 +48,10 @@ class Training:
     """Head of each supervised layer: cosine or softmax."""
     supervised_layers: int = 1
     """Number of layers with a loss."""
+    shard_size: int = 1
+    """Processes that share weights and moments (fsdp, hsdp)."""
+    whole_gradients: bool = True
+    """False when they share the gradients too, between the micro-batches of a step."""
 
     @property
     def micro_batches(self) -> int:
@@ -124,9 +128,18 @@ def training_bytes(
 ) -> int:
     """Memory of a device: weights, gradients and Adam's moments in fp32, the copies that mixed
     precision makes, and activations.
+
+    Processes that shard the weights have their part of them and of the moments, and gather two
+    layers at a time.
     """
     mixed = not precision.startswith("32")
-    weights = parameters(training.model) * (4 * FLOAT + (2 if mixed else 0))
+    count = parameters(training.model)
+    if training.shard_size == 1:
+        weights = count * (4 * FLOAT + (2 if mixed else 0))
+    else:
+        gradients = FLOAT if training.whole_gradients else FLOAT / training.shard_size
+        gathered = 2 * (2 if mixed else FLOAT) / (training.model.num_hidden_layers + 1)
+        weights = int(count * (3 * FLOAT / training.shard_size + gradients + gathered))
     activations = activation_bytes(
         training,
         number_bytes=2 if mixed else FLOAT,
@@ -238,6 +251,8 @@ def fit(
         f"{largest.stage} needs about {human_bytes(need)} (an estimate) for "
         f"{largest.micro_batch_seconds:g} s of audio"
     )
+    if largest.shard_size > 1:
+        found += f", its weights and moments shared by {largest.shard_size} processes"
     if device_bytes is None:
         return ok("batch fit", found)
     found += f", the GPU has {human_bytes(device_bytes)}"

@@ -38,7 +38,8 @@ from hubert_pretrain.training import loggers as logs
 from hubert_pretrain.training.curves import plot_pretraining
 from hubert_pretrain.training.module import Monitor
 from hubert_pretrain.training.optim import AdamWSettings, pretraining_schedule
-from hubert_pretrain.training.strategies import SHARDED, gather_module, shard_size
+from hubert_pretrain.training.sharding import shard_size
+from hubert_pretrain.training.strategies import gather_module
 from hubert_pretrain.training.trainer import (
     fit,
     on_gpu,
@@ -182,9 +183,8 @@ def choose_fuse(trainer: TrainerConfig, module: PretrainModule, plan: BucketSamp
     dtype = torch.bfloat16 if "bf16" in resolve_precision(trainer.precision) else torch.float16
     enabled = "mixed" in resolve_precision(trainer.precision)
     autocast = partial(torch.autocast, "cuda", dtype=dtype, enabled=enabled)
-    shared = shard_size(trainer) if trainer.strategy in SHARDED else 1
     return measured_fuse(
-        module, plan, device, devices=devices, shard_size=shared, autocast=autocast
+        module, plan, device, devices=devices, shard_size=shard_size(trainer), autocast=autocast
     )
 
 

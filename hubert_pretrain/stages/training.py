@@ -16,7 +16,7 @@ from hubert_pretrain.stages.longer import decay_start
 from hubert_pretrain.stages.runner import versions
 from hubert_pretrain.training.ema import EMA
 from hubert_pretrain.training.loggers import Guarded, logger_arguments
-from hubert_pretrain.training.strategies import SHARDED
+from hubert_pretrain.training.sharding import SHARDED
 from hubert_pretrain.training.trainer import build_trainer
 
 

@@ -23,20 +23,18 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from hubert_pretrain.distributed import check_groups
 from hubert_pretrain.errors import ConfigError, did_you_mean
-from hubert_pretrain.fields import AUTO
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.model.hubert import Block, Hubert
 from hubert_pretrain.training.resilience import sharded_checkpoint
 from hubert_pretrain.training.resilience.failures import watch_ranks
+from hubert_pretrain.training.sharding import SHARDED, shard_size
 
 if TYPE_CHECKING:
     from hubert_pretrain.config.schema import TrainerConfig
 
 Module = TypeVar("Module", bound=nn.Module)
 STRATEGIES = ["auto", "ddp", "fsdp", "hsdp"]
-SHARDED = ("fsdp", "hsdp")
 
 
 def make_strategy(config: TrainerConfig, *, timeout: timedelta) -> str | Strategy:
@@ -65,17 +63,6 @@ def make_strategy(config: TrainerConfig, *, timeout: timedelta) -> str | Strateg
     if name == "ddp" or world_size > 1:
         return DDP(compressed=config.gradient_compression == "bf16", timeout=timeout)
     return "auto"
-
-
-def shard_size(config: TrainerConfig) -> int:
-    """Processes that share one copy of the weights: under hsdp `trainer.shard_size`, or those of a
-    node; else all. Raises ConfigError as `check_groups` does.
-    """
-    if config.strategy != "hsdp":
-        return config.devices * config.num_nodes
-    size = config.devices if config.shard_size == AUTO else int(config.shard_size)
-    check_groups(size, config.devices, config.num_nodes, key="trainer.shard_size")
-    return size
 
 
 class OrderedDDP(DistributedDataParallel):

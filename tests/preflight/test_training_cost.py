@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
 
+from hubert_pretrain.config.schema import TrainerConfig
 from hubert_pretrain.frames import samples
 from hubert_pretrain.model import conv_encoder
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
-from hubert_pretrain.preflight import training_cost
+from hubert_pretrain.preflight import budget, training_cost
 from hubert_pretrain.preflight.training_cost import Training
 
 SMALL = HubertConfig(
@@ -166,6 +168,35 @@ def test_a_micro_batch_that_does_not_fit_says_so() -> None:
         ("batch fit", "ok"),
         ("time", "ok"),
     ]
+
+
+def test_processes_that_share_the_weights_need_less() -> None:
+    """An eighth of weights and moments; of gradients too, where they are reduced every time."""
+    alone = training(LARGE)
+    trainer = TrainerConfig(devices=8, strategy="fsdp")
+    shared = budget.sharded(alone, trainer)
+    each_time = budget.sharded(alone, replace(trainer, reduce_gradients="micro_batch"))
+    needs = [
+        training_cost.training_bytes(each, precision="bf16-mixed")
+        for each in (alone, shared, each_time)
+    ]
+    count = 1.15 * training_cost.parameters(LARGE)  # with the reserve
+    assert needs[0] - needs[1] == pytest.approx(count * (12 * 7 / 8 + 2 - 4 / 25), rel=1e-3)
+    assert needs[1] - needs[2] == pytest.approx(count * 4 * 7 / 8, rel=1e-3)
+    by_node = replace(trainer, num_nodes=4, strategy="hsdp")
+    assert budget.sharded(alone, by_node) == shared
+    assert budget.sharded(alone, replace(trainer, strategy="ddp")) == alone
+    task = replace(alone, stage="finetune/asr")
+    assert budget.sharded(task, trainer) == task
+    row = training_cost.fit(
+        [shared],
+        device_bytes=needs[1],
+        precision="bf16-mixed",
+        gradient_checkpointing=False,
+        eager=False,
+    )
+    assert row.state == "ok"
+    assert "for 16 s of audio, its weights and moments shared by 8 processes, the GPU" in row.found
 
 
 def test_base_on_a_cpu_is_a_matter_of_years() -> None:
