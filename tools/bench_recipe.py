@@ -28,7 +28,7 @@ from hubert_pretrain.data.audio_files import SUFFIXES
 from hubert_pretrain.data.corpus import MANIFEST
 from hubert_pretrain.data.manifest import Manifest, Utterance, write_manifest
 from hubert_pretrain.errors import ConfigError
-from hubert_pretrain.files import write_json
+from hubert_pretrain.files import read_json, write_json
 from hubert_pretrain.frames import SAMPLE_RATE, FrameGrid, samples, seconds
 from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
 from hubert_pretrain.targets.writer import TargetWriter
@@ -226,6 +226,7 @@ def run_stage(recipe: Recipe, workspace: Workspace, iteration: str, what: Measur
     from hubert_pretrain.preflight.training_cost import parameters
     from hubert_pretrain.stages.runner import import_stage
     from hubert_pretrain.training.loggers import read_metrics
+    from hubert_pretrain.training.profile import FIGURES
     from hubert_pretrain.training.trainer import on_gpu, resolve_precision
     from hubert_pretrain.training.utilisation import peak_flops
 
@@ -242,6 +243,8 @@ def run_stage(recipe: Recipe, workspace: Workspace, iteration: str, what: Measur
     peak = peak_flops(device, precision)
     mfu = statistics.median(row["health/mfu"] for row in measured)
     product = benchmarking.matmul_flops(device)
+    first_step, last_step = recipe.trainer.profile or (1, 0)
+    profiled = {"audio_seconds": config.batch_seconds * (last_step - first_step + 1)}
     return {
         "recipe": recipe.name,
         "iteration": iteration,
@@ -269,4 +272,5 @@ def run_stage(recipe: Recipe, workspace: Workspace, iteration: str, what: Measur
         "batch_seconds": config.batch_seconds,
         "micro_batch_seconds": config.micro_batch_seconds,
         "max_shapes": config.max_shapes,
+        "profile": (read_json(folder / "logs" / FIGURES) or {}) | profiled,
     }

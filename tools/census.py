@@ -28,12 +28,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hubert_pretrain.config import compose
+from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.data.batching import BatchShape
 from hubert_pretrain.errors import HubertPretrainError
-from hubert_pretrain.frames import seconds
+from hubert_pretrain.frames import samples, seconds
 from hubert_pretrain.model.half_precision import HalfCopies
-from hubert_pretrain.tools import benchmarking, gpu_parts
+from hubert_pretrain.model.masking import expected_count
+from hubert_pretrain.pretrain.module import PretrainModule
+from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.tools.command import report
 
+K = 500
 IN_BF16 = {
     F.linear,
     F.conv1d,
@@ -211,7 +216,7 @@ def count(recipe_name: str, overrides: Sequence[str] = (), *, fuse: int = 1) -> 
     recipe = compose.recipe_of([f"+recipe={recipe_name}", "data.root=.", *overrides])
     meta = torch.device("meta")
     with meta:
-        module, shape = gpu_parts.training_module(recipe)
+        module, shape = training_module(recipe)
         module.train()
         batch = module.blank_batch(shape, fuse, meta)
         for parameter in module.parameters():
@@ -225,6 +230,24 @@ def count(recipe_name: str, overrides: Sequence[str] = (), *, fuse: int = 1) -> 
         kernels=counted.kernels,
         bytes=counted.bytes,
         audio_seconds=seconds(batch["waveform"].numel()),
+    )
+
+
+def training_module(recipe: Recipe) -> tuple[PretrainModule, BatchShape]:
+    """The module of the first iteration, uncompiled, and the longest shape of its micro-batches."""
+    from hubert_pretrain.stages.runner import import_stage
+
+    stage = import_stage("pretrain")
+    config = next(iter(recipe.iterations.values())).pretrain
+    recipe.trainer.compile = "none"
+    module = stage.build_module(recipe, config, [K], recipe.seed)
+    grid = recipe.model.grid
+    longest = min(config.max_crop_seconds, config.micro_batch_seconds)
+    num_frames = int(grid.num_frames(samples(longest)))
+    return module, BatchShape(
+        num_frames=num_frames,
+        batch_rows=max(1, round(config.micro_batch_seconds / longest)),
+        masked_frames=expected_count(num_frames, config.mask),
     )
 
 

@@ -75,6 +75,8 @@ TINY = (
 """--dry: a network of a few thousand parameters on the CPU."""
 SHAPES = "iterations.it1.pretrain.max_shapes=2"
 """Two crop lengths in place of sixteen: what is compiled is compiled twice, not sixteen times."""
+PASSES = 3
+"""Of the step that is profiled."""
 Figures = dict[str, Any]
 
 
@@ -168,21 +170,29 @@ def recipe_step(
     """The step of a recipe in its own trainer, by bench_train.py. `census`: counts of its step."""
 
     def command(session: Session, _: float) -> list[str]:
-        size = ["--hours", "0.05", "--windows", "1", "--window-steps", "1"]
-        if not session.dry:
-            size = ["--windows", "2", "--window-steps", "4"]
-            if session.audio is not None:
-                size += ["--audio", str(session.audio)]
-        changes = [*overrides, SHAPES]
         if session.dry:
             changes = [*without(overrides, TINY), SHAPES, *of_recipe(TINY, recipe)]
-        return tool("bench_train", "--recipe", recipe, *size, *changes)
+            return recipe_command(session, recipe, changes, windows=1, window_steps=1)
+        changes = [*overrides, SHAPES]
+        return recipe_command(session, recipe, changes, windows=2, window_steps=4)
 
     def read(session: Session, text: str) -> Figures:
         row = first_row(session, text)
         return row | {"bound": bound(session, row, census)}
 
     return Part(name, command, read, most, least, describe_step)
+
+
+def recipe_command(
+    session: Session, recipe: str, changes: Sequence[str], *, windows: int, window_steps: int
+) -> list[str]:
+    """Some steps of a recipe in its own trainer."""
+    words = ["--recipe", recipe, "--windows", str(windows), "--window-steps", str(window_steps)]
+    if session.dry:
+        words += ["--hours", "0.05"]
+    elif session.audio is not None:
+        words += ["--audio", str(session.audio)]
+    return tool("bench_train", *words, *changes)
 
 
 def without(words: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -225,7 +235,7 @@ def describe_step(row: Figures) -> str:
 
 def machine_command(session: Session, _: float) -> list[str]:
     """Speeds of the device."""
-    return tool("gpu_parts", "machine", "--device", session.device)
+    return tool("machine_speed", "--device", session.device)
 
 
 def describe_machine(row: Figures) -> str:
@@ -273,10 +283,21 @@ def describe_tests(row: Figures) -> str:
 
 
 def profile_command(session: Session, _: float) -> list[str]:
-    """Three micro-batches of Base."""
+    """A step of three passes of Base, in its own trainer."""
     fused = session.figures("base").get("fuse", 1)
-    words = ["--recipe", "base_ls960", "--fuse", str(fused), "--device", session.device]
-    return tool("gpu_parts", "profile", *words, *(TINY if session.dry else ()))
+    unit = 4 if session.dry else 87.5
+    changes = [f"trainer.fuse={fused}", "trainer.compile=none", "trainer.profile=[3,3]", SHAPES]
+    changes += of_recipe(TINY, "base_ls960") if session.dry else []
+    changes += [
+        f"iterations.it1.pretrain.micro_batch_seconds={unit}",
+        f"iterations.it1.pretrain.batch_seconds={PASSES * fused * unit}",
+    ]
+    return recipe_command(session, "base_ls960", changes, windows=1, window_steps=2)
+
+
+def read_profile(session: Session, text: str) -> Figures:
+    """Figures of the step that was profiled."""
+    return dict(first_row(session, text)["profile"])
 
 
 def describe_profile(row: Figures) -> str:
@@ -427,7 +448,7 @@ PARTS = (
     ),
     recipe_step("base, fuse 1", "base_ls960", "trainer.fuse=1", most=90, least=25),
     recipe_step("base", "base_ls960", most=110, least=30),
-    Part("profile", profile_command, json_row, 50, 15, describe_profile),
+    Part("profile", profile_command, read_profile, 50, 15, describe_profile),
     Part("tests", tests_command, read_tests, 100, 30, describe_tests),
     recipe_step("large", "large_ll60k", most=90, least=25),
     recipe_step(
@@ -591,12 +612,12 @@ def markdown(session: Session, parts: Sequence[Part]) -> str:
         text = cell(part, result).replace("|", "/")
         lines.append(f"| {part.name} | {result.seconds:.0f} | {text} |")
     if kernels := session.figures("profile").get("kernels"):
-        lines += ["", "## Kernels of three micro-batches and an update", ""]
+        lines += ["", "## Kernels of a step of three passes", ""]
         lines += ["| kernel | calls | ms | share |", "|---|---|---|---|"]
         lines += [
             f"| `{each['name'][:100].replace('|', '/')}` | {each['calls']} | "
             f"{each['milliseconds']:.2f} | {each['share']:.1%} |"
-            for each in kernels
+            for each in kernels[:20]
         ]
     return "\n".join(lines) + "\n"
 

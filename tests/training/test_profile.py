@@ -58,6 +58,14 @@ def test_the_steps_that_were_asked_for_are_recorded(tmp_path: Path) -> None:
     assert recorded(tmp_path) == {"step 3": 2, "step 4": 2}
     assert (tmp_path / "logs" / "trace.steps-3-4.rank-0.json.gz").is_file()
     assert "aten::addmm" in (tmp_path / "logs" / "profile.txt").read_text()
+    figures = json.loads((tmp_path / "logs" / "profile.json").read_text())
+    calls = {each["name"]: each["calls"] for each in figures["kernels"]}
+    assert calls["aten::addmm"] == 4
+    times = [each["milliseconds"] for each in figures["kernels"]]
+    assert times == sorted(times, reverse=True)
+    assert sum(each["share"] for each in figures["kernels"]) <= 1.0 + 1e-6
+    assert 0 < sum(times) / 1e3 <= figures["busy"] * figures["seconds"] * (1 + 1e-6)
+    assert figures["calls"] >= sum(calls.values())
 
 
 def test_a_training_that_ends_before_leaves_what_there_is(tmp_path: Path) -> None:
