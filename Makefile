@@ -12,14 +12,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 .PHONY: help demo smoke test test-all gpu-report lint format clean
 
 help:
-	@echo "make demo      the whole HuBERT loop on generated speech, on a CPU, in six to fifteen minutes"
-	@echo "make smoke     the same stages in one minute, learning nothing"
-	@echo "make test      the quick tests, in under ten minutes on two cores"
-	@echo "make test-all  all tests: also loops, kills, several processes, SLURM, wheels"
-	@echo "make gpu-report  all of docs/benchmarks.md for a GPU, in eight minutes: runs/gpu_report"
-	@echo "make lint      ruff and mypy"
-	@echo "make format    let ruff rewrite the code"
-	@echo "make clean     remove what builds and tools left; runs/ stays"
+	@echo "make demo       the whole HuBERT loop on generated speech, on a CPU, in six to fifteen minutes"
+	@echo "make smoke      the same stages in one minute, learning nothing"
+	@echo "make test       the quick tests, in under ten minutes on two cores"
+	@echo "make test-all   all tests: also loops, kills, several processes, SLURM, wheels"
+	@echo "make gpu-report all of docs/benchmarks.md for a GPU, in eight minutes: runs/gpu_report"
+	@echo "make lint       ruff and mypy"
+	@echo "make format     let ruff rewrite the code"
+	@echo "make clean      remove what builds and tools left; runs/ stays"
 
 demo: $(RUN)
 	$(BIN)/hubert-pretrain +recipe=demo
