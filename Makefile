@@ -1,15 +1,16 @@
-# Every target sets itself up: make demo and make smoke install what a run needs, the others also what
-# the tests need, each once and again when pyproject.toml changes.
+# Every target sets itself up: make demo and make smoke install what a run needs, make docs also what
+# renders its pages, the others also what the tests need; each once, and again when pyproject.toml changes.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(VENV)/.ready-to-run
 TEST   := $(VENV)/.ready-to-test
+SITE   := $(VENV)/.ready-for-docs
 JOBS   ?= auto
 # One thread per test process: two that each take all cores are slower than one after the other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
-.PHONY: help demo smoke test test-all gpu-report lint format clean
+.PHONY: help demo smoke test test-all gpu-report lint format docs clean
 
 help:
 	@echo "make demo       the whole HuBERT loop on generated speech, on a CPU, in six to fifteen minutes"
@@ -19,6 +20,7 @@ help:
 	@echo "make gpu-report all of docs/benchmarks.md for a GPU, in eight minutes: runs/gpu_report"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff rewrite the code"
+	@echo "make docs       the documentation site, build/site/index.html"
 	@echo "make clean      remove what builds and tools left; runs/ stays"
 
 demo: $(RUN)
@@ -46,6 +48,9 @@ format: $(TEST)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(SITE)
+	$(BIN)/python tools/site.py
+
 # Runs and their checkpoints are nobody's but the user's.
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -54,6 +59,10 @@ $(RUN): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+$(SITE): pyproject.toml | $(RUN)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
 # transformers 4 and s3prl do not go together with the other packages: each lies in a folder of its

@@ -26,6 +26,7 @@ USED_BY_OTHERS = {
     "onnx": "torch.onnx needs it",
     "onnxscript": "torch.onnx needs it",
     "bitsandbytes": "transformers loads 8 and 4 bits with it",
+    "zensical": "tools/site.py runs it",
     "accelerate": "transformers loads quantised models with it",
 }
 """Declared packages that the code does not import itself -> the reason to declare them."""

@@ -26,6 +26,9 @@ NO_WORDS = {"...", "(", ")", "-->"}
 PATHS = (".checkpoint", ".start_from", ".targets")
 """Ends of the keys whose value must exist when the command starts."""
 STAGES = ("it", "finetune/")
+RECIPE = re.compile(r"```yaml\n(.*?^name: (\w+)$.*?)```", re.DOTALL | re.MULTILINE)
+"""A recipe that a page lets its reader write."""
+GIVEN = re.compile(r"\b(?:checkpoint|start_from): ([\w./-]+)")
 
 
 class Command(NamedTuple):
@@ -61,6 +64,16 @@ def with_existing_files(words: list[str], folder: Path) -> list[str]:
     return result
 
 
+def write_recipes_of(page: str, folder: Path) -> None:
+    """The recipes of a page, where its reader has them, and the checkpoints that they name."""
+    for content, name in RECIPE.findall((REPOSITORY / page).read_text()):
+        (folder / "recipes" / name).mkdir(parents=True)
+        (folder / "recipes" / name / "recipe.yaml").write_text(content)
+        for checkpoint in GIVEN.findall(content):
+            if not checkpoint.startswith(STAGES):
+                (folder / checkpoint).mkdir(parents=True, exist_ok=True)
+
+
 def is_complete(command: Command) -> bool:
     """False for a pattern such as `+recipe=<folder>`, and where the corpus is a class that the
     reader writes.
@@ -79,7 +92,11 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize("command", RECIPES, ids=map(str, RECIPES))
-def test_a_recipe_of_the_docs_is_accepted(command: Command, tmp_path: Path) -> None:
+def test_a_recipe_of_the_docs_is_accepted(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_recipes_of(command.page, tmp_path)
+    monkeypatch.chdir(tmp_path)
     words = with_existing_files(command.words, tmp_path)
     # Pages that go on with a run leave out what its first command said.
     stated = {word.partition("=")[0] for word in words}
@@ -121,7 +138,7 @@ def test_a_target_of_make_in_the_docs_exists() -> None:
     assert not [each for each in sorted(used) if each[1] not in targets]
 
 
-def test_a_wrong_command_is_found(tmp_path: Path) -> None:
-    command = Command("a page", ["+recipe=smoke", "iterations.it1.pretrain.stepz=3"])
-    with pytest.raises(AssertionError, match=r"a page: .*stepz"):
-        test_a_recipe_of_the_docs_is_accepted(command, tmp_path)
+def test_a_wrong_command_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = Command("README.md", ["+recipe=smoke", "iterations.it1.pretrain.stepz=3"])
+    with pytest.raises(AssertionError, match=r"README.md: .*stepz"):
+        test_a_recipe_of_the_docs_is_accepted(command, tmp_path, monkeypatch)

@@ -16,6 +16,7 @@ from hubert_pretrain.errors import ArtefactError, ConfigError
 from hubert_pretrain.tools.command import command_parser, run_command
 
 DEVELOPERS = {
+    "api_reference",
     "architecture",
     "benchmarking",
     "census",
@@ -24,7 +25,10 @@ DEVELOPERS = {
     "machine_speed",
     "mutation_run",
     "parity_table",
+    "pictures",
     "roofline",
+    "screenshots",
+    "site",
 }
 
 
