@@ -87,6 +87,31 @@ class Bootstrap:
             for value, column in zip(values, np.stack(drawn, axis=1), strict=True)
         ]
 
+    def of_pairs(
+        self, first: Ints, second: Ints, statistic: Callable[[Floats], Floats]
+    ) -> list[Estimate]:
+        """Scores of M pairs of utterances. A pair of two units is drawn as often as both together,
+        one within a unit as often as that.
+
+        Args:
+            first, second: (M,) numbers of utterances.
+            statistic: (R, M) weights of the pairs -> (R, scores).
+        """
+        ends = self.units[first], self.units[second]
+        within = ends[0] == ends[1]
+        at_once = max(1, _MOST_DRAWS // max(1, len(first)))
+        drawn = []
+        for draws in self._draws():
+            for start in range(0, len(draws), at_once):
+                times = draws[start : start + at_once]
+                others = np.where(within, 1, times[:, ends[1]])
+                drawn.append(statistic((times[:, ends[0]] * others).astype(np.float64)))
+        values = statistic(np.ones((1, len(first))))[0]
+        return [
+            self._estimate(float(value), column)
+            for value, column in zip(values, np.concatenate(drawn).T, strict=True)
+        ]
+
     def _draws(self) -> Iterator[Ints]:
         """Blocks (R, U) of the times that each unit is drawn."""
         source = generator(self.sampling.seed, "bootstrap")

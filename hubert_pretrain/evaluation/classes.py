@@ -49,7 +49,7 @@ def analyse_classes(scored: ScoredUtterances, sampling: Sampling) -> Analysis:
             "largest_class": largest / len(scored),
         },
         tables={
-            "by class": _by_class(classes, sums),
+            "by class": table_by_class(classes, sums),
             **_matrix(classes, confusions),
             "confusions": Table(
                 ("reference", "prediction", "count"),
@@ -117,13 +117,16 @@ def _mean(over: Floats, under: Floats, counts: NDArray[np.bool_]) -> Floats:
     return np.asarray(shares.sum(axis=1) / counts.sum(axis=1))
 
 
-def _by_class(classes: list[str], sums: Floats) -> Table:
+def table_by_class(classes: list[str], sums: Floats) -> Table:
+    """A row per class: counts, precision, recall, F1, from (1, 3 K) counts of right ones,
+    references and predictions.
+    """
     right, references, predictions = np.split(sums[0], 3)
     rows = []
     for name, hit, actual, predicted in zip(classes, right, references, predictions, strict=True):
         precision = float(hit / predicted) if predicted else 0.0
         recall = float(hit / actual) if actual else 0.0
-        f1 = float(2 * hit / (actual + predicted))
+        f1 = float(2 * hit / (actual + predicted)) if actual + predicted else 0.0
         rows.append((name, int(actual), int(predicted), precision, recall, f1))
     return Table(("class", "utterances", "predicted", "precision", "recall", "f1"), rows)
 

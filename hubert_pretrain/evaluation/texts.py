@@ -104,9 +104,9 @@ def analyse_texts(scored: ScoredUtterances, sampling: Sampling) -> Analysis:
             **groups(
                 scored, {rate: found.rate for rate, found in errors.items()}, higher_is_better=False
             ),
-            **_confusions(words, "words"),
-            **_confusions(characters, "characters"),
-            "worst utterances": _worst(scored, words),
+            **confusions(words, "words"),
+            **confusions(characters, "characters"),
+            "worst utterances": worst_utterances(scored, words),
         },
         utterances=_table(scored, words, characters),
         warnings=_warnings(words),
@@ -141,7 +141,7 @@ def _wrong_sentences(words: Errors, bootstraps: dict[str, Bootstrap]) -> dict[st
     return {unit: each.of_sums(counts, ratio) for unit, each in bootstraps.items()}
 
 
-def _confusions(errors: Errors, unit: str) -> dict[str, Table]:
+def confusions(errors: Errors, unit: str) -> dict[str, Table]:
     """The most frequent substitutions, deletions and insertions."""
     kinds: dict[str, list[tuple[Any, ...]]] = {"substituted": [], "deleted": [], "inserted": []}
     ordered = sorted(errors.edits.items(), key=lambda item: (-item[1], item[0]))
@@ -168,7 +168,7 @@ def _visible(text: str) -> str:
     return "<space>" if text == " " else text
 
 
-def _worst(scored: ScoredUtterances, words: Errors) -> Table:
+def worst_utterances(scored: ScoredUtterances, words: Errors, unit: str = "words") -> Table:
     """The utterances with most wrong words; of those with equally many, the shortest first."""
     wrong, lengths = words.ratios.T
     order = sorted(range(len(scored)), key=lambda row: (-wrong[row], lengths[row], scored.ids[row]))
@@ -183,7 +183,7 @@ def _worst(scored: ScoredUtterances, words: Errors) -> Table:
         for row in order[:MOST_WORST]
         if wrong[row]
     ]
-    return Table(("id", "errors", "words", "reference", "hypothesis"), rows)
+    return Table(("id", "errors", unit, "reference", "hypothesis"), rows)
 
 
 def _table(scored: ScoredUtterances, words: Errors, characters: Errors) -> Table:

@@ -38,6 +38,7 @@ from hubert_pretrain.finetune.utterance import (
     Label,
     Pooling,
     UtteranceTask,
+    cells,
     check_choice,
     number_of,
     some_of,
@@ -102,7 +103,7 @@ class ClassifyTask(UtteranceTask):
 
     def fit(self, corpus: Corpus, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
         """The classes are the values of the label column in the training rows, sorted."""
-        names = self._names(corpus, rows)
+        names = cells(corpus, rows, self.label)
         if self._adopted:
             self._refuse_unseen(corpus, rows, set(names))
         else:
@@ -121,7 +122,7 @@ class ClassifyTask(UtteranceTask):
 
     def examples(self, corpus: Corpus, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
         """All rows. A class that does not occur in training is an error: it cannot be predicted."""
-        names = self._names(corpus, rows)
+        names = cells(corpus, rows, self.label)
         self._refuse_unseen(corpus, rows, set(names))
         return self._examples(rows, names)
 

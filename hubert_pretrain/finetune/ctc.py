@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -170,6 +171,11 @@ class CtcTask(Task):
             )
         return Examples(rows, texts, labels, frozenset(without_loss.tolist()))
 
+    @classmethod
+    def settings_of(cls, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """The rules of the texts of a checkpoint: as it states them, else by its vocabulary."""
+        return dict(extra.get("text_rules") or rules_of(extra.get("vocabulary") or []))
+
     def head(self, config: HubertConfig) -> CTCHead:
         """Dropout and a linear layer D -> V."""
         return CTCHead(
@@ -332,6 +338,20 @@ class CtcTask(Task):
         for message in report.warnings():
             log.warning("%s: split %r: %s", manifest.path, split, message)
         return texts
+
+
+def rules_of(symbols: Sequence[str]) -> dict[str, Any]:
+    """The normalisation of references that fits a vocabulary of which only the symbols are known:
+    the case of its letters, and its punctuation.
+    """
+    characters = [symbol for symbol in symbols if len(symbol) == 1 and symbol != "|"]
+    upper = any(character.isupper() for character in characters)
+    lower = any(character.islower() for character in characters)
+    case = "lower" if lower else "upper"
+    if upper and lower:
+        case = "keep"
+    marks = [each for each in characters if unicodedata.category(each).startswith("P")]
+    return {"case": case, "punctuation": "".join(each for each in marks if each not in "'-")}
 
 
 def ctc_loss(

@@ -5,7 +5,6 @@ tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Any
 
 import lightning as L
@@ -20,7 +19,7 @@ from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.finetune.batching import PaddedBucketSampler
 from hubert_pretrain.finetune.feature_cache import FeatureCache
 from hubert_pretrain.finetune.masks import MaskSampler
-from hubert_pretrain.finetune.task import Examples, strings
+from hubert_pretrain.finetune.task import Examples, Labels, strings
 from hubert_pretrain.finetune.waveforms import read_whole
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.training.dataloading import ResumableSampler, equal_share, loader, to_device
@@ -122,7 +121,7 @@ class TrainingDataset(Dataset[Batch]):
     def _labels(self, row: int) -> NDArray[Any]:
         place = int(np.searchsorted(self._rows, row))
         start = self._ends[place - 1] if place else 0
-        return self._ids[start : self._ends[place]]
+        return _wide(self._ids[start : self._ends[place]])
 
     def describe(self, index: int) -> str:
         """Step and utterance ids of a micro-batch, for messages."""
@@ -168,7 +167,7 @@ class WholeUtterances(Dataset[Batch]):
         return {
             **sound,
             "num_samples": int(self.corpus.manifest.num_samples[row]),
-            "labels": torch.from_numpy(_flat([labels]))[None],
+            "labels": torch.from_numpy(_wide(_flat([labels])))[None],
             "label_lengths": torch.tensor([len(labels)]),
             "id": self.corpus.manifest[row].id,
             "reference": self.examples.references[example],
@@ -198,10 +197,22 @@ def loaders(
     )
 
 
-def _flat(labels: Sequence[Sequence[float]]) -> NDArray[Any]:
-    """The labels of several utterances as one array: int64 ids, or float32 numbers."""
-    flat = np.array(list(chain.from_iterable(labels)))
-    return flat.astype(np.float32 if flat.dtype.kind == "f" and len(flat) else np.int64)
+def _flat(labels: Sequence[Labels]) -> NDArray[Any]:
+    """The labels of several utterances as one array: float32 numbers, or ids, which stay int16
+    where they are.
+    """
+    arrays = [np.asarray(each) for each in labels if len(each)]
+    if not arrays:
+        return np.zeros(0, np.int64)
+    flat = np.concatenate(arrays)
+    if flat.dtype.kind == "f":
+        return flat.astype(np.float32)
+    return flat if flat.dtype == np.int16 else flat.astype(np.int64)
+
+
+def _wide(labels: NDArray[Any]) -> NDArray[Any]:
+    """Ids as int64."""
+    return labels if labels.dtype.kind == "f" else labels.astype(np.int64)
 
 
 def _stack(arrays: list[NDArray[Any]], length: int) -> Tensor:

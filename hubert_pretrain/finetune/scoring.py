@@ -4,7 +4,6 @@ and their analysis.
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,19 +19,25 @@ from hubert_pretrain.evaluation.utterances import ScoredUtterances
 from hubert_pretrain.finetune.classify import ClassifyTask
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.dataset import WholeUtterances
+from hubert_pretrain.finetune.frames import FramesTask
 from hubert_pretrain.finetune.multi_label import MultiLabelTask
 from hubert_pretrain.finetune.regression import RegressionTask
 from hubert_pretrain.finetune.search import FineTuned, final_results
 from hubert_pretrain.finetune.task import Examples, Results, Task, strings
-from hubert_pretrain.finetune.utterance import PROBLEM_KEY, SINGLE_LABEL
+from hubert_pretrain.finetune.utterance import UtteranceTask
+from hubert_pretrain.finetune.verify import VerifyTask
 from hubert_pretrain.model.checkpoint import LoadedModel
+from hubert_pretrain.model.heads import TASK_HEADS
 
 TASK_KEY = "task"
 """Key of a checkpoint's "extra" for the `_target_` node of its task."""
-BY_PROBLEM: dict[str, type[Task]] = {
-    each.problem: each for each in (ClassifyTask, MultiLabelTask, RegressionTask)
+TASKS: dict[str, tuple[type[Task], ...]] = {
+    CtcTask.kind: (CtcTask,),
+    UtteranceTask.kind: (ClassifyTask, MultiLabelTask, RegressionTask),
+    FramesTask.kind: (FramesTask,),
+    VerifyTask.kind: (VerifyTask,),
 }
-"""Tasks of a checkpoint of kind classify, by `transformers`' problem_type."""
+"""Kind of checkpoint -> tasks that one may have been trained for that does not state its own."""
 
 
 @dataclass(frozen=True)
@@ -63,38 +68,20 @@ def task_node(loaded: LoadedModel, where: str) -> dict[str, Any]:
 
     Raises ArtefactError for a checkpoint without the head of a task.
     """
-    extra = loaded.extra
-    if not loaded.head_state or loaded.kind == "pretrain":
+    if not loaded.head_state or loaded.kind not in TASK_HEADS:
         raise ArtefactError(
             f"{where}: holds a {loaded.kind!r} checkpoint without the head of a task, which cannot "
             "be scored; give a fine-tuned one, such as runs/demo/finetune/asr"
         )
-    if TASK_KEY in extra:
-        return dict(extra[TASK_KEY])
-    if loaded.kind == CtcTask.kind:
-        rules = extra.get("text_rules") or rules_of(extra.get("vocabulary") or [])
-        return {"_target_": _path(CtcTask), **rules}
-    found = BY_PROBLEM.get(extra.get(PROBLEM_KEY) or SINGLE_LABEL)
-    if loaded.kind != ClassifyTask.kind or found is None:
-        raise ArtefactError(
-            f"{where}: does not say which task its {loaded.kind!r} head was trained for; name it, "
-            "evaluate.NAME.task=... in a recipe"
-        )
-    return {"_target_": _path(found), "label": extra.get("label") or "label"}
-
-
-def rules_of(symbols: list[str]) -> dict[str, Any]:
-    """The normalisation of references that fits a vocabulary of which only the symbols are known:
-    the case of its letters, and its punctuation.
-    """
-    characters = [symbol for symbol in symbols if len(symbol) == 1 and symbol != "|"]
-    upper = any(character.isupper() for character in characters)
-    lower = any(character.islower() for character in characters)
-    case = "lower" if lower else "upper"
-    if upper and lower:
-        case = "keep"
-    marks = [each for each in characters if unicodedata.category(each).startswith("P")]
-    return {"case": case, "punctuation": "".join(each for each in marks if each not in "'-")}
+    if TASK_KEY in loaded.extra:
+        return dict(loaded.extra[TASK_KEY])
+    for task in TASKS.get(loaded.kind, ()):
+        if (settings := task.settings_of(loaded.extra)) is not None:
+            return {"_target_": f"{task.__module__}.{task.__qualname__}", **settings}
+    raise ArtefactError(
+        f"{where}: does not say which task its {loaded.kind!r} head was trained for; name it, "
+        "evaluate.NAME.task=... in a recipe"
+    )
 
 
 def adopt(task: Task, loaded: LoadedModel, where: str) -> None:
@@ -170,13 +157,8 @@ def evaluate(
     results, decoded = final_results(tuned, valid, utterances, decoder, search.config, folder)
     scored = ScoredUtterances(
         results.ids,
-        results.references,
-        results.texts,
+        *task.shown(results),
         strings(manifest, "speaker", examples.rows),
         manifest.num_samples[examples.rows],
     )
     return Evaluation(results, scored, task.analyse(results, scored, sampling), decoded)
-
-
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Labels = Sequence[float] | NDArray[Any]
+"""The labels of an utterance."""
+
 _SPACES = str.maketrans("\t\r\n", "   ")
 
 
@@ -51,7 +54,7 @@ class Examples:
 
     rows: NDArray[np.int64]  # (N,) manifest rows
     references: list[str]  # for people and scores: a normalised transcript, a class
-    labels: Sequence[Sequence[float]]  # for the loss: U ids each (one for a class), or numbers
+    labels: Sequence[Labels]  # for the loss: U ids each (one for a class), or numbers
     without_loss: frozenset[int] = frozenset()  # examples whose frames cannot spell their labels
 
     def __len__(self) -> int:
@@ -160,6 +163,13 @@ class Task(ABC):
             "model's head; set start_head=new"
         )
 
+    @classmethod
+    def settings_of(cls, extra: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The arguments with which a checkpoint of this kind is scored that does not state its
+        task, from its `extra`; None: it belongs to another task of the kind.
+        """
+        return {}
+
     def compare(self, manifest: Manifest, train: Examples, test: Examples) -> None:
         """Warn of what makes the scores of the test split better than they are."""
         return
@@ -216,13 +226,19 @@ class Task(ABC):
             )
         return None
 
+    def shown(self, results: Results) -> tuple[list[str], list[str]]:
+        """References and predictions as reports show them."""
+        return list(results.references), results.texts
+
     @abstractmethod
     def score(self, results: Results) -> dict[str, float]:
         """The values of `metrics`, by name, and others to compare them with."""
 
     def analyse(self, results: Results, scored: ScoredUtterances, sampling: Sampling) -> Analysis:
-        """Scores with intervals, and tables of errors. Here: every metric, of every resample; a task
-        with more to say has an analysis of its own.
+        """Scores with intervals, and tables of errors. Here: every metric, of every resample; a
+        task with more to say has an analysis of its own.
+
+        scored: the same utterances, as `shown`.
         """
         return analyse_scores(
             scored,

@@ -111,6 +111,13 @@ class UtteranceTask(Task):
             pooling=self.pooling,
         )
 
+    @classmethod
+    def settings_of(cls, extra: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The label column that a checkpoint states, for one of this problem."""
+        if (extra.get(PROBLEM_KEY) or SINGLE_LABEL) != cls.problem:
+            return None
+        return {"label": extra.get("label") or "label"}
+
     def named(self, prediction: Prediction) -> dict[str, float]:
         """Name of each output -> its value: a probability, or a number."""
         return dict(zip(self.classes, prediction.values.tolist(), strict=True))
@@ -118,20 +125,6 @@ class UtteranceTask(Task):
     def card(self) -> dict[str, Any]:
         """The names of the outputs in order, where they came from, and the kind of problem."""
         return {"classes": list(self.classes), "label": self.label, PROBLEM_KEY: self.problem}
-
-    def _names(self, corpus: Corpus, rows: NDArray[np.int64]) -> list[str]:
-        """The cells of the label column. Raises DataError when one is empty."""
-        manifest = corpus.manifest
-        names = strings(manifest, self.label, rows)
-        missing = [int(row) for row, name in zip(rows, names, strict=True) if not name.strip()]
-        if missing:
-            first = manifest[missing[0]]
-            raise DataError(
-                f"{manifest.path}: {len(missing)} of {len(rows)} utterances of split "
-                f"{first.split!r} have no {self.label}, the first is {first.id!r}; this task "
-                "needs one each: choose another task.label or give the corpus that column"
-            )
-        return names
 
     def _refuse_unseen(self, corpus: Corpus, rows: NDArray[np.int64], names: set[str]) -> None:
         """Raises DataError when a split has labels that are no output of the head."""
@@ -150,6 +143,21 @@ class UtteranceTask(Task):
             f"{self.label} values that training has not ({some_of(unseen)}); classes must be the "
             "same: choose a split with the speakers or labels of training, such as test_split=valid"
         )
+
+
+def cells(corpus: Corpus, rows: NDArray[np.int64], column: str) -> list[str]:
+    """The cells of a label column. Raises DataError when one is empty."""
+    manifest = corpus.manifest
+    names = strings(manifest, column, rows)
+    missing = [int(row) for row, name in zip(rows, names, strict=True) if not name.strip()]
+    if missing:
+        first = manifest[missing[0]]
+        raise DataError(
+            f"{manifest.path}: {len(missing)} of {len(rows)} utterances of split "
+            f"{first.split!r} have no {column}, the first is {first.id!r}; this task "
+            "needs one each: choose another task.label or give the corpus that column"
+        )
+    return names
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str], problem: str = "") -> None:

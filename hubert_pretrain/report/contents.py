@@ -213,13 +213,23 @@ def _evaluation(workspace: Workspace, stage: str) -> dict[str, Any]:
             "id": row["id"],
             "reference": row["reference"],
             "prediction": row.get("hypothesis", row.get("prediction")),
-            "errors": row["wer"] if "wer" in row else float(not row.get("right", True)),
+            "errors": _errors(row),
         }
         for row in rows
     ]
     worst = [each for each in worst if each["errors"]]
     worst.sort(key=lambda each: -each["errors"])
     return {"facts": artefact.facts, "worst": worst[:WORST]}
+
+
+def _errors(row: Mapping[str, Any]) -> float:
+    """The share of an utterance that is wrong: words, phones, trials; or 1 for a wrong class."""
+    for rate in ("wer", "per"):
+        if rate in row:
+            return float(row[rate])
+    if "trials" in row:
+        return float(row["errors"] / max(1, row["trials"]))
+    return float(not row.get("right", True))
 
 
 def _rows_of_worst(corpus: Corpus, tasks: Mapping[str, dict[str, Any]]) -> list[int]:

@@ -12,9 +12,9 @@ import torch
 from hubert_pretrain.config.schema import EvaluateConfig, FinetuneConfig, Recipe, TrainerConfig
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ArtefactError, DataError
+from hubert_pretrain.finetune.ctc import rules_of
 from hubert_pretrain.finetune.inference import SpeechRecognizer
 from hubert_pretrain.finetune.metrics import word_error_rate
-from hubert_pretrain.finetune.scoring import rules_of
 from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.interop.fairseq_writer import export_fairseq
 from hubert_pretrain.interop.transformers_writer import export_huggingface
