@@ -195,12 +195,12 @@ class FramesTask(Task):
 
     def warnings(self, results: Results) -> list[str]:
         """A model that knows one class only."""
-        said = {name for text in results.texts for name, _ in from_text(text)}
-        if len(said) > 1:
+        names = {name for text in results.texts for name, _ in from_text(text)}
+        if len(names) > 1:
             return []
         return [
-            f"every frame of all {len(results)} utterances is taken for {said.pop()!r}: nothing is "
-            "learnt yet; raise steps or learning_rate, and check that labels belong to their audio"
+            f"every frame of all {len(results)} utterances is taken for {names.pop()!r}: nothing "
+            "is learnt yet; raise steps or learning_rate; check that labels belong to their audio"
         ]
 
     def tables(self, results: Results) -> dict[str, str]:
@@ -232,25 +232,25 @@ class FramesTask(Task):
         split = manifest[int(rows[0])].split
         if not self.label_file and corpus.alignments is None:
             raise DataError(
-                f"{manifest.path}: the corpus has no alignments, so its {len(rows)} utterances of "
-                f"split {split!r} have no labels; give it some with data.alignments=PATH (TextGrid, "
-                "ctm, .phn) or `hubert-pretrain align`, or labels with task.label_file=FILE"
+                f"{manifest.path}: the corpus has no alignments, so its {len(rows)} utterances "
+                f"of split {split!r} have no labels; give it some with data.alignments=PATH "
+                "(made by `hubert-pretrain align`), or labels with task.label_file=FILE"
             )
         source = self._of_file if self.label_file else self._of_alignments
-        kept = []
+        labelled = []
         found = []
         for row, given in source(corpus, rows, grid):
             runs = merged((self._folded(name), count) for name, count in given)
             if any(name for name, _ in runs):
-                kept.append(row)
+                labelled.append(row)
                 found.append(runs)
-        if not kept:
+        if not labelled:
             raise DataError(
                 f"{self._place(corpus)}: none of the {len(rows)} utterances of split {split!r} has "
                 "a label in any frame; give them labels, choose another split, or check task.fold"
             )
-        if len(kept) < len(rows):
-            without = strings(manifest, "id", np.setdiff1d(rows, kept))
+        if len(labelled) < len(rows):
+            without = strings(manifest, "id", np.setdiff1d(rows, labelled))
             log.warning(
                 "%s: %d of %d utterances of split %r have no labels (%s); left out",
                 self._place(corpus),
@@ -259,7 +259,7 @@ class FramesTask(Task):
                 split,
                 some_of(without),
             )
-        return np.array(kept, dtype=np.int64), found
+        return np.array(labelled, dtype=np.int64), found
 
     def _of_alignments(
         self, corpus: Corpus, rows: NDArray[np.int64], grid: FrameGrid

@@ -281,7 +281,8 @@ class VerifyTask(Task):
         found = []
         contradictions = []
         for trial in trials:
-            first, second = number[trial.first], number[trial.second]
+            first = number[trial.first]
+            second = number[trial.second]
             found.append(Trial(ids[first], ids[second], trial.is_target))
             both = names[first], names[second]
             if all(both) and (both[0] == both[1]) != trial.is_target:
@@ -317,11 +318,11 @@ class VerifyTask(Task):
                 f"{'two speakers' if n_targets else 'one speaker'}: {found}; choose another split, "
                 f"or give it a list: task.trials={{{split}: FILE}}"
             )
-        wanted = min(n_targets, max(self.max_trials // 2, self.max_trials - n_others))
+        count = min(n_targets, max(self.max_trials // 2, self.max_trials - n_others))
         source = generator("trials", split)
         chosen = [
-            *_pairs(speakers, same=True, wanted=wanted, source=source),
-            *_pairs(speakers, same=False, wanted=self.max_trials - wanted, source=source),
+            *_pairs(speakers, same=True, count=count, source=source),
+            *_pairs(speakers, same=False, count=self.max_trials - count, source=source),
         ]
         return [
             Trial(ids[order[first]], ids[order[second]], bool(speakers[first] == speakers[second]))
@@ -349,7 +350,7 @@ class VerifyTask(Task):
 
 
 def _pairs(
-    speakers: NDArray[np.int64], *, same: bool, wanted: int, source: np.random.Generator
+    speakers: NDArray[np.int64], *, same: bool, count: int, source: np.random.Generator
 ) -> list[tuple[int, int]]:
     """So many pairs of utterances of one speaker, or of two: all where there are no more.
 
@@ -360,9 +361,10 @@ def _pairs(
     starts = np.arange(len(order)) + 1 if same else ends
     counts = (ends if same else len(order)) - starts
     totals = np.cumsum(counts)
-    numbers = np.arange(totals[-1])
-    if len(numbers) > wanted:
-        numbers = np.sort(source.choice(totals[-1], wanted, replace=False))
+    if totals[-1] <= count:
+        numbers = np.arange(totals[-1])
+    else:
+        numbers = np.sort(source.choice(totals[-1], count, replace=False))
     first = np.searchsorted(totals, numbers, side="right")
     second = starts[first] + numbers - (totals - counts)[first]
     return list(zip(order[first].tolist(), order[second].tolist(), strict=True))

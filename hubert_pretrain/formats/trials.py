@@ -53,14 +53,14 @@ def match_names(names: Iterable[str], ids: Sequence[str], path: str | Path) -> d
 
     Raises DataError for names that match none, with their count, or several.
     """
-    wanted = set(names)
+    different = set(names)
     by_last = defaultdict(list)
     stems = [_stem(id_) for id_ in ids]
     for number, stem in enumerate(stems):
         by_last[stem.rpartition("/")[2]].append(number)
     found = {}
     unknown = []
-    for name in sorted(wanted):
+    for name in sorted(different):
         stem = _stem(name)
         numbers = [
             number
@@ -82,7 +82,7 @@ def match_names(names: Iterable[str], ids: Sequence[str], path: str | Path) -> d
         shown = ", ".join(map(repr, unknown[:_MOST_SHOWN]))
         shown += ", ..." if len(unknown) > _MOST_SHOWN else ""
         raise DataError(
-            f"{path}: {len(unknown)} of {len(wanted)} names are no utterances of the split "
+            f"{path}: {len(unknown)} of {len(different)} names are no utterances of the split "
             f"({shown}); its utterances are called such as {ids[0]!r}: give the split all of them, "
             "or take their trials out of the list"
         )
