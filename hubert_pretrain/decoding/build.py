@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hubert_pretrain.decoding.arpa import read_arpa, write_arpa
@@ -28,6 +28,7 @@ def build_decoder(
     texts: Sequence[str] | None = None,
     grid: FrameGrid = MODEL_GRID,
     key: str = "decoding",
+    spell: Callable[[str], list[int] | None] | None = None,
 ) -> Decoder:
     """The decoder of some settings.
 
@@ -36,6 +37,7 @@ def build_decoder(
         texts: normalised training transcripts, for a language model or lexicon of `train`.
         grid: of the frames, for times.
         key: of the settings, for messages.
+        spell: the symbols of a word as the model has learnt it (BPE); None: see `Spelling.ids`.
 
     Raises:
         ConfigError: settings that do not go together, or need transcripts where there are none.
@@ -45,7 +47,7 @@ def build_decoder(
     check_sources(config, has_texts=texts is not None, key=key)
     if config.kind == "greedy":
         return GreedyDecoder(symbols, grid=grid)
-    spelling = Spelling(symbols)
+    spelling = Spelling(symbols, spell)
     lm = language_model(config, texts)
     lexicon = _lexicon(config, spelling, lm, texts, key)
     if config.engine == "flashlight" and lexicon is not None:

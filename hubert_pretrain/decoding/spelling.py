@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -25,9 +25,16 @@ class Spelling:
     subwords. In any other each symbol is a word, such as a phone.
     """
 
-    def __init__(self, symbols: Sequence[str]) -> None:
-        """symbols: of the model's V outputs, the blank first."""
+    def __init__(
+        self, symbols: Sequence[str], spell: Callable[[str], list[int] | None] | None = None
+    ) -> None:
+        """
+        Args:
+            symbols: of the model's V outputs, the blank first.
+            spell: the spelling of a word that the model has learnt; None: see `ids`.
+        """
         self.symbols = tuple(symbols)
+        self._spell = spell
         self.boundary = self.symbols.index(BOUNDARY) if BOUNDARY in self.symbols else None
         self.has_pieces = any(symbol.startswith(PIECE_MARK) for symbol in self.symbols)
         self.unit = self._unit()
@@ -76,6 +83,8 @@ class Spelling:
         """The symbols that spell a word: one for each character, or the longest pieces. None where
         the vocabulary cannot spell it.
         """
+        if self._spell is not None:
+            return self._spell(word)
         if self.unit == "symbols":
             return [self._ids[word]] if word in self._ids else None
         rest = PIECE_MARK + word if self.has_pieces else word

@@ -5,7 +5,7 @@ rates with intervals, the most frequent confusions and the worst utterances. N u
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from hubert_pretrain.evaluation.bootstrap import Bootstrap, Estimate, Sampling, 
 from hubert_pretrain.evaluation.utterances import ScoredUtterances
 
 UNITS = {"wer": "words", "cer": "characters"}
-"""Error rate -> its units."""
+"""Error rate -> its units, the main one first."""
 MOST_CONFUSIONS = 100
 MOST_WORST = 50
 
@@ -48,9 +48,9 @@ class Errors:
 
 
 def units_of(text: str, unit: str) -> list[str]:
-    """The words of a text, or its characters with single spaces between words."""
+    """The words of a text (or phones), or its characters with single spaces between words."""
     words = text.split()
-    return words if unit == "words" else list(" ".join(words))
+    return list(" ".join(words)) if unit == "characters" else words
 
 
 def edits_between(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Edit]:
@@ -68,7 +68,7 @@ def edits_between(reference: Sequence[str], hypothesis: Sequence[str]) -> list[E
 
 
 def count_errors(references: Sequence[str], hypotheses: Sequence[str], unit: str) -> Errors:
-    """The errors of each utterance. unit: "words" or "characters"."""
+    """The errors of each utterance. unit: "words", "characters", or "phones"."""
     counts = np.zeros((len(references), 4), dtype=np.int64)
     edits: Counter[Edit] = Counter()
     for row, (reference, hypothesis) in enumerate(zip(references, hypotheses, strict=True)):
@@ -81,35 +81,41 @@ def count_errors(references: Sequence[str], hypotheses: Sequence[str], unit: str
     return Errors(counts, edits)
 
 
-def analyse_texts(scored: ScoredUtterances, sampling: Sampling) -> Analysis:
-    """Word and character error rates, and everything that helps to understand them."""
+def analyse_texts(
+    scored: ScoredUtterances, sampling: Sampling, units: Mapping[str, str] = UNITS
+) -> Analysis:
+    """Word and character error rates, and everything that helps to understand them.
+
+    units: other error rates and their units, the main one first.
+    """
     errors = {
         rate: count_errors(scored.references, scored.predictions, unit)
-        for rate, unit in UNITS.items()
+        for rate, unit in units.items()
     }
+    main = next(iter(errors))
     bootstraps = scored.bootstraps(sampling)
     scores = {
         rate: {unit: each.of_sums(found.ratios, ratio) for unit, each in bootstraps.items()}
         for rate, found in errors.items()
     }
     scores["empty"] = _share_of_empty(scored, bootstraps)
-    scores["sentence_error_rate"] = _wrong_sentences(errors["wer"], bootstraps)
-    words = errors["wer"]
-    characters = errors["cer"]
+    scores["sentence_error_rate"] = _wrong_sentences(errors[main], bootstraps)
+    confused: dict[str, Table] = {}
+    for rate, unit in units.items():
+        confused |= confusions(errors[rate], unit)
     return Analysis(
         scores,
         sampling,
-        counts={unit: errors[rate].totals() for rate, unit in UNITS.items()},
+        counts={unit: errors[rate].totals() for rate, unit in units.items()},
         tables={
             **groups(
                 scored, {rate: found.rate for rate, found in errors.items()}, higher_is_better=False
             ),
-            **confusions(words, "words"),
-            **confusions(characters, "characters"),
-            "worst utterances": worst_utterances(scored, words),
+            **confused,
+            "worst utterances": worst_utterances(scored, errors[main], units[main]),
         },
-        utterances=_table(scored, words, characters),
-        warnings=_warnings(words),
+        utterances=_table(scored, errors, units[main]),
+        warnings=_warnings(errors[main]),
         transcripts=True,
     )
 
@@ -186,17 +192,18 @@ def worst_utterances(scored: ScoredUtterances, words: Errors, unit: str = "words
     return Table(("id", "errors", unit, "reference", "hypothesis"), rows)
 
 
-def _table(scored: ScoredUtterances, words: Errors, characters: Errors) -> Table:
+def _table(scored: ScoredUtterances, errors: Mapping[str, Errors], unit: str) -> Table:
+    """errors: by rate, of which the first is in `unit`."""
+    words = next(iter(errors.values()))
     header = (
         "id",
         "speaker",
         "seconds",
-        "words",
+        unit,
         "substitutions",
         "deletions",
         "insertions",
-        "wer",
-        "cer",
+        *errors,
         "reference",
         "hypothesis",
     )
@@ -207,8 +214,7 @@ def _table(scored: ScoredUtterances, words: Errors, characters: Errors) -> Table
             scored.seconds[row],
             int(words.counts[row, 3]),
             *words.counts[row, :3].tolist(),
-            words.rate([row]),
-            characters.rate([row]),
+            *(found.rate([row]) for found in errors.values()),
             scored.references[row],
             scored.predictions[row],
         )

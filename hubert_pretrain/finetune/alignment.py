@@ -49,7 +49,8 @@ class Aligner:
         its vocabulary is taken.
         """
         self.recogniser = recogniser
-        self.spelling = Spelling(recogniser.vocabulary.symbols)
+        vocabulary = recogniser.vocabulary
+        self.spelling = Spelling(vocabulary.symbols, vocabulary.spell)
         self.rules = text_rules(recogniser.vocabulary.symbols, extra or {})
 
     @property

@@ -1,5 +1,5 @@
-"""CTC task: speech recognition with a character per frame (Graves et al. 2006). B utterances, T
-frames, U characters, V vocabulary.
+"""CTC task: speech recognition with a character, or a piece of a word, per frame (Graves et al.
+2006). B utterances, T frames, U symbols of a text, V vocabulary.
 """
 
 from __future__ import annotations
@@ -7,7 +7,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -28,7 +30,7 @@ from hubert_pretrain.evaluation.analysis import Analysis
 from hubert_pretrain.evaluation.bootstrap import Sampling
 from hubert_pretrain.evaluation.texts import analyse_texts
 from hubert_pretrain.evaluation.utterances import ScoredUtterances
-from hubert_pretrain.fields import share, share_below_one, zero_or_more
+from hubert_pretrain.fields import positive, share, share_below_one, zero_or_more
 from hubert_pretrain.finetune.metrics import (
     character_error_rate,
     share_of_empty,
@@ -51,7 +53,13 @@ from hubert_pretrain.finetune.task import (
     strings,
     tab_separated,
 )
-from hubert_pretrain.finetune.text import Vocabulary, frames_needed
+from hubert_pretrain.finetune.text import (
+    PHONES_KEY,
+    Vocabulary,
+    frames_needed,
+    listed,
+    read_vocabulary,
+)
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.config import HubertConfig
@@ -60,12 +68,14 @@ from hubert_pretrain.model.heads import CTCHead
 Rows = NDArray[np.int64]
 Reduction = Literal["sum", "mean"]
 REDUCTIONS = list(get_args(Reduction))
+Units = Literal["characters", "pieces"]
+UNITS = list(get_args(Units))
 
 log = logging.getLogger(__name__)
 
 
 class CtcTask(Task):
-    """Speech recognition: characters from speech, decoded greedily while training."""
+    """Speech recognition: characters or pieces of words, decoded greedily while training."""
 
     kind = CTCHead.kind
     metrics: tuple[Metric, ...] = (
@@ -84,6 +94,9 @@ class CtcTask(Task):
         reduction: Reduction = "sum",
         zero_infinity: bool = True,
         consistency_weight: Annotated[float, zero_or_more] = 0.0,
+        units: Units = "characters",
+        vocabulary_size: Annotated[int, positive] = 1000,
+        vocabulary: str | None = None,
         case: Case = "upper",
         punctuation: str = "",
         tags: Tags = "drop",
@@ -100,6 +113,11 @@ class CtcTask(Task):
             zero_infinity: see `ctc_loss`; exported as `ctc_zero_infinity`.
             consistency_weight: of CR-CTC: each utterance is trained on in two views with different
                 masks, which shall agree (`consistency_loss`); .2 in the paper; 0: one view.
+            units: characters, or pieces: subwords by BPE of the training transcripts.
+            vocabulary_size: symbols of pieces, the blank and the unknown one included.
+            vocabulary: where it does not come from the training transcripts: a checkpoint, a
+                vocab.json or tokenizer.json, or a text file with a character per line. Training
+                utterances with other characters count as `max_dropped_fraction`.
             case: of the letters; keep: as written.
             punctuation: marks that are symbols to be learnt, e.g. ",.?!"; others separate words.
             tags: drop: <unk>, [laughter] are no speech; keep: the words in them are.
@@ -110,6 +128,14 @@ class CtcTask(Task):
                 f"task.reduction={reduction!r}: expected one of {', '.join(REDUCTIONS)}"
                 f"{did_you_mean(reduction, REDUCTIONS)}"
             )
+        if units not in UNITS:
+            raise ConfigError(
+                f"task.units={units!r}: expected one of {', '.join(UNITS)}"
+                f"{did_you_mean(units, UNITS)}"
+            )
+        self.units = units
+        self.vocabulary_size = vocabulary_size
+        self.vocabulary_path = vocabulary
         self.final_dropout = final_dropout
         self.needs_all_layers = weighted_layers
         self.max_dropped_fraction = max_dropped_fraction
@@ -125,37 +151,56 @@ class CtcTask(Task):
 
     def adopt(self, card: Mapping[str, Any], where: str) -> None:
         """Take the vocabulary of another model."""
-        symbols = card.get("vocabulary")
-        if not symbols:
+        if not card.get("vocabulary"):
             raise ArtefactError(
                 f"{where}: does not list the characters of its head, so start_head=keep cannot go "
                 "on with it; set start_head=new"
             )
-        self.vocabulary = Vocabulary(tuple(symbols))
+        if card.get(PHONES_KEY):
+            raise ArtefactError(
+                f"{where}: its symbols are phones; take the task hubert_pretrain.finetune.phones"
+                ".PhoneTask (finetune/phones), or set start_head=new"
+            )
+        self.vocabulary = Vocabulary.of_card(card)
         self._adopted = where
 
     def fit(self, corpus: Corpus, rows: Rows, grid: FrameGrid) -> Examples:
-        """Derive the vocabulary from the transcripts of the training rows, and leave out utterances
-        that CTC cannot learn.
+        """Derive the vocabulary from the transcripts of the training rows, unless there is one, and
+        leave out utterances that CTC cannot learn.
         """
         manifest = corpus.manifest
-        texts = self._transcripts(manifest, rows)
-        if self._adopted:
-            self._refuse_unknown(manifest, texts)
-        else:
-            self.vocabulary = Vocabulary.of_texts(texts)
+        texts = self._transcripts(corpus, rows)
+        if self.vocabulary is None:
+            self.vocabulary = self._derive(texts)
+        is_known = self._known(manifest, texts)
         labels = [self._vocabulary.ids(text) for text in texts]
         needed, available = _frames(manifest, rows, labels, grid)
-        self._check_dropped(manifest, rows, available, needed)
-        chosen = np.flatnonzero((needed > 0) & (needed <= available))
+        self._check_dropped(manifest, rows[is_known], available[is_known], needed[is_known])
+        chosen = np.flatnonzero(is_known & (needed > 0) & (needed <= available))
         return Examples(rows[chosen], [texts[i] for i in chosen], [labels[i] for i in chosen])
+
+    def _derive(self, texts: list[str]) -> Vocabulary:
+        """That of the recipe, or of the training transcripts."""
+        if self.vocabulary_path is not None:
+            self._adopted = self.vocabulary_path
+            return read_vocabulary(Path(self.vocabulary_path), "task.vocabulary")
+        if self.units == "characters":
+            return Vocabulary.of_texts(texts)
+        found = Vocabulary.of_pieces(texts, self.vocabulary_size)
+        if len(found) < self.vocabulary_size:
+            log.warning(
+                "task.vocabulary_size=%d: the training transcripts have pairs for %d symbols only",
+                self.vocabulary_size,
+                len(found),
+            )
+        return found
 
     def examples(self, corpus: Corpus, rows: Rows, grid: FrameGrid) -> Examples:
         """All rows. A character that no training transcript has is reported, and can only be scored
         as an error; so is a transcript that its frames cannot spell, which has no loss.
         """
         manifest = corpus.manifest
-        texts = self._transcripts(manifest, rows)
+        texts = self._transcripts(corpus, rows)
         labels = [self._vocabulary.ids(text) for text in texts]
         needed, available = _frames(manifest, rows, labels, grid)
         without_loss = np.flatnonzero(needed > available)
@@ -164,10 +209,13 @@ class CtcTask(Task):
         unknown = self._vocabulary.count_unknown(texts)
         if unknown:
             log.warning(
-                "%s: %d characters of these transcripts are in no training transcript; they count "
-                "as errors",
+                "%s: split %r: %d %s of these transcripts are in no training transcript (%s); they "
+                "count as errors",
                 manifest.path,
-                unknown,
+                manifest[int(rows[0])].split,
+                unknown.total(),
+                self._characters,
+                listed(unknown),
             )
         return Examples(rows, texts, labels, frozenset(without_loss.tolist()))
 
@@ -220,7 +268,10 @@ class CtcTask(Task):
         """The search of these settings; None for greedy ones."""
         if config.kind == "greedy":
             return None
-        return build_decoder(config, self._vocabulary.symbols, texts=texts, grid=grid, key=key)
+        vocabulary = self._vocabulary
+        return build_decoder(
+            config, vocabulary.symbols, texts=texts, grid=grid, key=key, spell=vocabulary.spell
+        )
 
     def score(self, results: Results) -> dict[str, float]:
         """Word and character error rates over all utterances, and the share of utterances with
@@ -248,7 +299,7 @@ class CtcTask(Task):
         """
         loss = {"ctc_loss_reduction": self.reduction, "ctc_zero_infinity": self.zero_infinity}
         return {
-            "vocabulary": list(self._vocabulary.symbols),
+            **self._vocabulary.card(),
             "text_rules": dataclasses.asdict(self.rules),
             EXTRA_KEY: loss,
         }
@@ -279,15 +330,39 @@ class CtcTask(Task):
             raise ValueError("this task has no vocabulary yet: call fit first")
         return self.vocabulary
 
-    def _refuse_unknown(self, manifest: Manifest, texts: list[str]) -> None:
-        """Raises DataError when transcripts have characters that the adopted vocabulary has not."""
-        unknown = sorted(set().union(*map(set, texts)) - {" "} - set(self._vocabulary.symbols))
-        if unknown:
+    @property
+    def _characters(self) -> str:
+        """Name of what a vocabulary may lack."""
+        return "phones" if self._vocabulary.phones else "characters"
+
+    def _known(self, manifest: Manifest, texts: list[str]) -> NDArray[np.bool_]:
+        """False for training transcripts with characters that a vocabulary from elsewhere has not.
+
+        Raises DataError when those are more than may be left out.
+        """
+        lacking = [self._vocabulary.unknown(text) for text in texts]
+        is_known = np.array([not each for each in lacking])
+        dropped = int((~is_known).sum())
+        if not dropped:
+            return is_known
+        counts = Counter(symbol for each in lacking for symbol in each)
+        found = (
+            f"{dropped} of {len(texts)} training transcripts have {len(counts)} "
+            f"{self._characters} ({listed(counts)}) that the vocabulary of {self._adopted} has not"
+        )
+        if dropped > self.max_dropped_fraction * len(texts):
             raise DataError(
-                f"{manifest.path}: the training transcripts have {len(unknown)} characters "
-                f"({' '.join(unknown[:10])}) that the head of {self._adopted} has not; choose "
-                "task.case (upper, lower, keep) as that model was trained, or set start_head=new"
+                f"{manifest.path}: {found}; expected at most {self.max_dropped_fraction:.1%}: "
+                f"{self._unknown_fix()}, or raise task.max_dropped_fraction"
             )
+        log.warning("%s: %s; left out", manifest.path, found)
+        return is_known
+
+    def _unknown_fix(self) -> str:
+        return (
+            "choose task.case (upper, lower, keep) as that model was trained, take another "
+            "vocabulary (start_head=new, or no task.vocabulary)"
+        )
 
     def _check_dropped(self, manifest: Manifest, rows: Rows, available: Rows, needed: Rows) -> None:
         dropped = np.flatnonzero((needed == 0) | (needed > available))
@@ -324,8 +399,9 @@ class CtcTask(Task):
             raise DataError(f"{manifest.path}: {found}; check that texts belong to their audio")
         log.warning("%s: %s; they have no part in the loss", manifest.path, found)
 
-    def _transcripts(self, manifest: Manifest, rows: Rows) -> list[str]:
+    def _transcripts(self, corpus: Corpus, rows: Rows) -> list[str]:
         """The normalised texts. Raises DataError when none has a letter."""
+        manifest = corpus.manifest
         split = manifest[int(rows[0])].split
         report = self.text_reports[split] = TextReport()
         texts = [normalise(text, self.rules, report) for text in strings(manifest, "text", rows)]

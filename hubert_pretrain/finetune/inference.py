@@ -116,13 +116,15 @@ class SpeechRecognizer:
                 "dictionary=, the path of its dict.ltr.txt, or in a folder of transformers copy "
                 "vocab.json and tokenizer_config.json of the model that it was made from"
             )
-        vocabulary = Vocabulary(tuple(loaded.extra["vocabulary"]))
+        vocabulary = Vocabulary.of_card(loaded.extra)
         lower_case = bool(loaded.extra.get(TOKENIZER_KEY, {}).get("do_lower_case"))
         head: Any = loaded.build_head()
         found = SpeechRecognizer(loaded.model, head, vocabulary, device, lower_case=lower_case)
         found.extra = loaded.extra
         if decoding is not None:
-            found.decoder = build_decoder(decoding, vocabulary.symbols, grid=loaded.model.grid)
+            found.decoder = build_decoder(
+                decoding, vocabulary.symbols, grid=loaded.model.grid, spell=vocabulary.spell
+            )
         return found
 
     def transcribe(self, speech: Speech, *, sampling_rate: int = SAMPLE_RATE) -> str:

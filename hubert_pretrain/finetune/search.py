@@ -71,7 +71,7 @@ def final_results(
     if config.lm:
         stated |= {"lm_weight": config.lm_weight, "word_score": config.word_score}
     return results, {
-        **{f"greedy_{name}": scores[name] for name in ("wer", "cer")},
+        **{f"greedy_{name}": scores[name] for name in scores if name != "empty"},
         "decoding": {name: value for name, value in stated.items() if value is not None},
     }
 

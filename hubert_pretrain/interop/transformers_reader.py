@@ -341,7 +341,8 @@ def _add_ctc_head(
     source.head_state = state
     tokenizer = _tokenizer(folder)
     name = tokenizer.get("tokenizer_class", "Wav2Vec2CTCTokenizer")
-    if name != "Wav2Vec2CTCTokenizer":
+    is_ours = {"merges", "phones"} & source.extra.keys()
+    if name != "Wav2Vec2CTCTokenizer" and not is_ours:
         source.notes.append(f"its tokenizer is {name}, which may join symbols in another way")
     if dictionary is None:
         symbols = _vocabulary(folder, tokenizer, rows, source.notes)

@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hubert_pretrain.decoding.pieces import bpe_tokenizer
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import SAMPLE_RATE
@@ -95,7 +96,7 @@ def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
     vocabulary = _vocabulary(loaded)
     extractor = _feature_extractor(loaded.model.config)
     if vocabulary is not None:
-        _write_processor(folder, extractor, vocabulary, loaded.extra.get(TOKENIZER_KEY, {}))
+        _write_processor(folder, extractor, _make_tokenizer(folder, vocabulary, loaded.extra))
     else:  # Otherwise AutoProcessor looks for a tokenizer.
         extractor.processor_class = type(extractor).__name__
     # preprocessor_config.json: 5.x does not write it for a processor, but 4.x and others read it.
@@ -247,38 +248,64 @@ def _vocabulary(loaded: LoadedModel) -> list[str] | None:
     return None if symbols is None else [str(symbol) for symbol in symbols]
 
 
-def _write_processor(
-    folder: Path, extractor: Any, vocabulary: list[str], settings: dict[str, Any]
-) -> None:
-    """Writes `vocab.json` and the configuration of the tokenizer and the processor.
+def _write_processor(folder: Path, extractor: Any, tokenizer: Any) -> None:
+    """Writes the files of a processor: those of its tokenizer, and its own configuration."""
+    processor = import_transformers().Wav2Vec2Processor(
+        feature_extractor=extractor, tokenizer=tokenizer
+    )
+    processor.save_pretrained(folder)
 
-    The tokenizer decodes as our greedy decoding does: it collapses repetitions, drops the padding
-    token, which is CTC's blank, and turns "|" into a space. Special tokens that the vocabulary
-    lacks are switched off; the tokenizer would otherwise number them beyond the rows of the head.
+
+def _make_tokenizer(folder: Path, vocabulary: list[str], extra: dict[str, Any]) -> Any:
+    """The tokenizer of a vocabulary, which decodes as our greedy decoding does: it collapses
+    repetitions and drops the padding token, which is CTC's blank. Writes its `vocab.json`, where
+    it reads one.
+
+    | symbols | class |
+    |---|---|
+    | characters | Wav2Vec2CTCTokenizer, which turns "|" into a space |
+    | pieces of words, with merges | ParakeetTokenizer, the BPE of `tokenizers` |
+    | phones | Wav2Vec2PhonemeCTCTokenizer, with spaces between them |
+
+    Special tokens that the vocabulary lacks are switched off; the tokenizer would otherwise number
+    them beyond the rows of the head.
     """
     transformers = import_transformers()
+    unknown = "<unk>" if "<unk>" in vocabulary else None
+    if extra.get("merges"):
+        inner = bpe_tokenizer(vocabulary, extra["merges"], str(unknown))
+        return transformers.ParakeetTokenizer(
+            tokenizer_object=inner, pad_token=vocabulary[0], unk_token=unknown
+        )
     sentence_tokens = {
         f"{name}_token": token if token in vocabulary else None
         for name, token in _SENTENCE_TOKENS.items()
     }
     write_json(folder / "vocab.json", {symbol: index for index, symbol in enumerate(vocabulary)})
-    tokenizer = transformers.Wav2Vec2CTCTokenizer(
-        str(folder / "vocab.json"),
-        pad_token=vocabulary[0],
-        unk_token="<unk>" if "<unk>" in vocabulary else None,
-        word_delimiter_token="|" if "|" in vocabulary else None,
+    arguments = {
+        "vocab_file": str(folder / "vocab.json"),
+        "pad_token": vocabulary[0],
+        "unk_token": unknown,
         **sentence_tokens,
-        **{name: value for name, value in settings.items() if name in TOKENIZER_FIELDS},
-        clean_up_tokenization_spaces=False,  # it would turn "DO n't" into "DOn't"
-    )
+        "clean_up_tokenization_spaces": False,  # it would turn "DO n't" into "DOn't"
+    }
+    if extra.get("phones"):
+        # It makes phones of texts through a program; here they are given.
+        tokenizer = transformers.Wav2Vec2PhonemeCTCTokenizer(**arguments, do_phonemize=False)
+    else:
+        settings = extra.get(TOKENIZER_KEY, {})
+        tokenizer = transformers.Wav2Vec2CTCTokenizer(
+            **arguments,
+            word_delimiter_token="|" if "|" in vocabulary else None,
+            **{name: value for name, value in settings.items() if name in TOKENIZER_FIELDS},
+        )
     if len(tokenizer) != len(vocabulary):
-        extra = sorted(set(tokenizer.get_vocab()) - set(vocabulary))
+        beyond = sorted(set(tokenizer.get_vocab()) - set(vocabulary))
         raise ArtefactError(
             f"{folder}: the tokenizer has symbols that the head does not have "
-            f"({', '.join(extra)}); the export would decode wrongly"
+            f"({', '.join(beyond)}); the export would decode wrongly"
         )
-    processor = transformers.Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)
-    processor.save_pretrained(folder)
+    return tokenizer
 
 
 # -- checks
