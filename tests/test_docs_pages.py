@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import inspect
 import re
@@ -110,7 +111,7 @@ def test_the_recipe_of_the_page(place: Path) -> None:
 
 
 def test_continued_pretraining_of_the_page(place: Path) -> None:
-    (text,) = blocks("your-language.md", "yaml")
+    text, comparison = blocks("your-language.md", "yaml")
     (place / "hubert-base").mkdir()
     made = recipe(text, place, f"data.root={place}")
     first = made.iterations["it1"]
@@ -124,6 +125,13 @@ def test_continued_pretraining_of_the_page(place: Path) -> None:
     assert first.features["checkpoint"] == first.pretrain.start_from == "hubert-base"
     assert first.clustering.n_clusters == 256
     assert made.model == base().model
+    (place / first.pretrain.start_from).mkdir(exist_ok=True)
+    (place / "runs" / "welsh" / "it1" / "pretrain").mkdir(parents=True)
+    tasks = recipe(comparison, place, f"data.root={place}")
+    stages = [stage.name for stage in plan.stages(tasks)]
+    assert {"finetune/before", "finetune/after", "evaluate/before/test"} <= set(stages)
+    before, after = tasks.finetune["before"], tasks.finetune["after"]
+    assert dataclasses.replace(after, checkpoint=before.checkpoint) == before
 
 
 # -- docs/coming-from.md

@@ -137,6 +137,7 @@ def for_the_site(path: Path, repository: Path, url: str = "") -> tuple[str, list
             faults.append(f"{path.relative_to(repository)}: {target} does not exist")
             return match[0]
         if file in on_the_site:
+            words = title(file) if words == Path(name).name else words
             place = os.path.relpath(on_the_site[file], folder)
         elif file.suffix in PICTURES and file.is_relative_to(repository / "docs"):
             place = os.path.relpath(file.relative_to(repository / "docs"), folder)
@@ -154,6 +155,11 @@ def for_the_site(path: Path, repository: Path, url: str = "") -> tuple[str, list
     return TABLE_ROW.sub(
         lambda row: CODE.sub(lambda c: c[0].replace("\\|", "|"), row[0]), text
     ), faults
+
+
+def title(path: Path) -> str:
+    """The heading of a page."""
+    return path.read_text().partition("\n")[0].lstrip("# ")
 
 
 if __name__ == "__main__":

@@ -141,10 +141,16 @@ def test_a_heading_that_does_not_exist_ends_the_build(
 def test_links_to_code(tmp_path: Path, copy: Path) -> None:
     page = copy / "docs" / "parity.md"
     page.write_text("[`x`](../conf/data) [y](../recipes/demo/README.md#a) `[z](q)` [w](loop.svg)\n")
+    (copy / "docs" / "health.md").write_text("# Health and `more`\n")
     text, found = site.for_the_site(page, copy)
     assert text == "`x` [y](recipes/demo.md#a) `[z](q)` [w](loop.svg)\n"
+    page.write_text("[health.md](health.md#a) and [alarms](health.md)\n")
+    assert site.for_the_site(page, copy)[0] == (
+        "[Health and `more`](health.md#a) and [alarms](health.md)\n"
+    )
+    page.write_text("[`x`](../conf/data)\n")
     text, _ = site.for_the_site(page, copy, "https://example.org/main/")
-    assert text.startswith("[`x`](https://example.org/main/conf/data) ")
+    assert text == "[`x`](https://example.org/main/conf/data)\n"
     assert found == []
 
 
