@@ -130,7 +130,9 @@ def test_continued_pretraining_of_the_page(place: Path) -> None:
     tasks = recipe(comparison, place, f"data.root={place}")
     stages = [stage.name for stage in plan.stages(tasks)]
     assert {"finetune/before", "finetune/after", "evaluate/before/test"} <= set(stages)
-    before, after = tasks.finetune["before"], tasks.finetune["after"]
+    before = tasks.finetune["before"]
+    after = tasks.finetune["after"]
+    assert after.checkpoint != before.checkpoint
     assert dataclasses.replace(after, checkpoint=before.checkpoint) == before
 
 
