@@ -219,6 +219,36 @@ def explain_all(error: Exception, argv: Sequence[str]) -> str | None:
     return message
 
 
+def recipe_of_run(path: Path) -> Recipe:
+    """The recipe of a `recipe.yaml` that a run has left: the whole configuration, for which nothing
+    of conf/ has to be composed. Raises ConfigError naming the file.
+    """
+    node = _mapping_of(path)
+    try:
+        return to_recipe(node, [])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def values_in(name: str) -> dict[str, Any]:
+    """Values that the file of a recipe states, with the recipes that it inherits from; {} when
+    there is no recipe of this name.
+    """
+    path = recipe_files().get(name)
+    if path is None:
+        return {}
+    node = _mapping_of(path)
+    parents = [each for each in node.pop("defaults", []) if isinstance(each, str)]
+    found = OmegaConf.create({})
+    for parent in parents:
+        if parent != "_self_":
+            found.merge_with(OmegaConf.create(values_in(parent.rpartition("/")[2])))
+    found.merge_with(node)
+    values = OmegaConf.to_container(found)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
 def help_text() -> str:
     """Text of `--help`. (Hydra's own copies the whole configuration for each group: 1.5 s.)"""
     groups = {"recipe": _options("recipe")} | {name: _options(name) for name in _groups()}

@@ -69,18 +69,25 @@ def choose(
 
 
 def make(
-    rows: Sequence[int], stores: Mapping[str, TargetStore], corpus: Corpus, cache_path: Path
+    rows: Sequence[int],
+    stores: Mapping[str, TargetStore],
+    corpus: Corpus,
+    cache_path: Path,
+    *,
+    keep: bool = True,
 ) -> list[dict[str, Any]]:
     """Plain JSON values of the clips; one whose audio cannot be read says so and has none.
 
-    cache_path: of a file with the audio that was encoded before, which takes longest.
+    Args:
+        cache_path: of a file with the audio that was encoded before, which takes longest.
+        keep: write that file again when there is more. A comparison leaves a run as it is.
     """
     fingerprint = corpus.manifest.fingerprint
     before = read_json(cache_path) or {}
     known: dict[str, str] = before.get("audio", {}) if before.get("of") == fingerprint else {}
     made = [_clip(row, stores, corpus, known.get(str(row))) for row in rows]
     audio = {str(row): clip["audio"] for row, clip in zip(rows, made, strict=True)}
-    if audio != known:
+    if keep and audio != known:
         cache_path.parent.mkdir(parents=True, exist_ok=True)
         write_json(cache_path, {"of": fingerprint, "audio": audio})
     return made

@@ -1,4 +1,4 @@
-"""Everything that the page of a run shows, as plain JSON values from the artefacts of the run.
+"""Everything that a page shows, as plain JSON values from the artefacts of its runs.
 
 A stage that has not finished, or whose files are damaged, is named in `missing`, and the rest of
 the page is made.
@@ -6,9 +6,11 @@ the page is made.
 
 from __future__ import annotations
 
+import heapq
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,18 +20,21 @@ import numpy as np
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import HubertPretrainError
-from hubert_pretrain.evaluation.report import UTTERANCES
+from hubert_pretrain.evaluation.report import EVALUATION, UTTERANCES
 from hubert_pretrain.files import read_json, size_in_bytes
 from hubert_pretrain.pipeline import plan
 from hubert_pretrain.pipeline.plan import Stage
-from hubert_pretrain.pipeline.workspace import Workspace, flatten
-from hubert_pretrain.report import clips, units
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.report import clips, configuration, differences, units
+from hubert_pretrain.report.runs import Run
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.training.curves import PUBLISHED
 from hubert_pretrain.training.metrics_file import read_metrics
 
 WORST = 12
 """Utterances of an evaluated split that are shown."""
+MOST_IDS = 100_000
+"""Rows of a split that these are looked for in."""
 MOST_POINTS = 1000
 """Points of a curve."""
 METRICS = (
@@ -59,45 +64,108 @@ METRICS = (
 Value = TypeVar("Value")
 
 
-def collect(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
-    """The content of the page."""
-    missing: list[str] = []
-    stages = plan.stages(recipe)
-    corpus = _try(missing, "prepare", lambda: _corpus(recipe, workspace))
-    stores = {
-        name: store
-        for name in recipe.iterations
-        if corpus is not None
-        and (store := _try(missing, f"{name}/label", partial(_store, workspace, name)))
-    }
-    tasks = _tasks(recipe, workspace, stages, missing)
+@dataclass(frozen=True)
+class _Parts:
+    """Opened once, for several sections."""
+
+    corpus: Corpus | None
+    stores: dict[str, TargetStore]
+    """Targets by iteration."""
+    missing: list[str]
+    """A sentence for each part that is not there."""
+
+
+def collect(runs: Sequence[Run], unreadable: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of the page of one run, or of several beside each other.
+
+    Audio is that of the first run. Units of a run with another corpus are not aligned with it.
+
+    Args:
+        unreadable: a sentence for each run that has no part in the page.
+    """
+    parts = [_open(run) for run in runs]
+    pages = [_of_run(run, part) for run, part in zip(runs, parts, strict=True)]
     content: dict[str, Any] = {
-        "recipe": recipe.name,
-        "run": workspace.root.name,
         "made": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "stages": [_stage(stage, workspace) for stage in stages],
-        "iterations": {
-            name: _iteration(recipe, workspace, name, missing) for name in recipe.iterations
-        },
-        "tasks": tasks,
-        "configuration": _configuration(workspace),
-        "corpus": None,
+        "runs": pages,
+        "configuration": configuration.side_by_side(runs),
+        "differences": differences.of_scores([run.workspace for run in runs]),
         "units": {},
         "clips": [],
+        "missing": list(unreadable),
     }
-    if corpus is not None:
-        content["corpus"] = _try(missing, "prepare", lambda: corpus.card)
-        for name, store in stores.items():
-            folder = workspace.folder(f"{name}/cluster")
-            codebook = folder if workspace.is_done(f"{name}/cluster") else None
-            measure = partial(units.unit_table, store, corpus, codebook)
-            table = _try(missing, f"{name}/label", measure)
+    for run, part in zip(runs, parts, strict=True):
+        of_run = f"{run.name}: " if len(runs) > 1 else ""
+        for name, store in part.stores.items():
+            assert part.corpus is not None
+            folder = run.workspace.folder(f"{name}/cluster")
+            codebook = folder if run.workspace.is_done(f"{name}/cluster") else None
+            measure = partial(units.unit_table, store, part.corpus, codebook)
+            table = _try(part.missing, f"{name}/label", measure)
             if table is not None:
-                content["units"][name] = table
-        rows = clips.choose(list(stores.values()), corpus, _rows_of_worst(corpus, tasks))
-        content["clips"] = clips.make(rows, stores, corpus, workspace.report_cache_path)
-    content["missing"] = missing
+                content["units"][f"{of_run}{name}"] = table
+        content["missing"] += [f"{of_run}{sentence}" for sentence in part.missing]
+    content["clips"] = _clips(runs, parts, pages)
     return content
+
+
+def _open(run: Run) -> _Parts:
+    """The corpus and the targets of a run, as far as they are there."""
+    missing: list[str] = []
+    corpus = _try(missing, "prepare", lambda: _corpus(run.recipe, run.workspace))
+    stores = {
+        name: store
+        for name in run.recipe.iterations
+        if corpus is not None
+        and (store := _try(missing, f"{name}/label", partial(_store, run.workspace, name)))
+    }
+    return _Parts(corpus, stores, missing)
+
+
+def _of_run(run: Run, parts: _Parts) -> dict[str, Any]:
+    """The sections that each run has for itself."""
+    recipe = run.recipe
+    workspace = run.workspace
+    stages = plan.stages(recipe)
+    corpus = parts.corpus
+    return {
+        "name": run.name,
+        "recipe": recipe.name,
+        "stages": [_stage(stage, workspace) for stage in stages],
+        "iterations": {
+            name: _iteration(recipe, workspace, name, parts.missing) for name in recipe.iterations
+        },
+        "tasks": _tasks(recipe, workspace, stages, parts.missing),
+        "corpus": None
+        if corpus is None
+        else _try(parts.missing, "prepare", lambda: corpus.card | {"id": _corpus_id(corpus)}),
+    }
+
+
+def _corpus_id(corpus: Corpus) -> str:
+    """Tells whether two runs have the same utterances."""
+    return corpus.manifest.fingerprint
+
+
+def _clips(
+    runs: Sequence[Run], parts: Sequence[_Parts], pages: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Utterances of the first run that has a corpus, with the units of every run of that corpus."""
+    first = next((place for place, each in enumerate(parts) if each.corpus is not None), None)
+    if first is None:
+        return []
+    corpus = parts[first].corpus
+    assert corpus is not None
+    stores = {
+        f"{run.name}: {name}" if len(runs) > 1 else name: store
+        for run, each in zip(runs, parts, strict=True)
+        if each.corpus is not None and _corpus_id(each.corpus) == _corpus_id(corpus)
+        for name, store in each.stores.items()
+    }
+    worst = _rows_of_worst(corpus, [page["tasks"] for page in pages])
+    rows = clips.choose(list(stores.values()), corpus, worst)
+    cache_path = runs[first].workspace.report_cache_path
+    return clips.make(rows, stores, corpus, cache_path, keep=len(runs) == 1)
 
 
 def _try(missing: list[str], stage: str, read: Callable[[], Value]) -> Value | None:
@@ -134,6 +202,8 @@ def _stage(stage: Stage, workspace: Workspace) -> dict[str, Any]:
         "bytes": size_in_bytes(folder) if folder.is_dir() else 0,
         "finished": meta.get("finished", ""),
         "versions": meta.get("versions", {}),
+        "command": meta.get("command", ""),
+        "machine": meta.get("machine", {}),
         "facts": _numbers(meta.get("facts", {})),
     }
 
@@ -206,20 +276,22 @@ def _tasks(
 def _evaluation(workspace: Workspace, stage: str) -> dict[str, Any]:
     """Scores of a split with their intervals, and the utterances with the most errors."""
     artefact = workspace.artefact(stage)
+    scores = (read_json(artefact.path / EVALUATION) or {}).get("scores", {})
     with open(artefact.path / UTTERANCES, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    worst = [
-        {
-            "id": row["id"],
-            "reference": row["reference"],
-            "prediction": row.get("hypothesis", row.get("prediction")),
-            "errors": _errors(row),
-        }
-        for row in rows
-    ]
-    worst = [each for each in worst if each["errors"]]
-    worst.sort(key=lambda each: -each["errors"])
-    return {"facts": artefact.facts, "worst": worst[:WORST]}
+        rows = (json.loads(line) for line in file)
+        worst = heapq.nlargest(WORST, filter(_errors, rows), key=_errors)
+    return {
+        "facts": {name: score["value"] for name, score in scores.items()} | artefact.facts,
+        "worst": [
+            {
+                "id": row["id"],
+                "reference": row["reference"],
+                "prediction": row.get("hypothesis", row.get("prediction")),
+                "errors": _errors(row),
+            }
+            for row in worst
+        ],
+    }
 
 
 def _errors(row: Mapping[str, Any]) -> float:
@@ -232,34 +304,25 @@ def _errors(row: Mapping[str, Any]) -> float:
     return float(not row.get("right", True))
 
 
-def _rows_of_worst(corpus: Corpus, tasks: Mapping[str, dict[str, Any]]) -> list[int]:
-    """Manifest rows of the utterances with the most errors."""
-    ids_of_worst = {
-        each["id"]
-        for task in tasks.values()
-        for evaluation in task["splits"].values()
-        for each in evaluation["worst"]
-    }
-    if not ids_of_worst:
-        return []
-    rows = corpus.manifest.rows()
-    if len(rows) > 1_000_000:
-        return []  # their ids would have to be searched
-    ids = corpus.manifest.take("id", rows).to_pylist()
-    return [int(row) for row, name in zip(rows, ids, strict=True) if name in ids_of_worst]
-
-
-def _configuration(workspace: Workspace) -> dict[str, str]:
-    """The whole recipe as it was run, key by key."""
-    if not workspace.recipe_path.is_file():
-        return {}
-    import yaml
-
-    try:
-        tree = yaml.safe_load(workspace.recipe_path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return {}
-    return {key: str(value) for key, value in flatten(tree).items()}
+def _rows_of_worst(corpus: Corpus, tasks: Sequence[Mapping[str, dict[str, Any]]]) -> list[int]:
+    """Manifest rows of the utterances with the most errors. They are looked for in their split, at
+    most in MOST_IDS rows.
+    """
+    ids_by_split: dict[str, set[str]] = {}
+    for of_run in tasks:
+        for task in of_run.values():
+            for split, evaluation in task["splits"].items():
+                of_split = ids_by_split.setdefault(split, set())
+                of_split.update(each["id"] for each in evaluation["worst"])
+    manifest = corpus.manifest
+    found: list[int] = []
+    for split, ids in ids_by_split.items():
+        if not ids or split not in manifest.splits:
+            continue
+        rows = manifest.split_range(split)[:MOST_IDS]
+        names = manifest.take("id", np.array(rows)).to_pylist()
+        found += [row for row, name in zip(rows, names, strict=True) if name in ids]
+    return found
 
 
 def _numbers(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""`report.html`: one file with its data, its programs and its audio; it fetches nothing."""
+"""`report.html`, and the page that compares runs: one file with data, programs and audio, which
+fetches nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.files import write_text
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.report.contents import collect
+from hubert_pretrain.report.runs import Run
 
 STATIC = Path(__file__).with_name("static")
 PROGRAMS = (
@@ -27,7 +30,7 @@ STYLES = ("vendor/uPlot.min.css", "page.css")
 
 def run(recipe: Recipe, workspace: Workspace) -> Path:
     """Write the page of a run; returns its path."""
-    write_text(workspace.report_path, render(collect(recipe, workspace)))
+    write_text(workspace.report_path, render(collect([Run.of(recipe, workspace)])))
     return workspace.report_path
 
 
@@ -38,7 +41,7 @@ def render(content: dict[str, Any]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     template = environment.from_string(static("page.html.j2"))
     return template.render(
-        title=f"{content['recipe']}: {content['run']}",
+        title=" / ".join(each["name"] for each in content["runs"]),
         styles=[static(name) for name in STYLES],
         programs=[static(name) for name in PROGRAMS],
         data=as_script(content),

@@ -6,6 +6,8 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import shlex
+import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -86,6 +88,8 @@ def run_stage(recipe: Recipe, workspace: Workspace, stage: Stage) -> None:
                 "seconds": round(time.time() - started, 1),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "versions": versions(),
+                "command": shlex.join(["hubert-pretrain", *sys.argv[1:]]),
+                "machine": machine(),
                 "sha256": hashes,
             },
         )
@@ -189,6 +193,19 @@ def versions() -> dict[str, str]:
     packages = ["hubert-pretrain", "torch", "lightning", "numpy", "scikit-learn", "transformers"]
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in packages
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The processors that a stage may use; the name of the machine stays out of it."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": distributed.usable_cores(),
+        "gpus": [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)],
+        "processes": distributed.launched(),
     }
 
 

@@ -24,6 +24,8 @@ COMMANDS = (
     "align",
     "classify",
     "evaluate",
+    "compare",
+    "export_segments",
 )
 """Modules of the commands, in the order of the pipeline."""
 

@@ -4,6 +4,8 @@ and a task, as the stages leave them.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import soundfile
 import torch
 
+from hubert_pretrain import run
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.config import compose
@@ -80,8 +83,12 @@ def prepare(workspace: Workspace, *, aligned: bool) -> Corpus:
     return Corpus.open(folder)
 
 
-def label(workspace: Workspace, name: str, corpus: Corpus) -> None:
-    """Units 0 to 2 in the first half of each utterance, 3 to 5 in the second."""
+def label(
+    workspace: Workspace, name: str, corpus: Corpus, *, pnmi: float = 0.4, k: int = CLUSTERS
+) -> None:
+    """Units 0 to 2 in the first half of each utterance, 3 to 5 in the second. k: what the facts
+    say.
+    """
     codebook = CodebookSet.of(Codebook(torch.eye(CLUSTERS), {"kind": "test"}, MODEL_GRID))
     workspace.folder(f"{name}/cluster").mkdir(parents=True)
     codebook.save(workspace.folder(f"{name}/cluster"))
@@ -94,7 +101,8 @@ def label(workspace: Workspace, name: str, corpus: Corpus) -> None:
         frames = MODEL_GRID.num_frames(corpus.manifest.num_samples[writer.rows(int(block))])
         halves = [np.repeat([0, 3], [n // 2, n - n // 2]) for n in frames]
         writer.write(int(block), [half + draw.integers(3, size=len(half)) for half in halves])
-    seal(workspace, f"{name}/label", n_clusters=CLUSTERS, pnmi=0.4, unigram_entropy_nats=1.8)
+    facts = {"n_clusters": k, "pnmi": pnmi, "unigram_entropy_nats": 1.8}
+    seal(workspace, f"{name}/label", **facts)
 
 
 def train(workspace: Workspace, stage: str, rows: int = 5) -> None:
@@ -106,33 +114,53 @@ def train(workspace: Workspace, stage: str, rows: int = 5) -> None:
     seal(workspace, stage, masked_loss_nats=0.9, masked_accuracy=0.5, wer=0.25)
 
 
-def score(workspace: Workspace) -> None:
+def score(workspace: Workspace, *, errors: int = 1) -> None:
     """The evaluation of the test split: one utterance with errors."""
-    worst = {"id": "u13", "reference": f"HELLO {EVIL}", "hypothesis": f"HELL {EVIL}", "wer": 0.5}
-    right = {"id": "u14", "reference": "A", "hypothesis": "A", "wer": 0.0}
+    counts = {"deletions": 0, "insertions": 0}
+    worst = {"id": "u13", "reference": f"HELLO {EVIL}", "hypothesis": f"HELL {EVIL}"}
+    worst |= {"wer": errors / 2, "words": 2, "substitutions": errors} | counts
+    right = {"id": "u14", "reference": "A B", "hypothesis": "A B", "wer": 0.0, "words": 2}
+    right |= {"substitutions": 0} | counts
     lines = [json.dumps(each) for each in (right, worst)]
     folder = workspace.folder("evaluate/asr/test")
     write_text(folder / "utterances.jsonl", "\n".join(lines) + "\n")
     seal(workspace, "evaluate/asr/test", wer=0.25, intervals={"wer": [0.1, 0.4]})
 
 
+@functools.cache
+def composed(*words: str) -> Recipe:
+    """The smoke recipe with more words of a command line."""
+    return compose.recipe_of(["+recipe=smoke", *words])
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., tuple[Recipe, Workspace]]:
-    """`make_run(aligned=..., up_to=...)`: a run that is finished, or ends before a stage."""
+    """`make_run(*words, aligned=..., up_to=...)`: a run of the smoke recipe with more words of a
+    command line; it is finished, or ends before a stage.
+    """
 
-    def make(*, aligned: bool = True, up_to: str = "") -> tuple[Recipe, Workspace]:
-        recipe = compose.recipe_of(["+recipe=smoke", f"work_dir={tmp_path / 'run'}"])
+    def make(
+        *words: str,
+        name: str = "run",
+        aligned: bool = True,
+        up_to: str = "",
+        errors: int = 1,
+        pnmi: float = 0.4,
+        k: int = CLUSTERS,
+    ) -> tuple[Recipe, Workspace]:
+        recipe = dataclasses.replace(composed(*words), work_dir=str(tmp_path / name))
         workspace = Workspace(recipe.work_dir)
+        run._write_recipe(workspace, recipe)
         if up_to == "prepare":
             return recipe, workspace
         corpus = prepare(workspace, aligned=aligned)
-        for name in ("it1", "it2"):
-            if up_to == f"{name}/label":
+        for iteration in ("it1", "it2"):
+            if up_to == f"{iteration}/label":
                 return recipe, workspace
-            label(workspace, name, corpus)
-            train(workspace, f"{name}/pretrain")
+            label(workspace, iteration, corpus, pnmi=pnmi, k=k)
+            train(workspace, f"{iteration}/pretrain")
         train(workspace, "finetune/asr", rows=3)
-        score(workspace)
+        score(workspace, errors=errors)
         return recipe, workspace
 
     return make

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,10 +12,13 @@ import pytest
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.report import page
+from hubert_pretrain.report.contents import collect
+from hubert_pretrain.report.runs import open_runs
 
 # One worker runs all of this file: it starts one browser.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
+EVIL = "<script>window.evil = 1</script>"
 MakeRun = Callable[..., tuple[Recipe, Workspace]]
 
 
@@ -44,11 +47,20 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, make_run: MakeRun) -> Iterator[Callable[..., Any]]:
-    """`opened(width)`: the page of the run, and the requests and errors that it makes."""
+    """`opened(width)`: the page of the run, or of several `made`, and the requests and errors that
+    it makes.
+    """
     pages = []
 
-    def open_page(width: int = 1100, **how: Any) -> Any:
-        path = page.run(*make_run(**how))
+    def open_page(
+        width: int = 1100, made: Sequence[tuple[Recipe, Workspace]] = (), **how: Any
+    ) -> Any:
+        if made:
+            path = made[0][1].root / "compare.html"
+            runs, unreadable = open_runs([workspace.root for _, workspace in made])
+            path.write_text(page.render(collect(runs, unreadable)))
+        else:
+            path = page.run(*make_run(**how))
         tab = browser.new_page(viewport={"width": width, "height": 800})
         tab.set_default_timeout(120_000)
         tab.faults = []
@@ -132,3 +144,55 @@ def test_a_page_with_less_has_no_errors(opened: Callable[..., Any], how: dict[st
     assert tab.faults == []
     if "up_to" in how:
         assert how["up_to"] in tab.inner_text(".missing")
+
+
+def test_runs_beside_each_other(opened: Callable[..., Any], make_run: MakeRun) -> None:
+    made = [
+        make_run(name="first"),
+        make_run(name=f"second {EVIL}".replace("/", "_"), errors=2, pnmi=0.5),
+        make_run(name="third", k=500, aligned=False),
+        make_run("seed=3", name="fourth", up_to="it1/label"),
+    ]
+    tab = opened(made=made)
+    tab.wait_for_selector(".examples canvas")
+    assert tab.faults == []
+    assert [url for url in tab.requests if not url.startswith(("file:", "blob:", "data:"))] == []
+    assert tab.evaluate("window.evil") is None
+    # Three trained runs: training and validation of each, on the steps of all; an entropy.
+    points = tab.evaluate(
+        "document.querySelector('#health .chart').plot.data.map("
+        "(column) => column.filter((value) => value !== null).length)"
+    )
+    assert points == [5, 5, 1, 5, 1, 5, 1, 5]
+    assert "K = 6, best PNMI first: second" in " ".join(tab.inner_text("#better .rank").split())
+    assert "fourth" not in tab.inner_text("#better .rank")
+    # The corpus of the third has no phones, so it is another one: nobody shares its K and corpus.
+    assert "seed" in tab.inner_text("#different")
+    assert "0.250\n0.100 to 0.400" in tab.inner_text("#tasks")
+    assert "+0.250" in tab.inner_text("#tasks")
+    assert "fourth: it1/label" in tab.inner_text(".missing")
+    phone = opened(made=made[:2], width=360)
+    phone.wait_for_selector(".examples canvas")
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_eight_runs_have_eight_colours(opened: Callable[..., Any], make_run: MakeRun) -> None:
+    tab = opened(made=[make_run(name=f"run{n}", up_to="prepare") for n in range(8)])
+    assert tab.faults == []
+    colours = tab.evaluate("runs.map((run) => colour(run.colour))")
+    assert len(set(colours)) == 8
+    assert "" not in colours
+
+
+def test_the_diagram_has_a_box_per_stage_and_the_loop(opened: Callable[..., Any]) -> None:
+    tab = opened()
+    boxes = tab.evaluate(
+        "[...document.querySelectorAll('.loop .box .name')].map((each) => each.textContent)"
+    )
+    assert len(boxes) == tab.evaluate("runs[0].stages.length")
+    titles = tab.evaluate(
+        "[...document.querySelectorAll('.loop .edge title')].map((each) => each.textContent)"
+    )
+    assert {"codebook of it1/cluster", "targets of it1/label", "checkpoint of it1/pretrain"} <= set(
+        titles
+    )

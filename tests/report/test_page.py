@@ -17,6 +17,7 @@ from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.files import read_json
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.report import clips, contents, page
+from hubert_pretrain.report.runs import Run
 from hubert_pretrain.targets.segments import (
     BoundaryScores,
     boundary_scores,
@@ -27,8 +28,13 @@ from hubert_pretrain.targets.segments import (
 MakeRun = Callable[..., tuple[Recipe, Workspace]]
 
 
+def content_of(made: tuple[Recipe, Workspace]) -> dict[str, Any]:
+    """The content of the page of one run."""
+    return contents.collect([Run.of(*made)])
+
+
 def test_every_section_has_its_data(make_run: MakeRun) -> None:
-    content = contents.collect(*make_run())
+    content = content_of(make_run())
     assert content["missing"] == []
     assert set(content["units"]) == {"it1", "it2"}
     units = content["units"]["it1"]
@@ -36,11 +42,12 @@ def test_every_section_has_its_data(make_run: MakeRun) -> None:
     # Units 0 to 2 are spoken in the first half, where the phone is a.
     assert [row[0] > 90 for row in units["shares"]] == [True] * 3 + [False] * 3
     assert len(units["neighbours"][0]) == 5
-    assert content["iterations"]["it1"]["curves"]["loss"] == [
+    run = content["runs"][0]
+    assert run["iterations"]["it1"]["curves"]["loss"] == [
         [10, 20, 30, 40, 50],
         pytest.approx([3, 1.5, 1, 0.75, 0.6]),
     ]
-    evaluation = content["tasks"]["asr"]["splits"]["test"]
+    evaluation = run["tasks"]["asr"]["splits"]["test"]
     assert evaluation["facts"]["intervals"] == {"wer": [0.1, 0.4]}
     assert [each["id"] for each in evaluation["worst"]] == ["u13"]
     assert content["clips"][0]["id"] == "u13"  # the worst come first
@@ -49,7 +56,7 @@ def test_every_section_has_its_data(make_run: MakeRun) -> None:
 
 def test_clips_are_the_audio_of_the_corpus(make_run: MakeRun) -> None:
     recipe, workspace = make_run()
-    clip = contents.collect(recipe, workspace)["clips"][0]
+    clip = content_of((recipe, workspace))["clips"][0]
     decoded, rate = soundfile.read(io.BytesIO(base64.b64decode(clip["audio"].split(",")[1])))
     assert rate == 16_000
     assert len(decoded) == pytest.approx(16_000, abs=1)
@@ -61,17 +68,17 @@ def test_clips_are_the_audio_of_the_corpus(make_run: MakeRun) -> None:
 
 def test_audio_is_encoded_once(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, workspace = make_run()
-    first = contents.collect(recipe, workspace)["clips"]
+    first = content_of((recipe, workspace))["clips"]
 
     def never(waveform: Any) -> str:
         raise AssertionError("encoded again")
 
     monkeypatch.setattr(clips, "opus", never)
-    assert contents.collect(recipe, workspace)["clips"] == first
+    assert content_of((recipe, workspace))["clips"] == first
     (cache := read_json(workspace.report_cache_path) or {})["of"] = "another corpus"
     workspace.report_cache_path.write_text(json.dumps(cache))
     with pytest.raises(AssertionError, match="encoded again"):
-        contents.collect(recipe, workspace)
+        content_of((recipe, workspace))
 
 
 def test_names_of_the_run_are_no_markup(make_run: MakeRun) -> None:
@@ -81,13 +88,13 @@ def test_names_of_the_run_are_no_markup(make_run: MakeRun) -> None:
     assert "\\u003cscript\\u003ewindow.evil" in text
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
     assert data is not None
-    assert json.loads(data.group(1))["recipe"] == "smoke"
+    assert json.loads(data.group(1))["runs"][0]["recipe"] == "smoke"
 
 
 @pytest.mark.parametrize("up_to", ["prepare", "it1/label", "it2/label"])
 def test_a_run_under_way_says_what_is_missing(make_run: MakeRun, up_to: str) -> None:
     recipe, workspace = make_run(up_to=up_to)
-    content = contents.collect(recipe, workspace)
+    content = content_of((recipe, workspace))
     assert any(sentence.startswith(up_to) for sentence in content["missing"])
     assert page.run(recipe, workspace).stat().st_size > 100_000
 
@@ -96,14 +103,14 @@ def test_a_training_that_is_under_way_has_its_curves(make_run: MakeRun) -> None:
     recipe, workspace = make_run()
     workspace.folder("it2/pretrain").rename(workspace.partial_folder("it2/pretrain"))
     (workspace.partial_folder("it2/pretrain") / "meta.json").unlink()
-    content = contents.collect(recipe, workspace)
-    assert content["iterations"]["it2"]["curves"]["loss"][0] == [10, 20, 30, 40, 50]
-    states = {stage["name"]: stage["state"] for stage in content["stages"]}
+    content = content_of((recipe, workspace))
+    assert content["runs"][0]["iterations"]["it2"]["curves"]["loss"][0] == [10, 20, 30, 40, 50]
+    states = {stage["name"]: stage["state"] for stage in content["runs"][0]["stages"]}
     assert states["it2/pretrain"] == "interrupted"
 
 
 def test_a_corpus_without_alignments(make_run: MakeRun) -> None:
-    content = contents.collect(*make_run(aligned=False))
+    content = content_of(make_run(aligned=False))
     assert content["missing"] == []
     assert "shares" not in content["units"]["it1"]
     assert content["clips"][0]["phones"] == []
@@ -113,7 +120,7 @@ def test_damaged_targets_are_named_and_the_rest_is_shown(make_run: MakeRun) -> N
     recipe, workspace = make_run()
     targets = workspace.folder("it2/label") / "targets.bin"
     targets.write_bytes(targets.read_bytes()[:-10])
-    content = contents.collect(recipe, workspace)
+    content = content_of((recipe, workspace))
     assert any("targets.bin" in sentence for sentence in content["missing"])
     assert set(content["units"]) == {"it1"}
     assert content["clips"]
@@ -122,7 +129,7 @@ def test_damaged_targets_are_named_and_the_rest_is_shown(make_run: MakeRun) -> N
 def test_audio_that_is_gone_is_named_at_its_clip(make_run: MakeRun) -> None:
     recipe, workspace = make_run()
     (workspace.folder("prepare") / "audio" / "u13.wav").unlink()
-    clip = contents.collect(recipe, workspace)["clips"][0]
+    clip = content_of((recipe, workspace))["clips"][0]
     assert clip["audio"] == ""
     assert "u13.wav" in clip["error"]
 

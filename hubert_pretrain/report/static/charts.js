@@ -14,6 +14,14 @@ function h(tag, attributes, ...children) {
   return element;
 }
 
+// The same for pictures: an SVG element.
+function draw(tag, attributes, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
@@ -79,7 +87,7 @@ function chart(title, lines, { at = {}, from_zero = false, format = number } = {
     { label: "step" },
     ...drawn.map((line) => ({
       label: line.label, stroke: colour(line.colour), width: 1.5, dash: line.dash, spanGaps: true,
-      points: { show: Boolean(line.dots), size: 6 }, value: (_, value) => format(value),
+      points: { show: Boolean(line.dots) || line.points[0].length < 3, size: 6 }, value: (_, value) => format(value),
     })),
     ...levels.map(([label]) => ({
       label, stroke: colour("dim"), width: 1, dash: [6, 4], points: { show: false },

@@ -1,7 +1,13 @@
-// The page of a run, in the order in which people ask. The data is in #data (report/contents.py).
+// The page of a run, or of several beside each other, in the order in which people ask. The data is
+// in #data (report/contents.py).
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
+const runs = data.runs;
+const several = runs.length > 1;
+const COLOURS = ["one", "two", "three", "four", "five", "six", "seven", "eight"];
+runs.forEach((run, place) => { run.colour = COLOURS[place % COLOURS.length]; });
+const iterations = [...new Set(runs.flatMap((run) => Object.keys(run.iterations)))];
 const sections = [];
 
 function section(id, name, title, ...content) {
@@ -9,8 +15,18 @@ function section(id, name, title, ...content) {
   document.getElementById("main").append(h("section", { id }, h("h2", {}, title), ...content));
 }
 
-function facts_of(name, verb) {
-  return data.iterations[name].facts[verb] || {};
+function facts_of(run, name, verb) {
+  return (run.iterations[name] || { facts: {} }).facts[verb] || {};
+}
+
+// The name of a part of a run: "it1", or "my run: it1" where there are several runs.
+function part_of(run, name) {
+  return several ? `${run.name}: ${name}` : name;
+}
+
+// The name of a run with its colour.
+function tag(run) {
+  return h("span", {}, h("span", { class: "dot", style: `background:var(--${run.colour})` }), run.name);
 }
 
 function card(label, value, note = "", state = "") {
@@ -25,126 +41,272 @@ function last(curves, name) {
 
 // -- healthy?
 
-function health(name) {
-  const iteration = data.iterations[name];
-  const curves = iteration.curves;
-  if (!Object.keys(curves).length) return [h("h3", {}, name), h("p", { class: "dim" }, "not trained yet")];
-  const entropy = facts_of(name, "label").unigram_entropy_nats;
+// What the curves of a training say at its end: [label, value, note, state].
+function findings(run, name) {
+  const curves = run.iterations[name].curves;
+  const entropy = facts_of(run, name, "label").unigram_entropy_nats;
   const loss = last(curves, "valid/loss/masked") ?? last(curves, "loss/masked");
   const under = loss !== null && entropy ? 1 - loss / entropy : null;
   const use = last(curves, "health/codebook_use/predictions");
   const wait = last(curves, "health/data_wait");
   const alarms = last(curves, "health/alarms");
-  const step = curves.loss ? curves.loss[0][curves.loss[0].length - 1] : 0;
-  const learnt = under === null ? "" : under > 0.02 ? "good" : "bad";
-  const verdict = under === null ? "The targets are not there, so the loss has nothing to be compared with."
+  return { under, rows: [
+    ["masked loss", number(loss), `unigram entropy ${number(entropy)} nats`, under === null ? "" : under > 0.02 ? "good" : "bad"],
+    ["below the entropy", percent(under)],
+    ["masked accuracy", percent(last(curves, "valid/accuracy/masked") ?? last(curves, "accuracy/masked"))],
+    ["units predicted", percent(use, 0), "of all units; the others are dead", use !== null && use < 0.5 ? "warn" : ""],
+    ["gradient norm", number(last(curves, "gradient_norm"))],
+    ["audio s per s", number(last(curves, "audio_seconds_per_second"))],
+    ["MFU", percent(last(curves, "health/mfu")), "of the peak of the hardware"],
+    ["waiting for data", percent(wait), "", wait !== null && wait > 0.05 ? "warn" : ""],
+    ["alarms", number(alarms ?? 0), "", alarms ? "warn" : "good"],
+  ] };
+}
+
+// Lines of a chart. Of one run every series has a colour; of several every run has, and only the
+// series that are `main` are drawn.
+function lines_of(present, name, series) {
+  return present.flatMap((run) => series.filter((each) => !several || each.main).map((each) => ({
+    ...each,
+    label: several ? `${run.name}, ${each.label}` : each.label,
+    points: run.iterations[name].curves[each.key],
+    colour: several ? run.colour : each.colour,
+  })));
+}
+
+function published(present, name) {
+  const found = present.map((run) => run.iterations[name].published).find(Boolean);
+  if (!found) return [null, []];
+  const points = Object.entries(found.points);
+  return [found.label, [{ label: "published, masked", colour: "dim", dots: true, dash: [1, 4],
+    points: [points.map(([at]) => Number(at)), points.map(([, [bits]]) => bits * Math.LN2)] }]];
+}
+
+function entropies(present, name) {
+  const found = present.map((run) => [run, facts_of(run, name, "label").unigram_entropy_nats]).filter(([, value]) => value);
+  const equal = new Set(found.map(([, value]) => value.toFixed(6))).size <= 1;
+  if (equal) return found.length ? { "unigram entropy": found[0][1] } : {};
+  return Object.fromEntries(found.map(([run, value]) => [`unigram entropy, ${run.name}`, value]));
+}
+
+function health(name) {
+  const present = runs.filter((run) => Object.keys((run.iterations[name] || { curves: {} }).curves).length);
+  if (!present.length) return [h("h3", {}, name), h("p", { class: "dim" }, "not trained yet")];
+  const [source, points] = published(present, name);
+  const at = (run) => {
+    const curves = run.iterations[name].curves;
+    return `step ${number(curves.loss ? curves.loss[0][curves.loss[0].length - 1] : 0)} of ${number(run.iterations[name].steps)}`;
+  };
+  const found = present.map((run) => findings(run, name));
+  const verdict = ({ under }) => under === null ? "The targets are not there, so the loss has nothing to be compared with."
     : under > 0.02 ? `The network knows ${percent(under)} more about masked frames than the frequency of the clusters.`
       : "The network knows no more than the frequency of the clusters.";
-  const published = iteration.published ? ` Dots: ${iteration.published.label}.` : "";
-  const bits = Math.LN2;
-  const points = iteration.published ? Object.entries(iteration.published.points) : [];
-  const line = (label, key, tint, more = {}) => ({ label, points: curves[key], colour: tint, ...more });
+  const chart_of = (title, series, options) => chart(title, lines_of(present, name, series), options);
+  const loss = chart("loss, nats per frame", [...lines_of(present, name, [
+    { label: "masked, train", key: "loss/masked", colour: "one", main: true },
+    { label: "masked, valid", key: "valid/loss/masked", colour: "one", dots: true, dash: [3, 3], main: true },
+    { label: "unmasked, train", key: "loss/unmasked", colour: "two" },
+  ]), ...points], { at: entropies(present, name) });
+  const summary = several
+    ? table(["run", "steps", ...found[0].rows.map(([label]) => label)], present.map((run, place) =>
+      [tag(run), at(run).replace("step ", ""), ...found[place].rows.map(([, value, , state]) => h("span", { class: state || "" }, value))]))
+    : h("div", { class: "row" }, found[0].rows.map((row) => card(...row)));
   return [
-    h("h3", {}, `${name}: step ${number(step)} of ${number(iteration.steps)}`),
-    h("p", {}, verdict + published),
-    h("div", { class: "row" },
-      card("masked loss", number(loss), `unigram entropy ${number(entropy)} nats`, learnt),
-      card("masked accuracy", percent(last(curves, "valid/accuracy/masked") ?? last(curves, "accuracy/masked"))),
-      card("units predicted", percent(use, 0), "of all units", use !== null && use < 0.5 ? "warn" : ""),
-      card("gradient norm", number(last(curves, "gradient_norm"))),
-      card("audio s per s", number(last(curves, "audio_seconds_per_second"))),
-      card("MFU", percent(last(curves, "health/mfu"))),
-      card("waiting for data", percent(wait), "", wait !== null && wait > 0.05 ? "warn" : ""),
-      card("alarms", number(alarms ?? 0), "", alarms ? "warn" : "good")),
-    h("div", { class: "grid", style: "margin-top:1rem" },
-      chart("loss, nats per frame", [
-        line("masked, train", "loss/masked", "one"),
-        line("masked, valid", "valid/loss/masked", "one", { dots: true, dash: [3, 3] }),
-        line("unmasked, train", "loss/unmasked", "two"),
-        ...(points.length ? [{ label: "published, masked", colour: "three", dots: true, dash: [1, 4],
-          points: [points.map(([at]) => Number(at)), points.map(([, [value]]) => value * bits)] }] : []),
-      ], { at: { "unigram entropy": entropy } }),
-      chart("accuracy", [
-        line("masked, train", "accuracy/masked", "one"),
-        line("masked, valid", "valid/accuracy/masked", "one", { dots: true, dash: [3, 3] }),
-        line("unmasked, train", "accuracy/unmasked", "two"),
-        line("PNMI of a layer", "health/pnmi", "three", { dots: true }),
+    h("h3", {}, several ? name : `${name}: ${at(present[0])}`),
+    several ? null : h("p", {}, verdict(found[0])),
+    source ? h("p", {}, `Dots: ${source}.`) : null,
+    summary,
+    h("div", { class: "grid", style: "margin-top:1rem" }, loss,
+      chart_of("accuracy", [
+        { label: "masked, train", key: "accuracy/masked", colour: "one", main: true },
+        { label: "masked, valid", key: "valid/accuracy/masked", colour: "one", dots: true, dash: [3, 3], main: true },
+        { label: "unmasked, train", key: "accuracy/unmasked", colour: "two" },
+        { label: "PNMI of a layer", key: "health/pnmi", colour: "three", dots: true },
       ], { from_zero: true, format: percent }),
-      chart("gradient norm", [line("gradient", "gradient_norm", "four")], { from_zero: true }),
-      chart("audio seconds per second", [line("training", "audio_seconds_per_second", "three")], { from_zero: true })),
+      chart_of("units predicted, share of all", [
+        { label: "predictions", key: "health/codebook_use/predictions", colour: "one", main: true },
+        { label: "targets", key: "health/codebook_use/targets", colour: "two" }], { from_zero: true, format: percent }),
+      chart_of("gradient norm", [{ label: "gradient", key: "gradient_norm", colour: "four", main: true }], { from_zero: true }),
+      chart_of("audio seconds per second", [
+        { label: "training", key: "audio_seconds_per_second", colour: "three", main: true }], { from_zero: true }),
+      chart_of("use of the hardware", [
+        { label: "MFU", key: "health/mfu", colour: "one", main: true },
+        { label: "waiting for data", key: "health/data_wait", colour: "two", dash: [3, 3], main: true }],
+      { from_zero: true, format: percent })),
   ];
 }
 
 // -- better than before?
 
 function comparison() {
-  const names = Object.keys(data.iterations);
-  const rows = names.map((name) => {
-    const label = facts_of(name, "label");
-    const training = facts_of(name, "pretrain");
-    const segments = (data.units[name] || {}).segments || {};
+  const rows = runs.flatMap((run) => Object.keys(run.iterations).map((name) => {
+    const label = facts_of(run, name, "label");
+    const training = facts_of(run, name, "pretrain");
+    const segments = (data.units[part_of(run, name)] || {}).segments || {};
     const under = training.masked_loss_nats && label.unigram_entropy_nats
       ? 1 - training.masked_loss_nats / label.unigram_entropy_nats : null;
-    return [name, number(label.n_clusters), number(label.pnmi), number(label.phone_purity),
-      percent(label.abx_within), percent(label.abx_across), number(segments.boundary_f1), number(segments.r_value),
-      number(segments.phone_error_rate), percent(under), percent(training.masked_accuracy)];
-  });
-  const sizes = new Set(names.map((name) => facts_of(name, "label").n_clusters).filter(Boolean));
-  const scores = names.map((name) => facts_of(name, "label").pnmi);
-  const first = scores[0];
-  const final = scores[scores.length - 1];
-  let sentence = "Without phone alignments the iterations cannot be compared here.";
-  if (first && final && names.length > 1) {
-    const change = `PNMI ${number(first)} → ${number(final)}`;
-    if (sizes.size > 1) sentence = `${change}, but K differs: PNMI rises with K, so they do not compare.`;
-    else sentence = final > first ? `${change} at equal K: the units follow phones better.`
-      : `${change} at equal K: no better than before.`;
-  } else if (first && names.length === 1) sentence = "One iteration only.";
-  return [h("p", {}, sentence), table(["iteration", "K", "PNMI", "phone purity", "ABX within",
-    "ABX across", "boundary F1", "R-value", "phone error", "loss below entropy", "masked acc."], rows),
-  h("p", { class: "small dim" }, "PNMI: share of the uncertainty about the phone that the unit removes. ABX, phone error: " +
-    "lower is better. Boundaries may miss by one frame (20 ms). R-value punishes too many boundaries; raw units have many.")];
+    return { run, name, size: label.n_clusters, pnmi: label.pnmi, corpus: (run.corpus || {}).id, cells: [
+      several ? h("span", {}, tag(run), `: ${name}`) : name, number(label.n_clusters), number(label.pnmi),
+      number(label.phone_purity), percent(label.abx_within), percent(label.abx_across), number(segments.boundary_f1),
+      number(segments.r_value), number(segments.phone_error_rate), percent(under), percent(training.masked_accuracy)] };
+  }));
+  const found = table(["iteration", "K", "PNMI", "phone purity", "ABX within", "ABX across", "boundary F1", "R-value",
+    "phone error", "loss below entropy", "masked acc."], rows.map((row) => row.cells));
+  return [...(several ? ranking(rows) : [h("p", {}, progress_of(rows))]), found,
+    h("p", { class: "small dim" }, "PNMI: share of the uncertainty about the phone that the unit removes. ABX, phone error: " +
+      "lower is better. Boundaries may miss by one frame (20 ms). R-value punishes too many boundaries; raw units have many.")];
 }
 
-// -- layers, cost, corpus
-
-function layers(name, choice) {
-  const rows = choice.scores.filter((row) => row.layer);
-  const line = (label, key, tint) => ({ label, colour: tint, dots: true,
-    points: [rows.map((row) => row.layer), rows.map((row) => row[key] ?? null)] });
-  return [h("p", {}, `${name} clusters layer ${choice.layer}, the best by ${choice.criterion}.`),
-    h("div", { class: "grid" }, chart(`scores of the layers for ${name}`, [line("PNMI", "pnmi", "one"),
-      line("phone purity", "phone_purity", "two"), line("speaker NMI", "speaker_nmi", "four"),
-      line("stability", "stability", "three")], { from_zero: true })),
-    table(Object.keys(rows[0]), rows.map((row) => Object.values(row).map((value) => number(value))))];
+function progress_of(rows) {
+  const scored = rows.filter((row) => row.pnmi);
+  if (!scored.length) return "Without phone alignments the iterations cannot be compared here.";
+  if (rows.length === 1) return "One iteration only.";
+  if (scored.length === 1) return `Only ${scored[0].name} has a PNMI.`;
+  const change = scored.map((row) => number(row.pnmi)).join(" → ");
+  if (new Set(scored.map((row) => row.size)).size > 1) return `PNMI ${change}, but K differs: PNMI rises with K, so they do not compare.`;
+  return scored[scored.length - 1].pnmi > scored[0].pnmi ? `PNMI ${change} at equal K: the units follow phones better.`
+    : `PNMI ${change} at equal K: no better than before.`;
 }
 
-function diagram() {
+// PNMI rises with K and depends on the speech: only scores of equal K on one corpus have an order.
+function ranking(rows) {
   const groups = {};
-  for (const stage of data.stages) (groups[stage.name.split("/")[0]] ||= []).push(stage);
-  return Object.values(groups).map((stages) => h("div", { class: "row", style: "margin:.5rem 0" },
-    stages.flatMap((stage, place) => [
-      place && stage.name.startsWith("it") ? h("span", { class: "arrow", "aria-hidden": "true" }, "→") : null,
-      h("div", { class: "card stage" },
-        h("div", { class: "name" }, h("span", { class: `dot ${stage.state}` }), stage.name),
-        h("div", { class: "small dim" }, `${stage.state}${stage.seconds === null || stage.seconds === undefined
-          ? "" : `, ${duration(stage.seconds)}`}`),
-        h("div", { class: "small dim" }, [...stage.inputs, ...stage.outside].length
-          ? `from ${[...stage.inputs, ...stage.outside].join(", ")}` : "")),
-    ])));
+  for (const row of rows.filter((each) => each.pnmi)) (groups[`${row.size} ${row.corpus}`] ||= []).push(row);
+  const several_corpora = new Set(rows.map((row) => row.corpus)).size > 1;
+  const alone = Object.values(groups).filter((group) => group.length === 1).flat();
+  const shared = Object.values(groups).filter((group) => group.length > 1);
+  if (!alone.length && !shared.length) return [h("p", {}, "Without phone alignments units cannot be ranked here.")];
+  return [
+    ...shared.map((group) => h("p", { class: "rank" }, `K = ${group[0].size}, best PNMI first: `,
+      group.sort((a, b) => b.pnmi - a.pnmi).map((row, place) =>
+        h("span", {}, place ? ", " : "", tag(row.run), `: ${row.name} (${number(row.pnmi)})`)))),
+    alone.length ? h("p", { class: "unranked" }, "Not ranked, because no other has its K",
+      several_corpora ? " on its corpus" : "", ": ", alone.map((row, place) =>
+        h("span", {}, place ? ", " : "", tag(row.run), `: ${row.name} (K = ${row.size})`)), ".") : null,
+  ];
+}
+
+// -- what differs?
+
+function differing() {
+  const { values, origins } = data.configuration;
+  const keys = Object.keys(values);
+  if (!keys.length) return [h("p", {}, "The configurations are the same.")];
+  return [h("p", {}, "Only keys with different values. Below each value, where it comes from, where that is known."),
+    table(["key", ...runs.map((run) => run.name)], keys.map((key) => [h("code", {}, key),
+      ...values[key].map((value, place) => h("div", {}, h("div", {}, value === "" ? "–" : value),
+        h("div", { class: "small dim" }, origins[key][place])))]), { words: runs.map((_, place) => place + 1) })];
+}
+
+// -- layers
+
+function layers(name) {
+  const present = runs.filter((run) => (run.iterations[name] || {}).layers);
+  const rows_of = (run) => run.iterations[name].layers.scores.filter((row) => row.layer);
+  const scores = [["PNMI", "pnmi", "one", true], ["phone purity", "phone_purity", "two"],
+    ["speaker NMI", "speaker_nmi", "four", true], ["stability", "stability", "three"]];
+  return [h("h3", {}, name),
+    present.map((run) => h("p", {}, several ? [tag(run), ": "] : null,
+      `layer ${run.iterations[name].layers.layer}, the best by ${run.iterations[name].layers.criterion}.`)),
+    h("div", { class: "grid" }, chart(`scores of the layers for ${name}`, present.flatMap((run) =>
+      scores.filter(([, , , main]) => !several || main).map(([label, key, tint], place) => ({
+        label: several ? `${run.name}, ${label}` : label, colour: several ? run.colour : tint, dots: true,
+        dash: several && place ? [3, 3] : undefined,
+        points: [rows_of(run).map((row) => row.layer), rows_of(run).map((row) => row[key] ?? null)],
+      }))), { from_zero: true })),
+    present.map((run) => [several ? h("p", {}, tag(run)) : null,
+      table(Object.keys(rows_of(run)[0] || {}), rows_of(run).map((row) => Object.values(row).map((value) => number(value))))])];
+}
+
+// -- loop and cost
+
+const CARRIES = { prepare: "corpus", cluster: "codebook", label: "targets", pretrain: "checkpoint", finetune: "checkpoint" };
+const BOX = { width: 168, height: 46, across: 214, down: 84 };
+
+// Boxes in rows: prepare, each iteration, tasks, scores, export. An arrow says what a stage reads.
+function diagram(run) {
+  const rows = [];
+  const row_of = {};
+  for (const stage of run.stages) {
+    const group = stage.name.split("/")[0];
+    const full = row_of[group] && row_of[group].length === 4;
+    if (!row_of[group] || full) rows.push(row_of[group] = []);
+    row_of[group].push(stage);
+  }
+  const place = new Map();
+  rows.forEach((row, y) => row.forEach((stage, x) => place.set(stage.name, { x: 8 + x * BOX.across, y: 8 + y * BOX.down })));
+  const width = 16 + (Math.max(...rows.map((row) => row.length)) - 1) * BOX.across + BOX.width;
+  const picture = draw("svg", { viewBox: `0 0 ${width} ${rows.length * BOX.down - 20}`, role: "img", class: "loop",
+    style: `min-width:${Math.min(width, 560)}px;max-width:${width}px`,
+    "aria-label": `stages of ${run.recipe}: ${run.stages.map((stage) => `${stage.name} ${stage.state}`).join(", ")}` });
+  picture.append(draw("defs", {}, draw("marker", { id: "tip", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7,
+    markerHeight: 7, orient: "auto" }, draw("path", { d: "M0 0L8 4L0 8z", class: "tip" }))));
+  run.stages.forEach((stage) => {
+    const to = place.get(stage.name);
+    stage.inputs.forEach((name) => {
+      const from = place.get(name);
+      const source = run.stages.find((each) => each.name === name);
+      if (!from || (source.verb === "prepare" && !stage.name.endsWith("/cluster"))) return;
+      const beside = from.y === to.y;
+      const near = beside && to.x - from.x === BOX.across;
+      const [x1, y1] = near ? [from.x + BOX.width, from.y + BOX.height / 2] : [from.x + BOX.width / 2, from.y + BOX.height];
+      const [x2, y2] = near ? [to.x, y1] : [to.x + BOX.width / 2, beside ? to.y + BOX.height : to.y];
+      const bend = beside ? y1 + 22 : (y1 + y2) / 2;
+      const words = CARRIES[source.verb] || "";
+      picture.append(draw("path", { class: "edge", "marker-end": "url(#tip)",
+        d: near ? `M${x1} ${y1}L${x2} ${y2}` : `M${x1} ${y1}C${x1} ${bend} ${x2} ${bend} ${x2} ${y2}` }, draw("title", {}, `${words} of ${name}`)));
+      if (near) picture.append(draw("text", { x: (x1 + x2) / 2, y: y1 - 6, "text-anchor": "middle", class: "carried" }, words));
+    });
+  });
+  run.stages.forEach((stage) => {
+    const at = place.get(stage.name);
+    const time = stage.seconds === null || stage.seconds === undefined ? "" : `, ${duration(stage.seconds)}`;
+    const from = [...stage.inputs, ...stage.outside];
+    picture.append(draw("g", { class: `box ${stage.state}`, transform: `translate(${at.x} ${at.y})` },
+      draw("title", {}, `${stage.name}: ${stage.state}${time}${from.length ? `; from ${from.join(", ")}` : ""}`),
+      draw("rect", { width: BOX.width, height: BOX.height, rx: 7 }),
+      draw("circle", { cx: 14, cy: 16, r: 5 }),
+      draw("text", { x: 26, y: 20, class: "name" }, short(stage.name, 19)),
+      draw("text", { x: 12, y: 37, class: "state" }, short(`${stage.state}${time}`, 24))));
+  });
+  const outside = run.stages.filter((stage) => stage.outside.length);
+  return [h("div", { class: "scroll" }, picture),
+    h("p", { class: "small dim" }, "Every stage but the export reads the corpus too; those arrows are left out.",
+      outside.map((stage) => ` ${stage.name} reads ${stage.outside.join(", ")} of another run.`))];
+}
+
+function short(text, most) {
+  return text.length > most ? `${text.slice(0, most - 1)}…` : text;
+}
+
+// A table with a row per stage and a column per run.
+function by_stage(cell, { totals = null } = {}) {
+  const names = [...new Set(runs.flatMap((run) => run.stages.map((stage) => stage.name)))];
+  const rows = names.map((name) => [name, ...runs.map((run) => {
+    const stage = run.stages.find((each) => each.name === name);
+    return stage ? cell(stage) : "–";
+  })]);
+  if (totals) rows.push(["all", ...totals]);
+  return table(["stage", ...runs.map((run) => run.name)], rows);
+}
+
+function loop() {
+  return several ? [by_stage((stage) => h("span", {}, h("span", { class: `dot ${stage.state}` }), stage.state))] : diagram(runs[0]);
 }
 
 function costs() {
-  const total = data.stages.reduce((sum, stage) => sum + (stage.seconds || 0), 0);
-  return [table(["stage", "time", "share", "on disk", "finished"], data.stages.map((stage) => [
+  const total_of = (run) => run.stages.reduce((sum, stage) => sum + (stage.seconds || 0), 0);
+  if (several) return [by_stage((stage) => stage.bytes ? `${duration(stage.seconds)}, ${bytes(stage.bytes)}` : "–", { totals: runs.map((run) => duration(total_of(run))) })];
+  const total = total_of(runs[0]);
+  return [table(["stage", "time", "share", "on disk", "finished"], runs[0].stages.map((stage) => [
     stage.name, duration(stage.seconds), total && stage.seconds ? percent(stage.seconds / total) : "–",
     bytes(stage.bytes), stage.finished.replace("T", " ").slice(0, 16)])),
   h("p", {}, `${duration(total)} of work in all.`)];
 }
 
-function corpus() {
-  const found = data.corpus;
-  if (!found) return [h("p", { class: "dim" }, "not prepared yet")];
+// -- corpus
+
+function corpus_card(found) {
   const lengths = found.length_seconds || {};
   return [h("div", { class: "row" },
     card("hours", number(found.hours)), card("utterances", number(found.utterances)),
@@ -156,22 +318,72 @@ function corpus() {
     [name, number(split.utterances), number(split.hours), number(split.speakers)]))];
 }
 
-function speakers() {
-  const rows = Object.keys(data.iterations).map((name) => {
-    const label = facts_of(name, "label");
-    return [name, number(label.speaker_nmi), number(label.speaker_purity)];
-  });
+function corpus() {
+  const groups = new Map();
+  for (const run of runs) {
+    const id = (run.corpus || {}).id || "";
+    groups.set(id, [...(groups.get(id) || []), run]);
+  }
+  return [...groups].map(([id, group]) => [
+    several ? h("h3", {}, group.map((run) => run.name).join(", ")) : null,
+    id ? corpus_card(group[0].corpus) : h("p", { class: "dim" }, "not prepared yet")]);
+}
+
+// -- speakers
+
+function speakers(explorer) {
+  const rows = runs.flatMap((run) => Object.keys(run.iterations).map((name) => {
+    const label = facts_of(run, name, "label");
+    return [several ? h("span", {}, tag(run), `: ${name}`) : name, number(label.speaker_nmi), number(label.speaker_purity)];
+  }));
   return [h("p", {}, "Units should tell the phone and not the speaker: lower is better."),
-    table(["iteration", "speaker NMI", "speaker purity"], rows)];
+    table(["iteration", "speaker NMI", "speaker purity"], rows),
+    Object.keys(data.units).map((name) => {
+      const found = data.units[name].speakers.flatMap((top, unit) => (top.length ? [[unit, ...top[0]]] : []))
+        .sort((a, b) => b[2] - a[2]).slice(0, 6);
+      return found.length ? h("p", { class: "small" }, `Units of ${name} that one speaker uses most: `, found.map(([unit, speaker, share]) =>
+        h("button", { style: "margin:.1rem .2rem", onclick: () => { explorer.show(unit, name); location.hash = "#unit"; } },
+          `${unit}: ${speaker} ${share} %`))) : null;
+    })];
+}
+
+function unowned(units) {
+  const peak = new Set(units.shares.filter((_, unit) => units.use[unit] > 0).map((row) => row.indexOf(Math.max(...row))));
+  const without = units.phones.filter((_, place) => !peak.has(place));
+  return h("p", { class: "small" }, without.length
+    ? `No unit has one of these as its most likely phone: ${without.join(", ")}.`
+    : "Each phone is the most likely one of some unit.");
+}
+
+// -- tasks
+
+function interval_of(facts, label) {
+  const interval = (facts.intervals || {})[label];
+  return interval ? `${number(interval[0])} to ${number(interval[1])}` : "";
 }
 
 function scores(facts) {
   return h("div", { class: "row" }, Object.entries(facts)
     .filter(([, value]) => typeof value === "number")
-    .map(([label, value]) => {
-      const interval = (facts.intervals || {})[label];
-      return card(label, number(value), interval ? `${number(interval[0])} to ${number(interval[1])}` : "");
-    }));
+    .map(([label, value]) => card(label, number(value), interval_of(facts, label))));
+}
+
+// Scores of a split with a column per run.
+function scores_beside(present, name, split) {
+  const facts = present.map((run) => run.tasks[name].splits[split].facts);
+  const labels = [...new Set(facts.flatMap((each) => Object.keys(each.intervals || {})))];
+  const rows = labels.map((label) => [label, ...facts.map((each) => each[label] === undefined && !interval_of(each, label) ? "–"
+    : h("div", {}, h("div", {}, number(each[label])), h("div", { class: "small dim" }, interval_of(each, label))))]);
+  const differences = data.differences[`${name}/${split}`] || [];
+  const paired = present.map((run) => differences[runs.indexOf(run)]);
+  if (paired.some(Boolean)) {
+    rows.push(["error rate to the first", ...paired.map((found) => found ? h("div", {},
+      h("div", { class: found.high < 0 ? "good" : found.low > 0 ? "bad" : "" }, `${found.value > 0 ? "+" : ""}${number(found.value)}`),
+      h("div", { class: "small dim" }, `${number(found.low)} to ${number(found.high)}`)) : "–")]);
+  }
+  return [table(["score", ...present.map((run) => run.name)], rows),
+    paired.some(Boolean) ? h("p", { class: "small dim" }, "The last row: errors less those of the first run that was scored, on " +
+      "the same utterances, with the 95 % interval of a paired bootstrap. Coloured where it leaves zero out.") : null];
 }
 
 function worst_table(worst, explorer) {
@@ -184,51 +396,74 @@ function worst_table(worst, explorer) {
   }), { words: [2, 3] });
 }
 
-function tasks(explorer) {
-  return Object.entries(data.tasks).flatMap(([name, task]) => {
-    const curves = task.curves;
-    const valid = Object.keys(curves).filter((key) => key.startsWith("valid/") && key !== "valid/loss");
-    const splits = Object.entries(task.splits);
-    return [h("h3", {}, name),
-      splits.length ? null : h("p", { class: "dim" }, "not scored yet"),
-      Object.keys(curves).length ? h("div", { class: "grid" },
-        chart("loss", [{ label: "train", points: curves.loss, colour: "one" },
-          { label: "valid", points: curves["valid/loss"], colour: "two", dots: true }]),
-        chart("scores of valid", valid.map((key, place) => ({ label: key.slice(6), points: curves[key],
-          colour: ["one", "two", "three", "four"][place % 4], dots: true })), { from_zero: true })) : null,
-      splits.flatMap(([split, found]) => [h("h3", {}, `${name} on ${split}`), scores(found.facts),
-        found.worst.length ? h("p", {}, "The utterances with most errors:") : null,
-        found.worst.length ? worst_table(found.worst, explorer) : null])];
-  });
+function task(name, explorer) {
+  const present = runs.filter((run) => run.tasks[name]);
+  const trained = present.filter((run) => Object.keys(run.tasks[name].curves).length);
+  const valid = [...new Set(trained.flatMap((run) => Object.keys(run.tasks[name].curves)))]
+    .filter((key) => key.startsWith("valid/") && key !== "valid/loss");
+  const splits = [...new Set(present.flatMap((run) => Object.keys(run.tasks[name].splits)))];
+  const lines = (keys) => trained.flatMap((run) => keys.map(([key, label], place) => ({
+    label: several ? `${run.name}, ${label}` : label, points: run.tasks[name].curves[key], dots: key.startsWith("valid/"),
+    colour: several ? run.colour : COLOURS[place % 4], dash: several && place ? [3, 3] : undefined })));
+  return [h("h3", {}, name),
+    splits.length ? null : h("p", { class: "dim" }, "not scored yet"),
+    trained.length ? h("div", { class: "grid" },
+      chart("loss", lines([["loss", "train"], ["valid/loss", "valid"]])),
+      chart("scores of valid", lines(valid.map((key) => [key, key.slice(6)])), { from_zero: true })) : null,
+    splits.flatMap((split) => {
+      const scored = present.filter((run) => run.tasks[name].splits[split]);
+      return [h("h3", {}, `${name} on ${split}`),
+        several ? scores_beside(scored, name, split) : scores(scored[0].tasks[name].splits[split].facts),
+        scored.map((run) => {
+          const worst = run.tasks[name].splits[split].worst;
+          return worst.length ? [h("p", {}, several ? [tag(run), ": "] : null, "The utterances with most errors:"), worst_table(worst, explorer)] : null;
+        })];
+    })];
 }
 
-function environment() {
-  const versions = Object.assign({}, ...data.stages.map((stage) => stage.versions));
-  return [h("p", { class: "small" }, Object.entries(versions).map(([name, version]) => `${name} ${version}`).join(", ")),
-    h("p", {}, "The same run again: ", h("code", {}, `hubert-pretrain +recipe=${data.run}/recipe.yaml`)),
-    h("details", {}, h("summary", {}, "the whole configuration"),
-      table(["key", "value"], Object.entries(data.configuration), { words: [1] }))];
+// -- environment
+
+function environment(run) {
+  const versions = Object.assign({}, ...run.stages.map((stage) => stage.versions));
+  const machines = [...new Set(run.stages.filter((stage) => stage.machine.system).map(({ machine }) =>
+    `${machine.system}, ${machine.cores} cores, ${machine.gpus.length ? machine.gpus.join(", ") : "no GPU"}, processes: ${machine.processes}`))];
+  const commands = [...new Set(run.stages.map((stage) => stage.command).filter(Boolean))];
+  return [several ? h("h3", {}, tag(run)) : null,
+    h("p", { class: "small" }, Object.entries(versions).map(([name, version]) => `${name} ${version}`).join(", ")),
+    machines.map((words) => h("p", { class: "small" }, words)),
+    h("p", {}, "The same run again: ", h("code", {}, `hubert-pretrain +recipe=${run.name}/recipe.yaml`)),
+    commands.length ? h("details", {}, h("summary", {}, "the commands that ran its stages"),
+      commands.map((command) => h("p", {}, h("code", {}, command)))) : null];
+}
+
+function whole_configuration() {
+  const { values, origins } = data.configuration;
+  return h("details", {}, h("summary", {}, "the whole configuration"),
+    table(["key", "value", "from"], Object.keys(values).map((key) => [key, values[key][0], origins[key][0]]), { words: [1, 2] }));
 }
 
 // -- the page
 
 function build() {
-  const done = data.stages.filter((stage) => stage.state === "done").length;
-  document.getElementById("header").append(h("h1", {}, `${data.recipe}`),
-    h("p", { class: "dim" }, `run ${data.run}, ${done} of ${data.stages.length} stages done, page made ${data.made}`));
+  const done = (run) => `${run.stages.filter((stage) => stage.state === "done").length} of ${run.stages.length} stages done`;
+  document.getElementById("header").append(...(several
+    ? [h("h1", {}, `${runs.length} runs beside each other`),
+      h("p", {}, runs.map((run) => h("span", { style: "margin-right:1.2rem" }, tag(run), h("span", { class: "dim" }, ` ${run.recipe}, ${done(run)}`)))),
+      h("p", { class: "dim" }, `page made ${data.made}`)]
+    : [h("h1", {}, runs[0].recipe), h("p", { class: "dim" }, `run ${runs[0].name}, ${done(runs[0])}, page made ${data.made}`)]));
   const main = document.getElementById("main");
   if (data.missing.length) {
     main.append(h("div", { class: "missing small" }, h("p", {}, "Not in this page:"),
       h("ul", {}, data.missing.map((sentence) => h("li", {}, sentence)))));
   }
-  section("loop", "loop", "The loop", diagram());
-  const iterations = Object.keys(data.iterations);
+  if (several) section("different", "differences", "What differs?", differing());
+  section("loop", "loop", several ? "How far is each?" : "The loop", loop());
   if (iterations.length) {
-    section("health", "health", "Is it healthy?", iterations.flatMap(health));
-    section("better", "progress", "Is it better than the iteration before?", comparison());
+    section("health", "health", several ? "Are they healthy?" : "Is it healthy?", iterations.flatMap(health));
+    section("better", "progress", several ? "Which has better units?" : "Is it better than the iteration before?", comparison());
   }
-  const chosen = iterations.filter((name) => data.iterations[name].layers);
-  if (chosen.length) section("layers", "layers", "Which layer?", chosen.flatMap((name) => layers(name, data.iterations[name].layers)));
+  const chosen = iterations.filter((name) => runs.some((run) => (run.iterations[name] || {}).layers));
+  if (chosen.length) section("layers", "layers", "Which layer?", chosen.flatMap(layers));
 
   const named = Object.keys(data.units);
   const utterance = new Utterance(data, (unit, iteration) => explorer.show(unit, iteration));
@@ -242,15 +477,17 @@ function build() {
     section("phones", "phones", "Where do units and phones disagree?",
       mapped.length ? h("p", {}, "Each column is a unit, each row a phone; a bright cell is the share of the unit's frames " +
         "with that phone. Units are sorted by their most likely phone.") : h("p", { class: "dim" }, "The corpus has no phone alignments."),
-      mapped.flatMap((name) => [h("h3", {}, `${name}, K = ${data.units[name].n_clusters}`),
+      mapped.flatMap((name) => [h("h3", {}, `${name}, K = ${data.units[name].n_clusters}`), unowned(data.units[name]),
         heat_map(data.units[name], (unit) => { explorer.show(unit, name); location.hash = "#unit"; })]));
-    section("speaker", "speakers", "Does it carry the speaker?", speakers());
+    section("speaker", "speakers", several ? "Do they carry the speaker?" : "Does it carry the speaker?", speakers(explorer));
   }
   if (data.clips.length) section("utterances", "utterances", "Utterances and their units", utterance.element);
-  if (Object.keys(data.tasks).length) section("tasks", "tasks", "Tasks, and the worst utterances", tasks(utterance));
-  section("cost", "cost", "What did it cost?", costs());
+  const tasks = [...new Set(runs.flatMap((run) => Object.keys(run.tasks)))];
+  if (tasks.length) section("tasks", "tasks", "Tasks, and the worst utterances", tasks.flatMap((name) => task(name, utterance)));
+  section("cost", "cost", several ? "What did they cost?" : "What did it cost?", costs());
   section("corpus", "corpus", "The corpus", corpus());
-  section("environment", "environment", "Environment and configuration", environment());
+  section("environment", "environment", several ? "Environment" : "Environment and configuration",
+    runs.map(environment), several ? null : whole_configuration());
 
   document.getElementById("contents").append(...sections.map(([id, name]) => h("a", { href: `#${id}` }, name)));
   draw_charts();

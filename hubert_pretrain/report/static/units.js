@@ -241,7 +241,9 @@ class UnitExplorer {
           phones.length ? bars(phones) : h("p", { class: "dim" }, "no phone alignments")),
         h("div", { class: "card" }, h("h3", {}, "speakers"),
           units.speakers[this.unit].length ? bars(units.speakers[this.unit]) : h("p", { class: "dim" }, "unknown"))),
-      h("h3", {}, examples.length ? "its longest occurrences in the utterances below" : "does not occur in the utterances below"),
+      h("h3", {}, examples.length ? "its longest occurrences in the utterances below"
+        : this.data.clips.some((clip) => clip.units[iteration]) ? "does not occur in the utterances below"
+          : "the utterances below are not of this run's corpus"),
       h("div", { class: "examples" }, examples.map((example) => this.example(example))));
   }
 
@@ -334,6 +336,7 @@ class Utterance {
         ({ label: phone, start, end, colour: "var(--line)", text: "var(--text)" }))));
     }
     for (const [name, units] of Object.entries(this.data.units)) {
+      if (!clip.units[name]) continue;
       lanes.push(`units of ${name}`);
       inner.append(this.lane(runs_of(clip, name, units.frame_ms).map((run) => ({
         label: String(run.unit), ...run, colour: unit_colour(run.unit),
