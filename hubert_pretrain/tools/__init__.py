@@ -24,6 +24,7 @@ COMMANDS = (
     "align",
     "classify",
     "evaluate",
+    "report",
     "compare",
     "export_segments",
 )
