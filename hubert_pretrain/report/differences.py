@@ -25,7 +25,7 @@ MOST_UTTERANCES = 50_000
 ERRORS = ("substitutions", "deletions", "insertions")
 
 Counts = dict[str, tuple[float, float]]
-"""Errors and words of each utterance; for classes 1 or 0, and 1."""
+"""Errors and words, or trials, of each utterance; for classes 1 or 0, and 1."""
 
 
 def of_scores(workspaces: Sequence[Workspace]) -> dict[str, list[dict[str, Any] | None]]:
@@ -83,6 +83,8 @@ def _counts(folder: Path) -> Counts | None:
             row["id"]: (float(sum(row[kind] for kind in ERRORS)), float(row["words"]))
             for row in rows
         }
+    if rows and "trials" in rows[0]:
+        return {row["id"]: (float(row["errors"]), float(row["trials"])) for row in rows}
     if rows and "right" in rows[0]:
         return {row["id"]: (float(not row["right"]), 1.0) for row in rows}
     return None
