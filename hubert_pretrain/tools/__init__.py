@@ -26,7 +26,6 @@ COMMANDS = (
     "evaluate",
     "report",
     "compare",
-    "export_segments",
 )
 """Modules of the commands, in the order of the pipeline."""
 
