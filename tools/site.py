@@ -14,6 +14,7 @@ not exist.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import shutil
@@ -49,6 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=REPOSITORY, help="folder of build/")
     parser.add_argument("--repository", default="", help="URL of the files of the code")
     options = parser.parse_args(arguments)
+    if importlib.util.find_spec("zensical") is None:
+        print(
+            "error: zensical, which renders the site, is not installed: pip install '.[docs]', "
+            "with Python 3.11 or later",
+            file=sys.stderr,
+        )
+        return 1
     faults = assemble(REPOSITORY, options.to, options.repository)
     if faults:
         print("\n".join(faults), file=sys.stderr)

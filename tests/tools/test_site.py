@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import re
 import shutil
 from collections.abc import Iterator
@@ -136,6 +137,14 @@ def test_a_heading_that_does_not_exist_ends_the_build(
     monkeypatch.setattr(api_reference, "page", lambda: "# Python\n")
     assert site.main(["--to", str(copy)]) == 1
     assert "anchor does not exist" in capsys.readouterr().err
+
+
+def test_without_zensical(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert site.main([]) == 1
+    assert "pip install '.[docs]'" in capsys.readouterr().err
 
 
 def test_links_to_code(tmp_path: Path, copy: Path) -> None:
