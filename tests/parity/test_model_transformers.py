@@ -339,6 +339,28 @@ def test_ctc_in_training(name: str, reduction: str, zero_infinity: bool) -> None
     )
     assert_equal([logits], [expected.logits])
     assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
+    loss.backward()
+    expected.loss.backward()
+    found = {
+        **{f"hubert.{key}": gradient for key, gradient in gradients(ours, TRANSFORMERS).items()},
+        **gradients(head, TRANSFORMERS_CTC),
+    }
+    named = {key: parameter.grad for key, parameter in theirs.named_parameters()}
+    assert found.keys() == named.keys()
+    without = [key for key, gradient in named.items() if gradient is None]
+    assert without == ["hubert.masked_spec_embed"]  # nothing is masked here
+    assert found.pop(without[0]) is None
+    assert all(gradient.any() for gradient in found.values() if gradient.ndim > 1)
+    for key in found:
+        gradient = named[key]
+        difference = (found[key] - gradient).norm()
+        assert difference <= 1e-4 * gradient.norm() + 1e-6, (key, difference, gradient.norm())
+
+
+def gradients(module: nn.Module, names: Any) -> dict[str, Tensor]:
+    """The gradient of every weight, under the names of `transformers`."""
+    found = {key: parameter.grad for key, parameter in module.named_parameters()}
+    return to_theirs(found, names)
 
 
 def batch(second: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
