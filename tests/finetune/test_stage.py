@@ -97,6 +97,15 @@ def test_the_best_by_a_score_of_the_task(
     monkeypatch.setattr(FinetuneModule, "on_validation_epoch_end", scored)
     facts = run_task(workspace, "speakers", SPEAKERS, keep_best="valid/macro_f1")
     assert (facts["best_step"], facts["best_by"]) == (3, "valid/macro_f1")
+    folder = workspace.partial_folder("finetune/speakers")
+    result = load_model(folder).model.state_dict()
+    of_step = {
+        step: load_checkpoint(folder / "checkpoints" / f"step={step:08}.ckpt").model.state_dict()
+        for step in (3, 6)
+    }
+    for step, expected in ((3, True), (6, False)):
+        equal = all(torch.equal(result[name], tensor) for name, tensor in of_step[step].items())
+        assert equal == expected, step
     with pytest.raises(ConfigError, match=r"keep_best=valid/wer: .*valid/macro_f1"):
         run_task(workspace, "again", SPEAKERS, keep_best="valid/wer")
 
