@@ -38,7 +38,6 @@ from hubert_pretrain.finetune.utterance import (
     Label,
     Pooling,
     UtteranceTask,
-    cells,
     check_choice,
     number_of,
     some_of,
@@ -103,7 +102,7 @@ class ClassifyTask(UtteranceTask):
 
     def fit(self, corpus: Corpus, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
         """The classes are the values of the label column in the training rows, sorted."""
-        names = cells(corpus, rows, self.label)
+        names = self.names(corpus, rows)
         if self._adopted:
             self._refuse_unseen(corpus, rows, set(names))
         else:
@@ -122,7 +121,7 @@ class ClassifyTask(UtteranceTask):
 
     def examples(self, corpus: Corpus, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
         """All rows. A class that does not occur in training is an error: it cannot be predicted."""
-        names = cells(corpus, rows, self.label)
+        names = self.names(corpus, rows)
         self._refuse_unseen(corpus, rows, set(names))
         return self._examples(rows, names)
 

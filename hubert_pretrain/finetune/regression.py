@@ -23,7 +23,7 @@ from hubert_pretrain.finetune.task import (
     Results,
     tab_separated,
 )
-from hubert_pretrain.finetune.utterance import Label, Pooling, UtteranceTask, cells, number_of
+from hubert_pretrain.finetune.utterance import Label, Pooling, UtteranceTask, number_of
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import ClassificationHead
@@ -179,7 +179,7 @@ class RegressionTask(UtteranceTask):
         many.
         """
         manifest = corpus.manifest
-        names = cells(corpus, rows, self.label)
+        names = self.names(corpus, rows)
         numbers = [[number_of(part) for part in name.split(self.separator)] for name in names]
         wrong = [i for i, row in enumerate(numbers) if not np.isfinite(row).all()]
         if wrong:

@@ -126,6 +126,12 @@ class UtteranceTask(Task):
         """The names of the outputs in order, where they came from, and the kind of problem."""
         return {"classes": list(self.classes), "label": self.label, PROBLEM_KEY: self.problem}
 
+    def names(self, corpus: Corpus, rows: NDArray[np.int64]) -> list[str]:
+        """The label of each row as a text, the cells of the label column; a task of your own may
+        make it from something else. Raises DataError when one is empty.
+        """
+        return cells(corpus, rows, self.label)
+
     def _refuse_unseen(self, corpus: Corpus, rows: NDArray[np.int64], names: set[str]) -> None:
         """Raises DataError when a split has labels that are no output of the head."""
         unseen = sorted(names - set(self.classes))
