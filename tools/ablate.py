@@ -1,11 +1,11 @@
-"""Compare settings of a fine-tuning: each is trained with several seeds and scored, and a table
-states the scores with intervals over seeds and utterances.
+"""Compare settings of a fine-tuning over seeds: one table with intervals.
 
     hubert-pretrain ablate runs/demo asr --seeds 3 --variant it2 \\
         --variant it1 checkpoint=it1/pretrain --variant random checkpoint=null
 
-A variant is a name and keys of the task (finetune.asr in the run's recipe) with other values. The
-first one is what the others are compared with. Everything lies in RUN/ablate/TASK, a run of its
+Each variant is trained and scored with several seeds; intervals are over seeds and utterances. A
+variant is a name and keys of the task (finetune.asr in the run's recipe) with other values; the
+others are compared with the first. Everything lies in RUN/ablate/TASK, a run of its
 own; the same command resumes it, and further variants or seeds are added to it.
 """
 
@@ -247,7 +247,9 @@ def table(
             lines.append("| " + " | ".join(cells) + " |")
         parts.append("\n".join(lines) + "\n")
     parts.append(
-        "\n".join(f"- {name}: {' '.join(each) or 'as in the run'}" for name, each in variants.items())
+        "\n".join(
+            f"- {name}: {' '.join(each) or 'as in the run'}" for name, each in variants.items()
+        )
         + "\n"
     )
     return "\n".join(parts)

@@ -40,7 +40,7 @@ def compare(counts: Mapping[str, Sequence[NDArray[np.int64]]], sampling: Samplin
     if len(lengths) != 1:
         raise ValueError(f"found settings with {sorted(lengths)} utterances, expected one number")
     utterances = _draws(lengths.pop(), sampling, "utterances")  # (R, N)
-    found = []
+    found: list[Repeats] = []
     first_value = 0.0
     first_drawn: Floats = np.zeros(0)
     for name, each in stacked.items():

@@ -24,6 +24,7 @@ COMMANDS = (
     "align",
     "classify",
     "evaluate",
+    "ablate",
     "report",
     "compare",
 )
