@@ -28,9 +28,9 @@ from hubert_pretrain.data.audio_files import SUFFIXES
 from hubert_pretrain.data.corpus import MANIFEST
 from hubert_pretrain.data.manifest import Manifest, Utterance, write_manifest
 from hubert_pretrain.errors import ConfigError
-from hubert_pretrain.files import read_json, write_json
+from hubert_pretrain.files import read_json
 from hubert_pretrain.frames import SAMPLE_RATE, FrameGrid, samples, seconds
-from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
+from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.targets.writer import TargetWriter
 from hubert_pretrain.tools import benchmarking
 
@@ -168,7 +168,7 @@ def make_corpus(folder: Path, what: Measurement, scratch: Path) -> Manifest:
         )
     folder.mkdir(parents=True)
     manifest = write_manifest(folder / MANIFEST, utterances(lengths, what.hours))
-    seal(folder)
+    benchmarking.seal(folder)
     return manifest
 
 
@@ -210,12 +210,7 @@ def make_targets(folder: Path, manifest: Manifest, sizes: list[int], grid: Frame
     for block in writer.pending():
         frames = grid.num_frames(manifest.num_samples[writer.rows(int(block))])
         writer.write(int(block), [pool[:count] for count in frames])
-    seal(folder)
-
-
-def seal(folder: Path) -> None:
-    """The mark of a finished stage."""
-    write_json(folder / META, {"format": FORMAT, "fingerprint": folder.name, "facts": {}})
+    benchmarking.seal(folder)
 
 
 def run_stage(recipe: Recipe, workspace: Workspace, iteration: str, what: Measurement) -> Row:

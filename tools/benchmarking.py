@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import SAMPLE_RATE, samples
+from hubert_pretrain.pipeline.workspace import FORMAT, META
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +51,11 @@ def noise_files(num_samples: int, folder: Path) -> list[Path]:
         soundfile.write(paths[-1], draw.normal(size=length) * loudness, SAMPLE_RATE)
         total += length
     return paths
+
+
+def seal(folder: Path) -> None:
+    """The mark of a finished stage."""
+    write_json(folder / META, {"format": FORMAT, "fingerprint": folder.name, "facts": {}})
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

@@ -62,6 +62,7 @@ class Synthetic:
         num_voices: int = 0,
         valid_fraction: float = 0.05,
         test_fraction: float = 0.10,
+        test_voices: int = 0,
         variation: float = 0.1,
         seed: int = 0,
         workers: int = 0,
@@ -74,6 +75,8 @@ class Synthetic:
             num_voices: number of voices to use, from the first; 0: all.
             valid_fraction: share of each voice's sentences for validation, at least one sentence.
             test_fraction: the same for testing.
+            test_voices: the last so many voices speak all of `test`, and nothing else, so that it
+                has only voices that training does not hear; 0: every voice speaks a part of it.
             variation: largest relative change of a voice's words per minute from sentence to
                 sentence; pitch changes by up to 50 times as many points.
             seed: seed of the sentences and of the variation.
@@ -100,6 +103,7 @@ class Synthetic:
         self.voices = [as_voice(voice) for voice in voices][: num_voices or None]
         self.valid_fraction = valid_fraction
         self.test_fraction = test_fraction
+        self.test_voices = test_voices
         self.variation = variation
         self.seed = seed
         self.workers = workers or usable_cores()
@@ -108,6 +112,11 @@ class Synthetic:
             0 < len(names) == len(set(names)),
             f"voices={names}",
             "expected at least one, and different names",
+        )
+        check(
+            0 <= test_voices < len(names),
+            f"test_voices={test_voices}",
+            f"expected 0 to {len(names) - 1}: of {len(names)} voices one at least is for training",
         )
 
     def originals(self) -> None:
@@ -147,12 +156,15 @@ class Synthetic:
         """
         stream = sentences(self.seed)
         lines: list[Line] = []
-        for voice in self.voices:
+        first_test_voice = len(self.voices) - self.test_voices
+        for number, voice in enumerate(self.voices):
             share = self._share(stream, voice)
             num_valid = max(1, round(self.valid_fraction * len(share)))
-            num_test = max(1, round(self.test_fraction * len(share)))
+            num_test = 0 if self.test_voices else max(1, round(self.test_fraction * len(share)))
             for index, sentence in enumerate(share):
-                if index < num_valid:
+                if number >= first_test_voice:
+                    split = "test"
+                elif index < num_valid:
                     split = "valid"
                 elif index < num_valid + num_test:
                     split = "test"

@@ -155,6 +155,18 @@ def test_a_killed_run_continues_to_the_same_result(
     assert contents(tmp_path) == contents(folder)
 
 
+def test_voices_of_the_test_split_are_heard_in_no_other() -> None:
+    lines = Synthetic(**SMALL, test_voices=1).script()
+    assert {line.split for line in lines if line.voice.name == "ben"} == {"test"}
+    assert {line.split for line in lines if line.voice.name == "amy"} == {"train", "valid"}
+    before = [line for line in Synthetic(**SMALL).script() if line.voice.name == "ben"]
+    assert [line.sentence for line in lines if line.split == "test"] == [
+        line.sentence for line in before
+    ]
+    with pytest.raises(ConfigError, match="test_voices=2; expected 0 to 1"):
+        Synthetic(**SMALL, test_voices=2)
+
+
 def test_another_seed_gives_other_sentences() -> None:
     texts = [
         {line.sentence for line in Synthetic(**SMALL | {"seed": seed}).script()} for seed in (0, 1)
