@@ -144,6 +144,7 @@ def _faults_of_layers(key: str, iteration: IterationConfig, recipe: Recipe) -> I
     if layer > depth:
         yield f"{key}.pretrain.probe.layer={layer}: expected 0 to {depth}, the layers of the model"
     own = [f"{name}/pretrain" for name in recipe.iterations]
+    own += [f"finetune/{name}" for name in recipe.finetune]
     for name, node in nodes_of(f"{key}.features", iteration.features):
         if node.get("checkpoint") not in own:
             continue

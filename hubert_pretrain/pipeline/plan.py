@@ -1,7 +1,7 @@
 """A run: recipe -> ordered stages with their inputs, fingerprints and states.
 
 HuBERT's loop closes over artefacts: iteration 2 is the same three stages as iteration 1, with a
-checkpoint named in its features.
+checkpoint named in its features. That may also be a task of the recipe: it is trained first then.
 """
 
 from __future__ import annotations
@@ -97,11 +97,15 @@ def stages(recipe: Recipe) -> list[Stage]:
     found = []
     if recipe.iterations or recipe.finetune or recipe.evaluate:
         found.append(Stage("prepare", "prepare", (), {"data": recipe.data}))
+    tasks = {
+        name: _finetuning_of(name, task, recipe) for name, task in recipe.finetune.items()
+    }
     for name, iteration in recipe.iterations.items():
-        found += _targets_of(name, iteration, recipe.seed)
-        found.append(_pretraining_of(name, recipe))
-    for name, task in recipe.finetune.items():
-        found.append(_finetuning_of(name, task, recipe))
+        of_iteration = _targets_of(name, iteration, recipe.seed)
+        of_iteration.append(_pretraining_of(name, recipe))
+        found += _teachers(of_iteration, tasks, found)
+        found += of_iteration
+    found += [task for task in tasks.values() if task not in found]
     for name, evaluation in evaluations(recipe).items():
         found += [
             Stage(
@@ -117,6 +121,34 @@ def stages(recipe: Recipe) -> list[Stage]:
         found.append(Stage("export", "export", inputs, {"export": recipe.export}))
     _check_references(found)
     return _with_names(found)
+
+
+def _teachers(
+    readers: Sequence[Stage], tasks: dict[str, Stage], before: Sequence[Stage]
+) -> list[Stage]:
+    """The tasks that these stages read, directly or through other tasks, and that do not stand
+    `before` them: they are trained first. Raises ConfigError for a circle.
+    """
+    by_name = {task.name: task for task in tasks.values()}
+    later = {stage.name for stage in readers}
+    found: list[Stage] = []
+
+    def add(name: str, path: tuple[str, ...]) -> None:
+        if name in later or name in path:
+            circle = " reads ".join([*path, name])
+            raise ConfigError(f"{circle}: a circle; let one of them read an earlier stage")
+        task = by_name.get(name)
+        if task is None or task in before or task in found:
+            return
+        for source in task.inputs:
+            add(source, (*path, name))
+        found.append(task)
+
+    for reader in readers:
+        for source in reader.inputs:
+            if source in by_name:
+                add(source, (reader.name,))
+    return found
 
 
 def evaluations(recipe: Recipe) -> dict[str, EvaluateConfig]:

@@ -15,7 +15,9 @@ from hubert_pretrain import distributed
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.distributed import usable_cores
+from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features.extractor import FeatureExtractor
+from hubert_pretrain.frames import seconds
 from hubert_pretrain.pipeline.workspace import Workspace
 
 MAX_WORKERS = 16
@@ -55,9 +57,29 @@ def extraction(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield Extraction(compose.build(node).to(device), device, workers)
+        extractor = compose.build(node).to(device)
+        check_grid(extractor, recipe, iteration)
+        yield Extraction(extractor, device, workers)
     finally:
         torch.set_num_threads(threads)
+
+
+def check_grid(extractor: FeatureExtractor, recipe: Recipe, iteration: str) -> None:
+    """Raises ConfigError for features whose frames are not those of the model: their targets could
+    not be learnt.
+    """
+    found = extractor.grid
+    expected = recipe.model.grid
+    if (found.window, found.hop) == (expected.window, expected.hop):
+        return
+    checkpoint = recipe.iterations[iteration].features.get("checkpoint")
+    named = f"features.checkpoint={checkpoint}" if checkpoint else "features"
+    raise ConfigError(
+        f"iterations.{iteration}.{named}: frames {seconds(found.hop):g} s apart and "
+        f"{seconds(found.window):g} s long, but the model's are {seconds(expected.hop):g} s apart "
+        f"and {seconds(expected.window):g} s long; choose a teacher with the model's frames, or "
+        "give the model the teacher's front end"
+    )
 
 
 def resolved(node: Any, workspace: Workspace) -> Any:
