@@ -239,11 +239,13 @@ def _check_references(found: list[Stage]) -> None:
                     f"name one of {', '.join(names[:index])}"
                 )
             if name not in names and not Path(name).expanduser().exists():
+                # Tasks too, which go before an iteration that reads them.
+                tasks = [each.name for each in found[index + 1 :] if each.verb == "finetune"]
                 key = stage.name.replace("/", ".") if stage.verb == "finetune" else ""
                 fix = f"; set {key}.checkpoint to one of them, or to null" if key else ""
                 raise ConfigError(
                     f"{stage.name} reads {name!r}, which is neither an earlier stage"
-                    f"{did_you_mean(name, names[:index])} nor an existing folder{fix}"
+                    f"{did_you_mean(name, [*names[:index], *tasks])} nor an existing folder{fix}"
                 )
 
 
