@@ -97,9 +97,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     found = []
     if recipe.iterations or recipe.finetune or recipe.evaluate:
         found.append(Stage("prepare", "prepare", (), {"data": recipe.data}))
-    tasks = {
-        name: _finetuning_of(name, task, recipe) for name, task in recipe.finetune.items()
-    }
+    tasks = {name: _finetuning_of(name, task, recipe) for name, task in recipe.finetune.items()}
     for name, iteration in recipe.iterations.items():
         of_iteration = _targets_of(name, iteration, recipe.seed)
         of_iteration.append(_pretraining_of(name, recipe))
