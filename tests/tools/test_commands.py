@@ -22,6 +22,7 @@ DEVELOPERS = {
     "census",
     "fault_campaign",
     "gpu_report",
+    "learning_scores",
     "machine_speed",
     "mutation_run",
     "parity_table",
