@@ -23,7 +23,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
     {"errors"},
-    {"frames", "seeds", "progress", "files", "distributed", "fields"},
+    {"frames", "seeds", "files", "distributed", "fields"},
+    {"progress"},
     {"data", "decoding", "model"},
     {"formats", "interop", "config", "evaluation"},
     {"corpora", "features", "training", "pipeline"},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import threading
+import time
 
 import pytest
 
@@ -21,18 +23,30 @@ def test_a_log_gets_a_line_only_when_the_time_has_passed(
             advance()
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines() == ["reading audio: 3 of 5", "reading audio: 5 of 5"]
+    assert captured.err.splitlines() == [
+        "reading audio: 3 of 5, 0.3/s, 0:00:10 so far, 0:00:07 left",
+        "reading audio: 5 of 5, 0.25/s, 0:00:20 so far, 0:00:00 left",
+    ]
 
 
-@pytest.mark.parametrize(("total", "line"), [(30_000_000, "a: 20 of 30 MB"), (None, "a: 20 MB")])
+@pytest.mark.parametrize(
+    ("total", "line"),
+    [
+        (30_000_000, "a: 20 of 30 MB, 5 MB/s, 0:00:04 so far, 0:00:02 left"),
+        (None, "a: 20 MB, 5 MB/s, 0:00:04 so far"),
+    ],
+)
 def test_bytes_are_counted_in_all(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     total: int | None,
     line: str,
 ) -> None:
+    now = 0.0
     monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     with progress.progress(total, "a", in_bytes=True) as advance:
+        now = 4.0
         advance(20_000_000)
     assert capsys.readouterr().err.splitlines() == [line]
 
@@ -61,9 +75,40 @@ def test_something_without_progress_says_that_it_is_running(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0.01)
-    said = ""
+    shown = ""
     with progress.still_running("k-means"):
-        while "\n" not in said:
-            said += capsys.readouterr().err
-    assert re.match(r"k-means: running for \d+ s\n", said)
+        while "\n" not in shown:
+            shown += capsys.readouterr().err
+    assert re.match(r"k-means: running for \d+ s\n", shown)
     assert not [each for each in threading.enumerate() if each.name == "still running"]
+
+
+def test_other_ranks_say_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0.0)
+    for number in ("0", "1"):
+        monkeypatch.setenv("RANK", number)
+        for is_terminal in (False, True):
+            monkeypatch.setattr(progress.sys.stderr, "isatty", lambda at=is_terminal: at)
+            with progress.progress(2, f"rank {number}") as advance:
+                advance()
+        with progress.still_running("k-means"):
+            pass
+    shown = capsys.readouterr().err
+    assert "rank 0: 1 of 2" in shown
+    assert "rank 1" not in shown
+
+
+def test_a_bar_shows_the_rate_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress.sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.progress(40, "reading audio") as advance:
+        for _ in range(30):
+            advance()
+            time.sleep(0.005)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    assert re.search(r"reading audio .* 30/40 \d[\d,.e+]*/s 0:00:0\d left \S+", shown)

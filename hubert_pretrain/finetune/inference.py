@@ -43,6 +43,7 @@ from hubert_pretrain.interop.transformers_reader import TOKENIZER_KEY
 from hubert_pretrain.model.heads import TaskHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.preprocess import prepare_waveform
+from hubert_pretrain.progress import progress
 
 if TYPE_CHECKING:
     from hubert_pretrain.finetune.dataset import Batch, WholeUtterances
@@ -282,11 +283,13 @@ def predict(
     head.to(device).eval()
     share = distributed.share(len(utterances), distributed.rank(), distributed.world_size())
     found: list[Scored] = []
-    for index in share:
-        item = utterances[index]
-        logits = logits_of_item(model, head, task, item, utterances.cache)
-        prediction = task.predict(logits)
-        found.append(Scored(item["id"], item["reference"], prediction))
+    with progress(len(share), "scoring") as advance:
+        for index in share:
+            item = utterances[index]
+            logits = logits_of_item(model, head, task, item, utterances.cache)
+            prediction = task.predict(logits)
+            found.append(Scored(item["id"], item["reference"], prediction))
+            advance()
     return gather(found)
 
 

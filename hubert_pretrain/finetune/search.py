@@ -26,6 +26,7 @@ from hubert_pretrain.finetune.metrics import word_error_rate
 from hubert_pretrain.finetune.task import Prediction, Results, Task
 from hubert_pretrain.model.heads import TaskHead
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.progress import progress
 
 FRAMES_AT_ONCE = 200_000
 """Log-probabilities of so many frames are held for a search."""
@@ -165,9 +166,11 @@ def _outputs(
     tuned.model.to(tuned.device).eval()
     tuned.head.to(tuned.device).eval()
     share = distributed.share(len(utterances), distributed.rank(), distributed.world_size())
-    for index in share:
-        item = utterances[index]
-        logits = logits_of_item(tuned.model, tuned.head, tuned.task, item, utterances.cache)
-        item = {name: item[name] for name in ("id", "reference")}
-        values = logits[0].float().log_softmax(dim=-1).cpu().numpy()
-        yield item, np.ascontiguousarray(values), tuned.task.predict(logits)
+    with progress(len(share), "decoding") as advance:
+        for index in share:
+            item = utterances[index]
+            logits = logits_of_item(tuned.model, tuned.head, tuned.task, item, utterances.cache)
+            item = {name: item[name] for name in ("id", "reference")}
+            values = logits[0].float().log_softmax(dim=-1).cpu().numpy()
+            yield item, np.ascontiguousarray(values), tuned.task.predict(logits)
+            advance()

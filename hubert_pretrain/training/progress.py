@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 
+from hubert_pretrain.progress import clock
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
+
+
+BRIEF = {
+    "loss/masked": "loss",
+    "accuracy/masked": "acc",
+    "accuracy/unmasked": "unmasked acc",
+    "audio_seconds_per_second": "audio s/s",
+}
+"""Names beside a bar."""
 
 
 class Progress(L.Callback):
@@ -24,9 +35,13 @@ class Progress(L.Callback):
         self.enabled = enabled
         self._bar: Bar | None = None
         self._task: Any = None
+        self._started: float | None = None
+        self._first_step = 0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Open the bar, at the step that was reached before."""
+        self._started = time.monotonic()
+        self._first_step = trainer.global_step
         if trainer.is_global_zero and self.enabled and sys.stdout.isatty():
             self._bar = _bar()
             self._task = self._bar.add_task(
@@ -52,11 +67,22 @@ class Progress(L.Callback):
             return
         text = describe(values)
         if self._bar is None:
-            print(f"{kind} step {step}/{self.steps}  {text}", flush=True)
+            left = self._left(step) if kind == "train" else ""
+            print(f"{kind} step {step}/{self.steps}  {text}{left}", flush=True)
         elif kind == "train":
-            self._bar.update(self._task, values=text)
+            self._bar.update(self._task, values=describe_briefly(values))
         else:
             self._bar.console.print(f"{kind} step {step}/{self.steps}  {text}")
+
+    def _left(self, step: int) -> str:
+        """The time that the rest of the steps takes at the mean speed so far, validations
+        included.
+        """
+        done = step - self._first_step
+        if self._started is None or done < 1:
+            return ""
+        seconds = (time.monotonic() - self._started) * (self.steps - step) / done
+        return f"  {clock(seconds)} left"
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Close the bar."""
@@ -104,6 +130,11 @@ def describe(values: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
+def describe_briefly(values: dict[str, float]) -> str:
+    """For the narrow space beside a bar: short names, three digits."""
+    return "  ".join(f"{BRIEF.get(name, name)} {value:.3g}" for name, value in values.items())
+
+
 def _bar() -> Bar:
     from rich.progress import (
         BarColumn,
@@ -115,9 +146,10 @@ def _bar() -> Bar:
     )
 
     return Progress(
-        BarColumn(24),
+        BarColumn(12),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[values]}"),
     )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import Logger
 
+from hubert_pretrain.training import progress
 from hubert_pretrain.training.loggers import (
     CsvLogger,
     Guarded,
@@ -79,6 +80,26 @@ def test_a_failing_logger_gets_nothing_more_and_the_others_go_on(
     assert "Broken failed (quota)" in caplog.text
     assert [row["loss"] for row in read_metrics(tmp_path / "metrics.csv")] == [1.0, 2.0]
     assert capsys.readouterr().out == "train step 1/10  loss 1\ntrain step 2/10  loss 2\n"
+
+
+def test_a_line_tells_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    shown = Progress(100)
+    trainer: Any = SimpleNamespace(is_global_zero=True, global_step=20)
+    module: Any = None
+    shown.on_train_start(trainer, module)
+    now = 110.0
+    shown.show(40, {"loss": 1.0})  # 20 steps in 10 s, 60 to go
+    shown.show(40, {"valid/loss": 1.0}, kind="valid")
+    assert capsys.readouterr().out.splitlines() == [
+        "train step 40/100  loss 1  0:00:30 left",
+        "valid step 40/100  valid/loss 1",
+    ]
+    values = {"loss/masked": 3.7912, "accuracy/masked": 0.0712, "audio_seconds_per_second": 44.58}
+    assert progress.describe_briefly(values) == "loss 3.79  acc 0.0712  audio s/s 44.6"
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,8 @@ class Lloyd:
     ) -> LloydState:
         """One pass over the frames, and new centroids."""
         description = f"k-means, pass {state.iteration + 1} of at most {self.max_iterations}"
+        if state.iteration:
+            description += f", inertia {state.inertia:.4g}"
         statistics = cluster_statistics(shard, state.centroids, summary, device, description)
         centroids, num_reseeded = self._update(state, statistics, summary)
         # The inertia has float32's precision only. Without a tolerance the criterion is therefore

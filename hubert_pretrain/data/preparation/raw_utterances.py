@@ -7,7 +7,7 @@ N utterances. A position is the number of an utterance in the order in which the
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from hubert_pretrain.data.preparation.quarantine import Quarantine, Quarantined
 from hubert_pretrain.data.source import CorpusSource, SourceUtterance, corpus_name
 from hubert_pretrain.data.storage import Location, is_url
 from hubert_pretrain.errors import DataError
+from hubert_pretrain.progress import progress
 
 Ints = NDArray[np.int64]
 
@@ -159,7 +160,7 @@ def collect(
         DataError: there are no utterances, or two have the same id.
     """
     inventory: dict[str, int] = {}
-    utterances = iter(source.utterances(folder))
+    utterances = _listed(source.utterances(folder))
     while chunk := list(islice(utterances, CHUNK)):
         if faults := [one for one in map(_fault_of, chunk) if one is not None]:
             for one in faults:
@@ -175,6 +176,14 @@ def collect(
             "check data.root and the names of the subsets"
         )
     return RawUtterances(spool.columns(), list(inventory))
+
+
+def _listed(utterances: Iterable[SourceUtterance]) -> Iterator[SourceUtterance]:
+    """The utterances, with a report of progress: a list of millions takes minutes."""
+    with progress(None, "listing utterances") as advance:
+        for utterance in utterances:
+            yield utterance
+            advance()
 
 
 def _fault_of(utterance: SourceUtterance) -> Quarantined | None:
