@@ -135,6 +135,39 @@ def run(recipe: Recipe, workspace: Workspace) -> None:
     )
 
 
+def markdown(recipe: Recipe) -> str:
+    """The trainings of a recipe as a table for a page: the same numbers as those of `run`.
+
+    The other stages are left out: they take little, and their time depends on the machine that
+    reads the audio.
+    """
+    config = recipe.plan
+    workspace = Workspace(recipe.work_dir)
+    device = chosen_device(config)
+    stages = [each for each in plan.stages(recipe) if each.verb in plan.TRAININGS]
+    audio = _audio(recipe, workspace)
+    costs = list(_costs(recipe, workspace, stages, device, audio, UTTERANCE_SECONDS))
+    counts = config.devices or [1]
+    header = ["stage", "PFLOP", "GPU-hours"]
+    header += [f"on {count} GPU{'s' * (count > 1)}" for count in counts]
+    header += ["audio-s/s a GPU reads", "memory", "price"]
+    rows = [
+        [f"`{cost.stage}`", *_row(cost, counts)[1:-1], f"{_price([cost], config.price):,.0f}"]
+        for cost in costs
+    ]
+    total = [
+        "all",
+        _number(sum(cost.operations for cost in costs) / 1e15),
+        _number(sum(cost.seconds for cost in costs) / 3600),
+        *(_duration(total_seconds(costs, count)) for count in counts),
+        "",
+        human_bytes(max(cost.memory for cost in costs)),
+        f"{_price(costs, config.price):,.0f}",
+    ]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows, total]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def chosen_device(config: PlanConfig) -> Device:
     """The GPU that `plan.gpu` names, or this machine."""
     if not config.gpu:

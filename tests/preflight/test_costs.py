@@ -18,6 +18,7 @@ from hubert_pretrain.preflight import costs, training_cost
 from hubert_pretrain.preflight.costs import StageCost
 from hubert_pretrain.preflight.training_cost import Training
 from hubert_pretrain.pretrain.health import training_flops
+from hubert_pretrain.tools import plan_table
 
 BASE = ["+recipe=base_ls960", "data.root=/corpora/LibriSpeech", "plan.hours=960"]
 
@@ -125,3 +126,23 @@ def test_a_stage_of_one_process_does_not_become_faster() -> None:
     cost = StageCost(stage="prepare", operations=0.0, audio_seconds=60.0, seconds=30.0)
     assert cost.seconds_on(8) == 30.0
     assert cost.loader_rate == 0.0
+
+
+def test_the_table_of_the_readme_is_that_of_the_code(repository: Path) -> None:
+    found = plan_table.table()
+    assert plan_table.with_table(f"a {plan_table.BEGIN}old{plan_table.END} b", "T") == (
+        f"a {plan_table.BEGIN}\nT\n{plan_table.END} b"
+    )
+    assert (
+        f"{plan_table.BEGIN}\n{found}\n{plan_table.END}" in (repository / "README.md").read_text()
+    ), "run python tools/plan_table.py --write"
+
+
+def test_the_table_has_the_numbers_of_the_plan(tmp_path: Path) -> None:
+    words = [*plan_table.WORDS, "plan.mfu=0.2"]
+    stage = by_stage(planned(tmp_path, *words))["it1/pretrain"]
+    row = next(line for line in plan_table.table().splitlines() if "it1/pretrain" in line)
+    hours = stage["seconds_on"]["1"] / 3600
+    assert f"| {hours:.3g} | {hours:.0f} h |" in row
+    assert f"| {stage['loader_rate']:,.0f} |" in row
+    assert f"| {2.5 * hours:,.0f} |" in row
