@@ -27,6 +27,7 @@ DEVELOPERS = {
     "mutation_run",
     "parity_table",
     "pictures",
+    "plan_table",
     "roofline",
     "screenshots",
     "site",
