@@ -104,7 +104,7 @@ class ClassifyTask(UtteranceTask):
         """The classes are the values of the label column in the training rows, sorted."""
         names = self.names(corpus, rows)
         if self._adopted:
-            self._refuse_unseen(corpus, rows, set(names))
+            self._refuse_unseen(corpus, rows, [[name] for name in names])
         else:
             self.classes = sorted(set(names))
             if len(self.classes) < 2:
@@ -122,7 +122,7 @@ class ClassifyTask(UtteranceTask):
     def examples(self, corpus: Corpus, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
         """All rows. A class that does not occur in training is an error: it cannot be predicted."""
         names = self.names(corpus, rows)
-        self._refuse_unseen(corpus, rows, set(names))
+        self._refuse_unseen(corpus, rows, [[name] for name in names])
         return self._examples(rows, names)
 
     def loss(

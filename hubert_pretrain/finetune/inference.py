@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hubert_pretrain import distributed
@@ -37,10 +38,11 @@ from hubert_pretrain.finetune.long_speech import (
 from hubert_pretrain.finetune.task import Prediction, Results, Task
 from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.finetune.utterance import UtteranceTask
+from hubert_pretrain.finetune.verify import VerifyTask
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.interop.transformers_reader import TOKENIZER_KEY
-from hubert_pretrain.model.heads import TaskHead
+from hubert_pretrain.model.heads import SpeakerHead, TaskHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.preprocess import prepare_waveform
 from hubert_pretrain.progress import progress
@@ -250,7 +252,6 @@ class UtteranceClassifier:
         self.model = model.to(device).eval()
         self.head = head.to(device).eval()
         self.task = task
-        self.device = torch.device(device)
 
     def classify(
         self, speech: str | Path | Iterator[Waveform], *, name: str = "waveform"
@@ -258,17 +259,76 @@ class UtteranceClassifier:
         """The prediction for an audio file, or the blocks of a waveform, computed whole. Raises
         DataError when it cannot be read or is shorter than one window.
         """
-        if isinstance(speech, (str, Path)):
-            name = str(speech)
-            speech = audio.blocks(speech)
-        waveform = np.concatenate([np.zeros(0, np.float32), *speech])
-        ready = prepare_waveform(
-            waveform, sampling_rate=SAMPLE_RATE, config=self.model.config, name=name
-        )
-        with torch.inference_mode():
-            logits = logits_of(self.model, self.head, self.task, ready.to(self.device))
-            found = self.task.predict(logits)
+        found = predict_whole(self.model, self.head, self.task, speech, name)
         return Classified(found.text, self.task.named(found))
+
+
+class SpeakerVerifier:
+    """A model that tells whether recordings are of one speaker:
+    ``SpeakerVerifier.load("runs/voices/finetune/voices").similarity("a.wav", "b.wav")``.
+    """
+
+    def __init__(
+        self,
+        model: Hubert,
+        head: TaskHead,
+        task: VerifyTask,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """task: with the speakers of the head."""
+        self.model = model.to(device).eval()
+        self.head = head.to(device).eval()
+        self.task = task
+
+    @staticmethod
+    def load(path: str | Path, device: str | torch.device = "cpu", **more: Any) -> SpeakerVerifier:
+        """Load the folder of a fine-tuning for verification, or an export of it. Raises
+        ArtefactError when it holds something else.
+
+        more: goes to `load_checkpoint`.
+        """
+        loaded = load_checkpoint(path, **more)
+        head: Any = loaded.build_head() if loaded.head_state else None
+        if not isinstance(head, SpeakerHead):
+            raise ArtefactError(
+                f"{path}: holds a {loaded.kind!r} checkpoint, which gives no embeddings of "
+                "speakers; give one that was fine-tuned with finetune/verify"
+            )
+        task = VerifyTask(weighted_layers=head.weighted_layers)
+        task.adopt(loaded.extra, str(path))
+        return SpeakerVerifier(loaded.model, head, task, device)
+
+    def embed(
+        self, speech: str | Path | Iterator[Waveform], *, name: str = "waveform"
+    ) -> NDArray[np.float32]:
+        """The embedding (E,), of length 1, of an audio file or the blocks of a waveform. Raises
+        DataError when it cannot be read or is shorter than one window.
+        """
+        return predict_whole(self.model, self.head, self.task, speech, name).values
+
+    def similarity(self, first: str | Path, second: str | Path) -> float:
+        """The cosine of the embeddings of two audio files."""
+        return float(self.embed(first) @ self.embed(second))
+
+
+def predict_whole(
+    model: Hubert,
+    head: TaskHead,
+    task: Task,
+    speech: str | Path | Iterator[Waveform],
+    name: str = "waveform",
+) -> Prediction:
+    """The prediction for an audio file, or the blocks of a waveform, computed whole. Raises
+    DataError when it cannot be read or is shorter than one window.
+    """
+    if isinstance(speech, (str, Path)):
+        name = str(speech)
+        speech = audio.blocks(speech)
+    waveform = np.concatenate([np.zeros(0, np.float32), *speech])
+    ready = prepare_waveform(waveform, sampling_rate=SAMPLE_RATE, config=model.config, name=name)
+    device = next(head.parameters()).device
+    with torch.inference_mode():
+        return task.predict(logits_of(model, head, task, ready.to(device)))
 
 
 @torch.inference_mode()

@@ -104,7 +104,7 @@ class MultiLabelTask(UtteranceTask):
         sets = self._sets(corpus, rows)
         counts = Counter(name for names in sets for name in names)
         if self._adopted:
-            self._refuse_unseen(corpus, rows, set(counts))
+            self._refuse_unseen(corpus, rows, sets)
         else:
             self._check(corpus, sets, counts)
             self.classes = sorted(counts)
@@ -116,7 +116,7 @@ class MultiLabelTask(UtteranceTask):
     def examples(self, corpus: Corpus, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
         """All rows. A label that does not occur in training is an error: it cannot be predicted."""
         sets = self._sets(corpus, rows)
-        self._refuse_unseen(corpus, rows, {name for names in sets for name in names})
+        self._refuse_unseen(corpus, rows, sets)
         return self._examples(rows, sets)
 
     def loss(

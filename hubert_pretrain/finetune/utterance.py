@@ -5,7 +5,7 @@ signs that a test is easier than it looks. K outputs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -132,22 +132,29 @@ class UtteranceTask(Task):
         """
         return cells(corpus, rows, self.label)
 
-    def _refuse_unseen(self, corpus: Corpus, rows: NDArray[np.int64], names: set[str]) -> None:
-        """Raises DataError when a split has labels that are no output of the head."""
-        unseen = sorted(names - set(self.classes))
-        if not unseen:
+    def _refuse_unseen(
+        self, corpus: Corpus, rows: NDArray[np.int64], names: Sequence[Iterable[str]]
+    ) -> None:
+        """Raises DataError when utterances have labels that are no output of the head."""
+        known = set(self.classes)
+        unseen = [set(each) - known for each in names]
+        places = [place for place, each in enumerate(unseen) if each]
+        if not places:
             return
         manifest = corpus.manifest
-        if self._adopted:
-            raise DataError(
-                f"{manifest.path}: split {manifest[int(rows[0])].split!r} has {len(unseen)} "
-                f"{self.label} values that the head of {self._adopted} has not "
-                f"({some_of(unseen)}); to train on them set start_head=new"
-            )
+        first = manifest[int(rows[places[0]])]
+        found = sorted(set().union(*unseen))
+        holder = f"the head of {self._adopted}" if self._adopted else "training"
+        fix = (
+            "to train on them set start_head=new"
+            if self._adopted
+            else "classes must be the same: choose a split with the speakers or labels of "
+            "training, such as test_split=valid"
+        )
         raise DataError(
-            f"{manifest.path}: split {manifest[int(rows[0])].split!r} has {len(unseen)} "
-            f"{self.label} values that training has not ({some_of(unseen)}); classes must be the "
-            "same: choose a split with the speakers or labels of training, such as test_split=valid"
+            f"{manifest.path}: split {first.split!r} has {len(found)} {self.label} values that "
+            f"{holder} has not ({some_of(found)}), in {len(places)} of its {len(rows)} utterances, "
+            f"the first is {first.id!r}; {fix}"
         )
 
 

@@ -23,6 +23,7 @@ COMMANDS = (
     "transcribe",
     "align",
     "classify",
+    "verify",
     "evaluate",
     "ablate",
     "report",

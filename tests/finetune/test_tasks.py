@@ -87,7 +87,9 @@ def test_unseen_class(corpus_with: Callable[..., Corpus]) -> None:
         )
     )
     with pytest.raises(
-        DataError, match=r"split 'test' has \d+ speaker values that training has not"
+        DataError,
+        match=r"split 'test' has \d+ speaker values that training has not \(speaker-0, .*\), in "
+        r"8 of its 8 utterances, the first is 'utterance-000'; classes must",
     ):
         _examples(ClassifyTask(label="speaker"), corpus)
     assert len(_examples(ClassifyTask(label="speaker"), corpus, test_split="valid")[2]) == len(
