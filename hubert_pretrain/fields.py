@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import re
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -119,6 +120,16 @@ def one_or_several(*names: str) -> Allowed:
         return bool(listed) and all(each in names for each in listed)
 
     return Allowed(f"one of {', '.join(names)}, or a list of them", holds, names)
+
+
+hub_licence = Allowed(
+    "the hub's name of a licence, e.g. apache-2.0, cc-by-4.0, other",
+    lambda value: re.fullmatch(r"[a-z0-9.+-]*", value) is not None,
+)
+hub_languages = Allowed(
+    "a list of ISO codes of languages, e.g. [en, de]",
+    lambda values: all(re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]+)?", value) for value in values),
+)
 
 
 def _is_split(name: Any) -> bool:

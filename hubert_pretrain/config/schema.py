@@ -23,6 +23,8 @@ from hubert_pretrain.fields import (
     decay_rates,
     decibels,
     field,
+    hub_languages,
+    hub_licence,
     one_or_several,
     positive,
     share,
@@ -461,6 +463,11 @@ class ExportConfig:
     folder each."""
     checkpoints: list[str] = field([], path=True)
     """Stages of this run or other checkpoints; `summary.json` names the first."""
+    licence: str = field("", hub_licence)
+    """Licence in the model card (README.md) of each export, as the hub spells it: apache-2.0,
+    cc-by-4.0, other; "": not stated."""
+    languages: list[str] = field([], hub_languages)
+    """Languages in the model card, as ISO codes, e.g. [en]."""
 
 
 @dataclass

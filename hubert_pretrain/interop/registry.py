@@ -22,6 +22,7 @@ from hubert_pretrain.interop.compare import (
 )
 from hubert_pretrain.interop.fairseq_writer import export_fairseq, export_s3prl
 from hubert_pretrain.interop.load import load_checkpoint
+from hubert_pretrain.interop.model_card import Origin, write_model_card
 from hubert_pretrain.interop.onnx import compare_onnx, compare_torch, export_onnx, export_torch
 from hubert_pretrain.interop.torchaudio_writer import compare_torchaudio, export_torchaudio
 from hubert_pretrain.interop.transformers_writer import export_huggingface
@@ -103,7 +104,10 @@ class Export:
 
 
 def export_all(
-    formats: str | Sequence[str], sources: Mapping[str, Path], folder: Path
+    formats: str | Sequence[str],
+    sources: Mapping[str, Path],
+    folder: Path,
+    origins: Mapping[str, Origin] | None = None,
 ) -> dict[str, Export]:
     """Export several checkpoints and compare each export with its source.
 
@@ -112,21 +116,26 @@ def export_all(
         sources: folders of checkpoints, by any key.
         folder: where each checkpoint gets a folder (see `folder_names`), and with several formats
             each format one with those.
+        origins: what the model cards tell, by the keys of `sources`; None: no cards.
 
     Returns the exports by the keys of `sources`, with several formats by format/key.
 
     Raises ConfigError when a checkpoint is named twice, or a format does not exist.
     """
     prefixes = {formats: ""} if isinstance(formats, str) else {name: f"{name}/" for name in formats}
-    chosen = {prefix: export_format(name) for name, prefix in prefixes.items()}
+    chosen = {name: export_format(name) for name in prefixes}
     exports: dict[str, Export] = {}
     for key, name in folder_names(sources).items():
         loaded = load_checkpoint(sources[key])
         notes = loaded.report.notes if loaded.report is not None else []
-        for prefix, form in chosen.items():
+        for format_name, form in chosen.items():
+            prefix = prefixes[format_name]
             path = folder / (prefix + name) / form.file
             form.write(path, loaded)
             report, _ = form.check(path, loaded)
+            if origins is not None:
+                place = folder / (prefix + name)
+                write_model_card(place, format_name, form.file, loaded, origins[key])
             exports[prefix + key] = Export(prefix + name, report, notes)
     return exports
 

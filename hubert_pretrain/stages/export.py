@@ -9,6 +9,7 @@ from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.files import write_json
 from hubert_pretrain.interop.registry import export_all
 from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.stages.lineage import origin
 
 
 def open_exports(workspace: Workspace) -> dict[str, Path]:
@@ -20,14 +21,15 @@ def open_exports(workspace: Workspace) -> dict[str, Path]:
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:
-    """Write each checkpoint of the recipe to a folder of its own, and `report.json` with all
-    differences beside them. Several formats have a folder each.
+    """Write each checkpoint of the recipe to a folder of its own with its model card, and
+    `report.json` with all differences beside them. Several formats have a folder each.
 
     Raises ConfigError when the recipe names a checkpoint twice.
     """
     references = recipe.export.checkpoints
     sources = {reference: workspace.resolve(reference).path for reference in references}
-    exports = export_all(recipe.export.format, sources, folder)
+    origins = {name: origin(recipe, workspace, name) for name in references}
+    exports = export_all(recipe.export.format, sources, folder, origins)
     notes = [f"{name}: {note}" for name, export in exports.items() for note in export.notes]
     print(*notes, sep="\n", end="\n" if notes else "", flush=True)
     differences = {name: export.report.differences for name, export in exports.items()}
