@@ -58,7 +58,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a card tells about a checkpoint beside the network itself."""
+    """The history of a checkpoint, as a card tells it."""
 
     name: str
     """Name of the model: recipe and stage, or the file that it was read from."""

@@ -1,4 +1,4 @@
-"""How a checkpoint came about, from the files of its run: corpus, stages in order, scores. For the
+"""History of a checkpoint from the files of its run: corpus, stages in order, scores. For the
 model card of an export.
 """
 
@@ -23,7 +23,7 @@ SHOWN = {
 
 
 def origin(recipe: Recipe, workspace: Workspace, reference: str) -> Origin:
-    """What is known of a checkpoint: a stage of this run, one of another run, or a file."""
+    """The history of a checkpoint: a stage of this run, one of another run, or a file."""
     artefact = workspace.resolve(reference)
     stage = str(artefact.meta.get("stage", ""))
     home = workspace
