@@ -26,6 +26,8 @@ SHARES = (
     "unweighted_accuracy",
     "sentence_error_rate",
     "eer",
+    "frame_accuracy",
+    "per",
 )
 """Scores that people read in per cent."""
 LIBRARIES = {
@@ -139,6 +141,8 @@ def _summary(loaded: LoadedModel) -> str:
         "pretrain": "HuBERT, pretrained by masked prediction of units, without labels",
         "ctc": "HuBERT, fine-tuned for speech recognition with CTC",
         "classify": "HuBERT, fine-tuned to label utterances",
+        "frames": "HuBERT, fine-tuned to label frames",
+        "verify": "HuBERT, fine-tuned to embed voices: the cosine of two embeddings scores a trial",
     }.get(loaded.kind, f"HuBERT with a head of the kind `{loaded.kind}`")
     normalised = "normalised to mean 0 and variance 1" if config.normalize_waveform else "as it is"
     lines = [
