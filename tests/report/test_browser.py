@@ -5,15 +5,19 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.pipeline import plan
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.report import page
 from hubert_pretrain.report.contents import collect
 from hubert_pretrain.report.runs import open_runs
+from hubert_pretrain.stages.runner import run_stage
 
 # One worker runs all of this file: it starts one browser.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
@@ -47,15 +51,20 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, make_run: MakeRun) -> Iterator[Callable[..., Any]]:
-    """`opened(width)`: the page of the run, or of several `made`, and the requests and errors that
-    it makes.
+    """`opened(width)`: the page of a run, of several `made`, or at a path, with the requests and
+    errors that it makes.
     """
     pages = []
 
     def open_page(
-        width: int = 1100, made: Sequence[tuple[Recipe, Workspace]] = (), **how: Any
+        width: int = 1100,
+        made: Sequence[tuple[Recipe, Workspace]] = (),
+        path: Path | None = None,
+        **how: Any,
     ) -> Any:
-        if made:
+        if path is not None:
+            pass
+        elif made:
             path = made[0][1].root / "compare.html"
             runs, unreadable = open_runs([workspace.root for _, workspace in made])
             path.write_text(page.render(collect(runs, unreadable)))
@@ -176,14 +185,6 @@ def test_runs_beside_each_other(opened: Callable[..., Any], make_run: MakeRun) -
     assert phone.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-def test_eight_runs_have_eight_colours(opened: Callable[..., Any], make_run: MakeRun) -> None:
-    tab = opened(made=[make_run(name=f"run{n}", up_to="prepare") for n in range(8)])
-    assert tab.faults == []
-    colours = tab.evaluate("runs.map((run) => colour(run.colour))")
-    assert len(set(colours)) == 8
-    assert "" not in colours
-
-
 def test_the_diagram_has_a_box_per_stage_and_the_loop(opened: Callable[..., Any]) -> None:
     tab = opened()
     boxes = tab.evaluate(
@@ -196,3 +197,35 @@ def test_the_diagram_has_a_box_per_stage_and_the_loop(opened: Callable[..., Any]
     assert {"codebook of it1/cluster", "targets of it1/label", "checkpoint of it1/pretrain"} <= set(
         titles
     )
+
+
+def test_real_speech_is_seen_and_heard(
+    opened: Callable[..., Any], tmp_path: Path, shared: Path
+) -> None:
+    words = [f"{part}=null" for part in ("iterations.it2", "finetune.asr", "finetune.speakers")]
+    words += ["export.checkpoints=[it1/pretrain]", "iterations.it1.pretrain.steps=4"]
+    words += ["data=librispeech", f"data.root={shared / 'data/librispeech'}", "trainer.threads=1"]
+    recipe = compose.recipe_of(["+recipe=smoke", f"work_dir={tmp_path / 'run'}", *words])
+    workspace = Workspace(recipe.work_dir)
+    for name in ("prepare", "it1/cluster", "it1/label", "it1/pretrain"):
+        run_stage(recipe, workspace, plan.find(recipe, name))
+    path = page.run(recipe, workspace)
+    assert path.stat().st_size < 5e6
+    tab = opened(path=path)
+    tab.wait_for_selector(".examples canvas")
+    assert tab.faults == []
+    assert [url for url in tab.requests if not url.startswith(("file:", "blob:", "data:"))] == []
+    corpus = tab.inner_text("#corpus")
+    assert "217" in corpus
+    assert "0.617" in corpus
+    assert "no phone alignments" in tab.inner_text("#phones")
+    assert tab.evaluate("data.units.it1.n_clusters") == 50
+    assert tab.evaluate("runs[0].iterations.it1.curves['loss/masked'] !== undefined") or (
+        tab.evaluate("runs[0].iterations.it1.curves['valid/loss/masked'] !== undefined")
+    )
+    spoken = tab.evaluate("data.clips[0].text")
+    assert spoken == spoken.upper()
+    assert spoken in tab.inner_text("#utterances")
+    tab.click("#unit .example button.play")
+    until(tab, "player.currentTime > 0.05")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 1100

@@ -16,7 +16,8 @@ from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.report import text
 from hubert_pretrain.report.contents import collect
 from hubert_pretrain.report.differences import difference
-from hubert_pretrain.report.runs import names, open_runs
+from hubert_pretrain.report.page import static
+from hubert_pretrain.report.runs import MOST, names, open_runs
 from hubert_pretrain.tools import compare
 
 MakeRun = Callable[..., tuple[Recipe, Workspace]]
@@ -142,3 +143,14 @@ def test_folders_that_are_no_runs(folders: list[str], message: str) -> None:
 def test_names_are_as_short_as_they_can_be() -> None:
     assert names([Path("/a/x/run"), Path("/a/y/run")]) == ["x/run", "y/run"]
     assert names([Path("/a/x"), Path("/a/y")]) == ["x", "y"]
+
+
+def test_each_run_has_a_colour_of_its_own() -> None:
+    used = re.search(r"const COLOURS = \[(.*?)\]", static("page.js"))
+    assert used is not None
+    names_of_colours = re.findall(r'"(\w+)"', used[1])
+    assert len(names_of_colours) == MOST
+    light, dark = static("page.css").split("@media (prefers-color-scheme: dark)")[:2]
+    for scheme in (light, dark):
+        values = [re.search(rf"--{name}: (#\w+);", scheme) for name in names_of_colours]
+        assert len({value[1] for value in values if value}) == MOST
