@@ -330,6 +330,21 @@ class IterationConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adaptation: the encoder is frozen, and small matrices beside its weights learn."""
+
+    rank: int = field(0, zero_or_more)
+    """Rank of the matrices; 0: the encoder itself learns. Needs peft (pip install peft)."""
+    alpha: float = field(16.0, positive)
+    """Their product is scaled by alpha / rank."""
+    dropout: float = field(0.0, share_below_one)
+    """Dropout of their input."""
+    targets: list[str] = field(["qkv", "out"], one_or_several("qkv", "out", "up", "down"))
+    """Products of each layer that get them: qkv and out of the attention (qkv: queries, keys and
+    values, one matrix), up and down of the feed-forward part."""
+
+
+@dataclass
 class FinetuneConfig:
     """Checkpoint + labels -> task model."""
 
@@ -392,6 +407,8 @@ class FinetuneConfig:
     and with norm_over_valid where the norm is over time."""
     conv_gradient_scale: float = field(0.0, zero_or_more)
     """Gradient into the conv encoder times this; 0: frozen throughout [feature_grad_mult]."""
+    lora: LoraConfig = field(LoraConfig)
+    """Low-rank adaptation in place of training the encoder."""
     norm_over_valid: bool = False
     """The norm over time (Base) leaves padding out, as in exports and scoring, where there is
     none."""

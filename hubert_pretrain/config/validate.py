@@ -7,6 +7,7 @@ A fault is one line: key and value, what was expected, the fix. All faults are f
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from hubert_pretrain.config.nodes import TARGET, attribute_of, nodes_of
@@ -297,11 +298,34 @@ def _faults_of_finetune(key: str, config: FinetuneConfig, trainer: TrainerConfig
     yield from _faults_of_spans(f"{key}.channel_mask", config.channel_mask)
     if config.warmup_fraction + config.hold_fraction > 1:
         yield f"{key}: warmup_fraction + hold_fraction is above 1; nothing is left for the decay"
+    if config.lora.rank:
+        yield from _faults_of_lora(key, config, trainer)
     weight = config.task.get("consistency_weight") if isinstance(config.task, dict) else 0
     if weight and config.mask.probability == config.channel_mask.probability == 0:
         yield (
             f"{key}.task.consistency_weight={weight} compares two views of an utterance, which are "
             f"the same without masks; set {key}.mask.probability, or the weight to 0"
+        )
+
+
+def _faults_of_lora(key: str, config: FinetuneConfig, trainer: TrainerConfig) -> Iterator[str]:
+    where = f"{key}.lora.rank={config.lora.rank}"
+    if not find_spec("peft"):
+        yield f"{where} needs peft, which is not installed: pip install 'peft>=0.17', or set it to 0"
+    if trainer.strategy in ("fsdp", "hsdp"):
+        yield (
+            f"{where} does not go with trainer.strategy={trainer.strategy}, which shares out weights "
+            "that learn; use ddp: frozen weights have no gradients and no state of the optimiser"
+        )
+    if config.freeze_encoder_steps >= config.steps:
+        yield (
+            f"{where} trains nothing with {key}.freeze_encoder_steps={config.freeze_encoder_steps} "
+            f"of {config.steps} steps, in which only the head learns; lower it, or set lora.rank=0"
+        )
+    if config.conv_gradient_scale:
+        yield (
+            f"{key}.conv_gradient_scale={config.conv_gradient_scale}: the conv encoder is frozen "
+            f"with {where}; set it to 0"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import lightning as L
 import torch
@@ -13,9 +14,11 @@ from hubert_pretrain import distributed
 from hubert_pretrain.finetune.dataset import Batch
 from hubert_pretrain.finetune.feature_cache import FeatureCache
 from hubert_pretrain.finetune.inference import Scored, gather, logits_of_item
+from hubert_pretrain.finetune.lora import lora_scale
 from hubert_pretrain.finetune.rates import Rates
 from hubert_pretrain.finetune.task import Task
 from hubert_pretrain.frames import seconds as in_seconds
+from hubert_pretrain.model.checkpoint import LORA_KEY
 from hubert_pretrain.model.heads import TaskHead
 from hubert_pretrain.model.hubert import Hubert, HubertOutput
 from hubert_pretrain.seeds import derive
@@ -136,6 +139,12 @@ class FinetuneModule(TrainingModule):
         callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         (watchdog,) = (each for each in callbacks if isinstance(each, Watchdog))
         self.fill_cache(self.device, watchdog.beat)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `TrainingModule`; with the scale by which readers merge LoRA."""
+        super().on_save_checkpoint(checkpoint)
+        if scale := lora_scale(self.model):
+            checkpoint["network"][LORA_KEY] = scale
 
     def rates(self) -> Mapping[nn.Parameter, float]:
         """Those of the head and of each layer."""

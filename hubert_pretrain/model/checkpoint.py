@@ -27,6 +27,8 @@ from hubert_pretrain.model.shapes import shapes_only
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+LORA_KEY = "lora_scale"
+"""Key of the network in the checkpoint of a training with LoRA (finetune/lora.py)."""
 MAX_JSON_BYTES = 16 << 20
 """Upper limit of a JSON file beside weights. Those of real models, vocabularies included, have
 kilobytes.
@@ -185,7 +187,27 @@ def load_training_state(content: dict[str, Any], path: Path, **overrides: Any) -
         )
     stored = {**stored, "extra": content["about"].get("extra", {})}
     tensors = {**content["state_dict"], **content.get("average", {})}
+    if LORA_KEY in stored:
+        tensors = _merged(tensors, float(stored[LORA_KEY]))
+        stored = {name: value for name, value in stored.items() if name != LORA_KEY}
     return _rebuilt(stored, tensors, "model.", path, path, overrides)
+
+
+def _merged(tensors: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The tensors of a network without LoRA: W + scale B A in place of W, A and B, which have the
+    names of `peft`.
+    """
+    found = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in tensors.items()
+        if ".lora_" not in name
+    }
+    for name, first in tensors.items():
+        place, is_first, end = name.partition(".lora_A.")
+        if is_first:
+            second = tensors[f"{place}.lora_B.{end}"]
+            found[f"{place}.weight"] = found[f"{place}.weight"] + scale * (second @ first)
+    return found
 
 
 def _rebuilt(

@@ -19,6 +19,7 @@ from hubert_pretrain.finetune.batching import PaddedBucketSampler
 from hubert_pretrain.finetune.dataset import TrainingDataset, WholeUtterances, loaders
 from hubert_pretrain.finetune.feature_cache import FeatureCache, fill_cache, make_cache
 from hubert_pretrain.finetune.inference import predict
+from hubert_pretrain.finetune.lora import add_lora, merge_lora
 from hubert_pretrain.finetune.masks import make_masks
 from hubert_pretrain.finetune.module import FinetuneModule
 from hubert_pretrain.finetune.rates import Rates
@@ -77,6 +78,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     task.decoder(config.decoding, train.references, model.grid, key)  # refuses what cannot be
     torch.manual_seed(derive(seed, "head"))
     head = start_head(task, loaded, start, keep_head=config.start_head == "keep")
+    if config.lora.rank:
+        add_lora(model, config.lora, derive(seed, "lora"))
     cache = open_cache(config, corpus, model, head, [train, valid], folder)
     data = build_dataset(config, corpus, model, train, seed, cache, task.views)
     module = build_module(recipe, config, task, model, head, data, seed)
@@ -101,6 +104,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         validate(trainer, module, valid_loader)
     best = take_best(trainer, module)
     module.head.finish()
+    merge_lora(model)
     results = predict(model, module.head, task, valid_set, trainer.strategy.root_device)
     if trainer.is_global_zero:
         write_language(folder, config.decoding, train.references)
