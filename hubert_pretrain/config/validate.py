@@ -311,11 +311,11 @@ def _faults_of_finetune(key: str, config: FinetuneConfig, trainer: TrainerConfig
 def _faults_of_lora(key: str, config: FinetuneConfig, trainer: TrainerConfig) -> Iterator[str]:
     where = f"{key}.lora.rank={config.lora.rank}"
     if not find_spec("peft"):
-        yield f"{where} needs peft, which is not installed: pip install 'peft>=0.17', or set it to 0"
+        yield f"{where} needs peft, which is missing: pip install 'peft>=0.17', or set it to 0"
     if trainer.strategy in ("fsdp", "hsdp"):
         yield (
-            f"{where} does not go with trainer.strategy={trainer.strategy}, which shares out weights "
-            "that learn; use ddp: frozen weights have no gradients and no state of the optimiser"
+            f"{where} does not go with trainer.strategy={trainer.strategy}; use ddp: frozen "
+            "weights have no gradients and no state of the optimiser"
         )
     if config.freeze_encoder_steps >= config.steps:
         yield (

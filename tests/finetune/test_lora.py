@@ -200,7 +200,7 @@ def test_without_peft(tiny: HubertConfig, monkeypatch: pytest.MonkeyPatch) -> No
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(ConfigError, match="pip install 'peft>=0.17'"):
+    with pytest.raises(ConfigError, match=r"pip install 'peft>=0\.17'"):
         add_lora(Hubert(tiny), ALL, seed=1)
     monkeypatch.undo()
     monkeypatch.setattr("hubert_pretrain.config.validate.find_spec", lambda name: None)
