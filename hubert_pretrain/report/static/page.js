@@ -221,7 +221,7 @@ function layers(name) {
 // -- loop and cost
 
 const CARRIES = { prepare: "corpus", cluster: "codebook", label: "targets", pretrain: "checkpoint", finetune: "checkpoint" };
-const BOX = { width: 168, height: 46, across: 214, down: 84 };
+const BOX = { width: 200, height: 46, across: 264, down: 84 };
 
 // Boxes in rows: prepare, each iteration, tasks, scores, export. An arrow says what a stage reads.
 function diagram(run) {
@@ -237,7 +237,7 @@ function diagram(run) {
   rows.forEach((row, y) => row.forEach((stage, x) => place.set(stage.name, { x: 8 + x * BOX.across, y: 8 + y * BOX.down })));
   const width = 16 + (Math.max(...rows.map((row) => row.length)) - 1) * BOX.across + BOX.width;
   const picture = draw("svg", { viewBox: `0 0 ${width} ${rows.length * BOX.down - 20}`, role: "img", class: "loop",
-    style: `min-width:${Math.min(width, 560)}px;max-width:${width}px`,
+    style: `min-width:${Math.min(width, 680)}px;max-width:${width}px`,
     "aria-label": `stages of ${run.recipe}: ${run.stages.map((stage) => `${stage.name} ${stage.state}`).join(", ")}` });
   picture.append(draw("defs", {}, draw("marker", { id: "tip", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7,
     markerHeight: 7, orient: "auto" }, draw("path", { d: "M0 0L8 4L0 8z", class: "tip" }))));
@@ -266,8 +266,8 @@ function diagram(run) {
       draw("title", {}, `${stage.name}: ${stage.state}${time}${from.length ? `; from ${from.join(", ")}` : ""}`),
       draw("rect", { width: BOX.width, height: BOX.height, rx: 7 }),
       draw("circle", { cx: 14, cy: 16, r: 5 }),
-      draw("text", { x: 26, y: 20, class: "name" }, short(stage.name, 19)),
-      draw("text", { x: 12, y: 37, class: "state" }, short(`${stage.state}${time}`, 24))));
+      draw("text", { x: 26, y: 20, class: "name" }, short(stage.name, 22)),
+      draw("text", { x: 12, y: 37, class: "state" }, short(`${stage.state}${time}`, 28))));
   });
   const outside = run.stages.filter((stage) => stage.outside.length);
   return [h("div", { class: "scroll" }, picture),
