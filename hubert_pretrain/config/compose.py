@@ -79,14 +79,15 @@ def conf_folder() -> Path:
 
 def recipe_files() -> dict[str, Path]:
     """Recipes by name: those that travel with the package, then those in ./recipes of the folder
-    the command is run in.
+    the command is run in. demo/recipe.yaml is `demo`, superb/ks.yaml is `superb/ks`.
     """
     folders = [_beside("recipes"), Path.cwd() / "recipes"]
-    return {
-        path.parent.name: path
-        for folder in folders
-        for path in sorted(folder.glob("*/recipe.yaml"))
-    }
+    found = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*/*.yaml")):
+            family = path.parent.name
+            found[family if path.stem == "recipe" else f"{family}/{path.stem}"] = path
+    return found
 
 
 def register(chosen: Sequence[str] = ()) -> None:
@@ -108,12 +109,21 @@ def register(chosen: Sequence[str] = ()) -> None:
             node = _recipe_node(path, chosen)
         except ConfigError as error:
             _broken[name] = str(error)
-            store.repo.get("recipe", {}).pop(f"{name}.yaml", None)
+            _group_of(store, name).pop(f"{Path(name).name}.yaml", None)
         else:
-            store.store(group="recipe", name=name, node=node, package="_global_")
+            group = f"recipe/{name}".rpartition("/")[0]
+            store.store(group=group, name=Path(name).name, node=node, package="_global_")
     machine = next((path for path in _machine_files() if path.is_file()), None)
     limits = _mapping_of(machine) if machine else {}
     store.store(group="machine", name="local", node=limits, package="_global_")
+
+
+def _group_of(store: ConfigStore, name: str) -> dict[str, Any]:
+    """The part of Hydra's store that holds a recipe."""
+    found: dict[str, Any] = store.repo.get("recipe", {})
+    for part in Path(name).parts[:-1]:
+        found = found.get(part, {})
+    return found
 
 
 def _machine_files() -> list[Path]:

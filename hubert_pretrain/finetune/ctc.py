@@ -101,6 +101,8 @@ class CtcTask(Task):
         punctuation: str = "",
         tags: Tags = "drop",
         language: Language = "",
+        lstm_layers: Annotated[int, zero_or_more] = 0,
+        lstm_size: Annotated[int, positive] = 1024,
     ) -> None:
         """
         Args:
@@ -122,6 +124,9 @@ class CtcTask(Task):
             punctuation: marks that are symbols to be learnt, e.g. ",.?!"; others separate words.
             tags: drop: <unk>, [laughter] are no speech; keep: the words in them are.
             language: tr or az: İ is the capital of i, and I that of ı.
+            lstm_layers: bidirectional LSTM layers before the output layer, as in SUPERB (two); 0:
+                none, as every other project expects it.
+            lstm_size: width of each direction of them.
         """
         if reduction not in REDUCTIONS:
             raise ConfigError(
@@ -138,6 +143,8 @@ class CtcTask(Task):
         self.vocabulary_path = vocabulary
         self.final_dropout = final_dropout
         self.needs_all_layers = weighted_layers
+        self.lstm_layers = lstm_layers
+        self.lstm_size = lstm_size
         self.max_dropped_fraction = max_dropped_fraction
         self.reduction = reduction
         self.zero_infinity = zero_infinity
@@ -225,13 +232,15 @@ class CtcTask(Task):
         return dict(extra.get("text_rules") or rules_of(extra.get("vocabulary") or []))
 
     def head(self, config: HubertConfig) -> CTCHead:
-        """Dropout and a linear layer D -> V."""
+        """Dropout and a linear layer D -> V, after the LSTM where there is one."""
         return CTCHead(
             config.hidden_size,
             len(self._vocabulary),
             self.final_dropout,
             config.num_hidden_layers if self.needs_all_layers else 0,
             self.needs_all_layers,
+            self.lstm_layers,
+            self.lstm_size,
         )
 
     def loss(

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.model.half_precision import Linear
@@ -308,10 +309,72 @@ class CTCHead(FrameHead):
     names: ClassVar[str] = "vocabulary"
     names_optional: ClassVar[bool] = True
 
+    def __init__(
+        self,
+        hidden_size: int,
+        vocabulary_size: int,
+        dropout: float = 0.0,
+        n_layers: int = 0,
+        weighted_layers: bool = False,
+        lstm_layers: int = 0,
+        lstm_size: int = 1024,
+    ) -> None:
+        """
+        Args:
+            hidden_size: D.
+            vocabulary_size: V.
+            dropout: before the linear layer.
+            n_layers: N, where layers are mixed.
+            weighted_layers: see `mixed`.
+            lstm_layers: bidirectional LSTM layers before the linear one (SUPERB has two), after a
+                projection to their size; with dropout of .2 between them.
+            lstm_size: width of each direction.
+        """
+        width = 2 * lstm_size if lstm_layers else hidden_size
+        super().__init__(width, vocabulary_size, dropout, n_layers, weighted_layers)
+        self.lstm: nn.LSTM | None = None
+        if lstm_layers:
+            self.projection = nn.Linear(hidden_size, lstm_size)
+            self.lstm = nn.LSTM(
+                lstm_size,
+                lstm_size,
+                lstm_layers,
+                batch_first=True,
+                bidirectional=True,
+                dropout=0.2 if lstm_layers > 1 else 0.0,
+            )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments that rebuild this head."""
+        if self.lstm is None:
+            return super().settings
+        return {
+            **super().settings,
+            "hidden_size": self.projection.in_features,
+            "lstm_layers": self.lstm.num_layers,
+            "lstm_size": self.lstm.hidden_size,
+        }
+
+    def logits(self, output: HubertOutput, valid: Tensor | None = None) -> Tensor:
+        """(B, T, V); the LSTM of an utterance does not see its padding."""
+        x = self.mixed(output)  # (B, T, D)
+        if self.lstm is not None:
+            x = self.projection(x)
+            if valid is None:
+                x = self.lstm(x)[0]
+            else:
+                lengths = valid.sum(1).cpu()
+                packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+                x = pad_packed_sequence(
+                    self.lstm(packed)[0], batch_first=True, total_length=x.shape[1]
+                )[0]
+        return self(x)
+
     @property
     def places(self) -> Mapping[str, str]:
-        """The classes for CTC, which read the last layer only."""
-        if self.weighted_layers:
+        """The classes for CTC, which read the last layer only, without an LSTM."""
+        if self.weighted_layers or self.lstm is not None:
             return {}
         return {"huggingface": "HubertForCTC", "fairseq": "hubert_ctc", "torchaudio": "aux"}
 

@@ -26,6 +26,7 @@ COMMANDS = (
     "verify",
     "evaluate",
     "ablate",
+    "superb",
     "report",
     "compare",
 )

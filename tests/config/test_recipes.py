@@ -14,6 +14,8 @@ from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.pipeline import plan
 
 NAMES = sorted(compose.recipe_files())
+WITHOUT_ITERATIONS = {"asr", *(name for name in NAMES if name.startswith("superb/"))}
+"""Recipes that fine-tune a checkpoint from elsewhere."""
 PARAMETERS = {
     "base_ls960": 94_370_944,
     "base_ls100": 94_370_944,
@@ -33,8 +35,8 @@ def overrides_of(name: str, tmp_path: Path) -> list[str]:
     cluster.
     """
     words = [] if name in ("demo", "smoke") else [f"data.root={tmp_path}"]
-    if name == "asr":
-        words.append(f"finetune.asr.checkpoint={tmp_path}")
+    if name in WITHOUT_ITERATIONS:
+        words.append(f"finetune.{name.rpartition('/')[2]}.checkpoint={tmp_path}")
     return [*words, f"iterations.it1.features.checkpoint={tmp_path}"] if "ll60k" in name else words
 
 
@@ -65,7 +67,7 @@ def test_recipe_composes_and_builds_its_network(name: str, tmp_path: Path) -> No
     from hubert_pretrain.model.hubert import Hubert
 
     recipe = composed(name, *overrides_of(name, tmp_path))
-    assert recipe.name == name
+    assert recipe.name == name.replace("/", "_")
     names = [stage.name for stage in plan.stages(recipe)]
     assert names[0] == "prepare"
     if recipe.iterations:
@@ -130,7 +132,7 @@ def test_full_batch_is_the_default_but_for_the_exact_reproduction(
         assert iteration.clustering.engine == expected
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "asr"])
+@pytest.mark.parametrize("name", sorted({*NAMES} - WITHOUT_ITERATIONS))
 def test_the_name_of_a_group_says_its_number_of_clusters(name: str, tmp_path: Path) -> None:
     """Also where the recipe has another K."""
     iterations = composed(name, *overrides_of(name, tmp_path)).iterations

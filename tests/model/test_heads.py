@@ -13,6 +13,7 @@ from torch import Tensor
 from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import (
+    HEADS,
     ClassificationHead,
     CodebookHead,
     CTCHead,
@@ -181,3 +182,27 @@ def test_settings_of_earlier_checkpoints() -> None:
     )
     assert isinstance(head, CodebookHead)
     assert (head.n_clusters, head.temperature, head.tie_projections) == ((5,), 0.2, False)
+
+
+def test_an_lstm_before_the_symbols_sees_no_padding_and_is_rebuilt() -> None:
+    """SUPERB's head of speech recognition."""
+    torch.manual_seed(0)
+    head = CTCHead(16, 5, n_layers=2, weighted_layers=True, lstm_layers=2, lstm_size=8).eval()
+    assert head.lstm is not None
+    assert head.lstm.bidirectional
+    assert head.linear.in_features == 16
+    layers = [torch.randn(2, 9, 16) for _ in range(3)]
+    short = [layer[1:, :4] for layer in layers]
+    outputs = [
+        HubertOutput(each[-1], torch.zeros(()), each[0], hidden_states=each[1:])
+        for each in (layers, short)
+    ]
+    valid = torch.arange(9) < torch.tensor([[9], [4]])
+    padded = head.logits(outputs[0], valid)
+    assert padded.shape == (2, 9, 5)
+    torch.testing.assert_close(padded[1:, :4], head.logits(outputs[1]))
+    assert not torch.allclose(head.logits(outputs[0])[1, :4], padded[1, :4], atol=1e-4)
+    assert head.places == {}
+    again = HEADS["ctc"](**head.settings)
+    again.load_state_dict(head.state_dict())
+    assert torch.equal(again.eval().logits(outputs[1]), head.logits(outputs[1]))
