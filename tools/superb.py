@@ -43,6 +43,7 @@ class Probe:
 
 
 PROBES = {
+    "pr": Probe("librispeech", "per", False, 5.41),
     "asr": Probe("librispeech", "wer", False, 6.42),
     "ks": Probe("speech_commands", "accuracy", True, 96.30),
     "ic": Probe("fluent_speech_commands", "accuracy", True, 98.34),
@@ -90,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="+",
         help=f"of {', '.join(PROBES)} (default: all whose corpus has a root)",
     )
+    parser.add_argument("--lexicon", help="of pr: a file with a word and its phones per line")
     parser.add_argument(
         "--learning-rates",
         nargs="+",
@@ -115,8 +117,10 @@ def superb(options: argparse.Namespace) -> int:
     roots = roots_of(options.roots)
     output = Path(options.output).expanduser().absolute()
     results = earlier_results(output, options.checkpoint)
-    for task in tasks_of(options.tasks, roots):
+    for task in tasks_of(options.tasks, roots, options.lexicon):
         words = [word.replace("TASK", task) for word in options.set]
+        if task == "pr":
+            words.append(f"finetune.pr.task.lexicon={Path(options.lexicon).absolute()}")
         runs = [
             plan_run(task, fold, roots, options.checkpoint, rates, output, words)
             for fold in PROBES[task].folds
@@ -158,9 +162,10 @@ def roots_of(words: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def tasks_of(names: Sequence[str] | None, roots: dict[str, str]) -> list[str]:
-    """The tasks to run. Raises ConfigError for an unknown one, or one without a root."""
-    chosen = names or [task for task, probe in PROBES.items() if probe.root in roots]
+def tasks_of(names: Sequence[str] | None, roots: dict[str, str], lexicon: str | None) -> list[str]:
+    """The tasks to run. Raises ConfigError for an unknown one, or one without a root or lexicon."""
+    there = [task for task, probe in PROBES.items() if probe.root in roots]
+    chosen = names or [task for task in there if task != "pr" or lexicon]
     if not chosen:
         raise ConfigError("nothing to do: name the folder of a corpus, --roots CORPUS=FOLDER")
     for task in chosen:
@@ -172,6 +177,8 @@ def tasks_of(names: Sequence[str] | None, roots: dict[str, str]) -> list[str]:
         if PROBES[task].root not in roots:
             root = PROBES[task].root
             raise ConfigError(f"--tasks {task}: needs its corpus, --roots {root}=FOLDER")
+        if task == "pr" and not lexicon:
+            raise ConfigError("--tasks pr: needs the phones of words, --lexicon FILE")
     return list(chosen)
 
 

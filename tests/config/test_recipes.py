@@ -37,6 +37,8 @@ def overrides_of(name: str, tmp_path: Path) -> list[str]:
     words = [] if name in ("demo", "smoke") else [f"data.root={tmp_path}"]
     if name in WITHOUT_ITERATIONS:
         words.append(f"finetune.{name.rpartition('/')[2]}.checkpoint={tmp_path}")
+    if name == "superb/pr":
+        words.append(f"finetune.pr.task.lexicon={tmp_path}")
     return [*words, f"iterations.it1.features.checkpoint={tmp_path}"] if "ll60k" in name else words
 
 

@@ -111,8 +111,10 @@ def test_the_best_rate_is_that_of_all_folds(
     )
 
 
+LIBRISPEECH = {"train": ["train-clean-100"], "valid": ["dev-clean"], "test": ["test-clean"]}
 SPLITS = {
-    "asr": {"train": ["train-clean-100"], "valid": ["dev-clean"], "test": ["test-clean"]},
+    "asr": LIBRISPEECH,
+    "pr": LIBRISPEECH,
     "ks": {"classes": 12, "official_test": True},
     "asv": {"splits": "verification"},
 }
@@ -122,11 +124,13 @@ SPLITS = {
 def test_a_recipe_is_a_probe_of_the_benchmark(task: str) -> None:
     """Frozen encoder, mixture of all layers, constant rate of Adam, its splits."""
     words = [f"+recipe=superb/{task}", "data.root=/corpora", f"finetune.{task}.checkpoint=/model"]
+    words += ["finetune.pr.task.lexicon=/lexicon"] if task == "pr" else []
     recipe = compose.recipe_of(words)
     found = recipe.finetune[task]
     assert recipe.name == f"superb_{task}"
     assert found.task["weighted_layers"] is True
-    assert found.freeze_encoder_steps == found.steps == (30_000 if task == "er" else 200_000)
+    assert found.freeze_encoder_steps == found.steps
+    assert found.steps == {"er": 30_000, "pr": 100_000}.get(task, 200_000)
     assert (found.warmup_fraction, found.hold_fraction, found.clip_norm) == (0, 1, 1)
     assert found.mask.probability == found.channel_mask.probability == found.layerdrop == 0
     assert found.norm_over_valid  # so that the encoder runs once per utterance
@@ -140,6 +144,7 @@ def test_a_recipe_is_a_probe_of_the_benchmark(task: str) -> None:
     [
         (["--roots", "librispech=/x"], "did you mean 'librispeech'"),
         (["--tasks", "kws", "--roots", "librispeech=/x"], "expected some of .*did you mean 'ks'"),
+        (["--tasks", "pr", "--roots", "librispeech=/x"], "needs the phones of words, --lexicon"),
         (["--tasks", "er", "--roots", "librispeech=/x"], "needs its corpus, --roots iemocap="),
         ([], "nothing to do"),
         (["--learning-rates", "0"], "expected rates above 0 and below 1"),
