@@ -1,4 +1,4 @@
-"""Probe a checkpoint with tasks of SUPERB: a sweep of learning rates for each, and one table.
+"""Probe a checkpoint by tasks of SUPERB: a sweep of rates for each, and one table.
 
     hubert-pretrain superb runs/base_ls960/it2/pretrain --roots librispeech=/corpora/LibriSpeech
     hubert-pretrain superb /models/hubert-base-ls960 --tasks ks ic --output scores/base \\
