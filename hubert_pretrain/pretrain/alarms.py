@@ -13,6 +13,8 @@ COLLAPSED_SHARE = 0.9
 """A cluster with a larger share of the predictions: the network has collapsed."""
 WAIT_SHARE = 0.01
 """Share of the time in the loader, waiting for the next micro-batch, that is tolerated."""
+WAIT_SHARE_ON_CPU = 0.25
+"""The same on a CPU: its cores do the loader's work too, so some of the time is not wasted."""
 VANISHING_SHARE = 0.05
 """A layer whose output falls below this share of its first scale is dying."""
 PATIENCE = 3
@@ -42,17 +44,18 @@ class Alarms:
         self._in_a_row: Counter[str] = Counter()
         self._first_scales: dict[str, float] = {}
 
-    def check(self, step: int, values: dict[str, float]) -> dict[str, str]:
+    def check(self, step: int, values: dict[str, float], *, on_gpu: bool = True) -> dict[str, str]:
         """Names of the alarms that fire for the first time -> advice."""
         fired = {}
-        for rule in self._rules(step, values):
+        tolerated_wait = WAIT_SHARE if on_gpu else WAIT_SHARE_ON_CPU
+        for rule in self._rules(step, values, tolerated_wait):
             self._in_a_row[rule.name] = self._in_a_row[rule.name] + 1 if rule.holds else 0
             if self._in_a_row[rule.name] >= rule.patience and rule.name not in self.raised:
                 self.raised.add(rule.name)
                 fired[rule.name] = rule.advice
         return fired
 
-    def _rules(self, step: int, values: dict[str, float]) -> list[Rule]:
+    def _rules(self, step: int, values: dict[str, float], tolerated_wait: float) -> list[Rule]:
         warmed_up = step >= self.warmup_steps
         loss = values.get("loss/masked", 0.0)
         entropy = values.get("health/unigram_entropy", float("inf"))
@@ -101,7 +104,7 @@ class Alarms:
             ),
             Rule(
                 "slow_loader",
-                wait > WAIT_SHARE,
+                wait > tolerated_wait,
                 f"{wait:.0%} of the time the training waits in its loader, for audio that is not "
                 f"yet read, decoded and cut. The loader delivers {audio_speed:.0f} seconds of "
                 f"audio per second, the device could take {audio_speed / max(1 - wait, 0.01):.0f}. "

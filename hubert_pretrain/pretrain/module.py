@@ -234,7 +234,9 @@ class PretrainModule(TrainingModule):
     def health(self, step: int, values: dict[str, float]) -> dict[str, float]:
         """Diagnostics (pretrain/health.py). Alarms are logged, and counted in `health/alarms`."""
         measured = {**self._health.read(), **embedding_norms(self.head)}
-        for advice in self._alarms.check(step, {**values, **measured}).values():
+        on_gpu = self.device.type == "cuda"
+        fired = self._alarms.check(step, {**values, **measured}, on_gpu=on_gpu)
+        for advice in fired.values():
             if self.trainer.is_global_zero:
                 logger.warning("step %d: %s", step, advice)
         return {**measured, "health/alarms": float(len(self._alarms.raised))}
