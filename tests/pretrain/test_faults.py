@@ -358,14 +358,14 @@ class Job:
     def text(self, rank: int = 0) -> str:
         return (self.folder / f"rank{rank}.txt").read_text()
 
-    def wait_for(self, text: str, seconds: float = 120) -> None:
+    def wait_for(self, text: str, seconds: float = 300) -> None:
         end = time.monotonic() + seconds
         while text not in self.text():
             assert all(each.poll() is None for each in self.ranks), self.text()[-2000:]
             assert time.monotonic() < end, self.text()[-2000:]
             time.sleep(0.01)
 
-    def codes(self, seconds: float = 120) -> list[int]:
+    def codes(self, seconds: float = 300) -> list[int]:
         return [each.wait(timeout=seconds) for each in self.ranks]
 
     def workers(self) -> list[int]:
@@ -506,7 +506,7 @@ def test_a_rank_that_stops_is_noticed(recipe: Recipes, prepared: Workspace, tmp_
     with job(values, prepared, tmp_path) as stopped:
         stopped.wait_for("train step 4/40")
         stopped.ranks[1].send_signal(signal.SIGSTOP)
-        assert stopped.ranks[0].wait(timeout=90) in (1, EXIT_HANG)
+        assert stopped.ranks[0].wait(timeout=300) in (1, EXIT_HANG)
 
 
 def test_lightnings_own_handlers_are_off(
