@@ -154,7 +154,11 @@ def test_inductor_trains_and_keeps_what_it_made(
         values = recipe(
             trainer={"compile": compile}, steps=3, log_every_steps=1, max_shapes=1, batch_seconds=4
         )
-        values.model = dataclasses.replace(values.model, num_hidden_layers=1, **QUIET)
+        # Two convolutions on the same grid: each costs seconds of a C compiler.
+        convolutions = {"conv_dim": [8, 8], "conv_kernel": [100, 16], "conv_stride": [20, 16]}
+        values.model = dataclasses.replace(
+            values.model, num_hidden_layers=1, **convolutions, **QUIET
+        )
         run(values, workspace, "it1/pretrain", tmp_path / name)
         return losses(tmp_path / name)
 
