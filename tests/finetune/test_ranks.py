@@ -18,6 +18,7 @@ from hubert_pretrain.model.config import SpanMask
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
+from hubert_pretrain.stages import finetune
 from hubert_pretrain.training.loggers import read_metrics
 from hubert_pretrain.training.resilience.checkpoint_io import VerifiedCheckpointIO, newest
 from tests.finetune.conftest import TINY, make_corpus
@@ -109,7 +110,10 @@ def runs(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path
                 for each in (root / f"{task}2" / "checkpoints").glob("step=00000008.ckpt*"):
                     (at / each.name).write_bytes(each.read_bytes())
                 jobs.append(Job(make(task, 1), at.parent, stage=f"finetune/{task}"))
-        Processes(ranks, jobs, workspace, root / f"{ranks}.logs").wait()
+            for job in jobs:
+                finetune.run(job.recipe, workspace, job.stage, job.folder)
+        else:
+            Processes(ranks, jobs, workspace, root / f"{ranks}.logs").wait()
     return root
 
 

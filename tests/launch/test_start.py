@@ -14,7 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from hubert_pretrain.config import compose
 from hubert_pretrain.errors import EXIT_PREEMPTED
+from hubert_pretrain.pipeline import plan
+from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.stages.runner import run_stage
 
 pytestmark = pytest.mark.slow
 
@@ -60,14 +64,9 @@ exec "$@"
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose next stage is it1/pretrain."""
     root = tmp_path_factory.mktemp("labelled") / "run"
+    recipe = compose.recipe_of([*WORDS, f"work_dir={root}"])
     for stage in ("prepare", "it1/cluster", "it1/label"):
-        words = [*WORDS, f"work_dir={root}", f"stage={stage}"]
-        subprocess.run(
-            [sys.executable, "-m", "hubert_pretrain.run", *words],
-            env=environment(),
-            check=True,
-            capture_output=True,
-        )
+        run_stage(recipe, Workspace(root), plan.find(recipe, stage))
     return root
 
 

@@ -142,7 +142,8 @@ def test_ranks_share_it(aligned: Workspace, tmp_path: Path) -> None:
         "valid_every_steps": 100,
         "max_crop_seconds": 0.8,
     }
-    for world_size, strategy in ((1, "auto"), (2, "fsdp"), (4, "ddp")):
+    run(make(1, **settings), aligned, "it1/pretrain", tmp_path / "auto1")
+    for world_size, strategy in ((2, "fsdp"), (4, "ddp")):
         name = f"{strategy}{world_size}"
         Processes(
             world_size,
