@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from hubert_pretrain import distributed
-from hubert_pretrain.config import keys, nodes, schema, validate, words
+from hubert_pretrain.config import keys, nodes, schema, series, validate, words
 from hubert_pretrain.config.schema import EvaluateConfig, FinetuneConfig, IterationConfig, Recipe
 from hubert_pretrain.errors import ConfigError, HubertPretrainError, did_you_mean
 from hubert_pretrain.fields import field, raise_faults
@@ -298,6 +298,8 @@ def to_recipe(
     raise_faults([*wrong.values(), *faults, *unset] if missing else [])
     assert isinstance(recipe, Recipe)
     _drop_removed(recipe)
+    raise_faults([*faults, *series.faults(recipe)])
+    recipe.iterations = series.expanded(recipe)
     if launched := distributed.launcher():
         recipe.trainer.devices, recipe.trainer.num_nodes = launched
     raise_faults([*faults, *_faults_of_nodes(recipe), *validate.faults(recipe, wrong)])

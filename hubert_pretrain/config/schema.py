@@ -345,6 +345,22 @@ class LoraConfig:
 
 
 @dataclass
+class SeriesConfig:
+    """Many iterations from one short form: `it1` as it is stated, and further ones like `it2`, each
+    on clusters of the network before it (config/series.py)."""
+
+    count: int = field(0, zero_or_more)
+    """Number of iterations; 0: those that the recipe states."""
+    steps: list[int] = field([])
+    """`pretrain.steps` of the first and the last iteration, the others on a line between them; []:
+    as stated."""
+    n_clusters: list[int] = field([])
+    """`clustering.n_clusters` of the first and the last iteration; []: as stated."""
+    layers: list[int] = field([])
+    """`features.layer` of the second and the last iteration; []: as stated."""
+
+
+@dataclass
 class FinetuneConfig:
     """Checkpoint + labels -> task model."""
 
@@ -674,6 +690,8 @@ class Recipe:
     """The network."""
     iterations: dict[str, IterationConfig] = field({})
     """it1, it2, ... in order."""
+    series: SeriesConfig = field(SeriesConfig)
+    """Further iterations from a short form."""
     finetune: dict[str, FinetuneConfig] = field({})
     """Tasks by name."""
     evaluate: dict[str, EvaluateConfig] = field({})

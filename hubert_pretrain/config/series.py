@@ -1,0 +1,73 @@
+"""Many iterations from one short form: `series` of a recipe.
+
+`it1` stays as it is; `it2` is the model of all later ones, each on clusters of the network before
+it. Steps, clusters and layers grow linearly from a first to a last value.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+
+from hubert_pretrain.config.schema import IterationConfig, Recipe
+
+
+def faults(recipe: Recipe) -> Iterator[str]:
+    """A line for each value that cannot be."""
+    config = recipe.series
+    if not config.count:
+        return
+    if config.count < 3:
+        yield f"series.count={config.count}: expected 3 or more iterations, or 0 for no series"
+    for name in ("it1", "it2"):
+        if name not in recipe.iterations:
+            yield f"series needs iterations.{name}: the first one, and the model of all later ones"
+    for name in ("steps", "n_clusters", "layers"):
+        values = getattr(config, name)
+        if len(values) not in (0, 2) or any(value < 1 for value in values):
+            yield (
+                f"series.{name}={list(values)}: expected the first and the last value, numbers "
+                "above 0, or []"
+            )
+    second = recipe.iterations.get("it2")
+    if second is not None and second.features.get("checkpoint") != "it1/pretrain":
+        yield (
+            f"iterations.it2.features.checkpoint={second.features.get('checkpoint')}: in a series "
+            "it is it1/pretrain, and that of each later iteration the one before it"
+        )
+
+
+def expanded(recipe: Recipe) -> dict[str, IterationConfig]:
+    """All iterations of a recipe. One that the recipe states itself stays as it is stated."""
+    config = recipe.series
+    if not config.count:
+        return recipe.iterations
+    found = {}
+    for number in range(1, config.count + 1):
+        name = f"it{number}"
+        if number > 2 and name in recipe.iterations:
+            found[name] = recipe.iterations[name]
+            continue
+        iteration = copy.deepcopy(recipe.iterations["it1" if number == 1 else "it2"])
+        if number > 1:
+            iteration.features["checkpoint"] = f"it{number - 1}/pretrain"
+        if config.layers and number > 1:
+            iteration.features["layer"] = between(config.layers, number - 1, config.count - 1)
+        if config.n_clusters:
+            size = between(config.n_clusters, number, config.count)
+            iteration.clustering = dataclasses.replace(iteration.clustering, n_clusters=size)
+        if config.steps:
+            steps = between(config.steps, number, config.count)
+            iteration.pretrain = dataclasses.replace(iteration.pretrain, steps=steps)
+        found[name] = iteration
+    return {
+        **found,
+        **{name: recipe.iterations[name] for name in recipe.iterations if name not in found},
+    }
+
+
+def between(ends: list[int], number: int, count: int) -> int:
+    """The value of the iteration `number` (from 1) of `count`, on the line from first to last."""
+    first, last = ends
+    return round(first + (last - first) * (number - 1) / max(1, count - 1))
