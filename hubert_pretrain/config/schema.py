@@ -75,6 +75,11 @@ class DataConfig:
     duplicates: str = field("keep", choice("keep", "drop"))
     """Utterances with the same audio: keep (they are listed), or drop all but one, first those of
     `train`."""
+    max_silence_share: float = field(1.0, share_above_zero)
+    """Leave utterances of `train` out that are more silence than this (40 dB below their loudest
+    20 ms); 1: none."""
+    keep_longest: float = field(1.0, share_above_zero)
+    """Share of the audio of `train` that is kept, the longest utterances first; 1: everything."""
     max_bad_fraction: float = field(0.001, share, science=False)
     """A larger share of unreadable files is an error; fewer are quarantined."""
     channel: str = field("mix", audio_channel)

@@ -25,6 +25,7 @@ from hubert_pretrain.data.corpus import (
 )
 from hubert_pretrain.data.manifest import write_columns
 from hubert_pretrain.data.preparation import build, corpus_card
+from hubert_pretrain.data.preparation.choice import choose_train
 from hubert_pretrain.data.preparation.listing import describe_listing
 from hubert_pretrain.data.preparation.quarantine import Quarantine
 from hubert_pretrain.data.preparation.raw_utterances import COLUMNS, collect
@@ -150,12 +151,16 @@ def write_corpus(source: CorpusSource, data: DataConfig, folder: Path) -> dict[s
                 build.drop_duplicates(scanned, quarantine)
         root = Path(data.root or folder).expanduser().absolute()
         build.hold_out_validation(scanned, data.valid_fraction, by=data.hold_out_by, root=str(root))
+        left_out = choose_train(
+            scanned, keep_longest=data.keep_longest, max_silence_share=data.max_silence_share
+        )
         build.refuse_no_train(scanned, str(data.root or corpus_name(source)))
 
         rows = scanned.rows()
         manifest = write_columns(folder / MANIFEST, scanned.manifest(rows), root)
         card = corpus_card.make_card(manifest, scanned, rows, quarantine, folder / DUPLICATES)
         card["segmentation"] = asdict(cuts) if cuts is not None else None
+        card["left_out"] = left_out
         card["recoded"] = build.remove_unused(scanned, rows)
         card["passed_over"] = passed_over(source).card()
         (folder / ALIGNMENTS).unlink(missing_ok=True)
