@@ -8,7 +8,12 @@ raw PCM from a microphone (16 kHz, mono, signed 16-bit little-endian).
 
 --format jsonl writes one object per recording: its units (equal neighbours merged), the frames that
 each lasts, and its start. From a microphone it writes one object per unit as soon as the unit ends.
---format km writes one line per recording with the unit of every frame.
+--format km writes one line per recording with the unit of every frame. --format discophon writes
+objects {"file": name, "units": [...]} with the unit of every frame, which the DiscoPhon benchmark
+(units-LANG-SPLIT.jsonl) and score-units read.
+
+--smooth PENALTY lets units switch less often: a switch costs PENALTY times the mean squared
+distance of a frame to its centroid; score-units tells which value is best.
 
 A file that cannot be read is reported on stderr and makes the exit code 1; the others are done.
 With --format km it has an empty line, so that lines and recordings stay together.
@@ -53,7 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
         help="checkpoint of the features, when it is no longer beside the codebook",
     )
     add_device(parser)
-    parser.add_argument("--format", choices=["jsonl", "km"], default="jsonl")
+    parser.add_argument("--format", choices=["jsonl", "km", "discophon"], default="jsonl")
+    parser.add_argument(
+        "--smooth", type=float, default=0.0, metavar="PENALTY", help="cost of a switch (default: 0)"
+    )
     parser.add_argument(
         "--stream",
         action="store_true",
@@ -72,6 +80,11 @@ def extract(options: argparse.Namespace) -> int:
     from hubert_pretrain.stages.units import load_units
 
     extractor = load_units(options.codebook, checkpoint=options.checkpoint, device=options.device)
+    if options.smooth and (options.stream or options.inputs == ["-"]):
+        raise ConfigError(
+            f"--smooth {options.smooth:g} looks at whole recordings; leave out --stream and -"
+        )
+    extractor.smooth(options.smooth)
     if options.inputs == ["-"]:
         return extract_from_stdin(extractor, options)
     if "-" in options.inputs:
@@ -123,7 +136,16 @@ def extract_recording(
         if options.format == "km":
             print()
         return report(error)
-    print(as_km(units) if options.format == "km" else as_json(extractor, name, units))
+    if options.format == "km":
+        print(as_km(units))
+    elif options.format == "discophon":
+        from hubert_pretrain.data.audio_files import SUFFIXES
+
+        path = Path(name)
+        file = path.stem if path.suffix.lower() in SUFFIXES else name
+        print(json.dumps({"file": file, "units": units.tolist()}))
+    else:
+        print(as_json(extractor, name, units))
     return 0
 
 

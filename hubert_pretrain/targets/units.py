@@ -18,6 +18,7 @@ from hubert_pretrain.clustering.quality import run_lengths
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features.extractor import FeatureExtractor
 from hubert_pretrain.frames import FrameGrid, samples, seconds
+from hubert_pretrain.targets.smoothing import check_penalty, smoothed_units
 
 # Default streaming policies: of a network's layer, and of features that see only a few frames.
 LAYER_CHUNK_SECONDS = 0.5
@@ -80,6 +81,8 @@ class UnitExtractor:
         self.extractor = extractor
         self.codebooks = codebooks.to(device)
         self.device = torch.device(device)
+        self.switch_penalty = 0.0
+        """Above 0: units of whole recordings are smoothed (smoothing.py)."""
 
     @property
     def grid(self) -> FrameGrid:
@@ -95,7 +98,23 @@ class UnitExtractor:
         with torch.inference_mode():
             tensor = torch.as_tensor(waveform, dtype=torch.float32, device=self.device)
             frames = self.extractor(tensor[None])[0]  # (T, D)
+            if self.switch_penalty > 0:
+                codebook = self.codebooks.parts[0].codebook
+                return smoothed_units(codebook, frames, self.switch_penalty).numpy()
             return np.asarray(self.codebooks.assign(frames).cpu().numpy())
+
+    def smooth(self, penalty: float) -> UnitExtractor:
+        """Smooth the units of whole recordings: a switch costs `penalty` times the mean squared
+        distance of a frame to its centroid. Returns itself. Raises ConfigError.
+        """
+        check_penalty(penalty)
+        if penalty > 0 and not self.codebooks.is_plain:
+            raise ConfigError(
+                f"smoothing needs one codebook over all columns, and there are "
+                f"{self.codebooks.num_codebooks}; leave it out"
+            )
+        self.switch_penalty = penalty
+        return self
 
     @property
     def no_units(self) -> NDArray[np.int64]:

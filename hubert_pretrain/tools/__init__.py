@@ -20,6 +20,7 @@ COMMANDS = (
     "import_kmeans",
     "convert_checkpoint",
     "extract_units",
+    "score_units",
     "transcribe",
     "align",
     "classify",

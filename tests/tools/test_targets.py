@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import torch
 from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.errors import DataError
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.files import write_json
 from hubert_pretrain.pipeline.workspace import FORMAT
@@ -145,6 +147,62 @@ def test_units_of_files_folders_and_a_corpus(tool: Tool, run: Path) -> None:
         == expected
     )
     assert len(tool("extract_units", cluster, audio.parent)[1].splitlines()) == 12
+
+
+def test_units_of_every_frame_are_scored_against_phones(
+    tool: Tool, run: Path, tmp_path: Path
+) -> None:
+    cluster = run / "it1/cluster"
+    corpus = Corpus.open(run / "prepare")
+    store = TargetStore.open(run / "it1/label")
+    switches = []
+    for penalty in (0, 3):
+        words = ("--format", "discophon", "--smooth", penalty)
+        code, out, _ = tool("extract_units", cluster, run / "prepare", *words)
+        assert code == 0
+        path = tmp_path / f"units-{penalty}.jsonl"
+        path.write_text(out)
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert [line["file"] for line in lines] == [
+            corpus.manifest[row].id for row in range(len(corpus.manifest))
+        ]
+        switches.append(sum(int(np.count_nonzero(np.diff(line["units"]))) for line in lines))
+        if penalty == 0:
+            assert [line["units"] for line in lines] == [
+                store.targets(row).tolist() for row in range(len(corpus.manifest))
+            ]
+    assert switches[1] < switches[0]
+    code, out, err = tool("score_units", tmp_path / "units-0.jsonl", "--corpus", run / "prepare")
+    if corpus.alignments is None:
+        assert (code, "has no phone alignments" in err) == (1, True)
+    else:
+        scores = json.loads(out)
+        assert scores["files"] == len(corpus.manifest)
+        assert scores["many_to_one"]["phone_error_rate"] >= 0
+        assert scores["many_to_one"]["f1"] <= 1
+    code, _, err = tool("extract_units", cluster, "-", "--smooth", 1)
+    assert code == 2
+    assert "--smooth 1 looks at whole recordings" in err
+    code, _, err = tool("extract_units", cluster, run / "prepare", "--smooth", -1)
+    assert "switch penalty -1.0: expected a number of 0 or more" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no units in it"),
+        ('{"file": "a"}', 'bad.jsonl:1: expected {"file": name, "units": [numbers from 0 on]}'),
+        ('{"file": "a", "units": [1, -1]}', "bad.jsonl:1: expected"),
+        ('\n{"file": "a", "units": [1.5]}', "bad.jsonl:2: expected"),
+        ('{"file": "a", "units": [1]}\n{"file": "a", "units": [1]}', "'a' for the second time"),
+    ],
+)
+def test_files_that_are_no_units(text: str, message: str, tmp_path: Path) -> None:
+    from hubert_pretrain.tools.score_units import read_units
+
+    (tmp_path / "bad.jsonl").write_text(text)
+    with pytest.raises(DataError, match=re.escape(message)):
+        read_units(tmp_path / "bad.jsonl")
 
 
 def test_units_of_a_microphone(tool: Tool, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
