@@ -59,17 +59,19 @@ def print_scores(options: argparse.Namespace) -> None:
             f"{options.units}: {len(unknown)} of {len(units)} files are not in {options.corpus}, "
             f"the first is {unknown[0]!r}; expected its ids or names of audio files"
         )
+    scored = {name: each for name, each in units.items() if corpus.alignments.has(rows[name])}
     n_units = max((max(each, default=0) for each in units.values()), default=0) + 1
     if options.n_units is not None and options.n_units < n_units:
         raise ConfigError(f"--n-units {options.n_units}: the file has unit {n_units - 1}")
     scores = score_units(
-        [np.array(each, dtype=np.int64) for each in units.values()],
-        list(phones_of(corpus, np.array([rows[name] for name in units], dtype=np.int64))),
+        [np.array(each, dtype=np.int64) for each in scored.values()],
+        list(phones_of(corpus, np.array([rows[name] for name in scored], dtype=np.int64))),
         n_units=options.n_units or n_units,
         n_phones=max(1, len(corpus.alignments.phones)),
         repeat=options.unit_ms // 10,
     )
-    print(json.dumps({"files": len(units), "n_units": options.n_units or n_units} | scores.table()))
+    found = {"files": len(scored), "without_alignment": len(units) - len(scored)}
+    print(json.dumps(found | {"n_units": options.n_units or n_units} | scores.table(), indent=2))
 
 
 def read_units(path: Path) -> dict[str, list[int]]:

@@ -137,7 +137,9 @@ def test_full_batch_is_the_default_but_for_the_exact_reproduction(
 @pytest.mark.parametrize("name", sorted({*NAMES} - WITHOUT_ITERATIONS))
 def test_the_name_of_a_group_says_its_number_of_clusters(name: str, tmp_path: Path) -> None:
     """Also where the recipe has another K."""
-    iterations = composed(name, *overrides_of(name, tmp_path)).iterations
-    words = [f"clustering@iterations.{each}.clustering=full_100" for each in iterations]
+    before = composed(name, *overrides_of(name, tmp_path))
+    stated = ["it1", "it2"] if before.series.count else list(before.iterations)
+    words = [f"clustering@iterations.{each}.clustering=full_100" for each in stated]
+    words.append("series.n_clusters=[]")
     recipe = composed(name, *overrides_of(name, tmp_path), *words)
     assert {each.clustering.n_clusters for each in recipe.iterations.values()} == {100}
