@@ -1,10 +1,9 @@
 """Score units of recordings against the phones of a prepared corpus.
 
-    hubert-pretrain extract-units runs/demo/it2/cluster audio/ --format discophon > en.jsonl
-    hubert-pretrain score-units en.jsonl --corpus runs/demo/prepare
+    hubert-pretrain score-units units-en-test.jsonl --corpus runs/demo/prepare
 
 Reads lines {"file": name, "units": [...]}, a unit every 20 ms, as the DiscoPhon benchmark takes
-them, and prints its measures as JSON: PNMI, and for two mappings of units to phones the phone error
+them and extract-units --format discophon writes them. Prints its measures as JSON: PNMI, and for two mappings of units to phones the phone error
 rate, and precision, recall, F1 and R-value of the boundaries (20 ms). many_to_one: each unit stands
 for its most frequent phone. one_to_one: each phone has one unit at most. A file is an utterance of
 the corpus with that id, or with that name of its audio. docs/targets.md explains the measures.
