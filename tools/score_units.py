@@ -3,10 +3,11 @@
     hubert-pretrain score-units units-en-test.jsonl --corpus runs/demo/prepare
 
 Reads lines {"file": name, "units": [...]}, a unit every 20 ms, as the DiscoPhon benchmark takes
-them and extract-units --format discophon writes them. Prints its measures as JSON: PNMI, and for two mappings of units to phones the phone error
-rate, and precision, recall, F1 and R-value of the boundaries (20 ms). many_to_one: each unit stands
-for its most frequent phone. one_to_one: each phone has one unit at most. A file is an utterance of
-the corpus with that id, or with that name of its audio. docs/targets.md explains the measures.
+them and extract-units --format discophon writes them. Prints its measures as JSON: PNMI, and for
+two mappings of units to phones the phone error rate, and precision, recall, F1 and R-value of the
+boundaries (20 ms). many_to_one: each unit stands for its most frequent phone. one_to_one: each
+phone has one unit at most. A file is an utterance of the corpus with that id, or with that name of
+its audio; those without alignment do not count. docs/targets.md explains the measures.
 """
 
 from __future__ import annotations
