@@ -148,6 +148,9 @@ def test_scores_of_frames_and_phones() -> None:
     assert task.score(results)["frame_accuracy"] == (5 + 3) / 13
     assert task.shown(results) == (["a a b", "b b"], ["a b a", "b a"])
     assert task.score(results)["per"] == 3 / 5
+    in_a_gap = results_of(task, [("a:2 :2 a:2", "a:2 b:2 a:2")])
+    assert task.shown(in_a_gap) == (["a a"], ["a a"])
+    assert task.score(in_a_gap) == {"frame_accuracy": 1.0, "per": 0.0}
     scored = ScoredUtterances(
         results.ids, *task.shown(results), ["x", "y"], np.array([16000, 16000])
     )
