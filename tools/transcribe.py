@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,12 +80,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--chunk-seconds",
         type=float,
-        help="speech of one forward pass, with its context (default: 20)",
+        help="speech of one forward pass, with its context (default: twice the longest utterance "
+        "that the model was trained on, at most 20; 20 where the checkpoint does not state it)",
     )
     parser.add_argument(
         "--context-seconds",
         type=float,
-        help="context on each side of what is used of a chunk (default: 3)",
+        help="context on each side of what is used of a chunk (default: 3 for chunks of 20 s)",
     )
     add_device(parser)
     parser.add_argument(
@@ -109,7 +111,7 @@ def transcribe(options: argparse.Namespace) -> int:
         dictionary=options.dictionary,
         **fields,
     )
-    recogniser.chunking = chunking(options)
+    recogniser.chunking = chunking(options, recogniser.chunking)
     recogniser.chunking.frames(recogniser.model.grid)  # refuses lengths that cannot be
     with recordings(options.inputs) as found:
         show = stream if options.stream else write
@@ -117,12 +119,10 @@ def transcribe(options: argparse.Namespace) -> int:
     return max(codes, default=0)
 
 
-def chunking(options: argparse.Namespace) -> Chunking:
-    """The lengths of chunks that the options give, else the defaults."""
-    from hubert_pretrain.finetune.long_speech import Chunking
-
+def chunking(options: argparse.Namespace, default: Chunking) -> Chunking:
+    """The lengths of chunks that the options give, else those of the model."""
     given = {"chunk_seconds": options.chunk_seconds, "context_seconds": options.context_seconds}
-    return Chunking(**{name: value for name, value in given.items() if value is not None})
+    return replace(default, **{name: value for name, value in given.items() if value is not None})
 
 
 def attempt(

@@ -30,6 +30,7 @@ from hubert_pretrain.decoding.spelling import Spelling
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.long_speech import (
+    UTTERANCE_SECONDS_KEY,
     Chunking,
     chunks,
     with_pauses,
@@ -124,6 +125,8 @@ class SpeechRecognizer:
         head: Any = loaded.build_head()
         found = SpeechRecognizer(loaded.model, head, vocabulary, device, lower_case=lower_case)
         found.extra = loaded.extra
+        if UTTERANCE_SECONDS_KEY in loaded.extra:
+            found.chunking = Chunking.of_utterances(float(loaded.extra[UTTERANCE_SECONDS_KEY]))
         if decoding is not None:
             found.decoder = build_decoder(
                 decoding, vocabulary.symbols, grid=loaded.model.grid, spell=vocabulary.spell

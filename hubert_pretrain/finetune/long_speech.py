@@ -24,6 +24,8 @@ from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features.chunking import plan_chunks
 from hubert_pretrain.frames import FrameGrid, samples, seconds
 
+UTTERANCE_SECONDS_KEY = "utterance_seconds"
+"""Key of a checkpoint's "extra": length of the longest utterance that it was fine-tuned on."""
 UNLIKELY = -20.0
 """Log-probability of the other symbols where a pause ends a word."""
 
@@ -38,6 +40,17 @@ class Chunking:
     """On each side of the frames that are used."""
     pause_seconds: float = 0.6
     """A longer pause between two symbols of characters ends a word; 0: only the model says so."""
+
+    @staticmethod
+    def of_utterances(longest: float) -> Chunking:
+        """For a model that was trained on utterances of up to so many seconds: chunks of about
+        twice that, at least 5 s and at most the default, which suits LibriSpeech. Far longer
+        chunks than any utterance have more errors (docs/evaluation.md).
+        """
+        default = Chunking()
+        chunk = min(max(2.0 * longest, 5.0), default.chunk_seconds)
+        context = default.context_seconds * chunk / default.chunk_seconds
+        return Chunking(round(chunk, 2), round(context, 2))
 
     def frames(self, grid: FrameGrid) -> tuple[int, int]:
         """Frames of a chunk and of its context. Raises ConfigError when nothing is left to use."""

@@ -20,6 +20,7 @@ from hubert_pretrain.finetune.dataset import TrainingDataset, WholeUtterances, l
 from hubert_pretrain.finetune.feature_cache import FeatureCache, fill_cache, make_cache
 from hubert_pretrain.finetune.inference import predict
 from hubert_pretrain.finetune.lora import add_lora, merge_lora
+from hubert_pretrain.finetune.long_speech import UTTERANCE_SECONDS_KEY
 from hubert_pretrain.finetune.masks import make_masks
 from hubert_pretrain.finetune.module import FinetuneModule
 from hubert_pretrain.finetune.rates import Rates
@@ -28,6 +29,7 @@ from hubert_pretrain.finetune.scoring import TASK_KEY
 from hubert_pretrain.finetune.search import write_language
 from hubert_pretrain.finetune.start import load_start, random_start, start_head
 from hubert_pretrain.finetune.task import Examples, Results, Task, gather_examples
+from hubert_pretrain.frames import seconds as in_seconds
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
 from hubert_pretrain.model.heads import TaskHead
@@ -84,6 +86,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     data = build_dataset(config, corpus, model, train, seed, cache, task.views)
     module = build_module(recipe, config, task, model, head, data, seed)
     made_by = describe(recipe, config, stage, task)
+    longest = int(corpus.manifest.num_samples[train.rows].max())
+    made_by[UTTERANCE_SECONDS_KEY] = round(in_seconds(longest), 2)
     if config.keep_best == "auto":
         config = dataclasses.replace(config, keep_best=f"valid/{task.metrics[0].name}")
     trainer = stage_trainer(

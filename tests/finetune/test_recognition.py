@@ -178,6 +178,17 @@ def test_a_pause_ends_a_word() -> None:
     assert with_pauses(values[:1], 1, 2) == pytest.approx(values[:1])
 
 
+def test_chunks_are_as_long_as_the_utterances_of_training() -> None:
+    """Never beyond the default, nor too short to hold a word with its context."""
+    found = {longest: Chunking.of_utterances(longest) for longest in (0.5, 5.6, 10.0, 35.0)}
+    chunk_seconds = [each.chunk_seconds for each in found.values()]
+    assert chunk_seconds == [5.0, 11.2, 20.0, 20.0]
+    assert found[35.0] == Chunking()
+    for each in found.values():
+        assert each.context_seconds == pytest.approx(0.15 * each.chunk_seconds, abs=0.01)
+        each.frames(MODEL_GRID)
+
+
 def test_pauses_count_in_long_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
     """The text of a stream and of the whole are the same; speech within a chunk stays as it is."""
     recognise = recogniser(Chunking(1.0, 0.2, pause_seconds=0.1))

@@ -18,9 +18,11 @@ from hubert_pretrain.errors import ArtefactError, ConfigError, DataError
 from hubert_pretrain.finetune import module
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.inference import SpeechRecognizer
+from hubert_pretrain.finetune.long_speech import Chunking
 from hubert_pretrain.finetune.module import FinetuneModule
 from hubert_pretrain.finetune.task import Examples
 from hubert_pretrain.finetune.text import Vocabulary
+from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.interop.fairseq_writer import export_fairseq
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.interop.transformers_writer import export_huggingface
@@ -75,6 +77,10 @@ def test_asr(workspace: Workspace) -> None:
     # What the table says is what the saved model says of the file alone.
     corpus = Corpus.open(workspace.artefact("prepare").path)
     recogniser = SpeechRecognizer.load(folder)
+    manifest = corpus.manifest
+    longest = manifest.num_samples[manifest.rows("train")].max() / SAMPLE_RATE
+    assert recogniser.extra["utterance_seconds"] == pytest.approx(longest, abs=0.01)
+    assert recogniser.chunking == Chunking.of_utterances(longest) != Chunking()
     paths = {
         utterance.id: utterance.path
         for utterance in map(corpus.manifest.__getitem__, range(len(corpus.manifest)))
