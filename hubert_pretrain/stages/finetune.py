@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import FinetuneConfig, Recipe
@@ -85,9 +86,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     cache = open_cache(config, corpus, model, head, [train, valid], folder)
     data = build_dataset(config, corpus, model, train, seed, cache, task.views)
     module = build_module(recipe, config, task, model, head, data, seed)
-    made_by = describe(recipe, config, stage, task)
-    longest = int(corpus.manifest.num_samples[train.rows].max())
-    made_by[UTTERANCE_SECONDS_KEY] = round(in_seconds(longest), 2)
+    made_by = describe(recipe, config, stage, task, corpus.manifest.num_samples[train.rows])
     if config.keep_best == "auto":
         config = dataclasses.replace(config, keep_best=f"valid/{task.metrics[0].name}")
     trainer = stage_trainer(
@@ -146,8 +145,18 @@ def write(
         logs.keep_folder(trainer.loggers, f"{stage}-model", "model", folder)
 
 
-def describe(recipe: Recipe, config: FinetuneConfig, stage: str, task: Task) -> dict[str, Any]:
-    """The "extra" of the checkpoint: origin, the task's card, and the masks for exports."""
+def describe(
+    recipe: Recipe,
+    config: FinetuneConfig,
+    stage: str,
+    task: Task,
+    num_samples: NDArray[np.int64],
+) -> dict[str, Any]:
+    """The "extra" of the checkpoint: origin, the task's card, and the masks for exports.
+
+    Args:
+        num_samples: lengths of the training utterances.
+    """
     card = task.card()
     masks = vars(SpecAugment.of_spans(config.mask, config.channel_mask))
     made_by = {
@@ -155,6 +164,7 @@ def describe(recipe: Recipe, config: FinetuneConfig, stage: str, task: Task) -> 
         "stage": stage,
         "steps": config.steps,
         TASK_KEY: config.task,
+        UTTERANCE_SECONDS_KEY: round(in_seconds(int(num_samples.max())), 2),
     }
     return {**made_by, **card, EXTRA_KEY: {**masks, **card.get(EXTRA_KEY, {})}}
 
