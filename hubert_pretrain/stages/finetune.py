@@ -20,8 +20,8 @@ from hubert_pretrain.finetune.batching import PaddedBucketSampler
 from hubert_pretrain.finetune.dataset import TrainingDataset, WholeUtterances, loaders
 from hubert_pretrain.finetune.feature_cache import FeatureCache, fill_cache, make_cache
 from hubert_pretrain.finetune.inference import predict
-from hubert_pretrain.finetune.lora import add_lora, merge_lora
 from hubert_pretrain.finetune.long_speech import UTTERANCE_SECONDS_KEY
+from hubert_pretrain.finetune.lora import add_lora, merge_lora
 from hubert_pretrain.finetune.masks import make_masks
 from hubert_pretrain.finetune.module import FinetuneModule
 from hubert_pretrain.finetune.rates import Rates
