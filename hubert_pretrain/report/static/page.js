@@ -246,7 +246,7 @@ function diagram(run) {
     stage.inputs.forEach((name) => {
       const from = place.get(name);
       const source = run.stages.find((each) => each.name === name);
-      if (!from || (source.verb === "prepare" && !stage.name.endsWith("/cluster"))) return;
+      if (!from || (source.verb === "prepare" && !(stage.verb === "cluster" && to.y - from.y === BOX.down))) return;
       const beside = from.y === to.y;
       const near = beside && to.x - from.x === BOX.across;
       const [x1, y1] = near ? [from.x + BOX.width, from.y + BOX.height / 2] : [from.x + BOX.width / 2, from.y + BOX.height];
@@ -255,6 +255,9 @@ function diagram(run) {
       const words = CARRIES[source.verb] || "";
       picture.append(draw("path", { class: "edge", "marker-end": "url(#tip)",
         d: near ? `M${x1} ${y1}L${x2} ${y2}` : `M${x1} ${y1}C${x1} ${bend} ${x2} ${bend} ${x2} ${y2}` }, draw("title", {}, `${words} of ${name}`)));
+      if (source.verb === "pretrain" && stage.verb === "cluster") {
+        picture.append(draw("text", { x: (x1 + x2) / 2, y: bend - 5, "text-anchor": "middle", class: "carried" }, words));
+      }
       if (near) picture.append(draw("text", { x: (x1 + x2) / 2, y: y1 - 6, "text-anchor": "middle", class: "carried" }, words));
     });
   });
