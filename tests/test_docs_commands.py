@@ -75,10 +75,10 @@ def write_recipes_of(page: str, folder: Path) -> None:
 
 
 def is_complete(command: Command) -> bool:
-    """False for a pattern such as `+recipe=<folder>`, and where the corpus is a class that the
-    reader writes.
+    """False for a pattern such as `+recipe=<folder>`, and where the corpus or the task is a class
+    that the reader writes.
     """
-    no_command = {"+recipe=R", "data=custom"}
+    no_command = {"+recipe=R", "data=custom", "+recipe=ages"}
     return not any("<" in word or word in no_command for word in command.words)
 
 
