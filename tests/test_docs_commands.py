@@ -64,14 +64,21 @@ def with_existing_files(words: list[str], folder: Path) -> list[str]:
     return result
 
 
+OWN_CLASS = re.compile(r"_target_: (?!hubert_pretrain)(\w+)\.")
+
+
 def write_recipes_of(page: str, folder: Path) -> None:
-    """The recipes of a page, where its reader has them, and the checkpoints that they name."""
+    """The recipes of a page, where its reader has them, and the checkpoints and the reader's own
+    modules that they name.
+    """
     for content, name in RECIPE.findall((REPOSITORY / page).read_text()):
         (folder / "recipes" / name).mkdir(parents=True)
         (folder / "recipes" / name / "recipe.yaml").write_text(content)
         for checkpoint in GIVEN.findall(content):
             if not checkpoint.startswith(STAGES):
                 (folder / checkpoint).mkdir(parents=True, exist_ok=True)
+        for module in OWN_CLASS.findall(content):
+            (folder / f"{module}.py").touch()
 
 
 def is_complete(command: Command) -> bool:
