@@ -178,7 +178,8 @@ def test_only_the_loader_counts_as_waiting_for_data(
     CPU that alarms nobody.
     """
     now = [0.0]
-    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock = SimpleNamespace(perf_counter=lambda: now[0], monotonic=lambda: now[0])
+    monkeypatch.setattr(progress, "time", clock)
 
     def lasting(owner: Any, name: str, seconds: float) -> None:
         original = getattr(owner, name)
