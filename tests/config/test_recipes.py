@@ -39,7 +39,8 @@ def overrides_of(name: str, tmp_path: Path) -> list[str]:
         words.append(f"finetune.{name.rpartition('/')[2]}.checkpoint={tmp_path}")
     if name == "superb/pr":
         words.append(f"finetune.pr.task.lexicon={tmp_path}")
-    return [*words, f"iterations.it1.features.checkpoint={tmp_path}"] if "ll60k" in name else words
+    has_teacher = "ll60k" in name or name == "my_language"
+    return [*words, f"iterations.it1.features.checkpoint={tmp_path}"] if has_teacher else words
 
 
 def test_there_are_all_recipes() -> None:
