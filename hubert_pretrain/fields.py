@@ -61,6 +61,10 @@ steps_to_profile = Allowed(
     "[] or two steps from 1 on, the first and the last, e.g. [20, 23]",
     lambda steps: not steps or (len(steps) == 2 and 1 <= steps[0] <= steps[1]),
 )
+first_and_last = Allowed(
+    "the first and the last value, numbers above 0, or []",
+    lambda values: not values or (len(values) == 2 and all(value > 0 for value in values)),
+)
 share = Allowed("a share from 0 to 1", lambda value: 0 <= value <= 1)
 share_above_zero = Allowed("a share above 0 and up to 1", lambda value: 0 < value <= 1)
 share_below_one = Allowed("a share from 0 up to, but not, 1", lambda value: 0 <= value < 1)

@@ -199,8 +199,11 @@ def test_only_files_py_moves_a_file_into_its_place() -> None:
 
 
 def test_only_files_py_flushes_whole_files() -> None:
-    """The scratch file of frames stays open and flushes its own descriptor."""
-    assert modules_with(r"os\.fsync") == ["clustering/frame_source.py", "files.py"]
+    """The scratch files of frames and of encoder outputs stay open and flush their own
+    descriptors.
+    """
+    scratch = ["clustering/frame_source.py", "finetune/feature_cache.py"]
+    assert modules_with(r"os\.fsync") == sorted([*scratch, "files.py"])
 
 
 def test_only_files_py_knows_the_error_numbers_of_a_full_disk() -> None:

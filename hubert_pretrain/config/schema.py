@@ -23,6 +23,7 @@ from hubert_pretrain.fields import (
     decay_rates,
     decibels,
     field,
+    first_and_last,
     hub_languages,
     hub_licence,
     one_or_several,
@@ -356,12 +357,12 @@ class SeriesConfig:
 
     count: int = field(0, zero_or_more)
     """Number of iterations; 0: those that the recipe states."""
-    steps: list[int] = field([])
+    steps: list[int] = field([], first_and_last)
     """`pretrain.steps` of the first and the last iteration, the others on a line between them; []:
     as stated."""
-    n_clusters: list[int] = field([])
+    n_clusters: list[int] = field([], first_and_last)
     """`clustering.n_clusters` of the first and the last iteration; []: as stated."""
-    layers: list[int] = field([])
+    layers: list[int] = field([], first_and_last)
     """`features.layer` of the second and the last iteration; []: as stated."""
 
 

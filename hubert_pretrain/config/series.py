@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from hubert_pretrain.config.schema import IterationConfig, Recipe
+from hubert_pretrain.fields import faults_of_values
 
 
 def faults(recipe: Recipe) -> Iterator[str]:
@@ -23,13 +24,7 @@ def faults(recipe: Recipe) -> Iterator[str]:
     for name in ("it1", "it2"):
         if name not in recipe.iterations:
             yield f"series needs iterations.{name}: the first one, and the model of all later ones"
-    for name in ("steps", "n_clusters", "layers"):
-        values = getattr(config, name)
-        if len(values) not in (0, 2) or any(value < 1 for value in values):
-            yield (
-                f"series.{name}={list(values)}: expected the first and the last value, numbers "
-                "above 0, or []"
-            )
+    yield from faults_of_values(config, "series").values()
     second = recipe.iterations.get("it2")
     if second is not None and second.features.get("checkpoint") != "it1/pretrain":
         yield (

@@ -86,7 +86,9 @@ def _line(stage: str, artefact: Artefact) -> str:
     elif "clustering" in config:
         about.append(f"{facts.get('n_clusters')} clusters of {_features(config['features'])}")
     about += [
-        f"{words} {facts[key]:{form}}" for key, (words, form) in SHOWN.items() if key in facts
+        f"{words} {facts[key]:{form}}"
+        for key, (words, form) in SHOWN.items()
+        if facts.get(key) is not None  # a PNMI without alignments
     ]
     return f"`{stage}`: {'; '.join(about)}" if about else f"`{stage}`"
 

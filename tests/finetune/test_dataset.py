@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -98,9 +100,9 @@ def test_no_mask_when_its_probability_is_0(
 
 
 def test_waveforms_are_normalised_for_models_that_want_it(
-    corpus: Corpus, examples: Examples, model: Hubert
+    corpus: Corpus, examples: Examples, tiny: HubertConfig
 ) -> None:
-    model.config.normalize_waveform = True
+    model = Hubert(dataclasses.replace(tiny, normalize_waveform=True))
     for item in (WholeUtterances(corpus, examples, model)[n] for n in range(3)):
         assert abs(item["waveform"].mean()) < 1e-3
         assert item["waveform"].var(unbiased=False) == pytest.approx(1.0, abs=0.01)

@@ -105,6 +105,7 @@ class Clock:
     now = 0.0
     def perf_counter(self):
         return self.now
+    monotonic = perf_counter
 
 clock = stragglers.time = progress.time = Clock()
 

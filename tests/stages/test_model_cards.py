@@ -52,13 +52,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     features["checkpoint"] = "it1/pretrain"
     clustering = {"features": features, "clustering": {}}
     finish(workspace, "it2/cluster", {"n_clusters": 7}, clustering, prepare="p")
-    finish(workspace, "it2/label", {"pnmi": 0.5}, {}, **{"prepare": "p", "it2/cluster": "c"})
+    label = {"pnmi": 0.5, "hours": None}  # None: what could not be measured
+    finish(workspace, "it2/label", label, {}, **{"prepare": "p", "it2/cluster": "c"})
     heads = (CodebookHead(16, 8, 10), CTCHead(16, 4), ClassificationHead(16, 2))
     extra = ({}, {"vocabulary": ["<pad>", "<unk>", "|", "A"]}, {"classes": ["low", "high"]})
     for stage, head, more in zip(STAGES, heads, extra, strict=True):
         save_model(workspace.folder(stage), Hubert(SMALL), head=head, extra=more)
-    label = {"prepare": "p", "it2/label": "l"}
-    finish(workspace, STAGES[0], {"steps": 50}, {"pretrain": training}, **label)
+    start = {"prepare": "p", "it2/label": "l"}
+    finish(workspace, STAGES[0], {"steps": 50}, {"pretrain": training}, **start)
     for stage in STAGES[1:]:
         start = {"prepare": "p", "it2/pretrain": "x"}
         finish(workspace, stage, {"steps": 50}, {"finetune": training}, **start)

@@ -95,7 +95,8 @@ class Lloyd:
         if state is None:
             state = LloydState(self.initial_centroids(summary, device))
         while not state.converged and state.iteration < self.max_iterations:
-            state = self._iterate(shard, summary, state, device, self.tolerance)
+            name = f"k-means, pass {state.iteration + 1} of at most {self.max_iterations}"
+            state = self._iterate(shard, summary, state, device, self.tolerance, name)
             save_state(state_path, key, state)
         return FitResult(state.centroids, state.iteration, state.reseeded)
 
@@ -123,7 +124,8 @@ class Lloyd:
             prefix_summary = _summarise_prefix(sample[:size], summary)
             state = LloydState(centroids)
             while not state.converged and state.iteration < max_iterations:
-                state = self._iterate(prefix, prefix_summary, state, device, tolerance)
+                name = f"k-means, sample of {size:,} frames, pass {state.iteration + 1}"
+                state = self._iterate(prefix, prefix_summary, state, device, tolerance, name)
             centroids = state.centroids
         return centroids
 
@@ -134,11 +136,10 @@ class Lloyd:
         state: LloydState,
         device: torch.device,
         tolerance: float,
+        name: str,
     ) -> LloydState:
-        """One pass over the frames, and new centroids."""
-        description = f"k-means, pass {state.iteration + 1} of at most {self.max_iterations}"
-        if state.iteration:
-            description += f", inertia {state.inertia:.4g}"
+        """One pass over the frames, and new centroids; `name` is what its progress shows."""
+        description = f"{name}, inertia {state.inertia:.4g}" if state.iteration else name
         statistics = cluster_statistics(shard, state.centroids, summary, device, description)
         centroids, num_reseeded = self._update(state, statistics, summary)
         # The inertia has float32's precision only. Without a tolerance the criterion is therefore
