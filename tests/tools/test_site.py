@@ -227,4 +227,4 @@ def test_a_reference_entry() -> None:
 def test_python_of_the_pages_parses(repository: Path) -> None:
     for page in [repository / "README.md", *(repository / "docs").glob("*.md")]:
         for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-            ast.parse(code)
+            assert ast.parse(code, filename=str(page)).body
