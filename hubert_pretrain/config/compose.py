@@ -62,6 +62,10 @@ Composed: type[Recipe] = dataclasses.make_dataclass(
     bases=(Recipe,),
 )
 """The schema of files: null removes an iteration or a task that a recipe inherits."""
+Untyped: type[Recipe] = dataclasses.make_dataclass(
+    "Recipe", [("iterations", dict[str, Any], field({}))], bases=(Composed,)
+)
+"""The schema without the types of iterations: what is not stated is not there."""
 WHOLE = ("work_dir", "data", "model", "iterations", "trainer")
 """Sections by which the file of a whole configuration is known."""
 MACHINE = Path("conf", "local", "machine.yaml")
@@ -214,7 +218,7 @@ def recipe_of(argv: Sequence[str]) -> Recipe:
                 if len(left) == len(prepared):
                     raise_faults(list(wrong.values()))
                 prepared = left
-    return to_recipe(config, prepared, wrong)
+        return to_recipe(config, prepared, wrong)
 
 
 def explain_all(error: Exception, argv: Sequence[str]) -> str | None:
@@ -275,7 +279,9 @@ def to_recipe(
     wrong: faults of values that were left out, by their keys.
     """
     wrong = wrong or {}
+    plain = None
     if OmegaConf.get_type(config) is not Composed:  # --config-name of another file
+        plain = config
         try:
             merged = OmegaConf.merge(OmegaConf.structured(Composed), config)
             assert isinstance(merged, DictConfig)
@@ -290,6 +296,7 @@ def to_recipe(
         config.work_dir = _default_work_dir(config.name, overrides)
     faults = keys.drop_unknown(config)
     try:
+        stated = _stated_in_series(config, plain, overrides)
         missing = sorted(OmegaConf.missing_keys(config))
         recipe = None if missing else OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
@@ -299,11 +306,47 @@ def to_recipe(
     assert isinstance(recipe, Recipe)
     _drop_removed(recipe)
     raise_faults([*faults, *series.faults(recipe)])
-    recipe.iterations = series.expanded(recipe)
+    recipe.iterations = series.expanded(recipe, stated)
     if launched := distributed.launcher():
         recipe.trainer.devices, recipe.trainer.num_nodes = launched
     raise_faults([*faults, *_faults_of_nodes(recipe), *validate.faults(recipe, wrong)])
     return recipe
+
+
+def _stated_in_series(
+    config: DictConfig, plain: DictConfig | None, overrides: list[str]
+) -> dict[str, Any]:
+    """What files and words state of the iterations that a series makes, by their names. What is
+    left open there has the value of it2 here, until the series gives its own.
+
+    plain: the configuration without types, where it is at hand. Types fill in defaults, so that
+    only there it is known what is stated.
+    """
+    names = [name for name in series.made(config.series.count) if config.iterations.get(name)]
+    if not names:
+        return {}
+    if plain is None:
+        store = ConfigStore.instance()
+        store.store(name="schema", node=Untyped)
+        try:
+            plain = hydra_compose(_config_name(), overrides)
+        finally:
+            store.store(name="schema", node=Composed)
+    found = {}
+    for name in names:
+        found[name] = keys.stated_values(plain.iterations, config.iterations, name)
+    for key in OmegaConf.missing_keys(config.iterations):
+        _, name, rest = key.split(".", 2)
+        if name in found:
+            OmegaConf.update(config, key, OmegaConf.select(config.iterations, f"it2.{rest}"))
+    return found
+
+
+def _config_name() -> str:
+    """The file at the top of conf/, or the one of --config-name."""
+    if not HydraConfig.initialized():
+        return "config"
+    return HydraConfig.get().job.config_name or "config"
 
 
 def _drop_removed(recipe: Recipe) -> None:

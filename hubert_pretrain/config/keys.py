@@ -42,9 +42,9 @@ def _sections(node: DictConfig, key: str = "") -> Iterator[tuple[str, DictConfig
     if typed:
         yield key, node
     for name in list(node):
-        inner = _inner(node, name)
-        if inner is not None and (typed or dataclasses.is_dataclass(OmegaConf.get_type(inner))):
-            yield from _sections(inner, f"{key}.{name}" if key else str(name))
+        below = inner(node, name)
+        if below is not None and (typed or dataclasses.is_dataclass(OmegaConf.get_type(below))):
+            yield from _sections(below, f"{key}.{name}" if key else str(name))
 
 
 def _keys(node: DictConfig, key: str = "") -> Iterator[str]:
@@ -52,14 +52,27 @@ def _keys(node: DictConfig, key: str = "") -> Iterator[str]:
     for name in node:
         full = f"{key}.{name!s}" if key else str(name)
         yield full
-        inner = _inner(node, name)
-        if inner is not None:
-            yield from _keys(inner, full)
+        below = inner(node, name)
+        if below is not None:
+            yield from _keys(below, full)
 
 
-def _inner(node: DictConfig, name: Any) -> DictConfig | None:
+def inner(node: DictConfig, name: Any) -> DictConfig | None:
     """The mapping under a key, where it has a value."""
-    inner = node._get_node(name)
-    if not isinstance(inner, DictConfig) or inner._is_none() or inner._is_missing():
+    found = node._get_node(name)
+    if not isinstance(found, DictConfig) or found._is_none() or found._is_missing():
         return None
-    return None if inner._is_interpolation() else inner
+    return None if found._is_interpolation() else found
+
+
+def stated_values(plain: DictConfig, typed: DictConfig, name: Any) -> Any:
+    """What a configuration without types states under a key, with the values of the typed one."""
+    below = inner(plain, name)
+    if below is None:
+        value = typed[name]
+        return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return {
+        str(each): stated_values(below, typed[name], each)
+        for each in below
+        if each in typed[name] and not OmegaConf.is_missing(typed[name], each)
+    }

@@ -1,15 +1,20 @@
 """Many iterations from one short form: `series` of a recipe.
 
 `it1` stays as it is; `it2` is the model of all later ones, each on clusters of the network before
-it. Steps, clusters and layers grow linearly from a first to a last value.
+it. Steps, clusters and layers grow linearly from a first to a last value. What a recipe or the
+command line states of a single iteration goes before that.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from omegaconf import OmegaConf
+
+from hubert_pretrain.config.nodes import TARGET
 from hubert_pretrain.config.schema import IterationConfig, Recipe
 from hubert_pretrain.fields import faults_of_values
 
@@ -33,17 +38,22 @@ def faults(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def expanded(recipe: Recipe) -> dict[str, IterationConfig]:
-    """All iterations of a recipe. One that the recipe states itself stays as it is stated."""
+def made(count: int) -> list[str]:
+    """Names of the iterations that a series of this length makes: all but the first two."""
+    return [f"it{number}" for number in range(3, count + 1)]
+
+
+def expanded(recipe: Recipe, stated: Mapping[str, Any]) -> dict[str, IterationConfig]:
+    """All iterations of a recipe.
+
+    stated: values of iterations that the series makes, by their names: they go before its own.
+    """
     config = recipe.series
     if not config.count:
         return recipe.iterations
     found = {}
     for number in range(1, config.count + 1):
         name = f"it{number}"
-        if number > 2 and name in recipe.iterations:
-            found[name] = recipe.iterations[name]
-            continue
         iteration = copy.deepcopy(recipe.iterations["it1" if number == 1 else "it2"])
         if number > 1:
             iteration.features["checkpoint"] = f"it{number - 1}/pretrain"
@@ -55,11 +65,21 @@ def expanded(recipe: Recipe) -> dict[str, IterationConfig]:
         if config.steps:
             steps = between(config.steps, number, config.count)
             iteration.pretrain = dataclasses.replace(iteration.pretrain, steps=steps)
-        found[name] = iteration
+        found[name] = _with_stated(iteration, stated[name]) if name in stated else iteration
     return {
         **found,
         **{name: recipe.iterations[name] for name in recipe.iterations if name not in found},
     }
+
+
+def _with_stated(iteration: IterationConfig, values: Mapping[str, Any]) -> IterationConfig:
+    """An iteration with these values in place of its own. Features of another class replace it."""
+    kind = values.get("features", {}).get(TARGET, iteration.features.get(TARGET))
+    if kind != iteration.features.get(TARGET):
+        iteration.features = {}
+    merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(iteration), values))
+    assert isinstance(merged, IterationConfig)
+    return merged
 
 
 def between(ends: list[int], number: int, count: int) -> int:
