@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import threading
 import time
 
 import pytest
@@ -71,16 +70,20 @@ def test_a_bar_of_items_and_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done == [2, 7]
 
 
-def test_something_without_progress_says_that_it_is_running(
+def test_a_loop_that_may_end_early_says_so_with_its_last_metrics(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0.01)
-    shown = ""
-    with progress.still_running("k-means"):
-        while "\n" not in shown:
-            shown += capsys.readouterr().err
-    assert re.match(r"k-means: running for \d+ s\n", shown)
-    assert not [each for each in threading.enumerate() if each.name == "still running"]
+    now = 0.0
+    monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with progress.progress(100, "passes", at_most=True) as advance:
+        now = 4.0
+        advance(0, "start 3 of 20")
+        advance(8, "inertia 5.2")
+    assert capsys.readouterr().err.splitlines() == [
+        "passes: 0 of at most 100, 0:00:04 so far, start 3 of 20",
+        "passes: 8 of at most 100, 2/s, 0:00:04 so far, at most 0:00:46 left, inertia 5.2",
+    ]
 
 
 def test_other_ranks_say_nothing(
@@ -93,8 +96,6 @@ def test_other_ranks_say_nothing(
             monkeypatch.setattr(progress.sys.stderr, "isatty", lambda at=is_terminal: at)
             with progress.progress(2, f"rank {number}") as advance:
                 advance()
-        with progress.still_running("k-means"):
-            pass
     shown = capsys.readouterr().err
     assert "rank 0: 1 of 2" in shown
     assert "rank 1" not in shown
@@ -104,11 +105,11 @@ def test_a_bar_shows_the_rate_and_the_time_left(monkeypatch: pytest.MonkeyPatch)
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(progress.sys, "stderr", stream)
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
     with progress.progress(40, "reading audio") as advance:
-        for _ in range(30):
-            advance()
+        for count in range(30):
+            advance(note=f"loss {count}")
             time.sleep(0.005)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
-    assert re.search(r"reading audio .* 30/40 \d[\d,.e+]*/s 0:00:0\d left \S+", shown)
+    assert re.search(r"reading audio .* 30/40 \d[\d,.e+]*/s 0:00:0\d left \S+ loss \d+", shown)

@@ -3,12 +3,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
 from sklearn.cluster import KMeans as Reference
+from sklearn.cluster import MiniBatchKMeans
 
+from hubert_pretrain import progress
+from hubert_pretrain.clustering.engines.faiss import Faiss
 from hubert_pretrain.clustering.frame_source import FrameFile, MappedFrames
 from hubert_pretrain.clustering.kmeans import ENGINES, KMeans
 from hubert_pretrain.config.schema import ClusteringConfig
@@ -247,15 +251,72 @@ def test_unknown_engines_and_unsupported_settings_are_refused() -> None:
 def test_long_passes_report_their_progress(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hubert_pretrain.clustering.engines.threads.REPORTED_CHUNKS", 1)
     monkeypatch.setattr("hubert_pretrain.progress.LOG_EVERY_SECONDS", 0.0)
     KMeans("torch", 4, restarts=1, max_iterations=2).fit(blobs(10_000))
     lines = capsys.readouterr().err.splitlines()
     for text in (
         r"k-means, first pass: 1 of 2, ",
-        r"k-means, sample of 1,024 frames, pass 3, inertia \S+: 1 of 1, ",
-        r"k-means, pass 2 of at most 2, inertia \S+: 2 of 2, ",
+        r"k-means, sample of 1,024 frames, chunks: 3 of at most 30, .* left, pass 3 of at most 30, "
+        r"inertia \S+$",
+        r"k-means, chunks: 2 of at most 4, .* left, pass 1 of at most 2$",
+        r"k-means, chunks: 4 of at most 4, .* left, pass 2 of at most 2, inertia \S+$",
         r"k-means, inertia: 2 of 2, ",
     ):
         assert any(re.match(text, line) for line in lines), lines
     assert not any("pass 3 of at most 2" in line for line in lines)
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+def test_passes_of_faiss_one_by_one_give_the_bits_of_one_call(
+    spherical: bool, tolerance: float
+) -> None:
+    """The start has empty clusters, which faiss fills by splitting others."""
+    frames = blobs(4000)
+    initial = np.concatenate([frames[:20], 50 + frames[:10]])
+    if spherical:
+        faiss.normalize_L2(frames)
+    together = faiss.Kmeans(
+        4,
+        30,
+        niter=40,
+        early_stop_threshold=tolerance,
+        spherical=spherical,
+        max_points_per_centroid=4000,
+        min_points_per_centroid=1,
+    )
+    together.train(frames, init_centroids=initial)
+    engine = Faiss(30, max_iterations=40, tolerance=tolerance, spherical=spherical)
+    seen: list[tuple[int | None, str]] = []
+    found = engine._passes(frames, initial, lambda *words: seen.append(words))
+    splits = [each["nsplit"] for each in together.iteration_stats]
+    assert np.array_equal(found.centroids.numpy(), together.centroids)
+    assert (found.iterations, found.reseeded) == (len(splits), sum(splits))
+    assert [done for done, _ in seen] == list(range(1, len(splits) + 1))
+    distances = ((frames[:, None] - together.centroids[None]) ** 2).sum(-1).min(1).sum()
+    assert float(seen[-1][1].removeprefix("inertia ")) == pytest.approx(distances, rel=0.1)
+
+
+def test_mini_batches_say_where_they_are_and_stay_what_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0.0)
+    settings = {"batch_size": 500, "max_iter": 7, "n_init": 2, "tol": 0.0, "random_state": 3}
+    frames = blobs(2000)
+    alone = MiniBatchKMeans(9, max_no_improvement=100, reassignment_ratio=0.0, **settings)
+    alone.fit(frames)
+    found = KMeans("minibatch", 9, batch_frames=500, max_iterations=7, restarts=2, seed=3)
+    found.fit(frames)
+    assert np.array_equal(found.cluster_centers_, alone.cluster_centers_)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "mini-batches" in line]
+    assert re.fullmatch(
+        r"mini-batches of k-means: 0 of at most 28, 0:00:0\d so far, start 2 of 2", lines[1]
+    )
+    assert re.fullmatch(
+        r"mini-batches of k-means: 6 of at most 28, \S+/s, 0:00:0\d so far, "
+        r"at most 0:00:0\d left, pass 2 of at most 7, inertia \S+ a frame",
+        lines[7],
+    )
+    assert len(lines) == 2 + 28
+    last = float(lines[-1].split("inertia ")[1].split()[0])
+    assert last == pytest.approx(found.inertia_ / len(frames), rel=0.1)

@@ -18,6 +18,7 @@ from hubert_pretrain import distributed, seeds
 from hubert_pretrain.clustering.engines.threads import for_each_chunk
 from hubert_pretrain.clustering.frame_source import CHUNK_FRAMES, RankFrames
 from hubert_pretrain.errors import DataError
+from hubert_pretrain.progress import progress
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def summarise(shard: RankFrames, *, sample_frames: int, seed: int) -> FrameSumma
             is_bad = frames.isfinite().all(dim=1).logical_not()
             entry[nonfinite_column] = 1 + int(is_bad.nonzero()[0])
 
-    for_each_chunk(shard, read_chunk, "k-means, first pass")
+    with progress(len(shard.chunks()), "k-means, first pass") as advance:
+        for_each_chunk(shard, read_chunk, advance)
     distributed.sum_over_ranks(table)
     bad_chunks = table[:, nonfinite_column].nonzero()
     if len(bad_chunks):

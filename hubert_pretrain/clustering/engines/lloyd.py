@@ -11,7 +11,10 @@ Tensor letters: N frames, n frames of the sample, D width of a frame, K clusters
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +28,7 @@ from hubert_pretrain.clustering.engines.init import kmeans_plusplus, reseed_empt
 from hubert_pretrain.clustering.engines.statistics import ClusterStatistics, cluster_statistics
 from hubert_pretrain.clustering.frame_source import CHUNK_FRAMES, RankFrames, rank_range
 from hubert_pretrain.files import disk_room, remove_temporaries, write_bytes
+from hubert_pretrain.progress import progress
 
 INIT_FRAMES = 64
 """Frames per cluster for k-means++. Fewer cost quality that no number of iterations recovers: with
@@ -70,6 +74,10 @@ class LloydState:
     converged: bool = False
 
 
+PassAdvance = Callable[[LloydState], None]
+"""Called after each chunk of a pass, with the state before the pass."""
+
+
 @dataclass(frozen=True)
 class Lloyd:
     """Settings of full-batch k-means. `KMeans` documents them."""
@@ -94,10 +102,10 @@ class Lloyd:
         state = load_state(state_path, key)
         if state is None:
             state = LloydState(self.initial_centroids(summary, device))
-        while not state.converged and state.iteration < self.max_iterations:
-            name = f"k-means, pass {state.iteration + 1} of at most {self.max_iterations}"
-            state = self._iterate(shard, summary, state, device, self.tolerance, name)
-            save_state(state_path, key, state)
+        with passes("k-means", shard, self.max_iterations, state.iteration) as advance:
+            while not state.converged and state.iteration < self.max_iterations:
+                state = self._iterate(shard, summary, state, device, self.tolerance, advance)
+                save_state(state_path, key, state)
         return FitResult(state.centroids, state.iteration, state.reseeded)
 
     def sample_frames(self, shard: RankFrames) -> int:
@@ -123,9 +131,9 @@ class Lloyd:
             prefix = _rank_part(sample[:size])
             prefix_summary = _summarise_prefix(sample[:size], summary)
             state = LloydState(centroids)
-            while not state.converged and state.iteration < max_iterations:
-                name = f"k-means, sample of {size:,} frames, pass {state.iteration + 1}"
-                state = self._iterate(prefix, prefix_summary, state, device, tolerance, name)
+            with passes(f"k-means, sample of {size:,} frames", prefix, max_iterations) as advance:
+                while not state.converged and state.iteration < max_iterations:
+                    state = self._iterate(prefix, prefix_summary, state, device, tolerance, advance)
             centroids = state.centroids
         return centroids
 
@@ -136,11 +144,12 @@ class Lloyd:
         state: LloydState,
         device: torch.device,
         tolerance: float,
-        name: str,
+        advance: PassAdvance,
     ) -> LloydState:
-        """One pass over the frames, and new centroids; `name` is what its progress shows."""
-        description = f"{name}, inertia {state.inertia:.4g}" if state.iteration else name
-        statistics = cluster_statistics(shard, state.centroids, summary, device, description)
+        """One pass over the frames, and new centroids; `advance` gets the state before it."""
+        statistics = cluster_statistics(
+            shard, state.centroids, summary, device, partial(advance, state)
+        )
         centroids, num_reseeded = self._update(state, statistics, summary)
         # The inertia has float32's precision only. Without a tolerance the criterion is therefore
         # that no centroid moves.
@@ -177,6 +186,23 @@ class Lloyd:
     def _normalise(self, centroids: Tensor) -> Tensor:
         """Length 1 for spherical k-means."""
         return torch.nn.functional.normalize(centroids, dim=1) if self.spherical else centroids
+
+
+@contextmanager
+def passes(what: str, shard: RankFrames, most: int, done: int = 0) -> Iterator[PassAdvance]:
+    """Gives a function to call after each chunk of a rank's frames, in `most` passes over them of
+    which `done` were made before.
+    """
+    chunks = (most - done) * len(shard.chunks())
+    with progress(chunks, f"{what}, chunks", at_most=True) as advance:
+
+        def after_chunk(state: LloydState) -> None:
+            note = f"pass {state.iteration + 1} of at most {most}"
+            if state.iteration:
+                note += f", inertia {state.inertia:.4g}"
+            advance(note=note)
+
+        yield after_chunk
 
 
 def _rank_part(sample: Tensor) -> RankFrames:

@@ -4,8 +4,11 @@ learn_kmeans.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +17,10 @@ from hubert_pretrain.clustering.engines.frame_summary import summarise
 from hubert_pretrain.clustering.engines.lloyd import FitResult
 from hubert_pretrain.clustering.frame_source import RankFrames
 from hubert_pretrain.clustering.memory import EngineMemory, within_budget
-from hubert_pretrain.progress import still_running
+from hubert_pretrain.progress import Advance, progress
+
+if TYPE_CHECKING:
+    from sklearn.cluster import MiniBatchKMeans
 
 PARALLEL_MULTIPLICATIONS = 10**9
 """Multiplications per mini-batch above which threads are used. Below it scikit-learn's threads
@@ -64,11 +70,49 @@ class MiniBatch:
         multiplications = self.batch_frames * shard.dim * self.n_clusters
         threads = None if multiplications >= PARALLEL_MULTIPLICATIONS else 1
         folder = None if state_path is None else state_path.parent
+        steps = self.max_iterations * shard.total // min(self.batch_frames, shard.total)
         with (
             threadpool_limits(limits=threads, user_api="openmp"),
             within_budget(shard.frames, self.max_memory_bytes, folder, MEMORY) as frames,
-            still_running("mini-batch k-means"),
+            progress(steps, "mini-batches of k-means", at_most=True) as advance,
         ):
+            report_steps(estimator, shard.total, advance)
             estimator.fit(frames)
         centroids = np.asarray(estimator.cluster_centers_, dtype=np.float32)
         return FitResult(torch.from_numpy(centroids), int(estimator.n_iter_), 0)
+
+
+def report_steps(estimator: MiniBatchKMeans, num_frames: int, advance: Advance) -> None:
+    """Have an estimator say where it is after each start and each mini-batch.
+
+    scikit-learn has no callback: it calls two methods of its own at these places. Where a later
+    version has them no more, nothing is said, and the fit is the same.
+    """
+    starts = 0
+
+    def after_start(call: Callable[..., Any], *values: Any, **named: Any) -> Any:
+        nonlocal starts
+        found = call(*values, **named)
+        starts += 1
+        advance(0, f"start {starts} of {estimator.n_init}")
+        return found
+
+    def after_step(call: Callable[..., Any], step: int, *values: Any, **named: Any) -> Any:
+        stops = call(step, *values, **named)
+        size = min(estimator.batch_size, num_frames)
+        reached = -(-(step + 1) * size // num_frames)
+        note = f"pass {reached} of at most {estimator.max_iter}"
+        # A mean over the mini-batches, which scikit-learn starts in the second one.
+        inertia = getattr(estimator, "_ewa_inertia", None)
+        if inertia is not None:
+            note += f", inertia {inertia:.4g} a frame"
+        advance(step + 1, note)
+        return stops
+
+    for name, after in (
+        ("_init_centroids", after_start),
+        ("_mini_batch_convergence", after_step),
+    ):
+        call = getattr(estimator, name, None)
+        if call is not None:
+            setattr(estimator, name, partial(after, call))

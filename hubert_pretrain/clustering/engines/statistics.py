@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from hubert_pretrain.clustering import assign
 from hubert_pretrain.clustering.engines.frame_summary import FrameSummary
 from hubert_pretrain.clustering.engines.threads import for_each_chunk
 from hubert_pretrain.clustering.frame_source import RankFrames
+from hubert_pretrain.progress import progress, silent
 
 INTEGER_BITS = 62
 """Of the 63 bits of an int64, one stays free for rounding."""
@@ -118,13 +120,13 @@ def cluster_statistics(
     centroids: Tensor,
     summary: FrameSummary,
     device: torch.device,
-    description: str = "k-means",
+    advance: Callable[[], None] = silent,
 ) -> ClusterStatistics:
     """One pass over the frames of all ranks. Every rank calls it and gets the same result.
-    `description` names it in reports of progress.
+    `advance` is called after each chunk of this rank.
     """
     accumulator = Accumulator(centroids, summary, device)
-    for_each_chunk(shard, accumulator.add, description)
+    for_each_chunk(shard, accumulator.add, advance)
     return accumulator.total()
 
 
@@ -159,7 +161,8 @@ def measure_fit(shard: RankFrames, centroids: Tensor) -> FitMeasures:
             inertia.add_(chunk_inertia)
             counts.add_(chunk_counts)
 
-    for_each_chunk(shard, add, "k-means, inertia")
+    with progress(len(shard.chunks()), "k-means, inertia") as advance:
+        for_each_chunk(shard, add, advance)
     distributed.sum_over_ranks(inertia)
     distributed.sum_over_ranks(counts)
     return FitMeasures(float(inertia), counts.numpy())

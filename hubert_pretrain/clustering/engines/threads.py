@@ -15,38 +15,21 @@ import torch
 from numpy.typing import NDArray
 
 from hubert_pretrain.clustering.frame_source import RankFrames
-from hubert_pretrain.progress import progress
 
-REPORTED_CHUNKS = 64
-"""Progress of a pass is reported from this many chunks on, half a million frames."""
 ChunkFunction = Callable[[int, int, NDArray[np.float32]], None]
 """(start, stop, frames) of a chunk, with positions counted in the rank's own frames."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def for_each_chunk(shard: RankFrames, function: ChunkFunction, description: str) -> None:
+def for_each_chunk(shard: RankFrames, function: ChunkFunction, advance: Callable[[], None]) -> None:
     """Calls `function(start, stop, frames)` once for every chunk of a rank's frames, in no
-    particular order, from as many threads as torch uses. `description` names a long pass in
-    reports of progress.
+    particular order, from as many threads as torch uses; and `advance` after each, from one thread
+    at a time.
 
     At most one chunk per thread is in memory.
     """
-    every = shard.chunks()
-    if len(every) < REPORTED_CHUNKS:
-        _for_each(every, shard, function, lambda: None)
-        return
-    with progress(len(every), description) as advance:
-        _for_each(every, shard, function, advance)
-
-
-def _for_each(
-    every: Sequence[tuple[int, int]],
-    shard: RankFrames,
-    function: ChunkFunction,
-    advance: Callable[[], None],
-) -> None:
-    chunks = iter(every)
+    chunks = iter(shard.chunks())
     lock = threading.Lock()
 
     def work_until_done() -> None:
