@@ -138,23 +138,28 @@ def run(recipe: Recipe, workspace: Workspace) -> None:
 def markdown(recipe: Recipe) -> str:
     """The trainings of a recipe as a table for a page: the same numbers as those of `run`.
 
-    The other stages are left out: they take little, and their time depends on the machine that
-    reads the audio.
+    Of the other stages it has the disk alone: they take little, and their time depends on the
+    machine that reads the audio.
     """
     config = recipe.plan
     workspace = Workspace(recipe.work_dir)
     device = chosen_device(config)
-    stages = [each for each in plan.stages(recipe) if each.verb in plan.TRAININGS]
+    every = plan.stages(recipe)
+    stages = [each for each in every if each.verb in plan.TRAININGS]
     audio = _audio(recipe, workspace)
+    works = [budget.work_of(each, recipe.model, workspace) for each in every]
+    disk = sum(budget.disk(works, audio, checkpoints=recipe.trainer.keep_checkpoints).values())
     costs = list(_costs(recipe, workspace, stages, device, audio, UTTERANCE_SECONDS))
     counts = config.devices or [1]
     header = ["stage", "PFLOP", "GPU-hours"]
     header += [f"on {count} GPU{'s' * (count > 1)}" for count in counts]
-    header += ["audio-s/s a GPU reads", "memory", "price"]
+    header += ["audio-s/s a GPU reads", "memory", "disk", "price"]
     rows = [
-        [f"`{cost.stage}`", *_row(cost, counts)[1:-1], f"{_price([cost], config.price):,.0f}"]
+        [f"`{cost.stage}`", *_row(cost, counts)[1:], f"{_price([cost], config.price):,.0f}"]
         for cost in costs
     ]
+    rest = human_bytes(disk - sum(cost.disk for cost in costs))
+    rows.append(["other stages", *[""] * (len(counts) + 4), rest, ""])
     total = [
         "all",
         _number(sum(cost.operations for cost in costs) / 1e15),
@@ -162,6 +167,7 @@ def markdown(recipe: Recipe) -> str:
         *(_duration(total_seconds(costs, count)) for count in counts),
         "",
         human_bytes(max(cost.memory for cost in costs)),
+        human_bytes(disk),
         f"{_price(costs, config.price):,.0f}",
     ]
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows, total]

@@ -77,15 +77,19 @@ def show_table(
         made.add_column(name, justify="right" if index else "left", no_wrap=True)
     for index, row in enumerate(rows):
         made.add_row(*row, end_section=index == len(rows) - 2)
-    _print(made)
+    _print(made, whole=True)
 
 
-def _print(table: Any) -> None:
+def _print(table: Any, *, whole: bool = False) -> None:
+    """whole: outside a terminal, a line is as long as its numbers need."""
     from rich.console import Console
+    from rich.measure import Measurement
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=WIDTH)
+        wide = Console(width=10 * WIDTH)
+        needed = Measurement.get(wide, wide.options, table).maximum
+        console = Console(width=max(WIDTH, needed) if whole else WIDTH)
     console.print(table)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from hubert_pretrain.config import compose
 from hubert_pretrain.errors import ConfigError
-from hubert_pretrain.files import read_json
+from hubert_pretrain.files import human_bytes, read_json
 from hubert_pretrain.frames import samples
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.pipeline.workspace import Workspace
@@ -114,6 +114,7 @@ def test_the_table_of_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     found = planned(tmp_path, "+recipe=smoke")
     shown = capsys.readouterr().out
     assert "it1/pretrain" in shown
+    assert "…" not in shown
     assert "set plan.hours" in shown  # the corpus is not prepared
     assert all(each["seconds"] > 0 for each in found["stages"])
     assert found["total"]["seconds_on"]["1"] == pytest.approx(
@@ -146,3 +147,6 @@ def test_the_table_has_the_numbers_of_the_plan(tmp_path: Path) -> None:
     assert f"| {hours:.3g} | {hours:.0f} h |" in row
     assert f"| {stage['loader_rate']:,.0f} |" in row
     assert f"| {2.5 * hours:,.0f} |" in row
+    assert f"| {human_bytes(stage['disk'])} |" in row
+    disk = sum(each["disk"] for each in planned(tmp_path, *words)["stages"])
+    assert f"| {human_bytes(disk)} |" in plan_table.table().splitlines()[-1]
