@@ -1,4 +1,4 @@
-"""Alarm rules for pretraining metrics. Each alarm fires once and carries advice."""
+"""Alarm rules for pretraining metrics. Each alarm is told once, with advice."""
 
 from __future__ import annotations
 
@@ -19,6 +19,21 @@ VANISHING_SHARE = 0.05
 """A layer whose output falls below this share of its first scale is dying."""
 PATIENCE = 3
 """Logs in a row in which a condition must hold where one alone may be chance."""
+ADVICE = {
+    "collapse": "Lower pretrain.learning_rate or lengthen pretrain.warmup_fraction, and resume "
+    "from a checkpoint before the collapse",
+    "nothing_learnt": "Check that the targets belong to this audio (stage=check), then the "
+    "learning rate",
+    "dominant_cluster": "Listen to it (hubert-pretrain inspect-targets); trim silence or cluster "
+    "again (redo=NAME/cluster)",
+    "loss_scale": "Use trainer.precision=bf16-mixed",
+    "vanishing_layer": "Lower the learning rate",
+    "slow_loader": "Raise trainer.loader_workers, use data.shards=pcm, or put the audio on a "
+    "faster disk",
+}
+"""Sentences by name of the alarm."""
+COLUMN = "health/alarm/"
+"""Of a metric for each standing alarm: the logs in a row in which its condition has held."""
 
 
 class Rule(NamedTuple):
@@ -26,7 +41,7 @@ class Rule(NamedTuple):
 
     name: str
     holds: bool
-    advice: str
+    finding: str
     patience: int = PATIENCE
     """Logs in a row in which it must hold."""
 
@@ -41,18 +56,23 @@ class Alarms:
         """
         self.warmup_steps = warmup_steps
         self.raised: set[str] = set()
+        self.standing: dict[str, int] = {}
+        """Alarms whose condition held in the last log, with the logs in a row in which it did."""
         self._in_a_row: Counter[str] = Counter()
         self._first_scales: dict[str, float] = {}
 
     def check(self, step: int, values: dict[str, float], *, on_gpu: bool = True) -> dict[str, str]:
         """Names of the alarms that fire for the first time -> advice."""
         fired = {}
+        self.standing = {}
         tolerated_wait = WAIT_SHARE if on_gpu else WAIT_SHARE_ON_CPU
         for rule in self._rules(step, values, tolerated_wait):
             self._in_a_row[rule.name] = self._in_a_row[rule.name] + 1 if rule.holds else 0
-            if self._in_a_row[rule.name] >= rule.patience and rule.name not in self.raised:
-                self.raised.add(rule.name)
-                fired[rule.name] = rule.advice
+            if self._in_a_row[rule.name] >= rule.patience:
+                self.standing[rule.name] = self._in_a_row[rule.name]
+                if rule.name not in self.raised:
+                    self.raised.add(rule.name)
+                    fired[rule.name] = f"{rule.finding}. {ADVICE[rule.name]}"
         return fired
 
     def _rules(self, step: int, values: dict[str, float], tolerated_wait: float) -> list[Rule]:
@@ -70,46 +90,41 @@ class Alarms:
                 "collapse",
                 warmed_up and predicted_share > COLLAPSED_SHARE and target_share < COLLAPSED_SHARE,
                 f"{predicted_share:.0%} of the predictions are one cluster: the network has "
-                "collapsed. Lower pretrain.learning_rate or lengthen pretrain.warmup_fraction, and "
-                "resume from a checkpoint before the collapse",
+                "collapsed",
             ),
             Rule(
                 "nothing_learnt",
                 warmed_up and loss >= entropy,
                 f"the loss on masked frames ({loss:.3f} nats) is not below the unigram entropy of "
                 f"the targets ({entropy:.3f}): the predictions are no better than the frequencies "
-                "of the clusters. Check that the targets belong to this audio (stage=check), then "
-                "the learning rate",
+                "of the clusters",
             ),
             Rule(
                 "dominant_cluster",
                 target_share > DOMINANT_SHARE,
                 f"{target_share:.0%} of the frames have one cluster as their target: much silence, "
-                "or features that do not distinguish frames. Listen to it (hubert-pretrain "
-                "inspect-targets); trim silence or cluster again (redo=NAME/cluster)",
+                "or features that do not distinguish frames",
                 patience=1,
             ),
             Rule(
                 "loss_scale",
                 loss_scale < 1.0,
                 f"the loss scale of fp16 has fallen to {loss_scale:g}: gradients overflow all the "
-                "time. Use trainer.precision=bf16-mixed",
+                "time",
                 patience=1,
             ),
             Rule(
                 "vanishing_layer",
                 bool(vanishing),
                 f"the output of layer {vanishing} has shrunk to below {VANISHING_SHARE:.0%} of its "
-                "first scale: the layer is dying. Lower the learning rate",
+                "first scale: the layer is dying",
             ),
             Rule(
                 "slow_loader",
                 wait > tolerated_wait,
                 f"{wait:.0%} of the time the training waits in its loader, for audio that is not "
                 f"yet read, decoded and cut. The loader delivers {audio_speed:.0f} seconds of "
-                f"audio per second, the device could take {audio_speed / max(1 - wait, 0.01):.0f}. "
-                "Raise trainer.loader_workers, use data.shards=pcm, or put the audio on a faster "
-                "disk",
+                f"audio per second, the device could take {audio_speed / max(1 - wait, 0.01):.0f}",
             ),
         ]
 

@@ -18,7 +18,7 @@ from hubert_pretrain.model.compile import Compiler
 from hubert_pretrain.model.heads import CodebookHead, SoftmaxHead
 from hubert_pretrain.model.hubert import ActiveLayers, Hubert
 from hubert_pretrain.model.positional_conv import fastest_form, measures_forms
-from hubert_pretrain.pretrain.alarms import Alarms
+from hubert_pretrain.pretrain.alarms import COLUMN, Alarms
 from hubert_pretrain.pretrain.health import Health, embedding_norms, training_flops
 from hubert_pretrain.pretrain.layer_supervision import LayerSupervision
 from hubert_pretrain.pretrain.loss import (
@@ -232,14 +232,17 @@ class PretrainModule(TrainingModule):
         return values
 
     def health(self, step: int, values: dict[str, float]) -> dict[str, float]:
-        """Diagnostics (pretrain/health.py). Alarms are logged, and counted in `health/alarms`."""
+        """Diagnostics (pretrain/health.py). Alarms are told once, and counted in
+        `health/alarms`; each that stands has a metric of its own.
+        """
         measured = {**self._health.read(), **embedding_norms(self.head)}
         on_gpu = self.device.type == "cuda"
         fired = self._alarms.check(step, {**values, **measured}, on_gpu=on_gpu)
         for advice in fired.values():
             if self.trainer.is_global_zero:
                 logger.warning("step %d: %s", step, advice)
-        return {**measured, "health/alarms": float(len(self._alarms.raised))}
+        standing = {COLUMN + name: float(logs) for name, logs in self._alarms.standing.items()}
+        return {**measured, "health/alarms": float(len(self._alarms.raised)), **standing}
 
     def is_frozen(self, step: int) -> bool:
         """True from the step on at which the conv encoder stops learning."""

@@ -25,6 +25,7 @@ from hubert_pretrain.files import read_json, size_in_bytes
 from hubert_pretrain.pipeline import plan
 from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import Workspace
+from hubert_pretrain.pretrain.alarms import ADVICE, COLUMN
 from hubert_pretrain.report import clips, configuration, differences, units
 from hubert_pretrain.report.runs import Run
 from hubert_pretrain.targets.store import TargetStore
@@ -218,12 +219,14 @@ def _iteration(
         if workspace.is_done(stage):
             artefact = _try(missing, stage, partial(workspace.artefact, stage))
             facts[verb] = {} if artefact is None else artefact.facts
+    rows = _metrics(workspace, f"{name}/pretrain")
     published = PUBLISHED.get(name)
     is_papers = published is not None and recipe.name.startswith("base_")
     return {
         "facts": facts,
         "layers": _layers(facts.get("cluster", {})),
-        "curves": _curves(workspace, f"{name}/pretrain"),
+        "curves": _curves(rows),
+        "alarms": _alarms(rows),
         "steps": recipe.iterations[name].pretrain.steps,
         "published": {
             "label": published.label,
@@ -239,11 +242,36 @@ def _layers(cluster: Mapping[str, Any]) -> Any:
     return cluster.get("layer_choice")
 
 
-def _curves(workspace: Workspace, stage: str) -> dict[str, list[list[float]]]:
-    """Name -> [steps, values] of a training, also of one that is under way."""
+def _metrics(workspace: Workspace, stage: str) -> list[dict[str, float]]:
+    """The rows of a training's metrics, also of one that is under way."""
     done = workspace.is_done(stage)
     folder = workspace.folder(stage) if done else workspace.partial_folder(stage)
-    rows = read_metrics(folder / "logs" / "metrics.csv")
+    return read_metrics(folder / "logs" / "metrics.csv")
+
+
+def _alarms(rows: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """The alarms of a pretraining, the first one first, with the steps at which each was logged."""
+    steps: dict[str, list[float]] = {}
+    for row in rows:
+        for name in row:
+            if name.startswith(COLUMN):
+                steps.setdefault(name.removeprefix(COLUMN), []).append(row["step"])
+    logs = sum("health/alarms" in row for row in rows)
+    return [
+        {
+            "name": name,
+            "first": found[0],
+            "last": found[-1],
+            "logs": len(found),
+            "of": logs,
+            "advice": ADVICE.get(name, ""),
+        }
+        for name, found in steps.items()
+    ]
+
+
+def _curves(rows: Sequence[Mapping[str, float]]) -> dict[str, list[list[float]]]:
+    """Name -> [steps, values] of a training."""
     curves = {}
     for name in METRICS:
         points = [(row["step"], row[name]) for row in rows if name in row]
@@ -259,7 +287,7 @@ def _tasks(
 ) -> dict[str, dict[str, Any]]:
     """Curves of each fine-tuning, and the scores and worst utterances of each evaluated split."""
     found: dict[str, dict[str, Any]] = {
-        name: {"curves": _curves(workspace, f"finetune/{name}"), "splits": {}}
+        name: {"curves": _curves(_metrics(workspace, f"finetune/{name}")), "splits": {}}
         for name in recipe.finetune
     }
     for stage in stages:

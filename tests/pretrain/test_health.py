@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.pipeline.workspace import Workspace
-from hubert_pretrain.pretrain.alarms import PATIENCE, Alarms
+from hubert_pretrain.pretrain import alarms
+from hubert_pretrain.pretrain.alarms import ADVICE, COLUMN, PATIENCE, Alarms
 from hubert_pretrain.pretrain.dataset import MicroBatches
 from hubert_pretrain.pretrain.health import Health, embedding_norms, usage
 from hubert_pretrain.pretrain.loss import Prediction
@@ -129,33 +131,49 @@ SICK = {
 @pytest.mark.parametrize("name", SICK)
 def test_every_alarm_is_raised_once_with_advice(name: str) -> None:
     change, advice = SICK[name]
-    alarms = Alarms(warmup_steps=100)
+    raising = Alarms(warmup_steps=100)
     healthy = HEALTHY | {"health/layer_scale/03": 1.0}
-    assert not any(alarms.check(step, healthy) for step in range(100, 200, 10))
-    raised = [alarms.check(step, healthy | change) for step in range(200, 300, 10)]
+    assert not any(raising.check(step, healthy) for step in range(100, 200, 10))
+    raised = [raising.check(step, healthy | change) for step in range(200, 300, 10)]
     fired = {key: text for row in raised for key, text in row.items()}
     assert list(fired) == [name]
     assert advice in fired[name]
     assert sum(map(len, raised)) == 1
+    assert raising.standing == {name: 10}
+    raising.check(300, healthy)
+    assert raising.standing == {}
+
+
+def test_the_page_on_alarms_says_what_each_advises(repository: Path) -> None:
+    page = (repository / "docs" / "health.md").read_text(encoding="utf-8")
+    found = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]*) \|$", page, flags=re.MULTILINE))
+    written = {name: found[name].replace("`", "").lower() for name in ADVICE}
+    assert written == {name: advice.lower() for name, advice in ADVICE.items()}
+    assert set(ADVICE) == set(SICK)
 
 
 def test_no_alarm_about_learning_during_the_warm_up() -> None:
-    alarms = Alarms(warmup_steps=100)
+    raising = Alarms(warmup_steps=100)
     sick = HEALTHY | {"loss/masked": 5.0, "health/largest_share/predictions": 1.0}
-    assert not any(alarms.check(step, sick) for step in range(0, 100, 10))
+    assert not any(raising.check(step, sick) for step in range(0, 100, 10))
 
 
 def test_a_single_slow_log_raises_no_alarm() -> None:
-    alarms = Alarms(warmup_steps=0)
+    raising = Alarms(warmup_steps=0)
     waits = [0.5, 0.5, 0.0, 0.5, 0.5, 0.0]
     assert not any(
-        alarms.check(step, HEALTHY | {"health/data_wait": wait}) for step, wait in enumerate(waits)
+        raising.check(step, HEALTHY | {"health/data_wait": wait}) for step, wait in enumerate(waits)
     )
 
 
-def test_a_run_logs_its_health(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
+def test_a_run_logs_its_health(
+    recipe: Recipes, prepared: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alarms, "DOMINANT_SHARE", 0.0)
     run(recipe(), prepared, "it1/pretrain", tmp_path)
     rows = read_metrics(tmp_path / "logs" / "metrics.csv")
+    standing = [row[f"{COLUMN}dominant_cluster"] for row in rows if "health/alarms" in row]
+    assert standing == list(range(1, len(standing) + 1))
     for row in rows:
         assert 0 <= row["health/data_wait"] < 1
         assert 0 < row["health/mfu"] < 1

@@ -54,6 +54,20 @@ def test_every_section_has_its_data(make_run: MakeRun) -> None:
     assert {clip["split"] for clip in content["clips"][:8]} == {"test"}
 
 
+def test_alarms_have_a_name_a_time_and_advice(make_run: MakeRun) -> None:
+    recipe, workspace = make_run()
+    path = workspace.folder("it1/pretrain") / "logs" / "metrics.csv"
+    rows = ["step,health/alarms,valid/loss,health/alarm/slow_loader,health/alarm/collapse"]
+    rows += ["10,0,,,", "20,1,,3,", "30,1,,4,", "30.5,,2.0,,", "40,2,,,3", "50,2,,3,4"]
+    path.write_text("\n".join(rows) + "\n")
+    iterations = content_of((recipe, workspace))["runs"][0]["iterations"]
+    assert iterations["it2"]["alarms"] == []
+    slow, collapse = iterations["it1"]["alarms"]
+    assert "loader_workers" in slow.pop("advice")
+    assert slow == {"name": "slow_loader", "first": 20, "last": 50, "logs": 3, "of": 5}
+    assert (collapse["name"], collapse["first"], collapse["logs"]) == ("collapse", 40, 2)
+
+
 def test_clips_are_the_audio_of_the_corpus(make_run: MakeRun) -> None:
     recipe, workspace = make_run()
     clip = content_of((recipe, workspace))["clips"][0]

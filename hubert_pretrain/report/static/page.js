@@ -49,7 +49,8 @@ function findings(run, name) {
   const under = loss !== null && entropy ? 1 - loss / entropy : null;
   const use = last(curves, "health/codebook_use/predictions");
   const wait = last(curves, "health/data_wait");
-  const alarms = last(curves, "health/alarms");
+  const alarms = run.iterations[name].alarms;
+  const raised = Math.max(alarms.length, last(curves, "health/alarms") ?? 0);
   return { under, rows: [
     ["masked loss", number(loss), `unigram entropy ${number(entropy)} nats`, under === null ? "" : under > 0.02 ? "good" : "bad"],
     ["below the entropy", percent(under)],
@@ -59,8 +60,23 @@ function findings(run, name) {
     ["audio s per s", number(last(curves, "audio_seconds_per_second"))],
     ["MFU", percent(last(curves, "health/mfu")), "of the peak of the hardware"],
     ["waiting for data", percent(wait), "", wait !== null && wait > 0.05 ? "warn" : ""],
-    ["alarms", number(alarms ?? 0), "", alarms ? "warn" : "good"],
+    ["alarms", number(raised), alarms.map((each) => words_of(each.name)).join(", "), raised ? "warn" : "good"],
   ] };
+}
+
+function words_of(name) {
+  return name.replaceAll("_", " ");
+}
+
+// Which alarms there were, when, how often, and what to do; nothing where there was none.
+function alarm_table(present, name) {
+  const rows = present.flatMap((run) => run.iterations[name].alarms.map((each) => [
+    ...(several ? [tag(run)] : []), h("span", { class: "warn" }, words_of(each.name)), number(each.first), number(each.last),
+    `${number(each.logs)} of ${number(each.of)}`, each.advice]));
+  if (!rows.length) return null;
+  const header = [...(several ? ["run"] : []), "alarm", "first at step", "last at step", "logs", "what to do"];
+  return [h("h4", {}, "Alarms"), table(header, rows, { words: [header.length - 1] }),
+    h("p", { class: "small dim" }, "Conditions of the alarms: docs/health.md, section Alarms. The log of the run says each once, with its numbers.")];
 }
 
 // Lines of a chart. Of one run every series has a colour; of several every run has, and only the
@@ -116,6 +132,7 @@ function health(name) {
     several ? null : h("p", {}, verdict(found[0])),
     source ? h("p", {}, `Dots: ${source}.`) : null,
     summary,
+    alarm_table(present, name),
     h("div", { class: "grid", style: "margin-top:1rem" }, loss,
       chart_of("accuracy", [
         { label: "masked, train", key: "accuracy/masked", colour: "one", main: true },
