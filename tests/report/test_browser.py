@@ -199,6 +199,43 @@ def test_the_diagram_has_a_box_per_stage_and_the_loop(opened: Callable[..., Any]
     )
 
 
+CROSSINGS = """(run) => {
+  const found = layout(run);
+  const boxes = [...found.at.values()].map((box) => [box.stage.name, ...found.corner(box)]);
+  return found.edges.flatMap((edge) => {
+    const points = route(found, edge);
+    return points.slice(1).flatMap((to, place) => boxes.filter(([, x, y]) => {
+      const from = points[place];
+      return Math.max(from[0], to[0]) > x + 1 && Math.min(from[0], to[0]) < x + BOX.width - 1
+        && Math.max(from[1], to[1]) > y + 1 && Math.min(from[1], to[1]) < y + BOX.height - 1;
+    }).map(([name]) => `${edge.from.stage.name} to ${edge.to.stage.name} behind ${name}`));
+  });
+}"""
+
+
+def test_no_arrow_passes_behind_a_box(opened: Callable[..., Any], tmp_path: Path) -> None:
+    tab = opened(up_to="prepare")
+    root = "data.root=/audio"
+    for words in (
+        ["+recipe=demo"],
+        ["+recipe=progressive_ls960", root],
+        ["+recipe=semi_supervised_ls960", root],
+        [
+            "+recipe=asr",
+            root,
+            f"finetune.asr.checkpoint={tmp_path}",
+            "finetune.asr.test_split=[dev-clean,dev-other,test-clean,test-other,more]",
+        ],
+    ):
+        stages = [
+            {"name": stage.name, "verb": stage.verb, "inputs": list(stage.inputs)}
+            for stage in plan.stages(compose.recipe_of(words))
+        ]
+        assert tab.evaluate("(run) => layout(run).at.size", {"stages": stages}) == len(stages)
+        assert tab.evaluate("(run) => layout(run).edges.length", {"stages": stages}) >= 2
+        assert tab.evaluate(CROSSINGS, {"stages": stages}) == [], words
+
+
 def test_real_speech_is_seen_and_heard(
     opened: Callable[..., Any], tmp_path: Path, shared: Path
 ) -> None:

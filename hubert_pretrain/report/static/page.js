@@ -238,61 +238,119 @@ function layers(name) {
 // -- loop and cost
 
 const CARRIES = { prepare: "corpus", cluster: "codebook", label: "targets", pretrain: "checkpoint", finetune: "checkpoint" };
-const BOX = { width: 200, height: 46, across: 264, down: 84 };
+const BOX = { width: 212, height: 46, across: 276 };
+const LANE = 9;  // between two lines that run beside each other
 
-// Boxes in rows: prepare, each iteration, tasks, scores, export. An arrow says what a stage reads.
-function diagram(run) {
+// Rows of boxes: prepare, each iteration, each task with its scores to the right, export; at most
+// four in a row.
+function rows_of_stages(stages) {
   const rows = [];
   const row_of = {};
-  for (const stage of run.stages) {
-    const group = stage.name.split("/")[0];
-    const full = row_of[group] && row_of[group].length === 4;
-    if (!row_of[group] || full) rows.push(row_of[group] = []);
+  for (const stage of stages) {
+    const [first, second] = stage.name.split("/");
+    const is_score = stage.verb === "evaluate";
+    const group = is_score || stage.verb === "finetune" ? `task ${second}` : first;
+    if (!row_of[group] || row_of[group].length === 4) rows.push(row_of[group] = is_score && row_of[group] ? [null] : []);
     row_of[group].push(stage);
   }
-  const place = new Map();
-  rows.forEach((row, y) => row.forEach((stage, x) => place.set(stage.name, { x: 8 + x * BOX.across, y: 8 + y * BOX.down })));
-  const width = 16 + (Math.max(...rows.map((row) => row.length)) - 1) * BOX.across + BOX.width;
-  const picture = draw("svg", { viewBox: `0 0 ${width} ${rows.length * BOX.down - 20}`, role: "img", class: "loop",
+  return rows;
+}
+
+// Where boxes and lines lie. A line runs in the gaps between rows and in the margin at the left, so
+// it passes no box; the lines of one stage share a lane, and no other stage has it.
+function layout(run) {
+  const rows = rows_of_stages(run.stages);
+  const at = new Map();
+  rows.forEach((row, y) => row.forEach((stage, x) => stage && at.set(stage.name, { x, y, stage })));
+  const lanes = rows.map(() => new Map());  // of the gap below each row: stage -> lane
+  const margin = new Map();
+  const lane = (of, name) => { if (!of.has(name)) of.set(name, of.size); return of.get(name); };
+  const edges = run.stages.flatMap((stage) => stage.inputs.filter((name) => at.has(name)).map((name) => {
+    const from = at.get(name);
+    const to = at.get(stage.name);
+    const down = to.y - from.y;
+    if (from.stage.verb === "prepare" && !(down === 1 && to.x === 0)) return null;
+    if (down === 0 && to.x === from.x + 1) return { from, to, kind: "beside" };
+    if (down === 1 && to.x === from.x) return { from, to, kind: "below" };
+    if (down === 0 || down === 1) return { from, to, kind: down ? "next" : "same", below: lane(lanes[from.y], name) };
+    return { from, to, kind: "far", margin: lane(margin, name), below: from.x ? lane(lanes[from.y], name) : null,
+      above: to.x ? lane(lanes[to.y - 1], name) : null };
+  })).filter(Boolean);
+  const left = 8 + (margin.size ? LANE * margin.size + 14 : 0);
+  const tops = [];
+  rows.reduce((top, _, y) => { tops.push(top); return top + BOX.height + 30 + LANE * lanes[y].size; }, 8);
+  const corner = ({ x, y }) => [left + x * BOX.across, tops[y]];
+  const gap = (y, number) => tops[y] + BOX.height + 16 + LANE * number;
+  const columns = Math.max(...rows.map((row) => row.length));
+  return { at, edges, corner, gap, margin: (number) => 8 + LANE * number,
+    width: left + (columns - 1) * BOX.across + BOX.width + 8, height: tops[rows.length - 1] + BOX.height + 16 };
+}
+
+// Corners of the line of an edge.
+function route({ corner, gap, margin }, edge) {
+  const [x1, y1] = corner(edge.from);
+  const [x2, y2] = corner(edge.to);
+  const middle = BOX.width / 2;
+  if (edge.kind === "beside") return [[x1 + BOX.width, y1 + BOX.height / 2], [x2, y1 + BOX.height / 2]];
+  if (edge.kind === "below") return [[x1 + middle, y1 + BOX.height], [x2 + middle, y2]];
+  const lane = edge.below === null ? 0 : gap(edge.from.y, edge.below);
+  const out = [[x1 + middle, y1 + BOX.height], [x1 + middle, lane]];
+  if (edge.kind === "same") return [...out, [x2 + middle, lane], [x2 + middle, y2 + BOX.height]];
+  if (edge.kind === "next") return [...out, [x2 + middle, lane], [x2 + middle, y2]];
+  const side = margin(edge.margin);
+  const start = edge.below === null ? [[x1, y1 + BOX.height - 12], [side, y1 + BOX.height - 12]] : [...out, [side, lane]];
+  if (edge.above === null) return [...start, [side, y2 + 14], [x2, y2 + 14]];
+  const above = gap(edge.to.y - 1, edge.above);
+  return [...start, [side, above], [x2 + middle, above], [x2 + middle, y2]];
+}
+
+// A line through its corners, which are rounded.
+function rounded(points) {
+  const towards = ([x, y], [u, v]) => {
+    const far = Math.hypot(u - x, v - y) || 1;
+    const share = Math.min(6, far / 2) / far;
+    return `${x + (u - x) * share} ${y + (v - y) * share}`;
+  };
+  const bends = points.slice(1, -1).map((point, place) => `L${towards(point, points[place])}Q${point.join(" ")} ${towards(point, points[place + 2])}`);
+  return `M${points[0].join(" ")}${bends.join("")}L${points[points.length - 1].join(" ")}`;
+}
+
+// A box for each stage. An arrow says what a stage reads.
+function diagram(run) {
+  const found = layout(run);
+  const { width, height } = found;
+  const picture = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", class: "loop",
     style: `min-width:${Math.min(width, 680)}px;max-width:${width}px`,
     "aria-label": `stages of ${run.recipe}: ${run.stages.map((stage) => `${stage.name} ${stage.state}`).join(", ")}` });
   picture.append(draw("defs", {}, draw("marker", { id: "tip", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7,
     markerHeight: 7, orient: "auto" }, draw("path", { d: "M0 0L8 4L0 8z", class: "tip" }))));
-  run.stages.forEach((stage) => {
-    const to = place.get(stage.name);
-    stage.inputs.forEach((name) => {
-      const from = place.get(name);
-      const source = run.stages.find((each) => each.name === name);
-      if (!from || (source.verb === "prepare" && !(stage.verb === "cluster" && to.y - from.y === BOX.down))) return;
-      const beside = from.y === to.y;
-      const near = beside && to.x - from.x === BOX.across;
-      const [x1, y1] = near ? [from.x + BOX.width, from.y + BOX.height / 2] : [from.x + BOX.width / 2, from.y + BOX.height];
-      const [x2, y2] = near ? [to.x, y1] : [to.x + BOX.width / 2, beside ? to.y + BOX.height : to.y];
-      const bend = beside ? y1 + 22 : (y1 + y2) / 2;
-      const words = CARRIES[source.verb] || "";
-      picture.append(draw("path", { class: "edge", "marker-end": "url(#tip)",
-        d: near ? `M${x1} ${y1}L${x2} ${y2}` : `M${x1} ${y1}C${x1} ${bend} ${x2} ${bend} ${x2} ${y2}` }, draw("title", {}, `${words} of ${name}`)));
-      if (source.verb === "pretrain" && stage.verb === "cluster") {
-        picture.append(draw("text", { x: (x1 + x2) / 2, y: bend - 5, "text-anchor": "middle", class: "carried" }, words));
-      }
-      if (near) picture.append(draw("text", { x: (x1 + x2) / 2, y: y1 - 6, "text-anchor": "middle", class: "carried" }, words));
-    });
+  found.edges.forEach((edge) => {
+    const points = route(found, edge);
+    const source = edge.from.stage;
+    const words = CARRIES[source.verb] || "";
+    picture.append(draw("path", { class: "edge", "marker-end": "url(#tip)", d: rounded(points) },
+      draw("title", {}, `${words} of ${source.name}`)));
+    const say = (x, y, anchor) => picture.append(draw("text", { x, y, "text-anchor": anchor, class: "carried" }, words));
+    if (edge.kind === "beside") say((points[0][0] + points[1][0]) / 2, points[0][1] - 6, "middle");
+    else if (edge.kind === "below") say(points[1][0] + 7, points[1][1] - 9, "start");
+    else if (edge.kind === "next") say((points[1][0] + points[2][0]) / 2, points[1][1] - 4, "middle");
   });
   run.stages.forEach((stage) => {
-    const at = place.get(stage.name);
+    const at = found.corner(found.at.get(stage.name));
     const time = stage.seconds === null || stage.seconds === undefined ? "" : `, ${duration(stage.seconds)}`;
     const from = [...stage.inputs, ...stage.outside];
-    picture.append(draw("g", { class: `box ${stage.state}`, transform: `translate(${at.x} ${at.y})` },
+    picture.append(draw("g", { class: `box ${stage.state}`, transform: `translate(${at.join(" ")})` },
       draw("title", {}, `${stage.name}: ${stage.state}${time}${from.length ? `; from ${from.join(", ")}` : ""}`),
       draw("rect", { width: BOX.width, height: BOX.height, rx: 7 }),
       draw("circle", { cx: 14, cy: 16, r: 5 }),
-      draw("text", { x: 26, y: 20, class: "name" }, short(stage.name, 22)),
+      draw("text", { x: 26, y: 20, class: "name", ...(stage.name.length > 24 ? { textLength: BOX.width - 34, lengthAdjust: "spacingAndGlyphs" } : {}) },
+        short(stage.name, 36)),
       draw("text", { x: 12, y: 37, class: "state" }, short(`${stage.state}${time}`, 28))));
   });
   const outside = run.stages.filter((stage) => stage.outside.length);
   return [h("div", { class: "scroll" }, picture),
     h("p", { class: "small dim" }, "Every stage but the export reads the corpus too; those arrows are left out.",
-      outside.map((stage) => ` ${stage.name} reads ${stage.outside.join(", ")} of another run.`))];
+      outside.map((stage) => ` ${stage.name} reads ${stage.outside.join(", ")}, made elsewhere.`))];
 }
 
 function short(text, most) {
