@@ -16,6 +16,8 @@ from hubert_pretrain.evaluation.utterances import ScoredUtterances
 
 MOST_ROWS = 20
 """Rows of a table for people; the files have all of them."""
+MOST_WORST = 50
+"""Rows of the table of the worst utterances."""
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hubert_pretrain.evaluation.analysis import Analysis, Table, groups
+from hubert_pretrain.evaluation.analysis import MOST_WORST, Analysis, Table, groups
 from hubert_pretrain.evaluation.bootstrap import Bootstrap, Estimate, Sampling, ratio
 from hubert_pretrain.evaluation.utterances import ScoredUtterances
 
 UNITS = {"wer": "words", "cer": "characters"}
 """Error rate -> its units, the main one first."""
 MOST_CONFUSIONS = 100
-MOST_WORST = 50
 
 Edit = tuple[str, str]
 """(reference, hypothesis): a substitution; an empty one: an insertion or a deletion."""

@@ -152,6 +152,13 @@ class MultiLabelTask(UtteranceTask):
             "chance_map": float(positives[positives > 0].mean()) if positives.any() else 0.0,
         }
 
+    def errors(self, results: Results) -> NDArray[np.float64]:
+        """Share of wrong classes among those of the reference or the prediction."""
+        truth = self._truth(results.references)
+        predicted = self._truth(results.texts)
+        either = (truth | predicted).sum(1)
+        return np.asarray((truth ^ predicted).sum(1) / np.maximum(1, either))
+
     def warnings(self, results: Results) -> list[str]:
         """A model that says nothing at all, or the same of each utterance."""
         texts = results.texts

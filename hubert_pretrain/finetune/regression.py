@@ -146,6 +146,11 @@ class RegressionTask(UtteranceTask):
             "constant_mse": float(truth.var(0).mean()),
         }
 
+    def errors(self, results: Results) -> NDArray[np.float64]:
+        """Absolute error, mean over outputs, in the units of the labels."""
+        errors = np.abs(self._numbers(results.references) - results.values)
+        return np.asarray(errors.mean(1))
+
     def warnings(self, results: Results) -> list[str]:
         """A model that says the same of each utterance."""
         truth = self._numbers(results.references)

@@ -246,7 +246,14 @@ class Task(ABC):
             lambda rows: self.score(results.take(rows.tolist())),
             [metric.name for metric in self.metrics],
             higher_is_better=self.metrics[0].higher_is_better,
+            errors=self.errors(results),
         )
+
+    def errors(self, results: Results) -> NDArray[np.float64] | None:
+        """The error of each utterance (N,), by which the worst are shown; None: one utterance has
+        none. Called by `analyse` above.
+        """
+        return None
 
     def warnings(self, results: Results) -> list[str]:
         """Faults of the predictions as a whole, each with its fix."""

@@ -316,6 +316,7 @@ def _evaluation(workspace: Workspace, stage: str) -> dict[str, Any]:
                 "reference": row["reference"],
                 "prediction": row.get("hypothesis", row.get("prediction")),
                 "errors": _errors(row),
+                "is_share": "error" not in row,
             }
             for row in worst
         ],
@@ -323,8 +324,10 @@ def _evaluation(workspace: Workspace, stage: str) -> dict[str, Any]:
 
 
 def _errors(row: Mapping[str, Any]) -> float:
-    """The share of an utterance that is wrong: words, phones, trials; or 1 for a wrong class."""
-    for rate in ("wer", "per"):
+    """The share of an utterance that is wrong: words, phones, trials; or 1 for a wrong class; or
+    the error that its task measures.
+    """
+    for rate in ("wer", "per", "error"):
         if rate in row:
             return float(row[rate])
     if "trials" in row:

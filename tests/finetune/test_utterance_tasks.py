@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ArtefactError, ConfigError, DataError
+from hubert_pretrain.evaluation.bootstrap import Sampling
+from hubert_pretrain.evaluation.utterances import ScoredUtterances
 from hubert_pretrain.finetune.classify import ClassifyTask, balanced_weights
 from hubert_pretrain.finetune.metrics import concordance, pearson
 from hubert_pretrain.finetune.multi_label import MultiLabelTask, many_hot
@@ -124,6 +126,8 @@ def test_a_prediction_of_several_labels() -> None:
     assert prediction.values == pytest.approx(logits[0].sigmoid().numpy())
     table = task.tables(_results(["a"], [prediction]))["predictions.tsv"].splitlines()
     assert table == ["id\treference\tprediction\ta\tb\tc", "u0\ta\ta;b\t0.8808\t0.2689\t0.1192"]
+    both = _results(["a;c", "b", ""], [prediction, prediction, Prediction("")])
+    assert task.errors(both) == pytest.approx([2 / 3, 1 / 2, 0])
     empty = [Prediction("", np.zeros(3, np.float32))] * 2
     (warning,) = task.warnings(_results(["a", "b"], empty))
     assert warning.startswith("all 2 predictions are empty: nothing is learnt yet")
@@ -243,6 +247,17 @@ def test_scores_of_numbers_are_those_of_scipy() -> None:
     assert found["mse"] == pytest.approx(np.mean((truth - predicted) ** 2), rel=1e-5)
     assert found["constant_mse"] == pytest.approx(truth.var(0).mean(), rel=1e-5)
     assert found["ccc"] == pytest.approx(np.mean(agreement), rel=1e-5)
+    # The worst utterances are those with the largest mean absolute errors.
+    results = Results([f"u{row}" for row in range(30)], texts, predictions)
+    shown = [";".join(map(str, row)) for row in predicted]
+    scored = ScoredUtterances(results.ids, texts, shown, [""] * 30, np.full(30, 16_000))
+    analysis = task.analyse(results, scored, Sampling(resamples=10))
+    errors = np.abs(truth - predicted).mean(1)
+    order = np.argsort(-errors)
+    worst = analysis.tables["worst utterances"]
+    assert [row[0] for row in worst.rows] == [f"u{row}" for row in order]
+    assert [row[1] for row in worst.rows] == pytest.approx(errors[order].tolist(), rel=1e-5)
+    assert analysis.utterances.rows[3][:4] == ("u3", "", 1.0, pytest.approx(errors[3], rel=1e-5))
 
 
 @pytest.mark.parametrize(

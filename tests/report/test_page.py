@@ -68,6 +68,19 @@ def test_alarms_have_a_name_a_time_and_advice(make_run: MakeRun) -> None:
     assert (collapse["name"], collapse["first"], collapse["logs"]) == ("collapse", 40, 2)
 
 
+def test_the_worst_of_numbers_have_the_largest_errors(make_run: MakeRun) -> None:
+    recipe, workspace = make_run()
+    rows = [
+        {"id": f"u{13 + place}", "error": error, "reference": "1;2", "prediction": "1;3"}
+        for place, error in enumerate((0.25, 1.5, 0.0))
+    ]
+    path = workspace.folder("evaluate/asr/test") / "utterances.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    worst = content_of((recipe, workspace))["runs"][0]["tasks"]["asr"]["splits"]["test"]["worst"]
+    assert [(each["id"], each["errors"]) for each in worst] == [("u14", 1.5), ("u13", 0.25)]
+    assert not any(each["is_share"] for each in worst)
+
+
 def test_clips_are_the_audio_of_the_corpus(make_run: MakeRun) -> None:
     recipe, workspace = make_run()
     clip = content_of((recipe, workspace))["clips"][0]

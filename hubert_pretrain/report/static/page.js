@@ -470,7 +470,7 @@ function worst_table(worst, explorer) {
     const clip = by_id.get(each.id);
     const play_it = () => { explorer.show(clip); location.hash = "#utterances"; };
     return [clip ? h("button", { onclick: play_it }, `▶ ${each.id}`) : each.id,
-      percent(each.errors, 0), each.reference, each.prediction];
+      each.is_share ? percent(each.errors, 0) : number(each.errors), each.reference, each.prediction];
   }), { words: [2, 3] });
 }
 
