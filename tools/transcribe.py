@@ -14,9 +14,9 @@ Any CTC model that the package reads will do: a finetune stage of a run, a folde
 *.pt of fairseq. Inputs are audio files, folders of them, prepared corpora, or - for standard input:
 an audio file, a list of paths, or raw PCM (16 kHz, mono, signed 16-bit little-endian).
 
-Speech that is longer than --chunk-seconds is computed in overlapping chunks, in memory that does
-not depend on its length. A file that cannot be read is reported on stderr and makes the exit code
-1; the others are transcribed.
+Speech that is longer than --chunk-seconds is cut at its pauses, and where nobody pauses computed in
+overlapping chunks, in memory that does not depend on its length. A file that cannot be read is
+reported on stderr and makes the exit code 1; the others are transcribed.
 """
 
 from __future__ import annotations
@@ -88,6 +88,12 @@ def main(arguments: list[str] | None = None) -> int:
         type=float,
         help="context on each side of what is used of a chunk (default: 3 for chunks of 20 s)",
     )
+    parser.add_argument(
+        "--piece-seconds",
+        type=float,
+        help="speech between two pauses that is computed together; 0: chunks of equal length, "
+        "pauses or not (default: the longest utterance that the model was trained on, at most 15)",
+    )
     add_device(parser)
     parser.add_argument(
         "--dictionary", help="dict.ltr.txt, for a model that does not hold its characters"
@@ -121,7 +127,8 @@ def transcribe(options: argparse.Namespace) -> int:
 
 def chunking(options: argparse.Namespace, default: Chunking) -> Chunking:
     """The lengths of chunks that the options give, else those of the model."""
-    given = {"chunk_seconds": options.chunk_seconds, "context_seconds": options.context_seconds}
+    names = ("chunk_seconds", "context_seconds", "piece_seconds")
+    given = {name: getattr(options, name) for name in names}
     return replace(default, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -30,9 +30,12 @@ from hubert_pretrain.decoding.spelling import Spelling
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.long_speech import (
+    UNLIKELY,
     UTTERANCE_SECONDS_KEY,
     Chunking,
+    Pause,
     chunks,
+    of_pause,
     with_pauses,
     words_as_known,
 )
@@ -181,21 +184,23 @@ class SpeechRecognizer:
             blocks = audio.blocks(speech)
         else:
             blocks = self._blocks(speech, sampling_rate)
-        levels: set[float] = set()  # two different samples are enough
-        for chunk in chunks(blocks, self.model.grid, self.chunking):
+        levels: set[float] = set()
+        for chunk in chunks(_noting(blocks, levels), self.model.grid, self.chunking):
+            if isinstance(chunk, Pause):
+                yield of_pause(chunk.num_frames, self.head.n_outputs)
+                continue
             waveform = prepare_waveform(
                 chunk.waveform, sampling_rate=SAMPLE_RATE, config=self.model.config, name=name
             )
-            levels |= {float(chunk.waveform.min()), float(chunk.waveform.max())}
-            if chunk.is_last and len(levels) == 1:
-                raise DataError(
-                    f"{name}: every sample is the same ({levels.pop():g}), as after mixing "
-                    "channels of opposite phase; give a recording"
-                )
             with torch.inference_mode():
                 logits = logits_of(self.model, self.head, self._task, waveform.to(self.device))
                 found = logits[0].float().log_softmax(dim=-1).cpu().numpy()
             yield found[chunk.used]
+        if len(levels) == 1:
+            raise DataError(
+                f"{name}: every sample is the same ({levels.pop():g}), as after mixing channels "
+                "of opposite phase; give a recording"
+            )
 
     def _blocks(
         self, speech: Sequence[float] | Tensor | Iterator[Waveform], sampling_rate: int
@@ -223,6 +228,9 @@ class SpeechRecognizer:
         if is_long and boundary is not None and self.chunking.pause_seconds > 0:
             frames = round(self.chunking.pause_seconds * self.model.grid.frames_per_second)
             log_probabilities = with_pauses(log_probabilities, boundary, frames)
+        if is_long:
+            impossible = np.isneginf(log_probabilities)
+            log_probabilities = np.where(impossible, UNLIKELY, log_probabilities)
         found = self.decoder.decode(log_probabilities)
         if isinstance(self.decoder, GreedyDecoder):
             found = replace(found, text=self.vocabulary.text(found.ids))
@@ -230,6 +238,14 @@ class SpeechRecognizer:
             return found
         words = tuple(replace(word, text=word.text.lower()) for word in found.words)
         return replace(found, text=found.text.lower(), words=words)
+
+
+def _noting(blocks: Iterator[Waveform], levels: set[float]) -> Iterator[Waveform]:
+    """The blocks of a recording; `levels` gets different samples of it: two are enough."""
+    for block in blocks:
+        if len(levels) < 2 and len(block):
+            levels |= {float(block.min()), float(block.max())}
+        yield block
 
 
 class Classified(NamedTuple):

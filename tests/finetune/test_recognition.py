@@ -13,11 +13,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hubert_pretrain.decoding.beam import BeamDecoder
+from hubert_pretrain.decoding.config import DecodingConfig
 from hubert_pretrain.decoding.greedy import GreedyDecoder
 from hubert_pretrain.decoding.hypothesis import Word
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.finetune.inference import SpeechRecognizer
-from hubert_pretrain.finetune.long_speech import Chunking, with_pauses, words_as_known
+from hubert_pretrain.finetune.long_speech import (
+    Chunking,
+    of_pause,
+    with_pauses,
+    words_as_known,
+)
 from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.frames import MODEL_GRID, samples
 from hubert_pretrain.model.heads import CTCHead
@@ -26,6 +33,7 @@ from tests.finetune.conftest import TINY
 
 VOCABULARY = Vocabulary.of_texts(["ABC"])
 SECOND = samples(1.0)
+OVERLAPPING = Chunking(3.0, 1.0, piece_seconds=0)
 
 
 def recogniser(chunking: Chunking | None = None, *, local: bool = False, **config: object):
@@ -66,7 +74,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_work_is_linear_and_memory_is_bounded(forwards: list[int]) -> None:
     """Forward passes and their lengths, for recordings of one and of eight times the length."""
-    recognise = recogniser(Chunking(0.5, 0.1))
+    recognise = recogniser(Chunking(0.5, 0.1, piece_seconds=0))
     computed = {}
     for half_seconds in (4, 32):
         forwards.clear()
@@ -90,7 +98,7 @@ def test_parts_of_chunks_are_those_of_the_whole_recording() -> None:
     config = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
     waveform = noise(9.0)
     whole = emissions(recogniser(local=True, **config), waveform)
-    parts = emissions(recogniser(Chunking(3.0, 1.0), local=True, **config), waveform)
+    parts = emissions(recogniser(OVERLAPPING, local=True, **config), waveform)
     assert parts.shape == whole.shape
     np.testing.assert_allclose(parts, whole, atol=2e-5)
 
@@ -106,11 +114,47 @@ def test_a_chunk_is_normalised_as_an_utterance_of_its_own(config: dict[str, obje
     """
     waveform = noise(9.0)
     whole = emissions(recogniser(local=True, **config), waveform)
-    parts = emissions(recogniser(Chunking(3.0, 1.0), local=True, **config), waveform)
+    parts = emissions(recogniser(OVERLAPPING, local=True, **config), waveform)
     assert np.abs(parts - whole).max() > 0.01
     length = MODEL_GRID.num_samples(MODEL_GRID.num_frames(samples(3.0)))
     alone = emissions(recogniser(local=True, **config), waveform[:length])
     np.testing.assert_allclose(parts[: len(alone) - 50], alone[:-50], atol=1e-5)
+
+
+def test_pieces_are_computed_alone_and_pauses_are_not(forwards: list[int]) -> None:
+    """The log-probabilities of sentences are those of each alone, whatever lies between; a pause
+    has the blank alone.
+    """
+    sentence = noise(2.0)
+    silence = np.zeros(SECOND, np.float32)
+    recognise = recogniser(Chunking(4.0, 0.5, piece_seconds=2.5))
+    recording = np.concatenate([sentence, silence, sentence, silence])
+    found = emissions(recognise, recording)
+    margin = samples(0.1)
+    first = MODEL_GRID.num_samples(MODEL_GRID.num_frames(2 * SECOND + margin) + 1)
+    assert forwards == [first, first + margin]
+    assert len(found) == MODEL_GRID.num_frames(6 * SECOND)
+    skipped = np.isneginf(found[:, 1:]).all(axis=1)
+    assert np.flatnonzero(np.diff(skipped)).tolist() == [104, 144, 254]
+    assert (found[skipped, 0] == 0).all()
+    assert np.isfinite(found[~skipped]).all()
+    (second,) = recogniser().log_probabilities(recording[145 * 320 :][: forwards[1]])
+    np.testing.assert_allclose(found[145:255], second, atol=1e-6)
+
+
+def test_words_on_both_sides_of_a_pause_that_is_not_computed() -> None:
+    """It ends a word, however short it is; a search with a language model can cross it."""
+    symbols = ("<pad>", "|", "A", "B")
+    sound = np.log(np.eye(4)[[2, 0, 3]] * 0.9 + 0.025).astype(np.float32)
+    values = np.concatenate([sound, of_pause(4, 4), sound])
+    assert GreedyDecoder(symbols).decode(with_pauses(values, 1, 99)).text == "AB AB"
+    recognise = recogniser(Chunking(1.0, 0.2, pause_seconds=2.0))
+    for decoder in (GreedyDecoder(symbols), BeamDecoder(symbols, DecodingConfig(kind="beam"))):
+        recognise.vocabulary = Vocabulary(symbols)
+        recognise.decoder = decoder
+        found = recognise._decode(values, is_long=True)
+        assert (found.text, len(found.words)) == ("AB AB", 2)
+        assert np.isfinite(found.score)
 
 
 def test_a_file_is_read_in_blocks(tmp_path: Path) -> None:
@@ -179,11 +223,14 @@ def test_a_pause_ends_a_word() -> None:
 
 
 def test_chunks_are_as_long_as_the_utterances_of_training() -> None:
-    """Never beyond the default, nor too short to hold a word with its context."""
+    """Never beyond the default, nor too short to hold a word with its context; pieces between
+    pauses are not longer than them.
+    """
     found = {longest: Chunking.of_utterances(longest) for longest in (0.5, 5.6, 10.0, 35.0)}
     chunk_seconds = [each.chunk_seconds for each in found.values()]
     assert chunk_seconds == [5.0, 11.2, 20.0, 20.0]
     assert found[35.0] == Chunking()
+    assert [each.piece_seconds for each in found.values()] == [2.5, 5.6, 10.0, 15.0]
     for each in found.values():
         assert each.context_seconds == pytest.approx(0.15 * each.chunk_seconds, abs=0.01)
         each.frames(MODEL_GRID)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hubert_pretrain.data.arrow_table import ColumnSpool, chunks
 from hubert_pretrain.data.config import Segmentation
+from hubert_pretrain.data.pauses import LOUD_PERCENTILE, decibels, stretches
 from hubert_pretrain.data.preparation.audio_stats import AudioFacts
 from hubert_pretrain.data.preparation.raw_utterances import COLUMNS, Ints, RawUtterances
 from hubert_pretrain.data.preparation.recode import Recoder
@@ -24,8 +25,6 @@ from hubert_pretrain.data.preparation.scan_journal import Identity, ScanJournal,
 from hubert_pretrain.data.storage import Cache
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import MODEL_GRID, samples, seconds
-
-_LOUD_PERCENTILE = 95.0
 
 _CHANGED = ("id", "start", "num_samples", "expected_samples")
 """Columns that a piece does not have from its recording."""
@@ -52,16 +51,11 @@ def cut(power: NDArray[np.float32], settings: Segmentation) -> Iterator[tuple[in
             settings.margin_seconds,
         )
     )
-    loud = power >= np.percentile(power, _LOUD_PERCENTILE) * 10 ** (-settings.pause_db / 10)
-    edges = np.flatnonzero(np.diff(loud, prepend=False, append=False))
-    starts = edges[::2]
-    ends = edges[1::2]
-    is_pause = starts[1:] - ends[:-1] >= pause
-    starts = starts[np.append(True, is_pause)] - min(margin, pause // 2)
-    ends = ends[np.append(is_pause, True)] + min(margin, pause // 2)
-    pieces = _joined(
-        zip(starts.clip(0).tolist(), ends.clip(0, len(power)).tolist(), strict=True), longest
-    )
+    loud = power >= np.percentile(power, LOUD_PERCENTILE) * decibels(-settings.pause_db)
+    starts, ends = stretches(loud, pause)
+    first = (starts - min(margin, pause // 2)).clip(0)
+    after = (ends + min(margin, pause // 2)).clip(0, len(power))
+    pieces = _joined(zip(first.tolist(), after.tolist(), strict=True), longest)
     for start, end in pieces:
         for first, stop in _at_quietest(power, start, end, longest):
             if stop - first >= shortest:
