@@ -205,7 +205,7 @@ class Endless(IterableDataset[dict[str, Any]]):
             "mask": mask,
             "masked_frames": masked * work.rows,
         }
-        self.batch |= {"step_frames": (masked * work.rows, frames * work.rows)}
+        self.batch |= {"step": 0, "step_frames": (masked * work.rows, frames * work.rows)}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return ({**self.batch, "index": index} for index in itertools.count())

@@ -14,9 +14,17 @@ Any CTC model that the package reads will do: a finetune stage of a run, a folde
 *.pt of fairseq. Inputs are audio files, folders of them, prepared corpora, or - for standard input:
 an audio file, a list of paths, or raw PCM (16 kHz, mono, signed 16-bit little-endian).
 
+<<<<<<< HEAD
 Speech that is longer than --chunk-seconds is cut at its pauses, and where nobody pauses computed in
 overlapping chunks, in memory that does not depend on its length. A file that cannot be read is
 reported on stderr and makes the exit code 1; the others are transcribed.
+=======
+Speech that is longer than --chunk-seconds is computed in overlapping chunks, in memory that does
+not depend on its length. A network for streams (docs/streaming.md) computes its own chunks instead,
+each as its audio arrives; --set chunk_frames=50 left_context_frames=200 makes one stream that was
+trained with chunks. A file that cannot be read is reported on stderr and makes the exit code
+1; the others are transcribed.
+>>>>>>> b2712f1 (Streaming networks: attention in chunks, dynamic chunk training, incremental encoder)
 """
 
 from __future__ import annotations
@@ -105,6 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
 def transcribe(options: argparse.Namespace) -> int:
     """Transcribe all recordings; returns the highest exit code of one."""
     from hubert_pretrain import SpeechRecognizer
+    from hubert_pretrain.model.streaming import describe_streaming
     from hubert_pretrain.tools.recordings import recordings
 
     if options.stream and (options.output or options.format in ("srt", "vtt")):
@@ -119,6 +128,8 @@ def transcribe(options: argparse.Namespace) -> int:
     )
     recogniser.chunking = chunking(options, recogniser.chunking)
     recogniser.chunking.frames(recogniser.model.grid)  # refuses lengths that cannot be
+    if recogniser.streams:
+        print(describe_streaming(recogniser.model.config), file=sys.stderr)
     with recordings(options.inputs) as found:
         show = stream if options.stream else write
         codes = [attempt(show, recogniser, recording, options) for recording in found]

@@ -221,6 +221,18 @@ class ProbeConfig:
 
 
 @dataclass
+class DynamicChunksConfig:
+    """Dynamic chunk training (U2++): attention in chunks of a length that is drawn for each step,
+    so that one network serves whole utterances and streams (docs/streaming.md)."""
+
+    chunk_frames: list[int] = field([], all_positive)
+    """Lengths to draw from, in frames, e.g. [50, 100, 200, 400]; []: model.chunk_frames in each
+    step. Frames before the chunk that it sees: model.left_context_frames."""
+    full_context_probability: float = field(0.5, share_below_one)
+    """Share of the steps in which frames see the whole utterance."""
+
+
+@dataclass
 class PretrainConfig:
     """Corpus + targets -> checkpoint."""
 
@@ -276,6 +288,8 @@ class PretrainConfig:
     """Span masks over time."""
     loss: LossConfig = field(LossConfig)
     """Head and loss."""
+    dynamic_chunks: DynamicChunksConfig = field(DynamicChunksConfig)
+    """Attention in chunks, for streaming."""
     augment: AugmentConfig = field(AugmentConfig)
     """Augmentation of the audio."""
     probe: ProbeConfig = field(ProbeConfig, science=False)
@@ -431,6 +445,15 @@ class FinetuneConfig:
     """Gradient into the conv encoder times this; 0: frozen throughout [feature_grad_mult]."""
     lora: LoraConfig = field(LoraConfig)
     """Low-rank adaptation in place of training the encoder."""
+    chunk_frames: int | None = field(None, between(1, 100_000))
+    """Streaming: model.chunk_frames of the task model; null: it sees whole utterances. Replaces
+    that of the checkpoint, as does left_context_frames."""
+    left_context_frames: int | None = field(None, zero_or_more)
+    """Frames before its chunk that a frame attends to; null: all."""
+    dynamic_chunks: DynamicChunksConfig = field(DynamicChunksConfig)
+    """Chunks of drawn lengths while training; chunk_frames is that of scoring and of the result."""
+    normalize_waveform: bool | None = None
+    """Zero mean and unit variance per utterance; null: as in pretraining. A stream needs false."""
     norm_over_valid: bool = False
     """The norm over time (Base) leaves padding out, as in exports and scoring, where there is
     none."""

@@ -7,6 +7,7 @@ A fault is one line: key and value, what was expected, the fix. All faults are f
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,6 +16,7 @@ from hubert_pretrain.config.schema import (
     MAX_CLUSTERS,
     AugmentConfig,
     ClusteringConfig,
+    DynamicChunksConfig,
     FinetuneConfig,
     IterationConfig,
     LossConfig,
@@ -27,7 +29,7 @@ from hubert_pretrain.distributed import accumulation, check_groups
 from hubert_pretrain.errors import ConfigError, did_you_mean
 from hubert_pretrain.fields import AUTO, between, faults_of_values, positive, share_above_zero
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid, samples, seconds
-from hubert_pretrain.model.config import HubertConfig, SpanMask
+from hubert_pretrain.model.config import HubertConfig, SpanMask, faults_of_streaming
 from hubert_pretrain.model.export_limits import faults_of_export
 
 LAYER_WORDS = ("auto", "all")
@@ -64,6 +66,8 @@ def faults(recipe: Recipe, wrong: Mapping[str, str] | None = None) -> list[str]:
         key = f"finetune.{name}"
         if not any(each.startswith(f"{key}.") for each in wrong):
             found += _faults_of_finetune(key, task, recipe.trainer)
+            if model_is_sound:
+                found += _faults_of_streaming_task(key, task, recipe)
     for name, evaluation in recipe.evaluate.items():
         if evaluation.checkpoint is None and name not in recipe.finetune:
             found.append(
@@ -105,6 +109,7 @@ def _faults_of_iteration(key: str, iteration: IterationConfig, recipe: Recipe) -
     ):
         yield fault
     yield from _faults_of_spans(f"{key}.pretrain.mask", pretrain.mask)
+    yield from _faults_of_chunks(f"{key}.pretrain", pretrain.dynamic_chunks, recipe.model)
     yield from _faults_of_loss(
         f"{key}.pretrain.loss", pretrain.loss, recipe.model.num_hidden_layers
     )
@@ -219,6 +224,15 @@ def _faults_of_start(key: str, config: PretrainConfig, model: HubertConfig) -> I
         )
 
 
+def _faults_of_chunks(
+    key: str, chunks: DynamicChunksConfig, model: HubertConfig, normalize: str = "model"
+) -> Iterator[str]:
+    """Networks that need whole utterances. (model.validate() checks model.chunk_frames.)"""
+    if chunks.chunk_frames and model.chunk_frames is None:
+        where = f"{key}.dynamic_chunks.chunk_frames={list(chunks.chunk_frames)}"
+        yield from faults_of_streaming(model, where, normalize)
+
+
 def _faults_of_loss(key: str, config: LossConfig, depth: int) -> Iterator[str]:
     if config.masked_weight + config.unmasked_weight == 0:
         yield (
@@ -306,6 +320,19 @@ def _faults_of_finetune(key: str, config: FinetuneConfig, trainer: TrainerConfig
             f"{key}.task.consistency_weight={weight} compares two views of an utterance, which are "
             f"the same without masks; set {key}.mask.probability, or the weight to 0"
         )
+
+
+def _faults_of_streaming_task(key: str, config: FinetuneConfig, recipe: Recipe) -> Iterator[str]:
+    """Of tasks that start from this recipe's network; others are checked when it is opened."""
+    if config.checkpoint not in (None, *(f"{name}/pretrain" for name in recipe.iterations)):
+        return
+    model = replace(recipe.model, chunk_frames=None)
+    if config.normalize_waveform is not None:
+        model.normalize_waveform = config.normalize_waveform
+    if config.chunk_frames is not None:
+        yield from faults_of_streaming(model, f"{key}.chunk_frames={config.chunk_frames}", key)
+    else:
+        yield from _faults_of_chunks(key, config.dynamic_chunks, model, key)
 
 
 def _faults_of_lora(key: str, config: FinetuneConfig, trainer: TrainerConfig) -> Iterator[str]:

@@ -27,7 +27,7 @@ from hubert_pretrain.decoding.config import DecodingConfig
 from hubert_pretrain.decoding.greedy import GreedyDecoder
 from hubert_pretrain.decoding.hypothesis import Decoder, Hypothesis, LogProbabilities, Word
 from hubert_pretrain.decoding.spelling import Spelling
-from hubert_pretrain.errors import ArtefactError, DataError
+from hubert_pretrain.errors import ArtefactError, ConfigError, DataError
 from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.long_speech import (
     UNLIKELY,
@@ -49,6 +49,7 @@ from hubert_pretrain.interop.transformers_reader import TOKENIZER_KEY
 from hubert_pretrain.model.heads import SpeakerHead, TaskHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.preprocess import prepare_waveform
+from hubert_pretrain.model.streaming import StreamingEncoder
 from hubert_pretrain.progress import progress
 
 if TYPE_CHECKING:
@@ -149,13 +150,22 @@ class SpeechRecognizer:
         23 MB per hour with 32 symbols.
         """
         parts = list(self.log_probabilities(speech, sampling_rate=sampling_rate, name=name))
-        return self._decode(np.concatenate(parts), is_long=len(parts) > 1)
+        return self._decode(np.concatenate(parts), is_long=self.streams or len(parts) > 1)
+
+    @property
+    def streams(self) -> bool:
+        """True for a network that sees chunks: any speech is computed as it arrives, in memory that
+        `left_context_frames` bounds.
+        """
+        return self.model.config.chunk_frames is not None
 
     def words(
         self, speech: Speech, *, sampling_rate: int = SAMPLE_RATE, name: str = "waveform"
     ) -> Iterator[Word]:
         """The words one after the other, each as soon as it is known; see `words_as_known`."""
         waiting = self.log_probabilities(speech, sampling_rate=sampling_rate, name=name)
+        if self.streams:
+            return words_as_known(waiting, partial(self._decode, is_long=True), self.model.grid)
         first = next(waiting)
         second = list(islice(waiting, 1))  # tells whether the recording is long
         return words_as_known(
@@ -168,7 +178,7 @@ class SpeechRecognizer:
         self, speech: Speech, *, sampling_rate: int = SAMPLE_RATE, name: str = "waveform"
     ) -> Iterator[LogProbabilities]:
         """Log-probabilities (T', V) of all frames in order: of speech longer than a chunk in
-        parts (long_speech.py), of any other at once.
+        parts (long_speech.py), of any other at once; of a streaming network for each of its chunks.
 
         Args:
             speech: an audio file of any rate, a waveform (S,) in [-1, 1], or an iterator of its
@@ -185,7 +195,17 @@ class SpeechRecognizer:
         else:
             blocks = self._blocks(speech, sampling_rate)
         levels: set[float] = set()
-        for chunk in chunks(_noting(blocks, levels), self.model.grid, self.chunking):
+        blocks = _noting(blocks, levels)
+        yield from self._streamed(blocks, name) if self.streams else self._in_chunks(blocks, name)
+        if len(levels) == 1:
+            raise DataError(
+                f"{name}: every sample is the same ({levels.pop():g}), as after mixing channels "
+                "of opposite phase; give a recording"
+            )
+
+    def _in_chunks(self, blocks: Iterator[Waveform], name: str) -> Iterator[LogProbabilities]:
+        """Those of a network that sees whole utterances."""
+        for chunk in chunks(blocks, self.model.grid, self.chunking):
             if isinstance(chunk, Pause):
                 yield of_pause(chunk.num_frames, self.head.n_outputs)
                 continue
@@ -196,10 +216,32 @@ class SpeechRecognizer:
                 logits = logits_of(self.model, self.head, self._task, waveform.to(self.device))
                 found = logits[0].float().log_softmax(dim=-1).cpu().numpy()
             yield found[chunk.used]
-        if len(levels) == 1:
+
+    def _streamed(self, blocks: Iterator[Waveform], name: str) -> Iterator[LogProbabilities]:
+        """Those of a streaming network, each chunk as soon as its audio is there."""
+        if getattr(self.head, "lstm", None) is not None:
+            raise ConfigError(
+                f"chunk_frames={self.model.config.chunk_frames} with a head of bidirectional LSTM "
+                "layers, which see whole utterances; set chunk_frames=null"
+            )
+        encoder = StreamingEncoder(self.model, hidden_states=self._task.needs_all_layers)
+        num_samples = 0
+        for block in chain(blocks, [None]):
+            if block is None:
+                outputs = encoder.last_outputs()
+            elif not np.isfinite(block).all():
+                raise DataError(f"{name}: holds samples that are NaN or infinite; repair it")
+            else:
+                num_samples += len(block)
+                outputs = encoder.outputs(torch.as_tensor(block, device=self.device))
+            for output in outputs:
+                with torch.inference_mode():
+                    logits = self._task.logits(self.head, output, None)
+                yield logits[0].float().log_softmax(dim=-1).cpu().numpy()
+        window = self.model.grid.window
+        if num_samples < window:
             raise DataError(
-                f"{name}: every sample is the same ({levels.pop():g}), as after mixing channels "
-                "of opposite phase; give a recording"
+                f"{name}: has {num_samples} samples, expected at least {window} (one window)"
             )
 
     def _blocks(

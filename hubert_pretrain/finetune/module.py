@@ -22,6 +22,7 @@ from hubert_pretrain.model.checkpoint import LORA_KEY
 from hubert_pretrain.model.heads import TaskHead
 from hubert_pretrain.model.hubert import Hubert, HubertOutput
 from hubert_pretrain.seeds import derive
+from hubert_pretrain.training.dynamic_chunks import DynamicChunks
 from hubert_pretrain.training.loggers import report
 from hubert_pretrain.training.module import Meter, Monitor, TrainingModule, direction
 from hubert_pretrain.training.optim import AdamWSettings, Schedule
@@ -54,6 +55,7 @@ class FinetuneModule(TrainingModule):
         monitor: Monitor,
         freeze_encoder_steps: int = 0,
         norm_over_valid: bool = False,
+        chunks: DynamicChunks | None = None,
         describe_micro_batch: Callable[[int], str] = "micro-batch {}".format,
         rates: Rates | None = None,
         cache: FeatureCache | None = None,
@@ -66,6 +68,7 @@ class FinetuneModule(TrainingModule):
             norm_over_valid: a norm over time (group-norm models) leaves padding out, so that a
                 padded row counts as it does alone, which is how it is scored and exported. The
                 reference's does not.
+            chunks: attention in chunks of drawn lengths; None: as the network is configured.
             describe_micro_batch: see `TrainingModule`.
             rates: learning rates of head and layers; None: all learn with that of `optimiser`.
             cache: outputs of the encoder, which is frozen throughout.
@@ -85,6 +88,7 @@ class FinetuneModule(TrainingModule):
         self.task = task
         self.freeze_encoder_steps = freeze_encoder_steps
         self.norm_over_valid = norm_over_valid
+        self.chunks = chunks or DynamicChunks()
         self.part_rates = rates
         self.cache = cache
         self.fill_cache = fill_cache
@@ -130,6 +134,7 @@ class FinetuneModule(TrainingModule):
                 hidden_states=self.task.needs_all_layers,
                 num_samples=batch["num_samples"] if self.norm_over_valid else None,
                 views=views,
+                chunk_frames=self.chunks.draw(self.seed, batch["step"]),
             )
 
     def on_fit_start(self) -> None:

@@ -22,6 +22,7 @@ from hubert_pretrain.interop.transformers_reader import TOKENIZER_KEY
 from hubert_pretrain.interop.transformers_writer import architecture_of, import_transformers
 from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.model.heads import CTCHead, TaskHead
+from hubert_pretrain.model.hubert import WHOLE_UTTERANCE
 
 TOLERANCE = 1e-4
 """Allowed absolute difference of any output in fp32 on a CPU; about 1e-6 is measured."""
@@ -162,8 +163,10 @@ def probe_waveform(num_samples: int) -> NDArray[np.float32]:
 
 
 def our_outputs(loaded: LoadedModel, waveform: Tensor) -> dict[str, Tensor]:
-    """Every layer, the last hidden state and the logits of our network, for waveforms (B, S)."""
-    output = loaded.model.eval()(waveform, hidden_states=True)
+    """Every layer, the last hidden state and the logits of our network, for waveforms (B, S): of
+    the offline network, also where it streams, since no other HuBERT knows chunks.
+    """
+    output = loaded.model.eval()(waveform, hidden_states=True, chunk_frames=WHOLE_UTTERANCE)
     states = output.hidden_states or []
     outputs = {f"layer {layer}": state for layer, state in enumerate(states, start=1)}
     outputs["last"] = output.last

@@ -13,6 +13,7 @@ from hubert_pretrain.frames import seconds
 from hubert_pretrain.interop.transformers_reader import PROBLEM_KEY
 from hubert_pretrain.interop.transformers_writer import architecture_of
 from hubert_pretrain.model.checkpoint import LoadedModel
+from hubert_pretrain.model.export_limits import offline_note
 
 FILE = "README.md"
 HUB_METRICS = {"wer": "wer", "cer": "cer", "accuracy": "accuracy", "macro_f1": "f1", "mse": "mse"}
@@ -158,6 +159,8 @@ def _summary(loaded: LoadedModel) -> str:
         names = ", ".join(map(str, loaded.extra["classes"][:40]))
         more = len(loaded.extra["classes"]) - 40
         lines.append(f"Outputs: {names}" + (f" and {more} more" if more > 0 else "") + ".")
+    if config.chunk_frames is not None:
+        lines.append(f"Streaming: {offline_note(config)}.")
     return "\n\n".join(lines)
 
 

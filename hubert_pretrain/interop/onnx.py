@@ -2,7 +2,8 @@
 ExportedProgram of PyTorch.
 
 Input `waveform` (B, S) float32 at 16 kHz, any batch and length, rows of equal length; the graph
-normalises waveforms itself where the network needs it. Outputs: of a pretrained network `layer_1`
+normalises waveforms itself where the network needs it. A streaming network is exported as it
+computes whole utterances. Outputs: of a pretrained network `layer_1`
 ... `layer_L`, `last_hidden_state` and the unit `logits`; with the head of a task `logits` (of
 `TaskHead.logits`; for speaker verification the embeddings). Our config.json
 (vocabulary, classes, ...) is in the metadata under "hubert_pretrain".
@@ -30,6 +31,7 @@ from hubert_pretrain.interop.assemble import PRESERVED
 from hubert_pretrain.interop.compare import TOLERANCE, Report, check_differences, probe
 from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.model.heads import TaskHead
+from hubert_pretrain.model.hubert import WHOLE_UTTERANCE
 from hubert_pretrain.model.preprocess import normalize
 
 
@@ -58,7 +60,7 @@ class Deployed(nn.Module):
         """
         if self.model.config.normalize_waveform:
             waveform = normalize(waveform)
-        output = self.model(waveform, hidden_states=True)
+        output = self.model(waveform, hidden_states=True, chunk_frames=WHOLE_UTTERANCE)
         if isinstance(self.head, TaskHead):
             return (self.head.logits(output),)
         logits = [self.head(output.last)] if self.head else []

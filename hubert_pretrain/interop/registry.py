@@ -27,7 +27,7 @@ from hubert_pretrain.interop.onnx import compare_onnx, compare_torch, export_onn
 from hubert_pretrain.interop.torchaudio_writer import compare_torchaudio, export_torchaudio
 from hubert_pretrain.interop.transformers_writer import export_huggingface
 from hubert_pretrain.model.checkpoint import LoadedModel
-from hubert_pretrain.model.export_limits import faults_of_export
+from hubert_pretrain.model.export_limits import faults_of_export, offline_note
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Export:
     report: Report
     """Differences between its outputs and those of the checkpoint."""
     notes: list[str]
-    """Values that the checkpoint does not tell, and those that were assumed."""
+    """Values that the checkpoint does not tell, those that were assumed, and what is left out."""
 
 
 def export_all(
@@ -127,7 +127,9 @@ def export_all(
     exports: dict[str, Export] = {}
     for key, name in folder_names(sources).items():
         loaded = load_checkpoint(sources[key])
-        notes = loaded.report.notes if loaded.report is not None else []
+        notes = list(loaded.report.notes) if loaded.report is not None else []
+        if loaded.model.config.chunk_frames is not None:
+            notes.append(offline_note(loaded.model.config))
         for format_name, form in chosen.items():
             prefix = prefixes[format_name]
             path = folder / (prefix + name) / form.file

@@ -8,8 +8,8 @@ Shapes: B utterances, H heads, T frames, d width of a head.
 | eager | to see the weights: they exist as a (B, H, T, T) tensor | yes | yes |
 | flex | CUDA, rows of different lengths: skips padding block by block | no | no |
 
-A back end is a pair of functions: `prepare` turns `valid` into an attention mask once per forward
-pass, and `attend` is called by every layer with that mask.
+A back end is a pair of functions: `prepare` turns `valid` and the chunks of streaming into an
+attention mask once per forward pass, and `attend` is called by every layer with that mask.
 """
 
 from __future__ import annotations
@@ -38,11 +38,26 @@ CACHED_BYTES = 4 << 20
 """Attention weights of the heads that a CPU computes at a time."""
 
 
+class Chunks(NamedTuple):
+    """Attention of a streaming network: a frame sees its own chunk and some frames before it."""
+
+    frames: int
+    """Length of a chunk; the first one begins with the utterance."""
+    left: int | None
+    """Frames before the chunk; None: all."""
+
+    def visible(self, query: Tensor, key: Tensor) -> Tensor:
+        """True where the frame `query` sees the frame `key`: numbers of frames, broadcast."""
+        start = query // self.frames * self.frames
+        found = key < start + self.frames
+        return found if self.left is None else found & (key >= start - self.left)
+
+
 class Backend(NamedTuple):
     """A pair of functions that computes attention."""
 
-    prepare: Callable[[Tensor], AttentionMask]
-    """(B, T) bool, True for real frames -> the attention mask for `attend`."""
+    prepare: Callable[[Tensor, Chunks | None], AttentionMask]
+    """(B, T) bool, True for real frames, and the chunks -> the attention mask for `attend`."""
     attend: AttentionFn
 
 
@@ -56,9 +71,16 @@ def backend(name: str) -> Backend:
     return BACKENDS[name]
 
 
-def key_mask(valid: Tensor) -> Tensor:
-    """(B, T) -> (B, 1, 1, T): every query of every head attends to the real frames."""
-    return valid[:, None, None, :]
+def key_mask(valid: Tensor, chunks: Chunks | None = None) -> Tensor:
+    """(B, T) -> (B, 1, 1, T): every query of every head attends to the real frames; with chunks
+    (B, 1, T, T): to those that it sees, and to itself, so that padding attends to something.
+    """
+    if chunks is None:
+        return valid[:, None, None, :]
+    frames = torch.arange(valid.shape[1], device=valid.device)
+    query = frames[:, None]
+    real = valid[:, None, None, :] & chunks.visible(query, frames)
+    return real | (query == frames)
 
 
 def sdpa(
@@ -158,16 +180,18 @@ def flex(
     return _flex_attention(q.device.type)(q, k, v, block_mask=attention_mask), None
 
 
-def block_mask(valid: Tensor) -> AttentionMask:
-    """(B, T) -> FlexAttention's block mask. Padded queries attend to nothing, so their output is 0;
-    with the other back ends it is arbitrary.
+def block_mask(valid: Tensor, chunks: Chunks | None = None) -> AttentionMask:
+    """(B, T) -> FlexAttention's block mask, by which blocks that no query sees are skipped. Padded
+    queries attend to nothing, so their output is 0; with the other back ends it is arbitrary.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 
     batch, frames = valid.shape
 
     def real(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return valid[b, key] & valid[b, query]
+        row = b if batch > 1 else torch.zeros_like(b)  # one row stands for all
+        both = valid[row, key] & valid[row, query]
+        return both if chunks is None else both & chunks.visible(query, key)
 
     return create_block_mask(real, batch, None, frames, frames, device=valid.device)
 

@@ -184,6 +184,13 @@ class HubertConfig:
     initializer_range: float = field(0.02, positive)
     """Standard deviation of the initial weights of the transformer layers."""
 
+    # -- streaming (model/streaming.py)
+    chunk_frames: int | None = field(None, between(1, 100_000))
+    """A frame sees its own chunk of so many frames and what precedes it; null: the whole utterance.
+    Only without norms over the whole utterance (docs/streaming.md)."""
+    left_context_frames: int | None = field(None, zero_or_more)
+    """Frames before its chunk that a frame attends to; null: all."""
+
     # -- input and output
     normalize_waveform: bool = False
     """Zero mean and unit variance per utterance before the network [task.normalize]."""
@@ -228,6 +235,8 @@ class HubertConfig:
             faults.append(
                 f"model.hidden_size {self.hidden_size} is not a multiple of {' and '.join(unequal)}"
             )
+        if self.chunk_frames is not None:
+            faults += faults_of_streaming(self, f"model.chunk_frames={self.chunk_frames}")
         if self.front_end != "conv":
             return faults
         lengths = {
@@ -245,3 +254,26 @@ class HubertConfig:
                 f"but at most {MAX_CONV_LAYERS} are allowed"
             )
         return faults
+
+
+def faults_of_streaming(config: HubertConfig, key: str, normalize: str = "model") -> list[str]:
+    """One line for each part of a network that needs the whole utterance, so that no chunk of
+    frames can be computed before its end.
+
+    Args:
+        key: the setting that asks for chunks, with its value.
+        normalize: section of the `normalize_waveform` that the user sets.
+    """
+    faults = []
+    if config.front_end == "conv" and config.feat_extract_norm == "group":
+        faults.append(
+            f"{key} with model.feat_extract_norm=group: the norm of the first conv layer takes "
+            "mean and variance over the whole utterance; set model.feat_extract_norm=layer or "
+            "model.front_end=log_mel"
+        )
+    if config.normalize_waveform:
+        faults.append(
+            f"{key} with normalize_waveform=true: the waveform is normalised over the whole "
+            f"utterance; set {normalize}.normalize_waveform=false"
+        )
+    return faults

@@ -38,6 +38,15 @@ VALUES: dict[str, dict[str, list[Any]]] = {
 """The values of fields that a format can hold."""
 
 
+def offline_note(config: HubertConfig) -> str:
+    """One line about the export of a streaming network."""
+    return (
+        f"this network streams in chunks of {config.chunk_frames} frames, and the export computes "
+        "whole utterances (the offline network), because no other HuBERT has chunks; read with "
+        "hubert_pretrain it streams"
+    )
+
+
 def faults_of_export(format: str, config: HubertConfig) -> list[str]:
     """One line for each value of a network that an export format cannot hold, with the formats that
     can hold the network."""

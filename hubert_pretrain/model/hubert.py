@@ -18,13 +18,15 @@ from torch.utils.checkpoint import checkpoint
 
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.fields import AUTO
-from hubert_pretrain.model.attention import AttentionFn, AttentionMask, backend
+from hubert_pretrain.model.attention import AttentionFn, AttentionMask, Chunks, backend
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.conv_encoder import ACTIVATIONS, ConvEncoder, scale_gradient
 from hubert_pretrain.model.half_precision import Linear, layer_norm
 from hubert_pretrain.model.log_mel import LogMelEncoder
 from hubert_pretrain.model.positional_conv import BatchNormPositionalConv, PositionalConv
 
+WHOLE_UTTERANCE = 0
+"""Length of a chunk that stands for the whole utterance: the offline network."""
 ActiveLayers = Sequence[bool | Tensor]
 """For each layer whether it runs, or (B,) bool: the rows for which it runs. A layer of some or of
 no rows is computed all the same, and its parameters get a gradient, perhaps of zero.
@@ -122,6 +124,7 @@ class Hubert(nn.Module):
         num_samples: Tensor | None = None,
         freeze_front_end: bool = False,
         views: int = 1,
+        chunk_frames: int | None = None,
     ) -> HubertOutput:
         """Compute frames from (B, S) float waveforms at 16 kHz.
 
@@ -144,6 +147,9 @@ class Hubert(nn.Module):
             views: compute so many rows of each waveform, the first of all waveforms first; `valid`,
                 `mask`, `channel_mask` and `active_layers` have views x B rows. The front end, which
                 no mask changes, runs once.
+            chunk_frames: a frame sees its own chunk of so many frames and what precedes it
+                (`config.left_context_frames`); WHOLE_UTTERANCE: everything; None: as
+                `config.chunk_frames` says.
 
         Raises DataError for a waveform of another shape or shorter than one window.
         """
@@ -182,6 +188,7 @@ class Hubert(nn.Module):
             active_layers=active_layers,
             attention="eager" if attentions else self.attention,
             gradient_checkpointing=self.gradient_checkpointing,
+            chunk_frames=chunk_frames,
         )
         return HubertOutput(
             last=context.last,
@@ -269,6 +276,8 @@ class ContextEncoder(nn.Module):
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
         self.pre_norm = config.do_stable_layer_norm
+        self.chunk_frames = config.chunk_frames or WHOLE_UTTERANCE
+        self.left_context_frames = config.left_context_frames
         self.positions = (
             BatchNormPositionalConv(config)
             if config.conv_pos_batch_norm
@@ -287,19 +296,23 @@ class ContextEncoder(nn.Module):
         active_layers: ActiveLayers | None = None,
         attention: str = "sdpa",
         gradient_checkpointing: bool = False,
+        chunk_frames: int | None = None,
     ) -> ContextOutput:
         """(B, T, D) -> ContextOutput. The arguments are those of Hubert.forward and configure."""
         active = self._active(layers, active_layers)
+        chunks = self._chunks(chunk_frames, x.shape[1])
         prepare, attend = backend(attention)
         attention_mask = None
         if valid is not None:
             # The positional convolution would carry padding into real frames.
             x = x.masked_fill(~valid[..., None], 0.0)
-            attention_mask = prepare(valid)
+            attention_mask = prepare(valid, chunks)
+        elif chunks is not None:
+            attention_mask = prepare(x.new_ones(1, x.shape[1], dtype=torch.bool), chunks)
 
         # Positions are added once, before layer 1. Post-norm models normalise here, pre-norm models
         # after the last layer.
-        x = x + self.positions(x)
+        x = x + self.positions(x, None if chunks is None else chunks.frames)
         if not self.pre_norm:
             x = self.norm(x)
         x = self.dropout(x)
@@ -321,6 +334,15 @@ class ContextEncoder(nn.Module):
             attentions.append(weights)
         last = self.norm(x) if self.pre_norm and layers is None else x
         return ContextOutput(last, encoder_input, states, attentions)
+
+    def _chunks(self, chunk_frames: int | None, num_frames: int) -> Chunks | None:
+        """The chunks of an utterance; None where all frames see each other, for which back ends
+        have faster kernels.
+        """
+        length = self.chunk_frames if chunk_frames is None else chunk_frames
+        if length == WHOLE_UTTERANCE or length >= num_frames:
+            return None
+        return Chunks(length, self.left_context_frames)
 
     def _active(self, layers: int | None, active_layers: ActiveLayers | None) -> ActiveLayers:
         """For each of the first `layers` layers: whether it runs, or for which rows."""

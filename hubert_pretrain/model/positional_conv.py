@@ -48,10 +48,10 @@ class PositionalConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
         self.activation = ACTIVATIONS[config.feat_extract_activation]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+    def forward(self, x: Tensor, chunk_frames: int | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D). chunk_frames: see `chunked_conv`; None: no chunks."""
         weight = torch._weight_norm(self.weight_v, self.weight_g, 2)  # (D, D / G, K)
-        y = same_length_conv(x.transpose(1, 2), weight, self.bias, self.groups, self.form)
+        y = chunked_conv(x.transpose(1, 2), weight, self.bias, self.groups, self.form, chunk_frames)
         return self.activation(y).transpose(1, 2)
 
 
@@ -79,11 +79,39 @@ class BatchNormPositionalConv(nn.Module):
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
         self.activation = ACTIVATIONS[config.feat_extract_activation]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+    def forward(self, x: Tensor, chunk_frames: int | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D). chunk_frames: see `chunked_conv`; None: no chunks."""
         y = self.batch_norm(x.transpose(1, 2))
-        y = same_length_conv(y, self.conv.weight, self.conv.bias, self.conv.groups, self.form)
+        y = chunked_conv(
+            y, self.conv.weight, self.conv.bias, self.conv.groups, self.form, chunk_frames
+        )
         return self.activation(y).transpose(1, 2)
+
+
+def chunked_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    form: str = AUTO,
+    chunk_frames: int | None = None,
+) -> Tensor:
+    """`same_length_conv` in which no frame sees beyond its chunk: taps to the right of the chunk
+    see zeros, as at the end of an utterance. (B, D, T) -> (B, D, T).
+
+    Each chunk is a row of its own, with the half kernel of frames before it, so a chunk of the
+    length of that half doubles the work.
+    """
+    if chunk_frames is None:
+        return same_length_conv(x, weight, bias, groups, form)
+    past = weight.shape[2] // 2
+    batch, _, frames = x.shape
+    chunks = -(-frames // chunk_frames)
+    padded = F.pad(x, (past, chunks * chunk_frames - frames))
+    rows = padded.unfold(2, past + chunk_frames, chunk_frames)  # (B, D, chunks, past + chunk)
+    rows = rows.transpose(1, 2).flatten(0, 1)
+    y = same_length_conv(rows, weight, bias, groups, form)[..., past:]  # (B chunks, D, chunk)
+    return y.unflatten(0, (batch, chunks)).transpose(1, 2).flatten(2)[..., :frames]
 
 
 def same_length_conv(

@@ -26,6 +26,7 @@ from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.preflight import budget, report, training_cost
 from hubert_pretrain.preflight.budget import Audio, Work
 from hubert_pretrain.preflight.training_cost import Training
+from hubert_pretrain.training.dynamic_chunks import DynamicChunks, describe_chunks
 
 STARTUP_SECONDS = 5.0
 """Of a stage's process: imports, and the corpus is opened."""
@@ -109,6 +110,9 @@ def run(recipe: Recipe, workspace: Workspace) -> None:
     counts = config.devices or [recipe.trainer.devices * recipe.trainer.num_nodes]
     done = len(plan.stages(recipe)) - len(stages)
     assumptions = _assumptions(device, audio, utterance, config, done)
+    assumptions += [
+        f"{stage.name}: {line}" for stage in stages for line in _streaming(recipe, stage)
+    ]
     _show(f"{recipe.name} on {device.name}", costs, counts, device, config.price)
     for line in assumptions:
         print(f"- {line}")
@@ -427,6 +431,20 @@ def measured_feature_rate(node: Mapping[str, Any], audio_seconds: float = 30.0) 
 
 
 # -- for people
+
+
+def _streaming(recipe: Recipe, stage: Stage) -> list[str]:
+    """The latency of the network of a training, if it is for streams."""
+    first, _, second = stage.name.partition("/")
+    if second == "pretrain":
+        config = recipe.iterations[first].pretrain
+        return describe_chunks(recipe.model, DynamicChunks.of(config.dynamic_chunks))
+    if first != "finetune":
+        return []
+    task = recipe.finetune[second]
+    left = task.left_context_frames
+    model = replace(recipe.model, chunk_frames=task.chunk_frames, left_context_frames=left)
+    return describe_chunks(model, DynamicChunks.of(task.dynamic_chunks))
 
 
 def _assumptions(

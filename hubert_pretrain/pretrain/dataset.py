@@ -188,13 +188,14 @@ class MicroBatches(Dataset[dict[str, Any]]):
         self.fuse = fuse
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`CropSource.tensors`; `step_frames`: (masked, all) frames of the whole step; and
-        `micro_batches`: how many these are.
+        """`CropSource.tensors`; `step`, from 0; `step_frames`: (masked, all) frames of the whole
+        step; and `micro_batches`: how many these are.
         """
         units = map(self.plan.micro_batch, range(index, index + self.fuse))
         item = joined([self.source.tensors(unit, "mask") for unit in units])
-        step_frames = self.plan.step_frames(index // self.plan.micro_batches)
-        return item | {"step_frames": step_frames, "micro_batches": self.fuse}
+        step = index // self.plan.micro_batches
+        step_frames = self.plan.step_frames(step)
+        return item | {"step": step, "step_frames": step_frames, "micro_batches": self.fuse}
 
 
 def joined(items: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from hubert_pretrain.pretrain.loss import (
     predict_frames,
 )
 from hubert_pretrain.seeds import derive
+from hubert_pretrain.training.dynamic_chunks import DynamicChunks
 from hubert_pretrain.training.loggers import report
 from hubert_pretrain.training.module import Meter, Monitor, TrainingModule
 from hubert_pretrain.training.optim import AdamWSettings, Schedule
@@ -61,6 +62,7 @@ class PretrainModule(TrainingModule):
         loss_weights: LossWeights | None = None,
         supervision: LayerSupervision | None = None,
         freeze_conv_after_steps: int | None = None,
+        chunks: DynamicChunks | None = None,
         compiler: Compiler | None = None,
     ) -> None:
         """
@@ -70,6 +72,7 @@ class PretrainModule(TrainingModule):
             supervision: layers that predict; None: the last one alone.
             freeze_conv_after_steps: step from which on the conv encoder does not learn; None: it
                 always does.
+            chunks: attention in chunks of drawn lengths; None: as the network is configured.
             compiler: of a network whose parts are compiled; it compiles the head and its loss too.
         """
         super().__init__(
@@ -84,6 +87,7 @@ class PretrainModule(TrainingModule):
         self.loss_weights = loss_weights or LossWeights()
         self.supervision = supervision or LayerSupervision(model.config)
         self.freeze_conv_after_steps = freeze_conv_after_steps
+        self.chunks = chunks or DynamicChunks()
         self.compiler = compiler
         self._predict = predict_frames
         if compiler is not None and not compiler.sharded:
@@ -131,6 +135,7 @@ class PretrainModule(TrainingModule):
             ),
             measure_unmasked=self.is_logging_step,
             measure_layers=self.is_logging_step,
+            chunk_frames=self.chunks.draw(self.seed, batch["step"]),
         )
         audio_seconds = in_seconds(batch["waveform"].numel())
         flops = self._flops_of(batch)
@@ -203,7 +208,7 @@ class PretrainModule(TrainingModule):
         }
 
     def loss_of(self, batch: dict[str, Any]) -> Tensor:
-        """The loss of a micro-batch in which all layers run and learn."""
+        """The loss of a micro-batch in which all layers run and learn, in the shortest chunks."""
         result = self._loss(
             batch,
             active_layers=None,
@@ -211,6 +216,7 @@ class PretrainModule(TrainingModule):
             normaliser=batch["masked_frames"],
             measure_unmasked=False,
             measure_layers=False,
+            chunk_frames=self.chunks.costliest,
         )
         return result.loss
 
@@ -261,6 +267,7 @@ class PretrainModule(TrainingModule):
         measure_unmasked: bool,
         measure_layers: bool,
         frozen: bool,
+        chunk_frames: int | None = None,
     ) -> PretrainLoss:
         output = self.model(
             batch["waveform"],
@@ -268,6 +275,7 @@ class PretrainModule(TrainingModule):
             active_layers=active_layers,
             hidden_states=measure_layers or bool(self.supervision.intermediate),
             freeze_front_end=frozen,
+            chunk_frames=chunk_frames,
         )
         if measure_layers:
             self._health.measure(output.hidden_states, active_layers)

@@ -31,6 +31,8 @@ FREE_FIELDS = {
     "layerdrop",
     "initializer_range",
     "projection_size",
+    "chunk_frames",
+    "left_context_frames",
 }
 """Fields of the network that may differ from the checkpoint's: they do not show in the encoder's
 weights.

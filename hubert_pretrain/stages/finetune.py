@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import FinetuneConfig, Recipe
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.fields import raise_faults
 from hubert_pretrain.finetune.batching import PaddedBucketSampler
 from hubert_pretrain.finetune.dataset import TrainingDataset, WholeUtterances, loaders
 from hubert_pretrain.finetune.feature_cache import FeatureCache, fill_cache, make_cache
@@ -33,6 +34,7 @@ from hubert_pretrain.finetune.task import Examples, Results, Task, gather_exampl
 from hubert_pretrain.frames import seconds as in_seconds
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
+from hubert_pretrain.model.config import faults_of_streaming
 from hubert_pretrain.model.heads import TaskHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.spec_augment import SpecAugment
@@ -42,6 +44,7 @@ from hubert_pretrain.stages.prepare import open_corpus
 from hubert_pretrain.stages.training import stage_trainer
 from hubert_pretrain.training import loggers as logs
 from hubert_pretrain.training.curves import plot_finetuning
+from hubert_pretrain.training.dynamic_chunks import DynamicChunks, describe_chunks
 from hubert_pretrain.training.module import Monitor
 from hubert_pretrain.training.optim import AdamWSettings, finetuning_schedule
 from hubert_pretrain.training.trainer import fit, take_best, validate
@@ -101,7 +104,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     workers = recipe.trainer.loader_workers
     train_loader, valid_loader = loaders(trainer, data, valid_set, workers=workers)
     if trainer.is_global_zero:
-        print(data.plan.describe(), flush=True)
+        lines = describe_chunks(model.config, module.chunks)
+        print(data.plan.describe(), *lines, sep="\n", flush=True)
     fit(trainer, module, train_loader, valid_loader, folder)
     if module.validated_step != trainer.global_step:
         validate(trainer, module, valid_loader)
@@ -182,11 +186,18 @@ def load_encoder(
         "activation_dropout": config.activation_dropout,
         "feat_proj_dropout": config.feat_proj_dropout,
         "layerdrop": config.layerdrop,
+        "chunk_frames": config.chunk_frames,
+        "left_context_frames": config.left_context_frames,
     }
+    if config.normalize_waveform is not None:
+        settings["normalize_waveform"] = config.normalize_waveform
     if path is None:
         loaded = random_start(recipe.model, derive(seed, "model"), **settings)
     else:
         loaded = load_start(path, task, keep_head=config.start_head == "keep", **settings)
+    if config.dynamic_chunks.chunk_frames:
+        key = f"dynamic_chunks.chunk_frames={list(config.dynamic_chunks.chunk_frames)}"
+        raise_faults(faults_of_streaming(loaded.model.config, key, "finetune.NAME"))
     loaded.model.configure(
         attention=recipe.trainer.attention,
         gradient_checkpointing=recipe.trainer.gradient_checkpointing,
@@ -227,7 +238,7 @@ def is_constant(config: FinetuneConfig, model: Hubert) -> bool:
     sees_padding = model.config.feat_extract_norm == "group" and not config.norm_over_valid
     return (
         config.freeze_encoder_steps >= config.steps
-        and not any([*dropouts, *masks])
+        and not any([*dropouts, *masks, *config.dynamic_chunks.chunk_frames])
         and not (statistics_of_batch or sees_padding)
     )
 
@@ -275,6 +286,7 @@ def build_module(
         monitor=Monitor.of(config, recipe.trainer),
         freeze_encoder_steps=config.freeze_encoder_steps,
         norm_over_valid=config.norm_over_valid,
+        chunks=DynamicChunks.of(config.dynamic_chunks),
         describe_micro_batch=data.describe,
         rates=Rates.of_config(config),
         cache=data.cache,

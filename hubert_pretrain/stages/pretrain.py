@@ -36,6 +36,7 @@ from hubert_pretrain.stages.training import stage_trainer
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.training import loggers as logs
 from hubert_pretrain.training.curves import plot_pretraining
+from hubert_pretrain.training.dynamic_chunks import DynamicChunks, describe_chunks
 from hubert_pretrain.training.module import Monitor
 from hubert_pretrain.training.optim import AdamWSettings, pretraining_schedule
 from hubert_pretrain.training.sharding import shard_size
@@ -123,7 +124,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         fuse=fuse,
     )
     if trainer.is_global_zero:
-        print(plan.describe(), flush=True)
+        print(plan.describe(), *describe_chunks(recipe.model, module.chunks), sep="\n", flush=True)
     fit(trainer, module, train, valid, folder)
     if module.validated_step != trainer.global_step:
         validate(trainer, module, valid)
@@ -199,7 +200,8 @@ def build_module(
         residual=recipe.trainer.residual,
         positions=recipe.trainer.positions,
     )
-    compiler = make_compiler(recipe.trainer, shapes=config.max_shapes)
+    lengths = 1 + len(config.dynamic_chunks.chunk_frames)  # of chunks: each has graphs of its own
+    compiler = make_compiler(recipe.trainer, shapes=lengths * config.max_shapes)
     if compiler is not None:
         compiler.compile_network(model)
     return PretrainModule(
@@ -212,6 +214,7 @@ def build_module(
         loss_weights=LossWeights.of(config.loss),
         supervision=LayerSupervision.of(recipe.model, config.loss, n_clusters),
         freeze_conv_after_steps=config.freeze_conv_after_steps,
+        chunks=DynamicChunks.of(config.dynamic_chunks),
         compiler=compiler,
     )
 

@@ -103,6 +103,7 @@ def batch_of(units: range, module: PretrainModule) -> dict[str, object]:
         "masked_frames": rows * MASKED,
         "index": units.start,
         "micro_batches": len(units),
+        "step": 0,
         "step_frames": (64, 160),
     }
 

@@ -175,6 +175,7 @@ class Step:
                 "masked_frames": rows * self.masked,
                 "index": 0,
                 "micro_batches": rows,
+                "step": 0,
                 "step_frames": (rows * self.masked, rows * frames),
             }
         step = 9 if logging else 4
