@@ -8,7 +8,7 @@ caller draws masks and dropped layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -108,6 +108,18 @@ class Hubert(nn.Module):
         self.gradient_checkpointing = gradient_checkpointing
         self.projection.bf16_residual = residual == "bf16"
         self.context_encoder.positions.form = positions
+        return self
+
+    def in_chunks(self, chunk_frames: int | None, left_context_frames: int | None = None) -> Hubert:
+        """Let each frame see its own chunk and so many frames before it (None: all); without a
+        chunk the whole utterance. Returns self. Raises ConfigError for a network that cannot.
+        """
+        config = replace(
+            self.config, chunk_frames=chunk_frames, left_context_frames=left_context_frames
+        )
+        config.validate()
+        self.config = config
+        self.context_encoder.set_chunks(config)
         return self
 
     def forward(
@@ -276,8 +288,7 @@ class ContextEncoder(nn.Module):
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
         self.pre_norm = config.do_stable_layer_norm
-        self.chunk_frames = config.chunk_frames or WHOLE_UTTERANCE
-        self.left_context_frames = config.left_context_frames
+        self.set_chunks(config)
         self.positions = (
             BatchNormPositionalConv(config)
             if config.conv_pos_batch_norm
@@ -334,6 +345,11 @@ class ContextEncoder(nn.Module):
             attentions.append(weights)
         last = self.norm(x) if self.pre_norm and layers is None else x
         return ContextOutput(last, encoder_input, states, attentions)
+
+    def set_chunks(self, config: HubertConfig) -> None:
+        """Take over `chunk_frames` and `left_context_frames`."""
+        self.chunk_frames = config.chunk_frames or WHOLE_UTTERANCE
+        self.left_context_frames = config.left_context_frames
 
     def _chunks(self, chunk_frames: int | None, num_frames: int) -> Chunks | None:
         """The chunks of an utterance; None where all frames see each other, for which back ends

@@ -67,7 +67,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     corpus = open_corpus(recipe, workspace)
     task: Task = compose.build(config.task)
     start = workspace.resolve(config.checkpoint).path if config.checkpoint is not None else None
-    loaded = load_encoder(recipe, config, task, start, seed)
+    loaded = load_encoder(recipe, config, task, start, seed, f"finetune.{task_name}")
     model = loaded.model
     train, valid, *_ = gather_examples(
         task,
@@ -104,8 +104,12 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     workers = recipe.trainer.loader_workers
     train_loader, valid_loader = loaders(trainer, data, valid_set, workers=workers)
     if trainer.is_global_zero:
-        lines = describe_chunks(model.config, module.chunks)
-        print(data.plan.describe(), *lines, sep="\n", flush=True)
+        print(
+            data.plan.describe(),
+            *describe_chunks(model.config, module.chunks),
+            sep="\n",
+            flush=True,
+        )
     fit(trainer, module, train_loader, valid_loader, folder)
     if module.validated_step != trainer.global_step:
         validate(trainer, module, valid_loader)
@@ -174,10 +178,15 @@ def describe(
 
 
 def load_encoder(
-    recipe: Recipe, config: FinetuneConfig, task: Task, path: Path | None, seed: int
+    recipe: Recipe,
+    config: FinetuneConfig,
+    task: Task,
+    path: Path | None,
+    seed: int,
+    key: str = "finetune.NAME",
 ) -> LoadedModel:
     """The checkpoint to start from, or random weights of the recipe's model where there is none;
-    the encoder has the dropouts of fine-tuning.
+    the encoder has the dropouts and chunks of fine-tuning. `key`: of the task, for messages.
     """
     settings = {
         "conv_gradient_scale": config.conv_gradient_scale,
@@ -186,8 +195,8 @@ def load_encoder(
         "activation_dropout": config.activation_dropout,
         "feat_proj_dropout": config.feat_proj_dropout,
         "layerdrop": config.layerdrop,
-        "chunk_frames": config.chunk_frames,
-        "left_context_frames": config.left_context_frames,
+        "chunk_frames": None,  # of this task: below
+        "left_context_frames": None,
     }
     if config.normalize_waveform is not None:
         settings["normalize_waveform"] = config.normalize_waveform
@@ -195,9 +204,12 @@ def load_encoder(
         loaded = random_start(recipe.model, derive(seed, "model"), **settings)
     else:
         loaded = load_start(path, task, keep_head=config.start_head == "keep", **settings)
-    if config.dynamic_chunks.chunk_frames:
-        key = f"dynamic_chunks.chunk_frames={list(config.dynamic_chunks.chunk_frames)}"
-        raise_faults(faults_of_streaming(loaded.model.config, key, "finetune.NAME"))
+    lengths = config.chunk_frames or list(config.dynamic_chunks.chunk_frames)
+    if lengths:
+        name = "chunk_frames" if config.chunk_frames else "dynamic_chunks.chunk_frames"
+        asked = f"{key}.{name}={lengths}"
+        raise_faults(faults_of_streaming(loaded.model.config, asked, key))
+    loaded.model.in_chunks(config.chunk_frames, config.left_context_frames)
     loaded.model.configure(
         attention=recipe.trainer.attention,
         gradient_checkpointing=recipe.trainer.gradient_checkpointing,

@@ -103,10 +103,10 @@ def test_no_frame_depends_on_audio_after_its_chunk(
 ) -> None:
     model = network(name, chunk_frames=chunk, left_context_frames=left)
     known = chunk * (1 + number % ((FRAMES - 1) // chunk))  # frames of whole chunks, not all
-    heard = model.grid.num_samples(known)
+    audible = model.grid.num_samples(known)
     waveform = audio()
     other = waveform.clone()
-    other[:, heard:] = audio(seed=100 + seed)[:, heard:]
+    other[:, audible:] = audio(seed=100 + seed)[:, audible:]
     with torch.inference_mode():
         before = model(waveform).last
         after = model(other).last
@@ -183,10 +183,10 @@ def test_gradients_with_dropout_of_attention_stay_in_what_a_frame_sees() -> None
     waveform = audio(2).requires_grad_()
     model(waveform).last[:, 20:25].square().sum().backward()
     assert waveform.grad is not None
-    heard = waveform.grad.abs().sum(0) > 0
+    audible = waveform.grad.abs().sum(0) > 0
     grid = model.grid
-    assert heard[grid.start_sample(20) : grid.num_samples(25)].any()
-    assert not heard[grid.num_samples(25) :].any()
+    assert audible[grid.start_sample(20) : grid.num_samples(25)].any()
+    assert not audible[grid.num_samples(25) :].any()
 
 
 @pytest.mark.parametrize("form", ["conv", "fft", "products"])

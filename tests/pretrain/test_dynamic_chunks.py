@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hubert_pretrain.config.schema import DynamicChunksConfig, Recipe
+from hubert_pretrain.config.schema import DynamicChunksConfig, FinetuneConfig, Recipe
 from hubert_pretrain.config.validate import faults
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.model.checkpoint import load_model, load_tensors
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import WHOLE_UTTERANCE, ContextEncoder
 from hubert_pretrain.model.streaming import StreamingEncoder
-from hubert_pretrain.pipeline import plan
+from hubert_pretrain.pipeline.plan import Stage
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.preflight.costs import _streaming
 from hubert_pretrain.pretrain.module import PretrainModule
@@ -92,9 +92,10 @@ def test_memory_is_measured_with_the_shortest_chunk(monkeypatch: pytest.MonkeyPa
 
 
 def streaming(recipe: Callable[..., Recipe], **changes: object) -> Recipe:
-    made = recipe(dynamic_chunks=SETTINGS, **changes)
+    made = recipe(dynamic_chunks=dataclasses.replace(SETTINGS), **changes)
     made.model.feat_extract_norm = "layer"
     made.model.left_context_frames = 12
+    made.iterations["it1"].clustering.n_clusters = 5
     return made
 
 
@@ -145,10 +146,9 @@ def test_a_pretraining_with_chunks_streams_and_an_interrupted_one_ends_equal(
 def test_networks_that_cannot_stream_are_refused_at_the_door(
     recipe: Callable[..., Recipe],
 ) -> None:
-    sound = streaming(recipe)
-    sound.iterations["it1"].clustering.n_clusters = 5
-    assert not faults(sound)
+    assert not faults(streaming(recipe))
     base = recipe(dynamic_chunks=SETTINGS)
+    base.iterations["it1"].clustering.n_clusters = 5
     assert any(
         line.startswith("iterations.it1.pretrain.dynamic_chunks.chunk_frames=[4, 8, 16] with")
         and "set model.feat_extract_norm=layer" in line
@@ -167,13 +167,23 @@ def test_networks_that_cannot_stream_are_refused_at_the_door(
 
 def test_the_plan_states_the_latency(recipe: Callable[..., Recipe]) -> None:
     made = streaming(recipe)
-    lines = {stage.name: _streaming(made, stage) for stage in plan.stages(made)}
-    assert [line[:30] for line in lines["it1/pretrain"]] == [
-        f"streaming: chunks of {length} frames"[:30] for length in (4, 8, 16)
+    made.finetune["asr"] = FinetuneConfig(chunk_frames=100, left_context_frames=50)
+
+    def lines(name: str) -> list[str]:
+        return _streaming(made, Stage(name, name.rpartition("/")[2], (), {}))
+
+    found = lines("it1/pretrain")
+    assert [line.partition(" (")[0] for line in found] == [
+        f"streaming: chunks of {length} frames" for length in (4, 8, 16)
     ]
-    assert "at most 0.085 s" in lines["it1/pretrain"][0]
-    assert not any(found for name, found in lines.items() if name != "it1/pretrain")
-    assert not any(_streaming(recipe(), stage) for stage in plan.stages(recipe()))
+    assert "at most 0.085 s" in found[0]
+    (task,) = lines("finetune/asr")
+    assert "the chunk and 1 s before it" in task
+    assert "at most 2.005 s" in task
+    assert not lines("prepare")
+    assert not lines("it1/cluster")
+    made.iterations["it1"].pretrain.dynamic_chunks.chunk_frames = []
+    assert not lines("it1/pretrain")
 
 
 def test_a_checkpoint_without_the_fields_of_streaming_is_read(tmp_path: Path) -> None:
