@@ -14,17 +14,12 @@ Any CTC model that the package reads will do: a finetune stage of a run, a folde
 *.pt of fairseq. Inputs are audio files, folders of them, prepared corpora, or - for standard input:
 an audio file, a list of paths, or raw PCM (16 kHz, mono, signed 16-bit little-endian).
 
-<<<<<<< HEAD
 Speech that is longer than --chunk-seconds is cut at its pauses, and where nobody pauses computed in
-overlapping chunks, in memory that does not depend on its length. A file that cannot be read is
-reported on stderr and makes the exit code 1; the others are transcribed.
-=======
-Speech that is longer than --chunk-seconds is computed in overlapping chunks, in memory that does
-not depend on its length. A network for streams (docs/streaming.md) computes its own chunks instead,
-each as its audio arrives; --set chunk_frames=50 left_context_frames=200 makes one stream that was
-trained with chunks. A file that cannot be read is reported on stderr and makes the exit code
-1; the others are transcribed.
->>>>>>> b2712f1 (Streaming networks: attention in chunks, dynamic chunk training, incremental encoder)
+overlapping chunks, in memory that does not depend on its length. A network for streams
+(docs/streaming.md) computes its own chunks instead, each as its audio arrives;
+--set chunk_frames=50 left_context_frames=200 makes a stream of a network that was trained with
+chunks. A file that cannot be read is reported on stderr and makes the exit code 1; the others are
+transcribed.
 """
 
 from __future__ import annotations
