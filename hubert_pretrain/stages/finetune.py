@@ -250,7 +250,8 @@ def is_constant(config: FinetuneConfig, model: Hubert) -> bool:
     sees_padding = model.config.feat_extract_norm == "group" and not config.norm_over_valid
     return (
         config.freeze_encoder_steps >= config.steps
-        and not any([*dropouts, *masks, *config.dynamic_chunks.chunk_frames])
+        and not any([*dropouts, *masks])
+        and not config.dynamic_chunks.chunk_frames
         and not (statistics_of_batch or sees_padding)
     )
 
