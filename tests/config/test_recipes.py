@@ -4,6 +4,8 @@ device).
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -144,3 +146,19 @@ def test_the_name_of_a_group_says_its_number_of_clusters(name: str, tmp_path: Pa
     words.append("series.n_clusters=[]")
     recipe = composed(name, *overrides_of(name, tmp_path), *words)
     assert {each.clustering.n_clusters for each in recipe.iterations.values()} == {100}
+
+
+@pytest.mark.parametrize("name", ["narrow_26m", "narrow_9m"])
+def test_distillation_of_a_released_base_is_one_iteration(name: str, tmp_path: Path) -> None:
+    """The words of the README of narrow_26m."""
+    readme = (compose.recipe_files()["narrow_26m"].parent / "README.md").read_text()
+    (block,) = re.findall(r"```\n\.\.\. (.*?)```", readme, re.DOTALL)
+    words = shlex.split(block.replace("\\\n", " "))
+    teacher = "iterations.it1.features.checkpoint="
+    words = [f"{teacher}{tmp_path}" if word.startswith(teacher) else word for word in words]
+    recipe = composed(name, *overrides_of(name, tmp_path), *words)
+    stages = {stage.name: stage for stage in plan.stages(recipe)}
+    assert list(stages)[1:4] == ["it1/cluster", "it1/label", "it1/pretrain"]
+    assert not [stage for stage in stages if stage.startswith("it2/")]
+    assert stages["it1/cluster"].inputs == ("prepare", str(tmp_path))
+    assert stages["finetune/asr"].inputs == ("prepare", "it1/pretrain")

@@ -105,7 +105,8 @@ def test_every_stage_runs_and_the_loss_falls(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "gflop"), [("fast_base_ls960", 14.2), ("fast_base_20ms_ls960", 31.2)]
+    ("name", "gflop"),
+    [("fast_base_ls960", 14.2), ("fast_base_20ms_ls960", 31.2), ("ls100_one_gpu", 8.9)],
 )
 def test_work_of_the_recipes_is_what_their_readmes_say(
     name: str, gflop: float, tmp_path: Path
@@ -115,7 +116,15 @@ def test_work_of_the_recipes_is_what_their_readmes_say(
         gflop * 1e9, rel=0.01
     )
     assert f"{gflop} GFLOP" in (compose.recipe_files()[name].parent / "README.md").read_text()
-    assert model.grid == RECIPES[name]
+    assert model.grid == RECIPES.get(name, RECIPES["fast_base_20ms_ls960"])
+
+
+def test_units_of_speech_recognition_follow_the_frame_rate(tmp_path: Path) -> None:
+    """25 frames a second are few for letters."""
+    words = [f"data.root={tmp_path}"]
+    tasks = {name: composed(*words, name=name).finetune["asr"].task for name in RECIPES}
+    assert tasks["fast_base_ls960"]["units"] == "pieces"
+    assert tasks["fast_base_20ms_ls960"]["units"] == "characters"
 
 
 def test_a_second_of_context_is_a_second_at_both_rates(tmp_path: Path) -> None:
