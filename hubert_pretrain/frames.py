@@ -58,6 +58,26 @@ class FrameGrid:
         """Frame rate, e.g. 50.0."""
         return SAMPLE_RATE / self.hop
 
+    def fits(self, other: FrameGrid) -> bool:
+        """True where one of two grids has a whole number of frames for each of the other's."""
+        return max(self.hop, other.hop) % min(self.hop, other.hop) == 0
+
+    def nearest(self, other: FrameGrid, num_samples: int) -> NDArray[Any]:
+        """For each frame of `other` in `num_samples` samples, (T,), the frame of this grid whose
+        centre is nearest: with 40 ms here and 20 ms there each twice, the other way round every
+        second one.
+
+        Raises ValueError where there are frames of `other`, and none of this grid.
+        """
+        import numpy as np
+
+        frames = np.arange(other.num_frames(num_samples))
+        last = self.num_frames(num_samples) - 1
+        if len(frames) and last < 0:
+            raise ValueError(f"{num_samples} samples hold no frame of {self.window} samples")
+        twice_late = 2 * other.hop * frames + other.window - self.window
+        return np.clip((twice_late + self.hop) // (2 * self.hop), 0, max(last, 0))
+
     def every(self, count: int) -> FrameGrid:
         """The grid whose frame is `count` neighbouring frames of this one."""
         return FrameGrid(window=self.num_samples(count), hop=count * self.hop)

@@ -88,6 +88,7 @@ def _run(config: DictConfig, overrides: list[str]) -> None:
             from hubert_pretrain.preflight import check
 
             check.run(recipe, workspace)
+            _check_teachers(recipe, workspace)
         elif recipe.stage == "plan":
             from hubert_pretrain.preflight import costs
 
@@ -118,6 +119,7 @@ def _run_several(
             "stage=list shows them"
         )
     _say_changes(recipe, workspace)
+    _check_teachers(recipe, workspace)
     if recipe.launch.kind == "slurm":
         _check_labels(recipe, workspace)
         slurm.run_pending(recipe, workspace, stages, overrides)
@@ -157,6 +159,17 @@ def _run_one(recipe: Recipe, workspace: Workspace, stage: Stage, overrides: list
         _write_report(recipe, workspace)
     if stage.verb == "prepare" and recipe.check.labels:
         _check_labels(recipe, workspace)
+
+
+def _check_teachers(recipe: Recipe, workspace: Workspace) -> None:
+    """Ask now whether later iterations can use their teachers, where these come from elsewhere."""
+    own = {stage.name for stage in plan.stages(recipe)}
+    iterations = [each for each in recipe.iterations.values() if not each.targets]
+    teachers = {each.features.get("checkpoint") for each in iterations}
+    if teachers - own - {None}:
+        from hubert_pretrain.stages.extraction import check_teachers
+
+        check_teachers(recipe, workspace)
 
 
 def _check_labels(recipe: Recipe, workspace: Workspace) -> None:

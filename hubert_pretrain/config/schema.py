@@ -284,6 +284,9 @@ class PretrainConfig:
     corpus_temperature: float = field(1.0, positive)
     """Mixture, instead of weights: hours ** (1 / temperature); above 1 small corpora are drawn more
     often."""
+    utterance_clusters: str | None = field(None, path=True)
+    """File of cluster-utterances (an utterance id, a tab, its cluster): its clusters stand for the
+    corpora in corpus_weights and corpus_temperature."""
     mask: SpanMask = field(SpanMask)
     """Span masks over time."""
     loss: LossConfig = field(LossConfig)

@@ -267,8 +267,14 @@ def _corpora(node: Any) -> Any:
 
 
 def _faults_of_mixture(key: str, config: PretrainConfig, corpora: Any) -> Iterator[str]:
-    """`corpora`: those of a mixture by name; the names of any other corpus are in its manifest."""
+    """`corpora`: those of a mixture by name; the names of any other corpus are in its manifest, and
+    those of clusters in their file."""
     weights = dict(config.corpus_weights)
+    if config.utterance_clusters and not weights and config.corpus_temperature == 1.0:
+        yield (
+            f"{key}.utterance_clusters={config.utterance_clusters} changes nothing without "
+            f"{key}.corpus_temperature above 1, or {key}.corpus_weights"
+        )
     if not weights:
         return
     if config.corpus_temperature != 1.0:
@@ -277,7 +283,8 @@ def _faults_of_mixture(key: str, config: PretrainConfig, corpora: Any) -> Iterat
         )
     if min(weights.values()) < 0 or not sum(weights.values()):
         yield f"{key}.corpus_weights={weights}: expected numbers from 0 up, and not all 0"
-    names = list(corpora) if isinstance(corpora, dict) else list(weights)
+    is_mixture = isinstance(corpora, dict) and config.utterance_clusters is None
+    names = list(corpora) if is_mixture else list(weights)
     for name in weights:
         if name not in names:
             yield (

@@ -19,6 +19,7 @@ from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import DUPLICATES, Corpus
 from hubert_pretrain.distributed import usable_cores
 from hubert_pretrain.errors import DataError, HubertPretrainError
+from hubert_pretrain.formats.utterance_clusters import training_utterances
 from hubert_pretrain.frames import SAMPLE_RATE, FrameGrid, samples, seconds
 from hubert_pretrain.preflight.report import CheckResult, error, of_error, ok, skipped, warning
 from hubert_pretrain.progress import progress
@@ -254,7 +255,7 @@ def micro_batches(
     """The micro-batches of a pretraining, without masks. Raises DataError when the corpus does not
     fill one."""
     return BucketSampler(
-        corpus.manifest.length_sorted("train"),
+        training_utterances(corpus.manifest, config.utterance_clusters),
         grid=grid,
         seed=seed,
         batch_seconds=config.batch_seconds,
@@ -263,6 +264,8 @@ def micro_batches(
         min_seconds=config.min_seconds,
         max_shapes=config.max_shapes,
         masked_frames=lambda num_frames: num_frames,
+        corpus_weights=config.corpus_weights,
+        corpus_temperature=config.corpus_temperature,
     )
 
 

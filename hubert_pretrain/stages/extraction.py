@@ -18,6 +18,7 @@ from hubert_pretrain.distributed import usable_cores
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features.extractor import FeatureExtractor
 from hubert_pretrain.frames import seconds
+from hubert_pretrain.pipeline import plan
 from hubert_pretrain.pipeline.workspace import Workspace
 
 MAX_WORKERS = 16
@@ -65,21 +66,35 @@ def extraction(
 
 
 def check_grid(extractor: FeatureExtractor, recipe: Recipe, iteration: str) -> None:
-    """Raises ConfigError for features whose frames are not those of the model: their targets could
-    not be learnt.
+    """Raises ConfigError for features whose targets cannot be brought to the model's frames: one of
+    the two has no whole number of frames for each of the other's (targets/regrid.py).
     """
     found = extractor.grid
     expected = recipe.model.grid
-    if (found.window, found.hop) == (expected.window, expected.hop):
+    if found.fits(expected):
         return
     checkpoint = recipe.iterations[iteration].features.get("checkpoint")
     named = f"features.checkpoint={checkpoint}" if checkpoint else "features"
     raise ConfigError(
-        f"iterations.{iteration}.{named}: frames {seconds(found.hop):g} s apart and "
-        f"{seconds(found.window):g} s long, but the model's are {seconds(expected.hop):g} s apart "
-        f"and {seconds(expected.window):g} s long; choose a teacher with the model's frames, or "
-        "give the model the teacher's front end"
+        f"iterations.{iteration}.{named}: frames {seconds(found.hop):g} s apart, but the model's "
+        f"are {seconds(expected.hop):g} s apart; choose a teacher whose frames are as far apart, "
+        "or a whole number of times closer or further"
     )
+
+
+def check_teachers(recipe: Recipe, workspace: Workspace) -> None:
+    """Check that targets of teachers from elsewhere can be brought to the model's frames, so that a
+    later iteration is not refused after days of training. Raises ConfigError.
+    """
+    own = {stage.name for stage in plan.stages(recipe)}
+    for name, iteration in recipe.iterations.items():
+        teacher = None if iteration.targets else iteration.features.get("checkpoint")
+        if teacher is None or teacher in own or workspace.is_done(f"{name}/label"):
+            continue
+        node = resolved(dict(iteration.features), workspace)
+        if node.get("layer") == AUTO:
+            node["layer"] = "all"
+        check_grid(compose.build(node), recipe, name)
 
 
 def resolved(node: Any, workspace: Workspace) -> Any:

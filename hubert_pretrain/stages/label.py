@@ -17,6 +17,7 @@ from hubert_pretrain.targets.import_targets import import_targets
 from hubert_pretrain.targets.labelling import label_corpus
 from hubert_pretrain.targets.plots import plot_targets
 from hubert_pretrain.targets.quality import describe_targets, measure_targets
+from hubert_pretrain.targets.regrid import OnGrid
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
 
@@ -53,12 +54,16 @@ def label(recipe: Recipe, workspace: Workspace, stage: str, folder: Path, corpus
     """Assign cluster ids to this process's share of the corpus."""
     iteration, _, _ = stage.partition("/")
     codebooks = open_codebooks(recipe, workspace, iteration)
+    to_grid = OnGrid.of(codebooks, recipe.model.grid)
+    to_grid.check(corpus.manifest)
     if distributed.rank() == 0:
-        writer: TargetWriter | None = TargetWriter.create(folder, corpus.manifest, codebooks)
+        if line := to_grid.describe():
+            print(line, flush=True)
+        writer: TargetWriter | None = TargetWriter.create(folder, corpus.manifest, to_grid)
     else:
         # None: rank 0 finished the stage before this process came.
         is_done = partial(workspace.is_done, stage)
-        writer = TargetWriter.join(folder, corpus.manifest, codebooks, is_done=is_done)
+        writer = TargetWriter.join(folder, corpus.manifest, to_grid, is_done=is_done)
     if writer is None:
         return
     with extraction(recipe, workspace, iteration, layer=codebooks.features.get("layer")) as at:
@@ -67,6 +72,7 @@ def label(recipe: Recipe, workspace: Workspace, stage: str, folder: Path, corpus
             writer,
             at.extractor,
             codebooks,
+            to_grid=to_grid,
             device=at.device,
             workers=at.workers,
             rank=distributed.rank(),

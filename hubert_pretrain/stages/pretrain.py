@@ -15,6 +15,7 @@ from hubert_pretrain.data.batching import BucketSampler
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.distributed import accumulation, local_rank
 from hubert_pretrain.fields import AUTO
+from hubert_pretrain.formats.utterance_clusters import training_utterances
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
@@ -157,7 +158,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
 def build_plan(config: PretrainConfig, corpus: Corpus, grid: FrameGrid, seed: int) -> BucketSampler:
     """The micro-batches of the training."""
     return BucketSampler(
-        corpus.manifest.length_sorted("train"),
+        training_utterances(corpus.manifest, config.utterance_clusters),
         grid=grid,
         seed=seed,
         batch_seconds=config.batch_seconds,

@@ -14,6 +14,7 @@ from hubert_pretrain.data.manifest import Manifest
 from hubert_pretrain.errors import ArtefactError, DataError
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.targets.fairseq_km import KmTargets, is_km_folder
+from hubert_pretrain.targets.regrid import OnGrid
 from hubert_pretrain.targets.store import DESCRIPTION, TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
 
@@ -23,15 +24,18 @@ class StoredTargets:
 
     def __init__(self, folder: Path, manifest: Manifest, grid: FrameGrid) -> None:
         self._store = TargetStore.open(folder)
-        self._store.check(manifest, grid)
+        self._manifest = manifest
+        self._store.check(manifest, None if self._store.grid.fits(grid) else grid)
         self.sizes = self._store.sizes
-        self.grid = self._store.grid
+        self.grid = grid
         self.features = self._store.codebook["features"]
         self.fingerprint = self._store.codebook["sha256"]
+        self._to_grid = OnGrid(self._store.grid, grid, self.sizes, self.features, self.fingerprint)
+        self._to_grid.check(manifest)
 
     def ids(self, row: int) -> NDArray[np.uint16]:
         """(T,) or (T, N)."""
-        return self._store.targets(row)
+        return self._to_grid.ids(self._store.targets(row), int(self._manifest.num_samples[row]))
 
     def report(self) -> str:
         """One line that describes the import."""

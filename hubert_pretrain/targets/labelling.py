@@ -15,6 +15,7 @@ from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.distributed import share
 from hubert_pretrain.features.corpus_frames import map_groups
 from hubert_pretrain.features.extractor import FeatureExtractor
+from hubert_pretrain.targets.regrid import OnGrid
 from hubert_pretrain.targets.store import DTYPE
 from hubert_pretrain.targets.writer import TargetWriter
 
@@ -29,6 +30,7 @@ def label_corpus(
     extractor: FeatureExtractor,
     codebooks: CodebookSet,
     *,
+    to_grid: OnGrid | None = None,
     device: torch.device | str = "cpu",
     workers: int = 1,
     rank: int = 0,
@@ -39,6 +41,15 @@ def label_corpus(
     Process `rank` of `world_size` fills its own share of the blocks, then blocks that the others
     have not finished. So no process waits for another, all blocks are done when the first process
     returns, and processes that died or never started only make it slower.
+
+    Args:
+        corpus: reads the audio.
+        writer: of the store.
+        extractor: waveform -> frames, on `device`.
+        codebooks: frames -> ids.
+        to_grid: brings the ids to the frames of the store, where these are not the extractor's.
+        device, workers: see `map_groups`.
+        rank, world_size: this process, of how many.
 
     Raises:
         ArtefactError: the codebooks were fitted on other features than the extractor's.
@@ -69,6 +80,9 @@ def label_corpus(
             framewise=True,
         )
         for block, ids in zip(blocks, ids_of_blocks, strict=True):
+            if to_grid is not None:
+                lengths = corpus.manifest.num_samples[writer.rows(block)].tolist()
+                ids = [to_grid.ids(each, length) for each, length in zip(ids, lengths, strict=True)]
             writer.write(block, ids)
 
 

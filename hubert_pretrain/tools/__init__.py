@@ -13,6 +13,7 @@ COMMANDS = (
     "convert_manifest",
     "make_shards",
     "extract_features",
+    "cluster_utterances",
     "score_layers",
     "score_targets",
     "inspect_targets",

@@ -37,7 +37,7 @@ def manifest_of(folder: Path, counts: tuple[int, ...] = (400, 100, 20), seed: in
     return write_manifest(folder / "manifest.arrow", rows)
 
 
-def build(manifest: Manifest, **changes: object) -> BucketSampler:
+def build(utterances: Manifest | list[LengthIndex], **changes: object) -> BucketSampler:
     values = {
         "grid": MODEL_GRID,
         "seed": 1,
@@ -48,7 +48,9 @@ def build(manifest: Manifest, **changes: object) -> BucketSampler:
         "max_shapes": 4,
         "masked_frames": lambda frames: frames // 2,
     }
-    return BucketSampler(manifest.length_sorted("train"), **{**values, **changes})
+    if isinstance(utterances, Manifest):
+        utterances = utterances.length_sorted("train")
+    return BucketSampler(utterances, **{**values, **changes})
 
 
 def sampled_by(plan: BucketSampler, first: int, stop: int) -> tuple[Counter[int], Counter[int]]:

@@ -18,6 +18,7 @@ from hubert_pretrain.config.schema import ClusteringConfig, IterationConfig, Rec
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ArtefactError, ConfigError
 from hubert_pretrain.files import write_json
+from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.model.checkpoint import save_model
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.hubert import Hubert
@@ -102,6 +103,25 @@ def test_mfcc_to_targets(workspace: Workspace) -> None:
         "codebook.safetensors",
         "meta.json",
     ]
+
+
+def test_targets_of_a_teacher_with_half_the_frames(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The codebook is the teacher's, the targets are the model's: each counts twice."""
+    config = recipe()
+    config.iterations["it1"].features = {**MFCC, "hop_seconds": 0.04}
+    run(cluster_stage, config, workspace, "it1/cluster")
+    assert Codebook.load(workspace.folder("it1/cluster")).grid == FrameGrid(400, 640)
+    labelled = run(label_stage, config, workspace, "it1/label")
+    assert labelled["pnmi"] > 0.7
+    assert "25 a second from the teacher, 50 for the model" in capsys.readouterr().out
+    store = TargetStore.open(workspace.folder("it1/label"))
+    store.check(Corpus.open(workspace.folder("prepare")).manifest, config.model.grid)
+    ids = store.targets(0).astype(int)
+    later = ids[2::2]
+    assert (ids[1::2][: len(later)] == later).all()
+    assert len(np.unique(ids)) > 1
 
 
 def test_both_end_with_their_numbers(

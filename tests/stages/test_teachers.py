@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from hubert_pretrain import run
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.model.checkpoint import save_model
+from hubert_pretrain.model.config import HubertConfig
+from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline import plan
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.stages.cluster import open_codebooks
-from hubert_pretrain.stages.extraction import extraction
+from hubert_pretrain.stages.extraction import check_teachers, extraction
 from hubert_pretrain.stages.label import open_targets
 from hubert_pretrain.stages.runner import run_stage
 
@@ -112,9 +118,9 @@ def test_teachers_that_cannot_be(words: list[str], message: str) -> None:
 
 def test_frames_of_another_grid_are_refused_before_clustering(tmp_path: Path) -> None:
     recipe = compose.recipe_of([*TINY, "iterations.it1.features.hop_seconds=0.02"])
-    recipe.iterations["it1"].features["hop_seconds"] = 0.04
+    recipe.iterations["it1"].features["hop_seconds"] = 0.03
     with (
-        pytest.raises(ConfigError, match=r"it1.features: frames 0.04 s apart .* 0.02 s apart"),
+        pytest.raises(ConfigError, match=r"it1.features: frames 0.03 s .* are 0.02 s apart"),
         extraction(recipe, Workspace(tmp_path), "it1"),
     ):
         pass
@@ -136,3 +142,29 @@ def test_targets_of_a_fine_tuned_network(tmp_path: Path) -> None:
     assert open_targets(workspace, "it2").sizes == [8]
     assert workspace.artefact("it2/pretrain").meta["inputs"].keys() == {"prepare", "it2/label"}
     assert all(plan.state(stage, workspace) == plan.DONE for stage in plan.stages(recipe)[:8])
+
+
+def test_a_teacher_with_other_frames_is_refused_before_the_first_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also that of a later iteration, which would be reached after days of training."""
+    monkeypatch.chdir(tmp_path)
+    teacher = HubertConfig(
+        front_end="log_mel",
+        mel_stack=3,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    )
+    save_model(tmp_path / "teacher", Hubert(teacher))
+    words = [*TINY, "features@iterations.it2.features=hubert_layer", "~finetune.asr"]
+    words += [f"iterations.it2.features.checkpoint={tmp_path / 'teacher'}", "export.checkpoints=[]"]
+    recipe = compose.recipe_of([*words, "iterations.it2.features.layer=1", f"work_dir={tmp_path}"])
+    with pytest.raises(ConfigError, match=r"it2.features.checkpoint=.*: frames 0.03 s apart, but"):
+        run._run(OmegaConf.structured(recipe), [])
+    assert not (tmp_path / "prepare").exists()
+    save_model(tmp_path / "teacher", Hubert(dataclasses.replace(teacher, mel_stack=4)))
+    check_teachers(recipe, Workspace(tmp_path))

@@ -281,7 +281,7 @@ def test_a_store_of_another_run(corpus: Corpus, tmp_path: Path) -> None:
     assert TargetStore.open(tmp_path / "again").codebook["sha256"] == CODEBOOK.fingerprint
     with pytest.raises(ArtefactError, match="targets come 50 times a second"):
         import_targets(
-            tmp_path / "store", tmp_path / "other", corpus.manifest, grid=FrameGrid(400, 640)
+            tmp_path / "store", tmp_path / "other", corpus.manifest, grid=FrameGrid(400, 480)
         )
     with pytest.raises(ArtefactError, match="holds no targets"):
         import_targets(corpus.folder, tmp_path / "other", corpus.manifest, grid=MODEL_GRID)

@@ -511,10 +511,13 @@ def test_real_speech(tmp_path: Path, shared: Path) -> None:
 class Cuts:
     """Cuts of `recordings` files; the file with number r is spoken by speaker r % 5."""
 
-    def __init__(self, root: Path, recordings: int, cuts: int = 6) -> None:
+    def __init__(
+        self, root: Path, recordings: int, cuts: int = 6, *, speakers: bool = True
+    ) -> None:
         self.root = root
         self.recordings = recordings
         self.cuts = cuts
+        self.speakers = speakers
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         for number in range(self.recordings):
@@ -528,7 +531,7 @@ class Cuts:
                     split="train",
                     start=4_000 * cut,
                     num_samples=4_000,
-                    speaker=f"s{number % 5}",
+                    speaker=f"s{number % 5}" if self.speakers else "",
                 )
 
 
@@ -577,6 +580,17 @@ def test_a_speaker_is_held_out_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
     corpus, _ = prepared(tmp_path, monkeypatch, source, hold_out_by="recording")
     assert corpus.card["splits"]["valid"]["speakers_in_train"] > 0
     assert "of them in train" in describe(corpus.card)
+
+
+def test_without_names_of_speakers_recordings_are_held_out_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Cuts(tmp_path / "audio", recordings=20, cuts=2, speakers=False)
+    _, splits = prepared(tmp_path, monkeypatch, source, hold_out_by="speaker", valid_fraction=0.2)
+    assert first_parts(splits["valid"]) & first_parts(splits["train"]) == set()
+    assert len(splits["valid"]) >= 4
+    by_recording = {"hold_out_by": "recording", "valid_fraction": 0.2}
+    assert prepared(tmp_path, monkeypatch, source, **by_recording)[1] == splits
 
 
 def test_the_only_recording_is_held_out_by_utterance_and_said(
