@@ -1,4 +1,4 @@
-"""Sort the utterances of a corpus into clusters, to weight what they are trained on.
+"""Sort the utterances of a corpus into clusters, to sample these by weights.
 
     hubert-pretrain cluster-utterances runs/base/prepare clusters.tsv --n-clusters 30
     hubert-pretrain +recipe=base_ls960 iterations.it1.pretrain.corpus_temperature=2 \\

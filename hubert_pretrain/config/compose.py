@@ -316,7 +316,7 @@ def to_recipe(
 def _stated_in_series(
     config: DictConfig, plain: DictConfig | None, overrides: list[str]
 ) -> dict[str, Any]:
-    """What files and words state of the iterations that a series makes, by their names. What is
+    """All that files and words state of the iterations that a series makes, by their names. What is
     left open there has the value of it2 here, until the series gives its own.
 
     plain: the configuration without types, where it is at hand. Types fill in defaults, so that

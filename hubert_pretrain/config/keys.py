@@ -66,7 +66,7 @@ def inner(node: DictConfig, name: Any) -> DictConfig | None:
 
 
 def stated_values(plain: DictConfig, typed: DictConfig, name: Any) -> Any:
-    """What a configuration without types states under a key, with the values of the typed one."""
+    """Values that a configuration without types states under a key, taken from the typed one."""
     below = inner(plain, name)
     if below is None:
         value = typed[name]
