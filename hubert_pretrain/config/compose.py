@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -72,6 +72,9 @@ MACHINE = Path("conf", "local", "machine.yaml")
 """Paths and limits of a machine, in the folder of the command or at the top of a checkout."""
 _broken: dict[str, str] = {}
 """Recipes that cannot be read, with the reason: only a command that names one fails."""
+_versions: dict[str, tuple[tuple[str, int, int] | None, list[str]]] = {}
+"""Of recipes that Hydra knows: path, time and size of the file, and recipes that they may inherit
+from."""
 _chosen_files: dict[str, Path] = {}
 """Recipes that the command line names by path, by the name that Hydra knows them by."""
 
@@ -94,9 +97,9 @@ def recipe_files() -> dict[str, Path]:
     return found
 
 
-def register(chosen: Sequence[str] = ()) -> None:
-    """Register the schema with Hydra, and make every recipe choosable as `+recipe=<folder>` from
-    any working directory.
+def register(chosen: Sequence[str] = (), named: Sequence[str] | None = None) -> None:
+    """Register the schema with Hydra, and make recipes choosable as `+recipe=<folder>` from any
+    working directory.
 
     A search path (`file://recipes`) would silently turn `+recipe=x` into a plain string outside the
     repository's root.
@@ -104,22 +107,55 @@ def register(chosen: Sequence[str] = ()) -> None:
     Args:
         chosen: groups that the command line chooses from: in the file of a whole configuration
             their sections give way.
+        named: recipes that are read, with those that they inherit from; None: all.
     """
     store = ConfigStore.instance()
-    store.store(name="schema", node=Composed)
-    for name, path in {**recipe_files(), **_chosen_files}.items():
-        _broken.pop(name, None)
-        try:
-            node = _recipe_node(path, chosen)
-        except ConfigError as error:
-            _broken[name] = str(error)
-            _group_of(store, name).pop(f"{Path(name).name}.yaml", None)
-        else:
-            group = f"recipe/{name}".rpartition("/")[0]
-            store.store(group=group, name=Path(name).name, node=node, package="_global_")
+    if "schema.yaml" not in store.repo:
+        store.store(name="schema", node=Composed)
+    files = {**recipe_files(), **_chosen_files}
+    left = list(files if named is None else named)
+    seen = set(left)
+    while left:
+        name = left.pop()
+        if name in files:
+            parents = [each for each in _store_recipe(name, files[name], chosen) if each in files]
+            left += sorted({*parents} - seen)
+            seen |= {*parents}
     machine = next((path for path in _machine_files() if path.is_file()), None)
     limits = _mapping_of(machine) if machine else {}
     store.store(group="machine", name="local", node=limits, package="_global_")
+
+
+def _store_recipe(name: str, path: Path, chosen: Collection[str]) -> list[str]:
+    """Register a recipe, unless it is there as its file is now. Returns the names of recipes that
+    it may inherit from."""
+    store = ConfigStore.instance()
+    entry = f"{Path(name).name}.yaml"
+    stat = path.stat() if path.exists() else None
+    version = (str(path), stat.st_mtime_ns if stat else 0, stat.st_size if stat else 0)
+    before, parents = _versions.pop(name, (None, []))
+    if before == version and entry in _group_of(store, name):
+        _versions[name] = (version, parents)
+        return parents
+    _broken.pop(name, None)
+    try:
+        node = _recipe_node(path, chosen)
+    except ConfigError as error:
+        _broken[name] = str(error)
+        _group_of(store, name).pop(entry, None)
+        return []
+    group = f"recipe/{name}".rpartition("/")[0]
+    store.store(group=group, name=Path(name).name, node=node, package="_global_")
+    entries = [
+        [each] if isinstance(each, str) else each.values() for each in node.get("defaults", [])
+    ]
+    listed = [str(each) for entry in entries for each in entry]
+    family = name.rpartition("/")[0]
+    parents = [each.removeprefix("/").removeprefix("recipe/") for each in listed]
+    parents += [f"{family}/{each}" for each in listed]
+    if not set(WHOLE) <= set(node):  # what is taken of a whole configuration depends on `chosen`
+        _versions[name] = (version, parents)
+    return parents
 
 
 def _group_of(store: ConfigStore, name: str) -> dict[str, Any]:
@@ -134,7 +170,7 @@ def _machine_files() -> list[Path]:
     return [Path.cwd() / MACHINE, _PACKAGE.parent / MACHINE]
 
 
-def _recipe_node(path: Path, chosen: Sequence[str]) -> DictConfig:
+def _recipe_node(path: Path, chosen: Collection[str]) -> DictConfig:
     """The content of a recipe file. A whole configuration replaces the choices of conf/."""
     node = _mapping_of(path)
     if "defaults" in node or not set(WHOLE) <= set(node):
@@ -164,8 +200,24 @@ def prepare(argv: Sequence[str]) -> list[str]:
     them. Raises ConfigError."""
     _chosen_files.clear()
     argv = [_with_recipe_name(word) for word in argv]
-    register([word.partition("=")[0] for word in argv if "={" not in word])
+    chosen = [word.partition("=")[0] for word in argv if "={" not in word]
+    register(chosen, _named_recipes(argv))
     return words.prepare(argv, {name: _options(name) for name in ("recipe", *_groups())})
+
+
+def _named_recipes(argv: Sequence[str]) -> list[str] | None:
+    """Recipes that a command line names; None where it does so in another way than by
+    `+recipe=NAME`, or names a folder of files."""
+    found = []
+    for word in argv:
+        key, _, value = word.partition("=")
+        if key.startswith("-"):
+            return None
+        if "recipe" in re.split(r"\W", key):
+            if not re.fullmatch(r"[\w/]+", value):
+                return None
+            found.append(value)
+    return found
 
 
 def _groups() -> list[str]:

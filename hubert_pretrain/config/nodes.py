@@ -272,6 +272,7 @@ def _aliases(tree: ast.Module, names: set[str]) -> dict[str, ast.expr]:
     return found
 
 
+@functools.cache
 def _module(name: str) -> ast.Module:
     try:
         spec = importlib.util.find_spec(name)
