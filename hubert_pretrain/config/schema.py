@@ -397,6 +397,9 @@ class FinetuneConfig:
     vocabulary or classes."""
     train_split: str = "train"
     """Split to train on."""
+    train_hours: float = field(0.0, zero_or_more)
+    """Most speech of that split to train on, drawn at random, the same for every seed: shows what
+    few labels give; 0: all of it."""
     valid_split: str = "valid"
     """Split to validate on."""
     test_split: Any = field("test", split_names, science=False)

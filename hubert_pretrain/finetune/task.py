@@ -21,7 +21,7 @@ from hubert_pretrain.evaluation.analysis import Analysis
 from hubert_pretrain.evaluation.bootstrap import Sampling
 from hubert_pretrain.evaluation.scores import analyse_scores
 from hubert_pretrain.evaluation.utterances import ScoredUtterances
-from hubert_pretrain.frames import FrameGrid
+from hubert_pretrain.frames import FrameGrid, samples
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -283,6 +283,7 @@ def gather_examples(
     grid: FrameGrid,
     splits: Mapping[str, str | Sequence[str]],
     where: str,
+    train_hours: float = 0.0,
 ) -> list[Examples]:
     """The examples of each split, those for testing last; the task is fitted on the first.
 
@@ -292,6 +293,7 @@ def gather_examples(
         splits: key of the recipe -> name of the split, for training, validation and test; there
             may be several for testing.
         where: place of those keys in the recipe, for error messages.
+        train_hours: train on so much speech at most, the same utterances for every seed; 0: all.
     """
     manifest = corpus.manifest
     rows = []
@@ -313,6 +315,8 @@ def gather_examples(
             )
         rows.append(of_split)
     train, *others = rows
+    if train_hours:
+        train = some_hours(train, manifest.num_samples[train], train_hours)
     found = [
         task.fit(corpus, train, grid),
         *(task.examples(corpus, other, grid) for other in others),
@@ -320,6 +324,19 @@ def gather_examples(
     for test_examples in found[2:]:
         task.compare(manifest, found[0], test_examples)
     return found
+
+
+def some_hours(
+    rows: NDArray[np.int64], num_samples: NDArray[np.int64], hours: float
+) -> NDArray[np.int64]:
+    """Utterances drawn at random that hold `hours` of audio at most, but at least one of them.
+
+    The same for every seed of a run; fewer hours are a part of more.
+    """
+    order = np.random.default_rng(0).permutation(len(rows))
+    total = np.cumsum(num_samples[order], dtype=np.int64)
+    count = max(1, int(np.searchsorted(total, samples(3600 * hours), side="right")))
+    return np.sort(rows[order[:count]])
 
 
 def names_of_splits(splits: Mapping[str, str | Sequence[str]]) -> list[tuple[str, str]]:

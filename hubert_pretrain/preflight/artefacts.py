@@ -97,6 +97,7 @@ def task_labels(
     grid: FrameGrid,
     splits: Mapping[str, str | Sequence[str]],
     decoding: DecodingConfig | None = None,
+    train_hours: float = 0.0,
 ) -> CheckResult:
     """The labels can be learnt: vocabulary or classes, transcripts that CTC can emit (T >= U +
     repeats), characters that training has seen; and a language model or lexicon of `decoding` has
@@ -106,10 +107,10 @@ def task_labels(
     """
     try:
         with captured_warnings() as messages:
-            examples = gather_examples(task, corpus, grid, splits, name.replace("/", "."))
+            where = name.replace("/", ".")
+            examples = gather_examples(task, corpus, grid, splits, where, train_hours)
             if decoding is not None:
-                key = f"{name.replace('/', '.')}.decoding"
-                task.decoder(decoding, examples[0].references, grid, key)
+                task.decoder(decoding, examples[0].references, grid, f"{where}.decoding")
     except HubertPretrainError as failure:
         return of_error(name, failure)
     sizes = [len(part) for part in examples]

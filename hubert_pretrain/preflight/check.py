@@ -334,4 +334,6 @@ def _check_task(
         "test_split": config.test_split,
     }
     task = compose.build(config.task)
-    return artefacts.task_labels(name, task, corpus, grid, splits, config.decoding)
+    return artefacts.task_labels(
+        name, task, corpus, grid, splits, config.decoding, config.train_hours
+    )

@@ -79,6 +79,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
             "test_split": config.test_split,
         },
         f"finetune.{task_name}",
+        config.train_hours,
     )
     key = f"finetune.{task_name}.decoding"
     task.decoder(config.decoding, train.references, model.grid, key)  # refuses what cannot be

@@ -178,12 +178,16 @@ def test_the_default_corpus_has_the_promised_size(repository: Path) -> None:
     data = OmegaConf.load(repository / "conf" / "data" / "synthetic.yaml")
     corpus = instantiate(OmegaConf.create({"data": {**data, "workers": 1}}).data.corpus)
     lines = corpus.script()
-    assert len(corpus.voices) >= 8
+    assert len(corpus.voices) >= 36
     assert len({line.sentence for line in lines}) == len(lines) >= 250
     assert 0.8 < np.mean([line.split == "train" for line in lines]) < 0.9
+    known, new = corpus.voices[: -corpus.test_voices], corpus.voices[-corpus.test_voices :]
     assert {(line.voice.name, line.split) for line in lines} == {
-        (v.name, s) for v in corpus.voices for s in ("train", "valid", "test")
+        *((voice.name, split) for voice in known for split in ("train", "valid")),
+        *((voice.name, "test") for voice in new),
     }
+    variants = [{voice.voice.split("+")[1] for voice in part} for part in (known, new)]
+    assert not variants[0] & variants[1], "a test voice is a variant that training hears"
 
 
 def test_sentences_never_repeat_and_use_a_moderate_vocabulary() -> None:

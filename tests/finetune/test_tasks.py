@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.finetune.classify import ClassifyTask
 from hubert_pretrain.finetune.ctc import CtcTask
-from hubert_pretrain.finetune.task import Results, gather_examples
+from hubert_pretrain.finetune.task import Results, gather_examples, some_hours
 from hubert_pretrain.frames import MODEL_GRID
 from tests.finetune.conftest import split_of
 
@@ -230,3 +231,28 @@ def test_voices_of_the_test_that_training_knows(
     caplog.clear()
     _examples(ClassifyTask(label="speaker"), corpus)
     assert "speakers that training has too" not in caplog.text
+
+
+def test_some_hours_of_labels_are_a_part_of_more() -> None:
+    lengths = np.random.default_rng(1).integers(16000, 160000, size=300)
+    rows = np.arange(50, 350)
+    previous = set()
+    for hours in (0.00001, 0.01, 0.1, 0.2):
+        chosen = some_hours(rows, lengths, hours)
+        assert np.all(np.diff(chosen) > 0)
+        assert previous <= set(chosen.tolist())
+        held = int(lengths[chosen - 50].sum())
+        assert held <= hours * 3600 * 16000 or len(chosen) == 1
+        assert held > hours * 3600 * 16000 - 160000
+        previous = set(chosen.tolist())
+    assert len(some_hours(rows, lengths, 100.0)) == 300
+
+
+def test_a_task_learns_from_some_hours_only(corpus_with: Callable[..., Corpus]) -> None:
+    corpus = corpus_with(text=lambda number: "AB")
+    splits = {"train_split": "train", "valid_split": "valid", "test_split": "test"}
+    sizes = [
+        len(gather_examples(CtcTask(), corpus, MODEL_GRID, splits, "finetune.asr", hours)[0])
+        for hours in (0.0, 1e-9, 1.0)
+    ]
+    assert sizes == [8, 1, 8]
