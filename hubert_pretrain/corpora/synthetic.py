@@ -25,6 +25,9 @@ SHORTEST_SECONDS = 2.75
 LONGEST_SECONDS = 6.0
 """Range of the expected length of a sentence (pretraining drops utterances shorter than 2 s)."""
 
+SPOKEN_TOGETHER = 250
+"""Lines between two reports of progress."""
+
 MIN_UTTERANCES = 3
 """Fewest utterances of a voice: one for each split."""
 
@@ -123,7 +126,7 @@ class Synthetic:
         """None: all of it is made."""
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
-        """Speaks the utterances that are not yet in `folder`/audio, then yields all.
+        """Yields all utterances; those that are not yet in `folder`/audio are spoken before.
 
         Raises DataError when espeak-ng is not installed or refuses a voice.
         """
@@ -131,6 +134,11 @@ class Synthetic:
         for voice in self.voices:
             espeak.check_voice(voice.voice, data)
         lines = self.script()
+        for first in range(0, len(lines), SPOKEN_TOGETHER):
+            yield from self._spoken(lines[first : first + SPOKEN_TOGETHER], folder)
+
+    def _spoken(self, lines: list[Line], folder: Path) -> Iterator[SourceUtterance]:
+        """Speaks these lines, then yields them."""
         jobs = [self._job(line, folder / "audio") for line in lines]
         render.render_all(jobs, self.workers)
         for line, job in zip(lines, jobs, strict=True):
