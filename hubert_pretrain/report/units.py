@@ -5,7 +5,7 @@ Letters: K clusters, P phones, S speakers, T frames.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.clustering.quality import count_pairs, run_lengths
-from hubert_pretrain.data.alignment import NO_PHONE
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import HubertPretrainError
+from hubert_pretrain.targets.phone_discovery import PHONE_GRID, phones_of, score_units
 from hubert_pretrain.targets.quality import evenly_spaced
-from hubert_pretrain.targets.segments import boundary_scores, phone_error_rate
 from hubert_pretrain.targets.store import TargetStore
 
 MAX_ROWS = 2000
@@ -78,19 +77,30 @@ def phone_table(store: TargetStore, corpus: Corpus, counts: Counts) -> dict[str,
     order = order[counts.phones.sum(axis=0)[order] > 0][:MAX_PHONES]
     of_units = counts.phones.sum(axis=1, keepdims=True)
     shares = 100 * counts.phones[:, order] / np.maximum(1, of_units)
-    units, phones = frame_ids(store, corpus)
-    boundary = boundary_scores(units, phones)
     return {
         "phones": [alignments.phones[number] for number in order],
         "shares": np.rint(shares).astype(int).tolist(),
-        "segments": {
-            "boundary_precision": boundary.precision,
-            "boundary_recall": boundary.recall,
-            "boundary_f1": boundary.f1,
-            "r_value": boundary.r_value,
-            "phone_error_rate": phone_error_rate(units, phones, counts.phones.argmax(axis=1)),
-        },
+        "segments": segment_scores(store, corpus),
     }
+
+
+def segment_scores(store: TargetStore, corpus: Corpus) -> dict[str, float]:
+    """Phone error rate and boundaries where each unit stands for its most frequent phone, as the
+    command score-units measures them; empty where units do not last a multiple of 10 ms.
+    """
+    alignments = corpus.alignments
+    repeat, rest = divmod(store.grid.hop, PHONE_GRID.hop)
+    if rest or alignments is None:
+        return {}
+    rows = evenly_spaced(alignments.rows(), MAX_ROWS)
+    scores = score_units(
+        [store.target_matrix(row)[:, 0] for row in rows.tolist()],
+        list(phones_of(corpus, rows)),
+        n_units=store.sizes[0],
+        n_phones=len(alignments.phones),
+        repeat=repeat,
+    )
+    return asdict(scores.many_to_one)
 
 
 def count(store: TargetStore, corpus: Corpus) -> Counts:
@@ -117,25 +127,6 @@ def count(store: TargetStore, corpus: Corpus) -> Counts:
         runs += np.bincount(values, minlength=size)
         np.add.at(run_frames, values, lengths)
     return Counts(phones, speakers, runs, run_frames)
-
-
-def frame_ids(
-    store: TargetStore, corpus: Corpus
-) -> tuple[list[NDArray[np.integer]], list[NDArray[np.integer]]]:
-    """Unit ids and phone ids (each (T,)) of aligned utterances, without frames that have no
-    phone.
-    """
-    alignments = corpus.alignments
-    assert alignments is not None
-    units: list[NDArray[np.integer]] = []
-    phones: list[NDArray[np.integer]] = []
-    for row in evenly_spaced(alignments.rows(), MAX_ROWS).tolist():
-        ids = store.target_matrix(row)[:, 0]
-        of_frames = alignments.frame_phone_ids(row, len(ids), store.grid)
-        has_phone = of_frames != NO_PHONE
-        units.append(ids[has_phone])
-        phones.append(of_frames[has_phone])
-    return units, phones
 
 
 def speaker_names(corpus: Corpus) -> list[str]:

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-TOLERANCE = 1
-"""Frames (20 ms) by which a boundary of units may miss one of phones."""
-
 
 @dataclass(frozen=True)
 class BoundaryScores:
@@ -46,44 +43,6 @@ class BoundaryScores:
 def boundaries(ids: NDArray[np.integer]) -> NDArray[np.int64]:
     """Frames (1 ... T - 1) whose id is not that of the frame before."""
     return np.flatnonzero(ids[1:] != ids[:-1]) + 1
-
-
-def matched(
-    detected: NDArray[np.int64], reference: NDArray[np.int64], tolerance: int = TOLERANCE
-) -> int:
-    """Pairs of boundaries at most `tolerance` frames apart, each used once; both ascending."""
-    pairs = 0
-    i = 0
-    j = 0
-    while i < len(detected) and j < len(reference):
-        difference = int(detected[i]) - int(reference[j])
-        if abs(difference) <= tolerance:
-            pairs += 1
-            i += 1
-            j += 1
-        elif difference < 0:
-            i += 1
-        else:
-            j += 1
-    return pairs
-
-
-def boundary_scores(
-    units: Sequence[NDArray[np.integer]],
-    phones: Sequence[NDArray[np.integer]],
-    tolerance: int = TOLERANCE,
-) -> BoundaryScores:
-    """Precision and recall over utterances of (T,) unit ids and (T,) phone ids."""
-    pairs = 0
-    num_detected = 0
-    num_reference = 0
-    for of_units, of_phones in zip(units, phones, strict=True):
-        detected = boundaries(of_units)
-        reference = boundaries(of_phones)
-        pairs += matched(detected, reference, tolerance)
-        num_detected += len(detected)
-        num_reference += len(reference)
-    return BoundaryScores(pairs / max(1, num_detected), pairs / max(1, num_reference))
 
 
 def phone_error_rate(

@@ -126,7 +126,9 @@ def build_trainer(
         # By name, Lightning would make bf16 of it on a CPU, and say so in a warning.
         plugins.append(MixedPrecision("16-mixed", "cpu"))
         precision = None
-    if SLURMEnvironment.detect():
+    with _quiet():  # outside a job it advises srun wherever srun is installed
+        is_slurm = SLURMEnvironment.detect()
+    if is_slurm:
         # Lightning's own requeueing saves inside a signal handler, where it can hang
         # (Lightning#21406).
         plugins.append(SLURMEnvironment(auto_requeue=False))

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,18 @@ import pytest
 import soundfile
 
 from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.files import read_json
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.report import clips, contents, page
 from hubert_pretrain.report.runs import Run
 from hubert_pretrain.targets.segments import (
     BoundaryScores,
-    boundary_scores,
     collapsed,
     phone_error_rate,
 )
+from hubert_pretrain.targets.store import TargetStore
+from hubert_pretrain.tools import score_units
 
 MakeRun = Callable[..., tuple[Recipe, Workspace]]
 
@@ -167,15 +170,23 @@ def test_numbers_that_json_does_not_have_become_null() -> None:
     )
 
 
-def test_boundaries_may_miss_by_a_frame() -> None:
-    phones = [np.array([0] * 10 + [1] * 10 + [2] * 10)]
-    shifted = [np.array([5] * 11 + [6] * 8 + [7] * 11)]
-    assert boundary_scores(shifted, phones) == BoundaryScores(1.0, 1.0)
-    assert boundary_scores(shifted, phones, tolerance=0) == BoundaryScores(0.0, 0.0)
-    every_frame = [np.arange(30)]
-    found = boundary_scores(every_frame, phones)
-    assert found.recall == 1.0
-    assert found.precision == pytest.approx(2 / 29)
+def test_scores_of_segments_are_those_of_the_command(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe, workspace = make_run()
+    corpus = Corpus.open(workspace.folder("prepare"))
+    store = TargetStore.open(workspace.folder("it1/label"))
+    rows = [
+        {"file": corpus.manifest[row].id, "units": store.target_matrix(row)[:, 0].tolist()}
+        for row in range(len(corpus.manifest))
+    ]
+    (tmp_path / "units.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = [str(tmp_path / "units.jsonl"), "--corpus", str(corpus.folder), "--n-units", "6"]
+    assert score_units.main(command) == 0
+    expected = json.loads(capsys.readouterr().out)["many_to_one"]
+    found = content_of((recipe, workspace))["units"]["it1"]["segments"]
+    assert found == pytest.approx(expected)
+    assert found["f1"] > 0.9  # a unit of the first half stands for a, one of the second for b
 
 
 def test_the_r_value_is_that_of_its_paper() -> None:

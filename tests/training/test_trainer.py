@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import slurm
 
-from hubert_pretrain.training.trainer import resolve_precision
+from hubert_pretrain.config.schema import TrainerConfig
+from hubert_pretrain.training.trainer import build_trainer, resolve_precision
 from tests.ranks import outputs_of_two_ranks
 
 
@@ -127,3 +130,22 @@ def test_all_ranks_save_when_the_clock_of_the_first_one_says_so(tmp_path: Path) 
     outputs = outputs_of_two_ranks(SAVED_BY_THE_CLOCK, tmp_path)
     for output in outputs:
         assert "saved [6, 12, 16]" in output
+
+
+def test_srun_on_the_machine_is_no_reason_to_advise_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    with pytest.warns(UserWarning, match="srun"):
+        slurm.SLURMEnvironment.detect()  # what Lightning does by itself
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_trainer(
+            tmp_path,
+            TrainerConfig(devices=1, accelerator="cpu", progress_bar=False),
+            steps=1,
+            accumulate=1,
+            valid_every_steps=1,
+            checkpoint_every_steps=1,
+        )

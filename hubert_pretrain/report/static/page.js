@@ -164,14 +164,15 @@ function comparison() {
       ? 1 - training.masked_loss_nats / label.unigram_entropy_nats : null;
     return { run, name, size: label.n_clusters, pnmi: label.pnmi, corpus: (run.corpus || {}).id, cells: [
       several ? h("span", {}, tag(run), `: ${name}`) : name, number(label.n_clusters), number(label.pnmi),
-      number(label.phone_purity), percent(label.abx_within), percent(label.abx_across), number(segments.boundary_f1),
+      number(label.phone_purity), percent(label.abx_within), percent(label.abx_across), number(segments.f1),
       number(segments.r_value), number(segments.phone_error_rate), percent(under), percent(training.masked_accuracy)] };
   }));
   const found = table(["iteration", "K", "PNMI", "phone purity", "ABX within", "ABX across", "boundary F1", "R-value",
     "phone error", "loss below entropy", "masked acc."], rows.map((row) => row.cells));
   return [...(several ? ranking(rows) : [h("p", {}, progress_of(rows))]), found,
     h("p", { class: "small dim" }, "PNMI: share of the uncertainty about the phone that the unit removes. ABX, phone error: " +
-      "lower is better. Boundaries may miss by one frame (20 ms). R-value punishes too many boundaries; raw units have many.")];
+      "lower is better. For boundaries and phone error each unit stands for its most frequent phone, as the command score-units " +
+      "measures them; a boundary may miss by 20 ms. R-value punishes too many boundaries.")];
 }
 
 function progress_of(rows) {
