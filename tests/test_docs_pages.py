@@ -27,6 +27,7 @@ from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.frames import MODEL_GRID, SAMPLE_RATE
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline import plan
+from hubert_pretrain.training import progress
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PACKAGE = DOCS.parent / "hubert_pretrain"
@@ -270,3 +271,16 @@ def test_every_row_has_a_cause_or_a_symptom_and_a_fix() -> None:
     for heading, cells in rows("troubleshooting.md"):
         assert len(cells) == (2 if heading == "rows" else 3)
         assert all(cells), cells
+
+
+def test_lines_of_a_training_have_the_form_that_it_prints() -> None:
+    text = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^(train|valid) step (\d+)/(\d+)  (.*)$", text, re.MULTILINE)
+    assert {kind for kind, *_ in lines} == {"train", "valid"}
+    for kind, step, steps, shown in lines:
+        names, left, _ = re.split(r"(  \d+:\d\d:\d\d left)$|$", shown, maxsplit=1)
+        values = {
+            name: float(value) for name, value in (each.split() for each in names.split("  "))
+        }
+        assert names == progress.describe(values)
+        assert bool(left) == (kind == "train"), f"{kind} step {step}/{steps}"

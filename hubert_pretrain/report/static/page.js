@@ -444,7 +444,7 @@ function interval_of(facts, label) {
 function scores(facts) {
   return h("div", { class: "row" }, Object.entries(facts)
     .filter(([, value]) => typeof value === "number")
-    .map(([label, value]) => card(label, number(value), interval_of(facts, label))));
+    .map(([label, value]) => card(words_of(label), number(value), interval_of(facts, label))));
 }
 
 // Scores of a split with a column per run.
@@ -511,7 +511,7 @@ function environment(run) {
     h("p", { class: "small" }, Object.entries(versions).map(([name, version]) => `${name} ${version}`).join(", ")),
     machines.map((words) => h("p", { class: "small" }, words)),
     h("p", {}, "The same run again: ", h("code", {}, `hubert-pretrain +recipe=${run.name}/recipe.yaml`)),
-    commands.length ? h("details", {}, h("summary", {}, "the commands that ran its stages"),
+    commands.length ? h("details", { open: commands.length <= 3 }, h("summary", {}, "the commands that ran its stages"),
       commands.map((command) => h("p", {}, h("code", {}, command)))) : null];
 }
 

@@ -329,6 +329,7 @@ class Utterance {
     const wave = h("div", {});
     const playhead = h("div", { class: "playhead" });
     const inner = h("div", { style: `position:relative;width:${width}px` }, wave, playhead);
+    this.scale = width / clip.seconds;
     const lanes = [];
     if (clip.phones.length) {
       lanes.push("phones");
@@ -344,7 +345,8 @@ class Utterance {
         choose: () => this.choose_unit(run.unit, name),
       }))));
     }
-    this.names.textContent = `From above: waveform, spectrogram (to 8 kHz), ${lanes.join(", ")}.`;
+    this.names.textContent = `From above: waveform, spectrogram (to 8 kHz), ${lanes.join(", ")}. ` +
+      "Click to go to a place; once the picture is chosen, space plays, ← and → move, n and p show the next and the previous utterance.";
     this.scroller.replaceChildren(inner);
     this.wave = null;
     if (!clip.audio) return;
@@ -382,6 +384,6 @@ class Utterance {
       style: `left:${(100 * piece.start) / seconds}%;width:${(100 * (piece.end - piece.start)) / seconds}%;` +
         `background:${piece.colour};color:${piece.text || "#111"}`,
       onclick: () => { this.seek(piece.start); if (piece.choose) piece.choose(); },
-    }, piece.label)));
+    }, (piece.end - piece.start) * this.scale >= 3 + 7 * piece.label.length ? piece.label : "")));
   }
 }
