@@ -56,11 +56,9 @@ METRICS = (
     "valid/loss/unmasked",
     "valid/accuracy/masked",
     "valid/accuracy/unmasked",
-    "valid/wer",
-    "valid/cer",
-    "valid/accuracy",
 )
-"""Columns of metrics.csv that are drawn."""
+"""Columns of metrics.csv of a pretraining that are drawn. Of a task it is the loss, and what valid
+has."""
 
 Value = TypeVar("Value")
 
@@ -225,7 +223,7 @@ def _iteration(
     return {
         "facts": facts,
         "layers": _layers(facts.get("cluster", {})),
-        "curves": _curves(rows),
+        "curves": _curves(rows, METRICS),
         "alarms": _alarms(rows),
         "steps": recipe.iterations[name].pretrain.steps,
         "published": {
@@ -270,10 +268,18 @@ def _alarms(rows: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
     ]
 
 
-def _curves(rows: Sequence[Mapping[str, float]]) -> dict[str, list[list[float]]]:
+def _task_curves(rows: Sequence[Mapping[str, float]]) -> dict[str, list[list[float]]]:
+    """The loss and all scores of valid."""
+    valid = dict.fromkeys(name for row in rows for name in row if name.startswith("valid/"))
+    return _curves(rows, ["loss", *valid])
+
+
+def _curves(
+    rows: Sequence[Mapping[str, float]], names: Sequence[str]
+) -> dict[str, list[list[float]]]:
     """Name -> [steps, values] of a training."""
     curves = {}
-    for name in METRICS:
+    for name in names:
         points = [(row["step"], row[name]) for row in rows if name in row]
         if points:
             keep = np.linspace(0, len(points) - 1, min(len(points), MOST_POINTS)).astype(int)
@@ -287,7 +293,7 @@ def _tasks(
 ) -> dict[str, dict[str, Any]]:
     """Curves of each fine-tuning, and the scores and worst utterances of each evaluated split."""
     found: dict[str, dict[str, Any]] = {
-        name: {"curves": _curves(_metrics(workspace, f"finetune/{name}")), "splits": {}}
+        name: {"curves": _task_curves(_metrics(workspace, f"finetune/{name}")), "splits": {}}
         for name in recipe.finetune
     }
     for stage in stages:

@@ -52,6 +52,7 @@ def test_every_section_has_its_data(make_run: MakeRun) -> None:
     ]
     evaluation = run["tasks"]["asr"]["splits"]["test"]
     assert evaluation["facts"]["intervals"] == {"wer": [0.1, 0.4]}
+    assert run["tasks"]["asr"]["curves"]["valid/any_score"] == [[30], [0.7]]
     assert [each["id"] for each in evaluation["worst"]] == ["u13"]
     assert content["clips"][0]["id"] == "u13"  # the worst come first
     assert {clip["split"] for clip in content["clips"][:8]} == {"test"}

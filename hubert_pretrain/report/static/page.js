@@ -488,7 +488,7 @@ function task(name, explorer) {
     splits.length ? null : h("p", { class: "dim" }, "not scored yet"),
     trained.length ? h("div", { class: "grid" },
       chart("loss", lines([["loss", "train"], ["valid/loss", "valid"]])),
-      chart("scores of valid", lines(valid.map((key) => [key, key.slice(6)])), { from_zero: true })) : null,
+      chart("scores of valid", lines(valid.map((key) => [key, words_of(key.slice(6))])), { from_zero: true })) : null,
     splits.flatMap((split) => {
       const scored = present.filter((run) => run.tasks[name].splits[split]);
       return [h("h3", {}, `${name} on ${split}`),
