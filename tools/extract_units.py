@@ -15,6 +15,13 @@ objects {"file": name, "units": [...]} with the unit of every frame, which the D
 --smooth PENALTY lets units switch less often: a switch costs PENALTY times the mean squared
 distance of a frame to its centroid; score-units tells which value is best.
 
+--soft probabilities writes soft units: for each recording the file OUTPUT/NAME.npy with an array
+(frames, clusters), and OUTPUT/soft-units.json with what it holds. They come from the distances to
+the centroids of a cluster stage, or from the head of a pretrain stage (docs/targets.md); of a head
+--soft projection gives the vectors before the cosines.
+
+    hubert-pretrain extract-units runs/demo/it2/pretrain folder/ --soft probabilities --output soft/
+
 A file that cannot be read is reported on stderr and makes the exit code 1; the others are done.
 With --format km it has an empty line, so that lines and recordings stay together.
 """
@@ -30,6 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubert_pretrain.errors import ConfigError, DataError, HubertPretrainError
+from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.tools.command import add_device, command_parser, report, run_command
 
 if TYPE_CHECKING:
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hubert_pretrain import UnitExtractor
+    from hubert_pretrain.targets.soft_units import SoftUnits
     from hubert_pretrain.targets.units import Run, UnitStream
 
 PCM_BYTES = 3200
@@ -46,7 +55,11 @@ PCM_BYTES = 3200
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = command_parser(__doc__)
-    parser.add_argument("codebook", help="folder of a cluster stage, such as runs/demo/it2/cluster")
+    parser.add_argument(
+        "codebook",
+        help="folder of a cluster stage, such as runs/demo/it2/cluster; with --soft also a "
+        "pretrain stage",
+    )
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -72,6 +85,18 @@ def main(arguments: list[str] | None = None) -> int:
         type=int,
         help="frames per chunk when streaming: fewer give units sooner, and cost more",
     )
+    parser.add_argument(
+        "--soft",
+        choices=["probabilities", "logits", "projection"],
+        help="soft units, as arrays in --output",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        help="of --soft: lower is nearer to hard units (default: .1 of a codebook, 1 of a head)",
+    )
+    parser.add_argument("--output", type=Path, help="of --soft: folder")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float16"])
     return run_command(extract, parser.parse_args(arguments))
 
 
@@ -79,6 +104,10 @@ def extract(options: argparse.Namespace) -> int:
     """Write the units of all inputs; returns the highest exit code of a recording."""
     from hubert_pretrain.stages.units import load_units
 
+    if options.soft:
+        return extract_soft(options)
+    if options.output or options.temperature:
+        raise ConfigError("--output and --temperature are of --soft; hard units are printed")
     extractor = load_units(options.codebook, checkpoint=options.checkpoint, device=options.device)
     if options.smooth and (options.stream or options.inputs == ["-"]):
         raise ConfigError(
@@ -97,6 +126,73 @@ def extract(options: argparse.Namespace) -> int:
         for name, read in recordings(options.inputs)
     ]
     return max(codes, default=0)
+
+
+def extract_soft(options: argparse.Namespace) -> int:
+    """Write the soft units of all inputs; returns the highest exit code of a recording."""
+    from hubert_pretrain.clustering.codebook_io import CENTROIDS
+    from hubert_pretrain.files import write_json
+    from hubert_pretrain.stages.units import load_units
+    from hubert_pretrain.targets.soft_units import soft_units_of_codebook, soft_units_of_head
+
+    if options.output is None or options.stream or options.smooth or "-" in options.inputs:
+        raise ConfigError(
+            "--soft writes arrays of whole recordings: give --output FOLDER, and leave out "
+            "--stream, --smooth and -"
+        )
+    if (Path(options.codebook) / CENTROIDS).is_file():
+        soft = soft_units_of_codebook(
+            load_units(options.codebook, checkpoint=options.checkpoint, device=options.device),
+            values=options.soft,
+            temperature=options.temperature,
+        )
+    else:
+        soft = soft_units_of_head(
+            options.codebook,
+            values=options.soft,
+            temperature=options.temperature,
+            device=options.device,
+        )
+    hop = soft.grid.hop / SAMPLE_RATE
+    about = {**soft.about, "width": soft.width, "hop_seconds": hop, "dtype": options.dtype}
+    write_json(options.output / "soft-units.json", about)
+    codes = [0]
+    names: dict[Path, str] = {}
+    for name, read in recordings(options.inputs):
+        file = array_file(options.output, name)
+        other = names.setdefault(file, name)
+        if other != name:
+            raise ConfigError(f"{file}: would hold both {other} and {name}; extract them apart")
+        codes.append(write_soft(soft, file, read, options.dtype))
+    return max(codes)
+
+
+def array_file(folder: Path, name: str) -> Path:
+    """The file of a recording: a folder's part of its path stays, as far as it is relative."""
+    from hubert_pretrain.data.audio_files import SUFFIXES
+
+    path = Path(name)
+    inside = Path(path.name) if path.is_absolute() or ".." in path.parts else path
+    stem = inside.with_suffix("") if inside.suffix.lower() in SUFFIXES else inside
+    return folder / f"{stem}.npy"
+
+
+def write_soft(
+    soft: SoftUnits, file: Path, read: Callable[[], NDArray[np.float32]], dtype: str
+) -> int:
+    """Write the array of one recording; returns its exit code."""
+    import numpy as np
+
+    from hubert_pretrain.files import replacing
+
+    try:
+        values = soft(read()).astype(dtype)
+    except HubertPretrainError as error:
+        return report(error)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary, open(temporary, "wb") as opened:
+        np.save(opened, values)
+    return 0
 
 
 def recordings(inputs: list[str]) -> Iterator[tuple[str, Callable[[], NDArray[np.float32]]]]:
