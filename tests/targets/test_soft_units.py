@@ -103,7 +103,8 @@ def test_a_head_predicts_units_as_in_pretraining(pre_norm: bool, tmp_path: Path)
         wave = (wave - wave.mean()) / (wave.var(correction=0) + 1e-5).sqrt()
     with torch.inference_mode():
         last = loaded.model(wave).last[0]
-        logits, projection = head(last), head.projection(last)
+        logits = head(last)
+        projection = head.projection(last)
     for values, expected in (
         ("logits", logits),
         ("probabilities", logits.softmax(-1)),
