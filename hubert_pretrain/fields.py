@@ -135,6 +135,11 @@ hub_languages = Allowed(
     lambda values: all(re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]+)?", value) for value in values),
 )
 
+language_name = Allowed(
+    "the name of a language: letters, digits, _ and -, e.g. deu",
+    lambda value: value is None or re.fullmatch(r"[\w-]+", value) is not None,
+)
+
 
 def _is_split(name: Any) -> bool:
     return isinstance(name, str) and bool(name) and name not in (".", "..") and "/" not in name

@@ -31,6 +31,7 @@ from hubert_pretrain.errors import ConfigError, DataError, did_you_mean
 from hubert_pretrain.tools.command import (
     add_device,
     add_set,
+    add_target_lang,
     command_parser,
     parse_fields,
     report,
@@ -60,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--split", action="append", default=[], help="only this split; may be given several times"
     )
     add_device(parser)
+    add_target_lang(parser)
     parser.add_argument(
         "--dictionary", help="dict.ltr.txt, for a model that does not hold its characters"
     )
@@ -80,6 +82,7 @@ def align(options: argparse.Namespace) -> int:
         options.model,
         options.device,
         dictionary=options.dictionary,
+        target_lang=options.target_lang,
         **parse_fields(options.set),
     )
     codes = [0]

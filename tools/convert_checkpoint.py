@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubert_pretrain.errors import ConfigError
-from hubert_pretrain.tools.command import add_set, command_parser, parse_fields, run_command
+from hubert_pretrain.tools.command import (
+    add_set,
+    add_target_lang,
+    command_parser,
+    parse_fields,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from hubert_pretrain.model.checkpoint import LoadedModel
@@ -38,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--dictionary",
         help="dict.km.txt or dict.ltr.txt, for a file that does not hold its symbols",
     )
+    add_target_lang(parser)
     add_set(parser)
     parser.add_argument(
         "--int8", metavar="FILE", help="with --to onnx: also write the graph with 8-bit weights"
@@ -55,7 +62,14 @@ def convert(options: argparse.Namespace) -> None:
     target = Path(options.target)
     if target.resolve() == source.resolve():
         raise ConfigError(f"{target}: OUT is IN; give another place, so that nothing is lost")
-    loaded = load_checkpoint(source, dictionary=options.dictionary, **parse_fields(options.set))
+    loaded = load_checkpoint(
+        source,
+        dictionary=options.dictionary,
+        target_lang=options.target_lang,
+        **parse_fields(options.set),
+    )
+    if options.target_lang is not None:
+        loaded.languages = None  # it alone
     print_source(loaded, source)
     if options.to == "ours":
         write_ours(target, loaded, check=options.check)
@@ -92,10 +106,12 @@ def write_foreign(target: Path, loaded: LoadedModel, options: argparse.Namespace
 def write_ours(target: Path, loaded: LoadedModel, *, check: bool) -> None:
     """Write a folder of this package, and compare it with the source."""
     from hubert_pretrain.interop.compare import count_equal_tensors
+    from hubert_pretrain.interop.languages import copy_languages
     from hubert_pretrain.model.checkpoint import load_model, save_model
 
     head = loaded.build_head() if loaded.head_state else None
     save_model(target, loaded.model, head=head, extra=loaded.extra)
+    copy_languages(loaded, target, but="")
     print(f"wrote     {target}")
     if check:
         tensors = count_equal_tensors(target, loaded, load_model(target))

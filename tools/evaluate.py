@@ -21,6 +21,7 @@ from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.tools.command import (
     add_device,
     add_set,
+    add_target_lang,
     command_parser,
     parse_fields,
     run_command,
@@ -71,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--workers", type=int, default=0, help="processes that read audio; 0: one per core"
     )
     add_device(parser)
+    add_target_lang(parser)
     parser.add_argument(
         "--dictionary", help="dict.ltr.txt, for a model that does not hold its characters"
     )
@@ -99,11 +101,12 @@ def load(options: argparse.Namespace) -> tuple[Task, LoadedModel]:
 
     path = Path(options.model)
     fields = parse_fields(options.set)
+    fields |= {"dictionary": options.dictionary, "target_lang": options.target_lang}
     node = None
     if options.task:
-        found = task_node(load_checkpoint(path, dictionary=options.dictionary, **fields), str(path))
+        found = task_node(load_checkpoint(path, **fields), str(path))
         node = {**found, **parse_fields(options.task)}
-    return load_task(path, node, dictionary=options.dictionary, **fields)
+    return load_task(path, node, **fields)
 
 
 def open_corpus(options: argparse.Namespace, scratch: Path) -> Corpus:

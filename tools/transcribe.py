@@ -35,6 +35,7 @@ from hubert_pretrain.errors import ConfigError, HubertPretrainError
 from hubert_pretrain.tools.command import (
     add_device,
     add_set,
+    add_target_lang,
     command_parser,
     decoding_of,
     parse_fields,
@@ -98,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
         "pauses or not (default: the longest utterance that the model was trained on, at most 15)",
     )
     add_device(parser)
+    add_target_lang(parser)
     parser.add_argument(
         "--dictionary", help="dict.ltr.txt, for a model that does not hold its characters"
     )
@@ -119,6 +121,7 @@ def transcribe(options: argparse.Namespace) -> int:
         options.device,
         decoding=decoding_of(fields),
         dictionary=options.dictionary,
+        target_lang=options.target_lang,
         **fields,
     )
     recogniser.chunking = chunking(options, recogniser.chunking)

@@ -26,6 +26,7 @@ from hubert_pretrain.fields import (
     first_and_last,
     hub_languages,
     hub_licence,
+    language_name,
     one_or_several,
     positive,
     share,
@@ -460,6 +461,12 @@ class FinetuneConfig:
     """Chunks of drawn lengths while training; chunk_frames is that of scoring and of the result."""
     normalize_waveform: bool | None = None
     """Zero mean and unit variance per utterance; null: as in pretraining. A stream needs false."""
+    target_lang: str | None = field(None, language_name)
+    """CTC: the language to train adapters and a head for, in the file
+    adapter.LANGUAGE.safetensors, while the encoder is frozen. A checkpoint with other languages
+    keeps them; null: no adapters."""
+    adapter_attn_dim: int | None = field(None, between(1, 32_768))
+    """Width of the adapters of target_lang; null: that of the checkpoint, 16 where it has none."""
     norm_over_valid: bool = False
     """The norm over time (Base) leaves padding out, as in exports and scoring, where there is
     none."""
@@ -511,6 +518,8 @@ class EvaluateConfig:
     task: Any = None
     """`_target_` of the task, and its arguments; null: that of the recipe of that name, else as the
     checkpoint states it."""
+    target_lang: str | None = field(None, language_name)
+    """Language of a checkpoint with adapters; null: that which it was trained for last."""
     decoding: DecodingConfig = field(DecodingConfig)
     """CTC: decoding; where nothing is set, that of the task of that name."""
     resamples: int = field(1000, positive)
@@ -531,6 +540,9 @@ class ExportConfig:
     folder each."""
     checkpoints: list[str] = field([], path=True)
     """Stages of this run or other checkpoints; `summary.json` names the first."""
+    target_lang: str | None = field(None, language_name)
+    """Of checkpoints with adapters, the language to export. null: huggingface gets all, as
+    Wav2Vec2ForCTC, the others that which was trained last."""
     licence: str = field("", hub_licence)
     """Licence in the model card (README.md) of each export, as the hub spells it: apache-2.0,
     cc-by-4.0, other; "": not stated."""

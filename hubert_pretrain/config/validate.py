@@ -11,7 +11,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-from hubert_pretrain.config.nodes import TARGET, attribute_of, nodes_of
+from hubert_pretrain.config.nodes import TARGET, attribute_of, is_ours, nodes_of
 from hubert_pretrain.config.schema import (
     MAX_CLUSTERS,
     AugmentConfig,
@@ -29,7 +29,12 @@ from hubert_pretrain.distributed import accumulation, check_groups
 from hubert_pretrain.errors import ConfigError, did_you_mean
 from hubert_pretrain.fields import AUTO, between, faults_of_values, positive, share_above_zero
 from hubert_pretrain.frames import MODEL_GRID, FrameGrid, samples, seconds
-from hubert_pretrain.model.config import HubertConfig, SpanMask, faults_of_streaming
+from hubert_pretrain.model.config import (
+    ADAPTER_WIDTH,
+    HubertConfig,
+    SpanMask,
+    faults_of_streaming,
+)
 from hubert_pretrain.model.export_limits import faults_of_export
 
 LAYER_WORDS = ("auto", "all")
@@ -320,7 +325,14 @@ def _faults_of_finetune(key: str, config: FinetuneConfig, trainer: TrainerConfig
     if config.warmup_fraction + config.hold_fraction > 1:
         yield f"{key}: warmup_fraction + hold_fraction is above 1; nothing is left for the decay"
     if config.lora.rank:
-        yield from _faults_of_lora(key, config, trainer)
+        yield from _faults_of_lora(key, config)
+    if config.target_lang is not None:
+        yield from _faults_of_adapters(key, config)
+    elif config.adapter_attn_dim is not None:
+        yield (
+            f"{key}.adapter_attn_dim={config.adapter_attn_dim} needs {key}.target_lang, the "
+            "language that the adapters are of; set it, or adapter_attn_dim=null"
+        )
     weight = config.task.get("consistency_weight") if isinstance(config.task, dict) else 0
     if weight and config.mask.probability == config.channel_mask.probability == 0:
         yield (
@@ -342,19 +354,35 @@ def _faults_of_streaming_task(key: str, config: FinetuneConfig, recipe: Recipe) 
         yield from _faults_of_chunks(key, config.dynamic_chunks, model, key)
 
 
-def _faults_of_lora(key: str, config: FinetuneConfig, trainer: TrainerConfig) -> Iterator[str]:
+def _faults_of_lora(key: str, config: FinetuneConfig) -> Iterator[str]:
     where = f"{key}.lora.rank={config.lora.rank}"
     if not find_spec("peft"):
         yield f"{where} needs peft, which is missing: pip install 'peft>=0.17', or set it to 0"
-    if trainer.strategy in ("fsdp", "hsdp"):
+    yield from _faults_of_frozen(key, config, where, "lora.rank=0")
+
+
+def _faults_of_adapters(key: str, config: FinetuneConfig) -> Iterator[str]:
+    where = f"{key}.target_lang={config.target_lang}"
+    if config.lora.rank:
         yield (
-            f"{where} does not go with trainer.strategy={trainer.strategy}; use ddp: frozen "
-            "weights have no gradients and no state of the optimiser"
+            f"{where} trains adapters, {key}.lora.rank={config.lora.rank} other matrices; remove "
+            "one of them"
         )
+    target = str(config.task.get(TARGET, "")) if isinstance(config.task, dict) else ""
+    if is_ours(target) and not attribute_of(target, "has_languages"):
+        yield (
+            f"{where}: a language is adapters with a vocabulary, and {target} has none; remove it, "
+            "or take the task hubert_pretrain.finetune.ctc.CtcTask"
+        )
+    yield from _faults_of_frozen(key, config, where, "target_lang=null")
+
+
+def _faults_of_frozen(key: str, config: FinetuneConfig, where: str, fix: str) -> Iterator[str]:
+    """Settings that have no meaning for an encoder that is frozen but for what was added to it."""
     if config.freeze_encoder_steps >= config.steps:
         yield (
             f"{where} trains nothing with {key}.freeze_encoder_steps={config.freeze_encoder_steps} "
-            f"of {config.steps} steps, in which only the head learns; lower it, or set lora.rank=0"
+            f"of {config.steps} steps, in which only the head learns; lower it, or set {fix}"
         )
     if config.conv_gradient_scale:
         yield (
@@ -413,6 +441,7 @@ def _faults_of_export(recipe: Recipe) -> Iterator[str]:
     for format in formats if isinstance(formats, list) else [formats]:
         if own:
             yield from faults_of_export(format, recipe.model)
+        yield from _faults_of_languages(recipe, own, format)
         for name in own:
             softmax = name in trainings and trainings[name].loss.head == "softmax"
             if format in ("fairseq", "s3prl") and softmax:
@@ -426,6 +455,18 @@ def _faults_of_export(recipe: Recipe) -> Iterator[str]:
                     f"export.format={format} cannot hold {name}: it has no HuBERT with such a "
                     f"head; export to {', '.join(able[:-1])} or {able[-1]}"
                 )
+
+
+def _faults_of_languages(recipe: Recipe, checkpoints: list[str], format: str) -> Iterator[str]:
+    """Formats that cannot hold the adapters that a task adds to the network."""
+    for name in checkpoints:
+        verb, _, task = name.partition("/")
+        if verb != "finetune" or recipe.finetune[task].target_lang is None:
+            continue
+        width = recipe.finetune[task].adapter_attn_dim or ADAPTER_WIDTH
+        model = replace(recipe.model, adapter_attn_dim=width)
+        known = faults_of_export(format, recipe.model)
+        yield from (fault for fault in faults_of_export(format, model) if fault not in known)
 
 
 # -- hardware

@@ -83,6 +83,7 @@ class CtcTask(Task):
         Metric("cer", higher_is_better=False),
         Metric("empty", higher_is_better=False),
     )
+    has_languages = True
     exports = ("huggingface", "fairseq", "s3prl", "torchaudio", "onnx", "torch")
 
     def __init__(

@@ -44,10 +44,13 @@ from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.finetune.utterance import UtteranceTask
 from hubert_pretrain.finetune.verify import VerifyTask
 from hubert_pretrain.frames import SAMPLE_RATE
+from hubert_pretrain.interop.languages import choose_language
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.interop.transformers_reader import TOKENIZER_KEY
-from hubert_pretrain.model.heads import SpeakerHead, TaskHead
+from hubert_pretrain.model.checkpoint import LoadedModel
+from hubert_pretrain.model.heads import CTCHead, SpeakerHead, TaskHead
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.language_adapters import TARGET_LANG
 from hubert_pretrain.model.preprocess import prepare_waveform
 from hubert_pretrain.model.streaming import StreamingEncoder
 from hubert_pretrain.progress import progress
@@ -92,6 +95,7 @@ class SpeechRecognizer:
         self.vocabulary = vocabulary
         self.extra: Mapping[str, Any] = {}
         """Of the checkpoint: origin, rules of its texts."""
+        self._loaded: LoadedModel | None = None
         self._task = CtcTask(weighted_layers=head.weighted_layers)
 
     @staticmethod
@@ -106,29 +110,18 @@ class SpeechRecognizer:
 
         Args:
             decoding: search, language model, lexicon, hot words; None: greedy.
-            more: goes to `load_checkpoint`.
+            more: goes to `load_checkpoint`, e.g. target_lang="deu".
 
         Raises:
             ArtefactError: it holds something else, or does not list its characters.
             ConfigError, DataError: decoding lacks a file, or has words of another vocabulary.
         """
         loaded = load_checkpoint(path, **more)
-        if loaded.kind != CtcTask.kind:
-            raise ArtefactError(
-                f"{path}: holds a {loaded.kind!r} checkpoint, which cannot transcribe; give the "
-                "folder of a CTC model"
-            )
-        if "vocabulary" not in loaded.extra:
-            raise ArtefactError(
-                f"{path}: does not list the characters that its outputs stand for; give "
-                "dictionary=, the path of its dict.ltr.txt, or in a folder of transformers copy "
-                "vocab.json and tokenizer_config.json of the model that it was made from"
-            )
-        vocabulary = Vocabulary.of_card(loaded.extra)
+        vocabulary, head = _recogniser_parts(loaded, path)
         lower_case = bool(loaded.extra.get(TOKENIZER_KEY, {}).get("do_lower_case"))
-        head: Any = loaded.build_head()
         found = SpeechRecognizer(loaded.model, head, vocabulary, device, lower_case=lower_case)
         found.extra = loaded.extra
+        found._loaded = loaded
         if UTTERANCE_SECONDS_KEY in loaded.extra:
             found.chunking = Chunking.of_utterances(float(loaded.extra[UTTERANCE_SECONDS_KEY]))
         if decoding is not None:
@@ -136,6 +129,35 @@ class SpeechRecognizer:
                 decoding, vocabulary.symbols, grid=loaded.model.grid, spell=vocabulary.spell
             )
         return found
+
+    @property
+    def target_lang(self) -> str | None:
+        """Language of a model with adapters; None for any other."""
+        return self.extra.get(TARGET_LANG)
+
+    def set_target_lang(self, name: str, decoding: DecodingConfig | None = None) -> None:
+        """Exchange adapters, head, symbols and rules of texts for those of another language of the
+        checkpoint, in place: the other weights are not read again. Decoding is greedy, or that of
+        `decoding`, for a language model is of one language.
+
+        Raises ArtefactError for a language that the checkpoint has not, with those that it has.
+        """
+        if self._loaded is None:
+            raise ConfigError("set_target_lang needs a model of SpeechRecognizer.load")
+        where = self._loaded.languages or Path(str(self.extra.get("stage", "checkpoint")))
+        loaded = choose_language(self._loaded, name, where)
+        vocabulary, head = _recogniser_parts(loaded, where)
+        self._loaded = loaded
+        self.extra = loaded.extra
+        self.vocabulary = vocabulary
+        self.head = head.to(self.device)
+        self._task = CtcTask(weighted_layers=head.weighted_layers)
+        self.decoder = build_decoder(
+            decoding or DecodingConfig(),
+            vocabulary.symbols,
+            grid=self.model.grid,
+            spell=vocabulary.spell,
+        )
 
     def transcribe(self, speech: Speech, *, sampling_rate: int = SAMPLE_RATE) -> str:
         """The text of speech; see `log_probabilities`."""
@@ -288,6 +310,23 @@ def _noting(blocks: Iterator[Waveform], levels: set[float]) -> Iterator[Waveform
         if len(levels) < 2 and len(block):
             levels |= {float(block.min()), float(block.max())}
         yield block
+
+
+def _recogniser_parts(loaded: LoadedModel, path: str | Path) -> tuple[Vocabulary, TaskHead]:
+    """Vocabulary and head of a CTC model. Raises ArtefactError for any other checkpoint."""
+    head: Any = loaded.build_head() if loaded.head_state else None
+    if not isinstance(head, CTCHead):
+        raise ArtefactError(
+            f"{path}: holds a {loaded.kind!r} checkpoint, which cannot transcribe; give the "
+            "folder of a CTC model"
+        )
+    if CTCHead.names not in loaded.extra:
+        raise ArtefactError(
+            f"{path}: does not list the characters that its outputs stand for; give "
+            "dictionary=, the path of its dict.ltr.txt, or in a folder of transformers copy "
+            "vocab.json and tokenizer_config.json of the model that it was made from"
+        )
+    return Vocabulary.of_card(loaded.extra), head
 
 
 class Classified(NamedTuple):

@@ -93,6 +93,11 @@ class FinetuneModule(TrainingModule):
         self.cache = cache
         self.fill_cache = fill_cache
         self.train()  # a loaded model is in eval mode, and Lightning leaves modes as they are
+        for part in self.model.modules():
+            if isinstance(part, nn.BatchNorm1d) and not any(
+                each.requires_grad for each in part.parameters()
+            ):
+                part.eval()  # a frozen encoder keeps its statistics too
         self.validated_step = -1
         self._valid = Meter()
         self._validated: list[Scored] = []

@@ -40,6 +40,7 @@ class PhoneTask(CtcTask):
         Metric("per", higher_is_better=False),
         Metric("empty", higher_is_better=False),
     )
+    has_languages = True
     exports = ("huggingface", "fairseq", "s3prl", "torchaudio", "onnx", "torch")
 
     def __init__(

@@ -127,6 +127,10 @@ class Task(ABC):
     """Metrics that `score` returns, the main one first: the best checkpoint is the best by it."""
     needs_all_layers: bool = False
     """True if the head needs every layer's output, `Hubert.forward(hidden_states=True)`."""
+    has_languages: ClassVar[bool] = False
+    """True if a language of its models is adapters and a head with a vocabulary of its own
+    (model/language_adapters.py). Read as `exports` is.
+    """
     views: int = 1
     """Copies of each training utterance in a batch, with masks of their own. The loss then gets
     logits of (views x B) rows, the first views of all utterances first, for labels of B rows.

@@ -18,11 +18,17 @@ from torch import Tensor
 
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.frames import SAMPLE_RATE, samples
+from hubert_pretrain.interop.languages import choose_language
 from hubert_pretrain.interop.transformers_reader import TOKENIZER_KEY
-from hubert_pretrain.interop.transformers_writer import architecture_of, import_transformers
+from hubert_pretrain.interop.transformers_writer import (
+    CTC_CLASSES,
+    architecture_of,
+    import_transformers,
+)
 from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.model.heads import CTCHead, TaskHead
 from hubert_pretrain.model.hubert import WHOLE_UTTERANCE
+from hubert_pretrain.model.language_adapters import TARGET_LANG, languages
 
 TOLERANCE = 1e-4
 """Allowed absolute difference of any output in fp32 on a CPU; about 1e-6 is measured."""
@@ -45,32 +51,46 @@ def compare(folder: str | Path, loaded: LoadedModel, *, tolerance: float = TOLER
     """Compares every layer, the last hidden state and the logits of a folder of `transformers` with
     the model that it was made from, and the text of its tokenizer with our symbols.
 
+    With several languages the logits of each are compared too, as "logits, <language>".
+
     Raises ArtefactError when any differs by more than `tolerance`, naming the first such output.
     """
-    _check_tokenizer(folder, loaded)
     waveform = probe_waveform(max(samples(1.0), loaded.model.grid.num_samples(8)))
     processor = import_transformers().AutoFeatureExtractor.from_pretrained(folder)
     processed = processor(waveform, sampling_rate=SAMPLE_RATE, return_tensors="pt")
     values = processed.input_values  # (1, S)
+    name = architecture_of(loaded)
+    model = load_quietly(getattr(import_transformers(), name), folder)
+    is_ctc = CTCHead.names in loaded.extra and name in CTC_CLASSES
+    tokenizer = import_transformers().AutoTokenizer.from_pretrained(folder) if is_ctc else None
+    if tokenizer is not None:
+        _check_tokenizer(folder, loaded, tokenizer)
     with torch.inference_mode():
-        theirs = _transformers_outputs(folder, loaded, values)
+        theirs = _transformers_outputs(model, values)
         ours = our_outputs(loaded, values)
         ours = {name: ours[name] for name in theirs}  # theirs may have no class with the head
+        for language in languages(loaded.languages) if loaded.languages and is_ctc else ():
+            chosen = choose_language(loaded, language, Path(folder))
+            model.load_adapter(language)
+            tokenizer.set_target_lang(language)
+            _check_tokenizer(folder, chosen, tokenizer)
+            theirs[f"logits, {language}"] = model(values).logits
+            ours[f"logits, {language}"] = our_outputs(chosen, values)["logits"]
+    if loaded.languages and is_ctc:  # the network is that of `loaded` again
+        choose_language(loaded, loaded.extra[TARGET_LANG], Path(folder))
     return check_differences(folder, ours, theirs, tolerance=tolerance, library="transformers")
 
 
-def _check_tokenizer(folder: str | Path, loaded: LoadedModel) -> None:
+def _check_tokenizer(folder: str | Path, loaded: LoadedModel, tokenizer: Any) -> None:
     """Raises ArtefactError when the exported tokenizer does not spell each symbol as we do."""
-    vocabulary = loaded.extra.get(CTCHead.names)
-    if vocabulary is None or architecture_of(loaded) != "HubertForCTC":
-        return
+    vocabulary = loaded.extra[CTCHead.names]
     # Each symbol twice, with the blank between.
     path = [row for symbol in range(1, len(vocabulary)) for row in (symbol, symbol, 0, symbol)]
     words = [" " if symbol == "|" else str(symbol) for symbol in vocabulary[1:]]
     expected = "".join(word + word for word in words).strip()
     if loaded.extra.get(TOKENIZER_KEY, {}).get("do_lower_case"):
         expected = expected.lower()
-    found = import_transformers().AutoTokenizer.from_pretrained(folder).decode(path)
+    found = tokenizer.decode(path)
     if found != expected:
         raise ArtefactError(
             f"{folder}: the exported tokenizer writes {found[:40]!r} where the checkpoint has "
@@ -189,12 +209,8 @@ def load_quietly(architecture: Any, folder: str | Path) -> Any:
             logging.enable_progress_bar()
 
 
-def _transformers_outputs(
-    folder: str | Path, loaded: LoadedModel, waveform: Tensor
-) -> dict[str, Tensor]:
-    architecture = getattr(import_transformers(), architecture_of(loaded))
-    model = load_quietly(architecture, folder)
-    encoder = getattr(model, "hubert", model)
+def _transformers_outputs(model: Any, waveform: Tensor) -> dict[str, Tensor]:
+    encoder = getattr(model, model.base_model_prefix, model)
     states: list[Tensor] = []
 
     def record(module: Any, arguments: Any, output: Tensor | tuple[Tensor, ...]) -> None:

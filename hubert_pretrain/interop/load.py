@@ -12,6 +12,7 @@ from torch import Tensor
 from hubert_pretrain.errors import ArtefactError, ConfigError, hub_remark
 from hubert_pretrain.files import refuse_lfs_pointer
 from hubert_pretrain.interop.fairseq_reader import is_fairseq, load_fairseq
+from hubert_pretrain.interop.languages import choose_language
 from hubert_pretrain.interop.pickles import read_pickle
 from hubert_pretrain.interop.torchaudio_reader import load_torchaudio, torchaudio_weights
 from hubert_pretrain.interop.transformers_reader import (
@@ -28,6 +29,7 @@ from hubert_pretrain.model.checkpoint import (
     load_training_state,
     read_small_json,
 )
+from hubert_pretrain.model.language_adapters import TARGET_LANG, languages
 from hubert_pretrain.model.sharded import is_sharded_folder, read_weights
 
 READABLE = (
@@ -39,7 +41,11 @@ _TORCH_SAVE = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def load_checkpoint(
-    path: str | Path, *, dictionary: str | Path | None = None, **overrides: Any
+    path: str | Path,
+    *,
+    dictionary: str | Path | None = None,
+    target_lang: str | None = None,
+    **overrides: Any,
 ) -> LoadedModel:
     """The network, its head and a report of how they were read.
 
@@ -50,6 +56,8 @@ def load_checkpoint(
             config.json is read with that configuration, in place of the folder's own weights.
         dictionary: `dict.km.txt` or `dict.ltr.txt` of fairseq, for a checkpoint without its
             symbols.
+        target_lang: one of the languages of a checkpoint with adapters; None: that which
+            `model.safetensors` holds.
         overrides: fields of HubertConfig, e.g. `layerdrop=0.0`; or those that a torchaudio file
             does not tell, e.g. `num_attention_heads=4`.
 
@@ -62,6 +70,10 @@ def load_checkpoint(
     path = Path(path)
     try:
         loaded = _load(path, dictionary, overrides)
+        if TARGET_LANG in loaded.extra and languages(path):
+            loaded.languages = path
+        if target_lang is not None:
+            loaded = choose_language(loaded, target_lang, path)
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         # Parts with the right names and unexpected shapes or types.
         detail = f"{type(error).__name__}: {error}".replace("\n", " ")

@@ -4,7 +4,7 @@ they were made from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +21,19 @@ from hubert_pretrain.interop.compare import (
     probe,
 )
 from hubert_pretrain.interop.fairseq_writer import export_fairseq, export_s3prl
+from hubert_pretrain.interop.languages import choose_language
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.interop.model_card import Origin, write_model_card
 from hubert_pretrain.interop.onnx import compare_onnx, compare_torch, export_onnx, export_torch
 from hubert_pretrain.interop.torchaudio_writer import compare_torchaudio, export_torchaudio
-from hubert_pretrain.interop.transformers_writer import export_huggingface
+from hubert_pretrain.interop.transformers_writer import (
+    EXCHANGES,
+    architecture_of,
+    export_huggingface,
+)
 from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.model.export_limits import faults_of_export, offline_note
+from hubert_pretrain.model.language_adapters import TARGET_LANG, languages
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ def export_all(
     sources: Mapping[str, Path],
     folder: Path,
     origins: Mapping[str, Origin] | None = None,
+    target_lang: str | None = None,
 ) -> dict[str, Export]:
     """Export several checkpoints and compare each export with its source.
 
@@ -117,6 +124,8 @@ def export_all(
         folder: where each checkpoint gets a folder (see `folder_names`), and with several formats
             each format one with those.
         origins: what the model cards tell, by the keys of `sources`; None: no cards.
+        target_lang: of checkpoints with several languages, the one to export; None: all, where the
+            format holds several, else that which the checkpoint was trained for last.
 
     Returns the exports by the keys of `sources`, with several formats by format/key.
 
@@ -127,9 +136,13 @@ def export_all(
     exports: dict[str, Export] = {}
     for key, name in folder_names(sources).items():
         loaded = load_checkpoint(sources[key])
+        if target_lang is not None and loaded.languages is not None:
+            loaded = choose_language(loaded, target_lang, sources[key])
+            loaded.languages = None
         notes = list(loaded.report.notes) if loaded.report is not None else []
         if loaded.model.config.chunk_frames is not None:
             notes.append(offline_note(loaded.model.config))
+        notes += _languages_left_out(loaded, chosen)
         for format_name, form in chosen.items():
             prefix = prefixes[format_name]
             path = folder / (prefix + name) / form.file
@@ -140,6 +153,18 @@ def export_all(
                 write_model_card(place, format_name, form.file, loaded, origins[key])
             exports[prefix + key] = Export(prefix + name, report, notes)
     return exports
+
+
+def _languages_left_out(loaded: LoadedModel, formats: Iterable[str]) -> list[str]:
+    """A note where a checkpoint has more languages than a format holds."""
+    held = architecture_of(loaded) == EXCHANGES
+    single = [name for name in formats if not (held and name == "huggingface")]
+    if loaded.languages is None or not single or len(languages(loaded.languages)) == 1:
+        return []
+    return [
+        f"{' and '.join(single)} hold one language: {loaded.extra[TARGET_LANG]} of "
+        f"{', '.join(languages(loaded.languages))} (export.target_lang chooses)"
+    ]
 
 
 def folder_names(sources: Mapping[str, Path]) -> dict[str, str]:

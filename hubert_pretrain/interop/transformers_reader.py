@@ -119,14 +119,16 @@ def load_huggingface(
     """
     folder = Path(folder)
     stored = read_small_json(folder / "config.json")
-    if not isinstance(stored, dict) or stored.get("model_type") != "hubert":
+    preserved = read_small_json(folder / PRESERVED_FILE)
+    preserved = preserved if isinstance(preserved, dict) else None
+    # An export with languages is a Wav2Vec2ForCTC; others of that class are no HuBERT.
+    known = ("hubert", "wav2vec2") if preserved else ("hubert",)
+    if not isinstance(stored, dict) or stored.get("model_type") not in known:
         found = stored.get("model_type") if isinstance(stored, dict) else type(stored).__name__
         raise ArtefactError(
             f"{folder / 'config.json'}: model_type is {found!r}, expected 'hubert'; "
             "its architecture is another"
         )
-    preserved = read_small_json(folder / PRESERVED_FILE)
-    preserved = preserved if isinstance(preserved, dict) else None
     path, tensors = weights or read_weights(folder)
     encoder, head = _split(tensors, path)
     notes: list[str] = []

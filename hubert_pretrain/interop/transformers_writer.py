@@ -4,11 +4,16 @@
 |---|---|---|
 | of pretraining | HubertModel | the head, under fairseq's names: `pretraining_head.safetensors` |
 | CTC | HubertForCTC | tokenizer and processor |
+| CTC, several languages | Wav2Vec2ForCTC | the same, and `adapter.<language>.safetensors` |
 | classes, numbers of utterances | HubertForSequenceClassification | class names, problem_type |
 | any other | HubertModel | the head, under our names: `task_head.safetensors` |
 
-The second and third also load in the pipelines "automatic-speech-recognition" and
+The second to fourth also load in the pipelines "automatic-speech-recognition" and
 "audio-classification". A head states its class (`TaskHead.places`).
+
+Wav2Vec2ForCTC computes the same network as HubertForCTC, and it alone exchanges languages:
+`load_adapter("deu")` beside the tokenizer's `set_target_lang("deu")`. (HubertForCTC has the argument
+target_lang too, but its `load_adapter` is that of peft.)
 
 HubertForSequenceClassification computes the logits of all three values of problem_type, but its
 loss is cross-entropy whatever problem_type says: for several labels or numbers compute the loss
@@ -40,6 +45,7 @@ from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.files import write_json
 from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.interop.assemble import new_mask_embedding
+from hubert_pretrain.interop.languages import THEIR_PREFIXES, language_at
 from hubert_pretrain.interop.tensor_names import (
     FAIRSEQ_HEAD,
     TRANSFORMERS,
@@ -62,11 +68,17 @@ from hubert_pretrain.model.checkpoint import WEIGHTS, LoadedModel, save_tensors
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.export_limits import faults_of_export
 from hubert_pretrain.model.heads import TASK_HEADS, CTCHead, TaskHead
+from hubert_pretrain.model.language_adapters import TARGET_LANG, language_file, metadata_of
+from hubert_pretrain.model.language_adapters import languages as names_of_languages
 
 BARE = "HubertModel"
 """The class without a head."""
+EXCHANGES = "Wav2Vec2ForCTC"
+"""The class that exchanges languages."""
+CTC_CLASSES = ("HubertForCTC", EXCHANGES)
 _HEAD_KEY_MAPS = {
     "HubertForCTC": TRANSFORMERS_CTC,
+    EXCHANGES: TRANSFORMERS_CTC,
     "HubertForSequenceClassification": TRANSFORMERS_CLASSES,
 }
 """Class with a head -> names of the head's tensors in it."""
@@ -76,7 +88,8 @@ def architecture_of(loaded: LoadedModel) -> str:
     """The class of `transformers` that computes a network with its head, as the head states; the
     bare network where there is none.
     """
-    return loaded.build_head().places.get("huggingface", BARE) if loaded.head_state else BARE
+    name = loaded.build_head().places.get("huggingface", BARE) if loaded.head_state else BARE
+    return EXCHANGES if name == "HubertForCTC" and loaded.languages is not None else name
 
 
 def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
@@ -89,14 +102,16 @@ def export_huggingface(folder: str | Path, loaded: LoadedModel) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _check_labels(loaded)
-    _check_variant(loaded.model.config)
+    _check_variant(loaded)
     write_json(folder / "config.json", _config(loaded))
     save_tensors(folder / WEIGHTS, _weights(loaded))
     write_json(folder / PRESERVED_FILE, loaded.config)
     vocabulary = _vocabulary(loaded)
     extractor = _feature_extractor(loaded.model.config)
     if vocabulary is not None:
-        _write_processor(folder, extractor, _make_tokenizer(folder, vocabulary, loaded.extra))
+        languages = _write_languages(folder, loaded)
+        tokenizer = _make_tokenizer(folder, vocabulary, loaded.extra, languages)
+        _write_processor(folder, extractor, tokenizer)
     else:  # Otherwise AutoProcessor looks for a tokenizer.
         extractor.processor_class = type(extractor).__name__
     # preprocessor_config.json: 5.x does not write it for a processor, but 4.x and others read it.
@@ -152,13 +167,14 @@ def import_transformers() -> Any:
 def _config(loaded: LoadedModel) -> dict[str, Any]:
     config = loaded.model.config
     extra_fields = loaded.extra.get(EXTRA_KEY, {})
-    architecture = import_transformers().HubertConfig
+    name = architecture_of(loaded)
+    transformers = import_transformers()
+    architecture = transformers.Wav2Vec2Config if name == EXCHANGES else transformers.HubertConfig
     # A field of both has the same name and meaning in both. Adapters are a field of Wav2Vec2Config
     # only; HubertModel reads it all the same.
     known = {*architecture().to_dict(), "adapter_attn_dim"}
     fields = {name: value for name, value in dataclasses.asdict(config).items() if name in known}
     fields |= {name: value for name, value in extra_fields.items() if name in EXTRA_FIELDS}
-    name = architecture_of(loaded)
     fields |= {
         "architectures": [name],
         "bos_token_id": None,
@@ -166,7 +182,7 @@ def _config(loaded: LoadedModel) -> dict[str, Any]:
         "pad_token_id": 0,
         **_HEAD_FIELDS.get(name, _no_fields)(loaded),
     }
-    return {**architecture(**fields).to_dict(), "model_type": "hubert"}
+    return {**architecture(**fields).to_dict(), "model_type": architecture.model_type}
 
 
 def _no_fields(loaded: LoadedModel) -> dict[str, Any]:
@@ -203,7 +219,7 @@ def _class_fields(loaded: LoadedModel) -> dict[str, Any]:
 
 
 _HEAD_FIELDS = {
-    "HubertForCTC": _ctc_fields,
+    **dict.fromkeys(CTC_CLASSES, _ctc_fields),
     "HubertForSequenceClassification": _class_fields,
 }
 """Class with a head -> the fields of its configuration that describe the head."""
@@ -221,7 +237,8 @@ def _weights(loaded: LoadedModel) -> dict[str, Tensor]:
     if name == BARE:
         return encoder
     head = to_theirs(loaded.head_state, _HEAD_KEY_MAPS[name])
-    return {f"hubert.{name}": tensor for name, tensor in encoder.items()} | head
+    prefix = THEIR_PREFIXES[0] if name == EXCHANGES else "hubert."
+    return {f"{prefix}{name}": tensor for name, tensor in encoder.items()} | head
 
 
 def _feature_extractor(config: HubertConfig) -> Any:
@@ -243,7 +260,7 @@ _SENTENCE_TOKENS = {"bos": "<s>", "eos": "</s>"}
 
 def _vocabulary(loaded: LoadedModel) -> list[str] | None:
     """The symbols of the CTC head; None for a model of another class or one that names none."""
-    is_ctc = architecture_of(loaded) == "HubertForCTC"
+    is_ctc = architecture_of(loaded) in CTC_CLASSES
     symbols = loaded.extra.get(CTCHead.names) if is_ctc else None
     return None if symbols is None else [str(symbol) for symbol in symbols]
 
@@ -256,7 +273,35 @@ def _write_processor(folder: Path, extractor: Any, tokenizer: Any) -> None:
     processor.save_pretrained(folder)
 
 
-def _make_tokenizer(folder: Path, vocabulary: list[str], extra: dict[str, Any]) -> Any:
+def _write_languages(folder: Path, loaded: LoadedModel) -> dict[str, list[str]]:
+    """Writes the file of every language that the checkpoint can take; returns their symbols. Writes
+    none, and returns {}, for a model of one language.
+    """
+    if architecture_of(loaded) != EXCHANGES:
+        return {}
+    assert loaded.languages is not None
+    found = {}
+    for name in names_of_languages(loaded.languages):
+        language = language_at(language_file(loaded.languages, name), loaded)
+        if language.extra.get("merges") or language.extra.get("phones"):
+            raise ArtefactError(
+                f"language {name!r} has pieces or phones as symbols, and the tokenizer of "
+                "transformers exchanges characters only; export one language, export.target_lang"
+            )
+        encoder = to_theirs(language.adapters, TRANSFORMERS)
+        tensors = {f"{THEIR_PREFIXES[0]}{name}": each for name, each in encoder.items()}
+        tensors |= to_theirs(language.head_state, TRANSFORMERS_CTC)
+        save_tensors(language_file(folder, name), tensors, metadata_of(language))
+        found[name] = [str(symbol) for symbol in language.extra[CTCHead.names]]
+    return found
+
+
+def _make_tokenizer(
+    folder: Path,
+    vocabulary: list[str],
+    extra: dict[str, Any],
+    languages: dict[str, list[str]],
+) -> Any:
     """The tokenizer of a vocabulary, which decodes as our greedy decoding does: it collapses
     repetitions and drops the padding token, which is CTC's blank. Writes its `vocab.json`, where
     it reads one.
@@ -266,6 +311,8 @@ def _make_tokenizer(folder: Path, vocabulary: list[str], extra: dict[str, Any]) 
     | characters | Wav2Vec2CTCTokenizer, which turns "|" into a space |
     | pieces of words, with merges | ParakeetTokenizer, the BPE of `tokenizers` |
     | phones | Wav2Vec2PhonemeCTCTokenizer, with spaces between them |
+
+    languages: symbols of each, for a model that exchanges them; {} for any other.
 
     Special tokens that the vocabulary lacks are switched off; the tokenizer would otherwise number
     them beyond the rows of the head.
@@ -281,8 +328,11 @@ def _make_tokenizer(folder: Path, vocabulary: list[str], extra: dict[str, Any]) 
         f"{name}_token": token if token in vocabulary else None
         for name, token in _SENTENCE_TOKENS.items()
     }
-    write_json(folder / "vocab.json", {symbol: index for index, symbol in enumerate(vocabulary)})
+    target_lang = {"target_lang": extra[TARGET_LANG]} if languages else {}
+    rows = {name: _rows(symbols) for name, symbols in languages.items()}
+    write_json(folder / "vocab.json", rows or _rows(vocabulary))
     arguments = {
+        **target_lang,
         "vocab_file": str(folder / "vocab.json"),
         "pad_token": vocabulary[0],
         "unk_token": unknown,
@@ -308,6 +358,10 @@ def _make_tokenizer(folder: Path, vocabulary: list[str], extra: dict[str, Any]) 
     return tokenizer
 
 
+def _rows(symbols: list[str]) -> dict[str, int]:
+    return {symbol: row for row, symbol in enumerate(symbols)}
+
+
 # -- checks
 
 
@@ -327,7 +381,8 @@ def _check_labels(loaded: LoadedModel) -> None:
         )
 
 
-def _check_variant(config: HubertConfig) -> None:
+def _check_variant(loaded: LoadedModel) -> None:
+    config = loaded.model.config
     known = import_transformers().activations.ACT2FN
     for name in ("hidden_act", "feat_extract_activation"):
         if getattr(config, name) not in known:
@@ -338,3 +393,11 @@ def _check_variant(config: HubertConfig) -> None:
             )
     if faults := faults_of_export("huggingface", config):
         raise ArtefactError("; ".join(faults))
+    if architecture_of(loaded) == EXCHANGES and (
+        config.conv_pos_batch_norm or not config.feat_proj_layer_norm
+    ):
+        raise ArtefactError(
+            f"{EXCHANGES} of transformers, which exchanges languages, has no batch norm in its "
+            "positions and always a norm before the projection; export one language, "
+            "export.target_lang"
+        )

@@ -72,6 +72,10 @@ class LoadedModel:
     """
     report: LoadReport | None = None
     """Report of a checkpoint of another project; None for our own."""
+    languages: Path | None = None
+    """Folder of the languages that this network can take (language_adapters.py); None: it has no
+    others.
+    """
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -86,12 +90,12 @@ class LoadedModel:
 
         Layers count from 1; each output is taken after the residual and before a final norm
         (model/hubert.py). Raises DataError as `prepare_waveform` does, and for a layer that does
-        not exist.
+        not exist. Heads can be computed of it, and trained on it.
         """
         samples = prepare_waveform(
             waveform, sampling_rate=sampling_rate, config=self.model.config, name=name
         )
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: no head could save its tensors for gradients
             return self.model(samples, layers=layer).last
 
     def build_head(self) -> Head:
@@ -243,7 +247,7 @@ def load_strictly(
     Raises ArtefactError naming the file and the first tensors that are missing, unknown or
     misshapen.
     """
-    _refuse_misfits(module.state_dict(), state, source)
+    refuse_other_tensors(module.state_dict(), state, source)
     module.load_state_dict(state, assign=assign)
 
 
@@ -255,12 +259,15 @@ def refuse_misfits(
     """
     with shapes_only():
         expected = build().state_dict()
-    _refuse_misfits(expected, state, source)
+    refuse_other_tensors(expected, state, source)
 
 
-def _refuse_misfits(
+def refuse_other_tensors(
     expected: Mapping[str, Tensor], state: dict[str, Tensor], source: Path | str
 ) -> None:
+    """Raises ArtefactError, as `load_strictly`, unless `state` has these tensors in these
+    shapes.
+    """
     problems = [f"{name} is missing" for name in expected if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in expected]
     for name, tensor in expected.items():

@@ -11,7 +11,7 @@ Some fields of `transformers.HubertConfig` are no part of the network. They are 
 | apply_spec_augment, mask_time_*, mask_feature_* | spec_augment.SpecAugment |
 | pad_token_id | the blank, here always the first symbol of the vocabulary |
 | bos_token_id, eos_token_id | those symbols in the vocabulary |
-| target_lang | language_adapters.load_language |
+| target_lang | interop.load.load_checkpoint(target_lang=) |
 
 Fields of a checkpoint read from `transformers` are kept in its `extra["transformers"]`, and an
 export writes them again.
@@ -51,6 +51,8 @@ ATTENTIONS = ["sdpa", "eager", "flex"]
 configuration of a network.
 """
 
+ADAPTER_WIDTH = 16
+"""Width of new adapters, unless it is stated: that of MMS."""
 COMPILED = ["none", "auto", "parts"]
 """Values of `trainer.compile` (model/compile.py)."""
 COMPILE_MODES = ["default", "max-autotune-no-cudagraphs"]

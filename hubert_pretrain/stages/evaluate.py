@@ -42,7 +42,10 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     check_split(corpus, split, f"evaluate.{name}.splits")
     path = workspace.resolve(str(config.checkpoint)).path
     own = is_own(recipe, name, config)
-    task, loaded = load_task(path, config.task or (recipe.finetune[name].task if own else None))
+    node = config.task
+    if node is None and own and config.target_lang in (None, recipe.finetune[name].target_lang):
+        node = recipe.finetune[name].task  # that of another language is as its file states it
+    task, loaded = load_task(path, node, target_lang=config.target_lang)
     loaded.model.configure(attention=recipe.trainer.attention)
     # The same draws for every checkpoint, so that intervals on a split can be compared.
     sampling = Sampling(config.resamples, config.confidence, recipe.seed)
@@ -82,7 +85,7 @@ def load_task(path: Path, node: Any = None, **overrides: Any) -> tuple[Task, Loa
     Args:
         path: of any checkpoint that `load_checkpoint` reads.
         node: `_target_` of the task; None: as the checkpoint states it.
-        overrides: of `load_checkpoint`.
+        overrides: of `load_checkpoint`, and target_lang.
     """
     loaded = load_checkpoint(path, **overrides)
     task: Task = compose.build(node or task_node(loaded, str(path)))

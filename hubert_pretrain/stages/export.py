@@ -29,7 +29,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     references = recipe.export.checkpoints
     sources = {reference: workspace.resolve(reference).path for reference in references}
     origins = {name: origin(recipe, workspace, name) for name in references}
-    exports = export_all(recipe.export.format, sources, folder, origins)
+    config = recipe.export
+    exports = export_all(config.format, sources, folder, origins, config.target_lang)
     notes = [f"{name}: {note}" for name, export in exports.items() for note in export.notes]
     print(*notes, sep="\n", end="\n" if notes else "", flush=True)
     differences = {name: export.report.differences for name, export in exports.items()}

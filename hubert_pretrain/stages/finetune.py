@@ -29,14 +29,16 @@ from hubert_pretrain.finetune.rates import Rates
 from hubert_pretrain.finetune.results import score, write_results
 from hubert_pretrain.finetune.scoring import TASK_KEY
 from hubert_pretrain.finetune.search import write_language
-from hubert_pretrain.finetune.start import load_start, random_start, start_head
+from hubert_pretrain.finetune.start import load_start, random_start, start_head, start_language
 from hubert_pretrain.finetune.task import Examples, Results, Task, gather_examples
 from hubert_pretrain.frames import seconds as in_seconds
+from hubert_pretrain.interop.languages import copy_languages
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
 from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
 from hubert_pretrain.model.config import faults_of_streaming
 from hubert_pretrain.model.heads import TaskHead
 from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.language_adapters import TARGET_LANG, language_of, save_language
 from hubert_pretrain.model.spec_augment import SpecAugment
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.seeds import derive
@@ -121,6 +123,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     if trainer.is_global_zero:
         write_language(folder, config.decoding, train.references)
         write(recipe, folder, stage, module, trainer, results, {**made_by, **best})
+        if config.target_lang is not None:
+            write_languages(folder, config.target_lang, loaded, module, {**made_by, **best})
         if cache is not None:
             cache.remove()
     logs.close(trainer.loggers)
@@ -154,6 +158,17 @@ def write(
         logs.keep_folder(trainer.loggers, f"{stage}-model", "model", folder)
 
 
+def write_languages(
+    folder: Path, name: str, start: LoadedModel, module: FinetuneModule, extra: dict[str, Any]
+) -> None:
+    """The language that was trained, and those of the checkpoint that it started from. Call it on
+    the first rank.
+    """
+    copy_languages(start, folder, but=name)
+    head: Any = module.head
+    save_language(folder, language_of(name, module.model, head, extra))
+
+
 def describe(
     recipe: Recipe,
     config: FinetuneConfig,
@@ -168,7 +183,9 @@ def describe(
     """
     card = task.card()
     masks = vars(SpecAugment.of_spans(config.mask, config.channel_mask))
+    language = {TARGET_LANG: config.target_lang} if config.target_lang is not None else {}
     made_by = {
+        **language,
         "recipe": recipe.name,
         "stage": stage,
         "steps": config.steps,
@@ -204,7 +221,15 @@ def load_encoder(
     if path is None:
         loaded = random_start(recipe.model, derive(seed, "model"), **settings)
     else:
-        loaded = load_start(path, task, keep_head=config.start_head == "keep", **settings)
+        loaded = load_start(
+            path,
+            task,
+            keep_head=config.start_head == "keep",
+            target_lang=config.target_lang,
+            **settings,
+        )
+    if config.target_lang is not None:
+        loaded = start_language(loaded, config, task, derive(seed, "adapters"), key)
     lengths = config.chunk_frames or list(config.dynamic_chunks.chunk_frames)
     if lengths:
         name = "chunk_frames" if config.chunk_frames else "dynamic_chunks.chunk_frames"

@@ -42,6 +42,15 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_target_lang(parser: argparse.ArgumentParser) -> None:
+    """Adds --target-lang, for commands that read a checkpoint with languages."""
+    parser.add_argument(
+        "--target-lang",
+        metavar="LANGUAGE",
+        help="language of a model with adapters (default: that which it was trained for last)",
+    )
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Adds --device, for commands that compute."""
     parser.add_argument(
