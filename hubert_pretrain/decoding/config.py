@@ -30,7 +30,7 @@ class DecodingConfig:
     kind: str = field("greedy", choice(*KINDS))
     """greedy: the best symbol of each frame; beam: prefix beam search over any words; lexicon:
     the same over the words of a lexicon."""
-    lm: str | None = None
+    lm: str | None = field(None, path=True)
     """Word n-gram model: an ARPA file (also .gz), or train: estimated from the training
     transcripts; null: none."""
     lm_order: int = field(3, positive)
@@ -46,7 +46,7 @@ class DecodingConfig:
     """Word scores to choose from; []: word_score."""
     unknown_score: float = field(-2.0, finite)
     """Added for each symbol of a word that the language model does not know (beam)."""
-    lexicon: str | None = None
+    lexicon: str | None = field(None, path=True)
     """Words of kind lexicon: a file with a word per line (a spelling in symbols may follow it), or
     train: those of the training transcripts; null: those of the language model."""
     hot_words: list[str] = field([])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.decoding.forced_alignment import Alignment, align
-from hubert_pretrain.decoding.spelling import BOUNDARY, Spelling
+from hubert_pretrain.decoding.spelling import Spelling
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.finetune.inference import SpeechRecognizer
 from hubert_pretrain.finetune.normalisation import TextRules, normalise
@@ -51,7 +51,7 @@ class Aligner:
         self.recogniser = recogniser
         vocabulary = recogniser.vocabulary
         self.spelling = Spelling(vocabulary.symbols, vocabulary.spell)
-        self.rules = text_rules(recogniser.vocabulary.symbols, extra or {})
+        self.rules = TextRules.of_checkpoint({"vocabulary": vocabulary.symbols, **(extra or {})})
 
     @property
     def unit(self) -> str:
@@ -104,17 +104,3 @@ class Aligner:
                 ids += [boundary] if ids and boundary is not None else []
                 ids += of_word
         return ids, left_out
-
-
-def text_rules(symbols: Sequence[str], extra: Mapping[str, Any]) -> TextRules:
-    """The rules of a model's texts: those that its checkpoint states, else the case of its letters
-    and the marks among its symbols.
-    """
-    if "text_rules" in extra:
-        return TextRules(**extra["text_rules"])
-    characters = [symbol for symbol in symbols if len(symbol) == 1 and symbol != BOUNDARY]
-    upper = any(each.isupper() for each in characters)
-    lower = any(each.islower() for each in characters)
-    case = "lower" if lower else "upper"
-    marks = "".join(each for each in ",.?!;:-" if each in characters)
-    return TextRules("keep" if upper and lower else case, marks)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ from hubert_pretrain.finetune.metrics import (
     word_error_rate,
 )
 from hubert_pretrain.finetune.normalisation import (
+    RULES_KEY,
     Case,
     Language,
     Tags,
@@ -230,7 +230,7 @@ class CtcTask(Task):
     @classmethod
     def settings_of(cls, extra: Mapping[str, Any]) -> dict[str, Any]:
         """The rules of the texts of a checkpoint: as it states them, else by its vocabulary."""
-        return dict(extra.get("text_rules") or rules_of(extra.get("vocabulary") or []))
+        return dataclasses.asdict(TextRules.of_checkpoint(extra))
 
     def head(self, config: HubertConfig) -> CTCHead:
         """Dropout and a linear layer D -> V, after the LSTM where there is one."""
@@ -310,7 +310,7 @@ class CtcTask(Task):
         loss = {"ctc_loss_reduction": self.reduction, "ctc_zero_infinity": self.zero_infinity}
         return {
             **self._vocabulary.card(),
-            "text_rules": dataclasses.asdict(self.rules),
+            RULES_KEY: dataclasses.asdict(self.rules),
             EXTRA_KEY: loss,
         }
 
@@ -424,20 +424,6 @@ class CtcTask(Task):
         for message in report.warnings():
             log.warning("%s: split %r: %s", manifest.path, split, message)
         return texts
-
-
-def rules_of(symbols: Sequence[str]) -> dict[str, Any]:
-    """The normalisation of references that fits a vocabulary of which only the symbols are known:
-    the case of its letters, and its punctuation.
-    """
-    characters = [symbol for symbol in symbols if len(symbol) == 1 and symbol != "|"]
-    upper = any(character.isupper() for character in characters)
-    lower = any(character.islower() for character in characters)
-    case = "lower" if lower else "upper"
-    if upper and lower:
-        case = "keep"
-    marks = [each for each in characters if unicodedata.category(each).startswith("P")]
-    return {"case": case, "punctuation": "".join(each for each in marks if each not in "'-")}
 
 
 def ctc_loss(

@@ -22,6 +22,7 @@ import functools
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -101,7 +102,27 @@ class TextRules:
                     "expected punctuation marks other than | and ', which have a meaning already"
                 )
 
+    @staticmethod
+    def of_checkpoint(extra: Mapping[str, Any]) -> TextRules:
+        """The rules of the texts of a CTC model: those that its "extra" states, else the case of
+        its letters, and the marks among its symbols.
+        """
+        if stated := extra.get(RULES_KEY):
+            return TextRules(**stated)
+        symbols = [str(symbol) for symbol in extra.get("vocabulary") or ()]
+        characters = [symbol for symbol in symbols if len(symbol) == 1]
+        upper = any(each.isupper() for each in characters)
+        lower = any(each.islower() for each in characters)
+        case = "lower" if lower else "upper"
+        marks = [each for each in characters if unicodedata.category(each).startswith("P")]
+        return TextRules(
+            "keep" if upper and lower else case,
+            "".join(mark for mark in marks if mark != APOSTROPHE),
+        )
 
+
+RULES_KEY = "text_rules"
+"""Key of a checkpoint's "extra" for the rules of its texts."""
 DEFAULT_RULES = TextRules()
 
 

@@ -62,8 +62,9 @@ def compare(folder: str | Path, loaded: LoadedModel, *, tolerance: float = TOLER
     name = architecture_of(loaded)
     model = load_quietly(getattr(import_transformers(), name), folder)
     is_ctc = CTCHead.names in loaded.extra and name in CTC_CLASSES
-    tokenizer = import_transformers().AutoTokenizer.from_pretrained(folder) if is_ctc else None
-    if tokenizer is not None:
+    tokenizer: Any = None
+    if is_ctc:
+        tokenizer = import_transformers().AutoTokenizer.from_pretrained(folder)
         _check_tokenizer(folder, loaded, tokenizer)
     with torch.inference_mode():
         theirs = _transformers_outputs(model, values)

@@ -158,12 +158,13 @@ def export_all(
 def _languages_left_out(loaded: LoadedModel, formats: Iterable[str]) -> list[str]:
     """A note where a checkpoint has more languages than a format holds."""
     held = architecture_of(loaded) == EXCHANGES
-    single = [name for name in formats if not (held and name == "huggingface")]
-    if loaded.languages is None or not single or len(languages(loaded.languages)) == 1:
+    if loaded.languages is None or len(known := languages(loaded.languages)) == 1:
         return []
     return [
-        f"{' and '.join(single)} hold one language: {loaded.extra[TARGET_LANG]} of "
-        f"{', '.join(languages(loaded.languages))} (export.target_lang chooses)"
+        f"{name}: holds one language, {loaded.extra[TARGET_LANG]} of {', '.join(known)} "
+        "(export.target_lang chooses)"
+        for name in formats
+        if not (held and name == "huggingface")
     ]
 
 

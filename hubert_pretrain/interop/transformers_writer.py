@@ -12,7 +12,7 @@ The second to fourth also load in the pipelines "automatic-speech-recognition" a
 "audio-classification". A head states its class (`TaskHead.places`).
 
 Wav2Vec2ForCTC computes the same network as HubertForCTC, and it alone exchanges languages:
-`load_adapter("deu")` beside the tokenizer's `set_target_lang("deu")`. (HubertForCTC has the argument
+`load_adapter("deu")`, and `set_target_lang("deu")` of the tokenizer. (HubertForCTC has the argument
 target_lang too, but its `load_adapter` is that of peft.)
 
 HubertForSequenceClassification computes the logits of all three values of problem_type, but its

@@ -14,14 +14,28 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hubert_pretrain.config import nodes
+from hubert_pretrain.decoding.config import TRAIN
 from hubert_pretrain.fields import default_of
+from hubert_pretrain.files import sha256
 
 TARGET = "_target_"
 """Key of a node that names its class by import path (Hydra's)."""
 KIND = "kind"
 """Key of the class in canonical form: its name, so that moving a module changes nothing."""
-PATH_ARGUMENTS = {"root", "path", "table", "evaluation_root", "checkpoint"}
+PATH_ARGUMENTS = {
+    "root",
+    "path",
+    "table",
+    "evaluation_root",
+    "checkpoint",
+    "vocabulary",
+    "lexicon",
+    "label_file",
+    "trials",
+}
 """Arguments of `_target_` nodes that name files."""
+WORDS = (TRAIN,)
+"""Values that may stand where a path may, and name no file."""
 HARDWARE_ARGUMENTS = {"workers"}
 """Arguments of `_target_` nodes that change how something is done, not what comes out."""
 
@@ -78,26 +92,48 @@ def digest(value: Any) -> str:
 
 def absolute(path: str, stages: Collection[str] = ()) -> str:
     """One spelling of a path: absolute, without `~`, `.` and `..`. URLs and `stages` stay."""
-    if path in stages or "://" in path:
+    if path in stages or path in WORDS or "://" in path:
         return path
     return os.path.abspath(os.path.expanduser(path))
 
 
-@functools.lru_cache(maxsize=256)
 def content_of(path: str) -> str:
-    """Hash of the names and sizes of the files at a path, wherever it lies; the path itself when
-    nothing is there or it is a URL."""
+    """Hash of the content of a file; of a folder, of the names and sizes of its files, and of what
+    its JSON files hold (the vocabulary of a checkpoint). The path itself when nothing is there or
+    it is a URL.
+    """
     place = Path(path)
     if "://" in path or not place.exists():
         return path
-    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    if place.is_file():
+        return hash_of_file(place)
+    return _content_of_folder(place)
+
+
+@functools.lru_cache(maxsize=256)
+def _content_of_folder(folder: Path) -> str:
     return digest(
         [
-            [str(file.relative_to(place)), file.stat().st_size]
-            for file in files
+            [str(file.relative_to(folder)), file.stat().st_size, _content_of_json(file)]
+            for file in sorted(folder.rglob("*"))
             if file.is_file() and not file.name.startswith(".")
         ]
     )
+
+
+def _content_of_json(file: Path) -> str:
+    return hash_of_file(file) if file.suffix == ".json" else ""
+
+
+def hash_of_file(path: Path) -> str:
+    """SHA-256. A file of the same size and time of modification is read once per process."""
+    found = path.stat()
+    return _hash_of_file(path, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _hash_of_file(path: Path, size: int, modified: int) -> str:
+    return sha256(path)
 
 
 def _plain(value: Any, place: Callable[[str], str], *, canonical: bool, path: bool = False) -> Any:
@@ -132,7 +168,7 @@ def _plain(value: Any, place: Callable[[str], str], *, canonical: bool, path: bo
         return node
     if isinstance(value, (list, tuple)):
         return [_plain(each, place, canonical=canonical, path=path) for each in value]
-    return place(value) if path and isinstance(value, str) else value
+    return place(value) if path and isinstance(value, str) and value else value
 
 
 def _kind(target: str) -> str:

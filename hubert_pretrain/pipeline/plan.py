@@ -81,7 +81,7 @@ class Stage:
         }
 
     def _place(self, path: str) -> str:
-        if path in self.run_stages:
+        if path in self.run_stages or path in fingerprint.WORDS:
             return path
         path = fingerprint.absolute(path)
         if path in self.inputs:
@@ -426,7 +426,9 @@ def _changes(stage: Stage, made: Artefact) -> list[str]:
     if "identity" not in made.meta:  # of an earlier version, which had fewer fields
         differing = [key for key in differing if key in before]
     elif not differing:
-        return ["files that it reads"]
+        read = [path for each in stage.sections.values() for path in fingerprint.places(each)]
+        files = [path for path in read if path not in stage.inputs and Path(path).exists()]
+        return [f"the content of {' or '.join(files)}" if files else "files that it reads"]
     return [f"{key}: {before.get(key)} -> {now[key]}" for key in differing]
 
 

@@ -8,7 +8,6 @@ a folder without `meta.json` is never taken for done.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import shutil
@@ -22,12 +21,11 @@ from hubert_pretrain.files import (
     empty_folder,
     publish,
     read_json,
-    sha256,
     size_in_bytes,
     write_json,
 )
 from hubert_pretrain.pipeline import locks
-from hubert_pretrain.pipeline.fingerprint import digest
+from hubert_pretrain.pipeline.fingerprint import digest, hash_of_file
 
 META = "meta.json"
 PARTIAL_META = "partial.json"
@@ -329,22 +327,8 @@ def external_fingerprint(path: Path) -> str:
     files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
     if path.is_file() and path.with_name("config.json").is_file():
         files += sorted(path.parent.glob("*.json"))
-    hashes = [
-        (
-            each.name if path.is_dir() else "",
-            _cached_sha256(each, each.stat().st_size, each.stat().st_mtime_ns),
-        )
-        for each in files
-    ]
+    hashes = [(each.name if path.is_dir() else "", hash_of_file(each)) for each in files]
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
-
-
-@functools.lru_cache(maxsize=256)
-def _cached_sha256(path: Path, size: int, modified: int) -> str:
-    """SHA-256 of a file of this size and time of modification: a large checkpoint is read once per
-    process.
-    """
-    return sha256(path)
 
 
 def differing_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

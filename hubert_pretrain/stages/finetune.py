@@ -122,9 +122,8 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     results = predict(model, module.head, task, valid_set, trainer.strategy.root_device)
     if trainer.is_global_zero:
         write_language(folder, config.decoding, train.references)
+        write_languages(folder, loaded, module, {**made_by, **best})
         write(recipe, folder, stage, module, trainer, results, {**made_by, **best})
-        if config.target_lang is not None:
-            write_languages(folder, config.target_lang, loaded, module, {**made_by, **best})
         if cache is not None:
             cache.remove()
     logs.close(trainer.loggers)
@@ -159,14 +158,15 @@ def write(
 
 
 def write_languages(
-    folder: Path, name: str, start: LoadedModel, module: FinetuneModule, extra: dict[str, Any]
+    folder: Path, start: LoadedModel, module: FinetuneModule, extra: dict[str, Any]
 ) -> None:
-    """The language that was trained, and those of the checkpoint that it started from. Call it on
-    the first rank.
+    """The language that was trained, if one was, and those of the checkpoint that it started from.
+    Call it on the first rank.
     """
-    copy_languages(start, folder, but=name)
-    head: Any = module.head
-    save_language(folder, language_of(name, module.model, head, extra))
+    if name := extra.get(TARGET_LANG):
+        copy_languages(start, folder, but=name)
+        head: Any = module.head
+        save_language(folder, language_of(name, module.model, head, extra))
 
 
 def describe(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import unicodedata
 
 import pytest
 
 from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.finetune.ctc import CtcTask
 from hubert_pretrain.finetune.normalisation import (
     CASES,
     TAGS,
@@ -176,3 +178,23 @@ def test_the_report_counts_what_was_changed() -> None:
     tags, dotless = report.warnings()
     assert tags.startswith("2 of 4 transcripts hold tags, which are dropped: <unk>, [laughter]")
     assert "task.language=tr" in dotless
+
+
+@pytest.mark.parametrize(
+    ("symbols", "case", "punctuation"),
+    [
+        (["<pad>", "|", "A", "'"], "upper", ""),
+        (["<pad>", "|", "a", ",", "-", "¿"], "lower", ",-¿"),
+        (["<pad>", "|", "a", "B"], "keep", ""),
+        (["<pad>", "你"], "upper", ""),
+    ],
+)
+def test_a_checkpoint_without_rules_has_those_of_its_symbols(
+    symbols: list[str], case: str, punctuation: str
+) -> None:
+    """The same for scores and for alignments."""
+    found = TextRules.of_checkpoint({"vocabulary": symbols})
+    assert found == TextRules(case, punctuation)
+    assert CtcTask.settings_of({"vocabulary": symbols}) == dataclasses.asdict(found)
+    stated = {"vocabulary": symbols, "text_rules": {"case": "keep", "language": "tr"}}
+    assert TextRules.of_checkpoint(stated) == TextRules("keep", language="tr")

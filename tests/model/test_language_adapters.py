@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from hubert_pretrain.errors import ArtefactError, ConfigError
-from hubert_pretrain.model.checkpoint import load_model, save_model
+from hubert_pretrain.interop.load import load_checkpoint
+from hubert_pretrain.model.checkpoint import load_model, save_model, save_tensors
 from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CTCHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.language_adapters import (
-    Language,
     adapters_only,
+    language_of,
     languages,
-    load_language,
     save_language,
+    with_new_adapters,
 )
 
 POST_NORM = HubertConfig(
@@ -41,8 +42,8 @@ def network(config: HubertConfig) -> Hubert:
 
 
 def teach(model: Hubert, folder: Path, name: str, seed: int) -> torch.Tensor:
-    """Gives the network random adapters, saves them as a language, and returns the logits of a
-    fixed waveform.
+    """Gives the network random adapters, saves them as a language and the network as a checkpoint
+    in this language, and returns the logits of a fixed waveform.
     """
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -50,7 +51,9 @@ def teach(model: Hubert, folder: Path, name: str, seed: int) -> torch.Tensor:
             for parameter in layer.adapter.parameters():
                 parameter.copy_(torch.randn_like(parameter) * 0.3)
     head = CTCHead(32, len(VOCABULARIES[name]), dropout=0.1).eval()
-    save_language(folder, Language(name, head, VOCABULARIES[name]), model)
+    language = language_of(name, model, head, {"vocabulary": VOCABULARIES[name]})
+    save_language(folder, language)
+    save_model(folder, model, head=head, extra=language.extra)
     return head(model(waveform()).last)
 
 
@@ -59,34 +62,37 @@ def waveform() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("config", [POST_NORM, PRE_NORM], ids=["post-norm", "pre-norm"])
-def test_languages_are_exchanged_in_place_and_back(config: HubertConfig, tmp_path: Path) -> None:
+def test_languages_are_exchanged_and_the_rest_stays(config: HubertConfig, tmp_path: Path) -> None:
     model = network(config)
     expected = {name: teach(model, tmp_path, name, seed) for seed, name in enumerate(VOCABULARIES)}
     shared = {
-        name: tensor.clone()
-        for name, tensor in model.state_dict().items()
-        if ".adapter." not in name
+        name: tensor for name, tensor in model.state_dict().items() if ".adapter." not in name
     }
     assert languages(tmp_path) == ["deu", "eng"]
     for name in ("deu", "eng", "deu"):
-        language = load_language(tmp_path, name, model)
-        assert torch.equal(language.head(model(waveform()).last), expected[name])
-        assert (language.vocabulary, language.head.dropout.p) == (VOCABULARIES[name], 0.1)
-    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in shared.items())
+        loaded = load_checkpoint(tmp_path, target_lang=name)
+        head = loaded.build_head()
+        assert torch.equal(head.logits(loaded.model(waveform())), expected[name])
+        assert loaded.extra == {"vocabulary": VOCABULARIES[name], "target_lang": name}
+        assert head.dropout.p == 0.1
+        stored = loaded.model.state_dict()
+        assert all(torch.equal(stored[name], tensor) for name, tensor in shared.items())
+    assert load_checkpoint(tmp_path).extra["target_lang"] == "eng"  # that of model.safetensors
 
 
 @pytest.mark.parametrize("config", [POST_NORM, PRE_NORM], ids=["post-norm", "pre-norm"])
 def test_new_adapters_change_nothing(config: HubertConfig) -> None:
     plain = network(dataclasses.replace(config, adapter_attn_dim=None))
-    adapted = network(config)
-    adapted.load_state_dict(plain.state_dict(), strict=False)
+    adapted = with_new_adapters(plain, 5, seed=1)
+    assert adapted.config.adapter_attn_dim == 5
     assert torch.equal(adapted(waveform()).last, plain(waveform()).last)
+    again = with_new_adapters(plain, 5, seed=1).state_dict()
+    assert all(torch.equal(again[name], each) for name, each in adapted.state_dict().items())
 
 
 def test_a_checkpoint_keeps_its_adapters(tmp_path: Path) -> None:
     model = network(PRE_NORM)
     teach(model, tmp_path, "deu", 0)
-    save_model(tmp_path, model)
     assert torch.equal(load_model(tmp_path).model(waveform()).last, model(waveform()).last)
 
 
@@ -96,37 +102,43 @@ def test_a_new_language_is_trained_without_touching_the_network() -> None:
     model(waveform()).last.square().sum().backward()
     moved = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert moved == {name for name, _ in model.named_parameters() if ".adapter." in name}
+    with pytest.raises(ConfigError, match="no adapters"):
+        adapters_only(network(dataclasses.replace(POST_NORM, adapter_attn_dim=None)))
 
 
 def test_a_language_that_is_not_there(tmp_path: Path) -> None:
-    model = network(POST_NORM)
-    teach(model, tmp_path, "deu", 0)
+    teach(network(POST_NORM), tmp_path, "deu", 0)
     with pytest.raises(
         ArtefactError,
         match=r"adapter.due.safetensors: no such language .did you mean 'deu'.*; "
-        "the folder has deu",
+        "set target_lang to one of deu",
     ):
-        load_language(tmp_path, "due", model)
+        load_checkpoint(tmp_path, target_lang="due")
     with pytest.raises(ConfigError, match="cannot name a language"):
-        load_language(tmp_path, "../deu", model)
+        load_checkpoint(tmp_path, target_lang="../deu")
+    save_model(tmp_path / "plain", network(PRE_NORM))
+    with pytest.raises(ArtefactError, match="target_lang=deu, but the checkpoint has no languages"):
+        load_checkpoint(tmp_path / "plain", target_lang="deu")
+    (tmp_path / "adapter.deu.safetensors").unlink()
+    assert load_checkpoint(tmp_path, target_lang="deu").extra["target_lang"] == "deu"
+    with pytest.raises(ArtefactError, match="the checkpoint holds the language 'deu' alone"):
+        load_checkpoint(tmp_path, target_lang="eng")
 
 
-def test_a_language_of_another_network_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_language_of_another_network_is_refused(tmp_path: Path) -> None:
     teach(network(POST_NORM), tmp_path, "deu", 0)
-    model = network(dataclasses.replace(POST_NORM, adapter_attn_dim=6))
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    teach(network(dataclasses.replace(POST_NORM, adapter_attn_dim=6)), tmp_path, "eng", 1)
     with pytest.raises(
         ArtefactError,
         match=r"adapter.deu.safetensors: does not fit .* shape \(8, 32\) where \(6, 32\)",
     ):
-        load_language(tmp_path, "deu", model)
-    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
-    with pytest.raises(ConfigError, match="no adapters"):
-        load_language(
-            tmp_path, "deu", network(dataclasses.replace(POST_NORM, adapter_attn_dim=None))
-        )
+        load_checkpoint(tmp_path, target_lang="deu")
 
 
-def test_a_vocabulary_must_fit_its_head(tmp_path: Path) -> None:
+def test_a_file_without_its_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="2 symbols for a head of 3 rows"):
-        save_language(tmp_path, Language("deu", CTCHead(32, 3), ["<pad>", "|"]), network(POST_NORM))
+        language_of("deu", network(POST_NORM), CTCHead(32, 3), {"vocabulary": ["<pad>", "|"]})
+    teach(network(POST_NORM), tmp_path, "eng", 0)
+    save_tensors(tmp_path / "adapter.deu.safetensors", {"hubert.x": torch.zeros(1)})
+    with pytest.raises(ArtefactError, match=r"adapter.deu.safetensors: has no head and vocabulary"):
+        load_checkpoint(tmp_path, target_lang="deu")

@@ -11,6 +11,7 @@ import pytest
 from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.config import nodes
 from hubert_pretrain.config.schema import Recipe
+from hubert_pretrain.decoding.config import DecodingConfig
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.files import read_json, write_json
 from hubert_pretrain.pipeline import fingerprint, plan
@@ -239,8 +240,73 @@ def test_the_place_of_a_file_does_not_count_but_its_content_does(
     }
     assert len(fingerprints) == 1
     (tmp_path / "two/noise/hum.wav").write_bytes(b"another hum")
-    fingerprint.content_of.cache_clear()
+    fingerprint._content_of_folder.cache_clear()
     assert changed(one, two) == {"it1/pretrain"}
+
+
+TASKS = {
+    "hubert_pretrain.finetune.ctc.CtcTask": "vocabulary",
+    "hubert_pretrain.finetune.phones.PhoneTask": "lexicon",
+    "hubert_pretrain.finetune.frames.FramesTask": "label_file",
+    "hubert_pretrain.finetune.verify.VerifyTask": "trials",
+}
+
+
+@pytest.mark.parametrize("target", TASKS)
+def test_the_content_of_the_files_of_a_task_counts(
+    smoke: Recipe, target: str, tmp_path: Path
+) -> None:
+    """Not where they lie, and also where their size is the same."""
+    (name,) = list(smoke.finetune)[:1]
+    recipes = []
+    for mount in ("one", "two"):
+        (tmp_path / mount).mkdir()
+        path = tmp_path / mount / "list.txt"
+        path.write_text("A B\n")
+        recipe = copy.deepcopy(smoke)
+        value = {"test": str(path)} if TASKS[target] == "trials" else str(path)
+        recipe.finetune[name].task = {"_target_": target, TASKS[target]: value}
+        recipes.append(recipe)
+    one, two = recipes
+    assert not changed(one, two)
+    path.write_text("A C\n")
+    assert f"finetune/{name}" in changed(one, two)
+
+
+def test_the_content_of_a_language_model_counts_where_texts_are_scored(
+    smoke: Recipe, tmp_path: Path
+) -> None:
+    """And the word `train` names no file."""
+    (name,) = list(smoke.finetune)[:1]
+    file = tmp_path / "lm.arpa"
+    file.write_text("one")
+    recipe = copy.deepcopy(smoke)
+    recipe.finetune[name].decoding = DecodingConfig(kind="beam", lm=str(file))
+    before = identities(recipe)
+    file.write_text("two")
+    after = identities(recipe)
+    stages = {stage for stage in before if before[stage] != after[stage]}
+    assert stages == {stage for stage in before if stage.startswith(f"evaluate/{name}/")}
+    recipe.finetune[name].decoding = DecodingConfig(kind="beam", lm="train")
+    (stage,) = stages
+    assert plan.find(recipe, stage).config["evaluate"]["decoding"]["lm"] == "train"
+
+
+def test_a_stage_whose_file_has_another_content_says_so(tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("A B\n")
+    task = {"_target_": "hubert_pretrain.finetune.phones.PhoneTask", "lexicon": str(words)}
+    stage = Stage("finetune/pr", "finetune", (), {"finetune": {"task": task}})
+    workspace = Workspace(tmp_path / "run")
+    folder = workspace.folder(stage.name)
+    folder.mkdir(parents=True)
+    meta = {"format": FORMAT, "fingerprint": "f", "facts": {}, "inputs": {}, "config": stage.config}
+    write_json(folder / META, {**meta, "identity": fingerprint.digest(stage.identity)})
+    assert plan.state(stage, workspace) == plan.DONE
+    words.write_text("A C\n")
+    assert plan.state(stage, workspace) == plan.CHANGED
+    with pytest.raises(ArtefactError, match=rf"\(the content of {words}\)"):
+        plan.check_unchanged(stage, workspace)
 
 
 def test_where_a_file_has_moved_to() -> None:

@@ -12,7 +12,6 @@ import torch
 from hubert_pretrain.config.schema import EvaluateConfig, FinetuneConfig, Recipe, TrainerConfig
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ArtefactError, DataError
-from hubert_pretrain.finetune.ctc import rules_of
 from hubert_pretrain.finetune.inference import SpeechRecognizer
 from hubert_pretrain.finetune.metrics import word_error_rate
 from hubert_pretrain.finetune.text import Vocabulary
@@ -147,13 +146,6 @@ def test_any_checkpoint_is_scored_alike(
     config = EvaluateConfig(checkpoint=str(path), splits="test", task=node)
     found = run(workspace, "evaluate/again/test", again=config)
     assert {**found, "checkpoint": ""} == {**expected, "checkpoint": ""}
-
-
-def test_rules_are_those_of_the_vocabulary() -> None:
-    assert rules_of(["<pad>", "|", "A", "'"]) == {"case": "upper", "punctuation": ""}
-    assert rules_of(["<pad>", "|", "a", ","]) == {"case": "lower", "punctuation": ","}
-    assert rules_of(["<pad>", "|", "a", "B"]) == {"case": "keep", "punctuation": ""}
-    assert rules_of(["<pad>", "你"]) == {"case": "upper", "punctuation": ""}
 
 
 def test_scores_do_not_depend_on_another_run(workspace: Workspace) -> None:

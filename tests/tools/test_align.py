@@ -13,7 +13,6 @@ import torch
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.decoding.arpa import write_arpa
 from hubert_pretrain.decoding.estimate import estimate
-from hubert_pretrain.finetune.alignment import text_rules
 from hubert_pretrain.finetune.text import Vocabulary
 from hubert_pretrain.formats.alignments import AlignmentFiles, AlignmentOptions
 from hubert_pretrain.frames import SAMPLE_RATE
@@ -131,14 +130,6 @@ def test_refusals(
     given = [word.format(here=tmp_path, corpus=corpus.folder) for word in words]
     assert align.main([str(model), *given]) == 1
     assert message in capsys.readouterr().err
-
-
-def test_rules_of_texts_of_models_that_state_none() -> None:
-    assert text_rules(["<pad>", "|", "A"], {}).case == "upper"
-    assert text_rules(["<pad>", "|", "a", ","], {}).case == "lower"
-    assert text_rules(["<pad>", "|", "a", ","], {}).punctuation == ","
-    assert text_rules(["<pad>", "|", "A", "a"], {}).case == "keep"
-    assert text_rules(["<pad>", "A"], {"text_rules": {"case": "keep"}}).case == "keep"
 
 
 def test_transcribe_takes_settings_of_decoding(
