@@ -147,6 +147,13 @@ def test_commands_and_python_of_the_page(
     assert found[0] != found[1]
     exec(compile(theirs, "theirs", "exec"), {})
     assert capsys.readouterr().out.splitlines() == found
+    exported = run.folder("export") / "finetune" / "deu"
+    shutil.copy("speech.wav", exported)
+    card = (exported / "README.md").read_text()
+    assert "Languages: `deu` `eng`." in card
+    monkeypatch.chdir(exported)
+    exec(compile(card.split("```python\n")[1].split("```")[0], "card", "exec"), {})
+    assert capsys.readouterr().out.splitlines()[-1] == found[1]
 
 
 def test_a_recogniser_exchanges_languages(run: Workspace) -> None:

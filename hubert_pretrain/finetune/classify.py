@@ -60,10 +60,11 @@ class ClassifyTask(UtteranceTask):
     """
 
     problem = SINGLE_LABEL
+    summary = "fine-tuned to classify utterances"
     metrics: tuple[Metric, ...] = (
-        Metric("accuracy", higher_is_better=True),
-        Metric("unweighted_accuracy", higher_is_better=True),
-        Metric("macro_f1", higher_is_better=True),
+        Metric("accuracy", higher_is_better=True, percent=True, hub="accuracy"),
+        Metric("unweighted_accuracy", higher_is_better=True, percent=True),
+        Metric("macro_f1", higher_is_better=True, percent=True, hub="f1"),
     )
     exports = ("huggingface", "s3prl", "torchaudio", "onnx", "torch")
 

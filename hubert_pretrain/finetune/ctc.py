@@ -78,11 +78,13 @@ class CtcTask(Task):
     """Speech recognition: characters or pieces of words, decoded greedily while training."""
 
     kind = CTCHead.kind
+    summary = "fine-tuned for speech recognition with CTC"
     metrics: tuple[Metric, ...] = (
-        Metric("wer", higher_is_better=False),
-        Metric("cer", higher_is_better=False),
-        Metric("empty", higher_is_better=False),
+        Metric("wer", higher_is_better=False, percent=True, hub="wer"),
+        Metric("cer", higher_is_better=False, percent=True, hub="cer"),
+        Metric("empty", higher_is_better=False, percent=True),
     )
+    more_metrics = (Metric("sentence_error_rate", higher_is_better=False, percent=True),)
     has_languages = True
     exports = ("huggingface", "fairseq", "s3prl", "torchaudio", "onnx", "torch")
 

@@ -54,9 +54,10 @@ class FramesTask(Task):
     """The label of each frame, e.g. its phone, by cross-entropy over the frames that have one."""
 
     kind = FrameClassificationHead.kind
+    summary = "fine-tuned to label frames"
     metrics: tuple[Metric, ...] = (
-        Metric("frame_accuracy", higher_is_better=True),
-        Metric("per", higher_is_better=False),
+        Metric("frame_accuracy", higher_is_better=True, percent=True),
+        Metric("per", higher_is_better=False, percent=True),
     )
     exports = ("huggingface", "s3prl", "torchaudio", "onnx", "torch")
 

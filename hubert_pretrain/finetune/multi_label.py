@@ -53,11 +53,12 @@ class MultiLabelTask(UtteranceTask):
     """
 
     problem = "multi_label_classification"
+    summary = "fine-tuned to give utterances several labels"
     metrics: tuple[Metric, ...] = (
-        Metric("map", higher_is_better=True),
-        Metric("macro_f1", higher_is_better=True),
-        Metric("micro_f1", higher_is_better=True),
-        Metric("exact_match", higher_is_better=True),
+        Metric("map", higher_is_better=True, percent=True),
+        Metric("macro_f1", higher_is_better=True, percent=True, hub="f1"),
+        Metric("micro_f1", higher_is_better=True, percent=True),
+        Metric("exact_match", higher_is_better=True, percent=True),
     )
     exports = ("huggingface", "s3prl", "torchaudio", "onnx", "torch")
 

@@ -36,9 +36,10 @@ RATES = {"per": "phones"}
 class PhoneTask(CtcTask):
     """Phones from speech, scored by their error rate."""
 
+    summary = "fine-tuned to recognise phones with CTC"
     metrics: tuple[Metric, ...] = (
-        Metric("per", higher_is_better=False),
-        Metric("empty", higher_is_better=False),
+        Metric("per", higher_is_better=False, percent=True),
+        Metric("empty", higher_is_better=False, percent=True),
     )
     has_languages = True
     exports = ("huggingface", "fairseq", "s3prl", "torchaudio", "onnx", "torch")

@@ -35,10 +35,11 @@ class RegressionTask(UtteranceTask):
     """
 
     problem = "regression"
+    summary = "fine-tuned to predict numbers of utterances"
     metrics: tuple[Metric, ...] = (
         Metric("ccc", higher_is_better=True),
         Metric("pearson", higher_is_better=True),
-        Metric("mse", higher_is_better=False),
+        Metric("mse", higher_is_better=False, hub="mse"),
     )
     exports = ("huggingface", "s3prl", "torchaudio", "onnx", "torch")
 

@@ -4,6 +4,7 @@ and their analysis.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from hubert_pretrain.finetune.search import FineTuned, final_results
 from hubert_pretrain.finetune.task import Examples, Results, Task, strings
 from hubert_pretrain.finetune.utterance import UtteranceTask
 from hubert_pretrain.finetune.verify import VerifyTask
+from hubert_pretrain.interop.model_card import TaskCard
 from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.model.heads import TASK_HEADS
 
@@ -81,6 +83,30 @@ def task_node(loaded: LoadedModel, where: str) -> dict[str, Any]:
     raise ArtefactError(
         f"{where}: does not say which task its {loaded.kind!r} head was trained for; name it, "
         "evaluate.NAME.task=... in a recipe"
+    )
+
+
+def task_class(loaded: LoadedModel) -> type[Task] | None:
+    """The class of the task that a checkpoint was trained for; None where it is not known, or its
+    module is not there.
+    """
+    try:
+        module, _, name = str(task_node(loaded, "")["_target_"]).rpartition(".")
+        return getattr(importlib.import_module(module), name)
+    except (ArtefactError, ImportError, AttributeError):
+        return None
+
+
+def card_of(loaded: LoadedModel) -> TaskCard:
+    """The part of the model card that the task of a checkpoint states."""
+    task = task_class(loaded)
+    if task is None:
+        return TaskCard()
+    metrics = (*task.metrics, *task.more_metrics)
+    return TaskCard(
+        task.summary,
+        frozenset(each.name for each in metrics if each.percent),
+        {each.name: each.hub for each in metrics if each.hub},
     )
 
 

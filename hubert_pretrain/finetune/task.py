@@ -46,6 +46,10 @@ class Metric:
 
     name: str
     higher_is_better: bool
+    percent: bool = False
+    """True where people read it in per cent."""
+    hub: str = ""
+    """The name that the hub of Hugging Face has for it; "": none."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,12 @@ class Task(ABC):
 
     kind: ClassVar[str]
     """Kind of the checkpoints that hold its models: that of the class of its heads."""
+    summary: ClassVar[str] = ""
+    """For the model card of an export, after "HuBERT, ": "fine-tuned to ..."."""
     metrics: tuple[Metric, ...]
     """Metrics that `score` returns, the main one first: the best checkpoint is the best by it."""
+    more_metrics: tuple[Metric, ...] = ()
+    """Further scores of `analyse`."""
     needs_all_layers: bool = False
     """True if the head needs every layer's output, `Hubert.forward(hidden_states=True)`."""
     has_languages: ClassVar[bool] = False

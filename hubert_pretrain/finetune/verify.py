@@ -55,8 +55,9 @@ class VerifyTask(Task):
     """
 
     kind = SpeakerHead.kind
+    summary = "fine-tuned to embed voices: the cosine of two embeddings scores a trial"
     metrics: tuple[Metric, ...] = (
-        Metric("eer", higher_is_better=False),
+        Metric("eer", higher_is_better=False, percent=True),
         Metric("min_dcf", higher_is_better=False),
     )
     exports = ("huggingface", "s3prl", "torchaudio", "onnx", "torch")

@@ -4,33 +4,20 @@ network is, how it was made, how good it is, and an example that runs in its fol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hubert_pretrain.files import write_text
 from hubert_pretrain.frames import seconds
 from hubert_pretrain.interop.transformers_reader import PROBLEM_KEY
-from hubert_pretrain.interop.transformers_writer import architecture_of
+from hubert_pretrain.interop.transformers_writer import CTC_CLASSES, EXCHANGES, architecture_of
 from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.model.export_limits import offline_note
+from hubert_pretrain.model.heads import TASK_HEADS, CTCHead
+from hubert_pretrain.model.language_adapters import TARGET_LANG, languages
 
 FILE = "README.md"
-HUB_METRICS = {"wer": "wer", "cer": "cer", "accuracy": "accuracy", "macro_f1": "f1", "mse": "mse"}
-"""Our name of a score -> the hub's; the others stand in the table only."""
-SHARES = (
-    "wer",
-    "cer",
-    "empty",
-    "accuracy",
-    "macro_f1",
-    "unweighted_accuracy",
-    "sentence_error_rate",
-    "eer",
-    "frame_accuracy",
-    "per",
-)
-"""Scores that people read in per cent."""
 LIBRARIES = {
     "huggingface": "transformers",
     "fairseq": "fairseq",
@@ -41,10 +28,26 @@ LIBRARIES = {
 }
 """Format of an export -> the library that loads it, as the hub names it."""
 PIPELINES = {
-    "HubertForCTC": "automatic-speech-recognition",
+    **dict.fromkeys(CTC_CLASSES, "automatic-speech-recognition"),
     "HubertForSequenceClassification": "audio-classification",
 }
 """Class of `transformers` -> the hub's name of the task."""
+
+
+SHOWN_NAMES = 60
+"""Names of outputs in a card, at most."""
+
+
+@dataclass(frozen=True)
+class TaskCard:
+    """The part of a card that the task states: finetune/<task>.py."""
+
+    summary: str = ""
+    """Completes "HuBERT, ...": "fine-tuned for speech recognition with CTC"."""
+    percent: frozenset[str] = frozenset()
+    """Scores that people read in per cent."""
+    hub_metrics: Mapping[str, str] = field(default_factory=dict)
+    """Our name of a score -> the hub's; the others stand in the table only."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +80,22 @@ class Origin:
     languages: Sequence[str] = field(default_factory=list)
 
 
-def write_model_card(folder: Path, form: str, file: str, loaded: LoadedModel, made: Origin) -> None:
+def write_model_card(
+    folder: Path, form: str, file: str, loaded: LoadedModel, made: Origin, task: TaskCard
+) -> None:
     """Write the card of an export.
 
     Args:
         folder: of the export.
         form: name of its format.
         file: name of its file; "" where the folder itself is loaded.
+        task: of a fine-tuned checkpoint.
     """
     parts = [
-        f"# {made.name}\n\n{_summary(loaded)}",
+        f"# {made.name}\n\n{_summary(loaded, task)}",
         f"## Use\n\nIn this folder, with `speech.wav` (16 kHz, mono):\n\n"
         f"```python\n{_example(form, file, loaded)}\n```",
-        _table_of_scores(made),
+        _table_of_scores(made, task),
         f"## Data\n\n{made.data}" if made.data else "",
         "## How it was made\n\n" + "\n".join(f"{n}. {line}" for n, line in _numbered(made))
         if made.lineage
@@ -97,37 +103,37 @@ def write_model_card(folder: Path, form: str, file: str, loaded: LoadedModel, ma
         f"## Licence\n\n{made.licence or 'Not stated (`export.licence`).'}",
     ]
     body = "\n\n".join(part for part in parts if part)
-    write_text(folder / FILE, f"---\n{_front_matter(form, loaded, made)}---\n\n{body}\n")
+    write_text(folder / FILE, f"---\n{_front_matter(form, loaded, made, task)}---\n\n{body}\n")
 
 
 def _numbered(made: Origin) -> list[tuple[int, str]]:
     return list(enumerate(made.lineage, start=1))
 
 
-def _front_matter(form: str, loaded: LoadedModel, made: Origin) -> str:
+def _front_matter(form: str, loaded: LoadedModel, made: Origin, task: TaskCard) -> str:
     """YAML that the hub reads."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    task = PIPELINES.get(architecture_of(loaded), "feature-extraction")
+    pipeline = PIPELINES.get(architecture_of(loaded), "feature-extraction")
     results = [
         EvalResult(
-            task_type=task,
+            task_type=pipeline,
             dataset_type=made.corpus.lower().replace(" ", "-") or "unknown",
             dataset_name=made.corpus or "unknown",
             dataset_split=score.split,
-            metric_type=HUB_METRICS[score.metric],
+            metric_type=task.hub_metrics[score.metric],
             metric_name=score.metric,
             metric_value=round(score.value, 4),
         )
         for score in made.scores
-        if score.metric in HUB_METRICS
+        if score.metric in task.hub_metrics
     ]
     about = ModelCardData(
         language=list(made.languages) or None,
         license=made.licence or None,
         library_name=LIBRARIES[form],
         tags=["hubert", "speech", "hubert_pretrain"],
-        pipeline_tag=task,
+        pipeline_tag=pipeline,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=made.name if results else None,
         eval_results=results or None,
@@ -135,41 +141,47 @@ def _front_matter(form: str, loaded: LoadedModel, made: Origin) -> str:
     return f"{about.to_yaml()}\n"
 
 
-def _summary(loaded: LoadedModel) -> str:
+def _summary(loaded: LoadedModel, task: TaskCard) -> str:
     config = loaded.model.config
+    head = TASK_HEADS.get(loaded.kind)
     size = sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
-    what = {
-        "pretrain": "HuBERT, pretrained by masked prediction of units, without labels",
-        "ctc": "HuBERT, fine-tuned for speech recognition with CTC",
-        "classify": "HuBERT, fine-tuned to label utterances",
-        "frames": "HuBERT, fine-tuned to label frames",
-        "verify": "HuBERT, fine-tuned to embed voices: the cosine of two embeddings scores a trial",
-    }.get(loaded.kind, f"HuBERT with a head of the kind `{loaded.kind}`")
+    summary = "pretrained by masked prediction of units, without labels"
+    if head is not None:
+        summary = task.summary or f"fine-tuned, with a head of the kind `{loaded.kind}`"
     normalised = "normalised to mean 0 and variance 1" if config.normalize_waveform else "as it is"
     lines = [
-        f"{what}. {config.num_hidden_layers} layers of width {config.hidden_size}, "
+        f"HuBERT, {summary}. {config.num_hidden_layers} layers of width {config.hidden_size}, "
         f"{size:.1f} M parameters; a frame every {1000 * seconds(config.grid.hop):g} ms of speech "
         f"at 16 kHz, which it takes {normalised}.",
     ]
-    if loaded.kind == "ctc" and loaded.extra.get("vocabulary"):
-        shown = " ".join(f"`{symbol}`" for symbol in loaded.extra["vocabulary"][:60])
-        more = len(loaded.extra["vocabulary"]) - 60
-        lines.append(f"Symbols: {shown}" + (f" and {more} more" if more > 0 else "") + ".")
-    if loaded.extra.get("classes"):
-        names = ", ".join(map(str, loaded.extra["classes"][:40]))
-        more = len(loaded.extra["classes"]) - 40
-        lines.append(f"Outputs: {names}" + (f" and {more} more" if more > 0 else "") + ".")
+    if names := loaded.extra.get(head.names) if head is not None else None:
+        shown = " ".join(f"`{name}`" for name in names[:SHOWN_NAMES])
+        more = len(names) - SHOWN_NAMES
+        lines.append(f"Outputs: {shown}" + (f" and {more} more" if more > 0 else "") + ".")
+    if _exchanges(loaded):
+        assert loaded.languages is not None
+        known = " ".join(f"`{name}`" for name in languages(loaded.languages))
+        lines.append(
+            f"Languages: {known}. The outputs above are those of `{loaded.extra[TARGET_LANG]}`. "
+            "The class of `transformers` is Wav2Vec2ForCTC, which computes the same network and "
+            "can exchange languages."
+        )
     if config.chunk_frames is not None:
         lines.append(f"Streaming: {offline_note(config)}.")
     return "\n\n".join(lines)
 
 
-def _table_of_scores(made: Origin) -> str:
+def _exchanges(loaded: LoadedModel) -> bool:
+    return architecture_of(loaded) == EXCHANGES
+
+
+def _table_of_scores(made: Origin, task: TaskCard) -> str:
     if not made.scores:
         return ""
     rows = [
-        f"| {score.split} | {score.metric} | {_shown(score, score.value)} "
-        f"| {_shown(score, score.low)} to {_shown(score, score.high)} | {score.utterances:,} |"
+        f"| {score.split} | {score.metric} | {_shown(score, score.value, task)} "
+        f"| {_shown(score, score.low, task)} to {_shown(score, score.high, task)} "
+        f"| {score.utterances:,} |"
         for score in made.scores
     ]
     head = (
@@ -179,8 +191,8 @@ def _table_of_scores(made: Origin) -> str:
     return "\n".join(["## Scores", "", head, *rows])
 
 
-def _shown(score: Score, value: float) -> str:
-    return f"{100 * value:.2f} %" if score.metric in SHARES else f"{value:.4g}"
+def _shown(score: Score, value: float, task: TaskCard) -> str:
+    return f"{100 * value:.2f} %" if score.metric in task.percent else f"{value:.4g}"
 
 
 # -- examples
@@ -254,13 +266,15 @@ def _transformers_example(loaded: LoadedModel) -> str:
                 "print(features.shape)  # (1, frames, width)",
             ]
         )
-    if task == PIPELINES["HubertForCTC"] and not loaded.extra.get("vocabulary"):
+    if architecture_of(loaded) in CTC_CLASSES and not loaded.extra.get(CTCHead.names):
         return _our_example("", loaded)
+    if _exchanges(loaded):
+        return _languages_example(loaded)
     function = {
         "multi_label_classification": ', function_to_apply="sigmoid"',
         "regression": ', function_to_apply="none"',
     }.get(str(loaded.extra.get(PROBLEM_KEY)), "")
-    key = '["text"]' if task == PIPELINES["HubertForCTC"] else ""
+    key = '["text"]' if architecture_of(loaded) in CTC_CLASSES else ""
     return "\n".join(
         [
             "import soundfile",
@@ -269,5 +283,26 @@ def _transformers_example(loaded: LoadedModel) -> str:
             READ,
             f'model = pipeline("{task}", model=".")  # or the name on the hub',
             f'print(model({{"raw": waveform, "sampling_rate": rate}}{function}){key})',
+        ]
+    )
+
+
+def _languages_example(loaded: LoadedModel) -> str:
+    name = loaded.extra[TARGET_LANG]
+    return "\n".join(
+        [
+            "import soundfile",
+            "import torch",
+            "from transformers import AutoProcessor, Wav2Vec2ForCTC",
+            "",
+            READ,
+            'processor = AutoProcessor.from_pretrained(".")  # or the name on the hub',
+            'model = Wav2Vec2ForCTC.from_pretrained(".")',
+            f'processor.tokenizer.set_target_lang("{name}")',
+            f'model.load_adapter("{name}")',
+            'inputs = processor(waveform, sampling_rate=rate, return_tensors="pt")',
+            "with torch.inference_mode():",
+            "    logits = model(**inputs).logits",
+            "print(processor.decode(logits[0].argmax(dim=-1)))",
         ]
     )

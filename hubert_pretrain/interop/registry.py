@@ -23,7 +23,7 @@ from hubert_pretrain.interop.compare import (
 from hubert_pretrain.interop.fairseq_writer import export_fairseq, export_s3prl
 from hubert_pretrain.interop.languages import choose_language
 from hubert_pretrain.interop.load import load_checkpoint
-from hubert_pretrain.interop.model_card import Origin, write_model_card
+from hubert_pretrain.interop.model_card import Origin, TaskCard, write_model_card
 from hubert_pretrain.interop.onnx import compare_onnx, compare_torch, export_onnx, export_torch
 from hubert_pretrain.interop.torchaudio_writer import compare_torchaudio, export_torchaudio
 from hubert_pretrain.interop.transformers_writer import (
@@ -115,6 +115,7 @@ def export_all(
     folder: Path,
     origins: Mapping[str, Origin] | None = None,
     target_lang: str | None = None,
+    task_card: Callable[[LoadedModel], TaskCard] = lambda loaded: TaskCard(),
 ) -> dict[str, Export]:
     """Export several checkpoints and compare each export with its source.
 
@@ -126,6 +127,7 @@ def export_all(
         origins: what the model cards tell, by the keys of `sources`; None: no cards.
         target_lang: of checkpoints with several languages, the one to export; None: all, where the
             format holds several, else that which the checkpoint was trained for last.
+        task_card: what the task of a checkpoint tells its card.
 
     Returns the exports by the keys of `sources`, with several formats by format/key.
 
@@ -150,7 +152,8 @@ def export_all(
             report, _ = form.check(path, loaded)
             if origins is not None:
                 place = folder / (prefix + name)
-                write_model_card(place, format_name, form.file, loaded, origins[key])
+                about = task_card(loaded)
+                write_model_card(place, format_name, form.file, loaded, origins[key], about)
             exports[prefix + key] = Export(prefix + name, report, notes)
     return exports
 

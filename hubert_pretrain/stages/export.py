@@ -7,6 +7,7 @@ from typing import Any
 
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.files import write_json
+from hubert_pretrain.finetune.scoring import card_of
 from hubert_pretrain.interop.registry import export_all
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.stages.lineage import origin
@@ -30,7 +31,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     sources = {reference: workspace.resolve(reference).path for reference in references}
     origins = {name: origin(recipe, workspace, name) for name in references}
     config = recipe.export
-    exports = export_all(config.format, sources, folder, origins, config.target_lang)
+    exports = export_all(config.format, sources, folder, origins, config.target_lang, card_of)
     notes = [f"{name}: {note}" for name, export in exports.items() for note in export.notes]
     print(*notes, sep="\n", end="\n" if notes else "", flush=True)
     differences = {name: export.report.differences for name, export in exports.items()}

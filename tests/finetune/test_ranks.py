@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from hubert_pretrain.config.schema import FinetuneConfig, Recipe, TrainerConfig
+from hubert_pretrain.config.schema import FinetuneConfig, LoraConfig, Recipe, TrainerConfig
 from hubert_pretrain.files import write_json
 from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.config import SpanMask
@@ -32,6 +32,11 @@ pytestmark = [
 ]
 
 TASKS = {"asr": CTC, "speakers": SPEAKERS}
+FROZEN: dict[str, dict[str, Any]] = {
+    "lora": {"lora": LoraConfig(rank=4, targets=["qkv", "down"])},
+    "adapters": {"target_lang": "deu", "adapter_attn_dim": 4},
+}
+"""Fine-tunings of a frozen encoder: what they add to it learns."""
 LEARNING_RATE = 1e-3
 """A hundred times the tolerance of weights: Adam moves a weight by up to this much per step,
 however small its gradient is. At higher rates the CTC head predicts nothing at first.
@@ -81,13 +86,21 @@ def make(task: str, devices: int) -> Recipe:
     values |= {"log_every_steps": 1, "valid_every_steps": 4, "checkpoint_every_steps": 4}
     values |= {"mask": SpanMask(probability=0.2, span_frames=2, min_spans=1)}
     values |= {"channel_mask": SpanMask(probability=0.1, span_frames=2, min_spans=0)}
+    if task in FROZEN:
+        values |= {"conv_gradient_scale": 0.0, **FROZEN[task]}
     return Recipe(
         name="tones",
         work_dir="unused",
         logger={"csv": {"_target_": "hubert_pretrain.training.loggers.CsvLogger"}},
-        finetune={task: FinetuneConfig(task=TASKS[task], **values)},
+        finetune={task: FinetuneConfig(task=TASKS.get(task, CTC), **values)},
         trainer=TrainerConfig(
-            accelerator="cpu", devices=devices, loader_workers=0, threads=1, progress_bar=False
+            accelerator="cpu",
+            devices=devices,
+            # Every fine-tuning under fsdp runs as ddp.
+            strategy="fsdp" if task in FROZEN and devices > 1 else "auto",
+            loader_workers=0,
+            threads=1,
+            progress_bar=False,
         ),
     )
 
@@ -101,7 +114,7 @@ def runs(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path
     for ranks in (2, 4, 1):
         jobs = [
             Job(make(task, ranks), root / f"{task}{ranks}", stage=f"finetune/{task}")
-            for task in TASKS
+            for task in (TASKS if ranks == 4 else [*TASKS, *FROZEN])
         ]
         if ranks == 1:
             for task in TASKS:
@@ -137,8 +150,10 @@ def rows(folder: Path) -> dict[int, dict[str, float]]:
     }
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(
+    ("task", "ranks"),
+    [*((task, ranks) for task in TASKS for ranks in (2, 4)), *((task, 2) for task in FROZEN)],
+)
 def test_ranks_are_accumulation(runs: Path, task: str, ranks: int) -> None:
     """1 rank x 4 micro-batches = 2 x 2 = 4 x 1, in every value that is logged, and in the weights
     that are left.
@@ -160,6 +175,26 @@ def test_ranks_are_accumulation(runs: Path, task: str, ranks: int) -> None:
             # rounding error.
             tensor, same = (torch.stack(each.chunk(3))[[0, 2]] for each in (tensor, same))
         torch.testing.assert_close(same, tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", FROZEN)
+def test_ranks_leave_a_frozen_encoder_as_it_is(runs: Path, workspace: Workspace, task: str) -> None:
+    start = load_model(workspace.folder("it2/pretrain")).model.state_dict()
+    empty = torch.empty(0)
+    for ranks in (1, 2):
+        stored = load_model(runs / f"{task}{ranks}").model.state_dict()
+        moved = {
+            name for name, each in stored.items() if not torch.equal(each, start.get(name, empty))
+        }
+        added = stored.keys() - start.keys()
+        if task == "adapters":
+            assert moved == added != set()
+        else:
+            assert not added
+            assert {name.split(".", 3)[3] for name in moved} == {
+                "attention.qkv.weight",
+                "feed_forward.down.weight",
+            }
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -97,3 +97,14 @@ def test_features_of_a_layer() -> None:
         )
     with pytest.raises(DataError, match="layers 1 to 2"):
         loaded.features(waveform, layer=3, sampling_rate=16_000)
+
+
+def test_a_head_takes_features_and_learns_on_them() -> None:
+    """They are no tensors of inference mode, which gradients refuse."""
+    loaded = LoadedModel(Hubert(SMALL).eval(), "pretrain")
+    features = loaded.features(torch.randn(16_000), layer=2, sampling_rate=16_000)
+    assert not features.is_inference()
+    assert not features.requires_grad
+    head = torch.nn.Linear(features.shape[-1], 3)
+    head(features).sum().backward()
+    assert head.weight.grad is not None

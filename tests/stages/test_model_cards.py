@@ -15,13 +15,25 @@ from huggingface_hub import ModelCard
 
 from hubert_pretrain.config.schema import ExportConfig, FinetuneConfig, Recipe
 from hubert_pretrain.files import write_json
+from hubert_pretrain.finetune.classify import ClassifyTask
+from hubert_pretrain.finetune.scoring import card_of
+from hubert_pretrain.finetune.task import Metric
+from hubert_pretrain.interop.model_card import TaskCard
 from hubert_pretrain.interop.registry import FORMATS
-from hubert_pretrain.model.checkpoint import save_model
+from hubert_pretrain.model.checkpoint import load_model, save_model
 from hubert_pretrain.model.heads import ClassificationHead, CodebookHead, CTCHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.pipeline.workspace import FORMAT, Workspace
 from hubert_pretrain.stages.export import run
 from tests.stages.test_export import SMALL
+
+
+class OwnTask(ClassifyTask):
+    """A task of a user."""
+
+    summary = "fine-tuned to count"
+    metrics = (Metric("distance", higher_is_better=False, percent=True, hub="mae"),)
+
 
 STAGES = ("it2/pretrain", "finetune/asr", "finetune/voices")
 
@@ -85,7 +97,7 @@ def folder(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The folder of several formats, with speech beside every model."""
     folder = tmp_path_factory.mktemp("exports")
     run(recipe("huggingface", *STAGES), workspace, "export", folder / "huggingface")
-    run(recipe(["torchaudio", "torch"], STAGES[0]), workspace, "export", folder)
+    run(recipe(["torchaudio", "torch", "onnx"], STAGES[0]), workspace, "export", folder)
     time = np.arange(16_000) / 16_000
     for card in folder.rglob("README.md"):
         soundfile.write(card.parent / "speech.wav", 0.1 * np.sin(440 * time), 16_000)
@@ -98,6 +110,7 @@ def folder(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Pa
         *(("huggingface", stage) for stage in STAGES),
         ("torchaudio", STAGES[0]),
         ("torch", STAGES[0]),
+        ("onnx", STAGES[0]),
     ],
 )
 def test_the_example_of_a_card_runs_in_its_folder(
@@ -117,7 +130,7 @@ def test_the_example_of_a_card_runs_in_its_folder(
     elif form == "huggingface" and stage == "finetune/asr":
         assert set(shown) <= set("A <unk>")
     else:
-        assert shown.startswith("torch.Size([1, 49, ")
+        assert shown.removeprefix("torch.Size([").lstrip("(").startswith("1, 49, ")
 
 
 def test_the_hub_reads_the_front_matter(folder: Path) -> None:
@@ -139,6 +152,22 @@ def test_the_hub_reads_the_front_matter(folder: Path) -> None:
     assert "metrics" not in other.to_dict()
 
 
+def test_a_task_states_what_its_card_says(folder: Path, tmp_path: Path) -> None:
+    """Also one of which this package knows nothing but its file."""
+    text = (folder / "huggingface" / "finetune" / "asr" / "README.md").read_text()
+    assert "HuBERT, fine-tuned for speech recognition with CTC. 2 layers" in text
+    assert "Outputs: `<pad>` `<unk>` `|` `A`." in text
+    voices = (folder / "huggingface" / "finetune" / "voices" / "README.md").read_text()
+    assert "HuBERT, fine-tuned to classify utterances." in voices
+    node = {"_target_": f"{__name__}.{OwnTask.__qualname__}"}
+    head = ClassificationHead(16, 2)
+    save_model(tmp_path, Hubert(SMALL), head=head, extra={"classes": ["a", "b"], "task": node})
+    card = card_of(load_model(tmp_path))
+    assert card == TaskCard("fine-tuned to count", frozenset({"distance"}), {"distance": "mae"})
+    save_model(tmp_path, Hubert(SMALL), head=head, extra={"task": {"_target_": "nowhere.Task"}})
+    assert card_of(load_model(tmp_path)) == TaskCard()
+
+
 def test_a_card_tells_data_lineage_and_scores(folder: Path) -> None:
     text = (folder / "huggingface" / "finetune" / "asr" / "README.md").read_text()
     assert "# digits finetune/asr" in text
@@ -155,7 +184,7 @@ def test_a_card_tells_data_lineage_and_scores(folder: Path) -> None:
     ]
     voices = (folder / "huggingface" / "finetune" / "voices" / "README.md").read_text()
     assert "## Scores" not in voices
-    assert "Outputs: low, high." in voices
+    assert "Outputs: `low` `high`." in voices
 
 
 def test_a_checkpoint_of_another_run_brings_its_lineage(
@@ -177,8 +206,6 @@ def test_a_checkpoint_of_another_run_brings_its_lineage(
 def test_a_file_from_elsewhere_has_a_card_without_lineage(
     workspace: Workspace, tmp_path: Path
 ) -> None:
-    from hubert_pretrain.model.checkpoint import load_model
-
     place = tmp_path / "hubert.pt"
     FORMATS["fairseq"].write(place, load_model(workspace.folder("it2/pretrain")))
     chosen = Recipe(name="other", export=ExportConfig(checkpoints=[str(place)]))
