@@ -216,6 +216,17 @@ class CtcTask(Task):
         without_loss = np.flatnonzero(needed > available)
         if len(without_loss):
             self._report_without_loss(manifest, rows, without_loss, available, needed)
+        empty = np.flatnonzero([not text for text in texts])
+        if len(empty):
+            log.warning(
+                "%s: %d of the %d utterances of split %r have no transcript (%s); each word that "
+                "is recognised there counts as an error",
+                manifest.path,
+                len(empty),
+                len(rows),
+                manifest[int(rows[0])].split,
+                _ids(manifest, rows[empty]),
+            )
         unknown = self._vocabulary.count_unknown(texts)
         if unknown:
             log.warning(
@@ -358,10 +369,7 @@ class CtcTask(Task):
         if not dropped:
             return is_known
         counts = Counter(symbol for each in lacking for symbol in each)
-        found = (
-            f"{dropped} of {len(texts)} training transcripts have {len(counts)} "
-            f"{self._characters} ({listed(counts)}) that the vocabulary of {self._adopted} has not"
-        )
+        found = f"{dropped} of {len(texts)} training transcripts have {self._lacking(counts)}"
         if dropped > self.max_dropped_fraction * len(texts):
             raise DataError(
                 f"{manifest.path}: {found}; expected at most {self.max_dropped_fraction:.1%}: "
@@ -370,6 +378,13 @@ class CtcTask(Task):
         log.warning("%s: %s; left out", manifest.path, found)
         return is_known
 
+    def _lacking(self, counts: Counter[str]) -> str:
+        """The symbols that a vocabulary from elsewhere has not, for a message."""
+        return (
+            f"{len(counts)} {self._characters} ({listed(counts)}) that the vocabulary of "
+            f"{self._adopted} has not"
+        )
+
     def _unknown_fix(self) -> str:
         return (
             "choose task.case (upper, lower, keep) as that model was trained, take another "
@@ -377,16 +392,26 @@ class CtcTask(Task):
         )
 
     def _check_dropped(self, manifest: Manifest, rows: Rows, available: Rows, needed: Rows) -> None:
-        dropped = np.flatnonzero((needed == 0) | (needed > available))
-        if len(dropped) == 0:
+        """Count and name the training utterances that are left out. Raises DataError when those
+        are more than may be.
+        """
+        empty = np.flatnonzero(needed == 0)
+        long = np.flatnonzero(needed > available)
+        dropped = len(empty) + len(long)
+        if dropped == 0:
             return
-        first = dropped[0]
-        found = (
-            f"{len(dropped)} of {len(rows)} training utterances have no transcript or one longer "
-            f"than their frames can spell; the first is {manifest[int(rows[first])].id!r} with "
-            f"{available[first]} frames where {needed[first]} are needed"
-        )
-        if len(dropped) > self.max_dropped_fraction * len(rows):
+        parts = []
+        if len(empty):
+            parts.append(f"{len(empty)} have no transcript ({_ids(manifest, rows[empty])})")
+        if len(long):
+            first = long[0]
+            parts.append(
+                f"{len(long)} have a transcript longer than their frames can spell "
+                f"({_ids(manifest, rows[long])}; the first has {available[first]} frames where "
+                f"{needed[first]} are needed)"
+            )
+        found = f"of {len(rows)} training utterances {' and '.join(parts)}"
+        if dropped > self.max_dropped_fraction * len(rows):
             raise DataError(
                 f"{manifest.path}: {found}; expected at most {self.max_dropped_fraction:.1%}: "
                 "check that texts belong to their audio, or raise task.max_dropped_fraction"
@@ -400,11 +425,10 @@ class CtcTask(Task):
         DataError when those are all.
         """
         first = positions[0]
-        names = ", ".join(repr(manifest[int(rows[i])].id) for i in positions[:3])
         found = (
             f"{len(positions)} of {len(rows)} utterances of split "
             f"{manifest[int(rows[first])].split!r} have a transcript longer than their frames can "
-            f"spell ({names}{', ...' if len(positions) > 3 else ''}); the first has "
+            f"spell ({_ids(manifest, rows[positions])}); the first has "
             f"{available[first]} frames where {needed[first]} are needed"
         )
         if len(positions) == len(rows):
@@ -483,6 +507,12 @@ def consistency_loss(logits: Tensor, num_frames: Tensor) -> Tensor:
     is_real = torch.arange(logits.shape[1], device=logits.device) < num_frames[:, None]  # (B, T)
     both = divergence.unflatten(0, (2, -1)).sum(dim=0)  # (B, T)
     return both.masked_fill(~is_real, 0.0).sum(dim=1) / 2
+
+
+def _ids(manifest: Manifest, rows: Rows) -> str:
+    """The ids of some utterances, the first ones."""
+    shown = ", ".join(repr(manifest[int(row)].id) for row in rows[:3])
+    return f"{shown}, ..." if len(rows) > 3 else shown
 
 
 def _frames(

@@ -199,6 +199,13 @@ class MultiLabelTask(UtteranceTask):
                 f"{place}: none of the {len(sets)} training utterances has a {self.label}; choose "
                 f"another task.label of {', '.join(LABELS)}, or give the corpus that column"
             )
+        lists = sorted(name for name in counts if name.startswith("[") or name.endswith("]"))
+        if lists:
+            raise DataError(
+                f"{place}: {len(lists)} {self.label} values are lists written as text "
+                f"({some_of(lists)}); write the labels alone, separated by task.separator="
+                f"{self.separator!r}"
+            )
         if len({tuple(names) for names in sets}) < 2:
             raise DataError(
                 f"{place}: all {len(sets)} training utterances have {self.label} "

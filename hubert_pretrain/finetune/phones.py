@@ -163,6 +163,11 @@ class PhoneTask(CtcTask):
             )
         return found
 
+    def _lacking(self, counts: Counter[str]) -> str:
+        if list(counts) == [UNKNOWN]:
+            return f"words that {self.lexicon} has not"
+        return super()._lacking(counts)
+
     def _unknown_fix(self) -> str:
         if self.lexicon is None:
             return "choose the alignments that the model was trained on, or set start_head=new"

@@ -191,11 +191,12 @@ class RegressionTask(UtteranceTask):
         if wrong:
             shown = ", ".join(f"{manifest[int(rows[i])].id!r} ({names[i]!r})" for i in wrong[:3])
             more = ", ..." if len(wrong) > 3 else ""
+            comma = " with a decimal point" if any("," in names[i] for i in wrong) else ""
             raise DataError(
                 f"{manifest.path}: {len(wrong)} of {len(rows)} utterances of split "
                 f"{manifest[int(rows[0])].split!r} have a {self.label} that is no finite number: "
-                f"{shown}{more}; leave them out, or give them numbers (several are separated by "
-                f"{self.separator!r}); for names choose finetune/classify"
+                f"{shown}{more}; leave them out, or give them numbers{comma} (several are "
+                f"separated by {self.separator!r}); for names choose finetune/classify"
             )
         counts = sorted({len(row) for row in numbers})
         if len(counts) > 1:

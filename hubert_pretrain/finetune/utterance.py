@@ -148,9 +148,11 @@ class UtteranceTask(Task):
         fix = (
             "to train on them set start_head=new"
             if self._adopted
-            else "classes must be the same: choose a split with the speakers or labels of "
-            "training, such as test_split=valid"
+            else "classes must be the same: leave those out, or choose a split with the speakers "
+            "or labels of training"
         )
+        if not self._adopted and len(found) > 1 and np.isfinite(list(map(number_of, found))).all():
+            fix += "; to predict numbers choose finetune/regression"
         raise DataError(
             f"{manifest.path}: split {first.split!r} has {len(found)} {self.label} values that "
             f"{holder} has not ({some_of(found)}), in {len(places)} of its {len(rows)} utterances, "

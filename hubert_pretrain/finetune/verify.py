@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.data.manifest import Manifest
-from hubert_pretrain.errors import ArtefactError, DataError
+from hubert_pretrain.errors import ArtefactError, ConfigError, DataError, did_you_mean
 from hubert_pretrain.evaluation.analysis import Analysis
 from hubert_pretrain.evaluation.bootstrap import Sampling
 from hubert_pretrain.evaluation.trials import Trials, analyse_trials
@@ -120,6 +120,13 @@ class VerifyTask(Task):
     def fit(self, corpus: Corpus, rows: NDArray[np.int64], grid: FrameGrid) -> Examples:
         """The classes are the speakers of the training rows, sorted."""
         place = corpus.manifest.path
+        for split in self.lists:
+            if split not in corpus.manifest.splits:
+                raise ConfigError(
+                    f"task.trials.{split}: {place} has no such split"
+                    f"{did_you_mean(split, list(corpus.manifest.splits))}, it has "
+                    f"{', '.join(corpus.manifest.splits)}; name the split of the list"
+                )
         names = cells(corpus, rows, self.label)
         counts = Counter(names)
         if self._adopted:

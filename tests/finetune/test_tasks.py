@@ -58,15 +58,15 @@ def test_a_few_transcripts_that_do_not_fit_are_left_out(
     splits = [corpus.manifest[row].split for row in range(len(corpus.manifest))]
     train, *_ = _examples(CtcTask(max_dropped_fraction=0.5), corpus)
     assert len(train) == splits.count("train") - 2
-    assert "2 of" in caplog.text
+    assert "1 have no transcript ('utterance-022') and 1 have a transcript " in caplog.text
     assert "left out" in caplog.text
 
 
 def test_many_transcripts_that_do_not_fit_are_an_error(corpus_with: Callable[..., Corpus]) -> None:
     with pytest.raises(
         DataError,
-        match=r"one longer than their frames can spell; the first is 'utterance-.*"
-        "max_dropped_fraction",
+        match=r"8 have a transcript longer than their frames can spell \('utterance-.*, ...; the "
+        "first has .*max_dropped_fraction",
     ):
         _examples(CtcTask(), corpus_with(text="AB" * 200))
 
@@ -79,6 +79,21 @@ def test_test_keeps_what_training_would_drop(
     assert len(test) == len(corpus.manifest.rows("test"))
     assert {"ZZ", ""} == set(test.references)
     assert "characters of these transcripts are in no training transcript" in caplog.text
+    assert (
+        "4 of the 8 utterances of split 'test' have no transcript ('utterance-000'" in caplog.text
+    )
+
+
+def test_training_utterances_without_transcript_are_named(
+    corpus_with: Callable[..., Corpus],
+) -> None:
+    text = {4: "", 5: "AB" * 200}
+    with pytest.raises(
+        DataError,
+        match=r"of 8 training utterances 1 have no transcript \('utterance-004'\) and 1 have a "
+        r"transcript longer than their frames can spell \('utterance-005'; the first has \d+ frames where 400",
+    ):
+        _examples(CtcTask(), corpus_with(text=lambda number: text.get(number, "ABC")))
 
 
 def test_unseen_class(corpus_with: Callable[..., Corpus]) -> None:

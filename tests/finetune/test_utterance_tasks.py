@@ -146,6 +146,10 @@ def test_several_labels_given_in_another_form(
     )
     with pytest.raises(DataError, match="none of the 8 training utterances has a label"):
         _examples(MultiLabelTask(), corpus_with(label=""))
+    with pytest.raises(DataError, match=r"2 label values are lists written as text \(\['a', 'b'\]"):
+        _examples(
+            MultiLabelTask(), corpus_with(label=lambda n: ("['a', 'b']", "['b']")[n // 2 % 2])
+        )
     with pytest.raises(DataError, match="all 8 training utterances have label 'a;b'"):
         _examples(MultiLabelTask(), corpus_with(label="b; a"))
     with pytest.raises(ConfigError, match=r"task.separator=' '"):
