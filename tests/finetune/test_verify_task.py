@@ -177,7 +177,7 @@ def test_speakers_that_cannot_be_told_apart(
 
 def test_a_list_of_a_split_that_is_not_there(corpus: Corpus) -> None:
     with pytest.raises(ConfigError, match=r"task.trials.tset: .* did you mean 'test'.*it has"):
-        _examples(VerifyTask(trials={"tset": "trials.txt"}), corpus)
+        examples_of(VerifyTask(trials={"tset": "trials.txt"}), corpus)
 
 
 def test_a_list_that_names_unknown_files(tmp_path: Path) -> None:

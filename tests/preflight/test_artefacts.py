@@ -144,8 +144,8 @@ def test_transcripts_that_their_audio_cannot_hold(make_corpus: Make) -> None:
     row = artefacts.task_labels("finetune/asr", CtcTask(), corpus, MODEL_GRID, SPLITS)
     assert row.state == "error"
     assert (
-        "of 9 training utterances 1 have a transcript longer than their frames can spell ('u00'; the first "
-        "has 49 frames where 79 are needed)" in row.found
+        "of 9 training utterances 1 have a transcript longer than their frames can spell ('u00'; "
+        "the first has 49 frames where 79 are needed)" in row.found
     )
     assert "max_dropped_fraction" in row.fix
     row = artefacts.task_labels(
