@@ -176,7 +176,7 @@ def test_speakers_that_cannot_be_told_apart(
 
 
 def test_a_list_of_a_split_that_is_not_there(corpus: Corpus) -> None:
-    with pytest.raises(ConfigError, match=r"task.trials.tset: .* did you mean 'test'.*it has"):
+    with pytest.raises(ConfigError, match=r"task.trials.tset: .*did you mean 'test'.*it has"):
         examples_of(VerifyTask(trials={"tset": "trials.txt"}), corpus)
 
 
