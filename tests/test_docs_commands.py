@@ -26,7 +26,7 @@ NO_WORDS = {"...", "(", ")", "-->"}
 PATHS = (".checkpoint", ".start_from", ".targets")
 """Ends of the keys whose value must exist when the command starts."""
 STAGES = ("it", "finetune/")
-RECIPE = re.compile(r"```yaml\n(.*?^name: (\w+)$.*?)```", re.DOTALL | re.MULTILINE)
+RECIPE = re.compile(r"```yaml\n((?:(?!```).)*?^name: (\w+)$.*?)```", re.DOTALL | re.MULTILINE)
 """A recipe that a page lets its reader write."""
 GIVEN = re.compile(r"\b(?:checkpoint|start_from): ([\w./-]+)")
 

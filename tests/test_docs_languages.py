@@ -48,7 +48,11 @@ QUICK = ("steps=2", "batch_seconds=3", "micro_batch_seconds=3", "valid_every_ste
 WORDS = [f"finetune.{name}.{word}" for name in ("eng", "deu") for word in QUICK]
 MORE = ["trainer=cpu", "data.workers=1", "trainer.loader_workers=0"]
 MORE += [f"model.{name}={getattr(LARGE, name)}" for name in ("hidden_size", "intermediate_size")]
-MORE += ["model.num_hidden_layers=2", "model.conv_dim=[8,8,8,8,8,8,8]"]  # for the check of the disk
+MORE += [
+    "model.num_attention_heads=2",
+    "model.num_hidden_layers=2",
+    "model.conv_dim=[8,8,8,8,8,8,8]",
+]  # for the check of the disk
 
 
 def blocks() -> list[str]:
