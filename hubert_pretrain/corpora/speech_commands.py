@@ -1,4 +1,5 @@
-"""Speech Commands v0.02 (Warden 2018): 105,829 recordings of one of 35 words each. CC BY 4.0.
+"""Speech Commands (Warden 2018): 105,829 recordings of one of 35 words each (v0.02), or 64,727 of
+one of 30 (v0.01). CC BY 4.0.
 
 Layout: `<word>/<speaker>_nohash_<n>.wav`, and lists of the recordings for validation and testing.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_args
 
 from hubert_pretrain.corpora import common
 from hubert_pretrain.corpora.download.archives import Archive, fetch_all
@@ -16,13 +18,13 @@ from hubert_pretrain.data.source import SourceUtterance
 from hubert_pretrain.errors import ConfigError, DataError
 from hubert_pretrain.frames import SAMPLE_RATE
 
-_FOLDER = "speech_commands_v0.02"
-_TEST_FOLDER = "speech_commands_test_set_v0.02"
 _LAYOUT = "<root>/{validation_list.txt,testing_list.txt} and <root>/<word>/<speaker>_nohash_<n>.wav"
 _URL = "https://storage.googleapis.com/download.tensorflow.org/data"
-_CHECKSUM = (
-    "sha256:af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"  # torchaudio's
-)
+Version = Literal["v0.02", "v0.01"]
+_CHECKSUMS = {  # torchaudio's
+    "v0.02": "sha256:af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
+    "v0.01": "sha256:743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d",
+}
 
 TEN_WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 SILENCE = "_silence_"
@@ -35,21 +37,30 @@ overlap.
 
 
 class SpeechCommands:
-    """The 35 words, or the 12 classes of SUPERB and of the paper: ten words, `_unknown_` for the
+    """All words, or the 12 classes of SUPERB and of the paper: ten words, `_unknown_` for the
     others, and `_silence_` from the background noises.
     """
 
     AVAILABLE_FROM = "download.tensorflow.org, or data.download=true (2.4 GB)"
 
-    def __init__(self, *, root: str, classes: int = 35, official_test: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        root: str,
+        classes: int = 35,
+        official_test: bool = False,
+        version: Version = "v0.02",
+    ) -> None:
         """No file is read before `utterances` is called.
 
         Args:
             root: folder of the words, or the folder above, with `speech_commands_v0.02/` in it.
-            classes: 35 or 12.
+            classes: 35 (all words: 30 in v0.01) or 12.
             official_test: test on `speech_commands_test_set_v0.02` beside that folder, the balanced
                 test set of 12 classes, instead of testing_list.txt (which stays out of train).
+            version: of the corpus and of that test set; SUPERB has v0.01.
         """
+        common.check_choice("version", version, get_args(Version))
         if classes not in (35, 12):
             raise ConfigError(f"data.corpus.classes={classes}: expected 35 or 12")
         if official_test and classes != 12:
@@ -58,6 +69,9 @@ class SpeechCommands:
                 "add data.corpus.classes=12"
             )
         self.root = Path(root).expanduser().absolute()
+        self.checksum = _CHECKSUMS[version]
+        self.home = f"speech_commands_{version}"
+        self.test_home = f"speech_commands_test_set_{version}"
         self.classes = classes
         self.official_test = official_test
         self.splits = ("train", "valid") if official_test else common.SPLITS
@@ -68,25 +82,25 @@ class SpeechCommands:
         archives = []
         if not has_recordings:
             recordings = Archive(
-                url=f"{_URL}/{_FOLDER}.tar.gz",
-                provides=f"{_FOLDER}/testing_list.txt",
-                into=_FOLDER,
-                checksum=_CHECKSUM,
+                url=f"{_URL}/{self.home}.tar.gz",
+                provides=f"{self.home}/testing_list.txt",
+                into=self.home,
+                checksum=self.checksum,
             )
             archives.append(recordings)
         if self.official_test:
             test_set = Archive(
-                url=f"{_URL}/{_TEST_FOLDER}.tar.gz",
-                provides=f"{_TEST_FOLDER}/{SILENCE}",
-                into=_TEST_FOLDER,
+                url=f"{_URL}/{self.test_home}.tar.gz",
+                provides=f"{self.test_home}/{SILENCE}",
+                into=self.test_home,
             )
             archives.append(test_set)
-        is_home = has_recordings or self.root.name == _FOLDER
+        is_home = has_recordings or self.root.name == self.home
         fetch_all(archives, self.root.parent if is_home else self.root, mirror)
 
     def utterances(self, folder: Path) -> Iterator[SourceUtterance]:
         """Every recording. Raises DataError for missing lists and folders."""
-        home = common.find_root(self.root, _LAYOUT, self.AVAILABLE_FROM, inside=[_FOLDER])
+        home = common.find_root(self.root, _LAYOUT, self.AVAILABLE_FROM, inside=[self.home])
         splits = {
             line: split
             for split, name in (("valid", "validation_list.txt"), ("test", "testing_list.txt"))
@@ -108,7 +122,7 @@ class SpeechCommands:
                     if utterance.split in self.splits:
                         yield utterance
         if self.official_test:
-            yield from _official_test(home.parent / _TEST_FOLDER)
+            yield from _official_test(home.parent / self.test_home)
 
     def _label(self, word: str) -> str:
         return word if self.classes == 35 or word in TEN_WORDS else UNKNOWN
@@ -144,7 +158,7 @@ def _silence(path: Path) -> Iterator[SourceUtterance]:
 
 def _official_test(folder: Path) -> Iterator[SourceUtterance]:
     labels = (*TEN_WORDS, UNKNOWN, SILENCE)
-    layout = f"{_TEST_FOLDER}/{{{','.join(labels)}}}/*.wav beside {_FOLDER}"
+    layout = f"{folder.name}/{{{','.join(labels)}}}/*.wav beside the folder of the words"
     for label in labels:
         text = label if label in TEN_WORDS else ""
         for path in audio_in(common.require(folder / label, layout)):

@@ -84,8 +84,9 @@ class ClassifyTask(UtteranceTask):
             weighted_layers: classify a softmax-weighted sum of the encoder's input and every block
                 instead of the last block.
             projection_size: width of the layer before the pooling.
-            pooling: of frames; mean, or attentive: their mean and standard deviation under learnt
-                weights (no class of transformers has it).
+            pooling: of frames; mean; attentive: their mean and standard deviation under learnt
+                weights; xvector: the same without weights, after five layers over time (no class
+                of transformers has the last two).
             class_weights: balanced: each class has the same weight in the loss, however many
                 utterances it has.
             label_smoothing: share of the target that is spread over all classes.

@@ -106,6 +106,7 @@ class CtcTask(Task):
         language: Language = "",
         lstm_layers: Annotated[int, zero_or_more] = 0,
         lstm_size: Annotated[int, positive] = 1024,
+        mask_features: bool = False,
     ) -> None:
         """
         Args:
@@ -130,6 +131,8 @@ class CtcTask(Task):
             lstm_layers: bidirectional LSTM layers before the output layer, as in SUPERB (two); 0:
                 none, as every other project expects it.
             lstm_size: width of each direction of them.
+            mask_features: SUPERB's SpecAugment in training: warps the mixture of layers over time,
+                and hides up to two stretches of time and four of channels of it.
         """
         if reduction not in REDUCTIONS:
             raise ConfigError(
@@ -148,6 +151,7 @@ class CtcTask(Task):
         self.needs_all_layers = weighted_layers
         self.lstm_layers = lstm_layers
         self.lstm_size = lstm_size
+        self.mask_features = mask_features
         self.max_dropped_fraction = max_dropped_fraction
         self.reduction = reduction
         self.zero_infinity = zero_infinity
@@ -255,6 +259,7 @@ class CtcTask(Task):
             self.needs_all_layers,
             self.lstm_layers,
             self.lstm_size,
+            self.mask_features,
         )
 
     def loss(

@@ -24,6 +24,7 @@ from hubert_pretrain.finetune.frames import FramesTask
 from hubert_pretrain.finetune.multi_label import MultiLabelTask
 from hubert_pretrain.finetune.regression import RegressionTask
 from hubert_pretrain.finetune.search import FineTuned, final_results
+from hubert_pretrain.finetune.slots import SlotsTask
 from hubert_pretrain.finetune.task import Examples, Results, Task, strings
 from hubert_pretrain.finetune.utterance import UtteranceTask
 from hubert_pretrain.finetune.verify import VerifyTask
@@ -35,7 +36,7 @@ TASK_KEY = "task"
 """Key of a checkpoint's "extra" for the `_target_` node of its task."""
 TASKS: dict[str, tuple[type[Task], ...]] = {
     CtcTask.kind: (CtcTask,),
-    UtteranceTask.kind: (ClassifyTask, MultiLabelTask, RegressionTask),
+    UtteranceTask.kind: (ClassifyTask, MultiLabelTask, RegressionTask, SlotsTask),
     FramesTask.kind: (FramesTask,),
     VerifyTask.kind: (VerifyTask,),
 }

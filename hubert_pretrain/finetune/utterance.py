@@ -22,7 +22,7 @@ from hubert_pretrain.model.pooling import POOLINGS
 Label = Literal["speaker", "label", "corpus"]
 """Columns of a manifest that can be labels."""
 LABELS = get_args(Label)
-Pooling = Literal["mean", "attentive"]
+Pooling = Literal["mean", "attentive", "xvector"]
 ClassWeights = Literal["none", "balanced"]
 CLASS_WEIGHTS = get_args(ClassWeights)
 PROBLEM_KEY = "problem_type"
@@ -51,7 +51,7 @@ class UtteranceTask(Task):
             weighted_layers: take a softmax-weighted sum of the encoder's input and every block
                 instead of the last block.
             projection_size: width of the layer before the pooling.
-            pooling: mean over frames, or attentive statistics.
+            pooling: see model/pooling.py.
         """
         check_choice("label", label, LABELS, "is not a column with labels; ")
         check_choice("pooling", pooling, tuple(POOLINGS))

@@ -85,8 +85,8 @@ class VerifyTask(Task):
             weighted_layers: see ClassifyTask.
             projection_size: width of the layer before the pooling.
             embedding_size: width of an embedding.
-            pooling: of frames; mean, or attentive (mean and standard deviation under learnt
-                weights).
+            pooling: of frames; mean, attentive (mean and standard deviation under learnt weights),
+                or xvector: five layers over time, mean and standard deviation, two layers (SUPERB).
             scale: of the cosines before the softmax.
             margin: by which the cosine with the right speaker must exceed the others.
         """
@@ -208,8 +208,8 @@ class VerifyTask(Task):
     def logits(self, head: TaskHead, output: HubertOutput, valid: Tensor | None) -> Tensor:
         """(B, E + K): embeddings of length 1, and their cosines with the speakers of training."""
         assert isinstance(head, SpeakerHead)
-        embeddings = head.logits(output, valid)
-        return torch.cat([embeddings, head.cosines(embeddings)], dim=1)
+        embeddings = head.embed(output, valid)
+        return torch.cat([F.normalize(embeddings, dim=-1), head.cosines(embeddings)], dim=1)
 
     def loss(
         self, logits: Tensor, num_frames: Tensor, labels: Tensor, label_lengths: Tensor

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.model.feature_masks import spec_augment
 from hubert_pretrain.model.half_precision import Linear
 from hubert_pretrain.model.hubert import HubertOutput
 from hubert_pretrain.model.pooling import make_pooling
@@ -318,6 +319,7 @@ class CTCHead(FrameHead):
         weighted_layers: bool = False,
         lstm_layers: int = 0,
         lstm_size: int = 1024,
+        mask_features: bool = False,
     ) -> None:
         """
         Args:
@@ -329,9 +331,11 @@ class CTCHead(FrameHead):
             lstm_layers: bidirectional LSTM layers before the linear one (SUPERB has two), after a
                 projection to their size; with dropout of .2 between them.
             lstm_size: width of each direction.
+            mask_features: hide parts of the mixture in training, see `spec_augment`.
         """
         width = 2 * lstm_size if lstm_layers else hidden_size
         super().__init__(width, vocabulary_size, dropout, n_layers, weighted_layers)
+        self.mask_features = mask_features
         self.lstm: nn.LSTM | None = None
         if lstm_layers:
             self.projection = nn.Linear(hidden_size, lstm_size)
@@ -347,10 +351,12 @@ class CTCHead(FrameHead):
     @property
     def settings(self) -> dict[str, Any]:
         """Keyword arguments that rebuild this head."""
+        masks = {"mask_features": True} if self.mask_features else {}
         if self.lstm is None:
-            return super().settings
+            return {**super().settings, **masks}
         return {
             **super().settings,
+            **masks,
             "hidden_size": self.projection.in_features,
             "lstm_layers": self.lstm.num_layers,
             "lstm_size": self.lstm.hidden_size,
@@ -359,6 +365,8 @@ class CTCHead(FrameHead):
     def logits(self, output: HubertOutput, valid: Tensor | None = None) -> Tensor:
         """(B, T, V); the LSTM of an utterance does not see its padding."""
         x = self.mixed(output)  # (B, T, D)
+        if self.mask_features and self.training:
+            x = spec_augment(x, valid)
         if self.lstm is not None:
             x = self.projection(x)
             if valid is None:
@@ -511,6 +519,9 @@ class SpeakerHead(TaskHead):
         self.projection = nn.Linear(hidden_size, projection_size)
         self.pooling = make_pooling(pooling, projection_size)
         self.embedding = nn.Linear(self.pooling.width, embedding_size)
+        self.after: nn.Linear | None = None
+        if self.pooling.name == "xvector":  # trained behind one more layer than it is used
+            self.after = nn.Linear(embedding_size, embedding_size)
         self.speakers = nn.Parameter(torch.empty(n_speakers, embedding_size))
         nn.init.xavier_uniform_(self.speakers)
 
@@ -538,13 +549,20 @@ class SpeakerHead(TaskHead):
 
     def logits(self, output: HubertOutput, valid: Tensor | None = None) -> Tensor:
         """(B, E) embeddings of length 1, in fp32: their products are the scores of trials."""
+        return F.normalize(self.embed(output, valid), dim=-1)
+
+    def embed(self, output: HubertOutput, valid: Tensor | None = None) -> Tensor:
+        """(B, E) embeddings of any length, in fp32."""
         pooled = self.pooling(self.projection(self.mixed(output)), valid)
-        return F.normalize(self.embedding(pooled).float(), dim=-1)
+        embeddings = self.embedding(pooled).float()
+        return embeddings if self.after is None else embeddings.relu()
 
     def cosines(self, embeddings: Tensor) -> Tensor:
-        """(B, E) -> (B, speakers of training)."""
+        """Embeddings of any length (B, E) -> (B, speakers of training)."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            return embeddings @ F.normalize(self.speakers.float(), dim=-1).T
+            if self.after is not None:
+                embeddings = self.after(embeddings).relu()
+            return F.normalize(embeddings, dim=-1) @ F.normalize(self.speakers.float(), dim=-1).T
 
 
 Head: TypeAlias = CodebookHead | SoftmaxHead | TaskHead

@@ -121,3 +121,16 @@ def test_errors_name_missing_files(root: Path) -> None:
         utterances(root / "nowhere")
     with pytest.raises(ConfigError, match=r"classes=10: expected 35 or 12"):
         utterances(root, classes=10)
+
+
+def test_version_one_has_folders_of_its_own(root: Path) -> None:
+    """And the same lists; its archives have their own checksum."""
+    expected = utterances(root, classes=12, official_test=True)
+    for name in (HOME, OFFICIAL):
+        (root / name).rename(root / name.replace("v0.02", "v0.01"))
+    found = utterances(root, classes=12, official_test=True, version="v0.01")
+    assert [each.id for each in found] == [each.id for each in expected]
+    with pytest.raises(DataError, match=r"validation_list\.txt: not there"):
+        utterances(root, classes=12)
+    with pytest.raises(ConfigError, match=r"version='v0\.3': expected v0\.02 or v0\.01"):
+        SpeechCommands(root=str(root), version="v0.3")

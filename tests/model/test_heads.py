@@ -18,9 +18,11 @@ from hubert_pretrain.model.heads import (
     CodebookHead,
     CTCHead,
     SoftmaxHead,
+    SpeakerHead,
     pretraining_head,
 )
 from hubert_pretrain.model.hubert import Hubert, HubertOutput
+from hubert_pretrain.model.pooling import XVectorPooling, make_pooling
 
 
 def test_logits_are_cosines_over_the_temperature() -> None:
@@ -206,3 +208,62 @@ def test_an_lstm_before_the_symbols_sees_no_padding_and_is_rebuilt() -> None:
     again = HEADS["ctc"](**head.settings)
     again.load_state_dict(head.state_dict())
     assert torch.equal(again.eval().logits(outputs[1]), head.logits(outputs[1]))
+
+
+# -- x-vectors
+
+
+def xvector_of(pooling: XVectorPooling, x: torch.Tensor) -> torch.Tensor:
+    """The computation frame by frame, of an utterance (T, D)."""
+    for layer, (window, distance) in zip(pooling.layers, pooling.windows, strict=True):
+        frames = [
+            sum(layer.weight[..., n] @ x[t + n * distance] for n in range(window)) + layer.bias
+            for t in range(len(x) - (window - 1) * distance)
+        ]
+        x = torch.stack(frames).relu()
+    return torch.cat([x.mean(0), x.std(0)])
+
+
+def test_x_vectors_are_those_of_frame_by_frame() -> None:
+    torch.manual_seed(0)
+    pooling = make_pooling("xvector", 6)
+    assert isinstance(pooling, XVectorPooling)
+    assert pooling.width == 3000
+    x = torch.randn(3, 40, 6)
+    lengths = torch.tensor([40, 23, 17])
+    valid = torch.arange(40) < lengths[:, None]
+    expected = [xvector_of(pooling, row[:length]) for row, length in zip(x, lengths, strict=True)]
+    torch.testing.assert_close(pooling(x, valid), torch.stack(expected))
+    torch.testing.assert_close(pooling(x[:1]), expected[0][None])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 15, 16])
+def test_few_frames_have_an_x_vector_and_a_gradient(frames: int) -> None:
+    """Alone and beside a longer one it is the same."""
+    torch.manual_seed(0)
+    pooling = make_pooling("xvector", 6)
+    x = torch.zeros(2, 20, 6)
+    x[0, :frames] = torch.randn(frames, 6)
+    x.requires_grad_()
+    alone = pooling(x[:1, :frames])
+    valid = torch.arange(20) < torch.tensor([[frames], [20]])
+    found = pooling(x, valid)
+    torch.testing.assert_close(found[:1], alone)
+    found.square().sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_an_x_vector_is_trained_behind_one_more_layer() -> None:
+    torch.manual_seed(0)
+    head = SpeakerHead(16, 3, 8, embedding_size=5, pooling="xvector")
+    again = SpeakerHead(**head.settings)
+    again.load_state_dict(head.state_dict())
+    frames = torch.randn(2, 30, 16)
+    output = HubertOutput(frames, torch.zeros(()), frames, None)
+    embeddings = head.embed(output)
+    assert (embeddings >= 0).all()
+    torch.testing.assert_close(head.logits(output), F.normalize(embeddings, dim=-1))
+    hidden = head.after(embeddings).relu()
+    expected = F.cosine_similarity(hidden[:, None], head.speakers[None], dim=-1)
+    torch.testing.assert_close(head.cosines(embeddings), expected)
+    torch.testing.assert_close(again.cosines(again.embed(output)), expected)

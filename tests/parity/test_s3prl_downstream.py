@@ -1,5 +1,6 @@
 """s3prl's own downstream of emotion recognition on our export: its featuriser, head, data and loss,
-as its runner puts them together. (The runner itself wants packages that are not installed here.)
+as its runner puts them together (the runner itself wants packages that are not installed here); and
+its classes of which the probes have twins.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,12 @@ import pytest
 import soundfile
 import torch
 
+from hubert_pretrain.finetune.verify import VerifyTask
 from hubert_pretrain.interop.fairseq_writer import export_s3prl
 from hubert_pretrain.model.checkpoint import load_model, save_model
-from hubert_pretrain.model.heads import CodebookHead
-from hubert_pretrain.model.hubert import Hubert
+from hubert_pretrain.model.feature_masks import spec_augment
+from hubert_pretrain.model.heads import CodebookHead, SpeakerHead
+from hubert_pretrain.model.hubert import Hubert, HubertOutput
 from tests.finetune.conftest import TINY
 
 EMOTIONS = ("ang", "hap")
@@ -105,3 +109,59 @@ def test_the_official_emotion_task_learns_on_our_export(s3prl: Any, tmp_path: Pa
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_official_x_vector_and_its_loss(s3prl: Any) -> None:
+    """Ours leaves all padding out, so utterances are of one length here."""
+    theirs = s3prl("downstream.sv_voxceleb1.model")
+    torch.manual_seed(0)
+    head = SpeakerHead(16, 3, 12, embedding_size=12, pooling="xvector")
+    model = theirs.Model(
+        input_dim=12,
+        agg_dim=1500,
+        agg_module_name="SP",
+        module_name="XVector",
+        utterance_module_name="UtteranceExtractor",
+        hparams={"agg_dim": 1500, "dropout_p": 0.0, "batch_norm": False},
+    )
+    layers = model.framelevel_feature_extractor.module
+    for conv, layer in zip(head.pooling.layers, layers, strict=True):
+        layer.kernel.weight.data = conv.weight.transpose(1, 2).flatten(1).detach()
+        layer.kernel.bias.data = conv.bias.detach()
+    extractor = model.utterancelevel_feature_extractor
+    extractor.linear1.load_state_dict(head.embedding.state_dict())
+    extractor.linear2.load_state_dict(head.after.state_dict())
+    objective = theirs.AMSoftmaxLoss(12, 3, s=30.0, m=0.4)
+    objective.W.data = head.speakers.detach().T.contiguous()
+    frames = torch.randn(4, 40, 16)
+    output = HubertOutput(frames, torch.zeros(()), frames, None)
+    inputs = head.projection(frames)
+    mask = torch.zeros(4, 26)
+    torch.testing.assert_close(
+        head.logits(output), torch.nn.functional.normalize(model.inference(inputs, mask), dim=-1)
+    )
+    task = VerifyTask(pooling="xvector", embedding_size=12, margin=0.4)
+    task.speakers = ["a", "b", "c"]
+    labels = torch.tensor([0, 2, 1, 1])
+    found = task.loss(task.logits(head, output, None), labels, labels[:, None], labels) / 4
+    torch.testing.assert_close(found, objective(model(inputs, mask), labels), rtol=1e-4, atol=1e-5)
+
+
+def test_the_official_spec_augment(s3prl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same random numbers, of recipes/superb/asr."""
+    monkeypatch.setitem(sys.modules, "pandas", ModuleType("pandas"))  # imported there, not used
+    theirs = s3prl("downstream.specaug").SpecAug(
+        time_warp_window=5,
+        time_mask_width_range=[0, 40],
+        freq_mask_width_range=[0, 50],
+        num_freq_mask=4,
+        num_time_mask=2,
+    )
+    lengths = [120, 90, 9]
+    x = torch.randn(3, 120, 60, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(3)
+    expected, _ = theirs([x[row, :length].clone() for row, length in enumerate(lengths)])
+    torch.manual_seed(3)
+    found = spec_augment(x, torch.arange(120) < torch.tensor(lengths)[:, None])
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(found[row, :length], expected[row])

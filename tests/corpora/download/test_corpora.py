@@ -214,7 +214,9 @@ def test_downloads_of_each_corpus_are_found_by_it(
     monkeypatch.setattr(
         librilight, "_LIMITED_CHECKSUM", checksums.get("librispeech_finetuning", "")
     )
-    monkeypatch.setattr(speech_commands, "_CHECKSUM", checksums.get("speech_commands_v0", ""))
+    monkeypatch.setitem(
+        speech_commands._CHECKSUMS, "v0.02", checksums.get("speech_commands_v0", "")
+    )
     source = build(str(tmp_path / "root"))
     download(source, server.url)
     assert len(list(source.utterances(tmp_path))) == count
