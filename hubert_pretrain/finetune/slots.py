@@ -104,8 +104,8 @@ class SlotsTask(UtteranceTask):
             if max(self._sizes()) < 2:
                 raise DataError(
                     f"{corpus.manifest.path}: all {len(rows)} training utterances have "
-                    f"{self.label} {self._text(values[0])!r}; expected labels that differ: choose another "
-                    "task.label"
+                    f"{self.label} {self._text(values[0])!r}; expected labels that differ: "
+                    "choose another task.label"
                 )
         return self.examples(corpus, rows, grid)
 
