@@ -137,7 +137,9 @@ def test_a_checkpoint_goes_on_and_is_scored(
     assert again.classes == fitted.classes
     assert again.predict(torch.ones(1, 5)).text == fitted.predict(torch.ones(1, 5)).text
     assert task_node(loaded, "x") == node
-    with pytest.raises(ArtefactError, match="slots, this task has action"):
+    with pytest.raises(
+        ArtefactError, match="has the slots action, object, this task has action, place"
+    ):
         SlotsTask(slots=["action", "place"]).adopt(loaded.extra, "x")
 
 
