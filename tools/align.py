@@ -180,11 +180,7 @@ def write(target: Path, found: list[AlignedUtterance], options: argparse.Namespa
     else:
         lines: list[str] = []
         for each in found:
-            if len(each.id.split()) != 1:
-                raise ConfigError(
-                    f"utterance {each.id!r}: a ctm cannot hold an id with spaces; use --format "
-                    "textgrid"
-                )
+            refuse_spaces(each.id)
             words = each.alignment.words if options.units == "words" else each.alignment.symbols
             rows = [(word.text, word.start, word.end, word.confidence) for word in words]
             lines += ctm.ctm_lines(each.id, rows)
@@ -192,6 +188,14 @@ def write(target: Path, found: list[AlignedUtterance], options: argparse.Namespa
     worst = sorted(found, key=lambda each: each.alignment.score)
     rows_of_scores = [f"{each.id}\t{each.alignment.score:.4f}\n" for each in worst]
     write_text(target / SCORES, "".join(["id\tscore\n", *rows_of_scores]))
+
+
+def refuse_spaces(id: str) -> None:
+    """Raises ConfigError for an id that a ctm cannot hold."""
+    if len(id.split()) != 1:
+        raise ConfigError(
+            f"utterance {id!r}: a ctm cannot hold an id with spaces; use --format textgrid"
+        )
 
 
 def path_of(target: Path, id: str) -> Path:

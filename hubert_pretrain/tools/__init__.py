@@ -24,6 +24,7 @@ COMMANDS = (
     "score_units",
     "transcribe",
     "align",
+    "align_phones",
     "classify",
     "verify",
     "evaluate",
