@@ -80,7 +80,7 @@ def align_phones(options: argparse.Namespace) -> int:
     numbers = {name: number for number, name in enumerate(names)}
     extractor = Mfcc(hop_seconds=HOP_SECONDS, window_seconds=WINDOW_SECONDS)
     codes = [0]
-    kept: list[SourceUtterance] = []
+    usable: list[SourceUtterance] = []
     utterances: list[Positions] = []
     frames: list[Tensor] = []
     for each, text in zip(speech, words, strict=True):
@@ -90,14 +90,14 @@ def align_phones(options: argparse.Namespace) -> int:
         except DataError as error:
             codes.append(report(error))
             continue
-        kept.append(each)
+        usable.append(each)
         utterances.append(positions)
-    if not kept:
+    if not usable:
         raise DataError(f"{source}: none of the {len(speech)} utterances could be aligned")
-    normalise(kept, frames)
+    normalise(usable, frames)
     segments, scores = learnt(frames, utterances, names)
-    write(target, kept, segments, scores, options.format)
-    print(f"aligned      {len(kept)} of {len(speech)} utterances")
+    write(target, usable, segments, scores, options.format)
+    print(f"aligned      {len(usable)} of {len(speech)} utterances")
     print(f"units        {sum(map(len, segments))} phones, {len(names)} of them different")
     print(f"wrote        {target}")
     return max(codes)
