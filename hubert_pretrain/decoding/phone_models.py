@@ -6,6 +6,7 @@ utterance.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -150,11 +151,11 @@ class PhoneModels:
         """One step of expectation and maximisation within each state."""
         together = torch.cat(list(frames))
         of_frames = np.concatenate(list(states))
-        order = torch.from_numpy(np.argsort(of_frames, kind="stable"))
+        order = np.argsort(of_frames, kind="stable")
         counts = np.bincount(of_frames, minlength=len(self.means))
-        for state, rows in enumerate(order.split(counts.tolist())):
+        for state, rows in enumerate(np.split(order, np.cumsum(counts)[:-1])):
             if len(rows) > STATES:
-                self._maximise_state(state, together[rows])
+                self._maximise_state(state, together[torch.from_numpy(rows)])
         leaves = np.zeros(len(counts))
         for each in states:
             leaves += np.bincount(each[np.flatnonzero(np.diff(each))], minlength=len(counts))
@@ -233,7 +234,7 @@ def gaussians(frames: Tensor, means: Tensor, variances: Tensor) -> Tensor:
     """Log-densities (T, K) of frames (T, D) for K Gaussians."""
     precision = 1 / variances
     constant = variances.log().sum(1) + (means.square() * precision).sum(1)
-    constant = constant + frames.shape[1] * np.log(2 * np.pi)
+    constant = constant + frames.shape[1] * math.log(2 * math.pi)
     return frames @ (means * precision).T - 0.5 * (frames.square() @ precision.T + constant)
 
 

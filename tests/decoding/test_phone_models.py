@@ -51,6 +51,8 @@ def test_phones_are_found_without_any_label() -> None:
     models = PhoneModels(frames, utterances)
     scores = [models.learn(frames, utterances) for _ in range(6)]
     assert scores == sorted(scores)
+    # A state lasts 1 to 5 frames, 3 on average.
+    assert models.stay[1:].mean() == pytest.approx(2 / 3, abs=0.08)
     paths, _ = models.align(frames, utterances)
     near = []
     for utterance, path, segments in zip(utterances, paths, truth, strict=True):
@@ -120,6 +122,8 @@ def test_an_utterance_that_is_too_short_is_refused() -> None:
     frames, utterances, _ = zip(*map(spoken, range(4)), strict=True)
     models = PhoneModels(frames, utterances)
     needed = utterances[0].fewest_frames
-    assert len(models.align([frames[0][:needed]], [utterances[0]])[0][0]) == needed
+    (path,), (score,) = models.align([frames[0][:needed]], [utterances[0]])
+    assert utterances[0].states[path].tolist() == [each for each in utterances[0].states if each]
+    assert score > -1e6
     with pytest.raises(DataError, match=f"of {needed - 1} frames has {needed} states of phones"):
         models.align([frames[0][: needed - 1]], [utterances[0]])
