@@ -50,6 +50,7 @@ class Allowed:
 
 
 positive = Allowed("a number above 0", lambda value: 0 < value < math.inf)
+at_least_one = Allowed("1 or more", lambda value: 1 <= value < math.inf)
 zero_or_more = Allowed("0 or more", lambda value: 0 <= value < math.inf)
 finite = Allowed("a number", math.isfinite)
 all_finite = Allowed("numbers", lambda values: all(math.isfinite(value) for value in values))

@@ -22,7 +22,13 @@ from yaml import YAMLError
 
 from hubert_pretrain import distributed
 from hubert_pretrain.config import keys, nodes, schema, series, validate, words
-from hubert_pretrain.config.schema import EvaluateConfig, FinetuneConfig, IterationConfig, Recipe
+from hubert_pretrain.config.schema import (
+    EvaluateConfig,
+    FinetuneConfig,
+    IterationConfig,
+    Recipe,
+    SpinConfig,
+)
 from hubert_pretrain.errors import ConfigError, HubertPretrainError, did_you_mean
 from hubert_pretrain.fields import field, raise_faults
 
@@ -56,6 +62,7 @@ Composed: type[Recipe] = dataclasses.make_dataclass(
     "Recipe",
     [
         ("iterations", dict[str, Optional[IterationConfig]], field({})),  # noqa: UP045
+        ("spin", dict[str, Optional[SpinConfig]], field({})),  # noqa: UP045
         ("finetune", dict[str, Optional[FinetuneConfig]], field({})),  # noqa: UP045
         ("evaluate", dict[str, Optional[EvaluateConfig]], field({})),  # noqa: UP045
     ],
@@ -404,6 +411,7 @@ def _config_name() -> str:
 def _drop_removed(recipe: Recipe) -> None:
     """Leave out the parts that are null: a recipe that inherits them removed them."""
     recipe.iterations = {name: each for name, each in recipe.iterations.items() if each}
+    recipe.spin = {name: each for name, each in recipe.spin.items() if each}
     recipe.finetune = {name: each for name, each in recipe.finetune.items() if each}
     recipe.evaluate = {name: each for name, each in recipe.evaluate.items() if each}
     recipe.logger = {name: each for name, each in (recipe.logger or {}).items() if each}

@@ -53,7 +53,13 @@ PLACES = {
     "finetune": "finetune.asr.task",
 }
 """Key of the nodes that the files of a group hold."""
-EXAMPLES = {"iterations": "it1", "finetune": "asr", "evaluate": "asr", "stages": "pretrain"}
+EXAMPLES = {
+    "iterations": "it1",
+    "spin": "it2",
+    "finetune": "asr",
+    "evaluate": "asr",
+    "stages": "pretrain",
+}
 """The name that stands for any entry of a section of named parts."""
 UNITS = {
     "seconds": "s",

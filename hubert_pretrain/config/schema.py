@@ -8,7 +8,7 @@ that does the work, and its keyword arguments. A name in brackets is fairseq's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from hubert_pretrain.data.config import Segmentation
 from hubert_pretrain.decoding.config import DecodingConfig
@@ -16,6 +16,7 @@ from hubert_pretrain.fields import (
     AUTO,
     MISSING,
     all_positive,
+    at_least_one,
     audio_channel,
     auto_or_positive,
     between,
@@ -354,6 +355,88 @@ class IterationConfig:
 
 
 @dataclass
+class PerturbationConfig:
+    """The other voice of the second view (pretrain/speaker_perturbation.py); its length and its
+    frames stay."""
+
+    formant_ratio: float = field(1.4, at_least_one)
+    """Formants move by a random factor, up or down, of at most this; 1: they stay."""
+    pitch_ratio: float = field(2.0, at_least_one)
+    """The same for the pitch."""
+    equaliser_db: float = field(12.0, zero_or_more)
+    """Ten bands get louder or softer by at most this; 0: none does."""
+
+
+@dataclass
+class SpinConfig:
+    """Checkpoint + audio -> checkpoint that hears less of the speaker (Spin, arXiv:2305.11072): the
+    last layers and a codebook learn to give the same codeword to a frame in another voice."""
+
+    checkpoint: str = field(MISSING, path=True)
+    """A stage of this run ("it2/pretrain"), or any checkpoint (docs/checkpoints.md)."""
+    n_codewords: int = field(MISSING, between(2, MAX_CLUSTERS))
+    """Size of the codebook. A step needs more frames than codewords."""
+    n_layers: int = field(2, positive)
+    """The last layers, which learn; everything before them is frozen."""
+    projection_size: int = field(256, positive)
+    """Width of the codewords; not above that of the network."""
+    temperature: float = field(0.1, positive)
+    """tau, divisor of the cosines in the prediction."""
+    epsilon: float = field(0.02, positive)
+    """Softness of the targets: 0.02 to 0.05 in the paper; below 0.005 they are refused."""
+    sinkhorn_iterations: int = field(3, positive)
+    """Rounds that bring the codewords to equal shares of the frames."""
+    perturbation: PerturbationConfig = field(PerturbationConfig)
+    """The other voice."""
+    steps: int = field(MISSING, positive)
+    """Optimiser updates."""
+    batch_seconds: float = field(MISSING, positive)
+    """Audio per update, over all devices; the second view does not count."""
+    micro_batch_seconds: float = field(MISSING, positive)
+    """Audio of a forward pass of a device. Codewords get equal shares of the frames that all
+    devices compute together."""
+    learning_rate: float = field(1e-4, positive)
+    """Peak learning rate; the rate rises and falls linearly."""
+    warmup_fraction: float = field(0.5, share)
+    """Share of the steps with a linear rise from 0."""
+    final_lr_scale: float = field(0.01, share)
+    """Last rate, as a share of the peak."""
+    betas: list[float] = field([0.9, 0.999], decay_rates)
+    """AdamW's decay rates of the two moments."""
+    eps: float = field(1e-8, positive)
+    """AdamW's epsilon."""
+    weight_decay: float = field(0.0, zero_or_more)
+    """Pull of the weights to 0, times the learning rate."""
+    weight_decay_on: str = field("all", choice("all", "matrices"))
+    """all: every parameter that learns; matrices: not biases, gains of norms, and codewords."""
+    clip_norm: float = field(10.0, zero_or_more)
+    """Limit of the global gradient norm."""
+    max_gradient_spike: float = field(0.0, zero_or_above_one)
+    """Skip an update whose gradient norm is above this many medians of the last 128, e.g. 10; 0:
+    never."""
+    min_seconds: float = field(2.5, positive)
+    """Shorter utterances are left out."""
+    max_crop_seconds: float = field(17.0, positive)
+    """Longer utterances are cropped."""
+    max_shapes: int = field(16, positive)
+    """Number of crop lengths (buckets)."""
+    ema_decay: float = field(0.0, share_below_one)
+    """Validate and keep an average of the weights over about 1 / (1 - ema_decay) updates; 0: no
+    average."""
+    log_every_steps: int = field(50, positive, science=False)
+    """Steps between two rows of logs/metrics.csv."""
+    valid_every_steps: int = field(1000, positive, science=False)
+    """Steps between two validations."""
+    checkpoint_every_steps: int = field(1000, positive, science=False)
+    """Most steps between two checkpoints to resume from."""
+    checkpoint_every_minutes: float = field(15.0, zero_or_more, science=False)
+    """And most minutes, by the clock of the first process; 0: only steps count."""
+    keep_best: str = ""
+    """Result: the weights that scored best by this value of the valid split, valid/agreement or
+    valid/loss; "": those of the last step."""
+
+
+@dataclass
 class LoraConfig:
     """Low-rank adaptation: the encoder is frozen, and small matrices beside its weights learn."""
 
@@ -501,6 +584,10 @@ class FinetuneConfig:
     keep_best: str = "auto"
     """Result: the weights that scored best by this value of the valid split, e.g. valid/cer,
     valid/macro_f1; auto: the main metric of the task; "": those of the last step."""
+
+
+TrainingConfig: TypeAlias = PretrainConfig | SpinConfig | FinetuneConfig
+"""Settings of a stage that trains."""
 
 
 @dataclass
@@ -739,6 +826,8 @@ class Recipe:
     """it1, it2, ... in order."""
     series: SeriesConfig = field(SeriesConfig)
     """Further iterations from a short form."""
+    spin: dict[str, SpinConfig] = field({})
+    """Speaker-invariant stages by name."""
     finetune: dict[str, FinetuneConfig] = field({})
     """Tasks by name."""
     evaluate: dict[str, EvaluateConfig] = field({})

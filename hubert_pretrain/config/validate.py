@@ -22,7 +22,9 @@ from hubert_pretrain.config.schema import (
     LossConfig,
     PretrainConfig,
     Recipe,
+    SpinConfig,
     TrainerConfig,
+    TrainingConfig,
 )
 from hubert_pretrain.decoding.config import check_sources
 from hubert_pretrain.distributed import accumulation, check_groups
@@ -39,6 +41,8 @@ from hubert_pretrain.model.export_limits import faults_of_export
 
 LAYER_WORDS = ("auto", "all")
 """Layers of features that are no numbers."""
+LEAST_EPSILON = 0.005
+"""Of `spin.NAME.epsilon`."""
 CODEBOOK_KEYS = ["name", "columns", "n_clusters", "residual"]
 """Keys of an entry of `clustering.codebooks`."""
 
@@ -58,15 +62,21 @@ def faults(recipe: Recipe, wrong: Mapping[str, str] | None = None) -> list[str]:
         except ConfigError as error:
             model_is_sound = False
             found.append(str(error))
-    if not (recipe.iterations or recipe.finetune or recipe.evaluate or recipe.export.checkpoints):
+    parts = (recipe.iterations, recipe.spin, recipe.finetune, recipe.evaluate)
+    if not any((*parts, recipe.export.checkpoints)):
         found.append(
             "the recipe has no stages; give it iterations (it1 with features, clustering and "
-            "pretrain), tasks (finetune.NAME), evaluations (evaluate.NAME) or export.checkpoints"
+            "pretrain), spin.NAME, tasks (finetune.NAME), evaluations (evaluate.NAME) or "
+            "export.checkpoints"
         )
     for name, iteration in recipe.iterations.items():
         key = f"iterations.{name}"
         if model_is_sound and not any(each.startswith(f"{key}.") for each in wrong):
             found += _faults_of_iteration(key, iteration, recipe)
+    for name, spin in recipe.spin.items():
+        key = f"spin.{name}"
+        if model_is_sound and not any(each.startswith(f"{key}.") for each in wrong):
+            found += _faults_of_spin(key, spin, recipe)
     for name, task in recipe.finetune.items():
         key = f"finetune.{name}"
         if not any(each.startswith(f"{key}.") for each in wrong):
@@ -155,6 +165,7 @@ def _faults_of_layers(key: str, iteration: IterationConfig, recipe: Recipe) -> I
     if layer > depth:
         yield f"{key}.pretrain.probe.layer={layer}: expected 0 to {depth}, the layers of the model"
     own = [f"{name}/pretrain" for name in recipe.iterations]
+    own += [f"spin/{name}" for name in recipe.spin]
     own += [f"finetune/{name}" for name in recipe.finetune]
     for name, node in nodes_of(f"{key}.features", iteration.features):
         if node.get("checkpoint") not in own:
@@ -189,6 +200,7 @@ def _faults_of_grid(key: str, features: Any, grid: FrameGrid) -> Iterator[str]:
 
 def _faults_of_lengths(key: str, config: PretrainConfig, grid: FrameGrid) -> Iterator[str]:
     yield from _faults_of_batches(key, config)
+    yield from _faults_of_crops(key, config)
     shortest = grid.num_frames(samples(config.min_seconds))
     if shortest <= config.mask.span_frames:
         yield (
@@ -196,6 +208,9 @@ def _faults_of_lengths(key: str, config: PretrainConfig, grid: FrameGrid) -> Ite
             f"span of {key}.mask.span_frames={config.mask.span_frames}; raise one or lower the "
             "other"
         )
+
+
+def _faults_of_crops(key: str, config: PretrainConfig | SpinConfig) -> Iterator[str]:
     if config.max_crop_seconds < config.min_seconds:
         yield (
             f"{key}.max_crop_seconds={config.max_crop_seconds} is below "
@@ -304,6 +319,50 @@ def _faults_of_mixture(key: str, config: PretrainConfig, corpora: Any) -> Iterat
             )
 
 
+# -- the speaker-invariant stage
+
+
+def _faults_of_spin(key: str, config: SpinConfig, recipe: Recipe) -> Iterator[str]:
+    yield from _faults_of_batches(key, config)
+    yield from _faults_of_crops(key, config)
+    yield from _faults_of_spikes(key, config, recipe.trainer)
+    if config.epsilon < LEAST_EPSILON:
+        yield (
+            f"{key}.epsilon={config.epsilon:g}: below {LEAST_EPSILON:g} the targets leave the "
+            "range of numbers; the paper has 0.02 to 0.05"
+        )
+    changes = config.perturbation
+    if changes.formant_ratio == changes.pitch_ratio == 1 and changes.equaliser_db == 0:
+        yield (
+            f"{key}.perturbation changes nothing, so both views are the same; raise formant_ratio "
+            "or pitch_ratio above 1"
+        )
+    devices = recipe.trainer.devices * recipe.trainer.num_nodes
+    frames = devices * recipe.model.grid.num_frames(samples(config.micro_batch_seconds))
+    if recipe.launch.kind == "local" and frames < config.n_codewords:
+        together = f" x {devices} devices" if devices > 1 else ""
+        yield (
+            f"{key}.n_codewords={config.n_codewords}: more than the {frames} frames of "
+            f"{key}.micro_batch_seconds={config.micro_batch_seconds:g}{together}, so they cannot "
+            "get equal shares of them; lower the first or raise the second (the paper: 6 or more "
+            "frames for each)"
+        )
+    if config.checkpoint.endswith("/pretrain") and config.checkpoint[:-9] in recipe.iterations:
+        yield from faults_of_spin_network(key, config, recipe.model)
+
+
+def faults_of_spin_network(key: str, config: SpinConfig, network: HubertConfig) -> Iterator[str]:
+    """Faults of a stage whose checkpoint holds this network."""
+    depth = network.num_hidden_layers
+    if config.n_layers > depth:
+        yield f"{key}.n_layers={config.n_layers}: expected 1 to {depth}, the layers of the network"
+    if config.projection_size > network.hidden_size:
+        yield (
+            f"{key}.projection_size={config.projection_size}: expected at most "
+            f"{network.hidden_size}, the width of the network"
+        )
+
+
 # -- fine-tuning
 
 
@@ -391,10 +450,10 @@ def _faults_of_frozen(key: str, config: FinetuneConfig, where: str, fix: str) ->
         )
 
 
-# -- both trainings
+# -- all trainings
 
 
-def _faults_of_batches(key: str, config: PretrainConfig | FinetuneConfig) -> Iterator[str]:
+def _faults_of_batches(key: str, config: TrainingConfig) -> Iterator[str]:
     """A step is a whole number of micro-batches."""
     micro_batches = config.batch_seconds / config.micro_batch_seconds
     if abs(micro_batches - round(micro_batches)) > 1e-6:
@@ -406,9 +465,7 @@ def _faults_of_batches(key: str, config: PretrainConfig | FinetuneConfig) -> Ite
         )
 
 
-def _faults_of_spikes(
-    key: str, config: PretrainConfig | FinetuneConfig, trainer: TrainerConfig
-) -> Iterator[str]:
+def _faults_of_spikes(key: str, config: TrainingConfig, trainer: TrainerConfig) -> Iterator[str]:
     if config.max_gradient_spike > 0 and trainer.precision == "16-mixed":
         yield (
             f"{key}.max_gradient_spike={config.max_gradient_spike:g} does not go with "
@@ -436,7 +493,9 @@ def _faults_of_export(recipe: Recipe) -> Iterator[str]:
         for name, each in recipe.finetune.items()
         if isinstance(each.task, dict)
     }
-    own = [name for name in recipe.export.checkpoints if name in trainings or name in targets]
+    spins = {f"spin/{name}" for name, each in recipe.spin.items() if each.checkpoint in trainings}
+    known = {*trainings, *spins, *targets}
+    own = [name for name in recipe.export.checkpoints if name in known]
     formats = recipe.export.format
     for format in formats if isinstance(formats, list) else [formats]:
         if own:
@@ -529,8 +588,9 @@ def _faults_of_devices(recipe: Recipe) -> Iterator[str]:
             yield str(error)
     devices = trainer.devices * trainer.num_nodes
     pretrainings = [f"{name}/pretrain" for name in recipe.iterations]
-    tasks = [f"finetune/{name}" for name in recipe.finetune]
-    for stage in pretrainings + tasks:
+    others = [f"spin/{name}" for name in recipe.spin]
+    others += [f"finetune/{name}" for name in recipe.finetune]
+    for stage in pretrainings + others:
         if recipe.stage in ("all", "list", "check", stage) or stage.startswith(f"{recipe.stage}/"):
             try:
                 check_shares(recipe, stage, devices)
@@ -545,7 +605,10 @@ def check_shares(recipe: Recipe, stage: str, devices: int) -> None:
     first, second = stage.split("/")
     if first == "finetune":
         key = f"finetune.{second}"
-        config: PretrainConfig | FinetuneConfig = recipe.finetune[second]
+        config: TrainingConfig = recipe.finetune[second]
+    elif first == "spin":
+        key = f"spin.{second}"
+        config = recipe.spin[second]
     else:
         key = f"iterations.{first}.pretrain"
         config = recipe.iterations[first].pretrain

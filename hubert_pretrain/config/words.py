@@ -21,7 +21,7 @@ from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import ConfigError
 
 WORD = re.compile(r"(?P<plus>\+{0,2})(?P<key>[A-Za-z_$][\w$.@/:-]*)=(?P<value>.*)", re.DOTALL)
-NAMED_PARTS = ("iterations", "finetune", "evaluate", "launch.stages")
+NAMED_PARTS = ("iterations", "spin", "finetune", "evaluate", "launch.stages")
 """Sections whose keys are names that a recipe chooses."""
 SWEEP = {"-m", "--multirun"}
 WITH_VALUE = {

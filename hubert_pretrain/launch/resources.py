@@ -12,7 +12,7 @@ from hubert_pretrain.errors import ConfigError, did_you_mean
 from hubert_pretrain.pipeline import plan
 from hubert_pretrain.pipeline.plan import SHARED, VERBS, Stage
 
-TRAINS = ("pretrain", "finetune")
+TRAINS = ("pretrain", "spin", "finetune")
 """Verbs that use the devices and nodes of the trainer."""
 
 

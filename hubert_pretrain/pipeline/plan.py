@@ -1,7 +1,8 @@
 """A run: recipe -> ordered stages with their inputs, fingerprints and states.
 
 HuBERT's loop closes over artefacts: iteration 2 is the same three stages as iteration 1, with a
-checkpoint named in its features. That may also be a task of the recipe: it is trained first then.
+checkpoint named in its features. That may also be a task or a speaker-invariant stage of the
+recipe: it is trained first then.
 """
 
 from __future__ import annotations
@@ -12,15 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hubert_pretrain.config.schema import EvaluateConfig, FinetuneConfig, IterationConfig, Recipe
+from hubert_pretrain.config.schema import (
+    EvaluateConfig,
+    FinetuneConfig,
+    IterationConfig,
+    Recipe,
+    SpinConfig,
+)
 from hubert_pretrain.decoding.config import DecodingConfig
 from hubert_pretrain.errors import ArtefactError, ConfigError, did_you_mean
 from hubert_pretrain.pipeline import fingerprint
 from hubert_pretrain.pipeline.workspace import Artefact, Workspace, flatten
 
-VERBS = ("prepare", "cluster", "label", "pretrain", "finetune", "evaluate", "export")
+VERBS = ("prepare", "cluster", "label", "pretrain", "spin", "finetune", "evaluate", "export")
 """In the order in which they run; `stages/<verb>.py` does the work of each."""
-SHARED = ("cluster", "label", "pretrain", "finetune", "evaluate")
+SHARED = ("cluster", "label", "pretrain", "spin", "finetune", "evaluate")
 """Verbs whose work several processes share; the others are one process."""
 
 READERS = ("list", "check", "plan", "report")
@@ -39,8 +46,10 @@ INTERRUPTED = "interrupted"
 PENDING = "pending"
 LONGER = "longer"
 """A training that is done, and whose `steps` were raised since: it goes on from its checkpoint."""
-TRAININGS = ("pretrain", "finetune")
+TRAININGS = ("pretrain", "spin", "finetune")
 """Verbs whose stage has `steps`."""
+WITH_NAMES = ("spin", "finetune")
+"""Trainings with a name and a checkpoint, in no iteration: one goes before what reads it."""
 OUT_OF_DATE = (CHANGED, STALE, OUTDATED)
 """States of finished stages that `redo=true` makes again."""
 
@@ -95,15 +104,18 @@ class Stage:
 def stages(recipe: Recipe) -> list[Stage]:
     """All stages of a recipe in the order in which they run."""
     found = []
-    if recipe.iterations or recipe.finetune or recipe.evaluate:
+    if recipe.iterations or recipe.spin or recipe.finetune or recipe.evaluate:
         found.append(Stage("prepare", "prepare", (), {"data": recipe.data}))
-    tasks = {name: _finetuning_of(name, task, recipe) for name, task in recipe.finetune.items()}
+    trained = [_spin_of(name, config, recipe.seed) for name, config in recipe.spin.items()]
+    trained += [_finetuning_of(name, task, recipe) for name, task in recipe.finetune.items()]
     for name, iteration in recipe.iterations.items():
         of_iteration = _targets_of(name, iteration, recipe.seed)
         of_iteration.append(_pretraining_of(name, recipe))
-        found += _teachers(of_iteration, tasks, found)
+        found += _teachers(of_iteration, trained, found)
         found += of_iteration
-    found += [task for task in tasks.values() if task not in found]
+    for stage in trained:
+        if stage not in found:
+            found += [*_teachers([stage], trained, found), stage]
     for name, evaluation in evaluations(recipe).items():
         found += [
             Stage(
@@ -122,12 +134,13 @@ def stages(recipe: Recipe) -> list[Stage]:
 
 
 def _teachers(
-    readers: Sequence[Stage], tasks: dict[str, Stage], before: Sequence[Stage]
+    readers: Sequence[Stage], trained: Sequence[Stage], before: Sequence[Stage]
 ) -> list[Stage]:
-    """The tasks that these stages read, directly or through other tasks, and that do not stand
-    `before` them: they are trained first. Raises ConfigError for a circle.
+    """Those of `trained` (tasks, speaker-invariant stages) that these stages read, directly or
+    through others, and that do not stand `before` them: they are trained first. Raises ConfigError
+    for a circle.
     """
-    by_name = {task.name: task for task in tasks.values()}
+    by_name = {stage.name: stage for stage in trained}
     later = {stage.name for stage in readers}
     found: list[Stage] = []
 
@@ -204,6 +217,11 @@ def _pretraining_of(name: str, recipe: Recipe) -> Stage:
     return Stage(f"{name}/pretrain", "pretrain", tuple(inputs), sections)
 
 
+def _spin_of(name: str, config: SpinConfig, seed: int) -> Stage:
+    inputs = ("prepare", config.checkpoint)
+    return Stage(f"spin/{name}", "spin", inputs, {"spin": config, "seed": seed})
+
+
 def _finetuning_of(name: str, config: FinetuneConfig, recipe: Recipe) -> Stage:
     """A task; one that starts from random weights reads the recipe's model, not a checkpoint."""
     sections: dict[str, Any] = {"finetune": config, "seed": recipe.seed}
@@ -237,13 +255,14 @@ def _check_references(found: list[Stage]) -> None:
                     f"name one of {', '.join(names[:index])}"
                 )
             if name not in names and not Path(name).expanduser().exists():
-                # Tasks too, which go before an iteration that reads them.
-                tasks = [each.name for each in found[index + 1 :] if each.verb == "finetune"]
-                key = stage.name.replace("/", ".") if stage.verb == "finetune" else ""
-                fix = f"; set {key}.checkpoint to one of them, or to null" if key else ""
+                # Those too that go before an iteration that reads them.
+                others = [each.name for each in found[index + 1 :] if each.verb in WITH_NAMES]
+                key = stage.name.replace("/", ".") if stage.verb in WITH_NAMES else ""
+                fix = f"; set {key}.checkpoint to one of them" if key else ""
+                fix += ", or to null" if stage.verb == "finetune" else ""
                 raise ConfigError(
                     f"{stage.name} reads {name!r}, which is neither an earlier stage"
-                    f"{did_you_mean(name, [*names[:index], *tasks])} nor an existing folder{fix}"
+                    f"{did_you_mean(name, [*names[:index], *others])} nor an existing folder{fix}"
                 )
 
 

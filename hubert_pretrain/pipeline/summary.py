@@ -43,6 +43,7 @@ def collect(recipe: Recipe, workspace: Workspace) -> dict[str, Any]:
         ],
         "data": facts.get("prepare") or None,
         "iterations": {name: _iteration_facts(facts, name) for name in recipe.iterations},
+        "spin": {name: facts[f"spin/{name}"] or None for name in recipe.spin},
         "finetune": {name: facts[f"finetune/{name}"] or None for name in recipe.finetune},
         "evaluate": {
             stage.name.partition("/")[2]: facts[stage.name] or None
@@ -135,6 +136,8 @@ def print_results(summary: dict[str, Any]) -> None:
         ]
         table.add_row(name, *cells)
     _print(table)
+    for name, facts in summary["spin"].items():
+        print(f"spin/{name}: {_agreement(facts) if facts else '-'}")
     for name, facts in summary["evaluate"].items():
         intervals = (facts or {}).get("intervals", {})
         shown = ", ".join(
@@ -148,6 +151,13 @@ def print_results(summary: dict[str, Any]) -> None:
     seconds = sum(stage["seconds"] or 0 for stage in summary["stages"])
     done = sum(stage["state"] == plan.DONE for stage in summary["stages"])
     print(f"{done} stages done, {seconds / 60:.1f} minutes of work")
+
+
+def _agreement(facts: dict[str, Any]) -> str:
+    return (
+        f"{facts['agreement']:.1%} of the frames have the same codeword in another voice, "
+        f"{facts['perplexity']:.0f} of {facts['n_codewords']} codewords in use"
+    )
 
 
 def _with_interval(name: str, value: float, interval: list[float]) -> str:

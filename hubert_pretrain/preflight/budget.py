@@ -9,14 +9,15 @@ from typing import Any
 
 from hubert_pretrain.config.schema import (
     ClusteringConfig,
-    FinetuneConfig,
     PretrainConfig,
+    SpinConfig,
     TrainerConfig,
+    TrainingConfig,
 )
 from hubert_pretrain.files import size_in_bytes
 from hubert_pretrain.frames import FrameGrid, samples
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.pipeline.plan import Stage
+from hubert_pretrain.pipeline.plan import TRAININGS, Stage
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.preflight import training_cost
 from hubert_pretrain.preflight.training_cost import FLOAT, Training
@@ -82,7 +83,7 @@ def work_of(stage: Stage, model: HubertConfig, workspace: Workspace) -> Work:
     )
     if stage.verb == "cluster":
         return _clustering(work, stage, model)
-    if stage.verb in ("pretrain", "finetune"):
+    if stage.verb in TRAININGS:
         return _training(work, stage, model)
     return work
 
@@ -102,28 +103,36 @@ def _clustering(work: Work, stage: Stage, model: HubertConfig) -> Work:
 
 
 def _training(work: Work, stage: Stage, model: HubertConfig) -> Work:
-    config: PretrainConfig | FinetuneConfig = stage.sections[stage.verb]
+    config: TrainingConfig = stage.sections[stage.verb]
+    views = 1
+    learning_layers = None
     if isinstance(config, PretrainConfig):
         longest = config.max_crop_seconds
-        conv_gradient_scale = model.conv_gradient_scale
+        freezes_encoder = model.conv_gradient_scale == 0
+    elif isinstance(config, SpinConfig):
+        longest = config.max_crop_seconds
+        freezes_encoder = True
+        views = 2
+        learning_layers = config.n_layers
     else:
         longest = config.micro_batch_seconds
-        conv_gradient_scale = config.conv_gradient_scale
+        freezes_encoder = config.conv_gradient_scale == 0
     training = Training(
         stage=stage.name,
         model=model,
         steps=config.steps,
-        batch_seconds=config.batch_seconds,
-        micro_batch_seconds=config.micro_batch_seconds,
+        batch_seconds=views * config.batch_seconds,
+        micro_batch_seconds=views * config.micro_batch_seconds,
         crop_seconds=longest,
-        freezes_encoder=conv_gradient_scale == 0,
+        freezes_encoder=freezes_encoder,
+        learning_layers=learning_layers,
     )
     return replace(work, training=training)
 
 
 def sharded(training: Training, trainer: TrainerConfig) -> Training:
-    """The training as the processes share its weights. (Fine-tuning does not share them.)"""
-    if training.stage.startswith("finetune/"):
+    """The training as the processes share its weights. (Only pretraining does.)"""
+    if training.stage.startswith(("finetune/", "spin/")):
         return training
     return replace(
         training,

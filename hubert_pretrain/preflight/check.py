@@ -196,6 +196,7 @@ def _classes_and_choices(recipe: Recipe, verbs: set[str]) -> list[str]:
         "cluster": features,
         "label": features,
         "pretrain": loggers,
+        "spin": loggers,
         "finetune": loggers,
     }
     found = budget.targets(nodes, verbs)
@@ -218,6 +219,7 @@ def _check_inputs(
         for name, iteration in recipe.iterations.items()
         if iteration.features.get("checkpoint")
     }
+    readers |= {each.checkpoint: f"spin/{name}" for name, each in recipe.spin.items()}
     readers |= {
         task.checkpoint: f"finetune/{name}"
         for name, task in recipe.finetune.items()

@@ -409,7 +409,8 @@ def measured_training_speed(training: Training, seconds: float = MEASURED_SECOND
         optimiser.zero_grad()
 
     step()  # memory is allocated in the first one
-    operations = rows * crop_seconds * training_cost.operations_per_second(training)
+    whole = replace(training, learning_layers=None)  # all of it learns here
+    operations = rows * crop_seconds * training_cost.operations_per_second(whole)
     steps = 0
     started = time.perf_counter()
     while time.perf_counter() - started < seconds:

@@ -14,7 +14,7 @@ from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.files import human_bytes
 from hubert_pretrain.frames import samples
 from hubert_pretrain.model.config import HubertConfig
-from hubert_pretrain.model.flops import training_flops_per_second
+from hubert_pretrain.model.flops import forward_macs, training_flops_per_second
 from hubert_pretrain.preflight.report import CheckResult, of_error, ok, warning
 
 FLOAT = 4
@@ -42,6 +42,8 @@ class Training:
     """Longest row of a micro-batch."""
     freezes_encoder: bool = False
     """True when the conv encoder needs no gradients."""
+    learning_layers: int | None = None
+    """Number of the last layers that learn, where the others need no gradients; None: all."""
     n_clusters: int = 500
     """K of the targets."""
     head: str = "cosine"
@@ -101,8 +103,9 @@ def activation_bytes(
     layer = (9 * model.hidden_size + 2 * model.intermediate_size) * num_frames
     if eager:
         layer += 5 * model.num_attention_heads * crop_frames * num_frames // 2
-    layers = model.num_hidden_layers * layer
-    if gradient_checkpointing:
+    learning = training.learning_layers or model.num_hidden_layers
+    layers = learning * layer
+    if gradient_checkpointing and training.learning_layers is None:
         layers = model.num_hidden_layers * model.hidden_size * num_frames + layer
 
     # The conv encoder; a frozen one needs half.
@@ -163,6 +166,8 @@ def step_operations(training: Training) -> float:
 
 def operations_per_second(training: Training) -> float:
     """Floating point operations of forward and backward pass for a second of audio."""
+    if training.learning_layers is not None:
+        return _operations_of_last_layers(training, training.learning_layers)
     return training_flops_per_second(
         training.model,
         clip_seconds=training.crop_seconds,
@@ -171,6 +176,17 @@ def operations_per_second(training: Training) -> float:
         supervised_layers=training.supervised_layers,
         frozen=training.freezes_encoder,
     )
+
+
+def _operations_of_last_layers(training: Training, learning_layers: int) -> float:
+    """The same where only the last layers learn: their backward pass is twice their forward pass,
+    and the others have none.
+    """
+    model = training.model
+    macs = forward_macs(model, samples(training.crop_seconds))
+    of_layers = macs["linear"] + macs["attention"]
+    learning = learning_layers / model.num_hidden_layers * of_layers
+    return 2 * (sum(macs.values()) + 2 * learning) / training.crop_seconds
 
 
 def cpu_speed(seconds: float = 0.2) -> float:

@@ -13,6 +13,7 @@ from hubert_pretrain.config.schema import (
     FinetuneConfig,
     IterationConfig,
     Recipe,
+    SpinConfig,
 )
 from hubert_pretrain.files import read_json
 from hubert_pretrain.pipeline import plan
@@ -21,7 +22,12 @@ from hubert_pretrain.report.runs import Run
 
 UNLIKE = ("work_dir", "stage", "redo")
 """Keys that differ in any two runs, or only say what one command does."""
-NAMED = {"iterations": IterationConfig, "finetune": FinetuneConfig, "evaluate": EvaluateConfig}
+NAMED = {
+    "iterations": IterationConfig,
+    "spin": SpinConfig,
+    "finetune": FinetuneConfig,
+    "evaluate": EvaluateConfig,
+}
 """Sections of parts with names, and the class of a part."""
 ABSENT = ""
 """Stands for the value of a key that a run does not have."""

@@ -77,7 +77,7 @@ def _line(stage: str, artefact: Artefact) -> str:
     config = artefact.meta.get("config", {})
     outside = [Path(name).name for name in artefact.meta["inputs"] if Path(name).is_absolute()]
     about = [f"from {', '.join(outside)}"] if outside else []
-    section = config.get("pretrain") or config.get("finetune")
+    section = config.get("pretrain") or config.get("spin") or config.get("finetune")
     if section is not None:
         about.append(
             f"{facts.get('steps', section['steps']):,} steps of {section['batch_seconds']:g} s, "

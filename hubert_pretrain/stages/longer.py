@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from hubert_pretrain.config.schema import FinetuneConfig, PretrainConfig
+from hubert_pretrain.config.schema import PretrainConfig, SpinConfig, TrainingConfig
 from hubert_pretrain.errors import ArtefactError
 from hubert_pretrain.training.optim import (
     Schedule,
     finetuning_schedule,
     pretraining_schedule,
+    spin_schedule,
     wsd_decay_start,
 )
 from hubert_pretrain.training.resilience import checkpoint_io
 from hubert_pretrain.training.resilience.checkpoint_callback import remove_later
 
 
-def begin_again(folder: Path, config: PretrainConfig | FinetuneConfig, steps: int) -> str:
+def begin_again(folder: Path, config: TrainingConfig, steps: int) -> str:
     """Prepare a training of `steps`, done or interrupted, that goes on to `config.steps`. Returns
     where it begins, in words.
 
@@ -50,13 +51,15 @@ def begin_again(folder: Path, config: PretrainConfig | FinetuneConfig, steps: in
     )
 
 
-def _schedule_of(config: PretrainConfig | FinetuneConfig) -> Schedule:
+def _schedule_of(config: TrainingConfig) -> Schedule:
     if isinstance(config, PretrainConfig):
         return pretraining_schedule(config)
+    if isinstance(config, SpinConfig):
+        return spin_schedule(config)
     return finetuning_schedule(config)
 
 
-def decay_start(config: PretrainConfig | FinetuneConfig, steps: int) -> int:
+def decay_start(config: TrainingConfig, steps: int) -> int:
     """The step at which the fall of `schedule=wsd` begins; 0 for any other schedule."""
     if isinstance(config, PretrainConfig) and config.schedule == "wsd":
         return wsd_decay_start(steps, config.decay_fraction)

@@ -35,7 +35,7 @@ from hubert_pretrain.preflight.check import check_machine, check_place
 
 READ_BY_OTHERS = (".safetensors", ".bin", ".npy")
 """Suffixes of codebooks, targets and weights."""
-TRAINING = ("pretrain", "finetune", "evaluate")
+TRAINING = ("pretrain", "spin", "finetune", "evaluate")
 """Verbs whose stage imports Lightning."""
 FOLLOW_SECONDS = 600.0
 """Longest wait of the other ranks for rank 0 to begin."""
@@ -149,8 +149,10 @@ def _call(recipe: Recipe, workspace: Workspace, stage: Stage, folder: Path) -> d
     if stage.verb in SHARED:
         from hubert_pretrain.model.precision import set_matmul_precision
 
-        # Crops of pretraining have few lengths; other stages see every length of the corpus.
-        set_matmul_precision(tf32=recipe.trainer.tf32, static_shapes=stage.verb == "pretrain")
+        # Crops have few lengths; other stages see every length of the corpus.
+        set_matmul_precision(
+            tf32=recipe.trainer.tf32, static_shapes=stage.verb in ("pretrain", "spin")
+        )
     return dict(import_stage(stage.verb).run(recipe, workspace, stage.name, folder))
 
 

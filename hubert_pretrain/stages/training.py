@@ -1,4 +1,4 @@
-"""The Lightning trainer of a training stage (`pretrain`, `finetune`)."""
+"""The Lightning trainer of a training stage (`pretrain`, `spin`, `finetune`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 
 from hubert_pretrain.config import compose
-from hubert_pretrain.config.schema import FinetuneConfig, PretrainConfig, Recipe, TrainerConfig
+from hubert_pretrain.config.schema import PretrainConfig, Recipe, TrainerConfig, TrainingConfig
 from hubert_pretrain.distributed import accumulation
 from hubert_pretrain.stages.longer import decay_start
 from hubert_pretrain.stages.runner import versions
@@ -22,7 +22,7 @@ from hubert_pretrain.training.trainer import build_trainer
 
 def stage_trainer(
     recipe: Recipe,
-    config: PretrainConfig | FinetuneConfig,
+    config: TrainingConfig,
     folder: Path,
     *,
     stage: str,
@@ -69,10 +69,10 @@ def stage_trainer(
     )
 
 
-def _hardware(recipe: Recipe, config: PretrainConfig | FinetuneConfig) -> TrainerConfig:
-    """The recipe's, but fine-tuning under fsdp or hsdp runs under ddp: its network fits on one
-    device, and predicts on each without the others.
+def _hardware(recipe: Recipe, config: TrainingConfig) -> TrainerConfig:
+    """The recipe's, but under fsdp or hsdp only pretraining shards its weights. A fine-tuned
+    network fits on one device, and predicts on each without the others; Spin trains few layers.
     """
-    if isinstance(config, FinetuneConfig) and recipe.trainer.strategy in SHARDED:
+    if not isinstance(config, PretrainConfig) and recipe.trainer.strategy in SHARDED:
         return dataclasses.replace(recipe.trainer, strategy="ddp")
     return recipe.trainer

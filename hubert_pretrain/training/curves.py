@@ -158,6 +158,32 @@ def plot_finetuning(metrics: Metrics, path: Path, *, title: str) -> None:
     figure.savefig(path, dpi=120, format="png")
 
 
+def plot_spin(metrics: Metrics, path: Path, *, title: str, n_codewords: int) -> None:
+    """Draw three panels: the loss, the share of frames with the same codeword in another voice, and
+    the codewords in use.
+
+    Args:
+        metrics: of the run.
+        path: of the PNG.
+        n_codewords: size of the codebook.
+    """
+    figure = _new_figure(15, 4)
+    panels = figure.subplots(1, 3)
+    names = ("loss", "agreement", "perplexity")
+    labels = ("nats per frame", "share of frames", "codewords")
+    for axes, name, label in zip(panels, names, labels, strict=True):
+        _line(axes, metrics, name, label="train")
+        _line(axes, metrics, f"valid/{name}", marker="o", label="valid")
+        axes.set(title=f"{title}: {name}", ylabel=label, xlabel="step", ylim=(0, None))
+        axes.grid(alpha=0.3)
+    panels[2].axhline(
+        n_codewords, color="black", linestyle="--", linewidth=1, label="all codewords"
+    )
+    for axes in panels:
+        _legend(axes)
+    figure.savefig(path, dpi=110, format="png")
+
+
 def _new_figure(width: float, height: float) -> Any:
     """A figure by matplotlib's object interface, without pyplot: no display, no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

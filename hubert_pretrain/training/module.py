@@ -38,7 +38,7 @@ from hubert_pretrain.training.strategies import DDP, FSDP, full_tensor, shard, s
 from hubert_pretrain.training.utilisation import memory_gb, peak_flops
 
 if TYPE_CHECKING:
-    from hubert_pretrain.config.schema import FinetuneConfig, PretrainConfig, TrainerConfig
+    from hubert_pretrain.config.schema import TrainerConfig, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Monitor:
     warmup_steps: int = 0  # no "nothing learnt" alarm before this step
 
     @staticmethod
-    def of(config: PretrainConfig | FinetuneConfig, trainer: TrainerConfig) -> Monitor:
+    def of(config: TrainingConfig, trainer: TrainerConfig) -> Monitor:
         """The settings of a training stage."""
         return Monitor(
             log_every_steps=config.log_every_steps,

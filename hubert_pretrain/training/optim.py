@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from hubert_pretrain.training.strategies import full_tensor
 
 if TYPE_CHECKING:
-    from hubert_pretrain.config.schema import FinetuneConfig, PretrainConfig
+    from hubert_pretrain.config.schema import (
+        FinetuneConfig,
+        PretrainConfig,
+        SpinConfig,
+        TrainingConfig,
+    )
 
 ALL = "all"
 MATRICES = "matrices"
@@ -39,7 +44,7 @@ class AdamWSettings:
     max_gradient_spike: float = 0.0  # see SpikeGuard; 0: any
 
     @staticmethod
-    def of(config: PretrainConfig | FinetuneConfig) -> AdamWSettings:
+    def of(config: TrainingConfig) -> AdamWSettings:
         """The settings of a training stage."""
         return AdamWSettings(
             learning_rate=config.learning_rate,
@@ -130,6 +135,11 @@ def pretraining_schedule(config: PretrainConfig) -> Schedule:
         )
     make = cosine_schedule if config.schedule == "cosine" else linear_schedule
     return make(config.steps, config.warmup_fraction, final_scale=config.final_lr_scale)
+
+
+def spin_schedule(config: SpinConfig) -> Schedule:
+    """The schedule of a speaker-invariant stage."""
+    return linear_schedule(config.steps, config.warmup_fraction, final_scale=config.final_lr_scale)
 
 
 def finetuning_schedule(config: FinetuneConfig) -> Schedule:
