@@ -1,5 +1,6 @@
 """Codebooks outside a run: the unit extractor of the folder of a cluster stage, which holds
-codebooks and the features that they were fitted on; and such folders for imported codebooks.
+codebooks and the features that they were fitted on; or of the folder of a speaker-invariant stage,
+which holds its network too; and such folders for imported codebooks.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def load_units(
     """The extractor of the units that the label stage after this cluster stage writes.
 
     Args:
-        folder: of a cluster stage, such as runs/demo/it2/cluster.
+        folder: of a cluster stage, such as runs/demo/it2/cluster, or of a spin stage.
         checkpoint: path of the features' checkpoint; None: as in the recipe, beside the folder.
         device: computes the frames.
 
@@ -47,7 +48,8 @@ def load_units(
             f"{folder}: has no {META}, which says how the features of its codebook are made; name "
             "the folder of a finished cluster stage, or import the codebook (import-kmeans)"
         )
-    node = open_artefact(folder).meta["config"]["features"]
+    config = open_artefact(folder).meta["config"]
+    node = config.get("features") or _of_spin(folder, codebooks.features)
     extractor = _build(node, folder, codebooks.features, checkpoint).to(device)
     return UnitExtractor(extractor, codebooks, device)
 
@@ -87,6 +89,12 @@ def check_free(folder: Path) -> None:
 
 
 # -- features
+
+
+def _of_spin(folder: Path, features: dict[str, Any]) -> dict[str, Any]:
+    """The features of a speaker-invariant stage: a layer of its own network."""
+    kind = f"{FEATURES}hubert_layer.HubertLayer"
+    return {"_target_": kind, "checkpoint": str(folder), "layer": features["layer"]}
 
 
 def _build(node: Any, folder: Path, features: dict[str, Any], checkpoint: str | Path | None) -> Any:

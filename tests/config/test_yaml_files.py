@@ -29,6 +29,7 @@ GROUPS = {
     "launch": schema.LaunchConfig,
     "model": HubertConfig,
     "pretrain": schema.PretrainConfig,
+    "spin": schema.SpinConfig,
     "trainer": schema.TrainerConfig,
 }
 """The section of the recipe that the files of a group fill. (The nodes of `features` and `logger`

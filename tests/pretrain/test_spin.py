@@ -27,6 +27,7 @@ from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
 from hubert_pretrain.preflight import budget
 from hubert_pretrain.pretrain.spin_module import SpinModule
 from hubert_pretrain.stages.spin import build_module, describe_speakers, run
+from hubert_pretrain.stages.units import load_units
 from tests.killed import killed_at_micro_batch
 from tests.pretrain.conftest import make_recipe, make_workspace, model_config
 from tests.ranks import outputs_of_two_ranks
@@ -50,9 +51,11 @@ CONFIG = SpinConfig(
 
 
 def spin_recipe(**changes: Any) -> Recipe:
-    trainer = changes.pop("trainer", None)
-    recipe = make_recipe(trainer=trainer)
-    return dataclasses.replace(recipe, spin={"it1": dataclasses.replace(CONFIG, **changes)})
+    recipe = make_recipe(trainer=changes.pop("trainer", None))
+    mfcc = {"_target_": "hubert_pretrain.features.mfcc.Mfcc"}
+    first = dataclasses.replace(recipe.iterations["it1"], features=mfcc)
+    spin = dataclasses.replace(CONFIG, **changes)
+    return dataclasses.replace(recipe, iterations={"it1": first}, spin={"it1": spin})
 
 
 def with_checkpoint(workspace: Workspace, **changes: Any) -> Workspace:
@@ -74,7 +77,9 @@ def whole(workspace: Workspace) -> dict[str, Any]:
     """Facts of an uninterrupted stage; its folder is that of a finished one."""
     folder = workspace.folder("spin/it1")
     facts = run(spin_recipe(), workspace, "spin/it1", folder)
-    write_json(folder / META, {"format": FORMAT, "fingerprint": "spin/it1", "facts": facts})
+    config = plan.find(spin_recipe(), "spin/it1").config
+    meta = {"format": FORMAT, "fingerprint": "spin/it1", "facts": facts, "config": config}
+    write_json(folder / META, meta)
     return facts
 
 
@@ -118,6 +123,7 @@ def test_the_codebook_gives_the_codeword_of_the_head(
     is_clear = scores[..., 0] - scores[..., 1] > 1e-3
     assert is_clear.float().mean() > 0.9
     assert torch.equal(codebook.assign(frames)[is_clear], head(frames).argmax(-1)[is_clear])
+    assert load_units(folder).codebooks.fingerprint == codebook.fingerprint
 
 
 def test_a_killed_stage_resumes_to_the_bit(
@@ -200,7 +206,7 @@ def test_two_ranks(tmp_path: Path) -> None:
     found = [float(re.findall(r"loss ([\d.]+)", text)[0]) for text in (first, second)]
     assert found == pytest.approx([float(whole)] * 2, rel=1e-5)
     assert abs(float(halves) - float(whole)) > 1e-3 * float(whole)
-    line = r"agreement .*"
+    line = r"agreement [\d.]+ perplexity .*"
     assert re.findall(line, first) == re.findall(line, second)
     assert (tmp_path / "out" / "codebook.json").exists()
 
@@ -329,7 +335,8 @@ def test_cost(workspace: Workspace) -> None:
     }
     from hubert_pretrain.preflight.training_cost import operations_per_second, step_operations
 
-    pretrain, spin = works["it2/pretrain"], works["spin/it2"]
+    pretrain = works["it2/pretrain"]
+    spin = works["spin/it2"]
     assert pretrain is not None
     assert spin is not None
     assert spin.audio_bytes == 2 * 256 * 16000 * 4
