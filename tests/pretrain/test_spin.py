@@ -15,7 +15,12 @@ import torch
 
 from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.config import compose
-from hubert_pretrain.config.schema import PerturbationConfig, Recipe, SpinConfig
+from hubert_pretrain.config.schema import (
+    IterationConfig,
+    PerturbationConfig,
+    Recipe,
+    SpinConfig,
+)
 from hubert_pretrain.data.corpus import Corpus
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features.hubert_layer import HubertLayer
@@ -26,8 +31,10 @@ from hubert_pretrain.pipeline import plan
 from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
 from hubert_pretrain.preflight import budget
 from hubert_pretrain.pretrain.spin_module import SpinModule
+from hubert_pretrain.stages import label
 from hubert_pretrain.stages.spin import build_module, describe_speakers, run
 from hubert_pretrain.stages.units import load_units
+from hubert_pretrain.targets.store import TargetStore
 from tests.killed import killed_at_micro_batch
 from tests.pretrain.conftest import make_recipe, make_workspace, model_config
 from tests.ranks import outputs_of_two_ranks
@@ -125,6 +132,25 @@ def test_the_codebook_gives_the_codeword_of_the_head(
     assert is_clear.float().mean() > 0.9
     assert torch.equal(codebook.assign(frames)[is_clear], head(frames).argmax(-1)[is_clear])
     assert load_units(folder).codebooks.fingerprint == codebook.fingerprint
+
+
+def test_a_later_iteration_takes_its_frames_and_its_codewords(
+    workspace: Workspace, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = spin_recipe()
+    kind = "hubert_pretrain.features.hubert_layer.HubertLayer"
+    features = {"_target_": kind, "checkpoint": "spin/it1", "layer": 2}
+    second = IterationConfig(features=features, codebook="spin/it1")
+    recipe.iterations["it2"] = second
+    facts = label.run(recipe, workspace, "it2/label", tmp_path)
+    assert facts["n_clusters"] == 12
+    targets = TargetStore.open(tmp_path)
+    corpus = Corpus.open(workspace.folder("prepare"))
+    loaded = load_model(workspace.folder("spin/it1"))
+    with torch.no_grad():
+        frames = loaded.model(torch.from_numpy(corpus.read(0))[None], layers=2).last[0]
+        expected = loaded.build_head()(frames).argmax(-1)
+    assert (torch.from_numpy(targets.targets(0).astype(np.int64)) == expected).float().mean() > 0.9
 
 
 def test_a_killed_stage_resumes_to_the_bit(
@@ -289,8 +315,8 @@ def test_a_task_starts_from_it_and_it_from_a_task() -> None:
         (["spin.it1.checkpoint=it7/pretrain"], "set spin.it1.checkpoint to one of them$"),
         (["spin.it1.n_layers=4"], "spin.it1.n_layers=4: expected 1 to 3, the layers of the net"),
         (["spin.it1.projection_size=256"], "spin.it1.projection_size=256: expected at most 128"),
-        (["spin.it1.n_codewords=2000"], "2000: more than the 1599 frames of spin.it1.micro_batch"),
-        (["spin.it1.micro_batch_seconds=5"], "batch_seconds=32"),
+        (["spin.it1.n_codewords=2000"], "2000: more than the 799 frames of spin.it1.micro_batch"),
+        (["spin.it1.micro_batch_seconds=5"], "batch_seconds=16"),
         (["spin.it1.max_crop_seconds=0.5"], "spin.it1.max_crop_seconds=0.5 is below"),
         (["spin.it1.epsilon=0.001"], "spin.it1.epsilon=0.001: below 0.005"),
         (
