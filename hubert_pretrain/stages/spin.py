@@ -24,7 +24,7 @@ from hubert_pretrain.fields import raise_faults
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.interop.transformers_reader import EXTRA_KEY
-from hubert_pretrain.model.checkpoint import LoadedModel, save_model
+from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain.dataset import describe_micro_batch, loaders
@@ -39,6 +39,11 @@ from hubert_pretrain.training.curves import plot_spin
 from hubert_pretrain.training.module import Monitor
 from hubert_pretrain.training.optim import AdamWSettings, spin_schedule
 from hubert_pretrain.training.trainer import fit, take_best, validate
+
+
+def open_spin(workspace: Workspace, name: str) -> LoadedModel:
+    """Encoder and codebook of a stage. Raises ArtefactError when it has not finished."""
+    return load_model(workspace.artefact(f"spin/{name}").path)
 
 
 def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[str, Any]:

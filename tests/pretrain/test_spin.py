@@ -32,7 +32,7 @@ from hubert_pretrain.pipeline.workspace import FORMAT, META, Workspace
 from hubert_pretrain.preflight import budget
 from hubert_pretrain.pretrain.spin_module import SpinModule
 from hubert_pretrain.stages import label
-from hubert_pretrain.stages.spin import build_module, describe_speakers, run
+from hubert_pretrain.stages.spin import build_module, describe_speakers, open_spin, run
 from hubert_pretrain.stages.units import load_units
 from hubert_pretrain.targets.store import TargetStore
 from tests.killed import killed_at_micro_batch
@@ -146,7 +146,7 @@ def test_a_later_iteration_takes_its_frames_and_its_codewords(
     assert facts["n_clusters"] == 12
     targets = TargetStore.open(tmp_path)
     corpus = Corpus.open(workspace.folder("prepare"))
-    loaded = load_model(workspace.folder("spin/it1"))
+    loaded = open_spin(workspace, "it1")
     with torch.no_grad():
         frames = loaded.model(torch.from_numpy(corpus.read(0))[None], layers=2).last[0]
         expected = loaded.build_head()(frames).argmax(-1)

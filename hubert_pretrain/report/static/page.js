@@ -238,7 +238,7 @@ function layers(name) {
 
 // -- loop and cost
 
-const CARRIES = { prepare: "corpus", cluster: "codebook", label: "targets", pretrain: "checkpoint", finetune: "checkpoint" };
+const CARRIES = { prepare: "corpus", cluster: "codebook", label: "targets", pretrain: "checkpoint", spin: "checkpoint", finetune: "checkpoint" };
 const BOX = { width: 212, height: 46, across: 276 };
 const LANE = 9;  // between two lines that run beside each other
 
