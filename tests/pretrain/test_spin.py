@@ -313,28 +313,31 @@ def test_a_task_starts_from_it_and_it_from_a_task() -> None:
             "spin/it1 reads 'it3/pretrain', which runs after it",
         ),
         (["spin.it1.checkpoint=it7/pretrain"], "set spin.it1.checkpoint to one of them$"),
-        (["spin.it1.n_layers=4"], "spin.it1.n_layers=4: expected 1 to 3, the layers of the net"),
-        (["spin.it1.projection_size=256"], "spin.it1.projection_size=256: expected at most 128"),
-        (["spin.it1.n_codewords=2000"], "2000: more than the 799 frames of spin.it1.micro_batch"),
-        (["spin.it1.micro_batch_seconds=5"], "batch_seconds=16"),
-        (["spin.it1.max_crop_seconds=0.5"], "spin.it1.max_crop_seconds=0.5 is below"),
-        (["spin.it1.epsilon=0.001"], "spin.it1.epsilon=0.001: below 0.005"),
-        (
-            [
-                "spin.it1.perturbation.formant_ratio=1",
-                "spin.it1.perturbation.pitch_ratio=1",
-                "spin.it1.perturbation.equaliser_db=0",
-            ],
-            "spin.it1.perturbation changes nothing",
-        ),
         (["spin.it1.perturbation.pitch_ratio=0.5"], "pitch_ratio=0.5: expected 1 or more"),
         (["trainer.devices=3", "stage=spin/it1"], "3"),
-        (["iterations.it2.features.layer=4"], "it2.features.layer=4: expected 1 to 3"),
     ],
 )
 def test_recipes_that_cannot_be(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan.stages(compose.recipe_of([*WORDS, *words]))
+
+
+def test_every_fault_of_the_stage_is_named() -> None:
+    faults = {
+        "n_layers=4": "expected 1 to 3, the layers of the network",
+        "projection_size=256": "expected at most 128",
+        "n_codewords=2000": "more than the 249 frames of spin.it1.micro_batch_seconds=5",
+        "micro_batch_seconds=5": "batch_seconds=16.0 is 3.200 x micro_batch_seconds=5.0",
+        "max_crop_seconds=0.5": "is below min_seconds=1.0",
+        "epsilon=0.001": "below 0.005",
+        "perturbation.formant_ratio=1": "spin.it1.perturbation changes nothing",
+    }
+    words = [f"spin.it1.{word}" for word in faults]
+    words += ["spin.it1.perturbation.pitch_ratio=1", "spin.it1.perturbation.equaliser_db=0"]
+    with pytest.raises(ConfigError) as error:
+        compose.recipe_of([*WORDS, *words, "iterations.it2.features.layer=4"])
+    for message in [*faults.values(), "it2.features.layer=4: expected 1 to 3"]:
+        assert message in str(error.value)
 
 
 def test_networks_from_elsewhere_are_checked_when_they_are_read(
