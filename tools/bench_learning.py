@@ -42,11 +42,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubert_pretrain.config import compose
-from hubert_pretrain.config.schema import FinetuneConfig, PretrainConfig, Recipe
+from hubert_pretrain.config.schema import Recipe, TrainingConfig
 from hubert_pretrain.errors import ConfigError, HubertPretrainError, did_you_mean
 from hubert_pretrain.files import read_json, write_json, write_text
 from hubert_pretrain.pipeline import plan
-from hubert_pretrain.pipeline.plan import TRAININGS, Stage
+from hubert_pretrain.pipeline.plan import TRAININGS, WITH_NAMES, Stage
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.tools import benchmarking
 from hubert_pretrain.tools.command import command_parser, run_command
@@ -295,7 +295,7 @@ class LearningRun:
             if stage.verb == "pretrain" and stage.name != first.name:
                 continue
             changes: Row = {"steps": 2, "valid_every_steps": NEVER}
-            if stage.verb == "finetune":
+            if stage.verb in WITH_NAMES:
                 changes["checkpoint"] = str(scratch / first.name)
             self.seconds_of_training(stage, scratch, changes)  # loads what the others find loaded
             few = self.seconds_of_training(stage, scratch, changes)
@@ -393,6 +393,8 @@ class LearningRun:
         for name in recipe.iterations:
             folder = self.workspace.artefact(f"{name}/pretrain").path
             networks[name] = HubertLayer(folder, ALL)
+        for stage in self.stages(["spin"]):
+            networks[stage.name] = HubertLayer(self.workspace.artefact(stage.name).path, ALL)
         scoring = self.bench.scoring()
         scores = {
             name: score_network(corpus, network, scoring, seed=0)
@@ -436,22 +438,28 @@ def run(recipe: Recipe, workspace: Workspace, name: str) -> float:
 
 
 def training_verb(stage: str) -> str:
-    """pretrain or finetune."""
-    return "finetune" if stage.startswith("finetune/") else "pretrain"
+    """pretrain, spin or finetune."""
+    first = stage.split("/")[0]
+    return first if first in WITH_NAMES else "pretrain"
 
 
-def training(recipe: Recipe, stage: str) -> PretrainConfig | FinetuneConfig:
+def training(recipe: Recipe, stage: str) -> TrainingConfig:
     """The settings of a training stage."""
     first, second = stage.split("/")
-    return recipe.finetune[second] if first == "finetune" else recipe.iterations[first].pretrain
+    named: dict[str, dict[str, Any]] = {"spin": recipe.spin, "finetune": recipe.finetune}
+    found: TrainingConfig = (
+        named[first][second] if first in named else recipe.iterations[first].pretrain
+    )
+    return found
 
 
 def with_training(recipe: Recipe, stage: str, **changes: Any) -> Recipe:
     """The recipe with other settings of one training stage."""
     first, second = stage.split("/")
     changed = dataclasses.replace(training(recipe, stage), **changes)
-    if first == "finetune":
-        return dataclasses.replace(recipe, finetune={**recipe.finetune, second: changed})
+    if first in WITH_NAMES:
+        changes = {first: {**getattr(recipe, first), second: changed}}
+        return dataclasses.replace(recipe, **changes)
     iteration = dataclasses.replace(recipe.iterations[first], pretrain=changed)
     return dataclasses.replace(recipe, iterations={**recipe.iterations, first: iteration})
 
@@ -488,6 +496,7 @@ def table_lines(bench: Bench, rows: Sequence[Row]) -> Iterator[str]:
     yield "|" + "---|" * 13
     for name in bench.variants:
         done = [row for row in rows if row["variant"] == name and "error" not in row]
+        steps = done[0]["steps"] if done else {}
         for network in done[0]["networks"] if done else ():
             scores = [row["networks"][network] for row in done]
             many = [each["many_to_one"] for each in scores]
@@ -501,7 +510,7 @@ def table_lines(bench: Bench, rows: Sequence[Row]) -> Iterator[str]:
                 mean_of([each["abx_across"] for each in scores]),
                 mean_of([each["speaker_nmi"] for each in scores]),
                 mean_of([row["cpu_seconds"] for row in done], digits=0),
-                str(done[0]["steps"].get(f"{network}/pretrain", "")),
+                str(steps.get(f"{network}/pretrain", steps.get(network, ""))),
             ]
             yield f"| {name} | {network} | {scores[0]['layer'] or ''} | {' | '.join(cells)} |"
     yield from task_lines(bench, rows)
