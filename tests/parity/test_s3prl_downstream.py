@@ -1,6 +1,6 @@
 """s3prl's own downstream of emotion recognition on our export: its featuriser, head, data and loss,
-as its runner puts them together (the runner itself wants packages that are not installed here: recipes/superb/README.md); and
-its classes of which the probes have twins.
+as its runner puts them together (the runner itself wants packages that are not installed here, see
+recipes/superb/README.md); and its classes of which the probes have twins.
 """
 
 from __future__ import annotations
