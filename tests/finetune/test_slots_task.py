@@ -137,9 +137,7 @@ def test_a_checkpoint_goes_on_and_is_scored(
     assert again.classes == fitted.classes
     assert again.predict(torch.ones(1, 5)).text == fitted.predict(torch.ones(1, 5)).text
     assert task_node(loaded, "x") == node
-    with pytest.raises(
-        ArtefactError, match="the slots action, object, this task has action, p"
-    ):
+    with pytest.raises(ArtefactError, match="the slots action, object, this task has action, p"):
         SlotsTask(slots=["action", "place"]).adopt(loaded.extra, "x")
 
 
