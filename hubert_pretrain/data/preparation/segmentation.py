@@ -57,9 +57,9 @@ def cut(power: NDArray[np.float32], settings: Segmentation) -> Iterator[tuple[in
     after = (ends + min(margin, pause // 2)).clip(0, len(power))
     pieces = _joined(zip(first.tolist(), after.tolist(), strict=True), longest)
     for start, end in pieces:
-        for first, stop in _at_quietest(power, start, end, longest):
-            if stop - first >= shortest:
-                yield first, stop
+        for left, right in _at_quietest(power, start, end, longest):
+            if right - left >= shortest:
+                yield left, right
 
 
 def _joined(regions: Iterator[tuple[int, int]], longest: int) -> Iterator[tuple[int, int]]:
