@@ -49,6 +49,7 @@ METRICS = (
     "health/data_wait",
     "health/mfu",
     "health/codebook_use/predictions",
+    "health/codebook_use/targets",
     "health/alarms",
     "audio_seconds_per_second",
     "valid/loss",

@@ -48,6 +48,7 @@ function findings(run, name) {
   const loss = last(curves, "valid/loss/masked") ?? last(curves, "loss/masked");
   const under = loss !== null && entropy ? 1 - loss / entropy : null;
   const use = last(curves, "health/codebook_use/predictions");
+  const there = last(curves, "health/codebook_use/targets");
   const wait = last(curves, "health/data_wait");
   const alarms = run.iterations[name].alarms;
   const raised = Math.max(alarms.length, last(curves, "health/alarms") ?? 0);
@@ -55,7 +56,7 @@ function findings(run, name) {
     ["masked loss", number(loss), `unigram entropy ${number(entropy)} nats`, under === null ? "" : under > 0.02 ? "good" : "bad"],
     ["below the entropy", percent(under)],
     ["masked accuracy", percent(last(curves, "valid/accuracy/masked") ?? last(curves, "accuracy/masked"))],
-    ["units predicted", percent(use, 0), "of all units; the others are dead", use !== null && use < 0.5 ? "warn" : ""],
+    ["units predicted", percent(use, 0), `of all, in one step; its targets have ${percent(there, 0)}`, use !== null && use < there / 2 ? "warn" : ""],
     ["gradient norm", number(last(curves, "gradient_norm"))],
     ["audio s per s", number(last(curves, "audio_seconds_per_second"))],
     ["MFU", percent(last(curves, "health/mfu")), "of the peak of the hardware"],
