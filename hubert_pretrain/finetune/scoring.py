@@ -19,7 +19,6 @@ from hubert_pretrain.evaluation.bootstrap import Sampling
 from hubert_pretrain.evaluation.utterances import ScoredUtterances
 from hubert_pretrain.finetune.classify import ClassifyTask
 from hubert_pretrain.finetune.ctc import CtcTask
-from hubert_pretrain.finetune.dataset import WholeUtterances
 from hubert_pretrain.finetune.frames import FramesTask
 from hubert_pretrain.finetune.multi_label import MultiLabelTask
 from hubert_pretrain.finetune.regression import RegressionTask
@@ -159,6 +158,8 @@ def evaluate(
         DataError: the split cannot be scored: no transcripts, unknown classes.
         ConfigError: settings of a search that cannot be.
     """
+    from hubert_pretrain.finetune.dataset import WholeUtterances  # Lightning: seconds
+
     search = search or Search()
     manifest = corpus.manifest
     model = loaded.model

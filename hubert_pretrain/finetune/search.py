@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,13 +20,15 @@ from hubert_pretrain.decoding.estimate import estimate
 from hubert_pretrain.decoding.hypothesis import Decoder, Hypothesis, LogProbabilities
 from hubert_pretrain.decoding.sweep import best_weights, sweep
 from hubert_pretrain.files import write_text
-from hubert_pretrain.finetune.dataset import WholeUtterances
 from hubert_pretrain.finetune.inference import Scored, gather, logits_of_item, predict
 from hubert_pretrain.finetune.metrics import word_error_rate
 from hubert_pretrain.finetune.task import Prediction, Results, Task
 from hubert_pretrain.model.heads import TaskHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.progress import progress
+
+if TYPE_CHECKING:
+    from hubert_pretrain.finetune.dataset import WholeUtterances
 
 FRAMES_AT_ONCE = 200_000
 """Log-probabilities of so many frames are held for a search."""

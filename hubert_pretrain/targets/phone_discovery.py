@@ -110,7 +110,7 @@ def phones_of(corpus: Corpus, rows: NDArray[np.int64]) -> Iterator[NDArray[np.in
     """The phones of aligned rows every 10 ms."""
     assert corpus.alignments is not None
     for row in rows.tolist():
-        count = int(PHONE_GRID.num_frames(int(corpus.manifest.num_samples[row])))
+        count = int(PHONE_GRID.num_frames(corpus.manifest.number("num_samples", row)))
         yield corpus.alignments.frame_phone_ids(row, count, PHONE_GRID)
 
 

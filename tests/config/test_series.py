@@ -39,7 +39,7 @@ def test_what_is_not_in_the_series_is_that_of_the_second_iteration() -> None:
     recipe = compose.recipe_of([*words, "series.steps=[10,40]"])
     third = recipe.iterations["it3"]
     assert (third.pretrain.steps, third.pretrain.mask.span_frames) == (30, 7)
-    assert (third.clustering.n_clusters, third.features["layer"]) == (50, 1)
+    assert (third.clustering.n_clusters, third.features["layer"]) == (200, 2)
     assert recipe.iterations["it1"].pretrain.mask.span_frames == 10
     # One that is stated stays as it is stated; the others are separate copies.
     stated = compose.recipe_of([*words, "+iterations.it3=${iterations.it2}"])

@@ -33,6 +33,7 @@ TINY = [
     "~finetune.speakers",
     "export.checkpoints=[]",
     "iterations.it2.features.checkpoint=finetune/asr",
+    "iterations.it2.pretrain.start_from=null",
     "iterations.it2.features.layer=2",
     "finetune.asr.checkpoint=it1/pretrain",
     *(
