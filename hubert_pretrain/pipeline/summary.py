@@ -139,11 +139,7 @@ def print_results(summary: dict[str, Any]) -> None:
     for name, facts in summary["spin"].items():
         print(f"spin/{name}: {_agreement(facts) if facts else '-'}")
     for name, facts in summary["evaluate"].items():
-        intervals = (facts or {}).get("intervals", {})
-        shown = ", ".join(
-            _with_interval(key, facts[key], intervals[key]) for key in intervals if key in facts
-        )
-        print(f"evaluate/{name}: {shown or '-'}")
+        print(scores_line(f"evaluate/{name}", facts or {}))
         for message in (facts or {}).get("warnings", []):
             print(f"  warning: {message}")
     if summary["export"]["path"]:
@@ -151,6 +147,15 @@ def print_results(summary: dict[str, Any]) -> None:
     seconds = sum(stage["seconds"] or 0 for stage in summary["stages"])
     done = sum(stage["state"] == plan.DONE for stage in summary["stages"])
     print(f"{done} stages done, {seconds / 60:.1f} minutes of work")
+
+
+def scores_line(stage: str, facts: dict[str, Any]) -> str:
+    """Scores of an evaluation with their intervals, beside a search also those of greedy."""
+    intervals = facts.get("intervals", {})
+    shown = [_with_interval(key, facts[key], intervals[key]) for key in intervals if key in facts]
+    greedy = [key for key in facts if key.startswith("greedy_")]
+    shown += [f"{key.replace('_', ' ')} {_number(facts[key])}" for key in greedy]
+    return f"{stage}: {', '.join(shown) or '-'}"
 
 
 def _agreement(facts: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from hubert_pretrain.finetune.task import Task
 from hubert_pretrain.interop.load import load_checkpoint
 from hubert_pretrain.model.checkpoint import LoadedModel
 from hubert_pretrain.pipeline import plan
+from hubert_pretrain.pipeline.summary import scores_line
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.stages.extraction import device_of
 from hubert_pretrain.stages.prepare import open_corpus
@@ -69,7 +70,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         about = {"model": str(config.checkpoint), "corpus": str(corpus.folder), "split": split}
         write_evaluation(folder, found.scored, found.analysis, about)
         write_results(folder, [], task, found.results)
-    return {
+    facts = {
         **score(task, found.results, stage, found.analysis.warnings),
         **found.decoded,
         "intervals": found.analysis.intervals(),
@@ -77,6 +78,9 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
         "checkpoint": str(config.checkpoint),
         "split": split,
     }
+    if distributed.rank() == 0:
+        print(scores_line(stage, facts), flush=True)
+    return facts
 
 
 def load_task(path: Path, node: Any = None, **overrides: Any) -> tuple[Task, LoadedModel]:

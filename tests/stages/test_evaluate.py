@@ -117,8 +117,13 @@ def test_each_split_is_scored_apart(workspace: Workspace) -> None:
     }
 
 
-def test_classes_have_their_tables(workspace: Workspace) -> None:
+def test_classes_have_their_tables(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
     facts = run(workspace, "evaluate/speakers/test")
+    low, high = facts["intervals"]["accuracy"]
+    shown = f"evaluate/speakers/test: accuracy {facts['accuracy']:.3f} [{low:.3f}, {high:.3f}], "
+    assert shown in capsys.readouterr().out
     assert set(facts["intervals"]) == {"accuracy", "unweighted_accuracy", "macro_f1"}
     stored = evaluate.open_evaluation(workspace, "speakers", "test")
     assert [row["class"] for row in stored["tables"]["by class"]] == ["buzzing", "pure"]
