@@ -21,7 +21,6 @@ from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import Recipe
 from hubert_pretrain.errors import ArtefactError, ConfigError
 from hubert_pretrain.model.checkpoint import save_model
-from hubert_pretrain.model.config import HubertConfig
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.model.hubert import Hubert
 from hubert_pretrain.model.language_adapters import languages
@@ -29,21 +28,10 @@ from hubert_pretrain.pipeline import plan
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.stages.finetune import load_encoder
 from hubert_pretrain.stages.runner import run_stage
-from tests.finetune.conftest import make_corpus
+from tests.finetune.conftest import TINY, make_corpus
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "finetuning.md"
-LARGE = HubertConfig(
-    conv_dim=[8] * 7,
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=32,
-    num_conv_pos_embeddings=8,
-    num_conv_pos_embedding_groups=2,
-    projection_size=8,
-    do_stable_layer_norm=True,
-    feat_extract_norm="layer",
-)
+LARGE = dataclasses.replace(TINY, do_stable_layer_norm=True, feat_extract_norm="layer")
 QUICK = ("steps=2", "batch_seconds=3", "micro_batch_seconds=3", "valid_every_steps=2")
 WORDS = [f"finetune.{name}.{word}" for name in ("eng", "deu") for word in QUICK]
 MORE = ["trainer=cpu", "data.workers=1", "trainer.loader_workers=0"]

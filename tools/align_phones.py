@@ -114,14 +114,7 @@ def frames_of(utterance: SourceUtterance, positions: Positions, extractor: Mfcc)
 
     if not len(positions.words):
         raise DataError(f"{utterance.id}: has no words that espeak-ng speaks; leave it out")
-    waveform = audio.read(
-        utterance.path,
-        utterance.start,
-        utterance.num_samples,
-        offset=utterance.offset,
-        num_bytes=utterance.num_bytes,
-        channel=audio.MIX if utterance.channel is None else utterance.channel,
-    )
+    waveform = audio.read_source(utterance)
     frames = extractor.extract_packed([torch.from_numpy(waveform)])
     if len(frames) < positions.fewest_frames:
         raise DataError(

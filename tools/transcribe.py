@@ -136,9 +136,13 @@ def transcribe(options: argparse.Namespace) -> int:
 
 def chunking(options: argparse.Namespace, default: Chunking) -> Chunking:
     """The lengths of chunks that the options give, else those of the model."""
-    names = ("chunk_seconds", "context_seconds", "piece_seconds")
-    given = {name: getattr(options, name) for name in names}
-    return replace(default, **{name: value for name, value in given.items() if value is not None})
+    if options.chunk_seconds is not None:
+        default = replace(default, chunk_seconds=options.chunk_seconds)
+    if options.context_seconds is not None:
+        default = replace(default, context_seconds=options.context_seconds)
+    if options.piece_seconds is not None:
+        default = replace(default, piece_seconds=options.piece_seconds)
+    return default
 
 
 def attempt(

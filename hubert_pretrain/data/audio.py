@@ -15,6 +15,7 @@ import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soxr
@@ -26,6 +27,9 @@ from hubert_pretrain.data.decoding import num_samples, open_stream
 from hubert_pretrain.data.storage import ByteRange, Cache, open_bytes
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.frames import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from hubert_pretrain.data.source import SourceUtterance
 
 MIX = -1
 """In place of the number of a channel: the mean of all channels."""
@@ -90,6 +94,21 @@ def read(
     """
     content = open_bytes(str(path), offset, num_bytes, cache)
     return decode(path, content, start, num_samples, source_rate, channel=channel, out=out)
+
+
+def read_source(utterance: SourceUtterance) -> Waveform:
+    """The audio of an utterance of a list, (S,): its segment, and its channel or the mean of all.
+
+    Raises DataError as `read` does.
+    """
+    return read(
+        utterance.path,
+        utterance.start,
+        utterance.num_samples,
+        offset=utterance.offset,
+        num_bytes=utterance.num_bytes,
+        channel=MIX if utterance.channel is None else utterance.channel,
+    )
 
 
 def decode(

@@ -68,14 +68,7 @@ class Aligner:
         if not ids:
             found = f"none of the characters of {text[:40]!r}" if text else "no transcript"
             raise DataError(f"{utterance.id}: has {found} that the model knows; leave it out")
-        waveform = audio.read(
-            utterance.path,
-            utterance.start,
-            utterance.num_samples,
-            offset=utterance.offset,
-            num_bytes=utterance.num_bytes,
-            channel=audio.MIX if utterance.channel is None else utterance.channel,
-        )
+        waveform = audio.read_source(utterance)
         parts = self.recogniser.log_probabilities(torch.from_numpy(waveform), name=utterance.id)
         try:
             found_at = align(
