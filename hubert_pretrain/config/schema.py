@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from hubert_pretrain.data.config import Segmentation
+from hubert_pretrain.data.config import Segmentation, SpeakerPerturbation
 from hubert_pretrain.decoding.config import DecodingConfig
 from hubert_pretrain.fields import (
     AUTO,
     MISSING,
     all_positive,
-    at_least_one,
     audio_channel,
     auto_or_positive,
     between,
@@ -203,6 +202,10 @@ class AugmentConfig:
     """Share of the rows that are made louder or softer."""
     gain_db: list[float] = field([-6.0, 6.0], decibels)
     """Range of that gain."""
+    voice_probability: float = field(0.0, share)
+    """Share of the rows that are heard in another voice (ContentVec, arXiv:2204.09224)."""
+    voice: SpeakerPerturbation = field(SpeakerPerturbation)
+    """That voice."""
 
 
 @dataclass
@@ -355,19 +358,6 @@ class IterationConfig:
 
 
 @dataclass
-class PerturbationConfig:
-    """The other voice of the second view (pretrain/speaker_perturbation.py); its length and its
-    frames stay."""
-
-    formant_ratio: float = field(1.4, at_least_one)
-    """Formants move by a random factor, up or down, of at most this; 1: they stay."""
-    pitch_ratio: float = field(2.0, at_least_one)
-    """The same for the pitch."""
-    equaliser_db: float = field(12.0, zero_or_more)
-    """Ten bands get louder or softer by at most this; 0: none does."""
-
-
-@dataclass
 class SpinConfig:
     """Checkpoint + audio -> checkpoint that hears less of the speaker (Spin, arXiv:2305.11072): the
     last layers and a codebook learn to give the same codeword to a frame in another voice."""
@@ -386,7 +376,7 @@ class SpinConfig:
     """Softness of the targets: 0.02 to 0.05 in the paper; below 0.005 they are refused."""
     sinkhorn_iterations: int = field(3, positive)
     """Rounds that bring the codewords to equal shares of the frames."""
-    perturbation: PerturbationConfig = field(PerturbationConfig)
+    perturbation: SpeakerPerturbation = field(SpeakerPerturbation)
     """The other voice."""
     steps: int = field(MISSING, positive)
     """Optimiser updates."""

@@ -26,6 +26,7 @@ from hubert_pretrain.config.schema import (
     TrainerConfig,
     TrainingConfig,
 )
+from hubert_pretrain.data.config import SpeakerPerturbation
 from hubert_pretrain.decoding.config import check_sources
 from hubert_pretrain.distributed import accumulation, check_groups
 from hubert_pretrain.errors import ConfigError, did_you_mean
@@ -280,6 +281,15 @@ def _faults_of_augment(key: str, config: AugmentConfig) -> Iterator[str]:
                 f"{key}.{name}={getattr(config, name)} needs noise: set {key}.noise to a folder of "
                 "audio files"
             )
+    if config.voice_probability > 0 and _is_same_voice(config.voice):
+        yield (
+            f"{key}.voice changes nothing; raise formant_ratio or pitch_ratio above 1, or set "
+            f"{key}.voice_probability=0"
+        )
+
+
+def _is_same_voice(ranges: SpeakerPerturbation) -> bool:
+    return ranges.formant_ratio == ranges.pitch_ratio == 1 and ranges.equaliser_db == 0
 
 
 def _corpora(node: Any) -> Any:
@@ -331,8 +341,7 @@ def _faults_of_spin(key: str, config: SpinConfig, recipe: Recipe) -> Iterator[st
             f"{key}.epsilon={config.epsilon:g}: below {LEAST_EPSILON:g} the targets leave the "
             "range of numbers; the paper has 0.02 to 0.05"
         )
-    changes = config.perturbation
-    if changes.formant_ratio == changes.pitch_ratio == 1 and changes.equaliser_db == 0:
+    if _is_same_voice(config.perturbation):
         yield (
             f"{key}.perturbation changes nothing, so both views are the same; raise formant_ratio "
             "or pitch_ratio above 1"

@@ -1,22 +1,27 @@
-"""Data augmentation of training crops: utterance mixing, additive noise, gain.
+"""Data augmentation of training crops: another voice, utterance mixing, additive noise, gain.
 
-B rows, S samples. Mixing follows WavLM (Chen et al. 2022, section III-B).
+B rows, S samples. Mixing follows WavLM (Chen et al. 2022, section III-B). Another voice on the side
+of the student, with targets of the clean audio, is one part of ContentVec (Qian et al. 2022,
+arXiv:2204.09224).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hubert_pretrain.data import audio
 from hubert_pretrain.data.audio import Waveform
 from hubert_pretrain.data.audio_files import USUAL, all_audio_below
+from hubert_pretrain.data.config import SpeakerPerturbation
 from hubert_pretrain.data.corpus import MANIFEST, Corpus
+from hubert_pretrain.data.speaker_perturbation import change_voice, draw_voice
 from hubert_pretrain.errors import DataError
 from hubert_pretrain.seeds import generator
 
@@ -25,7 +30,8 @@ Waveforms = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Mixing, then noise, then gain, each applied to a random part of the rows of a micro-batch.
+    """Another voice, then mixing, then noise, then gain, each applied to a random part of the rows
+    of a micro-batch.
 
     A ratio is the energy of the row over that of the added signal, in dB; ranges are (low, high).
     """
@@ -43,12 +49,22 @@ class Augmentation:
     gain_probability: float = 0.0
     """Share of the rows that are made louder or softer."""
     gain_db: Sequence[float] = (-6.0, 6.0)
+    voice_probability: float = 0.0
+    """Share of the rows that are heard in another voice."""
+    voice: SpeakerPerturbation = field(default_factory=SpeakerPerturbation)
     noise: Noise | None = None
 
     @property
     def is_active(self) -> bool:
         """True when any probability is above 0."""
-        return any((self.mix_probability, self.noise_probability, self.gain_probability))
+        return any(
+            (
+                self.voice_probability,
+                self.mix_probability,
+                self.noise_probability,
+                self.gain_probability,
+            )
+        )
 
     def with_noise(self, folder: str | Path | None) -> Augmentation:
         """The same with the noise of a folder (see `open_noise`), which is opened only if a setting
@@ -77,9 +93,19 @@ class Augmentation:
         augmented = waveform.copy()
         changed = np.zeros(len(waveform), dtype=np.bool_)
         for b, row in enumerate(rows):
-            for augment in (self._mix, self._add_noise, self._gain):
+            for augment in (self._change_voice, self._mix, self._add_noise, self._gain):
                 changed[b] |= augment(augmented, waveform, b, (self.seed, index, row))
         return augmented, changed
+
+    def _change_voice(
+        self, augmented: Waveforms, clean: Waveforms, b: int, key: tuple[int, int, int]
+    ) -> bool:
+        random = generator("voice", *key)
+        if random.random() >= self.voice_probability:
+            return False
+        voice = draw_voice(self.voice, random)
+        augmented[b] = change_voice(torch.from_numpy(clean[b]), voice).numpy()
+        return True
 
     def _mix(
         self, augmented: Waveforms, clean: Waveforms, b: int, key: tuple[int, int, int]

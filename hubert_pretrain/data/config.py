@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hubert_pretrain.fields import field, positive, zero_or_more
+from hubert_pretrain.fields import at_least_one, field, positive, zero_or_more
 
 
 @dataclass
@@ -23,3 +23,16 @@ class Segmentation:
     margin_seconds: float = field(0.1, zero_or_more)
     """Quiet that stays at both ends of a piece; the rest of the pauses between pieces is left
     out."""
+
+
+@dataclass
+class SpeakerPerturbation:
+    """Ranges of another voice (data/speaker_perturbation.py); length and frames of the audio
+    stay."""
+
+    formant_ratio: float = field(1.4, at_least_one)
+    """Formants move by a random factor, up or down, of at most this; 1: they stay."""
+    pitch_ratio: float = field(2.0, at_least_one)
+    """The same for the pitch."""
+    equaliser_db: float = field(12.0, zero_or_more)
+    """Ten bands get louder or softer by at most this; 0: none does."""

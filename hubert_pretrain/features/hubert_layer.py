@@ -30,6 +30,7 @@ class HubertLayer(LayerFeatures):
         *,
         chunk_seconds: float = 60.0,
         context_seconds: float = 5.0,
+        center_utterances: bool = False,
         precision: str = "float32",
     ) -> None:
         """
@@ -39,6 +40,7 @@ class HubertLayer(LayerFeatures):
             layer: block number, from 1; a list of them, or "all", for several side by side.
             chunk_seconds: longest audio that attention sees at once.
             context_seconds: audio at each inner end of a chunk whose frames are discarded.
+            center_utterances: subtract the mean over each utterance from its frames.
             precision: float32, or bfloat16 for matrix products and convolutions (faster on a GPU).
 
         Raises:
@@ -57,6 +59,7 @@ class HubertLayer(LayerFeatures):
             name=str(checkpoint),
             chunk_seconds=chunk_seconds,
             context_seconds=context_seconds,
+            center_utterances=center_utterances,
             precision=precision,
         )
         self._sha256 = weights_sha256(Path(checkpoint))

@@ -50,6 +50,10 @@ class LayerFeatures(nn.Module):
     only attention is limited to chunks (features/chunking.py), which overlap by `context_seconds`
     on each side of the frames that are used.
 
+    `center_utterances` subtracts the mean of an utterance's frames from each of them. It takes part
+    of the speaker away, so that clusters follow phones (per speaker in van Niekerk et al. 2021,
+    arXiv:2108.00917).
+
     A subclass calls `_configure` and implements `encode`, `context`, `conv_stack`, `fingerprint`
     and `dim`.
     """
@@ -68,6 +72,7 @@ class LayerFeatures(nn.Module):
         name: str,
         chunk_seconds: float,
         context_seconds: float,
+        center_utterances: bool,
         precision: str,
     ) -> None:
         """Checks and stores the settings; `depth` is the number of blocks of the model `name`."""
@@ -91,6 +96,7 @@ class LayerFeatures(nn.Module):
                 f"{did_you_mean(precision, PRECISIONS)}"
             )
         self.precision = precision
+        self.center_utterances = center_utterances
         self.chunk_frames = self.grid.num_frames(samples(chunk_seconds))
         self.context_frames = round(context_seconds * self.grid.frames_per_second)
         if self.chunk_frames <= 2 * self.context_frames:
@@ -135,6 +141,9 @@ class LayerFeatures(nn.Module):
             "chunk_frames": self.chunk_frames,
             "context_frames": self.context_frames,
         }
+        # Only where they are not the default: older codebooks lack them.
+        if self.center_utterances:
+            settings["center_utterances"] = True
         if self.precision != "float32":
             settings["precision"] = self.precision
         return settings
@@ -155,15 +164,10 @@ class LayerFeatures(nn.Module):
             if self.normalize_waveform:
                 waveforms = [normalize(waveform) for waveform in waveforms]
             counts = [self.grid.num_frames(len(waveform)) for waveform in waveforms]
-            if max(counts) <= self.chunk_frames:
-                return self._extract_batch(waveforms)
-            frames = []
-            for waveform, count in zip(waveforms, counts, strict=True):
-                is_long = count > self.chunk_frames
-                frames.append(
-                    self._extract_long(waveform) if is_long else self._extract_batch([waveform])
-                )
-            return torch.cat(frames)
+            frames = self._extract(waveforms, counts)  # (N, D)
+        if self.center_utterances:
+            frames = torch.cat([part - part.mean(dim=0) for part in frames.split(counts)])
+        return frames
 
     def plan_batches(self, num_samples: NDArray[np.int64]) -> Batches:
         """Utterances of similar length together (of equal length where padding would change
@@ -180,6 +184,18 @@ class LayerFeatures(nn.Module):
         )
         alone = [np.array([position]) for position in single]
         return alone + [rest[positions] for positions in together]
+
+    def _extract(self, waveforms: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+        """(S_i,) and their numbers of frames -> (N, D)."""
+        if max(counts) <= self.chunk_frames:
+            return self._extract_batch(waveforms)
+        frames = []
+        for waveform, count in zip(waveforms, counts, strict=True):
+            is_long = count > self.chunk_frames
+            frames.append(
+                self._extract_long(waveform) if is_long else self._extract_batch([waveform])
+            )
+        return torch.cat(frames)
 
     def _extract_batch(self, waveforms: Sequence[Tensor]) -> Tensor:
         """(S_i,) -> (N, D), all in one pass where that gives the same values."""

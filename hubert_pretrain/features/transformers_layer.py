@@ -45,6 +45,7 @@ class TransformersLayer(LayerFeatures):
         normalize_waveform: bool | None = None,
         chunk_seconds: float = 60.0,
         context_seconds: float = 5.0,
+        center_utterances: bool = False,
         precision: str = "float32",
     ) -> None:
         """
@@ -57,6 +58,7 @@ class TransformersLayer(LayerFeatures):
                 when the conv encoder has layer norms, because such models were trained that way.
             chunk_seconds: longest audio that attention sees at once.
             context_seconds: audio at each inner end of a chunk whose frames are discarded.
+            center_utterances: subtract the mean over each utterance from its frames.
             precision: float32, or bfloat16 for matrix products and convolutions (faster on a GPU).
 
         Raises:
@@ -81,6 +83,7 @@ class TransformersLayer(LayerFeatures):
             name=str(checkpoint),
             chunk_seconds=chunk_seconds,
             context_seconds=context_seconds,
+            center_utterances=center_utterances,
             precision=precision,
         )
         del self.model.encoder.layers[max(self.layers) :]

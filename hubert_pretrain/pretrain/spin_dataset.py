@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from hubert_pretrain.data.batching import MicroBatch
+from hubert_pretrain.data.config import SpeakerPerturbation
 from hubert_pretrain.data.corpus import Corpus
+from hubert_pretrain.data.speaker_perturbation import change_voice, draw_voice
 from hubert_pretrain.frames import FrameGrid
 from hubert_pretrain.model.config import SpanMask
 from hubert_pretrain.pretrain.dataset import CropSource
-from hubert_pretrain.pretrain.speaker_perturbation import SpeakerPerturbation, change_voice
 from hubert_pretrain.seeds import generator
 
 
@@ -65,7 +66,7 @@ class ViewSource(CropSource):
             for row in micro_batch.rows.tolist()
         ]
         other = [
-            change_voice(row, self.perturbation.draw(draw))
+            change_voice(row, draw_voice(self.perturbation, draw))
             for row, draw in zip(clean, draws, strict=True)
         ]
         return {

@@ -243,6 +243,8 @@ def augmentation(config: AugmentConfig, seed: int) -> Augmentation | None:
         noise_ratio_db=config.noise_ratio_db,
         gain_probability=config.gain_probability,
         gain_db=config.gain_db,
+        voice_probability=config.voice_probability,
+        voice=config.voice,
     )
     return result.with_noise(config.noise) if result.is_active else None
 

@@ -28,7 +28,6 @@ from hubert_pretrain.model.checkpoint import LoadedModel, load_model, save_model
 from hubert_pretrain.model.heads import CodebookHead
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.pretrain.dataset import describe_micro_batch, loaders
-from hubert_pretrain.pretrain.speaker_perturbation import SpeakerPerturbation
 from hubert_pretrain.pretrain.spin_dataset import ViewSource
 from hubert_pretrain.pretrain.spin_module import SpinModule, spin_head
 from hubert_pretrain.seeds import derive
@@ -76,7 +75,7 @@ def run(recipe: Recipe, workspace: Workspace, stage: str, folder: Path) -> dict[
     views = partial(
         ViewSource,
         corpus,
-        SpeakerPerturbation.of(config.perturbation),
+        config.perturbation,
         grid=loaded.model.grid,
         normalize=loaded.model.config.normalize_waveform,
         seed=seed,

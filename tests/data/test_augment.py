@@ -5,19 +5,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hubert_pretrain.data import augment as noise
 from hubert_pretrain.data.augment import Augmentation
+from hubert_pretrain.data.config import SpeakerPerturbation
 from hubert_pretrain.data.manifest import Utterance, write_manifest
+from hubert_pretrain.data.speaker_perturbation import change_voice, draw_voice
 from hubert_pretrain.errors import DataError
+from hubert_pretrain.seeds import generator
 
 ROWS = [7, 3, 12, 5]
 SIZE = 4000
@@ -61,6 +66,7 @@ def everything(noises: Path) -> Callable[..., Augmentation]:
             "mix_noise_share": 0.5,
             "noise_probability": 0.5,
             "gain_probability": 0.5,
+            "voice_probability": 0.5,
         }
         return Augmentation(seed=seed, **parts).with_noise(noises)
 
@@ -166,7 +172,9 @@ def test_gain_is_in_decibels_and_of_whole_rows() -> None:
     np.testing.assert_allclose(augmented, clean * 10 ** (-6 / 20), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mix_probability", "noise_probability", "gain_probability"])
+@pytest.mark.parametrize(
+    "name", ["mix_probability", "noise_probability", "gain_probability", "voice_probability"]
+)
 def test_probabilities_are_shares_of_the_rows(noises: Path, name: str) -> None:
     augment = Augmentation(seed=2, noise=noise.open_noise(noises), **{name: 0.3})
     changed = np.concatenate([augment(speech(), index=index, rows=ROWS)[1] for index in range(150)])
@@ -183,6 +191,25 @@ def test_one_kind_does_not_disturb_the_draws_of_another(noises: Path) -> None:
     np.testing.assert_allclose(louder, alone * 10 ** (6 / 20), rtol=1e-5)
     unused, _ = Augmentation(seed=2, mix_probability=1.0, noise=source)(clean, index=0, rows=ROWS)
     assert np.array_equal(unused, alone)
+
+
+def test_another_voice_comes_first_and_leaves_the_other_rows() -> None:
+    clean = speech()
+    ranges = SpeakerPerturbation(formant_ratio=1.2, pitch_ratio=1.5, equaliser_db=3.0)
+    some = Augmentation(seed=2, voice_probability=0.5, voice=ranges)
+    augmented, changed = some(clean, index=1, rows=ROWS)
+    assert changed.any()
+    assert not changed.all()
+    assert np.array_equal(augmented[~changed], clean[~changed])
+    for b in np.flatnonzero(changed):
+        random = generator("voice", 2, 1, ROWS[b])
+        random.random()
+        expected = change_voice(torch.from_numpy(clean[b]), draw_voice(ranges, random))
+        np.testing.assert_array_equal(augmented[b], expected.numpy())
+    louder = replace(some, gain_probability=1.0, gain_db=(6.0, 6.0))
+    np.testing.assert_allclose(
+        louder(clean, index=1, rows=ROWS)[0], augmented * 10 ** (6 / 20), rtol=1e-5
+    )
 
 
 def test_silence_and_a_single_row_stay_as_they_are(noises: Path) -> None:

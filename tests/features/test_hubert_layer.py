@@ -75,6 +75,21 @@ def test_long_recordings_in_chunks_equal_whole_ones_up_to_attention(checkpoint: 
     assert (found - expected).abs().mean() < 0.1 * (expected[:, 1:] - expected[:, :-1]).abs().mean()
 
 
+def test_centred_frames_have_no_mean_over_their_utterance(checkpoint: Path) -> None:
+    waveforms = [0.1 * torch.randn(samples) for samples in (16_000 * 2, 9_000, 300, 16_000 * 4)]
+    # The last one is computed in chunks, the third one is shorter than a frame.
+    settings = {"chunk_seconds": 2.5, "context_seconds": 0.6}
+    plain = HubertLayer(checkpoint, [1, 3], **settings)
+    centred = HubertLayer(checkpoint, [1, 3], center_utterances=True, **settings)
+    counts = [plain.grid.num_frames(len(waveform)) for waveform in waveforms]
+    expected = plain.extract_packed(waveforms).split(counts)
+    found = centred.extract_packed(waveforms).split(counts)
+    for row, row_expected in zip(found, expected, strict=True):
+        torch.testing.assert_close(row, row_expected - row_expected.sum(0) / max(1, len(row)))
+    # A codebook of the one refuses frames of the other; codebooks made before stay valid.
+    assert centred.fingerprint() == {**plain.fingerprint(), "center_utterances": True}
+
+
 def test_the_conv_encoder_in_pieces_equals_the_whole(checkpoint: Path) -> None:
     waveform = 0.1 * torch.randn(1, 16_000 * 5 + 77) * torch.linspace(0.2, 2.0, 16_000 * 5 + 77)
     extractor = HubertLayer(checkpoint, 1, chunk_seconds=1.0, context_seconds=0.1)

@@ -232,8 +232,13 @@ def test_off_is_no_part_of_a_fingerprint() -> None:
             r"augment\.noise_probability=0\.5 needs noise: set .*augment\.noise to a folder",
         ),
         ("mix_noise_share=0.5", r"augment\.mix_noise_share=0\.5 needs noise"),
+        (
+            "voice={formant_ratio: 1, pitch_ratio: 1, equaliser_db: 0}",
+            r"augment\.voice changes nothing",
+        ),
     ],
 )
 def test_values_that_cannot_be(override: str, message: str) -> None:
+    used = [f"{AUGMENT}.voice_probability=0.5"]
     with pytest.raises(ConfigError, match=message):
-        composed(f"{AUGMENT}.{override}")
+        composed(f"{AUGMENT}.{override}", *used)

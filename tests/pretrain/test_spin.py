@@ -17,8 +17,8 @@ from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import (
     IterationConfig,
-    PerturbationConfig,
     Recipe,
+    SpeakerPerturbation,
     SpinConfig,
 )
 from hubert_pretrain.data.corpus import Corpus
@@ -352,7 +352,7 @@ def test_values_that_change_the_result_change_the_fingerprint() -> None:
         return plan.find(spin_recipe(**changes), "spin/it1").identity
 
     assert identity() != identity(epsilon=0.03)
-    assert identity() != identity(perturbation=PerturbationConfig(pitch_ratio=1.5))
+    assert identity() != identity(perturbation=SpeakerPerturbation(pitch_ratio=1.5))
     assert identity() == identity(log_every_steps=7)
 
 

@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hubert_pretrain.frames import SAMPLE_RATE
-from hubert_pretrain.pretrain.speaker_perturbation import (
+from hubert_pretrain.data.config import SpeakerPerturbation
+from hubert_pretrain.data.speaker_perturbation import (
     BANDS,
-    SpeakerPerturbation,
     Voice,
     change_voice,
+    draw_voice,
 )
+from hubert_pretrain.frames import SAMPLE_RATE
 from hubert_pretrain.seeds import generator
 
 Spectrum = NDArray[np.float64]
@@ -126,8 +127,8 @@ def test_silence_stays_silent() -> None:
 
 def test_voices_are_drawn_within_their_ranges_and_both_ways() -> None:
     ranges = SpeakerPerturbation(formant_ratio=1.4, pitch_ratio=2.0, equaliser_db=12.0)
-    voices = [ranges.draw(generator(1, number)) for number in range(200)]
-    assert voices[0] == ranges.draw(generator(1, 0)) != voices[1]
+    voices = [draw_voice(ranges, generator(1, number)) for number in range(200)]
+    assert voices[0] == draw_voice(ranges, generator(1, 0)) != voices[1]
     for name, ratio in (("formants", 1.4), ("pitch", 2.0)):
         factors = np.array([getattr(voice, name) for voice in voices])
         assert 1 / ratio <= factors.min() < 0.95 / ratio**0.5
@@ -135,4 +136,4 @@ def test_voices_are_drawn_within_their_ranges_and_both_ways() -> None:
         assert abs(np.log(factors).mean()) < 0.15 * math.log(ratio)
     assert all(len(voice.gains_db) == len(BANDS) for voice in voices)
     plain = SpeakerPerturbation(formant_ratio=1.0, pitch_ratio=1.0, equaliser_db=0.0)
-    assert plain.draw(generator(1, 0)) == Voice(1.0, 1.0)
+    assert draw_voice(plain, generator(1, 0)) == Voice(1.0, 1.0)

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hubert_pretrain.data.config import SpeakerPerturbation
 from hubert_pretrain.frames import SAMPLE_RATE
-
-if TYPE_CHECKING:
-    from hubert_pretrain.config.schema import PerturbationConfig
 
 BINS = 513
 WINDOW = 2 * (BINS - 1)
@@ -45,32 +42,15 @@ class Voice:
     """Gain of each of BANDS; none: no equaliser."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpeakerPerturbation:
-    """Ranges that voices are drawn from."""
-
-    formant_ratio: float
-    pitch_ratio: float
-    equaliser_db: float
-
-    @staticmethod
-    def of(config: PerturbationConfig) -> SpeakerPerturbation:
-        """The ranges of a recipe."""
-        return SpeakerPerturbation(
-            formant_ratio=config.formant_ratio,
-            pitch_ratio=config.pitch_ratio,
-            equaliser_db=config.equaliser_db,
-        )
-
-    def draw(self, random: np.random.Generator) -> Voice:
-        """A random voice: factors that are as often above 1 as below."""
-        formants, pitch = random.uniform(-1, 1, size=2)
-        gains = random.uniform(-self.equaliser_db, self.equaliser_db, size=len(BANDS))
-        return Voice(
-            formants=float(self.formant_ratio**formants),
-            pitch=float(self.pitch_ratio**pitch),
-            gains_db=tuple(gains.tolist()) if self.equaliser_db else (),
-        )
+def draw_voice(ranges: SpeakerPerturbation, random: np.random.Generator) -> Voice:
+    """A random voice: factors that are as often above 1 as below."""
+    formants, pitch = random.uniform(-1, 1, size=2)
+    gains = random.uniform(-ranges.equaliser_db, ranges.equaliser_db, size=len(BANDS))
+    return Voice(
+        formants=float(ranges.formant_ratio**formants),
+        pitch=float(ranges.pitch_ratio**pitch),
+        gains_db=tuple(gains.tolist()) if ranges.equaliser_db else (),
+    )
 
 
 def change_voice(waveform: Tensor, voice: Voice) -> Tensor:
