@@ -383,6 +383,8 @@ class LearningRun:
         from hubert_pretrain.stages.extraction import resolved
 
         recipe = self.planned()
+        scoring = self.bench.scoring()
+        center = scoring.center_utterances
         corpus = Corpus.open(self.workspace.artefact("prepare").path)
         first = next(iter(recipe.iterations))
         networks = {}
@@ -392,10 +394,10 @@ class LearningRun:
             )
         for name in recipe.iterations:
             folder = self.workspace.artefact(f"{name}/pretrain").path
-            networks[name] = HubertLayer(folder, ALL)
+            networks[name] = HubertLayer(folder, ALL, center_utterances=center)
         for stage in self.stages(["spin"]):
-            networks[stage.name] = HubertLayer(self.workspace.artefact(stage.name).path, ALL)
-        scoring = self.bench.scoring()
+            folder = self.workspace.artefact(stage.name).path
+            networks[stage.name] = HubertLayer(folder, ALL, center_utterances=center)
         scores = {
             name: score_network(corpus, network, scoring, seed=0)
             for name, network in networks.items()

@@ -49,6 +49,8 @@ class Scoring:
     """Most speech of each of these splits."""
     restarts: int = 3
     """Of k-means."""
+    center_utterances: bool = False
+    """Layers of networks less the mean of each utterance, as `features.center_utterances`."""
 
 
 def score_network(
