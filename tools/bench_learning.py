@@ -45,7 +45,7 @@ from hubert_pretrain.config import compose
 from hubert_pretrain.config.schema import Recipe, TrainingConfig
 from hubert_pretrain.errors import ConfigError, HubertPretrainError, did_you_mean
 from hubert_pretrain.files import read_json, write_json, write_text
-from hubert_pretrain.pipeline import plan
+from hubert_pretrain.pipeline import locks, plan
 from hubert_pretrain.pipeline.plan import TRAININGS, WITH_NAMES, Stage
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.tools import benchmarking
@@ -157,14 +157,15 @@ def compare(options: argparse.Namespace) -> int:
     for name, recipe in recipes.items():
         check_recipe(name, recipe)
     rows: list[Row] = []
-    for seed in bench.seeds:
-        for name in bench.variants:
-            try:
-                rows.append(LearningRun(bench, name, seed, folder).result())
-            except HubertPretrainError as error:
-                print(f"{name}, seed {seed}: {error}", file=sys.stderr, flush=True)
-                rows.append({"variant": name, "seed": seed, "error": str(error)})
-            write_table(folder, bench, rows)
+    with locks.acquire(folder / ".bench.lock", "the bench"):
+        for seed in bench.seeds:
+            for name in bench.variants:
+                try:
+                    rows.append(LearningRun(bench, name, seed, folder).result())
+                except HubertPretrainError as error:
+                    print(f"{name}, seed {seed}: {error}", file=sys.stderr, flush=True)
+                    rows.append({"variant": name, "seed": seed, "error": str(error)})
+                write_table(folder, bench, rows)
     print((folder / "learning.md").read_text(encoding="utf-8"))
     return int(any("error" in row for row in rows))
 

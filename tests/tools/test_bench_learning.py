@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hubert_pretrain.errors import ConfigError
+from hubert_pretrain.pipeline import locks
 from hubert_pretrain.pipeline.workspace import Workspace
 from hubert_pretrain.tools import bench_learning
 
@@ -157,6 +158,15 @@ def test_a_file_that_cannot_be_compared(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_one_folder_is_run_by_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locks.acquire(tmp_path / ".bench.lock", "the bench"):
+        assert bench_learning.main([str(variants_file(tmp_path)), str(tmp_path)]) == 1
+    assert "the bench is being run by another process" in capsys.readouterr().err
+    assert not (tmp_path / "learning.json").exists()
 
 
 def test_means_have_intervals_of_student() -> None:
