@@ -113,6 +113,8 @@ def _faults_of_iteration(key: str, iteration: IterationConfig, recipe: Recipe) -
             f"{key}.codebook={iteration.codebook} and {key}.targets={iteration.targets}: targets "
             "need no codebook; remove one of them"
         )
+    if iteration.switch_penalty > 0:
+        yield from _faults_of_smoothing(key, iteration)
     yield from _faults_of_clustering(f"{key}.clustering", iteration.clustering)
     yield from _faults_of_layers(key, iteration, recipe)
     yield from _faults_of_grid(f"{key}.features", iteration.features, recipe.model.grid)
@@ -157,6 +159,18 @@ def _faults_of_clustering(key: str, config: ClusteringConfig) -> Iterator[str]:
         size = entry.get("n_clusters", config.n_clusters)
         if fault := between(1, MAX_CLUSTERS).fault(f"{where}.n_clusters", size):
             yield fault
+
+
+def _faults_of_smoothing(key: str, iteration: IterationConfig) -> Iterator[str]:
+    penalty = f"{key}.switch_penalty={iteration.switch_penalty:g}"
+    if iteration.targets:
+        yield f"{penalty}: {key}.targets are made already; smooth them where they are made"
+    layer = iteration.features.get("layer")
+    if iteration.clustering.codebooks or isinstance(layer, list) or layer == "all":
+        yield (
+            f"{penalty} needs one codebook over all columns; take one layer and leave out "
+            f"{key}.clustering.codebooks, or set {key}.switch_penalty=0"
+        )
 
 
 def _faults_of_layers(key: str, iteration: IterationConfig, recipe: Recipe) -> Iterator[str]:

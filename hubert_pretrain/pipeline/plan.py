@@ -197,7 +197,9 @@ def _targets_of(name: str, iteration: IterationConfig, seed: int) -> list[Stage]
     if iteration.features.get("layer") == "auto":
         clustering["layer_choice"] = iteration.layer_choice
     checkpoints = _checkpoints(iteration.features)
-    labelling = {"features": iteration.features}
+    labelling: dict[str, Any] = {"features": iteration.features}
+    if iteration.switch_penalty > 0:
+        labelling["switch_penalty"] = iteration.switch_penalty
     if iteration.codebook:
         labelling["codebook"] = iteration.codebook
         sources = ("prepare", *checkpoints, iteration.codebook)

@@ -73,6 +73,7 @@ def label(recipe: Recipe, workspace: Workspace, stage: str, folder: Path, corpus
             at.extractor,
             codebooks,
             to_grid=to_grid,
+            switch_penalty=recipe.iterations[iteration].switch_penalty,
             device=at.device,
             workers=at.workers,
             rank=distributed.rank(),

@@ -16,6 +16,7 @@ from hubert_pretrain.distributed import share
 from hubert_pretrain.features.corpus_frames import map_groups
 from hubert_pretrain.features.extractor import FeatureExtractor
 from hubert_pretrain.targets.regrid import OnGrid
+from hubert_pretrain.targets.smoothing import smoothable, smoothed_units
 from hubert_pretrain.targets.store import DTYPE
 from hubert_pretrain.targets.writer import TargetWriter
 
@@ -31,6 +32,7 @@ def label_corpus(
     codebooks: CodebookSet,
     *,
     to_grid: OnGrid | None = None,
+    switch_penalty: float = 0.0,
     device: torch.device | str = "cpu",
     workers: int = 1,
     rank: int = 0,
@@ -48,10 +50,12 @@ def label_corpus(
         extractor: waveform -> frames, on `device`.
         codebooks: frames -> ids.
         to_grid: brings the ids to the frames of the store, where these are not the extractor's.
+        switch_penalty: above 0, the ids of an utterance are smoothed (smoothing.py).
         device, workers: see `map_groups`.
         rank, world_size: this process, of how many.
 
     Raises:
+        ConfigError: several codebooks cannot be smoothed.
         ArtefactError: the codebooks were fitted on other features than the extractor's.
         DataError: audio cannot be read or gives NaN; the message names the utterance. Earlier
             blocks stay done.
@@ -59,6 +63,10 @@ def label_corpus(
     """
     codebooks.check_features(extractor)
     codebooks = codebooks.to(device)
+
+    def smoothed(frames: Tensor) -> NDArray[np.uint16]:
+        ids = smoothed_units(smoothable(codebooks, switch_penalty), frames, switch_penalty)
+        return np.asarray(ids.numpy(), dtype=DTYPE)  # (T,)
 
     def assign(frames: Tensor) -> NDArray[np.uint16]:
         return np.asarray(codebooks.assign(frames).cpu().numpy(), dtype=DTYPE)  # (T,) or (T, N)
@@ -73,11 +81,11 @@ def label_corpus(
             corpus,
             [writer.rows(block) for block in blocks],
             extractor,
-            assign,
+            smoothed if switch_penalty > 0 else assign,
             device=device,
             workers=workers,
             description="labelling",
-            framewise=True,
+            framewise=switch_penalty == 0,
         )
         for block, ids in zip(blocks, ids_of_blocks, strict=True):
             if to_grid is not None:

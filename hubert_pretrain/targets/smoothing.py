@@ -15,10 +15,12 @@ Letters: T frames, D width of a frame, K clusters.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hubert_pretrain.clustering.codebook import Codebook
+from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.errors import ConfigError
 
 FRAMES_AT_ONCE = 4096
@@ -39,21 +41,22 @@ def smooth(costs: Tensor, penalty: float) -> Tensor:
     num_frames, num_clusters = costs.shape
     if num_frames == 0:
         return torch.zeros(0, dtype=torch.int64)
-    costs = costs.double().cpu()
-    total = costs[0].clone()  # (K,) of the best sequence that ends in each cluster
-    stays = torch.ones(num_frames, num_clusters, dtype=torch.bool)
-    origins = torch.zeros(num_frames, dtype=torch.int64)
+    # NumPy, whose calls cost less than torch's: K numbers are few, and a step needs four calls.
+    added = costs.double().cpu().numpy()
+    total = added[0].copy()  # (K,) of the best sequence that ends in each cluster
+    stays = np.ones((num_frames, num_clusters), dtype=np.bool_)
+    origins = np.zeros(num_frames, dtype=np.int64)
     for t in range(1, num_frames):
-        least, origin = total.min(dim=0)
-        switching = least + penalty
-        stays[t] = total <= switching
-        origins[t] = origin
-        total = torch.minimum(total, switching) + costs[t]
-    ids = torch.zeros(num_frames, dtype=torch.int64)
+        origins[t] = total.argmin()
+        switching = total[origins[t]] + penalty
+        np.less_equal(total, switching, out=stays[t])
+        np.minimum(total, switching, out=total)
+        total += added[t]
+    ids = np.zeros(num_frames, dtype=np.int64)
     ids[-1] = total.argmin()
     for t in range(num_frames - 1, 0, -1):
         ids[t - 1] = ids[t] if stays[t, ids[t]] else origins[t]
-    return ids
+    return torch.from_numpy(ids)
 
 
 def smoothed_units(codebook: Codebook, frames: Tensor, penalty: float) -> Tensor:
@@ -75,6 +78,19 @@ def squared_distances(codebook: Codebook, frames: Tensor) -> Tensor:
         projected = codebook.project(block).double()
         parts.append(torch.cdist(projected, codebook.centroids.double()).square().cpu())
     return torch.cat(parts)
+
+
+def smoothable(codebooks: CodebookSet, penalty: float) -> Codebook:
+    """The codebook whose ids are smoothed. Raises ConfigError for a penalty that cannot be, and
+    where there are several codebooks.
+    """
+    check_penalty(penalty)
+    if not codebooks.is_plain:
+        raise ConfigError(
+            f"smoothing (switch_penalty={penalty:g}) needs one codebook over all columns, and "
+            f"there are {codebooks.num_codebooks}; leave it out"
+        )
+    return codebooks.parts[0].codebook
 
 
 def check_penalty(penalty: float) -> None:

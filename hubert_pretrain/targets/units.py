@@ -18,7 +18,7 @@ from hubert_pretrain.clustering.quality import run_lengths
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.features.extractor import FeatureExtractor
 from hubert_pretrain.frames import FrameGrid, samples, seconds
-from hubert_pretrain.targets.smoothing import check_penalty, smoothed_units
+from hubert_pretrain.targets.smoothing import check_penalty, smoothable, smoothed_units
 
 # Default streaming policies: of a network's layer, and of features that see only a few frames.
 LAYER_CHUNK_SECONDS = 0.5
@@ -108,11 +108,8 @@ class UnitExtractor:
         distance of a frame to its centroid. Returns itself. Raises ConfigError.
         """
         check_penalty(penalty)
-        if penalty > 0 and not self.codebooks.is_plain:
-            raise ConfigError(
-                f"smoothing needs one codebook over all columns, and there are "
-                f"{self.codebooks.num_codebooks}; leave it out"
-            )
+        if penalty > 0:
+            smoothable(self.codebooks, penalty)
         self.switch_penalty = penalty
         return self
 

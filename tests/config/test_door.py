@@ -42,6 +42,7 @@ WRONG = [
     f"{C}.fraction=-1",
     f"{C}.fraction=2",
     f"{C}.max_hours=0",
+    "iterations.it1.switch_penalty=-1",
     f"{C}.batch_frames=0",
     f"{C}.n_clusters=0",
     f"{C}.n_clusters=70000",
@@ -138,6 +139,20 @@ def test_values_of_a_wrong_type_are_among_them() -> None:
 def test_a_network_that_the_export_cannot_hold(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compose.recipe_of(["+recipe=smoke", *words])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("targets=/labels", "switch_penalty=1: iterations.it2.targets are made already"),
+        ("features.layer=[1,2]", "switch_penalty=1 needs one codebook over all columns"),
+        ("clustering.codebooks=[{name: a}]", "switch_penalty=1 needs one codebook"),
+    ],
+)
+def test_targets_that_cannot_be_smoothed(word: str, message: str) -> None:
+    smoothed = "iterations.it2.switch_penalty=1"
+    with pytest.raises(ConfigError, match=message):
+        compose.recipe_of(["+recipe=smoke", smoothed, f"iterations.it2.{word}"])
 
 
 def test_every_number_has_a_range() -> None:

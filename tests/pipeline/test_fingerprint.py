@@ -65,6 +65,15 @@ def test_another_class_is_another_fingerprint(smoke: Recipe) -> None:
     assert changed(smoke, other) == {"it1/cluster", "it1/label"}
 
 
+def test_smoothing_counts_for_the_labels_alone(smoke: Recipe) -> None:
+    other = copy.deepcopy(smoke)
+    other.iterations["it1"].switch_penalty = 2.5
+    assert changed(smoke, other) == {"it1/label"}
+    other.iterations["it1"].switch_penalty = 0.0
+    (label,) = [stage for stage in plan.stages(other) if stage.name == "it1/label"]
+    assert "switch_penalty" not in label.identity  # as before there was one
+
+
 def test_the_seed_counts_where_it_is_used(smoke: Recipe) -> None:
     other = copy.deepcopy(smoke)
     other.seed += 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from hubert_pretrain.clustering.codebook import Codebook
 from hubert_pretrain.clustering.codebook_set import CodebookSet
 from hubert_pretrain.clustering.kmeans import KMeans
 from hubert_pretrain.data.corpus import Corpus
-from hubert_pretrain.errors import ArtefactError, DataError
+from hubert_pretrain.errors import ArtefactError, ConfigError, DataError
 from hubert_pretrain.features.mfcc import Mfcc
 from hubert_pretrain.targets.labelling import label_corpus
+from hubert_pretrain.targets.smoothing import smoothed_units
 from hubert_pretrain.targets.store import TargetStore
 from hubert_pretrain.targets.writer import TargetWriter
 
@@ -40,6 +42,29 @@ def test_ids_are_those_of_each_utterance_by_itself(tmp_path: Path, corpus: Corpu
     for row in range(len(store)):
         frames = Mfcc()(torch.from_numpy(corpus.read(row))[None])[0]
         np.testing.assert_array_equal(store.targets(row), codebook.assign(frames).numpy())
+
+
+def test_smoothed_ids_are_those_of_each_utterance_by_itself(tmp_path: Path, corpus: Corpus) -> None:
+    codebooks = codebook_of(corpus)
+    writer = TargetWriter.create(tmp_path, corpus.manifest, codebooks, block_rows=5)
+    label_corpus(corpus, writer, Mfcc(), codebooks, switch_penalty=1.5, workers=2)
+    store = TargetStore.open(tmp_path)
+    differences = 0
+    for row in range(len(store)):
+        frames = Mfcc()(torch.from_numpy(corpus.read(row))[None])[0]
+        expected = smoothed_units(codebooks.parts[0].codebook, frames, 1.5)
+        np.testing.assert_array_equal(store.targets(row), expected.numpy())
+        differences += int((codebooks.assign(frames) != expected).sum())
+    assert differences > 0
+
+
+def test_several_codebooks_cannot_be_smoothed(tmp_path: Path, corpus: Corpus) -> None:
+    plain = codebook_of(corpus)
+    part = plain.parts[0]
+    two = CodebookSet((part, dataclasses.replace(part, name="again")), plain.dim)
+    writer = TargetWriter.create(tmp_path, corpus.manifest, two)
+    with pytest.raises(ConfigError, match="needs one codebook over all columns, and there are 2"):
+        label_corpus(corpus, writer, Mfcc(), two, switch_penalty=1.0)
 
 
 class KilledAfter(Corpus):
