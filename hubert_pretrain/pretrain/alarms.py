@@ -16,6 +16,8 @@ WAIT_SHARE = 0.01
 WAIT_SHARE_ON_CPU = 0.5
 """The same on a CPU: its cores do the loader's work too, so the time is not wasted. Another voice
 for every second crop takes a third of the time of a small network."""
+LEAST_FALL = 0.02
+"""Nats per log by which the masked loss of a network that learns falls at first."""
 VANISHING_SHARE = 0.05
 """A layer whose output falls below this share of its first scale is dying."""
 PATIENCE = 3
@@ -61,6 +63,7 @@ class Alarms:
         """Alarms whose condition held in the last log, with the logs in a row in which it did."""
         self._in_a_row: Counter[str] = Counter()
         self._first_scales: dict[str, float] = {}
+        self._least_loss = float("inf")
 
     def check(self, step: int, values: dict[str, float], *, on_gpu: bool = True) -> dict[str, str]:
         """Names of the alarms that fire for the first time -> advice."""
@@ -79,6 +82,8 @@ class Alarms:
     def _rules(self, step: int, values: dict[str, float], tolerated_wait: float) -> list[Rule]:
         warmed_up = step >= self.warmup_steps
         loss = values.get("loss/masked", 0.0)
+        is_falling = loss < self._least_loss - LEAST_FALL
+        self._least_loss = min(loss, self._least_loss)
         entropy = values.get("health/unigram_entropy", float("inf"))
         predicted_share = _largest(values, "health/largest_share/predictions")
         target_share = _largest(values, "health/largest_share/targets")
@@ -95,10 +100,10 @@ class Alarms:
             ),
             Rule(
                 "nothing_learnt",
-                warmed_up and loss >= entropy,
-                f"the loss on masked frames ({loss:.3f} nats) is not below the unigram entropy of "
-                f"the targets ({entropy:.3f}): the predictions are no better than the frequencies "
-                "of the clusters",
+                warmed_up and loss >= entropy and not is_falling,
+                f"the loss on masked frames ({loss:.3f} nats) has stopped falling and is not below "
+                f"the unigram entropy of the targets ({entropy:.3f}): the predictions are no "
+                "better than the frequencies of the clusters",
             ),
             Rule(
                 "dominant_cluster",

@@ -158,6 +158,16 @@ def test_no_alarm_about_learning_during_the_warm_up() -> None:
     assert not any(raising.check(step, sick) for step in range(0, 100, 10))
 
 
+def test_a_loss_that_falls_from_above_the_entropy_raises_no_alarm() -> None:
+    """As in a small network, whose warm-up ends before its loss is below the entropy."""
+    raising = Alarms(warmup_steps=0)
+    falling = [HEALTHY | {"loss/masked": 5.2 - 0.1 * log} for log in range(20)]
+    assert falling[5]["loss/masked"] > HEALTHY["health/unigram_entropy"]
+    assert not any(raising.check(log, values) for log, values in enumerate(falling))
+    stalled = HEALTHY | {"loss/masked": HEALTHY["health/unigram_entropy"] + 0.1}
+    assert [set(raising.check(step, stalled)) for step in (20, 21, 22)][-1] == {"nothing_learnt"}
+
+
 def test_a_single_slow_log_raises_no_alarm() -> None:
     raising = Alarms(warmup_steps=0)
     waits = [0.5, 0.5, 0.0, 0.5, 0.5, 0.0]
