@@ -350,8 +350,8 @@ class IterationConfig:
     layer_choice: LayerChoiceConfig = field(LayerChoiceConfig)
     """Only for features.layer=auto."""
     switch_penalty: float = field(0.0, zero_or_more)
-    """Above 0: targets of an utterance are smoothed (targets/smoothing.py): each switch costs this
-    many mean squared distances of a frame to its centroid."""
+    """Above 0: the ids of an utterance are smoothed (targets/smoothing.py): each switch costs this
+    many mean squared distances of a frame to its centroid. Not those of `targets`."""
     codebook: str | None = field(None, path=True)
     """Instead of clustering: the cluster stage of another run or iteration, or a codebook of
     import-kmeans. `features` are those that it was fitted on."""

@@ -113,7 +113,7 @@ def _faults_of_iteration(key: str, iteration: IterationConfig, recipe: Recipe) -
             f"{key}.codebook={iteration.codebook} and {key}.targets={iteration.targets}: targets "
             "need no codebook; remove one of them"
         )
-    if iteration.switch_penalty > 0:
+    if iteration.switch_penalty > 0 and not iteration.targets:
         yield from _faults_of_smoothing(key, iteration)
     yield from _faults_of_clustering(f"{key}.clustering", iteration.clustering)
     yield from _faults_of_layers(key, iteration, recipe)
@@ -162,14 +162,12 @@ def _faults_of_clustering(key: str, config: ClusteringConfig) -> Iterator[str]:
 
 
 def _faults_of_smoothing(key: str, iteration: IterationConfig) -> Iterator[str]:
-    penalty = f"{key}.switch_penalty={iteration.switch_penalty:g}"
-    if iteration.targets:
-        yield f"{penalty}: {key}.targets are made already; smooth them where they are made"
     layer = iteration.features.get("layer")
     if iteration.clustering.codebooks or isinstance(layer, list) or layer == "all":
         yield (
-            f"{penalty} needs one codebook over all columns; take one layer and leave out "
-            f"{key}.clustering.codebooks, or set {key}.switch_penalty=0"
+            f"{key}.switch_penalty={iteration.switch_penalty:g} needs one codebook over all "
+            f"columns; set {key}.switch_penalty=0, or take one layer and leave out "
+            f"{key}.clustering.codebooks"
         )
 
 

@@ -144,7 +144,6 @@ def test_a_network_that_the_export_cannot_hold(words: list[str], message: str) -
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("targets=/labels", "switch_penalty=1: iterations.it2.targets are made already"),
         ("features.layer=[1,2]", "switch_penalty=1 needs one codebook over all columns"),
         ("clustering.codebooks=[{name: a}]", "switch_penalty=1 needs one codebook"),
     ],
