@@ -64,12 +64,14 @@ def label_corpus(
     codebooks.check_features(extractor)
     codebooks = codebooks.to(device)
 
-    def smoothed(frames: Tensor) -> NDArray[np.uint16]:
-        ids = smoothed_units(smoothable(codebooks, switch_penalty), frames, switch_penalty)
-        return np.asarray(ids.numpy(), dtype=DTYPE)  # (T,)
+    smoothed = smoothable(codebooks) if switch_penalty > 0 else None
 
     def assign(frames: Tensor) -> NDArray[np.uint16]:
-        return np.asarray(codebooks.assign(frames).cpu().numpy(), dtype=DTYPE)  # (T,) or (T, N)
+        if smoothed is None:
+            ids = codebooks.assign(frames)
+        else:
+            ids = smoothed_units(smoothed, frames, switch_penalty)
+        return np.asarray(ids.cpu().numpy(), dtype=DTYPE)  # (T,) or (T, N)
 
     own = share(writer.num_blocks, rank, world_size)
     most = writer.num_blocks if world_size == 1 else max(1, len(own) // PARTS_PER_SHARE)
@@ -81,11 +83,11 @@ def label_corpus(
             corpus,
             [writer.rows(block) for block in blocks],
             extractor,
-            smoothed if switch_penalty > 0 else assign,
+            assign,
             device=device,
             workers=workers,
             description="labelling",
-            framewise=switch_penalty == 0,
+            framewise=smoothed is None,
         )
         for block, ids in zip(blocks, ids_of_blocks, strict=True):
             if to_grid is not None:

@@ -80,15 +80,12 @@ def squared_distances(codebook: Codebook, frames: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def smoothable(codebooks: CodebookSet, penalty: float) -> Codebook:
-    """The codebook whose ids are smoothed. Raises ConfigError for a penalty that cannot be, and
-    where there are several codebooks.
-    """
-    check_penalty(penalty)
+def smoothable(codebooks: CodebookSet) -> Codebook:
+    """The codebook whose ids are smoothed. Raises ConfigError where there are several."""
     if not codebooks.is_plain:
         raise ConfigError(
-            f"smoothing (switch_penalty={penalty:g}) needs one codebook over all columns, and "
-            f"there are {codebooks.num_codebooks}; leave it out"
+            f"smoothing needs one codebook over all columns, and there are "
+            f"{codebooks.num_codebooks}; leave it out"
         )
     return codebooks.parts[0].codebook
 

@@ -109,7 +109,7 @@ class UnitExtractor:
         """
         check_penalty(penalty)
         if penalty > 0:
-            smoothable(self.codebooks, penalty)
+            smoothable(self.codebooks)
         self.switch_penalty = penalty
         return self
 
