@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 .PHONY: help demo smoke test test-all gpu-report lint format docs clean
 
 help:
-	@echo "make demo       the whole HuBERT loop on generated speech, on a CPU, in six to fifteen minutes"
+	@echo "make demo       the whole HuBERT loop on generated speech, on a CPU, in twelve to twenty minutes"
 	@echo "make smoke      the same stages in one minute, learning nothing"
 	@echo "make test       the quick tests, in under ten minutes on two cores"
 	@echo "make test-all   all tests: also loops, kills, several processes, SLURM, wheels"
