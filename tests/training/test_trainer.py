@@ -110,6 +110,7 @@ save = checkpoint_callback.CheckpointCallback.save
 def recorded(self, trainer):
     saved.append(trainer.global_step)
     save(self, trainer)
+    self.writer.finish()  # while a file is written, the clock asks for no other one
 checkpoint_callback.CheckpointCallback.save = recorded
 
 folder = Path(sys.argv[1]) / "run"
