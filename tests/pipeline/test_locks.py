@@ -73,26 +73,30 @@ def test_the_message_names_process_machine_and_job(
 def _hold_and_die(path: Path, ready: Any) -> None:
     with locks.acquire(path, "it1/cluster"):
         ready.set()
-        time.sleep(60)
+        time.sleep(600)
 
 
-def test_a_killed_holder_on_this_machine_is_no_obstacle(path: Path) -> None:
+def test_a_killed_holder_on_this_machine_is_no_obstacle(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ready = CONTEXT.Event()
-    process = CONTEXT.Process(target=_hold_and_die, args=(path, ready))
+    process = CONTEXT.Process(target=_hold_and_die, args=(path, ready), daemon=True)
     process.start()
-    assert ready.wait(30)
+    assert ready.wait(300)
     process.kill()
     process.join()
     assert json.loads(path.read_text())["process"] == process.pid
-    started = time.monotonic()
     with locks.acquire(path, "it1/cluster"):
-        assert time.monotonic() - started < locks.STALE_SECONDS
+        assert "waiting" not in capsys.readouterr().out
 
 
-def test_a_holder_elsewhere_that_lives_is_respected(path: Path) -> None:
+def test_a_holder_elsewhere_that_lives_is_respected(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its machine's lock does not reach this one; that it touches the file says that it lives. What
     its clock says does not matter.
     """
+    monkeypatch.setattr(locks, "STALE_SECONDS", 1000)
     left_by(path, host="node7")
     stop = threading.Event()
 
@@ -126,22 +130,22 @@ def test_a_holder_elsewhere_that_is_silent_is_given_up(
 
 
 def test_a_requeued_job_takes_over_from_itself_at_once(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.setattr(locks, "STALE_SECONDS", 1000)
     left_by(path, host="node7", job="77")
-    started = time.monotonic()
     with locks.acquire(path, "it1/cluster"):
         assert json.loads(path.read_text())["host"] == platform.node()
-    assert time.monotonic() - started < 10
+    assert "waiting" not in capsys.readouterr().out
 
 
 def test_it_beats_while_it_is_held(path: Path) -> None:
     with locks.acquire(path, "it1/cluster"):
         before = path.stat().st_mtime_ns
-        time.sleep(0.3)
-        assert path.stat().st_mtime_ns > before
+        deadline = time.monotonic() + 300
+        while path.stat().st_mtime_ns == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 @pytest.mark.parametrize("alive", [True, False])

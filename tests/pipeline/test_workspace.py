@@ -175,7 +175,7 @@ def test_resolve_refuses_what_is_no_checkpoint_or_not_finished(
 def _hold(root: Path, ready: Event, release: Event) -> None:
     with Workspace(root).lock("prepare"):
         ready.set()
-        release.wait(20)
+        release.wait(600)
 
 
 def test_two_processes_cannot_run_one_stage(
@@ -185,9 +185,9 @@ def test_two_processes_cannot_run_one_stage(
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
     release = context.Event()
-    holder = context.Process(target=_hold, args=(workspace.root, ready, release))
+    holder = context.Process(target=_hold, args=(workspace.root, ready, release), daemon=True)
     holder.start()
-    assert ready.wait(20)
+    assert ready.wait(300)
     with (
         pytest.raises(ArtefactError, match=rf"run by another process \(process {holder.pid} on"),
         workspace.lock("prepare"),

@@ -155,7 +155,7 @@ def test_rerun_skips_everything(loop: tuple[Path, str, float]) -> None:
 def test_another_configuration_is_refused_by_name(loop: tuple[Path, str, float]) -> None:
     work_dir, _, _ = loop
     process = start(work_dir, "iterations.it1.clustering.n_clusters=20")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "clustering.n_clusters: 50 -> 20" in output
     assert (work_dir / "it1/cluster/meta.json").is_file()
@@ -215,7 +215,7 @@ def disturbed(loop: tuple[Path, str, float]) -> Path:
             time.sleep(0.005)
         victim = process.pid if number % 2 else _child(process.pid)
         os.kill(victim, signal.SIGKILL)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode != 0, output
         assert not (work_dir / stage / "meta.json").exists(), (
             f"{stage} was over before it was killed"

