@@ -32,6 +32,8 @@ STARTUP_SECONDS = 5.0
 """Of a stage's process: imports, and the corpus is opened."""
 READ_RATE = 1500.0
 """Audio seconds that one core decodes per second: FLAC at 16 kHz (docs/benchmarks.md)."""
+VOICE_SECONDS = 0.0036
+"""Of a core, for a second of audio in another voice (docs/spin.md)."""
 UTTERANCE_SECONDS = 12.0
 """Mean length of an utterance before the corpus is prepared: LibriSpeech's."""
 PASSES = 20
@@ -111,7 +113,9 @@ def run(recipe: Recipe, workspace: Workspace) -> None:
     done = len(plan.stages(recipe)) - len(stages)
     assumptions = _assumptions(device, audio, utterance, config, done)
     assumptions += [
-        f"{stage.name}: {line}" for stage in stages for line in _streaming(recipe, stage)
+        f"{stage.name}: {line}"
+        for stage in stages
+        for line in _streaming(recipe, stage) + _other_voices(recipe, stage)
     ]
     _show(f"{recipe.name} on {device.name}", costs, counts, device, config.price)
     for line in assumptions:
@@ -446,6 +450,22 @@ def _streaming(recipe: Recipe, stage: Stage) -> list[str]:
     left = task.left_context_frames
     model = replace(recipe.model, chunk_frames=task.chunk_frames, left_context_frames=left)
     return describe_chunks(model, DynamicChunks.of(task.dynamic_chunks))
+
+
+def _other_voices(recipe: Recipe, stage: Stage) -> list[str]:
+    """What the loader of a pretraining does beside reading."""
+    if stage.verb != "pretrain":
+        return []
+    config = recipe.iterations[stage.name.split("/")[0]].pretrain
+    share = config.augment.voice_probability
+    if not share:
+        return []
+    seconds = share * VOICE_SECONDS * config.steps * config.batch_seconds
+    return [
+        f"{100 * share:g} % of the crops are heard in another voice, which takes "
+        f"{1000 * VOICE_SECONDS:g} ms of a core for each second of audio, {_duration(seconds)} of "
+        "one core in all; loaders do that beside the training, and it is not counted"
+    ]
 
 
 def _assumptions(

@@ -123,6 +123,15 @@ def test_the_table_of_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert json.loads((tmp_path / "plan.json").read_text()) == found
 
 
+def test_the_work_of_other_voices_is_said(tmp_path: Path) -> None:
+    words = [*BASE, "plan.gpu=H100", "iterations.it2.pretrain.augment.voice_probability=0.5"]
+    said = [line for line in planned(tmp_path, *words)["assumptions"] if "voice" in line]
+    # 400,000 steps of 2,800 s, of which half at 3.6 ms: 560 hours
+    assert len(said) == 1
+    assert said[0].startswith("it2/pretrain: 50 % of the crops are heard in another voice")
+    assert "3.6 ms of a core for each second of audio, 23 d of one core" in said[0]
+
+
 def test_a_stage_of_one_process_does_not_become_faster() -> None:
     cost = StageCost(stage="prepare", operations=0.0, audio_seconds=60.0, seconds=30.0)
     assert cost.seconds_on(8) == 30.0
