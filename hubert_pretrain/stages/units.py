@@ -30,7 +30,8 @@ IMPORTED = "import-kmeans"
 def load_units(
     folder: str | Path, *, checkpoint: str | Path | None = None, device: torch.device | str = "cpu"
 ) -> UnitExtractor:
-    """The extractor of the units that the label stage after this cluster stage writes.
+    """The extractor of the units that the label stage after this cluster stage writes, before
+    `switch_penalty` smooths them (`UnitExtractor.smooth` does the same).
 
     Args:
         folder: of a cluster stage, such as runs/demo/it2/cluster, or of a spin stage.
