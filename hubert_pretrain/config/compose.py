@@ -360,7 +360,8 @@ def to_recipe(
         recipe = None if missing else OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from None
-    unset = [_explain_missing(key) for key in missing if key not in wrong]
+    unset = [*series.beyond(config.series.count, missing)]
+    unset += [_explain_missing(key) for key in missing if key not in wrong]
     raise_faults([*wrong.values(), *faults, *unset] if missing else [])
     assert isinstance(recipe, Recipe)
     _drop_removed(recipe)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -35,6 +35,19 @@ def faults(recipe: Recipe) -> Iterator[str]:
         yield (
             f"iterations.it2.features.checkpoint={second.features.get('checkpoint')}: in a series "
             "it is it1/pretrain, and that of each later iteration the one before it"
+        )
+
+
+def beyond(count: int, missing: Iterable[str]) -> Iterator[str]:
+    """A line for each iteration after the last one of a series that lacks values.
+
+    missing: keys without a value.
+    """
+    names = {key.split(".")[1] for key in missing if key.startswith("iterations.")}
+    for name in sorted(names - {"it1", "it2", *made(count)}) if count else []:
+        yield (
+            f"iterations.{name}: a series of series.count={count} ends with it{count}; raise "
+            f"series.count, or set all that {name} needs"
         )
 
 

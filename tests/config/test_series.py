@@ -108,6 +108,10 @@ def test_the_program_overrides_one_iteration(monkeypatch: pytest.MonkeyPatch) ->
         ("series.count=2", "series.count=2: expected 3 or more iterations, or 0"),
         ("series.steps=[5]", r"series.steps=\[5\]: expected the first and the last value"),
         ("series.n_clusters=[0,5]", r"series.n_clusters=\[0, 5\]: expected"),
+        (
+            "iterations.it5.pretrain.steps=9",
+            r"iterations.it5: a series of series.count=4 ends with it4; raise series.count, or set",
+        ),
         ("~iterations.it2", "series needs iterations.it2"),
         (
             "iterations.it2.features.checkpoint=it3/pretrain",
