@@ -266,7 +266,7 @@ class LearningRun:
 
         Raises ConfigError when that is next to nothing.
         """
-        if not self.schedule["step_seconds"]:
+        if stage.name not in self.schedule["step_seconds"]:
             self.time_steps()
         planned_steps = {
             each.name: training(self.recipe, each.name).steps
@@ -293,11 +293,11 @@ class LearningRun:
         shutil.rmtree(scratch, ignore_errors=True)
         first = self.stages(["pretrain"])[0]
         for stage in self.stages(TRAININGS):
-            if stage.verb == "pretrain" and stage.name != first.name:
-                continue
             changes: Row = {"steps": 2, "valid_every_steps": NEVER}
             if stage.verb in WITH_NAMES:
                 changes["checkpoint"] = str(scratch / first.name)
+            else:
+                changes["start_from"] = None
             self.seconds_of_training(stage, scratch, changes)  # loads what the others find loaded
             few = self.seconds_of_training(stage, scratch, changes)
             count = TIMED_STEPS
@@ -312,45 +312,43 @@ class LearningRun:
         self.save()
 
     def seconds_of_training(self, stage: Stage, scratch: Path, changes: Row) -> float:
-        """Processor time of a short training."""
+        """Processor time of a short training. Those of later iterations run on the targets of the
+        first one: their own do not exist yet.
+        """
         from hubert_pretrain.stages.runner import import_stage
 
-        shutil.rmtree(scratch / stage.name, ignore_errors=True)
-        (scratch / stage.name).mkdir(parents=True)
-        recipe = with_training(self.recipe, stage.name, **changes)
+        folder = scratch / stage.name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        name = stage.name if stage.verb in WITH_NAMES else self.stages(["pretrain"])[0].name
+        settings = {**vars(training(self.recipe, stage.name)), **changes}
+        recipe = with_training(self.recipe, name, **settings)
         before = cpu_seconds()
-        import_stage(stage.verb).run(recipe, self.workspace, stage.name, scratch / stage.name)
+        import_stage(stage.verb).run(recipe, self.workspace, name, folder)
         spent = cpu_seconds() - before
-        benchmarking.seal(scratch / stage.name)  # a task is timed on this network
+        benchmarking.seal(folder)  # a task is timed on this network
         return spent
 
     def step_seconds(self, stage: str) -> float:
-        """Processor time of a step: as the last training of that kind took, or as it was timed."""
+        """Processor time of a step: as it was timed, corrected by how long the steps of the last
+        training of that kind took.
+        """
+        timed: dict[str, float] = self.schedule["step_seconds"]
         steps = self.schedule["steps"]
         similar = [
             name
             for name in steps
             if name in self.schedule["seconds"] and training_verb(name) == training_verb(stage)
         ]
-        like = similar[-1] if similar else self.timed_like(stage)
-        if similar:
-            rate = (self.schedule["seconds"][like] - self.start_seconds(like)) / steps[like]
-        else:
-            rate = self.schedule["step_seconds"][like]
-        size = training(self.recipe, stage).batch_seconds
-        return float(rate * size / training(self.recipe, like).batch_seconds)
+        if not similar:
+            return timed[stage]
+        last = similar[-1]
+        took = (self.schedule["seconds"][last] - self.start_seconds(last)) / steps[last]
+        return timed[stage] * took / timed[last]
 
     def start_seconds(self, stage: str) -> float:
         """Processor time of a training beside its steps."""
-        return float(self.schedule["start_seconds"][self.timed_like(stage)])
-
-    def timed_like(self, stage: str) -> str:
-        """The training of the same kind that was timed."""
-        timed = self.schedule["step_seconds"]
-        verb = training_verb(stage)
-        return (
-            stage if stage in timed else next(name for name in timed if training_verb(name) == verb)
-        )
+        return float(self.schedule["start_seconds"][stage])
 
     def seconds_of_targets(self) -> float:
         """Estimate for the clusterings and labels to come: forward passes over the audio."""

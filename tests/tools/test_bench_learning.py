@@ -119,21 +119,21 @@ def test_steps_fill_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     run = bench_learning.LearningRun(bench, "cosine", 1, tmp_path)
     monkeypatch.setattr(run, "seconds_of_targets", lambda: 0.0)
     schedule = run.schedule
-    schedule["step_seconds"] = {"it1/pretrain": 0.5, "finetune/asr": 0.25}
-    schedule["start_seconds"] = {"it1/pretrain": 2.0, "finetune/asr": 1.0}
+    schedule["step_seconds"] = {"it1/pretrain": 0.5, "it2/pretrain": 0.75, "finetune/asr": 0.25}
+    schedule["start_seconds"] = {"it1/pretrain": 2.0, "it2/pretrain": 2.0, "finetune/asr": 1.0}
     stages = {stage.name: stage for stage in run.stages(["pretrain", "finetune"])}
     schedule["seconds"] = {"it1/cluster": 20.0, "it1/label": 5.0}
-    # 1,200 + 1,800 steps of 0.5 s and 2,500 of 0.25 s are 2,125 s, and there are 975 - 5 s.
+    # 1,200 steps of 0.5 s, 1,800 of 0.75 s and 2,500 of 0.25 s are 2,575 s; there are 975 - 5 s.
     run.choose_steps(stages["it1/pretrain"])
-    assert schedule["steps"]["it1/pretrain"] == round(1200 * 970 / 2125) == 548
-    # It took twice as long: the others have what is left, at its rate.
-    schedule["seconds"]["it1/pretrain"] = 550.0
+    assert schedule["steps"]["it1/pretrain"] == round(1200 * 970 / 2575) == 452
+    # It took twice as long: so will the second, and both others have what is left.
+    schedule["seconds"]["it1/pretrain"] = 454.0
     run.choose_steps(stages["it2/pretrain"])
-    assert schedule["steps"]["it2/pretrain"] == round(1800 * 422 / (1800 + 625))
-    schedule["seconds"]["it2/pretrain"] = 374.0
+    assert schedule["steps"]["it2/pretrain"] == round(1800 * 518 / (1800 * 1.5 + 625)) == 280
+    schedule["seconds"]["it2/pretrain"] = 470.0
     run.choose_steps(stages["finetune/asr"])
     assert schedule["steps"]["finetune/asr"] == 200
-    schedule["seconds"]["it2/pretrain"] = 423.0
+    schedule["seconds"]["it2/pretrain"] = 519.0
     with pytest.raises(ConfigError, match=r"cpu_seconds=1000 leaves 4 steps for finetune/asr"):
         run.choose_steps(stages["finetune/asr"])
 
