@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import mmap
 import os
 import resource
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,15 @@ def resident_bytes() -> int:
         return peak_bytes()
 
 
+def give_back() -> None:
+    """Return freed memory to the system. The C library keeps much of what earlier stages of this
+    process freed, and it would count as used: a series of iterations would reach any budget.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def peak_bytes() -> int:
     """The largest memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -53,6 +64,7 @@ def free_bytes(budget: int) -> int:
     negative when it is too small for these. Frames that do not fit are stored on disk; the result
     is the same.
     """
+    give_back()
     return budget - resident_bytes() - sample_bytes(budget) - WORKING_BYTES
 
 
@@ -85,7 +97,7 @@ class EngineMemory:
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def within_budget(
     frames: Frames, budget: int, folder: Path | None, memory: EngineMemory
 ) -> Iterator[NDArray[np.float32]]:
@@ -130,7 +142,7 @@ def within_budget(
         path.unlink(missing_ok=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _mapped(file: FrameFile, limit: int) -> Iterator[NDArray[np.float32]]:
     """The file as an array, whose pages are given back when the process holds almost `limit`
     bytes; 0: never.

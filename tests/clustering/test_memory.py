@@ -46,6 +46,19 @@ def test_pages_of_a_file_are_given_back_at_the_budget(tmp_path: Path) -> None:
         assert float(array[-1, -1]) == 0.0, "and can be read again"
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_memory_that_was_freed_is_free() -> None:
+    """Small blocks stay with the C library while a later one is in use."""
+    budget = 10**12
+    before = memory.free_bytes(budget)
+    blocks = [np.ones(12_000) for _ in range(3000)]  # 288 MB
+    last = blocks[-1].copy()
+    assert memory.free_bytes(budget) < before - 250 * MB
+    del blocks
+    assert memory.free_bytes(budget) > before - 50 * MB
+    assert last.all()
+
+
 @pytest.mark.parametrize("fits", [True, False])
 def test_frames_of_a_function_that_do_not_fit_lie_in_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
