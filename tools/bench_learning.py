@@ -67,8 +67,9 @@ FORWARD_SHARE = 1 / 3
 TIMED_STEPS = 8
 MOST_TIMED_STEPS = 512
 """More steps are timed, up to this many, until they take this long, and half as long as a training
-of two steps: processor time of other things varies by tenths of a second."""
-MIN_TIMED_SECONDS = 0.3
+of two steps: processor time of other things varies by tenths of a second, and that of a few steps
+by a third where other programs share the cores."""
+MIN_TIMED_SECONDS = 2.0
 FEWEST_STEPS = 10
 """Of a training, or the budget is refused."""
 COUNTED = ("cluster", "label", *TRAININGS)
