@@ -36,7 +36,7 @@ def overrides_of(name: str, tmp_path: Path) -> list[str]:
     """Words that a user must add: the place of the corpus, and of the Base that the large recipes
     cluster.
     """
-    words = [] if name in ("demo", "smoke") else [f"data.root={tmp_path}"]
+    words = [] if name in ("demo", "demo_mel", "smoke") else [f"data.root={tmp_path}"]
     if name in WITHOUT_ITERATIONS:
         words.append(f"finetune.{name.rpartition('/')[2]}.checkpoint={tmp_path}")
     if name == "superb/pr":
