@@ -453,7 +453,7 @@ def _streaming(recipe: Recipe, stage: Stage) -> list[str]:
 
 
 def _other_voices(recipe: Recipe, stage: Stage) -> list[str]:
-    """What the loader of a pretraining does beside reading."""
+    """The work of the loader of a pretraining beside reading, as a sentence."""
     if stage.verb != "pretrain":
         return []
     config = recipe.iterations[stage.name.split("/")[0]].pretrain
