@@ -32,6 +32,8 @@ _ALONE = ContextVar("alone", default=False)
 
 _POLL_SECONDS = 0.1
 
+_stores: list[Any] = []  # of every group of this process
+
 _SRUN = "SLURM_STEP_NUM_TASKS"
 """Set by srun for its tasks. SLURM_NTASKS is also set in a batch script and in a shell of salloc,
 which are one process.
@@ -160,7 +162,18 @@ def group() -> Iterator[None]:
         )
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", rank=rank(), world_size=launched(), timeout=PATIENCE)
+    # Where processes meet stays open until the first one ends, and each group has names of its own
+    # there. Otherwise a process that begins the next group before the first one has left the last
+    # would meet nobody, or read old addresses, and all would wait for ever.
+    store, *_ = next(dist.rendezvous("env://", rank(), launched(), timeout=PATIENCE))
+    _stores.append(store)
+    dist.init_process_group(
+        "gloo",
+        store=dist.PrefixStore(f"group {len(_stores)}", store),
+        rank=rank(),
+        world_size=launched(),
+        timeout=PATIENCE,
+    )
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,35 @@ def test_a_launcher_that_does_not_set_where_to_meet_is_named(
         pass
     with distributed.alone():
         assert distributed.rank() == 0
+
+
+THREE_GROUPS = """
+import sys, time
+from datetime import timedelta
+import torch.distributed as dist
+from hubert_pretrain import distributed
+
+distributed.PATIENCE = timedelta(seconds=60)
+leave = distributed.leave_group
+
+def leave_late():
+    time.sleep(2.0 * (distributed.rank() == {late}))
+    leave()
+
+distributed.leave_group = leave_late
+for turn in range(2):
+    with distributed.group():
+        print(distributed.from_all(distributed.rank() + turn), flush=True)
+dist.init_process_group("gloo", timeout=distributed.PATIENCE)  # as Lightning does
+print(distributed.from_all(distributed.rank()), flush=True)
+leave()
+"""
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_groups_follow_each_other_though_one_rank_leaves_late(tmp_path: Path, late: int) -> None:
+    for output in outputs_of_two_ranks(THREE_GROUPS.replace("{late}", str(late)), tmp_path):
+        assert re.findall(r"\[.*\]", output) == ["[0, 1]", "[1, 2]", "[0, 1]"]
 
 
 TRAINING_OF_TWO = """
