@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubert_pretrain.config import compose
-from hubert_pretrain.config.schema import Recipe, TrainingConfig
+from hubert_pretrain.config.schema import FinetuneConfig, PretrainConfig, Recipe, SpinConfig
 from hubert_pretrain.errors import ConfigError, HubertPretrainError, did_you_mean
 from hubert_pretrain.files import read_json, write_json, write_text
 from hubert_pretrain.pipeline import locks, plan
@@ -77,6 +77,7 @@ COUNTED = ("cluster", "label", *TRAININGS)
 BEFORE = "features"
 """Stands for a network before the first iteration."""
 Row = dict[str, Any]
+Training = PretrainConfig | SpinConfig | FinetuneConfig
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,8 @@ class LearningRun:
         """The recipe with the steps that are known."""
         recipe = self.recipe
         for stage, steps in self.schedule["steps"].items():
-            recipe = with_training(recipe, stage, steps=steps)
+            settings = dataclasses.replace(training(recipe, stage), steps=steps)
+            recipe = with_training(recipe, stage, settings)
         return recipe
 
     # -- steps
@@ -294,25 +296,29 @@ class LearningRun:
         shutil.rmtree(scratch, ignore_errors=True)
         first = self.stages(["pretrain"])[0]
         for stage in self.stages(TRAININGS):
-            changes: Row = {"steps": 2, "valid_every_steps": NEVER}
-            if stage.verb in WITH_NAMES:
-                changes["checkpoint"] = str(scratch / first.name)
+            settings = dataclasses.replace(
+                training(self.recipe, stage.name), steps=2, valid_every_steps=NEVER
+            )
+            if isinstance(settings, PretrainConfig):
+                settings = dataclasses.replace(settings, start_from=None)
             else:
-                changes["start_from"] = None
-            self.seconds_of_training(stage, scratch, changes)  # loads what the others find loaded
-            few = self.seconds_of_training(stage, scratch, changes)
+                settings = dataclasses.replace(settings, checkpoint=str(scratch / first.name))
+            self.seconds_of_training(stage, scratch, settings)  # loads what the others find loaded
+            few = self.seconds_of_training(stage, scratch, settings)
             count = TIMED_STEPS
-            more = self.seconds_of_training(stage, scratch, {**changes, "steps": 2 + count})
+            longer = dataclasses.replace(settings, steps=2 + count)
+            more = self.seconds_of_training(stage, scratch, longer)
             while more < few + max(MIN_TIMED_SECONDS, few / 2) and count < MOST_TIMED_STEPS:
                 count *= 4
-                more = self.seconds_of_training(stage, scratch, {**changes, "steps": 2 + count})
+                longer = dataclasses.replace(settings, steps=2 + count)
+                more = self.seconds_of_training(stage, scratch, longer)
             of_step = max(1e-3, (more - few) / count)
             self.schedule["step_seconds"][stage.name] = of_step
             self.schedule["start_seconds"][stage.name] = max(0.0, few - 2 * of_step)
         shutil.rmtree(scratch, ignore_errors=True)
         self.save()
 
-    def seconds_of_training(self, stage: Stage, scratch: Path, changes: Row) -> float:
+    def seconds_of_training(self, stage: Stage, scratch: Path, settings: Training) -> float:
         """Processor time of a short training. Those of later iterations run on the targets of the
         first one: their own do not exist yet.
         """
@@ -322,8 +328,7 @@ class LearningRun:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         name = stage.name if stage.verb in WITH_NAMES else self.stages(["pretrain"])[0].name
-        settings = {**vars(training(self.recipe, stage.name)), **changes}
-        recipe = with_training(self.recipe, name, **settings)
+        recipe = with_training(self.recipe, name, settings)
         before = cpu_seconds()
         import_stage(stage.verb).run(recipe, self.workspace, name, folder)
         spent = cpu_seconds() - before
@@ -445,24 +450,24 @@ def training_verb(stage: str) -> str:
     return first if first in WITH_NAMES else "pretrain"
 
 
-def training(recipe: Recipe, stage: str) -> TrainingConfig:
+def training(recipe: Recipe, stage: str) -> Training:
     """The settings of a training stage."""
     first, second = stage.split("/")
-    named: dict[str, dict[str, Any]] = {"spin": recipe.spin, "finetune": recipe.finetune}
-    found: TrainingConfig = (
-        named[first][second] if first in named else recipe.iterations[first].pretrain
-    )
-    return found
+    if first == "spin":
+        return recipe.spin[second]
+    if first == "finetune":
+        return recipe.finetune[second]
+    return recipe.iterations[first].pretrain
 
 
-def with_training(recipe: Recipe, stage: str, **changes: Any) -> Recipe:
-    """The recipe with other settings of one training stage."""
+def with_training(recipe: Recipe, stage: str, settings: Training) -> Recipe:
+    """The recipe with these settings of one training stage."""
     first, second = stage.split("/")
-    changed = dataclasses.replace(training(recipe, stage), **changes)
-    if first in WITH_NAMES:
-        changes = {first: {**getattr(recipe, first), second: changed}}
-        return dataclasses.replace(recipe, **changes)
-    iteration = dataclasses.replace(recipe.iterations[first], pretrain=changed)
+    if isinstance(settings, SpinConfig):
+        return dataclasses.replace(recipe, spin={**recipe.spin, second: settings})
+    if isinstance(settings, FinetuneConfig):
+        return dataclasses.replace(recipe, finetune={**recipe.finetune, second: settings})
+    iteration = dataclasses.replace(recipe.iterations[first], pretrain=settings)
     return dataclasses.replace(recipe, iterations={**recipe.iterations, first: iteration})
 
 

@@ -43,8 +43,10 @@ def beyond(count: int, missing: Iterable[str]) -> Iterator[str]:
 
     missing: keys without a value.
     """
+    if not count:
+        return
     names = {key.split(".")[1] for key in missing if key.startswith("iterations.")}
-    for name in sorted(names - {"it1", "it2", *made(count)}) if count else []:
+    for name in sorted(names - {"it1", "it2", *made(count)}):
         yield (
             f"iterations.{name}: a series of series.count={count} ends with it{count}; raise "
             f"series.count, or set all that {name} needs"

@@ -362,16 +362,30 @@ def write(target: Path, utterances: Callable[[], Iterator[SourceUtterance]]) -> 
 
 def row_of(utterance: SourceUtterance, home: Path) -> Row:
     """An utterance as a row of a table in the folder `home`."""
-    row = {name: getattr(utterance, name) for name in _WRITTEN_COLUMNS}
-    row["path"] = str(utterance.path).removeprefix(f"{home}{os.sep}")
-    if utterance.num_samples is None:  # a whole file, or a segment to its end
+    start: int | None = utterance.start
+    num_samples = utterance.num_samples
+    if num_samples is None:  # a whole file, or a segment to its end
         is_exact = utterance.expected_within <= 1
-        row["start"] = utterance.start or None
-        row["num_samples"] = utterance.expected_samples if is_exact else None
-    for name in ("offset", "num_bytes", "channel"):
-        if row[name] == -1:
-            row[name] = None
-    return row
+        start = utterance.start or None
+        num_samples = utterance.expected_samples if is_exact else None
+    return {
+        "id": utterance.id,
+        "path": str(utterance.path).removeprefix(f"{home}{os.sep}"),
+        "start": start,
+        "num_samples": num_samples,
+        "offset": _known(utterance.offset),
+        "num_bytes": _known(utterance.num_bytes),
+        "channel": _known(utterance.channel),
+        "speaker": utterance.speaker,
+        "text": utterance.text,
+        "label": utterance.label,
+        "split": utterance.split,
+        "corpus": utterance.corpus,
+    }
+
+
+def _known(number: int | None) -> int | None:
+    return None if number == -1 else number
 
 
 def _json_writer(file: IO[str]) -> Callable[[Row], None]:

@@ -104,14 +104,22 @@ _BUILTIN_TYPES = [
 ]
 _BUILTINS: dict[str, Any] = {type_.__name__: type_ for type_ in _BUILTIN_TYPES}
 _BUILTINS |= {"long": int, "unicode": str}  # of Python 2
-_DTYPES = ["float32", "float16", "bfloat16", "float64", "int64", "int32", "bool"]
+_DTYPES = [
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.int64,
+    torch.int32,
+    torch.bool,
+]
 _TRUSTED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("collections", "defaultdict"): collections.defaultdict,
     ("torch", "Size"): torch.Size,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
-    **{("torch", name): getattr(torch, name) for name in _DTYPES},
+    **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in _DTYPES},
 }
 """(module, name) -> the object itself. All other names become subclasses of `Inert`."""
 

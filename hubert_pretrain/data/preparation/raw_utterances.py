@@ -59,9 +59,6 @@ _UNCHANGED = (
 """Columns that hold the field of `SourceUtterance` as it is."""
 
 
-_TEXTS = ("speaker", "text", "label", "split", "corpus")
-
-
 class _Placed(NamedTuple):
     """An utterance as a segment of an audio file."""
 
@@ -197,7 +194,15 @@ def _fault_of(utterance: SourceUtterance) -> Quarantined | None:
 
 
 def _is_utf8(utterance: SourceUtterance) -> bool:
-    texts = (utterance.id, str(utterance.path), *(getattr(utterance, name) for name in _TEXTS))
+    texts = (
+        utterance.id,
+        str(utterance.path),
+        utterance.speaker,
+        utterance.text,
+        utterance.label,
+        utterance.split,
+        utterance.corpus,
+    )
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
