@@ -23,11 +23,13 @@ pytestmark = pytest.mark.slow
 SCRIPT = """
 import pickle, sys
 from pathlib import Path
+from hubert_pretrain import distributed
 from hubert_pretrain.stages.pretrain import run
 from hubert_pretrain.pipeline.workspace import Workspace
 
 recipe, root, folder = pickle.loads(Path(sys.argv[1]).read_bytes())
 run(recipe, Workspace(root), "it1/pretrain", folder)
+distributed.leave_group()
 """
 
 

@@ -55,6 +55,7 @@ SCRIPT = """
 import pickle, signal, sys, time
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background
+from hubert_pretrain import distributed
 from hubert_pretrain.errors import HubertPretrainError
 from hubert_pretrain.pretrain.module import PretrainModule
 from hubert_pretrain.stages.pretrain import run
@@ -63,11 +64,14 @@ from hubert_pretrain.pipeline.workspace import Workspace
 recipe, root, folder = pickle.loads(Path(sys.argv[1]).read_bytes())
 original = PretrainModule.training_step
 PretrainModule.training_step = lambda *arguments: (time.sleep(0.05), original(*arguments))[1]
+code = 0
 try:
     run(recipe, Workspace(root), "it1/pretrain", folder)
 except HubertPretrainError as error:
     print(f"error: {error}", file=sys.stderr, flush=True)
-    sys.exit(error.exit_code)
+    code = error.exit_code
+distributed.leave_group()
+sys.exit(code)
 """
 
 
