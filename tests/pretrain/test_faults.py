@@ -505,7 +505,7 @@ def test_one_rank_of_two(recipe: Recipes, prepared: Workspace, tmp_path: Path) -
 
 
 def test_a_rank_that_stops_is_noticed(recipe: Recipes, prepared: Workspace, tmp_path: Path) -> None:
-    values = recipe(steps=40, trainer={"devices": 2, "strategy": "ddp", "hang_minutes": 0.2})
+    values = recipe(steps=40, trainer={"devices": 2, "strategy": "ddp", "hang_minutes": 0.5})
     with job(values, prepared, tmp_path) as stopped:
         stopped.wait_for("train step 4/40")
         stopped.ranks[1].send_signal(signal.SIGSTOP)
