@@ -32,10 +32,8 @@ import gc
 import hashlib
 import json
 import os
-import resource
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,12 +181,6 @@ def check_recipe(name: str, recipe: Recipe) -> None:
         )
 
 
-def cpu_seconds() -> float:
-    """Processor time of this process, all threads, and of its children that have ended."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
-
-
 # -- one run
 
 
@@ -329,9 +321,9 @@ class LearningRun:
         folder.mkdir(parents=True)
         name = stage.name if stage.verb in WITH_NAMES else self.stages(["pretrain"])[0].name
         recipe = with_training(self.recipe, name, settings)
-        before = cpu_seconds()
+        before = benchmarking.cpu_seconds()
         import_stage(stage.verb).run(recipe, self.workspace, name, folder)
-        spent = cpu_seconds() - before
+        spent = benchmarking.cpu_seconds() - before
         benchmarking.seal(folder)  # a task is timed on this network
         return spent
 
@@ -439,9 +431,9 @@ def run(recipe: Recipe, workspace: Workspace, name: str) -> float:
     from hubert_pretrain.stages.runner import run_stage
 
     gc.collect()
-    before = cpu_seconds()
+    before = benchmarking.cpu_seconds()
     run_stage(recipe, workspace, plan.find(recipe, name))
-    return cpu_seconds() - before
+    return benchmarking.cpu_seconds() - before
 
 
 def training_verb(stage: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import tempfile
@@ -126,21 +127,28 @@ def compared(ours: Sequence[float], peer: Sequence[float]) -> dict[str, float]:
     }
 
 
+def cpu_seconds() -> float:
+    """Processor time of this process, all threads, and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
 def speeds(
     amount: float, ours: Callable[[], Any], peer: Callable[[], Any], turns: int
 ) -> dict[str, float]:
     """Amount per second of both sides, in alternating turns after one that warms up (when there
     are several).
 
-    `cpu_ratio` is the ratio by processor time of all threads of this process: it is what other jobs
-    on the machine change least, and it leaves out what more cores bring.
+    `cpu_ratio` is the ratio by processor time of all threads, and of the processes that were
+    started: it is what other jobs on the machine change least, and it leaves out what more cores
+    bring.
     """
     spent: dict[str, list[float]] = {"ours": [], "peer": []}
 
     def timed(name: str, work: Callable[[], Any]) -> float:
-        begin = time.process_time()
+        begin = cpu_seconds()
         elapsed = seconds_of(work)
-        spent[name].append(time.process_time() - begin)
+        spent[name].append(cpu_seconds() - begin)
         return amount / elapsed
 
     sides = {"ours": lambda: timed("ours", ours), "peer": lambda: timed("peer", peer)}

@@ -12,7 +12,7 @@ import pytest
 from hubert_pretrain.errors import ConfigError
 from hubert_pretrain.pipeline import locks
 from hubert_pretrain.pipeline.workspace import Workspace
-from hubert_pretrain.tools import bench_learning
+from hubert_pretrain.tools import bench_learning, benchmarking
 
 TINY = [
     "+recipe=smoke",
@@ -65,7 +65,7 @@ def steps_alone_take_time(monkeypatch: pytest.MonkeyPatch) -> None:
         update(*arguments, **keywords)
 
     monkeypatch.setattr(L.LightningModule, "optimizer_step", timed)
-    monkeypatch.setattr(bench_learning, "cpu_seconds", lambda: spent)
+    monkeypatch.setattr(benchmarking, "cpu_seconds", lambda: spent)
 
 
 @pytest.mark.slow

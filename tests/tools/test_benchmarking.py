@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -26,6 +28,13 @@ def test_the_ratio_is_that_of_each_turn_not_of_the_medians() -> None:
     found = benchmarking.compared([10.0, 30.0, 20.0], [1.0, 10.0, 4.0])
     assert (found["ours"], found["peer"]) == (20.0, 4.0)
     assert (found["ratio_min"], found["ratio"], found["ratio_max"]) == (3.0, 5.0, 10.0)
+
+
+def test_processor_time_counts_the_processes_that_were_started() -> None:
+    code = "import time\nwhile time.process_time() < 0.5: pass"
+    before = benchmarking.cpu_seconds()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert benchmarking.cpu_seconds() - before >= 0.49
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.05, 0.1, 0.55, 0.999])
